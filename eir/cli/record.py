@@ -131,8 +131,14 @@ def _adopt(checked: Whereabouts, reason: str) -> None:
         if copy is None:
             raise EirError("the state folder of this host has no copy of the history, so there is nothing to adopt")
         try:
-            ours, whole = await copy.ledger(), await _whole(checked, store)
-            if not whole.faults:
+            ours = await copy.ledger()
+            try:
+                is_valid = not (await _whole(checked, store)).faults
+            except StoreError as error:
+                if error.cause != "corrupt":
+                    raise
+                is_valid = False
+            if is_valid:
                 raise EirError("nothing was changed: the store's history is valid and equals this node's copy")
             with written_to(aside) as out:
                 for chain in CHAINS:

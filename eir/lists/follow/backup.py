@@ -17,7 +17,7 @@ import numpy as np
 from eir.errors import StoreChanged, StoreError
 from eir.lists.changes.import_days import import_days
 from eir.lists.follow.copy import Relation, relation, verified_pages
-from eir.lists.follow.history import restore_history
+from eir.lists.follow.history import rebuild_history, restore_history
 from eir.lists.pages.first_days import decode_days
 from eir.lists.pages.pages import Page
 from eir.lists.record.dates import is_dates
@@ -152,7 +152,10 @@ async def restore_store(
     nodes, as a change that nodes follow. `registering`: lists whose devices a merged record of first sightings omits.
     Raises StoreError.
     """
-    await restore_history(store, backup, who, "a backup")
+    _, left = await restore_history(store, backup, who, "a backup")
+    if left:
+        detail = f"{left}; rebuilt from its readable records"
+        await rebuild_history(store, Event(time=utc_text(now), who=who, what="heal", outcome=ACCEPTED, detail=detail))
     restored = []
     for name, state in (await backup.states()).items():
         stored = await store.state(name)

@@ -2,7 +2,8 @@
 
 Records that continue the copy are appended to it. If the store's records do not continue it, the node raises an alert, and the
 copy stays until an operator adopts the store's history. If the store's history is empty, damaged, or only the beginning of the
-copy, the copy is written back to the store.
+copy, the copy is written back to the store. A damaged history with newer records than the copy is left to an operator, because
+the copy would replace these records.
 
 Both rules apply to each chain. The oldest records of a full feed chain are deleted, so a node that was off may find a gap after
 its copy. An anchor in the main chain, which continues the copy, proves the records after the gap.
@@ -38,6 +39,7 @@ from eir.lists.record.store import (
     FEED,
     MAIN,
     Event,
+    Fold,
     Ledger,
     ListState,
     ListStore,
@@ -133,13 +135,23 @@ class HistoryKeeper:
             StoreError: if the store fails.
         """
         writes = self._writes and await await_store(store.newer()) is None
+        left = ""
         if self._copy is not None and writes:
             try:
-                healed = await await_store(restore_history(store, self._copy, self._who), COPY_TIMEOUT_S)
+                healed, left = await await_store(restore_history(store, self._copy, self._who), COPY_TIMEOUT_S)
             except GenerationConflict:  # another node wrote: the next pass reads the new history
                 return
             if healed:
                 self._report("history_healed", level="warning", detail=healed)
+            if left:
+                self._set_difference(left)
+        if not left:
+            await self._synchronize(store, settings, writes=writes)
+        self._log_heads({chain: await await_store(store.ledger(chain)) for chain in CHAINS}, settings)
+        await await_store(self._check_lists(store, lists))
+
+    async def _synchronize(self, store: ListStore, settings: HistorySettings, *, writes: bool) -> None:
+        """Write queued events to the store and delete its old records, if `writes` is true; then update this node's copy."""
         if writes:
             await await_store(store.settle())
             while self._waiting:
@@ -147,13 +159,13 @@ class HistoryKeeper:
                 self._waiting.popleft()
             await self._trim(store, settings)
             await self._limit_feed(store, settings)
-        if self._copy is not None:
-            with suppress(GenerationConflict):  # the history changed meanwhile: the next pass reads it
-                await await_store(self._grow(store, self._copy), COPY_TIMEOUT_S)
-            if not self.differs:
-                await self._limit_copy(self._copy, settings, (await await_store(store.ledger(FEED))).bytes)
-        self._log_heads({chain: await await_store(store.ledger(chain)) for chain in CHAINS}, settings)
-        await await_store(self._check_lists(store, lists))
+        if self._copy is None:
+            return
+        with suppress(GenerationConflict):  # the history changed meanwhile: the next pass reads it
+            await await_store(self._grow(store, self._copy), COPY_TIMEOUT_S)
+        if not self.differs:
+            feed = await await_store(store.ledger(FEED))
+            await self._limit_copy(self._copy, settings, feed.bytes)
 
     async def events(
         self, name: str | None, *, limit: int | None, since: str | None, chain: str | None
@@ -228,19 +240,22 @@ class HistoryKeeper:
             if reason and (await store.ledger(chain)).first != theirs.first:
                 raise GenerationConflict("records were forgotten while they were read")
             if reason and not differs:
-                named = "history" if chain == MAIN else "history of the feed"
-                differs = f"{named}: this node has records up to {ours.number}{NAMES}{ours.digest}), and the store's up to {theirs.number} do not continue them: {reason}"
+                differs = f"{_chain_name(chain)}: this node has records up to {ours.number}{NAMES}{ours.digest}), and the store's up to {theirs.number} do not continue them: {reason}"
             if reason:
                 break  # the main chain proves the feed's chain
-        if differs and self.differs.partition(NAMES)[0] != differs.partition(NAMES)[0]:
-            self._report(
-                "history_differs", level="error", detail=f"{differs}; see eir history --verify, then eir history adopt"
-            )
+        self._set_difference(differs)
         main = await store.ledger()
         if not differs and self._refusals != main.refusals:
             seen = await copy.ledger()
             await copy.rewrite_history(_one(()), await store.folds(), after=seen.number, seen=seen)
             self._refusals = main.refusals
+
+    def _set_difference(self, differs: str) -> None:
+        """Set the reason why the store's history does not continue the copy, and log each new reason once."""
+        if differs and self.differs.partition(NAMES)[0] != differs.partition(NAMES)[0]:
+            self._report(
+                "history_differs", level="error", detail=f"{differs}; see eir history --verify, then eir history adopt"
+            )
         self.differs = differs
 
     async def _copy_newer(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
@@ -320,35 +335,43 @@ async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger
     )
 
 
-async def restore_history(store: ListStore, copy: ListStore, who: str, source: str = "this node's copy") -> str | None:
+async def restore_history(
+    store: ListStore, copy: ListStore, who: str, source: str = "this node's copy"
+) -> tuple[str, str]:
     """Write the copy back to a store whose history is empty, damaged, or only the beginning of the copy.
 
-    This is done for each chain separately.
+    This is done for each chain separately. A damaged chain with records that are newer than the copy stays as it is.
 
     Returns:
-        Which of these applied, for a person; None if none did.
+        The restored chains and the reasons, and the damaged chains that were left to an operator; each empty if there
+        is no such chain.
 
     Raises:
         StoreError: if the store fails.
         GenerationConflict: if another node wrote first.
     """
     outcomes = [await _restore_chain(store, copy, who, chain, source) for chain in CHAINS]
-    return "; ".join(filter(None, outcomes)) or None
+    healed, left = zip(*outcomes, strict=True)
+    return "; ".join(filter(None, healed)), "; ".join(filter(None, left))
 
 
-async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> str | None:
+async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> tuple[str, str]:
     ours = await copy.ledger(chain)
     theirs, damage = await _read_ends(store, chain)
     if not ours.number or not (damage or theirs.number < ours.number):
-        return None
+        return "", ""
+    named = _chain_name(chain)
+    if damage and await _has_newer(store, chain, theirs, ours.number):
+        left = f"{named}: {source} has records up to {ours.number}{NAMES}{ours.digest}), and the store has newer ones, but is {damage}"
+        return "", left
     after, seen = 0, None if damage else theirs
     if theirs.number and not damage:
         boundary = await _first(copy, theirs.number - 1, chain)
         if boundary is None or boundary.number != theirs.number or record_digest(boundary.text) != theirs.digest:
-            return None  # other records: reported, and left to an operator
+            return "", ""  # other records: `_grow` reports them, and they are left to an operator
         after = theirs.number
-    named = "the history in the store" if chain == MAIN else "the history of the feed in the store"
-    state_text = f"{named} was {damage or ('empty' if not theirs.number else f'cut off after record {theirs.number}')}"
+    found = damage or ("empty" if not theirs.number else f"cut off after record {theirs.number}")
+    state_text = f"the {named} in the store was {found}"
     healed = Event(
         time=utc_text(datetime.now(UTC)),
         who=who,
@@ -362,11 +385,29 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
     await store.rewrite_history(batches, folds, after=after, seen=seen, chain=chain)
     if chain == FEED:
         await store.record(healed)
-    return f"{state_text}; records {after + 1} to {ours.number} are given back from {source}"
+    return f"{state_text}; records {after + 1} to {ours.number} are given back from {source}", ""
+
+
+def _chain_name(chain: str) -> str:
+    return "history" if chain == MAIN else "history of the feed"
+
+
+async def _has_newer(store: ListStore, chain: str, theirs: Ledger, number: int) -> bool:
+    """Return True if a damaged chain of the store has records after `number`.
+
+    `theirs` is the chain's ledger. If the ledger is lost (its number is 0), any readable record counts.
+    """
+    if theirs.number:
+        return theirs.number > number
+    return bool(readable_events(await _readable_records(store, chain, number), chain))
 
 
 async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
-    """Return the store's ledger of a chain, and the first fault at either end of the chain or an empty text."""
+    """Return the store's ledger of a chain, and the first fault at either end of the chain or an empty text.
+
+    If the ledger cannot be read, an empty ledger is returned.
+    """
+    ledger = Ledger()
     for _ in range(READ_AGAIN_MAX):
         try:
             ledger = await store.ledger(chain)
@@ -378,7 +419,7 @@ async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
-            return Ledger(), f"damaged ({error})"
+            return ledger, f"damaged ({error})"
         if await store.ledger(chain) == ledger:
             break
     else:
@@ -399,16 +440,7 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
         StoreError: if the store fails.
     """
     ours = {chain: await copy.ledger(chain) for chain in CHAINS}
-    main, folds = [record async for batch in store.records() for record in batch], await store.folds()
-    theirs = await store.ledger()
-    if [*chain_faults(main, folds, theirs)]:
-        again, _ = append_events(Ledger(), readable_events(main))
-        await store.rewrite_history(_one(again), folds, after=0, seen=theirs, exact=True)
-    fed, feed = [record async for batch in store.records(chain=FEED) for record in batch], await store.ledger(FEED)
-    if [*chain_faults(fed, (), feed), *feed_faults(main, fed, feed)]:
-        await _renew_feed(store, main, fed, feed)
-        await store.record(replace(event, what=ANCHOR, detail="the feed's chain was made again of its records"))
-    await store.record(event)
+    await rebuild_history(store, event)
     for chain in CHAINS:
         folds = await store.folds() if chain == MAIN else ()
         await copy.rewrite_history(
@@ -416,10 +448,58 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
         )
 
 
-async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Record], feed: Ledger) -> None:
+async def rebuild_history(store: ListStore, event: Event) -> None:
+    """Rebuild each damaged chain of the store from its readable records in their order, and record this as `event`.
+
+    Raises:
+        StoreError: if the store fails.
+    """
+    main, folds, theirs = await _read_damaged(store, MAIN)
+    if theirs is None or [*chain_faults(main, folds, theirs)]:
+        rebuilt = main if main and is_linked(main, None) else append_events(Ledger(), readable_events(main))[0]
+        await store.rewrite_history(_one(rebuilt), folds, after=0, seen=theirs, exact=True)
+    fed, _, feed = await _read_damaged(store, FEED)
+    if feed is None or [*chain_faults(fed, (), feed), *feed_faults(main, fed, feed)]:
+        await _renew_feed(store, main, fed, feed)
+        await store.record(replace(event, what=ANCHOR, detail="the feed's chain was made again of its records"))
+    await store.record(event)
+
+
+async def _read_damaged(store: ListStore, chain: str) -> tuple[Sequence[Record], Sequence[Fold], Ledger | None]:
+    """Return the readable records and folds of a chain, and its ledger.
+
+    The ledger is None if the ledger, the folds or the outcomes cannot be read.
+    """
+    records = await _readable_records(store, chain)
+    folds: Sequence[Fold] = ()
+    try:
+        if chain == MAIN:
+            folds = await store.folds()
+            await store.outcomes()
+        return records, folds, await store.ledger(chain)
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+        return records, folds, None
+
+
+async def _readable_records(store: ListStore, chain: str, after: int = 0) -> list[Record]:
+    """Return the records of a chain after number `after`, up to damage that prevents reading."""
+    records: list[Record] = []
+    try:
+        async for batch in store.records(after, chain):
+            records += batch
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+    return records
+
+
+async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Record], feed: Ledger | None) -> None:
     """Rebuild the feed's chain from its readable records, with numbers above those in all anchors."""
     heads = [event.head or 0 for event in readable_events(main) if event.what == ANCHOR]
-    last = max(feed.number, *heads, 0)
+    newest = max((record.number for record in fed), default=0) if feed is None else feed.number
+    last = max(newest, *heads, 0)
     place = (await store.ledger()).number
     chain, _ = append_events(Ledger(first=last + 1, number=last), readable_events(fed, FEED), place)
     await store.rewrite_history(_one(chain), (), after=0, seen=feed, chain=FEED)

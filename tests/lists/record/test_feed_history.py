@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from made import Altered, event, pages_of, state
 from node import LISTED, TRACKED, UNLISTED, Publisher, Site
-from test_history import make_form_2
+from test_history import change_newest, damage_ledger, make_form_2
 
 from eir.device import device_key
 from eir.errors import StoreError
@@ -268,6 +268,26 @@ async def test_rows_that_the_store_lost_are_given_back(node, store, keep):
     assert await records_of(store, FEED) == before
     assert [each.what for each in await store.history(chain=MAIN)][:3] == ["load", "anchor", "heal"]
     await node.look()
+    await assert_level(node)
+
+
+@pytest.mark.parametrize("damage", [change_newest, damage_ledger])
+async def test_a_damaged_feed_that_is_newer_than_the_copy_waits_for_an_operator(node, store, damage):
+    await node.load(1)
+    await node.feed(0, 1)
+    await node.look()
+    await node.feed(2, 3)
+    await damage(store, FEED)
+    for _ in range(2):
+        with contextlib.suppress(StoreError):
+            await node.look()
+    assert node.said == ["history_differs"]
+    rows = [each.detail for each in readable_events(await records_of(store, FEED), FEED)]
+    assert len(rows) == 4
+    await adopt(store, node.copy, event(None, what="adopt", detail="so be it", time=utc_text(node.time)))
+    await node.look()
+    assert not node.keeper.differs
+    assert [each.detail for each in await store.history(chain=FEED)] == rows
     await assert_level(node)
 
 

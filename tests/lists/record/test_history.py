@@ -15,6 +15,7 @@ from made import Altered, event, pages_of, state
 from node import LISTED, UNLISTED, Publisher, Site, until
 
 from eir.errors import StoreError
+from eir.lists.follow.backup import restore_store
 from eir.lists.follow.history import HistoryKeeper, adopt
 from eir.lists.record.clock import TrustedClock
 from eir.lists.record.history import append_events, chain_faults, events_of, is_linked, read_record, record_digest
@@ -23,6 +24,7 @@ from eir.lists.record.store import MAIN, Fold, Ledger, Record, utc_text
 from eir.lists.stores.redis import RedisStore, writing
 from eir.lists.stores.redis import history as redis_history
 from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.stores.sqlite import history as sqlite_history
 
 DEFAULT = HistorySettings()
 AB = "ab" * 32
@@ -374,6 +376,81 @@ async def test_a_newest_record_that_was_replaced_is_given_back(node, store):
     assert node.said == ["history_healed"]
     assert (await details(store))[:3] == ["a", "b", "c"]
     assert "its ends are not where they were" in (await details(store))[3]
+
+
+async def change_newest(store, chain=MAIN):
+    """Change the text of the newest record in the store, and leave its ledger."""
+    records = [each async for batch in store.records(chain=chain) for each in batch]
+    ledger = await store.ledger(chain)
+    changed = Record(ledger.number, records[-1].text.replace('"detail":"', '"detail":"forged '))
+    await damage_store(store, chain, [*records[:-1], changed], None)
+
+
+async def damage_ledger(store, chain=MAIN):
+    """Overwrite the ledger in the store with text that is not JSON, and leave the records."""
+    await damage_store(store, chain, None, "{")
+
+
+async def damage_store(store, chain, records, ledger):
+    if isinstance(store, SqliteStore):
+        table, row = sqlite_history.TABLES[chain]
+
+        def write(db):
+            with db:
+                if ledger is not None:
+                    db.execute("UPDATE ledger SET text = ? WHERE id = ?", (ledger, row))
+                for record in records or ():
+                    db.execute(f"UPDATE {table} SET text = ? WHERE number = ?", (record.text, record.number))
+
+        await store._file.call(write)
+        return
+    stream = redis_history.STREAMS[chain]
+    if ledger is not None:
+        await store._link.do("HSET", LEDGER, redis_history.FIELDS[chain][0], ledger)
+    if records is not None:
+        await store._link.do("DEL", stream)
+        for record in records:
+            await store._link.do("XADD", stream, f"{record.number}-0", "record", record.text)
+
+
+DAMAGED = {"newest record": (change_newest, "forged d"), "ledger": (damage_ledger, "d")}
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+async def test_a_damaged_history_that_is_newer_than_the_copy_waits_for_an_operator(node, store, damaged):
+    """An older copy must not replace the records after its own."""
+    damage, newest = DAMAGED[damaged]
+    await recorded(store, "a", "b")
+    await node.look()
+    await recorded(store, "c", "d")
+    await damage(store)
+    for _ in range(2):
+        with contextlib.suppress(StoreError):
+            await node.look()
+    assert node.said == ["history_differs"]
+    assert "this node's copy has records up to 2 " in node.keeper.differs
+    assert await details(node.copy) == ["a", "b"]
+    assert [read_record(each).detail for each in await records_of(store)] == ["a", "b", "c", newest]
+    await adopt(store, node.copy, event(None, what="adopt", detail="so be it", time=NOW))
+    await node.look()
+    assert not node.keeper.differs
+    assert await details(store) == ["a", "b", "c", newest, "so be it"]
+    assert await records_of(node.copy) == await records_of(store)
+    assert await holds(store)
+
+
+@pytest.mark.parametrize("copied", [("a", "b"), ("a", "b", "c")])
+async def test_a_backup_replaces_no_newer_record_of_a_history_without_its_ledger(store, opener, copied):
+    backup = opener("backup")
+    await recorded(store, *copied)
+    await Node(store, backup).look()
+    await recorded(store, *"abc"[len(copied) :])
+    await damage_ledger(store)
+    done = await restore_store(backup, store, {}, who="operator", now=datetime.now(UTC), made="yesterday", force=False)
+    assert done == []
+    assert (await details(store))[:-1] == ["a", "b", "c"]
+    assert [each.what for each in await store.history()][-1] == "heal"
+    assert await holds(store)
 
 
 async def test_without_a_copy_a_node_has_no_events_of_its_own(opener):

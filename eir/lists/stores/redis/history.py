@@ -172,9 +172,20 @@ async def _recover_ledger(link: RedisClient, do: Do, chain: str, stored_chain: S
 
 async def read_records(link: RedisClient, after: int = 0, chain: str = MAIN) -> AsyncIterator[list[Record]]:
     """Yield the records of a chain after number `after` in batches, without verifying them."""
-    _, stream = await read_ledger(link, chain)
-    async for batch in _batches(link, link.do, stream, after):
+    async for batch in _batches(link, link.do, await _stream_of(link, chain), after):
         yield batch
+
+
+async def _stream_of(link: RedisClient, chain: str) -> str:
+    """Return the name of the stream with the records of a chain, which can be read without the chain's ledger."""
+    try:
+        (stream,) = await link.do("HMGET", LEDGER, FIELDS[chain][1])
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+        return STREAMS[chain]  # the key of the ledger has another type
+    with link.as_written():
+        return STREAMS[chain] if stream is None else str(stream.decode())
 
 
 async def _batches(link: RedisClient, do: Do, stream: str, after: int) -> AsyncIterator[list[Record]]:
@@ -252,8 +263,8 @@ async def rewrite(
     If the chain has no such records, the new ones are appended. Otherwise a new stream is filled and put in force.
     """
     if seen is None:
-        await _clear(link, chain)
-        seen = Ledger()
+        await _replace_damaged(link, batches, given, chain)
+        return
     now, stream = await read_ledger(link, chain)
     if now != seen:
         raise GenerationConflict(WRITTEN)
@@ -290,22 +301,26 @@ async def rewrite(
     await _transact(link, write, "done:")
 
 
-async def _clear(link: RedisClient, chain: str) -> None:
-    """Delete a damaged chain of the history.
+async def _replace_damaged(
+    link: RedisClient, batches: AsyncIterable[Sequence[Record]], given: Sequence[Fold], chain: str
+) -> None:
+    """Replace a damaged chain of the history by these records and folds, in one EXEC.
 
     For MAIN the whole hash is deleted, because it may be a key of a wrong type; the fields of FEED are written again.
     """
-    if chain == FEED:
-        await link.do("HDEL", LEDGER, *FIELDS[FEED])
-        await link.do("UNLINK", FED)
-        return
-    fields: dict[str, bytes] = {}
-    with suppress(StoreError):
-        values = await link.do("HMGET", LEDGER, *FIELDS[FEED])
-        fields = {name: value for name, value in zip(FIELDS[FEED], values, strict=True) if value is not None}
-    await link.do("UNLINK", LEDGER, RECORDS, REFUSALS, OUTCOMES)
-    if fields:
-        await link.do("HSET", LEDGER, *(part for field in fields.items() for part in field), "form", FORM)
+    damaged = await _stream_of(link, chain)
+    new = f"{STREAMS[chain]}:{secrets.token_hex(8)}"
+    ledger = with_folds(await _stage_stream(link, new, Ledger(), batches), given)
+    fields: list[object] = [FIELDS[chain][0], encode(ledger), FIELDS[chain][1], new, "form", FORM]
+    gone = [damaged]
+    if chain == MAIN:
+        gone = [LEDGER, damaged, RECORDS, REFUSALS, OUTCOMES]
+        values: list[bytes | None] = [None, None]
+        with suppress(StoreError):
+            values = await link.do("HMGET", LEDGER, *FIELDS[FEED])
+        fields += [part for field in zip(FIELDS[FEED], values, strict=True) if field[1] is not None for part in field]
+    folds = [("HSET", REFUSALS, *fold) for fold in given]
+    await link.do_all(("UNLINK", *gone), ("PERSIST", new), *folds, ("HSET", LEDGER, *fields), transaction=True)
 
 
 async def _splice(
@@ -435,8 +450,12 @@ def _decode_chain(link: RedisClient, chain: str, values: Sequence[bytes | None])
 
 
 def _records(link: RedisClient, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Record]:
+    """Decode entries of a stream to records; an entry that eir did not write becomes a record with a fault."""
     with link.as_written():
-        return [Record(int(entry.partition(b"-")[0]), fields[b"record"].decode()) for entry, fields in entries]
+        return [
+            Record(int(entry.partition(b"-")[0]), fields.get(b"record", b"").decode(errors="replace"))
+            for entry, fields in entries
+        ]
 
 
 def _folds(fields: dict[bytes, bytes]) -> list[Fold]:
