@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eir.device import SNR_KEYS
-from eir.errors import StoreError
 from eir.lists.changes.local import ADD, FILE, REMOVE, added_by
-from eir.lists.pages.content import Content, decode
+from eir.lists.pages.content import Content, as_corrupt, decode
 from eir.lists.pages.first_days import decode_days
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.history import is_refusal, read_record
@@ -200,10 +199,8 @@ def _page_parts(name: str, state: ListState, page: Page | None, other: Page | No
 
 
 def _content(page: Page) -> Content:
-    try:
+    with as_corrupt(f"page {page.number} is damaged"):
         return decode(page)
-    except ValueError as error:
-        raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
 
 
 async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list[str | None]:
@@ -248,10 +245,8 @@ async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray
     """
     counts = [Counter[int]() for _ in chosen]
     async for _, batch in store.pages(name):
-        try:
+        with as_corrupt(name):
             days = decode_days(batch)
-        except ValueError as error:
-            raise StoreError("corrupt", f"{name}: {error}") from error
         for count, is_chosen in zip(counts, chosen, strict=True):
             keys = days.keys[is_chosen[days.firsts]]
             tacs, devices = np.unique(keys // np.uint64(PAGE_KEYS), return_counts=True)

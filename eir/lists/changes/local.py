@@ -16,7 +16,7 @@ import numpy as np
 
 from eir.device import TAC_DIGITS, any_key, device_key, imsi_key, strip_separators
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
-from eir.lists.pages.content import decode, decode_pairs, has_pairs
+from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.dates import read_dates_and_state, write_dates
@@ -334,10 +334,8 @@ def _present_entries(
         entries_by_page.setdefault(entry.key // PAGE_KEYS, []).append(entry)
     present = dict[tuple[int, int, bool], int]()
     for page in pages:
-        try:
+        with as_corrupt(f"page {page.number} is damaged"):
             present.update(_present_in(page, entries_by_page[page.number], now.timestamp()))
-        except ValueError as error:
-            raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
     return present
 
 

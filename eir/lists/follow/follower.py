@@ -333,12 +333,9 @@ class Follower:
                 digests = [page.digest() for page in batch]
                 total += sum(digests)
                 proof.extend(batch, [digest & PROOF_MASK for digest in digests])
-                try:
-                    chunks += chunks_of(batch)
-                except ValueError as error:
-                    raise StoreError(
-                        "corrupt", f"a page from {batch[0].number} to {batch[-1].number} is damaged: {error}"
-                    ) from error
+                if batch:
+                    with as_corrupt(f"a page from {batch[0].number} to {batch[-1].number} is damaged"):
+                        chunks += chunks_of(batch)
         if read is None:
             return
         if (computed := digest_text(total)) != read.content_digest:

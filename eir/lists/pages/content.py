@@ -4,6 +4,7 @@ In a list of pairs each device has one reason, and each of its IMSIs has its own
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice, repeat
 from typing import Any, NamedTuple, TypeAlias
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from eir.errors import StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page, Sections, TacEntry, decode_sections
 from eir.lists.pages.roaring import Indexes, Remainders, decode_keys, encode_many, encode_sorted, is_fresh
 
@@ -45,6 +47,15 @@ def decode(page: Page) -> Content:
     reasons, until, imsis, *_ = decode_sections(page.extra)
     ends = each(b"" if imsis else until, np.int64, len(low))
     return Content(low, each(reasons, np.uint8, len(low)), ends, page.tac)
+
+
+@contextmanager
+def as_corrupt(fault: str) -> Iterator[None]:
+    """Convert a ValueError of the block, which decodes pages of a store, to StoreError (`corrupt`); `fault` begins its text."""
+    try:
+        yield
+    except ValueError as error:
+        raise StoreError("corrupt", f"{fault}: {error}") from error
 
 
 def encode(number: int, content: Content) -> Page:

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from eir.errors import StoreError
-from eir.lists.pages.content import decode
+from eir.lists.pages.content import as_corrupt, decode
 from eir.lists.pages.dates import decode_page_days
 from eir.lists.pages.pages import EMPTY_DIGEST, PAGE_KEYS, Page, amended_digest, content_digest
 from eir.lists.record.store import ListState, ListStore
@@ -119,11 +118,9 @@ async def day_of(store: ListStore, name: str, key: int, *, now: float = 0) -> in
     _, pages = await store.some_pages(name, [number])
     if not dates or not pages:
         return 0
-    try:
+    with as_corrupt(f"page {number} is damaged"):
         low, _, until, tac = decode(pages[0])
         found = decode_page_days(pages[0], dates[number])
-    except ValueError as error:
-        raise StoreError("corrupt", f"page {number} is damaged: {error}") from error
     entries = [(int(found.days[at]), until[at]) for at in np.flatnonzero(low == key % PAGE_KEYS)]
     if tac is not None:
         entries.append((found.tac, tac.until))

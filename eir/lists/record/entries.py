@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from eir.device import SNR_KEYS, TAC_DIGITS, key_text
-from eir.errors import StoreChanged, StoreError
-from eir.lists.pages.content import decode, decode_pairs, has_pairs
+from eir.errors import StoreChanged
+from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import decode_page_days
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, Page
@@ -90,10 +90,8 @@ def entries_of(pages: Iterable[Page], dates: Mapping[int, Page] = NO_DATES) -> I
         StoreError: if a page is damaged.
     """
     for page in pages:
-        try:
+        with as_corrupt(f"page {page.number} is damaged"):
             yield from _entries_of(page, dates.get(page.number))
-        except ValueError as error:
-            raise StoreError("corrupt", f"page {page.number} is damaged: {error}") from error
 
 
 def _entries_of(page: Page, dates: Page | None) -> Iterator[ListEntry]:

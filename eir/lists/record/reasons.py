@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from eir.errors import EntryRefused, StoreError
-from eir.lists.pages.content import decode
+from eir.errors import EntryRefused
+from eir.lists.pages.content import as_corrupt, decode
 from eir.lists.pages.pages import PAGE_KEYS, decode_sections
 from eir.lists.record.store import ListState, ListStore
 
@@ -103,10 +103,8 @@ async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) ->
     state, pages = await store.some_pages(name, [key // PAGE_KEYS])
     if state is None or not pages:
         return None
-    try:
+    with as_corrupt(f"page {pages[0].number} is damaged"):
         low, reasons, until, tac = decode(pages[0])
-    except ValueError as error:
-        raise StoreError("corrupt", f"page {pages[0].number} is damaged: {error}") from error
     entries = [(int(reasons[at]), until[at]) for at in np.flatnonzero(low == key % PAGE_KEYS)]
     if tac is not None:
         entries.append(tac)
