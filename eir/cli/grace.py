@@ -18,7 +18,7 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, print_message, progress, s
 from eir.config import load_config
 from eir.device import key_text
 from eir.errors import EirError
-from eir.lists.changes.import_days import import_days, read_days
+from eir.lists.changes.import_days import import_days, read_days, seen_now
 from eir.lists.images.day_images import BATCH_PAGES
 from eir.lists.pages.first_days import DAY_S, decode_days
 from eir.lists.pages.pages import Page
@@ -72,19 +72,20 @@ def import_first_seen(
     if checked.first_seen is None:
         raise EirError(f"{checked.path} has no section 'first_seen', so there is no record of first sightings")
     bad, complaints = 0, list[str]()
+    now = datetime.now(UTC)
     with progress() as advance:
         shown = advance or (lambda *_: None)
         if file is None:
             from eir.sightings.seen import first_days  # noqa: PLC0415 - polars, for those that need it
 
-            keys, days = first_days(checked.state)
+            days = seen_now(*first_days(checked.state), now)
         else:
-            keys, days, tally = read_days(file, partial(shown, "read"))
+            days, tally = read_days(file, now, partial(shown, "read"))
             bad, complaints = tally.bad, tally.complaints
         shown("write", 0, 1)
         source = SIGHTINGS if file is None else file.name
         work = partial(
-            import_days, keys, days, checked.first_seen.list, registering=checked.registering, source=source, who=who(), now=datetime.now(UTC)
+            import_days, days, checked.first_seen.list, registering=checked.registering, source=source, who=who(), now=now
         )  # fmt: skip
         report = with_store(checked, work)
         shown("write", 1, 1)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from eir.errors import EirError, GenerationConflict, StoreChanged, StoreError
+from eir.errors import EirError, GenerationConflict, StoreChanged
 from eir.lists.images.day_images import registered
 from eir.lists.images.imaging import image_of
 from eir.lists.images.index import DeviceList
-from eir.lists.pages.content import Keys
+from eir.lists.pages.content import Keys, as_corrupt
 from eir.lists.pages.first_days import DAY_S, FirstDays, by_page, decode_days, encode_days, merge, periods
 from eir.lists.pages.pages import PAGE_KEYS, Page, amended_digest
 from eir.lists.record.reasons import Reasons
@@ -45,10 +45,9 @@ Progress = Callable[[int, int], None]
 
 
 class DaysFile(NamedTuple):
-    """Content of a file with first sightings: each device with its first day, in any order."""
+    """Content of a file with first sightings."""
 
-    keys: Keys
-    days: Keys
+    days: FirstDays
     tally: "Tally"
     """Bad rows, which are left out."""
 
@@ -74,8 +73,19 @@ class DaysImport(NamedTuple):
         )
 
 
-def read_days(file: Path, progress: Progress = lambda *_: None) -> DaysFile:
-    """Read a file with the columns `imei` and `first_seen`. `progress` receives the bytes done and the total.
+def seen_now(keys: Keys, firsts: Keys, now: datetime) -> FirstDays:
+    """Build the record of devices that count as seen on the day of `now`.
+
+    `keys` and `firsts`: devices and their first days in any order. The earliest day of a device counts.
+    """
+    today = int(now.timestamp()) // DAY_S
+    return merge([FirstDays(keys, firsts.astype(np.uint16), periods(today, keys))])
+
+
+def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -> DaysFile:
+    """Read a file with the columns `imei` and `first_seen`. The devices count as seen on the day of `now`.
+
+    `progress` receives the bytes done and the total.
 
     Raises:
         ReleaseRefused: `layout`, if a column is missing.
@@ -91,7 +101,7 @@ def read_days(file: Path, progress: Progress = lambda *_: None) -> DaysFile:
             declared={LAYOUT.name: LAYOUT},
         )  # fmt: skip
     keys, days, *_ = rows.pairs.in_order()
-    return DaysFile(keys, days, tally)
+    return DaysFile(seen_now(keys, days, now), tally)
 
 
 def _pieces(stream: BinaryIO, size: int, progress: Progress) -> Iterator[bytes]:
@@ -103,13 +113,12 @@ def _pieces(stream: BinaryIO, size: int, progress: Progress) -> Iterator[bytes]:
 
 
 async def import_days(
-    keys: Keys, days: Keys, name: str, store: ListStore, *, registering: Sequence[str], source: str, who: str, now: datetime
+    days: FirstDays, name: str, store: ListStore, *, registering: Sequence[str], source: str, who: str, now: datetime
 ) -> DaysImport:  # fmt: skip
-    """Merge imported first days into the record of first sightings. All imported devices count as seen today.
+    """Merge imported devices into the record of first sightings.
 
     Args:
-        keys: devices in any order; of a repeated device the earliest day counts.
-        days: first day of each.
+        days: imported devices.
         name: name of the record.
         store: store of the record and of the lists.
         registering: names of the lists whose devices are left out.
@@ -122,19 +131,15 @@ async def import_days(
         EirError: if a list has the name of the record.
         StoreError: if the store fails.
     """
-    today = int(now.timestamp()) // DAY_S
-    given = merge([FirstDays(keys, days.astype(np.uint16), periods(today, keys))])
-    numbers = np.unique(given.keys // np.uint64(PAGE_KEYS)).tolist()
+    numbers = np.unique(days.keys // np.uint64(PAGE_KEYS)).tolist()
     for _ in range(TRIES_MAX):
-        try:
+        with as_corrupt("the store has a damaged page"):
             lists = [await _load(store, each, numbers, now) for each in registering]
-            listed = registered(lists, given.keys)
+            listed = registered(lists, days.keys)
             stored = await store.some_pages(name, numbers)
-            change = _merge(name, stored, given.where(~listed), now)
-        except ValueError as error:
-            raise StoreError("corrupt", f"the store has a damaged page: {error}") from error
+            change = _merge(name, stored, days.where(~listed), now)
         report = DaysImport(
-            devices=len(given.keys), new=change.new, earlier=change.earlier, registered=int(listed.sum())
+            devices=len(days.keys), new=change.new, earlier=change.earlier, registered=int(listed.sum())
         )
         if not change.pages:
             return report

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.lists.pages.pages import content_digest
-from eir.lists.record.dates import read_dates_and_state, write_dates
+from eir.lists.record.dates import read_dates_and_state
 from eir.lists.record.history import CLAIMS
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import BOUND, LOAD_MEMORY, TYPES, ListSettings
@@ -46,7 +46,7 @@ from eir.lists.releases.release import (
     verify_release,
 )
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages, with_dates
-from eir.lists.rows.dates import amend_dates, date_pages
+from eir.lists.rows.dates import amend_dates, date_pages, write_built_dates
 from eir.lists.rows.delivered import DataFile, Done, Progress, open_folder, sum_progress
 from eir.lists.rows.layout import find_layout
 from eir.lists.rows.turnover import differences, exceeded_limits, force_text, turnover
@@ -265,15 +265,7 @@ class Loader:
             write = self.store.amend if is_delta else self.store.replace
             with self.stage(WRITE, len(built.pages)):
                 if settings.dates or not is_delta:
-                    await write_dates(
-                        self.store,
-                        manifest.list,
-                        built.dates,
-                        replaced=built.dates_before,
-                        seen=built.dates_state,
-                        state=state,
-                        keep=settings.keep,
-                    )
+                    await write_built_dates(self.store, manifest.list, state, built, settings.keep)
                 stored = await write(
                     manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event
                 )

@@ -19,13 +19,13 @@ from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreC
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.record.dates import read_dates_and_state, write_dates
+from eir.lists.record.dates import read_dates_and_state
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import ACCEPTED, FEED, FORCED, MAIN, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages, with_dates
-from eir.lists.rows.dates import RowDates, amend_dates
+from eir.lists.rows.dates import RowDates, amend_dates, write_built_dates
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 
@@ -233,15 +233,7 @@ async def _edit(
                 event = _event(edit, settings, who, now, lifted=force_text(passed), amended=amended)
                 event = replace(event, chain=FEED if lenient else MAIN)
                 if settings.dates:
-                    await write_dates(
-                        store,
-                        settings.name,
-                        amended.dates,
-                        replaced=amended.dates_before,
-                        seen=amended.dates_state,
-                        state=following,
-                        keep=settings.keep,
-                    )
+                    await write_built_dates(store, settings.name, following, amended, settings.keep)
                 following = await store.amend(
                     settings.name, following, amended.pages, seen=state.generation, keep=settings.keep, event=event
                 )

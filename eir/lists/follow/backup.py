@@ -6,20 +6,18 @@ store shows less (eir.lists.follow.copy). A record of first sightings is merged 
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-
 from eir.errors import StoreChanged, StoreError
 from eir.lists.changes.import_days import import_days
 from eir.lists.follow.copy import Relation, relation, verified_pages
 from eir.lists.follow.history import rebuild_history, restore_history
-from eir.lists.pages.first_days import decode_days
-from eir.lists.pages.pages import Page
+from eir.lists.pages.content import as_corrupt
+from eir.lists.pages.first_days import DAY_S, FirstDays, decode_days, join, periods
 from eir.lists.record.dates import is_dates
 from eir.lists.record.history import chain_faults, feed_faults
 from eir.lists.record.settings import FIRST_SEEN
@@ -163,18 +161,9 @@ async def restore_store(
             restored.append(Restored(name, state.serial, state.entries, is_written=False))
             continue
         if stored is not None and state.kind == FIRST_SEEN:
-            days = decode_days([page async for page in _pages(backup, name, state)])
+            days = await _read_days(backup, name, state, now)
             source = f"the backup of {made}"
-            await import_days(
-                days.keys,
-                days.firsts.astype(np.uint64),
-                name,
-                store,
-                registering=registering,
-                source=source,
-                who=who,
-                now=now,
-            )
+            await import_days(days, name, store, registering=registering, source=source, who=who, now=now)
             restored.append(Restored(name, state.serial, state.entries, is_written=True))
             continue
         wanted = _above(state, stored, marks.get(name, state.mark)) if force else state
@@ -190,10 +179,18 @@ async def restore_store(
     return restored
 
 
-async def _pages(store: ListStore, name: str, state: ListState) -> AsyncIterator[Page]:
-    async for pages in verified_pages(store, name, state):
-        for page in pages:
-            yield page
+async def _read_days(backup: ListStore, name: str, state: ListState, now: datetime) -> FirstDays:
+    """Read a record of first sightings from a backup; its devices count as seen on the day of `now`.
+
+    Raises:
+        StoreError: if the record is damaged.
+    """
+    parts: list[FirstDays] = []
+    async for pages in verified_pages(backup, name, state):
+        with as_corrupt(name):
+            parts.append(decode_days(pages))
+    days = join(parts)
+    return days._replace(lasts=periods(int(now.timestamp()) // DAY_S, days.keys))
 
 
 def _above(state: ListState, stored: ListState | None, mark: Mark) -> ListState:

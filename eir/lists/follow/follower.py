@@ -20,6 +20,7 @@ from eir.lists.images.chunks import Chunk
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import build_image, chunks_of, image_with
 from eir.lists.images.index import DeviceList, Index
+from eir.lists.pages.content import as_corrupt
 from eir.lists.pages.pages import Page, digest_text
 from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.store import NO_LIST, ListState, ListStore

@@ -4,7 +4,7 @@ If several rows have the same entry, the earliest date counts. A changed row wit
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,11 @@ from eir.lists.pages.dates import (
 )
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.pages.roaring import Remainders, decode_keys, is_fresh
+from eir.lists.record.dates import write_dates
+from eir.lists.record.store import ListState, ListStore
+
+if TYPE_CHECKING:
+    from eir.lists.rows.build import Built
 
 DaySpan: TypeAlias = tuple[int, int, int]
 """First and last remainder of a range within one page, and the day of the range."""
@@ -138,3 +143,16 @@ def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
     days[at] = np.where(days[at] > 0, days[at], stored.days[stored_at])
     tac_day = 0 if page.tac is None else rows.tac or stored.tac
     return PageDays(tac_day, rows.low, days)
+
+
+async def write_built_dates(store: ListStore, name: str, state: ListState, built: "Built", keep: int) -> None:
+    """Write the dates of built pages to the store, before the list itself is written with `state`.
+
+    `keep`: number of earlier releases of the list that are stored.
+
+    Raises:
+        GenerationConflict: if the dates have changed since they were read.
+    """
+    await write_dates(
+        store, name, built.dates, replaced=built.dates_before, seen=built.dates_state, state=state, keep=keep
+    )

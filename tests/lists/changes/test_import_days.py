@@ -10,7 +10,7 @@ from sighted import NAME, TODAY, SightingNode
 
 from eir.device import device_key
 from eir.errors import EirError, GenerationConflict, ReleaseRefused, StoreError
-from eir.lists.changes.import_days import TRIES_MAX, DaysImport, import_days, read_days
+from eir.lists.changes.import_days import TRIES_MAX, DaysImport, import_days, read_days, seen_now
 from eir.lists.pages.first_days import WAS_LISTED, decode_days, encode_days, seen_on
 from eir.lists.pages.pages import PAGE_KEYS, Page, content_digest
 from eir.lists.record.settings import FIRST_SEEN
@@ -34,7 +34,7 @@ async def take(store, devices, *, registering=()):
     keys = np.array([*map(device_key, devices)], np.uint64)
     days = np.array([*devices.values()], np.uint64)
     return await import_days(
-        keys, days, NAME, store, registering=registering, source="old.csv", who="test@localhost", now=NOW
+        seen_now(keys, days, NOW), NAME, store, registering=registering, source="old.csv", who="test@localhost", now=NOW
     )
 
 
@@ -61,10 +61,9 @@ def test_rows_of_a_file(tmp_path):
     ]  # fmt: skip
     file.write_text("\n".join(rows))
     seen = []
-    found = read_days(file, lambda *done: seen.append(done))
-    assert list(zip(found.keys.tolist(), found.days.tolist(), strict=True)) == [
-        (int(ONE), 20_483), (int(ONE), 20_484), (int(THREE), WAS_LISTED),
-    ]  # fmt: skip
+    found = read_days(file, NOW, lambda *done: seen.append(done))
+    rows = zip(found.days.keys.tolist(), found.days.firsts.tolist(), strict=True)
+    assert list(rows) == [(int(ONE), 20_483), (int(THREE), WAS_LISTED)]
     assert found.tally.bad == 6
     day = "first_seen is not a day from 1970-01-01 to today (UTC), such as 2026-11-30"
     assert found.tally.complaints[:5] == [f"old.csv:{line}: {day}" for line in (4, 5, 6, 7, 8)]
@@ -77,7 +76,7 @@ def test_a_file_without_the_columns_is_refused(tmp_path):
     for text in ("", "imei\n", "imei,date\n", f"{ONE},2026-11-30\n"):
         file.write_text(text)
         with pytest.raises(ReleaseRefused, match=r"old\.csv"):
-            read_days(file)
+            read_days(file, NOW)
 
 
 async def test_the_earliest_day_counts(store):
