@@ -3,7 +3,7 @@
 In a list of pairs each device has one reason, and each of its IMSIs has its own end.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice, repeat
@@ -19,21 +19,19 @@ from eir.lists.pages.roaring import Indexes, Remainders, decode_keys, encode_man
 Keys: TypeAlias = NDArray[np.uint64]
 ReasonIndexes: TypeAlias = NDArray[np.uint8]
 Seconds: TypeAlias = NDArray[np.int64]
-"""Unix seconds at which rows end; 0 for rows without an end."""
+"""Expiries of rows in Unix seconds; 0 for a row that does not expire."""
 
 _EXACT_QUOTIENTS = np.uint64(1 << 52)
 
 
 class Content(NamedTuple):
-    """Rows of a page: single identifiers with their reasons and expiries, and the entry of the whole TAC.
-
-    Identifiers are remainders in ascending order.
-    """
+    """Rows of a page: single identifiers with their reasons and expiries, and the entry of the whole TAC."""
 
     low: Remainders
+    """Remainders of the single identifiers (key % 10^6) in ascending order."""
     reasons: ReasonIndexes
     until: Seconds
-    """All 0 in lists of pairs, where IMSIs have ends and devices have none."""
+    """Expiries of the identifiers; all 0 in lists of pairs, where each IMSI has an expiry of its own."""
     tac: TacEntry | None = None
 
 
@@ -44,9 +42,11 @@ def decode(page: Page) -> Content:
         ValueError: if the page is damaged.
     """
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
-    reasons, until, imsis, *_ = decode_sections(page.extra)
-    ends = each(b"" if imsis else until, np.int64, len(low))
-    return Content(low, each(reasons, np.uint8, len(low)), ends, page.tac)
+    rows = len(low)
+    sections = decode_sections(page.extra)
+    reasons = decode_column(sections.reasons, np.uint8, rows)
+    until = decode_column(b"" if sections.imsis else sections.until, np.int64, rows)
+    return Content(low, reasons, until, page.tac)
 
 
 @contextmanager
@@ -64,66 +64,75 @@ def encode(number: int, content: Content) -> Page:
     if not len(content.low):
         return Page(number, b"", whole)
     start, size = np.zeros(1, np.int64), np.array([len(content.low)])
-    return Page(number, encode_sorted(content.low), whole + next(extras(content.reasons, content.until, start, size)))
+    (rows,) = encode_extras(content.reasons, content.until, start, size)
+    return Page(number, encode_sorted(content.low), whole + rows)
 
 
-def sections(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
-    """Encode one column of rows (section R, U or D of a page) for each of many pages.
+def encode_column(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
+    """Encode one column of rows as a section (R, U or D) for each of many pages.
 
     The values of page i are `values[starts[i]:starts[i] + sizes[i]]`. A section has one value for each row, or a single
     value if all rows share it. It is empty if that value is 0.
     """
     if not values.any():
         return repeat(b"", len(starts))
-    width, raw = values.itemsize, values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    shared = np.minimum.reduceat(values, starts) == np.maximum.reduceat(values, starts)
-    ends = width * (starts + np.where(shared, 1, sizes))
-    contents = (raw[first:last] for first, last in zip((width * starts).tolist(), ends.tolist(), strict=True))
+    width = values.itemsize
+    raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    is_shared = np.minimum.reduceat(values, starts) == np.maximum.reduceat(values, starts)
+    counts = np.where(is_shared, 1, sizes)
+    begins = (width * starts).tolist()
+    ends = (width * (starts + counts)).tolist()
+    contents = (raw[begin:end] for begin, end in zip(begins, ends, strict=True))
     return [content if any(content) else b"" for content in contents]
 
 
-def each(content: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
-    """Decode a section of a page, which `sections` encoded, to an array with one value for each row.
+def decode_column(section: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
+    """Decode a section that `encode_column` encoded to an array with one value for each row.
 
     Raises:
         ValueError: if the section has neither one value nor `rows` values.
     """
-    values = np.frombuffer(content or bytes(8), np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
-    if not content or len(values) == 1:
+    if not section:
+        return np.zeros(rows, kind)
+    values = np.frombuffer(section, np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
+    if len(values) == 1:
         return np.full(rows, values[0])
     if len(values) != rows:
         raise ValueError(f"a section has {len(values)} values for {rows} rows")
     return values
 
 
-def extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
-    """Encode the field `extra` of many pages; the arguments are those of `sections`."""
+def encode_extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
+    """Encode the field `extra` of many pages; the arguments are those of `encode_column`."""
     if not reasons.any() and not until.any():
         return repeat(b"", len(starts))
-    return map(_extra, sections(reasons, starts, sizes), sections(until, starts, sizes))
+    return map(_encode_extra, encode_column(reasons, starts, sizes), encode_column(until, starts, sizes))
 
 
-def _extra(reasons: bytes, until: bytes) -> bytes:
-    return _short_extra(reasons, until) if len(reasons) < 2 and len(until) < 9 else Sections(reasons, until).encode()
+def _encode_extra(reasons: bytes, until: bytes) -> bytes:
+    is_shared = len(reasons) <= 1 and len(until) <= 8
+    return _encode_shared(reasons, until) if is_shared else Sections(reasons, until).encode()
 
 
 @lru_cache(maxsize=1024)
-def _short_extra(reasons: bytes, until: bytes) -> bytes:
+def _encode_shared(reasons: bytes, until: bytes) -> bytes:
+    """Encode a reason and an expiry that all rows of a page share; many pages have the same two."""
     return Sections(reasons, until).encode()
 
 
 def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
     """Split keys in ascending order (at least one) into pages.
 
-    Double division and its conversions are several times as fast as the division of unsigned integers. It is exact
-    below 2^52: a quotient just below a whole number differs from it by 10^-6, and the rounding error is less than half
-    of that.
+    The division in float64 is several times as fast as that of unsigned integers, conversions included. For keys below
+    2^52 it is exact: a quotient just below a whole number differs from that number by 10^-6, and the rounding error is
+    less than half of 10^-6.
 
     Returns:
         Page numbers, remainders, the index of each page's first key, and the number of keys of each page.
     """
     if keys[-1] < _EXACT_QUOTIENTS:
-        page_of = (keys.view(np.int64) / np.float64(PAGE_KEYS)).astype(np.int64).view(np.uint64)
+        quotients = keys.view(np.int64) / np.float64(PAGE_KEYS)
+        page_of = quotients.astype(np.int64).view(np.uint64)
     else:
         page_of = keys // np.uint64(PAGE_KEYS)
     # The remainder is below 2^32, so arithmetic modulo 2^32 is exact.
@@ -141,16 +150,19 @@ SLAB_PAIRS = 1 << 16
 """Number of pairs whose pages are built together; with this size the arrays fit into the processor's cache."""
 
 Pairs: TypeAlias = tuple[Keys, Keys, ReasonIndexes, Seconds, Keys]
-"""Device keys, IMSI keys, and for each pair its reason, its end, and the date of the device in Unix seconds (0 for none)."""
+"""Columns of pairs: device key, IMSI key, reason index, expiry, and date of the device in Unix seconds (0 for none)."""
 _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Paired(NamedTuple):
-    """Device in a page of pairs: the index of its reason, its IMSIs with their expiries, and its date."""
+    """Device in a page of pairs."""
 
     reason: int
+    """Index of the reason."""
     imsis: dict[int, int]
+    """Expiry of each IMSI by its key."""
     date: int = 0
+    """Date in Unix seconds; 0 for none."""
 
 
 class _Column:
@@ -162,7 +174,7 @@ class _Column:
         self._kind = kind
         self._pieces: list[NDArray[Any]] = []
         self.has_values = False
-        """True if a value is not 0."""
+        """True if at least one value is not 0."""
 
     def append(self, values: NDArray[Any] | None, rows: int) -> None:
         if values is None or not values.any():
@@ -173,13 +185,13 @@ class _Column:
 
     def whole(self) -> NDArray[Any]:
         """Return all values of the column in one array."""
-        pieces, self._pieces = self._pieces, []
-        if len(pieces) != 1:
-            pieces = [
-                np.concatenate(pieces) if self.has_values else np.broadcast_to(self._kind(0), sum(map(len, pieces)))
-            ]
-        self._pieces = pieces
-        return pieces[0]
+        if len(self._pieces) != 1:
+            if self.has_values:
+                whole = np.concatenate(self._pieces)
+            else:
+                whole = np.broadcast_to(self._kind(0), sum(map(len, self._pieces)))
+            self._pieces = [whole]
+        return self._pieces[0]
 
     def arrange(self, order: Indexes) -> None:
         """Reorder the values of the column."""
@@ -194,8 +206,10 @@ class PairRows:
     """
 
     def __init__(self) -> None:
-        self._devices, self._imsis = _Column(np.uint64), _Column(np.uint64)
-        self._reasons, self._until = _Column(np.uint8), _Column(np.int64)
+        self._devices = _Column(np.uint64)
+        self._imsis = _Column(np.uint64)
+        self._reasons = _Column(np.uint8)
+        self._until = _Column(np.int64)
         self._dates = _Column(np.uint64)
         self._all = self._devices, self._imsis, self._reasons, self._until, self._dates
         self._rows = 0
@@ -219,14 +233,12 @@ class PairRows:
         self._sorted = False
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat an earlier pair, and how many of these contradict it.
-
-        Like `Rows.repeats` in eir.lists.rows.build.
-        """
+        """Return the number of rows that repeat an earlier pair, and the number of these with another reason or expiry."""
         devices, imsis, reasons, until, _ = self.in_order()
-        same = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
-        contradicts = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
-        return int(same.sum()), int((same & contradicts).sum())
+        repeats = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
+        differs = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
+        contradicts = repeats & differs
+        return int(repeats.sum()), int(contradicts.sum())
 
     def slabs(self, most: int = SLAB_PAIRS) -> Iterator[Pairs]:
         """Yield all pairs in ascending order, in portions of whole pages with about `most` pairs each."""
@@ -234,15 +246,13 @@ class PairRows:
         first = 0
         while first < len(devices):
             highest = devices[min(first + most, len(devices)) - 1]
-            last = int(np.searchsorted(devices, (highest // _PAGE + np.uint64(1)) * _PAGE))
+            next_page = highest // _PAGE + np.uint64(1)
+            last = int(np.searchsorted(devices, next_page * _PAGE))
             yield devices[first:last], imsis[first:last], reasons[first:last], until[first:last], dates[first:last]
             first = last
 
     def in_order(self) -> Pairs:
-        """Return all pairs, sorted by device and then by IMSI.
-
-        Of equal pairs, the one that counts is first.
-        """
+        """Return all pairs, sorted by device and then by IMSI. Equal pairs are sorted by priority: the first counts."""
         if not self._sorted:
             keys = [self._imsis.whole(), self._devices.whole()]
             if self._until.has_values:
@@ -268,33 +278,33 @@ class PairRows:
 def pair_pages(pairs: Pairs) -> list[Page]:
     """Build pages from sorted pairs. Of equal pairs, the first counts.
 
-    A device gets the reason of its pair with the latest end, and its earliest date. If several pairs have the latest
-    end, the lowest reason index counts.
+    A device gets the reason of its pair with the latest expiry, and its earliest date. If several pairs have the latest
+    expiry, the lowest reason index counts.
     """
     keys, imsis, reasons, until, dates = pairs
     fresh = is_fresh(keys) | is_fresh(imsis)
-    keys, imsis, reasons, until = keys[fresh], imsis[fresh], reasons[fresh], until[fresh]
-
+    keys, imsis, reasons, until, dates = keys[fresh], imsis[fresh], reasons[fresh], until[fresh], dates[fresh]
     devices, first, counts = np.unique(keys, return_index=True, return_counts=True)
     ends = endless(until)
-    last_to_end = ends == np.repeat(np.maximum.reduceat(ends, first), counts)
-    reason = np.minimum.reduceat(np.where(last_to_end, reasons, np.uint8(0xFF)), first)
+    latest = np.repeat(np.maximum.reduceat(ends, first), counts)
+    candidates = np.where(ends == latest, reasons, np.uint8(0xFF))
+    device_reasons = np.minimum.reduceat(candidates, first)
+    device_dates = np.minimum.reduceat(dates, first)
     numbers, low, starts, sizes = split(devices)
     first_pairs = first[starts]
-    pairs_of = np.diff(first_pairs, append=len(keys))
-    columns = (starts, starts + sizes, first_pairs, first_pairs + pairs_of)
-    bound = [
-        counts[start:end].astype("<u4").tobytes() + imsis[pair:last].astype("<u8").tobytes()
-        for start, end, pair, last in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    pair_counts = np.diff(first_pairs, append=len(keys))
+    columns = (starts, starts + sizes, first_pairs, first_pairs + pair_counts)
+    spans = zip(*(column.tolist() for column in columns), strict=True)
+    raw_counts, raw_imsis = counts.astype("<u4"), imsis.astype("<u8", copy=False)
     extras = map(
         Sections,
-        sections(reason, starts, sizes),
-        sections(until, first_pairs, pairs_of),
-        bound,
-        sections(np.minimum.reduceat(dates[fresh], first), starts, sizes),
+        encode_column(device_reasons, starts, sizes),
+        encode_column(until, first_pairs, pair_counts),
+        [raw_counts[start:end].tobytes() + raw_imsis[pair:last].tobytes() for start, end, pair, last in spans],
+        encode_column(device_dates, starts, sizes),
     )
-    return list(map(Page, numbers.tolist(), encode_many(low, starts, sizes), map(Sections.encode, extras)))
+    page_keys = encode_many(low, starts, sizes)
+    return list(map(Page, numbers.tolist(), page_keys, map(Sections.encode, extras)))
 
 
 def has_pairs(page: Page) -> bool:
@@ -314,42 +324,56 @@ def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
         one_each: a device has one IMSI or type at a time, so a new one replaces the previous one.
     """
     after = decode_pairs(old)
-    for low, goes in decode_pairs(gone).items():
+    for low, removed in decode_pairs(gone).items():
         before = after.pop(low, None)
-        if before is not None and (
-            stays := {imsi: end for imsi, end in before.imsis.items() if imsi not in goes.imsis}
-        ):
-            after[low] = before._replace(imsis=stays)
-    for low, comes in decode_pairs(new).items():
+        if before is None:
+            continue
+        imsis = {imsi: until for imsi, until in before.imsis.items() if imsi not in removed.imsis}
+        if imsis:
+            after[low] = before._replace(imsis=imsis)
+    for low, added in decode_pairs(new).items():
         before = after.get(low)
-        after[low] = comes if before is None or one_each else comes._replace(imsis=before.imsis | comes.imsis)
-    base = old.number * PAGE_KEYS
+        imsis = added.imsis if before is None or one_each else before.imsis | added.imsis
+        after[low] = added._replace(imsis=imsis)
+    return _encode_pairs(old.number, after)
+
+
+def _encode_pairs(number: int, devices: Mapping[int, Paired]) -> Page:
+    """Encode devices with their IMSIs as the page with this number; the inverse of `decode_pairs`."""
+    base = number * PAGE_KEYS
     rows = [
-        (base + low, imsi, paired.reason, end, paired.date)
-        for low, paired in after.items()
-        for imsi, end in paired.imsis.items()
+        (base + low, imsi, paired.reason, until, paired.date)
+        for low, paired in devices.items()
+        for imsi, until in paired.imsis.items()
     ]
     if not rows:
-        return Page(old.number, b"")
+        return Page(number, b"")
     keys, imsis, reasons, until, dates = zip(*rows, strict=True)
-    arrays = (
+    pairs = PairRows()
+    pairs.append(
         np.array(keys, np.uint64),
         np.array(imsis, np.uint64),
         np.array(reasons, np.uint8),
         np.array(until, np.int64),
         np.array(dates, np.uint64),
     )
-    pairs = PairRows()
-    pairs.append(*arrays)
-    return pair_pages(pairs.in_order())[0]
+    (page,) = pair_pages(pairs.in_order())
+    return page
 
 
 def decode_pairs(page: Page) -> dict[int, Paired]:
-    """Decode a page of pairs of IMEI and IMSI. The result has IMSIs, reason and date of each device by its number in the page."""
+    """Decode a page of pairs to its devices by remainder (key % 10^6).
+
+    Raises:
+        ValueError: if the page is damaged.
+    """
     low, reasons, *_ = decode(page)
-    _, until, bound, dates, _ = decode_sections(page.extra)
-    counts = np.frombuffer(bound[: 4 * len(low)], "<u4").tolist()
-    imsis = np.frombuffer(bound[4 * len(low) :], "<u8").tolist()
-    ends = zip(imsis, each(until, np.int64, len(imsis)).tolist(), strict=True)
-    devices = zip(low.tolist(), reasons.tolist(), counts, each(dates, np.int64, len(low)).tolist(), strict=True)
-    return {device: Paired(reason, dict(islice(ends, count)), date) for device, reason, count, date in devices}
+    rows = len(low)
+    sections = decode_sections(page.extra)
+    counts = np.frombuffer(sections.imsis[: 4 * rows], "<u4").tolist()
+    imsis = np.frombuffer(sections.imsis[4 * rows :], "<u8").tolist()
+    until = decode_column(sections.until, np.int64, len(imsis)).tolist()
+    dates = decode_column(sections.dates, np.int64, rows).tolist()
+    pairs = zip(imsis, until, strict=True)
+    devices = zip(low.tolist(), reasons.tolist(), counts, dates, strict=True)
+    return {device: Paired(reason, dict(islice(pairs, count)), date) for device, reason, count, date in devices}

@@ -20,7 +20,7 @@ from eir.lists.pages.pages import Page
 from eir.lists.pages.roaring import Remainders, decode_keys
 
 DAY_MAX = 0xFFFF
-"""Value that stands for no day while pages are built; days of rows are below."""
+"""Placeholder for "no day" while pages are built; the day of a row is lower."""
 SEAL_BYTES = 8
 DAY_BYTES = 2
 
@@ -28,7 +28,7 @@ Days: TypeAlias = NDArray[np.uint16]
 
 
 class PageDays(NamedTuple):
-    """Days of the entries of one page."""
+    """Days of the entries of one page; 0 for an entry without a day."""
 
     tac: int
     """Day of the TAC entry."""
@@ -54,12 +54,12 @@ def encode_days(days: Days) -> bytes:
     return days.astype("<u2", copy=False).tobytes()
 
 
-def encode_page_days(page: Page, found: PageDays) -> Page:
+def encode_page_days(page: Page, entries: PageDays) -> Page:
     """Return the page of dates for a page; empty if no entry has a day."""
-    if not found.tac and not found.days.any():
+    if not entries.tac and not entries.days.any():
         return Page(page.number, b"")
-    tac = b"" if page.tac is None else found.tac.to_bytes(DAY_BYTES, "little")
-    return seal_page_days(page, tac + encode_days(found.days))
+    tac = b"" if page.tac is None else entries.tac.to_bytes(DAY_BYTES, "little")
+    return seal_page_days(page, tac + encode_days(entries.days))
 
 
 def seal_page_days(page: Page, encoded: bytes) -> Page:
@@ -74,4 +74,5 @@ def decode_page_days(page: Page, dates: Page | None) -> PageDays:
     if dates is None or not is_sealed(page, dates) or len(dates.keys) != SEAL_BYTES + 2 * (tacs + len(low)):
         return PageDays(0, low, np.zeros(len(low), np.uint16))
     days = np.frombuffer(dates.keys, "<u2", offset=SEAL_BYTES).astype(np.uint16, copy=False)
-    return PageDays(int(days[0]) if tacs else 0, low, days[tacs:])
+    tac_day = int(days[0]) if tacs else 0
+    return PageDays(tac_day, low, days[tacs:])

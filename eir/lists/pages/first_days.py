@@ -1,8 +1,8 @@
 """Devices with the days of their first sightings as arrays, and the pages of a record of first sightings.
 
-Days count from 1970-01-01 (UTC). Beside its first day a device has the period of PERIOD_DAYS days in which it was last seen, so that a
-device that is seen daily changes once per period. The periods of different devices begin on different days, which spreads these changes.
-Two records of a device merge into the earlier first day and the later period, so that records that were apart agree again.
+Days are numbered from 1970-01-01 (UTC). Beside its first day, a device has the number of the period (PERIOD_DAYS days) in which it was
+last seen. So the record of a device that is seen daily changes once per period. The periods of different devices begin on different days,
+which spreads these changes. Two records of a device merge into the earlier first day and the later period, so merged records are equal.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ from eir.lists.pages.roaring import (
 DAY_S = 86400
 PERIOD_DAYS = 32
 PERIODS_BEGIN = 19_723
-"""Day on which the first period begins: 2024-01-01. The last one that a byte holds ends in 2046."""
+"""Day on which the first period begins: 2024-01-01. The last period whose number fits into a byte ends in 2046."""
 PERIOD_MAX = 255
 WAS_LISTED = 0
 """First day of a device that left a list that registered it: its period of grace is over."""
@@ -41,12 +41,12 @@ class FirstDays(NamedTuple):
 
     keys: Keys
     firsts: NDArray[np.uint16]
-    """First day of each."""
+    """First day of each device."""
     lasts: NDArray[np.uint8]
-    """Period of the last sighting of each."""
+    """Number of the period in which each device was last seen."""
 
     def where(self, wanted: NDArray[Any] | slice) -> "FirstDays":
-        """Return the selected devices; `wanted` is a mask or a slice."""
+        """Return the selected devices; `wanted` is a mask, a slice or an array of indexes."""
         return FirstDays(self.keys[wanted], self.firsts[wanted], self.lasts[wanted])
 
     def is_same(self, other: "FirstDays") -> bool:
@@ -75,42 +75,47 @@ def period(day: int, key: int) -> int:
 
 def periods(day: int, keys: Keys) -> NDArray[np.uint8]:
     """Return, for each device, the number of its period (of PERIOD_DAYS days) in which a day lies."""
-    found = (day - PERIODS_BEGIN + (keys % np.uint64(PERIOD_DAYS)).astype(np.int64)) // PERIOD_DAYS
-    return np.clip(found, 0, PERIOD_MAX).astype(np.uint8)
+    numbers = (day - PERIODS_BEGIN + _shifts(keys)) // PERIOD_DAYS
+    return np.clip(numbers, 0, PERIOD_MAX).astype(np.uint8)
+
+
+def _shifts(keys: Keys) -> NDArray[np.int64]:
+    """Return, for each device, the number of days by which its periods begin earlier than PERIODS_BEGIN."""
+    return (keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
 
 
 def seen_on(keys: Keys, day: int, first: int | None = None) -> FirstDays:
     """Build the record of devices that were seen on a day, and first seen on `first` or else on the same day."""
-    keys = np.unique(keys)
-    return FirstDays(keys, np.full(len(keys), day if first is None else first, np.uint16), periods(day, keys))
+    devices = np.unique(keys)
+    firsts = np.full(len(devices), day if first is None else first, np.uint16)
+    return FirstDays(devices, firsts, periods(day, devices))
 
 
 def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
     """Return a mask of the devices not seen for `remember` days, counted from the end of their last period."""
-    age = today - PERIODS_BEGIN + (days.keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
-    unseen: NDArray[np.bool_] = age - (days.lasts.astype(np.int64) + 1) * PERIOD_DAYS >= remember
+    ages = today - PERIODS_BEGIN + _shifts(days.keys)
+    period_ends = (days.lasts.astype(np.int64) + 1) * PERIOD_DAYS
+    unseen: NDArray[np.bool_] = ages - period_ends >= remember
     return unseen
 
 
 def merge(parts: Sequence[FirstDays]) -> FirstDays:
     """Merge records of first sightings. For each device, the earliest first day and the latest period count."""
-    keys, firsts, lasts = join(parts)
-    if not len(keys):
+    joined = join(parts)
+    if not len(joined.keys):
         return NOTHING
-    order = np.argsort(keys, kind="stable")
-    keys, firsts, lasts = keys[order], firsts[order], lasts[order]
+    keys, firsts, lasts = joined.where(np.argsort(joined.keys, kind="stable"))
     starts = np.flatnonzero(is_fresh(keys))
     return FirstDays(keys[starts], np.minimum.reduceat(firsts, starts), np.maximum.reduceat(lasts, starts))
 
 
 def join(parts: Iterable[FirstDays]) -> FirstDays:
-    """Concatenate records of first sightings, whose devices must ascend from each record to the next."""
-    records = [NOTHING, *parts]
-    return FirstDays(
-        np.concatenate([each.keys for each in records]),
-        np.concatenate([each.firsts for each in records]),
-        np.concatenate([each.lasts for each in records]),
-    )
+    """Concatenate records of first sightings in their order.
+
+    The devices of the result ascend only if each record begins after the last device of the previous record.
+    """
+    columns = zip(NOTHING, *parts, strict=True)
+    return FirstDays(*map(np.concatenate, columns))
 
 
 def by_page(days: FirstDays) -> dict[int, FirstDays]:
@@ -118,7 +123,8 @@ def by_page(days: FirstDays) -> dict[int, FirstDays]:
     if not len(days.keys):
         return {}
     numbers, _, starts, sizes = split(days.keys)
-    spans = zip(numbers.tolist(), starts.tolist(), (starts + sizes).tolist(), strict=True)
+    ends = starts + sizes
+    spans = zip(numbers.tolist(), starts.tolist(), ends.tolist(), strict=True)
     return {number: days.where(slice(first, end)) for number, first, end in spans}
 
 
@@ -127,49 +133,54 @@ def encode_days(days: FirstDays) -> list[Page]:
     if not len(days.keys):
         return []
     numbers, low, starts, sizes = split(days.keys)
-    firsts, lasts = days.firsts.astype("<u2").tobytes(), days.lasts.tobytes()
-    spans = zip(
-        numbers.tolist(), encode_many(low, starts, sizes), starts.tolist(), (starts + sizes).tolist(), strict=True
-    )
-    return [
-        Page(number, keys, Sections(sightings=firsts[2 * first : 2 * end] + lasts[first:end]).encode())
-        for number, keys, first, end in spans
-    ]
+    firsts = days.firsts.astype("<u2").tobytes()
+    lasts = days.lasts.tobytes()
+    ends = starts + sizes
+    page_keys = encode_many(low, starts, sizes)
+    pages: list[Page] = []
+    for number, keys, first, end in zip(numbers.tolist(), page_keys, starts.tolist(), ends.tolist(), strict=True):
+        sections = Sections(sightings=firsts[2 * first : 2 * end] + lasts[first:end])
+        pages.append(Page(number, keys, sections.encode()))
+    return pages
 
 
 def decode_days(pages: Iterable[Page]) -> FirstDays:
     """Decode pages of a record of first sightings, in ascending order, to devices with their days.
 
-    Raises ValueError if a page is damaged or has no first sightings.
+    Raises:
+        ValueError: if a page is damaged or has no first sightings.
     """
-    there = [page for page in pages if not page.is_empty]
-    return join(_decoded(list(group), plain) for plain, group in groupby(there, lambda page: may_be_arrays(page.keys)))
+    filled = [page for page in pages if not page.is_empty]
+    groups = groupby(filled, lambda page: may_be_arrays(page.keys))
+    return join(_decode_group(list(group), of_arrays) for of_arrays, group in groups)
 
 
-def _keys(pages: Sequence[Page], plain: bool) -> tuple[Remainders, Indexes]:
-    """Decode the keys of all pages; return them, and the number of keys in each page.
+def _decode_keys(pages: Sequence[Page], of_arrays: bool) -> tuple[Remainders, Indexes]:
+    """Decode the keys of pages; return the remainders of all pages, and the number of keys of each page.
 
-    `plain`: the pages may consist of array containers, which are decoded faster.
+    `of_arrays`: the pages seem to consist of array containers, for which decoding is faster.
     """
-    if plain:
+    if of_arrays:
         with suppress(ValueError):
             arrays = ArrayPages([page.keys for page in pages])
             return arrays.keys(), arrays.counts
-    each = [np.frombuffer(decode_keys(page.keys).to_array(), "<u4") for page in pages]
-    low = np.concatenate(each)
+    lows = [np.frombuffer(decode_keys(page.keys).to_array(), "<u4") for page in pages]
+    low = np.concatenate(lows)
     if len(low) and low.max() >= PAGE_KEYS:
         raise ValueError(BEYOND)
-    return low, np.array([len(keys) for keys in each])
+    return low, np.array([len(keys) for keys in lows])
 
 
-def _decoded(pages: Sequence[Page], plain: bool) -> FirstDays:
-    low, counts = _keys(pages, plain)
-    columns = [decode_sections(page.extra).sightings for page in pages]
-    rows = counts.tolist()
-    for page, column, count in zip(pages, columns, rows, strict=True):
+def _decode_group(pages: Sequence[Page], of_arrays: bool) -> FirstDays:
+    low, counts = _decode_keys(pages, of_arrays)
+    firsts: list[bytes] = []
+    lasts: list[bytes] = []
+    for page, count in zip(pages, counts.tolist(), strict=True):
+        column = decode_sections(page.extra).sightings
         if len(column) != ROW_BYTES * count:
             raise ValueError(f"page {page.number} has {count} devices and {len(column)} bytes of sightings")
-    firsts = b"".join([column[: 2 * count] for column, count in zip(columns, rows, strict=True)])
-    lasts = b"".join([column[2 * count :] for column, count in zip(columns, rows, strict=True)])
+        firsts.append(column[: 2 * count])
+        lasts.append(column[2 * count :])
     numbers = np.repeat(np.array([page.number for page in pages], np.uint64), counts)
-    return FirstDays(numbers * np.uint64(PAGE_KEYS) + low, np.frombuffer(firsts, "<u2"), np.frombuffer(lasts, np.uint8))
+    keys = numbers * np.uint64(PAGE_KEYS) + low
+    return FirstDays(keys, np.frombuffer(b"".join(firsts), "<u2"), np.frombuffer(b"".join(lasts), np.uint8))

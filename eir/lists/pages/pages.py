@@ -1,8 +1,8 @@
 """Pages: the unit in which lists are stored, followed, verified and kept in memory.
 
-A page holds the identifiers of a list that share key // 10^6 (for a device: that share a TAC). Its `keys` are the
-remainders as a 32-bit Roaring bitmap in the portable format, which other languages read too. `extra` holds the other
-columns of the rows as tagged sections: a tag of one byte, the length (4 bytes, little-endian), the content.
+A page contains the identifiers of a list with the same key // 10^6 (for devices: with the same TAC). Its `keys` are the
+remainders as a 32-bit Roaring bitmap in the portable format, which libraries of other languages decode too. `extra` contains the
+other columns of the rows as tagged sections: a tag of one byte, the length (4 bytes, little-endian), the content.
 
     T  the TAC as a whole is an entry: the byte of its reason, then its until (8 bytes as in U); always 9 bytes
     R  reasons: for each key, in order, one byte that indexes `ListState.reasons`; a single byte if all keys share it
@@ -89,7 +89,8 @@ class Page(NamedTuple):
         """
         if not self.keys and not self.extra:  # like `is_empty`, without a call for each of many pages
             return 0
-        return int.from_bytes(hashlib.sha256(self.number.to_bytes(8, "big") + self.keys + self.extra).digest(), "big")
+        content = self.number.to_bytes(8, "big") + self.keys + self.extra
+        return int.from_bytes(hashlib.sha256(content).digest(), "big")
 
 
 def content_digest(pages: Iterable[Page]) -> str:
@@ -99,7 +100,9 @@ def content_digest(pages: Iterable[Page]) -> str:
 
 def amended_digest(digest: str, before: Iterable[Page], after: Iterable[Page]) -> str:
     """Return the digest of a list after the pages `before` were replaced by the pages `after`."""
-    return digest_text(int(digest, 16) - sum(p.digest() for p in before) + sum(p.digest() for p in after))
+    removed = sum(map(Page.digest, before))
+    added = sum(map(Page.digest, after))
+    return digest_text(int(digest, 16) - removed + added)
 
 
 def digest_text(total: int) -> str:

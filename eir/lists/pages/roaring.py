@@ -1,12 +1,12 @@
 """Encoder and decoder of the portable Roaring format, in which a page stores its keys.
 
 CRoaring encodes and decodes one bitmap at a time. A list can have hundreds of thousands of pages, most of them small and
-made of array containers only; numpy encodes and decodes many of these together. Both ways must give the same bytes because
-the content digest covers them (verified by tests/lists/rows/test_build.py).
+made of array containers only; numpy encodes and decodes many of these together. CRoaring and numpy must produce the same bytes,
+because the content digest covers them (verified by tests/lists/rows/test_build.py).
 
-A bitmap of array containers ("no run containers" in RoaringFormatSpec) has, in units of two bytes, little-endian: the
-cookie (2 units) and the number of containers (2); for each container its upper half (1) and its size less one (1); for each
-container the byte at which its keys begin (2); the lower halves of all keys (1 each).
+A bitmap of array containers ("no run containers" in RoaringFormatSpec) consists of little-endian units of two bytes: the cookie
+(2 units); the number of containers (2); for each container the upper 16 bits of its keys (1) and its number of keys less one (1);
+for each container the offset of its keys in bytes (2); the lower 16 bits of all keys (1 each).
 """
 
 import array
@@ -24,17 +24,17 @@ Remainders = NDArray[np.uint32]
 """Keys of pages modulo PAGE_KEYS."""
 
 ARRAY_KEYS = 4096
-"""Maximum number of keys of an array container, unless runs are shorter; a page with at most so many has no bitset container."""
+"""Maximum number of keys of an array container. A container with more keys is a bitset, or runs if these are shorter."""
 CONTAINERS_MAX = 16
 """Maximum number of containers of a page: 10^6 keys in containers of 2^16."""
 NOT_ARRAYS = "a page is not made of arrays"
 BEYOND = "a page has keys beyond its million"
 
 _COOKIE = (12346).to_bytes(4, "little")
-"""First bytes of a bitmap of array and bitset containers without runs."""
+"""First bytes of a bitmap without runs: its containers are arrays and bitsets."""
 _HEADS = [_COOKIE + containers.to_bytes(4, "little") for containers in range(CONTAINERS_MAX + 1)]
 _HEAD, _CONTAINER = 4, 4
-"""Sizes in units of two bytes: of the cookie with the number of containers, and of the head of one container."""
+"""Units of two bytes of the cookie with the number of containers, and of each container's header."""
 
 
 def encode_keys(bitmap: BitMap) -> bytes:
@@ -79,28 +79,38 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
     The keys of page i are `low[starts[i]:starts[i] + sizes[i]]`.
     """
     high = low >> np.uint32(16)
-    fresh = is_fresh(high)
-    fresh[starts] = True
-    containers = np.flatnonzero(fresh)
+    begins_container = is_fresh(high)
+    begins_container[starts] = True
+    containers = np.flatnonzero(begins_container)
     counts = np.diff(containers, append=len(low))
-    adjacent = np.flatnonzero((low[1:] - low[:-1] == 1) & ~fresh[1:]) + 1
-    joined = np.bincount(np.searchsorted(containers, adjacent, side="right") - 1, minlength=len(containers))
     first_of_page = np.searchsorted(containers, starts)
     per_page = np.diff(first_of_page, append=len(containers))
+    continues_run = (low[1:] - low[:-1] == 1) & ~begins_container[1:]
+    run_keys = np.flatnonzero(continues_run) + 1
+    container_of = np.searchsorted(containers, run_keys, side="right") - 1
+    run_counts = counts - np.bincount(container_of, minlength=len(containers))
     # CRoaring stores a container as an array if it has at most 4096 keys and runs would not be shorter.
-    plain = np.logical_and.reduceat((counts <= ARRAY_KEYS) & (2 * (counts - joined) >= counts), first_of_page)
-    described = np.stack((high[containers], counts - 1), axis=1).astype("<u2").tobytes()
-    begins = 2 * (containers - np.repeat(starts - _HEAD - _CONTAINER * per_page, per_page)).astype("<u4")
-    offsets, lows = begins.tobytes(), low.astype("<u2").tobytes()
-    columns = (plain, starts, starts + sizes, first_of_page, first_of_page + per_page)
-    return [
-        b"".join(
-            (_HEADS[until - of], described[4 * of : 4 * until], offsets[4 * of : 4 * until], lows[2 * first : 2 * last])
-        )
-        if is_plain
-        else encode_sorted(low[first:last])
-        for is_plain, first, last, of, until in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    is_array = (counts <= ARRAY_KEYS) & (2 * run_counts >= counts)
+    has_arrays = np.logical_and.reduceat(is_array, first_of_page)
+    headers = np.stack((high[containers], counts - 1), axis=1).astype("<u2").tobytes()
+    page_starts = np.repeat(starts - _HEAD - _CONTAINER * per_page, per_page)
+    offsets = (2 * (containers - page_starts)).astype("<u4").tobytes()
+    lows = low.astype("<u2").tobytes()
+    columns = (has_arrays, starts, starts + sizes, first_of_page, first_of_page + per_page)
+    encoded: list[bytes] = []
+    for of_arrays, first, last, at, end in zip(*(column.tolist() for column in columns), strict=True):
+        if of_arrays:
+            containers_of_page = slice(4 * at, 4 * end)
+            parts = (
+                _HEADS[end - at],
+                headers[containers_of_page],
+                offsets[containers_of_page],
+                lows[2 * first : 2 * last],
+            )
+            encoded.append(b"".join(parts))
+        else:
+            encoded.append(encode_sorted(low[first:last]))
+    return encoded
 
 
 def may_be_arrays(stored: bytes) -> bool:
@@ -121,31 +131,39 @@ class ArrayPages:
         lengths = np.array([len(page) for page in stored])
         if (lengths % 2).any():
             raise ValueError(NOT_ARRAYS)
-        self._words = words = np.frombuffer(b"".join(stored), dtype="<u2")
-        starts = np.cumsum(lengths // 2) - lengths // 2
+        words = np.frombuffer(b"".join(stored), dtype="<u2")
+        units = lengths // 2
+        starts = np.cumsum(units) - units
         containers = words[starts + 2].astype(np.int64)
-        self.counts: Indexes = lengths // 2 - _HEAD - _CONTAINER * containers  # keys of each page
-        fits = (self.counts > 0) & (containers > 0) & (containers <= CONTAINERS_MAX) & (words[starts + 3] == 0)
-        if not fits.all():
+        self.counts: Indexes = units - _HEAD - _CONTAINER * containers
+        """Number of keys of each page."""
+        has_containers = (containers > 0) & (containers <= CONTAINERS_MAX) & (words[starts + 3] == 0)
+        if not (has_containers & (self.counts > 0)).all():
             raise ValueError(NOT_ARRAYS)
-        self._starts, self._containers = starts, containers
+        self._words = words
+        self._starts = starts
+        self._containers = containers
         firsts = np.cumsum(containers) - containers
-        position = np.arange(firsts[-1] + containers[-1]) - np.repeat(firsts, containers)
-        at = np.repeat(starts + _HEAD, containers) + 2 * position
-        self._uppers = words[at]
-        self._sizes = words[at + 1].astype(np.int64) + 1
-        rising = self._uppers[1:] > self._uppers[:-1]
-        rising[firsts[1:] - 1] = True  # from page to page
-        if (np.add.reduceat(self._sizes, firsts) != self.counts).any() or not rising.all():
+        positions = np.arange(firsts[-1] + containers[-1]) - np.repeat(firsts, containers)
+        headers = np.repeat(starts + _HEAD, containers) + 2 * positions
+        self._uppers = words[headers]
+        self._sizes = words[headers + 1].astype(np.int64) + 1
+        is_ascending = self._uppers[1:] > self._uppers[:-1]
+        is_ascending[firsts[1:] - 1] = True  # the first container of the next page
+        has_counts = np.add.reduceat(self._sizes, firsts) == self.counts
+        if not has_counts.all() or not is_ascending.all():
             raise ValueError(NOT_ARRAYS)
-        last = self._uppers[firsts + containers - 1].astype(np.int64) << 16 | words[starts + lengths // 2 - 1]
-        if (last >= PAGE_KEYS).any():
+        last_uppers = self._uppers[firsts + containers - 1].astype(np.int64)
+        last_keys = last_uppers << 16 | words[starts + units - 1]
+        if (last_keys >= PAGE_KEYS).any():
             raise ValueError(BEYOND)
 
     def keys(self) -> Remainders:
         """Return the keys of all pages, one page after the other."""
         ends = np.cumsum(self.counts)
+        begins = ends - self.counts
         keys_at = self._starts + _HEAD + _CONTAINER * self._containers
-        lows = self._words[np.arange(ends[-1]) + np.repeat(keys_at - (ends - self.counts), self.counts)]
-        keys: Remainders = lows | np.repeat(self._uppers.astype("<u4") << 16, self._sizes)
+        units = np.arange(ends[-1]) + np.repeat(keys_at - begins, self.counts)
+        uppers = np.repeat(self._uppers.astype("<u4") << 16, self._sizes)
+        keys: Remainders = self._words[units] | uppers
         return keys

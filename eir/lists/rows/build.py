@@ -22,8 +22,8 @@ from eir.lists.pages.content import (
     amend_pairs,
     decode,
     encode,
+    encode_extras,
     endless,
-    extras,
     has_pairs,
     pair_pages,
     split,
@@ -533,7 +533,7 @@ def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[P
     reasons = packed.astype(np.uint8)  # the cast keeps the lowest byte of each element
     if until is None:
         until = np.zeros(len(low), np.int64)
-    page_extras = extras(reasons, until, starts, sizes)
+    page_extras = encode_extras(reasons, until, starts, sizes)
     numbers += np.uint64(base // PAGE_KEYS)
     pages = zip(numbers.tolist(), encoded_keys, page_extras, strict=True)
     return list(map(Page._make, pages)), len(low)
