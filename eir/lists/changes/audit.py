@@ -1,6 +1,6 @@
-"""Audit: it tests if an EIR answers as a signed release lists, with a random sample or recorded answers.
+"""Audit: test whether an EIR answers as a signed release lists, by checks of a random sample or by recorded answers.
 
-Independent of protocols: the caller passes a function that asks, or recorded answers.
+The audit is independent of protocols: the caller passes a function that sends a check, or recorded answers.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ ASK = "ask"
 """Last stage of an audit, after those of a load."""
 CONFIDENCE = 0.95
 AT_LEAST = 0.999
-"""Default for the share that a sample must be able to show."""
+"""Default of the share of right answers that a sample must be able to prove."""
 SAMPLE_MAX = 30_000
-"""Default maximum number of devices that an audit asks about until the share is decided: 15 minutes at 100 questions per second."""
+"""Default maximum number of devices that an audit checks until the share is decided: 15 minutes at 100 checks per second."""
 INTERIM_MIN = 100
-"""Devices between two evaluations of the share, or a tenth of those before if that is more."""
+"""Minimum number of devices between two evaluations of the share; after 1,000 devices, a tenth of those checked so far."""
 PRIOR = 1.0, 0.1
-"""Parameters (a, b) of the beta-binomial prior of `interval`. They change its width but not its validity. With these values an audit with only right answers needs as many devices as one with a fixed sample size."""
+"""Parameters (a, b) of the beta-binomial prior of `interval`. They change the width of the interval, but not its validity. With these values, an audit with only right answers needs as many devices as an audit with a fixed sample size."""
 UNBOUNDED = 10**9
 """Size of an unlimited population: all checks that phones may ever cause."""
 UNDER_WAY_MAX = 256
-"""Maximum number of devices with open questions at any rate; further devices wait."""
+"""Maximum number of devices with unanswered checks, independent of the rate; further devices wait."""
 
 Ask: TypeAlias = Callable[[str], Awaitable[str]]
-"""Function that asks about an identifier and returns the status or another answer. It raises EirError if no further question is possible."""
+"""Function that sends a check of an identifier and returns the status or another answer. It raises EirError if no further check is possible."""
 
 
 # Entries of a release
@@ -58,7 +58,10 @@ class ReleaseEntries:
         self._now = now.timestamp()
         self._pages = {page.number: page for page in pages}
         self._numbers = list(self._pages)
-        sizes = [len(content.low) + (content.tac is not None) for content in map(self._content, self._numbers)]
+        sizes: list[int] = []
+        for number in self._numbers:
+            content = self._content(number)
+            sizes.append(len(content.low) + (content.tac is not None))
         self._ends = np.cumsum(np.array(sizes, np.int64))
 
     def __len__(self) -> int:
@@ -68,41 +71,44 @@ class ReleaseEntries:
         """Return the rows of a page that have not expired."""
         low, reasons, until, tac = decode(self._pages[number])
         in_force = (until == 0) | (until > self._now)
-        return Content(
-            low[in_force],
-            reasons[in_force],
-            until[in_force],
-            None if tac is not None and 0 < tac.until <= self._now else tac,
-        )
+        if tac is not None and 0 < tac.until <= self._now:
+            tac = None
+        return Content(low[in_force], reasons[in_force], until[in_force], tac)
 
     def sample(self, count: int) -> list[int]:
         """Return the device keys of `count` random entries in random order, or of all entries if there are fewer.
 
         For the entry of a whole TAC, the key of a random device of this TAC is returned.
         """
-        chance = secrets.SystemRandom()  # the operator of the EIR must not be able to predict the sample
-        chosen = np.array(sorted(chance.sample(range(len(self)), min(count, len(self)))), np.int64)
-        of_page = np.searchsorted(self._ends, chosen, side="right")
-        keys = []
-        for page in np.unique(of_page).tolist():
-            number, begins = self._numbers[page], int(self._ends[page - 1]) if page else 0
+        random = secrets.SystemRandom()  # the operator of the EIR must not be able to predict the sample
+        positions = random.sample(range(len(self)), min(count, len(self)))
+        chosen = np.array(sorted(positions), np.int64)
+        page_of = np.searchsorted(self._ends, chosen, side="right")
+        keys: list[int] = []
+        for page in np.unique(page_of).tolist():
+            begin = int(self._ends[page - 1]) if page else 0
+            number = self._numbers[page]
             low = self._content(number).low
-            places = (chosen[of_page == page] - begins).tolist()
-            keys += [
-                number * SNR_KEYS + (int(low[at]) if at < len(low) else chance.randrange(SNR_KEYS)) for at in places
-            ]
-        chance.shuffle(keys)
+            for at in (chosen[page_of == page] - begin).tolist():
+                remainder = int(low[at]) if at < len(low) else random.randrange(SNR_KEYS)
+                keys.append(number * SNR_KEYS + remainder)
+        random.shuffle(keys)
         return keys
 
     def holds(self, keys: Keys) -> NDArray[np.bool_]:
         """Return a mask that is True for each device key that the release lists."""
-        numbers, mask = keys // np.uint64(SNR_KEYS), np.zeros(len(keys), bool)
+        mask = np.zeros(len(keys), bool)
+        if not len(keys):
+            return mask
+        numbers = keys // np.uint64(SNR_KEYS)
         order = np.argsort(numbers, kind="stable")
         starts = np.flatnonzero(np.diff(numbers[order])) + 1
-        for of_page in np.split(order, starts) if len(keys) else ():
-            if (number := int(numbers[of_page[0]])) in self._pages:
+        for of_page in np.split(order, starts):
+            number = int(numbers[of_page[0]])
+            if number in self._pages:
                 content = self._content(number)
-                mask[of_page] = content.tac is not None or np.isin(keys[of_page] % np.uint64(SNR_KEYS), content.low)
+                low = keys[of_page] % np.uint64(SNR_KEYS)
+                mask[of_page] = content.tac is not None or np.isin(low, content.low)
         return mask
 
 
@@ -118,7 +124,7 @@ def load_entries(
 
     Raises:
         ReleaseRefused: if the release cannot be verified.
-        EirError: if it is not a list of devices.
+        EirError: if the release is not of a list of devices.
     """
     from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only needed here, and polars takes long to import
 
@@ -134,13 +140,10 @@ def load_entries(
         raise EirError(f"{settings.name} is a list of {settings.kind}; expected a list of {DEVICES}")
     tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max)
     with naming_release(release.manifest):
-        rows = next(
-            iter(
-                read_release(
-                    release.manifest, manifest.parent, settings, Reasons(), tally, stage=stage, memory_max=memory_max
-                )
-            )
+        rows_by_role = read_release(
+            release.manifest, manifest.parent, settings, Reasons(), tally, stage=stage, memory_max=memory_max
         )
+        rows = next(iter(rows_by_role))
         with stage(BUILD, 1):
             return ReleaseEntries(release.manifest, build_pages(rows).pages, now)
 
@@ -149,17 +152,17 @@ def load_entries(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the smallest sample that can prove a share of `at_least` if all its answers are right.
+    """Return the size of the smallest sample that can prove a share of `at_least` if all its answers are right.
 
-    `of` is the number of entries from which the sample is drawn. "Prove" means that the lower bound of `interval` is at
-    least this share.
-
-    If `at_least` is 1, the sample is all entries.
+    A sample proves a share if the lower bound of `interval` is at least this share. If `at_least` is 1, the sample must
+    have all entries. `of`: number of entries from which the sample is drawn.
     """
-    low, high = 1 if at_least < 1 else of, of
+    low = 1 if at_least < 1 else of
+    high = of
     while low < high:
         middle = (low + high) // 2
-        if interval(middle, middle, confidence, of=of)[0] >= at_least:
+        lower_bound, _ = interval(middle, middle, confidence, of=of)
+        if lower_bound >= at_least:
             high = middle
         else:
             low = middle + 1
@@ -171,22 +174,24 @@ def interim_sizes(first: int, most: int) -> Iterator[int]:
     size = min(first, most)
     while size < most:
         yield size
-        size = min(most, size + max(INTERIM_MIN, size // 10))
+        step = max(INTERIM_MIN, size // 10)
+        size = min(most, size + step)
     yield size
 
 
 def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: int = UNBOUNDED) -> tuple[float, float]:
-    """Return a confidence interval for the share of right entries among `of` entries.
+    """Return the lower and the upper bound of the share of right entries among `of` entries.
 
-    `right` of `asked` randomly drawn entries were right.
+    The answers for `right` of `asked` randomly drawn entries were right.
 
-    The intervals of a growing sample are a confidence sequence: with probability `confidence` all of them contain the
-    true share. So an audit may evaluate the share at any time and stop then. Sampling is without replacement, and the
-    interval of all entries is a point. Source: I. Waudby-Smith, A. Ramdas, Confidence sequences for sampling without
-    replacement, NeurIPS 2020, section 2: a count of right entries is in the set as long as the ratio of its prior to
-    its posterior probability is below 1/(1 - confidence). The prior is beta-binomial, so the set is an interval.
+    The intervals of a growing sample are a confidence sequence: with probability `confidence`, all of them contain the
+    true share. So an audit may evaluate the share at any time and then stop. Sampling is without replacement; a sample
+    of all entries has an interval of one point. Source: I. Waudby-Smith, A. Ramdas, Confidence sequences for sampling
+    without replacement, NeurIPS 2020, section 2: a count of right entries is plausible as long as the ratio of its prior
+    to its posterior probability is below 1/(1 - confidence). The prior is beta-binomial, so the plausible counts are an
+    interval.
 
-    If the population is unbounded, an answer may be a fraction from 0 to 1: the likelihood of its mean is convex in the
+    If the population is unbounded, an answer may be a fraction from 0 to 1: the likelihood of the mean is convex in the
     answer, so the ratio stays a supermartingale.
     """
     if not asked:
@@ -195,29 +200,31 @@ def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: in
     wrong = asked - right
     smallest = math.log(1 - confidence) + _log_beta(a + right, b + wrong) - _log_beta(a, b)
 
-    def fits(count: int) -> bool:
+    def is_plausible(count: int) -> bool:
         """Return True if `count` right entries among all entries are plausible, given these answers."""
         return _log_choose(of - asked, count - right) - _log_choose(of, count) >= smallest
 
-    def bound(outside: int) -> int:
-        """Return the last plausible count between the most likely count and `outside`.
+    def last_plausible(outside: int) -> int:
+        """Return the last plausible count on the way from the most likely count to `outside`.
 
-        The likelihood has one maximum, so a binary search finds it.
+        The likelihood has only one maximum, so a binary search finds this count.
         """
-        if fits(outside):
+        if is_plausible(outside):
             return outside
         inside = likeliest
         while abs(inside - outside) > 1:
             middle = (inside + outside) // 2
-            if fits(middle):
+            if is_plausible(middle):
                 inside = middle
             else:
                 outside = middle
         return inside
 
-    fewest, most = math.ceil(right), math.floor(of - wrong)
-    likeliest = min(max(math.floor((of + 1) * right / asked), fewest), most)
-    return bound(fewest) / of, bound(most) / of
+    fewest = math.ceil(right)
+    most = math.floor(of - wrong)
+    mode = math.floor((of + 1) * right / asked)
+    likeliest = min(max(mode, fewest), most)
+    return last_plausible(fewest) / of, last_plausible(most) / of
 
 
 def _log_beta(a: float, b: float) -> float:
@@ -241,20 +248,26 @@ class Mistake(NamedTuple):
 
 
 @dataclass(slots=True)
-class Origin:
-    """Counts of answers about listed devices, either to one MME or about one device."""
+class AnswerCounts:
+    """Counts of answers about listed devices: of a whole audit, to one MME, or about one device."""
 
     asked: int = 0
     as_listed: int = 0
+    """Number of answers that agreed with the list."""
 
     def count(self, asked: int, as_listed: int) -> None:
-        """Add to the counts a number of answers, and the number of those that agreed with the list."""
+        """Add answers to the counts."""
         self.asked += asked
         self.as_listed += as_listed
 
+    @property
+    def share(self) -> float | None:
+        """Share of the answers that agreed with the list; None if there were no answers."""
+        return self.as_listed / self.asked if self.asked else None
+
 
 @dataclass(slots=True, kw_only=True)
-class AuditReport:
+class AuditReport(AnswerCounts):
     """Result of an audit.
 
     An audit that sends checks counts devices, each checked in all its forms. An audit of recorded answers counts
@@ -264,40 +277,29 @@ class AuditReport:
     list: str
     serial: int
     entries: int
-    asked: int = 0
-    as_listed: int = 0
     confidence: float = CONFIDENCE
     exceptions: Sequence[Mistake] = ()
-    origins: Mapping[str, Origin] | None = None
-    """Results by Origin-Host of recorded checks; None if the audit itself asked."""
-    devices: Mapping[int, Origin] = field(default_factory=dict)
-    """Results by listed device, if `origins` is set."""
+    origins: Mapping[str, AnswerCounts] | None = None
+    """Counts of recorded answers by Origin-Host; None if the audit sent the checks itself."""
+    devices: Mapping[int, AnswerCounts] = field(default_factory=dict)
+    """Counts of recorded answers by listed device."""
     never_asked: Sequence[str] = ()
-    """Known MMEs without a check."""
+    """Origin-Hosts of known MMEs that sent no check."""
     fault: str | None = None
     """Reason why the audit ended early."""
 
-    def count(self, asked: int, as_listed: int) -> None:
-        """Add to the totals a number of answers, and the number of those that agreed with the list."""
-        self.asked += asked
-        self.as_listed += as_listed
-
-    @property
-    def share(self) -> float | None:
-        """Share of devices, or of checks, that were answered as listed; None if there were no answers."""
-        return self.as_listed / self.asked if self.asked else None
-
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the true share, which hold with the probability `confidence`.
+        """Lower and upper bound that contain the true share with the probability `confidence`.
 
-        In recorded checks, each listed device is one draw from an unlimited number, and its answer is the share of its
-        checks that were answered as listed: a hundred checks of one phone show no more of the network than one.
+        In an audit of recorded checks, each listed device is one draw from an unlimited number. Its answer is the share
+        of its checks that were answered as listed: a hundred checks of one phone prove no more about the network than
+        one check.
         """
         if self.origins is None:
             return interval(self.as_listed, self.asked, self.confidence, of=self.entries)
-        shares = sum(each.as_listed / each.asked for each in self.devices.values())
-        return interval(shares, len(self.devices), self.confidence)
+        right = sum(counts.as_listed / counts.asked for counts in self.devices.values())
+        return interval(right, len(self.devices), self.confidence)
 
     def verdict(self, at_least: float) -> bool | None:
         """Return True if the share of right answers is at least `at_least`; None if the interval is too wide."""
@@ -314,13 +316,8 @@ class AuditReport:
         }  # fmt: skip
         if self.origins is not None:
             document["origins"] = [
-                {
-                    "origin_host": name,
-                    "asked": each.asked,
-                    "as_listed": each.as_listed,
-                    "share": each.as_listed / each.asked if each.asked else None,
-                }
-                for name, each in self.origins.items()
+                {"origin_host": name, "asked": counts.asked, "as_listed": counts.as_listed, "share": counts.share}
+                for name, counts in self.origins.items()
             ]
             document["devices"] = len(self.devices)
             document["never_asked"] = list(self.never_asked)
@@ -328,15 +325,16 @@ class AuditReport:
 
 
 def forms(key: int, turn: int) -> list[str]:
-    """Return all forms of an identifier that MMEs send.
+    """Return all forms in which MMEs send an identifier.
 
-    These are 14 digits, 15 digits and 16 digits with a software version (TS 23.003 6.2.1). The 15th digit is
-    alternately the check digit or a spare 0, by `turn`.
+    An IMEI has 14 digits, 15 digits, or 16 digits with a software version (TS 23.003 6.2.1). The 15th digit is the check
+    digit if `turn` is odd, otherwise a spare 0.
     """
     text = key_text(key)
     if key >= MEID_BASE:
         return [text]
-    return [text, f"{text}{check_digit(text) if turn % 2 else 0}", f"{text}01"]
+    last_digit = check_digit(text) if turn % 2 else 0
+    return [text, f"{text}{last_digit}", f"{text}01"]
 
 
 @dataclass(slots=True)
@@ -345,42 +343,48 @@ class _Inquiry:
 
     ask: Ask
     wanted: str
+    """Expected answer."""
     rate: float | None
+    """Checks per second; None: each check follows the previous answer."""
     report: AuditReport
     progress: Progress
     size: int = 0
-    """Number of devices to ask about before the next evaluation."""
+    """Number of devices to check before the next evaluation."""
     mistakes: list[Mistake] = field(default_factory=list)
 
-    async def round(self, keys: Sequence[int], begun: int) -> None:
+    async def check_devices(self, keys: Sequence[int], begun: int) -> None:
         """Send checks of these devices, and return after all answers or after a fault.
 
-        `begun` is the number of devices that were checked before.
+        `begun`: number of devices that were checked before.
         """
         loop = asyncio.get_running_loop()
-        room, due = asyncio.Semaphore(UNDER_WAY_MAX), loop.time()
+        room = asyncio.Semaphore(UNDER_WAY_MAX)
+        due = loop.time()
         self.size = begun + len(keys)
         self.progress(ASK, self.report.asked, self.size)
         async with asyncio.TaskGroup() as tasks:
             for turn, key in enumerate(keys, begun):
                 texts = forms(key, turn)
                 if self.rate is None:
-                    await self.about(texts, due)
+                    await self._check_device(texts, due)
                 else:
                     await room.acquire()
                     due = max(due, loop.time())
                     await asyncio.sleep(due - loop.time())
-                    tasks.create_task(self.about(texts, due)).add_done_callback(lambda _: room.release())
+                    task = tasks.create_task(self._check_device(texts, due))
+                    task.add_done_callback(lambda _: room.release())
                     due += len(texts) / self.rate
                 if self.report.fault:
                     break
 
-    async def about(self, texts: Sequence[str], begins: float) -> None:
-        """Send checks of one device in all its forms, the first at `begins` on the loop's clock."""
+    async def _check_device(self, texts: Sequence[str], begin: float) -> None:
+        """Send checks of one device in all its forms, the first at `begin` on the loop's clock."""
+        loop = asyncio.get_running_loop()
         wrong: list[Mistake] = []
         for number, text in enumerate(texts):
             if self.rate is not None:
-                await asyncio.sleep(max(0.0, begins + number / self.rate - asyncio.get_running_loop().time()))
+                due = begin + number / self.rate
+                await asyncio.sleep(max(0.0, due - loop.time()))
             try:
                 answer = await self.ask(text)
             except EirError as e:
@@ -402,27 +406,29 @@ async def audit(
     Args:
         listed: entries of the release.
         keys: random sample in random order.
-        ask: function that asks.
+        ask: function that sends a check.
         wanted: expected answer.
-        rate: questions per second; None: each question follows the previous answer.
+        rate: checks per second; None: each check follows the previous answer.
         confidence: probability that the interval contains the true share.
-        first: devices before the first evaluation of the share; None: all.
-        at_least: share to decide; None: ask about all devices.
+        first: number of devices before the first evaluation of the share; None: all devices.
+        at_least: share to decide; None: check all devices.
         progress: receives the number of devices done.
     """
     report = AuditReport(
         list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence
     )
-    asking, begun = _Inquiry(ask, wanted, rate, report, progress), 0
-    for size in interim_sizes(len(keys) if first is None or at_least is None else first, len(keys)):
-        await asking.round(keys[begun:size], begun)
+    inquiry = _Inquiry(ask, wanted, rate, report, progress)
+    first_size = len(keys) if first is None or at_least is None else first
+    begun = 0
+    for size in interim_sizes(first_size, len(keys)):
+        await inquiry.check_devices(keys[begun:size], begun)
         begun = size
         if report.fault:
             report.fault += f"; {report.asked:,} of {size:,} devices were asked about"
             break
         if at_least is not None and report.verdict(at_least) is not None:
             break
-    report.exceptions = sorted(asking.mistakes)
+    report.exceptions = sorted(inquiry.mistakes)
     return report
 
 
@@ -448,26 +454,28 @@ def judge(
         checks: recorded checks.
         wanted: expected answer.
         known: Origin-Hosts of MMEs that should ask.
-        asking: further Origin-Hosts that have asked, about any device.
+        asking: further Origin-Hosts that have sent a check of any device.
         confidence: probability that the interval contains the true share.
     """
     recorded = list(checks)
-    origins = {name: Origin() for name in sorted({check.origin for check in recorded})}
-    devices: dict[int, Origin] = {}
+    origin_hosts = {check.origin for check in recorded}
+    origins = {name: AnswerCounts() for name in sorted(origin_hosts)}
+    devices: dict[int, AnswerCounts] = {}
     report = AuditReport(
         list=listed.manifest.list, serial=listed.manifest.serial, entries=len(listed), confidence=confidence,
         origins=origins, devices=devices,
     )  # fmt: skip
-    mistakes = set()
-    for check, is_listed in zip(
-        recorded, listed.holds(np.array([check.device for check in recorded], np.uint64)).tolist(), strict=True
-    ):
-        if is_listed:
-            right = check.checks if check.got == wanted else 0
-            for count in (report, origins[check.origin], devices.setdefault(check.device, Origin())):
-                count.count(check.checks, right)
-            if not right:
-                mistakes.add(Mistake(check.imei, wanted, check.got))
+    mistakes: set[Mistake] = set()
+    keys = np.array([check.device for check in recorded], np.uint64)
+    for check, is_listed in zip(recorded, listed.holds(keys).tolist(), strict=True):
+        if not is_listed:
+            continue
+        right = check.checks if check.got == wanted else 0
+        device = devices.setdefault(check.device, AnswerCounts())
+        for counts in (report, origins[check.origin], device):
+            counts.count(check.checks, right)
+        if not right:
+            mistakes.add(Mistake(check.imei, wanted, check.got))
     seen = {name.lower() for name in (*origins, *asking)}
     report.exceptions = sorted(mistakes)
     report.never_asked = sorted(name for name in known if name.lower() not in seen)

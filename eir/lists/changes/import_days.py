@@ -1,8 +1,8 @@
 """Import of first sightings into the record: days from another EIR's file, or from the record of checks.
 
 The earliest day of a device counts. Devices that a list registers are left out. The import is one write of the store, on the
-condition that the record is as it was read; otherwise it starts again. So a killed import changes nothing, and running nodes
-follow it like a change of another node.
+condition that the record has not changed since it was read; otherwise the import starts again. So a killed import changes nothing,
+and running nodes follow an import like a change of another node.
 """
 
 import asyncio
@@ -49,18 +49,18 @@ class DaysFile(NamedTuple):
 
     days: FirstDays
     tally: "Tally"
-    """Bad rows, which are left out."""
+    """Counts of rows, and the bad rows that were left out."""
 
 
 class DaysImport(NamedTuple):
     """Result of an import of first sightings."""
 
     devices: int
-    """Number of different devices that were to be imported."""
+    """Number of different devices in the import."""
     new: int
-    """Number of devices that were not on record."""
+    """Number of imported devices that were not on record."""
     earlier: int
-    """Number of devices on record that have an earlier first day now."""
+    """Number of devices on record to which the import gave an earlier first day."""
     registered: int
     """Number of devices that were left out because a list registers them."""
 
@@ -108,7 +108,9 @@ def _pieces(stream: BinaryIO, size: int, progress: Progress) -> Iterator[bytes]:
     """Yield the content of a file in pieces of whole lines, and report the progress."""
     while piece := stream.read(PIECE_BYTES):
         piece += stream.readline()
-        yield piece if piece.endswith(b"\n") else piece + b"\n"
+        if not piece.endswith(b"\n"):
+            piece += b"\n"
+        yield piece
         progress(stream.tell(), size)
 
 
@@ -143,9 +145,8 @@ async def import_days(
         )
         if not change.pages:
             return report
-        event = Event(
-            time=utc_text(now), who=who, what=SIGHTED, list=name, outcome=ACCEPTED, detail=f"import of {source}: {report.as_text()}"
-        )  # fmt: skip
+        detail = f"import of {source}: {report.as_text()}"
+        event = Event(time=utc_text(now), who=who, what=SIGHTED, list=name, outcome=ACCEPTED, detail=detail)
         try:
             await store.amend(name, change.state, change.pages, seen=change.state.generation, keep=0, event=event)
         except (GenerationConflict, StoreChanged):
@@ -159,9 +160,9 @@ class _Change(NamedTuple):
     """Change of the record of first sightings by an import."""
 
     state: ListState
-    """State after the change, with the generation before it."""
+    """State after the change, but with the generation before the change."""
     pages: Sequence[Page]
-    """Pages that differ."""
+    """Changed pages."""
     new: int
     earlier: int
     """Numbers of devices, as in DaysImport."""
@@ -174,33 +175,35 @@ def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: Fi
         EirError: if a list has the name of the record.
         ValueError: if a page is damaged.
     """
-    state = stored[0] or NO_LIST
+    stored_state, stored_pages = stored
+    state = stored_state or NO_LIST
     if state.kind not in {"", FIRST_SEEN}:
         raise EirError(
             f"{name} is a list of {state.kind} in the store, and the name of the record of first sightings in the configuration: give one of them another name"
         )
-    before = decode_days(stored[1])
+    before = decode_days(stored_pages)
     after = merge((before, added))
     new = len(after.keys) - len(before.keys)
-    kept = after.firsts[np.isin(after.keys, before.keys, assume_unique=True)]
-    old, there = by_page(before), {page.number: page for page in stored[1]}
-    pages = [
-        page
-        for (number, part), page in zip(by_page(after).items(), encode_days(after), strict=True)
-        if number not in old or not part.is_same(old[number])
-    ]
-    replaced = [there[page.number] for page in pages if page.number in there]
+    was_on_record = np.isin(after.keys, before.keys, assume_unique=True)
+    is_earlier = after.firsts[was_on_record] < before.firsts
+    old = by_page(before)
+    pages: list[Page] = []
+    for (number, days), page in zip(by_page(after).items(), encode_days(after), strict=True):
+        if number not in old or not days.is_same(old[number]):
+            pages.append(page)
+    changed = {page.number for page in pages}
+    replaced = [page for page in stored_pages if page.number in changed]
     following = replace(
         state, kind=FIRST_SEEN, content_digest=amended_digest(state.content_digest, replaced, pages),
         entries=state.entries + new, devices=state.devices + new, loaded_at=utc_text(now),
     )  # fmt: skip
-    return _Change(following, pages, new, int((kept < before.firsts).sum()))
+    return _Change(following, pages, new, int(is_earlier.sum()))
 
 
 async def _load(store: ListStore, name: str, numbers: Sequence[int], now: datetime) -> DeviceList:
     """Load the numbered pages of a list from the store to an image."""
-    found = DeviceList(name, DEVICES, now.timestamp)
+    devices = DeviceList(name, DEVICES, now.timestamp)
     state, pages = await store.some_pages(name, numbers)
     if state is not None and state.kind == DEVICES:
-        found.replace(state, image_of(pages))
-    return found
+        devices.replace(state, image_of(pages))
+    return devices

@@ -1,8 +1,8 @@
-"""Listings: devices that changes added to lists and removed from them in a period, by list, reason and TAC.
+"""Listings: numbers of devices that changes added to lists and removed from them in a period, by list, reason and TAC.
 
-The history has the number of devices of each change. Reason and TAC are known for the entries that an event names, and for a release
-that the store keeps beside its predecessor. Memory is bounded by the number of lists, reasons and TACs: records and pages are read in
-batches.
+The history has the number of devices of each change. Reason and TAC are known in two cases: the event names its entries, or the store
+still has the release and its predecessor. Memory is bounded by the number of lists, reasons and TACs, because records and pages are
+read in batches.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ ROLLBACK = "rollback"
 CHANGES = frozenset({"load", ROLLBACK, ADD, REMOVE})
 PAGES_AT_ONCE = 500
 RECENT_MAX = 64
-"""Number of changes of a list that a rollback can refer to."""
+"""Number of changes of a list that are remembered, so that a rollback of them can be counted."""
 _TURNOVER = re.compile(r"([\d,]+) \w+ come, ([\d,]+) go")
 _FROM_FILE = re.compile(rf"; (\d+) entries of .*{FILE}")
 _UNDONE = re.compile(r"release ([\d, ]+) undone")
@@ -42,9 +43,9 @@ class Listing(NamedTuple):
     is_listed: bool
     """True if the devices were added, False if they were removed."""
     reason: str | None
-    """Reason of the entries, or of their removal by hand; empty for none; None if it is not known."""
+    """Reason of the entries, or of their removal by hand; empty for no reason; None if the reason is not known."""
     tac: int | None
-    """Page number of the devices, which is their TAC; None if it is not known."""
+    """TAC of the devices, which is their page number; None if the TAC is not known."""
 
 
 Parts = Counter[Listing]
@@ -61,144 +62,167 @@ class Listings:
     """Times (Unix microseconds) of the changes that removed devices, by list."""
 
     def add(self, event: Event, parts: Parts) -> None:
-        """Add the devices of one change and, if it removed devices, its time."""
+        """Add the devices of one change and, if the change removed devices, its time."""
         self.devices += parts
-        if event.list is not None and any(not each.is_listed for each in parts):
+        has_removals = any(not listing.is_listed for listing in parts)
+        if event.list is not None and has_removals:
             time_s = datetime.fromisoformat(event.time).timestamp()
             self.unlisted_at[event.list].append(round(time_s) * 1_000_000)
 
 
 async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, end: str) -> Listings:
-    """Count the devices that changes from `begin` until before `end` added and removed (times as in events, UTC).
+    """Count the devices that changes from `begin` until before `end` added and removed.
 
-    `kinds`: names of the lists that count → their kind.
+    Args:
+        store: store of the lists and of the history.
+        kinds: kind of each list that counts, by name.
+        begin: first time of the period, as in events (UTC).
+        end: time after the period.
 
     Raises:
         StoreError: if the store cannot be read.
     """
-    reader, found = _HistoryReader(store, kinds), Listings()
+    reader = _HistoryReader(store, kinds)
+    listings = Listings()
     for name in kinds:
         await reader.add_kept(name)
     for chain in CHAINS:
         async for batch in store.records(chain=chain):
-            for event in (read_record(record, chain) for record in batch):
-                list_name = event.list or ""
-                if list_name in kinds and event.what in CHANGES and not is_refusal(event) and event.time < end:
-                    parts = await reader.parts_of(event, list_name, in_period=event.time >= begin)
-                    if event.time >= begin:
-                        found.add(event, parts)
-    return found
+            for record in batch:
+                event = read_record(record, chain)
+                name = event.list or ""
+                is_change = event.what in CHANGES and not is_refusal(event)
+                if name not in kinds or not is_change or event.time >= end:
+                    continue
+                in_period = event.time >= begin
+                parts = await reader.count_change(event, name, in_period=in_period)
+                if in_period:
+                    listings.add(event, parts)
+    return listings
 
 
 class _HistoryReader:
-    """Reader of list changes from the history, which must be passed in order, oldest first."""
+    """Counter of the devices of list changes. The events of a chain must be passed in order, oldest first."""
 
     def __init__(self, store: ListStore, kinds: Mapping[str, str]) -> None:
-        self._store, self._kinds = store, kinds
+        self._store = store
+        self._kinds = kinds
         self._kept: dict[tuple[str, str, str], tuple[Release, Release | None]] = {}
-        """List, time and detail of the event of each stored release → the release, and its predecessor if it is stored."""
+        """Each stored release, and its predecessor if stored, by list, time and detail of the release's event."""
         self._recent: dict[str, deque[tuple[Event, Parts]]] = {name: deque(maxlen=RECENT_MAX) for name in kinds}
-        """Changes of each list that a rollback may undo."""
+        """Newest changes of each list, which a rollback may undo."""
 
     async def add_kept(self, name: str) -> None:
         """Read the list's stored releases, so that their changes can be computed from their pages."""
-        releases = [*await self._store.releases(name)]
-        for newer, older in zip(releases, [*releases[1:], None], strict=False):
+        releases = await self._store.releases(name)
+        for newer, older in zip_longest(releases, releases[1:]):
             if newer.made is not None:
                 self._kept[name, newer.made.time, newer.made.detail] = newer, older
 
-    async def parts_of(self, event: Event, name: str, *, in_period: bool) -> Parts:
-        """Count the devices that a change added and removed. Pages of releases are compared only for `in_period`."""
+    async def count_change(self, event: Event, name: str, *, in_period: bool) -> Parts:
+        """Count the devices that a change added and removed. Pages are compared only if `in_period` is true."""
         if event.what == ROLLBACK:
-            return self._undone(event, name)
+            return self._count_rollback(event, name)
         if event.what in {ADD, REMOVE} and not _FROM_FILE.search(event.detail):
-            parts = self._named(event, name)
+            parts = self._count_named(event, name)
         else:
-            parts = await self._differences(event, name) if in_period else Parts()
+            parts = await self._count_differences(event, name) if in_period else Parts()
             for is_listed, devices in zip((True, False), _turnover(event), strict=True):
-                known = sum(count for each, count in parts.items() if each.is_listed is is_listed)
+                known = sum(count for listing, count in parts.items() if listing.is_listed is is_listed)
                 if devices > known:
                     parts[Listing(name, is_listed, None, None)] += devices - known
         self._recent[name].append((event, parts))
         return parts
 
-    def _named(self, event: Event, name: str) -> Parts:
-        """Return the devices whose identifiers an event names: entries that a person added or removed."""
-        reason = _AFTER_REASON.sub("", event.detail.rpartition(": ")[0], count=1)
+    def _count_named(self, event: Event, name: str) -> Parts:
+        """Count the devices that an event names: entries that a person added or removed."""
+        before_entries = event.detail.rpartition(": ")[0]
+        reason = _AFTER_REASON.sub("", before_entries, count=1)
         entries = added_by([replace(event, what=ADD)], self._kinds[name])
+        devices = {(key, is_whole_tac) for key, _, is_whole_tac in entries}
         parts = Parts()
-        for key, is_whole_tac in {(key, is_whole_tac) for key, _, is_whole_tac in entries}:
-            parts[Listing(name, event.what == ADD, reason, key // PAGE_KEYS)] += SNR_KEYS if is_whole_tac else 1
+        for key, is_whole_tac in devices:
+            listing = Listing(name, event.what == ADD, reason, key // PAGE_KEYS)
+            parts[listing] += SNR_KEYS if is_whole_tac else 1
         return parts
 
-    def _undone(self, event: Event, name: str) -> Parts:
-        """Return the effect of a rollback: the changes that it undid, with added and removed devices exchanged."""
+    def _count_rollback(self, event: Event, name: str) -> Parts:
+        """Count the devices of a rollback: those of the undone changes, with added and removed devices exchanged."""
         match = _UNDONE.match(event.detail)
         serials = {int(text) for text in match[1].split(",")} if match else set()
         parts = Parts()
-        for made, made_parts in self._recent[name]:
-            if made.serial in serials or f"({made.what} by {made.who}, {made.time}: {made.detail})" in event.detail:
-                for each, devices in made_parts.items():
-                    parts[each._replace(is_listed=not each.is_listed)] += devices
+        for change, change_parts in self._recent[name]:
+            change_text = f"({change.what} by {change.who}, {change.time}: {change.detail})"
+            if change.serial not in serials and change_text not in event.detail:
+                continue
+            for listing, devices in change_parts.items():
+                undone = listing._replace(is_listed=not listing.is_listed)
+                parts[undone] += devices
         return parts
 
-    async def _differences(self, event: Event, name: str) -> Parts:
-        """Return the devices by which a release differs from its predecessor; nothing unless both are stored."""
+    async def _count_differences(self, event: Event, name: str) -> Parts:
+        """Count the devices by which a release differs from its predecessor; the result is empty unless both are stored."""
         newer, older = self._kept.get((name, event.time, event.detail), (None, None))
-        if newer is None or (older is None and ", before 0;" not in event.detail):
+        is_first = ", before 0;" in event.detail
+        if newer is None or (older is None and not is_first):
             return Parts()
-        parts, numbers = Parts(), await self._touched(name, newer, older)
+        parts = Parts()
+        numbers = await self._changed_pages(name, newer, older)
         for at in range(0, len(numbers), PAGES_AT_ONCE):
-            some = numbers[at : at + PAGES_AT_ONCE]
-            after = await self._store.kept_pages(name, newer.state.generation, some)
-            before = () if older is None else await self._store.kept_pages(name, older.state.generation, some)
+            batch = numbers[at : at + PAGES_AT_ONCE]
+            after = await self._store.kept_pages(name, newer.state.generation, batch)
+            before = () if older is None else await self._store.kept_pages(name, older.state.generation, batch)
             if after is None or before is None:
                 return Parts()
-            new, old = ({page.number: page for page in pages} for pages in (after, before))
-            for number in some:
-                parts += _page_parts(name, newer.state, new.get(number), old.get(number), is_listed=True)
+            new = {page.number: page for page in after}
+            old = {page.number: page for page in before}
+            for number in batch:
+                parts += _count_page(name, newer.state, new.get(number), old.get(number), is_listed=True)
                 if older is not None:
-                    parts += _page_parts(name, older.state, old.get(number), new.get(number), is_listed=False)
+                    parts += _count_page(name, older.state, old.get(number), new.get(number), is_listed=False)
         return parts
 
-    async def _touched(self, name: str, newer: Release, older: Release | None) -> Sequence[int]:
-        """Return the numbers of the pages that a release changed; if unknown, those of all pages in force now."""
-        steps = await self._store.changes(name, older.state.generation) if older else None
-        if steps and steps[0].after == newer.state.generation and steps[0].pages is not None:
-            return steps[0].pages
+    async def _changed_pages(self, name: str, newer: Release, older: Release | None) -> Sequence[int]:
+        """Return the numbers of the pages that a release changed; if they are unknown, of all pages now in force."""
+        changes = await self._store.changes(name, older.state.generation) if older else None
+        if changes and changes[0].after == newer.state.generation and changes[0].pages is not None:
+            return changes[0].pages
         return [page.number async for _, batch in self._store.pages(name) for page in batch]
 
 
 def _turnover(event: Event) -> tuple[int, int]:
-    """Return the numbers of added and of removed devices that the text of an event gives."""
+    """Parse the numbers of added and of removed devices from the detail of an event."""
     if match := _TURNOVER.search(event.detail):
-        come, gone = (int(text.replace(",", "")) for text in match.groups())
-        return come, gone
+        added, removed = (int(text.replace(",", "")) for text in match.groups())
+        return added, removed
     match = _FROM_FILE.search(event.detail)
     entries = int(match[1]) if match else 0
     return (entries, 0) if event.what == ADD else (0, entries)
 
 
-def _page_parts(name: str, state: ListState, page: Page | None, other: Page | None, *, is_listed: bool) -> Parts:
+def _count_page(name: str, state: ListState, page: Page | None, other: Page | None, *, is_listed: bool) -> Parts:
     """Count by reason the devices that `page` contains and `other` lacks."""
     if page is None or page == other:
         return Parts()
-    content, rest = _content(page), NO_CONTENT if other is None else _content(other)
+    content = _decode_page(page)
+    rest = NO_CONTENT if other is None else _decode_page(other)
     if rest.tac is not None:
         return Parts()
     if content.tac is not None:
         counts = {content.tac.reason: SNR_KEYS - len(rest.low)}
     else:
-        lacking = ~np.isin(content.low, rest.low, assume_unique=True)
-        counts = dict(enumerate(np.bincount(content.reasons[lacking]).tolist()))
+        is_missing = ~np.isin(content.low, rest.low, assume_unique=True)
+        reasons = content.reasons[is_missing]
+        counts = dict(enumerate(np.bincount(reasons).tolist()))
     parts = Parts()
     for reason, devices in counts.items():
         if devices:
-            parts[Listing(name, is_listed, reason_text(state, reason), page.number)] += devices
+            listing = Listing(name, is_listed, reason_text(state, reason), page.number)
+            parts[listing] += devices
     return parts
 
 
-def _content(page: Page) -> Content:
+def _decode_page(page: Page) -> Content:
     with as_corrupt(f"page {page.number} is damaged"):
         return decode(page)
 
@@ -209,27 +233,32 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
     Raises:
         StoreError: if the list cannot be read.
     """
-    by_page: dict[int, list[int]] = defaultdict(list)
+    lows_by_page: dict[int, list[int]] = defaultdict(list)
     for key in keys:
-        by_page[key // PAGE_KEYS].append(key % PAGE_KEYS)
-    found: dict[int, str] = {}
-    numbers = sorted(by_page)
+        lows_by_page[key // PAGE_KEYS].append(key % PAGE_KEYS)
+    reasons: dict[int, str] = {}
+    numbers = sorted(lows_by_page)
     for at in range(0, len(numbers), PAGES_AT_ONCE):
         state, pages = await store.some_pages(name, numbers[at : at + PAGES_AT_ONCE])
-        if state is not None:
-            for page in pages:
-                found |= _reasons_in(page, state, by_page[page.number])
-    return [found.get(key) for key in keys]
+        if state is None:
+            continue
+        for page in pages:
+            reasons |= _reasons_in(page, state, lows_by_page[page.number])
+    return [reasons.get(key) for key in keys]
 
 
 def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[int, str]:
     """Return the reasons of the listed devices among the remainders `lows` of a page, by key."""
-    content = _content(page)
-    reasons = dict(zip(content.low.tolist(), content.reasons.tolist(), strict=True))
-    if content.tac is not None:
-        reasons = dict.fromkeys(lows, content.tac.reason) | reasons
+    content = _decode_page(page)
+    of_tac = None if content.tac is None else content.tac.reason
+    singles = dict(zip(content.low.tolist(), content.reasons.tolist(), strict=True))
     first = page.number * PAGE_KEYS
-    return {first + low: reason_text(state, reasons[low]) for low in lows if low in reasons}
+    reasons: dict[int, str] = {}
+    for low in lows:
+        index = singles.get(low, of_tac)
+        if index is not None:
+            reasons[first + low] = reason_text(state, index)
+    return reasons
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
@@ -250,5 +279,6 @@ async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray
         for count, is_chosen in zip(counts, chosen, strict=True):
             keys = days.keys[is_chosen[days.firsts]]
             tacs, devices = np.unique(keys // np.uint64(PAGE_KEYS), return_counts=True)
-            count.update(dict(zip(tacs.tolist(), devices.tolist(), strict=True)))
+            devices_by_tac = dict(zip(tacs.tolist(), devices.tolist(), strict=True))
+            count.update(devices_by_tac)
     return counts

@@ -1,13 +1,13 @@
 """Loader of a release: it verifies the files, reads the rows, builds pages and writes the pages to the store.
 
-Signatures and manifest are verified in eir.lists.releases.release. Then this module verifies size and digest of all files
-before it reads the first row. The list in force does not change until the store switches. Every refusal is an event in the
-store's history. A load blocks the calling thread, so it needs a process of its own.
+The module eir.lists.releases.release verifies signatures and manifest. Then this module verifies size and digest of all files
+before it reads the first row. The list in force stays until one atomic write replaces it. Every refusal is an event in the store's
+history. A load blocks the calling thread, so it needs a process of its own.
 """
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -55,14 +55,14 @@ if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
 
 STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
-"""Stages of a load in their order; each first reports 0 done."""
+"""Stages of a load in their order. At its begin, each stage reports that nothing is done."""
 
 ROW_BYTES = 12
-"""Minimum number of bytes of memory that a load needs for each row: its key, and its part of a page."""
+"""Minimum memory in bytes that a load needs for each row: its key, and its part of a page."""
 Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
-"""Context manager with the name and the size of a stage; it yields a function that receives the amount just done."""
+"""Context manager of a stage, from the stage's name and size. It yields a function that receives the amount just done."""
 KEPT_BYTES_MAX = 256 << 20
-"""Total size of a release's data files up to which they stay in memory between hashing and reading."""
+"""Bytes of a release's data files up to which the files stay in memory between hashing and reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,52 +81,59 @@ class LoadReport:
     devices_before: int
     bad_rows: int
     bad: tuple[str, ...]
-    """First bad rows, as in Tally."""
+    """Complaints about the first bad rows, as in Tally."""
     skipped: int
+    """Number of junk identifiers that were skipped, as in Tally."""
     wrong_check_digits: int | None
-    """Counts as in Tally; check digits are verified only in a dry run, and their rows count anyway."""
+    """Number of IMEIs with a wrong check digit, which are in the list nevertheless; None except in a dry run."""
     come: int
     """Number of identifiers that were not in the list before; a whole TAC counts as 1,000,000."""
     gone: int
     """Number of identifiers that are no longer in the list."""
     lifted: tuple[str, ...]
     """Limits that the release exceeds and that `force` lifted: `shrink`, `growth`, `range`."""
-    seconds: Mapping[str, float]  # by stage
+    seconds: Mapping[str, float]
+    """Duration of each stage in seconds."""
     state: ListState | None
     """Stored state; None for a dry run."""
 
     def as_json(self) -> dict[str, object]:
         """Return the report as a JSON document for scripts."""
-        document = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "state"}
-        return document | {"seconds": {stage: round(duration, 3) for stage, duration in self.seconds.items()}}
+        names = [part.name for part in fields(self) if part.name != "state"]
+        document = {name: getattr(self, name) for name in names}
+        seconds = {stage: round(duration, 3) for stage, duration in self.seconds.items()}
+        return document | {"seconds": seconds}
 
     def as_text(self) -> str:
         """Format the report in one line, and add a line for each bad row that it names."""
-        parts = {
-            f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}": True,
-            turnover(self.holds, self.come, self.gone): True,
-            force_text(self.lifted): self.lifted,
-            f"{self.skipped:,} junk identifiers skipped": self.skipped,
-            f"warning: {self.wrong_check_digits or 0:,} IMEIs of 15 digits end in a wrong check digit": self.wrong_check_digits,
-            f"{self.bad_rows:,} bad rows left out": self.bad_rows,
-            f"{sum(self.seconds.values()):.1f} s": True,
-        }
-        return "\n  ".join(("; ".join(text for text, holds in parts.items() if holds), *self.bad))
+        release = f"{self.list} {self.kind} {self.serial}"
+        parts = [f"{release}: {self.entries:,} entries, before {self.entries_before:,}"]
+        parts.append(turnover(self.holds, self.come, self.gone))
+        if self.lifted:
+            parts.append(force_text(self.lifted))
+        if self.skipped:
+            parts.append(f"{self.skipped:,} junk identifiers skipped")
+        if self.wrong_check_digits:
+            parts.append(f"warning: {self.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
+        if self.bad_rows:
+            parts.append(f"{self.bad_rows:,} bad rows left out")
+        parts.append(f"{sum(self.seconds.values()):.1f} s")
+        return "\n  ".join(("; ".join(parts), *self.bad))
 
 
 async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
     dry_run: bool = False, marks: Mapping[str, Mark] | None = None, progress: Progress | None = None,
 ) -> LoadReport:  # fmt: skip
-    """Verify a release and load it into its list in one atomic write. The arguments are the fields of Loader.
+    """Verify a release and load it into its list in one atomic write. The other arguments are the fields of Loader.
 
     Raises:
         ReleaseRefused: after the refusal was recorded, if the store can be written.
         StoreError: if the store fails.
     """
-    return await Loader(
-        lists, store, who, now, marks or {}, force, dry_run, progress=progress or (lambda *_: None)
-    ).verify_and_load(manifest)
+    report_progress = progress or (lambda *_: None)
+    loader = Loader(lists, store, who, now, marks or {}, force, dry_run, progress=report_progress)
+    return await loader.verify_and_load(manifest)
 
 
 @dataclass(slots=True)
@@ -138,19 +145,20 @@ class Loader:
     who: str
     now: datetime
     marks: Mapping[str, Mark] = field(default_factory=dict)
-    """Highest mark of each list (`ListState.mark`) that was ever in force on this node, independent of the store."""
+    """Highest mark (`ListState.mark`) of each list that was ever in force on this node, independent of the store."""
     force: bool = False
     """Lift the limits on shrinking, growth and ranges, but no other check."""
     dry_run: bool = False
-    """Do everything except the write to the store, and record nothing."""
+    """Write nothing to the store, neither the list nor an event; do everything else."""
     save_mark: Callable[[str, Mark], None] = lambda *_: None
-    """Function that stores the mark of a list on this host; called after the list is in force and before the load returns."""
+    """Function that stores the mark of a list on this host. It is called after the write, before the load returns."""
     progress: Progress = lambda *_: None
     memory_max: int = LOAD_MEMORY
-    """Bytes of memory; a release whose rows need more is rejected before a row is read."""
+    """Memory in bytes for the rows; a release that needs more is rejected before its first row is read."""
     kept_max: int = KEPT_BYTES_MAX
-    """Total bytes of a release's data files up to which they stay in memory between hashing and reading."""
+    """Bytes of a release's data files up to which the files stay in memory between hashing and reading."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """Duration of each finished stage."""
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Done]:
@@ -163,14 +171,16 @@ class Loader:
     async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
         """Write a rejection to the history, unless the store cannot be written.
 
-        `digest` is that of a manifest with valid signatures.
+        `digest`: digest of the manifest; None if its signatures are not valid.
         """
-        claims = CLAIMS.format(*refused.claims) if refused.claims is not None else ""
-        if not self.dry_run:
-            await try_record(self.store, Event(
-                time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
-                digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
-            ))  # fmt: skip
+        if self.dry_run:
+            return
+        claims = "" if refused.claims is None else CLAIMS.format(*refused.claims)
+        event = Event(
+            time=utc_text(self.now), who=self.who, what="refuse", list=refused.list_name, serial=refused.serial,
+            digest=digest, outcome=REFUSED, detail=f"{refused.reason}: {refused.detail}{claims}",
+        )  # fmt: skip
+        await try_record(self.store, event)
 
     async def verify_and_load(self, manifest: Path) -> LoadReport:
         """Verify and load the release of this manifest. Raises the errors of load_release."""
@@ -185,7 +195,7 @@ class Loader:
     async def load(self, release: VerifiedRelease, folder: Path) -> LoadReport:
         """Load a verified release whose data files are in `folder`. Raises the errors of load_release."""
         name = release.manifest.list
-        gc.disable()  # otherwise it repeatedly scans hundreds of thousands of new pages and frees nothing
+        gc.disable()  # the collector would scan hundreds of thousands of new pages repeatedly and free nothing
         try:
             with naming_release(release.manifest):
                 try:
@@ -209,74 +219,87 @@ class Loader:
         resets, highest = max(self.marks.get(manifest.list, NO_LIST.mark), before.mark)
         current = None if before is NO_LIST else before.serial
         check_serial(manifest, current=current, highest=highest, step_max=settings.serial_step_max)
-
-        is_delta = manifest.kind == DELTA
-        reasons = Reasons(before.reasons if is_delta else ())
+        reasons = Reasons(before.reasons if manifest.kind == DELTA else ())
         tally = Tally(
             bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
             dates=settings.dates, keeps_dates=settings.dates,
         )  # fmt: skip
         rows = read_release(
-            manifest,
-            folder,
-            settings,
-            reasons,
-            tally,
-            stage=self.stage,
-            memory_max=self.memory_max,
-            kept_max=self.kept_max,
-        )
+            manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
+        )  # fmt: skip
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
-        if before is not NO_LIST and not self.force and not is_delta:
-            # Whole TACs alone may exceed the limit; then no page needs to be built.
-            come = next(iter(rows)).devices_min() - before.devices
-            for reason, excess in exceeded_limits(settings, before.devices, come, 0).items():
-                raise ReleaseRefused(reason, f"at least {excess}; if this is intended, load it with --force")
+        if manifest.kind != DELTA:
+            self._check_growth(settings, before, *rows)
         with self.stage(BUILD, 1):
-            built = await (
-                self._build_delta(settings, before, *rows)
-                if is_delta
-                else self._build_full(manifest.list, before, *rows)
-            )
+            if manifest.kind == DELTA:
+                built = await self._build_delta(settings, before, *rows)
+            else:
+                built = await self._build_full(manifest.list, before, *rows)
         passed = {} if before is NO_LIST else exceeded_limits(settings, before.devices, built.come, built.gone)
         if passed and not self.force:
             reason, excess = next(iter(passed.items()))
             raise ReleaseRefused(reason, f"{excess}; if this is intended, load it with --force")
-        lifted = (*passed, *(("range",) if tally.wide else ()))
-
+        lifted = [*passed]
+        if tally.wide:
+            lifted.append("range")
         state = ListState(
             kind=settings.kind, serial=manifest.serial, generation=before.generation + 1, highest_serial=manifest.serial,
             serial_resets=resets, release_digest=release.digest, content_digest=built.content_digest, entries=built.entries, devices=built.devices,
             reasons=reasons.texts, issued=utc_text(manifest.issued), expires=utc_text(manifest.expires),
             signers=release.signers, loaded_at=utc_text(self.now),
         )  # fmt: skip
-        conditions = f"; {tally.bad} bad rows left out" if tally.bad else ""
-        conditions += f"; {force_text(lifted)}" if self.force else ""
-        sizes = f"{built.entries} entries, before {before.entries}; {turnover(settings.kind, built.come, built.gone)}"
-        event = Event(
-            time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
-            digest=release.digest, outcome=FORCED if self.force else ACCEPTED,
-            detail=f"{sizes}{conditions}; signed by {', '.join(release.signers)}",
-        )  # fmt: skip
         stored = None
         if not self.dry_run:
-            write = self.store.amend if is_delta else self.store.replace
-            with self.stage(WRITE, len(built.pages)):
-                if settings.dates or not is_delta:
-                    await write_built_dates(self.store, manifest.list, state, built, settings.keep)
-                stored = await write(
-                    manifest.list, state, built.pages, seen=before.generation, keep=settings.keep, event=event
-                )
-            self.save_mark(manifest.list, stored.mark)
+            event = self._load_event(release, before, built, lifted, tally.bad)
+            stored = await self._write(manifest, settings, state, built, event)
         return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=built.entries, devices=built.devices, entries_before=before.entries, devices_before=before.devices,
             bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
-            come=built.come, gone=built.gone, lifted=lifted, seconds=self.seconds, state=stored,
+            come=built.come, gone=built.gone, lifted=tuple(lifted), seconds=self.seconds, state=stored,
         )  # fmt: skip
+
+    def _check_growth(self, settings: ListSettings, before: ListState, rows: Rows) -> None:
+        """Reject a full release whose whole TACs alone exceed a limit, before any page is built."""
+        if before is NO_LIST or self.force:
+            return
+        come = rows.devices_min() - before.devices
+        for reason, excess in exceeded_limits(settings, before.devices, come, 0).items():
+            raise ReleaseRefused(reason, f"at least {excess}; if this is intended, load it with --force")
+
+    def _load_event(
+        self, release: VerifiedRelease, before: ListState, built: Built, lifted: Sequence[str], bad_rows: int
+    ) -> Event:
+        """Create the event of a load for the history. `before`: state of the list before the load."""
+        manifest = release.manifest
+        sizes = f"{built.entries} entries, before {before.entries}"
+        parts = [sizes, turnover(self.lists[manifest.list].kind, built.come, built.gone)]
+        if bad_rows:
+            parts.append(f"{bad_rows} bad rows left out")
+        if self.force:
+            parts.append(force_text(lifted))
+        parts.append(f"signed by {', '.join(release.signers)}")
+        return Event(
+            time=utc_text(self.now), who=self.who, what="load", list=manifest.list, serial=manifest.serial,
+            digest=release.digest, outcome=FORCED if self.force else ACCEPTED, detail="; ".join(parts),
+        )  # fmt: skip
+
+    async def _write(
+        self, manifest: Manifest, settings: ListSettings, state: ListState, built: Built, event: Event
+    ) -> ListState:
+        """Write the built list and its dates to the store; return the stored state."""
+        is_delta = manifest.kind == DELTA
+        seen = state.generation - 1
+        write = self.store.amend if is_delta else self.store.replace
+        with self.stage(WRITE, len(built.pages)):
+            if settings.dates or not is_delta:
+                await write_built_dates(self.store, manifest.list, state, built, settings.keep)
+            stored = await write(manifest.list, state, built.pages, seen=seen, keep=settings.keep, event=event)
+        self.save_mark(manifest.list, stored.mark)
+        return stored
 
     async def _build_full(self, name: str, state: ListState, rows: Rows) -> Built:
         """Build the pages of a full release, and count the differences to the present content of the list."""
@@ -288,8 +311,10 @@ class Loader:
             return replace(built, come=built.devices)
         if built.content_digest == state.content_digest:
             return built
-        new, now = {page.number: page for page in built.pages}, self.now.timestamp()
-        all_come = all_gone = 0
+        now = self.now.timestamp()
+        new = {page.number: page for page in built.pages}
+        all_come = 0
+        all_gone = 0
         async for stored, before in self.store.pages(name):
             if stored.generation != state.generation:
                 raise GenerationConflict(f"list {name} is no longer at generation {state.generation}")
@@ -297,8 +322,8 @@ class Loader:
             come, gone = differences(before, after, now)
             all_come += come
             all_gone += gone
-        all_come += differences((), new.values(), now)[0]
-        return replace(built, come=all_come, gone=all_gone)
+        come_on_new_pages, _ = differences((), new.values(), now)
+        return replace(built, come=all_come + come_on_new_pages, gone=all_gone)
 
     async def _build_delta(
         self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows
@@ -308,7 +333,8 @@ class Loader:
             raise ReleaseRefused(
                 "base", f"the list in force is a list of {state.kind}; publish a full release of {settings.kind}"
             )
-        removed, added = build_pages(rows_removed).pages, build_pages(rows_added).pages
+        removed = build_pages(rows_removed).pages
+        added = build_pages(rows_added).pages
         numbers = sorted({page.number for page in (*removed, *added)})
         stored, before = await self.store.some_pages(settings.name, numbers)
         if stored is None or stored.generation != state.generation:
@@ -320,7 +346,8 @@ class Loader:
         if not settings.dates:
             return whole
         dates_state, dates = await read_dates_and_state(self.store, settings.name, numbers)
-        return with_dates(whole, dates_state, amend_dates(before, dates, built.pages, rows_added.dates))
+        amended = amend_dates(before, dates, built.pages, rows_added.dates)
+        return with_dates(whole, dates_state, amended)
 
 
 def read_release(
@@ -340,11 +367,10 @@ def read_release(
     """
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
-    files, actions = manifest.files, Actions()
+    files = manifest.files
     _check_rows(sum(file.rows for file in files), memory_max)
-    roles = [role for role in ROLES[manifest.kind] if role != CHANGES]
-    singles = settings.kind not in BOUND
-    rows = {role: Rows(sum(file.rows for file in files if singles and file.role in (role, CHANGES))) for role in roles}
+    actions = Actions()
+    rows = _rows_by_role(manifest, settings)
     total = sum(entry.bytes for entry in files)
     with ExitStack() as stack:
         folder_fd = stack.enter_context(open_folder(folder))
@@ -356,24 +382,39 @@ def read_release(
                 )
         with stage(DIGEST, total) as done:
             for entry, file in opened:
-                if file.sha256(done, keep=total <= kept_max) != entry.sha256:
+                digest = file.sha256(done, keep=total <= kept_max)
+                if digest != entry.sha256:
                     raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
         with stage(READ, total) as done:
             for entry, file in opened:
                 chunks = file.chunks(entry.rows, entry.sha256, done)
-                check_role(entry, find_layout(entry.name, entry.layout, settings.layouts), settings.kind)
+                layout = find_layout(entry.name, entry.layout, settings.layouts)
+                check_role(entry, layout, settings.kind)
                 count = read_rows(
                     chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
                     rows_max=entry.rows, declared=settings.layouts, actions=actions,
                 )  # fmt: skip
                 if count != entry.rows:
                     raise ReleaseRefused("rows", f"{entry.name} has {count} rows; the manifest says {entry.rows}")
-            actions.move_to(rows[roles[0]], rows.get(REMOVED))
+            first = next(iter(rows.values()))
+            actions.move_to(first, rows.get(REMOVED))
     return rows.values()
 
 
+def _rows_by_role(manifest: Manifest, settings: ListSettings) -> dict[str, Rows]:
+    """Create empty rows for each role of a release, with room for the announced number of single identifiers."""
+    has_singles = settings.kind not in BOUND
+    rows: dict[str, Rows] = {}
+    for role in ROLES[manifest.kind]:
+        if role != CHANGES:
+            counts = [file.rows for file in manifest.files if file.role in (role, CHANGES)]
+            rows[role] = Rows(sum(counts) if has_singles else 0)
+    return rows
+
+
 def _check_rows(rows: int, memory_max: int) -> None:
-    """Reject a release whose number of rows in the manifest needs more memory than allowed (`too_large`)."""
-    if rows * ROW_BYTES > memory_max:
+    """Reject a release (`too_large`) if the rows that its manifest announces need more memory than allowed."""
+    needed = rows * ROW_BYTES
+    if needed > memory_max:
         advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
-        raise ReleaseRefused("too_large", f"its {rows} rows take {rows * ROW_BYTES} bytes of memory at least; {advice}")
+        raise ReleaseRefused("too_large", f"its {rows} rows take {needed} bytes of memory at least; {advice}")

@@ -1,7 +1,7 @@
 """Edits of local lists (`local: true`) by operators, with `eir add` and `eir remove`, and by a feed.
 
-An edit reads the list, computes the change and writes it if the list is still the same; otherwise it starts again. It is
-atomic, and the history records the user, the entries, the time and the reason.
+An edit reads the list, computes the change, and writes the change if the list is still the same; otherwise the edit starts again.
+The write is atomic, and the history records the user, the entries, the time and the reason.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from eir.lists.record.dates import read_dates_and_state
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
-from eir.lists.record.store import ACCEPTED, FEED, FORCED, MAIN, NO_LIST, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import ACCEPTED, FEED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages, with_dates
 from eir.lists.rows.dates import RowDates, amend_dates, write_built_dates
 from eir.lists.rows.layout import tac_key
@@ -35,14 +35,15 @@ ENTRIES_MAX = 1000
 TRIES_MAX = 20
 """Maximum number of attempts of an edit while others change the list."""
 PAUSE_MAX_S = 0.05
-NAMED_MAX = 10  # most entries that a refusal names
+NAMED_MAX = 10
+"""Maximum number of entries that a refusal names."""
 TACS = "TACs "
 """Prefix of the entries in an event that are whole TACs."""
 FILE = "a file with SHA-256 "
 """Text in an event in place of entries that are too many to be named."""
 
 KnownLists = Callable[[], Collection[str]]
-"""Function that returns names of lists; called if a list is not in the store."""
+"""Function that returns the names of the lists that were in force on this host. It is called if the store lacks a list."""
 
 
 class Entry(NamedTuple):
@@ -60,11 +61,11 @@ class EntryDetails(NamedTuple):
     """Reason, expiry and date of one entry."""
 
     reason: str = ""
-    """Reason; empty for that of the edit."""
+    """Reason of the entry; empty: the reason of the edit."""
     until: int = 0
-    """Unix seconds; 0 for that of the edit."""
+    """Expiry of the entry in Unix seconds; 0: the expiry of the edit."""
     day: int = 0
-    """Day on which the entry was reported, for a list with dates; 0 for none."""
+    """Day on which the entry was reported, for a list with dates; 0: unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +76,17 @@ class Edit:
     entries: Sequence[Entry]
     reason: str
     until: int = 0
-    """Unix seconds at which added entries end; 0 for none."""
+    """Expiry of added entries in Unix seconds; 0: they do not expire."""
     replace: bool = False
-    """Give existing entries the new reason and the new end."""
+    """Give existing entries the new reason and the new expiry."""
     force: bool = False
     """Lift the limits on shrinking and growth, but no other check."""
     dry_run: bool = False
-    """Report the effect, but write and record nothing."""
+    """Report the effect, but write neither the change nor an event."""
     details: Mapping[tuple[int, int, bool], EntryDetails] = field(default_factory=dict)
-    """Reasons, ends and dates of single entries, by `entry[1:]`; other entries have the reason and the end of the edit."""
+    """Reason, expiry and date of single entries, by `entry[1:]`. Other entries have the reason and the expiry of the edit."""
     source: str = ""
-    """Name and SHA-256 of the entries' file for the history; empty: the history names each entry."""
+    """Name and SHA-256 of the entries' file, which the event names; empty: the event names each entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +98,12 @@ class EditReport:
     """Kind of the list."""
     what: str
     entries: int
-    """Number of entries afterwards, as in ListState."""
+    """Number of entries after the edit, as in ListState."""
     entries_change: int
-    """Difference to the number of entries before."""
+    """Number of entries after the edit less the number before."""
     come: int
     gone: int
-    """Number of identifiers that come and that go, as turnover.differences counts them."""
+    """Numbers of added and of removed identifiers, as turnover.differences counts them."""
     generation: int
     lifted: tuple[str, ...]
     """Limits that the edit exceeds and that `force` lifted: `shrink`, `growth`."""
@@ -110,17 +111,19 @@ class EditReport:
 
     def as_text(self) -> str:
         """Format the report in one line."""
-        change = turnover(self.holds, self.come, self.gone)
-        if not self.come and not self.gone:
+        if self.come or self.gone:
+            change = turnover(self.holds, self.come, self.gone)
+        elif self.entries_change:
+            change = f"{self.entries_change:+,} entries for devices that are listed by their TAC"
+        else:
             change = "reason and end replaced"
-            if self.entries_change:
-                change = f"{self.entries_change:+,} entries for devices that are listed by their TAC"
-        parts = {
-            f"{self.list}: {change}; entries {'then' if self.dry_run else 'now'}: {self.entries:,}": True,
-            force_text(self.lifted): self.lifted,
-            "nothing was changed": self.dry_run,
-        }
-        return "; ".join(text for text, holds in parts.items() if holds)
+        moment = "then" if self.dry_run else "now"
+        parts = [f"{self.list}: {change}", f"entries {moment}: {self.entries:,}"]
+        if self.lifted:
+            parts.append(force_text(self.lifted))
+        if self.dry_run:
+            parts.append("nothing was changed")
+        return "; ".join(parts)
 
 
 def parse_entries(
@@ -138,6 +141,34 @@ def parse_entries(
     Raises:
         IdentifierError: with the identifier that is wrong.
     """
+    _check_command(kind, imsis=imsis, tacs=tacs, verbatim=verbatim)
+    key_of = device_key
+    if kind == SUBSCRIBERS:
+        key_of = imsi_key
+    elif tacs:
+        key_of = tac_key
+    elif verbatim:
+        key_of = any_key
+    sims = [("", 0)]
+    if imsis:
+        digits = [strip_separators(imsi) for imsi in imsis]
+        sims = [(f"+{imsi}", _parse_key(imsi_key, imsi)) for imsi in digits]
+    distinct = dict[tuple[int, int, bool], Entry]()
+    for identifier in identifiers:
+        text = identifier if verbatim else strip_separators(identifier)
+        key = _parse_key(key_of, text)
+        for sim, subscriber in sims:
+            entry = Entry(text + sim, key, subscriber, tacs)
+            distinct[entry[1:]] = entry
+    if len(distinct) > ENTRIES_MAX:
+        raise IdentifierError(
+            f"{len(distinct)} entries; the maximum for one command is {ENTRIES_MAX}; publish a release instead"
+        )
+    return list(distinct.values())
+
+
+def _check_command(kind: str, *, imsis: Sequence[str], tacs: bool, verbatim: bool) -> None:
+    """Raise IdentifierError if a list of this kind cannot have such entries; the arguments are those of `parse_entries`."""
     if kind == TYPES:
         raise IdentifierError("a list of device types changes only by releases: eir publish --layout tacs")
     if tacs and kind != DEVICES:
@@ -148,23 +179,6 @@ def parse_entries(
         raise IdentifierError(f"--imsi requires a list of pairs, and this is a list of {kind}")
     if kind == PAIRS and not imsis:
         raise IdentifierError("a list of pairs requires an IMSI for each device (--imsi)")
-    identifiers, imsis = (
-        [each if verbatim else strip_separators(each) for each in identifiers],
-        [*map(strip_separators, imsis)],
-    )
-    key_of = imsi_key if kind == SUBSCRIBERS else tac_key if tacs else any_key if verbatim else device_key
-    sims = [(f"+{imsi}", _parse_key(imsi_key, imsi)) for imsi in imsis] or [("", 0)]
-    entries = [
-        Entry(text + sim, _parse_key(key_of, text), subscriber, tacs)
-        for text in identifiers
-        for sim, subscriber in sims
-    ]
-    distinct = {entry[1:]: entry for entry in entries}
-    if len(distinct) > ENTRIES_MAX:
-        raise IdentifierError(
-            f"{len(distinct)} entries; the maximum for one command is {ENTRIES_MAX}; publish a release instead"
-        )
-    return list(distinct.values())
 
 
 async def edit_list(
@@ -172,7 +186,7 @@ async def edit_list(
 ) -> EditReport:
     """Apply an edit to a local list in one atomic write.
 
-    `had` returns the lists that were in force on this host. A list that the store has lost is not created again.
+    A list that the store has lost is not created again: `had` returns the lists that were in force on this host.
     """
     report, _ = await _edit(edit, settings, store, who, now, had=had, lenient=False)
     return report
@@ -183,8 +197,8 @@ async def edit_differences(
 ) -> frozenset[Entry]:
     """Apply an edit only to the entries that it changes, and return these entries. Raises as edit_list does.
 
-    An entry that ends before the edit's end counts as missing. A feed uses this for its rows, which come by the
-    thousand: no previous state is kept for a rollback, and the history records the rows in the feed's chain.
+    An entry that expires before the edit's expiry counts as missing. A feed uses this function for its thousands of
+    rows: so no previous state is stored for a rollback, and the rows are recorded in the feed's chain.
     """
     _, changed = await _edit(edit, replace(settings, keep=0), store, who, now, had=had, lenient=True)
     return frozenset(changed)
@@ -198,25 +212,14 @@ async def _edit(
     If `lenient` is true, entries without a change are skipped; otherwise they are an error.
     """
     _check(edit, settings, now)
-    every = edit
     numbers = sorted({entry.key // PAGE_KEYS for entry in edit.entries})
+    every = edit.entries
     for attempt in range(TRIES_MAX):
         stored, before = await store.some_pages(settings.name, numbers)
-        if stored is None and settings.name in had():  # followers would ignore a new list, or it would hide the loss
-            raise StoreError(
-                "lost",
-                f"nothing was changed: the store lost {settings.name}, which was in force here; restore a backup, or give the list up "
-                "(deploy/OPERATION.md, Backup and restore)",
-            )
-        state = stored or NO_LIST
-        if state.kind not in {"", settings.kind}:
-            kinds = (
-                f"{settings.name} is a list of {state.kind} in the store and of {settings.kind} in the configuration"
-            )
-            raise EntryRefused(f"{kinds}; give the new kind a list of another name")
-        present = _present_entries(every.entries, before, now)
+        state = _checked_state(stored, settings, had)
+        present = _present_entries(every, before, now)
         if lenient:
-            edit = replace(every, entries=[entry for entry in every.entries if _differs(every, present.get(entry[1:]))])
+            edit = replace(edit, entries=[entry for entry in every if _differs(edit, present.get(entry[1:]))])
         else:
             _reject_no_ops(edit, settings.name, present)
         try:
@@ -226,12 +229,14 @@ async def _edit(
                 amended = await _add_dates(amended, dates, settings, store, numbers=numbers, before=before, waits=waits)
             passed = exceeded_limits(settings, state.devices, amended.come, amended.gone)
             if passed and not edit.force:
+                excess = next(iter(passed.values()))
                 raise EntryRefused(
-                    f"nothing was changed: {next(iter(passed.values()))}; if this is intended, repeat the command with --force"
+                    f"nothing was changed: {excess}; if this is intended, repeat the command with --force"
                 )
             if edit.entries and not edit.dry_run:
                 event = _event(edit, settings, who, now, lifted=force_text(passed), amended=amended)
-                event = replace(event, chain=FEED if lenient else MAIN)
+                if lenient:
+                    event = replace(event, chain=FEED)
                 if settings.dates:
                     await write_built_dates(store, settings.name, following, amended, settings.keep)
                 following = await store.amend(
@@ -240,10 +245,10 @@ async def _edit(
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # separates two operators; not for secrets
             continue
+        generation = state.generation if edit.dry_run else following.generation
         report = EditReport(
             list=settings.name, holds=settings.kind, what=edit.what, entries=following.entries, entries_change=amended.entries,
-            come=amended.come, gone=amended.gone, generation=following.generation if not edit.dry_run else state.generation,
-            lifted=tuple(passed), dry_run=edit.dry_run,
+            come=amended.come, gone=amended.gone, generation=generation, lifted=tuple(passed), dry_run=edit.dry_run,
         )  # fmt: skip
         return report, edit.entries
     raise GenerationConflict(
@@ -251,18 +256,39 @@ async def _edit(
     )
 
 
-def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
-    """Return the event of an edit for the history.
+def _checked_state(stored: ListState | None, settings: ListSettings, had: KnownLists) -> ListState:
+    """Return the state of a list before an edit, NO_LIST for a new list.
 
-    `lifted` describes the limits that `force` lifted.
+    Raises:
+        StoreError: `lost`, if the store has lost the list. Followers would ignore a new list, or it would hide the loss.
+        EntryRefused: if the list has another kind in the store.
     """
-    until = f", until {until_text(edit.until)}" if edit.until else ""
-    named = ", ".join(entry.text for entry in edit.entries)
-    prefix = TACS if any(entry.whole_tac for entry in edit.entries) else ""
-    forced = f"; {turnover(settings.kind, amended.come, amended.gone)}; {lifted}" if edit.force else ""
-    detail = f"{edit.reason}{until}{forced}{edit.source and f'; {len(edit.entries)} entries of {edit.source}'}"
-    if not edit.source:
-        detail += f": {prefix}{named}"
+    if stored is None and settings.name in had():
+        raise StoreError(
+            "lost",
+            f"nothing was changed: the store lost {settings.name}, which was in force here; restore a backup, or give the list up "
+            "(deploy/OPERATION.md, Backup and restore)",
+        )
+    state = stored or NO_LIST
+    if state.kind not in {"", settings.kind}:
+        kinds = f"{settings.name} is a list of {state.kind} in the store and of {settings.kind} in the configuration"
+        raise EntryRefused(f"{kinds}; give the new kind a list of another name")
+    return state
+
+
+def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
+    """Create the event of an edit for the history. `lifted`: text about the limits that `force` lifted."""
+    detail = edit.reason
+    if edit.until:
+        detail += f", until {until_text(edit.until)}"
+    if edit.force:
+        detail += f"; {turnover(settings.kind, amended.come, amended.gone)}; {lifted}"
+    if edit.source:
+        detail += f"; {len(edit.entries)} entries of {edit.source}"
+    else:
+        prefix = TACS if any(entry.whole_tac for entry in edit.entries) else ""
+        entry_texts = ", ".join(entry.text for entry in edit.entries)
+        detail += f": {prefix}{entry_texts}"
     outcome = FORCED if edit.force else ACCEPTED
     return Event(time=utc_text(now), who=who, what=edit.what, list=settings.name, outcome=outcome, detail=detail)
 
@@ -272,19 +298,19 @@ def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], 
 
     An entry is identified by its key, the key of its IMSI (0 for none), and True if it is a whole TAC.
     """
-    events_by_entry = {}
+    events_by_entry: dict[tuple[int, int, bool], Event] = {}
     for event in events:
-        if event.what == ADD:
-            entry_texts = event.detail.rpartition(": ")[2]
-            if entry_texts.startswith(FILE):
-                continue
-            tacs = entry_texts.startswith(TACS)
-            for text in entry_texts.removeprefix(TACS).split(", "):
-                identifier, _, imsi = text.partition("+")
-                with suppress(IdentifierError):
-                    sims, anything = [imsi] if imsi else (), not tacs and kind != SUBSCRIBERS
-                    entry = parse_entries(kind, [identifier], imsis=sims, tacs=tacs, verbatim=anything)[0]
-                    events_by_entry[entry[1:]] = event
+        entry_texts = event.detail.rpartition(": ")[2]
+        if event.what != ADD or entry_texts.startswith(FILE):
+            continue
+        tacs = entry_texts.startswith(TACS)
+        verbatim = not tacs and kind != SUBSCRIBERS
+        for text in entry_texts.removeprefix(TACS).split(", "):
+            identifier, _, imsi = text.partition("+")
+            imsis = [imsi] if imsi else ()
+            with suppress(IdentifierError):
+                (entry,) = parse_entries(kind, [identifier], imsis=imsis, tacs=tacs, verbatim=verbatim)
+                events_by_entry[entry[1:]] = event
     return events_by_entry
 
 
@@ -305,9 +331,9 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _differs(edit: Edit, end: int | None) -> bool:
-    """Return True if the edit changes an entry that expires at `end`.
+    """Return True if the edit changes an entry.
 
-    0: no expiry. None: the entry does not exist.
+    `end`: expiry of the entry before the edit; 0 if it does not expire, None if it does not exist.
     """
     if edit.what == REMOVE:
         return end is not None
@@ -317,70 +343,75 @@ def _differs(edit: Edit, end: int | None) -> bool:
 def _present_entries(
     entries: Sequence[Entry], pages: Sequence[Page], now: datetime
 ) -> dict[tuple[int, int, bool], int]:
-    """Return the expiry of each entry that exists (0: none), also of the entries' whole TACs.
+    """Return the expiry (0: none) of each given entry that is in the pages, and of the entries' whole TACs.
 
-    Entries that have expired do not exist. Only the given entries are looked up, because a page may have a million.
+    Expired entries are left out. Only the given entries are looked up, because a page may have a million.
     """
     entries_by_page: dict[int, list[Entry]] = {}
     for entry in entries:
         entries_by_page.setdefault(entry.key // PAGE_KEYS, []).append(entry)
+    now_s = now.timestamp()
     present = dict[tuple[int, int, bool], int]()
     for page in pages:
         with as_corrupt(f"page {page.number} is damaged"):
-            present.update(_present_in(page, entries_by_page[page.number], now.timestamp()))
+            for stored, until in _stored_in(page, entries_by_page[page.number]):
+                if not until or until > now_s:
+                    present[stored] = until
     return present
 
 
-def _present_in(page: Page, entries: Sequence[Entry], now: float) -> Iterator[tuple[tuple[int, int, bool], int]]:
-    first, tac = page.number * PAGE_KEYS, page.tac
-    if tac is not None and (not tac.until or tac.until > now):
-        yield (first, 0, True), tac.until
+def _stored_in(page: Page, entries: Sequence[Entry]) -> Iterator[tuple[tuple[int, int, bool], int]]:
+    """Yield the expiry of the page's TAC entry, and of each given entry that the page contains."""
+    first = page.number * PAGE_KEYS
+    if page.tac is not None:
+        yield (first, 0, True), page.tac.until
     if has_pairs(page):
-        pairs = decode_pairs(page)
+        devices = decode_pairs(page)
         for entry in entries:
-            paired = pairs.get(entry.key - first)
-            end = None if paired is None else paired.imsis.get(entry.imsi)
-            if end is not None and (not end or end > now):
-                yield entry[1:], end
+            device = devices.get(entry.key - first)
+            if device is not None and entry.imsi in device.imsis:
+                yield entry[1:], device.imsis[entry.imsi]
         return
     content = decode(page)
     singles = [entry for entry in entries if not entry.whole_tac]
     lows = np.array([entry.key - first for entry in singles], content.low.dtype)
-    for entry, low, at in zip(singles, lows, np.searchsorted(content.low, lows), strict=True):
-        if at < len(content.low) and content.low[at] == low and (not content.until[at] or content.until[at] > now):
+    places = np.searchsorted(content.low, lows)
+    for entry, low, at in zip(singles, lows, places, strict=True):
+        if at < len(content.low) and content.low[at] == low:
             yield entry[1:], int(content.until[at])
 
 
 def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, bool]]) -> None:
-    """Reject an edit that adds an existing entry or removes a missing one.
+    """Reject an edit that adds an existing entry or removes a missing entry. `present`: entries that exist.
 
     An expired entry is missing. An identifier and its TAC are separate entries.
     """
-
-    def named(entry: Entry) -> str:
-        tac = entry.key // PAGE_KEYS
-        if entry.whole_tac or (tac * PAGE_KEYS, 0, True) not in present:
-            return entry.text
-        return f"{entry.text} (it is covered by TAC {tac:0{TAC_DIGITS}d}; not listed on its own)"
-
     if edit.what == REMOVE:
-        wrong = [named(entry) for entry in edit.entries if entry[1:] not in present]
-        state_text, advice = f"not in {name}", ""
+        wrong = [_missing_text(entry, present) for entry in edit.entries if entry[1:] not in present]
+        state_text = f"not in {name}"
+        advice = ""
     else:
         wrong = [entry.text for entry in edit.entries if entry[1:] in present and not edit.replace]
-        state_text, advice = f"in {name} already", "; --replace gives them the new reason and end"
-    if wrong:
-        raise EntryRefused(
-            f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {state_text}: {_first_of(wrong)}{advice}"
-        )
+        state_text = f"in {name} already"
+        advice = "; --replace gives them the new reason and end"
+    if not wrong:
+        return
+    named = ", ".join(wrong[:NAMED_MAX])
+    if len(wrong) > NAMED_MAX:
+        named += ", …"
+    raise EntryRefused(f"nothing was changed: {len(wrong)} of {len(edit.entries)} are {state_text}: {named}{advice}")
 
 
-def _first_of(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:NAMED_MAX]) + (", …" if len(texts) > NAMED_MAX else "")
+def _missing_text(entry: Entry, present: Container[tuple[int, int, bool]]) -> str:
+    """Name a missing entry, and the TAC that covers it if this TAC is listed as a whole."""
+    tac = entry.key // PAGE_KEYS
+    if entry.whole_tac or (tac * PAGE_KEYS, 0, True) not in present:
+        return entry.text
+    return f"{entry.text} (it is covered by TAC {tac:0{TAC_DIGITS}d}; not listed on its own)"
 
 
 def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
-    """Return the reason and the expiry of an entry, which by default are those of the edit, and its date."""
+    """Return the details of an entry; the reason and the expiry of the edit replace missing ones."""
     details = edit.details.get(entry[1:], EntryDetails())
     return EntryDetails(details.reason or edit.reason, details.until or edit.until, details.day)
 
@@ -393,32 +424,17 @@ async def _build_edit(
     `stored`: present state and pages.
     """
     state, before = stored
-    details_of = [_details_of(edit, entry) for entry in edit.entries]
-    texts, bytes_of = state.reasons, dict[str, int]()
+    every = [(entry, _details_of(edit, entry)) for entry in edit.entries]
+    texts = state.reasons
+    indexes = dict[str, int]()
     if edit.what == ADD:
-        new_reasons = dict.fromkeys(details.reason for details in details_of)
-        bytes_of, texts = await reason_bytes(new_reasons, state, store, settings.name)
+        new_reasons = dict.fromkeys(details.reason for _, details in every)
+        indexes, texts = await reason_bytes(new_reasons, state, store, settings.name)
     rows = Rows()
     for of_pairs, of_tacs in ((True, False), (False, True), (False, False)):
-        same = [
-            (entry, details)
-            for entry, details in zip(edit.entries, details_of, strict=True)
-            if bool(entry.imsi) is of_pairs and entry.whole_tac is of_tacs
-        ]
-        if not same:
-            continue
-        keys = np.array([entry.key for entry, _ in same], np.uint64)
-        reasons = np.array([bytes_of.get(details.reason, 0) for _, details in same], np.uint8)
-        columns = reasons, np.array([details.until for _, details in same], np.int64)
-        if of_pairs:
-            rows.add_pairs(keys, np.array([entry.imsi for entry, _ in same], np.uint64), *columns)
-        elif of_tacs:
-            rows.add_spans(keys, keys + np.uint64(PAGE_KEYS - 1), *columns)
-        else:
-            rows.add(keys, *columns)
-        if edit.what == ADD:
-            days = np.array([details.day for _, details in same], np.uint16)
-            rows.dates.append(keys, keys + np.uint64((PAGE_KEYS - 1) * of_tacs), days)
+        group = [row for row in every if bool(row[0].imsi) is of_pairs and row[0].whole_tac is of_tacs]
+        if group:
+            _add_rows(rows, group, indexes, is_dated=edit.what == ADD)
     built = build_pages(rows).pages
     removed, added = ((), built) if edit.what == ADD else (built, ())
     amended = amend_pages(before, removed, added, state.content_digest, now.timestamp())
@@ -428,6 +444,27 @@ async def _build_edit(
         devices=state.devices + amended.devices, reasons=texts, loaded_at=utc_text(now),
     )  # fmt: skip
     return following, amended, rows.dates
+
+
+def _add_rows(
+    rows: Rows, group: Sequence[tuple[Entry, EntryDetails]], indexes: Mapping[str, int], *, is_dated: bool
+) -> None:
+    """Add entries of one form (pairs, TACs or single identifiers) to rows. `indexes`: index of each reason."""
+    keys = np.array([entry.key for entry, _ in group], np.uint64)
+    reasons = np.array([indexes.get(details.reason, 0) for _, details in group], np.uint8)
+    until = np.array([details.until for _, details in group], np.int64)
+    first, _ = group[0]
+    last_keys = keys + np.uint64(PAGE_KEYS - 1) if first.whole_tac else keys
+    if first.imsi:
+        imsis = np.array([entry.imsi for entry, _ in group], np.uint64)
+        rows.add_pairs(keys, imsis, reasons, until)
+    elif first.whole_tac:
+        rows.add_spans(keys, last_keys, reasons, until)
+    else:
+        rows.add(keys, reasons, until)
+    if is_dated:
+        days = np.array([details.day for _, details in group], np.uint16)
+        rows.dates.append(keys, last_keys, days)
 
 
 async def _add_dates(
@@ -440,12 +477,22 @@ async def _add_dates(
     before: Sequence[Page],
     waits: bool,
 ) -> Built:
-    """Return the pages of an edit with the pages of dates that it changes; `numbers` and `before` are those of its pages.
+    """Return the built pages of an edit with the pages of dates that the edit changes.
+
+    Args:
+        amended: built pages of the edit.
+        rows: dates of the added entries.
+        settings: settings of the list.
+        store: store of the list.
+        numbers: numbers of the pages with entries of the edit.
+        before: these pages before the edit.
+        waits: raise StoreChanged if dates and pages do not belong together.
 
     Raises:
-        StoreChanged: with `waits`, if dates and pages do not belong together, because another edit has written only its dates yet.
+        StoreChanged: if another edit has written its dates, but not its pages yet.
     """
     dates_state, dates = await read_dates_and_state(store, settings.name, numbers)
-    if waits and not all(is_sealed(page, dates[page.number]) for page in before if page.number in dates):
+    are_sealed = all(is_sealed(page, dates[page.number]) for page in before if page.number in dates)
+    if waits and not are_sealed:
         raise StoreChanged(f"the dates of list {settings.name} are being changed")
     return with_dates(amended, dates_state, amend_dates(before, dates, amended.pages, rows))

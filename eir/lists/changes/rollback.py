@@ -1,7 +1,7 @@
 """Rollback of a list to an earlier release, and reset of its highest serial after a serial that was too high.
 
-The highest serial ever accepted prevents replays of old releases. Only a person can lower it, and the history records it.
-Nodes accept the lower serial because the list's state counts the resets.
+The highest serial ever accepted prevents replays of old releases. Only a person can lower this serial, and the history records the
+reset. Nodes accept the lower serial because the list's state counts the resets.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ async def roll_back(
 ) -> ListState:
     """Undo all changes after a stored earlier release, and return the new state.
 
-    `to` is the serial of that release, or for a local list the number of the change (its generation). None undoes the
-    last release. The serials of undone releases cannot be used again.
+    `to` is the serial of the earlier release; for a local list, the number of its change (its generation). None undoes
+    the last release. The serials of undone releases cannot be used again.
     """
     releases = await store.releases(name)
     before = releases[0].state if releases else NO_LIST
     steps = _count_steps(name, before, releases, to)
     target = releases[steps].state
-    undone = releases[:steps]
     if dry_run:
         return replace(target, highest_serial=before.highest_serial)
+    detail = f"{_undone_text(releases[:steps])}; {target.entries} entries"
     event = Event(
         time=utc_text(now), who=who, what="rollback", list=name, serial=target.serial or None, digest=target.release_digest or None, outcome=ROLLED_BACK,
-        detail=f"{_undone_text(undone)}; {target.entries} entries",
+        detail=detail,
     )  # fmt: skip
     await roll_back_dates(store, name, target)
     try:
@@ -47,30 +47,31 @@ def release_number(state: ListState) -> int:
 
 def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: int | None) -> int:
     """Return the number of releases that a rollback to `to` undoes."""
-    if len(releases) < 2:  # the one in force, and one before it
+    if len(releases) < 2:  # the release in force, and its predecessor
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, before)}")
     for steps, release in enumerate(releases[1:], 1):
         if to is None or release_number(release.state) == to:
             return steps
-    numbers_text = ", ".join(str(release_number(release.state)) for release in releases[1:])
-    raise NothingToRollBack(
-        f"{'serial' if before.serial else 'change'} {to} of list {name} is not kept; there are: {numbers_text}"
-    )
+    numbers = [str(release_number(release.state)) for release in releases[1:]]
+    named = "serial" if before.serial else "change"
+    raise NothingToRollBack(f"{named} {to} of list {name} is not kept; there are: {', '.join(numbers)}")
 
 
 def _undone_text(releases: Sequence[Release]) -> str:
     """Describe the undone changes, newest first: releases by serial, changes of a local list by their event."""
     if releases[0].state.serial:
-        return f"release {', '.join(str(release.state.serial) for release in releases)} undone"
-    return "; ".join(f"change {release.state.generation} undone{_change(release.made)}" for release in releases)
-
-
-def _change(made: Event | None) -> str:
-    return "" if made is None else f" ({made.what} by {made.who}, {made.time}: {made.detail})"
+        serials = [str(release.state.serial) for release in releases]
+        return f"release {', '.join(serials)} undone"
+    changes: list[str] = []
+    for release in releases:
+        made = release.made
+        event_text = "" if made is None else f" ({made.what} by {made.who}, {made.time}: {made.detail})"
+        changes.append(f"change {release.state.generation} undone{event_text}")
+    return "; ".join(changes)
 
 
 def _advice(name: str, state: ListState) -> str:
-    """Return advice for an operator if a rollback is impossible."""
+    """Return advice for an operator whose rollback is impossible."""
     if state is NO_LIST:
         return "it has never been loaded"
     if not state.serial:
@@ -84,7 +85,7 @@ async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who
     The release in force stays.
 
     Raises:
-        EntryRefused: if the list does not exist, if `to` is not below its highest serial, or without a valid reason.
+        EntryRefused: if the list does not exist, if `to` is not below its highest serial, or if the reason is invalid.
         StoreError: if the store fails.
     """
     check_reason(reason)
@@ -95,8 +96,9 @@ async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who
         raise EntryRefused(
             f"the highest serial ever accepted for {name} is {before.highest_serial}; expected a lower serial for --to"
         )
+    detail = f"{reason}: the highest serial is {to} again, and was {before.highest_serial}"
     event = Event(
         time=utc_text(now), who=who, what="reset-serial", list=name, serial=before.serial, digest=before.release_digest, outcome=FORCED,
-        detail=f"{reason}: the highest serial is {to} again, and was {before.highest_serial}",
+        detail=detail,
     )  # fmt: skip
     return await store.reset_serial(name, to, seen=before.generation, event=event)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eir.errors import ReleaseRefused
 from eir.lists.changes.local import Entry, EntryDetails
 from eir.lists.pages.first_days import DAY_S
-from eir.lists.record.entries import entries_of
+from eir.lists.record.entries import entries_of, imsi_text
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.build import Rows, build_pages
@@ -33,9 +33,9 @@ class RowsFile:
     sha256: str
     entries: Sequence[Entry]
     details: Mapping[tuple[int, int, bool], EntryDetails]
-    """Reason, end and date of the entries whose row has one of them."""
+    """Details of the entries whose row has a reason, an expiry or a date."""
     ended: int
-    """Number of entries that were left out because their end has passed."""
+    """Number of entries that were left out because they have expired."""
     tally: "Tally"
 
 
@@ -43,19 +43,19 @@ def parse_rows_file(
     content: bytes, name: str, settings: ListSettings, *, now_s: float, layout: str | None = None, force: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> RowsFile:  # fmt: skip
-    """Parse a data file into entries for a local list with these settings.
+    """Parse a data file into entries of a local list.
 
     Args:
         content: content of the file.
         name: name of the file for messages.
         settings: settings of the list.
-        now_s: Unix seconds; entries with an earlier end are left out.
+        now_s: Unix seconds; entries that have expired by then are left out.
         layout: layout of the file; None: guessed from the first line.
         force: lift the limit on ranges.
         progress: receives the bytes done and the total.
 
     Raises:
-        ReleaseRefused: as a load, and `rows` for a file that is too large.
+        ReleaseRefused: with the causes of a load, or `rows` if the file is too large or has no entry in force.
     """
     from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - its import takes a while, and each command imports this module
 
@@ -74,7 +74,8 @@ def parse_rows_file(
         raise ReleaseRefused(
             "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release instead"
         )
-    rows, reasons = Rows(), Reasons()
+    rows = Rows()
+    reasons = Reasons()
     tally = Tally(
         bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
         keeps_dates=settings.dates,
@@ -93,17 +94,18 @@ def parse_rows_file(
         raise ReleaseRefused(
             "rows", f"{name} has {built.entries:,} entries, and the maximum is {ROWS_MAX:,}; publish a release instead"
         )
-    entries, details, ended = [], dict[tuple[int, int, bool], EntryDetails](), 0
     dates = {page.number: page for page in date_pages(built.pages, rows.dates)}
-    for listed in entries_of(built.pages, dates):
-        if 0 < listed.until <= now_s:
-            ended += 1
-            continue
-        sim = f"+{str(listed.imsi)[1:]}" if listed.imsi else ""
+    every = list(entries_of(built.pages, dates))
+    in_force = [listed for listed in every if not 0 < listed.until <= now_s]
+    entries: list[Entry] = []
+    details: dict[tuple[int, int, bool], EntryDetails] = {}
+    for listed in in_force:
+        sim = f"+{imsi_text(listed.imsi)}" if listed.imsi else ""
         entry = Entry(listed.text(settings.kind) + sim, listed.key, listed.imsi, listed.whole_tac)
         entries.append(entry)
         if listed.reason or listed.until or listed.date:
-            details[entry[1:]] = EntryDetails(_text(reasons, listed.reason), listed.until, listed.date // DAY_S)
+            reason = reasons.texts[listed.reason] if listed.reason else ""
+            details[entry[1:]] = EntryDetails(reason, listed.until, listed.date // DAY_S)
     if not entries:
         raise ReleaseRefused("rows", f"{name} has no entry that is in force")
     safe_name = os.fsencode(name).decode("utf-8", "backslashreplace")
@@ -112,21 +114,19 @@ def parse_rows_file(
         sha256=hashlib.sha256(content).hexdigest(),
         entries=entries,
         details=details,
-        ended=ended,
+        ended=len(every) - len(in_force),
         tally=tally,
     )
 
 
-def _text(reasons: Reasons, byte: int) -> str:
-    """Return the reason text for a reason index; an empty text for index 0."""
-    return reasons.texts[byte] if byte else ""
-
-
 def _pieces(content: bytes, progress: Callable[[int, int], None]) -> Iterator[bytes]:
     """Yield the content of a file in pieces that end with a newline."""
-    whole, at = content if content.endswith(b"\n") or not content else content + b"\n", 0
+    has_last_newline = content.endswith(b"\n") or not content
+    whole = content if has_last_newline else content + b"\n"
+    at = 0
     while at < len(whole):
-        end = whole.find(b"\n", min(at + PIECE_BYTES, len(whole) - 1)) + 1
+        newline = whole.find(b"\n", min(at + PIECE_BYTES, len(whole) - 1))
+        end = newline + 1
         yield whole[at:end]
         at = end
         progress(at, len(whole))
