@@ -1,7 +1,7 @@
 """Backup of a store to one SQLite file with lists and history, verification of the file, and restore.
 
-A restored list is never older than the one in the store or on the node, unless it is forced: followers keep what they have if a
-store shows less (eir.lists.follow.copy). A record of first sightings is merged instead, so that no device loses its earliest day.
+A restored list is never older than the list in the store or on the node, unless the restore is forced: followers keep their list if
+the store has an older one (eir.lists.follow.copy). A record of first sightings is merged, so that no device loses its earliest day.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from pathlib import Path
 from eir.errors import StoreChanged, StoreError
 from eir.lists.changes.import_days import import_days
 from eir.lists.follow.copy import Relation, relation, verified_pages
-from eir.lists.follow.history import rebuild_history, restore_history
+from eir.lists.follow.history import read_records, rebuild_history, restore_history
 from eir.lists.pages.content import as_corrupt
 from eir.lists.pages.first_days import DAY_S, FirstDays, decode_days, join, periods
 from eir.lists.record.dates import is_dates
@@ -27,12 +27,12 @@ from eir.lists.record.store import (
     FEED,
     FORCED,
     MAIN,
+    NO_LIST,
     Event,
     Ledger,
     ListState,
     ListStore,
     Mark,
-    Record,
     utc_text,
 )
 from eir.lists.stores.sqlite import SqliteStore
@@ -40,7 +40,7 @@ from eir.lists.stores.sqlite import SqliteStore
 RESTORE = "restore"
 """Name of the event that a restore records."""
 READ_AGAIN_MAX = 10
-"""Times that a store is read again because it changed while it was read."""
+"""Maximum number of reads of a store that changes while it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,16 @@ class Restored:
     serial: int
     entries: int
     is_written: bool
-    """False if the store had it already."""
+    """False if the store had the list already."""
 
 
 async def copy_store(store: ListStore, to: Path) -> None:
     """Copy all lists and the history of a store into a new SQLite file.
 
-    Of a store in an SQLite file the copy also has the releases that a rollback could bring back. Raises StoreError.
+    The copy of an SQLite store also has the releases that a rollback could restore.
+
+    Raises:
+        StoreError: if the store cannot be read, or changes all the time.
     """
     if isinstance(store, SqliteStore):
         if not store.path.exists():
@@ -89,7 +92,8 @@ async def copy_store(store: ListStore, to: Path) -> None:
 async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str, Ledger]]:
     """Verify the lists and history chains of a backup by their digests; return the list states and chain ledgers.
 
-    Raises StoreError.
+    Raises:
+        StoreError: if the backup is damaged or cannot be read.
     """
     copy = SqliteStore(path, upgrades=False)
     try:
@@ -97,10 +101,11 @@ async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str,
         for name, state in states.items():
             async for _ in verified_pages(copy, name, state):
                 pass
-        main, fed = [await _all(copy, chain) for chain in CHAINS]
-        faults = [
-            *chain_faults(main, await copy.folds(), ledgers[MAIN]), *chain_faults(fed, (), ledgers[FEED]), *feed_faults(main, fed, ledgers[FEED]),
-        ]  # fmt: skip
+        main = await read_records(copy, MAIN)
+        fed = await read_records(copy, FEED)
+        faults = [*chain_faults(main, await copy.folds(), ledgers[MAIN])]
+        faults += chain_faults(fed, (), ledgers[FEED])
+        faults += feed_faults(main, fed, ledgers[FEED])
     finally:
         await copy.close()
     if faults:
@@ -113,24 +118,27 @@ async def behind(
 ) -> dict[str, str]:
     """Return the lists that a restore of these states would set back, each with the reason.
 
-    `stores`: stores by their names for messages. `marks`: highest serials that were in force on this node. Raises
-    StoreError.
+    Args:
+        states: states of the lists in the backup.
+        stores: stores by their names for messages.
+        marks: highest marks that were in force on this node.
+
+    Raises:
+        StoreError: if a store cannot be read.
     """
-    found = {}
+    reasons: dict[str, str] = {}
     for name, state in states.items():
         if state.kind == FIRST_SEEN:
             continue
         if marks.get(name, state.mark) > state.mark:
-            found[name] = (
-                f"serial {marks[name][1]} was in force on this node, and the backup's highest is {state.mark[1]}"
-            )
-        for called, store in stores.items():
+            _, serial = marks[name]
+            reasons[name] = f"serial {serial} was in force on this node, and the backup's highest is {state.mark[1]}"
+        for store_name, store in stores.items():
             held = None if store is None else await store.state(name)
             if held is not None and relation(held, state) is Relation.LOST:
-                found[name] = (
-                    f"{called} has serial {held.serial} (generation {held.generation}), and the backup {state.serial} ({state.generation})"
-                )
-    return found
+                newer = f"serial {held.serial} (generation {held.generation})"
+                reasons[name] = f"{store_name} has {newer}, and the backup {state.serial} ({state.generation})"
+    return reasons
 
 
 async def restore_store(
@@ -144,27 +152,36 @@ async def restore_store(
     force: bool,
     registering: Sequence[str] = (),
 ) -> list[Restored]:
-    """Restore lists from a backup to a store, after the history if that of the store is empty, damaged or cut off.
+    """Restore the history, if that of the store is empty, damaged or cut off, and then the lists from a backup to a store.
 
-    `marks`: as for `behind`. `made`: time of the backup. `force`: also restore a list that is newer in the store or on
-    nodes, as a change that nodes follow. `registering`: lists whose devices a merged record of first sightings omits.
-    Raises StoreError.
+    Args:
+        backup: store in the backup.
+        store: store to which lists are restored.
+        marks: highest marks that were in force on this node.
+        who: user for the history.
+        now: time of the restore.
+        made: time of the backup.
+        force: also restore a list that is newer in the store or on nodes, as a change that nodes follow.
+        registering: lists whose devices are left out of the merged record of first sightings.
+
+    Raises:
+        StoreError: if a store fails.
     """
     _, left = await restore_history(store, backup, who, "a backup")
     if left:
         detail = f"{left}; rebuilt from its readable records"
         await rebuild_history(store, Event(time=utc_text(now), who=who, what="heal", outcome=ACCEPTED, detail=detail))
-    restored = []
+    restored: list[Restored] = []
     for name, state in (await backup.states()).items():
         stored = await store.state(name)
-        if stored is not None and relation(stored, state) is Relation.SAME:
-            restored.append(Restored(name, state.serial, state.entries, is_written=False))
+        is_same = stored is not None and relation(stored, state) is Relation.SAME
+        restored.append(Restored(name, state.serial, state.entries, is_written=not is_same))
+        if is_same:
             continue
         if stored is not None and state.kind == FIRST_SEEN:
             days = await _read_days(backup, name, state, now)
             source = f"the backup of {made}"
             await import_days(days, name, store, registering=registering, source=source, who=who, now=now)
-            restored.append(Restored(name, state.serial, state.entries, is_written=True))
             continue
         wanted = _above(state, stored, marks.get(name, state.mark)) if force else state
         detail = f"generation {wanted.generation} from the backup of {made}"
@@ -173,9 +190,8 @@ async def restore_store(
             outcome=FORCED if force else ACCEPTED, detail=detail,
         )  # fmt: skip
         seen = 0 if stored is None else stored.generation
-        made_known = None if is_dates(name) else event
-        await store.restore(name, wanted, verified_pages(backup, name, state), seen=seen, event=made_known)
-        restored.append(Restored(name, state.serial, state.entries, is_written=True))
+        pages = verified_pages(backup, name, state)
+        await store.restore(name, wanted, pages, seen=seen, event=None if is_dates(name) else event)
     return restored
 
 
@@ -194,14 +210,13 @@ async def _read_days(backup: ListStore, name: str, state: ListState, now: dateti
 
 
 def _above(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
-    """Return the state with a generation and a number of resets so high that every node follows it."""
-    known = max(mark, NO_MARK if stored is None else stored.mark)
-    generation = max(state.generation, 0 if stored is None else stored.generation + 1)
-    resets = state.serial_resets if state.mark >= known else known[0] + 1
+    """Return the state with a generation and a number of resets that are so high that every node follows the state."""
+    present = stored or NO_LIST
+    known = max(mark, present.mark)
+    generation = max(state.generation, present.generation + 1)
+    known_resets, _ = known
+    resets = state.serial_resets if state.mark >= known else known_resets + 1
     return replace(state, generation=generation, serial_resets=resets)
-
-
-NO_MARK: Mark = (0, 0)
 
 
 def _vacuum(path: Path, to: Path) -> None:
@@ -210,7 +225,3 @@ def _vacuum(path: Path, to: Path) -> None:
             db.execute("VACUUM INTO ?", (str(to),))
     except sqlite3.Error as error:
         raise StoreError("sqlite", f"{path} cannot be copied: {error}") from None
-
-
-async def _all(store: ListStore, chain: str) -> Sequence[Record]:
-    return [record async for batch in store.records(chain=chain) for record in batch]

@@ -1,9 +1,9 @@
 """Last good copy of a node: a store on its own disk with the lists that were last in force.
 
-The copy follows the lists in force. A node starts from it if the store is unreachable, and writes it back to a store that lost
-its data. In both directions the content digest verifies the pages. If several nodes write back, only the first write succeeds,
-because writes are conditional on the generation. Only a list in force is written back: an outdated copy would restore an older
-list.
+The copy follows the lists in force. A node starts from the copy if the store is unreachable, and writes the copy back to a store
+that lost its data. In both directions the content digest verifies the pages. If several nodes write back, only the first write
+succeeds, because writes are conditional on the generation. The copy of a list is written back only if the same content is in force:
+an outdated copy would restore an older list.
 
 This module also has the pauses that the copy and the follower share, and the lower priority during work on large lists.
 """
@@ -31,40 +31,37 @@ class Pauses:
     """Pauses and time limits of a follower in seconds; the defaults are those of a node."""
 
     wait_s: float = 1.0
-    """Maximum time between two reads of the states, even without a notification of the store."""
+    """Maximum time between two reads of the states, without a notification of the store."""
     answer_s: float = STORE_TIMEOUT_S
     """Time limit for one answer of the store."""
     retry_s: float = 1.0
-    """Pause before the store, or a copy, is tried again after an error."""
+    """Pause after an error, before the store is read or the copy is written again."""
     unproved_s: float = 1.0
-    """Pause before a list that could not be verified is read again; it doubles."""
+    """Pause before a list that could not be verified is read again; the pause doubles after each failure."""
     unproved_max_s: float = 60.0
     unreadable_s: float = 5.0
-    """Pause before a damaged state is read again, because it may be long."""
+    """Pause before a damaged state is read again, because a damaged state may have many bytes."""
     full_s: float = 60.0
-    """Pause before a list is copied again after the disk was full, because each try writes until it fails."""
+    """Pause before a list is copied again after the disk was full, because each attempt writes until the disk is full."""
 
 
 PAUSES = Pauses()
 
 
 LARGE_ENTRIES = 100_000
-"""Number of entries from which building a list takes so long that checks could be delayed."""
+"""Minimum number of entries of a large list: building it takes so long that checks could be delayed."""
 
 Heavy = Callable[[], AbstractContextManager[None]]
-"""Function that returns a context manager, which is entered during such work."""
+"""Function that returns a context manager for work on large lists, which lowers the priority of the process."""
 
 
 def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
-    """Return the context manager for work on a list: `heavy()` if the list is large or changes often, else no effect.
+    """Return a context manager for work on a list: `heavy()` if the list changes often or is large in any of these states.
 
-    `states` are states of the list. For a small list, the context does nothing.
+    For another list, the context manager has no effect.
     """
-    return (
-        heavy()
-        if often or any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
-        else nullcontext()
-    )
+    is_large = any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
+    return heavy() if often or is_large else nullcontext()
 
 
 class Relation(Enum):
@@ -77,12 +74,12 @@ class Relation(Enum):
 
 
 def relation(held: ListState | None, stored: ListState | None) -> Relation:
-    """Return the relation of a list's state in the store to its state on the node: same, newer, or lost.
+    """Return the relation of a list's state in the store (`stored`) to its state on the node (`held`).
 
-    The store has lost data if the generation is lower, or the same with another content. The same applies to a lower
-    highest serial, because only an operator's reset lowers it, and resets are counted. A serial above all accepted ones
-    is a new signed release: it is followed even if the store lost its generations. The held content is also followed if
-    it was loaded again into such a store.
+    The store has lost data if its highest serial or its generation is lower, or if it has another content in the same
+    generation. Only an operator's reset lowers the highest serial, and resets are counted. Two states are followed
+    although the generation is lower: a higher serial, which is that of a new signed release, and the held content, which
+    was loaded again into a store that lost its generations.
     """
     if stored is None:
         return Relation.SAME if held is None else Relation.LOST
@@ -90,10 +87,11 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
         return Relation.NEWER
     if stored.mark != held.mark:
         return Relation.NEWER if stored.mark > held.mark else Relation.LOST
-    if stored.generation != held.generation:
-        same = (stored.serial, stored.content_digest) == (held.serial, held.content_digest)
-        return Relation.NEWER if same or stored.generation > held.generation else Relation.LOST
-    return Relation.SAME if stored.content_digest == held.content_digest else Relation.LOST
+    has_same_content = stored.content_digest == held.content_digest
+    if stored.generation == held.generation:
+        return Relation.SAME if has_same_content else Relation.LOST
+    is_reloaded = has_same_content and stored.serial == held.serial
+    return Relation.NEWER if is_reloaded or stored.generation > held.generation else Relation.LOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +116,15 @@ class _HealRequest:
 
 
 class CopyKeeper:
-    """Writer of a node's last good copy, which processes one request after the other in `run`.
+    """Writer of a node's last good copy. Its task `run` processes one request after the other, the last one of each list.
 
-    Only the last request for each list counts.
-
-    `failed` receives faults by cause and list. `who` names this node in the history.
+    Args:
+        store: store that the node follows.
+        copy: node's last good copy.
+        report: logs events.
+        failed: receives the cause, the error and the list of each fault.
+        who: name of this node in the history.
+        pauses: pauses before retries.
     """
 
     def __init__(
@@ -135,12 +137,16 @@ class CopyKeeper:
         *,
         pauses: Pauses = PAUSES,
     ) -> None:
-        self.store, self.copy = store, copy
+        self.store = store
+        self.copy = copy
         self.faults: dict[str, str] = {}
-        """Lists whose copy could not be read, written or written back at the last try, with the reason."""
+        """Lists whose last request failed because the copy could not be read, written or written back, with the reason."""
         self._fault_count = 0
         """Number of faults so far."""
-        self._report, self._failed, self._who, self._pauses = report, failed, who, pauses
+        self._report = report
+        self._failed = failed
+        self._who = who
+        self._pauses = pauses
         self._requests: dict[str, _CopyRequest | _HealRequest] = {}
         self._has_requests = asyncio.Event()
 
@@ -158,10 +164,10 @@ class CopyKeeper:
     def request_heal(self, name: str, held: ListState, stored: ListState | None) -> None:
         """Request that a list's copy is written back to the store, if the copy equals the list in force (`held`)."""
         before = self._requests.get(name)
-        # A pending copy with pages in memory is written first; one that must read the store is no longer possible.
-        if not isinstance(before, _CopyRequest) or before.pages is None:
-            self._requests[name] = _HealRequest(held, stored)
-            self._has_requests.set()
+        if isinstance(before, _CopyRequest) and before.pages is not None:
+            return  # this copy has its pages in memory and is written first; another one can no longer read the store
+        self._requests[name] = _HealRequest(held, stored)
+        self._has_requests.set()
 
     async def run(self, heavy: Heavy) -> None:
         """Process requests until the task is cancelled."""
@@ -170,12 +176,13 @@ class CopyKeeper:
             self._has_requests.clear()
             pause_s = math.inf
             for name, request in tuple(self._requests.items()):
-                left_s = request.due - time.monotonic() if isinstance(request, _CopyRequest) else 0.0
-                if left_s <= 0 and await self._try(name, request, heavy):
-                    if self._requests.get(name) is request:
-                        del self._requests[name]
-                else:
-                    pause_s = min(pause_s, left_s if left_s > 0 else self._pauses.retry_s)
+                wait_s = request.due - time.monotonic() if isinstance(request, _CopyRequest) else 0.0
+                if wait_s > 0:
+                    pause_s = min(pause_s, wait_s)
+                elif not await self._try(name, request, heavy):
+                    pause_s = min(pause_s, self._pauses.retry_s)
+                elif self._requests.get(name) is request:
+                    del self._requests[name]
             if pause_s < math.inf:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
@@ -189,7 +196,7 @@ class CopyKeeper:
         self._failed(cause, error, name)
 
     async def _try(self, name: str, request: _CopyRequest | _HealRequest, heavy: Heavy) -> bool:
-        """Run `_process`; if it causes no new fault, clear the earlier fault of the list."""
+        """Process a request; if this causes no fault, clear the earlier fault of the list. Return False for a retry."""
         before = self._fault_count
         is_done = await self._process(name, request, heavy)
         if is_done and self._fault_count == before:
@@ -201,32 +208,36 @@ class CopyKeeper:
 
         If the store still lacks data, the follower repeats its request.
         """
-        keeps = isinstance(request, _CopyRequest)
-        kind = "copy" if keeps else "heal"
+        is_heal = isinstance(request, _HealRequest)
         try:
             copied = await self.copy.state(name)
             if not self._is_called_for(name, request, copied):
                 return True
-            with while_large(heavy, copied, request.state if isinstance(request, _CopyRequest) else request.held):
-                if isinstance(request, _CopyRequest):
+            if isinstance(request, _CopyRequest):
+                with while_large(heavy, copied, request.state):
                     await self._write_copy(name, request, copied)
-                elif copied is not None:
+            elif copied is not None:
+                with while_large(heavy, copied, request.held):
                     await self._write_back(name, copied, request.stored)
         except StoreChanged:
-            pass  # the follower will read the newer state and send a new request
+            return True  # the follower will read the newer state and send a new request
         except GenerationConflict:
-            return not keeps  # another node wrote first, perhaps an older state
+            return is_heal  # another node wrote first, perhaps an older state
         except StoreError as error:
+            kind = "heal" if is_heal else "copy"
             self.fail(name, f"{kind}_{error.cause}", error)
-            if error.cause == "full" and isinstance(request, _CopyRequest) and self._requests.get(name) is request:
-                self._requests[name] = replace(request, due=time.monotonic() + self._pauses.full_s)
-            return not keeps
+            is_pending = self._requests.get(name) is request
+            if error.cause == "full" and isinstance(request, _CopyRequest) and is_pending:
+                due = time.monotonic() + self._pauses.full_s
+                self._requests[name] = replace(request, due=due)
+            return is_heal
         except Exception as error:  # noqa: BLE001  # the outermost loop of this task: counts, logs and continues
             self.fail(name, "copy_internal", error)
             return False
         return True
 
     def _is_called_for(self, name: str, request: _CopyRequest | _HealRequest, copied: ListState | None) -> bool:
+        """Return True if the request still applies to the copy (`copied`). Report an outdated copy as a fault."""
         if isinstance(request, _CopyRequest):
             return relation(copied, request.state) is Relation.NEWER
         held = request.held
@@ -239,7 +250,8 @@ class CopyKeeper:
 
     async def _write_copy(self, name: str, request: _CopyRequest, copied: ListState | None) -> None:
         await _copy_dates(self.store, self.copy, name)
-        seen, state = 0 if copied is None else copied.generation, request.state
+        state = request.state
+        seen = 0 if copied is None else copied.generation
         if request.pages is not None and copied is not None:
             _, before = await self.copy.some_pages(name, [page.number for page in request.pages])
             if amended_digest(copied.content_digest, before, request.pages) == state.content_digest:
@@ -251,17 +263,16 @@ class CopyKeeper:
         async for _ in verified_pages(self.copy, name, copied):
             pass  # verified before the first write, so that a damaged copy cannot harm the store
         seen = 0 if stored is None else stored.generation
-        # Above the store's generation, so that nodes which follow the store follow this state too.
-        state = replace(copied, generation=copied.generation if copied.generation > seen else seen + 1)
+        # The generation is above that of the store, so that nodes which follow the store follow this state too.
+        state = replace(copied, generation=max(copied.generation, seen + 1))
         stored_text = "nothing" if stored is None else f"generation {stored.generation}, serial {stored.serial}"
         detail = f"generation {state.generation} from this node's copy; the store showed {stored_text}"
         healed = Event(
             time=utc_text(datetime.now(UTC)), who=self._who, what="heal", outcome=ACCEPTED, detail=detail,
             list=name, serial=state.serial, digest=state.release_digest,
         )  # fmt: skip
-        await restore_history(
-            self.store, self.copy, self._who
-        )  # before the first record of a history that has lost all others
+        # Restored first, so that a history that has lost all records does not begin with this event.
+        await restore_history(self.store, self.copy, self._who)
         await _copy_dates(self.copy, self.store, name)
         await self.store.restore(name, state, verified_pages(self.copy, name, copied), seen=seen, event=healed)
         self._report("store_healed", level="warning", list=name, detail=detail)
@@ -270,21 +281,33 @@ class CopyKeeper:
 async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
     """Copy the dates of a list (eir.lists.record.dates) if `target` has older ones: only the changed pages, if they are known."""
     name = dates_name(of)
-    state, there = await source.state(name), await target.state(name)
-    if state is None or relation(there, state) is not Relation.NEWER:
+    state = await source.state(name)
+    held = await target.state(name)
+    if state is None or relation(held, state) is not Relation.NEWER:
         return
-    seen = 0 if there is None else there.generation
-    changes = await source.changes(name, seen) if there is not None else None
-    if there is not None and changes is not None and all(change.pages is not None for change in changes):
-        numbers = sorted({number for change in changes for number in change.pages or ()})
-        read, present = await source.some_pages(name, numbers)
-        _, before = await target.some_pages(name, numbers)
-        gone = set(numbers) - {page.number for page in present}
-        pages = [*present, *(Page(number, b"") for number in gone)]
-        if read is not None and amended_digest(there.content_digest, before, present) == read.content_digest:
-            await target.restore(name, read, one_batch(pages), seen=seen, whole=False)
-            return
+    if held is not None and await _copy_changes(source, target, name, held):
+        return
+    seen = 0 if held is None else held.generation
     await target.restore(name, state, verified_pages(source, name, state), seen=seen)
+
+
+async def _copy_changes(source: ListStore, target: ListStore, name: str, held: ListState) -> bool:
+    """Copy only the changed pages of a list; return False if the whole list must be copied.
+
+    `held`: state of the list in `target`.
+    """
+    changes = await source.changes(name, held.generation)
+    if changes is None or any(change.pages is None for change in changes):
+        return False
+    numbers = sorted({number for change in changes for number in change.pages or ()})
+    state, present = await source.some_pages(name, numbers)
+    _, before = await target.some_pages(name, numbers)
+    if state is None or amended_digest(held.content_digest, before, present) != state.content_digest:
+        return False
+    removed = set(numbers) - {page.number for page in present}
+    pages = [*present, *(Page(number, b"") for number in removed)]
+    await target.restore(name, state, one_batch(pages), seen=held.generation, whole=False)
+    return True
 
 
 async def verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
@@ -294,7 +317,8 @@ async def verified_pages(source: ListStore, name: str, state: ListState) -> Asyn
         StoreChanged: if the list has another generation.
         StoreError: `digest`, at the end, if the digest differs.
     """
-    total, exists = 0, False
+    total = 0
+    exists = False
     async for stored, batch in source.pages(name):
         exists = True
         if stored.generation != state.generation:
@@ -303,5 +327,6 @@ async def verified_pages(source: ListStore, name: str, state: ListState) -> Asyn
         yield batch
     if not exists:
         raise StoreChanged(f"list {name} is no longer in the store")
-    if (computed := digest_text(total)) != state.content_digest:
+    computed = digest_text(total)
+    if computed != state.content_digest:
         raise StoreError("digest", f"list {name}: pages have the digest {computed}, not {state.content_digest}")

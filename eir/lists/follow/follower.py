@@ -59,23 +59,23 @@ class Proof:
 
 
 REST_TIMES, REST_MAX_S = 10, 0.1
-"""Pause after applying changes, as a multiple of the time that they took, up to a maximum (s). So changes in quick succession, as of a register, are applied together, and the processor stays free for checks."""
+"""Pause after applying changes, as a multiple of the duration, up to a maximum (s). So quick changes, as of a register, are applied together, and the processor stays free for checks."""
 OFTEN_S, OFTEN = 1.0, 5
-"""A list is fed by a register if this many changes in a row came within this time (s) of each other."""
+"""Maximum time (s) between two changes in a row, and the number of changes in a row above which a register feeds the list."""
 FED, REST_FED_S = 30, 0.5
 """Pause (s) after this many changes in a row, more than people make by hand. With it, the 99th percentile of checks beside 5,000 rows per second is 0.7 ms, without it 1.9 ms (scripts/bench feed)."""
 READ_AGAIN_MAX = 5
 """Maximum number of reads of a list that changes while it is read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})
-"""Causes that concern one list, not the store: damaged pages, or no room for an image."""
+"""Causes of faults that concern one list, not the store: damaged pages, or no memory for an image."""
 KIND = "kind"
-"""Cause for a list of another kind than configured."""
+"""Cause of a fault: the list is of another kind than configured."""
 SOME_PAGES = 500
-"""Maximum number of touched pages that are read together."""
+"""Maximum number of changed pages that are read together."""
 AMENDED_PAGES_MAX = 20_000
-"""Maximum number of touched pages; above it the list is read whole."""
+"""Maximum number of changed pages that are applied; if more pages changed, the whole list is read."""
 REPORT_AGAIN_S = 60.0
-"""Seconds between two equal events about a list."""
+"""Minimum time (s) between two equal events about a list."""
 
 
 class Follower:
@@ -99,41 +99,42 @@ class Follower:
         copy: ListStore | None = None, heal: bool = True, who: str = "eir", pauses: Pauses = PAUSES,
     ) -> None:  # fmt: skip
         self.up = False
-        """True if the store answered last time."""
+        """True if the last read of the store succeeded."""
         self.errors: Counter[str] = Counter()
-        """Number of failures by cause; `lost_data`: the store has less of a list than before."""
+        """Number of failures by cause; `lost_data`: the store has lost data of a list."""
         self.lost: dict[str, str] = {}
         """Lists in force that the store has lost, with the store's state as text."""
         self.from_copy: set[str] = set()
-        """Lists in force that came from the last good copy and that the store has not confirmed since."""
-        self._store, self._index, self._report, self._on_switch = store, index, report, on_switch
+        """Lists in force that came from the last good copy and that the store has not confirmed yet."""
+        self._store = store
+        self._index = index
+        self._report = report
+        self._on_switch = on_switch
         self._keeper = None if copy is None else CopyKeeper(store, copy, report, self._copy_failed, who, pauses=pauses)
         self._pauses = pauses
         self._heals = heal
         self._heavy: Heavy = nullcontext
         self._others = asyncio.Event()
-        """Event that is set if the index has other lists than at the last pass."""
+        """Event that is set if the lists of the index have changed since the last pass."""
         self._proofs: dict[str, Proof] = {}
         self._seen: dict[str, int] = {}
         self._unreadable: dict[str, float] = {}
-        """Lists whose state in the store is damaged, and when it is read again (monotonic)."""
+        """Time (time.monotonic) of the next read of each list whose state in the store is damaged."""
         self._unproved: dict[str, tuple[float, float]] = {}
         self._reported_at: dict[tuple[str, str], float] = {}
         self._lately: dict[str, tuple[int, float]] = {}
-        """For each list, the number of changes in a row within OFTEN_S of each other, and the time of the last one (monotonic)."""
+        """Number of changes of each list in a row within OFTEN_S of each other, and time (time.monotonic) of the last change."""
         self._rest_s = 0.0
-        """Seconds of rest after the pass in progress."""
+        """Pause in seconds after the pass in progress."""
         self.in_step_at = time.monotonic()
-        """Last time (time.monotonic) at which the lists in force certainly were those in the store; normally at most `wait_s` ago."""
+        """Last time (time.monotonic) at which the lists in force were verified to be those in the store; normally at most `wait_s` ago."""
 
     @property
     def copy_faults(self) -> Mapping[str, str]:
         """Lists whose last good copy could not be read, written or written back, each with the reason."""
-        return (
-            {}
-            if self._keeper is None
-            else {name: why for name, why in self._keeper.faults.items() if name in self._index.lists}
-        )
+        if self._keeper is None:
+            return {}
+        return {name: reason for name, reason in self._keeper.faults.items() if name in self._index.lists}
 
     def wake(self) -> None:
         """Request that the store is read at once, because the configuration has changed the lists of the index."""
@@ -224,7 +225,8 @@ class Follower:
         Raises:
             StoreError: if the store fails, or no state can be read.
         """
-        began, lists = time.monotonic(), self._index.lists
+        began = time.monotonic()
+        lists = self._index.lists
         self._unreadable = {name: due for name, due in self._unreadable.items() if name in lists and due > began}
         names = [name for name in lists if name not in self._unreadable]
         results = await asyncio.gather(*map(self._state, names), return_exceptions=True)
@@ -277,34 +279,39 @@ class Follower:
                 if self._keeper is not None and self._heals:
                     self._keeper.request_heal(name, held, stored)
                 return False
+        return await self._follow_newer(name, entries, stored)
+
+    async def _follow_newer(self, name: str, entries: DeviceList, stored: ListState | None) -> bool:
+        """Put a newer state of a list in force, unless a pause after a fault lasts; return True if the state is in force."""
         not_before, pause_s = self._unproved.get(name, (0.0, self._pauses.unproved_s))
         if time.monotonic() < not_before or self._is_of_other_kind(name, entries, stored):
             return False
         began = time.monotonic()
-        many, last = self._lately.get(name, (0, began))
-        many = many + 1 if began - last < OFTEN_S else 1
+        in_a_row, last = self._lately.get(name, (0, began))
+        in_a_row = in_a_row + 1 if began - last < OFTEN_S else 1
         try:
-            with while_large(self._heavy, held, stored, often=many > OFTEN):
+            with while_large(self._heavy, entries.state, stored, often=in_a_row > OFTEN):
                 await self._update(name, entries, stored)
         except StoreError as error:
             if error.cause not in UNPROVED:
                 raise
-            self._unproved[name] = (time.monotonic() + pause_s, min(2 * pause_s, self._pauses.unproved_max_s))
+            not_before = time.monotonic() + pause_s
+            self._unproved[name] = not_before, min(2 * pause_s, self._pauses.unproved_max_s)
             self._failed(error.cause, error, name)
             return False
         now = time.monotonic()
-        self._lately[name] = many, now
-        self._rest_s = REST_FED_S if many > FED else min(REST_MAX_S, self._rest_s + REST_TIMES * (now - began))
+        self._lately[name] = in_a_row, now
+        if in_a_row > FED:
+            self._rest_s = REST_FED_S
+        else:
+            self._rest_s = min(REST_MAX_S, self._rest_s + REST_TIMES * (now - began))
         self._unproved.pop(name, None)
         self.lost.pop(name, None)
         self.from_copy.discard(name)
         return True
 
     def _is_of_other_kind(self, name: str, entries: DeviceList, state: ListState | None) -> bool:
-        """Return True and report a fault if the kind of a list differs from the configured kind.
-
-        Entries of another kind would have another meaning.
-        """
+        """Return True and report a fault if a list has another kind than configured, so that its entries have another meaning."""
         if state is None or state.kind == entries.kind:
             return False
         kinds = f"{name} is a list of {state.kind} in the store, and of {entries.kind} in the configuration"
@@ -320,17 +327,20 @@ class Follower:
             return
         for _ in range(READ_AGAIN_MAX):
             with suppress(StoreChanged):
-                if not (held and stored and await self._apply_changes(name, entries, held, stored)):
-                    await self._load_whole(self._store, name, entries)
+                if held and stored and await self._apply_changes(name, entries, held, stored):
+                    return
+                await self._load_whole(self._store, name, entries)
                 return
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
     async def _load_whole(self, source: ListStore, name: str, entries: DeviceList) -> None:
         """Read a whole list, verify it, and put it in force. If the source lacks the list, nothing changes."""
         read: ListState | None = None
-        proof, total, chunks = Proof(), 0, list[Chunk]()
+        proof = Proof()
+        total = 0
+        chunks = list[Chunk]()
         async with aclosing(batches(source, name, self._pauses.answer_s)) as reading:
-            async for read, batch in reading:  # noqa: B007  # the last one is what was read
+            async for read, batch in reading:  # noqa: B007  # the last state is that of the whole list
                 digests = [page.digest() for page in batch]
                 total += sum(digests)
                 proof.extend(batch, [digest & PROOF_MASK for digest in digests])
@@ -339,16 +349,19 @@ class Follower:
                         chunks += chunks_of(batch)
         if read is None:
             return
-        if (computed := digest_text(total)) != read.content_digest:
+        computed = digest_text(total)
+        if computed != read.content_digest:
             raise StoreError("digest", f"list {name}: pages have the digest {computed}, not {read.content_digest}")
-        if self._switch(name, entries, read, await _build_in_thread(name, partial(build_image, chunks))):
+        image = await _build_in_thread(name, partial(build_image, chunks))
+        if self._switch(name, entries, read, image):
             self._proofs[name] = proof
             if source is self._store:
                 self._request_copy(name, read, None)
 
     async def _apply_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
         """Apply only the changed pages of a list; return False if the whole list must be read."""
-        proof, image = self._proofs.get(name), entries.image
+        proof = self._proofs.get(name)
+        image = entries.image
         if proof is None or image is None or stored.generation < held.generation:
             return False
         try:
@@ -358,45 +371,30 @@ class Follower:
                 raise
             self._failed("corrupt", error, name)
             return False
-        touched = {number for step in steps for number in step.pages or ()}
-        if any(step.pages is None for step in steps) or not 0 < len(touched) <= AMENDED_PAGES_MAX:
+        numbers = sorted({number for step in steps for number in step.pages or ()})
+        are_known = all(step.pages is not None for step in steps)
+        if not are_known or not 0 < len(numbers) <= AMENDED_PAGES_MAX:
             return False
-        state, pages = await self._some_pages(name, sorted(touched), steps[-1].after)
-        goes = sum(proof[page.number] for page in pages)
-        comes = sum(page.digest() for page in pages)
-        if (int(held.content_digest, 16) - goes + comes - int(state.content_digest, 16)) & PROOF_MASK:
-            self._failed(
-                "digest",
-                StoreError("digest", "the touched pages do not make up the new digest: the whole list is read again"),
-                name,
-            )
+        state, pages = await read_some_pages(self._store, name, numbers, steps[-1].after, self._pauses.answer_s)
+        removed = sum(proof[page.number] for page in pages)
+        added = sum(page.digest() for page in pages)
+        expected = int(held.content_digest, 16) - removed + added
+        if (expected - int(state.content_digest, 16)) & PROOF_MASK:
+            fault = "the touched pages do not make up the new digest: the whole list is read again"
+            self._failed("digest", StoreError("digest", fault), name)
             return False
-        if self._switch(name, entries, state, await _build_in_thread(name, partial(image_with, image, pages))):
+        new_image = await _build_in_thread(name, partial(image_with, image, pages))
+        if self._switch(name, entries, state, new_image):
             proof.amend(pages)
             self._request_copy(name, state, pages)
         return True
-
-    async def _some_pages(self, name: str, numbers: Sequence[int], generation: int) -> tuple[ListState, Sequence[Page]]:
-        """Read numbered pages of a generation; a page that does not exist is returned empty.
-
-        Raises:
-            StoreChanged: if the list has another generation.
-        """
-        state, existing = NO_LIST, dict[int, Page]()
-        for at in range(0, len(numbers), SOME_PAGES):
-            part = numbers[at : at + SOME_PAGES]
-            stored, pages = await await_store(self._store.some_pages(name, part), self._pauses.answer_s)
-            if stored is None or stored.generation != generation:
-                raise StoreChanged(f"list {name} changed while its touched pages were read")
-            state = stored
-            existing.update((page.number, page) for page in pages)
-        return state, [existing.get(number) or Page(number, b"") for number in numbers]
 
     def _switch(self, name: str, entries: DeviceList, state: ListState, image: Image) -> bool:
         """Put an image of a list in force; return False if the configuration no longer has the list."""
         if self._index.lists.get(name) is not entries:
             return False
-        self._on_switch(name, state, image, self._index.switch(name, state, image))
+        previous = self._index.switch(name, state, image)
+        self._on_switch(name, state, image, previous)
         return True
 
     def _request_copy(self, name: str, state: ListState | None, pages: Sequence[Page] | None) -> None:
@@ -409,9 +407,9 @@ class Follower:
     def _catching_faults(
         self, failed: Callable[[str, Exception], None], name: str | None = None, *, of: str = ""
     ) -> Iterator[None]:
-        """Catch exceptions of the block and pass them to `failed`, which counts and reports them.
+        """Catch exceptions of the block, and pass each with its cause to `failed`, which counts and reports it.
 
-        `of` is a prefix of their cause.
+        `of`: prefix of the cause.
         """
         try:
             yield
@@ -438,10 +436,7 @@ class Follower:
         self._failed(cause, error, name, event="copy_failed")
 
     def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
-        """Count and report a fault.
-
-        The event `copy_failed` concerns the last good copy, not the store.
-        """
+        """Count and report a fault of the store or, with the event `copy_failed`, of the last good copy."""
         self.errors[cause] += 1
         if event == "store_failed" and name is None and cause != "changed":
             self.up = False
@@ -461,12 +456,33 @@ async def batches(
     source: ListStore, name: str, answer_s: float
 ) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
     """Yield the batches of a list's pages in a store; each batch has the time limit of one answer."""
-    async with aclosing(source.pages(name)) as pages:  # type: ignore[type-var]  # stores write it as a generator
+    async with aclosing(source.pages(name)) as pages:  # type: ignore[type-var]  # in each store, `pages` is a generator
         while True:
             try:
                 yield await await_store(anext(pages), answer_s)
             except StopAsyncIteration:
                 return
+
+
+async def read_some_pages(
+    source: ListStore, name: str, numbers: Sequence[int], generation: int, answer_s: float
+) -> tuple[ListState, Sequence[Page]]:
+    """Return the state of a list in a generation, and its numbered pages; a page that does not exist is empty.
+
+    Raises:
+        StoreChanged: if the list has another generation.
+    """
+    state = NO_LIST
+    pages: list[Page] = []
+    for at in range(0, len(numbers), SOME_PAGES):
+        part = numbers[at : at + SOME_PAGES]
+        stored, existing = await await_store(source.some_pages(name, part), answer_s)
+        if stored is None or stored.generation != generation:
+            raise StoreChanged(f"list {name} changed while its touched pages were read")
+        state = stored
+        by_number = {page.number: page for page in existing}
+        pages += [by_number.get(number) or Page(number, b"") for number in part]
+    return state, pages
 
 
 async def _build_in_thread(name: str, work: Callable[[], Image]) -> Image:

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import chain as chain_of
 
 from eir.errors import GenerationConflict, Report, StoreError
 from eir.lists.record.clock import TrustedClock, await_store
@@ -51,22 +50,22 @@ TRIM_S = 3600.0
 ANCHOR_S = 86400.0
 """Maximum time (s) between two anchors of a growing feed chain."""
 FEED_TRIM_S = 600.0
-"""Minimum time (s) between two anchors, whichever node writes them. So a flood of rows adds at most 144 anchors per day to the main chain, and the feed's chain exceeds its limit by the rows of that time."""
+"""Minimum time (s) between two anchors of any node. So a flood of rows adds at most 144 anchors per day to the main chain, and the feed's chain exceeds its size limit by at most the rows of this time."""
 FEED_KEPT = 0.9
-"""Share of its size limit to which a full feed chain is cut."""
+"""Share of the size limit to which a full feed chain is trimmed."""
 NEARLY_FULL = 0.8
 """Share of `history.max_bytes` above which the main chain raises an alert."""
 WAITING_MAX = 1_000
-"""Maximum number of events that wait for an unreachable store."""
+"""Maximum number of queued events while the store is unreachable; the oldest is dropped."""
 COPY_TIMEOUT_S = 600.0
-"""Seconds for copying a whole history, or for writing it back."""
+"""Time limit (s) for copying a whole history, or for writing it back."""
 UNRECORDED_S = 15.0
-"""Seconds for which the store may have a list before the record of its event."""
+"""Time (s) after which a list without a record of its content is reported: the store may have a list before its record."""
 READ_AGAIN_MAX = 10
 NAMES = " (SHA-256 "
-"""End of the constant part of a difference: the rest changes as the store's chain grows, and each difference is reported once."""
+"""Text that ends the constant part of a difference. The rest changes as the store's chain grows, and each difference is logged once."""
 NEWEST = 20
-"""Number of events of a list that usually include its last change."""
+"""Number of events of a list that usually include the list's last change."""
 
 
 class HistoryKeeper:
@@ -93,40 +92,39 @@ class HistoryKeeper:
         wall: Callable[[], float] = time.time,
         clock: TrustedClock | None = None,
     ) -> None:
-        self._copy, self._writes, self._who, self._report, self._now, self._wall = copy, writes, who, report, now, wall
+        self._copy = copy
+        self._writes = writes
+        self._who = who
+        self._report = report
+        self._now = now
+        self._wall = wall
         self._waiting: deque[Event] = deque(maxlen=WAITING_MAX)
         self._clock = clock or TrustedClock()
         self._trimmed_at: float | None = None
         self._refusals = ""
-        """Sum of the store's refusals that were last copied."""
+        """Sum of the store's refusals (`Ledger.refusals`) at the last copy of them."""
         self._unrecorded: dict[str, tuple[ListState, float | None]] = {}
-        """Last state of each list, and the time since which it has no record (None if it has one)."""
+        """Last state of each list, and the time since which no record has this state (None if a record has it)."""
         self._reported: set[str] = set()
-        """Lists without a record that the log has reported."""
+        """Unrecorded lists that the log has reported."""
         self.ledgers = dict.fromkeys(CHAINS, Ledger())
-        """Store's ledgers by chain at the last read."""
+        """Ledger of each chain in the store at the last read."""
         self.differs = ""
-        """Reason why the store's history does not continue this node's copy; empty if it does."""
+        """Reason why the store's history does not continue this node's copy; empty if it continues the copy."""
 
     @property
     def unrecorded(self) -> list[str]:
         """Lists in the store whose content differs from their newest history record."""
-        now = self._now()
-        return [
-            name for name, (_, since) in self._unrecorded.items() if since is not None and now - since >= UNRECORDED_S
-        ]
+        latest = self._now() - UNRECORDED_S
+        return [name for name, (_, since) in self._unrecorded.items() if since is not None and since <= latest]
 
     def add(self, event: Event) -> None:
         """Queue an event for the history, which `maintain` writes when the store is reachable."""
         if self._writes:
             self._waiting.append(event)
-        else:
-            self._report(
-                "history_not_written",
-                level="warning",
-                reason="heal",
-                detail=f"{event.what} by {event.who}: with `heal: false` a node writes no history",
-            )
+            return
+        detail = f"{event.what} by {event.who}: with `heal: false` a node writes no history"
+        self._report("history_not_written", level="warning", reason="heal", detail=detail)
 
     async def maintain(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
         """Update this node's copy and the store's history, write queued events, delete old records, and check `lists`.
@@ -147,7 +145,8 @@ class HistoryKeeper:
                 self._set_difference(left)
         if not left:
             await self._synchronize(store, settings, writes=writes)
-        self._log_heads({chain: await await_store(store.ledger(chain)) for chain in CHAINS}, settings)
+        ledgers = {chain: await await_store(store.ledger(chain)) for chain in CHAINS}
+        self._log_heads(ledgers, settings)
         await await_store(self._check_lists(store, lists))
 
     async def _synchronize(self, store: ListStore, settings: HistorySettings, *, writes: bool) -> None:
@@ -208,7 +207,8 @@ class HistoryKeeper:
         """Write an anchor for the feed's chain each day or when the chain is full; then delete its oldest records."""
         feed = await await_store(store.ledger(FEED))
         is_full = feed.bytes > settings.feed_max_bytes
-        if not feed.number or self._is_recent(feed.anchored_at, FEED_TRIM_S if is_full else ANCHOR_S):
+        pause_s = FEED_TRIM_S if is_full else ANCHOR_S
+        if not feed.number or self._is_recent(feed.anchored_at, pause_s):
             return
         await await_store(store.record(self._event(ANCHOR, "newest record of the feed's chain")))
         event = self._event("trim", "history.keep, history.feed_max_bytes", FEED)
@@ -217,15 +217,17 @@ class HistoryKeeper:
 
     def _is_recent(self, time: str, span_s: float) -> bool:
         """Return True if a time is less than `span_s` from now, in the past or (by another node's clock) the future."""
-        first, last = (utc_text(datetime.fromtimestamp(self._wall() + span, UTC)) for span in (-span_s, span_s))
-        return first < time < last
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        span = timedelta(seconds=span_s)
+        return utc_text(now - span) < time < utc_text(now + span)
 
     async def _limit_copy(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
         """Delete the oldest records of a full feed chain from the copy, except records that the store still has.
 
         `stored`: size of the store's chain in bytes.
         """
-        if (await copy.ledger(FEED)).bytes > max(settings.feed_max_bytes, stored):
+        copied = await copy.ledger(FEED)
+        if copied.bytes > max(settings.feed_max_bytes, stored):
             bytes_max = max(int(settings.feed_max_bytes * FEED_KEPT), stored)
             await copy.trim_history(self._until(settings), bytes_max, None, FEED)
 
@@ -233,21 +235,23 @@ class HistoryKeeper:
         """Append the new records of the store to the node's copy, if they follow the copy's last record."""
         differs = ""
         for chain in CHAINS:
-            ours, theirs = await copy.ledger(chain), await store.ledger(chain)
-            reason = "" if theirs.number > ours.number or theirs.digest == ours.digest else "it has other records"
+            ours = await copy.ledger(chain)
+            theirs = await store.ledger(chain)
             if theirs.number > ours.number:
                 reason = await self._copy_newer(store, copy, chain, ours, theirs)
-            if reason and (await store.ledger(chain)).first != theirs.first:
+            else:
+                reason = "" if theirs.digest == ours.digest else "it has other records"
+            if not reason:
+                continue
+            if (await store.ledger(chain)).first != theirs.first:
                 raise GenerationConflict("records were forgotten while they were read")
-            if reason and not differs:
-                differs = f"{_chain_name(chain)}: this node has records up to {ours.number}{NAMES}{ours.digest}), and the store's up to {theirs.number} do not continue them: {reason}"
-            if reason:
-                break  # the main chain proves the feed's chain
+            differs = f"{_chain_name(chain)}: this node has records up to {ours.number}{NAMES}{ours.digest}), and the store's up to {theirs.number} do not continue them: {reason}"
+            break  # the main chain proves the feed's chain
         self._set_difference(differs)
         main = await store.ledger()
         if not differs and self._refusals != main.refusals:
-            seen = await copy.ledger()
-            await copy.rewrite_history(_one(()), await store.folds(), after=seen.number, seen=seen)
+            copied = await copy.ledger()
+            await copy.rewrite_history(_one(()), await store.folds(), after=copied.number, seen=copied)
             self._refusals = main.refusals
 
     def _set_difference(self, differs: str) -> None:
@@ -260,31 +264,32 @@ class HistoryKeeper:
 
     async def _copy_newer(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
         """Copy the newer records of a chain from the store; return the reason if they do not continue the copy."""
-        if chain == FEED and ours.number and theirs.first > ours.number + 1:
-            read = [record async for batch in store.records(chain=FEED) for record in batch]
-            fed = [record for record in read if record.number <= theirs.number]
-            main = [record async for batch in copy.records() for record in batch]
-            if reason := next(chain_of(chain_faults(fed, (), theirs), feed_faults(main, fed, theirs)), ""):
-                return reason
+        has_gap = theirs.first > ours.number + 1
+        if chain == FEED and ours.number and has_gap:
+            fed = [record for record in await read_records(store, FEED) if record.number <= theirs.number]
+            main = await read_records(copy, MAIN)
+            faults = [*chain_faults(fed, (), theirs), *feed_faults(main, fed, theirs)]
+            if faults:
+                return faults[0]
             await copy.rewrite_history(_one(fed), (), after=0, seen=ours, chain=FEED)
             return ""
-        if reason := await _link_fault(store, chain, ours, theirs):
-            return reason
-        await self._append(store, copy, chain, ours)
-        return ""
+        reason = await _link_fault(store, chain, ours, theirs)
+        if not reason:
+            await self._append(store, copy, chain, ours)
+        return reason
 
     async def _append(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger) -> None:
         """Append to the copy the records of the store that are newer than the copy's newest record."""
         async for batch in store.records(ours.number, chain):
-            if is_linked(
-                batch, ours.digest if ours.number else None
-            ):  # otherwise the chain changed meanwhile: the next pass reports it
+            before = ours.digest if ours.number else None
+            if is_linked(batch, before):  # otherwise the chain changed meanwhile: the next pass reports it
                 await copy.rewrite_history(_one(batch), (), after=ours.number, seen=ours, chain=chain)
                 ours = await copy.ledger(chain)
 
     def _log_heads(self, ledgers: dict[str, Ledger], settings: HistorySettings) -> None:
         """Log the newest record of the history, so that its end can later be compared with the log."""
-        before, now = self.ledgers[MAIN], ledgers[MAIN]
+        before = self.ledgers[MAIN]
+        now = ledgers[MAIN]
         if (now.number, now.digest) != (before.number, before.digest):
             self._report("history_at", record=now.number, digest=now.digest)
         limit = settings.max_bytes * NEARLY_FULL
@@ -294,45 +299,57 @@ class HistoryKeeper:
         self.ledgers = ledgers
 
     async def _check_lists(self, store: ListStore, lists: Sequence[str]) -> None:
-        """Check that the content of each list in the store is that of its newest record."""
+        """Check that the content of each list in the store is that of its newest record; log the other lists once."""
         before, self._unrecorded = self._unrecorded, {}
         for name in lists:
-            try:
-                state = await store.state(name)
-            except StoreError as error:
-                if error.cause != "corrupt":
-                    raise
-                state = None  # the follower reports it
+            state = await _readable_state(store, name)
             if state is None:
                 continue
             known, since = before.get(name, (None, None))
-            if known != state or since is not None:
-                since = None if await _is_recorded(store, name, state) else self._now() if since is None else since
+            is_checked = known == state and since is None
+            if not is_checked:
+                is_recorded = await _is_recorded(store, name, state)
+                if is_recorded:
+                    since = None
+                elif since is None:
+                    since = self._now()
             self._unrecorded[name] = state, since
-        reported, self._reported = self._reported, {*self.unrecorded}
-        for name in self.unrecorded:
-            if name not in reported:
+        unrecorded = self.unrecorded
+        for name in unrecorded:
+            if name not in self._reported:
                 state, _ = self._unrecorded[name]
                 self._report(
                     "list_unrecorded", level="error", list=name, serial=state.serial, generation=state.generation, digest=state.content_digest,
                     signers=",".join(state.signers) or None, detail="the history has no record of this content",
                 )  # fmt: skip
+        self._reported = {*unrecorded}
+
+
+async def _readable_state(store: ListStore, name: str) -> ListState | None:
+    """Return the state of a list; None if there is no list or its state is damaged, which the follower reports."""
+    try:
+        return await store.state(name)
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+        return None
 
 
 async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
     """Return the reason why the store's newer records do not continue the copy, or an empty text."""
-    number, digest = ours.number, ours.digest if ours.number else None  # an empty copy accepts all records
+    number = ours.number
+    digest = ours.digest if number else None  # an empty copy accepts all records
     async for batch in store.records(ours.number, chain):
         if number and batch[0].number != number + 1:
             return f"record {batch[0].number} comes after {number}"
         if not is_linked(batch, digest):
             return f"a record after {number} was not written behind the one before it"
-        number, digest = batch[-1].number, record_digest(batch[-1].text)
-    return (
-        ""
-        if (number, digest) == (theirs.number, theirs.digest) or number > theirs.number
-        else f"record {number}, the newest, is not the one that was written"
-    )
+        newest = batch[-1]
+        number = newest.number
+        digest = record_digest(newest.text)
+    if number > theirs.number or (number, digest) == (theirs.number, theirs.digest):
+        return ""
+    return f"record {number}, the newest, is not the one that was written"
 
 
 async def restore_history(
@@ -351,41 +368,47 @@ async def restore_history(
         GenerationConflict: if another node wrote first.
     """
     outcomes = [await _restore_chain(store, copy, who, chain, source) for chain in CHAINS]
-    healed, left = zip(*outcomes, strict=True)
-    return "; ".join(filter(None, healed)), "; ".join(filter(None, left))
+    healed = [text for text, _ in outcomes if text]
+    left = [text for _, text in outcomes if text]
+    return "; ".join(healed), "; ".join(left)
 
 
 async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> tuple[str, str]:
+    """Do `restore_history` for one chain."""
     ours = await copy.ledger(chain)
     theirs, damage = await _read_ends(store, chain)
-    if not ours.number or not (damage or theirs.number < ours.number):
+    is_whole = not damage and theirs.number >= ours.number
+    if not ours.number or is_whole:
         return "", ""
-    named = _chain_name(chain)
-    if damage and await _has_newer(store, chain, theirs, ours.number):
-        left = f"{named}: {source} has records up to {ours.number}{NAMES}{ours.digest}), and the store has newer ones, but is {damage}"
-        return "", left
-    after, seen = 0, None if damage else theirs
-    if theirs.number and not damage:
-        boundary = await _first(copy, theirs.number - 1, chain)
-        if boundary is None or boundary.number != theirs.number or record_digest(boundary.text) != theirs.digest:
+    name = _chain_name(chain)
+    if damage:
+        if await _has_newer(store, chain, theirs, ours.number):
+            left = f"{name}: {source} has records up to {ours.number}{NAMES}{ours.digest}), and the store has newer ones, but is {damage}"
+            return "", left
+        seen, after, found = None, 0, damage
+    elif theirs.number:
+        if not await _is_newest(copy, chain, theirs):
             return "", ""  # other records: `_grow` reports them, and they are left to an operator
-        after = theirs.number
-    found = damage or ("empty" if not theirs.number else f"cut off after record {theirs.number}")
-    state_text = f"the {named} in the store was {found}"
-    healed = Event(
-        time=utc_text(datetime.now(UTC)),
-        who=who,
-        what="heal",
-        outcome=ACCEPTED,
-        detail=f"{state_text}; given back from {source}",
-    )
-    behind, _ = append_events(ours, [healed]) if chain == MAIN else ((), ours)
-    folds = await copy.folds() if chain == MAIN else ()
-    batches = _both(copy.records(after, chain), behind)
-    await store.rewrite_history(batches, folds, after=after, seen=seen, chain=chain)
-    if chain == FEED:
+        seen, after, found = theirs, theirs.number, f"cut off after record {theirs.number}"
+    else:
+        seen, after, found = theirs, 0, "empty"
+    state_text = f"the {name} in the store was {found}"
+    detail = f"{state_text}; given back from {source}"
+    healed = Event(time=utc_text(datetime.now(UTC)), who=who, what="heal", outcome=ACCEPTED, detail=detail)
+    if chain == MAIN:
+        last, _ = append_events(ours, [healed])
+        batches = _both(copy.records(after, chain), last)
+        await store.rewrite_history(batches, await copy.folds(), after=after, seen=seen, chain=chain)
+    else:
+        await store.rewrite_history(copy.records(after, chain), (), after=after, seen=seen, chain=chain)
         await store.record(healed)
     return f"{state_text}; records {after + 1} to {ours.number} are given back from {source}", ""
+
+
+async def _is_newest(copy: ListStore, chain: str, theirs: Ledger) -> bool:
+    """Return True if the copy has the newest record of the store's chain."""
+    record = await _first(copy, theirs.number - 1, chain)
+    return record is not None and (record.number, record_digest(record.text)) == (theirs.number, theirs.digest)
 
 
 def _chain_name(chain: str) -> str:
@@ -415,7 +438,7 @@ async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
                 await store.folds()
                 await store.outcomes()
             oldest = await _first(store, ledger.first - 1, chain)
-            newest = [record async for batch in store.records(max(0, ledger.number - 1), chain) for record in batch]
+            newest = await read_records(store, chain, max(0, ledger.number - 1))
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
@@ -424,10 +447,12 @@ async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
             break
     else:
         return ledger, ""  # the chain changes all the time: the next pass reads more
-    expected = [(ledger.number, ledger.digest)] if ledger.number else []
-    is_whole = [(number, record_digest(text)) for number, text in newest] == expected and (
-        not expected or (oldest is not None and oldest.number == ledger.first)
-    )
+    if not ledger.number:
+        is_whole = not newest
+    else:
+        ends = [(number, record_digest(text)) for number, text in newest]
+        has_oldest = oldest is not None and oldest.number == ledger.first
+        is_whole = has_oldest and ends == [(ledger.number, ledger.digest)]
     return ledger, "" if is_whole else "damaged (its ends are not where they were)"
 
 
@@ -456,7 +481,9 @@ async def rebuild_history(store: ListStore, event: Event) -> None:
     """
     main, folds, theirs = await _read_damaged(store, MAIN)
     if theirs is None or [*chain_faults(main, folds, theirs)]:
-        rebuilt = main if main and is_linked(main, None) else append_events(Ledger(), readable_events(main))[0]
+        rebuilt = main
+        if not main or not is_linked(main, None):
+            rebuilt, _ = append_events(Ledger(), readable_events(main))
         await store.rewrite_history(_one(rebuilt), folds, after=0, seen=theirs, exact=True)
     fed, _, feed = await _read_damaged(store, FEED)
     if feed is None or [*chain_faults(fed, (), feed), *feed_faults(main, fed, feed)]:
@@ -465,7 +492,7 @@ async def rebuild_history(store: ListStore, event: Event) -> None:
     await store.record(event)
 
 
-async def _read_damaged(store: ListStore, chain: str) -> tuple[Sequence[Record], Sequence[Fold], Ledger | None]:
+async def _read_damaged(store: ListStore, chain: str) -> tuple[list[Record], Sequence[Fold], Ledger | None]:
     """Return the readable records and folds of a chain, and its ledger.
 
     The ledger is None if the ledger, the folds or the outcomes cannot be read.
@@ -507,28 +534,42 @@ async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Re
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
     """Return True if the history's newest record about changes of a list has this state."""
-    newest = None
-    chain = None if not state.serial else MAIN  # only local lists have a feed
-    for limit in (NEWEST, FOLDS_MAX + NEWEST):  # up to FOLDS_MAX refusals may follow it
-        if (newest := newest_change(await store.history(name, limit=limit, chain=chain))) is not None:
+    is_local = not state.serial
+    chain = None if is_local else MAIN  # only local lists have a feed
+    newest: Event | None = None
+    for limit in (NEWEST, FOLDS_MAX + NEWEST):  # up to FOLDS_MAX refusals may follow the record
+        newest = newest_change(await store.history(name, limit=limit, chain=chain))
+        if newest is not None:
             break
     if newest is not None and is_of(newest, state):
         return True
     # The oldest records of a long chain are deleted, so a missing record is not a fault if it is older than the rest.
-    if newest is None:
-        return await _is_forgotten(store, MAIN, state) or (not state.serial and await _is_forgotten(store, FEED, state))
-    is_later = state.loaded_at is not None and newest.time <= state.loaded_at
-    return not state.serial and is_later and await _is_forgotten(store, FEED, state)
+    if newest is None and await _is_forgotten(store, MAIN, state):
+        return True
+    is_later = newest is None or (state.loaded_at is not None and newest.time <= state.loaded_at)
+    return is_local and is_later and await _is_forgotten(store, FEED, state)
 
 
 async def _is_forgotten(store: ListStore, chain: str, state: ListState) -> bool:
     """Return True if the chain's records of the time at which a list was loaded were already deleted."""
     ledger = await store.ledger(chain)
-    oldest = await _first(store, ledger.first - 1, chain) if ledger.first > 1 else None
-    return oldest is not None and state.loaded_at is not None and state.loaded_at < read_record(oldest).time
+    if ledger.first <= 1 or state.loaded_at is None:
+        return False
+    oldest = await _first(store, ledger.first - 1, chain)
+    return oldest is not None and state.loaded_at < read_record(oldest).time
+
+
+async def read_records(store: ListStore, chain: str, after: int = 0) -> list[Record]:
+    """Return the records of a chain after number `after`.
+
+    Raises:
+        StoreError: if the store fails.
+    """
+    return [record async for batch in store.records(after, chain) for record in batch]
 
 
 async def _first(store: ListStore, after: int, chain: str) -> Record | None:
+    """Return the first record of a chain after number `after`."""
     async for batch in store.records(after, chain):
         return batch[0]
     return None
