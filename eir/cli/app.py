@@ -259,11 +259,11 @@ class Group(NamedTuple):
     """Group of commands with the same first word."""
 
     commands: Mapping[str, str]
-    """Second word → what runs."""
+    """Second word → module of eir.cli and function."""
     alone: str | None = None
-    """The command that runs without a second word."""
+    """Module and function that run without a second word; None: the help is printed."""
     help: str | None = None
-    """Help text of a group that runs nothing without a second word."""
+    """Help text of a group without `alone`."""
 
 
 COMMANDS: dict[str, str | Group] = {
@@ -281,20 +281,22 @@ COMMANDS: dict[str, str | Group] = {
 }  # fmt: skip
 """Module of eir.cli and function by command word, in the order of the help, groups last."""
 ABOUT_ALL = {"completion", "manual"}
-"""Commands that need all other commands."""
+"""Commands that print texts about all commands, so that all modules must be imported."""
 
 
 class _Command(TyperCommand):
     """Typer command whose help shows arguments without their Python type."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        found = super().get_params(ctx)
-        for parameter in found:
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
             if parameter.param_type_name == "argument":
-                vars(parameter)["display_type_rich"] = lambda **_: (
-                    None
-                )  # some versions of typer ask for it, others do not
-        return found
+                vars(parameter)["display_type_rich"] = _no_type  # only some versions of typer call it
+        return parameters
+
+
+def _no_type(**_: Any) -> None:
+    """Return None in place of the text for the type of an argument."""
 
 
 def command_line(word: str | None = None) -> typer.Typer:
@@ -321,23 +323,23 @@ def command_line(word: str | None = None) -> typer.Typer:
 
 def _group(word: str, of: Group) -> typer.Typer:
     if of.alone:
+        examples = format_examples(word)
         group = typer.Typer(
-            invoke_without_command=True,
-            subcommand_metavar="[COMMAND]",
-            rich_markup_mode=None,
-            epilog=format_examples(word),
+            invoke_without_command=True, subcommand_metavar="[COMMAND]", rich_markup_mode=None, epilog=examples
         )
         group.callback()(_function(of.alone))
     else:
         group = typer.Typer(no_args_is_help=True, help=of.help, rich_markup_mode=None)
     for name, runs in of.commands.items():
-        group.command(name, cls=_Command, epilog=format_examples(f"{word} {name}"))(_function(runs))
+        examples = format_examples(f"{word} {name}")
+        group.command(name, cls=_Command, epilog=examples)(_function(runs))
     return group
 
 
 def _function(runs: str) -> Callable[..., None]:
-    module, _, name = runs.partition(".")
-    function: Callable[..., None] = getattr(import_module(f"eir.cli.{module}"), name)
+    module_name, _, name = runs.partition(".")
+    module = import_module(f"eir.cli.{module_name}")
+    function: Callable[..., None] = getattr(module, name)
     return function
 
 
@@ -349,7 +351,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
 ) -> None:
     if config is not None:
-        os.environ["EIR_CONFIG"] = str(config)  # where each command looks next if it has no -c of its own
+        os.environ["EIR_CONFIG"] = str(config)  # default of a command without -c behind it
     if version:
         print(f"eir {__version__}")
         raise typer.Exit
@@ -357,20 +359,19 @@ def _root(
 
 def run_read_only(socket: Path, arguments: Sequence[str]) -> int:
     """Send a read-only command to the node (`control_read`), print its output, and return its exit status."""
+    folder = socket.absolute().parent
     try:
-        said = control.ask(socket.absolute().parent, RUN, at=socket.name, arguments=list(arguments))
+        reply = control.ask(folder, RUN, at=socket.name, arguments=list(arguments))
     except control.ControlError as e:
         if "status" not in arguments[:1]:
             raise
-        unknown = isinstance(e, control.ControlDenied)  # what Nagios expects
-        show_one(
-            {"state": "UNKNOWN" if unknown else "CRITICAL", "code": 3 if unknown else 2, "summary": str(e)},
-            f"EIR {'UNKNOWN' if unknown else 'CRITICAL'} - {e}", as_json="--json" in arguments,
-        )  # fmt: skip
-        return 3 if unknown else 2
-    sys.stderr.write(said["err"])
-    sys.stdout.write(said["out"])
-    return int(said["status"])
+        word, status = ("UNKNOWN", 3) if isinstance(e, control.ControlDenied) else ("CRITICAL", 2)  # by Nagios
+        document = {"state": word, "code": status, "summary": str(e)}
+        show_one(document, f"EIR {word} - {e}", as_json="--json" in arguments)
+        return status
+    sys.stderr.write(reply["err"])
+    sys.stdout.write(reply["out"])
+    return int(reply["status"])
 
 
 def main(word: str | None = None, arguments: Sequence[str] | None = None) -> None:
@@ -380,34 +381,34 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
 
     Errors become a message on standard error and an exit status.
     """
+    socket = os.environ.get(ENVIRONMENT)
     try:
         try:
-            if word in LOOKS and (at := os.environ.get(ENVIRONMENT)):
-                sys.exit(run_read_only(Path(at), sys.argv[1:] if arguments is None else arguments))
+            if word in LOOKS and socket:
+                given = sys.argv[1:] if arguments is None else arguments
+                sys.exit(run_read_only(Path(socket), given))
             command_line(word)(arguments, prog_name="eir")
         finally:
             sys.stdout.flush()
-    except UnicodeEncodeError as e:  # of an argument, or of the output: all that is read elsewhere is decoded with care
+    except UnicodeEncodeError as e:  # the text is an argument or the output; texts from files and peers are escaped
         if e.encoding == "utf-8":
             print_message("eir: an argument has octets that are not UTF-8", "error")
             sys.exit(EXIT_USAGE)
         print_message(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8", "error")
         sys.exit(EXIT_NO)
     except EirError as e:
-        begin = (
-            ""
-            if isinstance(e, ConfigError)
-            else f"refused ({e.reason}): "
-            if isinstance(e, ReleaseRefused)
-            else "eir: "
-        )
-        print_message(f"{begin}{e}", "error")
+        prefix = "eir: "
+        if isinstance(e, ConfigError):
+            prefix = ""
+        elif isinstance(e, ReleaseRefused):
+            prefix = f"refused ({e.reason}): "
+        print_message(f"{prefix}{e}", "error")
         sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault | UsageError) else EXIT_NO)
     except OSError as e:
-        if e.errno != errno.EPIPE:  # a reader that went away is not told
+        if e.errno != errno.EPIPE:  # EPIPE: the reader of a pipe, such as `head`, has ended
             print_message(f"eir: {e.filename or 'the output'}: {e.strerror}", "error")
         with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter writes what is left when it ends
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter flushes the buffer again at its end
         sys.exit(EXIT_NO)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

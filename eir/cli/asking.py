@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +67,8 @@ def probe_of(url: str, timeout_s: float, configured: Mapping[str, Any]) -> Probe
     """Create the client that sends checks to the EIR with this URL. Raises UsageError for an unknown scheme."""
     scheme, colon, _ = url.partition("://")
     if not colon or scheme not in CLIENTS:
-        raise UsageError(f"{url}: expected one of {', '.join(f'{name}://HOST' for name in CLIENTS)}")
+        forms = ", ".join(f"{name}://HOST" for name in CLIENTS)
+        raise UsageError(f"{url}: expected one of {forms}")
     return CLIENTS[scheme].probe_of(url, timeout_s, configured)
 
 
@@ -104,14 +105,11 @@ def check(
     now = datetime.now(UTC)
     node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
     if node is None:
-        answer = with_store(
-            checked,
-            lambda store: explain.explain(question, checked.policy, checked.lists_and_record, store, now=now),
-            fresh=False,
-            reads=True,
-        )
+        work = partial(explain.explain, question, checked.policy, checked.lists_and_record, now=now)
+        answer = with_store(checked, work, fresh=False, reads=True)
     else:
-        answer = with_reason(checked, node.states, explain.Explanation.of_fields(question, node.answer), now)
+        found = explain.Explanation.of_fields(question, node.answer)
+        answer = with_reason(checked, node.states, found, now)
     document, text = answer.as_json(), answer.as_text()
     if interface is not None and answer.status is not None:
         reply = interface.words(answer.status)
@@ -120,7 +118,8 @@ def check(
         document |= {"protocol": interface.name, "answer": reply}
         text += f"\n  over {interface.name}: {reply}"
     show_one(document, text, as_json=as_json)
-    if question.other is None and not question.is_anonymous and answer.list is None:  # a list may hold what is no IMEI
+    is_listed = answer.list is not None  # a list may have identifiers that are no IMEI
+    if question.other is None and not question.is_anonymous and not is_listed:
         try:
             question.device()
         except IdentifierError as e:
@@ -132,7 +131,8 @@ def check(
 
 def _reply_of(probed: Probe, interface: Interface, imei: str, imsi: str, software_version: str) -> str:
     """Send one check to an EIR, and return its answer as text. Raises EirError if there is no connection."""
-    (finding,) = asyncio.run(probed.ask([imei], imsi=imsi or None, software_version=software_version or None))
+    ask = probed.ask([imei], imsi=imsi or None, software_version=software_version or None)
+    (finding,) = asyncio.run(ask)
     if finding.status is None:
         return finding.fault or finding.error or finding.result
     return interface.words(Status(finding.status))
@@ -142,15 +142,15 @@ def with_reason(config: Config, states: Mapping[str, ListState], found: "Explana
     """Add to a node's answer the reason that the list has for the device, from the store or the node's copy."""
     if found.list is None or found.list not in states:
         return found
-    from eir.checks.explain import add_reason  # noqa: PLC0415 - as above
+    from eir.checks.explain import add_reason  # noqa: PLC0415 - for `eir check` and `eir trace`
 
-    held = states[found.list]
-    read = in_force.read_as_held(config, found.list, held, lambda store: add_reason(found, held.kind, store, now=now))
-    if read is None:
-        print_message(
-            "note: the reason is not known: neither the store nor the node's copy has what the node answers by"
-        )
-    return found if read is None else read[0]
+    state = states[found.list]
+    read = in_force.read_as_held(config, found.list, state, lambda store: add_reason(found, state.kind, store, now=now))
+    if read is not None:
+        explanation, _ = read
+        return explanation
+    print_message("note: the reason is not known: neither the store nor the node's copy has what the node answers by")
+    return found
 
 
 def probe(
@@ -169,11 +169,11 @@ def probe(
     timeout: Timeout = TIMEOUT_S,
     count: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Ask so many times, about each IMEI in turn, and print a summary.", min=1),
+        typer.Option(metavar="N", help="Number of checks, of each IMEI in turn; then a summary is printed.", min=1),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(metavar="R", help="Ask so many times a second, answered or not; with --count.", min=0.001),
+        typer.Option(metavar="R", help="With --count: number of checks per second, answered or not.", min=0.001),
     ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
     as_json: Json = False,
@@ -190,12 +190,12 @@ def probe(
         raise fail("--rate needs --count: how many times to ask in all", EXIT_USAGE)
     probed = probe_of(target, timeout, _read_config(config))
     for each in imeis:
-        if (plain := strip_separators(each)) != each:
+        plain = strip_separators(each)
+        if plain != each:
             print_message(f"note: '{each}' is sent as typed; without blanks and dashes it would be {plain}")
     if count is not None:
-        summary = asyncio.run(
-            probed.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version)
-        )
+        checks = probed.ask_many(imeis, count=count, rate=rate, imsi=imsi, software_version=software_version)
+        summary = asyncio.run(checks)
         show_one(summary.as_json(), summary.as_text(), as_json=as_json)
         if summary.fault:
             print_message(f"eir: {summary.fault}")
@@ -212,10 +212,14 @@ def _read_config(config: Path) -> Mapping[str, Any]:
     Raises ConfigError if a configuration was named and cannot be read.
     """
     file = optional_config(config)
-    if file is not None:
-        with suppress(*[ConfigError] * (not is_named(config))):
-            return load_whereabouts(file).shown
-    return {}
+    if file is None:
+        return {}
+    try:
+        return load_whereabouts(file).shown
+    except ConfigError:
+        if is_named(config):
+            raise
+        return {}
 
 
 def _print_findings(findings: Sequence[ProbeFinding], *, as_json: bool) -> None:

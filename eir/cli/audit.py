@@ -2,13 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -73,18 +73,17 @@ def audit(
     """
     if sum((target is not None, passive is not None, sightings)) != 1:
         raise fail("one of URL, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)
-    floor, sure = _share("--at-least", at_least), _share("--confidence", confidence) or CONFIDENCE
+    floor = _share("--at-least", at_least)
+    sure = _share("--confidence", confidence) or CONFIDENCE
     if not 0 < sure < 1:
         raise fail("--confidence: expected a share between 0 and 1, such as 95%", EXIT_USAGE)
-    if sample_max is not None and (target is None or floor is None or everything or sample_max < (sample or 0)):
-        raise fail(
-            "--sample-max goes with URL and --at-least, not with --all, and is no smaller than --sample", EXIT_USAGE
-        )
+    is_growing = target is not None and floor is not None and not everything
+    if sample_max is not None and (not is_growing or sample_max < (sample or 0)):
+        text = "--sample-max goes with URL and --at-least, not with --all, and is no smaller than --sample"
+        raise fail(text, EXIT_USAGE)
     back = duration(since, "--since") if since else None
     checked, now = load_to_ask(config), datetime.now(UTC)
-    asker = None
-    if target is not None:
-        asker = probe_of(target, timeout, checked.shown).asking(imsi=imsi)
+    asker = None if target is None else probe_of(target, timeout, checked.shown).asking(imsi=imsi)
     with progress() as advance:
         shown = advance or (lambda *_: None)
         if release.name.endswith(ENDS):
@@ -94,23 +93,26 @@ def audit(
         answer = str(wanted or _answer(checked, listed.manifest.list))
         if asker is not None:
             first, most = _sizes(len(listed), sample, sample_max, floor, sure, everything=everything)
+            at_least_share = None if everything else floor
             asking = partial(
                 ask_about,
                 wanted=answer,
                 rate=rate,
                 confidence=sure,
                 first=first,
-                at_least=None if everything else floor,
+                at_least=at_least_share,
                 progress=shown,
             )
             report = asyncio.run(_ask(asker, listed, most, asking))
         else:
-            begin = now - back if back else listed.manifest.issued
-            checks, present, seen = (
-                _captured(passive, port or [], checked) if passive is not None else _recorded(opened(checked), begin)
-            )
-            known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe} | set(mme or ()) | seen
-            report = judge(listed, checks, wanted=answer, known=known, asking=present, confidence=sure)
+            if passive is not None:
+                found = _captured(passive, port or [], checked)
+            else:
+                begin = now - back if back else listed.manifest.issued
+                found = _recorded(opened(checked), begin)
+            known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe}
+            known.update(found.known, mme or ())
+            report = judge(listed, found.checks, wanted=answer, known=known, asking=found.asking, confidence=sure)
     _print_report(report, floor, as_json=as_json)
 
 
@@ -118,8 +120,10 @@ def _share(option: str, text: str | None) -> float | None:
     """Parse a share written as 0.999 or 99.9%."""
     if text is None:
         return None
+    divisor = 100 if text.endswith("%") else 1
     try:
-        share = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))  # 999 of 1,000 are 99.9 %
+        number = Decimal(text.removesuffix("%"))  # a float would make 99.9% less than 999 of 1,000
+        share = float(number / divisor)
     except ArithmeticError:
         share = math.nan
     if not 0 <= share <= 1:
@@ -139,9 +143,13 @@ def _sizes(
     """Return the initial and the maximum number of devices in the sample."""
     if everything:
         return entries, entries
-    first = sample or sample_size(AT_LEAST if floor is None else floor, confidence, of=entries)
-    most = sample_max or (first if sample or floor is None else max(first, SAMPLE_MAX))
-    return first, most
+    share = AT_LEAST if floor is None else floor
+    first = sample or sample_size(share, confidence, of=entries)
+    if sample_max:
+        return first, sample_max
+    if sample or floor is None:
+        return first, first
+    return first, max(first, SAMPLE_MAX)
 
 
 async def _ask(
@@ -155,10 +163,20 @@ async def _ask(
         return await about(listed, keys, ask)
 
 
-def _captured(capture: Path, ports: list[int], config: Config) -> tuple[list[Check], set[str], set[str]]:
-    """Return the checks in a capture, the clients that sent checks, and all clients that the capture shows."""
-    from eir.device import device_key  # noqa: PLC0415 - for this alone, as the next
-    from eir.errors import IdentifierError  # noqa: PLC0415 - as above
+class _SeenChecks(NamedTuple):
+    """Checks that others sent to an EIR."""
+
+    checks: list[Check]
+    asking: Collection[str] = ()
+    """Clients that sent checks."""
+    known: Collection[str] = ()
+    """Clients that are known to be connected."""
+
+
+def _captured(capture: Path, ports: list[int], config: Config) -> _SeenChecks:
+    """Return the checks and the clients in a capture."""
+    from eir.device import device_key  # noqa: PLC0415 - for --passive alone
+    from eir.errors import IdentifierError  # noqa: PLC0415 - for --passive alone
 
     found, checks = Captured(), []
     for each in INTERFACES:
@@ -166,21 +184,23 @@ def _captured(capture: Path, ports: list[int], config: Config) -> tuple[list[Che
             found |= each.capture(capture, ports, config.of(each))
     for (identifier, origin, got), count in found.checks.items():
         try:
-            checks.append(Check(identifier, device_key(identifier), origin, got, count))
+            key = device_key(identifier)
         except IdentifierError:
-            continue  # no list holds it
+            continue  # a release lists devices only
+        checks.append(Check(identifier, key, origin, got, count))
     if not found.asking | found.known:
         where = ", ".join(map(str, ports or (PORTS[TCP],)))
         print_message(
             f"warning: {capture} shows nobody over Diameter at port {where}, nor over MAP; --port says where the EIR listens"
         )
-    return checks, found.asking, found.known
+    return _SeenChecks(checks, found.asking, found.known)
 
 
-def _recorded(config: Config, since: datetime) -> tuple[list[Check], set[str], set[str]]:
-    from eir.sightings.seen import sum_checks  # noqa: PLC0415 - for this alone
+def _recorded(config: Config, since: datetime) -> _SeenChecks:
+    from eir.sightings.seen import sum_checks  # noqa: PLC0415 - for --sightings alone
 
-    return [Check(*row) for row in sum_checks(recorded(config).state, since)], set(), set()
+    rows = sum_checks(recorded(config).state, since)
+    return _SeenChecks([Check(*row) for row in rows])
 
 
 def _answer(config: Config, name: str) -> Status:
@@ -194,43 +214,36 @@ def _print_report(report: AuditReport, floor: float | None, *, as_json: bool) ->
         print_message(f"eir: {report.fault}")
     if report.share is None:
         print_message("eir: nothing was asked about any device of the list")
-    if report.fault or floor is None:
-        if report.fault or report.share is None:
-            raise typer.Exit(EXIT_NO)
+    if report.fault or (floor is None and report.share is None):
+        raise typer.Exit(EXIT_NO)
+    if floor is None:
         return
     low, high = report.interval
     verdict = report.verdict(floor)
     if verdict is None:
         more = "a larger --sample-max" if report.origins is None else "a longer capture or record"
-        raise fail(
-            f"undecided: between {low:.4%} and {high:.4%} are answered as listed, {floor:.4%} is wanted; {more} decides",
-            EXIT_UNDECIDED,
-        )
+        share = f"between {low:.4%} and {high:.4%} are answered as listed"
+        raise fail(f"undecided: {share}, {floor:.4%} is wanted; {more} decides", EXIT_UNDECIDED)
     if not verdict:
         raise fail(f"at most {high:.4%} are answered as listed, less than {floor:.4%}")
 
 
 def _text(report: AuditReport) -> str:
     low, high = report.interval
-    what = (
-        "devices" if report.origins is None else f"checks of listed devices (different ones: {len(report.devices):,})"
-    )
-    share = (
-        ""
-        if report.share is None
-        else f": {report.share:.4%}, from {low:.4%} to {high:.4%} at {report.confidence:.0%} confidence"
-    )
-    lines = [
-        f"{report.list} {report.serial}, {report.entries:,} entries: {report.as_listed:,} of {report.asked:,} {what} answered as listed{share}"
-    ]
+    subject = "devices"
+    if report.origins is not None:
+        subject = f"checks of listed devices (different ones: {len(report.devices):,})"
+    share = ""
+    if report.share is not None:
+        share = f": {report.share:.4%}, from {low:.4%} to {high:.4%} at {report.confidence:.0%} confidence"
+    release = f"{report.list} {report.serial}, {report.entries:,} entries"
+    lines = [f"{release}: {report.as_listed:,} of {report.asked:,} {subject} answered as listed{share}"]
     lines += [f"  {each.imei}: {each.got} instead of {each.wanted}" for each in report.exceptions[:NAMED_MAX]]
-    if (more := len(report.exceptions) - NAMED_MAX) > 0:
+    more = len(report.exceptions) - NAMED_MAX
+    if more > 0:
         lines.append(f"  {more:,} more; --json has all")
     for name, origin in (report.origins or {}).items():
-        lines.append(
-            f"{name or 'an unnamed origin'}: {origin.as_listed:,} of {origin.asked:,}"
-            if origin.asked
-            else f"{name or 'an unnamed origin'}: asked about no listed device"
-        )
+        result = f"{origin.as_listed:,} of {origin.asked:,}" if origin.asked else "asked about no listed device"
+        lines.append(f"{name or 'an unnamed origin'}: {result}")
     lines += [f"{name}: never asked" for name in report.never_asked]
     return "\n".join(lines)

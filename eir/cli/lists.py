@@ -1,7 +1,7 @@
 """Commands about the current lists: show lists and their content, roll back, and edit local lists."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -30,7 +30,6 @@ from eir.cli.grace import ends_of, write_days
 from eir.cli.in_force import STORE_ITSELF, FromStore, NodeAnswer, Stored, asked, read_as_held, states_of, taken_over
 from eir.cli.output import (
     EXIT_USAGE,
-    MANY,
     fail,
     print_json,
     print_message,
@@ -87,7 +86,9 @@ Identifiers = Annotated[
         help="IMEIs, IMEISVs or MEIDs; IMSIs, or +NUMBER by the table `numbers`, for a list of subscribers.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many devices would come and go, change nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the number of devices that would be added and removed; change nothing.")
+]
 Force = Annotated[
     bool,
     typer.Option(
@@ -120,19 +121,19 @@ def lists(
         return {name: state for name, state in (await store.states()).items() if not is_dates(name)}
 
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
-    states: Stored = (
-        with_store(checked, lookup, fresh=False, reads=True)
-        if node is None
-        else dict.fromkeys(checked.lists) | dict(node.states)
-    )
+    states: Stored
+    if node is None:
+        states = with_store(checked, lookup, fresh=False, reads=True)
+    else:
+        states = dict.fromkeys(checked.lists) | dict(node.states)
+    ending = _ends(node)
     kinds = {name: settings.kind for name, settings in checked.lists.items()}
     rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
-    ending = None if node is None or node.answer is None else [
-        {"day": day, "devices": devices} for day, devices in node.answer.items()
-    ]  # fmt: skip
-    rows = [{**row, "ends": ending} if row["kind"] == FIRST_SEEN else row for row in rows]
-    if not as_json:  # a list without releases has changes
-        rows = [_with_change(row, states[row["list"]]) for row in rows]
+    for row, state in zip(rows, states.values(), strict=True):
+        if row["kind"] == FIRST_SEEN:
+            row["ends"] = ending
+        if not as_json:
+            row["serial"] = _serial_text(state)
     columns = ("list", "kind", "serial", "entries", "issued", "expires", "signers", "loaded", "state")
     show(rows, columns, as_json=as_json)
     if ending is not None and not as_json:
@@ -156,32 +157,51 @@ def reset_serial(
     """
     checked = opened(whereabouts(config))
 
-    async def done(store: ListStore) -> ListState:
+    async def lower(store: ListStore) -> ListState:
         state = await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
         save_mark(checked.state, list_name, state.mark)
         return state
 
-    state = with_store(checked, done, fresh=False)
-    said = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with a higher serial"
-    show_one({"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}, said, as_json=as_json)
+    state = with_store(checked, lower, fresh=False)
+    document = {"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}
+    text = f"{list_name}: the highest serial is {to} again; serial {state.serial} stays in force until a full release with a higher serial"
+    show_one(document, text, as_json=as_json)
 
 
-def _with_change(row: dict[str, Any], state: ListState | StoreError | None) -> dict[str, Any]:
-    return {**row, "serial": f"change {state.generation}"} if isinstance(state, ListState) and not state.serial else row
+def _ends(node: NodeAnswer | None) -> list[dict[str, Any]] | None:
+    """Return the number of periods of grace that end on each of the next days; None if no node counts them."""
+    if node is None or node.answer is None:
+        return None
+    return [{"day": day, "devices": devices} for day, devices in node.answer.items()]
+
+
+def _serial_text(state: ListState | StoreError | None) -> int | str | None:
+    """Return the serial of a list for people; for a list without releases, the number of its last change."""
+    if not isinstance(state, ListState):
+        return None
+    return state.serial or f"change {state.generation}"
 
 
 def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dict[str, Any]:
     state = found if isinstance(found, ListState) else None
-    expired = (
-        state is not None and state.expires is not None and datetime.fromisoformat(state.expires) <= datetime.now(UTC)
-    )
+    columns = {column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")}
     return {
-        "list": name, "kind": state.kind if state else kind,
-        **{column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")},
-        "signers": list(state.signers) if state else [],
-        "loaded": state and state.loaded_at, "digest": state and state.content_digest,
-        "state": "never loaded" if found is None else "damaged" if state is None else f"configured as {kind}" if kind not in {"", state.kind} else "expired" if expired else "in force",
+        "list": name, "kind": state.kind if state else kind, **columns, "signers": list(state.signers) if state else [],
+        "loaded": state and state.loaded_at, "digest": state and state.content_digest, "state": _state_word(kind, found),
     }  # fmt: skip
+
+
+def _state_word(kind: str, found: ListState | StoreError | None) -> str:
+    """Return the state of a list in words. `kind`: its kind in the configuration; empty if the list is not there."""
+    if found is None:
+        return "never loaded"
+    if not isinstance(found, ListState):
+        return "damaged"
+    if kind not in {"", found.kind}:
+        return f"configured as {kind}"
+    if found.expires is not None and datetime.fromisoformat(found.expires) <= datetime.now(UTC):
+        return "expired"
+    return "in force"
 
 
 def rollback(
@@ -196,24 +216,22 @@ def rollback(
     the list sets the number of releases that can be restored. A release that was undone is never accepted again.
     """
     checked = opened(whereabouts(config))
-    local = not checked.lists or list_settings(checked, list_name).local  # a file that is not YAML gives no names
-    now = datetime.now(UTC)
-    state = with_store(
-        checked, lambda store: roll_back(list_name, store, who=who(), now=now, to=to, dry_run=dry_run), fresh=False
-    )
+    local = not checked.lists or list_settings(checked, list_name).local  # `lists` is empty if the file is not YAML
+    work = partial(roll_back, list_name, who=who(), now=datetime.now(UTC), to=to, dry_run=dry_run)
+    state = with_store(checked, work, fresh=False)
+    entries = f"{state.entries:,} entries"
     if dry_run:
-        which = (
-            f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at},"
-            if state.serial
-            else f"change {state.generation}, of {state.loaded_at},"
-        )
-        said = f"{which} would be in force with {state.entries:,} entries; nothing was changed"
+        version = f"change {state.generation}, of {state.loaded_at},"
+        if state.serial:
+            version = f"serial {state.serial}, issued {state.issued}, loaded {state.loaded_at},"
+        text = f"{version} would be in force with {entries}; nothing was changed"
     elif local and not state.serial:
-        said = f"{'the last change is' if to is None else f'what came after change {to} is'} undone; {state.entries:,} entries are in force"
+        undone = "the last change is" if to is None else f"what came after change {to} is"
+        text = f"{undone} undone; {entries} are in force"
     else:
-        said = f"serial {state.serial} is in force again with {state.entries:,} entries;\n"
-        said += f"the next release needs a serial above {state.highest_serial}"
-    show_one(_list_row(list_name, state.kind, state), f"{list_name}: {said}", as_json=as_json)
+        text = f"serial {state.serial} is in force again with {entries};\n"
+        text += f"the next release needs a serial above {state.highest_serial}"
+    show_one(_list_row(list_name, state.kind, state), f"{list_name}: {text}", as_json=as_json)
     if not dry_run:
         print_message(taken_over(checked.state, {list_name: state.content_digest}))
 
@@ -234,17 +252,11 @@ def add(
     devices exceeds the list's growth_max and change_min. The rows of a file are one change; the limits of a release
     (bad_rows_max, range_tacs_max) apply too.
     """
-    options: dict[str, Any] = {
-        "reason": reason,
-        "dry_run": dry_run,
-        "force": force,
-        "until": _end(until),
-        "replace": replace,
-    }
+    options = partial(Edit, what=ADD, reason=reason, dry_run=dry_run, force=force, until=_end(until), replace=replace)
     if rows is None and identifiers:
         if layout is not None:
             raise fail("--layout requires --file", EXIT_USAGE)
-        _edit(config, list_name, ADD, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json, **options)
+        _edit(config, list_name, options, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json)
         return
     if rows is None or identifiers or imsi or tac or verbatim:
         raise fail("expected IMEIs, or --file FILE without --imsi, --tac and --verbatim", EXIT_USAGE)
@@ -252,30 +264,28 @@ def add(
     settings = list_settings(checked, list_name)
     with progress() as advance:
         shown = advance or (lambda *_: None)
+        now_s = datetime.now(UTC).timestamp()
+        read_progress = partial(shown, "read")
         found = parse_rows_file(
-            _content(rows),
-            rows.name,
-            settings,
-            now_s=datetime.now(UTC).timestamp(),
-            layout=layout,
-            force=force,
-            progress=partial(shown, "read"),
+            _content(rows), rows.name, settings, now_s=now_s, layout=layout, force=force, progress=read_progress
         )
-        is_named = len(found.entries) <= ENTRIES_MAX and len({entry.whole_tac for entry in found.entries}) == 1
+        has_one_kind = len({entry.whole_tac for entry in found.entries}) == 1
+        is_named = has_one_kind and len(found.entries) <= ENTRIES_MAX
         source = "" if is_named else f"{found.name}: {FILE}{found.sha256}"
         shown("write", 0, 1)
-        edit = Edit(what=ADD, entries=found.entries, details=found.details, source=source, **options)
+        edit = options(entries=found.entries, details=found.details, source=source)
         report = _apply(checked, settings, edit)
         shown("write", 1, 1)
     show_one(asdict(report), report.as_text(), as_json=as_json)
-    for complaint in found.tally.complaints:
+    tally = found.tally
+    for complaint in tally.complaints:
         print_message(f"warning: a bad row was left out: {complaint}")
-    if found.tally.bad > len(found.tally.complaints):
-        print_message(f"warning: {found.tally.bad:,} bad rows in all")
+    if tally.bad > len(tally.complaints):
+        print_message(f"warning: {tally.bad:,} bad rows in all")
     if found.ended:
         print_message(f"warning: {found.ended:,} entries have expired and were left out")
-    if found.tally.wrong_check_digits:
-        print_message(f"warning: {found.tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
+    if tally.wrong_check_digits:
+        print_message(f"warning: {tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
 
 
 def _content(path: Path) -> bytes:
@@ -289,7 +299,8 @@ def _content(path: Path) -> bytes:
 def _end(until: str) -> int:
     """Parse `--until`; return the expiry of the entries in Unix seconds, or 0 if they do not expire."""
     with suppress(ValueError):
-        return int((datetime.now(UTC) + parse_duration(until)).timestamp())
+        end = datetime.now(UTC) + parse_duration(until)
+        return int(end.timestamp())
     with suppress(ValueError):
         return until_seconds(until)
     raise fail(
@@ -308,49 +319,38 @@ def remove(
     devices exceeds the list's shrink_max and change_min. If a TAC is removed, devices under it that have their own
     entry stay. A device that is listed only by its TAC cannot be removed alone.
     """
-    _edit(
-        config,
-        list_name,
-        REMOVE,
-        identifiers,
-        imsi,
-        tac=tac,
-        verbatim=verbatim,
-        as_json=as_json,
-        reason=reason,
-        dry_run=dry_run,
-        force=force,
-    )
+    options = partial(Edit, what=REMOVE, reason=reason, dry_run=dry_run, force=force)
+    _edit(config, list_name, options, identifiers, imsi, tac=tac, verbatim=verbatim, as_json=as_json)
 
 
 def _edit(
-    config: Path, list_name: str, what: str, identifiers: list[str], imsi: list[str] | None, *, tac: bool, verbatim: bool,
-    as_json: bool, **details: Any,
+    config: Path, list_name: str, options: Callable[..., Edit], identifiers: list[str], imsi: list[str] | None, *, tac: bool,
+    verbatim: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    """Edit a local list by the identifiers of a command line. `options` builds the edit from its entries."""
     checked = opened(load_config(config))
     settings = list_settings(checked, list_name)
+    has_devices = settings.kind != SUBSCRIBERS
     try:
-        sims = [imsi_named(checked, each) for each in imsi or []]
-        named = [imsi_named(checked, each) for each in identifiers] if settings.kind == SUBSCRIBERS else identifiers
-        entries = parse_entries(settings.kind, named, imsis=sims, tacs=tac, verbatim=verbatim)
+        imsis = [imsi_named(checked, each) for each in imsi or []]
+        names = identifiers if has_devices else [imsi_named(checked, each) for each in identifiers]
+        entries = parse_entries(settings.kind, names, imsis=imsis, tacs=tac, verbatim=verbatim)
     except IdentifierError as e:
         raise fail(str(e), EXIT_USAGE) from None
-    report = _apply(checked, settings, Edit(what=what, entries=entries, **details))
-    for wrong in (
-        ()
-        if what == REMOVE or settings.kind == SUBSCRIBERS
-        else filter(has_wrong_check_digit, map(strip_separators, identifiers))
-    ):
-        print_message(f"warning: {wrong}: its check digit would be {check_digit(wrong[:KEY_DIGITS])}; check the number")
+    edit = options(entries=entries)
+    report = _apply(checked, settings, edit)
+    if edit.what == ADD and has_devices:
+        for imei in filter(has_wrong_check_digit, map(strip_separators, identifiers)):
+            digit = check_digit(imei[:KEY_DIGITS])
+            print_message(f"warning: {imei}: its check digit would be {digit}; check the number")
     show_one(asdict(report), report.as_text(), as_json=as_json)
 
 
 def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
     """Apply an edit to a local list in the store."""
     had = partial(load_in_force, checked.state)
-    return with_store(
-        checked, lambda store: edit_list(edit, settings, store, who=who(), now=datetime.now(UTC), had=had)
-    )
+    work = partial(edit_list, edit, settings, who=who(), now=datetime.now(UTC), had=had)
+    return with_store(checked, work)
 
 
 ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]
@@ -361,11 +361,11 @@ class _ListContent(NamedTuple):
 
     state: ListState
     pages: Sequence[Page]
-    """Pages of the whole list, or the one in which the identifier is."""
+    """Pages of the whole list, or the page of the identifier."""
     dates: Mapping[int, Page]
     """Pages of dates by number."""
     keys: range
-    """Keys of the entries that are sought."""
+    """Keys that the identifier covers; empty without an identifier."""
     events: Sequence[Event]
 
 
@@ -385,58 +385,67 @@ def show_list(
     """
     checked = opened(whereabouts(config))
     node = asked(checked, "lists", store_only=from_store, as_json=as_json)
-    found = _as_held(checked, node, list_name, identifier) or with_store(
-        checked, partial(_list_content, checked, list_name, identifier), fresh=False, reads=True
-    )
-    entries = (
-        [
-            entry
-            for entry in entries_of(found.pages, found.dates)
-            if entry.key in found.keys or (entry.whole_tac and found.keys.start - entry.key in range(SNR_KEYS))
-        ]
-        if identifier
-        else entries_of(found.pages, found.dates)
-    )
-    shown = list(islice(entries, min(skip, MANY), min(skip + limit, MANY)))
-    added = added_by(found.events, found.state.kind)
-    rows = [_row(entry, found, added.get(entry[:3])) for entry in shown]
-    if isinstance(entries, list):
+    found = _as_held(checked, node, list_name, identifier)
+    if found is None:
+        work = partial(_list_content, checked, list_name, identifier)
+        found = with_store(checked, work, fresh=False, reads=True)
+    state = found.state
+    entries: Iterable[ListEntry] = entries_of(found.pages, found.dates)
+    if identifier:
+        entries = [entry for entry in entries if _is_covered(entry, found.keys)]
         total = len(entries)
-    elif found.state.kind == PAIRS:  # a state counts devices, and each may have several rows
+    elif state.kind == PAIRS:  # `state.entries` counts devices, and a device may have several rows
         total = sum(1 for _ in entries_of(found.pages))
     else:
-        total = found.state.entries
-    left = total - skip - len(rows)
+        total = state.entries
+    start, stop = min(skip, sys.maxsize), min(skip + limit, sys.maxsize)
+    added = added_by(found.events, state.kind)
+    rows = [_row(entry, found, added.get(entry[:3])) for entry in islice(entries, start, stop)]
     if as_json:
-        state = found.state
         print_json({
             "list": list_name, "kind": state.kind, "serial": state.serial, "generation": state.generation, "digest": state.content_digest,
-            "total": max(skip + len(rows) + left, 0), "skipped": skip, "entries": rows,
+            "total": max(total, 0), "skipped": skip, "entries": rows,
         })  # fmt: skip
     else:
-        columns = ("entry", *{PAIRS: ("imsi",), TYPES: (ALLOCATED,)}.get(found.state.kind, ()))
-        told = [row | {"until": f"{row['until']}, ended"} if row["ended"] else row for row in rows]
-        if any(row.get(DATE) for row in rows):
-            columns = (*columns, DATE)
-        show(told, (*columns, "reason", "until", "who", "time"), as_json=False)
+        _print_entries(rows, state.kind)
+        left = total - skip - len(rows)
         if left > 0:
             print_message(f"{left:,} more: --skip {skip + len(rows)}, or eir export {list_name}")
-    if not rows and found.keys.start >= ODD_BASE and found.state.kind != SUBSCRIBERS:
-        raise fail(
-            f"{identifier} is not in {list_name}, and is not an IMEI (14 to 16 digits), a MEID or a TAC (8 digits)",
-            EXIT_USAGE,
-        )
-    if not rows:
-        raise fail(f"{identifier} is not in {list_name}" if identifier else f"{list_name} has no further entries")
+    if rows:
+        return
+    if not identifier:
+        raise fail(f"{list_name} has no further entries")
+    if found.keys.start >= ODD_BASE and state.kind != SUBSCRIBERS:
+        text = f"{identifier} is not in {list_name}, and is not an IMEI (14 to 16 digits), a MEID or a TAC (8 digits)"
+        raise fail(text, EXIT_USAGE)
+    raise fail(f"{identifier} is not in {list_name}")
+
+
+def _is_covered(entry: ListEntry, keys: range) -> bool:
+    """Return True if the entry has one of the keys, or lists the TAC of the first key."""
+    if entry.key in keys:
+        return True
+    return entry.whole_tac and keys.start - entry.key in range(SNR_KEYS)
+
+
+def _print_entries(rows: Sequence[dict[str, Any]], kind: str) -> None:
+    columns = ["entry"]
+    if kind == PAIRS:
+        columns.append("imsi")
+    elif kind == TYPES:
+        columns.append(ALLOCATED)
+    if any(row.get(DATE) for row in rows):
+        columns.append(DATE)
+    texts = [row | {"until": f"{row['until']}, ended"} if row["ended"] else row for row in rows]
+    show(texts, (*columns, "reason", "until", "who", "time"), as_json=False)
 
 
 def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str, identifier: str) -> _ListContent | None:
     """Read the node's version of a list from the store or the node's copy; None if neither has this version."""
     if node is None or name not in node.states:
         return None
-    if (
-        read := read_as_held(checked, name, node.states[name], partial(_list_content, checked, name, identifier))
-    ) is None:
+    read = read_as_held(checked, name, node.states[name], partial(_list_content, checked, name, identifier))
+    if read is None:
         print_message(
             "note: neither the store nor the node's copy has the lists of the node; this is the content of the store"
         )
@@ -494,7 +503,8 @@ def export_list(
     if is_record and (only or layout != EIR):
         raise fail(f"{list_name} is the record of first sightings: --layout and --only are for lists", EXIT_USAGE)
     if is_record:
-        written = write_days(load_config(config).policy, found.pages, ends, out, as_json=as_json)
+        policy = load_config(config).policy
+        written = write_days(policy, found.pages, ends, out, as_json=as_json)
         print_message(f"{list_name}: {written:,} of {found.state.entries:,} devices")
         return
     if as_json or not ends.is_any:
@@ -502,11 +512,10 @@ def export_list(
             f"{list_name} is a list: --ends-from, --ends-to and --json are for the record of first sightings",
             EXIT_USAGE,
         )
+    only_tacs = only == "tac" if only else None
     with progress() as advance, written_to(out) as file:
-        rows = export(
-            found.state, found.pages, layout, file, dates=found.dates, only_tacs=only == "tac" if only else None,
-            progress=partial(advance, "write") if advance else lambda *_: None,
-        )  # fmt: skip
+        shown = partial(advance, "write") if advance else lambda *_: None
+        rows = export(found.state, found.pages, layout, file, dates=found.dates, only_tacs=only_tacs, progress=shown)
     print_message(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
 
 
@@ -517,8 +526,11 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
     """
     state = await store.state(name)
     if state is None:
-        known = dict.fromkeys((*checked.lists, *filterfalse(is_dates, await store.states())))
-        raise fail(f"the list {name} has never been loaded") if name in known else no_list(name, known, checked.path)
+        stored = filterfalse(is_dates, await store.states())
+        known = dict.fromkeys((*checked.lists, *stored))
+        if name in known:
+            raise fail(f"the list {name} has never been loaded")
+        raise no_list(name, known, checked.path)
     if identifier:
         keys = _sought(identifier, state.kind)
         _, pages = await store.some_pages(name, [keys.start // PAGE_KEYS])
@@ -534,30 +546,28 @@ def _sought(identifier: str, kind: str) -> range:
     identifier = strip_separators(identifier)
     try:
         if kind == SUBSCRIBERS:
-            return range(key := imsi_key(identifier), key + 1)
-        if len(identifier) == TAC_DIGITS:
-            return range(first := tac_key(identifier), first + SNR_KEYS)
-        return range(key := any_key(identifier), key + 1)
+            first, size = imsi_key(identifier), 1
+        elif len(identifier) == TAC_DIGITS:
+            first, size = tac_key(identifier), SNR_KEYS
+        else:
+            first, size = any_key(identifier), 1
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
+    return range(first, first + size)
 
 
 def _row(entry: ListEntry, found: _ListContent, added: Event | None) -> dict[str, Any]:
     state = found.state
-    loaded = next(
-        (
-            event
-            for event in reversed(found.events)
-            if event.what in {"load", "rollback"} and event.serial == state.serial
-        ),
-        None,
-    )
-    event = added or loaded
+    event = added
+    if event is None:
+        loads = [each for each in found.events if each.what in {"load", "rollback"} and each.serial == state.serial]
+        event = loads[-1] if loads else None
     text = entry.text(state.kind)
+    date_column = ALLOCATED if state.kind == TYPES else DATE
+    has_ended = bool(entry.until) and entry.until <= datetime.now(UTC).timestamp()
     return {
         "entry": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if state.kind == PAIRS else None,
         "whole_tac": entry.whole_tac, "reason": reason_text(state, entry.reason) or None, "until": until_text(entry.until) or None,
-        ALLOCATED if state.kind == TYPES else DATE: date_text(entry.date) or None,
-        "ended": bool(entry.until and entry.until <= datetime.now(UTC).timestamp()),
+        date_column: date_text(entry.date) or None, "ended": has_ended,
         "who": event.who if event else None, "time": event.time if event else state.loaded_at, "signers": list(state.signers),
     }  # fmt: skip

@@ -37,14 +37,19 @@ def manual(context: typer.Context) -> None:
 
 def _list_names(config: Path) -> Iterable[str]:
     found = load_whereabouts(config)
+    names = [*found.lists]
     record = found.shown.get("first_seen")
-    return [*found.lists, *([record["list"]] if record else [])]
+    if record:
+        names.append(record["list"])
+    return names
 
 
 def _peer_names(config: Path) -> Iterable[str]:
     """Return the names of the peers, from the running node or else from the configuration."""
+    state = load_whereabouts(config).state
     try:
-        return dict.fromkeys(peer["label"] for peer in control.ask(load_whereabouts(config).state, "peers"))
+        rows = control.ask(state, "peers")
+        return dict.fromkeys(row["label"] for row in rows)
     except control.ControlError:
         return [peer.label for peer in load_config(config).peers]
 
@@ -55,10 +60,12 @@ NAMES: dict[str, Callable[[Path], Iterable[str]]] = {"lists": _list_names, "peer
 
 def _named_by(names: tuple[str, ...], command: Any) -> str:
     """Return the kind of names that complete a command's first argument: `lists`, `peers`, or an empty text."""
-    first = next((each.metavar for each in command.params if each.param_type_name == "argument"), None)
-    if first in {"LIST", "[LIST]"}:
+    metavars = [each.metavar for each in _arguments(command)]
+    if metavars[:1] in (["LIST"], ["[LIST]"]):
         return "lists"
-    return "peers" if names[:1] == ("peer",) and first == "NAME" else ""
+    if names[:1] == ("peer",) and metavars[:1] == ["NAME"]:
+        return "peers"
+    return ""
 
 
 def completion(
@@ -76,7 +83,8 @@ def completion(
     if shell not in SHELLS:
         raise fail(f"{shell}: expected {', '.join((*SHELLS, *NAMES))}", EXIT_USAGE)
     command = context.find_root().command
-    print(fish(command) if shell == "fish" else bash(command, zsh=shell == "zsh"), end="")
+    script = fish(command) if shell == "fish" else bash(command, zsh=shell == "zsh")
+    print(script, end="")
 
 
 def commands_of(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -86,17 +94,22 @@ def commands_of(command: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tup
         yield from commands_of(inner, (*names, name))
 
 
-def _options(command: Any) -> Iterator[Any]:
-    return (parameter for parameter in command.params if parameter.param_type_name == "option")
+def _arguments(command: Any) -> list[Any]:
+    return [parameter for parameter in command.params if parameter.param_type_name == "argument"]
 
 
-def _does(command: Any) -> bool:
+def _options(command: Any) -> list[Any]:
+    return [parameter for parameter in command.params if parameter.param_type_name == "option"]
+
+
+def _is_runnable(command: Any) -> bool:
     """Return True if the command runs by itself, and does not only group subcommands."""
     return not hasattr(command, "commands") or bool(command.invoke_without_command)
 
 
 def _first_sentence(command: Any) -> str:
-    return " ".join((command.help or "").split("\n\n")[0].split())
+    first = (command.help or "").split("\n\n")[0]
+    return " ".join(first.split())
 
 
 def man_page(root: Any) -> str:
@@ -106,29 +119,33 @@ def man_page(root: Any) -> str:
         ".B eir", "COMMAND [OPTIONS] [ARGUMENTS]", ".SH COMMANDS",
     ]  # fmt: skip
     for names, command in commands_of(root):
-        if not names or not _does(command):
-            continue
-        arguments = [
-            f"{each.metavar}{' ...' if each.nargs != 1 else ''}"
-            for each in command.params
-            if each.param_type_name == "argument"
-        ]
-        lines.append(f'.SS "eir {_roff(" ".join((*names, *arguments)))}"')
-        for number, part in enumerate((command.help or "").replace("\b\n", "").split("\n\n")):
-            lines += [*([".PP"] if number else []), _roff(" ".join(part.split()))]
-        for each in command.params:
-            named = (
-                each.metavar
-                if each.param_type_name == "argument"
-                else " ".join(filter(None, (", ".join(each.opts), each.metavar)))
-            )
-            lines += [".TP", f".B {_roff(named)}", _roff(each.help or "")]
-        lines += [".PP", ".EX", *map(_roff, (command.epilog or "").removeprefix("\b\n").splitlines()), ".EE"]
+        if names and _is_runnable(command):
+            lines += _command_section(names, command)
     for title, entries in (("FILES", _FILES), ("EXIT STATUS", _STATUSES)):
         lines.append(f".SH {title}")
-        for name, says in entries.items():
-            lines += [".TP", f".B {_roff(name)}", _roff(says)]
+        for name, text in entries.items():
+            lines += [".TP", f".B {_roff(name)}", _roff(text)]
     return "\n".join(lines) + "\n"
+
+
+def _command_section(names: tuple[str, ...], command: Any) -> list[str]:
+    """Return the lines of the manual page about one command."""
+    arguments = [each.metavar if each.nargs == 1 else f"{each.metavar} ..." for each in _arguments(command)]
+    heading = _roff(" ".join((*names, *arguments)))
+    lines = [f'.SS "eir {heading}"']
+    paragraphs = (command.help or "").replace("\b\n", "").split("\n\n")
+    for number, paragraph in enumerate(paragraphs):
+        if number:
+            lines.append(".PP")
+        lines.append(_roff(" ".join(paragraph.split())))
+    for each in command.params:
+        name = each.metavar
+        if each.param_type_name == "option":
+            options = ", ".join(each.opts)
+            name = f"{options} {each.metavar}" if each.metavar else options
+        lines += [".TP", f".B {_roff(name)}", _roff(each.help or "")]
+    examples = (command.epilog or "").removeprefix("\b\n").splitlines()
+    return [*lines, ".PP", ".EX", *map(_roff, examples), ".EE"]
 
 
 def _roff(text: str) -> str:
@@ -141,31 +158,27 @@ def bash(root: Any, *, zsh: bool = False) -> str:
 
     It completes commands, options, and names of lists and peers, else files.
     """
-    cases = [
-        f'    "{" ".join(names)}") words="{" ".join([*getattr(command, "commands", {}), *(opt for each in _options(command) for opt in each.opts), "-h", "--help"])}" ;;'
-        for names, command in commands_of(root)
-    ]
-    groups = "|".join(" ".join(names) for names, command in commands_of(root) if names and hasattr(command, "commands"))
-    with_value = "|".join(
-        sorted(
-            {
-                opt
-                for _, command in commands_of(root)
-                for each in _options(command)
-                if not each.is_flag
-                for opt in each.opts
-            }
-        )
-    )
-    offered = {
-        kind: "|".join(
-            f'"0 {" ".join(names)}"' for names, command in commands_of(root) if _named_by(names, command) == kind
-        )
-        for kind in NAMES
-    }
+    cases, group_names, value_options = list[str](), list[str](), set[str]()
+    offers: dict[str, list[str]] = {kind: [] for kind in NAMES}
+    for names, command in commands_of(root):
+        line = " ".join(names)
+        subcommands = getattr(command, "commands", {})
+        options = [option for each in _options(command) for option in each.opts]
+        words = " ".join([*subcommands, *options, "-h", "--help"])
+        cases.append(f'    "{line}") words="{words}" ;;')
+        if names and subcommands:
+            group_names.append(line)
+        for each in _options(command):
+            if not each.is_flag:
+                value_options.update(each.opts)
+        kind = _named_by(names, command)
+        if kind:
+            offers[kind].append(f'"0 {line}"')
+    groups = "|".join(group_names)
+    with_value = "|".join(sorted(value_options))
     dynamic = "\n".join(
-        f'    {commands}) words="$words $(EIR_CONFIG="${{config:-${{EIR_CONFIG-}}}}" "${{COMP_WORDS[0]}}" completion {kind} 2>/dev/null)" ;;'
-        for kind, commands in offered.items()
+        f'    {"|".join(commands)}) words="$words $(EIR_CONFIG="${{config:-${{EIR_CONFIG-}}}}" "${{COMP_WORDS[0]}}" completion {kind} 2>/dev/null)" ;;'
+        for kind, commands in offers.items()
     )
     begin = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n" if zsh else ""
     return f"""{begin}_eir() {{
@@ -200,21 +213,21 @@ def fish(root: Any) -> str:
     """Render a completion script for fish."""
     lines = []
     for names, command in commands_of(root):
-        seen = (
-            " and ".join(f"__fish_seen_subcommand_from {name}" for name in names) if names else "__fish_use_subcommand"
-        )
-        condition = f"-n {_quoted(seen.replace(' and ', '; and '))}"
+        tests = [f"__fish_seen_subcommand_from {name}" for name in names] or ["__fish_use_subcommand"]
+        complete = f"complete -c eir -n {_quoted('; and '.join(tests))}"
         for name, inner in getattr(command, "commands", {}).items():
-            lines.append(f"complete -c eir {condition} -f -a {name} -d {_quoted(_first_sentence(inner))}")
-        if kind := _named_by(names, command):
-            lines.append(f"complete -c eir {condition} -f -a '(eir completion {kind} 2>/dev/null)'")
+            lines.append(f"{complete} -f -a {name} -d {_quoted(_first_sentence(inner))}")
+        kind = _named_by(names, command)
+        if kind:
+            lines.append(f"{complete} -f -a '(eir completion {kind} 2>/dev/null)'")
         for each in _options(command):
-            flags = " ".join(f"-l {opt[2:]}" if opt.startswith("--") else f"-s {opt[1:]}" for opt in each.opts)
-            lines.append(
-                f"complete -c eir {condition} {flags}{'' if each.is_flag else ' -r'} -d {_quoted(each.help or '')}"
-            )
+            flags = [f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}" for option in each.opts]
+            if not each.is_flag:
+                flags.append("-r")
+            lines.append(f"{complete} {' '.join(flags)} -d {_quoted(each.help or '')}")
     return "\n".join(lines) + "\n"
 
 
 def _quoted(text: str) -> str:
-    return "'" + re.sub(r"(['\\])", r"\\\1", text) + "'"
+    escaped = re.sub(r"(['\\])", r"\\\1", text)
+    return f"'{escaped}'"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +28,8 @@ def cell(value: Any, column: str) -> str:
         return NOTHING
     if isinstance(value, list):
         return ", ".join(cell(each, column) for each in value)
-    return printable(FORMS.get(column, str)(value))
+    form = FORMS.get(column, str)
+    return printable(form(value))
 
 
 def printable(text: str, *, but: str = "") -> str:
@@ -63,8 +65,6 @@ FORMS: dict[str, Callable[[Any], str]] = {
 
 
 EXIT_NO, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 1, 2, 3, 130
-MANY = 1 << 62
-"""More than there can be of anything; a larger number is typed for it."""
 
 
 def print_message(message: str, level: str = "warning") -> None:
@@ -75,9 +75,15 @@ def print_message(message: str, level: str = "warning") -> None:
     print(with_priority(level, printable(message, but="\n")), file=sys.stderr)
 
 
+def print_warning(text: str) -> None:
+    """Print a warning to standard error."""
+    print_message(f"warning: {text}")
+
+
 def warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
     """Print an event to standard error; commands use this function as their `Report` (eir.errors)."""
-    print_message(f"{level}: {fields.get('detail') or reason or event}", level)
+    text = fields.get("detail") or reason or event
+    print_message(f"{level}: {text}", level)
 
 
 def fail(message: str, code: int = EXIT_NO) -> typer.Exit:
@@ -94,7 +100,9 @@ def duration(
         given = parse_duration(text)
         if least <= given <= most:
             return given
-    limit = "" if most == timedelta.max else f" up to {most.total_seconds() / 3600:g}h"
+    limit = ""
+    if most != timedelta.max:
+        limit = f" up to {most.total_seconds() / 3600:g}h"
     raise fail(f"{option} {text}: expected a duration{limit}, a number and a unit: 14d, 36h, 90m or 20s", EXIT_USAGE)
 
 
@@ -105,13 +113,11 @@ def moment(text: str, option: str = "--since") -> datetime | None:
     with suppress(ValueError):
         return datetime.now(UTC) - parse_duration(text)
     try:
-        meant = datetime.fromisoformat(text)
-        return meant.astimezone(UTC) if meant.tzinfo else meant.replace(tzinfo=UTC)
+        time = datetime.fromisoformat(text)
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise fail(
-            f"{option} {text}: expected an age such as 7d, a day such as 2026-11-20, or a time such as 2026-11-20T06:00:00Z",
-            EXIT_USAGE,
-        ) from None
+        forms = "an age such as 7d, a day such as 2026-11-20, or a time such as 2026-11-20T06:00:00Z"
+        raise fail(f"{option} {text}: expected {forms}", EXIT_USAGE) from None
 
 
 def print_json(document: object) -> None:
@@ -157,7 +163,7 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console  # noqa: PLC0415 - for those who see it
+    from rich.console import Console  # noqa: PLC0415 - only for a terminal
     from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -187,11 +193,9 @@ def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
         return
     place = out.resolve() if out.is_symlink() else out
     unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+    opener = partial(os.open, mode=0o600 if private else 0o666)
     try:
-        mode = 0o600 if private else 0o666
-        with open(
-            unfinished, "x", encoding="utf-8", newline="", opener=lambda path, flags: os.open(path, flags, mode)
-        ) as file:
+        with open(unfinished, "x", encoding="utf-8", newline="", opener=opener) as file:
             yield file
         unfinished.replace(place)
     except OSError as e:

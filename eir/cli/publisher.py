@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, optional_config
-from eir.cli.output import EXIT_USAGE, duration, fail, print_message, progress, show_one
+from eir.cli.output import EXIT_USAGE, duration, fail, print_warning, progress, show_one
 from eir.config import load_layouts
 from eir.lists.record.settings import KINDS
 from eir.lists.rows.layout import LAYOUTS
-from eir.lists.sources.folder import INDEX
+from eir.lists.sources.folder import INDEX, FolderIndex
 
 
 def publish(
@@ -57,24 +57,23 @@ def publish(
     now = datetime.now(UTC).replace(microsecond=0)
     optional_config(config)
     declared = load_layouts(config) if layout and layout not in LAYOUTS else None
+    release: dict[str, Any] = {
+        "list_name": list_name, "serial": serial, "base": base, "issued": now, "expires": now + lasts, "key": keys[0], "more_keys": keys[1:],
+        "layout": layout, "declared": declared, "bad_rows_max": bad_rows_max, "strict": strict, "warn": print_warning,
+    }  # fmt: skip
     if to is not None:
         kept = duration(keep, "--keep")
         if holds not in {None, *KINDS}:
             raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
         if folder is not None or force:
-            raise fail(
-                "--to cannot be combined with --out or --force, because nodes may have read the index", EXIT_USAGE
-            )
-        _publish_into(
-            to, files, bad_rows=bad_rows, strict=strict, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout, holds=holds,
-            keep=kept, declared=declared, bad_rows_max=bad_rows_max, new_key=new_key, as_json=as_json,
-        )  # fmt: skip
+            text = "--to cannot be combined with --out or --force, because nodes may have read the index"
+            raise fail(text, EXIT_USAGE)
+        release |= {"holds": holds, "keep": kept, "new_key": new_key}
+        _publish_into(to, files, release, bad_rows, as_json=as_json)
         return
     with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
-        published = publish_release(
-            files, strict=strict, each_bad=each_bad, list_name=list_name, serial=serial, base=base, issued=now, expires=now + lasts, key=keys[0], more_keys=keys[1:], layout=layout,
-            declared=declared, out=folder, replace=force, bad_rows_max=bad_rows_max, progress=advance, warn=lambda text: print_message(f"warning: {text}"),
-        )  # fmt: skip
+        release |= {"each_bad": each_bad, "progress": advance, "out": folder, "replace": force}
+        published = publish_release(files, **release)
     written = f"{published.manifest} and its .sig are written; on the EIR: eir load {quote(str(published.manifest))}"
     show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
 
@@ -94,7 +93,7 @@ def offer(
     others signs the manifest, and one offers the release. Deltas are not folded into full releases here, so a full
     release must be published from time to time.
     """
-    from eir.lists.sources.folder_writer import offer_release  # noqa: PLC0415 - for this alone
+    from eir.lists.sources.folder_writer import offer_release  # noqa: PLC0415 - for this command alone
 
     kept = duration(keep, "--keep")
     if holds not in {None, *KINDS}:
@@ -103,30 +102,24 @@ def offer(
     declared = None if file is None else load_layouts(file)
     now = datetime.now(UTC).replace(microsecond=0)
     index = offer_release(
-        to,
-        manifest,
-        key=key,
-        now=now,
-        holds=holds,
-        keep=kept,
-        declared=declared,
-        warn=lambda text: print_message(f"warning: {text}"),
-        new_key=new_key,
+        to, manifest, key=key, now=now, holds=holds, keep=kept, declared=declared, warn=print_warning, new_key=new_key
     )
-    text = f"{to} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
-    document = {
-        "list": index.list,
-        "serial": index.serial,
-        "releases": len(index.releases),
-        "full": index.full.serial,
-        "index": str(to / INDEX),
-    }
-    show_one(document, text, as_json=as_json)
+    document = {"list": index.list, "serial": index.serial, **_index_document(to, index)}
+    show_one(document, _index_text(to, index), as_json=as_json)
+
+
+def _index_document(folder: Path, index: FolderIndex) -> dict[str, Any]:
+    return {"releases": len(index.releases), "full": index.full.serial, "index": str(folder / INDEX)}
+
+
+def _index_text(folder: Path, index: FolderIndex) -> str:
+    releases = f"{len(index.releases)} releases, the newest full one {index.full.serial}"
+    return f"{folder} offers {index.list} {index.serial} ({releases})"
 
 
 @contextmanager
 def _bad_rows_to(path: Path | None, files: Sequence[Path]) -> Iterator[Callable[[str, int, str, bytes], None] | None]:
-    """Yield a function that writes a bad row to the CSV file `path`; yield None if there is no such file.
+    """Yield a function that writes a bad row to the new CSV file `path`; yield None if `path` is None.
 
     Only its owner can read the file.
     """
@@ -138,28 +131,24 @@ def _bad_rows_to(path: Path | None, files: Sequence[Path]) -> Iterator[Callable[
     with open(path, "w", encoding="utf-8", newline="", opener=partial(os.open, mode=0o600)) as stream:
         out = csv.writer(stream)
         out.writerow(("file", "line", "problem", "row"))
-        yield lambda name, line, problem, row: out.writerow((name, line, problem, row.decode("utf-8", "replace")))
+
+        def write(name: str, line: int, problem: str, row: bytes) -> None:
+            text = row.decode("utf-8", "replace")
+            out.writerow((name, line, problem, text))
+
+        yield write
 
 
-def _publish_into(folder: Path, files: list[Path], *, bad_rows: Path | None, as_json: bool, **how: Any) -> None:
-    from eir.lists.sources.folder_writer import publish_into  # noqa: PLC0415 - for this alone
+def _publish_into(
+    folder: Path, files: list[Path], release: Mapping[str, Any], bad_rows: Path | None, *, as_json: bool
+) -> None:
+    from eir.lists.sources.folder_writer import publish_into  # noqa: PLC0415 - for --to alone
 
     with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
-        placed = publish_into(
-            folder,
-            files,
-            each_bad=each_bad,
-            progress=advance,
-            warn=lambda text: print_message(f"warning: {text}"),
-            **how,
-        )
-    index = placed.index
-    said = f"{placed.published.as_text()}\n{folder} offers {index.list} {index.serial} ({len(index.releases)} releases, the newest full one {index.full.serial})"
-    said += "; its deltas were folded into a full release" if placed.folded else ""
-    document = placed.published.as_json() | {
-        "index": str(folder / INDEX),
-        "releases": len(index.releases),
-        "full": index.full.serial,
-        "folded": placed.folded,
-    }
-    show_one(document, said, as_json=as_json)
+        placed = publish_into(folder, files, each_bad=each_bad, progress=advance, **release)
+    text = f"{placed.published.as_text()}\n{_index_text(folder, placed.index)}"
+    if placed.folded:
+        text += "; its deltas were folded into a full release"
+    document = placed.published.as_json() | _index_document(folder, placed.index)
+    document["folded"] = placed.folded
+    show_one(document, text, as_json=as_json)

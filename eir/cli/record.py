@@ -1,16 +1,17 @@
 """Command that shows, verifies and exports the history of the lists."""
 
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, who, with_store
-from eir.cli.output import EXIT_NO, EXIT_USAGE, MANY, fail, moment, print_json, print_message, show, written_to
+from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, moment, print_json, print_message, show, written_to
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.lists.follow.history import adopt
@@ -23,7 +24,7 @@ from eir.node.observe import control
 KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "number", "chain", "count", "first")
 NEWEST = 50
 ADOPT = "adopt"
-"""Word in the place of a list's name."""
+"""Argument in the place of a list's name, for `eir history adopt`."""
 FAULTS_SHOWN = 20
 READ_AGAIN_MAX = 10
 
@@ -32,8 +33,9 @@ class _Whole(NamedTuple):
     """Complete history with the result of its verification."""
 
     ledger: Ledger
-    """Records of the main chain."""
+    """Number and digest of the newest record of the main chain."""
     records: Sequence[Record]
+    """Records of the main chain."""
     fed: Sequence[Record]
     """Records of the feed's chain."""
     folds: Sequence[Fold]
@@ -75,37 +77,43 @@ def history(
         return
     if reason:
         raise fail("--reason requires `eir history adopt`", EXIT_USAGE)
-    begin = utc_text(from_then) if (from_then := moment(since)) else None
-    if verify:
-        _print_result(
-            with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True), as_json=as_json
-        )
-    if export is not None:
-        whole = with_store(checked, lambda store: _whole(checked, store), fresh=False, reads=True)
-        _export(whole, export, list_name, begin, chain, as_json=as_json)
+    start = moment(since)
+    begin = None if start is None else utc_text(start)
     if verify or export is not None:
+        whole = with_store(checked, partial(_whole, checked), fresh=False, reads=True)
+        if verify:
+            _print_result(whole, as_json=as_json)
+        if export is not None:
+            _export(whole, export, list_name, begin, chain, as_json=as_json)
         return
-
-    most = min(limit, MANY) if limit else None if since else NEWEST
-
-    async def lookup(store: ListStore) -> list[Event]:
-        events = await store.history(list_name, limit=most, since=begin, chain=chain)
-        named = list_name is None or list_name in checked.lists or any(event.list for event in events)
-        if list_name is not None and not named and await store.state(list_name) is None:
-            raise no_list(list_name, checked.lists, checked.path)
-        return [*events]
-
+    most = None if since else NEWEST
+    if limit:
+        most = min(limit, sys.maxsize)
+    query = {"limit": most, "since": begin, "chain": chain}
     try:
-        events = with_store(checked, lookup, fresh=False, reads=True)
+        events = with_store(checked, partial(_events, checked, list_name, query), fresh=False, reads=True)
     except StoreError as error:
-        events = _of_the_node(checked, error, list=list_name, limit=most, since=begin, chain=chain)
+        events = _of_the_node(checked, error, list=list_name, **query)
     rows = [{key: getattr(event, key) for key in KEYS} for event in events]
     if not as_json:
-        rows = [{**row, "detail": _times(row) + row["detail"].partition("\n")[0]} for row in rows]
+        for row in rows:
+            row["detail"] = _detail(row)
     show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
 
 
-def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> list[Event]:
+async def _events(
+    checked: Whereabouts, list_name: str | None, query: Mapping[str, Any], store: ListStore
+) -> Sequence[Event]:
+    """Read events from the store. For an unknown list, the command ends with an error."""
+    events = await store.history(list_name, **query)
+    if list_name is not None and list_name not in checked.lists and not any(event.list for event in events):
+        state = await store.state(list_name)
+        if state is None:
+            raise no_list(list_name, checked.lists, checked.path)
+    return events
+
+
+def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> Sequence[Event]:
     """Return the history from the running node's copy, because the store does not answer.
 
     Raises the store's error if no node answers.
@@ -124,136 +132,168 @@ def _adopt(checked: Whereabouts, reason: str) -> None:
         check_reason(reason)
     except EirError as e:
         raise fail(f"eir history adopt: {e} (--reason TEXT)", EXIT_USAGE) from None
-    aside = checked.state / f"history-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+    now = datetime.now(UTC)
+    aside = checked.state / f"history-{now:%Y%m%dT%H%M%SZ}.jsonl"
 
-    async def adopted(store: ListStore) -> str:
-        copy = open_copy(checked.store, checked.state) if (checked.state / COPY_FILE).exists() else None
+    async def replace_copy(store: ListStore) -> str:
+        copy = _open_copy(checked)
         if copy is None:
             raise EirError("the state folder of this host has no copy of the history, so there is nothing to adopt")
         try:
-            ours = await copy.ledger()
-            try:
-                is_valid = not (await _whole(checked, store)).faults
-            except StoreError as error:
-                if error.cause != "corrupt":
-                    raise
-                is_valid = False
-            if is_valid:
+            before = await copy.ledger()
+            if await _is_valid(checked, store):
                 raise EirError("nothing was changed: the store's history is valid and equals this node's copy")
             with written_to(aside) as out:
                 for chain in CHAINS:
                     async for batch in copy.records(chain=chain):
                         out.writelines(f"{record.text}\n" for record in batch)
-            detail = f"{reason}; the copy of {socket.gethostname()} had records up to {ours.number} (SHA-256 {ours.digest}), now in {aside.name}"
-            await adopt(
-                store,
-                copy,
-                Event(time=utc_text(datetime.now(UTC)), who=who(), what=ADOPT, outcome=ACCEPTED, detail=detail),
+            records = f"records up to {before.number} (SHA-256 {before.digest})"
+            detail = f"{reason}; the copy of {socket.gethostname()} had {records}, now in {aside.name}"
+            event = Event(time=utc_text(now), who=who(), what=ADOPT, outcome=ACCEPTED, detail=detail)
+            await adopt(store, copy, event)
+            after = await copy.ledger()
+            return (
+                f"the store's history is this node's too, up to record {after.number}; what the copy had is in {aside}"
             )
-            return f"the store's history is this node's too, up to record {(await copy.ledger()).number}; what the copy had is in {aside}"
         finally:
             await copy.close()
 
-    print(with_store(checked, adopted, fresh=False))
+    print(with_store(checked, replace_copy, fresh=False))
 
 
-def _times(row: dict[str, Any]) -> str:
-    return f"{row['count']:,} times since {row['first']}, the last: " if row["count"] > 1 else ""
+async def _is_valid(checked: Whereabouts, store: ListStore) -> bool:
+    """Return True if the store's history is readable and valid, and equals the node's copy."""
+    try:
+        whole = await _whole(checked, store)
+    except StoreError as error:
+        if error.cause != "corrupt":
+            raise
+        return False
+    return not whole.faults
+
+
+def _detail(row: dict[str, Any]) -> str:
+    """Return the first line of the detail of an event, after the number of equal events."""
+    line: str = row["detail"].partition("\n")[0]
+    if row["count"] > 1:
+        return f"{row['count']:,} times since {row['first']}, the last: {line}"
+    return line
 
 
 async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
     """Read the complete history from the store; verify its chains, and compare it with the node's copy."""
-    ours = await _copied(checked)  # first: what it has meanwhile is in the store when that is read
+    copy = await _read_copy(checked)  # before the store: each record of the copy must be in the store by then
     ledger = await store.ledger()
     for _ in range(READ_AGAIN_MAX):
-        folds, records = await store.folds(), [record async for batch in store.records() for record in batch]
+        folds = await store.folds()
+        records = [record async for batch in store.records() for record in batch]
         before, ledger = ledger, await store.ledger()
-        if ledger == before:  # else somebody wrote meanwhile
+        if ledger == before:  # the chain did not change between the two reads
             break
     for _ in range(READ_AGAIN_MAX):
         feed = await store.ledger(FEED)
-        read = [record async for batch in store.records(chain=FEED) for record in batch]
-        if (await store.ledger(FEED)).first == feed.first:  # else its oldest records were forgotten meanwhile
+        fed = [record async for batch in store.records(chain=FEED) for record in batch]
+        feed_after = await store.ledger(FEED)
+        if feed_after.first == feed.first:  # no old record was deleted between the two reads
             break
-    fed = [record for record in read if record.number <= feed.number] if await _goes_on(store, feed) else read
-    copied = ours or {MAIN: {}, FEED: {}}
-    faults = [*chain_faults(records, folds, ledger), *_against(records, copied[MAIN]), *_gap(records, copied[MAIN])]
-    of_feed = [*chain_faults(fed, (), feed), *_against(fed, copied[FEED])]  # anchors prove what comes behind a gap
-    faults += [*(f"feed: {fault}" for fault in of_feed), *feed_faults(records, fed, feed)]
-    return _Whole(ledger, records, fed, folds, faults, None if ours is None else max(ours[MAIN], default=0))
+    if feed_after.number > feed.number:
+        fed = [record for record in fed if record.number <= feed.number]
+    ours = copy or {MAIN: {}, FEED: {}}
+    faults = [*chain_faults(records, folds, ledger), *_differences(records, ours[MAIN]), *_gap(records, ours[MAIN])]
+    # The feed's chain needs no search for a gap: anchors in the main chain prove its records.
+    of_feed = [*chain_faults(fed, (), feed), *_differences(fed, ours[FEED])]
+    faults += [f"feed: {fault}" for fault in of_feed]
+    faults += feed_faults(records, fed, feed)
+    copied = None if copy is None else max(copy[MAIN], default=0)
+    return _Whole(ledger, records, fed, folds, faults, copied)
 
 
-async def _goes_on(store: ListStore, feed: Ledger) -> bool:
-    """Return True if the chain of the feed has grown since its ledger `feed` was read."""
-    return (await store.ledger(FEED)).number > feed.number
+def _open_copy(checked: Whereabouts) -> ListStore | None:
+    """Open the node's copy of the history; return None if there is no copy."""
+    if not (checked.state / COPY_FILE).exists():
+        return None
+    return open_copy(checked.store, checked.state)
 
 
-async def _copied(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
+async def _read_copy(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
     """Return the record digests of the node's copy by chain and number; None if no copy is readable."""
-    copy = open_copy(checked.store, checked.state) if (checked.state / COPY_FILE).exists() else None
+    copy = _open_copy(checked)
     if copy is None:
         return None
+    digests: dict[str, dict[int, str]] = {chain: {} for chain in CHAINS}
     try:
-        return {
-            chain: {number: record_digest(text) async for batch in copy.records(chain=chain) for number, text in batch}
-            for chain in CHAINS
-        }
+        for chain in CHAINS:
+            async for batch in copy.records(chain=chain):
+                digests[chain].update((number, record_digest(text)) for number, text in batch)
     except StoreError as error:
         print_message(f"warning: the history was not compared with this node's copy: {error}")
         return None
     finally:
         await copy.close()
+    return digests
 
 
-def _against(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
+def _differences(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
     """Yield faults: records of the node's copy that the store lacks, or has with another content."""
-    there = {record.number: record_digest(record.text) for record in records}
+    stored = {record.number: record_digest(record.text) for record in records}
     oldest = records[0].number if records else 1
-    yield from (
-        f"record {number} differs from this node's copy"
-        for number, digest in ours.items()
-        if there.get(number, digest) != digest
-    )
-    if missing := sum(number >= oldest and number not in there for number in ours):
+    missing = 0
+    for number, digest in ours.items():
+        if number not in stored:
+            missing += number >= oldest
+        elif stored[number] != digest:
+            yield f"record {number} differs from this node's copy"
+    if missing:
         yield f"{missing} records of this node's copy are not in the store"
 
 
 def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
     """Yield a fault if the store's records do not continue the records of the node's copy."""
-    oldest, last = records[0].number if records else 1, max(ours, default=0)
-    if ours and oldest > last and not (oldest == last + 1 and is_linked(records[:1], ours[last])):
+    if not records or not ours:
+        return
+    oldest, last = records[0].number, max(ours)
+    continues = oldest <= last or (oldest == last + 1 and is_linked(records[:1], ours[last]))
+    if not continues:
         yield f"the store's records, from {oldest} on, do not continue this node's, which end with {last}"
 
 
 def _print_result(whole: _Whole, *, as_json: bool) -> None:
     """Print the result of the verification; if the history has a fault, end the command with an error."""
-    ledger, records = whole.ledger, whole.records
+    ledger, faults = whole.ledger, whole.faults
+    first, _ = _ends(whole.records)
+    feed_first, feed_last = _ends(whole.fed)
     if as_json:
         print_json({
-            "whole": not whole.faults, "faults": list(whole.faults), "records": len(records), "first": records[0].number if records else None,
+            "whole": not faults, "faults": list(faults), "records": len(whole.records), "first": first,
             "last": ledger.number, "digest": ledger.digest, "refusals": ledger.refused, "copied": whole.copied,
-            "feed": {"records": len(whole.fed), **dict(zip(("first", "last"), _ends(whole.fed), strict=True))},
+            "feed": {"records": len(whole.fed), "first": feed_first, "last": feed_last},
         })  # fmt: skip
-    else:
-        for fault in whole.faults[:FAULTS_SHOWN]:
-            print_message(fault)
-        if len(whole.faults) > FAULTS_SHOWN:
-            print_message(f"… and {len(whole.faults) - FAULTS_SHOWN} more")
-        if not whole.faults:
-            span = f"{len(records):,} records"
-            with suppress(IndexError):
-                span += f", {records[0].number} to {records[-1].number}, {read_record(records[0]).time} to {read_record(records[-1]).time}"
-            copy = "" if whole.copied is None else f"; this node's copy, up to {whole.copied}, is equal"
-            first, last = _ends(whole.fed)
-            fed = f"; {len(whole.fed):,} records of feeds, {first} to {last}" if whole.fed else ""
-            print(f"the history is valid: {span}{fed}{copy}; SHA-256 of the newest: {ledger.digest}")
-    if whole.faults:
-        raise fail("the history is not valid") if not as_json else typer.Exit(EXIT_NO)
+        if faults:
+            raise typer.Exit(EXIT_NO)
+        return
+    for fault in faults[:FAULTS_SHOWN]:
+        print_message(fault)
+    if len(faults) > FAULTS_SHOWN:
+        print_message(f"… and {len(faults) - FAULTS_SHOWN} more")
+    if faults:
+        raise fail("the history is not valid")
+    copy = "" if whole.copied is None else f"; this node's copy, up to {whole.copied}, is equal"
+    fed = f"; {len(whole.fed):,} records of feeds, {feed_first} to {feed_last}" if whole.fed else ""
+    print(f"the history is valid: {_span(whole.records)}{fed}{copy}; SHA-256 of the newest: {ledger.digest}")
 
 
 def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:
     """Return the numbers of the first and the last record; None for both if there is no record."""
     return (records[0].number, records[-1].number) if records else (None, None)
+
+
+def _span(records: Sequence[Record]) -> str:
+    """Format the number of records, with the numbers and the times of the first and the last record."""
+    text = f"{len(records):,} records"
+    if not records:
+        return text
+    first, last = records[0], records[-1]
+    return f"{text}, {first.number} to {last.number}, {read_record(first).time} to {read_record(last).time}"
 
 
 def _export(
@@ -267,9 +307,11 @@ def _export(
     for each, records in zip(CHAINS, (whole.records, whole.fed), strict=True):
         if chain in {None, each}:
             texts += _lines(records, list_name, since)
-    for fold in whole.folds if chain != FEED else ():
+    folds = whole.folds if chain != FEED else ()
+    for fold in folds:
         event = read_record(Record(0, fold.text))
-        if list_name in {None, list_of(event)} and (since is None or event.time >= since):
+        is_late = since is None or event.time >= since
+        if is_late and list_name in {None, list_of(event)}:
             texts.append(fold.text)
     with written_to(file) as out:
         out.writelines(f"{text}\n" for text in texts)
@@ -281,6 +323,11 @@ def _export(
 
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
     """Return the records of a chain in their stored form, from the time `since` on and of one list."""
-    events = [(record.text, read_record(record)) for record in records]
-    start = next((at for at, (_, event) in enumerate(events) if since is None or event.time >= since), len(events))
-    return [text for text, event in events[start:] if list_name in {None, list_of(event)}]
+    texts = []
+    has_begun = since is None
+    for record in records:
+        event = read_record(record)
+        has_begun = has_begun or event.time >= str(since)
+        if has_begun and list_name in {None, list_of(event)}:
+            texts.append(record.text)
+    return texts

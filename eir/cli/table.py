@@ -6,9 +6,9 @@ it has too little room. If the other columns alone are too wide, all columns are
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -24,6 +24,8 @@ FOLDED_MIN = 24
 FOLDS_MAX = 3
 """Maximum number of lines of a cell if all columns are folded; above it, records are easier to read."""
 INDENT = "    "
+Cells: TypeAlias = Sequence[Sequence[str]]
+"""Texts of the cells, by row and column."""
 
 
 def table(
@@ -37,53 +39,79 @@ def table(
     values = [[row.get(column) for column in columns] for row in rows]
     cells = [[cell(value, column) for value, column in zip(row, columns, strict=True)] for row in values]
     heads = [column.replace("_", " ") for column in columns]
-    words = [max(map(cell_len, head.split())) for head in heads]
-    widest = [max((cell_len(row[at]) for row in cells), default=0) for at in range(len(heads))]
+    widest = _widths(cells, heads, cell_len)
     sizes = [max(size, cell_len(head)) for size, head in zip(widest, heads, strict=True)]
     gaps = GAP * (len(heads) - 1)
     below: list[list[str]] = []
     if width is not None and sum(sizes) + gaps > width:
-        sizes = [max(size, word) for size, word in zip(widest, words, strict=True)]
+        head_words = [_longest_word(head) for head in heads]
+        sizes = list(map(max, widest, head_words))
         room = width - sum(sizes[:-1]) - gaps
-        longest = max((cell_len(word) for row in cells for word in row[-1].split()), default=0)
-        least = [
-            max([word, *(cell_len(part) for row in cells for part in row[at].split())]) for at, word in enumerate(words)
-        ]
-        if room < words[-1] or longest > width - len(INDENT):
-            spare = width - gaps - sum(least)
-            for at in sorted(range(len(sizes)), key=lambda at: sizes[at] - least[at]):
-                sizes[at] = min(sizes[at], least[at] + max(spare, 0))
-                spare -= sizes[at] - least[at]
-            folds = max(
-                (len(textwrap.wrap(row[at], size)) for row in cells for at, size in enumerate(sizes)), default=0
-            )
-            if (spare < 0 or folds > FOLDS_MAX) and short:
-                return table(rows, short, width=width)
-            if spare < 0 or folds > FOLDS_MAX:
-                size = max(map(cell_len, heads)) + GAP
-                return "\n".join(
-                    "".join(f"{head:<{size}}{each}\n" for head, each in zip(heads, row, strict=True)) for row in cells
-                )
+        longest = max((_longest_word(row[-1]) for row in cells), default=0)
+        if room < head_words[-1] or longest > width - len(INDENT):
+            least = list(map(max, head_words, _widths(cells, heads, _longest_word)))
+            if not _fold(sizes, least, width - gaps) or _lines_of_highest(cells, sizes) > FOLDS_MAX:
+                return table(rows, short, width=width) if short else _records(cells, heads)
             room = sizes[-1]
         if sizes[-1] > room and max(longest, FOLDED_MIN) > room:
-            below = [
-                textwrap.wrap(row[-1], width, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False)
-                for row in cells
-            ]
+            below = [_wrapped_below(row[-1], width) for row in cells]
             cells = [[*row[:-1], ""] for row in cells]
         sizes[-1] = min(sizes[-1], room)
+    is_numeric = [all(isinstance(row[at], int | float | None) for row in values) for at in range(len(heads))]
+    lines = _layout(cells, heads, sizes, is_numeric)
+    if below:  # each row is one line, because its last cell is empty
+        first = len(lines) - len(below)
+        lines_of_rows = zip(lines[first:], below, strict=True)
+        lines[first:] = [each for line, more in lines_of_rows for each in (line, *more)]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
+
+
+def _widths(cells: Cells, heads: Sequence[str], width_of: Callable[[str], int]) -> list[int]:
+    """Return the greatest width of a cell in each column, without the head."""
+    return [max((width_of(row[at]) for row in cells), default=0) for at in range(len(heads))]
+
+
+def _fold(sizes: list[int], least: Sequence[int], room: int) -> bool:
+    """Reduce the widths of the columns to `room`, and none below its `least`; return False if the room is too small."""
+    spare = room - sum(least)
+    for at in sorted(range(len(sizes)), key=lambda at: sizes[at] - least[at]):
+        sizes[at] = min(sizes[at], least[at] + max(spare, 0))
+        spare -= sizes[at] - least[at]
+    return spare >= 0
+
+
+def _lines_of_highest(cells: Cells, sizes: Sequence[int]) -> int:
+    """Return the number of lines of the highest cell in columns of these widths."""
+    heights = [len(textwrap.wrap(text, size)) for row in cells for text, size in zip(row, sizes, strict=True)]
+    return max(heights, default=0)
+
+
+def _records(cells: Cells, heads: Sequence[str]) -> str:
+    """Format each row as a record of lines with head and value."""
+    size = max(map(cell_len, heads)) + GAP
+    records = []
+    for row in cells:
+        lines = [f"{head:<{size}}{text}\n" for head, text in zip(heads, row, strict=True)]
+        records.append("".join(lines))
+    return "\n".join(records)
+
+
+def _wrapped_below(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False)
+
+
+def _layout(cells: Cells, heads: Sequence[str], sizes: Sequence[int], is_numeric: Sequence[bool]) -> list[str]:
+    """Return the lines of the table; numeric columns are aligned to the right."""
     grid = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="")
-    for at, head in enumerate(heads):
-        numbers = bool(values) and all(isinstance(row[at], int | float | None) for row in values)
-        grid.add_column(Text(head), width=sizes[at], justify="right" if numbers else "left", overflow="fold")
+    for head, size, is_number in zip(heads, sizes, is_numeric, strict=True):
+        grid.add_column(Text(head), width=size, justify="right" if is_number and cells else "left", overflow="fold")
     for row in cells:
         grid.add_row(*map(Text, row))
     console = Console(file=StringIO(), width=sum(sizes) + GAP * len(sizes), color_system=None, force_terminal=False)
-    with console.capture() as shown:
+    with console.capture() as capture:
         console.print(grid)
-    lines = shown.get().splitlines()
-    if below:  # and so each row is one line
-        lines[-len(below) :] = [
-            each for line, more in zip(lines[-len(below) :], below, strict=True) for each in (line, *more)
-        ]
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return capture.get().splitlines()

@@ -58,19 +58,17 @@ def trace(
         out = None if pcap is None else stack.enter_context(_create_file(pcap))
         if out is not None:
             out.write(begin_capture())
-        number = control.ask(
-            checked.state, "trace", imei=imei, imsi=imsi, lasts_s=lasting.total_seconds(), reason=reason
-        )
+        lasts_s = lasting.total_seconds()
+        number = control.ask(checked.state, "trace", imei=imei, imsi=imsi, lasts_s=lasts_s, reason=reason)
         stack.enter_context(_ended(checked, number))
         print_message(f"tracing for {lasts}; Ctrl-C ends it")
         for record in _records(checked, number):
             if record["kind"] == WIRE and out is not None:
-                out.write(
-                    captured(record["time"], bytes.fromhex(record["request"]))
-                    + captured(record["time"], bytes.fromhex(record["answer"]))
-                )
+                for message in (record["request"], record["answer"]):
+                    out.write(captured(record["time"], bytes.fromhex(message)))
             document = _check(checked, record) if record["kind"] == CHECK else record
-            print(json.dumps(document) if as_json else _text(record, document), flush=True)
+            text = json.dumps(document) if as_json else _text(record, document)
+            print(text, flush=True)
 
 
 @contextmanager
@@ -96,9 +94,9 @@ def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
     """Yield the trace records of the workers until the trace ends."""
     over = False
     while not over:
-        said = control.ask(config.state, "trace_read", number=number)
-        over = said["over"]
-        yield from said["records"]
+        reply = control.ask(config.state, "trace_read", number=number)
+        over = reply["over"]
+        yield from reply["records"]
 
 
 def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +105,8 @@ def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
     found = Explanation.of_fields(question, record["answer"])
     if found.list is not None:
         with suppress(EirError):
-            states = {name: decode_state(state) for name, state in control.ask(config.state, "lists")["lists"].items()}
+            stored = control.ask(config.state, "lists")["lists"]
+            states = {name: decode_state(state) for name, state in stored.items()}
             found = with_reason(config, states, found, datetime.now(UTC))
     return {
         "kind": CHECK, "time": record["time"], "protocol": question.protocol, "peer": question.peer, "origin_host": question.origin_host,
@@ -116,10 +115,11 @@ def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    at = f"{datetime.fromtimestamp(record['time'], UTC):%H:%M:%S.%f}"[:-3] + "Z"
+    time = datetime.fromtimestamp(record["time"], UTC)
+    at = f"{time:%H:%M:%S.%f}"[:-3] + "Z"
     if record["kind"] == CHECK:
-        asked = f"{document['protocol']} from {document['peer']} ({document['origin_host'] or '-'}), SIM {document['imsi'] or '-'}"
-        return printable(f"{at} {asked}\n{document['text']}", but="\n")
+        origin = f"{document['peer']} ({document['origin_host'] or '-'}), SIM {document['imsi'] or '-'}"
+        return printable(f"{at} {document['protocol']} from {origin}\n{document['text']}", but="\n")
     if record["kind"] == WIRE:
         sizes = f"{len(record['request']) // 2} bytes asked, {len(record['answer']) // 2} bytes answered"
         return printable(f"{at} over {record['protocol']} from {record['peer']}: result {record['result']}; {sizes}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -14,14 +15,14 @@ from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import IdentifierError
 from eir.lists.changes.local import added_by
-from eir.lists.record.entries import Past, date_text, imsi_text, load_past, until_text
+from eir.lists.record.entries import ListEntry, Past, date_text, imsi_text, load_past, until_text
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import SUBSCRIBERS
-from eir.lists.record.store import MAIN, Event, ListStore
+from eir.lists.record.store import MAIN, Event, ListState, ListStore, utc_text
 from eir.sightings.subscribers import subscriber_names
 
-POLICY = ("policy", "peers")
-"""Sections that influence answers."""
+POLICY = frozenset({"policy", "peers"})
+"""Sections of the configuration that influence answers."""
 RELOAD = "reload"
 ANSWER = (
     "first",
@@ -39,13 +40,25 @@ ANSWER = (
 )
 
 
+EVENT_FIELDS = {
+    "serial": "serial",
+    "digest": "digest",
+    "record": "number",
+    "chain": "chain",
+    "what": "what",
+    "who": "who",
+    "time": "time",
+}
+"""Members of a list's document that come from the event which put the list in force → fields of the event."""
+
+
 class _AnswerHistory(NamedTuple):
     """Past states of the lists, and later reloads, that explain an answer."""
 
     lists: Mapping[str, tuple[str, Past, Sequence[Event]]]
     """Lists by name: kind, past states, and history."""
     reloads: Sequence[Event]
-    """Reloads since then that changed who is answered what."""
+    """Later reloads that changed the policy or the peer table."""
     now: Explanation
 
 
@@ -74,78 +87,79 @@ def why(
         raise fail(wrong, EXIT_USAGE)
     asked = moment(at, "--at") or datetime.now(UTC)
     write_down(checked)
-    rows = [
-        {name: row[name] for name in ANSWER}
-        for row in find_answers(checked.state, key, subscriber_names(checked.state, imsi) if imsi else [], asked)
-    ]
+    names = subscriber_names(checked.state, imsi) if imsi else []
+    rows = [{name: row[name] for name in ANSWER} for row in find_answers(checked.state, key, names, asked)]
     then = min(datetime.fromisoformat(rows[0]["last"]), asked) if rows else asked
-    found = with_store(
-        checked, lambda store: _answer_history(checked, store, question, key, then), fresh=False, reads=True
-    )
+    work = partial(_answer_history, checked, question=question, key=key, then=then)
+    found = with_store(checked, work, fresh=False, reads=True)
     decided = {row["list"] for row in rows}
-    lists = [_list(name, *of, imsi=imsi, decided=name in decided) for name, of in found.lists.items()]
+    lists = [_list_document(name, *past, imsi=imsi, decided=name in decided) for name, past in found.lists.items()]
+    reloads = [_event_document(event) for event in found.reloads]
     document = {
-        "imei": imei, "imsi": imsi or None, "at": _text(asked), "answers": rows, "lists": lists,
-        "reloads": [_event(event) for event in found.reloads], "now": found.now.as_json(),
+        "imei": imei, "imsi": imsi or None, "at": utc_text(asked), "answers": rows, "lists": lists,
+        "reloads": reloads, "now": found.now.as_json(),
     }  # fmt: skip
     show_one(document, _sheet(imei, asked, rows, lists, found), as_json=as_json)
     if not rows:
-        raise fail(
-            f"no check of {imei}{f' with {imsi}' if imsi else ''} is on record up to {_text(asked)}{not_kept(checked)}"
-        )
+        sim = f" with {imsi}" if imsi else ""
+        raise fail(f"no check of {imei}{sim} is on record up to {utc_text(asked)}{not_kept(checked)}")
 
 
 async def _answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> _AnswerHistory:
     lists = {}
+    subscriber = imsi_key(question.imsi) if question.imsi else None
     for name, settings in config.lists.items():
-        subscriber = imsi_key(question.imsi) if question.imsi else None
-        lists[name] = (
-            settings.kind,
-            await load_past(store, name, subscriber if settings.kind == SUBSCRIBERS else key, then),
-            await store.history(name),
-        )
-    since = then.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    events = [event for event in await store.history(None, since=since) if event.what == RELOAD]
-    changed = [event for event in events if set(POLICY) & set(event.detail.removeprefix("changed: ").split(", "))]
+        entry = subscriber if settings.kind == SUBSCRIBERS else key
+        past = await load_past(store, name, entry, then)
+        lists[name] = (settings.kind, past, await store.history(name))
+    reloads = []
+    for event in await store.history(None, since=utc_text(then)):
+        sections = event.detail.removeprefix("changed: ").split(", ")
+        if event.what == RELOAD and not POLICY.isdisjoint(sections):
+            reloads.append(event)
     now = await explain(question, config.policy, config.lists_and_record, store, now=datetime.now(UTC))
-    return _AnswerHistory(lists, changed, now)
+    return _AnswerHistory(lists, reloads, now)
 
 
-def _list(name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: str, decided: bool) -> dict[str, Any]:
+def _list_document(
+    name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: str, decided: bool
+) -> dict[str, Any]:
     """Return the state of a list at a past time as a JSON document."""
     event, release = then.event, then.release
+    document: dict[str, Any] = {"list": name, "decided": decided, "loaded": event is not None}
+    for member, field in EVENT_FIELDS.items():
+        document[member] = getattr(event, field, None)
+    loaded = event
+    if event is not None and release is not None and release.made is not None:
+        loaded = release.made
     state = None if release is None else release.state
-    loaded = (
-        (release.made if release is not None and release.made is not None else event) if event is not None else None
-    )
-    added = added_by([each for each in history if event is not None and each.time <= event.time], kind)
-    rows = None if then.rows is None or state is None else [
-        {
-            "row": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if entry.imsi else None,
-            "reason": reason_text(state, entry.reason) or None, "date": date_text(entry.date) or None, "until": until_text(entry.until) or None,
-            "who": by.who if (by := added.get(entry[:3])) else loaded.who if loaded else None,
-            "time": by.time if by else loaded.time if loaded else None,
-        }
-        for entry in then.rows if not (imsi and entry.imsi and imsi_text(entry.imsi) != imsi)
-        for text in [entry.text(kind)]
-    ]  # fmt: skip
-    return {
-        "list": name, "decided": decided, "loaded": event is not None, "serial": event.serial if event else None, "digest": event.digest if event else None,
-        "record": event.number if event else None, "chain": event.chain if event else None, "what": event.what if event else None, "who": event.who if event else None, "time": event.time if event else None,
-        "loaded_by": loaded.who if loaded else None, "loaded_at": loaded.time if loaded else None,
+    rows = None
+    if then.rows is not None and state is not None:
+        earlier = [each for each in history if event is not None and each.time <= event.time]
+        added = added_by(earlier, kind)
+        entries = [entry for entry in then.rows if not (imsi and entry.imsi and imsi_text(entry.imsi) != imsi)]
+        rows = [_row(entry, kind, state, added.get(entry[:3], loaded)) for entry in entries]
+    return document | {
+        "loaded_by": loaded and loaded.who, "loaded_at": loaded and loaded.time,
         "signers": list(state.signers) if state else None, "issued": state.issued if state else None, "rows": rows,
-        "since": [_event(each) for each in then.since],
+        "since": [_event_document(each) for each in then.since],
     }  # fmt: skip
 
 
-def _event(event: Event) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "number", "chain")} | {
-        "detail": event.detail.partition("\n")[0]
-    }
+def _row(entry: ListEntry, kind: str, state: ListState, source: Event | None) -> dict[str, Any]:
+    """Return an entry as a JSON document. `source`: event that added the entry."""
+    text = entry.text(kind)
+    return {
+        "row": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if entry.imsi else None,
+        "reason": reason_text(state, entry.reason) or None, "date": date_text(entry.date) or None, "until": until_text(entry.until) or None,
+        "who": source and source.who, "time": source and source.time,
+    }  # fmt: skip
 
 
-def _text(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _event_document(event: Event) -> dict[str, Any]:
+    document = {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "number", "chain")}
+    document["detail"] = event.detail.partition("\n")[0]
+    return document
 
 
 def _sheet(
@@ -156,35 +170,40 @@ def _sheet(
     found: _AnswerHistory,
 ) -> str:
     """Render a past answer as plain text that can be read to a customer."""
-    lines = [f"{imei}, as it was at {_text(asked)}", ""]
+    lines = [f"{imei}, as it was at {utc_text(asked)}", ""]
     for row in rows:
-        many = f" ({row['checks']:,} checks up to {second(row['last'])})" if row["checks"] > 1 else ""
-        lines.append(f"{second(row['first'])}{many}: {row['status']}")
-        by = f"rule {row['rule']}" if str(row["rule"]).isdigit() else f"the policy's {row['rule']}"
-        lines.append(f"  by {by}{', list ' + row['list'] if row['list'] else ''}")
-        lines.append(
-            f"  asked by {row['origin_host'] or '-'} ({row['protocol']}, peer {row['peer'] or '-'}), SIM {row['subscriber'] or '-'}"
-        )
-        lines += [f"  observed only: {row['observed']}"] if row["observed"] else []
+        lines += _answer_lines(row)
     for each in sorted(lists, key=lambda each: not each["decided"]):
-        lines += [
-            "",
-            f"list {each['list']}{' (it decided)' if each['decided'] else ''}",
-            *(f"  {line}" for line in _of_list(each)),
-        ]
+        decided = " (it decided)" if each["decided"] else ""
+        lines += ["", f"list {each['list']}{decided}"]
+        lines += [f"  {line}" for line in _list_lines(each)]
     lines += ["", "since then"]
-    lines += [
-        f"  {second(event.time)} {event.who} applied a changed configuration (record {event.number}): {event.detail}"
-        for event in found.reloads
-    ]
-    lines += [
-        f"  {second(event['time'])} {event['who']}: {event['what']} {each['list']} ({_record(event['chain'], event['number'])})"
-        for each in lists
-        for event in each["since"]
-    ]
+    for event in found.reloads:
+        change = f"applied a changed configuration (record {event.number}): {event.detail}"
+        lines.append(f"  {second(event.time)} {event.who} {change}")
+    for each in lists:
+        for change in each["since"]:
+            record = _record(change["chain"], change["number"])
+            lines.append(f"  {second(change['time'])} {change['who']}: {change['what']} {each['list']} ({record})")
     first, *more = found.now.as_text().splitlines()
-    lines += [f"  now, by file and store: {first.partition(': ')[2]}", *(f"  {line}" for line in more)]
-    return "\n".join(map(printable, lines))  # a name from the wire is not to look like a line of ours
+    lines.append(f"  now, by file and store: {first.partition(': ')[2]}")
+    lines += [f"  {line}" for line in more]
+    return "\n".join(map(printable, lines))  # a name from the wire must not begin a line
+
+
+def _answer_lines(row: Mapping[str, Any]) -> list[str]:
+    many = f" ({row['checks']:,} checks up to {second(row['last'])})" if row["checks"] > 1 else ""
+    rule = f"rule {row['rule']}" if str(row["rule"]).isdigit() else f"the policy's {row['rule']}"
+    by_list = f", list {row['list']}" if row["list"] else ""
+    origin = f"{row['origin_host'] or '-'} ({row['protocol']}, peer {row['peer'] or '-'})"
+    lines = [
+        f"{second(row['first'])}{many}: {row['status']}",
+        f"  by {rule}{by_list}",
+        f"  asked by {origin}, SIM {row['subscriber'] or '-'}",
+    ]
+    if row["observed"]:
+        lines.append(f"  observed only: {row['observed']}")
+    return lines
 
 
 def _record(chain: str, number: int | None) -> str:
@@ -192,24 +211,29 @@ def _record(chain: str, number: int | None) -> str:
     return f"record {number}" if chain == MAIN else f"{chain} record {number}"
 
 
-def _of_list(each: Mapping[str, Any]) -> list[str]:
+def _list_lines(each: Mapping[str, Any]) -> list[str]:
     if not each["loaded"]:
         return ["it had not been loaded, or the history does not reach back so far"]
-    what = f"serial {each['serial']}" if each["serial"] else "changed by hand"
-    lines = [
-        f"{what}, in force since {second(each['time'])} by {each['what']} of {each['who']} ({_record(each['chain'], each['record'])})"
-    ]
+    version = f"serial {each['serial']}" if each["serial"] else "changed by hand"
+    record = _record(each["chain"], each["record"])
+    lines = [f"{version}, in force since {second(each['time'])} by {each['what']} of {each['who']} ({record})"]
     if each["loaded_at"] != each["time"]:
         lines.append(f"loaded {second(each['loaded_at'])} by {each['loaded_by']}")
     if each["signers"]:
         lines.append(f"signed by {', '.join(each['signers'])}, issued {second(each['issued'])}")
     if each["rows"] is None:
-        return [*lines, "its content is no longer kept, or no entry was requested"]
-    for row in each["rows"]:
-        pair = f" with SIM {row['imsi']}" if row["imsi"] else ""
-        end = f", reported {row['date']}" if row["date"] else ""
-        end += f", until {row['until']}" if row["until"] else ""
-        lines.append(
-            f"row {row['row']}{pair}: reason {row['reason'] or '-'}{end}; put there by {row['who']}, {second(row['time'])}"
-        )
-    return lines if each["rows"] else [*lines, "it did not name the device"]
+        lines.append("its content is no longer kept, or no entry was requested")
+    elif not each["rows"]:
+        lines.append("it did not name the device")
+    else:
+        lines += map(_row_line, each["rows"])
+    return lines
+
+
+def _row_line(row: Mapping[str, Any]) -> str:
+    pair = f" with SIM {row['imsi']}" if row["imsi"] else ""
+    dates = f", reported {row['date']}" if row["date"] else ""
+    if row["until"]:
+        dates += f", until {row['until']}"
+    source = f"put there by {row['who']}, {second(row['time'])}"
+    return f"row {row['row']}{pair}: reason {row['reason'] or '-'}{dates}; {source}"

@@ -12,10 +12,10 @@ from typer.main import get_command
 
 from eir.cli import access
 from eir.cli.app import EXAMPLES, command_line, main
-from eir.cli.manual import SHELLS, _does, bash, commands_of, fish, man_page
+from eir.cli.manual import SHELLS, _is_runnable, bash, commands_of, fish, man_page
 
 ROOT = get_command(command_line())
-LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and _does(command)]
+LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and _is_runnable(command)]
 
 
 def test_every_command_and_option_is_in_the_manual_page():
