@@ -156,10 +156,10 @@ class _ConditionEncoder:
         return self.first_day(today - days, today)
 
 
-def day_arrays(entries: Entries) -> tuple[tuple[memoryview, memoryview] | None, int]:
-    """Return the arrays of days in a record of first sightings, and the number of today; (None, 0) for other lists."""
+def sightings_and_today(entries: Entries) -> tuple[memoryview | None, int]:
+    """Return the days in a record of first sightings, and the number of today; (None, 0) for other lists."""
     if isinstance(entries, FirstSeenList):
-        return entries.day_arrays, entries.today
+        return entries.sightings, entries.today
     return None, 0
 
 

@@ -20,10 +20,10 @@ int open_list(List *list, PyObject *arrays) {
 
 /* Take over the days of a record of first sightings, whose other arrays are open. 0 with an exception if they are not as many as its keys. */
 int open_days(List *list, PyObject *days) {
-	if (!PyArg_ParseTuple(days, "y*y*", list->views + 3, list->views + 4))
+	if (PyObject_GetBuffer(days, list->views + 3, PyBUF_SIMPLE))
 		return 0;
-	list->days = list->views[3].buf, list->lasts = list->views[4].buf;
-	int fits = (uint64_t)list->views[3].len == 2ull * list->low_count && (uint64_t)list->views[4].len == list->low_count;
+	list->days = list->views[3].buf;
+	int fits = (uint64_t)list->views[3].len == (uint64_t)DAYS_BYTES * list->low_count;
 	return fits || (PyErr_SetString(PyExc_ValueError, "not the days of an image"), 0);
 }
 
@@ -77,10 +77,8 @@ static uint64_t place_of(const List *in, const Search *one) {
 void search_places(const List *in, Search *all, int count) {
 	for (Search *one = all; one < all + count; one++) {
 		one->place = one->found == MAYBE ? place_of(in, one) : UINT64_MAX;
-		if (in->days && one->place != UINT64_MAX) {
-			__builtin_prefetch(in->days + one->place);
-			__builtin_prefetch(in->lasts + one->place);
-		}
+		if (in->days && one->place != UINT64_MAX)
+			__builtin_prefetch(in->days + DAYS_BYTES * one->place);
 	}
 }
 
@@ -97,5 +95,7 @@ uint64_t search_day(const List *in, const Search *one, uint64_t key) {
 	uint64_t at = one->place, age = in->today - PERIODS_BEGIN + key % PERIOD_DAYS, period = age / PERIOD_DAYS;
 	if (at == UINT64_MAX || in->today < PERIODS_BEGIN)
 		return UNSURE;
-	return in->days[at] > in->today || in->lasts[at] < (period < PERIOD_MAX ? period : PERIOD_MAX) ? UNSURE : in->days[at];
+	const uint8_t *days = in->days + DAYS_BYTES * at;
+	uint32_t first = days[0] | (uint32_t)days[1] << 8;
+	return first > in->today || days[2] < (period < PERIOD_MAX ? period : PERIOD_MAX) ? UNSURE : first;
 }

@@ -68,13 +68,13 @@ Text msisdn_digits(Text octets, uint8_t *digits);
 int is_one_of(Text name, const uint64_t *names, uint64_t words);
 int are_names(const uint64_t *names, uint64_t words);
 
-enum { VIEWS = 5 };
+enum { VIEWS = 4, DAYS_BYTES = 3 };	/* the days of a device: its first one, and in the last byte the period of its last sighting */
 
 typedef struct {
 	Py_buffer views[VIEWS];
 	const uint32_t *slots, *offsets;
-	const uint16_t *lows, *days;	/* days, lasts: of a record of first sightings */
-	const uint8_t *lasts;
+	const uint16_t *lows;
+	const uint8_t *days;	/* of a record of first sightings; otherwise NULL */
 	uint32_t slot_mask, offset_count, low_count, shift, today;
 	int kind, is_there;	/* not there: never loaded */
 } List;

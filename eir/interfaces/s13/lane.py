@@ -19,8 +19,8 @@ from eir.checks.program import (
     ConditionCode,
     Field,
     Program,
-    day_arrays,
     encode_names,
+    sightings_and_today,
 )
 from eir.checks.settings import Status
 from eir.checks.trace import NO_MATCH, TraceFilter
@@ -75,7 +75,7 @@ class ExpressLanes:
         self.program, self._version = program, program.index.version
         are_plain = [verdict.decision.is_plain for verdict in program.verdicts]
         self.everything, self.events = (bytes(on if each else TOLD for each in are_plain) for on in (PLAIN, UNTOLD))
-        lists = tuple((each.arrays, KINDS[each.kind], *day_arrays(each)) for each in program.lists)
+        lists = tuple((each.arrays, KINDS[each.kind], *sightings_and_today(each)) for each in program.lists)
         digit, count = policy.by_digit is not None, len(program.verdicts)
         bound = (program.words, count, lists, digit, KEYS, ARE_GROUPS, *self._traced)
         self.lane = _lane.Lane(*bound) if count <= VERDICTS_MAX else None

@@ -22,6 +22,8 @@ WHOLE, WHOLE_UNTIL, ENDS = 1 << 16, 1 << 17, 1 << 18
 """Bits for a page that is listed whole, for a page that is listed whole until a time, and for a page with rows that end."""
 
 Numbers = NDArray[Any]
+SIGHTINGS = np.dtype([("first", "<u2"), ("last", "<u1")])
+"""First sightings: the first day of a device, and the period of its last sighting, in 3 bytes."""
 
 
 class Chunk(NamedTuple):
@@ -40,10 +42,8 @@ class Chunk(NamedTuple):
     counts: Numbers = np.empty(0, np.uint32)
     """In lists of pairs: number of IMSIs of each device."""
     imsis: Numbers = np.empty(0, np.uint64)
-    firsts: Numbers = np.empty(0, np.uint16)
-    """First sightings: the first day of each device."""
-    lasts: Numbers = np.empty(0, np.uint8)
-    """First sightings: the period of the last one of each device."""
+    sightings: Numbers = np.empty(0, SIGHTINGS)
+    """In a record of first sightings: the days of each device."""
 
 
 def chunk_of(keys: Numbers) -> Chunk:
@@ -154,9 +154,9 @@ def _bounds(of: Chunk) -> Chunk:
     pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
     keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
     devices = keys if len(of.counts) else np.zeros_like(keys)
-    dated = keys if len(of.firsts) else np.zeros_like(keys)
+    sighted = keys if len(of.sightings) else np.zeros_like(keys)
     return Chunk(
-        pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices], dated, dated
+        pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices], sighted
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from eir.lists.images.chunks import (
     BLOCK_BITS,
+    SIGHTINGS,
     WHOLE,
     WHOLE_UNTIL,
     Chunk,
@@ -28,7 +29,9 @@ DAY_MAX, COUNTED_AT_ONCE = 0xFFFF, 1 << 20
 
 
 def _chunk(days: FirstDays) -> Chunk:
-    return chunk_of(days.keys)._replace(firsts=days.firsts, lasts=days.lasts)
+    sightings = np.empty(len(days.keys), SIGHTINGS)
+    sightings["first"], sightings["last"] = days.firsts, days.lasts
+    return chunk_of(days.keys)._replace(sightings=sightings)
 
 
 def image_of(days: FirstDays) -> Image:
@@ -57,7 +60,8 @@ def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
         return NOTHING
     whole = image.chunk()
     keys, at = _keys_in(whole, np.asarray(numbers, np.uint64))
-    return FirstDays(keys, whole.firsts[at], whole.lasts[at])
+    sightings = whole.sightings[at]
+    return FirstDays(keys, sightings["first"], sightings["last"])
 
 
 def all_days(image: Image | None) -> Iterator[FirstDays]:
@@ -93,7 +97,7 @@ def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
 def count_first_days(image: Image | None) -> dict[int, int]:
     """Count the devices of a record of first sightings by their first day."""
     counts = np.zeros(DAY_MAX + 1, np.int64)
-    firsts = NOTHING.firsts if image is None else np.asarray(image.day_arrays[0])
+    firsts = NOTHING.firsts if image is None else image.chunk().sightings["first"]
     for at in range(0, len(firsts), COUNTED_AT_ONCE):
         counts += np.bincount(firsts[at : at + COUNTED_AT_ONCE], minlength=len(counts))
     days = np.flatnonzero(counts)

@@ -12,37 +12,39 @@ Arrays, each in a section of its own (little-endian):
     end_pages, end_starts, ends    the pages with rows that end; the index of their first end; the end of each row (0: none)
     tac_pages, tac_ends     the pages that are listed whole until a time; that time
     pair_ends, imsis        pairs: for each device the index after its last IMSI (empty if each has one); all IMSIs
-    days, lasts             first sightings: the first day of each device; the period of its last sighting
+    sightings               first sightings: the first day of each device, and the period of its last sighting
 """
 
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from eir.lists.images.chunks import BLOCK_BITS, BLOCKS, ENDS, WHOLE, WHOLE_UNTIL, Chunk, Numbers
+from eir.lists.images.chunks import BLOCK_BITS, BLOCKS, ENDS, SIGHTINGS, WHOLE, WHOLE_UNTIL, Chunk, Numbers
 from eir.lists.images.memory import MappedFile
 from eir.lists.pages.pages import PAGE_KEYS
 
-MAGIC, VERSION = b"EIRIMAGE", 2
+MAGIC, VERSION = b"EIRIMAGE", 3
 HASHED: Final = 1 << 32
 """Pages below this number are in the hash table; the others (MEIDs with letters) are few."""
 SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
 ALIGNED = 64
 
-_DEVICES = (
+_DEVICES: Final[tuple[tuple[str, Any], ...]] = (
     ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("end_pages", "<u4"),
     ("end_starts", "<u4"), ("ends", "<u4"), ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"),
-    ("days", "<u2"), ("lasts", "<u1"),
+    ("sightings", SIGHTINGS),
 )  # fmt: skip
 SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
 """Arrays in order. Lists of pairs have a second set for their IMSIs; the latest end of an IMSI's rows counts."""
 HEADER = Struct("<8sIIQ32x")
 """Magic, version, number of sections, size in bytes; the rest is free."""
 SECTION = Struct("<QQ")
+SIGHTING = Struct("<HB")
+"""One value of SIGHTINGS."""
 BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * ALIGNED
 
 
@@ -129,10 +131,8 @@ class Image:
     """
 
     __slots__ = (
-        "_days",
         "_devices",
         "_imsis",
-        "_lasts",
         "_map",
         "_pair_ends",
         "_subscribers",
@@ -141,6 +141,7 @@ class Image:
         "buffer",
         "descriptor",
         "numbers",
+        "sightings",
     )
 
     def __init__(self, mapped: MappedFile, arrays: Mapping[str, Numbers], descriptor: int) -> None:
@@ -159,7 +160,8 @@ class Image:
         )
         self._pair_ends, self._imsis = arrays["pair_ends"].data, arrays["imsis"].data
         self._tac_pages, self._tac_ends = arrays["tac_pages"], arrays["tac_ends"]
-        self._days, self._lasts = arrays["days"].data, arrays["lasts"].data
+        self.sightings = arrays["sightings"].view(np.uint8).data
+        """In a record of first sightings: bytes with the days of each device (SIGHTINGS), also for a compiled lookup."""
         self.numbers = self._devices.numbers
         """Numbers of all pages in ascending order."""
 
@@ -189,11 +191,6 @@ class Image:
     def lane_arrays(self) -> tuple[memoryview, memoryview, memoryview]:
         """Arrays for a compiled lookup of keys: `slots`, `offsets` and `lows`."""
         return self._devices.slots, self._devices.offsets, self._devices.lows
-
-    @property
-    def day_arrays(self) -> tuple[memoryview, memoryview]:
-        """Further arrays of a record of first sightings: each device's first day, and period of its last sighting."""
-        return self._days, self._lasts
 
     @property
     def has_pairs(self) -> bool:
@@ -236,7 +233,10 @@ class Image:
         """
         table = self._devices
         position = table.position(table.page(key // PAGE_KEYS), key % PAGE_KEYS)
-        return (self._days[position], self._lasts[position]) if 0 <= position < len(self._lasts) else None
+        if position < 0 or not self.sightings:
+            return None
+        first, last = SIGHTING.unpack_from(self.sightings, position * SIGHTING.size)
+        return first, last
 
     def has_subscriber(self, imsi: int, now: float) -> bool:
         """Return True if the list has a row with this IMSI that has not expired."""
@@ -272,8 +272,7 @@ class Image:
             self._tac_ends,
             counts,
             imsis,
-            np.asarray(self._days),
-            np.asarray(self._lasts),
+            np.frombuffer(self.sightings, SIGHTINGS),
         )
 
     def drop(self, done: int) -> int:
@@ -338,7 +337,7 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
         len(arrays["pair_ends"]) and arrays["pair_ends"][-1] != len(arrays["imsis"])
     ):
         raise ImageError("the pairs of an image are damaged")
-    if len(arrays["days"]) not in {0, rows} or len(arrays["lasts"]) != len(arrays["days"]):
+    if len(arrays["sightings"]) not in {0, rows}:
         raise ImageError("the days of an image are damaged")
     return arrays
 

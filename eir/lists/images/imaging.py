@@ -73,7 +73,7 @@ def _tables(of: Chunk) -> dict[str, Numbers]:
         "numbers": of.numbers, "bits": of.bits, "firsts": firsts, "slots": _slots(of.numbers, firsts, of.bits),
         "offsets": begins(of.sizes), "lows": of.lows,
         "end_pages": np.flatnonzero(of.bits & ENDS), "end_starts": begins(of.rows), "ends": of.ends,
-        "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL), "tac_ends": of.tac_ends, "days": of.firsts, "lasts": of.lasts,
+        "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL), "tac_ends": of.tac_ends, "sightings": of.sightings,
     }  # fmt: skip
 
 

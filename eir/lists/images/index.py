@@ -110,9 +110,9 @@ class FirstSeenList(DeviceList):
         return int(self.now() // DAY_S)
 
     @property
-    def day_arrays(self) -> tuple[memoryview, memoryview] | None:
-        """Further arrays for a compiled lookup (Image.day_arrays); None before the record is loaded."""
-        return None if self.image is None else self.image.day_arrays
+    def sightings(self) -> memoryview | None:
+        """Days for a compiled lookup (Image.sightings); None before the record is loaded."""
+        return None if self.image is None else self.image.sightings
 
     def on_record(self, key: int) -> tuple[int, int] | None:
         """Return the first day of a device and the period of its last sighting in the image; None if it is absent."""

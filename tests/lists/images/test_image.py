@@ -175,7 +175,7 @@ def arrays_of(name):
     """The arrays of an image that has something in the array of this name."""
     if name in {"pair_ends", "imsis"} or name.startswith("subscriber_"):
         image = image_of([page(35, [1, 2], imsis=[[1, 2], [2]], until=[2000, 0, 1500])])
-    elif name in {"days", "lasts"}:
+    elif name == "sightings":
         image = image_of_days(encode_days(seen_on(np.array([35_000_001, 35_000_002], np.uint64), 20_700)))
     else:
         image = build_image(
