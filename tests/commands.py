@@ -1,25 +1,32 @@
 """Runs commands of `eir` in processes that are forked from one that has imported the program: a command then costs a tenth.
 
-`commands().run()` is `subprocess.run([sys.executable, "-m", "eir", *arguments])` with output as text.
+`commands().run()` is `subprocess.run([sys.executable, "-m", "eir", *arguments])` with output as text; `commands().start()` is
+`subprocess.Popen` of the same.
 """
 
 import array
 import atexit
+import gc
 import json
 import os
+import select
 import selectors
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
-THREADED = ("figures", "sightings", "tamper")
-"""Modules of commands that are imported after the fork, because their libraries start threads."""
+IMPORTED = ("eir.cli", "eir.interfaces", "eir.lists.stores", "eir.node", "eir.wire")
+"""Packages that are imported before the fork."""
+THREADED = ("eir.cli.figures", "eir.cli.sightings", "eir.cli.tamper")
+"""Modules that are imported after the fork, because their libraries start threads."""
 LENGTH_BYTES = 4
 
 
@@ -56,36 +63,77 @@ class Commands:
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds.
         """
-        with (
-            tempfile.TemporaryFile() as out,
-            tempfile.TemporaryFile() as err,
-            Path(os.devnull).open("rb") as nothing,
-            socket.socket(socket.AF_UNIX) as link,
-        ):
-            link.connect(self._path)
-            request = json.dumps({"arguments": arguments, "environment": env, "folder": str(cwd)}).encode()
-            files = array.array("i", [nothing.fileno(), out.fileno(), err.fileno()])
-            link.sendmsg(
-                [len(request).to_bytes(LENGTH_BYTES)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files.tobytes())]
-            )
-            link.sendall(request)
-            link.settimeout(timeout)
-            try:
-                status = json.loads(link.recv(100))
-            except TimeoutError:
-                raise subprocess.TimeoutExpired(arguments, timeout) from None
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            status = self.start(arguments, env=env, cwd=cwd, stdout=out, stderr=err).wait(timeout)
             texts = []
             for file in (out, err):
                 file.seek(0)
                 texts.append(file.read().decode().replace("\r\n", "\n"))
         return subprocess.CompletedProcess(arguments, status, *texts)
 
+    def start(self, arguments, *, env, cwd, stdout, stderr):
+        """Start a command without input; its output goes to these files."""
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(self._path)
+        request = json.dumps({"arguments": arguments, "environment": env, "folder": str(cwd)}).encode()
+        with Path(os.devnull).open("rb") as nothing:
+            files = array.array("i", [nothing.fileno(), stdout.fileno(), stderr.fileno()])
+            link.sendmsg(
+                [len(request).to_bytes(LENGTH_BYTES)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files.tobytes())]
+            )
+        link.sendall(request)
+        return Forked(link, arguments)
+
+
+class Forked:
+    """Forked command, with those methods of `subprocess.Popen` that tests use."""
+
+    def __init__(self, link, arguments):
+        self.args, self.returncode = arguments, None
+        self._link = link
+        self.pid = self._read()
+
+    def poll(self):
+        """Return the exit status, or None while the command runs."""
+        if self.returncode is None and select.select([self._link], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout=None):
+        """Wait for the end; return the exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: after `timeout` seconds.
+        """
+        if self.returncode is None:
+            if not select.select([self._link], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = self._read()
+            self._link.close()
+        return self.returncode
+
+    def send_signal(self, number):
+        """Send a signal, unless the command has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self):
+        """Send SIGKILL, unless the command has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def _read(self):
+        """Return the next number that the forking process sends."""
+        octets = self._link.recv(LENGTH_BYTES, socket.MSG_WAITALL)
+        return int.from_bytes(octets, signed=True)
+
 
 def _serve(path, life):
     """Fork a command for each connection until `life` is closed."""
-    for module in iter_modules([str(Path(import_module("eir.cli").__file__).parent)]):
-        if module.name not in THREADED:
-            import_module(f"eir.cli.{module.name}")
+    for package in IMPORTED:
+        for module in walk_packages(import_module(package).__path__, f"{package}."):
+            if module.name not in THREADED:
+                import_module(module.name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads are not there after a fork"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -93,6 +141,7 @@ def _serve(path, life):
     waiting = selectors.DefaultSelector()
     waiting.register(life, selectors.EVENT_READ)
     waiting.register(listener, selectors.EVENT_READ)
+    gc.freeze()  # a collection in a command copies none of this memory
     os.write(life, b"1")
     while True:
         for key, _ in waiting.select():
@@ -101,14 +150,15 @@ def _serve(path, life):
             if key.fileobj is listener:
                 link, _ = listener.accept()
                 pid = _fork(link, [listener.fileno(), life])
+                link.sendall(pid.to_bytes(LENGTH_BYTES))
                 waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, link))
             else:
                 pid, link = key.data
                 waiting.unregister(key.fileobj)
                 os.close(key.fileobj)
                 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with link:
-                    link.sendall(json.dumps(status).encode())
+                with link, suppress(BrokenPipeError):
+                    link.sendall(status.to_bytes(LENGTH_BYTES, signed=True))
 
 
 def _fork(link, files):

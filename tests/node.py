@@ -25,6 +25,7 @@ from commands import commands
 from prometheus_client.parser import text_string_to_metric_families
 from wire import EIR, REALM
 
+from eir.__main__ import LARGE_PAGES, TUNABLES
 from eir.config import load_config
 from eir.lists.changes.load import load_release
 from eir.lists.releases.publish import publish
@@ -166,13 +167,14 @@ class Site:
         bare = {
             name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}
         }
-        return bare | {"EIR_CONFIG": str(self.path)} | changes
+        tuned = {TUNABLES: LARGE_PAGES}  # without it `eir serve` executes itself again
+        return tuned | bare | {"EIR_CONFIG": str(self.path)} | changes
 
     def eir(self, *arguments, status=0, prefix=(), **options):
         """Run a command to its end and hold it to its exit status (None: any)."""
         words = [str(each) for each in arguments]
         usual = {"cwd": self.folder, "timeout": PATIENCE_S}
-        if prefix or "serve" in words or options.keys() - usual.keys():  # serve executes itself again
+        if prefix or "serve" in words or options.keys() - usual.keys():
             done = subprocess.run(
                 [*prefix, *COMMAND, *words], capture_output=True, text=True, check=False,
                 **{"env": self.environment(), "stdin": subprocess.DEVNULL, **usual, **options},
@@ -221,7 +223,11 @@ class Site:
             return False
 
     def start(self, *, ready=True, prefix=(), arguments=()):
-        """Start `eir serve`; `ready`: wait until it listens (or else only until it can be asked)."""
+        """Start `eir serve`; `ready`: wait until it listens (or else only until it can be asked).
+
+        In tests the node is forked (tests/commands.py). It is a program of its own with a `prefix`, with code by the fixture
+        `altered`, and in `scripts/soak`.
+        """
         assert self.node is None or self.node.process.poll() is not None, "one node at a time"
         self.node = Node(self, prefix, arguments)
         self.node.await_start(ready=ready)
@@ -235,16 +241,26 @@ class Node:
         self.site = site
         self._prefixed = bool(prefix)
         self.log = site.folder / "serve.log"
+        environment = site.environment()
         with self.log.open("a") as log:
             self._skip = log.tell()
-            self.process = subprocess.Popen(
-                [*prefix, *COMMAND, "serve", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=site.environment(),
-                cwd=site.folder,
-            )
+            if prefix or "PYTHONPATH" in environment or "PYTEST_VERSION" not in os.environ:
+                self.process = subprocess.Popen(
+                    [*prefix, *COMMAND, "serve", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    cwd=site.folder,
+                )
+            else:
+                self.process = commands().start(
+                    ["serve", *map(str, arguments)],
+                    env=environment,
+                    cwd=site.folder,
+                    stdout=log,
+                    stderr=log,
+                )
 
     @property
     def pid(self):

@@ -46,7 +46,7 @@ def test_a_password_from(guarded, where, tmp_path, publisher, monkeypatch):
             stack.enter_context(Fleet.host(tmp_path / "sites" / name, publisher, url)) for name in ("loader", "node")
         )
         loader.load(["35209900176148"], list_name=LIST)
-        node = site.start()
+        node = site.start(prefix=["env"])
         until(lambda: node.get("/ready") == (200, "ready\n"))
         assert node.status()["lists"][LIST]["serial"] == 1
         shown = [

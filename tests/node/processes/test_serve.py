@@ -670,10 +670,9 @@ class TestLargePages:
 
     @pytest.mark.parametrize("set_before", [None, "glibc.malloc.perturb=0"])
     def test_the_environment_of_the_node(self, site, monkeypatch, set_before):
-        monkeypatch.delenv(TUNABLES, raising=False)
         if set_before is not None:
             monkeypatch.setenv(TUNABLES, set_before)
-        node = site.start()
+        node = site.start(prefix=["env", *(["-u", TUNABLES] if set_before is None else [])])
         found = dict(
             entry.split("=", 1) for entry in Path(f"/proc/{node.pid}/environ").read_text().split("\0") if entry
         )
