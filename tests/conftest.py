@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ settings.load_profile("same")
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also those tests that take long (tests/long_runs.py)")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="random order of the files and of the tests in a file")
 
 
 class _Reports:
@@ -49,13 +51,27 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Leave long tests to `--long`, or to whoever names them.
 
-    Begin with the files that take longest, so that none runs on alone at the end.
+    Begin with the files that take longest, so that none runs on alone at the end; with `--shuffle` the order is random.
     """
     if not config.getoption("--long") and not any("::" in argument for argument in config.args):
         left = [item for item in items if long_runs.is_long(item)]
         items[:] = [item for item in items if not long_runs.is_long(item)]
         config.hook.pytest_deselected(items=left)
-    items.sort(key=long_runs.place)
+    if (seed := config.getoption("--shuffle")) is None:
+        items.sort(key=long_runs.place)
+    else:
+        items[:] = _shuffled(items, random.Random(seed))
+
+
+def _shuffled(items, chance):
+    """Return the tests in random order; those of a file stay together, as `--dist loadfile` needs it."""
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    groups = list(files.values())
+    for tests in (groups, *groups):
+        chance.shuffle(tests)
+    return [item for tests in groups for item in tests]
 
 
 @pytest.hookimpl(optionalhook=True)
