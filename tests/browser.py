@@ -23,7 +23,7 @@ in_chromium = pytest.mark.skipif(
 )
 
 
-def looked_at(folder, pages, *, frames=(("light", 1200), ("dark", 1200), ("light", 320))):
+def looked_at(folder, pages, *, frames=(("light", 1200), ("dark", 320))):
     """Each page (its HTML) in a frame of each scheme and width: colour of the ground, width of content and frame, headings in more than one line, what is wrong.
 
     A window of the browser has 500 pixels at least; a frame has what it is given.

@@ -11,8 +11,8 @@ from node import until
 from proxy import Proxy
 from servers import Server
 
-FREEZE_S = 10
-MORE = 10
+FREEZE_S = 5
+MORE = 5
 """Tasks, and open files of a process, on top of those of a node at rest, while and after its store hangs: less than one each second."""
 LATENCY_S = 0.5
 CUTS = 8

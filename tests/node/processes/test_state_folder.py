@@ -155,8 +155,9 @@ def test_a_disk_without_room_costs_no_file(tmp_path):
     assert (tmp_path / state_folder.ORIGIN_STATE_ID_FILE).read_text() == f"{first}\n"
 
 
-def test_a_node_that_stands_still_keeps_its_folder(site):
+def test_a_stopped_node_keeps_its_state_folder(site, altered):
     """Stopped for a while, as in a debugger: a second one does not take the socket from it, and it goes on after."""
+    altered("from eir.node.processes import state_folder\nstate_folder.lock.__defaults__ = (2.0,)\n")
     site.configure(lists={}, policy={})
     node = site.start()
     node.signal(signal.SIGSTOP)

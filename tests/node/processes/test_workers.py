@@ -125,7 +125,8 @@ class TestOneNode:
                 while await ask(client, UNLISTED, host) != BLACK:
                     pass
 
-    async def test_a_drop_folder_is_taken_in(self, crew, connect):
+    async def test_a_release_in_the_drop_folder_reaches_every_worker(self, crew, connect, altered):
+        altered("from eir.lists.sources import drop_folder\ndrop_folder.SETTLED_S = 0.0\n")
         (crew.folder / "inbox").mkdir()
         crew.configure(inbox="inbox", policy={"rules": [{"list": "tracked", "answer": "greylisted"}]})
         clients = await four(crew.start(), connect)

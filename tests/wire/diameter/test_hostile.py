@@ -38,16 +38,16 @@ def soak(*arguments):
 class TestSoak:
     @pytest.mark.parametrize("workers", [2])
     def test_fuzz(self, workers):
-        said = soak("fuzz", "--messages", 6000, "--sessions", 150, "--workers", workers, "--seed", 5)
+        said = soak("fuzz", "--messages", 3000, "--sessions", 75, "--workers", workers, "--seed", 5)
         assert said.startswith("seed 5\n")
-        assert "6,000 fuzzed messages" in said
-        assert "150 fuzzed sessions" in said
+        assert "3,000 fuzzed messages" in said
+        assert "75 fuzzed sessions" in said
 
     @pytest.mark.parametrize("protocol", ["map", "gsup"])
     def test_fuzz_of_2g_and_3g(self, protocol):
-        said = soak("fuzz", "--protocol", protocol, "--messages", 3000, "--sessions", 50, "--seed", 5)
-        assert said.startswith("seed 5\n3,000 fuzzed messages")
-        assert "50 fuzzed sessions" in said
+        said = soak("fuzz", "--protocol", protocol, "--messages", 1500, "--sessions", 25, "--seed", 5)
+        assert said.startswith("seed 5\n1,500 fuzzed messages")
+        assert "25 fuzzed sessions" in said
 
     @pytest.mark.parametrize("workers", [2])
     def test_flap(self, workers):
@@ -221,7 +221,7 @@ async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded
 
 
 @pytest.mark.parametrize("workers", [2])
-async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, workers):
+async def test_strangers_by_the_hundred_take_nobodys_place(loaded, crowd, workers):
     """Closed at accept (row 34), in whichever process that is."""
     loaded.configure(
         peers=[{"name": "mme", "realm": REALM, "from": ["127.0.3.0/24"]}],
@@ -233,12 +233,12 @@ async def test_strangers_by_the_thousand_take_nobodys_place(loaded, crowd, worke
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(good, cer())
     assert await loop.sock_recv(good, 4096)
-    for one in await crowd(node, 1000, "127.0.4.1"):
+    for one in await crowd(node, 300, "127.0.4.1"):
         await gone(one)
     await loop.sock_sendall(good, dwr())
     assert await loop.sock_recv(good, 4096)
     refused = {name: n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")}
-    assert refused == {"eir_peers_refused_total{reason=source}": 1000}
+    assert refused == {"eir_peers_refused_total{reason=source}": 300}
     assert (await until_async(lambda: node.lines("peer_refused")))[0]["setting"] == "peers: from"
 
 
@@ -291,21 +291,21 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("what", SLOW)
-async def test_messages_that_never_end(loaded, connect, what):
+async def test_messages_that_never_end(loaded, connect):
     loaded.configure(limits={"partial_message_timeout_s": 0.5, "close_after_dpa_s": 1})
     node = loaded.start()
     before = at_rest(node)
     good = await connect(node)
-    slow = [await connect(node, f"slow{number}.localdomain") for number in range(10)]
-    for piece in SLOW[what]():
+    for what, pieces in SLOW.items():
+        slow = [await connect(node, f"slow{number}.localdomain") for number in range(10)]
+        for piece in pieces():
+            for connection in slow:
+                with contextlib.suppress(ConnectionError):
+                    await connection.send(uncounted=piece)
+            await asyncio.sleep(0.005)
         for connection in slow:
-            with contextlib.suppress(ConnectionError):
-                await connection.send(uncounted=piece)
-        await asyncio.sleep(0.005)
-    for connection in slow:
-        assert [answer.command for answer in await connection.end()] in ([], [324])
-        await connection.close()
+            assert [answer.command for answer in await connection.end()] in ([], [324]), what
+            await connection.close()
     assert (await good.ask(ecr(LISTED))).number(1445, TGPP) == 1
     await good.close()
     await settled(node, before)
@@ -445,7 +445,7 @@ async def test_nobody_is_anybody_by_asking_often(loaded, connect):
     node = loaded.start()
     await connect(node)
     samples = len(node.metrics())
-    for number in range(200):
+    for number in range(60):
         stranger = Connection(*await asyncio.open_connection(*node.address))
         await stranger.send(cer(f"stranger{number}.example", f"realm{number}.example"))
         assert [cea.result for cea in await stranger.end()] == [3010]
