@@ -45,9 +45,9 @@ class Commands:
         ours, self._life = socket.socketpair()
         with ours:
             environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, self._path, str(ours.fileno())], env=environment, pass_fds=[ours.fileno()]
-            )
+            environment.pop("PYTHONPATH", None)  # a test may have altered the program
+            command = [sys.executable, __file__, "serve", self._path, str(ours.fileno())]
+            self._process = subprocess.Popen(command, env=environment, pass_fds=[ours.fileno()])
         self._life.recv(1)  # it listens
         atexit.register(self.close)
 
@@ -73,24 +73,29 @@ class Commands:
 
     def start(self, arguments, *, env, cwd, stdout, stderr):
         """Start a command without input; its output goes to these files."""
-        link = socket.socket(socket.AF_UNIX)
-        link.connect(self._path)
-        request = json.dumps({"arguments": arguments, "environment": env, "folder": str(cwd)}).encode()
         with Path(os.devnull).open("rb") as nothing:
-            files = array.array("i", [nothing.fileno(), stdout.fileno(), stderr.fileno()])
-            link.sendmsg(
-                [len(request).to_bytes(LENGTH_BYTES)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files.tobytes())]
-            )
-        link.sendall(request)
-        return Forked(link, arguments)
+            return Forked(self._path, arguments, env, cwd, [nothing.fileno(), stdout.fileno(), stderr.fileno()])
+
+    def write_program(self, path):
+        """Write a program `eir` for shell scripts: it forks each command but `serve`, which gets signals."""
+        path.write_text(
+            f'#!/bin/sh\ncase " $* " in *" serve "*) exec {sys.executable} -m eir "$@" ;; esac\n'
+            f'exec {sys.executable} -S {__file__} run {self._path} "$@"\n'
+        )
+        path.chmod(0o755)
 
 
 class Forked:
     """Forked command, with those methods of `subprocess.Popen` that tests use."""
 
-    def __init__(self, link, arguments):
+    def __init__(self, path, arguments, env, cwd, files):
         self.args, self.returncode = arguments, None
-        self._link = link
+        self._link = socket.socket(socket.AF_UNIX)
+        self._link.connect(path)
+        request = json.dumps({"arguments": arguments, "environment": env, "folder": str(cwd)}).encode()
+        descriptors = array.array("i", files).tobytes()
+        self._link.sendmsg([len(request).to_bytes(LENGTH_BYTES)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+        self._link.sendall(request)
         self.pid = self._read()
 
     def poll(self):
@@ -202,4 +207,8 @@ def _run(files, arguments, environment, folder):
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    what, where, *rest = sys.argv[1:]
+    if what == "serve":
+        _serve(where, int(rest[0]))
+    else:
+        sys.exit(Forked(where, rest, dict(os.environ), Path.cwd(), [0, 1, 2]).wait())

@@ -18,8 +18,9 @@ import pytest
 import typer
 import yaml
 from certificates import Authority
+from commands import commands
 from issuer import Issuer
-from node import COMMAND, LISTED, TRACKED, until
+from node import LISTED, TRACKED, until
 from pages import blocks, section
 from servers import Server, programs
 from wire import EIR, REALM
@@ -662,10 +663,9 @@ class Operator:
         self.variables = {}
         self.bin = folder / "bin"
         self.bin.mkdir()
-        ours = shlex.join(COMMAND)
+        commands().write_program(self.bin / "eir")
         for name, text in (
             ("sudo", '[ "$1" != -u ] || shift 2\nexec "$@"'),
-            ("eir", f'exec {ours} "$@"'),
             ("python", f'exec {shlex.quote(sys.executable)} "$@"'),
         ):
             (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -789,11 +789,9 @@ def test_the_tour_goes_as_it_says(tmp_path):
     # The environment of this test run takes the part of the one that the demo would make.
     environment_folder = tmp_path / ".venv"
     (environment_folder / "bin").mkdir(parents=True)
-    for name in ("python", "eir"):
-        (environment_folder / "bin" / name).write_text(
-            f'#!/bin/sh\nexec {sys.executable} {"-m eir " if name == "eir" else ""}"$@"\n'
-        )
-        (environment_folder / "bin" / name).chmod(0o755)
+    (environment_folder / "bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (environment_folder / "bin/python").chmod(0o755)
+    commands().write_program(environment_folder / "bin/eir")
     (environment_folder / "installed[analysis]").touch()
     bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
     shown = tmp_path / "shown"
