@@ -320,6 +320,7 @@ class RecordKeeper:
             pages = encode_days(join(all_days(self._record.image)))
             writing = replica.store.replace(self._settings.list, self._state(), pages, seen=0, keep=0, event=event)
             replica.update(await await_store(writing, WRITE_S), {})
+            event = None
         while replica.base is not None and replica.stale:
             await self._push_batch(replica, replica.base, event)
             event = None

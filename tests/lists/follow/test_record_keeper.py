@@ -193,6 +193,23 @@ async def test_a_summary_of_a_day_is_in_the_history_and_no_rows(node_on):
     assert "2 new" in event.detail
 
 
+async def test_a_summary_with_which_a_store_gets_the_whole_record_is_written_once(node_on):
+    """The store was away for all of the first day, so the record and the summary are its first write."""
+    node = node_on()
+    await node.keeper.start()
+    node.stores[-1].is_away = True
+    node.see(ONE, TWO)
+    await node.round()
+    node.today += 1
+    await node.round()
+    node.stores[-1].is_away = False
+    await node.round()
+    node.see(THREE)
+    await node.round(2)
+    (event,) = await node.stores[-1].store.history(NAME)
+    assert "2 new; 2 on record" in event.detail
+
+
 async def test_a_store_that_is_away_is_brought_level_later(node_on):
     node = node_on()
     await node.keeper.start()
