@@ -152,7 +152,7 @@ class HistoryKeeper:
     async def _synchronize(self, store: ListStore, settings: HistorySettings, *, writes: bool) -> None:
         """Write queued events to the store and delete its old records, if `writes` is true; then update this node's copy."""
         if writes:
-            await await_store(store.settle())
+            await await_store(store.append_pending())
             while self._waiting:
                 await await_store(store.record(self._waiting[0]))
                 self._waiting.popleft()

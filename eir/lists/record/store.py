@@ -291,8 +291,8 @@ class ListStore(Protocol):
         head.
         """
 
-    async def settle(self) -> None:
-        """Append the events that an interrupted writer has not appended to the history."""
+    async def append_pending(self) -> None:
+        """Append to the history the events of writes whose writer was interrupted before it appended them."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None

@@ -25,13 +25,12 @@ def open_store(
         url: the configured URL.
         state_folder: folder of the SQLite file.
         report: receives events that are not errors.
-        check: verify now that the files and variables in the URL exist; a node ends if they do not. If False, as in a
-            process
-            of a running node, each call that must connect raises StoreError (`noauth`, `refused`) instead.
-        upgrades: upgrade a file of an older form, and report it before.
+        check: True to verify now that the files and variables in the URL exist. A process of a running node passes
+            False: then a missing file or variable is an error (`noauth`, `refused`) of each call that must connect.
+        upgrades: True to upgrade a file of an older format, after an event about the upgrade.
 
     Raises:
-        StoreError: `url`, for a URL that is not a store's.
+        StoreError: `url`, if the URL is invalid.
     """
     if url == SQLITE:
         return _sqlite(state_folder / SQLITE_FILE, report, upgrades=upgrades)
@@ -42,7 +41,9 @@ def open_store(
 
 def open_copy(url: str, state_folder: Path, *, report: Report = silent, upgrades: bool = True) -> ListStore | None:
     """Create the store for this node's last good copy; None if the store itself is on the local disk."""
-    return None if url == SQLITE else _sqlite(state_folder / COPY_FILE, report, upgrades=upgrades)
+    if url == SQLITE:
+        return None
+    return _sqlite(state_folder / COPY_FILE, report, upgrades=upgrades)
 
 
 def _sqlite(path: Path, report: Report, *, upgrades: bool) -> ListStore:
@@ -54,10 +55,11 @@ def _sqlite(path: Path, report: Report, *, upgrades: bool) -> ListStore:
 async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
     """Return each list's number of serial resets and highest serial from this node's last good copy.
 
-    The result is empty if there is no copy: the store is on this disk, or no node ever ran on this host.
+    The result is empty if the host has no copy: its store is on the local disk, or no node ever ran here.
 
     Raises:
-        StoreError: if the copy cannot be read; otherwise a release that was in force before could pass as new.
+        StoreError: if the copy cannot be read. Without its serials, a release that was in force before could be
+            loaded again.
     """
     path = state_folder / COPY_FILE
     try:
@@ -67,6 +69,7 @@ async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
     if copy is None:
         return {}
     try:
-        return {name: state.mark for name, state in (await copy.states()).items()}
+        states = await copy.states()
+        return {name: state.mark for name, state in states.items()}
     finally:
         await copy.close()

@@ -1,7 +1,7 @@
 """Encoding of states, events, ledgers and changes as text, the same for all stores.
 
-A record is a JSON object of its fields. Readers ignore unknown fields, so that nodes of two versions can share a store during
-an upgrade.
+Each is encoded as a JSON object of its fields, except a change. Readers ignore unknown fields, so that nodes of two versions
+can share a store during an upgrade.
 """
 
 import json
@@ -16,31 +16,34 @@ from eir.lists.pages.pages import NUMBER_BITS
 from eir.lists.record.store import Event, Ledger, ListChange, ListState
 
 FORM = 3
-"""Version of the store's format (version 2 had no chain for feeds). A program does not write to a store of a newer version."""
+"""Version of the store's format. Version 2 had no chain for feeds. A program does not write to a store of a newer version."""
 OLDEST_FORM = 2
-"""Oldest version that this program reads and upgrades."""
+"""Oldest format version that this program reads and upgrades."""
 VALUE_BYTES_MAX = 64 << 20
-"""Maximum size of a page or a record in bytes; readers skip longer values, because EIR never writes them."""
+"""Maximum size in bytes of a page or a record. Readers skip longer values, which another program must have written."""
 INTEGER_MAX = (1 << 63) - 1
-_STATE_TYPES, _EVENT_TYPES, _LEDGER_TYPES = map(get_type_hints, (ListState, Event, Ledger))
+_STATE_TYPES = get_type_hints(ListState)
+_EVENT_TYPES = get_type_hints(Event)
+_LEDGER_TYPES = get_type_hints(Ledger)
 _STATE_TUPLES = ("reasons", "signers")
 _STATE_TIMES = ("issued", "expires", "loaded_at")
 
 
-def _known(fields: Container[str], record: str | bytes | dict[str, Any]) -> dict[str, Any]:
+def _known_fields(names: Container[str], record: str | bytes | dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record, as JSON text or as parsed JSON, that this program knows."""
     try:
-        value = json.loads(record) if isinstance(record, str | bytes) else record
+        fields = json.loads(record) if isinstance(record, str | bytes) else record
     except (ValueError, RecursionError) as error:
         raise StoreError("corrupt", f"a record in the store is not JSON: {error}") from error
-    if not isinstance(value, dict):
+    if not isinstance(fields, dict):
         raise StoreError("corrupt", "a record in the store is not a JSON object")
-    return {name: each for name, each in value.items() if name in fields}
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """Return the reason why data of a newer format must not be changed; None if this program knows the format.
+    """Return the reason why data of a newer format must not be changed; None if this program may change the data.
 
-    Data without a format version is old, so it may be changed.
+    Data without a format version (`form` None) is old.
     """
     try:
         version = 0 if form is None else int(form)
@@ -54,8 +57,9 @@ def newer_form(where: str, form: str | bytes | int | None) -> str | None:
 
 def check_form(where: str, form: str | bytes | int | None) -> None:
     """Raise StoreError (`schema`) if this program must not change, or cannot read, data of this format."""
-    if (newer := newer_form(where, form)) is not None:
-        raise StoreError("schema", newer)
+    reason = newer_form(where, form)
+    if reason is not None:
+        raise StoreError("schema", reason)
     check_oldest(where, form)
 
 
@@ -66,10 +70,9 @@ def check_oldest(where: str, form: str | bytes | int | None) -> None:
     """
     version = 1 if form is None else int(form)
     if version < OLDEST_FORM:
-        raise StoreError(
-            "schema",
-            f"{where} has form {version}, and this eir reads forms {OLDEST_FORM} to {FORM}: upgrade with an older eir first, or load the lists into an empty store",
-        )
+        fault = f"{where} has form {version}, and this eir reads forms {OLDEST_FORM} to {FORM}"
+        remedy = "upgrade with an older eir first, or load the lists into an empty store"
+        raise StoreError("schema", f"{fault}: {remedy}")
 
 
 def log_upgrade(report: Report, where: str, form: str | bytes | int | None) -> None:
@@ -91,16 +94,17 @@ def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
     Raises:
         StoreError: `corrupt`.
     """
-    fields = _known(_STATE_TYPES, record)
+    fields = _known_fields(_STATE_TYPES, record)
     try:
         for name in _STATE_TUPLES:
             fields[name] = tuple(fields.get(name, ()))
         state = ListState(**fields)
-        wrong = _invalid_field(state)
+        invalid = _invalid_field(state)
     except (TypeError, ValueError) as error:
         raise StoreError("corrupt", f"a state in the store is incomplete: {error}") from error
-    if wrong:
-        raise StoreError("corrupt", f"a state in the store has an invalid {wrong}: {getattr(state, wrong)!r:.200}")
+    if invalid is not None:
+        value = getattr(state, invalid)
+        raise StoreError("corrupt", f"a state in the store has an invalid {invalid}: {value!r:.200}")
     return state
 
 
@@ -115,13 +119,12 @@ def _invalid_field(state: ListState) -> str | None:
     int(state.content_digest, 16)
     for name, kind in _STATE_TYPES.items():
         value = getattr(state, name)
-        fits = all(isinstance(each, str) for each in value) if name in _STATE_TUPLES else isinstance(value, kind)
-        out_of_range = kind is int and fits and not 0 <= value <= INTEGER_MAX
-        if (
-            not fits
-            or out_of_range
-            or (name in _STATE_TIMES and value and datetime.fromisoformat(value).tzinfo is None)
-        ):
+        is_valid = all(isinstance(text, str) for text in value) if name in _STATE_TUPLES else isinstance(value, kind)
+        if is_valid and kind is int:
+            is_valid = 0 <= value <= INTEGER_MAX
+        if is_valid and value and name in _STATE_TIMES:
+            is_valid = datetime.fromisoformat(value).tzinfo is not None
+        if not is_valid:
             return name
     return None
 
@@ -132,10 +135,10 @@ def decode_ledger(text: str | bytes) -> Ledger:
     Raises:
         StoreError: `corrupt`.
     """
-    fields = _known(_LEDGER_TYPES, text)
-    wrong = [name for name, value in fields.items() if not isinstance(value, _LEDGER_TYPES[name])]
-    if wrong:
-        raise StoreError("corrupt", f"the ledger of the history has an invalid {wrong[0]}: {fields[wrong[0]]!r:.200}")
+    fields = _known_fields(_LEDGER_TYPES, text)
+    for name, value in fields.items():
+        if not isinstance(value, _LEDGER_TYPES[name]):
+            raise StoreError("corrupt", f"the ledger of the history has an invalid {name}: {value!r:.200}")
     return Ledger(**fields)
 
 
@@ -145,8 +148,9 @@ def decode_event(text: str | bytes | dict[str, Any]) -> Event:
     Raises:
         StoreError: `corrupt`.
     """
+    fields = _known_fields(_EVENT_TYPES, text)
     try:
-        return Event(**_known(_EVENT_TYPES, text))
+        return Event(**fields)
     except TypeError as error:
         raise StoreError("corrupt", f"an event in the store is incomplete: {error}") from error
 
@@ -168,6 +172,7 @@ def decode_change(before: int, after: int, pages: bytes | None) -> ListChange:
         numbers = None if pages is None else tuple(array("Q", pages))
     except (TypeError, ValueError) as error:
         raise StoreError("corrupt", f"a change in the store names no pages: {error}") from error
-    if numbers and max(numbers) >> NUMBER_BITS:
-        raise StoreError("corrupt", f"a change in the store names the page {max(numbers)}, which is invalid")
+    highest = max(numbers or (0,))
+    if highest >> NUMBER_BITS:
+        raise StoreError("corrupt", f"a change in the store names the page {highest}, which is invalid")
     return ListChange(before, after, numbers)

@@ -1,12 +1,13 @@
 """Parser of a `store:` URL for Redis: servers and connection options.
 
-    redis://[USER@]HOST[:PORT][/DB]                       rediss:// with TLS, for the other forms too
-    redis+sentinel://[USER@]HOST[:PORT],…/SERVICE[/DB]    the sentinels, and the name of the master
-    redis+cluster://[USER@]HOST[:PORT],…                  some of the nodes
+    redis://[USER@]HOST[:PORT][/DB]                       one server
+    redis+sentinel://[USER@]HOST[:PORT],…/SERVICE[/DB]    sentinels, and their name of the master
+    redis+cluster://[USER@]HOST[:PORT],…                  some nodes of a cluster
 
-and after a `?`: `password_file`, `password_env` (EIR_REDIS_PASSWORD unless given), `sentinel_user`,
-`sentinel_password_file`, `sentinel_password_env`; with TLS `ca_file`, `cert_file`, `key_file`. A password in the URL itself
-is accepted too, and never printed. A password file is read for each connection, so a password may change while a node runs.
+`rediss` in place of `redis` means TLS. Options after a `?`: `password_file`, `password_env` (default EIR_REDIS_PASSWORD),
+`sentinel_user`, `sentinel_password_file`, `sentinel_password_env`; with TLS also `ca_file`, `cert_file`, `key_file`. The URL itself
+may contain a password, which is never printed. A password file is read for each connection, so the password may change while a
+node runs.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ FORMS = {
     "redis+sentinel": (SENTINEL, False), "rediss+sentinel": (SENTINEL, True),
     "redis+cluster": (CLUSTER, False), "rediss+cluster": (CLUSTER, True),
 }  # fmt: skip
-"""Scheme → form, and whether it uses TLS."""
+"""Scheme → form of the store, and True if the connections use TLS."""
 PORT, SENTINEL_PORT = 6379, 26379
 PASSWORD_ENV = "EIR_REDIS_PASSWORD"  # noqa: S105  # the name of a variable
 TLS_FILES = {"ca_file": "ssl_ca_certs", "cert_file": "ssl_certfile", "key_file": "ssl_keyfile"}
@@ -45,13 +46,19 @@ OPTIONS = {
 }
 
 ESCAPED = " (in a password / is written %2F, ? %3F, and # %23)"
-"""End of a message about a part of a URL. The part is not quoted: after an unescaped sign it may be the rest of a password."""
+"""End of a message about a part of a URL.
+
+The message does not quote the part, because the part may be the rest of a password with an unescaped sign.
+"""
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
-"""Seconds for an answer: longer than any read that waits for a change (`wait_s` of eir.lists.follow.copy)."""
+"""Seconds for an answer, longer than a read that waits for a change (`wait_s` of eir.lists.follow.copy)."""
 GUIDE_TIMEOUT_S = 1.5
-"""Seconds for a sentinel or cluster node that only names the server. The time of one answer (eir.lists.record.clock.STORE_TIMEOUT_S) must suffice even if two of them hang."""
+"""Seconds for the answer of a sentinel or cluster node that only names the server of a key.
+
+Even if two of these nodes hang, the answer arrives within eir.lists.record.clock.STORE_TIMEOUT_S.
+"""
 RETRIES = 2
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.5
 
@@ -63,15 +70,19 @@ class RedisAddress:
     form: str
     hosts: tuple[tuple[str, int], ...]
     service: str
-    """Sentinel's name for the master."""
+    """Name of the master in Sentinel; empty in other forms."""
     database: int
     options: Mapping[str, Any] = field(repr=False)
     """Arguments of each connection to a server."""
     guide_options: Mapping[str, Any] = field(repr=False)
-    """Arguments of each connection to a sentinel, or to a cluster node that is asked for the slot map. Without retries: the next node is asked instead."""
+    """Arguments of each connection to a sentinel, or to a cluster node for the slot map.
+
+    They allow no retry, because the client asks the next node instead.
+    """
 
     def __str__(self) -> str:
-        return f"{self.form} " + ",".join(f"{host}:{port}" for host, port in self.hosts)
+        hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
+        return f"{self.form} {hosts}"
 
 
 class PasswordFile(CredentialProvider):
@@ -84,13 +95,15 @@ class PasswordFile(CredentialProvider):
         """Read the password file and return the arguments of AUTH.
 
         Raises:
-            AuthenticationError: with the name of the file, if it cannot be read.
+            AuthenticationError: if the file cannot be read. The message has the name of the file.
         """
         try:
             password = self._path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
         except OSError as error:
             raise AuthenticationError(f"the password file {self._path} cannot be read: {error.strerror}") from None
-        return (self._user, password) if self._user else (password,)
+        if self._user:
+            return self._user, password
+        return (password,)
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
         """Return the arguments of AUTH, without blocking the event loop on a slow disk."""
@@ -103,56 +116,68 @@ def parse_url(url: str, environment: Mapping[str, str] = os.environ, *, check: b
     Args:
         url: the configured URL.
         environment: environment variables.
-        check: verify that the files and variables in the URL exist; if False, only the syntax is checked.
+        check: True to verify that the files and variables in the URL exist; False to check only the syntax.
 
     Raises:
         StoreError: `url`.
     """
     parts = urlsplit(url)
     if parts.scheme not in FORMS:
-        raise StoreError(
-            "url", f"no store has the scheme {parts.scheme!r}; expected sqlite or one of {', '.join(FORMS)}"
-        )
-    form, tls = FORMS[parts.scheme]
-    options = dict(parse_qsl(parts.query))
-    if "@" in parts.query:
-        raise StoreError("url", f"expected options after the ? in the store's URL{ESCAPED}")
-    if unknown := options.keys() - OPTIONS:
-        raise StoreError(
-            "url", f"unknown option {min(unknown)!r} of the store; expected one of {', '.join(sorted(OPTIONS))}"
-        )
+        schemes = ", ".join(FORMS)
+        raise StoreError("url", f"no store has the scheme {parts.scheme!r}; expected sqlite or one of {schemes}")
+    form, has_tls = FORMS[parts.scheme]
+    options = _parse_options(parts.query)
     if check:
         _check_references(options, environment)
-    path = [step for step in parts.path.split("/") if step]
-    service = ""
-    if form == SENTINEL:
-        if not path:
-            raise StoreError(
-                "url",
-                "expected /SERVICE at the end of the URL of a store under Sentinel: the sentinels' name of the master",
-            )
-        service = path.pop(0)
-    if len(path) > (form != CLUSTER) or not all(step.isdecimal() for step in path):
-        raise StoreError("url", f"expected a database number after the host in the store's URL{ESCAPED}")
-    login, _, hosts = parts.netloc.rpartition("@")
-    user, _, secret = map(unquote, login.partition(":"))
+    service, database = _parse_path(form, parts.path)
+    login, _, host_texts = parts.netloc.rpartition("@")
+    user, _, password = map(unquote, login.partition(":"))
+    default_port = SENTINEL_PORT if form == SENTINEL else PORT
+    hosts = tuple(_parse_host(text, default_port) for text in host_texts.split(","))
     common: dict[str, Any] = {"socket_keepalive": True, "protocol": 2}
-    if tls:
+    if has_tls:
         common |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
         common |= {argument: options[option] for option, argument in TLS_FILES.items() if option in options}
-    retry = Retry(FullJitterBackoff(cap=BACKOFF_CAP_S, base=BACKOFF_BASE_S), RETRIES, (RedisConnectionError,))
-    login_options = guide = _login(
-        user, options, "password", environment.get(options.get("password_env", PASSWORD_ENV)) or secret
-    )
+    variable = options.get("password_env", PASSWORD_ENV)
+    login_options = _login_options(user, options, "password", environment.get(variable) or password)
+    guide_login = login_options
     if form == SENTINEL:
         variable = options.get("sentinel_password_env", "")
-        guide = _login(options.get("sentinel_user"), options, "sentinel_password", environment.get(variable))
-    port = SENTINEL_PORT if form == SENTINEL else PORT
+        guide_user = options.get("sentinel_user")
+        guide_login = _login_options(guide_user, options, "sentinel_password", environment.get(variable))
+    backoff = FullJitterBackoff(cap=BACKOFF_CAP_S, base=BACKOFF_BASE_S)
+    timeouts = _timeouts(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, Retry(backoff, RETRIES, (RedisConnectionError,)))
+    guide_timeouts = _timeouts(GUIDE_TIMEOUT_S, GUIDE_TIMEOUT_S, Retry(NoBackoff(), 0))
     return RedisAddress(
-        form, tuple(_host(text, port) for text in hosts.split(",")), service, database=int(path[0]) if path else 0,
-        options={**common, **login_options, **_timeouts(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, retry)},
-        guide_options={**common, **guide, **_timeouts(GUIDE_TIMEOUT_S, GUIDE_TIMEOUT_S, Retry(NoBackoff(), 0))},
+        form, hosts, service, database,
+        options={**common, **login_options, **timeouts}, guide_options={**common, **guide_login, **guide_timeouts},
     )  # fmt: skip
+
+
+def _parse_options(query: str) -> dict[str, str]:
+    options = dict(parse_qsl(query))
+    if "@" in query:
+        raise StoreError("url", f"expected options after the ? in the store's URL{ESCAPED}")
+    unknown = options.keys() - OPTIONS
+    if unknown:
+        expected = ", ".join(sorted(OPTIONS))
+        raise StoreError("url", f"unknown option {min(unknown)!r} of the store; expected one of {expected}")
+    return options
+
+
+def _parse_path(form: str, path: str) -> tuple[str, int]:
+    """Return the name of the master in Sentinel, or an empty text, and the number of the database."""
+    steps = [step for step in path.split("/") if step]
+    service = ""
+    if form == SENTINEL:
+        if not steps:
+            fault = "expected /SERVICE at the end of the URL of a store under Sentinel"
+            raise StoreError("url", f"{fault}: the sentinels' name of the master")
+        service = steps.pop(0)
+    databases_max = 0 if form == CLUSTER else 1
+    if len(steps) > databases_max or not all(step.isdecimal() for step in steps):
+        raise StoreError("url", f"expected a database number after the host in the store's URL{ESCAPED}")
+    return service, int(steps[0]) if steps else 0
 
 
 def _timeouts(connect_s: float, answer_s: float, retry: Retry) -> dict[str, Any]:
@@ -166,10 +191,10 @@ def _check_references(options: Mapping[str, str], environment: Mapping[str, str]
     for option, file in _files(options).items():
         try:
             with file.open("rb") as stream:
-                empty = not stream.read(1)
+                first_byte = stream.read(1)
         except OSError as error:
             raise StoreError("url", f"{option} {file} of the store cannot be read: {error.strerror}") from None
-        if empty:
+        if not first_byte:
             raise StoreError("url", f"{option} {file} of the store is empty")
 
 
@@ -184,16 +209,17 @@ def files_of(url: str) -> Mapping[str, Path]:
         StoreError: `url`, for a file that cannot be read or is empty.
     """
     options = dict(parse_qsl(urlsplit(url).query))
-    _check_references({option: value for option, value in options.items() if option.endswith("_file")}, {})
-    return _files(options)
+    file_options = {option: value for option, value in options.items() if option.endswith("_file")}
+    _check_references(file_options, {})
+    return _files(file_options)
 
 
-def _login(user: str | None, options: Mapping[str, str], option: str, otherwise: str | None) -> dict[str, Any]:
-    """Return the connection arguments for a login; `otherwise` is the password if no password file is named."""
-    path = options.get(f"{option}_file")
+def _login_options(user: str | None, options: Mapping[str, str], prefix: str, password: str | None) -> dict[str, Any]:
+    """Return the connection arguments for a login with a password file (option PREFIX_file), or else with `password`."""
+    path = options.get(f"{prefix}_file")
     if path is not None:
         return {"credential_provider": PasswordFile(user, Path(path))}
-    return {"username": user or None, "password": otherwise or None}
+    return {"username": user or None, "password": password or None}
 
 
 def resolve_files(url: str, folder: Path) -> str:
@@ -201,15 +227,16 @@ def resolve_files(url: str, folder: Path) -> str:
     parts = urlsplit(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = [(name, str(folder / value) if name.endswith("_file") else value) for name, value in pairs]
-    return urlunsplit(parts._replace(query=urlencode(options, safe="/")))
+    query = urlencode(options, safe="/")
+    return urlunsplit(parts._replace(query=query))
 
 
-def _host(text: str, port: int) -> tuple[str, int]:
+def _parse_host(text: str, default_port: int) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
-        port_number = parts.port or port
+        port = parts.port or default_port
     except ValueError:
         raise StoreError("url", f"the store's URL has a bad port{ESCAPED}") from None
     if not parts.hostname:
         raise StoreError("url", "the store's URL names no host")
-    return parts.hostname, port_number
+    return parts.hostname, port

@@ -1,13 +1,13 @@
 """Effects of a write (replace, amend, rollback or restore), computed in the same way for every store.
 
-A store keeps pages in sets. Its record of a list (`Stored`) names the set in force, and for each release to which a rollback
-can return, either a whole set or only the pages that the next delta replaced. `decide` computes the new record and the
-changes of the sets (`Write`) without side effects. The store applies them in one transaction, if its record is unchanged and
-there is room, less a reserve (`check_room`).
+A store keeps pages in sets. Its record of a list (`Stored`) names the set in force. For each release to which a rollback can
+return, the record also names a set: either all pages of the release, or only the pages that the next delta replaced. `plan_write`
+computes the new record and the changes of the sets (`Write`) without side effects. The store applies these changes in one
+transaction, if its record is unchanged. It first checks that the disk or memory has room for them (`check_room`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -21,20 +21,20 @@ S = TypeVar("S", bound=Hashable)
 Batches = AsyncIterable[Sequence[Page]]
 
 CHANGE_PAGES_MAX = 1 << 16
-"""Maximum number of pages of a change that are logged; a larger change is logged as one of all pages."""
+"""Maximum number of page numbers in an entry of the change log; a larger change is logged as a change of all pages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteRequest:
-    """Request to put content in force: a state with all pages or the changed pages of a list."""
+    """Request to put a state in force, with all pages or the changed pages of a list."""
 
     state: ListState
     pages: Sequence[Page] = ()
-    """Pages that replace those with the same numbers; an empty page is removed."""
+    """Changed pages, which replace the pages with the same numbers; an empty page is removed."""
     whole: bool = False
-    """True if a new set has the whole list."""
+    """True if the request replaces the whole list by a new set."""
     exact: bool = False
-    """True if generation and highest serial must be those of `state`."""
+    """True if `state` is stored with its generation and highest serial; otherwise the store sets both."""
     keep: int | None = KEEP
     """Number of releases to keep for a rollback, including the previous one; None: leave the kept releases unchanged."""
     event: Event | None = None
@@ -42,8 +42,8 @@ class WriteRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Undo:
-    """Request for a rollback to the kept release of generation `to`, or to the previous release."""
+class RollbackRequest:
+    """Request for a rollback to the kept release of generation `to`; None: to the previous release."""
 
     to: int | None = None
     event: Event | None = None
@@ -56,7 +56,10 @@ class Kept(Generic[S]):
     state: ListState
     page_set: S
     whole: bool
-    """True if the set has the whole list; False if it has only the pages that the next release replaced (empty for a new page)."""
+    """True if the set has the whole list; False if it has only the pages that the next release replaced.
+
+    A page that the next release added is empty in the set.
+    """
     made: Event | None = None
     """Event that put the release in force."""
 
@@ -72,34 +75,36 @@ class Stored(Generic[S]):
     made: Event | None = None
     """Event that put the present state in force."""
     lost: bool = False
-    """True if the pages are lost: the list does not exist, but its next generation and its highest serial continue from here."""
+    """True if the pages are lost. The list then does not exist, but its generation and highest serial continue."""
 
     @property
     def generation(self) -> int:
-        """Generation of the list as callers see it: 0 if the list does not exist."""
+        """Generation of the list; 0 if the list does not exist."""
         return 0 if self.lost else self.state.generation
 
     @property
     def page_sets(self) -> tuple[S, ...]:
-        """All sets of pages that the record refers to."""
-        return (self.page_set, *(kept.page_set for kept in self.kept))
+        """Set in force and the sets of all kept releases."""
+        kept_sets = (kept.page_set for kept in self.kept)
+        return (self.page_set, *kept_sets)
 
 
 @dataclass(frozen=True, slots=True)
 class Write(Generic[S]):
-    """Effects of a write on the store: new record, pages to replace, sets to delete, and log entries."""
+    """Effects of a write on the store."""
 
     after: Stored[S]
-    put: Sequence[Page]
-    """Pages that replace those with the same numbers in the set in force."""
-    aside: S | None
-    """Set that receives the replaced pages."""
-    dropped: tuple[S, ...]
-    """Sets that are no longer used."""
+    """New record of the list."""
+    pages: Sequence[Page]
+    """Pages that replace the pages with the same numbers in the set in force."""
+    replaced_set: S | None
+    """Set that receives the replaced pages, for a rollback."""
+    unused_sets: tuple[S, ...]
+    """Sets to delete."""
     change: ListChange | None
     """Next entry of the change log."""
-    new_log: bool
-    """True if the log begins with that entry, because older entries are of a lost list."""
+    clears_log: bool
+    """True if older entries of the change log must be deleted, because they do not lead to the new state."""
     event: Event | None = None
     """Next event of the history."""
 
@@ -113,26 +118,23 @@ class PageSetStore(ABC):
 
     @abstractmethod
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
-        """Raise StoreError if the store has no room for these pages.
+        """Raise StoreError if the disk or memory of the store has no room for these pages.
 
-        `amends`: the pages are changed pages, not a whole list.
+        `amends`: True for changed pages, False for a whole list.
         """
 
     @abstractmethod
     async def _write(
-        self, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None = None
+        self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
-        """Put the list content of a request in force, and return the stored state.
+        """Apply a request, and return the stored state.
 
-        `batches`: pages of the whole list, which are staged first.
+        `batches`: pages of the whole list, which are staged first; None for a change of some pages.
         """
 
     @abstractmethod
     async def _pages_in(self, stored: Stored[Any], page_set: Any, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return the numbered pages that a set contains, including pages that are stored empty.
-
-        If the set no longer exists, the result is `None`.
-        """
+        """Return the pages of a set that have these numbers, including empty pages; None if the set no longer exists."""
 
     async def state(self, name: str) -> ListState | None:
         stored = await self._stored(name)
@@ -141,37 +143,38 @@ class PageSetStore(ABC):
     async def releases(self, name: str) -> Sequence[Release]:
         """Return the release in force and the kept releases, newest first.
 
-        Missing pages of a kept release may be noticed only by a rollback.
+        The pages of the kept releases are not verified. A rollback fails if pages are missing.
         """
         stored = await self._stored(name)
         if stored is None or stored.lost:
             return ()
-        return [Release(stored.state, stored.made), *(Release(kept.state, kept.made) for kept in stored.kept)]
+        kept = [Release(release.state, release.made) for release in stored.kept]
+        return [Release(stored.state, stored.made), *kept]
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
         """Return the numbered pages of a kept release; None if the release is no longer stored.
 
-        If the set of a partial release lacks a page, the page is the same in the next release.
+        If a set with replaced pages lacks a page, the page is the same in the next release.
         """
         stored = await self._stored(name)
         if stored is None or stored.lost:
             return None
-        steps = [
-            (stored.state, stored.page_set, True),
-            *((kept.state, kept.page_set, kept.whole) for kept in stored.kept),
-        ]
-        at = next((at for at, (state, *_) in enumerate(steps) if state.generation == generation), None)
-        if at is None:
+        in_force = Kept(stored.state, stored.page_set, whole=True)
+        newer_releases: list[Kept[Any]] = []
+        for release in (in_force, *stored.kept):
+            newer_releases.append(release)
+            if release.state.generation == generation:
+                break
+        else:
             return None
         pages_by_number: dict[int, Page] = {}
-        for _, page_set, whole in reversed(steps[: at + 1]):
-            pages = await self._pages_in(
-                stored, page_set, [number for number in numbers if number not in pages_by_number]
-            )
+        for release in reversed(newer_releases):
+            missing = [number for number in numbers if number not in pages_by_number]
+            pages = await self._pages_in(stored, release.page_set, missing)
             if pages is None:
                 return None
             pages_by_number |= {page.number: page for page in pages}
-            if whole:
+            if release.whole:
                 break
         if await self._stored(name) != stored:
             raise StoreChanged(f"list {name} changed while what is kept of it was read")
@@ -188,9 +191,8 @@ class PageSetStore(ABC):
         event: Event | None = None,
     ) -> ListState:
         await self._check_room(name, pages, amends=False)
-        return await self._write(
-            name, seen, WriteRequest(state=state, whole=True, keep=keep, event=event), one_batch(pages)
-        )
+        request = WriteRequest(state=state, whole=True, keep=keep, event=event)
+        return await self._write(name, seen, request, one_batch(pages))
 
     async def amend(
         self,
@@ -206,17 +208,21 @@ class PageSetStore(ABC):
         if not seen:
             return await self.replace(name, state, pages, seen=seen, keep=keep, event=event)
         await self._check_room(name, pages, amends=True)
-        return await self._write(name, seen, WriteRequest(state=state, pages=pages, keep=keep, event=event))
+        request = WriteRequest(state=state, pages=pages, keep=keep, event=event)
+        return await self._write(name, seen, request)
 
     async def rollback(self, name: str, *, seen: int, to: int | None = None, event: Event | None = None) -> ListState:
-        return await self._write(name, seen, Undo(to=to, event=event))
+        request = RollbackRequest(to=to, event=event)
+        return await self._write(name, seen, request)
 
     async def reset_serial(self, name: str, to: int, *, seen: int, event: Event | None = None) -> ListState:
         state = await self.state(name)
         if state is None:
             raise GenerationConflict(f"there is no list {name}")
-        after = replace(state, generation=seen + 1, highest_serial=to, serial_resets=state.serial_resets + 1)
-        return await self._write(name, seen, WriteRequest(state=after, exact=True, keep=None, event=event))
+        resets = state.serial_resets + 1
+        after = replace(state, generation=seen + 1, highest_serial=to, serial_resets=resets)
+        request = WriteRequest(state=after, exact=True, keep=None, event=event)
+        return await self._write(name, seen, request)
 
     async def restore(
         self,
@@ -229,10 +235,13 @@ class PageSetStore(ABC):
         event: Event | None = None,
     ) -> None:
         """Put a list in force with exactly this state. If the list does not exist, the pages are the whole list."""
-        whole = whole or not seen
-        pages = () if whole else [page async for batch in batches for page in batch]
-        request = WriteRequest(state=state, pages=pages, whole=whole, exact=True, keep=0, event=event)
-        await self._write(name, seen, request, batches if whole else None)
+        if whole or not seen:
+            request = WriteRequest(state=state, whole=True, exact=True, keep=0, event=event)
+            await self._write(name, seen, request, batches)
+            return
+        pages = [page async for batch in batches for page in batch]
+        request = WriteRequest(state=state, pages=pages, exact=True, keep=0, event=event)
+        await self._write(name, seen, request)
 
 
 async def one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
@@ -250,76 +259,85 @@ def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
 
 
 def rollback_steps(name: str, stored: Stored[S] | None, to: int | None) -> tuple[Kept[S], ...]:
-    """Return the kept releases that a rollback passes through, newest first; the last one is its target.
+    """Return the kept releases from the newest to the target of a rollback, which is the last one.
 
     Raises:
         NothingToRollBack: if the target is not kept.
     """
     kept = () if stored is None or stored.lost else stored.kept
-    for at, each in enumerate(kept, 1):
-        if to is None or each.state.generation == to:
-            return kept[:at]
-    which = "before the one in force" if to is None else f"of generation {to}"
-    raise NothingToRollBack(f"no release of list {name} {which} is kept")
+    for count, release in enumerate(kept, 1):
+        if to is None or release.state.generation == to:
+            return kept[:count]
+    target = "before the one in force" if to is None else f"of generation {to}"
+    raise NothingToRollBack(f"no release of list {name} {target} is kept")
 
 
-def decide_undo(
+def plan_rollback(
     stored: Stored[S], steps: Sequence[Kept[S]], pages: Sequence[Sequence[Page]], event: Event | None
 ) -> Write[S]:
     """Compute the effects of a rollback.
 
-    `pages`: for each step the pages in its set, empty if the set has the whole list.
+    Args:
+        stored: present record.
+        steps: result of `rollback_steps`.
+        pages: for each step the pages in its set, empty if the set has the whole list.
+        event: event of the rollback for the history.
     """
-    *_, target = steps
-    whole = [at for at, step in enumerate(steps) if step.whole]
-    under = whole[-1] if whole else 0  # steps newer than the last whole set have no effect
-    pages_by_number = {page.number: page for each in pages[under:] for page in each}
-    request = WriteRequest(
-        state=target.state, pages=list(pages_by_number.values()), whole=bool(whole), keep=None, event=event
-    )
-    write = decide(stored, request, steps[under].page_set)
+    target = steps[-1]
+    base, is_whole = 0, False
+    for number, step in enumerate(steps):
+        if step.whole:  # the sets of newer steps have no effect
+            base, is_whole = number, True
+    pages_by_number = {page.number: page for step_pages in pages[base:] for page in step_pages}
+    changed = list(pages_by_number.values())
+    request = WriteRequest(state=target.state, pages=changed, whole=is_whole, keep=None, event=event)
+    write = plan_write(stored, request, steps[base].page_set)
     after = replace(write.after, kept=stored.kept[len(steps) :], made=target.made)
-    return replace(write, after=after, dropped=_unreferenced_sets(stored, after))
+    return replace(write, after=after, unused_sets=_unused_sets(stored, after))
 
 
-def decide(
-    stored: Stored[S] | None, request: WriteRequest, own: S, change_pages_max: int = CHANGE_PAGES_MAX
-) -> Write[S]:
+def plan_write(stored: Stored[S] | None, request: WriteRequest, page_set: S) -> Write[S]:
     """Compute the effects of a write without side effects.
 
     Args:
         stored: present record; None for a new list.
         request: content to put in force.
-        own: set with the whole list, or an empty set that receives the replaced pages.
-        change_pages_max: maximum number of pages of a change that are logged.
+        page_set: set with the whole list, or an empty set that receives the replaced pages.
     """
-    state, whole, seen = request.state, request.whole or stored is None, 0
-    event = None if request.event is None else replace(request.event, content=content_of(state))
-    kept: tuple[Kept[S], ...] = ()
-    generation, aside, made = 0, None, event
-    if stored is not None:
-        seen, generation = stored.generation, stored.state.generation
+    is_whole = request.whole or stored is None
+    seen = 0 if stored is None else stored.generation
+    state = request.state
     if not request.exact:
+        generation = 0 if stored is None else stored.state.generation
         resets, highest = _next_mark(stored, request)
         state = replace(state, generation=generation + 1, highest_serial=highest, serial_resets=resets)
+    event = None if request.event is None else replace(request.event, content=content_of(state))
+    made = event
+    kept: tuple[Kept[S], ...] = ()
+    replaced_set: S | None = None
     if stored is not None and not stored.lost:
         if request.keep is None:
             kept, made = stored.kept, stored.made
         elif request.keep:
-            aside = None if whole else own
-            last = Kept(stored.state, stored.page_set if aside is None else aside, whole, stored.made)
+            last_set = stored.page_set
+            if not is_whole:
+                last_set = replaced_set = page_set
+            last = Kept(stored.state, last_set, is_whole, stored.made)
             kept = (last, *stored.kept)[: request.keep]
-    after = Stored(state, own if stored is None or whole else stored.page_set, kept, made)
-    touched = None if whole or len(request.pages) > change_pages_max else tuple(page.number for page in request.pages)
-    return Write(
-        after, request.pages, aside, _unreferenced_sets(stored, after),
-        change=ListChange(seen, state.generation, touched) if state.generation > seen else None,
-        new_log=not seen or state.generation <= seen or (request.exact and whole), event=event,
-    )  # fmt: skip
+    set_in_force = page_set if stored is None or is_whole else stored.page_set
+    after = Stored(state, set_in_force, kept, made)
+    change = None
+    if state.generation > seen:
+        is_logged_whole = is_whole or len(request.pages) > CHANGE_PAGES_MAX
+        numbers = None if is_logged_whole else tuple(page.number for page in request.pages)
+        change = ListChange(seen, state.generation, numbers)
+    clears_log = not seen or change is None or (request.exact and is_whole)
+    return Write(after, request.pages, replaced_set, _unused_sets(stored, after), change, clears_log, event)
 
 
-def _unreferenced_sets(stored: Stored[S] | None, after: Stored[S]) -> tuple[S, ...]:
-    return () if stored is None else tuple(each for each in stored.page_sets if each not in after.page_sets)
+def _unused_sets(stored: Stored[S] | None, after: Stored[S]) -> tuple[S, ...]:
+    page_sets = () if stored is None else stored.page_sets
+    return tuple(page_set for page_set in page_sets if page_set not in after.page_sets)
 
 
 def _next_mark(stored: Stored[S] | None, request: WriteRequest) -> Mark:
@@ -327,21 +345,27 @@ def _next_mark(stored: Stored[S] | None, request: WriteRequest) -> Mark:
 
     A rollback keeps the present mark, because the mark of a kept release may be lower after a reset.
     """
+    state = request.state
     if stored is None:
-        return request.state.serial_resets, max(request.state.serial, request.state.highest_serial)
+        return state.serial_resets, max(state.serial, state.highest_serial)
     if request.keep is None:
         return stored.state.mark
-    marks = (stored.state.mark, request.state.mark)
-    resets = max(marks)[0]
-    return resets, max(request.state.serial, *(highest for number, highest in marks if number == resets))
+    resets = max(stored.state.serial_resets, state.serial_resets)
+    highest = state.serial
+    for mark_resets, mark_serial in (stored.state.mark, state.mark):
+        if mark_resets == resets:
+            highest = max(highest, mark_serial)
+    return resets, highest
 
 
-def contiguous_changes(steps: Iterable[ListChange], after: int, current: int) -> Sequence[ListChange] | None:
-    """Return the changes that lead from generation `after` to `current`; None if some are missing."""
-    changes = list(steps)
-    reached = [after, *(step.after for step in changes)]
-    unbroken = all(step.before == start for step, start in zip(changes, reached, strict=False))
-    return changes if unbroken and after <= current <= reached[-1] else None
+def contiguous_changes(changes: Sequence[ListChange], after: int, current: int) -> Sequence[ListChange] | None:
+    """Return the changes if they lead from generation `after` to `current` or beyond; None if changes are missing."""
+    generation = after
+    for change in changes:
+        if change.before != generation:
+            return None
+        generation = change.after
+    return changes if after <= current <= generation else None
 
 
 def portions(pages: Sequence[Page], pages_max: int, bytes_max: int) -> Iterator[Sequence[Page]]:
@@ -350,27 +374,36 @@ def portions(pages: Sequence[Page], pages_max: int, bytes_max: int) -> Iterator[
     The last page of a portion may exceed `bytes_max`.
     """
     start = size = 0
-    for at, page in enumerate(pages):
-        if at > start and (size >= bytes_max or at - start >= pages_max):
-            yield pages[start:at]
-            start, size = at, 0
+    for end, page in enumerate(pages):
+        is_full = size >= bytes_max or end - start >= pages_max
+        if end > start and is_full:
+            yield pages[start:end]
+            start, size = end, 0
         size += len(page.keys) + len(page.extra)
     if start < len(pages):
         yield pages[start:]
 
 
 SMALL_BYTES = 1 << 20
-"""Bytes up to which a write may use the reserve: the history, an operator's entries, a rollback."""
+"""Size in bytes up to which a write may use the reserve, such as one of the history, of an operator's entries, or a rollback."""
 _MB = 1 << 20
 
 
 def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, reserve: int) -> None:
     """Raise StoreError (`cause`) if a write needs more than the free bytes minus the reserve.
 
-    The message has the sizes and `advice`.
+    Args:
+        cause: cause of the error.
+        where: store, for the message.
+        advice: remedy, for the message.
+        needs: size of the write in bytes.
+        free: free bytes.
+        reserve: bytes that must stay free, unless the write is small (SMALL_BYTES).
     """
-    if needs > SMALL_BYTES and needs > free - reserve:
-        free_text = f"{free // _MB:,} MB are free, of which {reserve // _MB:,} MB are kept for the history, removals and rollback"
-        raise StoreError(
-            cause, f"{where}: this needs about {-(-needs // _MB):,} MB, and {free_text}; nothing was changed: {advice}"
-        )
+    if needs <= SMALL_BYTES or needs <= free - reserve:
+        return
+    needs_text = f"{-(-needs // _MB):,} MB"
+    free_text = (
+        f"{free // _MB:,} MB are free, of which {reserve // _MB:,} MB are kept for the history, removals and rollback"
+    )
+    raise StoreError(cause, f"{where}: this needs about {needs_text}, and {free_text}; nothing was changed: {advice}")

@@ -263,7 +263,7 @@ def _stream(store: str, key: str, report: Report) -> deliver.Send:
     async def send(events: Any) -> None:
         adding = [("XADD", key, "MAXLEN", "~", STREAM_EVENTS_MAX, "*", "event", json.dumps(event)) for event in events]
         try:
-            await link.do_all(*adding)
+            await link.execute_all(*adding)
         except StoreError as e:
             raise deliver.Undelivered(str(e)) from None
 

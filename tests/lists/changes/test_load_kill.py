@@ -75,7 +75,7 @@ async def check_history(store):
     serials = [each.serial for each in await store.history(NAME)]
     assert serials == sorted({*serials})
     assert len(serials) == generation
-    await store.settle()
+    await store.append_pending()
     records = [record async for batch in store.records() for record in batch]
     assert len(records) == generation
     assert not list(chain_faults(records, await store.folds(), await store.ledger()))

@@ -406,11 +406,11 @@ async def damage_store(store, chain, records, ledger):
         return
     stream = redis_history.STREAMS[chain]
     if ledger is not None:
-        await store._link.do("HSET", LEDGER, redis_history.FIELDS[chain][0], ledger)
+        await store._link.execute("HSET", LEDGER, redis_history.FIELDS[chain][0], ledger)
     if records is not None:
-        await store._link.do("DEL", stream)
+        await store._link.execute("DEL", stream)
         for record in records:
-            await store._link.do("XADD", stream, f"{record.number}-0", "record", record.text)
+            await store._link.execute("XADD", stream, f"{record.number}-0", "record", record.text)
 
 
 DAMAGED = {"newest record": (change_newest, "forged d"), "ledger": (damage_ledger, "d")}

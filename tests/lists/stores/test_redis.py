@@ -898,11 +898,11 @@ def test_the_form_of_a_state_is_json_for_other_readers(server):
 
 
 def test_a_page_that_is_not_there_is_left_out():
-    assert reading.pages_in([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [
+    assert reading.build_pages([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [
         Page(6, b"kk", b"x"),
         Page(7, b"", b"T"),
     ]
-    assert reading.pages_in([5, 6], [None, b"kk"], plain=True) == [Page(6, b"kk")]
+    assert reading.build_pages([5, 6], [None, b"kk"], plain=True) == [Page(6, b"kk")]
 
 
 class TestReadingTheNames:

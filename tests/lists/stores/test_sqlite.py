@@ -237,7 +237,7 @@ async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path):
     first = SqliteStore(tmp_path / "lists.sqlite")
     stored = await first.replace("a", state(MANY), MANY, seen=0)
     await first.close()
-    late = SqliteStore(first.path, still_s=0.05)
+    late = SqliteStore(first.path, immutable_s=0.05)
     with full_disk():
         assert await late.state("a") == stored
         assert await keys_in(late) == MANY

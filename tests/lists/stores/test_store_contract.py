@@ -566,7 +566,7 @@ async def test_a_write_and_its_event_are_one(store, other):
     await store.reset_serial("stolen", 1, seen=3, event=event(detail="reset"))
     await store.restore("stolen", state(B, generation=9), batches_of(B), seen=4, event=event(detail="heal"))
     assert [each.detail for each in await other.history()] == ["full", "delta", "rollback", "reset", "heal"]
-    await other.settle()
+    await other.append_pending()
     assert len(await records_of(store)) == 5
     assert (await store.outcomes())[0].count == 5
 
@@ -746,7 +746,7 @@ async def test_a_write_and_its_event_in_the_feed_are_one(store, other):
     await store.amend("own", state(A, serial=2), [A[0]], seen=1, event=fed(1))
     with pytest.raises(GenerationConflict):
         await store.amend("own", state(A, serial=2), [A[0]], seen=1, event=fed(2))
-    await other.settle()
+    await other.append_pending()
     assert [(each.chain, each.detail) for each in await other.history("own")] == [
         ("main", "by hand"), ("feed", "fed by register: 1"),
     ]  # fmt: skip

@@ -16,8 +16,8 @@ from eir.lists.stores.write import (
     WriteRequest,
     check_generation,
     contiguous_changes,
-    decide,
-    decide_undo,
+    plan_rollback,
+    plan_write,
     portions,
     rollback_steps,
 )
@@ -65,7 +65,7 @@ ALL, SOME = ListChange(4, 5, None), ListChange(4, 5, (0, 5))
     ],
 )  # fmt: skip
 def test_decide(stored, wanted, after, aside, dropped, change, new_log):
-    found = decide(stored, wanted, "own")
+    found = plan_write(stored, wanted, "own")
     assert found == write.Write(after, wanted.pages, aside, dropped, change, new_log)
 
 
@@ -91,16 +91,16 @@ def test_a_rollback_goes_back_step_by_step(kept, to, after, put, dropped, change
     stored = Stored(A, "in force", kept, OTHER_LOAD)
     steps = rollback_steps("a", stored, to)
     pages = {"last": TOUCHED, "first": OLD_PAGES}
-    found = decide_undo(stored, steps, [pages.get(step.page_set, ()) for step in steps], LOAD)
-    assert found == write.Write(after, put, None, dropped, change, new_log=False, event=LOAD)
+    found = plan_rollback(stored, steps, [pages.get(step.page_set, ()) for step in steps], LOAD)
+    assert found == write.Write(after, put, None, dropped, change, clears_log=False, event=LOAD)
 
 
 def test_what_a_write_leaves_in_the_record():
-    first = decide(None, replace(RELEASE, event=LOAD), "first").after
+    first = plan_write(None, replace(RELEASE, event=LOAD), "first").after
     assert first.made == LOAD
-    second = decide(first, replace(DELTA, event=OTHER_LOAD), "second").after
+    second = plan_write(first, replace(DELTA, event=OTHER_LOAD), "second").after
     assert (second.made, [each.made for each in second.kept]) == (OTHER_LOAD, [LOAD])
-    assert decide(second, replace(RESET, event=event(what="reset-serial")), "none").after.made == OTHER_LOAD
+    assert plan_write(second, replace(RESET, event=event(what="reset-serial")), "none").after.made == OTHER_LOAD
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_the_mark_of_serials_rises(before, written, after):
         for each, (resets, highest) in ((A, before), (B, written))
     ]
     assert (
-        decide(replace(PLAIN, state=states[0]), WriteRequest(state=states[1], whole=True), "own").after.state.mark
+        plan_write(replace(PLAIN, state=states[0]), WriteRequest(state=states[1], whole=True), "own").after.state.mark
         == after
     )
     kept = Stored(states[0], "in force", (Kept(states[1], "before", whole=True),))
-    assert decide_undo(kept, kept.kept, [()], None).after.state.mark == before  # a rollback uses up nothing
+    assert plan_rollback(kept, kept.kept, [()], None).after.state.mark == before  # a rollback uses up nothing
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,11 @@ def test_a_write_is_on_the_generation_that_was_seen(stored, generation):
             check_generation("a", stored, other)
 
 
-def test_a_change_of_many_pages_is_logged_as_one_of_all():
-    found = decide(PLAIN, DELTA, "own", change_pages_max=1)
+def test_a_change_of_many_pages_is_logged_as_one_of_all(monkeypatch):
+    monkeypatch.setattr(write, "CHANGE_PAGES_MAX", 1)
+    found = plan_write(PLAIN, DELTA, "own")
     assert found.change == ALL
-    assert found.put == TOUCHED
+    assert found.pages == TOUCHED
 
 
 @pytest.mark.parametrize(

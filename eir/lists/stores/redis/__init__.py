@@ -2,21 +2,22 @@
 
 All keys of a list share one hash tag, so they are in one slot of a cluster and one transaction can change them:
 
-    eir:{LIST}:state      hash: state (JSON), generation, form (version of the format), set (ID of the set in force), fields (their
-                          number in that set), change (random for each write), past (JSON: the change to which it belongs; the
-                          releases for a rollback, newest first; the event that put the list in force; the event for the history)
+    eir:{LIST}:state      hash: state (JSON); generation; form (version of the format); set (ID of the set in force); fields
+                          (number of fields in that set); change (random ID of the last write); past (JSON: the ID of the write
+                          that stored it, the releases for a rollback from the newest to the oldest, the event that put the list
+                          in force, and the event for the history)
     eir:{LIST}:set:ID     hash: page number → keys, and if a page has `extra`, NUMBER+ → extra
-    eir:{LIST}:kept:ID    hash of the same form: pages before a delta (empty for a page that did not exist)
-    eir:{LIST}:written    mark, with an expiry: a replica that has it also has all earlier writes
+    eir:{LIST}:kept:ID    hash of the same form: pages that a delta replaced (empty for a page that the delta added)
+    eir:{LIST}:written    mark, with an expiry: a replica that has the mark also has all earlier writes
     eir:{LIST}:changes    stream, trimmed: entry GENERATION-0 with before, pages (8 bytes each, little-endian; absent: all)
     eir:lists             set: names of lists
     eir:{history}:…       see eir.lists.stores.redis.history
-    eir:claim:WHAT        holder of an exclusive right, with an expiry
+    eir:claim:WHAT        holder of a lease, with an expiry
 
-A load fills a new set, which expires unless one EXEC puts it in force. The EXEC is conditional on an unchanged state and an
-unchanged set. If the answer of an EXEC is lost, `change` shows whether it was done. The history is in another slot: an event
-is appended there after the EXEC, and until then it is in `past`. The rights of a worker can be limited: it reads with HMGET,
-HSCAN, HLEN, XRANGE, XREAD, SMEMBERS, INFO only.
+A load fills a new set, which expires unless one EXEC puts the set in force. The EXEC fails if the state or the set has changed. If
+the answer of an EXEC is lost, `change` shows whether Redis executed it. The history is in another slot of a cluster, so the event of
+a write is appended to the history after the EXEC. Until then the event is in `past`. A process that only reads needs the right to
+HMGET, HSCAN, HLEN, XRANGE, XREAD, SMEMBERS and INFO.
 """
 
 import asyncio
@@ -34,27 +35,29 @@ from eir.lists.stores.records import decode_change
 from eir.lists.stores.redis import history, reading, writing
 from eir.lists.stores.redis.link import REPLICA_WAIT_MS, RedisClient
 from eir.lists.stores.redis_url import parse_url
-from eir.lists.stores.write import Batches, PageSetStore, Stored, Undo, WriteRequest, contiguous_changes
+from eir.lists.stores.write import Batches, PageSetStore, RollbackRequest, Stored, WriteRequest, contiguous_changes
 
 BATCH_BYTES = 1 << 16
-"""Bytes of a batch: decoding it holds the interpreter's lock for less than 0.5 ms."""
+"""Approximate size of a batch in bytes. To decode a batch holds the interpreter's lock for less than 0.5 ms."""
 BATCHES_AHEAD = 2
-"""Batches that are read ahead: one has arrived and one is on its way while the caller uses another."""
+"""Number of batches that are requested while the caller uses another batch."""
 READ_AGAIN_MAX = 5
+"""Maximum number of reads of pages while the list changes."""
 UNCHANGED_PAUSE_S = 0.1
+"""Pause in seconds after a change stream has the same new entry as before, so that `wait` does not return at once again."""
 
 
 class RedisStore(PageSetStore):
     """Store of lists in Redis, which implements eir.lists.record.store.ListStore and connects at the first call.
 
     Args:
-        url: URL of eir.lists.stores.redis_url.
+        url: URL in the form of eir.lists.stores.redis_url.
         report: receives events that are not errors.
-        check: as in eir.lists.stores.redis_url.
-        replica_wait_ms: time for a replica to receive a write.
+        check: as in eir.lists.stores.redis_url.parse_url.
+        replica_wait_ms: time within which a replica must receive a write.
 
     Raises:
-        StoreError: `url`, for an invalid URL.
+        StoreError: `url`, if the URL is invalid.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class RedisStore(PageSetStore):
     ) -> None:
         self._link = RedisClient(parse_url(url, check=check), report, replica_wait_ms)
         self._last_wait: list[Any] = []
-        """Result of the last wait."""
+        """New entries of the change streams at the end of the last call of `wait`."""
 
     async def _stored(self, name: str) -> reading.ListRow | None:
         return await reading.read_row(self._link, name, past=True)
@@ -77,19 +80,24 @@ class RedisStore(PageSetStore):
         return None if row is None or row.lost else row.state
 
     async def states(self) -> Mapping[str, ListState]:
-        """Return the states of all lists in Redis that can be read."""
-        rows = [await reading.read_row(self._link, name) for name in await self._names()]
-        return {row.name: row.state for row in rows if row is not None and not row.lost}
+        """Return the states of all lists in Redis, except lists whose pages are lost."""
+        states = {}
+        for name in await self._names():
+            row = await reading.read_row(self._link, name)
+            if row is not None and not row.lost:
+                states[name] = row.state
+        return states
 
     async def _names(self) -> list[str]:
-        with self._link.as_written():
-            return sorted(name.decode() for name in await self._link.do("SMEMBERS", writing.LISTS))
+        members = await self._link.execute("SMEMBERS", writing.LISTS)
+        with self._link.decoding():
+            return sorted(name.decode() for name in members)
 
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
         await writing.check_memory(self._link, name, pages, amends=amends)
 
     async def _write(
-        self, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None = None
+        self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
         return await writing.write(self._link, name, seen, request, batches)
 
@@ -102,84 +110,83 @@ class RedisStore(PageSetStore):
         plain = len(numbers) == row.page_set.fields
         if not len(numbers):
             yield row.state, []
-        at, count = 0, 32
+        start, count = 0, 32
         ahead: deque[asyncio.Task[list[Page]]] = deque()
         try:
-            while ahead or at < len(numbers):
-                while len(ahead) < BATCHES_AHEAD and at < len(numbers):
-                    part = numbers[at : at + count].tolist()
-                    ahead.append(
-                        asyncio.create_task(reading.read_pages(self._link, row, row.page_set, part, plain=plain))
-                    )
-                    at += len(part)
+            while ahead or start < len(numbers):
+                while len(ahead) < BATCHES_AHEAD and start < len(numbers):
+                    batch_numbers = numbers[start : start + count].tolist()
+                    read = reading.read_pages(self._link, row, row.page_set, batch_numbers, plain=plain)
+                    ahead.append(asyncio.create_task(read))
+                    start += len(batch_numbers)
                 batch = await ahead[0]
                 ahead.popleft()
-                size = sum(len(page.keys) + len(page.extra) for page in batch) // (len(batch) + 1)
-                count = min(max(BATCH_BYTES // (size + 1), 1), reading.BATCH_PAGES_MAX)
+                batch_bytes = sum(len(page.keys) + len(page.extra) for page in batch)
+                page_bytes = batch_bytes // (len(batch) + 1) + 1
+                count = min(max(BATCH_BYTES // page_bytes, 1), reading.BATCH_PAGES_MAX)
                 yield row.state, batch
         finally:
             await _cancel_all(ahead)
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
         """Return the state and the numbered pages of a list; read again if the list changes meanwhile."""
+        sorted_numbers = sorted(set(numbers))
         for _ in range(READ_AGAIN_MAX):
             row = await reading.read_row(self._link, name)
             if row is None or row.lost:
                 return None, []
             with suppress(StoreChanged):
-                pages = await reading.read_each(self._link, row, row.page_set, sorted(set(numbers)))
+                pages = await reading.read_each(self._link, row, row.page_set, sorted_numbers)
                 return row.state, [page for page in pages if not page.is_empty]
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while its pages were read")
 
     async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
         row = await reading.read_row(self._link, name)
-        entries = await self._link.do("XRANGE", reading.key(name, "changes"), f"({after}-0", "+")
-        with self._link.as_written():
-            changes = [(int(entry.partition(b"-")[0]), step) for entry, step in entries]
-            steps = [
-                decode_change(int(step[b"before"]), generation, step.get(b"pages")) for generation, step in changes
-            ]
-        return contiguous_changes(steps, after, 0 if row is None else row.generation)
+        entries = await self._link.execute("XRANGE", reading.key(name, "changes"), f"({after}-0", "+")
+        changes = []
+        with self._link.decoding():
+            for entry_id, fields in entries:
+                generation = int(entry_id.partition(b"-")[0])
+                changes.append(decode_change(int(fields[b"before"]), generation, fields.get(b"pages")))
+        current = 0 if row is None else row.generation
+        return contiguous_changes(changes, after, current)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Wait for an entry in the lists' change streams (XREAD with BLOCK), or for the timeout.
+        """Wait for a new entry in the change streams of the lists (XREAD with BLOCK), or for the timeout.
 
-        Entries are numbered by generation, so no change is missed.
+        The ID of an entry is a generation, so an entry that was added before the call is also found.
         """
         if not seen:
             await asyncio.sleep(timeout_s)
             return
         # In a cluster a command must stay in one slot, so each list needs a command of its own.
-        groups = [[name] for name in seen] if self._link.clustered else [list(seen)]
-        tasks = [
-            asyncio.create_task(self._next_entry({name: seen[name] for name in names}, timeout_s)) for names in groups
-        ]
+        groups = [{name: generation} for name, generation in seen.items()] if self._link.clustered else [seen]
+        tasks = [asyncio.create_task(self._next_entries(group, timeout_s)) for group in groups]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            results = [task.result() for task in done]
+            entries = [task.result() for task in done]
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
             # The change log of one list is damaged; the others may have changed, so the caller reads all states.
-            results = []
+            entries = []
             await asyncio.sleep(timeout_s)
         finally:
             await _cancel_all(tasks)
-        if any(results) and results == self._last_wait:  # an entry whose state is not written
+        if any(entries) and entries == self._last_wait:  # the state of this entry was not written
             await asyncio.sleep(min(UNCHANGED_PAUSE_S, timeout_s))
-        self._last_wait = results
+        self._last_wait = entries
 
-    async def _next_entry(self, seen: Mapping[str, int], timeout_s: float) -> Any:
-        streams, after = (
-            [reading.key(name, "changes") for name in seen],
-            [f"{generation}-0" for generation in seen.values()],
-        )
-        block = ("XREAD", "COUNT", 1, "BLOCK", max(1, int(timeout_s * 1000)), "STREAMS", *streams, *after)
-        return await self._link.do(*block, key=streams[0])
+    async def _next_entries(self, seen: Mapping[str, int], timeout_s: float) -> Any:
+        streams = [reading.key(name, "changes") for name in seen]
+        last_ids = [f"{generation}-0" for generation in seen.values()]
+        timeout_ms = max(1, int(timeout_s * 1000))
+        command = ("XREAD", "COUNT", 1, "BLOCK", timeout_ms, "STREAMS", *streams, *last_ids)
+        return await self._link.execute(*command, key=streams[0])
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        claim = f"eir:claim:{what}"
-        return await self._link.call(claim, lambda client: _claim(client, claim, who, int(ttl_s * 1000)))
+        key, ttl_ms = f"eir:claim:{what}", int(ttl_s * 1000)
+        return await self._link.run(key, lambda client: _claim(client, key, who, ttl_ms))
 
     async def record(self, event: Event) -> None:
         """Append an event to the history in one EXEC.
@@ -188,31 +195,31 @@ class RedisStore(PageSetStore):
         """
         await history.append(self._link, event)
 
-    async def settle(self) -> None:
-        for row in await self._unsettled():
-            await writing.settle(self._link, row)
+    async def append_pending(self) -> None:
+        for row in await self._pending():
+            await writing.append_pending(self._link, row)
 
-    async def _unsettled(self) -> list[reading.ListRow]:
-        """Return the lists whose last write is not yet in the history."""
+    async def _pending(self) -> list[reading.ListRow]:
+        """Return the lists whose last write has an event that is not yet in the history."""
         names = await self._names()
         rows = [await reading.read_row(self._link, name, past=True) for name in names]
-        done = await history.read_done(self._link, names)
-        return [row for row in rows if row is not None and row.event is not None and row.change != done[row.name]]
+        appended = await history.read_appended(self._link, names)
+        return [row for row in rows if row is not None and row.event is not None and row.change != appended[row.name]]
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """Return events of the history, and last the events of writes that are not yet in the history."""
-        last = [
-            row.event
-            for row in await self._unsettled()
-            if row.event is not None and name in {None, row.event.list} and chain in {None, row.event.chain}
-        ]
-        events = [*await history.read_history(self._link, name, since, limit, chain), *last]
+        """Return events of the history, and then the events of writes that are not yet in the history."""
+        pending = [row.event for row in await self._pending()]
+        events = await history.read_history(self._link, name, since, limit, chain)
+        for event in pending:
+            if event is not None and name in {None, event.list} and chain in {None, event.chain}:
+                events.append(event)
         return events if limit is None else events[-limit:]
 
     async def ledger(self, chain: str = MAIN) -> Ledger:
-        return (await history.read_ledger(self._link, chain)).ledger
+        stored_chain = await history.read_chain(self._link, chain)
+        return stored_chain.ledger
 
     def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
         return history.read_records(self._link, after, chain)
@@ -232,14 +239,14 @@ class RedisStore(PageSetStore):
     ) -> None:
         """Rewrite a chain of the history in one EXEC.
 
-        New records are staged first, unless they are only appended.
+        If records are replaced, the new chain is staged first. Records that are only appended are not staged.
         """
         await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact, chain=chain)
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
         """Delete the oldest records of a chain; `event` is required.
 
-        The command that appends the event also trims the stream, so the user needs no further permission.
+        The command that appends the event also trims the stream, so the Redis user needs no further permission.
         """
         if event is None:
             raise StoreError("error", "an event is required to trim the history in Redis")
@@ -261,15 +268,20 @@ async def _cancel_all(tasks: Sequence[asyncio.Task[object]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _claim(client: Any, claim: str, who: str, milliseconds: int) -> bool:
-    if milliseconds > 0 and await client.execute_command("SET", claim, who, "NX", "PX", milliseconds):
+async def _claim(client: Any, key: str, who: str, ttl_ms: int) -> bool:
+    """Claim, renew or (with `ttl_ms` 0) release a lease; return False if another node has it."""
+    if ttl_ms > 0 and await client.execute_command("SET", key, who, "NX", "PX", ttl_ms):
         return True
     async with client.pipeline(transaction=True) as pipe:
-        await pipe.watch(claim)
-        if await pipe.execute_command("GET", claim) != who.encode():
+        await pipe.watch(key)
+        holder = await pipe.execute_command("GET", key)
+        if holder != who.encode():
             return False
         pipe.multi()
-        pipe.execute_command(*("PEXPIRE", claim, milliseconds) if milliseconds > 0 else ("DEL", claim))
+        if ttl_ms > 0:
+            pipe.execute_command("PEXPIRE", key, ttl_ms)
+        else:
+            pipe.execute_command("DEL", key)
         with suppress(WatchError):
             await pipe.execute()
             return True

@@ -1,18 +1,19 @@
 """History in Redis: its chains as streams, its rejections, and its ledgers, all under one hash tag.
 
-Independent of lists.
+The module does not depend on lists.
 
-eir:{history}:ledger       hash: ledger (JSON, of the main chain and the refusals), stream (name of the stream in force), feed and
-feed_stream (the same for the feed's chain), form (version of the format), done:LIST (`change` of a list's last write in the history)
-eir:{history}:records      stream, or eir:{history}:records:ID after a rewrite: entry NUMBER-0 with record
-eir:{history}:feed         stream of the feed's chain, or eir:{history}:feed:ID
-eir:{history}:refusals     hash: key → text, see eir.lists.record.history
-eir:{history}:outcomes     hash: [list, outcome] → count and last time
+    eir:{history}:ledger       hash: ledger (JSON, of the main chain and the refusals); stream (name of its stream in force); feed
+                               and feed_stream (the same for the feed's chain); form (version of the format); done:LIST (ID of
+                               the last write of the list whose event is in the history)
+    eir:{history}:records      stream, or eir:{history}:records:ID after a rewrite: entry NUMBER-0 with record
+    eir:{history}:feed         stream of the feed's chain, or eir:{history}:feed:ID
+    eir:{history}:refusals     hash: key → text, see eir.lists.record.history
+    eir:{history}:outcomes     hash: count:[list, outcome] → count, last:[list, outcome] → time of the last outcome
 """
 
 import json
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -45,19 +46,22 @@ from eir.lists.stores.redis.link import RedisClient
 LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
 FED, OUTCOMES = "eir:{history}:feed", "eir:{history}:outcomes"
 FIELDS = {MAIN: ("ledger", "stream"), FEED: ("feed", "feed_stream")}
-"""Fields of the hash for each chain's ledger and the name of its stream."""
+"""Chain → fields of LEDGER with its ledger and with the name of its stream."""
 STREAMS = {MAIN: RECORDS, FEED: FED}
-"""Name of each chain's stream, unless its field names another one."""
+"""Chain → name of its stream before the first rewrite."""
 BATCH = 500
-"""Records that are read, written or deleted together."""
+"""Maximum number of records that are read, written or deleted together."""
 STAGING_S = 600
-WRITTEN = "the history was written meanwhile"
+"""Seconds after the last record after which a staged stream expires."""
+CONFLICT = "the history was written meanwhile"
 TRIES_MAX = 50
 """Maximum number of attempts of a write that conflicts with other writers."""
-About = tuple[str, bytes]
-"""List, and its `change` to which an event belongs."""
-Do = Callable[..., Awaitable[Any]]
-"""Function that executes a command: of the client, or of a transaction's connection."""
+ListWrite = tuple[str, bytes]
+"""List and ID (`change`) of the write to which an event belongs."""
+Command = tuple[object, ...]
+"""Words of a Redis command."""
+Execute = Callable[..., Awaitable[Any]]
+"""Function that executes a command, either of the client or of a transaction's connection."""
 
 
 class StoredChain(NamedTuple):
@@ -67,21 +71,25 @@ class StoredChain(NamedTuple):
     stream: str
 
 
-Chain = Callable[[str], Awaitable[StoredChain]]
-"""Function that returns one of the chains as they were read."""
+ReadChain = Callable[[str], Awaitable[StoredChain]]
+"""Function that returns a chain as it was at the begin of the transaction."""
+Queue = Callable[[Any, ReadChain, bytes | None], Awaitable[None]]
+"""Function that reads, and then queues and executes the commands of a transaction.
+
+Arguments: connection, function for the chains, and the ID of the last write in the field of the list.
+"""
 
 
-async def read_ledger(link: RedisClient, chain: str = MAIN) -> StoredChain:
+async def read_chain(link: RedisClient, chain: str = MAIN) -> StoredChain:
     """Return the ledger and the stream name of a chain."""
-    return await _recover_ledger(
-        link, link.do, chain, _decode_chain(link, chain, await link.do("HMGET", LEDGER, *FIELDS[chain]))
-    )
+    values = await link.execute("HMGET", LEDGER, *FIELDS[chain])
+    return await _recover_ledger(link, link.execute, chain, _decode_chain(link, chain, values))
 
 
 async def newer(link: RedisClient) -> str | None:
     """Return the reason why the history must not be changed because its format is newer, or None."""
     try:
-        (form,) = await link.do("HMGET", LEDGER, "form")
+        (form,) = await link.execute("HMGET", LEDGER, "form")
     except StoreError as error:
         if error.cause != "corrupt":
             raise
@@ -89,76 +97,101 @@ async def newer(link: RedisClient) -> str | None:
     return newer_form(f"Redis ({link.where})", form)
 
 
-async def append(link: RedisClient, event: Event | None, about: About | None = None) -> None:
-    """Append an event to the history, only once for each change of a list (`about`).
+async def append(link: RedisClient, event: Event | None, list_write: ListWrite | None = None) -> None:
+    """Append an event to the history, only once for each write of a list.
 
-    If the answer is lost, an event without a change may be appended twice.
+    If the answer is lost, an event without `list_write` may be appended twice.
     """
     if event is None:
         return
-    done_field = f"done:{about[0]}" if about else "done:"
+    name, change = ("", None) if list_write is None else list_write
+    done_field = f"done:{name}"
 
-    async def write(pipe: Any, chain: Chain, was_done: bytes | None) -> None:
-        ledger, stream = await chain(event.chain)
+    async def queue(pipe: Any, read: ReadChain, done: bytes | None) -> None:
+        stored_chain = await read(event.chain)
         # A key of another type fails here; in EXEC the ledger would count a record that does not exist.
-        await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", 1)
-        if about is not None and was_done is None and await _is_stored(link, pipe, stream, event):
+        await pipe.execute_command("XREVRANGE", stored_chain.stream, "+", "-", "COUNT", 1)
+        if change is not None and done is None and await _is_stored(link, pipe, stored_chain.stream, event):
             pipe.multi()
-            pipe.execute_command("HSET", LEDGER, done_field, about[1])
+            pipe.execute_command("HSET", LEDGER, done_field, change)
             await pipe.execute()
             return
-        commands: list[tuple[object, ...]] = []
-        if is_refusal(event):
-            key = fold_key(event)
-            (before,) = await pipe.execute_command("HMGET", REFUSALS, key)
-            fold, ledger = fold_refusal(ledger, event, None if before is None else before.decode())
-            commands.append(("HSET", REFUSALS, *fold))
-            if before is None and await pipe.execute_command("HLEN", REFUSALS) >= FOLDS_MAX:
-                gone = excess_folds([*_folds(await pipe.execute_command("HGETALL", REFUSALS)), fold])
-                commands.append(("HDEL", REFUSALS, *(fold.key for fold in gone)))
-                ledger = with_folds(ledger, gone, -1)
-        elif event.chain == FEED:
-            records, ledger = append_events(ledger, [event], (await chain(MAIN)).ledger.number)
-            commands += [_add_command(stream, record) for record in records]
-        else:
-            events = [event]
-            if event.what == ANCHOR:
-                anchor, feed = complete_anchor(event, (await chain(FEED)).ledger)
-                commands.append(("HSET", LEDGER, FIELDS[FEED][0], encode(feed)))
-                events = [] if anchor is None else [anchor]
-            records, ledger = append_events(ledger, events)
-            commands += [_add_command(stream, record) for record in records]
-        outcome = json.dumps([event.list, event.outcome])
-        pipe.multi()
-        for command in (
-            *commands, ("HSET", LEDGER, FIELDS[event.chain][0], encode(ledger), "form", FORM, *((done_field, about[1]) if about else ())),
-            *((("HINCRBY", OUTCOMES, f"count:{outcome}", 1), ("HSET", OUTCOMES, f"last:{outcome}", event.time)) if is_counted(event) else ()),
-        ):  # fmt: skip
-            pipe.execute_command(*command)
-        await pipe.execute()
+        commands, ledger = await _append_commands(pipe, read, event, stored_chain)
+        fields: list[object] = [FIELDS[event.chain][0], encode(ledger), "form", FORM]
+        if change is not None:
+            fields += [done_field, change]
+        commands.append(("HSET", LEDGER, *fields))
+        if is_counted(event):
+            outcome = json.dumps([event.list, event.outcome])
+            commands.append(("HINCRBY", OUTCOMES, f"count:{outcome}", 1))
+            commands.append(("HSET", OUTCOMES, f"last:{outcome}", event.time))
+        await _execute(pipe, commands)
 
-    await _transact(link, write, done_field, about and about[1])
+    await _transact(link, queue, done_field, change)
+
+
+async def _append_commands(
+    pipe: Any, read: ReadChain, event: Event, stored_chain: StoredChain
+) -> tuple[list[Command], Ledger]:
+    """Return the commands that append an event to its chain or add it to its fold, and the new ledger of the chain."""
+    ledger, stream = stored_chain
+    if is_refusal(event):
+        return await _fold_commands(pipe, event, ledger)
+    if event.chain == FEED:
+        main = await read(MAIN)
+        records, ledger = append_events(ledger, [event], main.ledger.number)
+        return [_add_command(stream, record) for record in records], ledger
+    commands: list[Command] = []
+    new_event: Event | None = event
+    if event.what == ANCHOR:
+        feed_chain = await read(FEED)
+        new_event, feed = complete_anchor(event, feed_chain.ledger)
+        commands.append(("HSET", LEDGER, FIELDS[FEED][0], encode(feed)))
+    if new_event is not None:
+        records, ledger = append_events(ledger, [new_event])
+        commands += [_add_command(stream, record) for record in records]
+    return commands, ledger
+
+
+async def _fold_commands(pipe: Any, event: Event, ledger: Ledger) -> tuple[list[Command], Ledger]:
+    (before,) = await pipe.execute_command("HMGET", REFUSALS, fold_key(event))
+    fold, ledger = fold_refusal(ledger, event, None if before is None else before.decode())
+    commands: list[Command] = [("HSET", REFUSALS, *fold)]
+    if before is None and await pipe.execute_command("HLEN", REFUSALS) >= FOLDS_MAX:
+        folds = await _read_folds(pipe.execute_command)
+        excess = excess_folds([*folds, fold])
+        commands.append(("HDEL", REFUSALS, *(fold.key for fold in excess)))
+        ledger = with_folds(ledger, excess, -1)
+    return commands, ledger
+
+
+async def _execute(pipe: Any, commands: Iterable[Command]) -> None:
+    """Execute commands in one EXEC."""
+    pipe.multi()
+    for command in commands:
+        pipe.execute_command(*command)
+    await pipe.execute()
 
 
 async def _is_stored(link: RedisClient, pipe: Any, stream: str, event: Event) -> bool:
-    """Return True if the event of a list's change is among the newest records of a stream.
+    """Return True if the event is among the newest records of a stream.
 
-    This is needed because a lost ledger does not show that the event was appended.
+    If Redis has lost the ledger, this is the only sign that the event of a list's write was appended.
     """
-    newest = _records(link, await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", BATCH))
-    return event in readable_events(newest)
+    entries = await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", BATCH)
+    return event in readable_events(_decode_records(link, entries))
 
 
-async def _recover_ledger(link: RedisClient, do: Do, chain: str, stored_chain: StoredChain) -> StoredChain:
-    """Return a chain with its ledger rebuilt from the stream if Redis has lost the ledger.
+async def _recover_ledger(link: RedisClient, execute: Execute, chain: str, stored_chain: StoredChain) -> StoredChain:
+    """Return a chain; if Redis has lost its ledger, rebuild the ledger from the stream.
 
     The chain then continues after its newest record.
     """
     if stored_chain.ledger.number:
         return stored_chain
     first, last, size = None, None, 0
-    async for batch in _batches(link, do, stored_chain.stream, 0):
-        first, last, size = first or batch[0], batch[-1], size + _size(batch)
+    async for batch in _read_batches(link, execute, stored_chain.stream, 0):
+        first, last, size = first or batch[0], batch[-1], size + _text_size(batch)
     if last is None:
         return stored_chain
     link.report(
@@ -166,46 +199,53 @@ async def _recover_ledger(link: RedisClient, do: Do, chain: str, stored_chain: S
         level="warning",
         detail=f"Redis has evicted the ledger of the history; its {chain} chain continues after record {last.number}",
     )
-    folds = _folds(await do("HGETALL", REFUSALS)) if chain == MAIN else ()
-    return stored_chain._replace(ledger=rewritten_ledger(with_folds(Ledger(), folds), first, last, size))
+    folds = await _read_folds(execute) if chain == MAIN else ()
+    ledger = with_folds(Ledger(), folds)
+    return stored_chain._replace(ledger=rewritten_ledger(ledger, first, last, size))
 
 
 async def read_records(link: RedisClient, after: int = 0, chain: str = MAIN) -> AsyncIterator[list[Record]]:
     """Yield the records of a chain after number `after` in batches, without verifying them."""
-    async for batch in _batches(link, link.do, await _stream_of(link, chain), after):
+    stream = await _read_stream(link, chain)
+    async for batch in _read_batches(link, link.execute, stream, after):
         yield batch
 
 
-async def _stream_of(link: RedisClient, chain: str) -> str:
-    """Return the name of the stream with the records of a chain, which can be read without the chain's ledger."""
+async def _read_stream(link: RedisClient, chain: str) -> str:
+    """Return the name of the stream with the records of a chain, also if the chain's ledger is damaged."""
     try:
-        (stream,) = await link.do("HMGET", LEDGER, FIELDS[chain][1])
+        (stream,) = await link.execute("HMGET", LEDGER, FIELDS[chain][1])
     except StoreError as error:
         if error.cause != "corrupt":
             raise
         return STREAMS[chain]  # the key of the ledger has another type
-    with link.as_written():
+    with link.decoding():
         return STREAMS[chain] if stream is None else str(stream.decode())
 
 
-async def _batches(link: RedisClient, do: Do, stream: str, after: int) -> AsyncIterator[list[Record]]:
-    """Yield the records of a stream after number `after` in batches; `do` executes the commands."""
+async def _read_batches(link: RedisClient, execute: Execute, stream: str, after: int) -> AsyncIterator[list[Record]]:
+    """Yield the records of a stream after number `after` in batches."""
     count = 1  # most callers need only one
-    while batch := _records(link, await do("XRANGE", stream, f"({after}-0" if after else "-", "+", "COUNT", count)):
+    while True:
+        start = f"({after}-0" if after else "-"
+        entries = await execute("XRANGE", stream, start, "+", "COUNT", count)
+        batch = _decode_records(link, entries)
+        if not batch:
+            return
         yield batch
         after, count = batch[-1].number, BATCH
 
 
 async def read_folds(link: RedisClient) -> list[Fold]:
     """Return all folds, in which rejections are counted."""
-    with link.as_written():
-        return _folds(await link.do("HGETALL", REFUSALS))
+    with link.decoding():
+        return await _read_folds(link.execute)
 
 
 async def read_history(
     link: RedisClient, name: str | None, since: str | None, limit: int | None, chain: str | None
 ) -> list[Event]:
-    """Return events of the history. Each chain is read backwards from its end, only as far as needed."""
+    """Return events of the history as ListStore.history; read each chain backwards, only as far as needed."""
     records: list[Record] = []
     folds: list[Fold] = []
     fed: list[Record] = []
@@ -213,7 +253,7 @@ async def read_history(
         records = await _newest_of(link, MAIN, name, since=since, limit=limit)
         folds = await read_folds(link)
     if chain != MAIN:
-        # If `limit` records were found, rows older than the oldest of them are not needed.
+        # If MAIN has `limit` matching records, rows of FEED that are older than the oldest of them are not needed.
         oldest = records[-1].number if limit is not None and len(records) >= limit else 0
         fed = await _newest_of(link, FEED, name, since=since, limit=limit, after=oldest)
     events = events_of(records, folds, name, since, fed=fed)
@@ -225,26 +265,35 @@ async def _newest_of(
 ) -> list[Record]:
     """Return the newest `limit` records of a chain that match, newest first.
 
-    Records of FEED that are placed before record `after` of MAIN are not needed.
+    Args:
+        link: client of Redis.
+        chain: chain.
+        name: only records of this list.
+        since: only records from this time on.
+        limit: number of records after which reading stops; None for all.
+        after: number of a record of MAIN before which records of FEED are not needed.
     """
-    _, stream = await read_ledger(link, chain)
+    stored_chain = await read_chain(link, chain)
     records: list[Record] = []
-    end = "+"
+    start = "+"
+    count = min(BATCH, limit or BATCH)
     while limit is None or len(records) < limit:
-        batch = _records(link, await link.do("XREVRANGE", stream, end, "-", "COUNT", min(BATCH, limit or BATCH)))
+        entries = await link.execute("XREVRANGE", stored_chain.stream, start, "-", "COUNT", count)
+        batch = _decode_records(link, entries)
         if not batch:
             break
-        events = [(record, read_record(record, chain)) for record in batch]
-        records += [
-            record
-            for record, event in events
-            if (name is None or event.list == name) and (since is None or event.time >= since)
-        ]
-        end = f"({batch[-1].number}-0"
-        if since is not None and all(event.time < since for _, event in events):  # all further records are older
+        has_recent = False
+        for record in batch:
+            event = read_record(record, chain)
+            if since is not None and event.time < since:
+                continue
+            has_recent = True
+            if name is None or event.list == name:
+                records.append(record)
+        oldest = batch[-1]
+        if not has_recent or (after and place_of(oldest) < after):  # all further records are older
             break
-        if after and place_of(batch[-1]) < after:
-            break
+        start = f"({oldest.number}-0"
     return records
 
 
@@ -260,45 +309,44 @@ async def rewrite(
 ) -> None:
     """Replace the records of a chain after number `after`.
 
-    If the chain has no such records, the new ones are appended. Otherwise a new stream is filled and put in force.
+    If the chain ends with that record, the new records are appended to its stream. Otherwise they are written to a new
+    stream, with copies of the records up to `after`, and the new stream is put in force.
     """
     if seen is None:
         await _replace_damaged(link, batches, given, chain)
         return
-    now, stream = await read_ledger(link, chain)
-    if now != seen:
-        raise GenerationConflict(WRITTEN)
-    commands: list[tuple[object, ...]]
-    if after == now.number > 0:
+    present, stream = await read_chain(link, chain)
+    if present != seen:
+        raise GenerationConflict(CONFLICT)
+    commands: list[Command]
+    if after == present.number > 0:
         records = [record async for batch in batches for record in batch]
         commands = [_add_command(stream, record) for record in records]
-        last = records[-1] if records else await _newest(link, stream)
-        ledger = rewritten_ledger(now, None, last, now.bytes + _size(records))
+        last = records[-1] if records else await _read_newest(link, stream)
+        ledger = rewritten_ledger(present, None, last, present.bytes + _text_size(records))
     else:
-        new = f"{STREAMS[chain]}:{secrets.token_hex(8)}"
-        commands = [("PERSIST", new), ("UNLINK", stream)]
-        ledger, stream = (
-            await _stage_stream(link, new, now, _splice(read_records(link, chain=chain), after, batches)),
-            new,
-        )
+        new_stream = f"{STREAMS[chain]}:{secrets.token_hex(8)}"
+        commands = [("PERSIST", new_stream), ("UNLINK", stream)]
+        new_batches = _splice(read_records(link, chain=chain), after, batches)
+        ledger = await _stage_stream(link, new_stream, present, new_batches)
+        stream = new_stream
+    ledger_field, stream_field = FIELDS[chain]
 
-    async def write(pipe: Any, read_chain: Chain, _done: bytes | None) -> None:
-        if (await read_chain(chain)).ledger != seen:
-            raise GenerationConflict(WRITTEN)
-        gone: Sequence[Fold] = ()
-        come: Sequence[Fold] = ()
+    async def queue(pipe: Any, read: ReadChain, _done: bytes | None) -> None:
+        stored_chain = await read(chain)
+        if stored_chain.ledger != seen:
+            raise GenerationConflict(CONFLICT)
+        new_ledger, fold_commands = ledger, list[Command]()
         if chain == MAIN:
-            gone, come = exchange_folds(_folds(await pipe.execute_command("HGETALL", REFUSALS)), given, exact=exact)
-        becomes = with_folds(with_folds(ledger, gone, -1), come)
-        pipe.multi()
-        for command in (
-            *commands, *(("HDEL", REFUSALS, fold.key) for fold in gone), *(("HSET", REFUSALS, *fold) for fold in come),
-            ("HSET", LEDGER, FIELDS[chain][0], encode(becomes), FIELDS[chain][1], stream, "form", FORM),
-        ):  # fmt: skip
-            pipe.execute_command(*command)
-        await pipe.execute()
+            stored_folds = await _read_folds(pipe.execute_command)
+            removed, added = exchange_folds(stored_folds, given, exact=exact)
+            fold_commands += [("HDEL", REFUSALS, fold.key) for fold in removed]
+            fold_commands += [("HSET", REFUSALS, *fold) for fold in added]
+            new_ledger = with_folds(with_folds(ledger, removed, -1), added)
+        fields = (ledger_field, encode(new_ledger), stream_field, stream, "form", FORM)
+        await _execute(pipe, [*commands, *fold_commands, ("HSET", LEDGER, *fields)])
 
-    await _transact(link, write, "done:")
+    await _transact(link, queue, "done:")
 
 
 async def _replace_damaged(
@@ -306,21 +354,26 @@ async def _replace_damaged(
 ) -> None:
     """Replace a damaged chain of the history by these records and folds, in one EXEC.
 
-    For MAIN the whole hash is deleted, because it may be a key of a wrong type; the fields of FEED are written again.
+    For MAIN the whole hash LEDGER is deleted, because its key may have a wrong type. The fields of FEED are written
+    again.
     """
-    damaged = await _stream_of(link, chain)
-    new = f"{STREAMS[chain]}:{secrets.token_hex(8)}"
-    ledger = with_folds(await _stage_stream(link, new, Ledger(), batches), given)
-    fields: list[object] = [FIELDS[chain][0], encode(ledger), FIELDS[chain][1], new, "form", FORM]
-    gone = [damaged]
+    damaged_stream = await _read_stream(link, chain)
+    new_stream = f"{STREAMS[chain]}:{secrets.token_hex(8)}"
+    ledger = await _stage_stream(link, new_stream, Ledger(), batches)
+    ledger_field, stream_field = FIELDS[chain]
+    fields: list[object] = [ledger_field, encode(with_folds(ledger, given)), stream_field, new_stream, "form", FORM]
+    damaged_keys = [damaged_stream]
     if chain == MAIN:
-        gone = [LEDGER, damaged, RECORDS, REFUSALS, OUTCOMES]
-        values: list[bytes | None] = [None, None]
+        damaged_keys = [LEDGER, damaged_stream, RECORDS, REFUSALS, OUTCOMES]
+        values: list[bytes | None] = []
         with suppress(StoreError):
-            values = await link.do("HMGET", LEDGER, *FIELDS[FEED])
-        fields += [part for field in zip(FIELDS[FEED], values, strict=True) if field[1] is not None for part in field]
-    folds = [("HSET", REFUSALS, *fold) for fold in given]
-    await link.do_all(("UNLINK", *gone), ("PERSIST", new), *folds, ("HSET", LEDGER, *fields), transaction=True)
+            values = await link.execute("HMGET", LEDGER, *FIELDS[FEED])
+        for name, value in zip(FIELDS[FEED], values, strict=False):
+            if value is not None:
+                fields += [name, value]
+    commands: list[Command] = [("UNLINK", *damaged_keys), ("PERSIST", new_stream)]
+    commands += [("HSET", REFUSALS, *fold) for fold in given]
+    await link.execute_all(*commands, ("HSET", LEDGER, *fields), transaction=True)
 
 
 async def _splice(
@@ -335,23 +388,24 @@ async def _splice(
 
 
 async def _stage_stream(
-    link: RedisClient, stream: str, now: Ledger, batches: AsyncIterable[Sequence[Record]]
+    link: RedisClient, stream: str, present: Ledger, batches: AsyncIterable[Sequence[Record]]
 ) -> Ledger:
     """Write records to a new stream that expires, and return the ledger for this stream."""
     first, last, size = None, None, 0
     async for batch in batches:
-        for at in range(0, len(batch), BATCH):
-            records = batch[at : at + BATCH]
-            await link.do_all(*(_add_command(stream, record) for record in records), ("EXPIRE", stream, STAGING_S))
-            first, last, size = first or records[0], records[-1], size + _size(records)
-    return rewritten_ledger(now, first, last, size)
+        for start in range(0, len(batch), BATCH):
+            records = batch[start : start + BATCH]
+            commands = [_add_command(stream, record) for record in records]
+            await link.execute_all(*commands, ("EXPIRE", stream, STAGING_S))
+            first, last, size = first or records[0], records[-1], size + _text_size(records)
+    return rewritten_ledger(present, first, last, size)
 
 
-def _add_command(stream: str, record: Record) -> tuple[object, ...]:
+def _add_command(stream: str, record: Record) -> Command:
     return "XADD", stream, f"{record.number}-0", "record", record.text
 
 
-def _size(records: Sequence[Record]) -> int:
+def _text_size(records: Sequence[Record]) -> int:
     return sum(len(record.text) for record in records)
 
 
@@ -359,104 +413,112 @@ async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Even
     """Delete records that are too old or exceed `bytes_max`, in portions; return the number of deleted records."""
     count, portion = 0, BATCH
 
-    async def write(pipe: Any, read_chain: Chain, _done: bytes | None) -> None:
+    async def queue(pipe: Any, read: ReadChain, _done: bytes | None) -> None:
         nonlocal portion
-        ledger, stream = await read_chain(chain)
-        oldest = _records(link, await pipe.execute_command("XRANGE", stream, "-", "+", "COUNT", BATCH))
-        gone = overdue_records(oldest, ledger, until, bytes_max)
-        portion = len(gone)
-        if not gone:
+        ledger, stream = await read(chain)
+        entries = await pipe.execute_command("XRANGE", stream, "-", "+", "COUNT", BATCH)
+        overdue = overdue_records(_decode_records(link, entries), ledger, until, bytes_max)
+        portion = len(overdue)
+        if not overdue:
             return
-        after = (await read_chain(MAIN)).ledger.number if chain == FEED else None
-        (record, *_), ledger = trim_records(ledger, gone, event, after)
-        pipe.multi()
-        pipe.execute_command("XADD", stream, "MINID", f"{ledger.first}-0", f"{record.number}-0", "record", record.text)
-        pipe.execute_command("HSET", LEDGER, FIELDS[chain][0], encode(ledger), "form", FORM)
-        await pipe.execute()
+        after = None
+        if chain == FEED:
+            main = await read(MAIN)
+            after = main.ledger.number
+        (record, *_), ledger = trim_records(ledger, overdue, event, after)
+        oldest_id, new_id = f"{ledger.first}-0", f"{record.number}-0"
+        add = ("XADD", stream, "MINID", oldest_id, new_id, "record", record.text)
+        await _execute(pipe, [add, ("HSET", LEDGER, FIELDS[chain][0], encode(ledger), "form", FORM)])
 
     while portion == BATCH:
-        await _transact(link, write, "done:")
+        await _transact(link, queue, "done:")
         count += portion
     return count
 
 
-async def read_done(link: RedisClient, names: Sequence[str]) -> dict[str, bytes | None]:
-    """Return for each list the ID (`change`) of its last write that is in the history."""
-    changes = await link.do("HMGET", LEDGER, *(f"done:{name}" for name in names)) if names else []
+async def read_appended(link: RedisClient, names: Sequence[str]) -> dict[str, bytes | None]:
+    """Return for each list the ID (`change`) of its last write whose event is in the history."""
+    if not names:
+        return {}
+    fields = [f"done:{name}" for name in names]
+    changes = await link.execute("HMGET", LEDGER, *fields)
     return dict(zip(names, changes, strict=True))
 
 
 async def read_outcomes(link: RedisClient) -> list[OutcomeCount]:
     """Return the number of outcomes of each kind for each list, and the time of the last one."""
-    values: dict[bytes, bytes] = await link.do("HGETALL", OUTCOMES)
-    counted = [field.removeprefix(b"count:") for field in sorted(values) if field.startswith(b"count:")]
-    with link.as_written():
-        return [
-            OutcomeCount(name, outcome, int(values[b"count:" + about]), values.get(b"last:" + about, b"").decode())
-            for about in counted for name, outcome in [json.loads(about)]
-        ]  # fmt: skip
+    values: dict[bytes, bytes] = await link.execute("HGETALL", OUTCOMES)
+    outcomes = []
+    with link.decoding():
+        for field in sorted(values):
+            prefix, _, key = field.partition(b":")
+            if prefix == b"count":
+                name, outcome = json.loads(key)
+                last = values.get(b"last:" + key, b"")
+                outcomes.append(OutcomeCount(name, outcome, int(values[field]), last.decode()))
+    return outcomes
 
 
-async def _transact(
-    link: RedisClient,
-    write: Callable[[Any, Chain, bytes | None], Awaitable[None]],
-    done: str,
-    change: bytes | None = None,
-) -> None:
-    """Run `write` in a transaction that fails if the ledgers change meanwhile; repeat it after such a conflict.
+async def _transact(link: RedisClient, queue: Queue, done_field: str, change: bytes | None = None) -> None:
+    """Run `queue` in a transaction that fails if the ledgers change meanwhile; repeat it after such a conflict.
 
-    If `change` is already in the field `done`, nothing is written.
+    If `change` is already in `done_field`, nothing is written.
     """
+    fields = [field for chain in CHAINS for field in FIELDS[chain]]
 
     async def attempt(client: Any) -> bool:
         async with client.pipeline(transaction=True) as pipe:
             await pipe.watch(LEDGER, REFUSALS)
-            fields = [field for chain in CHAINS for field in FIELDS[chain]]
-            *values, was_done, form = await pipe.execute_command("HMGET", LEDGER, *fields, done, "form")
-            if form is not None:  # the first record is written into no form
+            *values, done, form = await pipe.execute_command("HMGET", LEDGER, *fields, done_field, "form")
+            if form is not None:  # a history without a record has no format version
                 check_form(f"Redis ({link.where})", form)
-            if change is not None and was_done == change:
+            if change is not None and done == change:
                 return True
             if values[0] is not None:
                 log_upgrade(link.report, f"the history in Redis ({link.where})", form)
-            fields_read = dict(zip(fields, values, strict=True))
+            values_by_field = dict(zip(fields, values, strict=True))
 
-            async def read_chain(chain: str) -> StoredChain:
-                as_read = _decode_chain(link, chain, [fields_read[field] for field in FIELDS[chain]])
-                return await _recover_ledger(link, pipe.execute_command, chain, as_read)
+            async def read(chain: str) -> StoredChain:
+                stored_chain = _decode_chain(link, chain, [values_by_field[field] for field in FIELDS[chain]])
+                return await _recover_ledger(link, pipe.execute_command, chain, stored_chain)
 
             try:
-                await write(pipe, read_chain, was_done)
+                await queue(pipe, read, done)
             except fault.WatchError:
                 return False
             return True
 
     for _ in range(TRIES_MAX):
-        if await link.call(LEDGER, attempt):
+        if await link.run(LEDGER, attempt):
             return
     raise StoreError("busy", f"the history changed {TRIES_MAX} times during the write; try again")
 
 
-async def _newest(link: RedisClient, stream: str) -> Record | None:
-    return next(iter(_records(link, await link.do("XREVRANGE", stream, "+", "-", "COUNT", 1))), None)
+async def _read_newest(link: RedisClient, stream: str) -> Record | None:
+    entries = await link.execute("XREVRANGE", stream, "+", "-", "COUNT", 1)
+    records = _decode_records(link, entries)
+    return records[0] if records else None
 
 
 def _decode_chain(link: RedisClient, chain: str, values: Sequence[bytes | None]) -> StoredChain:
-    ledger, stream = values
-    with link.as_written():
-        return StoredChain(
-            Ledger() if ledger is None else decode_ledger(ledger), STREAMS[chain] if stream is None else stream.decode()
-        )
+    ledger_value, stream_value = values
+    with link.decoding():
+        ledger = Ledger() if ledger_value is None else decode_ledger(ledger_value)
+        stream = STREAMS[chain] if stream_value is None else stream_value.decode()
+    return StoredChain(ledger, stream)
 
 
-def _records(link: RedisClient, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Record]:
-    """Decode entries of a stream to records; an entry that eir did not write becomes a record with a fault."""
-    with link.as_written():
-        return [
-            Record(int(entry.partition(b"-")[0]), fields.get(b"record", b"").decode(errors="replace"))
-            for entry, fields in entries
-        ]
+def _decode_records(link: RedisClient, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Record]:
+    """Decode entries of a stream; an entry that another program wrote becomes a record with a fault."""
+    records = []
+    with link.decoding():
+        for entry_id, fields in entries:
+            number = int(entry_id.partition(b"-")[0])
+            text = fields.get(b"record", b"").decode(errors="replace")
+            records.append(Record(number, text))
+    return records
 
 
-def _folds(fields: dict[bytes, bytes]) -> list[Fold]:
+async def _read_folds(execute: Execute) -> list[Fold]:
+    fields = await execute("HGETALL", REFUSALS)
     return [Fold(key.decode(), text.decode()) for key, text in fields.items()]

@@ -6,10 +6,11 @@ The keys are listed in eir.lists.stores.redis.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.pages.pages import NUMBER_BITS, Page
@@ -23,34 +24,38 @@ BATCH_PAGES_MAX = 500
 SCAN_COUNT = 1_000
 """Number of field names that one HSCAN requests."""
 
+Numbers = npt.NDArray[np.int64]
+
 
 def key(name: str, *what: str) -> str:
-    """Return the name of a list's key in Redis."""
+    """Return the name of a list's key in Redis, such as `eir:{stolen}:state`."""
     return ":".join((f"eir:{{{name}}}", *what))
 
 
 class PageSet(NamedTuple):
-    """Redis hash with pages of a list, and the number of fields that it has when it is complete."""
+    """Redis hash with pages of a list."""
 
     key: str
     fields: int
+    """Number of fields of the complete hash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRow(Stored[PageSet]):
-    """Content of a list's state hash in Redis. Each write sets a new random ID, `change`."""
+    """Content of a list's state hash in Redis."""
 
     name: str
     change: bytes
+    """Random ID of the last write."""
     form: bytes | None = None
     """Version of the format, as in eir.lists.stores.records."""
     event: Event | None = None
     """Event of the last write, for the history."""
 
     def check(self, change: bytes | None) -> None:
-        """Raise StoreChanged if `change`, the ID of the last write, differs from that of this row.
+        """Raise StoreChanged if `change`, the ID of the present last write, is not that of this row.
 
-        Then other pages may be in force.
+        Other pages may then be in force.
         """
         if change != self.change:
             raise StoreChanged(f"list {self.name} changed while its pages were read")
@@ -60,44 +65,44 @@ async def read_row(link: RedisClient, name: str, *, past: bool = False) -> ListR
     """Read the state hash of a list. The result is marked `lost` if fields of its set of pages are missing.
 
     If `past` is set, the releases for a rollback and the events are read too.
-
-    If `past` is set, the kept releases and the events are read too.
     """
-    fields = ("state", "set", "fields", "change", "form", *(("past",) if past else ()))
-    state, set_id, count, change, form, *was = await link.do("HMGET", key(name, "state"), *fields)
+    names = ["state", "set", "fields", "change", "form"]
+    if past:
+        names.append("past")
+    state, set_id, count, change, form, *past_value = await link.execute("HMGET", key(name, "state"), *names)
     if state is None or set_id is None or change is None:
         return None
-    with link.as_written():
+    with link.decoding():
         page_set = PageSet(key(name, "set", set_id.decode()), int(count or 0))
-        more = _decode_past(name, change, *was) if was else {}
-    lost = await link.do("HLEN", page_set.key) != page_set.fields
+        past_fields = _decode_past(name, change, *past_value) if past_value else {}
+    lost = await link.execute("HLEN", page_set.key) != page_set.fields
     # Another set may have come into force between the two commands; the set is lost only if the state is unchanged.
     if lost and await read_change(link, name) != change:
         return await read_row(link, name, past=past)
-    return ListRow(name=name, state=decode_state(state), page_set=page_set, lost=lost, change=change, form=form, **more)
+    row = ListRow(name=name, state=decode_state(state), page_set=page_set, lost=lost, change=change, form=form)
+    return replace(row, **past_fields)
 
 
 def _decode_past(name: str, change: bytes, past: bytes | None) -> dict[str, Any]:
     """Decode a list's releases for a rollback and its events from the field `past`.
 
-    A node of a version without this field leaves it unchanged when it writes. Then `change` differs, and the result is
-    empty.
+    A node of a version without this field writes a list and leaves the field unchanged. `past` then has another
+    `change`, and the result is empty.
     """
     fields = {} if past is None else json.loads(past)
-    if fields.get("change") == change.decode():
-        kept = tuple(_decode_kept(name, each) for each in fields["kept"])
-        return {
-            "kept": kept,
-            "made": _decode_optional_event(fields["made"]),
-            "event": _decode_optional_event(fields["event"]),
-        }
-    return {}
+    if fields.get("change") != change.decode():
+        return {}
+    kept = tuple(_decode_kept(name, release) for release in fields["kept"])
+    made, event = _decode_optional_event(fields["made"]), _decode_optional_event(fields["event"])
+    return {"kept": kept, "made": made, "event": event}
 
 
 def _decode_kept(name: str, fields: dict[str, Any]) -> Kept[PageSet]:
     whole = bool(fields["whole"])
-    page_set = PageSet(key(name, "set" if whole else "kept", str(fields["set"])), int(fields["fields"]))
-    return Kept(decode_state(fields["state"]), page_set, whole, _decode_optional_event(fields.get("made")))
+    hash_key = key(name, "set" if whole else "kept", str(fields["set"]))
+    page_set = PageSet(hash_key, int(fields["fields"]))
+    made = _decode_optional_event(fields.get("made"))
+    return Kept(decode_state(fields["state"]), page_set, whole, made)
 
 
 def _decode_optional_event(fields: dict[str, Any] | None) -> Event | None:
@@ -106,39 +111,43 @@ def _decode_optional_event(fields: dict[str, Any] | None) -> Event | None:
 
 async def read_change(link: RedisClient, name: str) -> bytes | None:
     """Read the ID (`change`) of the last write from a list's state hash."""
-    (change,) = await link.do("HMGET", key(name, "state"), "change")
+    (change,) = await link.execute("HMGET", key(name, "state"), "change")
     return change  # type: ignore[no-any-return]
 
 
-async def read_numbers(link: RedisClient, row: ListRow, page_set: PageSet) -> "np.ndarray[Any, np.dtype[np.int64]]":
+async def read_numbers(link: RedisClient, row: ListRow, page_set: PageSet) -> Numbers:
     """Return the numbers of all pages in a set, in ascending order.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
     """
-    with link.as_written():
-        scanned = _names_in(link, page_set.key)
-        parts = [np.array([each for each in names if each[-1:] != b"+"], dtype=np.int64) async for names in scanned]
+    parts = []
+    with link.decoding():
+        async for names in _scan_names(link, page_set.key):
+            page_names = [name for name in names if not name.endswith(b"+")]
+            parts.append(np.array(page_names, dtype=np.int64))
     row.check(await read_change(link, row.name))
-    numbers: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate(parts)
+    numbers: Numbers = np.concatenate(parts)
     await asyncio.to_thread(numbers.sort)  # 10 ms for 250,000 numbers, without the interpreter's lock
-    if len(numbers) and (numbers[0] < 0 or numbers[-1] >> NUMBER_BITS):
-        raise StoreError(
-            "corrupt", f"list {row.name} has a page of the number {max(-numbers[0], numbers[-1])}, which is invalid"
-        )
-    return numbers[np.flatnonzero(np.diff(numbers, prepend=-1))]  # HSCAN may return a name twice
+    if len(numbers):
+        first, last = numbers[0], numbers[-1]
+        if first < 0 or last >> NUMBER_BITS:
+            invalid = max(-first, last)
+            raise StoreError("corrupt", f"list {row.name} has a page of the number {invalid}, which is invalid")
+    differences = np.diff(numbers, prepend=-1)
+    return numbers[np.flatnonzero(differences)]  # HSCAN may return a name twice
 
 
-async def _names_in(link: RedisClient, hash_key: str) -> AsyncIterator[Iterable[bytes]]:
+async def _scan_names(link: RedisClient, hash_key: str) -> AsyncIterator[Iterable[bytes]]:
     """Yield the field names of a hash in batches.
 
-    Before Redis 7.4 the server also sends the values.
+    A server before Redis 7.4 also sends the values.
     """
     cursor = None
     while cursor != 0:
         scan = ("HSCAN", hash_key, cursor or 0, "COUNT", SCAN_COUNT)
         try:
-            cursor, names = await link.do(*scan, *link.names_only, no_values=bool(link.names_only))
+            cursor, names = await link.execute(*scan, *link.names_only, no_values=bool(link.names_only))
         except StoreError as error:
             if not link.names_only or error.cause != "error":
                 raise
@@ -152,16 +161,18 @@ async def read_pages(
 ) -> list[Page]:
     """Return the numbered pages that a set contains; other numbers are skipped.
 
-    If `plain` is set, no page has the field `extra`, so it is not read.
+    `plain`: True if no page has `extra`, so that this field is not read.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
     """
-    # As bytes: the library would encode each number separately, which would take longer than the rest.
-    names = " ".join(map(str, numbers) if plain else [f"{number} {number}+" for number in numbers]).encode().split()
-    values, (change,) = await link.do_all(("HMGET", page_set.key, *names), ("HMGET", key(row.name, "state"), "change"))
+    texts = map(str, numbers) if plain else [f"{number} {number}+" for number in numbers]
+    # All names are encoded at once, because the library would take longer to encode each number than for the rest.
+    names = " ".join(texts).encode().split()
+    read_values, read_id = ("HMGET", page_set.key, *names), ("HMGET", key(row.name, "state"), "change")
+    values, (change,) = await link.execute_all(read_values, read_id)
     row.check(change)
-    return pages_in(numbers, values, plain=plain)
+    return build_pages(numbers, values, plain=plain)
 
 
 async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int]) -> list[Page]:
@@ -171,9 +182,9 @@ async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers:
         StoreChanged: if the list changed meanwhile.
     """
     existing: dict[int, Page] = {}
-    for at in range(0, len(numbers), BATCH_PAGES_MAX):
-        pages = await read_pages(link, row, page_set, numbers[at : at + BATCH_PAGES_MAX])
-        existing.update((page.number, page) for page in pages)
+    for start in range(0, len(numbers), BATCH_PAGES_MAX):
+        pages = await read_pages(link, row, page_set, numbers[start : start + BATCH_PAGES_MAX])
+        existing |= {page.number: page for page in pages}
     return [existing.get(number) or Page(number, b"") for number in numbers]
 
 
@@ -186,21 +197,20 @@ async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, number
         StoreChanged: if the list changed meanwhile.
     """
     names = [name for number in numbers for name in (number, f"{number}+")]
-    fields_count, values, (change,) = await link.do_all(
-        ("HLEN", page_set.key), ("HMGET", page_set.key, *(names or ["0"])), ("HMGET", key(row.name, "state"), "change")
-    )
+    read_values = ("HMGET", page_set.key, *(names or ["0"]))
+    read_id = ("HMGET", key(row.name, "state"), "change")
+    fields_count, values, (change,) = await link.execute_all(("HLEN", page_set.key), read_values, read_id)
     row.check(change)
     if fields_count != page_set.fields:
         return None
-    parts = zip(numbers, values[::2], values[1::2], strict=False)
-    return [
-        Page(number, keys or b"", extra or b"")
-        for number, keys, extra in parts
-        if keys is not None or extra is not None
-    ]
+    pages = []
+    for number, keys, extra in zip(numbers, values[::2], values[1::2], strict=False):
+        if keys is not None or extra is not None:
+            pages.append(Page(number, keys or b"", extra or b""))
+    return pages
 
 
-def pages_in(numbers: Sequence[int], values: Sequence[bytes | None], *, plain: bool) -> list[Page]:
+def build_pages(numbers: Sequence[int], values: Sequence[bytes | None], *, plain: bool) -> list[Page]:
     """Build pages from the values of an HMGET reply: the keys of each page and, unless `plain`, its `extra`."""
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, values, strict=True) if keys]

@@ -22,13 +22,13 @@ from eir.lists.stores.write import (
     SMALL_BYTES,
     Batches,
     Kept,
-    Undo,
+    RollbackRequest,
     Write,
     WriteRequest,
     check_generation,
     check_room,
-    decide,
-    decide_undo,
+    plan_rollback,
+    plan_write,
     portions,
     rollback_steps,
 )
@@ -36,26 +36,34 @@ from eir.lists.stores.write import (
 LISTS = "eir:lists"
 
 STAGING_S = 600
-"""Seconds after the last page after which a staged set expires."""
-HEAL_S, HEAL_PAUSE_S = 15.0, 0.5
-"""Seconds for which a write waits for the repair of a damaged history, and between two tries. Each node checks the history every 5 s and writes its copy back."""
+"""Seconds after the last written page after which a staged set expires."""
+HEAL_S = 15.0
+"""Seconds for which a write waits for the repair of a damaged history.
+
+Each node checks the history every 5 s, and writes its copy back to a store that lost its history.
+"""
+HEAL_PAUSE_S = 0.5
+"""Seconds between two tries to append to a damaged history."""
 CHANGES_MAX = 100
+"""Maximum number of entries in the change log of a list."""
 PORTION_PAGES, PORTION_BYTES = 1_000, 1 << 20
-"""Maximum number of pages and bytes that one command of a load writes, because Redis serves no other client meanwhile."""
-FIELD_BYTES, ROUNDED_UP = 100, 1.2
-"""Memory of a hash field: bytes besides its value, and bytes for each byte of the value."""
-AMENDED_TIMES = 2
-"""Factor for the memory of an amendment, which keeps the old pages besides the new ones."""
+"""Maximum number of pages, and of bytes, in one command of a load. Redis serves no other client during the command."""
+FIELD_BYTES = 100
+"""Bytes of memory of a hash field without its value."""
+VALUE_FACTOR = 1.2
+"""Bytes of memory for each byte of a value."""
+AMENDMENT_FACTOR = 2
+"""Factor for the memory of changed pages, because the replaced pages are kept too."""
 RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
-"""Memory that a load leaves free: this many bytes, or 1/8 of maxmemory if that is less."""
+"""Memory that a load leaves free: RESERVE_BYTES, or 1/RESERVE_SHARE of maxmemory if that is less."""
 
 
 async def write(
-    link: RedisClient, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None
+    link: RedisClient, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None
 ) -> ListState:
-    """Put the list content of a request in force, and append the request's event to the history.
+    """Apply a request to a list, and append the request's event to the history.
 
-    `batches` is the whole list, which is staged first. The list's state hash has the event until the history has it.
+    `batches` is the whole list, which is staged first. The event is in the list's state hash until it is in the history.
     """
     row = await read_row(link, name, past=True)
     where = f"list {name} in Redis ({link.where})"
@@ -64,33 +72,37 @@ async def write(
     check_generation(name, row, seen)
     if row is not None:
         log_upgrade(link.report, where, row.form)
-        await _settle_when_healed(link, row)
-    own = staged = PageSet(key(name, "kept" if batches is None else "set", secrets.token_hex(8)), 0)
+        await _append_pending_after_repair(link, row)
+    new_key = key(name, "kept" if batches is None else "set", secrets.token_hex(8))
     try:
+        fields = 0
         if batches is not None:
-            own = own._replace(fields=sum([await stage(link, own.key, batch) async for batch in batches]))
-        if isinstance(request, Undo):
-            steps, known = rollback_steps(name, row, request.to), cast("ListRow", row)  # raises if row is None
-            pages = [await _kept_pages(link, name, known, step) for step in steps]
-            decided = decide_undo(known, steps, pages, request.event)
+            fields = sum([await stage(link, new_key, batch) async for batch in batches])
+        if isinstance(request, RollbackRequest):
+            steps = rollback_steps(name, row, request.to)
+            stored = cast("ListRow", row)  # rollback_steps raises if row is None
+            pages = [await _kept_pages(link, name, stored, step) for step in steps]
+            planned = plan_rollback(stored, steps, pages, request.event)
         else:
-            decided = decide(row, request, own)
-        used = decided.after.page_set
-        if row is not None and decided.put:
-            decided = await _count_fields(link, row, decided)
-        await link.do("SADD", LISTS, name)
-        change = await link.call(key(name, "state"), lambda client: commit(link, client, name, row, decided, used=used))
+            planned = plan_write(row, request, PageSet(new_key, fields))
+        used = planned.after.page_set
+        if row is not None and planned.pages:
+            planned = await _count_fields(link, row, planned)
+        await link.execute("SADD", LISTS, name)
+        change = await link.run(key(name, "state"), lambda client: commit(link, client, name, row, planned, used=used))
     except StoreError as error:
-        if error.cause == "oom":  # with other causes the EXEC may have been done; otherwise the staged set expires
+        if (
+            error.cause == "oom"
+        ):  # other causes: Redis may have executed the EXEC; if it has not, the staged set expires
             with suppress(StoreError):
-                await link.do("UNLINK", staged.key)
+                await link.execute("UNLINK", new_key)
         raise
-    with suppress(StoreError):  # the next writer or reader of the history finds the event in the list's record
-        await history.append(link, decided.event, (name, change))
-    return decided.after.state
+    with suppress(StoreError):  # the next writer or reader of the history finds the event in the list's state hash
+        await history.append(link, planned.event, (name, change))
+    return planned.after.state
 
 
-async def _settle_when_healed(link: RedisClient, row: ListRow) -> None:
+async def _append_pending_after_repair(link: RedisClient, row: ListRow) -> None:
     """Append the event of a list's last write to the history; wait up to HEAL_S if the history is damaged.
 
     Meanwhile a node may write its copy of the history back.
@@ -101,52 +113,61 @@ async def _settle_when_healed(link: RedisClient, row: ListRow) -> None:
     deadline = monotonic() + HEAL_S
     while True:
         try:
-            return await settle(link, row)
+            return await append_pending(link, row)
         except StoreError as error:
             if error.cause != "corrupt" or monotonic() > deadline:
                 raise
         await sleep(HEAL_PAUSE_S)
 
 
-async def settle(link: RedisClient, row: ListRow) -> None:
-    """Append to the history the event of a list's last write, if the process that wrote the list has not done so."""
+async def append_pending(link: RedisClient, row: ListRow) -> None:
+    """Append the event of a list's last write to the history, unless the history already has it."""
     await history.append(link, row.event, (row.name, row.change))
 
 
 async def check_memory(link: RedisClient, name: str, pages: Sequence[Page], *, amends: bool) -> None:
     """Raise StoreError (`oom`) if Redis does not have enough memory for these pages.
 
-    The check is skipped if Redis may evict keys.
+    The check is skipped if Redis has no memory limit, or if it may evict keys.
     """
     fields = sum([2 if extra else 1 for *_, extra in pages])
     content = sum([len(keys) + len(extra) for _, keys, extra in pages])
-    needs = int(content * ROUNDED_UP + fields * FIELD_BYTES) * (AMENDED_TIMES if amends else 1)
+    needs = int(content * VALUE_FACTOR + fields * FIELD_BYTES)
+    if amends:
+        needs *= AMENDMENT_FACTOR
     if needs <= SMALL_BYTES:
         return
-    memory = await link.call(key(name, "state"), lambda client: client.info("memory"))
+    memory = await link.run(key(name, "state"), lambda client: client.info("memory"))
     limit = int(memory.get("maxmemory", 0))
-    if limit and memory.get("maxmemory_policy", POLICY_SAFE) == POLICY_SAFE:
+    policy = memory.get("maxmemory_policy", POLICY_SAFE)
+    if limit and policy == POLICY_SAFE:
         reserve = min(RESERVE_BYTES, limit // RESERVE_SHARE)
         free = max(0, limit - int(memory["used_memory"]))
         check_room("oom", f"Redis ({link.where})", OUT_OF_MEMORY, needs=needs, free=free, reserve=reserve)
 
 
-async def stage(link: RedisClient, hash_key: str, pages: Sequence[Page], *, keep_gone: bool = False) -> int:
+async def stage(link: RedisClient, hash_key: str, pages: Sequence[Page], *, with_empty: bool = False) -> int:
     """Write pages to a hash that expires, and return the number of written fields."""
     count = 0
     for portion in portions(pages, PORTION_PAGES, PORTION_BYTES):
-        if fields := _fields(portion, keep_gone=keep_gone):
-            await link.do_all(("HSET", hash_key, *fields), ("EXPIRE", hash_key, STAGING_S))
+        fields = _fields(portion, with_empty=with_empty)
+        if fields:
+            await link.execute_all(("HSET", hash_key, *fields), ("EXPIRE", hash_key, STAGING_S))
             count += len(fields) // 2
     return count
 
 
-def _fields(pages: Sequence[Page], *, keep_gone: bool = False) -> list[object]:
-    """Return the hash fields of pages as a list, in which each field is followed by its value."""
+def _fields(pages: Sequence[Page], *, with_empty: bool = False) -> list[object]:
+    """Return the hash fields of pages as a list, in which each field is followed by its value.
+
+    `with_empty`: True if an empty page also has a field.
+    """
     fields: list[object] = []
     for number, keys, extra in pages:
-        if keys or extra or keep_gone:
-            fields += [number, keys, f"{number}+", extra] if extra else [number, keys]
+        if keys or extra or with_empty:
+            fields += [number, keys]
+        if extra:
+            fields += [f"{number}+", extra]
     return fields
 
 
@@ -160,64 +181,70 @@ async def _kept_pages(link: RedisClient, name: str, row: ListRow, kept: Kept[Pag
     if not kept.whole:
         numbers = await read_numbers(link, row, kept.page_set)
         pages = await read_each(link, row, kept.page_set, numbers.tolist())
-    if await link.do("HLEN", kept.page_set.key) != kept.page_set.fields:  # it may have expired meanwhile
+    if await link.execute("HLEN", kept.page_set.key) != kept.page_set.fields:  # the set may have expired meanwhile
         raise NothingToRollBack(
             f"serial {kept.state.serial} of list {name}, or a change after it, is no longer in Redis"
         )
     return pages
 
 
-async def _count_fields(link: RedisClient, row: ListRow, decided: Write[PageSet]) -> Write[PageSet]:
+async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]) -> Write[PageSet]:
     """Compute the number of fields in the sets of a write, and return the write with these numbers.
 
     The pages that the write replaces are staged for a rollback.
     """
-    page_set, aside = decided.after.page_set, decided.aside
-    before = await read_each(link, row, page_set, [page.number for page in decided.put])
-    page_set = page_set._replace(fields=page_set.fields + (len(_fields(decided.put)) - len(_fields(before))) // 2)
-    kept = decided.after.kept
-    if aside is not None:
-        aside = aside._replace(fields=await stage(link, aside.key, before, keep_gone=True))
-        kept = tuple(replace(each, page_set=aside) if each.page_set.key == aside.key else each for each in kept)
-    return replace(decided, aside=aside, after=replace(decided.after, page_set=page_set, kept=kept))
+    after, replaced_set = planned.after, planned.replaced_set
+    page_set, kept = after.page_set, after.kept
+    replaced = await read_each(link, row, page_set, [page.number for page in planned.pages])
+    added_fields = (len(_fields(planned.pages)) - len(_fields(replaced))) // 2
+    page_set = page_set._replace(fields=page_set.fields + added_fields)
+    if replaced_set is not None:
+        staged = await stage(link, replaced_set.key, replaced, with_empty=True)
+        replaced_set = replaced_set._replace(fields=staged)
+        newest, *older = kept  # the set of the newest kept release is `replaced_set`
+        kept = (replace(newest, page_set=replaced_set), *older)
+    after = replace(after, page_set=page_set, kept=kept)
+    return replace(planned, replaced_set=replaced_set, after=after)
 
 
 async def commit(
-    link: RedisClient, client: Any, name: str, row: ListRow | None, decided: Write[PageSet], *, used: PageSet
+    link: RedisClient, client: Any, name: str, row: ListRow | None, planned: Write[PageSet], *, used: PageSet
 ) -> bytes:
-    """Apply a write in one EXEC if the list's state is still `row`; return the ID of this write (`change`).
+    """Apply a write in one EXEC if the list's state is still `row` and the new sets are complete.
 
-    The new sets must be complete.
-
-    `used` is the set that comes into force, with its number of fields before the write.
+    `used` is the set that comes into force, with its number of fields before the write. The result is the ID of the
+    write (`change`).
     """
-    before, change = None if row is None else row.change, secrets.token_hex(8).encode()
+    before = None if row is None else row.change
+    change = secrets.token_hex(8).encode()
+    state_key = key(name, "state")
     in_force = [] if row is None else [row.page_set.key]
-    new = [page_set for page_set in (used, decided.aside) if page_set is not None and page_set.key not in in_force]
+    new_sets = [each for each in (used, planned.replaced_set) if each is not None and each.key not in in_force]
     async with client.pipeline(transaction=True) as pipe:
         try:
-            await pipe.watch(key(name, "state"), *in_force, *(page_set.key for page_set in new))
-            (now,) = await pipe.execute_command("HMGET", key(name, "state"), "change")
+            await pipe.watch(state_key, *in_force, *(page_set.key for page_set in new_sets))
+            (now,) = await pipe.execute_command("HMGET", state_key, "change")
             if now != before:
                 raise _conflict_error(name, before, now)
-            for page_set in new:
+            for page_set in new_sets:
                 if await pipe.execute_command("HLEN", page_set.key) != page_set.fields:
                     raise _conflict_error(name, before, before)
             pipe.multi()
-            _queue(pipe, name, decided, change)
+            _queue(pipe, name, planned, change)
             await pipe.execute()
         except (fault.WatchError, fault.ConnectionError, fault.TimeoutError, OSError) as error:
-            # An EXEC may have been done although its answer is lost.
+            # Redis may have executed an EXEC whose answer is lost.
             now = await read_change(link, name)
-            away = StoreError("refused", f"Redis ({link.where}) was lost during the switch; nothing was written")
             if now != change:
-                overtaken = isinstance(error, fault.WatchError) or now not in {None, before}
-                raise (_conflict_error(name, before, now) if overtaken else away) from error
+                if isinstance(error, fault.WatchError) or now not in {None, before}:
+                    raise _conflict_error(name, before, now) from error
+                message = f"Redis ({link.where}) was lost during the switch; nothing was written"
+                raise StoreError("refused", message) from error
         except fault.ResponseError:
-            # One command of an EXEC may fail while the others are done: XADD, if another program wrote to the log's key.
+            # One command of an EXEC may fail while Redis executes the others: XADD, if another program wrote to the log's key.
             if await read_change(link, name) != change:
                 raise
-            await link.do("UNLINK", key(name, "changes"))
+            await link.execute("UNLINK", key(name, "changes"))
     await _replicate(link, client, name)
     return change
 
@@ -225,26 +252,25 @@ async def commit(
 def _conflict_error(name: str, before: bytes | None, now: bytes | None) -> StoreError:
     """Return the error for a write that failed: another writer changed the list, or the staged set is lost."""
     if now is None or now == before:
-        return StoreError(
-            "staging_lost",
-            f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again",
-        )
+        message = f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again"
+        return StoreError("staging_lost", message)
     return GenerationConflict(f"list {name} was changed by another process meanwhile")
 
 
-def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None:
+def _queue(pipe: Any, name: str, planned: Write[PageSet], change: bytes) -> None:
     """Queue the commands of a write in the pipeline."""
-    after, page_set = decided.after, decided.after.page_set
-    for portion in portions(decided.put, PORTION_PAGES, PORTION_BYTES):
-        pipe.execute_command(
-            "HDEL", page_set.key, *(field for page in portion for field in (page.number, f"{page.number}+"))
-        )
-        if fields := _fields(portion):
-            pipe.execute_command("HSET", page_set.key, *fields)
-    for each in after.page_sets:
-        pipe.execute_command("PERSIST", each.key)
+    after = planned.after
+    page_set = after.page_set
+    for portion in portions(planned.pages, PORTION_PAGES, PORTION_BYTES):
+        old_fields = [field for page in portion for field in (page.number, f"{page.number}+")]
+        pipe.execute_command("HDEL", page_set.key, *old_fields)
+        new_fields = _fields(portion)
+        if new_fields:
+            pipe.execute_command("HSET", page_set.key, *new_fields)
+    for used_set in after.page_sets:
+        pipe.execute_command("PERSIST", used_set.key)
     past = {
-        "change": change.decode(), "event": _event_json(decided.event), "made": _event_json(after.made),
+        "change": change.decode(), "event": _event_json(planned.event), "made": _event_json(after.made),
         "kept": [
             {"state": asdict(kept.state), "set": _id(kept.page_set), "fields": kept.page_set.fields, "whole": kept.whole, "made": _event_json(kept.made)}
             for kept in after.kept
@@ -254,9 +280,9 @@ def _queue(pipe: Any, name: str, decided: Write[PageSet], change: bytes) -> None
         "HSET", key(name, "state"), "state", encode(after.state), "generation", after.state.generation, "set", _id(page_set),
         "fields", page_set.fields, "change", change, "past", json.dumps(past), "form", FORM,
     )  # fmt: skip
-    if decided.dropped:
-        pipe.execute_command("UNLINK", *(page_set.key for page_set in decided.dropped))
-    _log_change(pipe, key(name, "changes"), decided)
+    if planned.unused_sets:
+        pipe.execute_command("UNLINK", *(page_set.key for page_set in planned.unused_sets))
+    _log_change(pipe, key(name, "changes"), planned)
 
 
 def _event_json(event: Event | None) -> dict[str, Any] | None:
@@ -267,22 +293,23 @@ def _id(page_set: PageSet) -> str:
     return page_set.key.rpartition(":")[2]
 
 
-def _log_change(pipe: Any, stream: str, decided: Write[PageSet]) -> None:
-    if decided.new_log:  # older entries may have higher numbers, after which XADD fails
+def _log_change(pipe: Any, stream: str, planned: Write[PageSet]) -> None:
+    if planned.clears_log:  # XADD fails if the stream has an entry with a higher ID
         pipe.execute_command("UNLINK", stream)
-    if (change := decided.change) is not None:
-        pages = encode_numbers(change.pages)
-        fields = () if pages is None else ("pages", pages)
-        pipe.execute_command(
-            "XADD", stream, "MAXLEN", CHANGES_MAX, f"{change.after}-0", "before", change.before, *fields
-        )
+    change = planned.change
+    if change is None:
+        return
+    numbers = encode_numbers(change.pages)
+    fields = () if numbers is None else ("pages", numbers)
+    entry_id = f"{change.after}-0"
+    pipe.execute_command("XADD", stream, "MAXLEN", CHANGES_MAX, entry_id, "before", change.before, *fields)
 
 
 async def _replicate(link: RedisClient, client: Any, name: str) -> None:
     """Wait until a replica has received the write; report a write that only the master has.
 
-    WAIT covers the writes of its own connection, and the pool may use any connection. So one connection writes a mark,
-    which a replica receives only after all earlier writes.
+    WAIT covers only the writes of its own connection, but the pool may have used another connection for the write. So
+    this connection first writes a mark. A replica receives the mark only after all earlier writes.
     """
     with suppress(fault.RedisError):
         replication = await client.info("replication")

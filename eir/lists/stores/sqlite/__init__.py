@@ -2,9 +2,9 @@
 
 Every operation runs in a thread of the store, so a slow disk or a lock never blocks the event loop.
 
-A release is written to a set of its own in several transactions and put in force by a small one, so that other writers wait
-only briefly for the write lock. A later load deletes sets that were never finished. Readers read each batch in a transaction
-of its own and compare generations, so they do not keep the write-ahead log from being reset.
+A load writes a release in several transactions to a new set of pages, and puts the set in force by a small transaction. So other
+writers wait only briefly for the write lock. A later load deletes sets that were never finished. A reader reads each batch in its own
+transaction and compares the generations of the batches, because a long transaction would prevent a reset of the write-ahead log.
 """
 
 import asyncio
@@ -19,14 +19,22 @@ from eir.lists.record.store import MAIN, Event, Fold, Ledger, ListChange, ListSt
 from eir.lists.stores.records import VALUE_BYTES_MAX, decode_change, decode_state, newer_form
 from eir.lists.stores.sqlite import history, reading, writing
 from eir.lists.stores.sqlite.file import SqliteFile, checkpoint, form_of
-from eir.lists.stores.write import Batches, PageSetStore, Stored, Undo, WriteRequest, contiguous_changes, portions
+from eir.lists.stores.write import (
+    Batches,
+    PageSetStore,
+    RollbackRequest,
+    Stored,
+    WriteRequest,
+    contiguous_changes,
+    portions,
+)
 
 POLL_S = 0.1
-"""Seconds between reads of the generations in `wait`; each takes about 100 us."""
+"""Seconds between reads of the generations in `wait`. A read takes about 100 us."""
 PORTION_PAUSE_S = 0.005
-"""Seconds between a load's transactions, in which another process can get the write lock."""
+"""Pause in seconds after each transaction of a load, in which another process can get the write lock."""
 
-# Changes up to the generation in force, which is in each row.
+# Changes after :after and up to the generation in force, with the generation in force in each row.
 READ_CHANGES = """
 SELECT generation, changes.before, after, pages FROM lists LEFT JOIN changes
 ON list = name AND after > :after AND after <= generation WHERE name = :name ORDER BY after
@@ -35,7 +43,10 @@ CLAIM = """
 INSERT INTO claims VALUES (:what, :who, :now + :ttl_s) ON CONFLICT (what)
 DO UPDATE SET who = :who, until = :now + :ttl_s WHERE who = :who OR until <= :now OR until > :now + 3600
 """
-"""Statement for a claim. A claim that ends in more than an hour was made before the clock was set back, and has no effect."""
+"""Statement that claims or renews a lease.
+
+A lease that ends in more than an hour has no effect, because it was claimed before the clock was set back.
+"""
 
 
 class SqliteStore(PageSetStore):
@@ -49,9 +60,9 @@ class SqliteStore(PageSetStore):
 
         Args:
             path: the file.
-            upgrades: upgrade a file of an older form and report it before; if False, it is only read.
+            upgrades: True to upgrade a file of an older format, after an event about the upgrade; False to read it only.
             report: receives events that are not errors.
-            times: as in SqliteFile.
+            times: arguments of SqliteFile in seconds.
         """
         self.path = path
         self._file = SqliteFile(path, upgrades=upgrades, report=report, **times)
@@ -66,83 +77,90 @@ class SqliteStore(PageSetStore):
         return await self._file.call(writing.state_of, name)
 
     async def states(self) -> Mapping[str, ListState]:
-        rows = await self._file.rows(
-            "SELECT name, iif(length(state) > :most, '', state) FROM lists ORDER BY name", most=VALUE_BYTES_MAX
-        )
+        statement = "SELECT name, iif(length(state) > :most, '', state) FROM lists ORDER BY name"
+        rows = await self._file.rows(statement, most=VALUE_BYTES_MAX)
         return {name: decode_state(state) for name, state in rows}
 
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
         await self._file.call(writing.make_room, name, pages, amends)
 
     async def _write(
-        self, name: str, seen: int, request: WriteRequest | Undo, batches: Batches | None = None
+        self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
-        """Put the list content of a request in force in one transaction. A whole list is first staged in a new set.
+        """Apply a request in one transaction. A whole list is first staged in a new set.
 
-        If this fails, the staged pages are deleted.
+        If the write fails, the staged pages are deleted.
         """
         if batches is None:
             return await self._file.call(writing.commit, name, seen, request, None)
-        staged = await self._file.call(writing.begin_set, name, seen)
+        staged_set = await self._file.call(writing.create_set, name, seen)
         try:
             async for batch in batches:
                 for portion in portions(batch, writing.PORTION_PAGES, writing.PORTION_BYTES):
-                    await self._file.call(writing.fill, staged, portion)
+                    await self._file.call(writing.stage, staged_set, portion)
                     await asyncio.sleep(PORTION_PAUSE_S)
-            stored = await self._file.call(writing.commit, name, seen, request, staged)
+            state = await self._file.call(writing.commit, name, seen, request, staged_set)
         except BaseException:
-            self._file.submit(writing.discard_set, staged)
+            self._file.submit(writing.discard_set, staged_set)
             raise
         await self._file.call(checkpoint)
-        return stored
+        return state
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """Yield a list in batches of pages, each read in one transaction."""
-        state: ListState | None = None
-        first, is_last = 0, False
-        while not is_last:
-            batch = await self._file.call(reading.read_batch, name, first)
-            if batch is None and state is None:
-                return
-            if batch is None or (state is not None and batch.generation != state.generation):
+        batch = await self._file.call(reading.read_batch, name, 0)
+        if batch is None:
+            return
+        state = decode_state(batch.state)
+        yield state, batch.pages
+        while not batch.is_last:
+            next_number = batch.pages[-1].number + 1
+            batch = await self._file.call(reading.read_batch, name, next_number)
+            if batch is None or batch.generation != state.generation:
                 raise StoreChanged(f"list {name} changed while its pages were read")
-            state = state or decode_state(batch.state)
             yield state, batch.pages
-            is_last = batch.is_last
-            first = batch.pages[-1].number + 1 if batch.pages else 0
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
         """Return the state and the numbered pages of a list, which are read in one transaction."""
         batch = await self._file.call(reading.read_some, name, numbers)
-        return (None, []) if batch is None else (decode_state(batch.state), batch.pages)
+        if batch is None:
+            return None, []
+        return decode_state(batch.state), batch.pages
 
     async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
         rows = await self._file.rows(READ_CHANGES, name=name, after=after)
-        steps = [decode_change(*step) for _, *step in rows if step[1] is not None]
-        return contiguous_changes(steps, after, rows[0][0] if rows else 0)
+        current = 0
+        changes = []
+        for generation, before, change_after, pages in rows:
+            current = generation
+            if change_after is not None:
+                changes.append(decode_change(before, change_after, pages))
+        return contiguous_changes(changes, after, current)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Poll the generations each POLL_S until one differs, since SQLite does not notify other processes."""
-        end = time.monotonic() + timeout_s
-        while (rest_s := end - time.monotonic()) > 0:
-            generations = dict(await self._file.rows("SELECT name, generation FROM lists"))
+        """Poll the generations each POLL_S until one differs, because SQLite does not notify other processes."""
+        deadline = time.monotonic() + timeout_s
+        while (rest_s := deadline - time.monotonic()) > 0:
+            rows = await self._file.rows("SELECT name, generation FROM lists")
+            generations = dict(rows)
             if any(generations.get(name, 0) != generation for name, generation in seen.items()):
                 return
             await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """Write a claim that ends by this host's clock; return True if it succeeded.
+        """Claim, renew or release a lease, which ends by this host's clock; return True if the claim succeeded.
 
-        If the caller is cancelled, the claim is still written, because the caller may be releasing it.
+        If the caller is cancelled, the lease is still written, because the caller may be releasing it.
         """
         values = {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()}
-        return await asyncio.shield(self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount)))
+        claim = self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount))
+        return await asyncio.shield(claim)
 
     async def record(self, event: Event) -> None:
         """Append an event to the history in one durable transaction."""
         await self._file.call(history.record, event)
 
-    async def settle(self) -> None:
+    async def append_pending(self) -> None:
         """Return at once, because a write and its event are in one transaction."""
 
     async def history(

@@ -1,6 +1,6 @@
 """SQLite file: its schema, a connection in a separate thread, and the causes of its errors.
 
-Independent of lists.
+The module does not depend on lists.
 """
 
 import asyncio
@@ -22,15 +22,16 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 BUSY_TIMEOUT_S = 10.0
-"""Seconds for which a write waits for another process's transaction; a load's transactions take tens of milliseconds each."""
+"""Seconds for which a write waits for another process's transaction. A transaction of a load takes tens of milliseconds."""
 BUSY_RETRY_S = 0.01
+"""Pause in seconds between two tries to switch a new file to WAL mode."""
 WAL_BYTES_MAX = 16 << 20
 """Size in bytes to which the write-ahead log is truncated when it restarts."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 
 APPLICATION_ID = 0x45495230  # "EIR0": identifies the file for `file`, and a wrong path
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
-"""Mask for the page number in a row id; the bits above it are the id of the set."""
+"""Mask for the page number in the ID of a row; the higher bits are the ID of the set."""
 
 SCHEMA = f"""
 CREATE TABLE lists (
@@ -68,9 +69,9 @@ CREATE TABLE feed_records (
     number INTEGER PRIMARY KEY, text TEXT NOT NULL, list TEXT GENERATED ALWAYS AS (CASE WHEN json_valid(text) THEN json_extract(text, '$.list') END) VIRTUAL);
 CREATE INDEX feed_records_of_list ON feed_records (list, number);
 """
-"""Tables that a file of form 2 lacks."""
+"""Tables that a file of format version 2 lacks."""
 SINCE_3_TEMPORARY = SINCE_3.replace("CREATE TABLE", "CREATE TEMP TABLE").replace("CREATE INDEX ", "CREATE INDEX temp.")
-"""The same tables as temporary ones of the connection, for a file that is only read."""
+"""Same tables as temporary tables of the connection, for a file of version 2 that is only read."""
 NOW = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORM};
@@ -80,20 +81,27 @@ CAUSES = {
     "BUSY": "busy", "LOCKED": "busy", "FULL": "full", "CORRUPT": "corrupt", "NOTADB": "corrupt", "IOERR": "io",
     "READONLY": "readonly", "PERM": "readonly", "CANTOPEN": "cannot_open", "TOOBIG": "corrupt",
 }  # fmt: skip
-"""Causes by the name of SQLite's error."""
+"""Second word of the name of an SQLite error → cause."""
 REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
 """Causes after which the connection is unusable."""
 NO_ROOM = frozenset({"full", "io", "cannot_open"})
-"""Causes for which a full disk may be the reason: even a reader creates a file of shared memory beside the database."""
-STILL_S = 1.0
-"""Seconds for which a file that was opened without shared memory is read; then it is opened again."""
+"""Causes that a full disk may have, because even a reader creates a file of shared memory beside the database."""
+IMMUTABLE_S = 1.0
+"""Seconds after which a file that was opened as immutable is opened again."""
 
 
 class SqliteFile:
     """Connection to an SQLite file, which is created if it does not exist.
 
-    The first operation opens it, and it is opened again after an error or if another file has replaced it. An operation
-    is a function of the connection; all run in one thread, in the order of their calls.
+    The first operation opens the connection. It is opened again after an error, or if another file has replaced the
+    file. An operation is a function of the connection. All operations run in one thread, in the order of their calls.
+
+    Args:
+        path: the file.
+        upgrades: True to upgrade a file of an older format, after an event about the upgrade; False to read it only.
+        report: receives events that are not errors.
+        busy_s: time for which a write waits for another process's transaction.
+        immutable_s: time after which a file that was opened as immutable is opened again.
     """
 
     def __init__(
@@ -103,23 +111,20 @@ class SqliteFile:
         upgrades: bool = True,
         report: Report = silent,
         busy_s: float = BUSY_TIMEOUT_S,
-        still_s: float = STILL_S,
+        immutable_s: float = IMMUTABLE_S,
     ) -> None:
-        self.path, self._still_s = path, still_s
-        self._open = partial(
-            _connect,
-            path,
-            partial(_prepare, path=path, upgrades=upgrades, report=report),
-            busy_s=busy_s,
-        )
+        self.path = path
+        self._busy_s = busy_s
+        self._immutable_s = immutable_s
+        self._prepare = partial(_prepare, path=path, upgrades=upgrades, report=report)
         self._db: sqlite3.Connection | None = None
-        self._still: tuple[float, str] | None = None
-        """For a file that could only be opened for reading: end of this state (time.monotonic) and the reason."""
+        self._immutable: tuple[float, str] | None = None
+        """For a file that was opened as immutable: time of the next open (time.monotonic), and the reason."""
         self._inode: tuple[int, int] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
     def submit(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> "Future[T]":
-        """Schedule an operation in the store's thread; it runs even if its result is not awaited."""
+        """Schedule an operation in the store's thread; the operation runs even if the caller does not await its result."""
         return self._thread.submit(lambda: self._run(operation, *args))
 
     async def call(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
@@ -149,53 +154,60 @@ class SqliteFile:
         try:
             return operation(self._connection(), *args)
         except sqlite3.Error as error:
-            cause, still = _cause(error), self._still
-            newer = (
-                newer_form(str(self.path), form_of(self._db)) if cause == "readonly" and self._db is not None else None
-            )
-            if cause in REOPEN:
-                self._disconnect()
-            if newer is not None:
-                raise StoreError("schema", newer) from error
-            if cause == "readonly" and still is not None:
-                raise StoreError("full", f"{self.path}: {still[1]}; it can be read, but not written") from error
-            advice = (
-                f"; nothing was changed: make room on the disk of {self.path.parent}, then try again"
-                if cause == "full"
-                else ""
-            )
-            raise StoreError(cause, f"{self.path}: {error}{advice}") from error
+            raise self._store_error(error) from error
         except OSError as error:
             raise StoreError("cannot_open", f"{self.path}: {error.strerror}") from error
 
+    def _store_error(self, error: sqlite3.Error) -> StoreError:
+        """Return the StoreError for an error of SQLite; close the connection if it is unusable."""
+        cause, immutable = _cause(error), self._immutable
+        newer = None
+        if cause == "readonly" and self._db is not None:
+            newer = newer_form(str(self.path), form_of(self._db))
+        if cause in REOPEN:
+            self._disconnect()
+        if newer is not None:
+            return StoreError("schema", newer)
+        if cause == "readonly" and immutable is not None:
+            _, reason = immutable
+            return StoreError("full", f"{self.path}: {reason}; it can be read, but not written")
+        message = f"{self.path}: {error}"
+        if cause == "full":
+            message += f"; nothing was changed: make room on the disk of {self.path.parent}, then try again"
+        return StoreError(cause, message)
+
     def _connection(self) -> sqlite3.Connection:
+        """Return the open connection; open it if necessary."""
         if self._db is not None:
             with suppress(FileNotFoundError):
                 status = self.path.stat()
-                if (status.st_dev, status.st_ino) == self._inode and (
-                    self._still is None or time.monotonic() < self._still[0]
-                ):
+                is_same_file = (status.st_dev, status.st_ino) == self._inode
+                is_current = self._immutable is None or time.monotonic() < self._immutable[0]
+                if is_same_file and is_current:
                     return self._db
             self._disconnect()
         self.path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        # SQLite creates its side files with the mode of the file, and the file itself with the umask.
+        # SQLite would create the file with the umask. It creates its side files with the mode of the file.
         with suppress(FileExistsError):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             os.fchmod(descriptor, FILE_MODE)
             os.close(descriptor)
         try:
-            db = self._open()
+            db = _connect(self.path, self._busy_s, self._prepare)
         except sqlite3.Error as error:
             if _cause(error) not in NO_ROOM:
                 raise
-            db = self._open(still=error)
-            self._still = time.monotonic() + self._still_s, str(error)
+            db = _connect_immutable(self.path, self._busy_s, error)
+            self._immutable = time.monotonic() + self._immutable_s, str(error)
         status = self.path.stat()
-        self._db, self._inode = db, (status.st_dev, status.st_ino)
+        self._inode = status.st_dev, status.st_ino
+        self._db = db
         return db
 
     def _disconnect(self) -> None:
-        db, self._db, self._still = self._db, None, None
+        db = self._db
+        self._db = None
+        self._immutable = None
         if db is not None:
             db.close()
 
@@ -205,34 +217,45 @@ def _cause(error: sqlite3.Error) -> str:
 
     Errors of the module sqlite3 itself have no name.
     """
-    return CAUSES.get(getattr(error, "sqlite_errorname", "_").split("_")[1], "error")
+    name = getattr(error, "sqlite_errorname", "_")
+    return CAUSES.get(name.split("_")[1], "error")
 
 
-def _connect(
-    path: Path, prepare: Callable[[sqlite3.Connection, int], None], *, busy_s: float, still: sqlite3.Error | None = None
-) -> sqlite3.Connection:
-    """Open a connection that waits up to `busy_s` for a lock.
-
-    `still` is the error with which a normal open failed.
-
-    With `still` the file is read as it is on the disk, without lock, shared memory and the content of the write-ahead
-    log, so a node that starts on a full disk has its lists. No process writes meanwhile: a writer would have created
-    the shared memory, with which the file opens normally. Digests reveal an incomplete write of a killed process. If
-    the file is empty, `still` is raised.
-    """
-    uri = f"{path.absolute().as_uri()}?{'mode=rwc' if still is None else 'mode=ro&immutable=1'}"
-    # Only one thread at a time uses it: the store's thread, or the one that closes it.
-    db = sqlite3.connect(uri, uri=True, timeout=busy_s, isolation_level=None, check_same_thread=False)
+def _connect(path: Path, busy_s: float, prepare: Callable[[sqlite3.Connection, int], None]) -> sqlite3.Connection:
+    """Open a connection that waits up to `busy_s` for a lock; `prepare` receives the format version of the file."""
+    db = _open(path, "mode=rwc", busy_s)
     try:
-        version = _version(db, path)
-        if still is None:
-            prepare(db, version)
-        elif not version:
-            raise still  # noqa: TRY301  # the connection is closed as after any other fault
+        prepare(db, _version(db, path))
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _connect_immutable(path: Path, busy_s: float, error: sqlite3.Error) -> sqlite3.Connection:
+    """Open a connection that reads the file as it is on the disk, after `_connect` failed with `error`.
+
+    The connection uses no lock, no shared memory and no write-ahead log, so that a node that starts on a full disk has
+    its lists. No process writes to the file meanwhile: a writer would have created the shared memory, and `_connect`
+    would have succeeded. Digests reveal an incomplete write of a killed process.
+
+    Raises:
+        sqlite3.Error: `error`, if the file is empty.
+    """
+    db = _open(path, "mode=ro&immutable=1", busy_s)
+    try:
+        if not _version(db, path):
+            raise error  # noqa: TRY301  # the connection is closed as after any other fault
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _open(path: Path, options: str, busy_s: float) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{options}"
+    # One thread at a time uses the connection: the store's thread, or the thread that closes it.
+    return sqlite3.connect(uri, uri=True, timeout=busy_s, isolation_level=None, check_same_thread=False)
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
@@ -250,19 +273,15 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _prepare(
-    db: sqlite3.Connection,
-    version: int,
-    *,
-    path: Path,
-    upgrades: bool,
-    report: Report,
-) -> None:
-    only_read = 0 < version < FORM and not upgrades
-    if only_read:
-        for statement in SINCE_3_TEMPORARY.split(";\n"):
-            db.execute(statement)
-    if only_read or version > FORM:
+def _prepare(db: sqlite3.Connection, version: int, *, path: Path, upgrades: bool, report: Report) -> None:
+    """Prepare a connection for this program's format; `version` is the format version of the file, 0 if it is empty.
+
+    A file of a newer format can only be read, and without `upgrades` a file of an older format.
+    """
+    is_older = 0 < version < FORM
+    if is_older and not upgrades:
+        _execute_all(db, SINCE_3_TEMPORARY)
+    if version > FORM or (is_older and not upgrades):
         db.execute("PRAGMA query_only = 1")
         return
     _use_wal(db)
@@ -271,23 +290,29 @@ def _prepare(
     db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
     if version < FORM:
         with transaction(db):
-            version = _pragma(db, "user_version")  # another process may have been faster
+            version = form_of(db)  # another process may have upgraded the file meanwhile
             if version < FORM:
                 if version:
                     log_upgrade(report, str(path), version)
-                steps = (SINCE_3,) if version else (SCHEMA, SINCE_3)
-                for statement in "".join((*steps, NOW)).split(";\n"):
-                    db.execute(statement)
+                else:
+                    _execute_all(db, SCHEMA)
+                _execute_all(db, SINCE_3)
+                _execute_all(db, NOW)
+
+
+def _execute_all(db: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
+        db.execute(statement)
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch the file to WAL mode; retry while other processes create the file, since SQLite reports `busy`."""
-    end = time.monotonic() + BUSY_TIMEOUT_S
+    """Switch the file to WAL mode; retry while SQLite reports `busy`, because another process creates the file."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if _cause(error) != "busy" or time.monotonic() > end:
+            if _cause(error) != "busy" or time.monotonic() > deadline:
                 raise
             time.sleep(BUSY_RETRY_S)
         else:
@@ -305,7 +330,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Run the block in a transaction: commit all its writes, or roll all of them back."""
+    """Run the block in a transaction: commit all its writes, or after an error none of them."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -333,7 +358,7 @@ def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -
 
 
 def checkpoint(db: sqlite3.Connection) -> None:
-    """Empty the write-ahead log if no reader uses it; otherwise leave it to a later write."""
+    """Empty the write-ahead log if no reader uses it; otherwise a later write empties it."""
     ((before_ms,),) = db.execute("PRAGMA busy_timeout").fetchall()
     db.execute("PRAGMA busy_timeout = 0")
     try:

@@ -9,10 +9,12 @@ from eir.lists.pages.pages import NUMBER_BITS, Page
 from eir.lists.stores.records import VALUE_BYTES_MAX
 from eir.lists.stores.sqlite.file import NUMBER_MASK, snapshot
 
-READ_BYTES, ROW_BYTES = 1 << 18, 100
-"""Bytes after which a batch of a whole list ends, and bytes of memory of a page besides its content."""
+READ_BYTES = 1 << 18
+"""Size in bytes after which a batch of a whole list ends."""
+ROW_BYTES = 100
+"""Bytes of memory of a page without its content."""
 BOUND = {"bits": NUMBER_BITS, "mask": NUMBER_MASK, "most": VALUE_BYTES_MAX}
-# Values that are longer than any page are read as empty, so the digest shows them.
+# A value that is longer than any page is read as empty. The content digest of the list then reveals the fault.
 PAGE = "id & :mask, iif(length(keys) > :most, x'', keys), iif(length(extra) > :most, x'', extra)"
 READ_STATE = "SELECT generation, iif(length(state) > :most, '', state), page_set FROM lists WHERE name = :name"
 READ_BATCH = f"""
@@ -24,7 +26,7 @@ SELECT {PAGE} FROM pages WHERE id IN (SELECT :page_set << :bits | value FROM jso
 
 
 class Batch(NamedTuple):
-    """Pages of a list that were read in one transaction, with the list's state."""
+    """Pages and state of a list from one transaction."""
 
     generation: int
     state: str
@@ -46,8 +48,8 @@ def read_some(db: sqlite3.Connection, name: str, numbers: Sequence[int]) -> Batc
 
 def read_set(db: sqlite3.Connection, page_set: int, numbers: Sequence[int]) -> list[Page]:
     """Return the numbered pages that a set contains; other numbers are skipped."""
-    values = {"page_set": page_set, "numbers": str([*numbers])}
-    return [Page(*row) for row in db.execute(READ_SOME, {**values, **BOUND})]
+    values = {"page_set": page_set, "numbers": str([*numbers]), **BOUND}
+    return [Page(*row) for row in db.execute(READ_SOME, values)]
 
 
 def _read(

@@ -19,31 +19,35 @@ from eir.lists.stores.sqlite.history import append
 from eir.lists.stores.write import (
     SMALL_BYTES,
     Kept,
+    RollbackRequest,
     Stored,
-    Undo,
     Write,
     WriteRequest,
     check_generation,
     check_room,
-    decide,
-    decide_undo,
+    plan_rollback,
+    plan_write,
     rollback_steps,
 )
 
 PORTION_PAGES, PORTION_BYTES = 40_000, 8 << 20
-"""Maximum number of pages and bytes of one transaction of a load, which holds the write lock for about 70 ms."""
+"""Maximum number of pages, and of bytes, in one transaction of a load, which holds the write lock for about 70 ms."""
 SET_IDLE_S = 600
-"""Seconds without a write after which a set that was being filled belongs to a load that died."""
+"""Seconds without a write after which a staged set may be deleted, because its load has died."""
 RESERVE_BYTES = 2 * WAL_BYTES_MAX
-"""Bytes that a load leaves free on the disk: for the write-ahead log, and the same again for later writes."""
-AMENDED_TIMES = 2
-"""Factor for the bytes of an amendment, which writes the old and the new pages, to the log and to the file."""
-DB_PAGE_BYTES, LEAF_BYTES, ROW_BYTES = 4096, 4084, 16
-"""Bytes of SQLite's page, its bytes for rows, and the bytes of a row besides its content."""
+"""Bytes that a load leaves free on the disk: WAL_BYTES_MAX for the write-ahead log, and as many for later writes."""
+AMENDMENT_FACTOR = 2
+"""Factor for the bytes of changed pages, because each is written to the write-ahead log and to the file."""
+DB_PAGE_BYTES = 4096
+"""Bytes of a page of SQLite."""
+LEAF_BYTES = 4084
+"""Bytes for rows in a page of SQLite."""
+ROW_BYTES = 16
+"""Bytes of a row without its content."""
 CHANGES_MAX = 1_000
 """Maximum number of stored changes of each list."""
 
-# Values that are longer than any record are read as empty.
+# A value that is longer than any record is read as empty.
 READ_RECORD = """
 SELECT generation, iif(length(state) > :most, '', state), page_set, iif(length(made) > :most, NULL, made) FROM lists WHERE name = :name
 """
@@ -51,7 +55,7 @@ READ_KEPT = """
 SELECT generation, iif(length(state) > :most, '', state), page_set, whole, iif(length(made) > :most, NULL, made) FROM kept WHERE list = :name
 ORDER BY generation DESC
 """
-# Copies a page to the id under which it is kept; a page that does not exist becomes one without keys.
+# Copy a page to its ID in the set of replaced pages; a page that does not exist is copied as an empty page.
 KEEP = """
 INSERT OR REPLACE INTO pages SELECT ?, coalesce(keys, x''), coalesce(extra, x'') FROM (SELECT 1) LEFT JOIN pages ON id = ?
 """
@@ -73,14 +77,15 @@ def read_stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
         StoreError: `corrupt`.
     """
     values = {"name": name, "most": VALUE_BYTES_MAX}
-    record = db.execute(READ_RECORD, values).fetchone()
-    if record is None:
+    row = db.execute(READ_RECORD, values).fetchone()
+    if row is None:
         return None
-    kept = tuple(
-        Kept(_state(name, *row), row[2], bool(whole), _event(by)) for *row, whole, by in db.execute(READ_KEPT, values)
-    )
-    *row, made = record
-    return Stored(_state(name, *row), row[2], kept, _event(made))
+    kept = []
+    for generation, text, page_set, whole, made in db.execute(READ_KEPT, values):
+        state = _decode_row(name, generation, text, page_set)
+        kept.append(Kept(state, page_set, bool(whole), _decode_event(made)))
+    generation, text, page_set, made = row
+    return Stored(_decode_row(name, generation, text, page_set), page_set, tuple(kept), _decode_event(made))
 
 
 def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
@@ -90,25 +95,24 @@ def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
         StoreError: `corrupt`.
     """
     row = db.execute(READ_RECORD, {"name": name, "most": VALUE_BYTES_MAX}).fetchone()
-    return None if row is None else _state(name, *row[:3])
+    return None if row is None else _decode_row(name, *row[:3])
 
 
-def _state(name: str, generation: object, text: str, page_set: object) -> ListState:
-    """Decode the state in a row of a list, and check the types of the row.
-
-    SQLite may return text for a number.
+def _decode_row(name: str, generation: object, text: str, page_set: object) -> ListState:
+    """Decode the state in a row of a list, and check the types of the row, because SQLite may store text as a number.
 
     Raises:
-        StoreError: `corrupt`, for a row of another program.
+        StoreError: `corrupt`, if another program wrote the row.
     """
     state = decode_state(text)
-    if type(generation) is not int or generation != state.generation or type(page_set) is not int:
+    is_valid = type(generation) is int and generation == state.generation and type(page_set) is int
+    if not is_valid:
         row_text = f"generation {generation!r:.50} and page_set {page_set!r:.50} beside a state of generation {state.generation}"
         raise StoreError("corrupt", f"list {name} has an invalid row: {row_text}")
     return state
 
 
-def _event(text: str | None) -> Event | None:
+def _decode_event(text: str | None) -> Event | None:
     return None if text is None else decode_event(text)
 
 
@@ -116,108 +120,111 @@ def _event(text: str | None) -> Event | None:
 
 
 def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: bool) -> None:
-    """Delete unused sets, and raise StoreError (`full`) if the disk has still no room for these pages."""
+    """Delete unused sets; raise StoreError (`full`) if the disk then has no room for these pages."""
     sizes = [len(keys) + len(extra) for _, keys, extra in pages]
     if amends:
         numbers = json.dumps([page.number for page in pages])
-        sizes += (size for (size,) in db.execute(SIZES, {"name": name, "numbers": numbers, "bits": NUMBER_BITS}))
-    needs = file_bytes(sizes) * (AMENDED_TIMES if amends else 1)
+        values = {"name": name, "numbers": numbers, "bits": NUMBER_BITS}
+        sizes += (size for (size,) in db.execute(SIZES, values))
+    needs = file_bytes(sizes)
+    if amends:
+        needs *= AMENDMENT_FACTOR
     if needs > SMALL_BYTES:
-        _collect(db)
-        check_room("full", *_room_advice(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES)
+        _delete_unused_sets(db)
+        _check_disk(db, needs, RESERVE_BYTES)
 
 
 def file_bytes(sizes: Sequence[int]) -> int:
     """Estimate the bytes that rows with these content sizes need in the file (sqlite.org/fileformat2.html 1.6)."""
-    rows = np.array(sizes, np.int64) + ROW_BYTES
-    in_leaf = DB_PAGE_BYTES / (LEAF_BYTES // rows.clip(1, LEAF_BYTES))
-    return int(np.where(rows <= LEAF_BYTES, in_leaf, (rows // LEAF_BYTES + 1) * DB_PAGE_BYTES).sum())
+    row_bytes = np.array(sizes, np.int64) + ROW_BYTES
+    share_of_leaf = DB_PAGE_BYTES / (LEAF_BYTES // row_bytes.clip(1, LEAF_BYTES))
+    overflow_pages = (row_bytes // LEAF_BYTES + 1) * DB_PAGE_BYTES
+    return int(np.where(row_bytes <= LEAF_BYTES, share_of_leaf, overflow_pages).sum())
 
 
-def _room_advice(db: sqlite3.Connection) -> tuple[str, str]:
-    """Return the path of the file and advice about a full disk, for an error message."""
-    return _path(db), f"make room on the disk of {Path(_path(db)).parent}, then try again"
-
-
-def _path(db: sqlite3.Connection) -> str:
-    return str(db.execute("PRAGMA database_list").fetchone()[2])
-
-
-def _free(db: sqlite3.Connection) -> int:
-    """Return the number of unused bytes in the file plus the free bytes of the disk."""
-    disk = os.statvfs(Path(_path(db)).parent)
-    (unused,) = db.execute("PRAGMA freelist_count").fetchone()
-    return int(unused * DB_PAGE_BYTES + disk.f_bavail * disk.f_frsize)
+def _check_disk(db: sqlite3.Connection, needs: int, reserve: int) -> None:
+    """Raise StoreError (`full`) if a write needs more than the unused bytes of file and disk minus the reserve."""
+    path = str(db.execute("PRAGMA database_list").fetchone()[2])
+    folder = Path(path).parent
+    disk = os.statvfs(folder)
+    (unused_pages,) = db.execute("PRAGMA freelist_count").fetchone()
+    free = int(unused_pages * DB_PAGE_BYTES + disk.f_bavail * disk.f_frsize)
+    advice = f"make room on the disk of {folder}, then try again"
+    check_room("full", path, advice, needs=needs, free=free, reserve=reserve)
 
 
 # Staged sets and unused sets
 
 
-def begin_set(db: sqlite3.Connection, name: str, seen: int) -> int:
+def create_set(db: sqlite3.Connection, name: str, seen: int) -> int:
     """Create an empty set of pages for a list that is at generation `seen`; return the ID of the set."""
-    _collect(db)
+    _delete_unused_sets(db)
     with transaction(db):
         check_generation(name, read_stored(db, name), seen)
-        return _new_set(db)
+        return _insert_set(db)
 
 
-def fill(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Add pages to a staged set, which a load is filling.
+def stage(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
+    """Add pages to a staged set.
 
     Raises:
-        StoreError: `staging_lost`, if the set was deleted; `full`, if another writer used the room and the reserve
-            would shrink.
+        StoreError: `staging_lost`, if the set was deleted; `full`, if the reserve for later writes would shrink,
+            because another writer used the room.
     """
     needs = file_bytes([len(keys) + len(extra) for _, keys, extra in pages])
-    check_room("full", *_room_advice(db), needs=needs, free=_free(db), reserve=RESERVE_BYTES - WAL_BYTES_MAX)
+    _check_disk(db, needs, RESERVE_BYTES - WAL_BYTES_MAX)
     with transaction(db):
         _renew_set(db, page_set)
         _insert(db, page_set, pages)
 
 
 def _renew_set(db: sqlite3.Connection, page_set: int) -> None:
-    values = (time.time() + SET_IDLE_S, page_set)
-    if not db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", values).rowcount:
+    keep_until = time.time() + SET_IDLE_S
+    update = db.execute("UPDATE sets SET keep_until = ? WHERE id = ? AND NOT doomed", (keep_until, page_set))
+    if not update.rowcount:
         raise StoreError("staging_lost", "the loaded pages were deleted before the switch; load again")
 
 
 def release_set(db: sqlite3.Connection, page_set: int) -> None:
-    """Release a set of pages, so that it is deleted unless a list uses it."""
+    """Mark a set of pages as unused, so that a later load deletes the set unless a list uses it."""
     db.execute("UPDATE sets SET keep_until = 0 WHERE id = ?", (page_set,))
 
 
 def discard_set(db: sqlite3.Connection, page_set: int) -> None:
     """Delete the set of a failed load, so that its room is free at once."""
-    checkpoint(db)  # on a full disk: frees the room of the log, which can then be overwritten
+    checkpoint(db)  # on a full disk, the next transactions need the room of the write-ahead log
     release_set(db, page_set)
-    _collect(db)
+    _delete_unused_sets(db)
     checkpoint(db)
 
 
-def _new_set(db: sqlite3.Connection) -> int:
-    return int(db.execute("INSERT INTO sets (keep_until) VALUES (?)", (time.time() + SET_IDLE_S,)).lastrowid or 0)
+def _insert_set(db: sqlite3.Connection) -> int:
+    keep_until = time.time() + SET_IDLE_S
+    insert = db.execute("INSERT INTO sets (keep_until) VALUES (?)", (keep_until,))
+    return int(insert.lastrowid or 0)
 
 
-def _ids(page_set: int) -> tuple[int, int]:
-    """Return the first and the last possible row ID of the pages in a set."""
-    return page_set << NUMBER_BITS, page_set << NUMBER_BITS | NUMBER_MASK
+def _row_ids(page_set: int) -> tuple[int, int]:
+    """Return the first and the last possible ID of a row with a page of the set."""
+    first = page_set << NUMBER_BITS
+    return first, first | NUMBER_MASK
 
 
-def _collect(db: sqlite3.Connection) -> None:
-    """Delete the pages of all unused sets, in portions of one transaction each."""
+def _delete_unused_sets(db: sqlite3.Connection) -> None:
+    """Delete all unused sets with their pages, in several transactions."""
     with transaction(db):
         db.execute(DOOM, (time.time(),))
     for (page_set,) in db.execute("SELECT id FROM sets WHERE doomed").fetchall():
-        gone = PORTION_PAGES
-        while gone == PORTION_PAGES:
+        deleted = PORTION_PAGES
+        while deleted == PORTION_PAGES:
             with transaction(db):
-                gone = db.execute(DELETE_SOME, (*_ids(page_set), PORTION_PAGES)).rowcount
-                if gone < PORTION_PAGES:
+                deleted = db.execute(DELETE_SOME, (*_row_ids(page_set), PORTION_PAGES)).rowcount
+                if deleted < PORTION_PAGES:
                     db.execute("DELETE FROM sets WHERE id = ?", (page_set,))
 
 
 def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Insert pages into a set with one call of the library, which releases the interpreter's lock only once."""
+    """Insert pages into a set by one call of the library, which releases the interpreter's lock only once."""
     base = page_set << NUMBER_BITS
     rows = [(base | number, keys, extra) for number, keys, extra in pages if keys or extra]
     db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?, ?)", rows)
@@ -226,51 +233,68 @@ def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> Non
 # The transaction that changes a list
 
 
-def commit(db: sqlite3.Connection, name: str, seen: int, request: WriteRequest | Undo, staged: int | None) -> ListState:
-    """Put the list content of a request in force and append its event, in one transaction; return the new state.
+def commit(
+    db: sqlite3.Connection, name: str, seen: int, request: WriteRequest | RollbackRequest, staged_set: int | None
+) -> ListState:
+    """Apply a request and append its event in one transaction; return the new state.
 
-    `staged`: set with the whole list; None if the request has only changed pages.
+    `staged_set`: set with the whole list; None if the request has only changed pages.
     """
     with transaction(db):
-        before = read_stored(db, name)
-        check_generation(name, before, seen)
-        if isinstance(request, Undo):
-            steps = rollback_steps(name, before, request.to)
-            pages = [[] if step.whole else _pages(db, step.page_set) for step in steps]
-            # rollback_steps raises if there is no record.
-            write = decide_undo(cast("Stored[int]", before), steps, pages, request.event)
-        elif staged is not None:
-            _renew_set(db, staged)
-            write = decide(before, request, staged)
+        stored = read_stored(db, name)
+        check_generation(name, stored, seen)
+        if isinstance(request, RollbackRequest):
+            steps = rollback_steps(name, stored, request.to)
+            pages = [[] if step.whole else _read_all(db, step.page_set) for step in steps]
+            present = cast("Stored[int]", stored)  # rollback_steps raises if there is no record
+            write = plan_rollback(present, steps, pages, request.event)
+        elif staged_set is not None:
+            _renew_set(db, staged_set)
+            write = plan_write(stored, request, staged_set)
         else:
-            write = decide(before, request, _new_set(db) if request.keep else 0)  # 0: no set is needed
-        _apply(db, name, write)
+            replaced_set = _insert_set(db) if request.keep else 0  # 0: no page is kept
+            write = plan_write(stored, request, replaced_set)
+        _put_pages(db, write)
+        _save_record(db, name, write.after)
+        _log_change(db, name, write)
         append(db, write.event)
     return write.after.state
 
 
-def _pages(db: sqlite3.Connection, page_set: int) -> list[Page]:
-    rows = db.execute("SELECT id & ?, keys, extra FROM pages WHERE id BETWEEN ? AND ?", (NUMBER_MASK, *_ids(page_set)))
+def _read_all(db: sqlite3.Connection, page_set: int) -> list[Page]:
+    statement = "SELECT id & ?, keys, extra FROM pages WHERE id BETWEEN ? AND ?"
+    rows = db.execute(statement, (NUMBER_MASK, *_row_ids(page_set)))
     return [Page(*row) for row in rows]
 
 
-def _apply(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
-    after, change = write.after, write.change
-    base = after.page_set << NUMBER_BITS
-    if write.aside is not None:
-        db.executemany(KEEP, ((write.aside << NUMBER_BITS | page.number, base | page.number) for page in write.put))
-    _insert(db, after.page_set, write.put)
-    db.executemany("DELETE FROM pages WHERE id = ?", ((base | page.number,) for page in write.put if page.is_empty))
-    for each in write.dropped:
-        release_set(db, each)
-    row = (name, after.state.generation, encode(after.state), after.page_set, _text(after.made))
+def _put_pages(db: sqlite3.Connection, write: Write[int]) -> None:
+    """Replace pages in the set in force, copy the replaced pages if they are kept, and release unused sets."""
+    page_set = write.after.page_set
+    base = page_set << NUMBER_BITS
+    if write.replaced_set is not None:
+        copy_base = write.replaced_set << NUMBER_BITS
+        db.executemany(KEEP, ((copy_base | page.number, base | page.number) for page in write.pages))
+    _insert(db, page_set, write.pages)
+    removed = [(base | page.number,) for page in write.pages if page.is_empty]
+    db.executemany("DELETE FROM pages WHERE id = ?", removed)
+    for unused_set in write.unused_sets:
+        release_set(db, unused_set)
+
+
+def _save_record(db: sqlite3.Connection, name: str, record: Stored[int]) -> None:
+    state = record.state
+    row = (name, state.generation, encode(state), record.page_set, _text(record.made))
     db.execute("INSERT OR REPLACE INTO lists (name, generation, state, page_set, made) VALUES (?, ?, ?, ?, ?)", row)
     db.execute("DELETE FROM kept WHERE list = ?", (name,))
-    db.executemany("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?)", (
-        (name, kept.state.generation, encode(kept.state), kept.page_set, kept.whole, _text(kept.made)) for kept in after.kept
-    ))  # fmt: skip
-    if write.new_log:
+    for kept in record.kept:
+        kept_row = (name, kept.state.generation, encode(kept.state), kept.page_set, kept.whole, _text(kept.made))
+        db.execute("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?)", kept_row)
+
+
+def _log_change(db: sqlite3.Connection, name: str, write: Write[int]) -> None:
+    if write.clears_log:
         db.execute("DELETE FROM changes WHERE list = ?", (name,))
+    change = write.change
     if change is not None:
         numbers = encode_numbers(change.pages)
         db.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?)", (name, change.before, change.after, numbers))
