@@ -99,7 +99,7 @@ def held(case):
         follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
         await follower.start()
         assert not follower.errors, follower.errors
-        await store.settle()
+        await store.append_pending()
         records = [record async for batch in store.records() for record in batch]
         assert not list(chain_faults(records, await store.folds(), await store.ledger()))
         for name, settings in LISTS.items():
