@@ -83,6 +83,10 @@ class Conversation:
         self._asked = parsed
         return parsed.request
 
+    def has_begun_request(self) -> bool:
+        """Return true if bytes of a request that `next_request` has not returned yet were received."""
+        return self._parsed.has_begun_request()
+
     def interim_response(self) -> bytes:
         """Return an interim response (100) if the client waits for one before it sends the body, else no bytes.
 
@@ -147,6 +151,10 @@ class RequestParser:
             del self._unparsed[:PIECE_BYTES]
             self._parse(piece)
         return self._requests.popleft() if self._requests else None
+
+    def has_begun_request(self) -> bool:
+        """Return true if a request that `next_request` has not returned yet is complete or has begun."""
+        return self._has_begun or bool(self._requests) or bool(self._unparsed.strip(b"\r\n"))
 
     def _finish(self) -> None:
         """Parse the remaining bytes after the client has closed its side. An incomplete request is invalid."""

@@ -239,8 +239,9 @@ class HttpConnection(asyncio.Protocol):
             self._finish()
             return
         limits = self._owner.limits
-        self._idle = limits.idle_s is not None
-        self._due_s = self._loop.time() + (limits.idle_s or limits.request_s)
+        idle_s = None if self._conversation.has_begun_request() else limits.idle_s
+        self._idle = idle_s is not None
+        self._due_s = self._loop.time() + (limits.request_s if idle_s is None else idle_s)
         self._next = self._loop.call_soon(self._answer_next)
 
     def _wait_or_close(self) -> None:

@@ -195,19 +195,23 @@ async def test_a_silent_client_is_dropped(connect):
 
 
 @pytest.mark.parametrize(
-    ("requests", "begun", "idle_s", "reasons"),
-    [(0, b"", 0.01, [SLOW]), (0, GET[:10], 0.01, [SLOW]), (1, b"", 0.01, []), (1, GET[:10], 3600, [SLOW]), (1, b"", None, [SLOW])],
+    ("first", "then", "idle_s", "reasons"),
+    [
+        (b"", b"", 0.01, [SLOW]), (b"", GET[:10], 0.01, [SLOW]), (GET, b"", 0.01, []), (GET, b"", None, [SLOW]),
+        (GET, GET[:10], 3600, [SLOW]), (GET + GET[:10], b"", 0.01, [SLOW]), (GET + b"\r\n", b"", 0.01, []),
+    ],
 )  # fmt: skip
-async def test_a_slow_client_is_counted_and_an_idle_one_is_not(requests, begun, idle_s, reasons):
+async def test_a_slow_client_is_counted_and_an_idle_one_is_not(first, then, idle_s, reasons):
+    """Also if the next request began in the packet of the one before; an empty line begins none."""
     ended = []
     connections = HttpConnections(
         lambda _: PAGE, limits=HttpLimits(request_s=0.05, idle_s=idle_s), ended=lambda *what: ended.append(what)
     )
     listener = await asyncio.get_running_loop().create_server(connections.create_connection, "127.0.0.1", 0)
     client = Client(*await asyncio.open_connection(*listener.sockets[0].getsockname()))
-    for _ in range(requests):
-        assert (await client.ask(GET))[0] == 200
-    client.writer.write(begun)
+    if first:
+        assert (await client.ask(first))[0] == 200
+    client.writer.write(then)
     assert await client.ended() == b""
     client.writer.close()
     listener.close()
