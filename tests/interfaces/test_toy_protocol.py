@@ -164,8 +164,6 @@ def program(tmp_path):
     folder.mkdir()
     for name, text in FOLDER.items():
         (folder / name).write_text(text.lstrip())
-    (tmp_path / "deploy").mkdir()
-    shutil.copy(ROOT / "deploy" / "RUNBOOK.md", tmp_path / "deploy")  # which the page of a node reads
     index = tmp_path / "eir" / "interfaces" / "__init__.py"
     index.write_text(
         index.read_text().replace('    "device_authenticity",\n', '    "device_authenticity",\n    "toy",\n')

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -50,8 +51,7 @@ class Web:
         )
         self._access = PageAccess(ticks=time.monotonic)
         programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
-        advice = runbook(_read_runbook())
-        served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: advice, **programs}
+        served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: _advice_page(), **programs}
         self._server = HttpServer(served, report=report, forms={"/"})
         self.address: str | None = None
         """Address of the pages."""
@@ -108,7 +108,10 @@ class Web:
         ))._replace(authenticated=True)  # fmt: skip
 
 
-def _read_runbook() -> str:
-    """Return deploy/RUNBOOK.md, which a wheel has beside this module (setup.py)."""
-    files = [Path(__file__).with_name("RUNBOOK.md"), Path(__file__).parents[3] / "deploy" / "RUNBOOK.md"]
-    return next(file for file in files if file.exists()).read_text()
+@cache
+def _advice_page() -> HttpResponse:
+    """Render deploy/RUNBOOK.md, which a wheel has beside this module (setup.py), at the first request."""
+    in_wheel = Path(__file__).with_name("RUNBOOK.md")
+    in_source = Path(__file__).parents[3] / "deploy" / "RUNBOOK.md"
+    file = in_wheel if in_wheel.exists() else in_source
+    return runbook(file.read_text())

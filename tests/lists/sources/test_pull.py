@@ -663,6 +663,7 @@ def test_a_node_that_is_behind_its_source_warns(site, tmp_path, publisher):
         )
         assert site.eir("status", status=1).stdout.startswith("EIR WARNING")
         assert f'{trouble} <a href="/runbook#eirlistbehind">EirListBehind</a>' in node.get("/")[1]
+        assert "<a id=eirlistbehind>" in node.get("/runbook")[1]
         since = node.metrics()[metric]
         register.publish(added=ROWS[22:24])
         until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 3)
