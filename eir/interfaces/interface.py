@@ -217,7 +217,7 @@ class Interface:
     """Class of its Attendant, created with a function that returns the node's NodeLoad, and a Report."""
     attendant_families: tuple[Family, ...] = ()
     alerts: tuple[tuple[str, str], ...] = ()
-    """Part of a warning's text, and the alert whose runbook entry has advice."""
+    """Text of each warning, with `{}` for a value, and the alert whose runbook entry has advice."""
 
     service: str = ""
     """Class of its Service, created with (settings, SharedSettings, Report)."""

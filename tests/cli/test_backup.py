@@ -102,7 +102,11 @@ def test_nothing_goes_behind_what_nodes_have_unless_it_is_forced(tmp_path, publi
         site.eir("restore", "--force", file)
         until(lambda: site.node.status()["lists"]["stolen"]["serial"] == 2)
         assert site.json("check", UNLISTED)["status"] == "blacklisted"
-        until(lambda: site.node.status()["summary"].startswith("a limit was lifted by hand in the last day"))
+        until(
+            lambda: site.node.status()["summary"].startswith(
+                "lists for which an operator lifted a limit in the last day"
+            )
+        )
         assert [event["what"] for event in site.json("history", "stolen", "-n", "1")] == ["restore"]
         assert "history is valid" in site.eir("history", "--verify").stdout
 

@@ -15,6 +15,7 @@ from eir.device import device_key
 from eir.lists.record.history import append_events
 from eir.lists.record.store import Ledger
 from eir.lists.stores.redis import RedisStore
+from eir.node.observe.status_texts import StatusText
 
 LISTS, POLICY = (
     {"stolen": {"signers": "signers"}, "own": {"local": True}},
@@ -128,7 +129,7 @@ async def test_a_forged_list_is_reported_as_unrecorded(site, redis, altered):
     until(lambda: node.lines("list_unrecorded"))
     assert node.metrics()["eir_list_unrecorded{list=stolen}"] == 1
     assert node.metrics()["eir_list_unrecorded{list=own}"] == 0
-    assert "no record says who put list stolen into the store" in site.eir("status", status=1).stdout
+    assert StatusText.LIST_UNRECORDED.format("stolen", "stolen") in site.eir("status", status=1).stdout
     site.eir("load", site.release([LISTED], serial=3))
     until(lambda: node.metrics()["eir_list_unrecorded{list=stolen}"] == 0)
 
@@ -161,7 +162,7 @@ def test_a_copy_that_cannot_be_kept_degrades_the_node(site):
     site.eir("load", site.release([UNLISTED], serial=2))
     until(lambda: node.metrics()["eir_copy_failed{list=stolen}"] == 1)
     said = site.eir("status", status=1).stdout
-    assert "the last good copy of list stolen is not kept" in said
+    assert StatusText.COPY_FAILED.text.partition("(")[0].format("stolen") in said
     assert "written by a newer eir (form 99, this one knows 3)" in said
     assert node.status()["ready"] == "degraded"
     until(lambda: node.lines("copy_failed"))

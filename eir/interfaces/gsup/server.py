@@ -16,7 +16,7 @@ from eir.checks.settings import NoDevice, PeerAnswers, Status, answers_by_peer
 from eir.interfaces.gsup.hlr import HlrState
 from eir.interfaces.gsup.link import GsupConnection
 from eir.interfaces.gsup.message import CheckImei, read_check_imei
-from eir.interfaces.gsup.settings import GsupSettings
+from eir.interfaces.gsup.settings import HLR_AWAY, GsupSettings
 from eir.interfaces.interface import Context
 from eir.wire.peers.server import DISABLED, SOURCE, UNKNOWN_PEER, Server
 from eir.wire.peers.settings import PeerSettings, Requester, is_from
@@ -148,11 +148,7 @@ class GsupServer(Server[GsupConnection]):
     def warnings(self) -> Mapping[str, str]:
         """Return a warning for each peer whose HLR is not connected, by peer label."""
         away = {link.requester.label for link in self.links.values() if link.has_hlr is False}
-        return {
-            label: f"the HLR of {label} is away ({detail}): its phones cannot attach"
-            for label, (_, detail) in self._away.items()
-            if label in away
-        }
+        return {label: HLR_AWAY.format(label, detail) for label, (_, detail) in self._away.items() if label in away}
 
     def standing(self, link: GsupConnection) -> Mapping[str, Any]:
         """Return the state of a connection. If its HLR is not connected, the reason is returned as its last error."""

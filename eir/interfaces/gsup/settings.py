@@ -5,6 +5,8 @@ from typing import Final
 
 PORT: Final = 4222
 """Port of an HLR; it is not assigned by IANA."""
+HLR_AWAY: Final = "the HLR of {} is away ({}): its phones cannot attach"
+"""Warning for `eir status`: peer label and fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

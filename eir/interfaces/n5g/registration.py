@@ -20,7 +20,7 @@ from eir.disk import write_file
 from eir.errors import Report
 from eir.interfaces.interface import NodeLoad, Samples, SharedSettings
 from eir.interfaces.n5g.nrf import Ask, Registration, profile_of
-from eir.interfaces.n5g.settings import N5gSettings, NrfSettings
+from eir.interfaces.n5g.settings import NOT_REGISTERED, N5gSettings, NrfSettings
 from eir.wire.transport.endpoint import is_http
 from eir.wire.transport.stream import connected, fault_text
 from eir.wire.transport.tls import TlsFiles, load_tls
@@ -113,7 +113,7 @@ class Registrar:
         if (registration := self._registration) is None or registration.where is not None:
             return ()
         why = registration.last_error or "not asked yet"
-        return (f"not registered with any NRF ({why}); AMFs that know the node are still answered",)
+        return (NOT_REGISTERED.format(why),)
 
     def numbers(self) -> Samples:
         """Return the metrics of the registration by name and label values."""

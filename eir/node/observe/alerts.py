@@ -5,6 +5,7 @@ windows are at least as long as those of the alert, and its wait is one minute s
 nor does the alert for a node that does not answer. No I/O; the clock is an argument.
 """
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from eir.interfaces import INTERFACES
 from eir.node.observe.metrics import FAMILIES, Labels, Snapshot
+from eir.node.observe.status_texts import StatusText
 from eir.wire.web.access import LOCKED_OUT, PAGE
 
 EVERY_S = 60.0
@@ -256,50 +258,50 @@ FINE_MAP = {"whitelisted", "blacklisted", "greylisted", "unknown", "context_not_
 """Results that are no errors: of Diameter, of N5g-eir, of MAP."""
 
 RULES: tuple[AlertRule, ...] = (
-    AlertRule("EirInternalErrors", "a request was answered 5012 because of a fault of the program (event=fault)", _rose("eir_diameter_errors_total", 5, where=_equal("reason", "internal"))),
-    AlertRule("EirSlow", "more than one check in a hundred took longer than 50 ms in the last minutes", _slow, 240),
-    AlertRule("EirReloadFailed", "the last reload was refused, and an earlier configuration is in force", _is("eir_config_last_reload_successful", value=0)),
-    AlertRule("EirRestartNeeded", "a restart is needed for the new values of: {}", _is("eir_config_needs_restart", "key")),
-    AlertRule("EirFilesRunOut", "nearly as many files are open as may be in: {}", _without_files),
-    AlertRule("EirWorkerRestarted", "a worker died in the last 15 minutes and was started again", _rose("eir_worker_restarts_total", 15)),
-    AlertRule("EirPasswordGuessed", "an address tried passwords for the page in the last 15 minutes and is locked out (event=client_refused)", _rose("eir_clients_refused_total", 15, where=lambda labels: (labels["interface"], labels["reason"]) == (PAGE, LOCKED_OUT))),
-    AlertRule("EirPeerLost", "no connection of {}", _lost, 60),
+    AlertRule("EirInternalErrors", "an internal error occurred, and its request was answered 5012 (event=fault)", _rose("eir_diameter_errors_total", 5, where=_equal("reason", "internal"))),
+    AlertRule("EirSlow", "more than 1 % of the checks took longer than 50 ms in the last 5 minutes", _slow, 240),
+    AlertRule("EirReloadFailed", "the last reload was refused; the previous configuration is in force", _is("eir_config_last_reload_successful", value=0)),
+    AlertRule("EirRestartNeeded", "keys whose new values need a restart: {}", _is("eir_config_needs_restart", "key")),
+    AlertRule("EirFilesRunOut", "processes with over 90 % of their permitted files open: {}", _without_files),
+    AlertRule("EirWorkerRestarted", "a worker ended unexpectedly in the last 15 minutes and was restarted", _rose("eir_worker_restarts_total", 15)),
+    AlertRule("EirPasswordGuessed", "the page locked out an address after wrong passwords in the last 15 minutes (event=client_refused)", _rose("eir_clients_refused_total", 15, where=lambda labels: (labels["interface"], labels["reason"]) == (PAGE, LOCKED_OUT))),
+    AlertRule("EirPeerLost", "no connection for 2 minutes: {}", _lost, 60),
     AlertRule("EirNoPeers", "no peer is connected", _is("eir_peer_up", value=0), 60),
     AlertRule("EirNotRegistered", "not registered with any NRF", _is("eir_nrf_registered", value=0), 120),
-    AlertRule("EirFeedFails", "rows of a register were not accepted in the last 15 minutes: HTTP {}", _rose("eir_feed_rows_total", 15, "result", lambda labels: labels["result"] == "422" or _fails(labels))),
-    AlertRule("EirInterfaceFaulty", "an interface lacks its process or a file: {}", lambda figures: [each for each, faults in figures.values("eir_interface_faulty", "interface").items() if faults]),
-    AlertRule("EirDeviceAuthenticityFails", "requests of DeviceAuthenticity failed in the last 15 minutes: HTTP {}", _rose("eir_device_authenticity_total", 15, "result", _fails)),
-    AlertRule("EirPathLost", "SCTP paths are down: {}", lambda figures: [each for each, down in figures.values("eir_sctp_paths", "peer", _equal("state", "down")).items() if down]),
-    AlertRule("EirPeersRefused", "connections are refused again and again: {} (event=peer_refused)", _rose("eir_peers_refused_total", 10, "reason"), 540),
-    AlertRule("EirErrorAnswers", "more than one answer in a hundred is an error: {}", _share("eir_diameter_answers_total", "peer", FINE[0]), 240),
-    AlertRule("EirErrorResponses", "more than one response in a hundred is an error: {}", lambda figures: dict.fromkeys([*_share("eir_sbi_responses_total", "peer", FINE[1])(figures), *_share("eir_map_answers_total", "peer", FINE_MAP)(figures)]), 240),
-    AlertRule("EirHlrAway", "the HLR is away, or was in the last 5 minutes, so that phones could not attach: {}", _hlr_away),
-    AlertRule("EirShedding", "requests were above a rate limit and turned away in the last minutes: {}", _rose("eir_shed_total", 5, "peer")),
-    AlertRule("EirCertificateExpires", "the node's certificate ends within 14 days", lambda figures: [each for each, ends in figures.values("eir_tls_certificate_expires_timestamp_seconds").items() if ends - figures.now < 14 * 86400]),
-    AlertRule("EirIdentityErrors", "more than one request in a hundred has no usable IMEI: {}", _without_identity, 540),
-    AlertRule("EirNoLists", "no list is in force, so that no check finds a device in a list", lambda figures: [] if figures.values("eir_list_serial") else [""]),
-    AlertRule("EirReleaseOverdue", "no release has come for longer than usual: {}", _overdue),
-    AlertRule("EirListExpiresSoon", "within 3 days the expiry is reached of: {}", _within("eir_list_expires_timestamp_seconds", 0, 3 * 86400)),
-    AlertRule("EirListExpired", "past its expiry: {}", _within("eir_list_expires_timestamp_seconds", float("-inf"), 0)),
-    AlertRule("EirReleaseRefused", "a release was refused in the last hour (eir history): {}", _within("eir_release_last_refused_timestamp_seconds", -3600, float("inf"))),
-    AlertRule("EirForced", "a limit was lifted by hand in the last day (eir history): {}", _within("eir_release_last_forced_timestamp_seconds", -86400, float("inf"))),
+    AlertRule("EirFeedFails", "rows of a register were rejected in the last 15 minutes with HTTP status {}", _rose("eir_feed_rows_total", 15, "result", lambda labels: labels["result"] == "422" or _fails(labels))),
+    AlertRule("EirInterfaceFaulty", "interfaces whose process does not run, or whose file cannot be used: {}", lambda figures: [each for each, faults in figures.values("eir_interface_faulty", "interface").items() if faults]),
+    AlertRule("EirDeviceAuthenticityFails", "requests to DeviceAuthenticity failed in the last 15 minutes with HTTP status {}", _rose("eir_device_authenticity_total", 15, "result", _fails)),
+    AlertRule("EirPathLost", "peers with SCTP paths that are down: {}", lambda figures: [each for each, down in figures.values("eir_sctp_paths", "peer", _equal("state", "down")).items() if down]),
+    AlertRule("EirPeersRefused", "connections were refused in the last 10 minutes: {} (event=peer_refused)", _rose("eir_peers_refused_total", 10, "reason"), 540),
+    AlertRule("EirErrorAnswers", "peers with errors in more than 1 % of their answers: {}", _share("eir_diameter_answers_total", "peer", FINE[0]), 240),
+    AlertRule("EirErrorResponses", "peers with errors in more than 1 % of their responses: {}", lambda figures: dict.fromkeys([*_share("eir_sbi_responses_total", "peer", FINE[1])(figures), *_share("eir_map_answers_total", "peer", FINE_MAP)(figures)]), 240),
+    AlertRule("EirHlrAway", "peers whose HLR did not answer in the last 5 minutes, so that phones could not attach: {}", _hlr_away),
+    AlertRule("EirShedding", "peers whose requests above a rate limit were rejected in the last 5 minutes: {}", _rose("eir_shed_total", 5, "peer")),
+    AlertRule("EirCertificateExpires", "the node's certificate expires within 14 days", lambda figures: [each for each, ends in figures.values("eir_tls_certificate_expires_timestamp_seconds").items() if ends - figures.now < 14 * 86400]),
+    AlertRule("EirIdentityErrors", "peers without a valid IMEI in more than 1 % of their requests: {}", _without_identity, 540),
+    AlertRule("EirNoLists", "no list is in force, so no check finds a listed device", lambda figures: [] if figures.values("eir_list_serial") else [""]),
+    AlertRule("EirReleaseOverdue", "lists whose next release is overdue: {}", _overdue),
+    AlertRule("EirListExpiresSoon", "lists that expire within 3 days: {}", _within("eir_list_expires_timestamp_seconds", 0, 3 * 86400)),
+    AlertRule("EirListExpired", "lists past their expiry: {}", _within("eir_list_expires_timestamp_seconds", float("-inf"), 0)),
+    AlertRule("EirReleaseRefused", "lists with a refused release in the last hour (eir history): {}", _within("eir_release_last_refused_timestamp_seconds", -3600, float("inf"))),
+    AlertRule("EirForced", "lists for which an operator lifted a limit in the last day (eir history): {}", _within("eir_release_last_forced_timestamp_seconds", -86400, float("inf"))),
     AlertRule("EirInboxUnusable", "the drop folder cannot be used", _is("eir_inbox_usable", value=0), 60),
     AlertRule("EirInboxWaiting", "releases wait in the drop folder (event=release_waiting)", lambda figures: [each for each, waiting in figures.values("eir_inbox_waiting_releases").items() if waiting], 840),
-    AlertRule("EirListBehind", "behind its source for longer than its patience: {} (eir pull)", _past_patience("eir_source_ahead_timestamp_seconds")),
-    AlertRule("EirSourceUnreached", "the source is not reached of: {} (eir pull)", _past_patience("eir_source_reached_timestamp_seconds")),
-    AlertRule("EirAcknowledgementsNotTaken", "the source does not accept acknowledgements of: {} (event=acknowledgement_not_given)", _not_acknowledged, 1740),
-    AlertRule("EirStoreAway", "the store is away; answers go on from memory", _is("eir_store_up", value=0)),
-    AlertRule("EirStoreLostData", "the store lost data of: {}", _is("eir_store_lost_data", "list")),
+    AlertRule("EirListBehind", "lists behind their source for longer than `source.patience`: {} (eir pull)", _past_patience("eir_source_ahead_timestamp_seconds")),
+    AlertRule("EirSourceUnreached", "lists whose source is not reached: {} (eir pull)", _past_patience("eir_source_reached_timestamp_seconds")),
+    AlertRule("EirAcknowledgementsNotTaken", "lists whose source does not accept acknowledgements: {} (event=acknowledgement_not_given)", _not_acknowledged, 1740),
+    AlertRule("EirStoreAway", "the store is away; the node answers from memory", _is("eir_store_up", value=0)),
+    AlertRule("EirStoreLostData", "lists of which the store lost data: {}", _is("eir_store_lost_data", "list")),
     AlertRule("EirHistoryDiffers", "the store's history does not continue this node's copy (eir history --verify)", _is("eir_history_differs")),
-    AlertRule("EirHistoryNearlyFull", "the history takes more than 80 % of history.max_bytes", _history_full),
-    AlertRule("EirListUnrecorded", "no record says who put these lists into the store: {} (eir history)", _is("eir_list_unrecorded", "list")),
-    AlertRule("EirCopyFailed", "the last good copy is not kept of: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
+    AlertRule("EirHistoryNearlyFull", "the history uses more than 80 % of history.max_bytes", _history_full),
+    AlertRule("EirListUnrecorded", "lists in the store without a record of their load: {} (eir history)", _is("eir_list_unrecorded", "list")),
+    AlertRule("EirCopyFailed", "lists whose last good copy cannot be written or read: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
     AlertRule("EirFollowLag", "the node has been behind its store for more than 30 s", lambda figures: [each for each, lag in figures.values("eir_follow_lag_seconds").items() if lag > 30]),
-    AlertRule("EirOverrideActive", "the policy's override answers everything alike", _is("eir_override_active")),
-    AlertRule("EirBlockingJumped", "more than three times as many checks are blocked as in the day before", _blocking_jumped, 240),
-    AlertRule("EirSightingsDropped", "checks are left out of the record: {}", _rose("eir_sightings_dropped_total", 10, "reason"), 540),
-    AlertRule("EirFirstSightingsUnrecorded", "new devices are not recorded, beyond `first_seen.new_per_peer`, of: {}", _rose("eir_first_seen_unrecorded_checks_total", 10, "peer"), 240),
-    AlertRule("EirEventsDropped", "events do not reach their receiver: {}", _rose("eir_events_dropped_total", 10, "to"), 240),
+    AlertRule("EirOverrideActive", "the policy's override gives every check the same answer", _is("eir_override_active")),
+    AlertRule("EirBlockingJumped", "the share of blocked checks is more than three times that of the day before", _blocking_jumped, 240),
+    AlertRule("EirSightingsDropped", "checks are missing in the record: {}", _rose("eir_sightings_dropped_total", 10, "reason"), 540),
+    AlertRule("EirFirstSightingsUnrecorded", "peers with more new devices than `first_seen.new_per_peer`; further devices are not recorded: {}", _rose("eir_first_seen_unrecorded_checks_total", 10, "peer"), 240),
+    AlertRule("EirEventsDropped", "receivers that events do not reach: {}", _rose("eir_events_dropped_total", 10, "to"), 240),
 )  # fmt: skip
 
 
@@ -333,19 +335,15 @@ class Alerts:
         return troubles
 
 
-ALERTS = (
-    ("never been loaded", "EirListMissing"), ("workers answer", "EirWorkerRestarted"), ("no worker answers", "EirDown"), ("the store is away", "EirStoreAway"),
-    ("the store lost list", "EirStoreLostData"), ("last good copy of list", "EirCopyFailed"), ("past its expiry", "EirListExpired"),
-    ("the previous configuration is in force", "EirReloadFailed"), ("history does not continue", "EirHistoryDiffers"), ("no record says who", "EirListUnrecorded"),
-    ("override answers", "EirOverrideActive"), ("above a rate limit", "EirShedding"), ("was refused, or", "EirPeersRefused"),
-    ("the source of list", "EirSourceUnreached"), ("behind its source", "EirListBehind"), ("the drop folder", "EirInboxUnusable"), ("certificate ends", "EirCertificateExpires"),
-    ("is not reached at", "EirPathLost"), ("peers connected", "EirNoPeers"), ("no connection of", "EirPeerLost"), ("cannot be used (", "EirInterfaceFaulty"),
-    *(alert for each in INTERFACES for alert in each.alerts),
-)  # fmt: skip
-"""Pairs: part of a status text, and the alert whose runbook entry explains that text."""
-PARTS = (*((max(rule.text.split("{}"), key=len), rule.alert) for rule in RULES), *ALERTS)
+TEXTS = (
+    *((rule.text, rule.alert) for rule in RULES),
+    *((each.text, each.alert) for each in StatusText),
+    *((text, alert) for interface in INTERFACES for text, alert in interface.alerts),
+)
+"""Each text of the status that an alert explains, with `{}` for a value, and the name of the alert."""
+_PATTERNS = [(re.compile(".*".join(map(re.escape, text.split("{}"))), re.DOTALL), alert) for text, alert in TEXTS]
 
 
-def alert_of(trouble: str) -> str | None:
-    """Return the name of the alert whose runbook entry explains a text of the status, or None."""
-    return next((alert for part, alert in PARTS if part in trouble), None)
+def alert_of(status_text: str) -> str | None:
+    """Return the name of the alert whose entry in the runbook explains a text of the status, or None."""
+    return next((alert for pattern, alert in _PATTERNS if pattern.fullmatch(status_text)), None)

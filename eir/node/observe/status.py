@@ -14,6 +14,7 @@ from eir.errors import Report
 from eir.interfaces.s13.lane import COMPILED, LANE
 from eir.lists.record.store import ListState
 from eir.node.observe.alerts import Trouble, alert_of
+from eir.node.observe.status_texts import StatusText
 from eir.wire.peers.status import Failure
 
 if TYPE_CHECKING:
@@ -128,11 +129,11 @@ class NodeHealth:
         because it answers other checks as before.
         """
         missing = dict.fromkeys(name for report in reports for name in report.missing)
-        never = {name: f"list {name} has never been loaded" for name in missing}
+        never = {name: StatusText.LIST_MISSING.format(name) for name in missing}
         self._in_force.update(name for report in reports for name in report.lists)
         not_ready = [text for name, text in never.items() if not self._was_ready or name in self._in_force]
         if not reports:
-            not_ready.append("no worker answers")
+            not_ready.append(StatusText.NO_WORKER.text)
         running = self._running()
         if not running.listening:
             not_ready.append(NOT_LISTENING)
@@ -141,9 +142,9 @@ class NodeHealth:
         self._was_ready = self._was_ready or not not_ready
         degraded = [text for text in never.values() if text not in not_ready]
         if 0 < len(reports) < self._workers:
-            degraded.append(f"{len(reports)} of {self._workers} workers answer")
+            degraded.append(StatusText.WORKERS_MISSING.format(len(reports), self._workers))
         if reports and not self._is_store_up():
-            degraded.append("the store is away; answers go on from memory")
+            degraded.append(StatusText.STORE_AWAY.text)
         degraded += [text for part in self._losses for text in part()]
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
@@ -207,30 +208,29 @@ class NodeHealth:
     ) -> list[str]:
         """Return the warnings that do not affect the readiness of the node."""
         warnings = [
-            f"list {name} is past its expiry" for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
+            StatusText.LIST_EXPIRED.format(name) for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
         ]
         warnings += [text for part in self._warnings_of_parts for text in part()]
         if any(report.overridden for report in reports):
-            warnings.append("the policy's override answers everything alike")
+            warnings.append(StatusText.OVERRIDE_ACTIVE.text)
         warnings += [text for each in self._attendants for text in each.warnings()]
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
-        warnings += [f"requests of {label} are above a rate limit and turned away" for label in shedding]
+        warnings += [StatusText.SHEDDING.format(label) for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)
         warnings += [f"peer {label} is disabled" for label in disabled]
-        warnings += [
-            f"{label} was refused, or refused the node: {text}" for label, text in self._refusals(reports).items()
-        ]
+        warnings += [StatusText.PEER_REFUSED.format(label, text) for label, text in self._refusals(reports).items()]
         warnings += {label: text for report in reports for label, text in (report.warnings or {}).items()}.values()
         paths = {label: addresses for report in reports for label, addresses in (report.lost_paths or {}).items()}
-        warnings += [f"{label} is not reached at {', '.join(addresses)} (SCTP)" for label, addresses in paths.items()]
+        warnings += [StatusText.PATHS_LOST.format(label, ", ".join(addresses)) for label, addresses in paths.items()]
         away = [label for label, connections in peers.items() if not connections and label not in disabled]
         if self._now() - self.started < PEERLESS_S or not peers:
             pass
         elif not any(peers.values()):
-            warnings.append(f"0 of {len(peers)} peers connected")
+            warnings.append(StatusText.NO_PEERS.format(len(peers)))
         elif away:
             more = f" and {len(away) - AWAY_SHOWN} more" if len(away) > AWAY_SHOWN else ""
-            warnings.append(f"no connection of {', '.join(away[:AWAY_SHOWN])}{more}")
+            names = ", ".join(away[:AWAY_SHOWN])
+            warnings.append(StatusText.PEERS_LOST.format(f"{names}{more}"))
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:

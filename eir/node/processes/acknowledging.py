@@ -20,6 +20,7 @@ from eir.lists.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, Rejecti
 from eir.lists.sources.pull_http import SourceClient, Unreached
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes.apart import done_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
@@ -147,11 +148,9 @@ class Acknowledging:
 
     def warnings(self) -> list[str]:
         """Return warnings about lists that the store has lost, completely or in part."""
-        gone = [f"the store lost list {name}, which was in force here before: restore a backup" for name in self._gone]
-        return gone + [
-            f"the store lost list {name} in its newest form: its highest serial is {highest}, and {before} was accepted here before; load the newest release again"
-            for name, (highest, before) in self.older.items()
-        ]
+        lost = [StatusText.LIST_LOST.format(name) for name in self._gone]
+        older = [StatusText.SERIAL_LOST.format(name, highest, own) for name, (highest, own) in self.older.items()]
+        return lost + older
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about acknowledgements and lost lists by name and label values."""

@@ -11,6 +11,7 @@ from eir.config import Config, config_after_reload, load_config, needs_restart
 from eir.errors import ConfigError, EirError, Report
 from eir.interfaces import INTERFACES
 from eir.node.observe.metrics import Snapshot
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes.setup import ConfigFile, report_warnings
 from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
 from eir.wire.web.denials import keys_of
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 CERTIFICATE_WARNED = timedelta(days=14)
 """Time before its end from which the node's own certificate causes a warning, equal to that of the alert."""
-FAULT = "the configuration file has an error; the previous configuration is in force"
 
 
 class Loaded(NamedTuple):
@@ -116,7 +116,7 @@ class Configuration:
         """Return warnings for `eir status` about the configuration file and the node's certificate."""
         warnings = certificate_warnings(self._certificate_ends, datetime.now(UTC))
         if (fault := self._file.fault) is not None:
-            warnings.insert(0, f"{FAULT}: {fault}")
+            warnings.insert(0, StatusText.FILE_INVALID.format(fault))
         return warnings
 
     def snapshot(self) -> Snapshot:
@@ -150,7 +150,7 @@ def certificate_warnings(ends: datetime | None, now: datetime) -> list[str]:
     """
     if ends is None or ends - now >= CERTIFICATE_WARNED:
         return []
-    return [f"the node's certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}"]
+    return [StatusText.CERTIFICATE_EXPIRES.format(f"{ends:%Y-%m-%dT%H:%M:%SZ}")]
 
 
 def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":

@@ -17,6 +17,7 @@ from eir.lists.record.store import ACCEPTED
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, scan_folder
 from eir.lists.sources.inbox import WAITING, DeliveryOutcome, Pass, run_pass
 from eir.node.observe import metrics
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes.apart import done_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.lease import CLAIM_S
@@ -87,7 +88,9 @@ class DropFolder:
     def warnings(self) -> list[str]:
         """Return a warning for `eir status` if the drop folder cannot be used."""
         folder = self._config().inbox
-        return [] if folder is None or self.is_usable else [f"the drop folder {folder} cannot be used (eir inbox)"]
+        if folder is None or self.is_usable:
+            return []
+        return [StatusText.INBOX_UNUSABLE.format(folder)]
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about the drop folder; empty if no drop folder is configured."""

@@ -29,6 +29,7 @@ from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
@@ -63,20 +64,16 @@ class Following:
 
     def loss_warnings(self) -> list[str]:
         """Return a warning for each list with data that the store has lost."""
-        return [
-            f"the store lost list {name} (it shows {shown}); the node answers from memory"
-            for name, shown in self.lost.items()
-        ]
+        return [StatusText.LIST_OLDER.format(name, shown) for name, shown in self.lost.items()]
 
     def copy_warnings(self) -> list[str]:
         """Return warnings about the last good copy.
 
         Each list in force that comes from the copy, and each fault of the copy, causes a warning.
         """
-        kept = [f"list {name} is this node's last good copy" for name in self.from_copy]
-        return kept + [
-            f"the last good copy of list {name} is not kept ({why})" for name, why in self.copy_faults.items()
-        ]
+        in_force = [StatusText.COPY_IN_FORCE.format(name) for name in self.from_copy]
+        faulty = [StatusText.COPY_FAILED.format(name, fault) for name, fault in self.copy_faults.items()]
+        return in_force + faulty
 
 
 def run(end: socket.socket, config: Config) -> int:

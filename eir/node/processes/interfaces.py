@@ -19,6 +19,7 @@ from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, Service
 from eir.node.observe import metrics
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
@@ -94,7 +95,8 @@ class ServiceProcess:
 
     def warnings(self) -> list[str]:
         """Return warnings for `eir status` about faults of the interface."""
-        return [f"{self.interface.name}: {part} cannot be used ({why})" for part, why in self._faults.items()]
+        name = self.interface.name
+        return [StatusText.INTERFACE_FAULTY.format(name, part, fault) for part, fault in self._faults.items()]
 
     def stop(self) -> None:
         """Let the process finish its pending answers and end, and close the listeners."""

@@ -24,6 +24,7 @@ from eir.lists.sources.acknowledge import Rejection
 from eir.lists.sources.inbox import WAITING
 from eir.lists.sources.pull import ELSEWHERE, LOADED, PULL_S, UNCHANGED, UNREACHED, Pulled, pull
 from eir.node.observe import metrics
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes.apart import done_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
@@ -147,11 +148,12 @@ class Pulling:
         """
         now, warnings = time.time(), []
         for name, source in self._sources().items():
-            if now - self._reached.get(name, now) > source.patience_s:
-                warnings.append(f"the source of list {name} is not reached (eir pull {name})")
-            if now - (since := self._behind.get(name, now)) > source.patience_s:
-                time_text = utc_text(datetime.fromtimestamp(since, UTC))
-                warnings.append(f"list {name} has been behind its source since {time_text} (eir pull {name})")
+            reached, behind_since = self._reached.get(name, now), self._behind.get(name, now)
+            if now - reached > source.patience_s:
+                warnings.append(StatusText.SOURCE_UNREACHED.format(name, name))
+            if now - behind_since > source.patience_s:
+                time_text = utc_text(datetime.fromtimestamp(behind_since, UTC))
+                warnings.append(StatusText.LIST_BEHIND.format(name, time_text, name))
         return warnings
 
     def _sources(self) -> dict[str, Source]:

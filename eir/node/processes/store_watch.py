@@ -14,6 +14,7 @@ from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, O
 from eir.lists.stores.open import SQLITE, open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.observe.lately import Rhythms
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 
 EVENTS_MAX = 200
@@ -70,11 +71,10 @@ class StoreWatch:
 
     def warnings(self) -> list[str]:
         """Return warnings for `eir status` about the history in the store."""
-        differs = "the store's history does not continue this node's copy (eir history --verify)"
-        return ([differs] if self.history.differs else []) + [
-            f"no record says who put list {name} into the store (eir history {name})"
-            for name in self.history.unrecorded
-        ]
+        warnings = [StatusText.LIST_UNRECORDED.format(name, name) for name in self.history.unrecorded]
+        if self.history.differs:
+            warnings.insert(0, StatusText.HISTORY_DIFFERS.text)
+        return warnings
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about releases and history by name and label values."""

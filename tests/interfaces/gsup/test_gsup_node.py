@@ -205,7 +205,7 @@ async def test_an_hlr_that_is_killed_and_comes_back(site, hlr, to):
     (after,) = site.json("status", status=1)[
         "troubles"
     ]  # as long as EirHlrAway fires for the phones that could not attach
-    assert after == "the HLR is away, or was in the last 5 minutes, so that phones could not attach: msc"
+    assert after == "peers whose HLR did not answer in the last 5 minutes, so that phones could not attach: msc"
     assert [row["last_error"] for row in site.json("peers")] == [None]
     assert hlr.names == [ID_RESP] * 2
     assert [line["peer"] for line in node.lines("hlr_away")] == ["msc"]

@@ -149,7 +149,7 @@ def test_a_node_without_lists_is_not_ok(site):
     site.configure(lists={}, policy={"rules": []})
     node = site.start()
     said = site.eir("status", status=1).stdout
-    assert said.startswith("EIR WARNING - no list is in force, so that no check finds a device in a list; 0 lists")
+    assert said.startswith("EIR WARNING - no list is in force, so no check finds a listed device; 0 lists")
     site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
     site.eir("reload")
     assert "no list is in force" in site.eir("status", status=1).stdout
@@ -171,9 +171,9 @@ def test_a_refused_release_and_a_dead_worker_are_troubles_for_a_while(site):
     site.load([TRACKED], list_name="tracked")
     node = site.start()
     site.eir("load", site.release([LISTED]), status=1)
-    until(lambda: "a release was refused in the last hour (eir history): stolen" in node.status()["troubles"])
+    until(lambda: "EirReleaseRefused" in map(alert_of, node.status()["troubles"]))
     os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
-    until(lambda: "a worker died in the last 15 minutes and was started again" in node.status()["troubles"])
+    until(lambda: "EirWorkerRestarted" in map(alert_of, node.status()["troubles"]))
 
 
 def test_many_subjects_are_cut():

@@ -15,10 +15,12 @@ from eir.errors import EirError
 from eir.interfaces.s13.lane import COMPILED, LANE
 from eir.lists.record.store import ListState
 from eir.node.observe import status
+from eir.node.observe.alerts import alert_of
 from eir.node.observe.control import ask as control
 from eir.node.observe.http import pages
 from eir.node.observe.metrics import FAMILIES
 from eir.node.observe.status import NodeHealth, Running, WorkerReport, merged_peers
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes.configuration import certificate_warnings
 from eir.node.processes.following import Following
 from eir.wire.peers.status import Failure
@@ -122,7 +124,7 @@ def test_the_first_line_has_version_and_lane_and_others_only_what_changed(follow
     assert lines == [
         (("serving",), {"level": "warning", "reason": "not listening yet", "workers": 1, "version": __version__, "lane": LANE, "detail": slow}),
         (("ready",), {"level": "info", "reason": None, "workers": 1} | nothing),
-        (("degraded",), {"level": "warning", "reason": "the store is away; answers go on from memory", "workers": 1} | nothing),
+        (("degraded",), {"level": "warning", "reason": StatusText.STORE_AWAY.text, "workers": 1} | nothing),
     ]  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def test_a_certificate_that_ends_soon_is_a_warning(days, warned):
     now = datetime.now(UTC)
     ends = None if days is None else now + timedelta(days=days)
     node = status_of(warnings=[lambda: certificate_warnings(ends, now)])
-    assert any("the node's certificate ends at" in each for each in node.document(reports())["troubles"]) is warned
+    assert ("EirCertificateExpires" in map(alert_of, node.document(reports())["troubles"])) is warned
 
 
 def test_warnings_of_the_parts_keep_their_order():
@@ -148,7 +150,7 @@ def test_warnings_of_the_parts_keep_their_order():
         "losses 2",
         "warnings 1",
         "warnings 2",
-        "the policy's override answers everything alike",
+        StatusText.OVERRIDE_ACTIVE.text,
     ]
 
 
@@ -175,7 +177,7 @@ def test_a_copy_that_is_not_kept_and_an_override_are_troubles(node, following):
     following[0] = replace(FOLLOWING, copy_faults={"stolen": "no room"})
     said = node.document(reports(overridden=True))
     assert said["troubles"] == [
-        "the last good copy of list stolen is not kept (no room)", "the policy's override answers everything alike",
+        StatusText.COPY_FAILED.format("stolen", "no room"), StatusText.OVERRIDE_ACTIVE.text,
     ]  # fmt: skip
 
 
@@ -183,7 +185,7 @@ def test_requests_that_are_turned_away_are_a_warning(node):
     assert node.document(reports())["state"] == "OK"
     said = node.document(reports(shedding=["mme"]))
     assert (said["state"], said["ready"]) == ("WARNING", "ready")
-    assert said["summary"].startswith("requests of mme are above a rate limit and turned away; ")
+    assert said["summary"].startswith(StatusText.SHEDDING.format("mme"))
 
 
 async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(site, connect):
@@ -194,7 +196,7 @@ async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(si
     client = await connect(node)
     await client.send(*[ecr(LISTED)] * 50)
     results = [(await client.read()).result for _ in range(50)]
-    assert "requests of mme are above" in node.status()["summary"]
+    assert StatusText.SHEDDING.format("mme") in node.status()["troubles"]
     client.writer.transport.abort()  # nobody is waited for at the end, so that the line is of the end
     node.end()
     lines = node.lines("shed", peer="mme", reason="rate_max", level="warning")
@@ -210,12 +212,12 @@ def test_peers_that_are_missing_or_disabled_are_a_warning(node):
     assert (said["state"], said["summary"].split("; ")[0]) == ("WARNING", "0 of 2 peers connected")
     for connected, disabled, wanted in (
         ({"mme": 1, "dra": 0}, ["dra"], ["peer dra is disabled"]),
-        ({"mme": 1, "dra": 0}, [], ["no connection of dra"]),
-        ({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"], ["peer sgsn is disabled", "no connection of dra"]),
+        ({"mme": 1, "dra": 0}, [], [StatusText.PEERS_LOST.format("dra")]),
+        ({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"], ["peer sgsn is disabled", StatusText.PEERS_LOST.format("dra")]),
         (
             {"mme": 1} | {f"p{n}": 0 for n in range(12)},
             [],
-            [f"no connection of {', '.join(f'p{n}' for n in range(10))} and 2 more"],
+            [StatusText.PEERS_LOST.format(f"{', '.join(f'p{n}' for n in range(10))} and 2 more")],
         ),
     ):
         said = node.document(reports(connected=connected, disabled=disabled))
@@ -298,11 +300,11 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
 
 
 def test_each_change_of_readiness_is_one_line(node, told, following, running):
-    away = "the store is away; answers go on from memory"
+    away = StatusText.STORE_AWAY.text
     following[0] = replace(FOLLOWING, store_up=False)
     node.log_readiness(reports())
     assert told == [("serving", away)]
-    lost = "the store lost list stolen (it shows serial 1); the node answers from memory"
+    lost = StatusText.LIST_OLDER.format("stolen", "serial 1")
     changes = [
         ({"store_up": False}, []),
         ({}, [("ready", None)]),
@@ -311,7 +313,7 @@ def test_each_change_of_readiness_is_one_line(node, told, following, running):
         ({"store_up": False, "lost": {"stolen": "serial 1"}}, [("degraded", f"{away}; {lost}")]),
         ({"lost": {"stolen": "serial 1"}}, [("degraded", lost)]),
         ({"lost": {"stolen": "serial 1"}}, []),
-        ({"from_copy": ["stolen"]}, [("degraded", "list stolen is this node's last good copy")]),
+        ({"from_copy": ["stolen"]}, [("degraded", StatusText.COPY_IN_FORCE.format("stolen"))]),
         ({}, [("ready", None)]),
     ]
     for changed, lines in changes:

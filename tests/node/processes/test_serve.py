@@ -280,7 +280,7 @@ class TestReload:
         loaded.configure(inbox="new", log={"level": "debug"})
         for _ in range(2):
             assert (await run(loaded, "reload")).stdout == "reloaded; these need a restart: inbox\n"
-        trouble = "a restart is needed for the new values of: inbox"
+        trouble = "keys whose new values need a restart: inbox"
         assert trouble in (await run(loaded, "status", status=1)).stdout
         status, page = await asyncio.to_thread(node.get, "/")
         assert (status, trouble in page, ">EirRestartNeeded</a>" in page) == (200, True, True)

@@ -18,9 +18,10 @@ from eir.cli.manual import _does, commands_of
 from eir.errors import EirError, SetupFault, silent
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
 from eir.lists.record.store import NO_LIST
+from eir.node.observe.alerts import alert_of
 from eir.node.observe.control import STOPPING
-from eir.node.observe.page import alert_of
 from eir.node.observe.status import WorkerReport
+from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 from eir.node.processes.acknowledging import Acknowledging
 
@@ -182,9 +183,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
         return node.warnings()
 
     def warning(highest, before):
-        return [
-            f"the store lost list stolen in its newest form: its highest serial is {highest}, and {before} was accepted here before; load the newest release again"
-        ]
+        return [StatusText.SERIAL_LOST.format("stolen", highest, before)]
 
     assert older(3, 3) == []
     for _ in range(2):
