@@ -118,7 +118,7 @@ def with_store(
         there = config.state.is_dir()
     except PermissionError as e:
         raise EirError(
-            f"the state folder {config.state} (`state` in {config.path}): {e.strerror}{control.as_owner(config.state)}"
+            f"the state folder {config.state} (`state` in {config.path}): {e.strerror}{control.owner_advice(config.state)}"
         ) from None
     if not fresh and config.store == SQLITE and not there:
         raise EirError(
@@ -138,7 +138,7 @@ def with_store(
     except StoreError as e:
         if e.cause not in DENIED or not there or os.access(config.state, os.W_OK | os.X_OK):
             raise
-        raise EirError(f"{e}{control.as_owner(config.state)}") from None
+        raise EirError(f"{e}{control.owner_advice(config.state)}") from None
 
 
 @contextmanager

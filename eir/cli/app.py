@@ -20,7 +20,7 @@ from eir import __version__
 from eir.cli.output import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, print_message, show_one
 from eir.errors import ConfigError, EirError, ReleaseRefused, SetupFault, UsageError
 from eir.node.observe import control
-from eir.node.observe.control import ENVIRONMENT, LOOKS, RUN
+from eir.node.observe.control import ENVIRONMENT, READ_ONLY, RUN
 
 PHONE, SIM = "001010010000014", "001010123456789"
 BLOCKS, RELEASE = "blocked", "stolen-national-2.manifest.json"
@@ -384,7 +384,7 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
     socket = os.environ.get(ENVIRONMENT)
     try:
         try:
-            if word in LOOKS and socket:
+            if word in READ_ONLY and socket:
                 given = sys.argv[1:] if arguments is None else arguments
                 sys.exit(run_read_only(Path(socket), given))
             command_line(word)(arguments, prog_name="eir")

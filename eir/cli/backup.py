@@ -34,7 +34,7 @@ from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_te
 from eir.lists.sources.acknowledge import KEY
 from eir.lists.stores.open import COPY_FILE, SQLITE_FILE, open_copy
 from eir.lists.stores.sqlite import SqliteStore
-from eir.node.observe.control import as_owner
+from eir.node.observe.control import owner_advice
 from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, lock, prepare
 from eir.sightings.cases import FILE as CASES_FILE
 from eir.sightings.schema import FOLDER
@@ -258,7 +258,7 @@ def _room(checked: Config) -> Iterator[Path]:
             room = Path(tempfile.mkdtemp(prefix=".backup-", dir=checked.state))
     except OSError as e:
         raise EirError(
-            f"the state folder {checked.state} (`state` in {checked.path}): {e.strerror}{as_owner(checked.state)}"
+            f"the state folder {checked.state} (`state` in {checked.path}): {e.strerror}{owner_advice(checked.state)}"
         ) from None
     try:
         yield room

@@ -1,13 +1,13 @@
-"""Alert conditions of deploy/prometheus/alerts.yml, evaluated on one node's metrics for `eir status`.
+"""Rules for `eir status`: the conditions of the alerts in deploy/prometheus/alerts.yml, evaluated on the metrics of one node.
 
-While a critical or warning alert fires, the status is not OK. A rule holds no later than the alert of its name fires: its
-windows are at least as long as those of the alert, and its wait is one minute shorter. Alerts that compare nodes have no rule,
-nor does the alert for a node that does not answer. No I/O; the clock is an argument.
+While a critical or warning alert fires, the status is not OK. For this, the windows of a rule are at least as long as those of
+its alert, and its wait is one minute shorter. Alerts that compare nodes have no rule, and neither has EirDown. The module does
+no I/O, and its clock is an argument.
 """
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
@@ -17,11 +17,11 @@ from eir.node.observe.status_texts import StatusText
 from eir.wire.web.access import LOCKED_OUT, PAGE
 
 EVERY_S = 60.0
-"""Seconds between two calls of `Alerts.note`."""
+"""Seconds between two calls of `Alerts.end_minute`."""
 WINDOW_MIN, DAY_MIN = 30, 24 * 60
-"""Minutes for which rises of counters are stored; rises of checks are stored for a day."""
+"""Minutes for which increases of counters are stored, and minutes for which numbers of checks are stored."""
 SUBJECTS_SHOWN = 10
-"""Maximum number of subjects in one text."""
+"""Maximum number of subjects (lists, peers, …) that the text of a rule names."""
 
 CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
 _LABELS = {family.name: ("le",) if family.kind == "histogram" else family.labels for family in FAMILIES}
@@ -29,6 +29,7 @@ MESSAGES, CHECK_REQUEST = "eir_diameter_messages_total", ("ME-Identity-Check", "
 _COUNTERS = {family.name for family in FAMILIES if family.kind != "gauge"}
 
 Where: TypeAlias = Callable[[Mapping[str, str]], bool]
+"""Selection of samples by their labels."""
 
 
 class Trouble(NamedTuple):
@@ -38,69 +39,66 @@ class Trouble(NamedTuple):
     text: str
 
 
-class Figures:
-    """Current metrics of a node, and the increases of its counters in each past minute."""
+class RecentMetrics:
+    """Current metrics of a node, and the increase of its counters in each past minute."""
 
     def __init__(self) -> None:
         self.now = 0.0
         """Unix time of the metrics."""
         self._metrics: Snapshot = {}
         self._noted: Snapshot = {}
-        """Counters at the last full minute; empty after the start, when all counters are 0."""
+        """Counters at the end of the last minute; empty in the first minute, because counters start at 0."""
         self._rises: deque[Snapshot] = deque(maxlen=WINDOW_MIN)
-        """Rises of each minute, without counters that did not rise."""
+        """Increases of counters in each minute, without counters that did not increase."""
         self._checks: deque[tuple[float, float]] = deque(maxlen=DAY_MIN + 10)
         """Number of blocked checks and of all checks in each minute, without checks of probes."""
 
     def update(self, snapshot: Snapshot, now: float) -> None:
         """Replace the current metrics.
 
-        Only check requests remain of the Diameter messages, the metric with the most samples.
+        Of the Diameter messages, which have the most samples, only requests for a check are stored.
         """
-        requests = {
-            labels: count for labels, count in snapshot.get(MESSAGES, {}).items() if labels[1:] == CHECK_REQUEST
-        }
-        self._metrics, self.now = {**snapshot, MESSAGES: requests}, now
+        messages = snapshot.get(MESSAGES, {})
+        requests = {labels: count for labels, count in messages.items() if labels[1:] == CHECK_REQUEST}
+        self._metrics = {**snapshot, MESSAGES: requests}
+        self.now = now
 
-    def note(self) -> None:
-        """End the current minute: store the increases of all counters since the previous minute."""
+    def end_minute(self) -> None:
+        """End the current minute, and store the increases of all counters in that minute."""
         self._rises.append(self._rises_since_noted())
         self._checks.append(self.blocked(0))
         self._noted = {name: dict(samples) for name, samples in self._metrics.items() if name in _COUNTERS}
 
     def values(self, name: str, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return the sum of a metric's values for each value of the label `by`.
+        """Return the sum of a metric's samples for each value of the label `by`.
 
-        Without `by`: one sum under an empty key, if the metric has any sample.
+        Without `by` the result has one sum, whose key is empty; it is empty for a metric without samples.
         """
         return _sums(name, self._metrics.get(name, {}), by, where)
 
     def rises(self, name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return the increase of a counter over the last minutes, for each value of the label `by`."""
-        recent = islice(reversed(self._rises), minutes)
+        """Return the increase of a counter in the last minutes for each value of the label `by`, as `values` does."""
+        past = islice(reversed(self._rises), minutes)
         total: Counter[str] = Counter()
-        for rise in (self._rises_since_noted((name,)), *recent):
+        for rise in (self._rises_since_noted((name,)), *past):
             total.update(_sums(name, rise.get(name, {}), by, where))
         return dict(total)
 
     def blocked(self, minutes: int) -> tuple[float, float]:
-        """Return the number of blocked checks and the number of all checks in the last minutes.
-
-        Checks of probes are left out.
-        """
-        now = _sums(CHECKS, self._rises_since_noted((CHECKS,)).get(CHECKS, {}), "status", _equal("probe", ""))
-        past = [(now.get("blacklisted", 0.0), sum(now.values())), *islice(reversed(self._checks), minutes)]
-        return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
+        """Return the number of blocked checks and of all checks in the last minutes, without checks of probes."""
+        samples = self._rises_since_noted((CHECKS,)).get(CHECKS, {})
+        by_status = _sums(CHECKS, samples, "status", _equal("probe", ""))
+        current = (by_status.get("blacklisted", 0.0), sum(by_status.values()))
+        return _totals([current, *islice(reversed(self._checks), minutes)])
 
     def blocked_before(self, minutes: int) -> tuple[float, float]:
-        """Return the number of blocked checks and the number of all checks in the day before the last minutes."""
-        past = list(islice(reversed(self._checks), minutes, None))
-        return sum(blocked for blocked, _ in past), sum(checks for _, checks in past)
+        """Return the number of blocked checks and of all checks in the day before the last minutes."""
+        return _totals(list(islice(reversed(self._checks), minutes, None)))
 
     def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
-        """Return the increases of counters since the end of the last full minute.
+        """Return the increases of counters since the end of the last minute.
 
-        A counter with a lower value than before has restarted at 0.
+        If the value of a counter has decreased, the counter has restarted at 0.
         """
         rises: Snapshot = {}
         for name in names:
@@ -113,6 +111,11 @@ class Figures:
             if risen:
                 rises[name] = risen
         return rises
+
+
+def _totals(minutes: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the number of blocked checks and of all checks in these minutes."""
+    return sum(blocked for blocked, _ in minutes), sum(checks for _, checks in minutes)
 
 
 def _equal(label: str, value: str) -> Where:
@@ -130,208 +133,256 @@ def _sums(name: str, samples: Mapping[Labels, float], by: str, where: Where) -> 
     return sums
 
 
+Condition: TypeAlias = Callable[[RecentMetrics], Iterable[str]]
+"""Function that returns the subjects for which a condition holds: lists, peers, reasons; an empty text for the node itself."""
+
+
 class AlertRule(NamedTuple):
-    """Rule for one alert: condition, text, and the time for which the condition must hold."""
+    """Rule for one alert: its condition, and the text of the status while the condition holds."""
 
     alert: str
     text: str
     """Text of the warning; `{}` stands for the subjects."""
-    subjects: Callable[[Figures], Iterable[str]]
-    """Function that returns the subjects for which the condition holds: lists, peers, reasons; an empty text for the node itself."""
+    subjects: Condition
     wait_s: float = 0.0
-    """Seconds for which the condition must hold."""
+    """Seconds for which the condition must hold before the status has the text."""
+
+    def text_for(self, subjects: Sequence[str]) -> str:
+        """Return the text with at most SUBJECTS_SHOWN of these subjects."""
+        names = list(subjects[:SUBJECTS_SHOWN])
+        left_out = len(subjects) - len(names)
+        if left_out:
+            names.append(f"{left_out} more")
+        return self.text.format(", ".join(names))
 
 
-def _is(name: str, by: str = "", value: float = 1.0) -> Callable[[Figures], Iterable[str]]:
-    """Return the condition that a gauge has this value. It is evaluated for each value of the label `by`."""
-    return lambda figures: [each for each, now in figures.values(name, by).items() if now == value]
+def _is(name: str, by: str = "", value: float = 1.0) -> Condition:
+    """Return the condition that a gauge has this value. The subjects are values of the label `by`."""
+    return lambda recent: [subject for subject, now in recent.values(name, by).items() if now == value]
 
 
-def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Callable[[Figures], Iterable[str]]:
-    """Return the condition that a counter increased in the last minutes.
+def _exceeds(name: str, limit: float, by: str = "", where: Where = lambda _: True) -> Condition:
+    """Return the condition that a gauge exceeds a limit. The subjects are values of the label `by`."""
+    return lambda recent: [subject for subject, now in recent.values(name, by, where).items() if now > limit]
 
-    It is evaluated for each value of the label `by`.
+
+def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Condition:
+    """Return the condition that a counter increased in the last minutes. The subjects are values of the label `by`."""
+    return lambda recent: recent.rises(name, minutes, by, where)
+
+
+def _errors(name: str, regular: set[str]) -> Condition:
+    """Return the condition that more than 1 % of the answers to a peer in the last 5 minutes are errors.
+
+    `regular`: values of the label `result` that are no errors.
     """
-    return lambda figures: figures.rises(name, minutes, by, where)
+
+    def peers(recent: RecentMetrics) -> Iterator[str]:
+        answers = recent.rises(name, 5, "peer")
+        errors = recent.rises(name, 5, "peer", lambda labels: labels["result"] not in regular)
+        for peer, count in errors.items():
+            if count > 0.01 * answers[peer]:
+                yield peer
+
+    return peers
 
 
-def _share(name: str, by: str, fine: set[str], minutes: int = 5) -> Callable[[Figures], Iterable[str]]:
-    """Return the condition that more than 1 % of the answers in the last minutes are errors.
-
-    It is evaluated for each value of the label `by`. `fine`: values of the label `result` that are no errors.
-    """
-
-    def subjects(figures: Figures) -> Iterator[str]:
-        every = figures.rises(name, minutes, by)
-        for each, count in figures.rises(name, minutes, by, lambda labels: labels["result"] not in fine).items():
-            if count > 0.01 * every[each]:
-                yield each
-
-    return subjects
+def _either(first: Condition, second: Condition) -> Condition:
+    """Return the condition that one of two conditions holds."""
+    return lambda recent: dict.fromkeys([*first(recent), *second(recent)])
 
 
-def _slow(figures: Figures) -> Iterable[str]:
-    within = figures.rises(DURATIONS, 5, "le")
-    every = within.pop("+Inf", 0.0)
-    fast = max((count for bound, count in within.items() if bound != "sum" and float(bound) <= 0.05), default=0.0)
-    return [""] if fast < 0.99 * every else []
+def _slow_checks(recent: RecentMetrics) -> Iterable[str]:
+    checks = recent.rises(DURATIONS, 5, "le")
+    total = checks.pop("+Inf", 0.0)
+    checks.pop("sum", None)
+    fast = max((count for bound, count in checks.items() if float(bound) <= 0.05), default=0.0)
+    return [""] if fast < 0.99 * total else []
 
 
-def _without_files(figures: Figures) -> Iterable[str]:
-    most = figures.values("eir_process_max_fds", "process")
-    used = figures.values("eir_process_open_fds", "process")
-    return [process for process, count in used.items() if process in most and count > 0.9 * most[process]]
+def _processes_near_file_limit(recent: RecentMetrics) -> Iterator[str]:
+    limits = recent.values("eir_process_max_fds", "process")
+    for process, count in recent.values("eir_process_open_fds", "process").items():
+        if process in limits and count > 0.9 * limits[process]:
+            yield process
 
 
-def _lost(figures: Figures) -> Iterable[str]:
-    disabled = figures.values("eir_peer_disabled", "peer")
-    return [peer for peer, up in figures.values("eir_peer_up", "peer").items() if not up and not disabled.get(peer)]
+def _lost_peers(recent: RecentMetrics) -> Iterable[str]:
+    disabled = recent.values("eir_peer_disabled", "peer")
+    return [peer for peer, up in recent.values("eir_peer_up", "peer").items() if not up and not disabled.get(peer)]
 
 
-def _without_identity(figures: Figures) -> Iterator[str]:
-    asked = figures.rises(MESSAGES, 10, "peer")
+def _peers_without_identity(recent: RecentMetrics) -> Iterator[str]:
+    requests = recent.rises(MESSAGES, 10, "peer")
     for kind in ("none", "bad"):
-        bad = figures.rises("eir_identity_errors_total", 10, "peer", _equal("kind", kind))
-        yield from (peer for peer, count in bad.items() if peer in asked and count > 0.01 * asked[peer])
+        errors = recent.rises("eir_identity_errors_total", 10, "peer", _equal("kind", kind))
+        for peer, count in errors.items():
+            if peer in requests and count > 0.01 * requests[peer]:
+                yield peer
 
 
-def _hlr_away(figures: Figures) -> Iterable[str]:
-    late = figures.rises("eir_gsup_not_passed_total", 5, "peer", lambda labels: labels["reason"] != "no_hlr")
-    return dict.fromkeys([*_is("eir_gsup_hlr_up", "peer", 0)(figures), *late])
-
-
-def _within(name: str, after_s: float, until_s: float) -> Callable[[Figures], Iterable[str]]:
+def _within(name: str, after_s: float, until_s: float) -> Condition:
     """Return the condition that a list's time in this metric is between `after_s` and `until_s` from now."""
-    return lambda figures: [
-        each for each, at in figures.values(name, "list").items() if after_s < at - figures.now <= until_s
-    ]
+
+    def lists(recent: RecentMetrics) -> Iterator[str]:
+        for name_of_list, at in recent.values(name, "list").items():
+            if after_s < at - recent.now <= until_s:
+                yield name_of_list
+
+    return lists
 
 
-def _overdue(figures: Figures) -> Iterable[str]:
-    interval = figures.values("eir_release_interval_seconds", "list")
-    last = figures.values("eir_release_last_accepted_timestamp_seconds", "list")
-    return [each for each, s in interval.items() if each in last and figures.now - last[each] > 1.5 * s + 3600]
+def _overdue_lists(recent: RecentMetrics) -> Iterator[str]:
+    last = recent.values("eir_release_last_accepted_timestamp_seconds", "list")
+    for name, interval_s in recent.values("eir_release_interval_seconds", "list").items():
+        if name in last and recent.now - last[name] > 1.5 * interval_s + 3600:
+            yield name
 
 
-def _past_patience(name: str) -> Callable[[Figures], Iterable[str]]:
-    """Return the condition for lists whose time in this metric is longer ago than permitted.
+def _exceeds_patience(name: str) -> Condition:
+    """Return the condition that a list's time in this metric is longer ago than the list's `source.patience`."""
 
-    The limit is the list's `source.patience`.
-    """
+    def lists(recent: RecentMetrics) -> Iterator[str]:
+        since = recent.values(name, "list")
+        for name_of_list, patience_s in recent.values("eir_source_patience_seconds", "list").items():
+            if name_of_list in since and recent.now - since[name_of_list] > patience_s:
+                yield name_of_list
 
-    def subjects(figures: Figures) -> Iterable[str]:
-        patience = figures.values("eir_source_patience_seconds", "list")
-        since = figures.values(name, "list")
-        return [each for each, s in patience.items() if each in since and figures.now - since[each] > s]
-
-    return subjects
+    return lists
 
 
-def _history_full(figures: Figures) -> Iterable[str]:
-    size, limit = (
-        figures.values(name, "chain").get("main", 0.0) for name in ("eir_history_bytes", "eir_history_max_bytes")
-    )
+def _full_history(recent: RecentMetrics) -> Iterable[str]:
+    size = recent.values("eir_history_bytes", "chain").get("main", 0.0)
+    limit = recent.values("eir_history_max_bytes", "chain").get("main", 0.0)
     return [""] if size > 0.8 * limit else []
 
 
-def _not_acknowledged(figures: Figures) -> Iterable[str]:
-    given, not_given = (
-        figures.rises("eir_source_acknowledgements_total", 30, "list", _equal("outcome", word))
-        for word in ("given", "not_given")
-    )
-    return not_given.keys() - given.keys()
+def _lists_not_acknowledged(recent: RecentMetrics) -> Iterable[str]:
+    acknowledgements = "eir_source_acknowledgements_total"
+    accepted = recent.rises(acknowledgements, 30, "list", _equal("outcome", "given"))
+    failed = recent.rises(acknowledgements, 30, "list", _equal("outcome", "not_given"))
+    return failed.keys() - accepted.keys()
 
 
-def _blocking_jumped(figures: Figures) -> Iterable[str]:
-    blocked, checks = figures.blocked(10)
-    blocked_before, checks_before = figures.blocked_before(10)
-    usual = 3 * blocked_before / checks_before if checks_before else 0.0
-    return [""] if blocked >= 30 and blocked / checks > max(usual, 0.01) else []
+def _jump_of_blocking(recent: RecentMetrics) -> Iterable[str]:
+    blocked, checks = recent.blocked(10)
+    blocked_before, checks_before = recent.blocked_before(10)
+    share_before = blocked_before / checks_before if checks_before else 0.0
+    has_jumped = blocked >= 30 and blocked / checks > max(3 * share_before, 0.01)
+    return [""] if has_jumped else []
 
 
-def _fails(labels: Mapping[str, str]) -> bool:
+def _missing_lists(recent: RecentMetrics) -> Iterable[str]:
+    return [] if recent.values("eir_list_serial") else [""]
+
+
+def _expiring_certificate(recent: RecentMetrics) -> Iterable[str]:
+    expiries = recent.values("eir_tls_certificate_expires_timestamp_seconds").values()
+    return ["" for expires in expiries if expires - recent.now < 14 * 86400]
+
+
+def _is_lockout(labels: Mapping[str, str]) -> bool:
+    return labels["interface"] == PAGE and labels["reason"] == LOCKED_OUT
+
+
+def _is_server_error(labels: Mapping[str, str]) -> bool:
     return labels["result"].startswith("5")
 
 
-FINE = {"2001", "10415:5422"}, {"200", "404:ERROR_EQUIPMENT_UNKNOWN"}
-FINE_MAP = {"whitelisted", "blacklisted", "greylisted", "unknown", "context_not_supported"}
-"""Results that are no errors: of Diameter, of N5g-eir, of MAP."""
+def _is_rejected_row(labels: Mapping[str, str]) -> bool:
+    return labels["result"] == "422" or _is_server_error(labels)
 
-RULES: tuple[AlertRule, ...] = (
+
+def _is_hlr_fault(labels: Mapping[str, str]) -> bool:
+    return labels["reason"] != "no_hlr"
+
+
+REGULAR_DIAMETER = {"2001", "10415:5422"}
+REGULAR_N5G = {"200", "404:ERROR_EQUIPMENT_UNKNOWN"}
+REGULAR_MAP = {"whitelisted", "blacklisted", "greylisted", "unknown", "context_not_supported"}
+"""Results that are no errors, by protocol."""
+
+NODE_RULES = (
     AlertRule("EirInternalErrors", "an internal error occurred, and its request was answered 5012 (event=fault)", _rose("eir_diameter_errors_total", 5, where=_equal("reason", "internal"))),
-    AlertRule("EirSlow", "more than 1 % of the checks took longer than 50 ms in the last 5 minutes", _slow, 240),
+    AlertRule("EirSlow", "more than 1 % of the checks took longer than 50 ms in the last 5 minutes", _slow_checks, 240),
     AlertRule("EirReloadFailed", "the last reload was refused; the previous configuration is in force", _is("eir_config_last_reload_successful", value=0)),
     AlertRule("EirRestartNeeded", "keys whose new values need a restart: {}", _is("eir_config_needs_restart", "key")),
-    AlertRule("EirFilesRunOut", "processes with over 90 % of their permitted files open: {}", _without_files),
+    AlertRule("EirFilesRunOut", "processes with over 90 % of their permitted files open: {}", _processes_near_file_limit),
     AlertRule("EirWorkerRestarted", "a worker ended unexpectedly in the last 15 minutes and was restarted", _rose("eir_worker_restarts_total", 15)),
-    AlertRule("EirPasswordGuessed", "the page locked out an address after wrong passwords in the last 15 minutes (event=client_refused)", _rose("eir_clients_refused_total", 15, where=lambda labels: (labels["interface"], labels["reason"]) == (PAGE, LOCKED_OUT))),
-    AlertRule("EirPeerLost", "no connection for 2 minutes: {}", _lost, 60),
+    AlertRule("EirPasswordGuessed", "the page locked out an address after wrong passwords in the last 15 minutes (event=client_refused)", _rose("eir_clients_refused_total", 15, where=_is_lockout)),
+)  # fmt: skip
+PEER_RULES = (
+    AlertRule("EirPeerLost", "no connection for 2 minutes: {}", _lost_peers, 60),
     AlertRule("EirNoPeers", "no peer is connected", _is("eir_peer_up", value=0), 60),
     AlertRule("EirNotRegistered", "not registered with any NRF", _is("eir_nrf_registered", value=0), 120),
-    AlertRule("EirFeedFails", "rows of a register were rejected in the last 15 minutes with HTTP status {}", _rose("eir_feed_rows_total", 15, "result", lambda labels: labels["result"] == "422" or _fails(labels))),
-    AlertRule("EirInterfaceFaulty", "interfaces whose process does not run, or whose file cannot be used: {}", lambda figures: [each for each, faults in figures.values("eir_interface_faulty", "interface").items() if faults]),
-    AlertRule("EirDeviceAuthenticityFails", "requests to DeviceAuthenticity failed in the last 15 minutes with HTTP status {}", _rose("eir_device_authenticity_total", 15, "result", _fails)),
-    AlertRule("EirPathLost", "peers with SCTP paths that are down: {}", lambda figures: [each for each, down in figures.values("eir_sctp_paths", "peer", _equal("state", "down")).items() if down]),
+    AlertRule("EirFeedFails", "rows of a register were rejected in the last 15 minutes with HTTP status {}", _rose("eir_feed_rows_total", 15, "result", _is_rejected_row)),
+    AlertRule("EirInterfaceFaulty", "interfaces whose process does not run, or whose file cannot be used: {}", _exceeds("eir_interface_faulty", 0, "interface")),
+    AlertRule("EirDeviceAuthenticityFails", "requests to DeviceAuthenticity failed in the last 15 minutes with HTTP status {}", _rose("eir_device_authenticity_total", 15, "result", _is_server_error)),
+    AlertRule("EirPathLost", "peers with SCTP paths that are down: {}", _exceeds("eir_sctp_paths", 0, "peer", _equal("state", "down"))),
     AlertRule("EirPeersRefused", "connections were refused in the last 10 minutes: {} (event=peer_refused)", _rose("eir_peers_refused_total", 10, "reason"), 540),
-    AlertRule("EirErrorAnswers", "peers with errors in more than 1 % of their answers: {}", _share("eir_diameter_answers_total", "peer", FINE[0]), 240),
-    AlertRule("EirErrorResponses", "peers with errors in more than 1 % of their responses: {}", lambda figures: dict.fromkeys([*_share("eir_sbi_responses_total", "peer", FINE[1])(figures), *_share("eir_map_answers_total", "peer", FINE_MAP)(figures)]), 240),
-    AlertRule("EirHlrAway", "peers whose HLR did not answer in the last 5 minutes, so that phones could not attach: {}", _hlr_away),
+    AlertRule("EirErrorAnswers", "peers with errors in more than 1 % of their answers: {}", _errors("eir_diameter_answers_total", REGULAR_DIAMETER), 240),
+    AlertRule("EirErrorResponses", "peers with errors in more than 1 % of their responses: {}", _either(_errors("eir_sbi_responses_total", REGULAR_N5G), _errors("eir_map_answers_total", REGULAR_MAP)), 240),
+    AlertRule("EirHlrAway", "peers whose HLR did not answer in the last 5 minutes, so that phones could not attach: {}", _either(_is("eir_gsup_hlr_up", "peer", 0), _rose("eir_gsup_not_passed_total", 5, "peer", _is_hlr_fault))),
     AlertRule("EirShedding", "peers whose requests above a rate limit were rejected in the last 5 minutes: {}", _rose("eir_shed_total", 5, "peer")),
-    AlertRule("EirCertificateExpires", "the node's certificate expires within 14 days", lambda figures: [each for each, ends in figures.values("eir_tls_certificate_expires_timestamp_seconds").items() if ends - figures.now < 14 * 86400]),
-    AlertRule("EirIdentityErrors", "peers without a valid IMEI in more than 1 % of their requests: {}", _without_identity, 540),
-    AlertRule("EirNoLists", "no list is in force, so no check finds a listed device", lambda figures: [] if figures.values("eir_list_serial") else [""]),
-    AlertRule("EirReleaseOverdue", "lists whose next release is overdue: {}", _overdue),
+    AlertRule("EirCertificateExpires", "the node's certificate expires within 14 days", _expiring_certificate),
+    AlertRule("EirIdentityErrors", "peers without a valid IMEI in more than 1 % of their requests: {}", _peers_without_identity, 540),
+)  # fmt: skip
+LIST_RULES = (
+    AlertRule("EirNoLists", "no list is in force, so no check finds a listed device", _missing_lists),
+    AlertRule("EirReleaseOverdue", "lists whose next release is overdue: {}", _overdue_lists),
     AlertRule("EirListExpiresSoon", "lists that expire within 3 days: {}", _within("eir_list_expires_timestamp_seconds", 0, 3 * 86400)),
     AlertRule("EirListExpired", "lists past their expiry: {}", _within("eir_list_expires_timestamp_seconds", float("-inf"), 0)),
     AlertRule("EirReleaseRefused", "lists with a refused release in the last hour (eir history): {}", _within("eir_release_last_refused_timestamp_seconds", -3600, float("inf"))),
     AlertRule("EirForced", "lists for which an operator lifted a limit in the last day (eir history): {}", _within("eir_release_last_forced_timestamp_seconds", -86400, float("inf"))),
     AlertRule("EirInboxUnusable", "the drop folder cannot be used", _is("eir_inbox_usable", value=0), 60),
-    AlertRule("EirInboxWaiting", "releases wait in the drop folder (event=release_waiting)", lambda figures: [each for each, waiting in figures.values("eir_inbox_waiting_releases").items() if waiting], 840),
-    AlertRule("EirListBehind", "lists behind their source for longer than `source.patience`: {} (eir pull)", _past_patience("eir_source_ahead_timestamp_seconds")),
-    AlertRule("EirSourceUnreached", "lists whose source is not reached: {} (eir pull)", _past_patience("eir_source_reached_timestamp_seconds")),
-    AlertRule("EirAcknowledgementsNotTaken", "lists whose source does not accept acknowledgements: {} (event=acknowledgement_not_given)", _not_acknowledged, 1740),
+    AlertRule("EirInboxWaiting", "releases wait in the drop folder (event=release_waiting)", _exceeds("eir_inbox_waiting_releases", 0), 840),
+    AlertRule("EirListBehind", "lists behind their source for longer than `source.patience`: {} (eir pull)", _exceeds_patience("eir_source_ahead_timestamp_seconds")),
+    AlertRule("EirSourceUnreached", "lists whose source is not reached: {} (eir pull)", _exceeds_patience("eir_source_reached_timestamp_seconds")),
+    AlertRule("EirAcknowledgementsNotTaken", "lists whose source does not accept acknowledgements: {} (event=acknowledgement_not_given)", _lists_not_acknowledged, 1740),
     AlertRule("EirStoreAway", "the store is away; the node answers from memory", _is("eir_store_up", value=0)),
     AlertRule("EirStoreLostData", "lists of which the store lost data: {}", _is("eir_store_lost_data", "list")),
     AlertRule("EirHistoryDiffers", "the store's history does not continue this node's copy (eir history --verify)", _is("eir_history_differs")),
-    AlertRule("EirHistoryNearlyFull", "the history uses more than 80 % of history.max_bytes", _history_full),
+    AlertRule("EirHistoryNearlyFull", "the history uses more than 80 % of history.max_bytes", _full_history),
     AlertRule("EirListUnrecorded", "lists in the store without a record of their load: {} (eir history)", _is("eir_list_unrecorded", "list")),
     AlertRule("EirCopyFailed", "lists whose last good copy cannot be written or read: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
-    AlertRule("EirFollowLag", "the node has been behind its store for more than 30 s", lambda figures: [each for each, lag in figures.values("eir_follow_lag_seconds").items() if lag > 30]),
+    AlertRule("EirFollowLag", "the node has been behind its store for more than 30 s", _exceeds("eir_follow_lag_seconds", 30)),
     AlertRule("EirOverrideActive", "the policy's override gives every check the same answer", _is("eir_override_active")),
-    AlertRule("EirBlockingJumped", "the share of blocked checks is more than three times that of the day before", _blocking_jumped, 240),
+    AlertRule("EirBlockingJumped", "the share of blocked checks is more than three times that of the day before", _jump_of_blocking, 240),
     AlertRule("EirSightingsDropped", "checks are missing in the record: {}", _rose("eir_sightings_dropped_total", 10, "reason"), 540),
     AlertRule("EirFirstSightingsUnrecorded", "peers with more new devices than `first_seen.new_per_peer`; further devices are not recorded: {}", _rose("eir_first_seen_unrecorded_checks_total", 10, "peer"), 240),
     AlertRule("EirEventsDropped", "receivers that events do not reach: {}", _rose("eir_events_dropped_total", 10, "to"), 240),
 )  # fmt: skip
+RULES = (*NODE_RULES, *PEER_RULES, *LIST_RULES)
 
 
 class Alerts:
-    """Evaluation of all alert rules over time. The caller calls `note` every EVERY_S."""
+    """Evaluation of all rules over time. The caller calls `end_minute` every EVERY_S."""
 
     def __init__(self) -> None:
-        self._figures = Figures()
+        self._recent = RecentMetrics()
         self._since: dict[tuple[str, str], float] = {}
-        """Unix time since when a rule holds for a subject."""
+        """Unix time since which a rule holds for a subject, by alert and subject."""
 
-    def note(self, snapshot: Snapshot, now: float) -> None:
+    def end_minute(self, snapshot: Snapshot, now: float) -> None:
         """End the current minute: evaluate all rules, and store the increases of the counters."""
         self.troubles(snapshot, now)
-        self._figures.note()
+        self._recent.end_minute()
 
     def troubles(self, snapshot: Snapshot, now: float) -> list[Trouble]:
-        """Return the alerts whose conditions hold now, from the current metrics and the past minutes."""
-        self._figures.update(snapshot, now)
-        since, self._since = self._since, {}
+        """Return the alerts whose conditions hold now, by the current metrics and the past minutes."""
+        self._recent.update(snapshot, now)
+        before = self._since
+        self._since = {}
         troubles = []
         for rule in RULES:
             subjects = []
-            for subject in rule.subjects(self._figures):
-                begin = self._since[rule.alert, subject] = since.get((rule.alert, subject), now)
-                if now - begin >= rule.wait_s:
+            for subject in rule.subjects(self._recent):
+                key = rule.alert, subject
+                self._since[key] = before.get(key, now)
+                if now - self._since[key] >= rule.wait_s:
                     subjects.append(subject)
             if subjects:
-                more = [f"{len(subjects) - SUBJECTS_SHOWN} more"] if len(subjects) > SUBJECTS_SHOWN else []
-                troubles.append(Trouble(rule.alert, rule.text.format(", ".join([*subjects[:SUBJECTS_SHOWN], *more]))))
+                troubles.append(Trouble(rule.alert, rule.text_for(subjects)))
         return troubles
 
 

@@ -1,12 +1,12 @@
 """Control socket of a running node, for commands such as `eir status`, `eir reload` and `eir drain`.
 
-A Unix socket in the state folder, mode 0660: each user who can open it can control the node. Each connection carries one
-request, and each line one JSON document: `{"command": NAME, ...arguments}` → `{"ok": true, "result": …}` or `{"ok": false,
-"error": TEXT}`.
+The socket is a Unix socket in the state folder with mode 0660: each user who can open it can control the node. Each connection
+carries one request and one answer. Both are a JSON document on one line: `{"command": NAME, ...arguments}` → `{"ok": true,
+"result": …}` or `{"ok": false, "error": TEXT}`.
 
-The socket of `control_read` is a second one, in a folder of its own, for people and programs that may only read: `Looking` runs
-their commands. Such a command runs as a process of the node's user, so the caller needs no right on the configuration, the
-store or the record. These callers are not trusted with the node: only commands and options in LOOKS can run.
+With `control_read` the node has a second socket, in a folder of its own, for users who may only read. `ReadOnlyRunner` runs their
+commands in processes of the node's user, so these users need no permission for configuration, store or record. They must not
+change the node, so only commands and options in READ_ONLY can run.
 """
 
 import asyncio
@@ -33,19 +33,19 @@ TIMEOUT_S = 30.0
 LINKS_MAX = 128
 """Maximum number of open connections to one socket.
 
-At the limit, a new connection closes the oldest connection that has sent no request; without such a connection, the new one is closed.
+At the limit, a new connection replaces the oldest connection that has sent no request. If all have sent one, the new one is closed.
 """
 
 PING, RUNNING, STOPPING = "ping", "running", "stopping"
-"""A command that each node has, and its two answers."""
+"""Command with which a process detects a running node, and the two answers of the node."""
 
 NOBODY = "unknown"
 _asker: ContextVar[int | None] = ContextVar("asker", default=None)
-"""User id of the person who requested the current command."""
+"""User id of the sender of the current command."""
 
 Command = Callable[[dict[str, Any]], Any | Awaitable[Any]]
 Arguments = Mapping[str, type | UnionType]
-"""Arguments of a command, by name, with their types. An argument whose type includes None is optional."""
+"""Type of each argument of a command, by name. An argument whose type includes None is optional."""
 
 
 class ControlError(EirError):
@@ -53,18 +53,18 @@ class ControlError(EirError):
 
 
 class ControlAway(ControlError):
-    """Error: no node runs on the state folder."""
+    """Error: no node has the control socket open."""
 
 
 class ControlDenied(ControlError):
-    """Error: the user has no permission to open the socket, so that it is unknown whether a node runs."""
+    """Error: the user must not open the socket. It is unknown whether a node runs."""
 
 
 class ControlServer:
     """Server of commands on a Unix socket in a folder.
 
-    `commands`: function of the request's arguments, by command name. `accepts`: arguments of each command that has any. A
-    request with other arguments receives an error and is not logged.
+    `commands`: function of each command, which receives the arguments. `accepts`: permitted arguments of each command that has
+    arguments. A request with other arguments is answered with an error and not logged.
     """
 
     def __init__(
@@ -84,29 +84,32 @@ class ControlServer:
         """
         self._folder = folder
         self._name = name
-        self._commands, self._accepts = commands, accepts or {}
+        self._commands = commands
+        self._accepts = accepts or {}
         self._report = report
-        self._timeout_s, self._links_max = timeout_s, links_max
+        self._timeout_s = timeout_s
+        self._links_max = links_max
         self._links: dict[asyncio.StreamWriter, bool] = {}
         """Connections, the oldest first; the value is true after the request was received."""
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
-        """Open the socket, and replace the socket file that a killed node has left.
+        """Open the socket, and replace the socket file of a killed node.
 
-        The replacement is safe because only one node can lock a state folder.
+        No other node uses that file, because each node locks its state folder.
         """
         path = self._folder / self._name
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
                 raise FileExistsError(errno.EEXIST, "the path exists and is not a socket", str(path))
             path.unlink()
-        listener, mask = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), os.umask(0o117)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        umask = os.umask(0o117)
         try:
-            with _reached(self._folder, self._name) as reached:
-                listener.bind(reached)
+            with _short_path(self._folder, self._name) as short_path:
+                listener.bind(short_path)
         finally:
-            os.umask(mask)
+            os.umask(umask)
         if self._name != SOCKET_NAME:
             os.chown(path, -1, self._folder.stat().st_gid)
         path.chmod(0o660)
@@ -119,10 +122,8 @@ class ControlServer:
             (self._folder / self._name).unlink(missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._links) >= self._links_max:  # open connections must not use up the file descriptors for peers
-            oldest = next((each for each, has_asked in self._links.items() if not has_asked), writer)
-            self._links.pop(oldest, None)  # it closes later, and many connections may arrive before
-            oldest.transport.abort()
+        if len(self._links) >= self._links_max:
+            self._close_oldest(writer)
         self._links[writer] = False
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -138,6 +139,15 @@ class ControlServer:
             self._links.pop(writer, None)
             writer.close()
 
+    def _close_oldest(self, new: asyncio.StreamWriter) -> None:
+        """Close the oldest connection that has sent no request, or the new connection if all have sent one.
+
+        Connections must not use up the file descriptors for peers.
+        """
+        oldest = next((link for link, has_sent in self._links.items() if not has_sent), new)
+        self._links.pop(oldest, None)  # the transport closes later, and many connections may arrive before
+        oldest.transport.abort()
+
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
@@ -146,44 +156,49 @@ class ControlServer:
             command = self._commands[name]
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return {"ok": False, "error": f"no such command; there are: {', '.join(self._commands)}"}
-        if wrong := _wrong_arguments(name, request, self._accepts.get(name, {})):
-            return {"ok": False, "error": wrong}
+        fault = _argument_fault(name, request, self._accepts.get(name, {}))
+        if fault:
+            return {"ok": False, "error": fault}
         try:
             result = command(request)
-            return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
+            if isinstance(result, Awaitable):
+                result = await result
         except (EirError, OSError) as e:
             return {"ok": False, "error": str(e)}
         except Exception as e:  # noqa: BLE001 - the client receives the error and the server continues
             self._report("fault", reason=name, level="error", detail=place_of(e))
             return {"ok": False, "error": f"{name} failed ({type(e).__name__}); see event=fault in the log"}
+        return {"ok": True, "result": result}
 
 
-def _wrong_arguments(command: str, request: Mapping[str, Any], accepted: Arguments) -> str:
-    """Return the reason why the arguments of a request are invalid for the command; empty if they are valid."""
-    if surplus := [name for name in request if name not in accepted]:
-        return f"{command} takes {', '.join(accepted) or 'no argument'}; found: {', '.join(surplus)}"
+def _argument_fault(command: str, request: Mapping[str, Any], accepted: Arguments) -> str:
+    """Return the first error in the arguments of a request, or an empty string."""
+    unknown = [name for name in request if name not in accepted]
+    if unknown:
+        known = ", ".join(accepted) or "no argument"
+        return f"{command} takes {known}; found: {', '.join(unknown)}"
     for name, kind in accepted.items():
         value = request.get(name)
-        is_switch = isinstance(value, bool) and bool not in (
-            kind,
-            *get_args(kind),
-        )  # bool is a subclass of int
-        if not isinstance(value, kind) or is_switch:
-            return f"{command} needs {name} ({kind.__name__ if isinstance(kind, type) else kind})"
+        kinds = (kind, *get_args(kind))
+        is_unwanted_bool = isinstance(value, bool) and bool not in kinds  # bool is a subclass of int
+        if not isinstance(value, kind) or is_unwanted_bool:
+            expected = kind.__name__ if isinstance(kind, type) else kind
+            return f"{command} needs {name} ({expected})"
     return ""
 
 
 async def asker() -> str:
-    """Return the name of the user who requested the current command, or `uid N`. The kernel provides the user id.
+    """Return the name of the user who sent the current command, or `uid N` for a user without a name.
 
-    The lookup runs in a thread because the user database may be remote (LDAP).
+    The user id comes from the kernel. A thread looks up the name, because the user database may be remote (LDAP).
     """
     uid = _asker.get()
     return NOBODY if uid is None else await asyncio.to_thread(_user, uid)
 
 
 def _uid_of(link: socket.socket) -> int:
-    _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _pid, uid, _gid = struct.unpack("3i", credentials)
     return int(uid)
 
 
@@ -195,11 +210,8 @@ def _user(uid: int, *, otherwise: str = "uid {}") -> str:
 
 
 @contextmanager
-def _reached(folder: Path, name: str) -> Iterator[str]:
-    """Yield a short path of the socket, through an open descriptor of its folder.
-
-    The path of a Unix socket has at most 107 bytes.
-    """
+def _short_path(folder: Path, name: str) -> Iterator[str]:
+    """Yield a path of the socket by an open descriptor of its folder, because a socket's path has at most 107 bytes."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}"
@@ -208,32 +220,30 @@ def _reached(folder: Path, name: str) -> Iterator[str]:
 
 
 def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float | None = None, **arguments: Any) -> Any:
-    """Send a command to the node whose socket is in the folder, and return the command's result.
+    """Send a command to the node whose socket is in the folder, and return the result of the command.
 
-    The default timeout is 30 s.
+    `at`: name of the socket. `timeout_s`: None: TIMEOUT_S.
 
     Raises:
-        ControlAway: if no node runs there.
-        ControlDenied: if this user has no right to open the socket.
+        ControlAway: if no node has the socket open.
+        ControlDenied: if this user must not open the socket.
         ControlError: if the node does not answer in time, or rejects the command.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(TIMEOUT_S if timeout_s is None else timeout_s)
-            with _reached(folder, at) as reached:
-                link.connect(reached)
-            link.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            with _short_path(folder, at) as short_path:
+                link.connect(short_path)
+            request = json.dumps({"command": command, **arguments})
+            link.sendall(request.encode() + b"\n")
             with link.makefile("rb") as answers:
                 line = answers.readline()
     except (FileNotFoundError, ConnectionRefusedError):
-        where = (
-            f"on the state folder {folder} (start one: eir serve)"
-            if at == SOCKET_NAME
-            else f"with control_read: {folder / at}"
-        )
-        raise ControlAway(f"no node runs {where}") from None
+        if at == SOCKET_NAME:
+            raise ControlAway(f"no node runs on the state folder {folder} (start one: eir serve)") from None
+        raise ControlAway(f"no node runs with control_read: {folder / at}") from None
     except PermissionError:
-        advice = as_owner(folder) if at == SOCKET_NAME else f"; users in the group of {folder} may"
+        advice = owner_advice(folder) if at == SOCKET_NAME else f"; users in the group of {folder} may"
         raise ControlDenied(f"may not open the control socket in {folder}{advice}") from None
     except OSError as e:
         raise ControlError(f"the node on the state folder {folder} does not answer: {e}") from None
@@ -245,24 +255,26 @@ def ask(folder: Path, command: str, *, at: str = SOCKET_NAME, timeout_s: float |
     return answer["result"]
 
 
-def as_owner(folder: Path) -> str:
-    """Return advice to run the command as the owner of the state folder; empty if this user is the owner."""
+def owner_advice(folder: Path) -> str:
+    """Return the advice to run the command as the owner of the state folder; empty if this user is the owner."""
     advice = "; run the command as the user of the node"
     try:
         owner = folder.stat().st_uid
     except OSError:
         return advice
-    return "" if owner == os.geteuid() else f"{advice}: sudo -u {_user(owner, otherwise='#{}')} eir …"
+    if owner == os.geteuid():
+        return ""
+    return f"{advice}: sudo -u {_user(owner, otherwise='#{}')} eir …"
 
 
 ENVIRONMENT = "EIR_CONTROL"
-"""Environment variable that holds the socket's path for a command."""
+"""Environment variable with the path of the read-only socket, through which a command then runs."""
 RUN = "run"
 """The only command of the read-only socket."""
 RUN_ACCEPTS: Mapping[str, Arguments] = {RUN: {"arguments": list}}
 
 _ALL = {"--json", "--help", "-h"}
-LOOKS: Mapping[str, set[str]] = {
+READ_ONLY: Mapping[str, set[str]] = {
     "status": _ALL, "peers": _ALL, "lists": _ALL | {"--store"},
     "check": _ALL | {"--imsi", "--software-version", "--origin-host", "--origin-realm", "--protocol", "--store"},
     "show": _ALL | {"-n", "--limit", "--skip", "--store"},
@@ -270,33 +282,37 @@ LOOKS: Mapping[str, set[str]] = {
     "seen": _ALL | {"--since"},
     "why": _ALL | {"--imsi", "--at"},
 }  # fmt: skip
-"""Permitted options by command. None of them reads another configuration or writes a file."""
-_WITHOUT_ARGUMENTS = {"lists"}
-"""Commands whose second word is a subcommand, which could change something."""
+"""Permitted options of each permitted command. They read no other configuration and write no file."""
+_ONLY_OPTIONS = {"lists"}
+"""Commands that may only have options, because some of their subcommands change the node."""
 AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
-"""Limits of these processes: number at the same time, seconds, bytes of output."""
+"""Limits of read-only commands: number at the same time, duration in seconds, bytes of output."""
 
 
 def refusal(arguments: Sequence[str]) -> str | None:
-    """Return the reason why a read-only user must not run this command line, or None if the user may run it."""
+    """Return the reason for which a read-only user must not run this command line, or None."""
     command, *rest = arguments or [""]
     if any("\0" in argument for argument in arguments):
         return "an argument holds a NUL character"
-    if command not in LOOKS:
-        return f"read-only users may run: {', '.join(LOOKS)}"
+    if command not in READ_ONLY:
+        return f"read-only users may run: {', '.join(READ_ONLY)}"
     for argument in rest:
         option, _, _ = argument.partition("=")
-        if option not in LOOKS[command] and (argument.startswith("-") or command in _WITHOUT_ARGUMENTS):
+        if option in READ_ONLY[command]:
+            continue
+        if argument.startswith("-") or command in _ONLY_OPTIONS:
             return f"{command} {option}: not for read-only users"
     return None
 
 
-class Looking:
+class ReadOnlyRunner:
     """Runner of commands for read-only users, at most AT_ONCE at the same time."""
 
     def __init__(self, config: Path, *, time_s: float = TIME_S, out_bytes_max: int = OUT_BYTES_MAX) -> None:
         """Store the limits. A command that runs longer than `time_s` or writes more than `out_bytes_max` is killed."""
-        self._config, self._time_s, self._out_bytes_max = config, time_s, out_bytes_max
+        self._config = config
+        self._time_s = time_s
+        self._out_bytes_max = out_bytes_max
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +322,8 @@ class Looking:
             EirError: if the command line is forbidden, or exceeds a limit.
         """
         arguments = [str(argument) for argument in request["arguments"]]
-        if reason := refusal(arguments):
+        reason = refusal(arguments)
+        if reason is not None:
             raise EirError(reason)
         async with self._turns:
             process = await asyncio.create_subprocess_exec(
@@ -315,8 +332,9 @@ class Looking:
             )  # fmt: skip
             try:
                 async with asyncio.timeout(self._time_s):
-                    both = (process.stdout, process.stderr)
-                    out, err = await asyncio.gather(*(_bounded(stream, self._out_bytes_max) for stream in both))
+                    out, err = await asyncio.gather(
+                        _read_text(process.stdout, self._out_bytes_max), _read_text(process.stderr, self._out_bytes_max)
+                    )
                     return {"status": await process.wait(), "out": out, "err": err}
             except TimeoutError:
                 raise EirError(f"{arguments[0]}: no answer in {self._time_s:g} s") from None
@@ -325,13 +343,12 @@ class Looking:
                     process.kill()
                 await process.wait()
 
-    async def answer(self, identifier: str) -> str:
-        """Return the output of `eir check` for an identifier, or the text of an error.
-
-        Empty for an empty identifier.
-        """
+    async def check(self, identifier: str) -> str:
+        """Run `eir check` for an identifier; return the output, or the text of an error. Empty for an empty identifier."""
+        if not identifier:
+            return ""
         if not identifier.isalnum():
-            return "not an identifier of a device; expected an IMEI, IMEISV or MEID" if identifier else ""
+            return "not an identifier of a device; expected an IMEI, IMEISV or MEID"
         try:
             result = await self.run({"arguments": ["check", identifier]})
         except EirError as e:
@@ -339,7 +356,8 @@ class Looking:
         return str(result["out"] or result["err"]).strip()
 
 
-async def _bounded(stream: asyncio.StreamReader | None, most: int) -> str:
+async def _read_text(stream: asyncio.StreamReader | None, most: int) -> str:
+    """Read a stream to its end, at most `most` bytes."""
     octets = b""
     while stream is not None and (piece := await stream.read(1 << 16)):
         octets += piece

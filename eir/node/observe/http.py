@@ -19,15 +19,16 @@ Page = Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
 
 
 class HttpServer:
-    """HTTP server of a node's pages. `pages`: function for each path.
+    """HTTP server of a node's pages.
 
-    `forms`: paths that accept a form by POST.
+    `pages`: function that returns the page, by path. `forms`: paths that accept a form by POST.
     """
 
     def __init__(
         self, pages: Mapping[str, Page], *, report: Report, limits: HttpLimits = LIMITS, forms: Container[str] = ()
     ) -> None:
-        self._pages, self._forms = pages, forms
+        self._pages = pages
+        self._forms = forms
         self._limits = limits
         self._report = report
         self._server: asyncio.Server | None = None
@@ -56,15 +57,17 @@ class HttpServer:
 
     async def _answer(self, request: HttpRequest) -> HttpResponse:
         page = self._pages.get(request.path)
-        if request.method not in {"GET", "HEAD"} and (request.method != "POST" or request.path not in self._forms):
+        is_form = request.method == "POST" and request.path in self._forms
+        if request.method not in {"GET", "HEAD"} and not is_form:
             return HttpResponse(405, TEXT, b"GET or HEAD only\n")
         if page is None:
-            return HttpResponse(404, TEXT, f"not here; there are: {' '.join(self._pages)}\n".encode())
+            paths = " ".join(self._pages)
+            return HttpResponse(404, TEXT, f"not here; there are: {paths}\n".encode())
         try:
             result = page(request)
             response = result if isinstance(result, HttpResponse) else await result
         except Exception as e:  # noqa: BLE001 - a scrape needs an answer; a closed connection has no reason
-            return self._failed(request.path, place_of(e))  # the exception's text may hold the requested identifier
+            return self._failed(request.path, place_of(e))  # the exception's text may contain the requested identifier
         if len(response.body) > self._limits.body_bytes_max:
             return self._failed(request.path, f"it has {len(response.body)} bytes")
         return response
@@ -86,7 +89,7 @@ def pages(
     `snapshot` returns all metrics of the node, `reports` the reports of its workers.
     """
     logged: set[str] = set()
-    """Metrics without a row in the table that have been logged."""
+    """Names of metrics without a row in metrics.FAMILIES that were logged."""
 
     async def show_metrics(_: HttpRequest) -> HttpResponse:
         numbers = await snapshot()
@@ -99,11 +102,14 @@ def pages(
                     reason=name,
                     detail="not in the table of metrics; the page omits it",
                 )
-        # Rendering takes milliseconds with many peers, so a thread does it.
-        return HttpResponse(200, metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, numbers))
+        # With many peers this takes milliseconds, so a thread does it.
+        text = await asyncio.to_thread(metrics.exposition, numbers)
+        return HttpResponse(200, metrics.CONTENT_TYPE, text)
 
     async def show_readiness(_: HttpRequest) -> HttpResponse:
-        word, why = status.readiness(await reports())
-        return HttpResponse(503 if word == NOT_READY else 200, TEXT, "\n".join([word, *why, ""]).encode())
+        word, reasons = status.readiness(await reports())
+        code = 503 if word == NOT_READY else 200
+        lines = "\n".join([word, *reasons, ""])
+        return HttpResponse(code, TEXT, lines.encode())
 
     return {"/metrics": show_metrics, "/live": lambda _: HttpResponse(200, TEXT, b"live\n"), "/ready": show_readiness}

@@ -1,7 +1,6 @@
-"""Recent history of a node: checks of the last hour by minute, and the usual interval between releases of each list.
+"""Recent events of a node: checks of the last hour by minute; last release of each list, and interval between its releases.
 
-The supervisor passes a snapshot of the workers' counters each minute; releases come from the history. No clock: alerts compare
-the times.
+The supervisor passes a snapshot of the workers' counters each minute. Releases are read from the history.
 """
 
 from collections import Counter, deque
@@ -37,14 +36,14 @@ class _Sample(NamedTuple):
     durations: Mapping[Labels, float]
 
 
-class Lately:
-    """Counters of checks at each minute of the last hour."""
+class RecentChecks:
+    """Checks of the last hour, by minute."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque(maxlen=MINUTES + 1)
 
-    def note(self, snapshot: Snapshot) -> None:
-        """Store the current counters. The caller calls this every EVERY_S."""
+    def end_minute(self, snapshot: Snapshot) -> None:
+        """End the current minute, and store its counters. The caller calls this every EVERY_S."""
         checks: Counter[str] = Counter()
         for (status, *_), count in snapshot.get(CHECKS, {}).items():
             checks[status] += int(count)
@@ -52,47 +51,51 @@ class Lately:
 
     def minutes(self) -> list[Minute]:
         """Return the full minutes of the last hour, the oldest first."""
-        return [
-            Minute(
-                {status: count for status, count in (after.checks - before.checks).items() if count},
-                *_percentiles(before.durations, after.durations),
-            )
-            for before, after in pairwise(self._samples)
-        ]
+        minutes = []
+        for before, after in pairwise(self._samples):
+            checks = dict(after.checks - before.checks)
+            median_s, p99_s = _percentiles(before.durations, after.durations)
+            minutes.append(Minute(checks, median_s, p99_s))
+        return minutes
 
 
 def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) -> tuple[float | None, float | None]:
-    """Return upper bounds of the median and the 99th percentile of durations between two samples of a histogram."""
-    below = [(float(bound), count - before.get((bound,), 0.0)) for (bound,), count in after.items() if bound != "sum"]
-    total = max((count for _, count in below), default=0.0)
+    """Return upper bounds (s) of the median and of the 99th percentile, from the rise of a histogram between two samples.
+
+    A percentile above the highest finite bound is returned as this bound.
+    """
+    below = {float(bound): count - before.get((bound,), 0.0) for (bound,), count in after.items() if bound != "sum"}
+    total = max(below.values(), default=0.0)
     if not total:
         return None, None
-    finite = [bound for bound, _ in below if bound != float("inf")]
+    highest = max(bound for bound in below if bound != float("inf"))
 
-    def within(share: float) -> float:
-        return next((min(bound, max(finite)) for bound, count in sorted(below) if count >= share * total), max(finite))
+    def percentile(share: float) -> float:
+        reached = (bound for bound, count in sorted(below.items()) if count >= share * total)
+        return min(next(reached), highest)
 
-    return within(0.5), within(0.99)
+    return percentile(0.5), percentile(0.99)
 
 
 LOADS_MIN, LOADS = 4, 12
-"""Number of loads from which an interval is computed, and number of most recent loads that count."""
+"""Minimum and maximum number of loads from which an interval is computed; the most recent loads count."""
 EVENTS = 1000
-"""Number of events of the history that are searched for loads."""
-PUT = {ACCEPTED, FORCED}
+"""Maximum number of records of the history that are read per list."""
+IN_FORCE = {ACCEPTED, FORCED}
+"""Outcomes of a load that put a release in force."""
 
 
-class Rhythms:
-    """Time of the last release, and usual interval between releases, of each list.
+class ReleaseTimes:
+    """Time of the last release of each list, and median interval between its releases.
 
-    Both are read from the history again whenever a release has been put in force.
+    After each release that is put in force, both are computed again from the history.
     """
 
     def __init__(self) -> None:
         self._interval_s: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._seen: dict[str, int] = {}
-        """Number of loads put in force when the history was last read, by list."""
+        """Number of releases put in force up to the last read of the history, by list."""
 
     async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
         """Read the history of each list for which a release has been put in force since the last call.
@@ -100,23 +103,24 @@ class Rhythms:
         Raises:
             StoreError: if the store cannot be read.
         """
-        puts: Counter[str] = Counter()
+        releases: Counter[str] = Counter()
         for each in outcomes:
-            if each.list and each.outcome in PUT:
-                puts[each.list] += each.count
-        for name, count in puts.items():
+            if each.list and each.outcome in IN_FORCE:
+                releases[each.list] += each.count
+        for name, count in releases.items():
             if self._seen.get(name) == count:
                 continue
             events = await await_store(store.history(name, limit=EVENTS, chain=MAIN))
-            loads = (event.time for event in events if event.what == "load" and event.outcome in PUT)
-            if times := sorted(datetime.fromisoformat(time).timestamp() for time in loads)[-LOADS:]:
+            loads = (event.time for event in events if event.what == "load" and event.outcome in IN_FORCE)
+            times = sorted(datetime.fromisoformat(time).timestamp() for time in loads)[-LOADS:]
+            if times:
                 self._last[name] = times[-1]
             if len(times) >= LOADS_MIN:
                 self._interval_s[name] = median(later - earlier for earlier, later in pairwise(times))
             self._seen[name] = count
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics: time of the last release and median interval between releases, by list."""
+        """Return the metrics about the times of releases by name and label values."""
         return {
             "eir_release_last_accepted_timestamp_seconds": metrics.by_label(self._last),
             "eir_release_interval_seconds": metrics.by_label(self._interval_s),

@@ -1,9 +1,9 @@
 """Structured log: one line of `key=value` pairs for each event, limited in rate.
 
-Parts receive `Log.report` and know nothing else of logging. A line per refused message could fill a disk as fast as a peer can
-send, so lines are limited per (event, peer, reason, list, entry); the next line has the number of suppressed lines. Checks with
-the status `whitelisted` are not logged; other checks are folded into one line per status, list, rule and peer. This module also
-logs faults of the event loop, and notifies the service manager of the node's state.
+The other modules log by the function `Log.report`. A peer could fill the disk by invalid messages if each of them was logged, so
+the rate of lines is limited per event, peer, reason, list and entry. The next logged line has the number of suppressed lines.
+Checks with the status `whitelisted` are not logged. Other checks are counted, with one line per status, list, rule and peer.
+This module also logs faults of the event loop, and notifies the service manager of the node's state.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -31,7 +31,8 @@ def notify_service(*lines: str) -> None:
     address = os.environ.get(NOTIFY_SOCKET)
     if address:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
-            link.connect(f"\0{address[1:]}" if address.startswith("@") else address)  # @: abstract namespace, unix(7)
+            is_abstract = address.startswith("@")  # unix(7)
+            link.connect(f"\0{address[1:]}" if is_abstract else address)
             link.send("\n".join(lines).encode())
 
 
@@ -51,11 +52,11 @@ def is_journal() -> bool:
 
 
 def with_priority(level: str, text: str) -> str:
-    """Return the text for standard error.
-
-    If standard error is the systemd journal, each line begins with the prefix of its priority.
-    """
-    return "\n".join(PRIORITIES[level] + line for line in text.split("\n")) if is_journal() else text
+    """Return the text for standard error: in the systemd journal, the prefix of the priority precedes each line."""
+    if not is_journal():
+        return text
+    prefix = PRIORITIES[level]
+    return "\n".join(prefix + line for line in text.split("\n"))
 
 
 BURST = 5
@@ -75,23 +76,26 @@ ALWAYS = frozenset(
         "trace_ended",
     }
 )
-"""Events of operators' actions and their effects, which are never suppressed."""
+"""Events that are never suppressed: actions of operators and their effects."""
 KINDS_MAX = 4096
-"""Maximum number of kinds with a limit of their own; beyond it, all limits restart, because peer names come from the wire."""
+"""Maximum number of kinds of lines that are counted for the rate limit; a further kind resets all counts.
+
+A kind has fields from the wire, so peers can cause any number of kinds.
+"""
 FOLDS_MAX = 1024
-"""Maximum number of groups of blocked checks between two folds; further checks share the group `other`."""
+"""Maximum number of groups of checks between two calls of `Log.fold`; above it, the peer of a group is `other`."""
 VALUE_MAX = 4000
-"""Maximum number of characters of one value; names from the wire may be as long as a message."""
+"""Maximum number of characters of one value; a name from the wire may have the length of a message."""
 QUEUE_LINES = 10_000
-"""Maximum number of lines that wait for the reader of standard error; further lines are dropped."""
+"""Maximum number of queued lines while the reader of standard error is slow; further lines are dropped."""
 CLOSE_S = 2.0
-"""Maximum seconds that the end of the process waits for the reader of standard error."""
+"""Maximum seconds for writing the queued lines at the end of the process."""
 
 LEVELS = {level: number for number, level in enumerate(("debug", "info", "warning", "error"))}
-"""Levels of lines, the least important first."""
+"""Rank of each level; `error` has the highest."""
 
 
-def logfmt(fields: dict[str, object]) -> str:
+def logfmt(fields: Mapping[str, object]) -> str:
     """Encode fields as `key=value` pairs on one line. Values with blanks, quotes or control characters are quoted."""
     return " ".join(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)
 
@@ -100,14 +104,21 @@ def _value(value: object) -> str:
     text = str(value)
     if len(text) > VALUE_MAX:
         text = f"{text[:VALUE_MAX]}\N{HORIZONTAL ELLIPSIS}"
-    if text and text.isprintable() and not any(c in text for c in ' "='):
+    needs_quotes = not text.isprintable() or any(character in text for character in ' "=')
+    if text and not needs_quotes:
         return text
-    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\x{ord(c):02x}" for c in text)
+    escaped = "".join(map(_escape, text))
     return f'"{escaped}"'
 
 
+def _escape(character: str) -> str:
+    if character.isprintable() and character not in '"\\':
+        return character
+    return f"\\x{ord(character):02x}"
+
+
 class _Fold(NamedTuple):
-    """Number of checks in one group, and host, IMEI and IMSI of the latest check in the group."""
+    """Number of checks in a group, and Origin-Host, IMEI and IMSI of its latest check."""
 
     checks: int
     host: str = ""
@@ -119,8 +130,8 @@ class Log:
     """Writer of log lines to standard error, with rate limits.
 
     A thread writes the lines, so that a full pipe delays no answer. `now` returns seconds of a monotonic clock.
-    `full_identifiers` logs whole IMEIs and IMSIs (privacy.identifiers: full). Without `in_background` there is no thread, for a
-    process that forks. `worker`: number of this worker, added to each line; None if there is only one.
+    `full_identifiers`: True to log whole IMEIs and IMSIs (privacy.identifiers: full). `in_background`: False to write without a
+    thread, in a process that forks. `worker`: number of this worker, which each line shows; None to show none.
     """
 
     def __init__(
@@ -131,9 +142,9 @@ class Log:
         self._worker = worker
         self._in_journal = is_journal()
         self._buckets = Buckets(1 / INTERVAL_S, BURST, KINDS_MAX)
-        """Buckets by the hash of a kind's fields, because fields from the wire could take megabytes."""
+        """Rate limit of each kind of line, by the hash of its fields, because fields from the wire may be long."""
         self._suppressed: Counter[str] = Counter()
-        """Number of lines suppressed since the last logged line, by that hash."""
+        """Number of lines suppressed since the last logged line of the kind, by the same hash."""
         self._folds: dict[tuple[str, str, str, str], _Fold] = {}
         self._observed: Counter[tuple[int, str, str | None]] = Counter()
         self._writer = _Writer(sys.stderr.fileno()) if in_background else None
@@ -155,32 +166,35 @@ class Log:
         """Log an event, unless the rate limit of its kind is reached."""
         if LEVELS[level] < self._level:
             return
-        suppressed = (
-            0
-            if event in ALWAYS
-            else self._count_suppressed(str(hash((event, peer, reason, fields.get("list"), fields.get("entry")))))
-        )
+        kind = (event, peer, reason, fields.get("list"), fields.get("entry"))
+        suppressed = 0 if event in ALWAYS else self._count_suppressed(str(hash(kind)))
         if suppressed is None:
             return
         line = {"event": event, "peer": peer, "reason": reason, **fields, "suppressed": suppressed or None}
         self._write(level, line)
 
-    def _write(self, level: str, line: dict[str, object]) -> None:
+    def _write(self, level: str, line: Mapping[str, object]) -> None:
         if LEVELS[level] < self._level:
             return
-        time = None if self._in_journal else datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        worker = {} if self._worker is None else {"worker": line.get("worker", self._worker)}
-        priority = PRIORITIES[level] if self._in_journal else ""
-        text = f"{priority}{logfmt({'time': time, 'level': level, **line, **worker})}\n"
+        fields: dict[str, object] = {"level": level, **line}
+        prefix = ""
+        if self._in_journal:
+            prefix = PRIORITIES[level]
+        else:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            fields = {"time": now.replace("+00:00", "Z"), **fields}
+        if self._worker is not None:
+            fields.setdefault("worker", self._worker)
+        text = f"{prefix}{logfmt(fields)}\n"
         if self._writer is None:
             _write(sys.stderr.fileno(), text)
         else:
             self._writer.write(text)
 
     def _count_suppressed(self, kind: str) -> int | None:
-        """Return how many lines of this kind were suppressed since the last logged line.
+        """Return the number of lines of this kind that were suppressed since the last logged line.
 
-        None if this line must be suppressed too; it is counted.
+        If this line must be suppressed too, count it and return None.
         """
         now = self._now()
         if self._buckets.of(kind, now).try_spend(now):
@@ -210,30 +224,29 @@ class Log:
         self._observed[rule, status, name] += 1
 
     def fold(self) -> None:
-        """Log one line for each group of checks since the last call, with the latest device as an example."""
-        folds, self._folds = self._folds, {}
+        """Log one line for each group of checks since the last call, with the device of the latest check."""
+        folds = self._folds
+        self._folds = {}
         for (status, list_name, rule, peer), fold in folds.items():
-            imei, imsi = fold.imei, fold.imsi
-            if not self._full_identifiers:
-                imei, imsi = shorten(imei) if imei else "", shorten(imsi, MCC_MNC_DIGITS) if imsi else ""
+            imei = fold.imei
+            imsi = fold.imsi
+            if imei and not self._full_identifiers:
+                imei = shorten(imei)
+            if imsi and not self._full_identifiers:
+                imsi = shorten(imsi, MCC_MNC_DIGITS)
             line = {
-                "event": "checks",
-                "status": status,
-                "list": list_name or None,
-                "rule": rule,
-                "peer": peer,
-                "count": fold.checks,
-            }
-            self._write("info", {**line, "host": fold.host or None, "imei": imei or None, "imsi": imsi or None})
-        observed, self._observed = self._observed, Counter()
+                "event": "checks", "status": status, "list": list_name or None, "rule": rule, "peer": peer,
+                "count": fold.checks, "host": fold.host or None, "imei": imei or None, "imsi": imsi or None,
+            }  # fmt: skip
+            self._write("info", line)
+        observed = self._observed
+        self._observed = Counter()
         for (number, status, name), count in observed.items():
-            self._write("info", {"event": "observed", "rule": number, "name": name, "status": status, "count": count})
+            line = {"event": "observed", "rule": number, "name": name, "status": status, "count": count}
+            self._write("info", line)
 
     def close(self) -> None:
-        """Log the groups of checks, write all queued lines, and stop the thread.
-
-        Each step waits at most CLOSE_S.
-        """
+        """Log the groups of checks, write all queued lines, and stop the thread, within CLOSE_S for each step."""
         self.fold()
         if self._writer is not None:
             self._writer.stop()
@@ -242,7 +255,7 @@ class Log:
 class _Writer(threading.Thread):
     """Thread that writes log lines to a descriptor.
 
-    If the reader stops, lines are lost; checks and the end of the process do not wait.
+    If the descriptor's reader stops, lines are dropped, so that checks and the end of the process do not wait.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -261,10 +274,7 @@ class _Writer(threading.Thread):
             _write(self._descriptor, line)
 
     def stop(self) -> None:
-        """Write all queued lines, and end the thread.
-
-        Gives up after CLOSE_S if standard error has no reader.
-        """
+        """Write all queued lines, and end the thread. If the reader is slow, drop the remaining lines after CLOSE_S."""
         with suppress(queue.Full):
             self._lines.put(None, timeout=CLOSE_S)
             self.join(CLOSE_S)
@@ -272,13 +282,13 @@ class _Writer(threading.Thread):
 
 def _write(descriptor: int, line: str) -> None:
     left = line.encode("utf-8", "replace")
-    with suppress(OSError):  # the reader has closed it
+    with suppress(OSError):  # the reader has closed the pipe
         while left:
             left = left[os.write(descriptor, left) :]
 
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
-    """Return a handler for `Channel.serve` that logs an internal error in a call from another process.
+    """Return the `failed` function of `Channel.serve`, which logs an internal error in a call from another process.
 
     `who`: fields that name this process in the log.
     """
@@ -288,7 +298,7 @@ def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
 def report_faults(report: Report) -> None:
     """Log unhandled exceptions of the running event loop as event `fault`, with the place in the code.
 
-    Errors while a connection closes have the level debug: TLS connections to stores fail so when a node ends.
+    An error of a closing connection has the level debug, because TLS connections to a store fail so at the node's end.
     """
 
     def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
 """Table of all metrics, and resource usage of the node's processes from the kernel.
 
 Only this module imports the Prometheus library. Parts count in plain integers and dicts. The supervisor builds a `Snapshot`
-from the counts: metric name → label values → number. `merge` combines the snapshots of several workers, and `exposition`
-renders one for a scrape.
+from the counts. `merge` combines the snapshots of several workers, and `exposition` renders a snapshot for a scrape.
 """
 
 import operator
@@ -30,16 +29,21 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 Labels = tuple[str, ...]
 Snapshot = dict[str, Mapping[Any, float]]
-"""Metric name → label values → value. A histogram has its cumulative buckets under its upper bounds and `sum`."""
+"""Metric name → label values → value.
+
+The label of a histogram is the upper bound of a cumulative bucket, or `sum`.
+"""
 
 
-FAMILIES: tuple[Family, ...] = (
+CHECK_METRICS = (
     Family("eir_checks_total", "counter", ("status", "list", "rule", "protocol", "probe"), "Answered checks, by status, deciding list and rule, and protocol; `probe` is set only for checks of probes"),
     Family("eir_observed_total", "counter", ("rule", "status"), "Checks that a rule with `observe: true` would have answered"),
     Family("eir_identity_errors_total", "counter", ("kind", "peer"), "Requests without a device identifier (none), or with an invalid one (bad)"),
     Family("eir_check_duration_seconds", "histogram", (), "Time (s) from the read that completed a request to the write of its answer"),
     *(family for each in INTERFACES if each.server for family in each.families),
     *(family for each in INTERFACES for family in each.attendant_families),
+)  # fmt: skip
+PEER_METRICS = (
     Family("eir_peer_up", "gauge", ("peer",), "1 if the peer has an open connection; absent for an AMF without one", "max"),
     Family("eir_peer_disabled", "gauge", ("peer",), "1 if the peer is out of service by `eir peer disable`", "max"),
     Family("eir_peer_last_request_timestamp_seconds", "gauge", ("peer",), "Time of the peer's last request", "max"),
@@ -48,6 +52,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_sctp_paths", "gauge", ("peer", "state"), "Number of SCTP paths to the addresses of connected peers, by state: up or down"),
     Family("eir_sctp_retransmissions_total", "counter", ("peer",), "Retransmitted SCTP DATA chunks"),
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
+)  # fmt: skip
+LIST_METRICS = (
     Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings or removed, by change: new, listed (in a registering list), unseen (for `remember`), left_list (no longer in such a list), merged (from another node, an import or a copy)"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks of new devices that are not recorded because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, in addition to its single devices", "min"),
@@ -60,6 +66,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_release_last_refused_timestamp_seconds", "gauge", ("list",), "Time at which a release of the list was last refused", "max"),
     Family("eir_release_last_forced_timestamp_seconds", "gauge", ("list",), "Time at which an operator last lifted a limit of the list (`--force`, `reset-serial`)", "max"),
     Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, from the history; `forced`: an operator lifted a limit", "max"),
+)  # fmt: skip
+SOURCE_METRICS = (
     *(family for each in INTERFACES if each.service for family in each.families),
     Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Connections of clients other than peers that were refused, or closed for a fault; `page`: requests with a wrong password"),
     Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 if the interface's process has ended, or a file of the interface is not usable: users, tokens, numbers", "max"),
@@ -73,6 +81,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_source_faults_total", "counter", ("list", "reason"), "Failed polls of the source, by reason"),
     Family("eir_source_acknowledgements_total", "counter", ("list", "outcome"), "Acknowledgements: given (accepted by the source), or not_given"),
     Family("eir_source_bytes_total", "counter", ("list",), "Bytes fetched from the source"),
+)  # fmt: skip
+STORE_METRICS = (
     Family("eir_store_up", "gauge", (), "1 if the store answers", "min"),
     Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store"),
     Family("eir_store_lost_data", "gauge", ("list",), "1 if the store has less of the list than the node has or had in force", "max"),
@@ -86,11 +96,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_follow_lag_seconds", "gauge", (), "Time (s) since the node last verified that it holds the content of the store", "max"),
     Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time (s) for which the switch of a list blocked the event loop", "max"),
     Family("eir_override_active", "gauge", (), "1 if the policy's override answers every check", "max"),
+)  # fmt: skip
+RECORD_METRICS = (
     Family("eir_sightings_total", "counter", (), "Checks in the files of the record"),
     Family("eir_sightings_dropped_total", "counter", ("reason",), "Checks missing in the record: above `rate_max` (rate), recorder too slow (buffer), or disk fault (disk)"),
     Family("eir_sightings_bytes", "gauge", (), "Size (bytes) of the record of checks"),
     Family("eir_events_total", "counter", ("to",), "Events accepted by the receiver: webhook or stream"),
     Family("eir_events_dropped_total", "counter", ("to", "reason"), "Events lost: above `events_max` (rate), receiver down too long (queue), or refused by the receiver (refused)"),
+)  # fmt: skip
+PROCESS_METRICS = (
     Family("eir_tls_certificate_expires_timestamp_seconds", "gauge", (), "Time at which the node's own certificate expires; absent without TLS", "min"),
     Family("eir_config_last_reload_successful", "gauge", (), "0 from a refused reload until a successful one, else 1", "min"),
     Family("eir_config_needs_restart", "gauge", ("key",), "1 for each configuration key whose new value waits for a restart", "max"),
@@ -103,29 +117,41 @@ FAMILIES: tuple[Family, ...] = (
     Family("eir_build_info", "gauge", ("version", "lane"), "1, with the running version and the express lane: `compiled`, or `none` (slow)", "max"),
 )  # fmt: skip
 
+FAMILIES = (
+    *CHECK_METRICS,
+    *PEER_METRICS,
+    *LIST_METRICS,
+    *SOURCE_METRICS,
+    *STORE_METRICS,
+    *RECORD_METRICS,
+    *PROCESS_METRICS,
+)
+"""All metrics, in the order of a scrape."""
+
 _FAMILY = {family.name: family for family in FAMILIES}
 _MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min": min, "max": max}
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Merge the metrics of several workers by sum, minimum or maximum.
+    """Merge the metrics of several workers by sum, minimum or maximum, as `Family.merge` specifies.
 
-    The `merge` column of the table decides. A metric that has no row in the table is summed.
+    A metric without a row in FAMILIES is summed.
     """
     merged: dict[str, dict[Labels, float]] = {}
     for snapshot in snapshots:
         for name, samples in snapshot.items():
             family = _FAMILY.get(name)
-            combine, into = _MERGE[family.merge if family else "sum"], merged.setdefault(name, {})
+            combine = _MERGE[family.merge if family else "sum"]
+            into = merged.setdefault(name, {})
             for labels, value in samples.items():
                 into[labels] = combine(into[labels], value) if labels in into else value
     return dict(merged)
 
 
-def outliving(snapshot: Snapshot) -> Snapshot:
-    """Return the counters of an ended worker that must be kept.
+def lasting_counters(snapshot: Snapshot) -> Snapshot:
+    """Return the counters of an ended worker, to which the counters of its successor are added.
 
-    Gauges, and values that all workers share, are left out.
+    Gauges, and values that are equal in all workers, are left out.
     """
     return {
         name: samples
@@ -142,7 +168,7 @@ def by_label(values: Mapping[str, float]) -> dict[Labels, float]:
 def times(values: Mapping[str, str | None]) -> dict[Labels, float]:
     """Return the samples of a metric with one label, from a mapping of label value to ISO time.
 
-    The samples are Unix times (s). Label values without a time are left out.
+    The samples are Unix times in seconds. Label values without a time are left out.
     """
     return {(label,): datetime.fromisoformat(text).timestamp() for label, text in values.items() if text}
 
@@ -150,11 +176,12 @@ def times(values: Mapping[str, str | None]) -> dict[Labels, float]:
 def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[Labels, float]:
     """Convert the counts of a histogram to its samples.
 
-    `counts` has one number for each bound, and one for values above the last bound.
+    `counts`: number of values for each bound, and for values above the last bound. `total`: sum of all values.
     """
     samples: dict[Labels, float] = {}
     below = 0
-    for bound, count in zip((*(f"{b:g}" for b in bounds), "+Inf"), counts, strict=True):
+    labels = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+    for bound, count in zip(labels, counts, strict=True):
         below += count
         samples[bound,] = below
     samples["sum",] = total
@@ -162,15 +189,12 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> d
 
 
 def unknown(snapshot: Snapshot) -> list[str]:
-    """Return the metric names that have no row in the table.
-
-    Such a name is an error of the program; the page /metrics leaves it out.
-    """
+    """Return the metric names that have no row in FAMILIES, which is an error of the program."""
     return sorted(snapshot.keys() - _FAMILY.keys())
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """Render metrics in Prometheus' text format (CONTENT_TYPE), without the names that `unknown` returns."""
+    """Render metrics in Prometheus' text format (CONTENT_TYPE), without those that `unknown` returns."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)
@@ -183,13 +207,12 @@ class _SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
             samples = self._snapshot.get(family.name, {})
-            if (
-                samples or family.kind != "histogram"
-            ):  # a metric without samples keeps its help text, but a histogram needs buckets
-                yield _render(family, samples)
+            if family.kind == "histogram" and not samples:
+                continue  # a histogram needs buckets; any other metric is rendered without samples, for its help text
+            yield _metric(family, samples)
 
 
-def _render(family: Family, samples: Mapping[Labels, float]) -> Metric:
+def _metric(family: Family, samples: Mapping[Labels, float]) -> Metric:
     if family.kind == "histogram":
         buckets = [(le, value) for (le,), value in samples.items() if le != "sum"]
         return HistogramMetricFamily(family.name, family.help, buckets=buckets, sum_value=samples["sum",])
@@ -202,7 +225,7 @@ def _render(family: Family, samples: Mapping[Labels, float]) -> Metric:
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
-"""Units per second in which the kernel counts processor time."""
+"""Number of units of processor time per second in /proc/PID/stat."""
 PREFIX = "eir-"
 """Prefix of the names of child processes (`eir/node/processes/starter.py`)."""
 _OPEN_MAX = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
@@ -212,7 +235,7 @@ class Usage(NamedTuple):
     """Resources that one process uses: memory, processor time, open files."""
 
     resident_bytes: int
-    """Resident memory; shared memory counts in each process that shares it."""
+    """Resident memory, including memory that is shared with other processes."""
     cpu_s: float
     """Processor time since the start of the process, user and system."""
     open_files: int
@@ -220,45 +243,49 @@ class Usage(NamedTuple):
     """None: there is no limit."""
 
 
-def of_processes(first: int) -> Snapshot:
-    """Return the metrics about resource usage of the node's processes. `first`: process id of the supervisor."""
-    used = usage(first)
+def usage_metrics(supervisor: int) -> Snapshot:
+    """Return the metrics about resource usage of the node's processes. `supervisor`: its process id."""
+    used = usage(supervisor)
+    limits = {name: each.open_files_max for name, each in used.items() if each.open_files_max}
     return {
         "eir_process_resident_memory_bytes": by_label({name: each.resident_bytes for name, each in used.items()}),
         "eir_process_cpu_seconds_total": by_label({name: each.cpu_s for name, each in used.items()}),
         "eir_process_open_fds": by_label({name: each.open_files for name, each in used.items()}),
-        "eir_process_max_fds": by_label(
-            {name: each.open_files_max for name, each in used.items() if each.open_files_max}
-        ),
+        "eir_process_max_fds": by_label(limits),
     }
 
 
-def usage(first: int) -> Mapping[str, Usage]:
-    """Return the resource usage of a process and its children, by name. The process `first` has the name `front`.
+def usage(supervisor: int) -> Mapping[str, Usage]:
+    """Return the resource usage of the supervisor (`front`) and its child processes, by name.
 
-    Processes that end meanwhile are left out.
+    A process that ends during the call is left out.
     """
     used: dict[str, Usage] = {}
     with suppress(OSError):
-        used["front"] = _usage(first)
-    with suppress(OSError):
-        for thread in Path(f"/proc/{first}/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                with suppress(OSError):
-                    name = Path(f"/proc/{child}/comm").read_text().strip()
-                    if name.startswith(PREFIX):
-                        used[name.removeprefix(PREFIX)] = _usage(int(child))
+        used["front"] = _usage(supervisor)
+    for child in _children(supervisor):
+        with suppress(OSError):
+            name = Path(f"/proc/{child}/comm").read_text().strip()
+            if name.startswith(PREFIX):
+                used[name.removeprefix(PREFIX)] = _usage(child)
     return used
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Yield the process ids of a process's children."""
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            children = (thread / "children").read_text()
+            yield from map(int, children.split())
 
 
 def _usage(pid: int) -> Usage:
     folder = Path(f"/proc/{pid}")
-    after_name = (folder / "stat").read_text().rpartition(")")[2].split()  # the name may contain blanks
-    utime, stime, resident_pages = int(after_name[11]), int(after_name[12]), int(after_name[21])
+    _, _, after_name = (folder / "stat").read_text().rpartition(")")  # the name in parentheses may contain blanks
+    fields = after_name.split()
+    cpu_ticks = int(fields[11]) + int(fields[12])
+    resident_pages = int(fields[21])
+    open_files = sum(1 for _ in (folder / "fd").iterdir())
     limit = _OPEN_MAX.search((folder / "limits").read_text())
-    return Usage(
-        resident_pages * PAGE_BYTES,
-        (utime + stime) / TICKS,
-        sum(1 for _ in (folder / "fd").iterdir()),
-        int(limit[1]) if limit else None,
-    )
+    open_files_max = int(limit[1]) if limit else None
+    return Usage(resident_pages * PAGE_BYTES, cpu_ticks / TICKS, open_files, open_files_max)

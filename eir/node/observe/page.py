@@ -1,7 +1,7 @@
 """Web page for people, at / of the HTTP address: status of the node, peers, lists, checks and refused releases.
 
-One document without external resources. Its only script fetches it again and replaces the parts that change. All text from the
-wire or from files is escaped. The supervisor passes the content (PageContent).
+The page is one document without external resources. Its only script fetches the page again, and replaces the sections that
+change. All text from the wire or from files is escaped. The supervisor passes the content (PageContent).
 """
 
 import re
@@ -24,12 +24,13 @@ from eir.wire.web.http1 import HttpResponse
 REFRESH_S = 30
 ROWS_MAX, REFUSALS_MAX = 200, 10
 ROWS_SHOWN = 20
-"""Rows of a table that are visible; the others are folded."""
+"""Number of visible rows of a table; further rows are folded."""
 RUNBOOK = "/runbook"
 """Path of the page with the advice on each alert."""
 HTML = "text/html; charset=utf-8"
 STATUSES = ("whitelisted", "greylisted", "blacklisted", "unknown")
-BAR_W, HIGH = 10, 90
+BAR_W, CHART_H = 10, 90
+"""Width of a bar and height of a chart, in units of the SVG."""
 FIRST = {
     "OK": "The node answers.", "WARNING": "The node answers, but has faults:", "CRITICAL": "The node is not ready:",
 }  # fmt: skip
@@ -104,7 +105,7 @@ class PageContent:
     """Content of the web page."""
 
     host: str
-    """Name of the host."""
+    """Origin-Host of the node."""
     status: Mapping[str, Any]
     """Document of `eir status`."""
     peers: Sequence[Mapping[str, Any]]
@@ -118,9 +119,9 @@ class PageContent:
     minutes: Sequence[Minute]
     """Minutes of the last hour."""
     ending: Mapping[str, int] | None = None
-    """Day → number of periods of grace that end with it, for the next days; None without a record of first sightings."""
+    """Number of periods of grace that end on each of the next days, by day; None without a record of first sightings."""
     asked: str = ""
-    """Identifier in the form of the request; empty: none."""
+    """Identifier that the client sent to check, or an empty text."""
     answer: str = ""
     """Output of `eir check` for this identifier."""
     now: datetime
@@ -130,8 +131,11 @@ def page(shown: PageContent) -> HttpResponse:
     """Render the web page as an HTTP response."""
     status = shown.status
     first = STARTING if NOT_LISTENING in status["troubles"] else FIRST[status["state"]]
-    head = f"""<h1>{escape(first)}</h1>{_troubles(status["troubles"])}
-<p class=soft>{escape(shown.host)}, eir {escape(status["version"])}, up for {_lasting(status["uptime_s"])}; {status["checks"]:,} checks since then</p>"""
+    troubles = "".join(map(_trouble, status["troubles"]))
+    trouble_list = f"<ul>{troubles}</ul>" if troubles else ""
+    node = f"{escape(shown.host)}, eir {escape(status['version'])}"
+    head = f"""<h1>{escape(first)}</h1>{trouble_list}
+<p class=soft>{node}, up for {_lasting(status["uptime_s"])}; {status["checks"]:,} checks since then</p>"""
     foot = f"""{shown.now:%Y-%m-%d %H:%M:%S} UTC. <a href="/metrics">Metrics</a>, <a href="/ready">readiness</a>, <a href="{RUNBOOK}">advice on alerts</a>. Times are UTC."""
     body = "\n".join(
         [
@@ -149,7 +153,10 @@ def page(shown: PageContent) -> HttpResponse:
 
 
 def runbook(markdown: str) -> HttpResponse:
-    """Render the advice on each alert: rows of the table "By alert" in deploy/RUNBOOK.md, which is `markdown`."""
+    """Render the advice on each alert.
+
+    `markdown`: text of deploy/RUNBOOK.md, whose table "By alert" has the advice.
+    """
     rows = re.findall(r"^\| (`Eir.+?) \| (.+) \|$", markdown, re.MULTILINE)
     body = "".join(f"<section><h2>{_inline(names)}</h2><p>{_inline(advice)}</p></section>" for names, advice in rows)
     return _document("Advice on alerts", f"<h1>Advice on alerts</h1>{body}")
@@ -170,17 +177,12 @@ def _document(title: str, body: str) -> HttpResponse:
 
 
 def _section(name: str, head: str, body: str) -> str:
-    """Render a section that the script replaces."""
+    """Render a section that the script of the page replaces."""
     return f"<section class=live id={name}><h2>{head}</h2>{body}</section>"
 
 
-def _troubles(troubles: Iterable[str]) -> str:
-    items = "".join(map(_trouble, troubles))
-    return f"<ul>{items}</ul>" if items else ""
-
-
 def _trouble(text: str) -> str:
-    """Render a fault, with a link to the advice on its alert."""
+    """Render a text of the status, with a link to the advice on its alert."""
     alert = alert_of(text)
     link = f' <a href="{RUNBOOK}#{alert.lower()}">{alert}</a>' if alert else ""
     return f"<li>{escape(text)}{link}"
@@ -197,43 +199,53 @@ def _ask(shown: PageContent) -> str:
 def _charts(minutes: Sequence[Minute]) -> str:
     if not minutes:
         return "<p>The first minute is not over yet.</p>"
+    return f"<div class=charts>{_checks_chart(minutes)}{_durations_chart(minutes)}</div>"
+
+
+def _checks_chart(minutes: Sequence[Minute]) -> str:
+    """Render the checks of each minute as one bar, with a part for each status."""
     total: Counter[str] = Counter()
     for minute in minutes:
         total.update(minute.checks)
-    totals = (
-        ", ".join(f"{total[name]:,} {name}" for name in (*STATUSES, *sorted(total.keys() - {*STATUSES})) if total[name])
-        or "none"
-    )
-    most = max(sum(minute.checks.values()) for minute in minutes) or 1
-    bars, slow = [], []
+    statuses = [*STATUSES, *sorted(total.keys() - {*STATUSES})]
+    totals = ", ".join(f"{total[status]:,} {status}" for status in statuses if total[status]) or "none"
+    most = max(sum(minute.checks.values()) for minute in minutes)
+    bars = []
+    for column, minute in enumerate(minutes, MINUTES - len(minutes)):
+        top = float(CHART_H)
+        for status in STATUSES:
+            height = CHART_H * minute.checks.get(status, 0) / (most or 1)
+            top -= height
+            bars.append(_bar(status, column, top, height))
+    keys = "".join(_key(status, status) for status in STATUSES if total[status])
+    return _figure(f"Checks a minute: {totals}", bars, f"{totals}; {most or 1:,} in the busiest minute. {keys}")
+
+
+def _durations_chart(minutes: Sequence[Minute]) -> str:
+    """Render the median of the durations of each minute as a bar, in front of the bar of their 99th percentile."""
     longest = max((minute.p99_s for minute in minutes if minute.p99_s is not None), default=0.0)
-    for at, minute in enumerate(minutes, MINUTES - len(minutes)):
-        top = float(HIGH)
-        for name in STATUSES:
-            high = HIGH * minute.checks.get(name, 0) / most
-            top -= high
-            bars.append(
-                f'<rect class={name} x={at * BAR_W} y="{top:.1f}" width={BAR_W - 1} height="{high:.1f}"/>'
-                if high
-                else ""
-            )
-        for share, name in ((minute.p99_s, "greylisted"), (minute.median_s, "whitelisted")):
-            high = HIGH * share / longest if share and longest else 0.0
-            slow.append(
-                f'<rect class={name} x={at * BAR_W} y="{HIGH - high:.1f}" width={BAR_W - 1} height="{high:.1f}"/>'
-                if high
-                else ""
-            )
-    keys = "".join(_key(name, name) for name in STATUSES if total[name])
-    times = f"The most that half of a minute's checks took {_key('whitelisted', '')}and 99 of 100 {_key('greylisted', '')}: {_ms(longest)} in the slowest minute."
-    return (
-        f"<div class=charts>{_figure(f'Checks a minute: {totals}', bars, f'{totals}; {most:,} in the busiest minute. {keys}')}"
-        f"{_figure(f'Time that checks took, {_ms(longest)} at most', slow, times)}</div>"
-    )
+    bars = []
+    for column, minute in enumerate(minutes, MINUTES - len(minutes)):
+        for duration_s, colour in ((minute.p99_s, "greylisted"), (minute.median_s, "whitelisted")):
+            height = CHART_H * duration_s / longest if duration_s and longest else 0.0
+            bars.append(_bar(colour, column, CHART_H - height, height))
+    median_key = _key("whitelisted", "")
+    percentile_key = _key("greylisted", "")
+    caption = f"The most that half of a minute's checks took {median_key}and 99 of 100 {percentile_key}: {_ms(longest)} in the slowest minute."
+    return _figure(f"Time that checks took, {_ms(longest)} at most", bars, caption)
 
 
-def _figure(read: str, drawn: Iterable[str], caption: str, bars: int = MINUTES) -> str:
-    return f'<figure><svg viewBox="0 0 {bars * BAR_W} {HIGH}" role=img aria-label="{escape(read)}">{"".join(drawn)}</svg><figcaption>{caption}</figcaption></figure>'
+def _bar(colour: str, column: int, top: float, height: float) -> str:
+    """Render a bar, or nothing for a bar without a height. `colour`: status whose colour the bar has."""
+    if not height:
+        return ""
+    return f'<rect class={colour} x={column * BAR_W} y="{top:.1f}" width={BAR_W - 1} height="{height:.1f}"/>'
+
+
+def _figure(label: str, bars: Iterable[str], caption: str, columns: int = MINUTES) -> str:
+    """Render a chart. `label`: text for screen readers."""
+    svg = f'<svg viewBox="0 0 {columns * BAR_W} {CHART_H}" role=img aria-label="{escape(label)}">{"".join(bars)}</svg>'
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
 def _key(name: str, caption: str) -> str:
@@ -249,7 +261,8 @@ def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
     Rows after the first ROWS_SHOWN are folded.
     """
-    shown, folded = rows[:ROWS_SHOWN], rows[ROWS_SHOWN:]
+    shown = rows[:ROWS_SHOWN]
+    folded = rows[ROWS_SHOWN:]
     text = _plain_table(heads, shown)
     if folded:
         text += f"<details id={name}-more><summary>{len(folded)} more</summary>{_plain_table(heads, folded)}</details>"
@@ -257,8 +270,9 @@ def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th scope=col>{name}" for name in heads)
     body = "".join(f"<tr>{''.join(map(_cell, heads, row))}" for row in rows)
-    return f"<table><thead><tr>{''.join(f'<th scope=col>{head}' for head in heads)}</thead><tbody>{body}</table>"
+    return f"<table><thead><tr>{head}</thead><tbody>{body}</table>"
 
 
 def _cell(head: str, text: str) -> str:
@@ -266,7 +280,7 @@ def _cell(head: str, text: str) -> str:
 
 
 def _peers(shown: PageContent) -> str:
-    """Render the peers, those with a trouble first."""
+    """Render the peers, first those without a connection or with an error."""
     if not shown.peers:
         return "<p>None is configured.</p>"
     troubled_first = sorted(shown.peers, key=lambda peer: peer["state"] == "open" and not peer["last_error"])
@@ -286,7 +300,7 @@ def _peer(peer: Mapping[str, Any], now: datetime) -> Sequence[str]:
 
 
 def _lists(shown: PageContent) -> str:
-    """Render the lists, those with a trouble first."""
+    """Render the lists, first those that a warning names."""
     if not shown.lists:
         return "<p>None was ever loaded.</p>"
     troubles = "\n".join(shown.status["troubles"])
@@ -296,19 +310,17 @@ def _lists(shown: PageContent) -> str:
 
 
 def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
-    return (
-        name,
-        str(state.serial or f"change {state.generation}"),
-        f"{state.entries:,}",
-        _at(state.issued),
-        _at(state.expires),
-        ", ".join(signer.partition(" SHA256:")[0] for signer in state.signers),
-        f"{_at(change.time)} {change.what} by {change.who}" if change is not None else _at(state.loaded_at),
-    )
+    principals = [signer.partition(" SHA256:")[0] for signer in state.signers]
+    changed = _at(state.loaded_at)
+    if change is not None:
+        changed = f"{_at(change.time)} {change.what} by {change.who}"
+    serial = str(state.serial or f"change {state.generation}")
+    entries = f"{state.entries:,}"
+    return name, serial, entries, _at(state.issued), _at(state.expires), ", ".join(principals), changed
 
 
 def _ending(shown: PageContent) -> str:
-    """Render the periods of grace that end in the next days; without a record of first sightings, an empty place."""
+    """Render the periods of grace that end in the next days, or an empty element without a record of first sightings."""
     if shown.ending is None:
         return "<div class=live id=ending></div>"
     return _section("ending", "Periods of grace that end", _ends_by_day(shown.ending, shown.now.date()))
@@ -318,43 +330,46 @@ def _ends_by_day(ending: Mapping[str, int], today: date) -> str:
     caption = f"{sum(ending.values()):,} periods end in the next {AHEAD_DAYS} days"
     if not ending:
         return f"<p>{caption}.</p>"
-    most = max(ending, key=lambda day: ending[day])
-    caption += f", most of them on {most}: {ending[most]:,}"
+    fullest = max(ending, key=lambda day: ending[day])
+    most = ending[fullest]
+    caption += f", most of them on {fullest}: {most:,}"
     bars = []
     for day, count in ending.items():
-        high, at = max(HIGH * count / ending[most], 1.0), (date.fromisoformat(day) - today).days
-        bars.append(
-            f'<rect class=greylisted x={at * BAR_W} y="{HIGH - high:.1f}" width={BAR_W - 1} height="{high:.1f}"/>'
-        )
+        height = max(CHART_H * count / most, 1.0)
+        days_ahead = (date.fromisoformat(day) - today).days
+        bars.append(_bar("greylisted", days_ahead, CHART_H - height, height))
     rows = [(day, f"{count:,}") for day, count in ending.items()]
-    by_day = f"<details id=ending-days><summary>By day</summary>{_plain_table(('Last day', 'Devices'), rows)}</details>"
+    table = _plain_table(("Last day", "Devices"), rows)
+    by_day = f"<details id=ending-days><summary>By day</summary>{table}</details>"
     return _figure(caption, bars, f"{caption}.", AHEAD_DAYS) + by_day
 
 
 def _refused(shown: PageContent) -> str:
-    events = [
-        (_at(event.time), f"release of {event.list or 'an unknown list'}", event.detail.partition("\n")[0])
-        for event in reversed(shown.refusals[-REFUSALS_MAX:])
+    rows = []
+    for event in shown.refusals[-REFUSALS_MAX:]:
+        first_line, _, _ = event.detail.partition("\n")
+        rows.append((_at(event.time), f"release of {event.list or 'an unknown list'}", first_line))
+    failed = [peer for peer in shown.peers if peer.get("last_error")]
+    rows += [
+        (_at(peer["last_error_at"]), f"peer {peer['label']}", str(peer["last_error"])) for peer in failed[:REFUSALS_MAX]
     ]
-    peers = [
-        (_at(each["last_error_at"]), f"peer {each['label']}", str(each["last_error"]))
-        for each in shown.peers
-        if each.get("last_error")
-    ][:REFUSALS_MAX]
-    rows = sorted([*events, *peers], reverse=True)
+    rows.sort(reverse=True)
     return _table("refused", ("Time", "What", "Why"), rows) if rows else "<p>Nothing.</p>"
 
 
 def _at(time: str | float | None) -> str:
+    """Format a time, which is an ISO text or Unix seconds."""
     if not time:
         return ""
-    return (
-        f"{datetime.fromisoformat(time) if isinstance(time, str) else datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}"
-    )
+    at = datetime.fromisoformat(time) if isinstance(time, str) else datetime.fromtimestamp(time, UTC)
+    return f"{at:%Y-%m-%d %H:%M}"
 
 
 def _ago(now: datetime, time: float | None) -> str:
-    return f"{_lasting(max(int(now.timestamp() - time), 0))} ago" if time else ""
+    if not time:
+        return ""
+    seconds = max(int(now.timestamp() - time), 0)
+    return f"{_lasting(seconds)} ago"
 
 
 def _lasting(seconds: int) -> str:

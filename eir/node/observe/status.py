@@ -1,6 +1,7 @@
-"""Status of a node, from the reports of its workers: readiness, document of `eir status`, and log lines about changes.
+"""Status of a node: its readiness, the document of `eir status`, and log lines about changes.
 
-No I/O; the clock is an argument. The supervisor collects the workers' reports; NodeHealth calls the parts of the supervisor.
+The supervisor collects the reports of the workers. NodeHealth evaluates them, with the warnings of the supervisor's parts. The
+module does no I/O, and its clock is an argument.
 """
 
 import time
@@ -24,15 +25,15 @@ OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
 """Exit status and word of `eir status`, in the form of a Nagios plugin."""
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 NOT_LISTENING = "not listening yet"
-"""Reason for not being ready while a node starts."""
+"""Reason of a starting node for being not ready."""
 PEERLESS_S = 60.0
-"""Seconds after the start in which an absent peer causes no warning: peers reconnect within their Tc, usually 30 s."""
+"""Seconds after the start in which a peer without a connection causes no warning, because a peer reconnects after its Tc, usually 30 s."""
 AWAY_SHOWN = 10
-"""Maximum number of peers without a connection that the status names."""
+"""Maximum number of peers in the warning about peers without a connection."""
 REFUSED_S = 300.0
-"""Seconds for which the refusal of one peer is a warning while other peers with its label are connected."""
+"""Seconds for which a refusal is a warning although another peer with the same label is connected."""
 REMIND_S = 3600.0
-"""Seconds between two reminders of a list past its `expires`."""
+"""Seconds between two log lines about a list past its `expires`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,27 +41,28 @@ class WorkerReport:
     """Status of one worker, as the worker reports it to the supervisor."""
 
     missing: Sequence[str]
-    """Lists that the rules in force use and that have never been loaded."""
+    """Lists of the rules in force that have never been loaded."""
     lists: Mapping[str, ListState]
     """Lists in force."""
     overridden: bool
+    """True if the policy's override is in force."""
     checks: int
     connected: Mapping[str, int]
     """Number of open connections by peer label."""
     tasks: int = 0
-    """Number of tasks on its event loop."""
+    """Number of tasks on the event loop of the worker."""
     load: float = 0.0
-    """Share of a processor that it used in the last second."""
+    """Share of one processor that the worker used in the last second."""
     shedding: Sequence[str]
-    """Peers whose requests were rejected by a rate limit in the last seconds."""
+    """Labels of peers whose requests were rejected by a rate limit in the last seconds."""
     disabled: Sequence[str]
-    """Peers that are out of service."""
+    """Labels of peers that are out of service."""
     refused: Mapping[str, Failure] = field(default_factory=dict)
-    """Last refusal since a connection was opened, by peer label."""
+    """Last refusal after which no connection of the peer was opened, by peer label."""
     newest: Mapping[str, float] = field(default_factory=dict)
-    """Unix time at which the newest open connection began, by peer label."""
+    """Unix time at which the newest open connection was opened, by peer label."""
     lost_paths: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Addresses of a peer that SCTP does not reach at present, by peer label."""
+    """Addresses of a peer that SCTP does not reach, by peer label."""
     warnings: Mapping[str, str] = field(default_factory=dict)
     """Warnings of the protocols other than Diameter, by peer label."""
 
@@ -71,6 +73,7 @@ class Readiness(NamedTuple):
     word: str
     """`ready`, `degraded` (the node answers but has a warning of `losses`) or `not ready`."""
     why: Sequence[str]
+    """Reasons for `degraded` or `not ready`."""
 
 
 class Running(NamedTuple):
@@ -90,7 +93,7 @@ Warnings = Callable[[], Sequence[str]]
 
 
 class NodeHealth:
-    """Evaluator of a node's status. It keeps earlier reports for readiness, log lines and reminders."""
+    """Evaluator of a node's status. It stores the previous state for readiness, log lines and reminders."""
 
     def __init__(
         self,
@@ -107,13 +110,18 @@ class NodeHealth:
     ) -> None:
         """Create the status of a node that starts now.
 
-        `workers`: configured number of workers. `pid`: process that receives signals. A warning of `losses` degrades the node; a
-        warning of `warnings` does not.
+        `workers`: configured number of workers. `pid`: process that receives signals. A warning of `losses` makes the node
+        degraded; a warning of `warnings` does not.
         """
-        self._workers, self._pid = workers, pid
-        self._running, self._is_store_up = running, is_store_up
-        self._losses, self._warnings_of_parts, self._attendants = losses, warnings, attendants
-        self._report, self._now = report, now
+        self._workers = workers
+        self._pid = pid
+        self._running = running
+        self._is_store_up = is_store_up
+        self._losses = losses
+        self._warnings_of_parts = warnings
+        self._attendants = attendants
+        self._report = report
+        self._now = now
         self.started = now()
         self._in_force: set[str] = set()
         """Lists that have been in force since the start."""
@@ -125,8 +133,8 @@ class NodeHealth:
     def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
         """Return the readiness of the node, and the reasons if it is not ready or degraded.
 
-        A list that was never loaded keeps a node from becoming ready. If a reload adds such a list, a ready node stays ready,
-        because it answers other checks as before.
+        A node does not become ready before each of its lists was loaded. If a reload adds a list that was never loaded, a ready
+        node only becomes degraded, because it answers other checks as before.
         """
         missing = dict.fromkeys(name for report in reports for name in report.missing)
         never = {name: StatusText.LIST_MISSING.format(name) for name in missing}
@@ -149,14 +157,12 @@ class NodeHealth:
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
     def log_readiness(self, reports: Sequence[WorkerReport]) -> None:
-        """Log the readiness of the node if it or its reasons have changed.
-
-        The first line reports the start of service.
-        """
+        """Log the readiness of the node if the readiness or its reasons have changed. The first line has the version."""
         readiness = self.readiness(reports)
         if self._running().is_stopping or readiness == self._logged:
             return
-        first, self._logged = self._logged is None, readiness
+        first = self._logged is None
+        self._logged = readiness
         ready = readiness.word == READY
         event = "ready" if ready else "serving" if first else readiness.word.replace(" ", "_")
         self._report(
@@ -166,7 +172,7 @@ class NodeHealth:
         )  # fmt: skip
 
     def remind(self, reports: Sequence[WorkerReport]) -> None:
-        """Log each list whose release has expired, at once and then every REMIND_S."""
+        """Log each list whose release is past its `expires`, at once and then every REMIND_S."""
         states = {name: state for report in reports for name, state in report.lists.items()}
         now = datetime.fromtimestamp(self._now(), UTC)
         for name in self._reminder.due(states, now=now, monotonic=time.monotonic()):
@@ -176,107 +182,153 @@ class NodeHealth:
     def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
         """Return the document of `eir status`: Nagios state and code, a summary line, and numbers.
 
-        `alerts`: alerts whose conditions hold. An alert is left out if another text already leads to it.
+        `alerts`: alerts whose conditions hold. An alert that another warning names already is left out.
         """
-        readiness, running = self.readiness(reports), self._running()
-        lists: dict[str, ListState] = {}
-        peers: dict[str, int] = {}
-        for report in reports:
-            for name, state in report.lists.items():
-                lists[name] = min(lists.get(name, state), state, key=lambda of: (of.serial, of.generation))
-            for label, number in report.connected.items():
-                peers[label] = peers.get(label, 0) + number
+        readiness = self.readiness(reports)
+        running = self._running()
+        lists = _oldest_lists(reports)
+        peers = _connections(reports)
         warnings = [*readiness.why, *self._warnings(reports, lists, peers)]
         named = {alert_of(text) for text in warnings}
         warnings += [each.text for each in alerts if each.alert not in named]
-        code, word = CRITICAL if readiness.word == NOT_READY else WARNING if warnings else OK
+        code, word = WARNING if warnings else OK
+        if readiness.word == NOT_READY:
+            code, word = CRITICAL
         checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())
-        figures = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
-        figures += "" if COMPILED else "; no compiled lane, so a check costs many times as much"
-        return {
-            "state": word, "code": code, "summary": "; ".join([*warnings, figures]), "troubles": warnings, "ready": readiness.word, "version": __version__, "lane": LANE,
+        totals = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
+        if not COMPILED:
+            totals += "; no compiled lane, so a check costs many times as much"
+        summary = "; ".join([*warnings, totals])
+        in_step = all(report.lists == reports[0].lists for report in reports)
+        document = {
+            "state": word, "code": code, "summary": summary, "troubles": warnings, "ready": readiness.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
-            "tasks": sum(report.tasks for report in reports), "in_step": all(report.lists == reports[0].lists for report in reports),
-            "listening": running.listening, "http": running.http, "lists": {name: _list_figures(state) for name, state in lists.items()},
-            "peers": peers, "checks": checks, **{name: value for each in self._attendants for name, value in each.status().items()},
-            **({"interfaces": running.interfaces} if running.interfaces else {}),
+            "tasks": sum(report.tasks for report in reports), "in_step": in_step, "listening": running.listening, "http": running.http,
+            "lists": {name: _list_figures(state) for name, state in lists.items()}, "peers": peers, "checks": checks,
         }  # fmt: skip
+        for attendant in self._attendants:
+            document |= attendant.status()
+        if running.interfaces:
+            document["interfaces"] = running.interfaces
+        return document
 
     def _warnings(
         self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]
     ) -> list[str]:
         """Return the warnings that do not affect the readiness of the node."""
-        warnings = [
-            StatusText.LIST_EXPIRED.format(name) for name in expired(lists, datetime.fromtimestamp(self._now(), UTC))
-        ]
-        warnings += [text for part in self._warnings_of_parts for text in part()]
+        now = datetime.fromtimestamp(self._now(), UTC)
+        warnings = [StatusText.LIST_EXPIRED.format(name) for name in expired(lists, now)]
+        for warnings_of_part in self._warnings_of_parts:
+            warnings += warnings_of_part()
         if any(report.overridden for report in reports):
             warnings.append(StatusText.OVERRIDE_ACTIVE.text)
-        warnings += [text for each in self._attendants for text in each.warnings()]
+        for attendant in self._attendants:
+            warnings += attendant.warnings()
         shedding = dict.fromkeys(label for report in reports for label in report.shedding)
         warnings += [StatusText.SHEDDING.format(label) for label in shedding]
         disabled = dict.fromkeys(label for report in reports for label in report.disabled)
         warnings += [f"peer {label} is disabled" for label in disabled]
-        warnings += [StatusText.PEER_REFUSED.format(label, text) for label, text in self._refusals(reports).items()]
-        warnings += {label: text for report in reports for label, text in (report.warnings or {}).items()}.values()
-        paths = {label: addresses for report in reports for label, addresses in (report.lost_paths or {}).items()}
-        warnings += [StatusText.PATHS_LOST.format(label, ", ".join(addresses)) for label, addresses in paths.items()]
+        for label, text in self._refusals(reports).items():
+            warnings.append(StatusText.PEER_REFUSED.format(label, text))
+        by_label = {label: text for report in reports for label, text in report.warnings.items()}
+        warnings += by_label.values()
+        paths = {label: addresses for report in reports for label, addresses in report.lost_paths.items()}
+        for label, addresses in paths.items():
+            warnings.append(StatusText.PATHS_LOST.format(label, ", ".join(addresses)))
         away = [label for label, connections in peers.items() if not connections and label not in disabled]
-        if self._now() - self.started < PEERLESS_S or not peers:
-            pass
-        elif not any(peers.values()):
-            warnings.append(StatusText.NO_PEERS.format(len(peers)))
-        elif away:
-            more = f" and {len(away) - AWAY_SHOWN} more" if len(away) > AWAY_SHOWN else ""
-            names = ", ".join(away[:AWAY_SHOWN])
-            warnings.append(StatusText.PEERS_LOST.format(f"{names}{more}"))
+        if self._now() - self.started >= PEERLESS_S:
+            warnings += _absence_warnings(peers, away)
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
         """Return the text of the last refusal of each peer that has opened no connection to any worker since."""
-        newest = {label: 0.0 for report in reports for label in report.refused or ()}
+        opened_at: dict[str, float] = {}
         for report in reports:
-            newest |= {label: max(at, newest[label]) for label, at in (report.newest or {}).items() if label in newest}
+            for label, at in report.newest.items():
+                opened_at[label] = max(at, opened_at.get(label, 0.0))
         refusals: dict[str, Failure] = {}
         for report in reports:
-            for label, failure in (report.refused or {}).items():
-                lately = not newest[label] or self._now() - failure.at < REFUSED_S
-                if failure.at > max(newest[label], refusals[label].at if label in refusals else 0.0) and lately:
+            for label, failure in report.refused.items():
+                opened = opened_at.get(label, 0.0)
+                previous = refusals[label].at if label in refusals else 0.0
+                is_recent = not opened or self._now() - failure.at < REFUSED_S
+                if is_recent and failure.at > max(opened, previous):
                     refusals[label] = failure
         return {label: failure.text for label, failure in refusals.items()}
+
+
+def _oldest_lists(reports: Sequence[WorkerReport]) -> dict[str, ListState]:
+    """Return for each list the oldest state that a worker has in force."""
+    lists: dict[str, ListState] = {}
+    for report in reports:
+        for name, state in report.lists.items():
+            other = lists.get(name, state)
+            lists[name] = min(other, state, key=lambda each: (each.serial, each.generation))
+    return lists
+
+
+def _connections(reports: Sequence[WorkerReport]) -> dict[str, int]:
+    """Return the number of connections of each peer to all workers."""
+    connections: dict[str, int] = {}
+    for report in reports:
+        for label, number in report.connected.items():
+            connections[label] = connections.get(label, 0) + number
+    return connections
+
+
+def _absence_warnings(peers: Mapping[str, int], away: Sequence[str]) -> list[str]:
+    """Return the warning about peers without a connection. `peers`: connections by label. `away`: labels of these peers."""
+    if peers and not any(peers.values()):
+        return [StatusText.NO_PEERS.format(len(peers))]
+    if not away:
+        return []
+    names = ", ".join(away[:AWAY_SHOWN])
+    if len(away) > AWAY_SHOWN:
+        names += f" and {len(away) - AWAY_SHOWN} more"
+    return [StatusText.PEERS_LOST.format(names)]
 
 
 def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
     """Merge the rows of `eir peers` from all workers.
 
-    The result has each connection, and one row for each entry of the peer table without a connection. Ended connections of AMFs
-    share one row per entry.
+    The result has a row for each connection, and for each entry of the peer table without a connection. All ended connections of
+    an AMF's entry are one row.
     """
     rows = [{**row, "worker": number} for number, answer in by_worker for row in answer]
     by_label: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_label.setdefault(row["label"], []).append(row)
-    shown = [row for row in rows if row["address"] is not None]
+    merged = [row for row in rows if row["address"] is not None]
     for same in by_label.values():
-        if over := [row for row in same if row.get("connections") and row["address"] is None]:
-            shown.append(
-                over[-1] | {name: sum(row[name] for row in over) for name in ("connections", "requests", "answers")}
-            )
-        elif all(row["address"] is None for row in same):
-            shown.append(same[-1])
-    for row in shown:
+        merged += _unconnected_row(same)
+    for row in merged:
         # Each worker knows only its own connections, and only one worker connects to peers.
         same = by_label[row["label"]]
         row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
-        newest = max((each["since"] for each in same if each["state"] == "open"), default=0.0)
-        errors = [
-            (each["last_error_at"], each["last_error"])
-            for each in same
-            if each["last_error"] and (each["last_error_at"] or 0.0) >= newest
-        ]
-        row["last_error_at"], row["last_error"] = max(errors, default=(None, None))
-    return shown
+        row["last_error_at"], row["last_error"] = _last_error(same)
+    return merged
+
+
+def _unconnected_row(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the row for ended connections of one label, or the row of a label without any connection, or no row."""
+    without_address = [row for row in rows if row["address"] is None]
+    ended = [row for row in without_address if row.get("connections")]
+    if ended:
+        totals = {name: sum(row[name] for row in ended) for name in ("connections", "requests", "answers")}
+        return [ended[-1] | totals]
+    return without_address[-1:] if len(without_address) == len(rows) else []
+
+
+def _last_error(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, str | None]:
+    """Return time and text of the last error since the newest open connection of the label was opened."""
+    opened_at = max((row["since"] for row in rows if row["state"] == "open"), default=0.0)
+    errors = []
+    for row in rows:
+        error_at = row["last_error_at"] or 0.0
+        if row["last_error"] and error_at >= opened_at:
+            errors.append((row["last_error_at"], row["last_error"]))
+    return max(errors, default=(None, None))
 
 
 def _list_figures(state: ListState) -> dict[str, Any]:
@@ -287,7 +339,7 @@ def _list_figures(state: ListState) -> dict[str, Any]:
 
 
 def expired(states: Mapping[str, ListState], now: datetime) -> list[str]:
-    """Return the names of lists whose release is past its `expires`. A local list has no `expires`."""
+    """Return the names of lists whose release is past its `expires`, which a local list does not have."""
     return [name for name, state in states.items() if state.expires and datetime.fromisoformat(state.expires) <= now]
 
 
@@ -300,14 +352,16 @@ class ExpiryReminder:
         self._reported_at: dict[str, float] = {}
 
     def due(self, states: Mapping[str, ListState], *, now: datetime, monotonic: float) -> list[str]:
-        """Return the expired lists to log now: at once, then every REMIND_S until a new release.
+        """Return the expired lists to log now: each at once, then every REMIND_S until its next release.
 
         `monotonic`: time on the monotonic clock.
         """
         past = expired(states, now)
         self._reported_at = {name: at for name, at in self._reported_at.items() if name in past}
-        due = [
-            name for name in past if name not in self._reported_at or monotonic - self._reported_at[name] >= REMIND_S
-        ]
-        self._reported_at.update(dict.fromkeys(due, monotonic))
+        due = []
+        for name in past:
+            reported_at = self._reported_at.get(name)
+            if reported_at is None or monotonic - reported_at >= REMIND_S:
+                due.append(name)
+                self._reported_at[name] = monotonic
         return due

@@ -55,7 +55,8 @@ class Acceptor:
     ) -> None:
         self._listeners: list[SocketListener] = []
         self.configure(peers, limits, sctp)
-        self._hold_s, self._report = hold_s, report
+        self._hold_s = hold_s
+        self._report = report
         self.addresses: list[str] = []
         """Open listeners as URLs with their bound addresses."""
         self._held: asyncio.TimerHandle | None = None
@@ -150,7 +151,8 @@ class Acceptor:
 
         The caller ends the pause itself.
         """
-        timer, self._held = self._held, None
+        timer = self._held
+        self._held = None
         if timer is not None:
             timer.cancel()
         return timer is not None
@@ -189,7 +191,8 @@ class Acceptor:
 
         After a closed connection an AMF waits for seconds. The number of such answers is limited.
         """
-        now, came = asyncio.get_running_loop().time(), self._strangers_came
+        now = asyncio.get_running_loop().time()
+        came = self._strangers_came
         if len(self._strangers) >= STRANGERS_MAX or (len(came) == STRANGERS_PER_S and now - came[0] < 1):
             return False
         came.append(now)

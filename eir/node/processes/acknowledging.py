@@ -72,7 +72,10 @@ class Acknowledging:
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
         """Create a detector. `config`: function that returns the settings in force."""
-        self._config, self._start, self._jobs, self._report = config, start, jobs, report
+        self._config = config
+        self._start = start
+        self._jobs = jobs
+        self._report = report
         self._in_force = load_in_force(config().state)
         self._gone: Sequence[str] = ()
         """Local lists that were in force before and that no worker has. A signed list in that state counts as never loaded."""
@@ -98,7 +101,8 @@ class Acknowledging:
         known_before = [name for name in self._in_force if name in known and known[name].local]
         self._gone = [name for name in known_before if not any(name in report.lists for report in reports)]
         self._compare(reports)
-        before_rejected, self._rejected = self._rejected, dict(rejected or {})
+        before_rejected = self._rejected
+        self._rejected = dict(rejected or {})
         for name in {*before_rejected, *self._rejected}:
             if before_rejected.get(name) != self._rejected.get(name):
                 self._next.pop(name, None)
@@ -133,7 +137,8 @@ class Acknowledging:
 
     def _news(self, name: str, has_list: bool) -> "_News | None":
         """Return the content of the acknowledgement for a list, or None if there is nothing to acknowledge."""
-        rejected, in_force = self._rejected.get(name), self._in_force.get(name)
+        rejected = self._rejected.get(name)
+        in_force = self._in_force.get(name)
         if not has_list and rejected is not None:  # no list is in force, since the rejection at the latest
             return _News(0, NO_LIST.content_digest, rejected.at, rejected)
         return _News(*in_force[:3], rejected) if in_force is not None and in_force.since else None
@@ -160,7 +165,8 @@ class Acknowledging:
         }
 
     def _is_due(self, name: str, news: "_News") -> bool:
-        settings, now = self._config().lists.get(name), time.monotonic()
+        settings = self._config().lists.get(name)
+        now = time.monotonic()
         if settings is None or settings.source is None or not settings.source.acknowledge:
             return False
         if name in self._under_way:

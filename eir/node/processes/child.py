@@ -58,12 +58,20 @@ class Child:
         `serves`: clients wait for it. `is_spared`: killing it at the node's end is no failure of the node. `is_asked`: its
         counters are requested each second, and it is killed if it stops answering. `number`: number of a worker.
         """
-        self.name, self.launch, self.serves, self.is_spared, self.number = name, launch, serves, is_spared, number
+        self.name = name
+        self.launch = launch
+        self.serves = serves
+        self.is_spared = is_spared
+        self.number = number
         self.channel: Channel | None = None
         """Channel to the process; None while it does not run."""
         self.is_late = False
         """True if the process has not answered the last request."""
-        self._report, self._greet, self._handlers, self._left, self._is_asked = report, greet, handlers, left, is_asked
+        self._report = report
+        self._greet = greet
+        self._handlers = handlers
+        self._left = left
+        self._is_asked = is_asked
         self._counters: metrics.Snapshot = {}
         self._past: metrics.Snapshot = {}
         """Counters of ended processes."""
@@ -79,8 +87,10 @@ class Child:
         finally:
             if asking is not None:
                 asking.cancel()
-            self._past = metrics.merge([self._past, metrics.outliving(self._counters)])
-            self._counters, self.channel, self.is_late = {}, None, False
+            self._past = metrics.merge([self._past, metrics.lasting_counters(self._counters)])
+            self._counters = {}
+            self.channel = None
+            self.is_late = False
             self._left(process)
 
     def count(self, counters: metrics.Snapshot) -> None:
@@ -121,7 +131,8 @@ class Child:
                     return  # the process has ended
                 self._report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
             else:
-                unanswered, self.is_late = 0, False
+                unanswered = 0
+                self.is_late = False
             finally:
                 late.cancel()
         self._report("worker_hung", level="error", unanswered=unanswered, **who)
@@ -134,7 +145,10 @@ class Children:
     def __init__(
         self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S
     ) -> None:
-        self._report, self._restart_s, self._steady_s, self._killed_s = report, restart_s, steady_s, killed_s
+        self._report = report
+        self._restart_s = restart_s
+        self._steady_s = steady_s
+        self._killed_s = killed_s
         self._running: dict[Process, Child] = {}
         self._is_alone = asyncio.Event()
         """Set while no process that serves clients runs."""
@@ -175,10 +189,12 @@ class Children:
         return all(child.is_spared for child in killed.values())
 
     async def _run(self, child: Child) -> None:
-        task, pause_s = cast("asyncio.Task[None]", asyncio.current_task()), self._restart_s
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        pause_s = self._restart_s
         while not self._is_stopping():
             self._idle.add(task)
-            began, status = time.monotonic(), None
+            began = time.monotonic()
+            status = None
             try:
                 process = await child.launch()
             except ChannelError as e:

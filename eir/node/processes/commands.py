@@ -21,7 +21,7 @@ from eir.node.observe.control import (
     Arguments,
     Command,
     ControlServer,
-    Looking,
+    ReadOnlyRunner,
     asker,
 )
 from eir.node.processes.configuration import Configuration
@@ -45,7 +45,12 @@ class ControlSockets:
     """Control socket of the node, and its read-only socket if the configuration has `control_read`."""
 
     def __init__(
-        self, configuration: Configuration, commands: Mapping[str, Command], looking: Looking, *, report: Report
+        self,
+        configuration: Configuration,
+        commands: Mapping[str, Command],
+        read_only: ReadOnlyRunner,
+        *,
+        report: Report,
     ) -> None:
         config = configuration.config
         self._control = ControlServer(config.state, commands, accepts=ACCEPTS, report=report)
@@ -53,7 +58,7 @@ class ControlSockets:
         self._read = (
             None
             if path is None
-            else ControlServer(path.parent, {RUN: looking.run}, accepts=RUN_ACCEPTS, name=path.name, report=report)
+            else ControlServer(path.parent, {RUN: read_only.run}, accepts=RUN_ACCEPTS, name=path.name, report=report)
         )
 
     async def open(self) -> None:
@@ -100,9 +105,16 @@ class Commands:
 
         `stop`: function that begins to stop the node, for the given cause.
         """
-        self._configuration, self._overview, self._reload = configuration, overview, reload
-        self._sources, self._history, self._recorded, self._tracing = sources, history, recorded, tracing
-        self._stop, self._is_stopping, self._report = stop, is_stopping, report
+        self._configuration = configuration
+        self._overview = overview
+        self._reload = reload
+        self._sources = sources
+        self._history = history
+        self._recorded = recorded
+        self._tracing = tracing
+        self._stop = stop
+        self._is_stopping = is_stopping
+        self._report = report
 
     def by_name(self) -> Mapping[str, Command]:
         """Return the function of each command by the command's name."""

@@ -89,7 +89,8 @@ class Configuration:
 
         `needs_restart`: keys whose new values wait for a restart.
         """
-        self._is_refused, self._needs_restart = False, needs_restart
+        self._is_refused = False
+        self._needs_restart = needs_restart
 
     def read_keys(self) -> "Mapping[str, KeyFiles | None]":
         """Read the key files of access tokens again, and put changed keys in force.

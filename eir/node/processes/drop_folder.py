@@ -71,7 +71,10 @@ class DropFolder:
 
         `config`: function that returns the settings in force. A new path of the folder needs a restart.
         """
-        self._config, self._start, self._loads, self._report = config, start, loads, report
+        self._config = config
+        self._start = start
+        self._loads = loads
+        self._report = report
         self._watch = Watch(config().inbox_patience_s)
         self._failures = 0
         self._said: dict[str, tuple[str, str]] = {}

@@ -94,13 +94,14 @@ class _FollowerProcess:
     """Process of the follower, which copies changed lists from the store into images in memory."""
 
     def __init__(self, config: Config, process: ThisProcess) -> None:
-        self._config, self._process, self._channel, log = config, process, process.channel, process.log
+        self._config = config
+        self._process = process
+        self._channel = process.channel
+        log = process.log
         self._index = Index(_list_kinds(config))
         self._all_there = asyncio.Event()
-        self._store, self._copy = (
-            open_store(config.store, config.state, report=log.report, check=False),
-            open_copy(config.store, config.state, report=log.report),
-        )
+        self._store = open_store(config.store, config.state, report=log.report, check=False)
+        self._copy = open_copy(config.store, config.state, report=log.report)
         self._follower = Follower(
             self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
             who=f"{socket.gethostname()}:{os.getpid()}",
@@ -137,7 +138,8 @@ class _FollowerProcess:
 
     async def _send_status(self) -> None:
         follower = self._follower
-        lost, copies = dict(follower.lost), sorted(follower.from_copy)
+        lost = dict(follower.lost)
+        copies = sorted(follower.from_copy)
         how = Following(
             store_up=follower.up,
             lost=lost,
@@ -200,9 +202,11 @@ class _FollowerProcess:
         self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:
-        errors, changes = self._follower.errors, dict[str, int]()
+        errors = self._follower.errors
+        changes = dict[str, int]()
         if self._keeper is not None:
-            errors, changes = errors + self._keeper.errors, self._keeper.changes
+            errors = errors + self._keeper.errors
+            changes = self._keeper.changes
         return {
             "eir_store_errors_total": metrics.by_label(errors),
             "eir_first_seen_devices_total": metrics.by_label(changes),
@@ -222,7 +226,8 @@ class Followed:
     """Supervisor's side of the follower: lists in force for all workers, and the follower's status."""
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
-        self._config, self._report = config, report
+        self._config = config
+        self._report = report
         self.child = Child(
             "follower",
             lambda: start("follower", run, self._config),
@@ -250,7 +255,9 @@ class Followed:
         `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` gets a peer and devices
         whose first sighting is not recorded (eir.lists.follow.first_seen).
         """
-        self._put_in_force, self._tell_complete, self._reject = put_in_force, complete, reject
+        self._put_in_force = put_in_force
+        self._tell_complete = complete
+        self._reject = reject
 
     def note_lists_to(self, note_list: Callable[..., None]) -> None:
         """Call `note_list` with each list from now on, and with `is_change`: False for lists that are in force at the node's start."""

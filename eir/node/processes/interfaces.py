@@ -49,7 +49,8 @@ class ServiceProcess:
     """Supervisor's side of the process of one HTTP/1.1 interface: listeners, settings and faults."""
 
     def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
-        self.interface, self._report = interface, report
+        self.interface = interface
+        self._report = report
         self.child = Child(
             interface.name,
             lambda: start(interface.name, run, interface.name),
@@ -137,7 +138,9 @@ class _InterfaceProcess:
     """HTTP/1.1 interface, as it runs in its own process."""
 
     def __init__(self, interface: Interface, process: ThisProcess) -> None:
-        self._interface, self._process, self._log = interface, process, process.log
+        self._interface = interface
+        self._process = process
+        self._log = process.log
         self._service: Service | None = None
         self._links: HttpConnections | None = None
         self._tls: Any = None

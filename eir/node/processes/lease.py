@@ -16,7 +16,9 @@ class Lease:
     """Lease in the store. It is renewed until the end of the `async with` block, then released."""
 
     def __init__(self, store: ListStore, name: str, holder: str) -> None:
-        self._store, self._name, self._holder = store, name, holder
+        self._store = store
+        self._name = name
+        self._holder = holder
         self._until = 0.0
         """Time of its end (time.monotonic)."""
         self._keeping: asyncio.Task[None] | None = None

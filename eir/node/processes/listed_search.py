@@ -72,7 +72,11 @@ class ListedSearch:
         self, config: Config, *, flush: Callable[[], Awaitable[None]], send: Callable[[Sequence[dict[str, Any]]], Awaitable[None]],
         done: Callable[[str, int], None], report: Report,
     ) -> None:  # fmt: skip
-        self._config, self._flush, self._send, self._done, self._report = config, flush, send, done, report
+        self._config = config
+        self._flush = flush
+        self._send = send
+        self._done = done
+        self._report = report
         self._searched: dict[str, tuple[Listed, Image]] = {}
         """Content of each list whose devices need no search."""
         self._waiting: deque[tuple[Listed, Image]] = deque()
@@ -131,11 +135,13 @@ class ListedSearch:
             self._report("sightings_failed", reason="search", level="error", list=name, detail=detail)
 
     async def _search(self, search: Search) -> None:
-        name, since = search.listed.name, datetime.now(UTC) - SEEN_WITHIN
+        name = search.listed.name
+        since = datetime.now(UTC) - SEEN_WITHIN
         if self._only_allows(name):
             return
         batches = newly_listed(search.before, search.image)
-        is_flushed, marks = False, None
+        is_flushed = False
+        marks = None
         while (batch := await self._thread.run(partial(next, batches, None))) is not None:
             if not is_flushed:
                 await self._flush_buffered()
@@ -198,7 +204,8 @@ def _map(memory: int | None) -> Image | None:
 
 def _event(search: Search, row: Mapping[str, Any], marks: Mapping[tuple[int, int, bool], Event]) -> dict[str, Any]:
     """Return the event of a newly listed device, by its newest check."""
-    listed, device = search.listed, row["device"]
+    listed = search.listed
+    device = row["device"]
     mark = marks.get((device, 0, False)) or marks.get((device // SNR_KEYS * SNR_KEYS, 0, True))
     listing = f"generation {listed.state.generation}" if mark is None else f"{mark.chain} {mark.number}"
     digest = sha256(f"{listed.name}\0{device}\0{listing}".encode()).hexdigest()

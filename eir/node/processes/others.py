@@ -34,9 +34,11 @@ class OtherProcesses:
 
         `end_s`: seconds that the processes have to end. `traced` receives each record of a trace.
         """
-        config, start = configuration.config, starter.start
+        config = configuration.config
+        start = starter.start
         starter.log_to(report)
-        self._starter, self._end_s = starter, end_s
+        self._starter = starter
+        self._end_s = end_s
         self._children = Children(report=report)
         self.followed = Followed(config, start, report=report)
         self.recorded = None if config.sightings is None else Recorded(config, config.sightings, start, report)

@@ -10,7 +10,7 @@ from eir import __version__
 from eir.interfaces.s13.lane import LANE
 from eir.node.observe import metrics
 from eir.node.observe.alerts import Alerts
-from eir.node.observe.lately import Lately, Minute
+from eir.node.observe.lately import Minute, RecentChecks
 from eir.node.observe.status import NodeHealth, WorkerReport
 from eir.node.processes.workers import Workers
 
@@ -30,15 +30,19 @@ class Overview:
         `snapshots`: function that returns the metrics of all parts except the workers. `ending`: function that returns the
         periods of grace that end in the next days, as in Following.
         """
-        self.workers, self.status, self._snapshots, self.ending = workers, status, snapshots, ending
-        self._lately, self._alerts = Lately(), Alerts()
+        self.workers = workers
+        self.status = status
+        self._snapshots = snapshots
+        self.ending = ending
+        self._recent_checks = RecentChecks()
+        self._alerts = Alerts()
 
     async def snapshot(self) -> metrics.Snapshot:
         """Return all metrics of the node by name and label values."""
         ours: metrics.Snapshot = {
             "eir_start_timestamp_seconds": {(): self.status.started},
             "eir_build_info": {(__version__, LANE): 1.0},
-            **metrics.of_processes(os.getpid()),
+            **metrics.usage_metrics(os.getpid()),
         }
         return metrics.merge([ours, *self._snapshots(), await self.workers.snapshot()])
 
@@ -47,11 +51,11 @@ class Overview:
         reports, snapshot = await asyncio.gather(self.workers.reports(), self.snapshot())
         return reports, self.status.document(reports, self._alerts.troubles(snapshot, time.time()))
 
-    async def note_minute(self) -> None:
+    async def end_minute(self) -> None:
         """End the current minute: store its checks, and evaluate the alert rules."""
-        self._lately.note(self.workers.figures())
-        self._alerts.note(await self.snapshot(), time.time())
+        self._recent_checks.end_minute(self.workers.figures())
+        self._alerts.end_minute(await self.snapshot(), time.time())
 
     def minutes(self) -> Sequence[Minute]:
         """Return the checks in each minute of the last hour, the oldest minute first."""
-        return self._lately.minutes()
+        return self._recent_checks.minutes()

@@ -59,7 +59,8 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
         if not alone:
             return Pulled(list=name, outcome=ELSEWHERE, detail="another process on this host is pulling it")
         # The holder is always the same, because the file lock admits one process: a killed process blocks no other.
-        lease, lists = (f"pull:{name}", f"{socket.gethostname()}:{room}"), {name: config.lists[name]}
+        lease = (f"pull:{name}", f"{socket.gethostname()}:{room}")
+        lists = {name: config.lists[name]}
         try:
             opened = open_pass(config, room, lists, who, load, attempts_file=room / ATTEMPTS_FILE, lease=lease)
             async with opened as (terms, claim):
@@ -94,7 +95,11 @@ class Pulling:
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, loads: Loads, *, report: Report) -> None:
         """Create a schedule without jobs. `config`: function that returns the settings in force."""
-        self._config, self._start, self._jobs, self._loads, self._report = config, start, jobs, loads, report
+        self._config = config
+        self._start = start
+        self._jobs = jobs
+        self._loads = loads
+        self._report = report
         self._pulled: dict[str, Source] = {}
         """Sources with a job, by list."""
         self._said: dict[str, tuple[str, str, str]] = {}
@@ -146,9 +151,11 @@ class Pulling:
 
         A list that is behind its source for too long also causes a warning.
         """
-        now, warnings = time.time(), []
+        now = time.time()
+        warnings = []
         for name, source in self._sources().items():
-            reached, behind_since = self._reached.get(name, now), self._behind.get(name, now)
+            reached = self._reached.get(name, now)
+            behind_since = self._behind.get(name, now)
             if now - reached > source.patience_s:
                 warnings.append(StatusText.SOURCE_UNREACHED.format(name, name))
             if now - behind_since > source.patience_s:
@@ -172,7 +179,8 @@ class Pulling:
         return pause_s * (1 + random.uniform(-SPREAD, SPREAD))  # noqa: S311 - spread
 
     async def _run_pull(self, name: str) -> Pulled:
-        config, who = self._config(), f"pull of {node_user()}"
+        config = self._config()
+        who = f"pull of {node_user()}"
         try:
             async with asyncio.timeout(PULL_S + END_S):
                 pulled: Pulled = await done_apart(

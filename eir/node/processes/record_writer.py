@@ -74,8 +74,11 @@ class RecordWriter:
         `seen`: function that returns the partner (SIM or device) of each watched entry, which is saved with the record. `count`
         is called with a metric and its labels.
         """
-        self._state, self._settings, self._seen = state, settings, seen
-        self._count, self._report = count, report
+        self._state = state
+        self._settings = settings
+        self._seen = seen
+        self._count = count
+        self._report = report
         self.bytes = 0
         """Size of the record in bytes."""
         self.subscribers = Subscribers("")
@@ -121,8 +124,10 @@ class RecordWriter:
 
         After a failure the messages are queued again, up to the limit.
         """
-        waiting, self._waiting = self._waiting, _Waiting()
-        asked, self._asked = self._asked, []
+        waiting = self._waiting
+        self._waiting = _Waiting()
+        asked = self._asked
+        self._asked = []
         rows = waiting.rows
         try:
             self.bytes = await self._disk.run(partial(self._write, waiting.messages, self.bytes))
@@ -154,7 +159,8 @@ class RecordWriter:
 
         `size`: size of the record before, in bytes. Returns the size afterwards.
         """
-        settings, state = self._settings, self._state
+        settings = self._settings
+        state = self._state
         if self._pruned == float("-inf"):
             files.clean(state)
         now = self._clock.now(time.time(), time.monotonic())  # a jump of the clock deletes no data

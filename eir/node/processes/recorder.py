@@ -92,8 +92,12 @@ class _Recorder:
     def __init__(
         self, config: Config, settings: SightingsSettings, receiver: socket.socket, process: ThisProcess
     ) -> None:
-        self._config, self._settings, self._receiver = config, settings, receiver
-        self._channel, self._report, self._ended = process.channel, process.log.report, process.stop
+        self._config = config
+        self._settings = settings
+        self._receiver = receiver
+        self._channel = process.channel
+        self._report = process.log.report
+        self._ended = process.stop
         self._counts: dict[str, Counter[tuple[str, ...]]] = {}
         """Counts by metric and labels."""
         kinds = {

@@ -36,8 +36,14 @@ class Reload:
         `apply`: function that applies settings to all parts except the workers. `on_change`: True to reload also when the file
         changes.
         """
-        self._configuration, self._workers, self._apply, self._record = configuration, workers, apply, record
-        self._is_stopping, self._on_change, self._jobs, self._report = is_stopping, on_change, jobs, report
+        self._configuration = configuration
+        self._workers = workers
+        self._apply = apply
+        self._record = record
+        self._is_stopping = is_stopping
+        self._on_change = on_change
+        self._jobs = jobs
+        self._report = report
         self._lock = asyncio.Lock()  # workers prepare only one configuration at a time
 
     async def reload(self, who: str) -> str:

@@ -90,7 +90,8 @@ def limits_of(config: Config) -> Limits:
 
     Limits that the supervisor enforces, and rates, which workers share, are not divided.
     """
-    limits, workers = config.limits, config.workers
+    limits = config.limits
+    workers = config.workers
     return replace(
         limits,
         unidentified_max=math.ceil(limits.unidentified_max / workers),
@@ -154,7 +155,8 @@ class ConfigFile:
 
     def __init__(self, path: Path, digest: str) -> None:
         self._file = WatchedFile(path)
-        self._path, self._digest = path, digest
+        self._path = path
+        self._digest = digest
         self.fault: str | None = None
         """First fault of the file, with which a restart would fail."""
 
@@ -180,7 +182,8 @@ def _digest_and_fault(path: Path) -> tuple[str, str | None]:
 
 def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
     """Return the history event for a reload: user, changed keys and digest of the configuration."""
-    now, host = utc_text(datetime.now(UTC)), socket.gethostname()
+    now = utc_text(datetime.now(UTC))
+    host = socket.gethostname()
     return Event(
         time=now,
         who=f"{who}@{host}",

@@ -61,7 +61,9 @@ class Process:
     """Started process, with the channel to it."""
 
     def __init__(self, name: str, pid: int, channel: Channel) -> None:
-        self.name, self.pid, self.channel = name, pid, channel
+        self.name = name
+        self.pid = pid
+        self.channel = channel
         self._status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         try:
             self._descriptor = os.pidfd_open(pid)
@@ -200,7 +202,8 @@ class Starter:
     async def close(self) -> None:
         """End the starter process. Processes that it has started continue."""
         if self._process is not None and self._attending is not None:
-            attending, self._attending = self._attending, None
+            attending = self._attending
+            self._attending = None
             self._process.kill()
             await attending
         elif self._forked is not None:
@@ -210,7 +213,8 @@ class Starter:
     async def _begun(self) -> Process:
         """Return the starter process: the process that was forked before, or a newly launched process."""
         if self._forked is not None:
-            (pid, ours), self._forked = self._forked, None
+            pid, ours = self._forked
+            self._forked = None
         else:
             launch = asyncio.get_running_loop().run_in_executor
             pid, ours = await launch(self._thread, self._fresh)

@@ -17,7 +17,7 @@ from eir import __version__
 from eir.disk import write_file
 from eir.errors import EirError, Report, SetupFault
 from eir.lists.record.clock import TrustedClock
-from eir.node.observe.control import PING, RUNNING, ControlError, as_owner, ask
+from eir.node.observe.control import PING, RUNNING, ControlError, ask, owner_advice
 
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE = "lock", "clock", "origin-state-id"
 FORM_FILE = "form"
@@ -177,7 +177,8 @@ def as_owner_of(folder: Path) -> Iterator[None]:
     if os.geteuid() or not uid:
         yield
         return
-    groups, advice = os.getgroups(), as_owner(folder)
+    groups = os.getgroups()
+    advice = owner_advice(folder)
     before_gid, before_uid = (
         _LIBC.setfsgid(gid),
         _LIBC.setfsuid(uid),

@@ -13,7 +13,7 @@ from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, OutcomeCount
 from eir.lists.stores.open import SQLITE, open_copy, open_store
 from eir.node.observe import metrics
-from eir.node.observe.lately import Rhythms
+from eir.node.observe.lately import ReleaseTimes
 from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 
@@ -28,14 +28,15 @@ class StoreWatch:
 
     def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
         """Create a watch that has not polled yet. `config`: function that returns the settings in force."""
-        self._config, self._report = config, report
+        self._config = config
+        self._report = report
         settings = config()
         copy = open_copy(settings.store, settings.state)
         self.history = HistoryKeeper(
             copy, writes=settings.heal or copy is None, who=f"node on {socket.gethostname()}", report=report,
             clock=state_folder.read_clock(settings.state),
         )  # fmt: skip
-        self._rhythms = Rhythms()
+        self._release_times = ReleaseTimes()
         self._outcomes: tuple[OutcomeCount, ...] = ()
         self.events: Sequence[Event] = ()
         """Newest events of the history, the oldest first."""
@@ -56,7 +57,7 @@ class StoreWatch:
                 events = [await await_store(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
                 self.events = sorted((event for each in events for event in each), key=lambda event: event.time)
             self._outcomes = outcomes
-            await self._rhythms.update(self._outcomes, store)
+            await self._release_times.update(self._outcomes, store)
         except StoreError as e:
             if e.cause == STOOD_STILL:
                 self._report("stood_still", level="warning", detail=str(e))
@@ -80,7 +81,8 @@ class StoreWatch:
         """Return the metrics about releases and history by name and label values."""
         # Changes of a local list are in the history, but are no releases; lifted limits and refused releases of a local
         # list count.
-        config, ledgers = self._config(), self.history.ledgers
+        config = self._config()
+        ledgers = self.history.ledgers
         local = {name for name, settings in config.lists_and_record.items() if settings.local}
         counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
         return {
@@ -97,5 +99,5 @@ class StoreWatch:
             "eir_history_max_bytes": {(MAIN,): config.history.max_bytes, (FEED,): config.history.feed_max_bytes},
             "eir_history_differs": {(): float(bool(self.history.differs))},
             "eir_list_unrecorded": {(name,): float(name in self.history.unrecorded) for name in config.lists},
-            **self._rhythms.snapshot(),
+            **self._release_times.snapshot(),
         }

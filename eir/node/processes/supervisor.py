@@ -16,7 +16,7 @@ import uvloop
 
 from eir.config import Config
 from eir.node.observe import metrics
-from eir.node.observe.control import Looking
+from eir.node.observe.control import ReadOnlyRunner
 from eir.node.observe.lately import EVERY_S
 from eir.node.observe.log import ENDING, READY, Log, notify_service, report_faults
 from eir.node.observe.status import NodeHealth, Running
@@ -146,14 +146,14 @@ class Supervisor:
             configuration, workers, apply=self._apply, record=self._store.history.add, is_stopping=self._stop.is_set,
             on_change=reload_on_change, jobs=self._jobs, report=report,
         )  # fmt: skip
-        looking = Looking(config.path)
-        self._web = Web(settings, self.overview, self._store, looking, report=report)
+        read_only = ReadOnlyRunner(config.path)
+        self._web = Web(settings, self.overview, self._store, read_only, report=report)
         commands = Commands(
             configuration, self.overview, self.reload, sources=self._sources, history=self._store.history,
             recorded=self._others.recorded, tracing=self._tracing, stop=self._begin_stop, is_stopping=self._stop.is_set,
             report=report,
         )  # fmt: skip
-        self._control = ControlSockets(configuration, commands.by_name(), looking, report=report)
+        self._control = ControlSockets(configuration, commands.by_name(), read_only, report=report)
 
     async def serve(self) -> int:
         """Start the node, run until SIGTERM, and stop the node; return the exit status.
@@ -176,7 +176,7 @@ class Supervisor:
                 await self._others.start_services(self._configuration.loaded)
             self._sources.start()
             self._jobs.start("outcomes", STORE_S, self._store.poll)
-            self._jobs.start("lately", EVERY_S, self.overview.note_minute)
+            self._jobs.start("lately", EVERY_S, self.overview.end_minute)
             if await self._are_workers_started():
                 await self._listen()
             await self._stop.wait()
@@ -199,7 +199,8 @@ class Supervisor:
 
         With `boot_without_lists` other than `refuse`, missing lists do not delay the start.
         """
-        workers, config = self._others.workers, self._configuration.config
+        workers = self._others.workers
+        config = self._configuration.config
         is_reported = False
         while not self._stop.is_set():
             if workers.all_started:
@@ -224,7 +225,8 @@ class Supervisor:
         Raises:
             EirError: if a listener cannot be opened.
         """
-        loaded, workers = self._configuration.loaded, self._others.workers
+        loaded = self._configuration.loaded
+        workers = self._others.workers
         await self._acceptor.listen([each.url for each in loaded.config.listeners], workers.pass_connection)
         workers.dial()
         await self._poll()
@@ -257,7 +259,8 @@ class Supervisor:
 
     async def _poll(self) -> None:
         """Read the workers' reports: log the readiness, send acknowledgements, and inform attendants."""
-        status, reports = self.overview.status, await self._others.workers.reports()
+        status = self.overview.status
+        reports = await self._others.workers.reports()
         status.log_readiness(reports)
         self._sources.acknowledge(reports)
         self._attendants.note(status.readiness(reports), reports)

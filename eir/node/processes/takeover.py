@@ -23,7 +23,9 @@ class Takeover:
 
     def __init__(self, index: Index, process: ThisProcess, switched: Callable[[], object]) -> None:
         """Create an empty queue. `switched`: called after each list that is put in force."""
-        self._index, self._process, self._switched = index, process, switched
+        self._index = index
+        self._process = process
+        self._switched = switched
         self._arrived: asyncio.Queue[tuple[Listed, Image] | None] = asyncio.Queue()
         """Lists to put in force; None: all lists have arrived."""
         self._replaced: asyncio.Queue[Image] = asyncio.Queue()

@@ -46,7 +46,11 @@ class Tracing:
         `seek`: function that sets the checks that all workers report from now on (None: none). `record`: function that adds an
         event to the history. `idle_s`: seconds without a read after which a trace ends. `read_s`: longest wait of a read.
         """
-        self._seek, self._record, self._report, self._idle_s, self._read_s = seek, record, report, idle_s, read_s
+        self._seek = seek
+        self._record = record
+        self._report = report
+        self._idle_s = idle_s
+        self._read_s = read_s
         self.sought: TraceFilter | None = None
         self._number = 0
         """Number of the last trace. Readers name it, because their trace may have ended and another one begun."""
@@ -88,7 +92,9 @@ class Tracing:
         sought = TraceFilter(device_key(str(imei)) if imei else None, str(imsi or ""))
         named = [f"IMEI {shorten(key_text(sought.device))}"] if sought.device is not None else []
         self._about = " with ".join([*named, *([f"IMSI {shorten(sought.imsi, MCC_MNC_DIGITS)}"] if imsi else [])])
-        self._who, self._until, self._read_at = who, time.time() + lasts_s, time.monotonic()
+        self._who = who
+        self._until = time.time() + lasts_s
+        self._read_at = time.monotonic()
         self._told.clear()
         self._news = asyncio.Event()
         self._count = 0
@@ -121,7 +127,8 @@ class Tracing:
 
         A read waits for records at most `read_s`. Argument `number`: number of the trace; default: the trace that runs.
         """
-        number, news = arguments.get("number", self._number), self._news
+        number = arguments.get("number", self._number)
+        news = self._news
         if number == self._number:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._read_s):

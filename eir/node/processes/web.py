@@ -13,7 +13,7 @@ from eir.device import strip_separators
 from eir.errors import Report
 from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
-from eir.node.observe.control import Looking
+from eir.node.observe.control import ReadOnlyRunner
 from eir.node.observe.http import HttpServer, Page, pages
 from eir.node.observe.page import RUNBOOK, PageContent, page, runbook
 from eir.node.processes.accept import cannot_listen
@@ -37,18 +37,16 @@ class Web:
         config: Callable[[], Config],
         overview: Overview,
         store: StoreWatch,
-        looking: Looking,
+        read_only: ReadOnlyRunner,
         *,
         report: Report,
     ) -> None:
         """Create the pages; the listener is not open yet. `config`: function that returns the settings in force."""
-        self._config, self._overview, self._store, self._looking, self._report = (
-            config,
-            overview,
-            store,
-            looking,
-            report,
-        )
+        self._config = config
+        self._overview = overview
+        self._store = store
+        self._read_only = read_only
+        self._report = report
         self._access = PageAccess(ticks=time.monotonic)
         programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
         served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: _advice_page(), **programs}
@@ -96,7 +94,8 @@ class Web:
             if refused.status == 401 and "authorization" in request.headers:
                 await asyncio.sleep(WRONG_PASSWORD_S)
             return refused
-        (reports, status), events = await self._overview.reports_and_document(), self._store.events
+        reports, status = await self._overview.reports_and_document()
+        events = self._store.events
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
         form = request.body.decode("latin-1") if request.method == "POST" else request.query
@@ -104,7 +103,7 @@ class Web:
         return page(PageContent(
             host=config.identity.host, status=status, peers=await self._overview.workers.peers(), lists=lists,
             changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._overview.minutes(),
-            ending=self._overview.ending(), asked=asked, answer=await self._looking.answer(asked), now=datetime.now(UTC),
+            ending=self._overview.ending(), asked=asked, answer=await self._read_only.check(asked), now=datetime.now(UTC),
         ))._replace(authenticated=True)  # fmt: skip
 
 

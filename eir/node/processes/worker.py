@@ -146,12 +146,16 @@ def built(
     sender: socket.socket | None,
 ) -> "Worker":
     """Create a worker from its settings."""
-    config, counts, log, channel = configured.config, Counts(), process.log, process.channel
+    config = configured.config
+    counts = Counts()
+    log = process.log
+    channel = process.channel
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     clock = state_folder.read_clock(config.state)
     index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
     sightings = buffer_for(config, sender)
-    record, settings = index.first_seen, config.first_seen
+    record = index.first_seen
+    settings = config.first_seen
     new_devices = None if record is None or settings is None else NewDevices(record, settings.new_per_peer)
     checker = Checker(
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
@@ -285,7 +289,8 @@ class Worker:
     # Jobs
 
     async def _tick(self) -> None:
-        (since, before), self.worked = self.worked, (time.monotonic(), time.process_time())
+        since, before = self.worked
+        self.worked = (time.monotonic(), time.process_time())
         self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
         self.context.checker.tick(datetime.now(UTC))
         self.context.tracer.refill()
@@ -348,7 +353,8 @@ class Worker:
         )
         for keys in configured.keys.values():
             tokens_of(keys, None, "")
-        new, context = configured.config, self.context
+        new = configured.config
+        context = self.context
         identity = replace(new.identity, origin_state_id=context.shared.identity.origin_state_id)
         shared = replace(new, identity=identity, limits=limits_of(new))
         self.prepared = new, replace(context, shared=shared, tls=tls, keys=configured.keys)
@@ -357,10 +363,12 @@ class Worker:
         """Apply the prepared settings, except keys that need a restart."""
         if self.prepared is None:
             raise EirError("this worker has prepared no reload")
-        (new, context), self.prepared = self.prepared, None
+        new, context = self.prepared
+        self.prepared = None
         self.index.apply(kinds_of(new))
         context.checker.apply(new.policy, datetime.now(UTC))
-        context.checker.probes, context.checker.accesses = probes_of(new), accesses_of(new)
+        context.checker.probes = probes_of(new)
+        context.checker.accesses = accesses_of(new)
         self._apply(new, context, INTERFACES)
         self.process.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
 
@@ -368,7 +376,8 @@ class Worker:
         for each in interfaces:
             if each.server:
                 self.servers[each.name].apply(config.of(each), context)
-        self.config, self.context = config, context
+        self.config = config
+        self.context = context
 
     def dial(self) -> None:
         """Start outgoing connections to peers, in all protocols. Only one worker of the node does."""
@@ -401,7 +410,8 @@ class Worker:
 
     def counters(self) -> metrics.Snapshot:
         """Return the counters of this worker, which are kept after its end."""
-        counts, checker = self.context.counts, self.context.checker
+        counts = self.context.counts
+        checker = self.context.checker
         return {
             "eir_checks_total": checker.checks(),
             "eir_observed_total": checker.observed,
@@ -423,7 +433,8 @@ class Worker:
     def snapshot(self) -> metrics.Snapshot:
         """Return the counters and gauges of this worker by metric name and label values."""
         states = self._loaded()
-        connected, disabled = self.connected(), self.disabled()
+        connected = self.connected()
+        disabled = self.disabled()
         return self.counters() | {
             **{name: samples for server in self.servers.values() for name, samples in server.gauges().items()},
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},

@@ -101,7 +101,11 @@ class Workers:
         self.changed = asyncio.Event()
         """Set when a worker came, started or ended."""
         lists.deliver_to(self.distribute, self.complete, self.reject_first_seen)
-        self._loaded, self._lists, self._acceptor, self._traced, self._report = loaded, lists, acceptor, traced, report
+        self._loaded = loaded
+        self._lists = lists
+        self._acceptor = acceptor
+        self._traced = traced
+        self._report = report
         self._workers: dict[int, _Worker] = {}
         """Workers by process id."""
         self._admission = Admission()

@@ -70,7 +70,7 @@ def status_at(metrics, end):
     alerts = Alerts()
     for at in range(0, end, 60):
         if at in metrics:
-            alerts.note(metrics[at], at)
+            alerts.end_minute(metrics[at], at)
     status = status_of()
     healthy = status.document(reports())
     assert (healthy["state"], healthy["troubles"]) == ("OK", [])
@@ -110,7 +110,7 @@ def test_while_an_alert_fires_the_status_of_its_node_is_not_ok_and_names_its_con
 
 
 def test_each_alert_of_one_node_has_a_rule_that_holds_a_minute_before_it_fires():
-    """A status between two calls of `note` is at most a minute behind."""
+    """A status between two calls of `end_minute` is at most a minute behind."""
     assert sorted(rule.alert for rule in RULES) == sorted(SEVERE.keys() - BETWEEN_NODES - {"EirDown"})
     for rule in RULES:
         assert rule.wait_s <= max(0, seconds(SEVERE[rule.alert].get("for", "0s")) - EVERY_S), rule.alert

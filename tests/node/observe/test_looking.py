@@ -13,7 +13,7 @@ from wire import REALM
 
 from eir.cli.app import command_line
 from eir.errors import EirError
-from eir.node.observe.control import LOOKS, ControlError, Looking, ask, refusal
+from eir.node.observe.control import READ_ONLY, ControlError, ReadOnlyRunner, ask, refusal
 
 HELP_DESK = 4242
 """A group."""
@@ -105,11 +105,11 @@ def test_the_socket_has_no_command_of_the_other_one(watched, command):
 
 def test_no_option_gets_through_that_is_not_meant_to():
     """Of each command's options all are either let through or among those that name a file, or belong to what changes something."""
-    for word in LOOKS:
+    for word in READ_ONLY:
         command = typer.main.get_command(command_line(word)).commands[word]
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
-        assert LOOKS[word] - {"-h", "--help"} <= options
-        assert options - LOOKS[word] <= {"-c", "--config", "--export", "--reason"}
+        assert READ_ONLY[word] - {"-h", "--help"} <= options
+        assert options - READ_ONLY[word] <= {"-c", "--config", "--export", "--reason"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody of the group, and somebody who is not")
@@ -156,6 +156,6 @@ def test_it_is_gone_with_the_node_and_takes_no_files_place(site, tmp_path):
 async def test_what_takes_too_long_or_says_too_much_is_ended(site):
     site.load([LISTED])
     with pytest.raises(EirError, match="request less"):
-        await Looking(site.path, out_bytes_max=10).run({"arguments": ["show", "stolen"]})
+        await ReadOnlyRunner(site.path, out_bytes_max=10).run({"arguments": ["show", "stolen"]})
     with pytest.raises(EirError, match=r"status: no answer in 0.001 s"):
-        await Looking(site.path, time_s=0.001).run({"arguments": ["status"]})
+        await ReadOnlyRunner(site.path, time_s=0.001).run({"arguments": ["status"]})

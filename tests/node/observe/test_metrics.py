@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eir.node.observe.metrics import FAMILIES, TICKS, exposition, histogram, merge, of_processes, outliving, unknown
+from eir.node.observe.metrics import (
+    FAMILIES,
+    TICKS,
+    exposition,
+    histogram,
+    lasting_counters,
+    merge,
+    unknown,
+    usage_metrics,
+)
 
 ROOT = Path("/")
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -87,7 +96,7 @@ def test_a_name_that_is_not_in_the_table_costs_no_page():
     text = exposition(merge([snapshot, snapshot])).decode()
     assert "eir_store_up 1.0" in text
     assert "surprise" not in text
-    assert outliving(snapshot) == {}
+    assert lasting_counters(snapshot) == {}
 
 
 def test_workers_become_one_truth():
@@ -131,5 +140,5 @@ def test_processor_time_is_that_of_user_and_system_in_seconds():
     while min(used()) < 20 / TICKS:  # system calls use both kinds
         ROOT.stat()
     before = sum(used())
-    shown = of_processes(os.getpid())["eir_process_cpu_seconds_total"]["front",]
+    shown = usage_metrics(os.getpid())["eir_process_cpu_seconds_total"]["front",]
     assert before - 2 / TICKS <= shown <= sum(used()) + 2 / TICKS

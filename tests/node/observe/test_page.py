@@ -22,7 +22,7 @@ from eir.node.observe import alerts
 from eir.node.observe import page as pages
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.http import LIMITS, HttpServer
-from eir.node.observe.lately import Lately, Minute
+from eir.node.observe.lately import Minute, RecentChecks
 from eir.node.observe.page import STATUSES, PageContent, page, runbook
 from eir.node.observe.status_texts import StatusText
 from eir.wire.web.access import PageAccess, PageSettings
@@ -187,7 +187,7 @@ def test_each_trouble_leads_to_an_alert_of_the_runbook():
 
 
 def test_the_last_hour():
-    lately = Lately()
+    lately = RecentChecks()
     assert lately.minutes() == []
 
     def snapshot(white, black, fast, slow):
@@ -202,12 +202,12 @@ def test_the_last_hour():
         }
 
     for counted in ((100, 5, 100, 5), (190, 15, 190, 15), (190, 15, 190, 15)):
-        lately.note(snapshot(*counted))
+        lately.end_minute(snapshot(*counted))
     first, second = lately.minutes()
     assert first == Minute({"whitelisted": 90, "blacklisted": 10}, 0.001, 0.01)
     assert second == Minute({}, None, None)
     for _ in range(100):
-        lately.note({})
+        lately.end_minute({})
     assert len(lately.minutes()) == 60
 
 

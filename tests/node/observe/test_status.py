@@ -2,7 +2,7 @@
 
 import getpass
 import socket
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -46,8 +46,7 @@ def status_of(following=lambda: FOLLOWING, running=lambda: LISTENING, **parts):
 
 def reports(**changes):
     """What one worker reports."""
-    nothing = {field.name: 0 for field in fields(WorkerReport)}
-    return [WorkerReport(**nothing | HEALTHY | changes)]
+    return [WorkerReport(**HEALTHY | changes)]
 
 
 @pytest.fixture
