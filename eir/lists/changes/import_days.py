@@ -8,15 +8,16 @@ and running nodes follow an import like a change of another node.
 import asyncio
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from eir.errors import EirError, GenerationConflict, StoreChanged
+from eir.lists.changes.rows_file import pieces_of_lines
 from eir.lists.images.day_images import registered
 from eir.lists.images.imaging import image_of
 from eir.lists.images.index import DeviceList
@@ -36,7 +37,6 @@ LAYOUT = Layout(
     name="first-seen", columns={name: name for name in BY_FIRST_SEEN}, subjects={FIRST_SEEN: (BY_FIRST_SEEN,)}
 )
 """Layout of the files of `eir export first-seen`, whose other columns are ignored."""
-PIECE_BYTES = 8 << 20
 TRIES_MAX = 20
 """Maximum number of attempts of an import while nodes change the record."""
 PAUSE_MAX_S = 0.2
@@ -95,23 +95,13 @@ def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -
 
     rows, tally = Rows(), Tally(bad_rows_max=sys.maxsize, range_tacs_max=0)
     with file.open("rb") as stream:
-        pieces = _pieces(stream, file.stat().st_size, progress)
+        pieces = pieces_of_lines(stream, file.stat().st_size, progress)
         read_rows(
             pieces, name=file.name, layout=LAYOUT.name, kind=FIRST_SEEN, rows=rows, reasons=Reasons(), tally=tally,
             declared={LAYOUT.name: LAYOUT},
         )  # fmt: skip
     keys, days, *_ = rows.pairs.in_order()
     return DaysFile(seen_now(keys, days, now), tally)
-
-
-def _pieces(stream: BinaryIO, size: int, progress: Progress) -> Iterator[bytes]:
-    """Yield the content of a file in pieces of whole lines, and report the progress."""
-    while piece := stream.read(PIECE_BYTES):
-        piece += stream.readline()
-        if not piece.endswith(b"\n"):
-            piece += b"\n"
-        yield piece
-        progress(stream.tell(), size)
 
 
 async def import_days(

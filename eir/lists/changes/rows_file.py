@@ -1,10 +1,11 @@
 """Parser of a data file with entries for a local list, which are added in one edit."""
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from eir.errors import ReleaseRefused
 from eir.lists.changes.local import Entry, EntryDetails
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ROWS_MAX = 100_000
 """Maximum number of rows of one file, and of their entries; more entries need a release."""
 BYTES_MAX = 64 << 20
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +81,9 @@ def parse_rows_file(
         bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
         keeps_dates=settings.dates,
     )  # fmt: skip
+    pieces = pieces_of_lines(io.BytesIO(content), len(content), progress)
     read_rows(
-        _pieces(content, progress), name=name, layout=layout_name, kind=settings.kind, rows=rows, reasons=reasons, tally=tally,
+        pieces, name=name, layout=layout_name, kind=settings.kind, rows=rows, reasons=reasons, tally=tally,
         declared=settings.layouts,
     )  # fmt: skip
     if tally.wide and not force:
@@ -119,14 +121,14 @@ def parse_rows_file(
     )
 
 
-def _pieces(content: bytes, progress: Callable[[int, int], None]) -> Iterator[bytes]:
-    """Yield the content of a file in pieces that end with a newline."""
-    has_last_newline = content.endswith(b"\n") or not content
-    whole = content if has_last_newline else content + b"\n"
-    at = 0
-    while at < len(whole):
-        newline = whole.find(b"\n", min(at + PIECE_BYTES, len(whole) - 1))
-        end = newline + 1
-        yield whole[at:end]
-        at = end
-        progress(at, len(whole))
+def pieces_of_lines(stream: BinaryIO, size: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
+    """Yield the content of a file in pieces of whole lines, each with its newline, and report the progress.
+
+    `size`: bytes of the file.
+    """
+    while piece := stream.read(PIECE_BYTES):
+        piece += stream.readline()
+        if not piece.endswith(b"\n"):
+            piece += b"\n"
+        yield piece
+        progress(stream.tell(), size)

@@ -45,6 +45,7 @@ from eir.lists.record.store import (
     Record,
     utc_text,
 )
+from eir.lists.stores.write import one_batch
 
 TRIM_S = 3600.0
 ANCHOR_S = 86400.0
@@ -251,7 +252,7 @@ class HistoryKeeper:
         main = await store.ledger()
         if not differs and self._refusals != main.refusals:
             copied = await copy.ledger()
-            await copy.rewrite_history(_one(()), await store.folds(), after=copied.number, seen=copied)
+            await copy.rewrite_history(one_batch(()), await store.folds(), after=copied.number, seen=copied)
             self._refusals = main.refusals
 
     def _set_difference(self, differs: str) -> None:
@@ -271,7 +272,7 @@ class HistoryKeeper:
             faults = [*chain_faults(fed, (), theirs), *feed_faults(main, fed, theirs)]
             if faults:
                 return faults[0]
-            await copy.rewrite_history(_one(fed), (), after=0, seen=ours, chain=FEED)
+            await copy.rewrite_history(one_batch(fed), (), after=0, seen=ours, chain=FEED)
             return ""
         reason = await _link_fault(store, chain, ours, theirs)
         if not reason:
@@ -283,7 +284,7 @@ class HistoryKeeper:
         async for batch in store.records(ours.number, chain):
             before = ours.digest if ours.number else None
             if is_linked(batch, before):  # otherwise the chain changed meanwhile: the next pass reports it
-                await copy.rewrite_history(_one(batch), (), after=ours.number, seen=ours, chain=chain)
+                await copy.rewrite_history(one_batch(batch), (), after=ours.number, seen=ours, chain=chain)
                 ours = await copy.ledger(chain)
 
     def _log_heads(self, ledgers: dict[str, Ledger], settings: HistorySettings) -> None:
@@ -397,7 +398,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
     healed = Event(time=utc_text(datetime.now(UTC)), who=who, what="heal", outcome=ACCEPTED, detail=detail)
     if chain == MAIN:
         last, _ = append_events(ours, [healed])
-        batches = _both(copy.records(after, chain), last)
+        batches = _followed_by(copy.records(after, chain), last)
         await store.rewrite_history(batches, await copy.folds(), after=after, seen=seen, chain=chain)
     else:
         await store.rewrite_history(copy.records(after, chain), (), after=after, seen=seen, chain=chain)
@@ -484,7 +485,7 @@ async def rebuild_history(store: ListStore, event: Event) -> None:
         rebuilt = main
         if not main or not is_linked(main, None):
             rebuilt, _ = append_events(Ledger(), readable_events(main))
-        await store.rewrite_history(_one(rebuilt), folds, after=0, seen=theirs, exact=True)
+        await store.rewrite_history(one_batch(rebuilt), folds, after=0, seen=theirs, exact=True)
     fed, _, feed = await _read_damaged(store, FEED)
     if feed is None or [*chain_faults(fed, (), feed), *feed_faults(main, fed, feed)]:
         await _renew_feed(store, main, fed, feed)
@@ -529,7 +530,7 @@ async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Re
     last = max(newest, *heads, 0)
     place = (await store.ledger()).number
     chain, _ = append_events(Ledger(first=last + 1, number=last), readable_events(fed, FEED), place)
-    await store.rewrite_history(_one(chain), (), after=0, seen=feed, chain=FEED)
+    await store.rewrite_history(one_batch(chain), (), after=0, seen=feed, chain=FEED)
 
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
@@ -575,11 +576,9 @@ async def _first(store: ListStore, after: int, chain: str) -> Record | None:
     return None
 
 
-async def _one(batch: Sequence[Record]) -> AsyncIterator[Sequence[Record]]:
-    yield batch
-
-
-async def _both(batches: AsyncIterable[Sequence[Record]], last: Sequence[Record]) -> AsyncIterator[Sequence[Record]]:
+async def _followed_by(
+    batches: AsyncIterable[Sequence[Record]], last: Sequence[Record]
+) -> AsyncIterator[Sequence[Record]]:
     async for batch in batches:
         yield batch
     yield last

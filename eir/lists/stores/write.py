@@ -18,6 +18,7 @@ from eir.lists.record.store import KEEP, Event, ListChange, ListState, Mark, Rel
 
 S = TypeVar("S", bound=Hashable)
 """Store's identifier for a set of pages."""
+T = TypeVar("T")
 Batches = AsyncIterable[Sequence[Page]]
 
 CHANGE_PAGES_MAX = 1 << 16
@@ -244,9 +245,9 @@ class PageSetStore(ABC):
         await self._write(name, seen, request)
 
 
-async def one_batch(pages: Sequence[Page]) -> AsyncIterator[Sequence[Page]]:
-    """Yield the given pages as a single batch."""
-    yield pages
+async def one_batch(batch: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    """Yield the given pages or records as a single batch."""
+    yield batch
 
 
 def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
