@@ -210,8 +210,6 @@ class Loader:
             gc.enable()
 
     async def _load(self, release: VerifiedRelease, folder: Path) -> LoadReport:
-        from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
-
         manifest = release.manifest
         settings = self.lists[manifest.list]
         check_times(manifest, self.now)
@@ -220,16 +218,7 @@ class Loader:
         current = None if before is NO_LIST else before.serial
         check_serial(manifest, current=current, highest=highest, step_max=settings.serial_step_max)
         reasons = Reasons(before.reasons if manifest.kind == DELTA else ())
-        tally = Tally(
-            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
-            dates=settings.dates, keeps_dates=settings.dates,
-        )  # fmt: skip
-        rows = read_release(
-            manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
-        )  # fmt: skip
-        if tally.wide and not self.force:
-            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
-            raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
+        rows, tally = self._read(manifest, folder, settings, reasons)
         if manifest.kind != DELTA:
             self._check_growth(settings, before, *rows)
         with self.stage(BUILD, 1):
@@ -261,6 +250,24 @@ class Loader:
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
             come=built.come, gone=built.gone, lifted=tuple(lifted), seconds=self.seconds, state=stored,
         )  # fmt: skip
+
+    def _read(
+        self, manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons
+    ) -> tuple[Iterable[Rows], "Tally"]:
+        """Verify and read the data files; return the rows by role, and the counts of good and bad rows."""
+        from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
+
+        tally = Tally(
+            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
+            dates=settings.dates, keeps_dates=settings.dates,
+        )  # fmt: skip
+        rows = read_release(
+            manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
+        )  # fmt: skip
+        if tally.wide and not self.force:
+            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
+            raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
+        return rows, tally
 
     def _check_growth(self, settings: ListSettings, before: ListState, rows: Rows) -> None:
         """Reject a full release whose whole TACs alone exceed a limit, before any page is built."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from eir.errors import ReleaseRefused
 from eir.lists.changes.local import Entry, EntryDetails
 from eir.lists.pages.first_days import DAY_S
-from eir.lists.record.entries import entries_of, imsi_text
+from eir.lists.record.entries import ListEntry, entries_of, imsi_text
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.build import Rows, build_pages
@@ -60,21 +60,7 @@ def parse_rows_file(
     """
     from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - its import takes a while, and each command imports this module
 
-    begin = content.partition(b"\n")[0]
-    layout_name = layout or guess_layout(begin)
-    if layout_name is None:
-        hint = separator_hint(begin) or " (none of its columns is named imei)"
-        raise ReleaseRefused(
-            "layout", f"{name}: no layout fits its first line{hint}; give one of {', '.join(LAYOUTS)} (--layout)"
-        )
-    if find_layout(name, layout_name, settings.layouts).added:
-        raise ReleaseRefused(
-            "layout", f"{name}: rows of layout {layout_name} are additions and removals; publish them as a release"
-        )
-    if content.count(b"\n") > ROWS_MAX + 1 or len(content) > BYTES_MAX:
-        raise ReleaseRefused(
-            "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release instead"
-        )
+    layout_name = _layout_name(content, name, settings, layout)
     rows = Rows()
     reasons = Reasons()
     tally = Tally(
@@ -99,26 +85,52 @@ def parse_rows_file(
     dates = {page.number: page for page in date_pages(built.pages, rows.dates)}
     every = list(entries_of(built.pages, dates))
     in_force = [listed for listed in every if not 0 < listed.until <= now_s]
-    entries: list[Entry] = []
+    if not in_force:
+        raise ReleaseRefused("rows", f"{name} has no entry that is in force")
+    entries = [_entry_of(listed, settings.kind) for listed in in_force]
     details: dict[tuple[int, int, bool], EntryDetails] = {}
-    for listed in in_force:
-        sim = f"+{imsi_text(listed.imsi)}" if listed.imsi else ""
-        entry = Entry(listed.text(settings.kind) + sim, listed.key, listed.imsi, listed.whole_tac)
-        entries.append(entry)
+    for entry, listed in zip(entries, in_force, strict=True):
         if listed.reason or listed.until or listed.date:
             reason = reasons.texts[listed.reason] if listed.reason else ""
             details[entry[1:]] = EntryDetails(reason, listed.until, listed.date // DAY_S)
-    if not entries:
-        raise ReleaseRefused("rows", f"{name} has no entry that is in force")
-    safe_name = os.fsencode(name).decode("utf-8", "backslashreplace")
     return RowsFile(
-        name=safe_name,
+        name=os.fsencode(name).decode("utf-8", "backslashreplace"),
         sha256=hashlib.sha256(content).hexdigest(),
         entries=entries,
         details=details,
         ended=len(every) - len(in_force),
         tally=tally,
     )
+
+
+def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str | None) -> str:
+    """Return the name of the layout of a file (`layout`, or guessed from the first line).
+
+    Raises:
+        ReleaseRefused: `layout` if there is no layout for entries of a local list, `rows` if the file is too large.
+    """
+    begin = content.partition(b"\n")[0]
+    layout_name = layout or guess_layout(begin)
+    if layout_name is None:
+        hint = separator_hint(begin) or " (none of its columns is named imei)"
+        raise ReleaseRefused(
+            "layout", f"{name}: no layout fits its first line{hint}; give one of {', '.join(LAYOUTS)} (--layout)"
+        )
+    if find_layout(name, layout_name, settings.layouts).added:
+        raise ReleaseRefused(
+            "layout", f"{name}: rows of layout {layout_name} are additions and removals; publish them as a release"
+        )
+    if content.count(b"\n") > ROWS_MAX + 1 or len(content) > BYTES_MAX:
+        raise ReleaseRefused(
+            "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release instead"
+        )
+    return layout_name
+
+
+def _entry_of(listed: ListEntry, kind: str) -> Entry:
+    """Convert an entry of a page to an entry of an edit."""
+    sim = f"+{imsi_text(listed.imsi)}" if listed.imsi else ""
+    return Entry(listed.text(kind) + sim, listed.key, listed.imsi, listed.whole_tac)
 
 
 def pieces_of_lines(stream: BinaryIO, size: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
