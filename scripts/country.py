@@ -56,23 +56,30 @@ def serve(register: str) -> None:
 
 
 def checks(file: str, copied: str, owner: str, holder: str) -> None:
-    """Write a month of an operator's checks: the owner's phone all the time, and from day 10 on a copy at another place."""
+    """Write a month of an operator's checks: the owner's phone all the time, and from day 10 on a copy at another place.
+
+    All other phones are of the owner's model. The copy has another software version.
+    """
+    model = copied[:8]
     begin = datetime.now(UTC).replace(microsecond=0) - timedelta(days=DAYS)
     at = random.Random(1)  # the same month each time
 
-    def rows() -> Iterator[tuple[datetime, str, str, str]]:
+    def rows() -> Iterator[tuple[datetime, str, str, str, str]]:
         for day in range(DAYS):
-            for imsi, office, since in ((owner, OFFICES[0], 0), (holder, OFFICES[1], COPIED_FROM_DAY)):
+            for imsi, office, since, version in (
+                (owner, OFFICES[0], 0, "05"),
+                (holder, OFFICES[1], COPIED_FROM_DAY, "71"),
+            ):
                 for _ in range(4 if day >= since else 0):
-                    yield begin + timedelta(days=day, hours=at.uniform(6, 23)), copied, imsi, office
+                    yield begin + timedelta(days=day, hours=at.uniform(6, 23)), copied, imsi, office, version
         for number in range(HONEST):
             for day in range(0, DAYS, 3):
                 office = OFFICES[(number + (day > DAYS // 2)) % len(OFFICES)]
-                yield begin + timedelta(days=day), f"3532811{number:07d}", f"0010102{number:08d}", office
+                yield begin + timedelta(days=day), f"{model}5{number:05d}", f"0010102{number:08d}", office, "05"
 
     with Path(file).open("w", encoding="ascii", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(("time", "imei", "imsi", "origin_host"))
+        writer.writerow(("time", "imei", "imsi", "origin_host", "software_version"))
         writer.writerows((f"{time:%Y-%m-%dT%H:%M:%SZ}", *row) for time, *row in sorted(rows()))
 
 

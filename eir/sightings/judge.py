@@ -6,10 +6,10 @@ and its fit. The SQL runs on the engine that the caller passes.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any
 
 from eir.device import key_text
 from eir.sightings.conditions import (
@@ -23,6 +23,7 @@ from eir.sightings.conditions import (
     TamperSettings,
 )
 from eir.sightings.engine import SQL, TABLES, Engine, scalar
+from eir.sightings.holders import copies_by_device
 from eir.sightings.trust import find_distrusted
 
 DAYS_MAX = 62
@@ -32,8 +33,6 @@ LIKELY_ODDS = -2.6
 """Log odds from which a device is suspicious when peers are judged (a chance of 1 in 14). A planted SIM makes some victims likely findings and the others nearly so."""
 SHIFT_MAX, SHIFT_PRIOR = 1.0, 20.0
 """Maximum shift of a condition's log odds by decisions, and the number of decisions against all odds that reach it."""
-CLEAR_DAYS = 7
-"""Days after the first subscriber from which a later subscriber certainly is a newcomer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,7 @@ class Finding:
     confirmed: bool = False
     """True if an operator confirmed the device."""
     users: tuple[str, ...] = ()
-    """Subscribers of copies: those who came too late to be the owner while an earlier one was still active."""
+    """Subscribers who certainly hold copies."""
     distrusted: tuple[str, ...] = ()
     """Distrusted origins and peers without whose checks the device would not be a finding."""
 
@@ -328,12 +327,7 @@ def _findings(
         "SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"
     ):
         marks[device].append((-says, name, evidence))
-    periods: defaultdict[int, list[SubscriberPeriod]] = defaultdict(list)
-    if keep_users:
-        for device, *row in engine.rows(
-            "SELECT usage.device, usage.subscriber, usage.first_seen, usage.last_seen, usage.day_count FROM usage JOIN scores ON usage.device = scores.device WHERE usage.day_count >= 2 AND NOT usage.subscriber IS NULL"
-        ):
-            periods[device].append(SubscriberPeriod(*row))
+    copies = copies_by_device(engine, *window) if keep_users else {}
     for device, score, subscribers, regulars, first, last, honest in engine.rows("""
         SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')
         FROM scores JOIN devices ON scores.device = devices.device LEFT JOIN honest ON scores.device = honest.device
@@ -347,47 +341,10 @@ def _findings(
         yield Finding(
             device=device, score=SCORE_MAX if confirmed else min(score, SCORE_MAX), conditions=tuple(name for name, _ in holding), subscribers=subscribers, copies=regulars,
             first_seen=first, last_seen=last, evidence="; ".join(evidence for _, evidence in holding), honest=honest,
-            confirmed=confirmed, users=newcomers(periods[device], *window),
+            confirmed=confirmed, users=copies.get(device, ()),
         )  # fmt: skip
 
 
 def as_text(moment: datetime) -> str:
     """Format a time of the record in ISO 8601, as in JSON documents."""
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
-
-
-class SubscriberPeriod(NamedTuple):
-    """Period in which a subscriber used a device."""
-
-    subscriber: str
-    first_seen: datetime
-    last_seen: datetime
-    days: int
-
-
-def newcomers(periods: Sequence[SubscriberPeriod], since: datetime, until: datetime) -> tuple[str, ...]:
-    """Return the subscribers who certainly hold copies of an identity; empty if the owner may be among them.
-
-    The result is sorted.
-
-    The owner is the first in the record, or was there from the beginning and not checked for some days. A newcomer came
-    `CLEAR_DAYS` later, while one of those was still active, because a buyer comes after the owner has stopped. It must
-    have been seen on every other day since then, because an owner may return from a place where no MME reports. The
-    result is empty if a newcomer had the device for more days than all of the first, or if the device itself appeared
-    `CLEAR_DAYS` after the record begins (`since`).
-    """
-    begin = min((each.first_seen for each in periods), default=None)
-    if begin is None or begin - since > timedelta(days=CLEAR_DAYS):
-        return ()
-    early = [each for each in periods if each.first_seen - begin <= timedelta(days=CLEAR_DAYS)]
-    late = [each for each in periods if each not in early]
-    if max((each.days for each in late), default=0) >= max(each.days for each in early):
-        return ()
-    last = max(each.last_seen for each in early)
-    return tuple(
-        sorted(
-            each.subscriber
-            for each in late
-            if each.first_seen < last and each.days * 2 >= (until - each.first_seen).days
-        )
-    )
