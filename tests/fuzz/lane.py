@@ -93,7 +93,7 @@ def programs(rng, index):
         (
             None if entries.image is None else tuple(map(rng_bytes(rng), entries.image.lane_arrays)),
             rng.randrange(4),
-            (rng.randbytes(2 * rows), rng.randbytes(rows - rng.randrange(2))),
+            rng.randbytes(3 * rows - rng.randrange(2)),
             rng.choice((0, 19_723, 20_787, 0xFFFFFFFF)),
         )
         for entries in program.lists
@@ -108,7 +108,7 @@ def programs(rng, index):
             rng.random() < 0.5,
             lane.KEYS,
             lane.ARE_GROUPS,
-            *lane.NOBODY,
+            *lane.NO_MATCH,
         )
         express = lane.ExpressLane(side.lanes, lanes.terms(side))
         made.take(
