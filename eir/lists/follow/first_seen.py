@@ -277,7 +277,7 @@ class RecordKeeper:
         missing = dict.fromkeys(self._numbers() - stored, (0, 0))
         replica.update(state, stale | missing)
         if is_empty:
-            await self._take_all(replica, join(parts), total)
+            await self._apply_all(replica, join(parts), total)
         self._replace_pages(changes, MERGED, source=replica)
 
     def _merge_batch(
@@ -297,7 +297,7 @@ class RecordKeeper:
             if not merged.is_same(their):
                 stale[number] = weights[number]
 
-    async def _take_all(self, replica: _Replica, days: FirstDays, digest: int) -> None:
+    async def _apply_all(self, replica: _Replica, days: FirstDays, digest: int) -> None:
         """Put the whole record of a store in force, while memory has no record."""
         image = await asyncio.to_thread(image_of, days)
         self._digest = digest
