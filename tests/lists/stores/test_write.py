@@ -156,7 +156,7 @@ def test_steps_without_a_gap(steps, after, current, found):
     def changes(pairs):
         return [ListChange(*pair, None) for pair in pairs]
 
-    assert contiguous_changes(iter(changes(steps)), after, current) == (None if found is None else changes(found))
+    assert contiguous_changes(changes(steps), after, current) == (None if found is None else changes(found))
 
 
 @given(sizes=st.lists(st.integers(0, 5)), pages_max=st.integers(1, 4), bytes_max=st.integers(1, 12))
