@@ -356,10 +356,11 @@ def _number(document: Mapping[str, Any], name: str, least: int, *, most: int = S
 
 
 def _time(document: Mapping[str, Any], name: str) -> datetime:
-    return datetime.fromisoformat(member(document, name, str, _is_time, "a time like 2026-11-24T00:00:00Z"))
+    return datetime.fromisoformat(member(document, name, str, is_utc_text, "a time like 2026-11-24T00:00:00Z"))
 
 
-def _is_time(text: str) -> bool:
+def is_utc_text(text: str) -> bool:
+    """Return True if a text is a UTC time such as `2026-11-24T00:00:00Z`."""
     with suppress(ValueError):
         return _UTC_TIME.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
     return False

@@ -1,7 +1,7 @@
 """Deliveries in the drop folder: manifests with signatures, their verification, and the order of their loads.
 
 Anyone with write access may deliver many invalid files. So deliveries that claim a trusted key are verified first, alternately
-the newest and the oldest, and the lists take turns with verified deliveries.
+the newest and the oldest. Verified deliveries are loaded in rounds, with one delivery of each list in each round.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -20,19 +20,23 @@ from eir.lists.sources.drop_folder import Listing, printable, signed_manifests
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Delivery: a manifest with its signatures in the drop folder, and the result of its verification."""
+    """Manifest with signatures in the drop folder, and the result of its verification."""
 
     name: str
+    """File name of the manifest."""
     signatures: tuple[str, ...]
-    """Names of the signatures. The first signature is last, because a release counts as delivered as long as it exists."""
+    """File names of the signatures. `.sig` is the last one: a manifest counts as delivered while its `.sig` exists."""
     release: VerifiedRelease | None
-    """Release, if its signatures are valid."""
+    """Release, if the signatures are valid."""
     refused: ReleaseRefused | None
+    """Reason for the rejection, if the signatures are not valid."""
 
     @property
     def data(self) -> tuple[str, ...]:
         """Names of the delivery's data files; empty if its manifest is not verified."""
-        return () if self.release is None else tuple(file.name for file in self.release.manifest.files)
+        if self.release is None:
+            return ()
+        return tuple(file.name for file in self.release.manifest.files)
 
     @property
     def list(self) -> str | None:
@@ -54,37 +58,39 @@ def verify_delivery(
         OSError: for a fault of this host.
     """
     first, *further = (signature for signature in signature_names(name) if signature in listing)
-    if not is_plain_name(name):
-        return Delivery(
-            name,
-            (*further, first),
-            None,
-            ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8"),
-        )
-    try:
-        return Delivery(name, (*further, first), verify_release(folder / name, lists, now=now), None)
-    except ReleaseRefused as refused:
-        return Delivery(name, (*further, first), None, refused)
-    except OSError:
-        raise
-    except Exception as fault:  # noqa: BLE001 - a bug with one delivery must not stop the others
-        return Delivery(name, (*further, first), None, refused_by(fault))
+    release = None
+    refused = None
+    if is_plain_name(name):
+        try:
+            release = verify_release(folder / name, lists, now=now)
+        except ReleaseRefused as error:
+            refused = error
+        except OSError:
+            raise
+        except Exception as fault:  # noqa: BLE001 - a bug with one delivery must not stop the others
+            refused = refused_by(fault)
+    else:
+        refused = ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8")
+    return Delivery(name, (*further, first), release, refused)
 
 
 def manifests_by_priority(
     listing: Listing, folder_fd: int, lists: Iterable[ListSettings]
 ) -> tuple[list[str], list[str]]:
-    """Return the manifests with signatures as two lists: those that claim a trusted key, and all others.
+    """Return the manifests with signatures as two lists: manifests that claim a trusted key, and all others.
 
-    In each list the newest and the oldest manifests alternate, so that ten thousand deliveries before or after a good
-    release cannot delay it.
+    In each list the newest and the oldest manifests alternate, so that ten thousand deliveries before or after a valid
+    release cannot delay the release.
     """
     keys = _trusted_keys(lists)
-    likely: list[str] = []
-    unlikely: list[str] = []
+    trusted: list[str] = []
+    others: list[str] = []
     for name in sorted(signed_manifests(listing), key=lambda name: listing[name].changed):
-        (likely if keys is None or _claims_trusted_key(name, folder_fd, listing, keys) else unlikely).append(name)
-    return list(_from_both_ends(likely)), list(_from_both_ends(unlikely))
+        if keys is None or _claims_trusted_key(name, folder_fd, listing, keys):
+            trusted.append(name)
+        else:
+            others.append(name)
+    return list(_from_both_ends(trusted)), list(_from_both_ends(others))
 
 
 def order_by_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], bool]) -> Iterator[tuple[int, Delivery]]:
@@ -94,27 +100,34 @@ def order_by_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], boo
     """
     rounds: dict[tuple[bool, str | None], int] = {}
     turns = []
-    for each in sorted(deliveries, key=lambda each: (each.serial or 0, each.name)):
-        late = each.release is None or last(each)
-        number = rounds[late, each.list] = rounds.get((late, each.list), -1) + 1
-        turns.append((each.release is None, late, number, each.list or "", each))
+    for delivery in sorted(deliveries, key=lambda delivery: (delivery.serial or 0, delivery.name)):
+        is_unverified = delivery.release is None
+        is_late = is_unverified or last(delivery)
+        queue = (is_late, delivery.list)
+        number = rounds.get(queue, -1) + 1
+        rounds[queue] = number
+        turns.append((is_unverified, is_late, number, delivery.list or "", delivery))
     turns.sort(key=lambda turn: turn[:4])
-    return ((number + 1 if late else number, each) for _, late, number, _, each in turns)
+    for _, is_late, number, _, delivery in turns:
+        yield (number + 1 if is_late else number), delivery
 
 
 def _from_both_ends(names: list[str]) -> Iterator[str]:
-    left, right = 0, len(names) - 1
+    left = 0
+    right = len(names) - 1
     while left <= right:
         yield names[right]
         if left < right:
             yield names[left]
-        left, right = left + 1, right - 1
+        left += 1
+        right -= 1
 
 
 def _trusted_keys(lists: Iterable[ListSettings]) -> Collection[bytes] | None:
     """Return the public keys in all signers files, or None if one of the files cannot be read."""
     keys: set[bytes] = set()
-    for path in {settings.signers for settings in lists if settings.signers is not None}:
+    paths = {settings.signers for settings in lists if settings.signers is not None}
+    for path in paths:
         try:
             with path.open("rb") as file:
                 keys |= keys_of(file.read(SIGNERS_BYTES_MAX))
@@ -127,6 +140,7 @@ def _claims_trusted_key(name: str, folder_fd: int, listing: Listing, keys: Colle
     for signature in signature_names(name):
         if signature in listing:
             with suppress(ReleaseRefused, OSError):
-                if claims_one_of(keys, read_small(signature, folder_fd, SIGNATURE_BYTES_MAX)):
+                content = read_small(signature, folder_fd, SIGNATURE_BYTES_MAX)
+                if claims_one_of(keys, content):
                     return True
     return False

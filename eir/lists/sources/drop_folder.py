@@ -1,17 +1,18 @@
 """Drop folder: its files, their completeness, the schedule of passes, and the subfolders for processed files.
 
-A pass is one processing of all files in the folder.
+A pass processes all files in the folder once.
 
-Files may arrive in any order and in parts, change while they are read, or be links. So all files are moved through descriptors,
-which no link can redirect. This module reads names, sizes and times, but no content.
+Files may arrive in any order and in parts, change while they are read, or be links. So all files are moved relative to the open
+descriptors of the folders, which no link can redirect. This module reads names, sizes and times of files, but no content.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,39 +21,46 @@ from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.release import MANIFEST_ENDS, Manifest
 
 SETTLED_S = 1.0
-"""Seconds after the last change during which a file may be incomplete."""
+"""Seconds after the last change of a file during which the file counts as incomplete."""
 ITEMS_MAX = 50_000
-"""Maximum number of files that one pass reads; the others wait."""
-AGAIN_S, CHANGED_AGAIN_S = 30.0, 10.0
-"""Seconds between two passes while no file changes, and while files only grow."""
+"""Maximum number of files that one pass reads. The other files wait for a later pass."""
+AGAIN_S = 30.0
+"""Seconds between two passes while no file changes."""
+CHANGED_AGAIN_S = 10.0
+"""Seconds between two passes while files change and none of them is complete."""
 
 FOLDER_MODE, TEXT_MODE = 0o750, 0o640
 NAME_BYTES_MAX = 255
-REFUSED_FILES_MAX, REFUSED_BYTES_MAX = 1000, 1 << 30
-"""Limits of `refused`: the oldest files are deleted first, those of the latest release never."""
+REFUSED_FILES_MAX = 1000
+"""Maximum number of files in `refused/`. The oldest files are deleted first, but no file that this pass has moved."""
+REFUSED_BYTES_MAX = 1 << 30
+"""Maximum total size of the files in `refused/`."""
 
 
 class Item(NamedTuple):
-    """File in the drop folder: size in bytes, and Unix seconds of the last change of content or name (ctime)."""
+    """File in the drop folder."""
 
     size: int
     changed: float
+    """Unix seconds of the last change of content or name (ctime)."""
 
 
 Listing = Mapping[str, Item]
 
 
 def scan_folder(folder: Path | int, most: int = ITEMS_MAX) -> dict[str, Item]:
-    """Return the files in the drop folder that may belong to releases, at most `most`.
+    """Return at most `most` files in the drop folder, without hidden files and subfolders.
 
-    `folder` is a path or a descriptor. Folders and hidden files are left out.
+    `folder` is a path or a descriptor.
 
     Raises:
         OSError: if the folder cannot be read.
     """
     items: dict[str, Item] = {}
     with os.scandir(folder) as entries:
-        for entry in (each for each in entries if not each.name.startswith(".")):
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
                 if not stat.S_ISDIR(status.st_mode):
@@ -63,17 +71,19 @@ def scan_folder(folder: Path | int, most: int = ITEMS_MAX) -> dict[str, Item]:
 
 
 def signed_manifests(listing: Listing) -> list[str]:
-    """Return the names of the manifests that have a signature beside them.
+    """Return the names of the manifests that have a signature in the folder.
 
-    Other files cannot be mistaken for a manifest, because data files have other names.
+    A data file cannot have the name of a manifest (eir.lists.releases.release).
     """
-    return sorted(name for name in listing if name.endswith(MANIFEST_ENDS) and f"{name}.sig" in listing)
+    manifests = [name for name in listing if name.endswith(MANIFEST_ENDS)]
+    return sorted(name for name in manifests if f"{name}.sig" in listing)
 
 
 def printable(name: str) -> str:
     """Escape control characters, and bytes that are not valid UTF-8, in the name of a file."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    characters = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(characters)
 
 
 def missing_part(manifest: Manifest, listing: Listing, now: float) -> str:
@@ -90,22 +100,25 @@ def missing_part(manifest: Manifest, listing: Listing, now: float) -> str:
 
 
 def is_settled(item: Item, now: float) -> bool:
-    """Return True unless the file was changed less than SETTLED_S ago.
+    """Return False if the file was changed less than SETTLED_S ago.
 
-    A time in the future comes from another host's clock, and is ignored.
+    A file with a time in the future, by another host's clock, counts as settled.
     """
     return not now - SETTLED_S < item.changed <= now
 
 
 class Watch:
-    """Scheduler of the passes over a drop folder, which compares scans of the folder.
+    """Scheduler of the passes over a drop folder. It compares the present files with the files of the last pass.
 
     `patience_s` is that of inbox.PassSettings.
     """
 
     def __init__(self, patience_s: float) -> None:
-        self._patience_s, self._again_at, self._passed_at = patience_s, 0.0, -float("inf")
-        self._seen: Listing = {}  # files of the last pass
+        self._patience_s = patience_s
+        self._again_at = 0.0
+        self._passed_at = -float("inf")
+        self._seen: Listing = {}
+        """Files of the last pass."""
 
     def due(self, listing: Listing, now: float) -> bool:
         """Return True if the next pass must start.
@@ -114,70 +127,93 @@ class Watch:
         """
         if not listing:
             return False
-        since = now - self._passed_at
-        lain = since >= AGAIN_S and min(item.changed for item in listing.values()) + self._patience_s <= now
-        if now >= self._again_at or lain:
+        if now >= self._again_at:
             return True
-        fresh: dict[str, list[Item]] = {}  # a manifest is grouped with its signatures; other files are separate
+        since_pass_s = now - self._passed_at
+        oldest = min(item.changed for item in listing.values())
+        if since_pass_s >= AGAIN_S and oldest + self._patience_s <= now:
+            return True
+        has_signature = any(name.endswith(".sig") for name in listing)
+        groups = self._changed_groups(listing)
+        if not groups or not has_signature:
+            return False
+        return since_pass_s >= CHANGED_AGAIN_S or any(_are_settled(group, now) for group in groups)
+
+    def _changed_groups(self, listing: Listing) -> Collection[Sequence[Item]]:
+        """Return the new and changed files since the last pass: a manifest with its signatures, each other file alone."""
+        groups: dict[str, list[Item]] = {}
         for name, item in listing.items():
             if self._seen.get(name) != item:
-                fresh.setdefault(name.partition(f"{MANIFEST_ENDS}.sig")[0].removesuffix(MANIFEST_ENDS), []).append(item)
-        if not fresh or not any(name.endswith(".sig") for name in listing):
-            return False
-        return since >= CHANGED_AGAIN_S or any(all(is_settled(item, now) for item in items) for items in fresh.values())
+                stem, _, _ = name.partition(f"{MANIFEST_ENDS}.sig")
+                groups.setdefault(stem.removesuffix(MANIFEST_ENDS), []).append(item)
+        return groups.values()
 
     def record_pass(self, listing: Listing, again_s: float | None, now: float) -> None:
         """Record that a pass has processed the files of `listing`.
 
-        The next pass starts after `again_s` even without a change.
+        The next pass starts after `again_s` seconds even without a change; None: it needs a change.
         """
-        self._seen, self._passed_at = listing, now
+        self._seen = listing
+        self._passed_at = now
         self._again_at = float("inf") if again_s is None else now + again_s
+
+
+def _are_settled(items: Iterable[Item], now: float) -> bool:
+    return all(is_settled(item, now) for item in items)
 
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """Open drop folder: descriptors of the folder and of its subfolders, and the names of moved files."""
+    """Open drop folder, from which files are moved to the subfolders `accepted` and `refused`."""
 
     drop: int
+    """Descriptor of the drop folder."""
     rooms: dict[str, int]
+    """Descriptors of the subfolders by name."""
     moved: set[str] = field(default_factory=set)
+    """Names in the subfolders of the files that were moved or written."""
 
     def places(self, names: Iterable[str], room: str) -> dict[str, str]:
-        """Return free names in a subfolder (`room`) for these files: all unchanged, or all with the same number."""
-        names, number = list(names), 1
-        while True:
+        """Return a free name in a subfolder (`room`) for each file: its own name, or for all files the same number added."""
+        names = list(names)
+        for number in count(1):
             places = {name: _numbered(name, number) for name in names}
             if not any(self._is_taken(place, room) for place in places.values()):
-                return places
-            number += 1
+                break
+        return places
 
     def move_files(self, places: Mapping[str, str], room: str, text: tuple[str, str] | None = None) -> None:
-        """Move files to a subfolder (`room`) in the given order.
+        """Move files to a subfolder.
 
-        If `text` is given, a text file (name, content) is written there first.
+        Args:
+            places: new name by name, in the order of the moves.
+            room: name of the subfolder.
+            text: name and content of a text file, which is written to the subfolder first.
 
         Raises:
             OSError: if a file cannot be moved.
         """
+        room_fd = self.rooms[room]
         self.moved.update(places.values())
         if text is not None:
-            self.moved.add(text[0])
-            _write_text(*text, self.rooms[room])
+            name, content = text
+            self.moved.add(name)
+            _write_text(name, content, room_fd)
         for name, place in places.items():
-            with suppress(FileNotFoundError):  # the publisher removed it
-                os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=self.rooms[room])
+            with suppress(FileNotFoundError):  # the publisher has deleted the file
+                os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=room_fd)
 
     def prune(self, files_max: int, bytes_max: int) -> None:
-        """Delete the oldest files in `refused/` that exceed the limits on number and bytes."""
-        files = size = 0
-        for name, item in sorted(
-            scan_folder(self.rooms[REFUSED]).items(), key=lambda named: named[1].changed, reverse=True
-        ):
-            files, size = files + 1, size + item.size
+        """Delete the oldest files in `refused/` beyond the limits on number and bytes, but no file that was just moved."""
+        room_fd = self.rooms[REFUSED]
+        items = scan_folder(room_fd)
+        newest_first = sorted(items, key=lambda name: items[name].changed, reverse=True)
+        size = 0
+        for files, name in enumerate(newest_first, 1):
+            size += items[name].size
             if name not in self.moved and (files > files_max or size > bytes_max):
                 with suppress(OSError):
-                    os.unlink(name, dir_fd=self.rooms[REFUSED])
+                    os.unlink(name, dir_fd=room_fd)
 
     def _is_taken(self, name: str, room: str) -> bool:
         try:
@@ -188,54 +224,58 @@ class Rooms:
 
 
 def _numbered(name: str, number: int) -> str:
-    """Return `name` for number 1, or else `name~NUMBER`, shortened to the length limit of the file system."""
+    """Return `name` for number 1, or else `name~NUMBER`, with `name` shortened to the limit of the file system."""
     if number == 1:
         return name
-    mark = f"~{number}".encode()
-    return os.fsdecode(os.fsencode(name)[: NAME_BYTES_MAX - len(mark)] + mark)
+    end = f"~{number}".encode()
+    begin = os.fsencode(name)[: NAME_BYTES_MAX - len(end)]
+    return os.fsdecode(begin + end)
 
 
 @contextmanager
 def open_rooms(folder: Path) -> Iterator[Rooms]:
-    """Open a drop folder for the context, and create its subfolders if they do not exist.
+    """Open a drop folder for the context, and create the subfolders that do not exist.
 
     Raises:
-        EirError: if it cannot be used.
+        EirError: if the folder or a subfolder cannot be used.
     """
     with ExitStack() as stack:
         drop = _open_folder(folder, None, stack)
-        yield Rooms(drop, {room: _open_folder(Path(room), drop, stack) for room in (ACCEPTED, REFUSED)})
+        rooms = {room: _open_folder(Path(room), drop, stack) for room in (ACCEPTED, REFUSED)}
+        yield Rooms(drop, rooms)
 
 
 def _open_folder(folder: Path, inside: int | None, stack: ExitStack) -> int:
-    """Open a folder, or its subfolder in `inside`, and return the descriptor.
+    """Open the drop folder, or a subfolder in the folder with the descriptor `inside`, and return the descriptor.
 
     A subfolder is created if it does not exist, and must not be a link.
     """
+    unusable = "the drop folder cannot be used"
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
         if inside is not None:
+            flags |= os.O_NOFOLLOW
             with suppress(FileExistsError):
                 os.mkdir(folder, FOLDER_MODE, dir_fd=inside)
-            if stat.S_ISLNK(os.stat(folder, dir_fd=inside, follow_symlinks=False).st_mode):
-                raise EirError(
-                    f"the drop folder cannot be used: {folder} in it is a link; remove it, a folder is made in its place"
-                )
-        no_link = os.O_NOFOLLOW if inside is not None else 0
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_link, dir_fd=inside)
+            status = os.stat(folder, dir_fd=inside, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                raise EirError(f"{unusable}: {folder} in it is a link; remove it, a folder is made in its place")
+        descriptor = os.open(folder, flags, dir_fd=inside)
     except OSError as error:
-        raise EirError(f"the drop folder cannot be used: {folder}: {error.strerror}") from None
+        raise EirError(f"{unusable}: {folder}: {error.strerror}") from None
     stack.callback(os.close, descriptor)
     if not os.access(".", os.W_OK | os.X_OK, dir_fd=descriptor):
-        raise EirError(f"the drop folder cannot be used: {folder} is not writable for user {os.getuid()}")
+        raise EirError(f"{unusable}: {folder} is not writable for user {os.getuid()}")
     return descriptor
 
 
 def _write_text(name: str, text: str, folder_fd: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(name, flags, TEXT_MODE, dir_fd=folder_fd), "w", encoding="utf-8") as file:
+        descriptor = os.open(name, flags, TEXT_MODE, dir_fd=folder_fd)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        # On a full disk the files are moved without the text; log and history have the same information.
+        # On a full disk the files are moved without the text file. Log and history have the same information.

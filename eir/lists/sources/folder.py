@@ -1,14 +1,15 @@
 """Publisher's folder: its index, and the choice of the releases that lead a node to the newest serial.
 
-The folder is on any web server or object store. Each release has a folder of its own, and the index lists them: a full release
-and deltas. The index and its signature share one file (eir.lists.releases.openssh), so that a reader never reads half of a
-change. A signer of the list's releases signs it. The index grants no rights, because each release is verified by itself.
+The folder is on any web server or object store. Each release has a subfolder, and the index lists the releases: a full release
+and deltas. The index and its signature are in one file (eir.lists.releases.openssh), so that a reader always gets a matching
+signature. A signer of the list's releases signs the index. The index grants no rights: each release is verified by its own
+signatures.
 """
 
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -16,15 +17,17 @@ from typing import Any
 from eir.errors import ReleaseRefused
 from eir.lists.record.settings import KINDS, is_list_name
 from eir.lists.record.store import utc_text
-from eir.lists.releases.release import DELTA, FULL, SERIAL_MAX, SIGNATURES_MAX, is_plain_name, member
+from eir.lists.releases.release import DELTA, FULL, SERIAL_MAX, SIGNATURES_MAX, is_plain_name, is_utc_text, member
 
 FORMAT = "eir-folder/1"
 INDEX = "index.signed"
 INDEX_BYTES_MAX = 1 << 20
-RELEASES_MAX, KEPT_MAX = 2000, 1000
-"""Maximum number of releases in an index, and of those that a publisher keeps in it."""
+RELEASES_MAX = 2000
+"""Maximum number of releases in an index that a node accepts."""
+KEPT_MAX = 1000
+"""Maximum number of releases in an index that a publisher writes."""
 AHEAD_MAX = timedelta(minutes=5)
-"""Time by which a publisher's clock may be ahead of ours."""
+"""Maximum time by which another host's clock may be ahead of the clock of this host."""
 _FOLDER = re.compile(r"[0-9]{1,19}(?:-full)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _member = partial(member, reason="index")
@@ -32,35 +35,36 @@ _member = partial(member, reason="index")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """Release that is offered in a publisher's folder, as its index lists it."""
+    """Release in a publisher's folder, as the index lists it."""
 
     serial: int
     kind: str
     base: int | None
     """Serial on which a delta builds."""
     folder: str
-    """Folder of its files."""
+    """Name of the subfolder with the files of the release."""
     manifest: str
+    """File name of the manifest."""
     sha256: str
-    """Digest of the manifest."""
+    """SHA-256 of the manifest, hexadecimal."""
     signatures: tuple[str, ...]
-    """Digests of the signatures beside the manifest."""
+    """SHA-256 of each signature beside the manifest."""
     issued: str
     content: str
-    """Digest of the list's content after the release (ListState.content_digest), with which a node's content is compared."""
+    """Content digest of the list after the release (ListState.content_digest). It is compared with that of a node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderIndex:
-    """Index of a publisher's folder: the list, the time, and the offered releases."""
+    """Index of a publisher's folder."""
 
     list: str
     holds: str
     """Kind of the list."""
     written: datetime
-    """Time of the index; a reader rejects an index that is older than one that it has read."""
+    """Time of the index. A node rejects an index that is older than the newest index that the node has fetched."""
     releases: tuple[Offer, ...]
-    """Releases by ascending serial, a delta before a full release of the same serial."""
+    """Offered releases by ascending serial, a delta before a full release of the same serial."""
 
     @property
     def serial(self) -> int:
@@ -73,13 +77,18 @@ class FolderIndex:
         return next(offer for offer in reversed(self.releases) if offer.kind == FULL)
 
     def content_of(self, serial: int) -> str | None:
-        """Return the digest of the list's content at a serial, or None if the folder does not have this release."""
+        """Return the content digest of the list at a serial, or None if the folder does not have this release."""
         return next((offer.content for offer in self.releases if offer.serial == serial), None)
 
 
 def encode_index(index: FolderIndex) -> bytes:
-    """Encode an index as the JSON document that is then signed."""
-    releases = [{name: value for name, value in asdict(offer).items() if value is not None} for offer in index.releases]
+    """Encode an index as a JSON document, without a signature."""
+    releases = []
+    for offer in index.releases:
+        members = asdict(offer)
+        if offer.base is None:
+            del members["base"]
+        releases.append(members)
     document = {
         "format": FORMAT,
         "list": index.list,
@@ -102,30 +111,29 @@ def parse_index(document: bytes) -> FolderIndex:
         raise ReleaseRefused("index", f"{INDEX} is not JSON: {error}") from None
     if not isinstance(members, dict) or members.get("format") != FORMAT:
         raise ReleaseRefused("index", f'the "format" of {INDEX} is not "{FORMAT}"')
-    releases = _member(
-        members,
-        "releases",
-        list,
-        lambda found: 1 <= len(found) <= RELEASES_MAX,
-        f"an array of 1 to {RELEASES_MAX} objects",
-    )
+    expected = f"an array of 1 to {RELEASES_MAX} objects"
+    releases = _member(members, "releases", list, lambda array: 1 <= len(array) <= RELEASES_MAX, expected)
     index = FolderIndex(
         list=_member(members, "list", str, is_list_name, "the name of a list"),
         holds=_member(members, "holds", str, KINDS.__contains__, " or ".join(KINDS)),
         written=_time(members, "written"), releases=tuple(map(_offer, releases)),
     )  # fmt: skip
-    places = [(offer.serial, offer.kind != DELTA) for offer in index.releases]
-    if places != sorted(set(places)) or not any(full for _, full in places):
+    order = list(map(_position, index.releases))
+    has_full_release = any(offer.kind == FULL for offer in index.releases)
+    if order != sorted(set(order)) or not has_full_release:
         raise ReleaseRefused("index", f'the "releases" of {INDEX} do not rise, or none of them is a full one')
     return index
 
 
 def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before: datetime | None) -> None:
-    """Reject an index that is of another list or kind, from the future, or older than one that was read before.
+    """Reject an index of another list or kind, an index from the future, and an index that is older than an earlier one.
 
-    `before`: time of the newest index that was read before.
-
-    `before`: time of the newest index that was read.
+    Args:
+        index: index whose signature is verified.
+        name: name of the list.
+        holds: kind of the list.
+        now: present time.
+        before: time of the newest index that was fetched before; None for none.
 
     Raises:
         ReleaseRefused: `mixed`, `issued_in_future`, `replayed`.
@@ -134,59 +142,70 @@ def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before
         raise ReleaseRefused("mixed", f"the folder is one of {index.list}, and this is the source of {name}")
     if index.holds != holds:
         raise ReleaseRefused("mixed", f"the folder is one of {index.holds}, and {name} is a list of {holds}")
+    written = f"{INDEX} was written {utc_text(index.written)}"
     if index.written > now + AHEAD_MAX:
-        raise ReleaseRefused(
-            "issued_in_future", f"{INDEX} was written {utc_text(index.written)}, and it is {utc_text(now)}"
-        )
+        raise ReleaseRefused("issued_in_future", f"{written}, and it is {utc_text(now)}")
     if before is not None and index.written < before:
-        raise ReleaseRefused(
-            "replayed", f"{INDEX} was written {utc_text(index.written)}; one of {utc_text(before)} has been seen"
-        )
+        raise ReleaseRefused("replayed", f"{written}; one of {utc_text(before)} has been seen")
 
 
 def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> Sequence[Offer]:
-    """Return the releases to load, in order, to reach the newest serial.
+    """Return the releases to load, in order, to reach the newest serial; empty if a node cannot reach it or has loaded it.
 
-    The result is empty if the newest serial is already loaded or cannot be reached. Deltas are preferred; otherwise the
-    result is the newest full release and the deltas after it.
+    If deltas lead from `current` to the newest serial, they are the result. Otherwise the result is the newest full
+    release and the deltas after it.
+
+    Args:
+        index: index of the folder.
+        current: serial in force; None without a list.
+        highest: highest serial that the node has accepted. Only higher serials can be loaded.
     """
-    deltas = {offer.base: offer for offer in index.releases if offer.kind == DELTA}
     if index.serial <= highest:
         return ()
-    if current is not None and (chain := _chain(deltas, current, highest)) and chain[-1].serial == index.serial:
-        return chain
+    deltas = {offer.base: offer for offer in index.releases if offer.kind == DELTA}
+    if current is not None:
+        chain = _chain(deltas, current, highest)
+        if chain and chain[-1].serial == index.serial:
+            return chain
     full = index.full
-    return (full, *_chain(deltas, full.serial, full.serial)) if full.serial > highest else ()
+    if full.serial <= highest:
+        return ()
+    return (full, *_chain(deltas, full.serial, full.serial))
 
 
 def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequence[Offer]:
-    """Return the consecutive deltas after a serial.
-
-    The result is empty if the serial of the first delta is not above `highest`.
-    """
+    """Return the consecutive deltas after a serial; empty if the serial of the first delta is not above `highest`."""
     chain: list[Offer] = []
-    while (offer := deltas.get(serial)) is not None and (chain or offer.serial > highest):
+    offer = deltas.get(serial)
+    if offer is None or offer.serial <= highest:
+        return chain
+    while offer is not None:
         chain.append(offer)
-        serial = offer.serial
+        offer = deltas.get(offer.serial)
     return chain
 
 
 def trim_index(index: FolderIndex, until: datetime) -> FolderIndex:
-    """Return the index without the releases that a node which was up to date at `until` does not need.
+    """Return the index with the newest full release, the deltas after it, and the deltas that were issued after `until`.
 
-    These are older deltas, and all full releases but the newest.
+    A node that was up to date at `until` can still load the newest serial by deltas.
     """
     full = index.full
-    offers = [
-        offer for offer in index.releases
-        if offer is full or (offer.kind == DELTA and (offer.serial > full.serial or datetime.fromisoformat(offer.issued) >= until))
-    ]  # fmt: skip
-    return FolderIndex(list=index.list, holds=index.holds, written=index.written, releases=tuple(offers[-KEPT_MAX:]))
+
+    def is_needed(offer: Offer) -> bool:
+        return offer.serial > full.serial or datetime.fromisoformat(offer.issued) >= until
+
+    deltas = [offer for offer in index.releases if offer.kind == DELTA and is_needed(offer)]
+    return replace(index, releases=sort_offers([full, *deltas])[-KEPT_MAX:])
 
 
 def sort_offers(offers: Iterable[Offer]) -> tuple[Offer, ...]:
     """Sort offers as an index lists them: by serial, and for the same serial the delta first."""
-    return tuple(sorted(offers, key=lambda offer: (offer.serial, offer.kind != DELTA)))
+    return tuple(sorted(offers, key=_position))
+
+
+def _position(offer: Offer) -> tuple[int, bool]:
+    return offer.serial, offer.kind != DELTA
 
 
 def is_digest(text: str) -> bool:
@@ -199,11 +218,10 @@ def _offer(members: Any) -> Offer:
         raise ReleaseRefused("index", f'a member of "releases" of {INDEX} is not an object')
     kind = _member(members, "kind", str, (FULL, DELTA).__contains__, f"{FULL} or {DELTA}")
     serial = _member(members, "serial", int, lambda number: 1 <= number <= SERIAL_MAX, "a serial")
-    base = (
-        None
-        if kind == FULL
-        else _member(members, "base", int, lambda number: 0 <= number < serial, "a serial below that of the release")
-    )
+    base = None
+    if kind == DELTA:
+        expected = "a serial below that of the release"
+        base = _member(members, "base", int, lambda number: 0 <= number < serial, expected)
     _time(members, "issued")
     return Offer(
         serial=serial, kind=kind, base=base, folder=_member(members, "folder", str, _FOLDER.fullmatch, "a folder such as 42 or 42-full"),
@@ -215,20 +233,15 @@ def _offer(members: Any) -> Offer:
 
 
 def _signatures(members: dict[str, Any]) -> tuple[str, ...]:
-    def are_digests(found: list[Any]) -> bool:
-        return 1 <= len(found) <= SIGNATURES_MAX and all(isinstance(each, str) and is_digest(each) for each in found)
+    def are_digests(array: list[Any]) -> bool:
+        has_digests = all(isinstance(item, str) and is_digest(item) for item in array)
+        return has_digests and 1 <= len(array) <= SIGNATURES_MAX
 
-    found: list[str] = _member(
-        members, "signatures", list, are_digests, f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits"
-    )
-    return tuple(found)
+    expected = f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits"
+    digests: list[str] = _member(members, "signatures", list, are_digests, expected)
+    return tuple(digests)
 
 
 def _time(members: dict[str, Any], name: str) -> datetime:
-    def is_time(text: str) -> bool:
-        try:
-            return utc_text(datetime.fromisoformat(text)) == text
-        except ValueError:
-            return False
-
-    return datetime.fromisoformat(_member(members, name, str, is_time, "a time like 2026-11-24T00:00:00Z"))
+    text = _member(members, name, str, is_utc_text, "a time like 2026-11-24T00:00:00Z")
+    return datetime.fromisoformat(text)

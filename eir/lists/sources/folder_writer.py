@@ -1,8 +1,8 @@
 """Writer of a publisher's folder: it adds a release, then writes the index, then deletes unused releases.
 
-From time to time the deltas are folded: a full release with the same content is added for the last delta. A reader that is far
-behind starts with it, and old deltas can be deleted. The content of the list at a serial is computed as in an EIR: the releases
-of the folder are loaded into a temporary store.
+If the deltas are many or old, they are folded: a full release with the serial and the content of the last delta is added. A node
+that is far behind loads this release, and old deltas are deleted. The content of the list at a serial is computed as in an EIR:
+the releases of the folder are loaded into a temporary store.
 """
 
 import asyncio
@@ -46,15 +46,15 @@ from eir.lists.sources.folder import (
 from eir.lists.stores.sqlite import SqliteStore
 
 KEEP = timedelta(days=7)
-"""Default time for which a reader may be behind and still catch up by deltas."""
+"""Default time for which deltas are kept. A node that is behind for a shorter time loads only deltas."""
 DELTAS_MAX = 100
 """Maximum number of deltas after a full release before the next full release."""
 MODE = 0o644
 ROOM = ".eir-publish-"
-"""Prefix of the names of folders in which releases are built."""
+"""Prefix of the names of temporary folders in which releases are built."""
 MEMORY_MAX = 1 << 44
 SIGNERS = "signers"
-"""File in the folder with the keys that nodes trust: an allowed_signers file of the publisher."""
+"""Name of the publisher's allowed_signers file in the folder, with the keys that nodes trust."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +73,9 @@ def publish_into(
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
     more_keys: Sequence[Path] = (), new_key: bool = False, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Placed:  # fmt: skip
-    """Write a signed release from data files, as in eir.lists.releases.publish, and add it to the folder.
+    """Write a signed release from data files, as eir.lists.releases.publish does, and add the release to the folder.
 
-    If it fails, the index stays as it was.
+    An error leaves the index unchanged.
 
     Args:
         folder: publisher's folder.
@@ -86,16 +86,16 @@ def publish_into(
         issued: start of validity.
         expires: end of validity.
         key: key that signs the index and the releases.
-        holds: kind of the list; None: that of the folder, `devices` in a new one.
+        holds: kind of the list; None: kind of the folder's list, `devices` for a new folder.
         keep: time for which deltas are kept.
-        layout: layout of the files; None: guessed.
+        layout: layout of the files; None: guessed from each header.
         declared: layouts of the configuration.
         bad_rows_max: maximum number of bad rows.
-        progress: receives stages of the publishing.
+        progress: receives the stages of `publish`.
         warn: receives warnings.
-        more_keys: further keys that sign each release, also a full release of folded deltas.
-        new_key: accept keys that the folder does not know.
-        strict: a warning rejects the release.
+        more_keys: keys for further signatures of each release, also of a full release of folded deltas.
+        new_key: skip the check of the keys by `_check_keys`.
+        strict: reject the release for any warning.
         each_bad: receives each bad row: file, line, fault and the row.
 
     Raises:
@@ -104,40 +104,34 @@ def publish_into(
     """
     with _publish_lock(folder):
         before = load_index(folder)
-        kind = holds or (DEVICES if before is None else before.holds)
+        kind = _kind_of_list(before, holds)
         _check(before, folder, list_name=list_name, serial=serial, base=base, holds=kind)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as name:
-            staged = Path(name) / str(serial)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as temporary:
+            staged = Path(temporary) / str(serial)
             published = publish(
                 files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
                 declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn, more_keys=more_keys, strict=strict, each_bad=each_bad,
             )  # fmt: skip
             if not new_key:
                 _check_keys(folder, before, _signatures_of(published.manifest))
-            here = Contents(folder, list_name, kind, declared or {}, Path(name))
-            offers = list(before.releases) if before is not None else []
-            chain = releases_to_load(before, None, 0) if before is not None and base is not None else ()
-            offer = _offer(published.manifest)
-            state, pages, dates = asyncio.run(
-                here.load([*((folder / each.folder / each.manifest) for each in chain), published.manifest])
-            )
-            offer = replace(offer, content=state.content_digest)
-            placed = [_place_release(offer, staged, folder)]
-            time = _next_index_time(before, issued, warn)
-            index = FolderIndex(list=list_name, holds=kind, written=time, releases=sort_offers([*offers, *placed]))
-            if folds := base is not None and _needs_full_release(
-                index, folder, issued - keep, issued + (expires - issued) / 2
-            ):
-                full = here.fold(
+            contents = Contents(folder, list_name, kind, declared or {}, Path(temporary))
+            manifests = _earlier_manifests(folder, before, base)
+            state, pages, dates = asyncio.run(contents.load([*manifests, published.manifest]))
+            offer = _offer(published.manifest, state)
+            _place_release(offer, staged, folder)
+            index = _next_index(before, offer, list_name, kind, _next_index_time(before, issued, warn))
+            middle = issued + (expires - issued) / 2
+            folds = base is not None and _needs_full_release(index, folder, issued - keep, middle)
+            if folds:
+                full = contents.fold(
                     state, pages, dates, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys)
                 )
-                placed.append(_place_release(full, Path(name) / full.folder, folder))
-                index = replace(index, releases=sort_offers([*offers, *placed]))
+                _place_release(full, Path(temporary) / full.folder, folder)
+                index = replace(index, releases=sort_offers([*index.releases, full]))
         index = trim_index(index, issued - keep)
-        # The index is written after all files that it lists.
-        write_file(folder / INDEX, sign_document(encode_index(index), key), mode=MODE, durable=True)
-        _delete_unused(folder, before, index)
-    manifest = folder / placed[0].folder / placed[0].manifest
+        content = sign_document(encode_index(index), key)
+        _replace_index(folder, before, index, content)
+    manifest = folder / offer.folder / offer.manifest
     return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
 
 
@@ -148,52 +142,80 @@ def offer_release(
 ) -> FolderIndex:  # fmt: skip
     """Add a signed release with its files to the folder, sign the new index with `key`, and return this index.
 
-    Deltas are not folded, because the signers of a full release may be absent. Raises as `publish_into`.
+    Deltas are not folded, because a full release may need signatures of absent signers. Raises as `publish_into`.
     """
     release = parse_manifest(_content(manifest))
     with _publish_lock(folder):
         before = load_index(folder)
-        kind = holds or (DEVICES if before is None else before.holds)
+        kind = _kind_of_list(before, holds)
         _check(before, folder, list_name=release.list, serial=release.serial, base=release.base, holds=kind)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as name:
-            staged = Path(name) / str(release.serial)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as temporary:
+            staged = Path(temporary) / str(release.serial)
             staged.mkdir()
-            for each in (manifest.name, *_signatures(manifest), *(file.name for file in release.files)):
-                _copy(manifest.with_name(each), staged / each)
-            here = Contents(folder, release.list, kind, declared or {}, Path(name))
-            chain = releases_to_load(before, None, 0) if before is not None and release.base is not None else ()
-            manifests = [*((folder / each.folder / each.manifest) for each in chain), staged / manifest.name]
-            state, *_ = asyncio.run(here.load(manifests))
-            offer = replace(_offer(staged / manifest.name), content=state.content_digest)
-            offers = [] if before is None else before.releases
-            time = _next_index_time(before, now, warn)
-            index = FolderIndex(list=release.list, holds=kind, written=time, releases=sort_offers([*offers, offer]))
-            if len([each for each in index.releases if each.serial > index.full.serial]) > deltas_max:
+            data_names = (file.name for file in release.files)
+            for name in (manifest.name, *_signatures(manifest), *data_names):
+                _copy(manifest.with_name(name), staged / name)
+            staged_manifest = staged / manifest.name
+            contents = Contents(folder, release.list, kind, declared or {}, Path(temporary))
+            manifests = _earlier_manifests(folder, before, release.base)
+            state, *_ = asyncio.run(contents.load([*manifests, staged_manifest]))
+            offer = _offer(staged_manifest, state)
+            index = _next_index(before, offer, release.list, kind, _next_index_time(before, now, warn))
+            if len(_deltas_after_full(index)) > deltas_max:
                 detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
                 raise ReleaseRefused("base", detail)
             index = trim_index(index, now - keep)
             content = sign_document(encode_index(index), key)
             if not new_key:
-                signatures = [*_signatures_of(staged / manifest.name), content[content.rfind(BEGINS) :]]
-                _check_keys(folder, before, signatures)
+                index_signature = content[content.rfind(BEGINS) :]
+                _check_keys(folder, before, [*_signatures_of(staged_manifest), index_signature])
             _place_release(offer, staged, folder)
-        write_file(folder / INDEX, content, mode=MODE, durable=True)  # after all files that it lists
-        _delete_unused(folder, before, index)
+        _replace_index(folder, before, index, content)
     return index
+
+
+def _kind_of_list(index: FolderIndex | None, holds: str | None) -> str:
+    if holds is not None:
+        return holds
+    return DEVICES if index is None else index.holds
+
+
+def _earlier_manifests(folder: Path, index: FolderIndex | None, base: int | None) -> list[Path]:
+    """Return the manifests of the releases on which a new release builds; `base` is its base serial."""
+    if index is None or base is None:
+        return []
+    return [folder / offer.folder / offer.manifest for offer in releases_to_load(index, None, 0)]
+
+
+def _next_index(before: FolderIndex | None, offer: Offer, list_name: str, kind: str, written: datetime) -> FolderIndex:
+    """Return the index with a further release."""
+    offers = () if before is None else before.releases
+    return FolderIndex(list=list_name, holds=kind, written=written, releases=sort_offers([*offers, offer]))
+
+
+def _deltas_after_full(index: FolderIndex) -> list[Offer]:
+    """Return the deltas after the newest full release."""
+    return [offer for offer in index.releases if offer.serial > index.full.serial]
+
+
+def _replace_index(folder: Path, before: FolderIndex | None, index: FolderIndex, content: bytes) -> None:
+    """Write the signed index after all files that it lists, then delete the releases that no index lists."""
+    write_file(folder / INDEX, content, mode=MODE, durable=True)
+    _delete_unused(folder, before, index)
 
 
 def _content(manifest: Path) -> bytes:
     try:
         return manifest.read_bytes()
-    except OSError as e:
-        raise ReleaseRefused("file_missing", f"{manifest}: {e.strerror}") from None
+    except OSError as error:
+        raise ReleaseRefused("file_missing", f"{manifest}: {error.strerror}") from None
 
 
 def _copy(path: Path, to: Path) -> None:
     try:
         shutil.copyfile(path, to)
-    except OSError as e:
-        raise ReleaseRefused("file_missing", f"{path}: {e.strerror}") from None
+    except OSError as error:
+        raise ReleaseRefused("file_missing", f"{path}: {error.strerror}") from None
 
 
 def _signatures(manifest: Path) -> list[str]:
@@ -206,21 +228,19 @@ def _signatures(manifest: Path) -> list[str]:
 def _check(
     before: FolderIndex | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str
 ) -> None:
+    """Reject a release that does not fit the present index of the folder."""
     if before is None:
         if base is not None:
             raise ReleaseRefused("base", f"{folder} has no release yet: a full one is needed first")
         return
     if (before.list, before.holds) != (list_name, holds):
-        raise ReleaseRefused(
-            "mixed",
-            f"{folder} is the folder of {before.list}, a list of {before.holds}; give {list_name} one of its own",
-        )
+        present = f"{folder} is the folder of {before.list}, a list of {before.holds}"
+        raise ReleaseRefused("mixed", f"{present}; give {list_name} one of its own")
     if serial <= before.serial:
         raise ReleaseRefused("serial", f"serial {serial} is not above {before.serial}, the newest in {folder}")
     if base is not None and base != before.serial:
-        raise ReleaseRefused(
-            "base", f"the delta builds on serial {base}, and {before.serial} is the newest in {folder}"
-        )
+        newest = f"{before.serial} is the newest in {folder}"
+        raise ReleaseRefused("base", f"the delta builds on serial {base}, and {newest}")
 
 
 def _signatures_of(manifest: Path) -> list[bytes]:
@@ -228,28 +248,29 @@ def _signatures_of(manifest: Path) -> list[bytes]:
 
 
 def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[bytes]) -> None:
-    """Reject signatures by a key that nodes may not trust.
+    """Reject signatures by a key that has signed no release in the folder and is not in the folder's file `signers`.
 
-    Such a key has signed no release in the folder and is not in the file `signers` of the folder.
-
-    The first release of a folder without `signers` may have any key.
+    Nodes may not trust such a key. The first release of a folder without `signers` may have any key.
 
     Raises:
         ReleaseRefused: `untrusted_signer`.
+        EirError: if the file `signers` cannot be read.
     """
     file = folder / SIGNERS
     try:
         known = keys_of(file.read_bytes()) if file.exists() else set()
-    except OSError as e:
-        raise EirError(f"the keys that nodes trust {file} cannot be read: {e.strerror}") from None
+    except OSError as error:
+        raise EirError(f"the keys that nodes trust {file} cannot be read: {error.strerror}") from None
     if before is None and not known:
         return
-    for offer in () if before is None else before.releases:
+    offers = () if before is None else before.releases
+    for offer in offers:
         paths = [folder / offer.folder / name for name in signature_names(offer.manifest)]
         known.update(key_in(path.read_bytes()) for path in paths if path.exists())
     for signature in signatures:
         if not claims_one_of(known, signature):
-            fingerprint = base64.b64encode(hashlib.sha256(key_in(signature)).digest()).decode().rstrip("=")
+            digest = hashlib.sha256(key_in(signature)).digest()
+            fingerprint = base64.b64encode(digest).decode().rstrip("=")
             raise ReleaseRefused(
                 "untrusted_signer",
                 f"the key SHA256:{fingerprint} has signed no release in {folder} and is not in {file}: nodes that do not trust it would"
@@ -258,10 +279,10 @@ def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[b
 
 
 def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[str], None]) -> datetime:
-    """Return the time for the next index, which must not be before that of the last index.
+    """Return the time of the next index: the present time, or the time of the last index if that is later.
 
-    Readers would reject an earlier time. If the clock of this host is late by more than AHEAD_MAX, the present time is
-    returned with a warning.
+    Nodes reject an index that is older than the last one. If the last index is later by more than AHEAD_MAX, the present
+    time is returned with a warning.
     """
     if before is None or now >= before.written:
         return now
@@ -273,38 +294,41 @@ def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[
 
 
 def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends: datetime) -> bool:
-    """Return True if the deltas after the newest full release must be folded to a new full release.
+    """Return True if the deltas after the newest full release must be folded into a new full release.
 
-    The reasons are: there are many deltas; the first one is older than `until`; or the full release expires before
-    `ends`, after which a new node cannot load it.
+    This is the case if there are at least DELTAS_MAX deltas, if one of them was issued before `until`, or if the full
+    release expires before `ends`. A new node cannot load an expired release.
     """
-    if parse_manifest((folder / index.full.folder / index.full.manifest).read_bytes()).expires < ends:
+    manifest = folder / index.full.folder / index.full.manifest
+    if parse_manifest(manifest.read_bytes()).expires < ends:
         return True
-    behind = [offer for offer in index.releases if offer.serial > index.full.serial]
-    return len(behind) >= DELTAS_MAX or any(datetime.fromisoformat(offer.issued) < until for offer in behind)
+    deltas = _deltas_after_full(index)
+    return len(deltas) >= DELTAS_MAX or any(datetime.fromisoformat(delta.issued) < until for delta in deltas)
 
 
 class Contents:
-    """Computation of a list's content from the releases in a publisher's folder.
+    """Content of a list, computed from the releases in a publisher's folder.
 
     `room`: folder for a temporary store.
     """
 
     def __init__(self, folder: Path, name: str, kind: str, declared: Mapping[str, Layout], room: Path) -> None:
-        # The releases are the publisher's own, so there are no limits on changes and no signature checks.
+        # The releases are the publisher's own: no limits on changes and no signature checks.
         self._settings = ListSettings(
             name=name, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
             serial_step_max=1 << 63, layouts=declared, keep=1, dates=kind not in BOUND,
         )  # fmt: skip
-        self._folder, self._room = folder, room
+        self._folder = folder
+        self._room = room
 
     async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page], Mapping[int, Page]]:
-        """Load releases one after the other into a temporary store; return state, pages and dates of the list.
+        """Load releases one after the other into a temporary store.
 
-        Dates are pages by number.
+        Returns:
+            State of the list, its pages, and its pages of dates by number.
 
         Raises:
-            ReleaseRefused: if one cannot be loaded.
+            ReleaseRefused: if a release cannot be loaded.
         """
         name = self._settings.name
         pages: list[Page] = []
@@ -313,7 +337,8 @@ class Contents:
             for path in manifests:
                 content = path.read_bytes()
                 manifest = parse_manifest(content)
-                release = VerifiedRelease(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=())
+                digest = hashlib.sha256(content).hexdigest()
+                release = VerifiedRelease(manifest=manifest, digest=digest, signers=())
                 loader = Loader(
                     {name: self._settings}, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX
                 )
@@ -321,7 +346,8 @@ class Contents:
             state = await store.state(name)
             async for _, batch in store.pages(name):
                 pages += batch
-            dates = await read_dates(store, name, [page.number for page in pages])
+            numbers = [page.number for page in pages]
+            dates = await read_dates(store, name, numbers)
         finally:
             await store.close()
             for file in self._room.glob("lists.sqlite*"):
@@ -341,56 +367,53 @@ class Contents:
         expires: datetime,
         keys: Sequence[Path],
     ) -> Offer:
-        """Write a full release with the list's present content, signed by each of `keys`, and return it.
+        """Write a full release with this content of the list, signed by each of `keys`, and return its offer.
 
         Raises:
-            ReleaseRefused: if its content would differ.
+            ReleaseRefused: if a load of the release would give another content.
         """
         staged = self._room / f"{serial}-full"
         staged.mkdir()
-        files = [
-            self._write_rows(state, pages, dates, staged / f"{state.serial}-{what}.csv.zst", only)
-            for what, only in self._parts(pages)
-        ]
+        files = []
+        for label, only_tacs in self._parts(pages):
+            path = staged / f"{state.serial}-{label}.csv.zst"
+            with (
+                path.open("wb") as file,
+                zstandard.ZstdCompressor().stream_writer(file) as packed,
+                io.TextIOWrapper(packed, "utf-8", newline="") as out,
+            ):
+                export(state, pages, "eir", out, dates=dates, only_tacs=only_tacs)
+            files.append(path)
         published = publish(
             files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=keys[0], more_keys=keys[1:], layout="eir"
         )  # fmt: skip
-        again, *_ = asyncio.run(self.load([published.manifest]))
-        if again.content_digest != state.content_digest:
-            raise ReleaseRefused(
-                "fault", "the full release that the deltas were folded into is not the same list; report this"
-            )
-        return replace(_offer(published.manifest), folder=staged.name, content=state.content_digest)
+        loaded, *_ = asyncio.run(self.load([published.manifest]))
+        if loaded.content_digest != state.content_digest:
+            fault = "the full release that the deltas were folded into is not the same list; report this"
+            raise ReleaseRefused("fault", fault)
+        return replace(_offer(published.manifest, state), folder=staged.name)
 
     def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
-        both = self._settings.kind == DEVICES and any(page.tac for page in pages) and any(page.keys for page in pages)
-        return (("imei", False), ("tac", True)) if both else (("all", None),)
-
-    @staticmethod
-    def _write_rows(
-        state: ListState, pages: Sequence[Page], dates: Mapping[int, Page], path: Path, only_tacs: bool | None
-    ) -> Path:
-        with (
-            path.open("wb") as file,
-            zstandard.ZstdCompressor().stream_writer(file) as packed,
-            io.TextIOWrapper(packed, "utf-8", newline="") as out,
-        ):
-            export(state, pages, "eir", out, dates=dates, only_tacs=only_tacs)
-        return path
+        """Return the data files of a full release: a label for the file name, and the argument `only_tacs` of `export`."""
+        has_tacs = self._settings.kind == DEVICES and any(page.tac for page in pages)
+        if has_tacs and any(page.keys for page in pages):
+            return (("imei", False), ("tac", True))
+        return (("all", None),)
 
 
-def _offer(manifest: Path) -> Offer:
+def _offer(manifest: Path, state: ListState) -> Offer:
+    """Return the offer of a signed release; `state` is that of the list after the release."""
     content = manifest.read_bytes()
     release = parse_manifest(content)
-    beside = [manifest.with_name(name) for name in _signatures(manifest)]
+    signatures = [hashlib.sha256(signature).hexdigest() for signature in _signatures_of(manifest)]
     return Offer(
-        serial=release.serial, kind=release.kind, base=release.base, folder=str(release.serial), manifest=manifest.name, signatures=tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in beside),
-        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content="",
+        serial=release.serial, kind=release.kind, base=release.base, folder=str(release.serial), manifest=manifest.name, signatures=tuple(signatures),
+        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content=state.content_digest,
     )  # fmt: skip
 
 
-def _place_release(offer: Offer, staged: Path, folder: Path) -> Offer:
-    """Move a complete release to its folder, and replace the files of an earlier attempt, which no index lists."""
+def _place_release(offer: Offer, staged: Path, folder: Path) -> None:
+    """Move a complete release to its subfolder, in place of the files of an interrupted attempt."""
     place = folder / offer.folder
     shutil.rmtree(place, ignore_errors=True)
     staged.chmod(0o755)
@@ -401,14 +424,10 @@ def _place_release(offer: Offer, staged: Path, folder: Path) -> Offer:
     sync_folder(staged)
     staged.rename(place)
     sync_folder(folder)
-    return offer
 
 
 def load_index(folder: Path) -> FolderIndex | None:
-    """Load the present index of the folder; None if there is no index.
-
-    Its signature is not verified, because the publisher has written it.
-    """
+    """Load the present index of a publisher's folder without a check of its signature; return None if it does not exist."""
     try:
         content = (folder / INDEX).read_bytes()
     except FileNotFoundError:
@@ -417,18 +436,17 @@ def load_index(folder: Path) -> FolderIndex | None:
 
 
 def _delete_unused(folder: Path, before: FolderIndex | None, now: FolderIndex) -> None:
-    """Delete release folders that neither the new index nor the previous one lists.
+    """Delete the subfolders of releases that neither the new index nor the previous one lists.
 
-    A reader may still be using the previous index.
+    A node may still be using the previous index.
     """
-    named = {offer.folder for index in (before, now) if index is not None for offer in index.releases}
+    offers = [*now.releases]
+    if before is not None:
+        offers += before.releases
+    listed = {offer.folder for offer in offers}
     for place in folder.iterdir():
-        if (
-            place.name not in named
-            and place.name.removesuffix("-full").isdigit()
-            and place.is_dir()
-            and not place.is_symlink()
-        ):
+        is_release = place.name.removesuffix("-full").isdigit()
+        if is_release and place.name not in listed and place.is_dir() and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)
 
 
@@ -440,7 +458,8 @@ def _publish_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EirError(f"somebody else publishes into {folder} just now") from None
-        for path in (*folder.glob(f"{ROOM}*"), *folder.glob(f".{INDEX}.*")):  # of an interrupted attempt
+        interrupted = [*folder.glob(f"{ROOM}*"), *folder.glob(f".{INDEX}.*")]
+        for path in interrupted:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
