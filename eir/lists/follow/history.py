@@ -23,8 +23,8 @@ from eir.lists.record.history import (
     append_events,
     chain_faults,
     feed_faults,
+    is_event_of,
     is_linked,
-    is_of,
     newest_change,
     read_record,
     readable_events,
@@ -542,7 +542,7 @@ async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
         newest = newest_change(await store.history(name, limit=limit, chain=chain))
         if newest is not None:
             break
-    if newest is not None and is_of(newest, state):
+    if newest is not None and is_event_of(newest, state):
         return True
     # The oldest records of a long chain are deleted, so a missing record is not a fault if it is older than the rest.
     if newest is None and await _is_forgotten(store, MAIN, state):

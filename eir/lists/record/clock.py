@@ -1,12 +1,12 @@
 """Clock for expiries and time limit for the store, which tolerate clock jumps and suspension of the host.
 
-If a clock error ended a row early, a stolen phone would work again. So the time for `until` never goes back. If the wall clock
-jumps ahead of the monotonic clock, the new time is accepted only after the jump has lasted for an hour; until then the time
-advances with the monotonic clock. This also applies at a start if the last time is known: a host that was off for a day waits
-an hour, because a clock that is wrong by a day looks the same.
+If the wall clock jumped ahead and ended a row early, a stolen phone would work again. So the trusted time follows a jump only after
+the jump has lasted for an hour. Until then it advances with the monotonic clock. It never goes back. At a start the same rule applies
+to the last time before the start: a host that was off for a day also waits an hour, because a wall clock that is wrong by a day
+looks the same.
 
-After a process was stopped or its host was suspended, every answer is late, but that is not a fault of the store. So the
-timeout of the store counts only time in which this process ran.
+If a process is stopped or its host is suspended, the answers of the store are late without a fault of the store. So the timeout of
+the store counts only time in which the process runs.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from typing import TypeVar
 from eir.errors import StoreError
 
 JUMP_S = 3600.0
-"""Seconds ahead of the expected time above which the wall clock has jumped. Steps of NTP and leap seconds are far below."""
+"""Seconds ahead of the expected time above which the wall clock counts as jumped. Steps of NTP and leap seconds are smaller."""
 ACCEPTED_AFTER_S = 3600.0
-"""Seconds after which a jump that lasts is accepted (the host was suspended, or the clock was set)."""
+"""Seconds after which the trusted time follows a jump."""
 
 
 class TrustedClock:
-    """Clock in Unix seconds that does not follow jumps of the wall clock at once.
+    """Clock in Unix seconds that follows jumps of the wall clock only after an hour.
 
-    `last_seen`: latest time before the start (from a file), 0 if unknown.
+    `last_seen`: last trusted time before the start, from a file; 0 if unknown.
     """
 
     __slots__ = ("_jumped_at", "_monotonic", "_time")
@@ -36,7 +36,7 @@ class TrustedClock:
 
     @property
     def jumped(self) -> bool:
-        """True while the wall clock is ahead by a jump that is not yet accepted."""
+        """True while the wall clock is ahead by a jump that the trusted time does not follow yet."""
         return self._jumped_at is not None
 
     @property
@@ -46,17 +46,22 @@ class TrustedClock:
 
     def now(self, wall: float, monotonic: float) -> float:
         """Return the trusted time for the present readings of the wall clock and the monotonic clock."""
-        # The monotonic clock does not cover the time before the process began.
-        begins = self._monotonic is None and not self._time
-        expected = self._time + (0.0 if self._monotonic is None else monotonic - self._monotonic)
+        is_first_start = self._monotonic is None and not self._time
+        expected = self._time
+        if self._monotonic is not None:  # the monotonic clock does not cover the time before the process began
+            expected += monotonic - self._monotonic
         self._monotonic = monotonic
-        if begins or wall <= expected + JUMP_S:
-            self._jumped_at, self._time = None, max(self._time, wall)
-        elif self._jumped_at is None or monotonic - self._jumped_at < ACCEPTED_AFTER_S:
-            self._jumped_at = monotonic if self._jumped_at is None else self._jumped_at
+        if is_first_start or wall <= expected + JUMP_S:
+            self._jumped_at = None
+            self._time = max(self._time, wall)
+            return self._time
+        if self._jumped_at is None:
+            self._jumped_at = monotonic
+        if monotonic - self._jumped_at < ACCEPTED_AFTER_S:
             self._time = expected
         else:
-            self._jumped_at, self._time = None, wall
+            self._jumped_at = None
+            self._time = wall
         return self._time
 
 
@@ -65,15 +70,15 @@ T = TypeVar("T")
 STORE_TIMEOUT_S = 5.0
 """Seconds within which the store must answer."""
 TICK_S = 0.25
-"""Seconds of one tick of the timeout; a tick that lasted longer counts once, because the process did not run meanwhile."""
-STILL_S = 1.0
-"""Seconds by which a tick is late only if the process did not run."""
+"""Seconds of one tick of the timeout. A late tick counts as one tick, because the process did not run meanwhile."""
+STOPPED_S = 1.0
+"""Delay of a tick in seconds that shows that the process did not run."""
 STOOD_STILL = "stood_still"
-"""Reason word for a failure while this process did not run: a client of the store may have given up without reading. Try again."""
+"""Cause of an error of the store after this process did not run. The client may have given up a read, so the caller tries again."""
 
 
 async def await_store(
-    answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S, *, tick_s: float = TICK_S, stopped_s: float = STILL_S
+    answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S, *, tick_s: float = TICK_S, stopped_s: float = STOPPED_S
 ) -> T:
     """Await a call of the store, with a time limit that counts only time in which this process ran.
 
@@ -81,25 +86,26 @@ async def await_store(
         answer: call of the store.
         timeout_s: time for the answer, counted in ticks of `tick_s`.
         tick_s: length of a tick.
-        stopped_s: a tick that is late by this much shows that the process did not run.
+        stopped_s: delay of a tick that shows that the process did not run.
 
     Raises:
-        StoreError: the error of the answer; `timeout`, if the loop ran for `timeout_s` without an answer; STOOD_STILL.
+        StoreError: error of the call; `timeout`, if the process ran for `timeout_s` without an answer; STOOD_STILL, if the
+            call failed after the process did not run.
     """
     loop = asyncio.get_running_loop()
-    ticking: asyncio.TimerHandle | None = None
-    still_s = 0.0
+    timer: asyncio.TimerHandle | None = None
+    delay_s = 0.0
 
     def measure() -> None:
-        nonlocal still_s
-        if ticking is not None:
-            still_s = max(still_s, loop.time() - ticking.when())
+        nonlocal delay_s
+        if timer is not None:
+            delay_s = max(delay_s, loop.time() - timer.when())
 
     def tick(left_s: float) -> None:
-        nonlocal ticking
+        nonlocal timer
         measure()
         if left_s > 0:
-            ticking = loop.call_later(min(tick_s, left_s), tick, left_s - tick_s)
+            timer = loop.call_later(min(tick_s, left_s), tick, left_s - tick_s)
         else:
             limit.reschedule(loop.time())
 
@@ -110,11 +116,11 @@ async def await_store(
                 return await answer
             finally:
                 measure()
-                if ticking is not None:
-                    ticking.cancel()
+                if timer is not None:
+                    timer.cancel()
     except TimeoutError:
         raise StoreError("timeout", f"the store did not answer within {timeout_s:g} s") from None
     except StoreError as e:
-        if still_s < stopped_s:
+        if delay_s < stopped_s:
             raise
-        raise StoreError(STOOD_STILL, f"this process did not run for {still_s:.0f} s; meanwhile: {e}") from e
+        raise StoreError(STOOD_STILL, f"this process did not run for {delay_s:.0f} s; meanwhile: {e}") from e

@@ -1,8 +1,9 @@
-"""Dates of a list in a store: a list of their own beside it, with the pages of eir.lists.pages.dates.
+"""Dates of a list in a store. They are a second list beside the first, with the pages of eir.lists.pages.dates.
 
-So dates have a content digest of their own, the list's digest stays as it is, and a node that does not know dates follows the list as
-before. Dates are written before their list: a load that is cut off between both is repeated. Until the list is written, days of its
-changed pages are unknown. A change by a program that does not know dates has the same effect on the pages that it changes.
+The second list has a content digest of its own. So the digest of the first list does not depend on dates, and a node of a version
+without dates can follow the first list. Dates are written before their list. If a load is interrupted between both writes, it is
+repeated. Until the list is written, the days of its changed pages are unknown. If a program of a version without dates changes pages,
+the days of these pages are unknown too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,9 @@ from eir.lists.pages.pages import EMPTY_DIGEST, PAGE_KEYS, Page, amended_digest,
 from eir.lists.record.store import ListState, ListStore
 
 DATES = "dates"
-"""Kind of such a list."""
+"""Kind of a list of dates."""
 _SUFFIX = "+dates"
-"""End of its name, which no configured list can have."""
+"""End of the name of a list of dates. No configured list can have such a name."""
 
 
 def dates_name(name: str) -> str:
@@ -31,7 +32,7 @@ def is_dates(name: str) -> bool:
 
 
 async def read_dates(store: ListStore, name: str, numbers: Sequence[int]) -> Mapping[int, Page]:
-    """Return the pages of dates of a list that have these numbers, by number.
+    """Return the numbered pages of a list's dates, by number.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -43,7 +44,7 @@ async def read_dates(store: ListStore, name: str, numbers: Sequence[int]) -> Map
 async def read_dates_and_state(
     store: ListStore, name: str, numbers: Sequence[int]
 ) -> tuple[ListState | None, Mapping[int, Page]]:
-    """Return the state of the dates of a list, and their pages that have these numbers, of the same moment.
+    """Return the state of a list's dates, and their numbered pages by number, from one consistent read.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -61,39 +62,46 @@ async def write_dates(
     Args:
         store: store of the list.
         name: name of the list.
-        pages: pages of dates; an empty page deletes one.
-        replaced: pages of dates that these replace; None: `pages` are those of the whole list.
-        seen: state with which the replaced pages were read.
-        state: state of the list to which the dates belong, as it will be written.
+        pages: pages of dates; an empty page deletes the page with its number.
+        replaced: pages of dates that `pages` replace; None: `pages` are the dates of the whole list.
+        seen: state of the dates with which the replaced pages were read.
+        state: state of the list that will be written after its dates.
         keep: number of earlier releases of the list that are stored.
 
     Raises:
-        GenerationConflict: if the dates have changed since.
+        GenerationConflict: if the dates have changed since they were read.
     """
     present = await store.state(dates_name(name)) if replaced is None else seen
-    present_digest = EMPTY_DIGEST if present is None else present.content_digest
-    written = list(pages)
-    digest = content_digest(written) if replaced is None else amended_digest(present_digest, replaced, written)
+    present_digest, generation = EMPTY_DIGEST, 0
+    if present is not None:
+        present_digest, generation = present.content_digest, present.generation
+    new_pages = list(pages)
+    if replaced is None:
+        digest, write = content_digest(new_pages), store.replace
+    else:
+        digest, write = amended_digest(present_digest, replaced, new_pages), store.amend
     if digest == present_digest == EMPTY_DIGEST:
         return
-    following = ListState(
+    new_state = ListState(
         kind=DATES, serial=0, generation=0, highest_serial=0, release_digest=state.content_digest, content_digest=digest,
         loaded_at=state.loaded_at,
     )  # fmt: skip
-    write = store.replace if replaced is None else store.amend
-    await write(dates_name(name), following, written, seen=0 if present is None else present.generation, keep=keep)
+    await write(dates_name(name), new_state, new_pages, seen=generation, keep=keep)
 
 
 async def roll_back_dates(store: ListStore, name: str, target: ListState) -> None:
-    """Restore the dates that belong to a kept state of a list, if they are kept too."""
-    states = [release.state for release in await store.releases(dates_name(name))]
-    wanted = next((state for state in states if _belongs(state, target)), None)
-    if wanted is not None and wanted is not states[0]:
-        await store.rollback(dates_name(name), seen=states[0].generation, to=wanted.generation)
+    """Restore the dates that belong to a kept state of a list, if the store still has them."""
+    releases = await store.releases(dates_name(name))
+    for release in releases:
+        if _belongs(release.state, target):
+            present = releases[0].state
+            if release.state is not present:
+                await store.rollback(dates_name(name), seen=present.generation, to=release.state.generation)
+            return
 
 
 async def kept_dates(store: ListStore, name: str, target: ListState, numbers: Sequence[int]) -> Mapping[int, Page]:
-    """Return the numbered pages of dates that belong to a kept state of a list; empty if they are not kept."""
+    """Return the numbered pages of dates that belong to a kept state of a list; empty if the store has no such dates."""
     for release in await store.releases(dates_name(name)):
         if _belongs(release.state, target):
             pages = await store.kept_pages(dates_name(name), release.state.generation, numbers)
@@ -102,13 +110,11 @@ async def kept_dates(store: ListStore, name: str, target: ListState, numbers: Se
 
 
 def _belongs(dates: ListState, state: ListState) -> bool:
-    return (dates.release_digest, dates.loaded_at) == (state.content_digest, state.loaded_at)
+    return dates.release_digest == state.content_digest and dates.loaded_at == state.loaded_at
 
 
 async def day_of(store: ListStore, name: str, key: int, *, now: float = 0) -> int:
-    """Return the day of a key in a list, read from the store; 0 for none.
-
-    The day of the identifier's own row has priority over that of its TAC, as the reason has (eir.lists.record.reasons.reason_of).
+    """Read from the store the day that a list has for a key, as reasons.reason_of reads its reason; 0 without a day.
 
     Raises:
         StoreError: if the list cannot be read.
@@ -120,8 +126,11 @@ async def day_of(store: ListStore, name: str, key: int, *, now: float = 0) -> in
         return 0
     with as_corrupt(f"page {number} is damaged"):
         low, _, until, tac = decode(pages[0])
-        found = decode_page_days(pages[0], dates[number])
-    entries = [(int(found.days[at]), until[at]) for at in np.flatnonzero(low == key % PAGE_KEYS)]
+        page_days = decode_page_days(pages[0], dates[number])
+    rows = [(int(page_days.days[row]), until[row]) for row in np.flatnonzero(low == key % PAGE_KEYS)]
     if tac is not None:
-        entries.append((found.tac, tac.until))
-    return next((day for day, end in entries if day and (not end or end > now)), 0)
+        rows.append((page_days.tac, tac.until))
+    for day, end in rows:
+        if day and (not end or end > now):
+            return day
+    return 0

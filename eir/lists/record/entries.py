@@ -1,6 +1,6 @@
-"""Entries of a list for commands, decoded from the list's pages: present or past entries.
+"""Entries of a list for commands, decoded from the list's pages.
 
-Past entries come from the history and from the releases that are stored for a rollback.
+Past entries are found by the history in the releases that are stored for a rollback.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ from eir.lists.pages.dates import decode_page_days
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.dates import kept_dates
-from eir.lists.record.history import is_of, is_refusal
+from eir.lists.record.history import is_event_of, is_refusal
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.record.store import Event, ListState, ListStore, Release, utc_text
 
 NO_DATES: Mapping[int, Page] = MappingProxyType({})
 READ_AGAIN_MAX = 5
-"""Maximum number of reads of a list that changes while it is read."""
+"""Maximum number of reads of a list while it changes."""
 
 
 class ListEntry(NamedTuple):
@@ -34,18 +34,21 @@ class ListEntry(NamedTuple):
     imsi: int = 0
     """Key of a pair's subscriber; 0 in other lists."""
     whole_tac: bool = False
+    """True if the entry is a whole TAC, False if it is a single identifier."""
     reason: int = 0
     """Index of the reason in ListState.reasons."""
     until: int = 0
-    """End in Unix seconds; 0 for none."""
+    """Expiry in Unix seconds; 0 if the entry does not expire."""
     date: int = 0
-    """Unix seconds of the day on which the entry was reported or, in a list of device types, the TAC was allocated; 0 if unknown."""
+    """Day in Unix seconds on which the entry was reported or, in a list of device types, the TAC was allocated; 0 if unknown."""
 
     def text(self, kind: str) -> str:
         """Format the identifier or TAC of the entry as in a data file for this kind of list."""
         if kind == SUBSCRIBERS:
             return imsi_text(self.key)
-        return f"{self.key // SNR_KEYS:0{TAC_DIGITS}d}" if self.whole_tac else key_text(self.key)
+        if self.whole_tac:
+            return f"{self.key // SNR_KEYS:0{TAC_DIGITS}d}"
+        return key_text(self.key)
 
 
 def imsi_text(key: int) -> str:
@@ -59,14 +62,14 @@ def until_text(until: int) -> str:
 
 
 def date_text(date: int) -> str:
-    """Format the date of an entry as in data files; empty for none."""
+    """Format the date of an entry as in data files; an empty text if the date is unknown."""
     return until_text(date)[: len("2026-12-31")]
 
 
 async def read_pages(
     store: ListStore, name: str, is_selected: Callable[[Page], bool] = lambda _: True
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Return the state of a list and the selected pages, in ascending order and of the same generation.
+    """Return the state of a list and its selected pages by ascending number, all of the same generation.
 
     Raises:
         StoreError: if the list cannot be read.
@@ -82,7 +85,7 @@ async def read_pages(
 
 
 def entries_of(pages: Iterable[Page], dates: Mapping[int, Page] = NO_DATES) -> Iterator[ListEntry]:
-    """Yield the entries of pages. For each page, the whole TAC is first, then the identifiers by ascending key.
+    """Yield the entries of pages: for each page first the whole TAC, then the identifiers by ascending key.
 
     `dates`: pages of dates by number (eir.lists.record.dates).
 
@@ -95,68 +98,67 @@ def entries_of(pages: Iterable[Page], dates: Mapping[int, Page] = NO_DATES) -> I
 
 
 def _entries_of(page: Page, dates: Page | None) -> Iterator[ListEntry]:
-    first, tac = page.number * PAGE_KEYS, page.tac
-    found = None if dates is None else decode_page_days(page, dates)
+    first_key, tac = page.number * PAGE_KEYS, page.tac
+    page_days = None if dates is None else decode_page_days(page, dates)
     if tac is not None:
-        yield ListEntry(first, 0, True, tac.reason, tac.until, found.tac * DAY_S if found else 0)
+        day = 0 if page_days is None else page_days.tac
+        yield ListEntry(first_key, 0, True, tac.reason, tac.until, day * DAY_S)
     if has_pairs(page):
-        for low, paired in decode_pairs(page).items():
-            yield from (
-                ListEntry(first + low, imsi, False, paired.reason, end, paired.date)
-                for imsi, end in paired.imsis.items()
-            )
-    else:
-        content = decode(page)
-        days = found.days.tolist() if found else repeat(0, len(content.low))
-        rows = zip(content.low.tolist(), content.reasons.tolist(), content.until.tolist(), days, strict=True)
-        yield from (ListEntry(first + low, 0, False, reason, end, day * DAY_S) for low, reason, end, day in rows)
+        for low, pair in decode_pairs(page).items():
+            for imsi, end in pair.imsis.items():
+                yield ListEntry(first_key + low, imsi, False, pair.reason, end, pair.date)
+        return
+    content = decode(page)
+    days = repeat(0, len(content.low)) if page_days is None else page_days.days.tolist()
+    rows = zip(content.low.tolist(), content.reasons.tolist(), content.until.tolist(), days, strict=True)
+    for low, reason, end, day in rows:
+        yield ListEntry(first_key + low, 0, False, reason, end, day * DAY_S)
 
 
 RESET = "reset-serial"
-"""Event that leaves the entries of a list as they were."""
+"""`what` of an event that does not change the entries of a list."""
 
 
 class Past(NamedTuple):
-    """State of a list at a past time, and later changes."""
+    """State of a list at a past time, and its later changes."""
 
     event: Event | None
-    """Event that led to this state; None if the list had not been loaded, or if the history does not reach back so far."""
+    """Event that led to the state; None if the list had not been loaded, or if the event is no longer in the history."""
     release: Release | None
-    """Release of that event, if it is still stored or in force."""
+    """Release of that event; None if the store no longer has the release."""
     rows: Sequence[ListEntry] | None
-    """Entries of a key that had not ended; None if the pages are no longer stored."""
+    """Entries of a key that had not expired at that time; None if the pages are no longer stored."""
     since: Sequence[Event]
     """Changes of the list after that time, oldest first."""
 
 
 async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """Return the state of a list at a past time, and the entries for `key` unless it is `None`.
+    """Return the state of a list at a past time, with the entries for `key` unless `key` is None.
 
     Raises:
         StoreError: if the store cannot be read.
     """
-    events = [event for event in await store.history(name) if not is_refusal(event) and event.what != RESET]
-    at = utc_text(moment)
-    before, since = [event for event in events if event.time <= at], [event for event in events if event.time > at]
+    events = await store.history(name)
+    changes = [event for event in events if not is_refusal(event) and event.what != RESET]
+    time_text = utc_text(moment)
+    before = [event for event in changes if event.time <= time_text]
+    since = [event for event in changes if event.time > time_text]
     if not before:
         return Past(None, None, None, since)
     event = before[-1]
-    release = next((release for release in await store.releases(name) if is_of(event, release.state)), None)
-    rows: Sequence[ListEntry] | None = None
-    if release is not None and key is not None:
-        pages = await store.kept_pages(name, release.state.generation, [key // PAGE_KEYS])
-        dates = await kept_dates(store, name, release.state, [key // PAGE_KEYS])
-        rows = (
-            None
-            if pages is None
-            else [
-                each
-                for each in entries_of(pages, dates)
-                if _covers(each, key) and not 0 < each.until <= moment.timestamp()
-            ]
-        )
+    releases = await store.releases(name)
+    release = next((release for release in releases if is_event_of(event, release.state)), None)
+    if release is None or key is None:
+        return Past(event, release, None, since)
+    number = key // PAGE_KEYS
+    pages = await store.kept_pages(name, release.state.generation, [number])
+    dates = await kept_dates(store, name, release.state, [number])
+    if pages is None:
+        return Past(event, release, None, since)
+    rows = []
+    for entry in entries_of(pages, dates):
+        is_for_key = entry.whole_tac or entry.key == key
+        has_expired = 0 < entry.until <= moment.timestamp()
+        if is_for_key and not has_expired:
+            rows.append(entry)
     return Past(event, release, rows, since)
-
-
-def _covers(entry: ListEntry, key: int) -> bool:
-    return entry.key == key or (entry.whole_tac and entry.key // PAGE_KEYS == key // PAGE_KEYS)

@@ -1,11 +1,12 @@
 """Hash chains of the history. Each record has the digest of the previous one, so that changes are detected.
 
-A record is a line of JSON with its number, `before` (SHA-256 of the text of the previous record) and an event. Rows that a
-register feeds are in a chain of their own, FEED, which is limited in size. Each of its records has in `after` the number of
-the newest record of MAIN at that time. Anchors in MAIN hold the head of FEED, so MAIN proves FEED.
+A record is a line of JSON with its number, `before` (SHA-256 of the text of the previous record) and an event. There are two
+chains. Rows that a register feeds are in the chain FEED, which is limited in size. All other events are in the chain MAIN. Each
+record of FEED has in `after` the number of the newest record of MAIN at that time. Anchors in MAIN contain number and digest of
+the newest record of FEED, so MAIN proves FEED.
 
-Refusals are not in a chain, because anyone can cause any number of them. They are folded by day, reason, sender and list. The
-sum of their digests proves them, and the oldest folds are deleted.
+Refusals are not in a chain, because anyone can cause any number of refusals. A fold counts the refusals with the same day, reason,
+sender and list. The ledger of MAIN has the sum of the folds' digests, which reveals a change of a fold. The oldest folds are deleted.
 """
 
 import json
@@ -21,15 +22,17 @@ from eir.lists.pages.pages import digest_text
 from eir.lists.record.store import ANCHOR, FEED, MAIN, REFUSED, Event, Fold, Ledger, ListState, Record
 
 CLAIMS = " (claims {} {}, unverified)"
-"""End of the detail of a refusal whose manifest was never verified: the list and serial that the manifest claims."""
+"""End of the detail of a refusal whose manifest was not verified: list and serial in the manifest."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 FOLDS_MAX = 1_000
-"""Maximum number of stored folds; above it, the oldest tenth is deleted."""
+"""Number of stored folds above which the oldest tenth is deleted."""
 CONTENT_DIGITS = 32
-"""Number of hexadecimal digits of a list's content digest in the record of the event that led to it."""
+"""Number of hexadecimal digits of a list's content digest in an event."""
 _EVENT_FIELDS = tuple(field.name for field in fields(Event))
 _RECORD_FIELDS = tuple(name for name in _EVENT_FIELDS if name not in {"number", "count", "first", "chain"})
+"""Fields of an event in its record or fold."""
 _TEXTS = ("time", "who", "what", "outcome", "detail")
+"""Fields of an event that must be texts."""
 
 
 def record_digest(text: str) -> str:
@@ -38,126 +41,154 @@ def record_digest(text: str) -> str:
 
 
 def list_of(event: Event) -> str | None:
-    """Return the name of the list of an event, or the unverified list name of a rejected release."""
-    claim = _CLAIMED.search(event.detail) if event.list is None else None
-    return claim[1] if claim else event.list
+    """Return the name of the list of an event; for a refusal without a verified manifest, the name in the manifest."""
+    if event.list is not None:
+        return event.list
+    claim = _CLAIMED.search(event.detail)
+    return claim[1] if claim else None
 
 
 # Writing
 
 
 def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = None) -> tuple[list[Record], Ledger]:
-    """Build the records of new events of a chain. Return the records and the updated ledger.
+    """Build the records of new events of a chain; return the records and the new ledger of the chain.
 
-    For records of FEED, `after` is the number of the newest record of MAIN.
+    `after`: number of the newest record of MAIN, for records of FEED.
     """
-    records, digest, size = [], ledger.digest, ledger.bytes
-    place = {} if after is None else {"after": after}
-    for number, event in enumerate(events, ledger.number + 1):
-        text = _json({"number": number, "before": digest, **place, **_event_fields(event)})
+    records: list[Record] = []
+    number, digest, size = ledger.number, ledger.digest, ledger.bytes
+    for event in events:
+        number += 1
+        fields: dict[str, Any] = {"number": number, "before": digest}
+        if after is not None:
+            fields["after"] = after
+        text = _json({**fields, **_event_fields(event)})
         records.append(Record(number, text))
-        digest, size = record_digest(text), size + len(text)
-    return records, replace(ledger, number=ledger.number + len(records), digest=digest, bytes=size)
+        digest = record_digest(text)
+        size += len(text)
+    return records, replace(ledger, number=number, digest=digest, bytes=size)
 
 
 def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
-    """Add the head of the feed's chain to an anchor; return the anchor and the new ledger of the feed's chain.
+    """Add number and digest of FEED's newest record to an anchor; return the anchor and the new ledger of FEED.
 
-    If the last anchor has the same head, None is returned instead of the anchor.
+    If the last anchor has the same record, the result has None in place of the anchor.
     """
-    after = replace(feed, anchored=feed.number, anchored_at=anchor.time)
-    return None if feed.number == feed.anchored else replace(anchor, head=feed.number, digest=feed.digest), after
+    new_ledger = replace(feed, anchored=feed.number, anchored_at=anchor.time)
+    if feed.number == feed.anchored:
+        return None, new_ledger
+    return replace(anchor, head=feed.number, digest=feed.digest), new_ledger
 
 
 def fold_key(event: Event) -> str:
-    """Return the key of the fold in which a rejection is counted."""
+    """Return the key of the fold that counts a refusal."""
     parts = (event.time[:10], list_of(event) or "", event.who, event.detail.partition(":")[0])
     return sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledger]:
-    """Add a rejection to its fold; return the new fold and the ledger after it.
+    """Add a refusal to its fold; return the new fold and the new ledger of MAIN.
 
-    `before` is the text of the present fold; None for the first rejection.
+    `before` is the text of the present fold; None for the first refusal.
     """
-    count, first = 0, event.time
+    refused = ledger.refused + 1
+    total = int(ledger.refusals, 16)
+    count, first = 1, event.time
     if before is not None:
-        was = _read_fold(before)
-        count, first = was["count"], was["first"]
-    text = _json(
-        {"at": ledger.refused + 1, "after": ledger.number, "count": count + 1, "first": first, **_event_fields(event)}
-    )
-    total = int(ledger.refusals, 16) + _number(text) - (0 if before is None else _number(before))
-    return Fold(fold_key(event), text), replace(ledger, refused=ledger.refused + 1, refusals=digest_text(total))
+        total -= _digest_number(before)
+        present = _read_fold(before)
+        count, first = present["count"] + 1, present["first"]
+    fields = {"at": refused, "after": ledger.number, "count": count, "first": first}
+    text = _json({**fields, **_event_fields(event)})
+    total += _digest_number(text)
+    return Fold(fold_key(event), text), replace(ledger, refused=refused, refusals=digest_text(total))
 
 
 def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
-    """Return the oldest folds that must be deleted because there are more than FOLDS_MAX."""
-    if len(folds) <= FOLDS_MAX:
+    """Return the oldest folds, which must be deleted because there are more than FOLDS_MAX; empty if there are not."""
+    excess = len(folds) - FOLDS_MAX
+    if excess <= 0:
         return ()
-    return sorted(folds, key=lambda fold: int(_read_fold(fold.text)["at"]))[: len(folds) - FOLDS_MAX + FOLDS_MAX // 10]
+    oldest_first = sorted(folds, key=lambda fold: int(_read_fold(fold.text)["at"]))
+    return oldest_first[: excess + FOLDS_MAX // 10]
 
 
-def with_folds(ledger: Ledger, folds: Iterable[Fold], times: int = 1) -> Ledger:
-    """Return the ledger after these folds were added, or removed if `times` is -1."""
-    texts = [fold.text for fold in folds]
-    refused = max([ledger.refused, *(_read_fold(text)["at"] for text in texts)])
-    return replace(
-        ledger, refused=refused, refusals=digest_text(int(ledger.refusals, 16) + times * sum(map(_number, texts)))
-    )
+def replace_folds(ledger: Ledger, removed: Sequence[Fold], added: Sequence[Fold] = ()) -> Ledger:
+    """Return the ledger of MAIN after folds were removed and others added."""
+    refused = ledger.refused
+    for fold in (*removed, *added):
+        refused = max(refused, _read_fold(fold.text)["at"])
+    total = int(ledger.refusals, 16) - _digest_sum(removed) + _digest_sum(added)
+    return replace(ledger, refused=refused, refusals=digest_text(total))
 
 
-def exchange_folds(
-    there: Sequence[Fold], given: Sequence[Fold], *, exact: bool
+def compare_folds(
+    stored: Sequence[Fold], given: Sequence[Fold], *, exact: bool
 ) -> tuple[Sequence[Fold], Sequence[Fold]]:
-    """Compare the stored folds (`there`) with a writer's folds (`given`); return folds to delete, and to store.
+    """Compare the stored folds with a writer's folds (`given`); return the folds to delete, and the folds to store.
 
-    If `exact` is set, they replace all stored folds; otherwise the fold with the higher count stays.
+    With `exact` the given folds replace all stored folds. Otherwise, of two folds with the same key, the fold with the
+    higher count stays.
     """
     if exact:
-        return there, given
-    known = {fold.key: fold for fold in there}
-    new = [fold for fold in given if fold.key not in known or _count(fold) > _count(known[fold.key])]
-    return [known[fold.key] for fold in new if fold.key in known], new
+        return stored, given
+    by_key = {fold.key: fold for fold in stored}
+    removed, added = [], []
+    for fold in given:
+        present = by_key.get(fold.key)
+        if present is None:
+            added.append(fold)
+        elif _count(fold) > _count(present):
+            removed.append(present)
+            added.append(fold)
+    return removed, added
 
 
 def rewritten_ledger(ledger: Ledger, first: Record | None, last: Record | None, size: int) -> Ledger:
     """Return the ledger of a chain after a rewrite.
 
-    `first`: first record of the chain; None if it did not change. `last`: last record of the chain. `size`: bytes of
-    all records.
+    Args:
+        ledger: ledger before the rewrite.
+        first: first record of the chain; None if it did not change.
+        last: last record of the chain; None if the chain is empty.
+        size: bytes of all records.
     """
-    number, digest = (0, Ledger().digest) if last is None else (last.number, record_digest(last.text))
-    return replace(
-        ledger, first=ledger.first if first is None else first.number, number=number, digest=digest, bytes=size
-    )
+    first_number = ledger.first if first is None else first.number
+    number, digest = 0, Ledger().digest
+    if last is not None:
+        number, digest = last.number, record_digest(last.text)
+    return replace(ledger, first=first_number, number=number, digest=digest, bytes=size)
 
 
 def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int | None) -> Sequence[Record]:
-    """Return the oldest records that must be deleted: older than `until`, or too many bytes (`bytes_max`).
+    """Return the oldest records, which must be deleted: they are older than `until`, or the chain exceeds `bytes_max`.
 
     The newest record of the chain always stays.
     """
-    too_much = 0 if bytes_max is None else ledger.bytes - bytes_max
-    for at, record in enumerate(records):
-        if record.number == ledger.number or (too_much <= 0 and read_record(record).time >= until):
-            return records[:at]
-        too_much -= len(record.text)
+    excess_bytes = 0 if bytes_max is None else ledger.bytes - bytes_max
+    for count, record in enumerate(records):
+        is_newest = record.number == ledger.number
+        if is_newest or (excess_bytes <= 0 and read_record(record).time >= until):
+            return records[:count]
+        excess_bytes -= len(record.text)
     return records
 
 
 def trim_records(
-    ledger: Ledger, gone: Sequence[Record], event: Event | None, after: int | None = None
+    ledger: Ledger, overdue: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """Build the record about a deletion of records; return it and the chain's ledger after the deletion.
+    """Return the record about a deletion of records, and the chain's ledger after the deletion.
 
     Without `event`, there is no record. `after` is that of `append_events`.
     """
-    first, last = gone[0].number, gone[-1].number
-    ledger = replace(ledger, first=last + 1, bytes=ledger.bytes - sum(len(record.text) for record in gone))
+    first, last = overdue[0], overdue[-1]
+    overdue_bytes = sum(len(record.text) for record in overdue)
+    ledger = replace(ledger, first=last.number + 1, bytes=ledger.bytes - overdue_bytes)
     if event is None:
         return (), ledger
-    detail = f"{event.detail}: records {first} to {last} are forgotten, the last of {read_record(gone[-1]).time}"
+    numbers = f"records {first.number} to {last.number}"
+    detail = f"{event.detail}: {numbers} are forgotten, the last of {read_record(last).time}"
     return append_events(ledger, [replace(event, detail=detail)], after)
 
 
@@ -170,19 +201,20 @@ def read_record(record: Record, chain: str = MAIN) -> Event:
     Raises:
         StoreError: `corrupt`.
     """
-    return _event(_read(record.text), number=record.number, chain=chain)
+    fields = _read(record.text)
+    return _event(fields, number=record.number, chain=chain)
 
 
-def place_of(record: Record) -> int:
+def preceding_main_number(record: Record) -> int:
     """Return the number of the record of MAIN after which a record of FEED was written.
 
     Raises:
         StoreError: `corrupt`.
     """
-    place = _read(record.text).get("after")
-    if type(place) is not int:
+    number = _read(record.text).get("after")
+    if type(number) is not int:
         raise StoreError("corrupt", f"record {record.number} of the feed is not whole")
-    return place
+    return number
 
 
 def events_of(
@@ -194,7 +226,7 @@ def events_of(
     *,
     fed: Sequence[Record] = (),
 ) -> list[Event]:
-    """Return the newest `limit` events of records and rejections, in the order in which they happened.
+    """Return the newest `limit` events of records and refusals, in the order in which they happened.
 
     Args:
         records: records of MAIN.
@@ -207,34 +239,35 @@ def events_of(
     Raises:
         StoreError: `corrupt`.
     """
-    placed = [((record.number, 0, "", 0), read_record(record)) for record in records]
-    texts = [(fold.text, _read_fold(fold.text)) for fold in folds]
-    refused = [
-        (
-            fields["after"],
-            fields["at"],
-            _event(fields, count=fields["count"], first=fields["first"] if fields["count"] > 1 else None),
-        )
-        for _, fields in sorted(texts, key=lambda each: (each[1]["after"], each[1]["at"]))
-    ]
-    rows = [(place_of(record), record.number, read_record(record, FEED)) for record in sorted(fed)]
-    # Refusals after the same record have an order, and so have rows of a feed; between the two kinds, the time decides.
-    for sequence in (refused, rows):
+    refusals = [_refusal(fold) for fold in folds]
+    refusals.sort(key=lambda refusal: refusal[:2])
+    rows = [(preceding_main_number(record), record.number, read_record(record, FEED)) for record in sorted(fed)]
+    # Sort keys: number of the record of MAIN; 0 for that record, 1 for events after it; time and order of these events.
+    # The order of refusals is known, and that of rows. Between a refusal and a row, the time decides.
+    keyed = [((record.number, 0, "", 0), read_record(record)) for record in records]
+    for sequence in (refusals, rows):
         latest = ""
-        for after, at, event in sequence:
+        for after, order, event in sequence:
             latest = max(latest, event.time)
-            placed.append(((after, 1, latest, at), event))
-    selected = [
-        each
-        for each in placed
-        if (name is None or list_of(each[1]) == name) and (since is None or each[1].time >= since)
-    ]
-    events = [event for _, event in sorted(selected, key=lambda each: each[0])]
+            keyed.append(((after, 1, latest, order), event))
+    keyed.sort(key=lambda pair: pair[0])
+    events = []
+    for _, event in keyed:
+        if (name is None or list_of(event) == name) and (since is None or event.time >= since):
+            events.append(event)
     return events if limit is None else events[-limit:]
 
 
+def _refusal(fold: Fold) -> tuple[int, int, Event]:
+    """Return the number of MAIN's newest record at the last refusal of a fold, the refusal's number, and its event."""
+    fields = _read_fold(fold.text)
+    count = fields["count"]
+    first = fields["first"] if count > 1 else None
+    return fields["after"], fields["at"], _event(fields, count=count, first=first)
+
+
 def readable_events(records: Iterable[Record], chain: str = MAIN) -> list[Event]:
-    """Return the events of the records that can be parsed; damaged records are skipped."""
+    """Return the events of the records that can be parsed; skip damaged records."""
     events: list[Event] = []
     for record in records:
         with suppress(StoreError):
@@ -243,14 +276,14 @@ def readable_events(records: Iterable[Record], chain: str = MAIN) -> list[Event]
 
 
 def newest_change(events: Sequence[Event]) -> Event | None:
-    """Return the newest event that is not a rejection, which is a list's newest change."""
+    """Return the newest event that is not a refusal: for events of one list, the newest change of the list."""
     return next((event for event in reversed(events) if not is_refusal(event)), None)
 
 
-def is_of(event: Event, state: ListState) -> bool:
+def is_event_of(event: Event, state: ListState) -> bool:
     """Return True if the event led to this state of a list.
 
-    Events of old versions do not have the content digest, so the digest of their release is compared.
+    An event of an old version has no content digest, so the digest of its release is compared.
     """
     if event.content is not None:
         return event.content == content_of(state)
@@ -258,7 +291,7 @@ def is_of(event: Event, state: ListState) -> bool:
 
 
 def content_of(state: ListState) -> str:
-    """Return the first digits of a list's content digest, in the form that events contain."""
+    """Return the first digits of a list's content digest, as in an event (Event.content)."""
     return state.content_digest[:CONTENT_DIGITS]
 
 
@@ -267,47 +300,51 @@ def is_linked(records: Sequence[Record], before: str | None) -> bool:
 
     `before` is the digest that the first record must have; None for any.
     """
-    start = records[0].number
-    for at, (number, text) in enumerate(records, start):
-        if number != at or _record_fault(number, text, before):
+    first = records[0].number
+    for expected, (number, text) in enumerate(records, first):
+        if number != expected or _record_fault(number, text, before):
             return False
         before = record_digest(text)
     return True
 
 
 def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> Iterator[str]:
-    """Yield the faults of a chain as messages; a valid chain has none.
+    """Yield a message about each fault of a chain.
 
     `records`: all stored records, oldest first.
     """
-    expected, before = ledger.first, None if ledger.first > 1 else Ledger().digest
+    expected = ledger.first
+    before = Ledger().digest if ledger.first <= 1 else None
     for number, text in records:
         if number > expected:
-            yield _missing(expected, number - 1)
+            yield _missing_text(expected, number - 1)
             before = None  # the digest of a missing record is unknown
-        if fault := _record_fault(number, text, before):
+        fault = _record_fault(number, text, before)
+        if fault:
             yield fault
         expected, before = number + 1, record_digest(text)
     if expected <= ledger.number:
-        yield _missing(expected, ledger.number)
+        yield _missing_text(expected, ledger.number)
     elif expected > ledger.number + 1:
         yield f"records after {ledger.number} were not written by this program"
     elif before not in {None, ledger.digest}:
         yield f"record {ledger.number}, the newest, was changed"
-    if digest_text(sum(_number(fold.text) for fold in folds)) != ledger.refusals:
+    if digest_text(_digest_sum(folds)) != ledger.refusals:
         yield "refusals were changed or removed"
 
 
 def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
-    """Yield the faults of the feed's chain that anchors in MAIN reveal, as messages.
+    """Yield a message about each fault of the chain FEED that anchors in MAIN reveal.
 
-    `records`: those of MAIN. `fed` and `ledger`: those of the feed's chain.
+    Args:
+        records: records of MAIN.
+        fed: records of FEED.
+        ledger: ledger of FEED.
     """
-    anchors = {
-        event.head: (event.number, event.digest)
-        for event in readable_events(records)
-        if event.what == ANCHOR and event.head is not None
-    }
+    anchors: dict[int, tuple[int | None, str | None]] = {}
+    for event in readable_events(records):
+        if event.what == ANCHOR and event.head is not None:
+            anchors[event.head] = event.number, event.digest
     for number, text in fed:
         anchor, digest = anchors.get(number, (None, None))
         if anchor is not None and digest != record_digest(text):
@@ -332,14 +369,12 @@ def _record_fault(number: int, text: str, before: str | None) -> str:
         return f"record {fields.get('number', 'without a number')} stands where record {number} was"
     if before in {None, fields.get("before")}:
         return ""
-    return (
-        f"record {number - 1} is not the one that record {number} was written after: it was changed"
-        if number > 1
-        else "record 1 was changed"
-    )
+    if number > 1:
+        return f"record {number - 1} is not the one that record {number} was written after: it was changed"
+    return "record 1 was changed"
 
 
-def _missing(first: int, last: int) -> str:
+def _missing_text(first: int, last: int) -> str:
     return f"record {first} is missing" if first == last else f"records {first} to {last} are missing"
 
 
@@ -347,7 +382,8 @@ def _missing(first: int, last: int) -> str:
 
 
 def _event_fields(event: Event) -> dict[str, Any]:
-    return {name: value for name in _RECORD_FIELDS if (value := getattr(event, name)) is not None}
+    values = {name: getattr(event, name) for name in _RECORD_FIELDS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _json(fields: dict[str, Any]) -> str:
@@ -358,8 +394,12 @@ def _count(fold: Fold) -> int:
     return int(_read_fold(fold.text)["count"])
 
 
-def _number(text: str) -> int:
+def _digest_number(text: str) -> int:
     return int(record_digest(text), 16)
+
+
+def _digest_sum(folds: Iterable[Fold]) -> int:
+    return sum(_digest_number(fold.text) for fold in folds)
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -374,18 +414,18 @@ def _read(text: str) -> dict[str, Any]:
 
 def _read_fold(text: str) -> dict[str, Any]:
     fields = _read(text)
-    if (
-        any(type(fields.get(name)) is not int for name in ("count", "at", "after"))
-        or type(fields.get("first")) is not str
-    ):
+    are_integers = all(type(fields.get(name)) is int for name in ("count", "at", "after"))
+    if not are_integers or type(fields.get("first")) is not str:
         raise StoreError("corrupt", "a refusal of the history is not whole")
     return fields
 
 
 def _event(fields: dict[str, Any], **more: Any) -> Event:
-    known = {key: value for key, value in fields.items() if key in _EVENT_FIELDS}
+    """Build an event from the fields of a record or fold; `more` replaces some of these fields."""
+    known = {name: value for name, value in fields.items() if name in _EVENT_FIELDS}
+    known |= more
     try:
-        event = Event(**{**known, **more})
+        event = Event(**known)
     except TypeError as error:
         raise StoreError("corrupt", f"a record of the history is not whole: {error}") from error
     if not all(isinstance(getattr(event, name), str) for name in _TEXTS):
@@ -394,10 +434,10 @@ def _event(fields: dict[str, Any], **more: Any) -> Event:
 
 
 def is_refusal(event: Event) -> bool:
-    """Return True if the event is a rejection. Rejections are counted in folds; other events are records."""
+    """Return True if the event is a refusal, which is counted in a fold. Other events become records."""
     return event.outcome == REFUSED
 
 
 def is_counted(event: Event) -> bool:
-    """Return True if the event is an outcome of a release or of a change of a list."""
+    """Return True if `eir_releases_total` counts the event: a refusal, or an event of a list."""
     return event.list is not None or is_refusal(event)

@@ -1,4 +1,4 @@
-"""File in the state folder that names the lists in force on this node, and survives restarts."""
+"""File in the state folder with the lists in force on this node, which survives restarts."""
 
 import fcntl
 import json
@@ -16,44 +16,48 @@ IN_FORCE_FILE = "in-force.json"
 
 
 class InForce(NamedTuple):
-    """Release or content of a list that was last in force on this node."""
+    """Content of a list that was last in force on this node."""
 
     serial: int
     content: str
     since: str
     """Time from which the content was in force."""
     mark: Mark
-    """Highest mark (ListState.mark) of all states that were in force here."""
+    """Highest mark (ListState.mark) of all states of the list that were in force on this node."""
 
 
 def load_in_force(folder: Path) -> dict[str, InForce]:
-    """Load from the state folder the lists that were last in force.
-
-    If the file is missing or damaged, the result is empty.
-    """
+    """Load from the state folder the lists that were last in force; the result is empty without a valid file."""
+    entries = {}
     with suppress(OSError, ValueError, TypeError):
-        return {
-            str(name): InForce(int(serial), str(content), str(since), _mark(*(mark or [(0, serial)])))
-            for name, (serial, content, since, *mark) in json.loads((folder / IN_FORCE_FILE).read_text()).items()
-        }
+        text = (folder / IN_FORCE_FILE).read_text()
+        for name, (serial, content, since, *marks) in json.loads(text).items():
+            mark = _mark(marks[0]) if marks else (0, int(serial))  # an old version stored no mark
+            entries[str(name)] = InForce(int(serial), str(content), str(since), mark)
+        return entries
     return {}
 
 
 def save_in_force(
     folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
 ) -> dict[str, InForce]:
-    """Store lists in force, and marks that are higher than before; return all stored lists.
+    """Save lists in force and marks of lists in the file; return the new content of the file.
 
-    Several processes of a host may call the function at the same time. A mark is never lowered. If `durable` is set,
-    the file survives a power failure.
+    A mark in the file never decreases. Several processes of a host may call the function at the same time.
+
+    Args:
+        folder: state folder.
+        entries: lists in force, which replace the entries of these lists in the file.
+        marks: further marks, by list.
+        durable: True if the file must survive a power failure.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         stored = load_in_force(folder)
-        known = [*((name, entry.mark) for name, entry in stored.items()), *marks.items()]
+        stored_marks = [(name, entry.mark) for name, entry in stored.items()]
         stored |= entries
-        for name, mark in known:
+        for name, mark in (*stored_marks, *marks.items()):
             entry = stored.get(name, InForce(0, "", "", mark))
             stored[name] = entry._replace(mark=max(entry.mark, mark))
         write_file(folder / IN_FORCE_FILE, json.dumps(stored).encode(), durable=durable)
@@ -65,10 +69,10 @@ def save_in_force(
 
 
 def save_mark(folder: Path, name: str, mark: Mark) -> None:
-    """Store the mark of a list durably, before the change that raised the mark is reported as done.
+    """Save the mark of a list so that it survives a power failure. The caller then reports the change of the mark.
 
-    A host without a state folder has no node and stores nothing. If the disk is full, the node stores the mark a second
-    later.
+    Nothing is saved if there is no state folder, because the host then has no node. If the disk is full, the node saves
+    the mark one second later.
     """
     with suppress(OSError):
         save_in_force(folder, {}, {name: mark}, durable=True)

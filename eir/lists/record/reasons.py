@@ -10,7 +10,9 @@ from eir.lists.pages.pages import PAGE_KEYS, decode_sections
 from eir.lists.record.store import ListState, ListStore
 
 REASON_CHARS_MAX = 200
+"""Maximum number of characters of a reason."""
 REASONS_MAX = 255
+"""Number of texts with their own index; this index itself stands for all other texts."""
 OTHER_REASON = "other"
 
 
@@ -21,71 +23,69 @@ def check_reason(text: str) -> None:
 
 
 class Reasons:
-    """Table of reason texts by index, in the order of their first use. Index 0 is the empty text: no reason."""
+    """Table of the reason texts of a list by index, in the order of their first use. Index 0 means no reason."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
-        """Create a table of reasons; `known` has the texts whose indexes the pages of the list already use."""
+        """Create a table of reasons; `known` are the present texts of the list (ListState.reasons)."""
         self._texts = list(known) or [""]
         self._index = {text: index for index, text in enumerate(self._texts[:REASONS_MAX])}
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All reason texts in the form of ListState.reasons; empty if no row has a reason."""
+        """Reason texts in the form of ListState.reasons; empty if no row has a reason."""
         return tuple(self._texts) if len(self._texts) > 1 else ()
 
     @property
     def known(self) -> Sequence[str]:
-        """Reason texts that have their own index. Later texts share the index of `other`."""
+        """Reason texts that have their own index."""
         return self._texts[:REASONS_MAX]
 
     def index(self, text: str) -> int:
-        """Return the index of a reason text; after 255 texts, new texts become `other`.
-
-        A text has at most REASON_CHARS_MAX characters.
-        """
-        if text not in self._index and len(self._texts) < REASONS_MAX:
-            self._index[text] = len(self._texts)
-            self._texts.append(text)
-        elif text not in self._index and len(self._texts) == REASONS_MAX:
-            self._texts.append(OTHER_REASON)
+        """Return the index of a reason text, and add a new text; if the table is full, return the index of `other`."""
+        if text not in self._index:
+            if len(self._texts) < REASONS_MAX:
+                self._index[text] = len(self._texts)
+                self._texts.append(text)
+            elif len(self._texts) == REASONS_MAX:
+                self._texts.append(OTHER_REASON)
         return self._index.get(text, REASONS_MAX)
 
 
 async def reason_bytes(
     texts: Iterable[str], state: ListState, store: ListStore, name: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the indexes of `texts` in a list's reasons, and all reasons of the list including new ones.
+    """Return the index of each of `texts` in a list's reasons, and all reasons of the list including new texts.
 
-    Each full release brings all its reasons, but the reasons of operators accumulate over the years. So the index of a
-    reason that no entry has any more is reused. If the list changes meanwhile, the store rejects the change that uses
-    the index.
+    A full release replaces all reasons, but the reasons of operators accumulate over the years. So if the table is full,
+    the index of a reason that no entry has is reused. If another writer changes the list meanwhile, the store rejects
+    the change that uses the index.
 
     Raises:
         StoreError: if the list cannot be read.
     """
-    known = Reasons(state.reasons)
-    indexes = {text: known.index(text) for text in texts}
-    if REASONS_MAX not in indexes.values():
-        return indexes, known.texts
+    reasons = Reasons(state.reasons)
+    indexes = {text: reasons.index(text) for text in texts}
+    other_texts = [text for text, index in indexes.items() if index == REASONS_MAX]
+    if not other_texts:
+        return indexes, reasons.texts
     used = {0, REASONS_MAX, *indexes.values()}
     async for _, batch in store.pages(name):
         for page in batch:
             used.update(decode_sections(page.extra).reasons)
             if page.tac is not None:
                 used.add(page.tac.reason)
-    free = (byte for byte in range(REASONS_MAX) if byte not in used)
-    new_texts = list(known.texts)
-    for text in [text for text, byte in indexes.items() if byte == REASONS_MAX]:
-        indexes[text] = next(free, REASONS_MAX)
-        if indexes[text] < REASONS_MAX:
-            new_texts[indexes[text]] = text
-    if REASONS_MAX not in indexes.values():
+    new_texts = list(reasons.texts)
+    free = [index for index in range(REASONS_MAX) if index not in used]
+    for text, index in zip(other_texts, free, strict=False):
+        indexes[text] = index
+        new_texts[index] = text
+    if len(free) >= len(other_texts):
         del new_texts[max(len(state.reasons), REASONS_MAX) :]
     return indexes, tuple(new_texts)
 
 
 def reason_text(state: ListState, byte: int) -> str:
-    """Return the text of a reason index of a list; an empty text for index 0."""
+    """Return the text of a reason index in a page of a list; an empty text for index 0."""
     if not byte:
         return ""
     return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
@@ -94,8 +94,8 @@ def reason_text(state: ListState, byte: int) -> str:
 async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) -> str | None:
     """Read from the store the reason that a list has for a key; None if the key has no row or no reason.
 
-    The reason of the identifier's own row has priority. The reason of its TAC counts if there is no such row, if the
-    row has no reason, or if the row has ended by `now` (Unix seconds; 0: ends are ignored).
+    The result is the reason of the identifier's own row. If there is no such row, or if it has no reason, or if it has
+    ended by `now`, the result is the reason of the whole TAC. `now` is in Unix seconds; with 0 no row has ended.
 
     Raises:
         StoreError: if the list cannot be read.
@@ -105,8 +105,10 @@ async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) ->
         return None
     with as_corrupt(f"page {pages[0].number} is damaged"):
         low, reasons, until, tac = decode(pages[0])
-    entries = [(int(reasons[at]), until[at]) for at in np.flatnonzero(low == key % PAGE_KEYS)]
+    rows = [(int(reasons[row]), until[row]) for row in np.flatnonzero(low == key % PAGE_KEYS)]
     if tac is not None:
-        entries.append(tac)
-    byte = next((reason for reason, end in entries if reason and (not end or end > now)), 0)
-    return reason_text(state, byte) or None
+        rows.append(tac)
+    for byte, end in rows:
+        if byte and (not end or end > now):
+            return reason_text(state, byte) or None
+    return None

@@ -11,7 +11,7 @@ KINDS = (DEVICES, PAIRS, SUBSCRIBERS, TYPES)
 FIRST_SEEN = "first_seen"
 """Kind of the record of first sightings, which checks write and no configuration declares."""
 BOUND = (PAIRS, TYPES)
-"""Kinds that bind one key to others: a device to its IMSIs, or a TAC (by its lowest key) to its device types."""
+"""Kinds of list that bind a key to other keys: a device to its IMSIs, or a TAC (by its lowest key) to its device types."""
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LOAD_MEMORY = 2 << 30
 """Default memory of a load in bytes."""
@@ -27,7 +27,7 @@ class RecordFormat:
     """Form of the header record or trailer record in a data file."""
 
     begins: str
-    """Text with which the line begins."""
+    """Text at the begin of the record's line."""
     count: int | None = None
     """Position, from 1, of the field with the number of rows."""
     date: int | None = None
@@ -44,32 +44,32 @@ class Layout:
     subjects: Mapping[str, tuple[tuple[str, ...], ...]]
     """Columns that may identify a row, for each kind of list."""
     declared: bool = False
-    """True if the configuration declares it: then every column is required, and other columns are ignored."""
+    """True if the configuration declares the layout. Each column is then required, and other columns are ignored."""
     names: bool = True
     """True if the first line has the names of the columns."""
     separator: str = ","
     encoding: str = "utf-8"
     header: RecordFormat | None = None
-    """Record before all other lines."""
+    """Format of the record before all other lines; None if there is no such record."""
     skip: int = 0
     """Number of lines to skip after the header record."""
     trailer: RecordFormat | None = None
-    """Record after all other lines."""
+    """Format of the record after all other lines; None if there is no such record."""
     dates: str | None = None
-    """Form of dates, such as DD.MM.YYYY; None for the usual forms."""
+    """Format of dates, such as DD.MM.YYYY; None for the default formats."""
     added: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
-    """Codes in the columns `action` and `change`; a row is removed if either column has a code in `removed`."""
+    """Codes in the columns `action` and `change` that add or remove a row. A code in `removed` has priority."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Reasons by their code."""
+    """Code in a data file → reason."""
     junk: bool = False
-    """True if texts that are not identifiers are normal, because networks report them: they are skipped and counted."""
+    """True if rows whose identifier is not valid are skipped and counted, but are no bad rows: networks report such texts."""
     by_pair: bool = False
     """True if a device has one row for each of its IMSIs, even in a list of devices."""
     underscores: bool = False
-    """True if a space in a column name counts as an underscore."""
+    """True if a space in a column name is equal to an underscore."""
     answers: bool = False
-    """True if each line is a GSMA Device Check answer (eir.lists.rows.layout). The answer with the latest action of a device counts."""
+    """True if each line is a GSMA Device Check answer (eir.lists.rows.layout). Of several answers about a device, the answer with the latest action is used."""
 
     @property
     def lines_before(self) -> int:
@@ -79,17 +79,14 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistorySettings:
-    """Limits on the size and age of the history.
-
-    Anyone can cause rejections, so they have a limit of their own.
-    """
+    """Limits on the size and age of the history. Refusals have a fixed limit (eir.lists.record.history.FOLDS_MAX)."""
 
     keep: int = 3650
     """Days for which records are stored."""
     max_bytes: int = 256 << 20
-    """Size of the main chain above which an alert is raised before `keep` has passed."""
+    """Size in bytes of the main chain above which an alert is raised, although `keep` has not passed."""
     feed_max_bytes: int = 256 << 20
-    """Size of the feed's chain above which its oldest records are deleted."""
+    """Size in bytes of the feed's chain above which its oldest records are deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +96,7 @@ class Source:
     url: str
     """URL with a slash at the end."""
     ca: Path | None = None
-    """File of certificate authorities; None for those of this host."""
+    """File of certificate authorities; None for the certificate authorities of this host."""
     certificate: Path | None = None
     key: Path | None = None
     token: Path | None = None
@@ -120,16 +117,16 @@ class ListSettings:
     signers: Path | None = None
     """OpenSSH allowed_signers file with the signers whose releases may change the list; None: releases cannot change it."""
     revoked: Path | None = None
-    """Key revocation list, or file with one public key in each line."""
+    """File of revoked keys: an OpenSSH key revocation list, or one public key in each line."""
     threshold: int = 1
     """Number of distinct keys of distinct persons that must have signed (openssh.distinct_signers)."""
     local: bool = False
     """True if operators' commands change the list instead of releases."""
     shrink_max: float = 0.20
     growth_max: float = 0.20
-    """Largest fractions of the devices in force that one change may remove, and that it may add."""
+    """Largest fraction of the devices in force that one change may remove (`shrink_max`) or add (`growth_max`)."""
     change_min: int = 1000
-    """Number of devices below which a change is within both limits."""
+    """Number of changed devices below which `shrink_max` and `growth_max` do not apply."""
     range_tacs_max: int = 1000
     """Maximum number of TACs of one range."""
     serial_step_max: int = 1_000_000
@@ -159,5 +156,5 @@ class FirstSeenSettings:
 
     @property
     def as_list(self) -> ListSettings:
-        """Settings of the record of first sightings in the form of a list's settings."""
+        """Same settings in the form of a list's settings, for the parts that handle lists."""
         return ListSettings(name=self.list, kind=FIRST_SEEN, local=True)

@@ -14,14 +14,17 @@ from eir.errors import StoreError
 from eir.lists.pages.pages import EMPTY_DIGEST, Page
 
 Mark: TypeAlias = tuple[int, int]
-"""Number of times that an operator set the serial back, and the highest serial accepted since. A mark never decreases."""
+"""Number of times that an operator set the highest serial back, and the highest serial accepted since then.
+
+A mark of a list never decreases.
+"""
 
 ACCEPTED, FORCED, REFUSED, ROLLED_BACK = "accepted", "forced", "refused", "rolled_back"
-"""Outcomes of releases, as `eir_releases_total` labels them. FORCED: put in force although a limit was exceeded."""
+"""Outcomes of releases, as in the label `outcome` of `eir_releases_total`. FORCED: the release exceeded a limit."""
 
 MAIN, FEED = "main", "feed"
 CHAINS = (MAIN, FEED)
-"""Chains of the history. FEED has the rows of registers and a size limit of its own, so that rows displace no record of MAIN."""
+"""Chains of the history. FEED has the rows of registers. It has its own size limit, so rows cannot displace records of MAIN."""
 SIGHTED = "first-seen"
 """`what` of a change of the record of first sightings: the summary of a day, or an import."""
 ANCHOR = "anchor"
@@ -50,7 +53,7 @@ class ListState:
     devices: int = 0
     """Number of listed identifiers: a whole TAC counts as 1,000,000, and single identifiers under it do not count again."""
     reasons: tuple[str, ...] = ()
-    """Texts of the reason indexes in pages; at most 255, then `other`."""
+    """Reason texts; pages contain their indexes. After 255 texts, the last text is `other`."""
     issued: str | None = None
     expires: str | None = None
     signers: tuple[str, ...] = ()
@@ -59,7 +62,7 @@ class ListState:
 
     @property
     def mark(self) -> Mark:
-        """Number of serial resets, and the serial that the next release must exceed."""
+        """Number of serial resets, and highest accepted serial, which the serial of the next release must exceed."""
         return self.serial_resets, self.highest_serial
 
 
@@ -93,7 +96,7 @@ class Event:
     what: str
     """load, refuse, rollback, add, remove, heal, reset-serial, reload, trim, adopt, trace, anchor, first-seen."""
     list: str | None = None
-    """Name of the list; None if no verified manifest named a list."""
+    """Name of the list; None if the event has no list, or for a refusal without a verified manifest."""
     serial: int | None = None
     digest: str | None = None
     """SHA-256 of the manifest; for a reload, of the configuration; for an anchor, of the record `head`."""
@@ -102,9 +105,9 @@ class Event:
     content: str | None = field(default=None, compare=False)
     """First digits of the list's content digest after the event (eir.lists.record.history); the store sets them when it writes."""
     count: int = 1
-    """Number of refusals in a fold; `time` and `detail` are those of the last one."""
+    """Number of refusals in the fold; `time` and `detail` are those of the last refusal."""
     first: str | None = None
-    """Time of the first refusal in a fold of several."""
+    """Time of the first refusal in the fold, if the fold has several refusals."""
     head: int | None = None
     """In an anchor: number of the newest record in the feed's chain; the store sets it when it writes."""
     number: int | None = field(default=None, compare=False)
@@ -123,19 +126,19 @@ class Record(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Fold: all rejections with the same day, list, sender and reason, counted in one entry."""
+    """Entry that counts all refusals with the same day, list, sender and reason."""
 
     key: str
     """Key for the day, list, sender and reason."""
     text: str
-    """JSON: the last of these events; `count`; `first` (time of the first one); `after`, the number of the newest record at that time; `at`, its position among all refusals."""
+    """JSON: event of the last refusal; `count`; `first`, time of the first refusal; `at`, number of the last refusal among all refusals; `after`, number of MAIN's newest record at the last refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
     """Ledger of a chain: the values that prove that the chain is complete.
 
-    Rejections are counted in the ledger of MAIN, anchors in that of FEED.
+    The ledger of MAIN also counts the refusals, and the ledger of FEED the anchors.
     """
 
     first: int = 1
@@ -151,9 +154,9 @@ class Ledger:
     refusals: str = EMPTY_DIGEST
     """Sum of the SHA-256 of the stored folds."""
     anchored: int = 0
-    """Number of the record that the last anchor holds."""
+    """In FEED: number of the record whose digest the last anchor contains."""
     anchored_at: str = ""
-    """Time of the last anchor, or of the last attempt without a new record."""
+    """In FEED: time of the last anchor, or of the last attempt if FEED had no new record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +164,9 @@ class Release:
     """State of a list that is or was in force: after a release, or after a change of a local list."""
 
     state: ListState
-    """State at the time when it came into force."""
+    """State of the list when the release came into force."""
     made: Event | None
-    """Event that put it in force, if known."""
+    """Event that put the release in force; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,9 +356,9 @@ class ListStore(Protocol):
 
 
 async def try_record(store: ListStore, event: Event) -> bool:
-    """Write an event to the history; return False if the store cannot store it.
+    """Write an event to the history; return False if the store fails.
 
-    No exception is raised, because the event has already happened.
+    The event has already happened, so an error of the store must not stop the caller.
     """
     with suppress(StoreError):
         await store.record(event)

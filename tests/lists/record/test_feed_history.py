@@ -15,7 +15,14 @@ from eir.device import device_key
 from eir.errors import StoreError
 from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, added_by, edit_differences
 from eir.lists.follow.history import ANCHOR_S, FEED_TRIM_S, HistoryKeeper, adopt
-from eir.lists.record.history import append_events, chain_faults, feed_faults, is_of, readable_events, record_digest
+from eir.lists.record.history import (
+    append_events,
+    chain_faults,
+    feed_faults,
+    is_event_of,
+    readable_events,
+    record_digest,
+)
 from eir.lists.record.settings import HistorySettings, ListSettings
 from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, utc_text
 from eir.lists.stores.redis import RedisStore
@@ -325,7 +332,7 @@ async def test_a_list_whose_row_was_forgotten_is_not_told(node, store):
     node.clock += 60
     for number in range(10):
         await node.feed(number)
-    assert is_of((await store.history("own"))[2], await store.state("own"))
+    assert is_event_of((await store.history("own"))[2], await store.state("own"))
     await node.look(feed_max_bytes=5_000)
     for _ in range(2):
         await node.look(["own", "new", "stolen"], pass_s=20)

@@ -23,21 +23,21 @@ from eir.errors import GenerationConflict, StoreError
 from eir.lists.record.history import (
     FOLDS_MAX,
     append_events,
+    compare_folds,
     complete_anchor,
     events_of,
     excess_folds,
-    exchange_folds,
     fold_key,
     fold_refusal,
     is_counted,
     is_refusal,
     overdue_records,
-    place_of,
+    preceding_main_number,
     read_record,
     readable_events,
+    replace_folds,
     rewritten_ledger,
     trim_records,
-    with_folds,
 )
 from eir.lists.record.store import ANCHOR, CHAINS, FEED, MAIN, Event, Fold, Ledger, OutcomeCount, Record
 from eir.lists.stores.records import FORM, check_form, decode_ledger, encode, log_upgrade, newer_form
@@ -161,7 +161,7 @@ async def _fold_commands(pipe: Any, event: Event, ledger: Ledger) -> tuple[list[
         folds = await _read_folds(pipe.execute_command)
         excess = excess_folds([*folds, fold])
         commands.append(("HDEL", REFUSALS, *(fold.key for fold in excess)))
-        ledger = with_folds(ledger, excess, -1)
+        ledger = replace_folds(ledger, excess)
     return commands, ledger
 
 
@@ -200,7 +200,7 @@ async def _recover_ledger(link: RedisClient, execute: Execute, chain: str, store
         detail=f"Redis has evicted the ledger of the history; its {chain} chain continues after record {last.number}",
     )
     folds = await _read_folds(execute) if chain == MAIN else ()
-    ledger = with_folds(Ledger(), folds)
+    ledger = replace_folds(Ledger(), (), folds)
     return stored_chain._replace(ledger=rewritten_ledger(ledger, first, last, size))
 
 
@@ -291,7 +291,7 @@ async def _newest_of(
             if name is None or event.list == name:
                 records.append(record)
         oldest = batch[-1]
-        if not has_recent or (after and place_of(oldest) < after):  # all further records are older
+        if not has_recent or (after and preceding_main_number(oldest) < after):  # all further records are older
             break
         start = f"({oldest.number}-0"
     return records
@@ -339,10 +339,10 @@ async def rewrite(
         new_ledger, fold_commands = ledger, list[Command]()
         if chain == MAIN:
             stored_folds = await _read_folds(pipe.execute_command)
-            removed, added = exchange_folds(stored_folds, given, exact=exact)
+            removed, added = compare_folds(stored_folds, given, exact=exact)
             fold_commands += [("HDEL", REFUSALS, fold.key) for fold in removed]
             fold_commands += [("HSET", REFUSALS, *fold) for fold in added]
-            new_ledger = with_folds(with_folds(ledger, removed, -1), added)
+            new_ledger = replace_folds(ledger, removed, added)
         fields = (ledger_field, encode(new_ledger), stream_field, stream, "form", FORM)
         await _execute(pipe, [*commands, *fold_commands, ("HSET", LEDGER, *fields)])
 
@@ -361,7 +361,14 @@ async def _replace_damaged(
     new_stream = f"{STREAMS[chain]}:{secrets.token_hex(8)}"
     ledger = await _stage_stream(link, new_stream, Ledger(), batches)
     ledger_field, stream_field = FIELDS[chain]
-    fields: list[object] = [ledger_field, encode(with_folds(ledger, given)), stream_field, new_stream, "form", FORM]
+    fields: list[object] = [
+        ledger_field,
+        encode(replace_folds(ledger, (), given)),
+        stream_field,
+        new_stream,
+        "form",
+        FORM,
+    ]
     damaged_keys = [damaged_stream]
     if chain == MAIN:
         damaged_keys = [LEDGER, damaged_stream, RECORDS, REFUSALS, OUTCOMES]

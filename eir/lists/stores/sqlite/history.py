@@ -11,18 +11,18 @@ from eir.errors import GenerationConflict
 from eir.lists.record.history import (
     FOLDS_MAX,
     append_events,
+    compare_folds,
     complete_anchor,
     events_of,
     excess_folds,
-    exchange_folds,
     fold_key,
     fold_refusal,
     is_counted,
     is_refusal,
     overdue_records,
+    replace_folds,
     rewritten_ledger,
     trim_records,
-    with_folds,
 )
 from eir.lists.record.store import ANCHOR, FEED, MAIN, Event, Fold, Ledger, Record
 from eir.lists.stores.records import decode_ledger, encode
@@ -61,7 +61,7 @@ def append(db: sqlite3.Connection, event: Event | None) -> None:
         row = db.execute("SELECT text FROM refusals WHERE key = ?", (fold_key(event),)).fetchone()
         fold, new_ledger = fold_refusal(new_ledger, event, None if row is None else row[0])
         removed = _insert_folds(db, [fold])
-        new_ledger = with_folds(new_ledger, removed, -1)
+        new_ledger = replace_folds(new_ledger, removed)
     else:
         records, new_ledger = append_events(new_ledger, [event], _newest_main_number(db, event.chain))
         _insert_records(db, records, event.chain)
@@ -144,11 +144,11 @@ def rewrite(
         last = None if last_row is None else Record(*last_row)
         new_ledger = rewritten_ledger(present, first, last, size)
         if chain == MAIN:
-            removed, added = exchange_folds(folds(db), given, exact=exact)
+            removed, added = compare_folds(folds(db), given, exact=exact)
             _delete_folds(db, removed)
-            new_ledger = with_folds(with_folds(new_ledger, removed, -1), added)
+            new_ledger = replace_folds(new_ledger, removed, added)
             excess = _insert_folds(db, added)
-            new_ledger = with_folds(new_ledger, excess, -1)
+            new_ledger = replace_folds(new_ledger, excess)
         _save_ledger(db, new_ledger, chain)
 
 
