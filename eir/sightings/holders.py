@@ -22,7 +22,7 @@ MODEL_PHONES_MIN, VERSION_SHARE_MIN, VERSION_DISTANCE = 3, 0.03, 2
 """Minimum number of ordinary phones of a known model, minimum share of these phones that have a version of the model, and maximum distance of an update from such a version."""
 
 LOT_MIN = 3
-"""Minimum number of phones with one IMEI and one foreign version that are a lot of copies. Only these are blocked if all early subscribers have foreign versions, because then the owner may be among them."""
+"""Minimum number of phones with one IMEI and one foreign version that are a lot of copies. Only these are blocked if no early subscriber has a version of the model, because then the owner may be among the others."""
 
 
 class SubscriberPeriod(NamedTuple):
@@ -53,7 +53,7 @@ def find_copies(
     begin = min(each.first_seen for each in periods)
     early = [each for each in periods if each.first_seen - begin <= timedelta(days=CLEAR_DAYS)]
     foreign = [each for each in periods if each.is_of_model is False]
-    is_owner_left = any(each.is_of_model is not False for each in early)
+    is_owner_left = any(each.is_of_model for each in early)
     suspects = foreign if is_owner_left else _phones_of_lots(foreign)
     copies = {each.subscriber for each in suspects} - _protected(periods, is_owner_left=is_owner_left)
     if not has_gaps and begin - since <= timedelta(days=CLEAR_DAYS):

@@ -117,8 +117,9 @@ def lot(who, days, version):
         ([held("a", 0, 29, 25, False), held("b", 0, 29, 25)], ("a",)),
         ([held("a", 0, 29, 25, False), held("b", 1, 29, 25)], ()),  # the first by a day
         ([held("a", 0, 29, 25, False), held("b", 0, 29, 18)], ()),  # the longest by a week
-        ([lot("a", 25, 77), lot("b", 26, 77), lot("c", 24, 77)], ("b",)),  # the owner is first or longest
+        ([lot("a", 25, 77), lot("b", 26, 77), lot("c", 24, 77)], ("a",)),  # the owner is first or longest
         ([lot("a", 25, 77), lot("b", 26, 77), lot("c", 24, 71)], ()),  # none is a lot
+        ([held("rival", 20, 29, 10, None), held("owner", 24, 29, 5, False, (5,))], ()),  # the rival's version is near
         ([], ()),
     ],
 )  # fmt: skip
