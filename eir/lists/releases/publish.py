@@ -35,9 +35,9 @@ ROWS_MAX = 10**10
 ZIP_MEMBERS_MAX = 1000
 BAD_ROWS_NAMED_MAX = 20
 REPLACED = "\ufffd"
-"""Character in place of bytes that are not valid UTF-8."""
+"""Character that replaces bytes that are not valid UTF-8."""
 
-# D_blacklist.csv, D_notifications_{operator}.csv, D_exceptions_{operator}.csv and their deltas, D being YYYYmmdd_HHMMSS.
+# With D as YYYYmmdd_HHMMSS: D_blacklist.csv, D_notifications_{operator}.csv, D_exceptions_{operator}.csv, and their deltas.
 _DIRBS_NAME = re.compile(
     r"\d{8}_\d{6}_(?P<what>blacklist|notifications|exceptions)(?:_(?P<operator>.+?))??"
     r"(?:_delta_(?P<base>-?\d+)_(?P<run>\d+)_(?P<change>[a-z_]+))?\.csv(?:\.gz|\.zst)?"
@@ -50,7 +50,7 @@ _ODD_IN_ALL = {
     "wrong_dates": "have an invalid date", "ended": "have expired", "zeros": "have an IMEI of zeros",
     "future_dates": "have a date more than a year ahead", "long_rows": "have more fields than the header",
 }  # fmt: skip
-"""Kind of an odd row (reader.ODD) → end of the line with the number of such rows."""
+"""End of the warning with the number of odd rows, by their kind (reader.ODD)."""
 _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 
@@ -63,30 +63,34 @@ class Published:
     entries: Mapping[str, int]
     """Number of identifiers, TACs and ranges by role: `entries` of a full release, `added` and `removed` of a delta."""
     duplicates: int
+    """Number of rows that repeat an earlier row's entry (Rows.repeats)."""
     conflicting: int
-    """Repeated entries, and those that conflict, as Rows.repeats counts them."""
+    """Number of duplicates with another reason or expiry than the earlier row."""
     bad_rows: int
     skipped: int
+    """Number of junk identifiers, as in Tally."""
     wrong_check_digits: int
-    """Counts as in Tally."""
+    """Number of IMEIs with a wrong check digit, as in Tally."""
     odd: Mapping[str, int]
-    """Number of rows that an EIR accepts but that are probably mistakes, by kind of `reader.ODD`."""
+    """Number of odd rows, which an EIR accepts but which are probably mistakes, by kind (reader.ODD)."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the release and its counts as a JSON document."""
-        counts = {key: value for key, value in asdict(self).items() if key not in {"manifest", "entries", "odd"}}
+        counts = asdict(self)
+        for name in ("manifest", "entries", "odd"):
+            del counts[name]
         entries = {"entries": sum(self.entries.values()), **self.entries}
         return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts, **self.odd}
 
     def as_text(self) -> str:
         """Format the counts of the release in one line."""
-        parts = {
-            f"{self.rows:,} rows": True,
-            ", ".join(f"{count:,} {role}" for role, count in self.entries.items()): True,
-            f"{self.duplicates:,} duplicates, of which {self.conflicting:,} have another reason or end": self.duplicates,
-            f"{self.skipped:,} junk identifiers that an EIR skips": self.skipped,
-        }
-        return "; ".join(text for text, holds in parts.items() if holds)
+        entries = ", ".join(f"{count:,} {role}" for role, count in self.entries.items())
+        parts = [f"{self.rows:,} rows", entries]
+        if self.duplicates:
+            parts.append(f"{self.duplicates:,} duplicates, of which {self.conflicting:,} have another reason or end")
+        if self.skipped:
+            parts.append(f"{self.skipped:,} junk identifiers that an EIR skips")
+        return "; ".join(parts)
 
 
 def publish(
@@ -95,33 +99,30 @@ def publish(
     out: Path | None = None, replace: bool = True, bad_rows_max: int = 0, progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Published:  # fmt: skip
-    """Write a signed release from data files (or from DIRBS zips).
-
-    Rows are read as a load reads them.
+    """Write a signed release from data files or from DIRBS zips. Rows are parsed as a load parses them.
 
     Args:
-        files: data files.
+        files: data files. In a delta, the name of a file ends in `added` or `removed` or is a DIRBS delta name, or the
+            rows have a code that adds or removes an entry.
         list_name: list of the release.
         serial: serial of the release.
-        base: serial on which a delta builds. In a delta, a file's name ends in `added` or `removed` or is a DIRBS delta
-            name,
-            or its rows have a code for it.
+        base: serial on which a delta builds; None for a full release.
         issued: start of validity.
         expires: end of validity.
         key: OpenSSH key, or the `.pub` file of an agent's key.
-        more_keys: keys for further signatures, for lists that need several.
+        more_keys: keys for further signatures, for lists with a threshold above 1.
         layout: layout of the files; None: guessed from each header.
         declared: layouts of the configuration.
         out: folder of the release; None: the folder of the files.
-        replace: if False, an existing release of this serial with other data stays, and this one is rejected.
-        bad_rows_max: maximum number of bad rows; up to this number they are warnings.
+        replace: if False, reject this release if a release of the same serial has other data.
+        bad_rows_max: maximum number of bad rows. Up to this number, bad rows are warnings.
         progress: receives the stages `extract` and `measure`, in bytes.
-        strict: a warning rejects the release.
+        strict: reject the release for any warning.
         each_bad: receives each bad row: file, line, fault and the row.
         warn: receives warnings, such as data that an EIR accepts but that is probably a mistake.
 
     Raises:
-        ReleaseRefused: with the reason word of a load. Then neither a signature nor new data files remain in `out`.
+        ReleaseRefused: with the reason word of a load. The new data files are then deleted.
     """
     from eir.lists.rows.reader import ODD, Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
@@ -131,9 +132,8 @@ def publish(
     if len(more_keys) >= release.SIGNATURES_MAX:
         raise ReleaseRefused("threshold", f"a release carries {release.SIGNATURES_MAX} signatures at most")
     if out is None and len({file.resolve().parent for file in files}) != 1:
-        raise ReleaseRefused(
-            "file_name", "the data files are in several folders; name the folder for the release (--out)"
-        )
+        fault = "the data files are in several folders"
+        raise ReleaseRefused("file_name", f"{fault}; name the folder for the release (--out)")
     folder = out or files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     with _remove_on_failure() as new_files:
@@ -151,21 +151,25 @@ def publish(
         )
         warnings: list[str] = []
         entries, rows = _describe_files(
-            folder, names, kind, layout, declared or {}, tally=tally, say=warnings.append, report=report
+            folder, names, kind, layout, declared or {}, tally=tally, warn=warnings.append, report=report
         )
         _check_bad(tally, bad_rows_max)
-        manifest = {
-            "format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial, **({} if base is None else {"base": base}),
-            "issued": utc_text(issued), "expires": utc_text(expires), "files": [asdict(entry) for entry in entries],
-        }  # fmt: skip
+        manifest: dict[str, object] = {"format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial}
+        if base is not None:
+            manifest["base"] = base
+        manifest["issued"] = utc_text(issued)
+        manifest["expires"] = utc_text(expires)
+        manifest["files"] = [asdict(entry) for entry in entries]
         path = folder / f"{list_name}-{serial}.manifest.json"
         if not replace and _has_other_data(path, manifest):
             advice = "publish with a higher serial, or with --force"
             raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
-        repeats = [each.repeats() for each in rows.values()]
-        built = {role: build_pages(each) for role, each in rows.items()}
-        if kind == DELTA and (both := _in_both(built[ADDED].pages, built[REMOVED].pages)):
-            warnings.append(f"{both:,} identifiers are both added and removed: they stay in the list")
+        repeats = [role_rows.repeats() for role_rows in rows.values()]
+        built = {role: build_pages(role_rows) for role, role_rows in rows.items()}
+        if kind == DELTA:
+            common = _count_common(built[ADDED].pages, built[REMOVED].pages)
+            if common:
+                warnings.append(f"{common:,} identifiers are both added and removed: they stay in the list")
         warnings += _warnings(entries, tally)
         _check_warnings(warnings, strict=strict)
     published = Published(
@@ -174,37 +178,46 @@ def publish(
         bad_rows=tally.bad, skipped=tally.skipped, wrong_check_digits=tally.wrong_check_digits,
         odd={kind: tally.odd[kind].count if kind in tally.odd else 0 for kind in ODD},
     )  # fmt: skip
-    signatures = [folder / name for name in release.signature_names(path.name)]
-    for signature in signatures:  # those of an earlier try are over other bytes
-        signature.unlink(missing_ok=True)
-    document = (json.dumps(manifest, indent=1) + "\n").encode()
-    _write(path, document)
-    signed = [sign(document, signing_key) for signing_key in (key, *more_keys)]
-    for signature, content in zip(signatures, signed, strict=False):
-        _write(signature, content)
+    _write_signed(path, manifest, (key, *more_keys))
     for text in warnings:
         warn(text)
     return published
 
 
+def _write_signed(path: Path, manifest: Mapping[str, object], keys: Sequence[Path]) -> None:
+    """Write a manifest, and a signature by each key in place of all earlier signatures."""
+    signatures = [path.with_name(name) for name in release.signature_names(path.name)]
+    for signature in signatures:
+        signature.unlink(missing_ok=True)
+    text = json.dumps(manifest, indent=1) + "\n"
+    document = text.encode()
+    _write(path, document)
+    contents = [sign(document, key) for key in keys]
+    for signature, content in zip(signatures, contents, strict=False):
+        _write(signature, content)
+
+
 def _check_bad(tally: "Tally", bad_rows_max: int) -> None:
     if tally.bad > bad_rows_max:
-        more = f"{tally.bad} bad rows; {bad_rows_max} are allowed (--bad-rows-max)"
-        raise ReleaseRefused("bad_rows", "\n".join((more, *tally.complaints)))
+        fault = f"{tally.bad} bad rows; {bad_rows_max} are allowed (--bad-rows-max)"
+        raise ReleaseRefused("bad_rows", "\n".join((fault, *tally.complaints)))
 
 
 def _check_warnings(warnings: Sequence[str], *, strict: bool) -> None:
     if strict and warnings:
-        raise ReleaseRefused("warnings", "\n".join((f"{len(warnings)} warnings; --strict allows none", *warnings)))
+        fault = f"{len(warnings)} warnings; --strict allows none"
+        raise ReleaseRefused("warnings", "\n".join((fault, *warnings)))
 
 
-def _in_both(added: Sequence[Page], removed: Sequence[Page]) -> int:
+def _count_common(added: Sequence[Page], removed: Sequence[Page]) -> int:
     """Return the number of single identifiers that are in both `added` and `removed`; pairs are ignored."""
     removed_keys = {page.number: page.keys for page in removed if page.keys and not has_pairs(page)}
-    both = [(page.keys, removed_keys[page.number]) for page in added if page.keys and page.number in removed_keys]
-    return sum(
-        decode_keys(added_part).intersection_cardinality(decode_keys(removed_part)) for added_part, removed_part in both
-    )
+    common = 0
+    for page in added:
+        if page.keys and page.number in removed_keys:
+            removed_bitmap = decode_keys(removed_keys[page.number])
+            common += decode_keys(page.keys).intersection_cardinality(removed_bitmap)
+    return common
 
 
 def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
@@ -221,9 +234,9 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Return True if a manifest exists at this path whose data differs from that of the new manifest.
+    """Return True if a manifest at this path lists other data files than the new manifest.
 
-    The same data may be signed again with a later end.
+    The same data may be signed again with a later expiry.
     """
     try:
         existing = json.loads(path.read_bytes())
@@ -231,9 +244,9 @@ def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
         return False
     except (OSError, ValueError):
         return True
-    return not isinstance(existing, dict) or any(
-        existing.get(key) != manifest.get(key) for key in ("kind", "base", "files")
-    )
+    if not isinstance(existing, dict):
+        return True
+    return any(existing.get(name) != manifest.get(name) for name in ("kind", "base", "files"))
 
 
 def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
@@ -247,13 +260,13 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
 
 @contextlib.contextmanager
 def _remove_on_failure() -> Iterator[list[Path]]:
-    """Yield a list to which paths of new files are added; delete these files if the block fails."""
+    """Yield an empty list for the paths of new files. If the block fails, delete the files in the list."""
     new_files: list[Path] = []
     try:
         yield new_files
     except BaseException:
-        for each in new_files:
-            each.unlink(missing_ok=True)
+        for path in new_files:
+            path.unlink(missing_ok=True)
         raise
 
 
@@ -272,7 +285,8 @@ def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: lis
         except OSError as error:
             raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
         with source:
-            _write_new(source, folder / file.name, os.fstat(source.fileno()).st_size, new_files)
+            size = os.fstat(source.fileno()).st_size
+            _write_new(source, folder / file.name, size, new_files)
     return (file.name,)
 
 
@@ -281,58 +295,61 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: l
     try:
         with zipfile.ZipFile(file) as archive:
             members = _select_members(archive.infolist(), file.name, kind)
-            done = sum_progress(report, "extract", sum(member.file_size for member in members.values()))
+            total = sum(member.file_size for member in members.values())
+            done = sum_progress(report, "extract", total)
             for name, member in members.items():
-                if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
-                    raise ReleaseRefused(
-                        "expanded", f"{file.name}: {name} expands to more than {EXPANDED_RATIO_MAX} times its size"
-                    )
+                packed_size = max(member.compress_size, 1 << 10)
+                if member.file_size > packed_size * EXPANDED_RATIO_MAX:
+                    fault = f"{name} expands to more than {EXPANDED_RATIO_MAX} times its size"
+                    raise ReleaseRefused("expanded", f"{file.name}: {fault}")
                 with archive.open(member) as source:
                     _write_new(source, folder / name, member.file_size, new_files)
                 done(member.file_size)
     except OSError as error:
         raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, packed in a rare way
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # damaged, encrypted, unsupported compression
         raise ReleaseRefused("data", f"{file.name} cannot be unpacked: {error}") from None
     return tuple(members)
 
 
 def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
-    """Select the members of a zip by file name: the full file or the delta files of DIRBS, or else every CSV.
+    """Select the members of a zip by their names: the full file or the delta files of DIRBS, or else every CSV.
 
-    A DIRBS zip has the full file and the deltas of the same run. Its blacklist, notifications and exceptions are in
+    A DIRBS zip has the full file and the deltas of one run. DIRBS writes blacklist, notifications and exceptions to
     separate zips, one for each operator.
     """
     if len(infos) > ZIP_MEMBERS_MAX:
         raise ReleaseRefused("data", f"{zip_name} holds more than {ZIP_MEMBERS_MAX} files")
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        name = PurePosixPath(info.filename).name
+        path = PurePosixPath(info.filename)
+        name = path.name
         if info.is_dir() or not name.endswith((".csv", ".csv.gz", ".csv.zst")):
             continue
-        if info.filename != name and ".." in PurePosixPath(info.filename).parts:
+        if ".." in path.parts:
             raise ReleaseRefused("file_name", f"{zip_name}: {info.filename!r} leads out of its folder")
         if not is_plain_name(name) or name in members:
             raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is not a plain file name, or occurs twice")
         members[name] = info
-    dirbs = {name: match for name in members if (match := _DIRBS_NAME.fullmatch(name))}
-    if dirbs:
-        selected = {name: match for name, match in dirbs.items() if (match["change"] is not None) == (kind == DELTA)}
-        sources = {(match["what"], match["operator"]) for match in selected.values()}
+    dirbs_names = [match for match in map(_DIRBS_NAME.fullmatch, members) if match is not None]
+    if dirbs_names:
+        selected = [match for match in dirbs_names if (match["change"] is not None) == (kind == DELTA)]
+        sources = {(match["what"], match["operator"]) for match in selected}
         if len(sources) > 1:
-            listed = ", ".join(sorted(" ".join(filter(None, source)) for source in sources))
-            raise ReleaseRefused("layout", f"{zip_name} holds several lists ({listed}); publish them apart")
-        members = {name: info for name, info in members.items() if name in selected}
+            labels = sorted(" ".join(filter(None, source)) for source in sources)
+            raise ReleaseRefused("layout", f"{zip_name} holds several lists ({', '.join(labels)}); publish them apart")
+        members = {match[0]: members[match[0]] for match in selected}
     if not members:
         raise ReleaseRefused("layout", f"{zip_name} holds no CSV for a {kind} release")
     return members
 
 
 def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]) -> None:
-    """Write `size` bytes to a new file.
-
-    If the file exists, it must have the same content; otherwise the release is rejected.
-    """
+    """Write `size` bytes to a new file, or reject the release if the file exists with other content."""
     with _temporary(target) as temporary:
         with temporary.open("wb") as file:
             rest = size
@@ -355,7 +372,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """Write a file atomically: to a temporary file, which then replaces the target."""
+    """Write a file atomically: write a temporary file, which then replaces the target."""
     with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
@@ -363,61 +380,70 @@ def _write(target: Path, content: bytes) -> None:
 
 def _describe_files(
     folder: Path, names: Sequence[str], kind: str, layout: str | None, declared: Mapping[str, Layout], *,
-    tally: "Tally", say: Callable[[str], None], report: Progress,
+    tally: "Tally", warn: Callable[[str], None], report: Progress,
 ) -> tuple[Sequence[FileEntry], Mapping[str, Rows]]:  # fmt: skip
-    """Read all data files; return their entries for the manifest, and their rows by role.
-
-    Rows are read as a load reads them.
-    """
+    """Read all data files; return their entries for the manifest, and their rows by role."""
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
     rows = {role: Rows() for role in release.ROLES[kind] if role != CHANGES}
-    reasons, entries, actions = Reasons(), [], Actions()
+    reasons = Reasons()
+    actions = Actions()
+    entries = []
     with open_folder(folder) as folder_fd:
         inspected = [_inspect(name, folder_fd, layout, declared) for name in names]
-        kinds = list(KINDS)
-        for name, inspection in zip(names, inspected, strict=True):
-            kinds = [each for each in kinds if each in inspection.kinds]
-            if not kinds:
-                detail = f"{name} is for lists of {' or '.join(inspection.kinds)}, and a file before it is not; publish them apart"
-                raise ReleaseRefused("layout", detail)
-        for name, (digest, dialect, _, header) in zip(names, inspected, strict=True):
-            role = _role(name, kind, dialect)
+        holds = _kind_of_list(names, inspected)
+        for name, (digest, file_layout, _, header) in zip(names, inspected, strict=True):
+            role = _role(name, kind, file_layout)
             with DataFile(name, folder_fd) as file:
+                chunks = file.chunks(ROWS_MAX, digest, sum_progress(report, "measure", file.size))
                 count = read_rows(
-                    file.chunks(ROWS_MAX, digest, sum_progress(report, "measure", file.size)), name=name, layout=dialect.name,
-                    kind=kinds[0], rows=rows.get(role), reasons=reasons, tally=tally, declared=declared, actions=actions,
+                    chunks, name=name, layout=file_layout.name, kind=holds, rows=rows.get(role), reasons=reasons, tally=tally, declared=declared,
+                    actions=actions,
                 )  # fmt: skip
                 if file.is_unended:
-                    say(f"{name} does not end with a newline: it may be truncated")
+                    warn(f"{name} does not end with a newline: it may be truncated")
             entries.append(
-                FileEntry(name=name, role=role, layout=dialect.name, bytes=file.size, rows=count, sha256=digest)
+                FileEntry(name=name, role=role, layout=file_layout.name, bytes=file.size, rows=count, sha256=digest)
             )
-            for column in unknown_columns(header, dialect):
-                say(f"{name}: unknown column without effect: {column}")
+            for column in unknown_columns(header, file_layout):
+                warn(f"{name}: unknown column without effect: {column}")
     actions.move_to(next(iter(rows.values())), rows.get(REMOVED))
     for text in _reason_warnings(reasons.texts):
-        say(text)
+        warn(text)
     return entries, rows
+
+
+def _kind_of_list(names: Sequence[str], inspected: Sequence["_Inspected"]) -> str:
+    """Return the first kind of list for which all data files may be used."""
+    kinds = list(KINDS)
+    for name, inspection in zip(names, inspected, strict=True):
+        kinds = [kind for kind in kinds if kind in inspection.kinds]
+        if not kinds:
+            file_kinds = " or ".join(inspection.kinds)
+            fault = f"{name} is for lists of {file_kinds}, and a file before it is not; publish them apart"
+            raise ReleaseRefused("layout", fault)
+    return kinds[0]
 
 
 def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
     """Yield warnings about reason texts that an EIR would store in changed form."""
-    if (garbled := next((text for text in texts if REPLACED in text), None)) is not None:
+    garbled = next((text for text in texts if REPLACED in text), None)
+    if garbled is not None:
         yield f"reasons are not in UTF-8, such as '{garbled}': save the file in UTF-8, or declare its encoding (layouts)"
-    if (cut := next((text for text in texts if len(text) == REASON_CHARS_MAX), None)) is not None:
-        yield f"an EIR keeps {REASON_CHARS_MAX} characters of a reason, as of '{cut[:20]}…'"
+    truncated = next((text for text in texts if len(text) == REASON_CHARS_MAX), None)
+    if truncated is not None:
+        yield f"an EIR keeps {REASON_CHARS_MAX} characters of a reason, as of '{truncated[:20]}…'"
     if len(texts) > REASONS_MAX:
         yield f"an EIR keeps the first {REASONS_MAX - 1} different reasons; all others become '{OTHER_REASON}'"
 
 
 class _Inspected(NamedTuple):
-    """Digest, layout, kinds of list and header of a data file, which are read before its rows."""
+    """Properties of a data file that are determined before its rows are read."""
 
     sha256: str
     layout: Layout
     kinds: Sequence[str]
-    """Kinds of lists for which the file may be used."""
+    """Kinds of list into which the file can be loaded."""
     header: bytes
     """Line with the column names."""
 
@@ -430,13 +456,14 @@ def _inspect(name: str, folder_fd: int, layout: str | None, declared: Mapping[st
         header = begin.partition(b"\n")[0]
         layout_name = layout or guess_layout(header)
         if layout_name is None:
-            advice = f"give one of {', '.join((*LAYOUTS, *declared))} (--layout)"
             hint = separator_hint(header) or " (no column is named imei, or as in another layout)"
-            why = f"no layout fits its first line{hint}" if begin else "the file is empty"
-            raise ReleaseRefused("layout", f"{name}: {why}; {advice}")
-        dialect = find_layout(name, layout_name, declared)
-        header = next(iter(Frame(name, dialect).lines((begin,) if begin else ())), b"").partition(b"\n")[0]
-        return _Inspected(digest, dialect, kinds_for(name, dialect, header), header)
+            fault = f"no layout fits its first line{hint}" if begin else "the file is empty"
+            layouts = ", ".join((*LAYOUTS, *declared))
+            raise ReleaseRefused("layout", f"{name}: {fault}; give one of {layouts} (--layout)")
+    file_layout = find_layout(name, layout_name, declared)
+    lines = Frame(name, file_layout).lines((begin,) if begin else ())
+    header = next(iter(lines), b"").partition(b"\n")[0]
+    return _Inspected(digest, file_layout, kinds_for(name, file_layout, header), header)
 
 
 def _role(name: str, kind: str, layout: Layout) -> str:
@@ -444,9 +471,12 @@ def _role(name: str, kind: str, layout: Layout) -> str:
         return ENTRIES
     if layout.added:
         return CHANGES
-    if (dirbs := _DIRBS_NAME.fullmatch(name)) and dirbs["change"] in _DIRBS_ROLES:
-        return _DIRBS_ROLES[dirbs["change"]]
-    if word := _LAST_WORD.search(name.split(".", maxsplit=1)[0]):
+    dirbs_name = _DIRBS_NAME.fullmatch(name)
+    if dirbs_name and dirbs_name["change"] in _DIRBS_ROLES:
+        return _DIRBS_ROLES[dirbs_name["change"]]
+    stem, _, _ = name.partition(".")
+    word = _LAST_WORD.search(stem)
+    if word:
         return word[1]
     detail = "in a delta the name must end in added or removed, such as x-added.csv"
     raise ReleaseRefused("file_name", f"{name}: {detail}")
