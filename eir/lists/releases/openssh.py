@@ -1,12 +1,12 @@
 """Signatures (SSHSIG) that OpenSSH creates and verifies (`ssh-keygen -Y`), and the number of distinct signers.
 
-A signature counts only if `verify` returns exit status 0. Other output of OpenSSH is used only to explain a refusal.
+A signature counts only if `verify` returns exit status 0. Other output of OpenSSH is used only for messages about rejections.
 
-Signers are counted by person: k of n signatures must be of k persons, however the signers file writes their names. A principal
-in an allowed_signers file is a name or a pattern (`*@agency.example`), and OpenSSH distinguishes upper and lower case. Two
-principals that may be the same person count once: names that differ only in case, and a pattern and a name that it matches.
+Signers are counted by person: a threshold of k needs signatures of k persons. A principal in an allowed_signers file is a name or a
+pattern (`*@agency.example`), and OpenSSH distinguishes upper and lower case. Two principals that may be the same person count once:
+names that differ only in case, and a pattern and a name that the pattern matches.
 
-A document and its signature may share one file, so that a reader always has both: first the document, then the signature as
+A document and its signature may be in one file, so that a reader always gets both: first the document, then the signature as
 `ssh-keygen -Y sign` writes it. `cat FILE FILE.sig` creates such a file.
 """
 
@@ -28,15 +28,16 @@ from eir.errors import ReleaseRefused
 
 NAMESPACE = "eir-release"
 SIGNATURE_BYTES_MAX = 16 << 10
-"""Maximum size of a signature in bytes; the time of ssh-keygen grows with the square of the size."""
+"""Maximum size of a signature in bytes. The time of ssh-keygen grows with the square of the size."""
 SIGNERS_BYTES_MAX = 64 << 20
 PRINCIPALS_MAX = 32
-"""Maximum number of principals that are tried for one signature; a line of a signers file may name many."""
+"""Maximum number of principals with which one signature is verified."""
 OPENSSH_TIMEOUT_S = 10.0
-"""Seconds for all calls of ssh-keygen for one release together."""
+"""Maximum total seconds of all calls of ssh-keygen for one release."""
 _KEY_AT = len(b"SSHSIG") + 4 + 4
 """Position of the public key in a signature: after the magic, the version and the key's length."""
-FILES_NAMED_MAX = 3  # most signers files in a refusal
+FILES_NAMED_MAX = 3
+"""Maximum number of signers files in the message about a rejection."""
 
 _GOOD = re.compile(rb'^Good "[a-z-]+" signature (?:for .* )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})$', re.MULTILINE)
 
@@ -58,14 +59,16 @@ UNSIGNED = frozenset(_NEAREST)
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Valid signature: the fingerprint of its key, and the principals that a signers file gives the key."""
+    """Valid signature."""
 
     fingerprint: str
+    """Fingerprint of the key that signed."""
     principals: tuple[str, ...]
+    """Principals of the key in the signers file."""
 
 
 class Verifier:
-    """Verifier of signatures over one message, with private copies of all files and one time limit."""
+    """Verifier of the signatures over one message. It has private copies of all files, and one time limit for all calls."""
 
     def __init__(
         self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest"
@@ -86,17 +89,18 @@ class Verifier:
         return path
 
     def check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
-        """Verify a signature with a signers file and a revocation file; return it, or the reason why it is not valid.
+        """Verify a signature with a signers file and a revocation file; return it, or the reason word if it is not valid.
 
-        Results are cached.
+        A repeated call with the same files returns the first result.
 
         Raises:
             ReleaseRefused: `signers_file` or `revoked_file` for an unusable file, `timeout`, `openssh`.
         """
-        if (outcome := self._checked.get((signature, signers_file, revoked_file))) is None:
-            outcome = self._checked[signature, signers_file, revoked_file] = self._check(
-                signature, signers_file, revoked_file
-            )
+        files = (signature, signers_file, revoked_file)
+        outcome = self._checked.get(files)
+        if outcome is None:
+            outcome = self._check(*files)
+            self._checked[files] = outcome
         return outcome
 
     def _check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
@@ -105,54 +109,61 @@ class Verifier:
         candidates = self._run("find-principals", "-f", signers, "-s", signature, self._time)
         if candidates.returncode:
             return _reason(candidates.stderr, "untrusted_signer")
-        principals: list[str] = []
-        fingerprint, reason = "", "bad_signature"
-        listed = candidates.stdout.decode("utf-8", "surrogateescape").splitlines()
+        lines = candidates.stdout.decode("utf-8", "surrogateescape").splitlines()
         # `!name` excludes a name from the line's patterns; `verify` would treat it as a literal name.
-        for principal in [each for each in listed if not each.startswith("!")][:PRINCIPALS_MAX]:
+        names = [line for line in lines if not line.startswith("!")]
+        principals: list[str] = []
+        fingerprint = ""
+        reason = "bad_signature"
+        for principal in names[:PRINCIPALS_MAX]:
             verify = ("verify", "-f", signers, "-I", principal, "-n", self._namespace, "-s", signature, self._time)
-            done = self._run(*verify, *revoked)
-            if done.returncode == 0 and (good := _GOOD.search(done.stdout)):
-                fingerprint = good[1].decode()
+            result = self._run(*verify, *revoked)
+            good_line = _GOOD.search(result.stdout)
+            if result.returncode == 0 and good_line:
+                fingerprint = good_line[1].decode()
                 principals.append(principal)
-            elif revoked and self._run(*verify).returncode == 0:  # names the reason, decides nothing
+            elif revoked and self._run(*verify).returncode == 0:  # only the revocation makes the signature invalid
                 reason = "signer_revoked"
             else:
-                reason = _reason(done.stderr, reason)
+                reason = _reason(result.stderr, reason)
         return Signature(fingerprint, tuple(principals)) if principals else reason
 
-    def explain(self, reason: str, signature: Path, looked_at: Iterable[Path]) -> str:
+    def explain(self, reason: str, signature: Path, signers_files: Iterable[Path]) -> str:
         """Return a message for a person about a signature that is not valid.
 
-        `looked_at`: the signers files that were used.
+        Args:
+            reason: reason word, as from `check`.
+            signature: file of the signature.
+            signers_files: signers files with which the signature was verified.
         """
         if reason in _DETAILS:
             return _DETAILS[reason].format(namespace=self._namespace, what=self._what)
-        key_line = _GOOD.search(self._run("check-novalidate", "-n", self._namespace, "-s", signature).stdout)
-        key = f"the key {key_line[1].decode()} that signed" if key_line else "the key that signed"
-        files = list(dict.fromkeys(map(str, looked_at)))
+        result = self._run("check-novalidate", "-n", self._namespace, "-s", signature)
+        good_line = _GOOD.search(result.stdout)
+        key = f"the key {good_line[1].decode()} that signed" if good_line else "the key that signed"
+        files = list(dict.fromkeys(map(str, signers_files)))
         if len(files) == 1:
             return f"{key} is not in the signers file {files[0]}"
-        more = f" and {len(files) - FILES_NAMED_MAX} more" if len(files) > FILES_NAMED_MAX else ""
-        return f"{key} is not in any signers file ({', '.join(files[:FILES_NAMED_MAX])}{more})"
+        named = ", ".join(files[:FILES_NAMED_MAX])
+        if len(files) > FILES_NAMED_MAX:
+            named += f" and {len(files) - FILES_NAMED_MAX} more"
+        return f"{key} is not in any signers file ({named})"
 
-    def _snapshot(self, path: Path, what: str) -> Path:
+    def _snapshot(self, path: Path, label: str) -> Path:
         """Return a private copy of a trust file, which is the same for all calls.
 
-        An empty or missing file is rejected, because OpenSSH would accept it as a revocation list.
+        An empty or missing file is rejected, because OpenSSH would accept an empty file as a revocation list.
         """
         if path not in self._snapshots:
+            reason = f"{label}_file"
+            subject = f"the {label} file {path}"
             try:
                 with path.open("rb") as file:
                     content = file.read(SIGNERS_BYTES_MAX + 1)
             except OSError as error:
-                raise ReleaseRefused(
-                    f"{what}_file", f"the {what} file {path} cannot be read: {error.strerror}"
-                ) from None
+                raise ReleaseRefused(reason, f"{subject} cannot be read: {error.strerror}") from None
             if not content.strip() or len(content) > SIGNERS_BYTES_MAX:
-                raise ReleaseRefused(
-                    f"{what}_file", f"the {what} file {path} is empty or larger than {SIGNERS_BYTES_MAX} bytes"
-                )
+                raise ReleaseRefused(reason, f"{subject} is empty or larger than {SIGNERS_BYTES_MAX} bytes")
             self._snapshots[path] = self.copy(f"trust.{len(self._snapshots)}", content)
         return self._snapshots[path]
 
@@ -166,10 +177,7 @@ class Verifier:
 
 
 def keys_of(signers: bytes) -> set[bytes]:
-    """Return the public keys in an allowed_signers file, in SSH encoding.
-
-    Every word that looks like a key is included.
-    """
+    """Return the public keys in an allowed_signers file in SSH encoding: each word that begins like an encoded key."""
     keys = set()
     for word in signers.split():
         if word.startswith(b"AAAA"):
@@ -179,12 +187,13 @@ def keys_of(signers: bytes) -> set[bytes]:
 
 
 def key_in(signature: bytes) -> bytes:
-    """Return the public key or certificate in a signature in SSH encoding (PROTOCOL.sshsig, 3).
+    """Return the public key or certificate in a signature in SSH encoding; empty if the signature is damaged.
 
-    The result is empty if the signature is damaged.
+    PROTOCOL.sshsig, 3.
     """
+    encoded = b"".join(line for line in signature.splitlines() if not line.startswith(b"-----"))
     try:
-        blob = base64.b64decode(b"".join(line for line in signature.splitlines() if not line.startswith(b"-----")))
+        blob = base64.b64decode(encoded)
     except binascii.Error:
         return b""
     length = int.from_bytes(blob[_KEY_AT - 4 : _KEY_AT])
@@ -194,36 +203,40 @@ def key_in(signature: bytes) -> bytes:
 def claims_one_of(keys: Collection[bytes], signature: bytes) -> bool:
     """Return True if a signature claims one of these keys, or a certificate that one of these keys signed.
 
-    This is a cheap check without proof, which decides only the order in which deliveries are verified.
+    The signature is not verified: the result may only decide about the order of verifications and about advice.
     """
     key = key_in(signature)
-    return key in keys or (b"-cert-v01@openssh.com" in key[:64] and any(authority in key for authority in keys))
+    if key in keys:
+        return True
+    is_certificate = b"-cert-v01@openssh.com" in key[:64]
+    return is_certificate and any(authority in key for authority in keys)
 
 
 def sign(message: bytes, key: Path, namespace: str = NAMESPACE) -> bytes:
     """Sign a message with an OpenSSH key, verify the signature, and return it.
 
-    For a `.pub` file, the agent signs with its private key.
-
-    ssh-keygen inherits terminal and environment, and handles passphrases, agents and security keys.
+    For a `.pub` file, the SSH agent signs with the private key. ssh-keygen inherits terminal and environment, and handles
+    passphrases, agents and security keys.
 
     Raises:
         ReleaseRefused: `signing`, `openssh`.
     """
-    # With standard input ssh-keygen writes to standard output, so an existing signature file cannot be kept silently.
-    done = _ssh_keygen("sign", "-q", "-n", namespace, "-f", key, input=message)
-    if done.returncode or not 0 < len(done.stdout) <= SIGNATURE_BYTES_MAX:
+    # ssh-keygen reads the message from standard input and writes the signature to standard output. With files it would
+    # keep an existing signature file without an error.
+    result = _ssh_keygen("sign", "-q", "-n", namespace, "-f", key, input=message)
+    signature = result.stdout
+    if result.returncode or not 0 < len(signature) <= SIGNATURE_BYTES_MAX:
         raise ReleaseRefused("signing", f"ssh-keygen did not sign with {key}; see its message above")
-    with tempfile.NamedTemporaryFile(prefix="eir-sign-") as signature:
-        Path(signature.name).write_bytes(done.stdout)
-        check = ("check-novalidate", "-n", namespace, "-s", signature.name)
+    with tempfile.NamedTemporaryFile(prefix="eir-sign-") as file:
+        Path(file.name).write_bytes(signature)
+        check = ("check-novalidate", "-n", namespace, "-s", file.name)
         if _ssh_keygen(*check, input=message, stderr=subprocess.DEVNULL).returncode:
             raise ReleaseRefused("signing", f"the signature that ssh-keygen created with {key} is not valid")
-    return done.stdout
+    return signature
 
 
-def _ssh_keygen(what: str | Path, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    command = ["ssh-keygen", "-Y", what, *arguments]  # found by the host's PATH
+def _ssh_keygen(action: str | Path, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = ["ssh-keygen", "-Y", action, *arguments]
     try:
         return subprocess.run(command, stdout=subprocess.PIPE, check=False, **options)
     except subprocess.TimeoutExpired:
@@ -233,15 +246,16 @@ def _ssh_keygen(what: str | Path, *arguments: str | Path, **options: Any) -> sub
 
 
 def _reason(stderr: bytes, otherwise: str) -> str:
-    return next(
-        (reason for reason, texts in _OPENSSH_TEXTS.items() if any(text in stderr for text in texts)), otherwise
-    )
+    for reason, texts in _OPENSSH_TEXTS.items():
+        if any(text in stderr for text in texts):
+            return reason
+    return otherwise
 
 
 def most_specific(reasons: Iterable[str]) -> str:
-    """Return the most specific of several reasons for invalid signatures.
+    """Return the most specific of several reason words for invalid signatures.
 
-    A signers file that has the key gives a more specific reason than a file without it.
+    A reason from a signers file with the key is more specific than `untrusted_signer`, from a file without the key.
     """
     return min(reasons, key=_NEAREST.index)
 
@@ -290,51 +304,60 @@ ANY, ONE = "*", "?"
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Choose one principal (signer name) for each key, such that no two principals may be the same person.
 
-    `keys` maps fingerprints to principals. Keys without a possible principal are left out.
+    Two keys of one person count once, and one key of two persons counts once. The choice gives as many keys as possible
+    a name. A key without a free name gets a pattern, if the pattern matches no chosen principal. A key without such a
+    principal is not in the result.
 
-    One person with two keys counts once, and so does one key of two persons. Among keys with names the choice is the
-    largest possible. A key without a free name counts by a pattern if the pattern matches none of the chosen
-    principals.
+    Args:
+        keys: principals by the fingerprint of their key.
+
+    Returns:
+        The chosen principal by fingerprint.
     """
-    owner: dict[str, tuple[str, str]] = {}  # name in lower case → key, and the name as the key has it
+    assigned: dict[str, tuple[str, str]] = {}  # for each name in lower case: the key, and the name as the key has it
 
-    def place(fingerprint: str, tried: set[str]) -> bool:
+    def assign_name(fingerprint: str, tried: set[str]) -> bool:
         for principal in keys[fingerprint]:
             name = principal.casefold()
             if name not in tried and not _is_pattern(name):
                 tried.add(name)
-                if name not in owner or place(owner[name][0], tried):
-                    owner[name] = fingerprint, principal
+                if name not in assigned or assign_name(assigned[name][0], tried):
+                    assigned[name] = fingerprint, principal
                     return True
         return False
 
     for fingerprint in keys:
-        place(fingerprint, set())
-    chosen = dict(owner.values())
-    for fingerprint in [key for key in keys if key not in chosen]:
-        counted = chosen.values()
-        free = (name for name in keys[fingerprint] if not any(may_be_same_person(name, each) for each in counted))
-        if (principal := next(free, None)) is not None:
-            chosen[fingerprint] = principal
+        assign_name(fingerprint, set())
+    chosen = dict(assigned.values())
+    for fingerprint, principals in keys.items():
+        if fingerprint not in chosen:
+            for principal in principals:
+                if not any(may_be_same_person(principal, other) for other in chosen.values()):
+                    chosen[fingerprint] = principal
+                    break
     return chosen
 
 
 def may_be_same_person(first: str, second: str) -> bool:
     """Return True if a name exists that both principals match, ignoring case."""
-    first, second = first.casefold(), second.casefold()
-    seen, pending = set(), [(0, 0)]
+    first = first.casefold()
+    second = second.casefold()
+    seen = set()
+    pending = [(0, 0)]
     while pending:
-        position = first_at, second_at = pending.pop()
+        position = pending.pop()
         if position in seen:
             continue
         seen.add(position)
-        first_char, second_char = first[first_at : first_at + 1], second[second_at : second_at + 1]
+        first_at, second_at = position
+        first_char = first[first_at : first_at + 1]
+        second_char = second[second_at : second_at + 1]
         if not first_char and not second_char:
             return True
-        if first_char == ANY:
-            pending += [(first_at + 1, second_at)] + ([(first_at, second_at + 1)] if second_char else [])
-        if second_char == ANY:
-            pending += [(first_at, second_at + 1)] + ([(first_at + 1, second_at)] if first_char else [])
+        if first_char == ANY or (first_char and second_char == ANY):
+            pending.append((first_at + 1, second_at))
+        if second_char == ANY or (second_char and first_char == ANY):
+            pending.append((first_at, second_at + 1))
         if first_char and second_char and (first_char == second_char or ONE in {first_char, second_char}):
             pending.append((first_at + 1, second_at + 1))
     return False
