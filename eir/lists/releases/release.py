@@ -1,8 +1,8 @@
 """Verification of a release: signatures first, then manifest and signers of the list.
 
 The manifest and its signatures are read once and copied to a private folder. There OpenSSH verifies the signatures with
-allowed_signers files. The manifest is parsed as JSON only after that. Data files are read only if the manifest's list is
-configured and its own signers have signed. This module reads no rows; the serial in force is an argument.
+allowed_signers files. The manifest is parsed as JSON only if a signature is valid for a configured list. Data files are read only
+if the signers of the manifest's list have signed. This module reads no rows.
 """
 
 import difflib
@@ -33,12 +33,12 @@ MANIFEST_ENDS = ".manifest.json"
 MANIFEST_BYTES_MAX = 1 << 20
 SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
 FIRST_SERIAL_MAX = 10**16
-"""Highest first serial: date, time and a number, such as 2026112612000001, fit, and enough higher serials remain."""
+"""Highest serial of a list's first release: high enough for date, time and a number, such as 2026112612000001, and low enough for all later releases."""
 
 FULL, DELTA = "full", "delta"
 ENTRIES, ADDED, REMOVED, CHANGES = "entries", "added", "removed", "changes"
 ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED, CHANGES)}
-"""Roles of the files of each kind of release; `changes` has added and removed rows, by a code in each row."""
+"""Roles of data files by the kind of release. A file with the role `changes` has a code in each row that adds or removes its entry."""
 
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,17 +47,17 @@ _NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """Data file in a manifest.
-
-    `bytes` and `sha256` are those of the delivered file; `rows` excludes the header.
-    """
+    """Data file in a manifest."""
 
     name: str
     role: str
     layout: str
     bytes: int
+    """Size of the delivered file, before decompression."""
     rows: int
+    """Number of rows without the header."""
     sha256: str
+    """SHA-256 of the delivered file, hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,20 +76,21 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedRelease:
-    """Manifest whose signatures are valid for its list."""
+    """Manifest with enough valid signatures by signers of its list."""
 
     manifest: Manifest
     digest: str
     """SHA-256 of the manifest's bytes, hexadecimal."""
     signers: tuple[str, ...]
-    """`principal SHA256:…` of each signature that counts."""
+    """Principal and fingerprint of each counted signature, as `principal SHA256:…`."""
 
 
 def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> VerifiedRelease:
     """Verify the signatures beside a manifest at the time `now`, and return the release.
 
     Raises:
-        ReleaseRefused: with list and serial if a signature is valid for the list; before that, with the claimed ones.
+        ReleaseRefused: with list and serial of the manifest if a signature is valid for the list, otherwise with list and
+            serial as unverified claims.
     """
     content = b""
     try:
@@ -101,8 +102,10 @@ def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: da
             copies = {name: openssh.copy(name, signature) for name, signature in signatures.items()}
             return _verify(content, copies, lists, openssh, now)
     except ReleaseRefused as refused:
-        if refused.list_name is None and (claims := _claimed_release(content)) is not None:
-            advice = _list_advice(claims[0], lists) if refused.reason == "unknown_list" else ""
+        claims = _claimed_release(content) if refused.list_name is None else None
+        if claims is not None:
+            claimed_list, _ = claims
+            advice = _list_advice(claimed_list, lists) if refused.reason == "unknown_list" else ""
             refused.name_claims(claims, advice)
         raise
 
@@ -120,13 +123,13 @@ def check_times(manifest: Manifest, now: datetime) -> None:
 
 
 def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
-    """Reject a release whose serial (or base serial, for a delta) does not follow the list's present state.
+    """Reject a release whose serial is not above all accepted serials, and a delta whose base is not in force.
 
     Args:
         manifest: manifest of the release.
         current: serial in force; None if there is no list yet.
-        highest: highest serial ever accepted; 0 for none.
-        step_max: maximum difference between the serial and `highest`, because all serials in between become unusable.
+        highest: highest accepted serial; 0 for none.
+        step_max: maximum difference between the serial and `highest`. All serials in between become unusable.
 
     Raises:
         ReleaseRefused: `serial`, `serial_step`, `base`.
@@ -134,23 +137,27 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
     if manifest.serial <= highest:
         detail = f"serial {manifest.serial} is not above {highest}, the highest ever accepted for {manifest.list}"
         raise ReleaseRefused("serial", detail)
-    most = highest + step_max if highest else FIRST_SERIAL_MAX
-    if manifest.serial > most:
-        problem = f"serial {manifest.serial} is too high: all lower serials would become unusable"
+    if highest:
+        most = highest + step_max
         limit = f"{highest} is the highest ever accepted for {manifest.list}, and serial_step_max is {step_max}"
-        limit = limit if highest else f"this would be the first release of {manifest.list}"
-        raise ReleaseRefused(
-            "serial_step", f"{problem}. {limit}: publish it with a serial from {highest + 1} to {most}"
-        )
+    else:
+        most = FIRST_SERIAL_MAX
+        limit = f"this would be the first release of {manifest.list}"
+    if manifest.serial > most:
+        fault = f"serial {manifest.serial} is too high: all lower serials would become unusable"
+        advice = f"publish it with a serial from {highest + 1} to {most}"
+        raise ReleaseRefused("serial_step", f"{fault}. {limit}: {advice}")
     if manifest.kind == DELTA and manifest.base != current:
-        needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
-        needed = "there is no list yet: a full release is needed first" if current is None else needed
+        if current is None:
+            needed = "there is no list yet: a full release is needed first"
+        else:
+            needed = f"serial {current} is in force: a delta with base {current}, or a full release, is needed"
         raise ReleaseRefused("base", f"the delta builds on serial {manifest.base}, but {needed}")
 
 
 @contextmanager
 def naming_release(manifest: Manifest) -> Iterator[None]:
-    """Add the list and the serial of a verified manifest to each ReleaseRefused of the block."""
+    """Add the list and the serial of a verified manifest to a ReleaseRefused that the block raises."""
     try:
         yield
     except ReleaseRefused as refused:
@@ -171,24 +178,25 @@ def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
         detail = f"rows of layout {layout.name} have codes for added and removed: in a delta the role of the file is {CHANGES}"
         raise ReleaseRefused("layout", f"{entry.name}: {detail}")
     if entry.role == CHANGES and not layout.added:
-        raise ReleaseRefused(
-            "layout",
-            f"{entry.name}: its role is {CHANGES}, but layout {layout.name} has no codes for added and removed",
-        )
+        detail = f"its role is {CHANGES}, but layout {layout.name} has no codes for added and removed"
+        raise ReleaseRefused("layout", f"{entry.name}: {detail}")
 
 
 def is_plain_name(name: str) -> bool:
     """Return True if a file name cannot lead out of its folder, is not hidden, and does not look like an option.
 
-    It has no separator, no `..` and no control character.
+    Such a name has 1 to 255 bytes, no separator, no control character, and no `.` or `-` at the start.
     """
-    fits = 0 < len(name.encode("utf-8", "replace")) <= 255 and name.isprintable()
-    return fits and not name.startswith((".", "-")) and not any(separator in name for separator in "/\\:")
+    size = len(name.encode("utf-8", "replace"))
+    if not 0 < size <= 255 or not name.isprintable() or name.startswith((".", "-")):
+        return False
+    return not any(separator in name for separator in "/\\:")
 
 
 def signature_names(manifest_name: str) -> list[str]:
     """Return the possible names of signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
-    return [f"{manifest_name}.sig", *(f"{manifest_name}.sig.{number}" for number in range(2, SIGNATURES_MAX + 1))]
+    first = f"{manifest_name}.sig"
+    return [first, *(f"{first}.{number}" for number in range(2, SIGNATURES_MAX + 1))]
 
 
 def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
@@ -209,26 +217,24 @@ def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
 def _verify(
     content: bytes, copies: Mapping[str, Path], lists: Mapping[str, ListSettings], openssh: Verifier, now: datetime
 ) -> VerifiedRelease:
-    trusts = {
-        name: (each.signers, each.revoked)
-        for name, each in lists.items()
-        if each.signers is not None and not each.local
-    }
+    trusts: dict[str, Trust] = {}
+    for name, settings in lists.items():
+        if settings.signers is not None and not settings.local:
+            trusts[name] = (settings.signers, settings.revoked)
     _require_any(copies, list(dict.fromkeys(trusts.values())), openssh)
     manifest = parse_manifest(content)
-    if (name := manifest.list) not in trusts:
+    name = manifest.list
+    if name not in trusts:
         raise ReleaseRefused("unknown_list", f"no list {name} with signers is configured", serial=manifest.serial)
     with naming_release(manifest):
         signers = _signers(copies, lists[name], trusts[name], openssh)
         check_times(manifest, now)
-    return VerifiedRelease(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=signers)
+    digest = hashlib.sha256(content).hexdigest()
+    return VerifiedRelease(manifest=manifest, digest=digest, signers=signers)
 
 
 def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: Verifier) -> None:
-    """Require one signature that is valid for any configured list.
-
-    Before that, the manifest must not be parsed.
-    """
+    """Reject a release without a signature that is valid for any configured list. Its manifest is not parsed yet."""
     if not trusts:
         raise ReleaseRefused("unknown_list", "no list with signers is configured")
     reasons: list[str] = []
@@ -249,18 +255,25 @@ def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: V
         raise unreadable
     reason = most_specific(reasons)
     name, copy = next(iter(copies.items()))
-    raise ReleaseRefused(reason, f"{name}: {openssh.explain(reason, copy, [signers for signers, _ in trusts])}")
+    explanation = openssh.explain(reason, copy, [signers for signers, _ in trusts])
+    raise ReleaseRefused(reason, f"{name}: {explanation}")
 
 
 def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
     """Return the signers of a release if they reach the threshold of the list; otherwise reject the release."""
-    outcomes = {name: openssh.check(copy, *trust) for name, copy in copies.items()}
-    reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
-    signatures = [outcome for outcome in outcomes.values() if isinstance(outcome, Signature)]
+    signatures: list[Signature] = []
+    reasons: dict[str, str] = {}
+    for name, copy in copies.items():
+        outcome = openssh.check(copy, *trust)
+        if isinstance(outcome, Signature):
+            signatures.append(outcome)
+        else:
+            reasons[name] = outcome
     counted = distinct_signers({signature.fingerprint: signature.principals for signature in signatures})
     if len(counted) < settings.threshold:
-        explained = {name: openssh.explain(reason, copies[name], trust[:1]) for name, reason in reasons.items()}
-        faults = "; ".join(f"{name}: {why} of {settings.name}" for name, why in explained.items())
+        signers_file, _ = trust
+        explained = {name: openssh.explain(reason, copies[name], [signers_file]) for name, reason in reasons.items()}
+        faults = "; ".join(f"{name}: {explanation} of {settings.name}" for name, explanation in explained.items())
         if not counted:
             raise ReleaseRefused(most_specific(reasons.values()), faults)
         needed = f"{len(counted)} of the {settings.threshold} signers that {settings.name} requires have signed"
@@ -271,7 +284,7 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
 
 
 def _claimed_release(content: bytes) -> tuple[str, int] | None:
-    """Return the list and serial in an unverified manifest, for messages to people but never for a decision."""
+    """Return the list and serial in an unverified manifest, for messages only; None if the manifest has no list or serial."""
     with suppress(ReleaseRefused, ValueError, RecursionError):
         document = json.loads(content.decode("utf-8"))
         if isinstance(document, dict):
@@ -284,13 +297,16 @@ def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
     if name in lists:
         return f"; {name} is local: it changes by eir add"
     similar = difflib.get_close_matches(name, lists, n=1)
-    return f"; did you mean '{similar[0]}'?" if similar else f"; there are: {', '.join(lists) or 'none'}"
+    if similar:
+        return f"; did you mean '{similar[0]}'?"
+    names = ", ".join(lists) or "none"
+    return f"; there are: {names}"
 
 
 def parse_manifest(content: bytes) -> Manifest:
     """Parse the JSON of a manifest, and check all its members.
 
-    Unknown members are ignored, because a change of meaning would change `format`.
+    Unknown members are ignored. A future version that needs another meaning of members has another `format`.
 
     Raises:
         ReleaseRefused: `manifest` or `file_name`, with the wrong member.
@@ -306,15 +322,16 @@ def parse_manifest(content: bytes) -> Manifest:
     if kind == FULL and document.get("base") is not None:
         raise ReleaseRefused("manifest", 'a full release has no "base"')
     base = None if kind == FULL else _number(document, "base", 0, most=serial - 1)
-    issued, expires = _time(document, "issued"), _time(document, "expires")
+    issued = _time(document, "issued")
+    expires = _time(document, "expires")
     if expires <= issued:
         raise ReleaseRefused("manifest", '"expires" is not after "issued"')
     name = _list_name(document)
-    files = member(
-        document, "files", list, lambda files: 1 <= len(files) <= FILES_MAX, f"an array of 1 to {FILES_MAX} objects"
-    )
+    expected = f"an array of 1 to {FILES_MAX} objects"
+    files = member(document, "files", list, lambda array: 1 <= len(array) <= FILES_MAX, expected)
     entries = tuple(_file_entry(file, ROLES[kind]) for file in files)
-    if len({entry.name for entry in entries}) < len(entries):
+    file_names = {entry.name for entry in entries}
+    if len(file_names) < len(entries):
         raise ReleaseRefused("manifest", '"files" names a file twice')
     return Manifest(list=name, kind=kind, serial=serial, base=base, issued=issued, expires=expires, files=entries)
 
@@ -322,7 +339,7 @@ def parse_manifest(content: bytes) -> Manifest:
 def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Convert the members of a JSON object to a dict; raise ValueError if a name occurs twice.
 
-    Otherwise two parsers could read two different manifests.
+    If a name occurs twice, one parser may use the first value, and another parser the last value.
     """
     document = dict(members)
     if len(document) < len(members):
@@ -356,7 +373,8 @@ def _number(document: Mapping[str, Any], name: str, least: int, *, most: int = S
 
 
 def _time(document: Mapping[str, Any], name: str) -> datetime:
-    return datetime.fromisoformat(member(document, name, str, is_utc_text, "a time like 2026-11-24T00:00:00Z"))
+    text = member(document, name, str, is_utc_text, "a time like 2026-11-24T00:00:00Z")
+    return datetime.fromisoformat(text)
 
 
 def is_utc_text(text: str) -> bool:
@@ -377,8 +395,16 @@ def member(
 ) -> Value:
     """Return a member of a JSON object after a check of its type and value.
 
+    Args:
+        document: JSON object.
+        name: name of the member.
+        kind: type of the value.
+        fits: returns a true value if the value is valid.
+        expected: valid values, for the message.
+        reason: reason word of the rejection.
+
     Raises:
-        ReleaseRefused: by `reason`, if the member is not of this type or does not fit.
+        ReleaseRefused: by `reason`, if the member is missing or has a wrong type or value.
     """
     value = document.get(name)
     if type(value) is not kind or not fits(value):  # isinstance would accept a bool as an int
