@@ -1,7 +1,6 @@
 """Listeners of the supervisor, which accept connections and enforce the limits on the number of connections.
 
-The supervisor counts the connections of all workers, so the limits are enforced here. An admitted connection goes to a
-function, so this module has no knowledge of workers.
+Only the supervisor can count the connections of all workers. It passes each admitted connection to a function of the caller.
 """
 
 import asyncio
@@ -35,10 +34,14 @@ HOLD_S = 2.0
 Otherwise the peers of the ended worker, which reconnect at once, would all move to the other workers.
 """
 STRANGERS_MAX, STRANGERS_PER_S = 32, 20
-"""Maximum number of connections from addresses without an entry that receive a 403 over HTTP: at the same time, and per second. Further ones are closed."""
+"""Limits on connections from addresses without an entry in the peer table that are answered 403 over HTTP: number at the same time,
+and number per second. Further connections are closed without an answer."""
 
 HandOver = Callable[[int, int, socket.socket], bool]
-"""Function of listener, number and connection that returns whether a worker has received the connection."""
+"""Function that passes a connection to a worker, and returns true if a worker has received it.
+
+Its arguments are the number of the listener, the number of the connection, and the connection.
+"""
 
 
 class Acceptor:
@@ -60,18 +63,19 @@ class Acceptor:
         self.addresses: list[str] = []
         """Open listeners as URLs with their bound addresses."""
         self._held: asyncio.TimerHandle | None = None
-        """Timer while no connection is accepted."""
+        """Timer that ends the present pause; None without a pause."""
         self._numbers = itertools.count()
         self._connections: dict[int, Address] = {}
-        """Source address of each connection that was passed on and is still open, by number."""
+        """Source address of each open connection of a worker, by number of the connection."""
         self._sources = SourceCounts()
         self._strangers: set[int] = set()
-        """Numbers of connections that were passed on only to receive a rejection."""
-        self._strangers_came: deque[float] = deque(maxlen=STRANGERS_PER_S)
+        """Numbers of open connections that a worker only answers with a 403."""
+        self._stranger_times: deque[float] = deque(maxlen=STRANGERS_PER_S)
+        """Times of the last connections from unknown addresses that were answered 403."""
         self._refused: Counter[str] = Counter()
-        """Connections that were not passed on, by reason."""
+        """Number of rejected connections, by reason."""
         self._failures = 0
-        """Number of failures to accept for lack of descriptors or memory."""
+        """Number of connections that were not accepted for lack of file descriptors or memory."""
 
     def configure(self, peers: Sequence[PeerSettings], limits: Limits, sctp: SctpSettings) -> None:
         """Apply a new peer table, limits and SCTP settings. Open connections are not affected."""
@@ -84,20 +88,16 @@ class Acceptor:
     async def listen(self, urls: Sequence[str], hand_over: HandOver) -> None:
         """Open the listeners at these URLs. `hand_over`: function that passes a connection to a worker.
 
-        Without SCTP in the kernel, SCTP listeners are skipped if the settings permit that.
+        If the kernel has no SCTP and `sctp.optional` is set, SCTP listeners are skipped.
 
         Raises:
             EirError: if a listener cannot be opened.
         """
         for number, url in enumerate(urls):
             wanted = listening_at(url)
+            accept = partial(self._accept, number, hand_over, http=is_http(url))
             try:
-                listener = await open_listener(
-                    wanted,
-                    partial(self._accepted, number, hand_over, http=is_http(url)),
-                    self._cannot_accept,
-                    self._sctp,
-                )
+                listener = await open_listener(wanted, accept, self._cannot_accept, self._sctp)
             except OSError as e:
                 if self._sctp.optional and e.errno in MISSING:
                     self._report("listener_missing", reason="no_sctp", level="warning", address=url, detail=LOAD_ADVICE)
@@ -105,13 +105,15 @@ class Acceptor:
                 raise cannot_listen(url, e) from None
             self._listeners.append(listener)
             host, port = listener.address
-            at = wanted._replace(hosts=wanted.hosts if wanted.scheme == SCTP else (host,), port=port)
-            self.addresses.append(f"{url.partition('://')[0]}://{at.where}")
+            hosts = wanted.hosts if wanted.scheme == SCTP else (host,)
+            bound = wanted._replace(hosts=hosts, port=port)
+            scheme, _, _ = url.partition("://")
+            self.addresses.append(f"{scheme}://{bound.where}")
         for address in self.addresses:
             self._report("listening", address=address)
 
     def pause(self) -> None:
-        """Accept no connections for `hold_s`. New connections wait in the kernel's queues."""
+        """Accept no connections for `hold_s`. Meanwhile new connections wait in the queues of the kernel."""
         if not self._listeners:
             return
         self._stop_timer()
@@ -132,8 +134,8 @@ class Acceptor:
             listener.close()
         self._listeners.clear()
 
-    def gone(self, number: int) -> None:
-        """Remove a connection from the counts, because the connection or its worker has ended."""
+    def remove(self, number: int) -> None:
+        """Remove a connection from the counts after the end of the connection or of its worker."""
         self._strangers.discard(number)
         source = self._connections.pop(number, None)
         if source is not None:
@@ -147,28 +149,25 @@ class Acceptor:
         }
 
     def _stop_timer(self) -> bool:
-        """Cancel the timer of a pause; return true if there was a pause.
-
-        The caller ends the pause itself.
-        """
+        """Cancel the timer that would end a pause; return true if there was a pause."""
         timer = self._held
         self._held = None
         if timer is not None:
             timer.cancel()
         return timer is not None
 
-    def _accepted(self, listener: int, hand_over: HandOver, connection: socket.socket, *, http: bool = False) -> None:
+    def _accept(self, listener: int, hand_over: HandOver, connection: socket.socket, *, http: bool = False) -> None:
         with connection:
             try:
                 host, port = connection.getpeername()[:2]
             except OSError:
-                return  # it has closed already
+                return  # the client has closed the connection
             source = source_address(host)
             refused = self._sources.refusal(source, self._peers, self._limits, len(self._connections))
-            if refused == "source" and http and self._may_hear_so():
+            if refused == "source" and http and self._may_answer_stranger():
                 number = next(self._numbers) & 0xFFFFFFFF
                 if hand_over(listener, number, connection):
-                    self._strangers.add(number)  # the worker counts and logs it
+                    self._strangers.add(number)  # the worker counts and logs the rejection
                     return
             if refused is None:
                 number = next(self._numbers) & 0xFFFFFFFF
@@ -178,34 +177,30 @@ class Acceptor:
                     return
                 refused = "no_worker"
         self._refused[refused] += 1
-        self._report(
-            "peer_refused",
-            reason=refused,
-            level="warning",
-            address=address_text([host], port),
-            setting=setting_for(refused),
-        )
+        address = address_text([host], port)
+        self._report("peer_refused", reason=refused, level="warning", address=address, setting=setting_for(refused))
 
-    def _may_hear_so(self) -> bool:
-        """Return true if an HTTP client at an unknown address may receive a 403 instead of a closed connection.
+    def _may_answer_stranger(self) -> bool:
+        """Return true if the limits permit one more 403 to an HTTP client at an unknown address.
 
-        After a closed connection an AMF waits for seconds. The number of such answers is limited.
+        With a 403 an AMF learns the reason at once. After a closed connection it would wait for seconds.
         """
         now = asyncio.get_running_loop().time()
-        came = self._strangers_came
-        if len(self._strangers) >= STRANGERS_MAX or (len(came) == STRANGERS_PER_S and now - came[0] < 1):
+        times = self._stranger_times
+        is_too_fast = len(times) == STRANGERS_PER_S and now - times[0] < 1
+        if is_too_fast or len(self._strangers) >= STRANGERS_MAX:
             return False
-        came.append(now)
+        times.append(now)
         return True
 
     def _cannot_accept(self, fault: OSError) -> None:
         self._failures += 1
-        self._report(
-            "accept_failed", level="error", reason=errno.errorcode.get(fault.errno or 0, "other"), detail=fault.strerror
-        )
+        reason = errno.errorcode.get(fault.errno or 0, "other")
+        self._report("accept_failed", level="error", reason=reason, detail=fault.strerror)
 
 
 def cannot_listen(where: str, fault: OSError) -> EirError:
-    """Return the error with advice for a listener that cannot be opened. The error ends the node."""
+    """Return the error for a listener that cannot be opened, with advice. The error ends the node."""
+    message = f"cannot listen on {where}: {fault.strerror or fault}"
     advice = LISTEN_ADVICE.get(fault.errno or 0)
-    return EirError(f"cannot listen on {where}: {fault.strerror or fault}{f' ({advice})' if advice else ''}")
+    return EirError(f"{message} ({advice})" if advice else message)

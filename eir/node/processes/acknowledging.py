@@ -1,7 +1,7 @@
 """Acknowledgements: reports to a list's source about the release that all workers have in force.
 
-The node sends them to each source that requests them. An acknowledgement has the release and the time since when it is in
-force. A separate process signs each acknowledgement and uploads it.
+The node sends them to each source with `acknowledge`. An acknowledgement has the release, and the time at which the release came
+into force. Each acknowledgement is signed and uploaded in its own process.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from eir.lists.sources.pull_http import SourceClient, Unreached
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.observe.status_texts import StatusText
-from eir.node.processes.apart import done_apart
+from eir.node.processes.apart import run_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.pulling import backoff_s
@@ -31,32 +31,35 @@ from eir.node.processes.state_folder import as_owner_of
 ACKNOWLEDGE_PROCESS = "acknowledge"
 POST_S = 60.0
 REPEAT_S = 86400.0
-"""Seconds after which an unchanged acknowledgement is sent again."""
-TELL_AGAIN_MAX_S = 300.0
-"""Longest pause in seconds after an acknowledgement that the source did not accept."""
+"""Seconds after which an acknowledgement is sent again even if it is unchanged."""
+RETRY_MAX_S = 300.0
+"""Maximum seconds before an acknowledgement is repeated that the source did not accept."""
 
 
-def send_acknowledgement(config: Config, what: Acknowledgement) -> None:
+def send_acknowledgement(config: Config, acknowledgement: Acknowledgement) -> None:
     """Sign an acknowledgement and upload it to the list's source.
 
     Raises:
         EirError: if the source does not accept it (Unreached), or the list has no source.
         OSError: if the key cannot be read.
     """
-    source = config.lists[what.list].source
+    source = config.lists[acknowledgement.list].source
     if source is None:
-        raise EirError(f"list {what.list} has no source (lists.{what.list}.source)")
+        name = acknowledgement.list
+        raise EirError(f"list {name} has no source (lists.{name}.source)")
     with as_owner_of(config.state):
-        content = sign_acknowledgement(what, load_key(config.state))
-    SourceClient(source, time.monotonic() + POST_S).upload(f"{ACKNOWLEDGED}/{what.name}", content)
+        key = load_key(config.state)
+        content = sign_acknowledgement(acknowledgement, key)
+    client = SourceClient(source, time.monotonic() + POST_S)
+    client.upload(f"{ACKNOWLEDGED}/{acknowledgement.name}", content)
 
 
-async def _send_in_process(config: Config, what: Acknowledgement, _: Channel) -> None:
-    await asyncio.to_thread(send_acknowledgement, config, what)
+async def _send_in_process(config: Config, acknowledgement: Acknowledgement, _: Channel) -> None:
+    await asyncio.to_thread(send_acknowledgement, config, acknowledgement)
 
 
-class _News(NamedTuple):
-    """Content of an acknowledgement. If it changes, a new acknowledgement is sent."""
+class _Content(NamedTuple):
+    """Content of an acknowledgement. If the content changes, a new acknowledgement is sent."""
 
     serial: int
     content: str
@@ -65,10 +68,7 @@ class _News(NamedTuple):
 
 
 class Acknowledging:
-    """Detector of lists that come into force on all workers, or whose release is rejected.
-
-    It sends acknowledgements to the sources that request them.
-    """
+    """Detector of releases that all workers have in force, or that were rejected. It sends the acknowledgements of both."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
         """Create a detector. `config`: function that returns the settings in force."""
@@ -77,29 +77,30 @@ class Acknowledging:
         self._jobs = jobs
         self._report = report
         self._in_force = load_in_force(config().state)
-        self._gone: Sequence[str] = ()
-        """Local lists that were in force before and that no worker has. A signed list in that state counts as never loaded."""
+        self._lost: Sequence[str] = ()
+        """Local lists that were in force before, and that no worker has now. A signed list in this state counts as never loaded."""
         self.older: Mapping[str, tuple[int, int]] = {}
-        """Lists for which this node has accepted a higher serial than the store knows: the store's highest serial, and the node's."""
+        """Highest serial in the store, and highest serial that this node has accepted, for each list for which the store has the lower one."""
         self._rejected: dict[str, Rejection] = {}
-        self._given: dict[str, tuple[_News, float]] = {}
-        """Last acknowledgement by list, and its time (time.monotonic)."""
+        self._given: dict[str, tuple[_Content, float]] = {}
+        """Content of the last accepted acknowledgement, and its time (time.monotonic), by list."""
         self._next: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._under_way: set[str] = set()
+        self._in_progress: set[str] = set()
         """Lists whose acknowledgement is being sent."""
 
     def update(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
-        """Compare reports and rejections with the previous state, and send the acknowledgements that are due.
+        """Detect changes of the lists in force and of rejections, and send the acknowledgements that are due.
 
         `reports`: status of each worker. `rejected`: last rejection by list.
         """
         if not reports:
             return
-        known = self._config().lists
-        known_before = [name for name in self._in_force if name in known and known[name].local]
-        self._gone = [name for name in known_before if not any(name in report.lists for report in reports)]
+        settings = self._config().lists
+        held = {name for report in reports for name in report.lists}
+        local = [name for name in self._in_force if name in settings and settings[name].local]
+        self._lost = [name for name in local if name not in held]
         self._compare(reports)
         before_rejected = self._rejected
         self._rejected = dict(rejected or {})
@@ -107,101 +108,103 @@ class Acknowledging:
             if before_rejected.get(name) != self._rejected.get(name):
                 self._next.pop(name, None)
         for name in dict.fromkeys((*reports[0].lists, *self._rejected)):
-            if (news := self._news(name, name in reports[0].lists)) is not None and self._is_due(name, news):
-                self._under_way.add(name)
-                self._jobs.spawn(self._acknowledge(name, news))
+            content = self._content(name, name in reports[0].lists)
+            if content is not None and self._is_due(name, content):
+                self._in_progress.add(name)
+                self._jobs.spawn(self._acknowledge(name, content))
 
     def _compare(self, reports: Sequence[WorkerReport]) -> None:
-        """Store for each list the state that all workers have in force, if they agree."""
+        """Store the state of each list that all workers have in force."""
         changed = False
         for name, state in reports[0].lists.items():
             if not all(report.lists.get(name) == state for report in reports):
                 continue
             before = self._in_force.get(name)
-            mark = state.mark if before is None else max(before.mark, state.mark)
+            mark = max(before.mark, state.mark) if before is not None else state.mark
             if before is None or before[:2] != (state.serial, state.content_digest):
-                self._in_force[name] = InForce(state.serial, state.content_digest, utc_text(datetime.now(UTC)), mark)
+                now = utc_text(datetime.now(UTC))
+                self._in_force[name] = InForce(state.serial, state.content_digest, now, mark)
                 self._next.pop(name, None)
                 changed = True
             elif before.mark != mark:
                 self._in_force[name] = before._replace(mark=mark)
                 changed = True
-        self.older = {
-            name: (state.highest_serial, self._in_force[name].mark[1])
-            for name, state in reports[0].lists.items()
-            if name in self._in_force and state.mark < self._in_force[name].mark
-        }
+        older = {}
+        for name, state in reports[0].lists.items():
+            if name in self._in_force and state.mark < self._in_force[name].mark:
+                _, highest = self._in_force[name].mark
+                older[name] = state.highest_serial, highest
+        self.older = older
         if changed:
             with suppress(OSError):
                 self._in_force = save_in_force(self._config().state, self._in_force, {})
 
-    def _news(self, name: str, has_list: bool) -> "_News | None":
+    def _content(self, name: str, has_list: bool) -> "_Content | None":
         """Return the content of the acknowledgement for a list, or None if there is nothing to acknowledge."""
         rejected = self._rejected.get(name)
         in_force = self._in_force.get(name)
-        if not has_list and rejected is not None:  # no list is in force, since the rejection at the latest
-            return _News(0, NO_LIST.content_digest, rejected.at, rejected)
-        return _News(*in_force[:3], rejected) if in_force is not None and in_force.since else None
+        if not has_list and rejected is not None:  # the list was in force neither at the rejection nor since then
+            return _Content(0, NO_LIST.content_digest, rejected.at, rejected)
+        if in_force is None or not in_force.since:
+            return None
+        return _Content(in_force.serial, in_force.content, in_force.since, rejected)
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
         """Return the time at which each of these list states came into force, by list."""
-        return {
-            name: self._in_force[name].since
-            for name, state in states.items()
-            if self._in_force.get(name, ())[:2] == (state.serial, state.content_digest)
-        }
+        since = {}
+        for name, state in states.items():
+            in_force = self._in_force.get(name)
+            if in_force is not None and in_force[:2] == (state.serial, state.content_digest):
+                since[name] = in_force.since
+        return since
 
     def warnings(self) -> list[str]:
-        """Return warnings about lists that the store has lost, completely or in part."""
-        lost = [StatusText.LIST_LOST.format(name) for name in self._gone]
+        """Return a warning for each list that the store has lost, completely or in part."""
+        lost = [StatusText.LIST_LOST.format(name) for name in self._lost]
         older = [StatusText.SERIAL_LOST.format(name, highest, own) for name, (highest, own) in self.older.items()]
         return lost + older
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about acknowledgements and lost lists by name and label values."""
+        lost = [*self._lost, *self.older]
         return {
-            "eir_source_acknowledgements_total": {labels: float(count) for labels, count in self._counts.items()},
-            "eir_store_lost_data": dict.fromkeys(((name,) for name in (*self._gone, *self.older)), 1.0),
+            "eir_source_acknowledgements_total": dict(self._counts),
+            "eir_store_lost_data": {(name,): 1.0 for name in lost},
         }
 
-    def _is_due(self, name: str, news: "_News") -> bool:
+    def _is_due(self, name: str, content: "_Content") -> bool:
         settings = self._config().lists.get(name)
         now = time.monotonic()
         if settings is None or settings.source is None or not settings.source.acknowledge:
             return False
-        if name in self._under_way:
+        if name in self._in_progress or now < self._next.get(name, 0.0):
             return False
-        last, at = self._given.get(name, (None, 0.0))
-        return now >= self._next.get(name, 0.0) and (last != news or now - at > REPEAT_S)
+        last, given_at = self._given.get(name, (None, 0.0))
+        return last != content or now - given_at > REPEAT_S
 
-    async def _acknowledge(self, name: str, news: "_News") -> None:
-        serial = news.serial
-        acknowledgement = Acknowledgement(
-            node=self._config().identity.host, list=name, made=utc_text(datetime.now(UTC)), **news._asdict()
-        )
+    async def _acknowledge(self, name: str, content: "_Content") -> None:
+        serial = content.serial
+        config = self._config()
+        now = utc_text(datetime.now(UTC))
+        acknowledgement = Acknowledgement(node=config.identity.host, list=name, made=now, **content._asdict())
         try:
             async with asyncio.timeout(2 * POST_S):
-                await done_apart(
-                    self._start,
-                    ACKNOWLEDGE_PROCESS,
-                    _send_in_process,
-                    self._config(),
-                    acknowledgement,
-                    report=self._report,
+                await run_apart(
+                    self._start, ACKNOWLEDGE_PROCESS, _send_in_process, config, acknowledgement, report=self._report
                 )
         except (EirError, OSError, TimeoutError) as e:
             reason = e.reason if isinstance(e, Unreached) else "process"
             self._counts[name, "not_given"] += 1
             self._failures[name] += 1
-            self._next[name] = time.monotonic() + backoff_s(self._failures[name], TELL_AGAIN_MAX_S)
+            self._next[name] = time.monotonic() + backoff_s(self._failures[name], RETRY_MAX_S)
             detail = detail_of(e)
             self._report(
                 "acknowledgement_not_given", level="warning", reason=reason, list=name, serial=serial, detail=detail
             )
             return
         finally:
-            self._under_way.discard(name)
-        self._given[name] = news, time.monotonic()
+            self._in_progress.discard(name)
+        self._given[name] = content, time.monotonic()
         self._failures[name] = 0
         self._counts[name, "given"] += 1
         self._report("acknowledgement_given", list=name, serial=serial)

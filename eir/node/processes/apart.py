@@ -1,7 +1,7 @@
 """Tasks that each run in a process of their own, so that a fault caused by a release ends only that process.
 
-Such a process does one task, sends the outcome, and ends; it also ends with the process that ordered the work. A load has a
-limit of memory and of time, and the kernel kills it first if the host's memory runs out.
+The process runs one task, sends the outcome to its caller, and ends. It also ends with its caller. A load has a limit of memory
+and of time. If the host's memory runs out, the kernel kills a load before any other process.
 """
 
 import asyncio
@@ -24,24 +24,21 @@ from eir.node.processes.channel import Channel, ChannelMessage, Handlers, parts_
 from eir.node.processes.starter import Process, Start
 
 Work: TypeAlias = Callable[..., Awaitable[Any]]
-"""Function for a process of its own: receives its arguments and, after them, the channel to the process that ordered the work."""
+"""Function that such a process runs. Its last argument is the channel to the caller."""
 
 LOAD_S_MAX = 900
 """Maximum duration of a load in seconds; 100 million rows take 10 s on an idle machine."""
 OOM_SCORE = 1000
-"""Value of /proc/PID/oom_score_adj: the kernel kills this process before any other (proc(5))."""
+"""Value of /proc/PID/oom_score_adj for a load, so that the kernel kills it before any other process (proc(5))."""
 END_S = 5.0
-"""Seconds that such a process has to end after its caller has stopped waiting."""
+"""Seconds after which the process is killed if it does not end after its channel was closed."""
 PROGRESS, OUTCOME = "progress", "outcome"
 LOAD_PROCESS = "load"
 """Name of the process of a load in `ps` and `top`."""
 
 
 class Outcome(NamedTuple):
-    """Outcome of a task in another process: a result or an exception.
-
-    An exception passes between processes as class, arguments and attributes.
-    """
+    """Outcome of a task in another process: a result, or an exception as class, arguments and attributes."""
 
     kind: type[BaseException] | None
     value: Any
@@ -57,25 +54,25 @@ class Outcome(NamedTuple):
         raise error
 
 
-class SaidNothing(EirError):
+class NoOutcome(EirError):
     """Error: a process ended without sending an outcome."""
 
     def __init__(self, status: int | None) -> None:
-        super().__init__(
-            f"it ended with {f'signal {-status}' if status is not None and status < 0 else f'status {status}'}"
-        )
+        is_signal = status is not None and status < 0
+        end = f"signal {-(status or 0)}" if is_signal else f"status {status}"
+        super().__init__(f"it ended with {end}")
         self.status = status
 
 
 def progress_over(channel: Channel) -> Progress:
-    """Return a function that sends the progress of a task to the process that ordered the task."""
+    """Return a function that sends the progress of a task to the caller of its process."""
     return lambda *done: channel.notify(PROGRESS, *done)
 
 
 async def outcome_of(work: Awaitable[Any]) -> Outcome:
     """Await the work, and return its result or exception as an Outcome.
 
-    An exception other than EirError and OSError means that the loaded content is refused.
+    An exception other than EirError and OSError becomes a ReleaseRefused.
     """
     try:
         return Outcome(None, await work, {})
@@ -88,7 +85,7 @@ async def outcome_of(work: Awaitable[Any]) -> Outcome:
         return Outcome(type(refused), refused.args, vars(refused))
 
 
-async def done_apart(
+async def run_apart(
     start: Start,
     name: str,
     work: Work,
@@ -100,60 +97,54 @@ async def done_apart(
 ) -> Any:
     """Run `work` with these arguments in a new process, and return its result.
 
-    The work and its arguments must be picklable. `memory_max`: bytes that the work may use in addition to the program; such
-    work may run for LOAD_S_MAX. `nice`: nice value. `handlers`: calls that the work may make.
+    The work and its arguments must be picklable. `memory_max`: maximum bytes of the work in addition to the program; with this
+    limit the work also ends after LOAD_S_MAX. `nice`: nice value. `handlers`: functions that the work may call.
 
     Raises:
-        SaidNothing: if the process ends without an outcome.
+        NoOutcome: if the process ends without an outcome.
         Exception: the exception of the work.
     """
-    process = await start(name, _do, work, arguments, memory_max, nice)
+    process = await start(name, _run_task, work, arguments, memory_max, nice)
     outcomes: list[Outcome] = []
+    all_handlers = {OUTCOME: outcomes.append, **(handlers or {})}
     try:
-        await process.channel.serve({OUTCOME: outcomes.append, **(handlers or {})}, failed=call_failed(report))
+        await process.channel.serve(all_handlers, failed=call_failed(report))
         status = await process.ended()
     finally:
         process.channel.close()
         await _end(process)
     if not outcomes:
-        raise SaidNothing(status)
+        raise NoOutcome(status)
     return outcomes[0].result()
 
 
 async def load_apart(
     start: Start, work: Work, *arguments: Any, memory_max: int, nice: int = 0, progress: Progress | None = None
 ) -> Any:
-    """Load a release in a new process, as `done_apart` does, within limits of memory and time.
+    """Load a release in a new process, as `run_apart` does, within limits of memory and time.
 
     Raises:
         ReleaseRefused: `memory` above memory_max, `time` above LOAD_S_MAX, `fault` for an exception other than EirError and
             OSError, `killed` after SIGKILL, `crash` after another end.
     """
+    handlers = {PROGRESS: progress or (lambda *_: None)}
     try:
-        return await done_apart(
-            start,
-            LOAD_PROCESS,
-            work,
-            *arguments,
-            memory_max=memory_max,
-            nice=nice,
-            handlers={PROGRESS: progress or (lambda *_: None)},
+        return await run_apart(
+            start, LOAD_PROCESS, work, *arguments, memory_max=memory_max, nice=nice, handlers=handlers
         )
-    except SaidNothing as nothing:
-        raise _end_of(nothing, memory_max) from None
+    except NoOutcome as fault:
+        raise _refusal_after(fault, memory_max) from None
 
 
-def _end_of(nothing: SaidNothing, memory_max: int) -> ReleaseRefused:
+def _refusal_after(fault: NoOutcome, memory_max: int) -> ReleaseRefused:
     """Return the rejection of a release whose load ended without an outcome, with the probable reason."""
-    if nothing.status == -signal.SIGKILL:
-        return ReleaseRefused(
-            KILLED, "the process of the load was killed, probably because the host lacked memory (journalctl -k)"
-        )
-    if nothing.status == -signal.SIGALRM:
-        return ReleaseRefused(
-            "time", f"its load took more than {LOAD_S_MAX} s: split the release into a full one and deltas"
-        )
-    detail = f"the process of the load: {nothing}; limits.load_memory ({memory_max} bytes) is probably too low"
+    if fault.status == -signal.SIGKILL:
+        detail = "the process of the load was killed, probably because the host lacked memory (journalctl -k)"
+        return ReleaseRefused(KILLED, detail)
+    if fault.status == -signal.SIGALRM:
+        detail = f"its load took more than {LOAD_S_MAX} s: split the release into a full one and deltas"
+        return ReleaseRefused("time", detail)
+    detail = f"the process of the load: {fault}; limits.load_memory ({memory_max} bytes) is probably too low"
     return ReleaseRefused(CRASH, detail)
 
 
@@ -170,16 +161,17 @@ async def _end(process: Process) -> None:
 # In such a process
 
 
-def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None, nice: int) -> int:
-    """Run the work in this new process, and send its outcome to the process that ordered it."""
-    with suppress(OSError):  # a filter of system calls may be stricter than this program
-        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+def _run_task(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None, nice: int) -> int:
+    """Run the work in this new process, and send its outcome to the caller."""
+    with suppress(OSError):  # a filter of system calls may forbid it
+        present = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, present))
     if memory_max is not None:
         # The work may block the loop, so another thread watches the channel.
-        threading.Thread(target=_end_with, args=(end.fileno(),), daemon=True).start()
+        threading.Thread(target=_end_with_caller, args=(end.fileno(),), daemon=True).start()
         _confine(memory_max)
     try:
-        outcome = asyncio.run(_done(end.dup(), work, arguments))
+        outcome = asyncio.run(_run_work(end.dup(), work, arguments))
     except MemoryError:
         detail = f"its load takes more memory than limits.load_memory allows ({memory_max} bytes): raise that, or split the release"
         refused = ReleaseRefused("memory", detail)
@@ -191,12 +183,12 @@ def _do(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: 
     return 0
 
 
-async def _done(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> Outcome:
+async def _run_work(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> Outcome:
     channel = Channel(end)
     serving = asyncio.create_task(channel.serve({}, failed=lambda *_: None))
     working = asyncio.create_task(outcome_of(work(*arguments, channel)))
     await asyncio.wait((serving, working), return_when=asyncio.FIRST_COMPLETED)
-    if not working.done():  # the caller waits no more
+    if not working.done():  # the caller has closed the channel
         working.cancel()
         await asyncio.wait((working,))
         os._exit(1)
@@ -204,11 +196,8 @@ async def _done(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> O
     return working.result()
 
 
-def _end_with(descriptor: int) -> None:
-    """End this process at once when the other end of the channel is closed.
-
-    A store tolerates the end of a load at any point.
-    """
+def _end_with_caller(descriptor: int) -> None:
+    """End this process at once when the caller closes the channel. A store tolerates the end of a load at any point."""
     watch = select.poll()
     watch.register(descriptor, 0)
     watch.poll()
@@ -216,15 +205,15 @@ def _end_with(descriptor: int) -> None:
 
 
 def _confine(memory_max: int) -> None:
-    """Limit the memory and the duration of this process.
-
-    If the host's memory runs out, the kernel kills this process first.
-    """
+    """Limit the memory and the duration of this process, and let the kernel kill it first if the host's memory runs out."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_S_MAX)
-    has = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data and stack: proc(5)
+    page_counts = Path("/proc/self/statm").read_text().split()
+    present = int(page_counts[5]) * resource.getpagesize()  # data and stack: proc(5)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = has + memory_max
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    limit = present + memory_max
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     with suppress(OSError):  # /proc may be read-only
         Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}\n")

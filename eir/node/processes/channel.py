@@ -1,7 +1,7 @@
 """Channel between two processes of a node: calls, answers and file descriptors over a pair of sockets.
 
-Each side calls functions of the other by name, with arguments and descriptors. Both ends are this program, run by the same
-user, so calls are pickled. If one end closes, the other end is notified at once. The meaning of the calls is unknown here.
+Each side calls functions of the other side by name, with arguments and file descriptors. Calls are pickled, because both ends are
+this program, run by the same user. If one end closes, the other end is notified at once.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from eir.errors import EirError
 ANSWER_S = 5.0
 """Seconds that the other end has to answer."""
 PART_BYTES = 1 << 16
-"""Maximum number of bytes of one packet, because the kernel sends a packet only as a whole; a longer message is split."""
+"""Maximum number of bytes of one packet. A longer message is split, because the kernel sends a packet only as a whole."""
 WAITING_MAX = 1 << 14
-"""Maximum number of messages that wait to be sent. Beyond it the other end counts as hung, and the channel is closed."""
+"""Maximum number of queued messages. At the limit the other end counts as hung, and the channel is closed."""
 DESCRIPTORS_MAX = 3
 TURN_MESSAGES = 100
-"""Number of messages that are read before other tasks of the loop run."""
+"""Maximum number of messages that are read in one turn of the event loop."""
 MORE, LAST = b"\1", b"\0"
-"""Prefix of each part of a message."""
+"""Prefix of each packet: further parts of the message follow, or the packet is the last part."""
 
 Handlers = Mapping[str, Callable[..., Any]]
 """Functions that the other side may call, by name. A handler may be a coroutine function."""
@@ -53,9 +53,9 @@ class ChannelMessage(NamedTuple):
     """Name of a call; None: an answer."""
     arguments: tuple[Any, ...]
     number: int | None
-    """Number of a call with an answer; None: no answer is expected."""
+    """Number of the call, which its answer repeats; None: the caller expects no answer."""
     descriptors: int = 0
-    """Number of descriptors of the message."""
+    """Number of file descriptors that the message carries."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -75,12 +75,12 @@ class Receiver:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self._heard = bytearray()
+        self._received = bytearray()
 
     def next(self) -> tuple[ChannelMessage, list[int | None]] | None:
         """Return the next message and its file descriptors, or None if the other end has closed.
 
-        If this process has no room for all descriptors, they are closed, and the result has None in their place.
+        If this process cannot have all descriptors of the message, all are closed, and the result has None for each.
 
         Raises:
             BlockingIOError: if the socket has no data.
@@ -96,9 +96,10 @@ class Receiver:
                 return None
             if not data:
                 return None
-            self._heard += memoryview(data)[1:]
+            self._received += memoryview(data)[1:]
             if data[:1] == LAST:
-                message, self._heard = ChannelMessage(*pickle.loads(self._heard)), bytearray()  # noqa: S301 - see the module's docstring
+                message = ChannelMessage(*pickle.loads(self._received))  # noqa: S301 - see the module's docstring
+                self._received = bytearray()
                 if len(descriptors) == message.descriptors:
                     return message, list(descriptors)
                 for descriptor in descriptors:
@@ -113,11 +114,11 @@ class Channel:
         """Create a channel from one end of a socket pair, and take ownership of the socket."""
         end.setblocking(False)
         self.answer_s = ANSWER_S
-        """Default number of seconds that the other end has to answer."""
+        """Default limit of `ask` in seconds."""
         self._end = end
         self._receiver = Receiver(end)
         self._waiting: OrderedDict[object, tuple[ChannelMessage, Sequence[HasDescriptor]]] = OrderedDict()
-        """Messages to send."""
+        """Queued messages with the objects whose descriptors they carry."""
         self._parts: deque[bytes] = deque()
         """Remaining parts of the message that is being sent."""
         self._carried: Sequence[HasDescriptor] = ()
@@ -133,15 +134,15 @@ class Channel:
     ) -> None:
         """Call a handler of the other side without waiting for an answer.
 
-        If the other end is closed, the call is lost. `carrying`: for each of these the handler receives a descriptor as a
-        further argument, or None without room for it. `latest`: the call replaces a waiting call with this name.
+        If the other end is closed, the call is lost. `carrying`: objects whose descriptors the handler receives as further
+        arguments, or None for each if its process cannot have them. `latest`: the call replaces a queued call with this name.
         """
         self._queue(ChannelMessage(what, arguments, None, len(carrying)), carrying, latest)
 
     def try_notify(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
         """Call a handler of the other side if the kernel accepts the message at once; return whether it was accepted.
 
-        The message never waits in memory. Use it for calls that may be lost, and that a peer can cause in any number.
+        The message is never queued, because a peer may cause any number of such calls.
         """
         if self.gone.is_set() or self._waiting or self._parts:
             return False
@@ -157,16 +158,18 @@ class Channel:
     ) -> Any:
         """Call a handler of the other side, and return the handler's result.
 
-        `patience_s`: seconds for the answer, 0 for `answer_s`; None: wait until the other end closes.
+        `patience_s`: maximum seconds until the answer; 0: `answer_s`; None: no limit.
 
         Raises:
             ChannelError: if the other end is closed, does not answer, or rejects the call with a text.
         """
-        patience_s = patience_s if patience_s is None else patience_s or self.answer_s
+        if patience_s == 0:
+            patience_s = self.answer_s
         if self.gone.is_set():
             raise ChannelError("the other process has closed the channel")
         number = next(self._numbers)
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        future = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
         try:
             self._queue(ChannelMessage(what, arguments, number, len(carrying)), carrying, None)
             async with asyncio.timeout(patience_s):
@@ -216,11 +219,12 @@ class Channel:
         if self.gone.is_set():
             return
         if latest is not None:
-            self._waiting.pop(latest, None)  # the newest call is the last
+            self._waiting.pop(latest, None)  # the new call is appended
         if len(self._waiting) >= WAITING_MAX:
             self._leave()
             return
-        self._waiting[object() if latest is None else latest] = message, carrying
+        key = object() if latest is None else latest
+        self._waiting[key] = message, carrying
         self._send()
 
     def _send(self) -> None:
@@ -228,11 +232,12 @@ class Channel:
         loop = asyncio.get_running_loop()
         while self._waiting or self._parts:
             if not self._parts:
-                message, self._carried = self._waiting.popitem(last=False)[1]
+                _, (message, self._carried) = self._waiting.popitem(last=False)
                 self._parts.extend(parts_of(message))
-            last = len(self._parts) == 1
+            is_last = len(self._parts) == 1
+            descriptors = [each.fileno() for each in self._carried] if is_last else []
             try:
-                socket.send_fds(self._end, [self._parts[0]], [each.fileno() for each in self._carried] if last else [])
+                socket.send_fds(self._end, [self._parts[0]], descriptors)
             except BlockingIOError:
                 if not self._writing:
                     self._writing = True
@@ -253,24 +258,25 @@ class Channel:
     def _read(self, handlers: Handlers, failed: Callable[[str, Exception], None]) -> None:
         for _ in range(TURN_MESSAGES):
             try:
-                heard = self._receiver.next()
+                received = self._receiver.next()
             except BlockingIOError:
                 return
-            if heard is None:
+            if received is None:
                 asyncio.get_running_loop().remove_reader(self._end)
                 self.gone.set()
                 return
-            (what, arguments, number, _), descriptors = heard
+            (what, arguments, number, _), descriptors = received
             if what is None:
                 self._answered(number, *arguments)
                 continue
-            result = _result(handlers, what, (*arguments, *descriptors), failed)
-            if isinstance(result[0], Awaitable):
-                task = asyncio.get_running_loop().create_task(self._answer_later(what, result[0], number, failed))
+            result, refusal = _result(handlers, what, (*arguments, *descriptors), failed)
+            if isinstance(result, Awaitable):
+                answering = self._answer_later(what, result, number, failed)
+                task = asyncio.get_running_loop().create_task(answering)
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
             elif number is not None:
-                self._queue(ChannelMessage(None, result, number), (), None)
+                self._queue(ChannelMessage(None, (result, refusal), number), (), None)
             if self.gone.is_set():
                 return  # a handler closed this end
 
@@ -286,7 +292,7 @@ class Channel:
             self._queue(ChannelMessage(None, answer, number), (), None)
 
     def _answered(self, number: int | None, result: Any, refusal: str | None) -> None:
-        future = self._asked.get(-1 if number is None else number)
+        future = None if number is None else self._asked.get(number)
         if future is None or future.done():
             return  # the caller has stopped waiting
         if refusal is None:

@@ -1,4 +1,4 @@
-"""Processes that run until the node ends. Each is started, watched, and restarted after an unexpected end.
+"""Processes that run until the node ends. The supervisor starts them, and restarts each after an unexpected end.
 
 `Child` is one such process across its restarts. `Children` runs all of them.
 """
@@ -19,24 +19,27 @@ from eir.node.processes.starter import END_S, Process
 RESTART_S, RESTART_MAX_S = 0.1, 30.0
 """Seconds before the restart of a process; the pause doubles up to the second value."""
 ALONE_S = 1.0
-"""Maximum pause in seconds while no process that serves clients runs."""
+"""Maximum seconds before a restart if no process that serves clients runs."""
 STEADY_S = 60.0
-"""Seconds after which a process is steady: its next restart waits for the first pause only."""
+"""Seconds after which the pause before the next restart of a process is RESTART_S again."""
 KILLED_S = 3.0
-"""Seconds that a killed process has to end. A process that waits for a disk ends later, without a waiting supervisor."""
+"""Maximum seconds that the supervisor waits for the end of killed processes, which may wait for a disk."""
 COUNTERS_S = 1.0
-"""Seconds between two requests for the counters of a process, which outlive the process."""
+"""Seconds between two requests for the counters of a process."""
 LATE_S = 1.0
-"""Seconds without an answer after which a process at idle priority returns to normal priority."""
+"""Seconds without an answer after which the supervisor restores the normal priority of a process."""
 HUNG_QUESTIONS = 4
-"""Number of consecutive unanswered requests after which a process is killed. A number instead of a time, because after a pause of the whole host every process is late once."""
+"""Number of consecutive unanswered requests after which a process is killed.
+
+A time would not do: after a pause of the whole host, each process is late once.
+"""
 
 
 class Child:
     """Child process of the supervisor, with its settings and counters across restarts.
 
-    `launch` starts it. `greet` sends a new process its settings. `handlers`: calls that it may make. `left` is called after
-    each end.
+    `launch`: function that starts the process. `greet`: function that sends a new process its settings. `handlers`: functions
+    that the process may call. `left`: function that is called after each end of the process.
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class Child:
     ) -> None:
         """Create a child whose process is not running yet.
 
-        `serves`: clients wait for it. `is_spared`: killing it at the node's end is no failure of the node. `is_asked`: its
-        counters are requested each second, and it is killed if it stops answering. `number`: number of a worker.
+        `serves`: True if clients wait for the process. `is_spared`: True if killing it at the node's end is no failure of the
+        node. `is_asked`: True to request its counters each second, and to kill it if it does not answer. `number`: number of a
+        worker.
         """
         self.name = name
         self.launch = launch
@@ -64,7 +68,7 @@ class Child:
         self.is_spared = is_spared
         self.number = number
         self.channel: Channel | None = None
-        """Channel to the process; None while it does not run."""
+        """Channel to the process; None while the process does not run."""
         self.is_late = False
         """True if the process has not answered the last request."""
         self._report = report
@@ -78,12 +82,14 @@ class Child:
 
     async def attend(self, process: Process) -> None:
         """Send a new process its settings, and handle its calls until its channel closes."""
-        channel = self.channel = process.channel
+        channel = process.channel
+        self.channel = channel
         self._greet(process)
         asking = asyncio.create_task(self._ask_counters(process)) if self._is_asked else None
-        failed = call_failed(self._report, **({} if self.number is None else {"of_worker": self.number}))
+        who = {} if self.number is None else {"of_worker": self.number}
+        handlers = {"counted": self.count, **self._handlers(process)}
         try:
-            await channel.serve({"counted": self.count, **self._handlers(process)}, failed=failed)
+            await channel.serve(handlers, failed=call_failed(self._report, **who))
         finally:
             if asking is not None:
                 asking.cancel()
@@ -102,10 +108,7 @@ class Child:
         return metrics.merge([self._past, self._counters])
 
     def notify(self, what: str, *arguments: Any, **options: Any) -> None:
-        """Call a handler of the process, if the process is running.
-
-        `options`: as in Channel.notify.
-        """
+        """Call a handler of the process, if the process runs. `options`: as in Channel.notify."""
         if self.channel is not None:
             self.channel.notify(what, *arguments, **options)
 
@@ -122,7 +125,7 @@ class Child:
             await asyncio.sleep(COUNTERS_S)
             late = asyncio.get_running_loop().call_later(LATE_S, priority.restore_priority_of, process.pid)
             try:
-                self.count(await process.channel.ask("counters"))
+                counters = await process.channel.ask("counters")
             except Unanswered:
                 unanswered += 1
                 self.is_late = True
@@ -131,6 +134,7 @@ class Child:
                     return  # the process has ended
                 self._report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
             else:
+                self.count(counters)
                 unanswered = 0
                 self.is_late = False
             finally:
@@ -155,7 +159,7 @@ class Children:
         self._is_alone.set()
         self._keeping: set[asyncio.Task[None]] = set()
         self._idle: set[asyncio.Task[None]] = set()
-        """Tasks whose process does not run."""
+        """Tasks of children whose process does not run."""
         self._stopping = False
         self.restarts = 0
         """Number of restarts of processes that serve clients."""
@@ -178,7 +182,9 @@ class Children:
         self.stop()
         for task in self._idle:
             task.cancel()
-        _, late = await asyncio.wait(self._keeping, timeout=within_s) if self._keeping else (set(), set())
+        late: set[asyncio.Task[None]] = set()
+        if self._keeping:
+            _, late = await asyncio.wait(self._keeping, timeout=within_s)
         killed = dict(self._running) if late else {}
         for process in killed:
             detail = f"it did not end within {within_s:g} s"
@@ -206,7 +212,8 @@ class Children:
             if self._is_stopping():
                 return
             ran_s = time.monotonic() - began
-            pause_s = self._restart_s if ran_s > self._steady_s else pause_s
+            if ran_s > self._steady_s:
+                pause_s = self._restart_s
             self._report(
                 "process_ended",
                 level="error",

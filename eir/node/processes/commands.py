@@ -1,6 +1,6 @@
 """Commands of the two control sockets of a node.
 
-A user who can open the node's own socket can control the node; a user who can open the other one can only read.
+A user who can open the control socket can control the node. A user who can open the read-only socket can only read.
 """
 
 import os
@@ -32,13 +32,15 @@ from eir.node.processes.sources import Sources
 from eir.node.processes.tracing import Tracing
 
 LIMIT_MAX = 1 << 62
-"""Largest number of events in a request for the history."""
+"""Maximum number of events that a command may request from the history."""
+QUESTION: Arguments = {**dict.fromkeys(Question._fields, str | None), "unproven": bool | None}
+"""Arguments of the command `check`: fields of a question."""
 ACCEPTS: Mapping[str, Arguments] = {
-    "check": {**dict.fromkeys(Question._fields, str | None), "unproven": bool | None}, "history": {"list": str | None, "limit": int | None, "since": str | None, "chain": str | None},
+    "check": QUESTION, "history": {"list": str | None, "limit": int | None, "since": str | None, "chain": str | None},
     "forget": {"subscribers": list}, "trace": {"imei": str | None, "imsi": str | None, "lasts_s": int | float, "reason": str | None},
     "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
 }  # fmt: skip
-"""Arguments of the commands of the control socket."""
+"""Arguments of each command of the control socket that has arguments."""
 
 
 class ControlSockets:
@@ -54,12 +56,12 @@ class ControlSockets:
     ) -> None:
         config = configuration.config
         self._control = ControlServer(config.state, commands, accepts=ACCEPTS, report=report)
-        self._path = path = config.control_read
-        self._read = (
-            None
-            if path is None
-            else ControlServer(path.parent, {RUN: read_only.run}, accepts=RUN_ACCEPTS, name=path.name, report=report)
-        )
+        self._read_only: ControlServer | None = None
+        path = config.control_read
+        if path is not None:
+            commands = {RUN: read_only.run}
+            self._read_only = ControlServer(path.parent, commands, accepts=RUN_ACCEPTS, name=path.name, report=report)
+        self._path = path
 
     async def open(self) -> None:
         """Open the sockets.
@@ -68,10 +70,10 @@ class ControlSockets:
             EirError: if the read-only socket cannot be opened.
         """
         await self._control.listen()
-        if self._read is None:
+        if self._read_only is None:
             return
         try:
-            await self._read.listen()
+            await self._read_only.listen()
         except OSError as e:
             raise SetupFault(
                 f"control_read {self._path}: {e.strerror}; its folder must belong to the node's user and the group of the readers, with mode 2750"
@@ -80,8 +82,8 @@ class ControlSockets:
     async def close(self) -> None:
         """Close and remove the sockets."""
         await self._control.close()
-        if self._read is not None:
-            await self._read.close()
+        if self._read_only is not None:
+            await self._read_only.close()
 
 
 class Commands:
@@ -137,28 +139,27 @@ class Commands:
         }
 
     async def _status(self) -> dict[str, Any]:
-        return (await self._overview.reports_and_document())[1]
+        _, document = await self._overview.reports_and_document()
+        return document
 
     async def _in_force(self) -> dict[str, Any]:
-        """Return the configuration and the lists that the node uses at present.
-
-        A command compares them with the file and the store.
-        """
+        """Return the configuration and the lists in force, which a command compares with the file and the store."""
         reports = await self._overview.workers.reports()
         if not reports:
             raise EirError("no worker has its lists yet; try again in a moment")
+        lists = reports[0].lists
         return {
             "pid": os.getpid(), "configuration": digests(self._configuration.config.shown),
-            "in_step": all(report.lists == reports[0].lists for report in reports),
-            "lists": {name: asdict(state) for name, state in reports[0].lists.items()},
-            **self._sources.in_force(reports[0].lists),
+            "in_step": all(report.lists == lists for report in reports),
+            "lists": {name: asdict(state) for name, state in lists.items()}, **self._sources.in_force(lists),
         }  # fmt: skip
 
     async def _lists(self) -> dict[str, Any]:
         return {**await self._in_force(), "answer": self._overview.ending()}
 
     async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        question = Question(**{name: value for name, value in arguments.items() if value is not None})
+        fields = {name: value for name, value in arguments.items() if value is not None}
+        question = Question(**fields)
         answer = await self._overview.workers.explain(question)
         return {**await self._in_force(), "answer": answer.as_fields()}
 
@@ -170,34 +171,38 @@ class Commands:
         return "draining: the node sends a DPR to each peer, then ends"
 
     async def _events(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return records from the node's own copy of the history.
-
-        Commands use it while the store is unavailable.
-        """
-        name, limit, since, chain = (arguments.get(each) for each in ("list", "limit", "since", "chain"))
+        """Return records from the node's copy of the history, for commands that cannot read the store."""
+        limit = arguments.get("limit")
         if limit is not None and not 0 <= limit <= LIMIT_MAX:
             raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
-        events = await self._history.events(name, limit=limit, since=since, chain=chain)
+        since = arguments.get("since")
+        chain = arguments.get("chain")
+        events = await self._history.events(arguments.get("list"), limit=limit, since=since, chain=chain)
         return [asdict(event) for event in events]
 
     async def _write_record(self) -> bool:
-        """Write all recorded checks so far to disk; return false if the node keeps no record of checks."""
-        if self._recorded is not None:
-            await self._recorded.write()
-        return self._recorded is not None
+        """Write all checks so far to the record on disk; return false if the node keeps no record of checks."""
+        if self._recorded is None:
+            return False
+        await self._recorded.write()
+        return True
 
     async def _forget(self, arguments: Mapping[str, Any]) -> bool:
         """Delete subscribers from the recorder's memory; return false if the node keeps no record of checks."""
-        if self._recorded is not None:
-            await self._recorded.forget([str(each) for each in arguments["subscribers"]])
-        return self._recorded is not None
+        if self._recorded is None:
+            return False
+        subscribers = [str(subscriber) for subscriber in arguments["subscribers"]]
+        await self._recorded.forget(subscribers)
+        return True
 
     async def _set_peer(self, label: str, *, enabled: bool) -> str:
         known = self._configuration.config.labels
         if label not in known:
-            raise EirError(f"no peer {label}; there are: {', '.join(known) or 'none'}")
+            labels = ", ".join(known) or "none"
+            raise EirError(f"no peer {label}; there are: {labels}")
         await self._overview.workers.set_peer(label, enabled=enabled)
-        self._report("peer_enabled" if enabled else "peer_disabled", peer=label, level="warning", who=await asker())
+        event = "peer_enabled" if enabled else "peer_disabled"
+        self._report(event, peer=label, level="warning", who=await asker())
         if enabled:
             return f"{label} is in service"
         return f"{label} is out of service until `eir peer enable {label}` or a restart"

@@ -1,6 +1,6 @@
 """Configuration in force, with the files that it names.
 
-The supervisor reads it, passes it to all processes, and replaces it as a whole.
+The supervisor reads the configuration, passes it to all processes, and replaces it as a whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
 
 CERTIFICATE_WARNED = timedelta(days=14)
-"""Time before its end from which the node's own certificate causes a warning, equal to that of the alert."""
+"""Time before the expiry of the node's certificate from which `eir status` has a warning, as in the alert."""
 
 
 class Loaded(NamedTuple):
@@ -45,11 +45,11 @@ class Configuration:
         self._file = ConfigFile(config.path, config.digest)
         self._certificate_ends: datetime | None = None
         self._keys_fault: str | None = None
-        """Last logged fault of the present key files."""
+        """Logged fault of the key files; None: they have no fault."""
         self._is_refused = False
-        """True if the last reload was refused, or is not finished."""
+        """True from the begin of a reload until all processes have applied it, so also after a refused reload."""
         self._needs_restart: Sequence[str] = ()
-        """Keys whose values in the last loaded file wait for a restart."""
+        """Keys of the last loaded file whose new values need a restart."""
         self.loaded = Loaded(config, self._read_tls(config), _read_keys(config, {}))
 
     @property
@@ -60,8 +60,7 @@ class Configuration:
     def read(self, who: str) -> tuple[Loaded, list[str]]:
         """Read the configuration file and the files that it names again, but do not apply them.
 
-        `who`: user or signal that caused the reload. Returns the new settings, and the keys whose new values wait for a
-        restart.
+        `who`: user or signal that caused the reload. Returns the new settings, and the keys whose new values need a restart.
 
         Raises:
             EirError: if the configuration has faults; each is logged.
@@ -73,29 +72,28 @@ class Configuration:
             tls = self._read_tls(new)
             keys = _read_keys(new, self.loaded.keys)
         except (EirError, OSError) as e:
-            for problem in e.problems if isinstance(e, ConfigError) else (e,):
+            problems = e.problems if isinstance(e, ConfigError) else (e,)
+            for problem in problems:
                 self._report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
             raise
         report_warnings(new, self._report)
         tls = tls or self.loaded.tls  # an open TLS listener stays open until a restart
-        return Loaded(config_after_reload(self.config, new), tls, keys), needs_restart(self.config, new)
+        config = config_after_reload(self.config, new)
+        return Loaded(config, tls, keys), needs_restart(self.config, new)
 
     def apply(self, loaded: Loaded) -> None:
         """Put settings in force for every process that starts from now on."""
         self.loaded = loaded
 
     def accept(self, needs_restart: Sequence[str]) -> None:
-        """Record that all processes have applied the settings of the last reload.
-
-        `needs_restart`: keys whose new values wait for a restart.
-        """
+        """Record that all processes have applied the last reload. `needs_restart`: keys whose new values need a restart."""
         self._is_refused = False
         self._needs_restart = needs_restart
 
     def read_keys(self) -> "Mapping[str, KeyFiles | None]":
         """Read the key files of access tokens again, and put changed keys in force.
 
-        Returns the keys of each interface whose keys changed. If a file has a fault, nothing changes, and the fault is logged once.
+        Returns the keys of each interface whose keys changed. A fault of a file is logged once, and nothing changes then.
         """
         before = self.loaded.keys
         try:
@@ -109,16 +107,16 @@ class Configuration:
         self.loaded = self.loaded._replace(keys=keys)
         return {name: files for name, files in keys.items() if files != before[name]}
 
-    async def is_written(self) -> bool:
+    async def has_file_changed(self) -> bool:
         """Return true if the configuration file was changed since the last call."""
         return await self._file.poll()
 
     def warnings(self) -> list[str]:
         """Return warnings for `eir status` about the configuration file and the node's certificate."""
-        warnings = certificate_warnings(self._certificate_ends, datetime.now(UTC))
-        if (fault := self._file.fault) is not None:
-            warnings.insert(0, StatusText.FILE_INVALID.format(fault))
-        return warnings
+        warnings = []
+        if self._file.fault is not None:
+            warnings.append(StatusText.FILE_INVALID.format(self._file.fault))
+        return warnings + certificate_warnings(self._certificate_ends, datetime.now(UTC))
 
     def snapshot(self) -> Snapshot:
         """Return the metrics about reloads and the node's certificate by name and label values."""
@@ -145,10 +143,7 @@ class Configuration:
 
 
 def certificate_warnings(ends: datetime | None, now: datetime) -> list[str]:
-    """Return a warning if the node's own certificate expires soon.
-
-    `ends`: time of its expiry; None without TLS.
-    """
+    """Return a warning if the node's certificate expires soon. `ends`: time of its expiry; None without TLS."""
     if ends is None or ends - now >= CERTIFICATE_WARNED:
         return []
     return [StatusText.CERTIFICATE_EXPIRES.format(f"{ends:%Y-%m-%dT%H:%M:%SZ}")]
@@ -162,10 +157,12 @@ def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict
     Raises:
         KeysError: if a file cannot be used.
     """
-    return {
-        each.name: keys_of(each.tokens(settings, config), before.get(each.name))
-        if (settings := config.of(each)).listen
-        else before.get(each.name)
-        for each in INTERFACES
-        if each.tokens
-    }
+    keys = {}
+    for interface in INTERFACES:
+        if not interface.tokens:
+            continue
+        settings = config.of(interface)
+        keys[interface.name] = before.get(interface.name)
+        if settings.listen:
+            keys[interface.name] = keys_of(interface.tokens(settings, config), before.get(interface.name))
+    return keys

@@ -1,8 +1,8 @@
 """Drop folder of a running node: loads releases that appear in it.
 
-The supervisor watches the folder (`DropFolder`). A separate process makes each pass, which loads complete releases: `make_pass`
-is the work of that process, and of `eir inbox`. It holds a lease in the store, so that only one of several nodes loads, and
-another one continues after its end. Each load has a process of its own.
+The supervisor watches the folder (`DropFolder`), and starts a process for each pass, which loads all complete releases.
+`make_pass` is the work of that process, and of `eir inbox`. A pass holds a lease in the store, so that only one of several nodes
+loads. If that node ends, another node continues. Each load has its own process.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, scan_folder
 from eir.lists.sources.inbox import WAITING, DeliveryOutcome, Pass, run_pass
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
-from eir.node.processes.apart import done_apart
+from eir.node.processes.apart import run_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.lease import CLAIM_S
 from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass
@@ -31,9 +31,9 @@ ATTEMPTS_FILE = "inbox.attempt"
 INBOX_PROCESS = "inbox"
 """Name of the process in `ps` and `top`."""
 FAILED_AGAIN_S, FAILED_AGAIN_MAX_S = 5.0, 600.0
-"""Seconds before another pass after a failed one; the pause doubles up to the second value."""
+"""Seconds before another pass after a failure: the pause doubles from twice the first value up to the second one."""
 LEVELS = {ACCEPTED: "info", WAITING: "info"}
-"""Levels of log lines by outcome; other outcomes are warnings."""
+"""Level of the log line of an outcome; the level of any other outcome is `warning`."""
 
 
 async def make_pass(config: Config, who: str, load: Load) -> Pass:
@@ -46,16 +46,16 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
         raise SetupFault(f"{config.path} sets no drop folder (`inbox`)")
     lease = CLAIM, f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     try:
-        opened = open_pass(
-            config, config.inbox, config.lists, who, load, attempts_file=config.state / ATTEMPTS_FILE, lease=lease
-        )
-        async with opened as (terms, claim):
-            return await run_pass(terms) if await claim() else Pass(again_s=CLAIM_S / 3, elsewhere=True)
+        attempts_file = config.state / ATTEMPTS_FILE
+        opened = open_pass(config, config.inbox, config.lists, who, load, attempts_file=attempts_file, lease=lease)
+        async with opened as (settings, claim):
+            if not await claim():
+                return Pass(again_s=CLAIM_S / 3, elsewhere=True)
+            return await run_pass(settings)
     except StoreError as error:
-        away = DeliveryOutcome(
-            manifest="", outcome=WAITING, reason=error.cause, detail=f"the store: {error}", here=True
-        )
-        return Pass(taken=(away,), again_s=AGAIN_S)
+        detail = f"the store: {error}"
+        failed = DeliveryOutcome(manifest="", outcome=WAITING, reason=error.cause, detail=detail, here=True)
+        return Pass(taken=(failed,), again_s=AGAIN_S)
 
 
 async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
@@ -67,18 +67,15 @@ class DropFolder:
     """Watcher of the drop folder, which starts a process when there are releases to load."""
 
     def __init__(self, config: Callable[[], Config], start: Start, loads: Loads, *, report: Report) -> None:
-        """Create a watcher.
-
-        `config`: function that returns the settings in force. A new path of the folder needs a restart.
-        """
+        """Create a watcher. `config`: function that returns the settings in force."""
         self._config = config
         self._start = start
         self._loads = loads
         self._report = report
         self._watch = Watch(config().inbox_patience_s)
         self._failures = 0
-        self._said: dict[str, tuple[str, str]] = {}
-        """Last logged outcome by manifest."""
+        self._logged: dict[str, tuple[str, str]] = {}
+        """Last logged outcome and reason of each waiting release, by manifest."""
         self._readable = True
         self._waiting = 0
         """Number of waiting releases."""
@@ -132,9 +129,9 @@ class DropFolder:
             again_s = finished.again_s
             for taken in finished.taken:
                 self._log_outcome(taken)
-            still = {taken.manifest for taken in finished.taken if taken.outcome == WAITING}
-            self._waiting = len(still)
-            self._said = {manifest: logged for manifest, logged in self._said.items() if manifest in still}
+            waiting = {taken.manifest for taken in finished.taken if taken.outcome == WAITING}
+            self._waiting = len(waiting)
+            self._logged = {manifest: logged for manifest, logged in self._logged.items() if manifest in waiting}
         self._watch.record_pass(listing, again_s, time.time())
 
     async def _run_pass(self) -> Pass | None:
@@ -142,18 +139,13 @@ class DropFolder:
         config = self._config()
         who = f"inbox of {node_user()}"
         try:
-            finished: Pass = await done_apart(
+            finished: Pass = await run_apart(
                 self._start, INBOX_PROCESS, _pass_of_node, config, who, nice=NICE,
                 handlers=self._loads.handlers(config, who), report=self._report,
             )  # fmt: skip
         except EirError as error:
-            self._report(
-                "inbox_failed",
-                level="error",
-                reason="process",
-                status=getattr(error, "status", None),
-                detail=str(error),
-            )
+            status = getattr(error, "status", None)
+            self._report("inbox_failed", level="error", reason="process", status=status, detail=str(error))
         except OSError as error:
             self._report("inbox_failed", level="error", reason="process", detail=place_of(error))
         else:
@@ -162,9 +154,9 @@ class DropFolder:
 
     def _log_outcome(self, taken: DeliveryOutcome) -> None:
         outcome = (taken.outcome, taken.reason)
-        if taken.outcome == WAITING and self._said.get(taken.manifest) == outcome:
+        if taken.outcome == WAITING and self._logged.get(taken.manifest) == outcome:
             return
-        self._said[taken.manifest] = outcome
+        self._logged[taken.manifest] = outcome
         self._report(
             f"release_{taken.outcome}", reason=taken.reason or None, level=LEVELS.get(taken.outcome, "warning"),
             list=taken.list, serial=taken.serial, manifest=taken.manifest or None, detail=taken.detail or None,

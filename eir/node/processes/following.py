@@ -1,9 +1,9 @@
 """Follower: the process that reads changed lists from the store, for all workers of the node. It answers no checks.
 
-It reads changes, verifies them, builds images, and passes each image to the supervisor, which passes it to every worker. It
-also keeps the last good copy, and restores lists in the store. It may end and restart: the supervisor passes it the lists in
-force, and workers answer meanwhile. `Followed` is the part of the supervisor: the last lists from the follower, for present and
-future workers, and the follower's status.
+It verifies the changes, builds an image of each changed list, and passes the image to the supervisor, which passes it to every
+worker. It also writes the last good copy, and restores lists in the store. While it restarts, the workers answer from their
+lists, and the supervisor then passes these lists to the new follower. `Followed` is the part of the supervisor: it stores the
+last list images for workers that start later, and the status of the follower.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
-from eir.node.processes.priority import BESIDE_NICE, Aside
+from eir.node.processes.priority import BESIDE_NICE, IdlePriority
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.setup import Listed, kinds_of, log_in_force, send_list
 from eir.node.processes.starter import Process, Start
 
-TELL_S = 0.1
+STATUS_S = 0.1
 """Seconds between two status messages to the supervisor."""
 FLUSH_S = 5.0
-"""Time that the last sightings have to be written at the end of the process."""
+"""Maximum seconds for recording the last first sightings at the end of the process."""
 TRIM_S = 1.0
-"""Seconds after a switch until its memory is freed. The previous image stays until then, so that workers do not pay for its release."""
+"""Seconds between the switch of a list and the release of the previous image, so that the release does not slow the workers' switch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,25 +52,22 @@ class Following:
 
     store_up: bool
     lost: Mapping[str, str]
-    """Lists whose state in the store is older than the one in force, with the state in the store."""
+    """Description of the state in the store, for each list whose state in force is newer."""
     from_copy: Sequence[str]
-    """Lists in force that came from the node's last good copy and are not confirmed by the store."""
+    """Lists in force that come from the last good copy of the node, and that the store does not confirm."""
     in_step_at: float
-    """Time of the last verification that the lists in force equal the store's (time.monotonic)."""
+    """Time of the last verification that the lists in force are those of the store (time.monotonic)."""
     copy_faults: Mapping[str, str] = field(default_factory=dict)
-    """Faults of last good copies (writing, reading, restoring), by list."""
+    """Fault of the last good copy (writing, reading, restoring), by list."""
     ending: Mapping[str, int] | None = None
-    """Day → number of periods of grace that end with it, for the next days; None without a record of first sightings."""
+    """Number of periods of grace that end on each of the next days, by day; None without a record of first sightings."""
 
     def loss_warnings(self) -> list[str]:
-        """Return a warning for each list with data that the store has lost."""
+        """Return a warning for each list that has lost data in the store."""
         return [StatusText.LIST_OLDER.format(name, shown) for name, shown in self.lost.items()]
 
     def copy_warnings(self) -> list[str]:
-        """Return warnings about the last good copy.
-
-        Each list in force that comes from the copy, and each fault of the copy, causes a warning.
-        """
+        """Return a warning for each list in force that comes from the last good copy, and for each fault of the copy."""
         in_force = [StatusText.COPY_IN_FORCE.format(name) for name in self.from_copy]
         faulty = [StatusText.COPY_FAILED.format(name, fault) for name, fault in self.copy_faults.items()]
         return in_force + faulty
@@ -99,7 +96,7 @@ class _FollowerProcess:
         self._channel = process.channel
         log = process.log
         self._index = Index(_list_kinds(config))
-        self._all_there = asyncio.Event()
+        self._has_all_lists = asyncio.Event()
         self._store = open_store(config.store, config.state, report=log.report, check=False)
         self._copy = open_copy(config.store, config.state, report=log.report)
         self._follower = Follower(
@@ -109,50 +106,47 @@ class _FollowerProcess:
         clock = state_folder.read_clock(config.state)
         name = config.first_seen.list if config.first_seen else ""
         self._record = FirstSeenList(name, FIRST_SEEN, lambda: clock.now(time.time(), time.monotonic()))
-        self._keeper = None if config.first_seen is None else RecordKeeper(
-            config.first_seen, self._record, [each for each in (self._copy, self._store) if each is not None],
-            who=f"node on {socket.gethostname()}", report=log.report, registering=self._registering, publish=self._recorded,
-            reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
-        )  # fmt: skip
+        self._keeper = None
+        if config.first_seen is not None:
+            stores = [self._store] if self._copy is None else [self._copy, self._store]
+            self._keeper = RecordKeeper(
+                config.first_seen, self._record, stores, who=f"node on {socket.gethostname()}", report=log.report,
+                registering=self._registering, publish=self._send_record,
+                reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
+            )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
         """Return the functions that the supervisor may call, by name."""
         return {
-            "configure": self._configure, "counters": self._counters, "put_in_force": self._in_force_already, "complete": self._all_there.set,
-            "first_seen": self._note,
+            "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
+            "first_seen": self._note_sightings,
         }  # fmt: skip
 
     async def run(self) -> None:
         """Wait for the lists in force from the supervisor, then follow the store until cancelled."""
-        await self._all_there.wait()
+        await self._has_all_lists.wait()
         await self._follower.start()
         if self._keeper is not None:
             await self._keeper.start()
-        await self._send_status()  # the status is sent before the note that all lists are loaded
+        await self._send_status()  # must arrive before `complete`
         self._channel.notify("complete")
-        self._process.jobs.start("following", TELL_S, self._send_status, delay_s=TELL_S)
+        self._process.jobs.start("following", STATUS_S, self._send_status, delay_s=STATUS_S)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follower.run(Aside()))
+            tasks.create_task(self._follower.run(IdlePriority()))
             if self._keeper is not None:
                 tasks.create_task(self._keeper.run())
 
     async def _send_status(self) -> None:
         follower = self._follower
-        lost = dict(follower.lost)
-        copies = sorted(follower.from_copy)
-        how = Following(
-            store_up=follower.up,
-            lost=lost,
-            from_copy=copies,
-            in_step_at=follower.in_step_at,
-            copy_faults=dict(follower.copy_faults),
-            ending=self._ending(),
-        )
-        self._channel.notify("following", how, latest="following")
+        status = Following(
+            store_up=follower.up, lost=dict(follower.lost), from_copy=sorted(follower.from_copy), in_step_at=follower.in_step_at,
+            copy_faults=dict(follower.copy_faults), ending=self._ending(),
+        )  # fmt: skip
+        self._channel.notify("following", status, latest="following")
         self._channel.notify("counted", self._counters(), latest="counted")
 
     def _ending(self) -> Mapping[str, int] | None:
-        """Count the periods that end in the next days."""
+        """Return the number of periods of grace that end on each of the next days, by day."""
         if self._keeper is None:
             return None
         return count_ends(self._config.policy, self._keeper.first_days, self._record.today)
@@ -162,19 +156,20 @@ class _FollowerProcess:
         if self._keeper is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_S):
-                    await self._keeper.round()  # the last sightings
+                    await self._keeper.round()
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()
 
-    def _in_force_already(self, what: Listed, memory: int | None) -> None:
+    def _accept_list(self, what: Listed, memory: int | None) -> None:
         if memory is None:
-            return  # then it is read from the store
-        with suppress(ImageError, OSError):  # as above
+            return  # the follower reads the list from the store
+        with suppress(ImageError, OSError):  # likewise
             image = Image.map(memory)
             if what.name == self._record.name:
                 self._record.replace(what.state, image)
-            if (entries := self._index.lists.get(what.name)) is not None and entries.kind == what.kind:
+            entries = self._index.lists.get(what.name)
+            if entries is not None and entries.kind == what.kind:
                 self._index.switch(what.name, what.state, image)
 
     def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
@@ -184,15 +179,15 @@ class _FollowerProcess:
         if self._keeper is not None:
             self._keeper.note_switch(name, before)
 
-    def _recorded(self, state: ListState, image: Image) -> None:
+    def _send_record(self, state: ListState, image: Image) -> None:
         send_list(self._channel, Listed(self._record.name, FIRST_SEEN, state), image)
 
-    def _note(self, sighted: list[Sighted]) -> None:
+    def _note_sightings(self, sighted: list[Sighted]) -> None:
         if self._keeper is not None:
             self._keeper.note(sighted)
 
     def _registering(self) -> list[DeviceList]:
-        """Return the lists whose devices need no period of grace, and so no record of first sightings."""
+        """Return the lists whose devices need no period of grace, so that their first sightings are not recorded."""
         return [self._index.lists[name] for name in self._config.registering]
 
     def _configure(self, config: Config) -> None:
@@ -218,7 +213,7 @@ def _list_kinds(config: Config) -> dict[str, str]:
 
 
 def _trim(_before: Image | None) -> None:
-    with suppress(OSError, AttributeError):  # not every C library has it
+    with suppress(OSError, AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -236,15 +231,15 @@ class Followed:
             handlers=self._calls,
             is_spared=True,
         )
-        """Spared: it may be building a large list or waiting for a disk, and its successor repeats unfinished work."""
+        """Killing it at the node's end is no failure: it may build a large list or wait for a disk, and its successor continues."""
         self._put_in_force: Callable[[Listed, Image], None] = lambda *_: None
-        self._tell_complete: Callable[[], None] = lambda: None
+        self._notify_complete: Callable[[], None] = lambda: None
         self._reject: Callable[[str, list[int]], None] = lambda *_: None
         self._note_list: Callable[..., None] = lambda *_, **__: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
         self._complete = False
         """True if a follower has sent all lists that it found at its start."""
-        self.how = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
+        self.status = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
         """Last status of the follower."""
 
     def deliver_to(
@@ -252,15 +247,15 @@ class Followed:
     ) -> None:  # fmt: skip
         """Set the functions that receive the follower's lists.
 
-        `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` gets a peer and devices
-        whose first sighting is not recorded (eir.lists.follow.first_seen).
+        `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` receives a peer's label and
+        devices whose first sighting is not recorded (eir.lists.follow.first_seen).
         """
         self._put_in_force = put_in_force
-        self._tell_complete = complete
+        self._notify_complete = complete
         self._reject = reject
 
     def note_lists_to(self, note_list: Callable[..., None]) -> None:
-        """Call `note_list` with each list from now on, and with `is_change`: False for lists that are in force at the node's start."""
+        """Call `note_list` with each list from now on. Its argument `is_change` is False for lists of the node's start."""
         self._note_list = note_list
 
     def _greet(self, process: Process) -> None:
@@ -271,67 +266,66 @@ class Followed:
         process.channel.notify("complete")
 
     def _calls(self, process: Process) -> Handlers:
-        def handed(what: Listed, memory: int | None) -> None:
-            if (fault := self._handed(what, memory)) is not None:
-                self._report("image_failed", level="error", list=what.name, detail=fault)
-                process.kill()  # it believes that the list is in force; its successor finds that it is not, and sends it again
+        def accept(listed: Listed, memory: int | None) -> None:
+            fault = self._accept_list(listed, memory)
+            if fault is not None:
+                self._report("image_failed", level="error", list=listed.name, detail=fault)
+                process.kill()  # this follower does not send the list again, but its successor does
 
         return {
-            "following": self._set_status, "put_in_force": handed, "complete": self._completed,
+            "following": self._set_status, "put_in_force": accept, "complete": self._completed,
             "first_seen_rejected": self._reject,
         }  # fmt: skip
 
     def note_first_seen(self, sighted: list[Sighted]) -> None:
-        """Pass devices that a worker saw for the first time to the follower, which records them."""
+        """Send devices that a worker saw for the first time to the follower, which records them."""
         self.child.notify("first_seen", sighted)
 
     def send_all(self, channel: Channel) -> None:
-        """Send a process all lists in force, then a message that the lists are complete, if they are."""
+        """Send a process all lists in force, and then `complete` if the follower has sent all lists."""
         for listed, image in self._lists.values():
             send_list(channel, listed, image)
         if self._complete:
             channel.notify("complete")
 
     def send_missing(self, channel: Channel, states: Mapping[str, ListState]) -> None:
-        """Send a worker each list in force that it does not have.
+        """Send a worker the lists in force that it lacks, because it could not receive them before.
 
-        `states`: lists that the worker has. A list that it could not receive before would otherwise stay missing.
+        `states`: lists that the worker has.
         """
         for listed, image in self._lists.values():
             if states.get(listed.name) != listed.state:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Let the follower follow the lists of another configuration.
-
-        The workers have applied that configuration before.
-        """
+        """Let the follower follow the lists of a new configuration, which the workers have applied already."""
         self._config = config
         kinds = kinds_of(config)
-        self._lists = {
-            name: (listed, image) for name, (listed, image) in self._lists.items() if kinds.get(name) == listed.kind
-        }
+        for name, (listed, _) in list(self._lists.items()):
+            if kinds.get(name) != listed.kind:
+                del self._lists[name]
         self.child.notify("configure", config)
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about store, lists and copies by name and label values."""
-        how = self.how
-        ours: metrics.Snapshot = {
-            "eir_store_up": {(): float(how.store_up)},
-            "eir_store_lost_data": {(name,): float(name in how.lost) for name in self._lists},
-            "eir_copy_failed": {(name,): float(name in how.copy_faults) for name in self._lists},
-            "eir_follow_lag_seconds": {(): max(0.0, time.monotonic() - how.in_step_at)},
+        status = self.status
+        lag_s = max(0.0, time.monotonic() - status.in_step_at)
+        own: metrics.Snapshot = {
+            "eir_store_up": {(): float(status.store_up)},
+            "eir_store_lost_data": {(name,): float(name in status.lost) for name in self._lists},
+            "eir_copy_failed": {(name,): float(name in status.copy_faults) for name in self._lists},
+            "eir_follow_lag_seconds": {(): lag_s},
         }
-        return metrics.merge([ours, self.child.snapshot()])
+        return metrics.merge([own, self.child.snapshot()])
 
-    def _set_status(self, how: Following) -> None:
-        self.how = how
+    def _set_status(self, status: Following) -> None:
+        self.status = status
 
     def _completed(self) -> None:
         self._complete = True
-        self._tell_complete()
+        self._notify_complete()
 
-    def _handed(self, what: Listed, memory: int | None) -> str | None:
+    def _accept_list(self, listed: Listed, memory: int | None) -> str | None:
         """Store a list that the follower has sent, and distribute it; return the fault that prevents this, or None."""
         if memory is None:
             return "the supervisor has no file descriptor left for it"
@@ -339,8 +333,9 @@ class Followed:
             image = Image.map(memory)
         except (ImageError, OSError) as e:
             return str(e)
-        if kinds_of(self._config).get(what.name) == what.kind:
-            self._lists[what.name] = what, image
-            self._put_in_force(what, image)
-            self._note_list(what, image, is_change=self._complete)
+        kind = kinds_of(self._config).get(listed.name)
+        if kind == listed.kind:
+            self._lists[listed.name] = listed, image
+            self._put_in_force(listed, image)
+            self._note_list(listed, image, is_change=self._complete)
         return None

@@ -1,8 +1,8 @@
 """Processes of HTTP/1.1 interfaces that answer no checks, such as the feed. Checks have a higher priority.
 
-The supervisor opens the listeners, so that connections wait in them while such a process restarts, and passes it the listeners
-and the configuration. `ServiceProcess` is the part of the supervisor; `run` is the process, which runs an
-eir.interfaces.interface.Service.
+The supervisor opens the listeners, so that connections wait in them while such a process restarts. It passes listeners and
+configuration to the process, which runs an eir.interfaces.interface.Service. `ServiceProcess` is the part of the supervisor, `run`
+the main function of the process.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from eir.node.observe.status_texts import StatusText
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
-from eir.node.processes.priority import BESIDE_NICE, Aside, stay_idle
+from eir.node.processes.priority import BESIDE_NICE, IdlePriority, stay_idle
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.starter import Process, Start
 from eir.wire.peers.settings import is_from
@@ -36,13 +36,13 @@ from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
 LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
 HANDSHAKES_MAX = 64
-"""Maximum number of TLS handshakes; for another one, the oldest of the address with the most handshakes is ended."""
-LOOK_S = 1.0
-"""Seconds between two reads of files that the configuration names."""
+"""Maximum number of open TLS handshakes. A further one replaces the oldest handshake of the address that has the most."""
+POLL_S = 1.0
+"""Seconds between two reads of the files of the interface."""
 PROCESS, FILES = "process", "files"
-"""Parts of an interface that may be faulty: its process, and its files if the service does not distinguish them."""
+"""Parts of an interface in its faults: its process, or any of its files."""
 DRAIN_S = 3.0
-"""Seconds that pending answers have when the process ends."""
+"""Maximum seconds for pending answers at the end of the process."""
 
 
 class ServiceProcess:
@@ -64,7 +64,7 @@ class ServiceProcess:
         """URLs of the open listeners with their bound addresses."""
         self._loaded: Loaded | None = None
         self._faults: Mapping[str, str] = {}
-        """Faults as in Service.faults; `process` from the end of a process until its successor serves."""
+        """Faults as in Service.faults, and `process` while the process does not run."""
 
     async def open(self, loaded: Loaded) -> None:
         """Open the listeners of the interface.
@@ -80,7 +80,8 @@ class ServiceProcess:
                 raise cannot_listen(url, e) from None
             self._sockets += [(url, each) for each in sockets]
             host, port = sockets[0].getsockname()[:2]
-            self.addresses.append(f"{url.partition('://')[0]}://{address_text([str(host)], int(port))}")
+            scheme, _, _ = url.partition("://")
+            self.addresses.append(f"{scheme}://{address_text([str(host)], int(port))}")
         for address in self.addresses:
             self._report("listening", address=address, interface=self.interface.name)
 
@@ -91,8 +92,8 @@ class ServiceProcess:
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics of the interface by name and label values."""
-        faults: metrics.Snapshot = {"eir_interface_faulty": {(self.interface.name, part): 1.0 for part in self._faults}}
-        return metrics.merge([faults, self.child.snapshot()])
+        faulty = {(self.interface.name, part): 1.0 for part in self._faults}
+        return metrics.merge([{"eir_interface_faulty": faulty}, self.child.snapshot()])
 
     def warnings(self) -> list[str]:
         """Return warnings for `eir status` about faults of the interface."""
@@ -146,11 +147,11 @@ class _InterfaceProcess:
         self._tls: Any = None
         self._listeners: list[SocketListener] = []
         self._handshakes: dict[socket.socket, str] = {}
-        """Connections in their TLS handshake, the oldest first, with their address."""
-        self._said: Mapping[str, str] | None = None
-        """Faults that the supervisor has received last."""
+        """Address of each connection in its TLS handshake, the oldest first."""
+        self._sent_faults: Mapping[str, str] | None = None
+        """Faults that were sent to the supervisor last."""
         self._ended: Counter[str] = Counter()
-        """Connections that were rejected or ended for a fault, by reason."""
+        """Number of connections that were rejected, or closed for a fault, by reason."""
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
         """Return the functions that the supervisor may call, by name."""
@@ -173,7 +174,8 @@ class _InterfaceProcess:
         self._tls = None if tls is None else load_tls(tls).passwords
         if self._service is not None:
             self._service.apply(config.of(self._interface), config)
-            for link in list(self._links.links) if self._links is not None else ():
+            links = [] if self._links is None else list(self._links.links)
+            for link in links:
                 if not self._admits(link.address):
                     link.drain()
             return
@@ -184,27 +186,25 @@ class _InterfaceProcess:
             self._process.fail(self._interface.name, e)
             return
         self._links = HttpConnections(
-            self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._lost
+            self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._log_end
         )
-        for work in (self._service.work(), stay_idle(Aside())):
-            self._process.jobs.spawn(work)
-        self._process.jobs.start("files", LOOK_S, self._read_files)
+        self._process.jobs.spawn(self._service.work())
+        self._process.jobs.spawn(stay_idle(IdlePriority()))
+        self._process.jobs.start("files", POLL_S, self._read_files)
 
     def _listen(self, url: str, descriptor: int | None) -> None:
         if self._service is None:
-            return  # the process ends for a fault
+            return  # a fault ends the process
         if descriptor is None:
-            self._process.fail(
-                self._interface.name, SetupFault(f"no file descriptor is left for {url}; raise LimitNOFILE=")
-            )
+            fault = SetupFault(f"no file descriptor is left for {url}; raise LimitNOFILE=")
+            self._process.fail(self._interface.name, fault)
             return
         listening = socket.socket(fileno=descriptor)
-        secure = is_secure(url)
-        self._listeners.append(SocketListener(
-            asyncio.get_running_loop(), [listening], lambda connection: self._accepted(connection, secure=secure), self._cannot_accept
-        ))  # fmt: skip
+        handle = partial(self._handle_connection, secure=is_secure(url))
+        loop = asyncio.get_running_loop()
+        self._listeners.append(SocketListener(loop, [listening], handle, self._cannot_accept))
 
-    def _accepted(self, connection: socket.socket, *, secure: bool) -> None:
+    def _handle_connection(self, connection: socket.socket, *, secure: bool) -> None:
         links = self._links
         try:
             host = str(connection.getpeername()[0])
@@ -212,9 +212,9 @@ class _InterfaceProcess:
             connection.close()
             return
         if links is None or not self._admits(host):
-            self._refused(connection, host, "source")
+            self._reject(connection, host, "source")
         elif secure and self._tls is None:
-            self._refused(connection, host, "tls_handshake")
+            self._reject(connection, host, "tls_handshake")
         else:
             self._process.jobs.spawn(self._accept(links, connection, host, secure=secure))
 
@@ -230,69 +230,60 @@ class _InterfaceProcess:
             await stream.accept(links.create_connection(), connection, self._tls if secure else None, LIMITS.request_s)
         except OSError as e:
             connection.close()
-            if not secure or connection in self._handshakes:  # otherwise the reason has been logged
-                self._lost(host, "tls_handshake", stream.fault_text(e, secure=secure))
+            if not secure or connection in self._handshakes:  # otherwise _make_room has logged the reason
+                self._log_end(host, "tls_handshake", stream.fault_text(e, secure=secure))
         finally:
             self._handshakes.pop(connection, None)
 
     def _make_room(self) -> None:
-        """End one TLS handshake if HANDSHAKES_MAX handshakes are open.
+        """End one TLS handshake if HANDSHAKES_MAX handshakes are open, so that handshakes cannot block other clients."""
+        if len(self._handshakes) < HANDSHAKES_MAX:
+            return
+        ((address, _),) = Counter(self._handshakes.values()).most_common(1)
+        oldest = next(connection for connection, host in self._handshakes.items() if host == address)
+        del self._handshakes[oldest]
+        with suppress(OSError):
+            oldest.shutdown(socket.SHUT_RDWR)
+        self._log_end(address, "handshakes")
 
-        So open handshakes cannot block other clients.
-        """
-        if len(self._handshakes) >= HANDSHAKES_MAX:
-            ((most, _),) = Counter(self._handshakes.values()).most_common(1)
-            oldest = next(each for each, host in self._handshakes.items() if host == most)
-            del self._handshakes[oldest]
-            with suppress(OSError):
-                oldest.shutdown(socket.SHUT_RDWR)
-            self._lost(most, "handshakes")
-
-    def _refused(self, connection: socket.socket, host: str, reason: str) -> None:
+    def _reject(self, connection: socket.socket, host: str, reason: str) -> None:
         connection.close()
-        self._lost(host, reason)
+        self._log_end(host, reason)
 
-    def _lost(self, host: str, reason: str, detail: str | None = None) -> None:
+    def _log_end(self, host: str, reason: str, detail: str | None = None) -> None:
         self._ended[reason] += 1
         setting = f"{self._interface.section}.from" if reason == "source" else None
         self._log.report(
-            "client_refused",
-            reason=reason,
-            level="warning",
-            interface=self._interface.name,
-            address=host,
-            setting=setting,
+            "client_refused", reason=reason, level="warning", interface=self._interface.name, address=host, setting=setting,
             detail=detail,
-        )
+        )  # fmt: skip
 
     def _cannot_accept(self, fault: OSError) -> None:
         self._ended["accept_failed"] += 1
         self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
 
     async def _read_files(self) -> None:
-        """Let the service read its changed files, and log each new fault of a file."""
+        """Let the service read its changed files and apply them, and log each new fault of a file."""
         if self._service is None:
             return
         faults = dict[str, str]()
         try:
-            (await asyncio.to_thread(self._service.read_files))()
+            apply = await asyncio.to_thread(self._service.read_files)
+            apply()
         except Exception as e:  # noqa: BLE001 - any exception is a fault of the files
             faults[FILES] = detail_of(e)
         faults |= self._service.faults
-        for file, why in faults.items() - (self._said or {}).items():
-            self._log.report(
-                "access_file_refused", level="error", interface=self._interface.name, file=file, detail=why
-            )
-        if faults != self._said:
+        logged = self._sent_faults or {}
+        name = self._interface.name
+        for file, fault in faults.items() - logged.items():
+            self._log.report("access_file_refused", level="error", interface=name, file=file, detail=fault)
+        if faults != self._sent_faults:
             self._process.channel.notify("faults", faults)
-        self._said = faults
+        self._sent_faults = faults
 
     def _counters(self) -> metrics.Snapshot:
         if self._service is None:
             return {}
-        return {
-            **self._service.counters(),
-            "eir_clients_refused_total": {
-                (self._interface.name, reason): count for reason, count in self._ended.items()
-            },
-        }
+        name = self._interface.name
+        refused = {(name, reason): count for reason, count in self._ended.items()}
+        return {**self._service.counters(), "eir_clients_refused_total": refused}

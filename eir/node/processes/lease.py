@@ -9,7 +9,7 @@ from eir.errors import StoreError
 from eir.lists.record.store import ListStore
 
 CLAIM_S = 30.0
-"""Seconds for which a lease outlives a process that died."""
+"""Duration of a lease in seconds, and so the time for which the lease of a killed process blocks others."""
 
 
 class Lease:
@@ -20,7 +20,7 @@ class Lease:
         self._name = name
         self._holder = holder
         self._until = 0.0
-        """Time of its end (time.monotonic)."""
+        """Time at which the lease ends (time.monotonic)."""
         self._keeping: asyncio.Task[None] | None = None
 
     async def claim(self) -> bool:

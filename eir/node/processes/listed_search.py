@@ -1,7 +1,8 @@
-"""Search of the record for phones that a change of a list has just listed, and their events. It runs in the recorder.
+"""Search of the record for devices that a change of a list has newly listed, and an event for each device that was seen.
 
-The recorder maps each image of a list of devices. The difference of two images has the newly listed devices, which are looked up in the
-record of the last 24 h. The search runs in a thread at a lower priority than checks. Changes that arrive meanwhile wait in their order.
+The search runs in the recorder, in a thread at a lower priority than checks. The recorder maps each image of a list of devices. The
+difference of two images is the newly listed devices, which are looked up in the record of the last 24 h. Changes that arrive during
+a search are queued.
 """
 
 import asyncio
@@ -37,24 +38,24 @@ SEEN_WITHIN = timedelta(hours=24)
 FLUSH_EVERY_S = 2.0
 """Seconds between two flushes of the buffered checks, because each flush writes a file."""
 WAITING_BYTES_MAX = 256 << 20
-"""Size of the waiting images above which a list's newest image replaces the one before: the devices of both are then searched together."""
+"""Maximum bytes of queued images. Above it a new image of a list replaces the queued one, so that one search finds the devices of both."""
 CHANGES_READ = 1000
-"""Number of changes in the history in which the listing of a device is looked up."""
+"""Maximum number of history records in which the listing of a device is looked up."""
 NEW_LIST = 1
 """Generation of a list after its first change."""
 ID_DIGITS = 32
 ROWS_AT_ONCE = 1000
-"""Number of events that are built before they are sent."""
+"""Maximum number of events that are built at once."""
 
 
 class Search(NamedTuple):
-    """Change of a list whose devices are searched."""
+    """Change of a list whose newly listed devices are searched."""
 
     listed: Listed
     image: Image
     state_before: ListState | None
     before: Image | None
-    """Content whose devices were searched before; None if the list had none."""
+    """Previous content of the list, whose devices were searched before; None: the list is new."""
 
 
 class ListedSearch:
@@ -62,10 +63,10 @@ class ListedSearch:
 
     Args:
         config: configuration at the start.
-        flush: writes the buffered checks to the disk.
-        send: queues events; returns when they are on their way.
-        done: is called with a list and its generation when the search for the list is complete.
-        report: logs failures.
+        flush: function that writes the buffered checks to disk.
+        send: function that queues events, and returns after the senders of all receivers have them.
+        done: function that is called with list and generation after the search for a list.
+        report: function that logs failures.
     """
 
     def __init__(
@@ -78,28 +79,31 @@ class ListedSearch:
         self._done = done
         self._report = report
         self._searched: dict[str, tuple[Listed, Image]] = {}
-        """Content of each list whose devices need no search."""
+        """Last searched content of each list."""
         self._waiting: deque[tuple[Listed, Image]] = deque()
         self._has_work = asyncio.Event()
         self._flushed_at = -FLUSH_EVERY_S
         self._thread = IdleThread("search")
         self._forgotten: set[str] = set()
-        """Subscribers that were deleted from the record during a search."""
+        """Subscribers that were deleted from the record during the present search."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Name these subscribers in no further event of the searches in progress."""
+        """Leave these subscribers out of all further events of the present search."""
         self._forgotten.update(subscribers)
 
     def set_baseline(self, listed: Listed, memory: int | None) -> None:
         """Accept the content of a list as searched."""
-        if (image := _map(memory)) is not None:
+        image = _map(memory)
+        if image is not None:
             self._searched[listed.name] = listed, image
 
     def queue_search(self, listed: Listed, memory: int | None) -> None:
         """Queue the search for the devices of a list's new content."""
-        if (image := _map(memory)) is None:
+        image = _map(memory)
+        if image is None:
             return
-        if sum(len(waiting.buffer) for _, waiting in self._waiting) > WAITING_BYTES_MAX:
+        waiting_bytes = sum(len(waiting.buffer) for _, waiting in self._waiting)
+        if waiting_bytes > WAITING_BYTES_MAX:
             self._drop_newest(listed.name)
         self._waiting.append((listed, image))
         self._has_work.set()
@@ -122,11 +126,11 @@ class ListedSearch:
                 self._forgotten.clear()
 
     async def _search_if_known(self, listed: Listed, image: Image) -> None:
-        """Search the devices of a list whose content before is known; that of a new list is empty."""
+        """Search the newly listed devices of a list, if its previous content is known. That of a new list is empty."""
         name = listed.name
         listed_before, before = self._searched.get(name, (None, None))
         if before is None and listed.state.generation > NEW_LIST:
-            return  # the list is new in the configuration, or its content was lost on the way to this process
+            return  # the list is new in the configuration, or this process did not receive its previous content
         state_before = listed_before.state if listed_before else None
         try:
             await self._search(Search(listed, image, state_before, before))
@@ -150,8 +154,9 @@ class ListedSearch:
             if len(rows) and marks is None:
                 marks = await self._listing_marks(search)
             for at in range(0, len(rows), ROWS_AT_ONCE):
-                some = self._without_forgotten(rows.slice(at, ROWS_AT_ONCE).to_dicts())
-                await self._send([_event(search, row, marks or {}) for row in some])
+                part = rows.slice(at, ROWS_AT_ONCE).to_dicts()
+                part = self._without_forgotten(part)
+                await self._send([_event(search, row, marks or {}) for row in part])
 
     async def _flush_buffered(self) -> None:
         await asyncio.sleep(self._flushed_at + FLUSH_EVERY_S - time.monotonic())
@@ -166,7 +171,8 @@ class ListedSearch:
         from eir.sightings.seen import find_newest  # noqa: PLC0415 - polars, which this process has already
 
         rows = find_newest(self._config.state, since, batch.keys, batch.tacs)
-        return rows.filter(without_listed(search.before, rows["device"].to_numpy().astype(np.uint64)))
+        devices = rows["device"].to_numpy().astype(np.uint64)
+        return rows.filter(without_listed(search.before, devices))
 
     def _without_forgotten(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows:
@@ -175,10 +181,10 @@ class ListedSearch:
         return rows
 
     async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
-        """Return the events of the history that listed single entries since the last search.
+        """Return the history event that listed each single entry since the last search.
 
-        By them all nodes give an event the same id, even if they read several changes of a local list at once. Without the
-        store, the generation of the list is the mark.
+        From it all nodes compute the same id of an event, even if a node receives several changes of a local list at once. If
+        the store is away, the id depends on the generation of the list.
         """
         settings = self._config.lists[search.listed.name]
         since = search.state_before.loaded_at if search.state_before else None
@@ -195,7 +201,7 @@ class ListedSearch:
 
 
 def _map(memory: int | None) -> Image | None:
-    """Map an image; None if it was lost on the way: the next change is then compared with an older image."""
+    """Map an image; return None if this process did not receive it. The next change is then compared with an older image."""
     if memory is not None:
         with suppress(ImageError, OSError):
             return Image.map(memory)
@@ -206,7 +212,8 @@ def _event(search: Search, row: Mapping[str, Any], marks: Mapping[tuple[int, int
     """Return the event of a newly listed device, by its newest check."""
     listed = search.listed
     device = row["device"]
-    mark = marks.get((device, 0, False)) or marks.get((device // SNR_KEYS * SNR_KEYS, 0, True))
+    first_of_tac = device // SNR_KEYS * SNR_KEYS
+    mark = marks.get((device, 0, False)) or marks.get((first_of_tac, 0, True))
     listing = f"generation {listed.state.generation}" if mark is None else f"{mark.chain} {mark.number}"
     digest = sha256(f"{listed.name}\0{device}\0{listing}".encode()).hexdigest()
     return {

@@ -1,6 +1,6 @@
 """Loading of a release from the drop folder or from a source, each time in a new process.
 
-`loading` starts that process. The process of a pass or a pull requests each load from the supervisor.
+`loading` starts that process. In the process of a pass or a pull, `loading_over` requests each load from the supervisor.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of, read_clock
 
 NICE = 10
-"""Nice value of loads beside a node, because checks come first."""
+"""Nice value of a load on the host of a node, because checks have priority."""
 
 Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
-"""Function that loads a verified release with data in a folder, by the node's own marks."""
+"""Function that loads a verified release. Its arguments are the release, the folder of its data, and the marks of the node."""
 
 
 def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
-    """Return a function that loads a release in a new process. `force`: True to lift limits, as in Loader."""
+    """Return a function that loads a release in a new process. `force`: as in Loader."""
 
     async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         job = release, folder, marks, force
@@ -51,20 +51,18 @@ def loading(start: Start, config: Config, who: str, *, force: bool = False) -> L
 async def open_pass(
     config: Config, folder: Path, lists: Mapping[str, ListSettings], who: str, load: Load, *, attempts_file: Path, lease: tuple[str, str]
 ) -> AsyncIterator[tuple[PassSettings, Callable[[], Awaitable[bool]]]]:  # fmt: skip
-    """Open the store for one pass: loading all complete releases in a folder.
+    """Open the store for one pass, which loads all complete releases in a folder.
 
-    Yields the settings of the pass, and a function that claims the lease for this node.
-
-    The loads run in processes of their own, while this one holds the lease. A signal ends this process at once, and the load
-    with it; a store tolerates the end of a load at any point.
+    Yields the settings of the pass, and a function that acquires the lease for this node. This process holds the lease while
+    other processes load. A signal ends this process and its load at once: a store tolerates the end of a load at any point.
 
     Args:
         config: configuration of the node.
         folder: drop folder, or folder of a pull.
         lists: lists whose releases the folder may have.
         who: acting user, for the history.
-        load: loads a release.
-        attempts_file: file with the killed loads.
+        load: function that loads a release.
+        attempts_file: file that counts the killed loads of each release.
         lease: name and holder of the lease.
 
     Raises:
@@ -77,17 +75,19 @@ async def open_pass(
     try:
         async with Lease(store, *lease) as held:
             marks = await serial_marks(config.store, config.state)
-            yield PassSettings(
+            clock = read_clock(config.state)
+            settings = PassSettings(
                 folder=folder, lists=lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
-                patience_s=config.inbox_patience_s, attempts=attempts, ours=held.is_held, believed=not read_clock(config.state).jumped,
+                patience_s=config.inbox_patience_s, attempts=attempts, ours=held.is_held, believed=not clock.jumped,
                 load=lambda release, place: load(release, place, marks),
-            ), held.claim  # fmt: skip
+            )  # fmt: skip
+            yield settings, held.claim
     finally:
         await store.close()
 
 
 def leave(number: int, attempts: Attempts) -> NoReturn:
-    """End this process and its load at once, after a signal. The load does not count as a failed attempt."""
+    """End this process and its load at once after a signal. The load is not counted as a failed attempt."""
     attempts.forget()
     os._exit(128 + number)
 
@@ -130,16 +130,9 @@ async def _load(
         store = open_store(config.store, config.state)
         try:
             loader = Loader(
-                config.lists,
-                store,
-                who,
-                datetime.now(UTC),
-                marks,
-                force,
-                save_mark=partial(save_mark, config.state),
-                progress=progress_over(channel),
-                memory_max=config.load_memory,
-            )
+                config.lists, store, who, datetime.now(UTC), marks, force, save_mark=partial(save_mark, config.state),
+                progress=progress_over(channel), memory_max=config.load_memory,
+            )  # fmt: skip
             return await loader.load(release, folder)
         finally:
             await store.close()

@@ -30,9 +30,9 @@ class OtherProcesses:
         traced: Callable[[dict[str, Any]], None],
         report: Report,
     ) -> None:
-        """Create the child processes' descriptions; no process is started yet.
+        """Create all child processes without starting them.
 
-        `end_s`: seconds that the processes have to end. `traced` receives each record of a trace.
+        `end_s`: maximum seconds for the end of the processes. `traced`: function that receives each record of a trace.
         """
         config = configuration.config
         start = starter.start
@@ -48,15 +48,15 @@ class OtherProcesses:
             config.workers, start, lambda: configuration.loaded, self.followed, acceptor, origin_state_id=origin_state_id,
             sightings=None if self.recorded is None else self.recorded.sender, traced=traced, report=report,
         )  # fmt: skip
-        self._services = [
-            ServiceProcess(each, start, report=report) for each in INTERFACES if each.service and config.of(each).listen
-        ]
-        """Interfaces of the configuration with a process of their own; a reload adds none."""
+        served = [each for each in INTERFACES if each.service and config.of(each).listen]
+        self._services = [ServiceProcess(each, start, report=report) for each in served]
+        """Interfaces of the configuration that have their own process. A reload adds none."""
 
     def start(self) -> None:
         """Start recorder, follower and workers, which are restarted until the node ends."""
-        recorder = () if self.recorded is None else (self.recorded.child,)
-        for child in (*recorder, self.followed.child, *self.workers.children):
+        if self.recorded is not None:
+            self._children.start(self.recorded.child)
+        for child in (self.followed.child, *self.workers.children):
             self._children.start(child)
 
     async def start_services(self, loaded: Loaded) -> None:
@@ -85,18 +85,20 @@ class OtherProcesses:
 
     def snapshots(self) -> list[metrics.Snapshot]:
         """Return the metrics of recorder, follower and interfaces that answer no checks."""
-        recorded = [] if self.recorded is None else [self.recorded.snapshot()]
         restarts: metrics.Snapshot = {"eir_worker_restarts_total": {(): float(self._children.restarts)}}
-        return [restarts, *recorded, self.followed.snapshot(), *(each.snapshot() for each in self._services)]
+        snapshots = [restarts, self.followed.snapshot()]
+        if self.recorded is not None:
+            snapshots.append(self.recorded.snapshot())
+        return snapshots + [service.snapshot() for service in self._services]
 
     def stop(self) -> None:
         """Restart no process from now on."""
         self._children.stop()
 
     async def end(self) -> bool:
-        """End all processes, the workers with the connections of peers first.
+        """End all processes, the workers with their connections first.
 
-        Returns false if a process was killed whose end matters (`is_spared` is false).
+        Returns false if a child was killed whose `is_spared` is false.
         """
         self.workers.end()
         self.followed.child.stop()

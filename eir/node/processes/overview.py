@@ -27,8 +27,8 @@ class Overview:
     ) -> None:
         """Create the overview of a node that starts now.
 
-        `snapshots`: function that returns the metrics of all parts except the workers. `ending`: function that returns the
-        periods of grace that end in the next days, as in Following.
+        `snapshots`: function that returns the metrics of all parts except the workers. `ending`: function that returns
+        Following.ending.
         """
         self.workers = workers
         self.status = status
@@ -39,17 +39,18 @@ class Overview:
 
     async def snapshot(self) -> metrics.Snapshot:
         """Return all metrics of the node by name and label values."""
-        ours: metrics.Snapshot = {
+        own: metrics.Snapshot = {
             "eir_start_timestamp_seconds": {(): self.status.started},
             "eir_build_info": {(__version__, LANE): 1.0},
-            **metrics.usage_metrics(os.getpid()),
         }
-        return metrics.merge([ours, *self._snapshots(), await self.workers.snapshot()])
+        usage = metrics.usage_metrics(os.getpid())
+        return metrics.merge([own, usage, *self._snapshots(), await self.workers.snapshot()])
 
     async def reports_and_document(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
         """Return the reports of the workers, and the document of `eir status`."""
         reports, snapshot = await asyncio.gather(self.workers.reports(), self.snapshot())
-        return reports, self.status.document(reports, self._alerts.troubles(snapshot, time.time()))
+        troubles = self._alerts.troubles(snapshot, time.time())
+        return reports, self.status.document(reports, troubles)
 
     async def end_minute(self) -> None:
         """End the current minute: store its checks, and evaluate the alert rules."""

@@ -10,38 +10,37 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-LOOK_S = 2.0
-"""Seconds between two checks whether a process at idle priority makes progress."""
+POLL_S = 2.0
+"""Seconds between two checks of the progress of a process at idle priority."""
 SHARE = 0.1
-"""Minimum share of the processor time, of the time in which the process could run; below it the priority is restored."""
+"""Minimum share of the time in which the process could run that it did run; below this share its priority is restored."""
 BESIDE_NICE = 5
-"""Nice value of supervisor and follower: on a shared processor, scrapes, deliveries and switches of lists wait for checks."""
+"""Nice value of supervisor and follower, so that checks come before scrapes, deliveries and switches of lists."""
 AGAIN_S = 60.0
-"""Seconds after a restored priority until a process lowers its priority again."""
+"""Seconds at normal priority before a starved process lowers its priority again."""
 TASKS = Path("/proc/self/task")
 T = TypeVar("T")
 
 
 def lower_priority(nice: int) -> None:
     """Increase the nice value of this process, so that processes that answer checks come first."""
-    with suppress(OSError):  # a filter of system calls may be stricter than this program
+    with suppress(OSError):  # a filter of system calls may forbid it
         os.nice(nice)
 
 
 def set_idle_priority(thread: int = 0) -> None:
     """Set a thread to idle priority, so that it runs only on a free processor.
 
-    `thread`: thread id; 0: this thread. A check then does not wait for the end of a time slice, as it would with a mere nice
-    value.
+    Unlike with a nice value, a check need not wait for the end of the thread's time slice. `thread`: thread id; 0: this thread.
     """
-    with suppress(OSError):  # as above; or the thread has ended
+    with suppress(OSError):  # a filter forbids it, or the thread has ended
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def restore_priority(policies: Mapping[int, int] = MappingProxyType({})) -> None:
     """Restore the normal priority of all threads of this process, if permitted.
 
-    `policies`: previous policies of threads that had another one than SCHED_OTHER.
+    `policies`: scheduling policies to restore, by thread; default: SCHED_OTHER.
     """
     for thread in _threads():
         with suppress(OSError):  # not permitted, or the thread has ended
@@ -49,38 +48,33 @@ def restore_priority(policies: Mapping[int, int] = MappingProxyType({})) -> None
 
 
 def restore_priority_of(pid: int) -> None:
-    """Restore the normal priority of another process's threads, if permitted.
-
-    That process may get no processor time to do so itself.
-    """
+    """Restore the normal priority of another process, if permitted, because the process may get no time to do so itself."""
     with suppress(OSError):  # the process has ended
-        for thread in [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]:
+        threads = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
+        for thread in threads:
             with suppress(OSError):
                 if os.sched_getscheduler(thread) == os.SCHED_IDLE:
                     os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
-class Aside:
+class IdlePriority:
     """Context manager that gives the process idle priority during heavy work.
 
-    If other programs starve the process, its priority is restored. Nothing happens if the priority could not be restored:
-    without privilege a limit decides (RLIMIT_NICE, in a unit LimitNICE=).
+    If other programs starve the process, its priority is restored. If the process could not restore its priority, which
+    RLIMIT_NICE (LimitNICE= of a unit) must permit, the priority is not lowered.
     """
 
     def __init__(self, *threads: int) -> None:
-        """Create the context manager for the threads of the work.
-
-        `threads`: threads of the work; without any, all threads that exist at the beginning of the work.
-        """
+        """Create the context manager. `threads`: threads of the work; default: all threads at the begin of the work."""
         self._chosen = threads
         self._depth = 0
         self._policies: dict[int, int] = {}
-        """Scheduling policies of the threads before."""
+        """Scheduling policy of each thread before the work."""
         self._timer: asyncio.TimerHandle | None = None
         self.starved = asyncio.Event()
-        """Set when the idle priority starved the process, so that its priority was restored."""
+        """Set after the process was starved, so that its priority was restored."""
         with ThreadPoolExecutor(1) as thread:
-            self.permitted = thread.submit(_comes_back).result()
+            self.permitted = thread.submit(_can_restore).result()
             """True if the process may restore its priority."""
 
     @contextmanager
@@ -105,18 +99,21 @@ class Aside:
         return self._chosen or _threads()
 
     def _check_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._check, *_ran_and_waited(self._threads()))
+        ran, waited = _ran_and_waited(self._threads())
+        self._timer = asyncio.get_running_loop().call_later(POLL_S, self._check, ran, waited)
 
     def _check(self, ran: int, waited: int) -> None:
         now_ran, now_waited = _ran_and_waited(self._threads())
-        if now_ran - ran < SHARE * (now_ran - ran + now_waited - waited) or self._is_back():
+        runnable = now_ran - ran + now_waited - waited
+        is_starved = now_ran - ran < SHARE * runnable
+        if is_starved or self._is_restored():
             self.starved.set()
             self._restore()
         else:
             self._check_later()
 
-    def _is_back(self) -> bool:
-        """Return whether another process has restored this process's priority by `restore_priority_of`."""
+    def _is_restored(self) -> bool:
+        """Return true if another process has restored the priority by `restore_priority_of`."""
         with suppress(OSError):  # a thread has ended
             return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in self._threads())
         return False
@@ -136,9 +133,9 @@ class IdleThread:
         """Start the thread."""
         self._executor = ThreadPoolExecutor(1, name)
         thread = self._executor.submit(threading.get_native_id).result()
-        self._aside = Aside(thread)
+        self._aside = IdlePriority(thread)
         if not self._aside.permitted:
-            set_idle_priority(thread)  # permanently
+            set_idle_priority(thread)  # for the whole life of the thread
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run work in the thread and return its result."""
@@ -146,22 +143,16 @@ class IdleThread:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-async def stay_idle(aside: Aside, again_s: float = AGAIN_S) -> None:
-    """Run the process at idle priority until cancelled.
-
-    Each time other programs starve the process, it runs at normal priority for `again_s`.
-    """
+async def stay_idle(aside: IdlePriority, again_s: float = AGAIN_S) -> None:
+    """Run the process at idle priority until cancelled. After it was starved, it runs at normal priority for `again_s`."""
     while True:
         with aside():
             await aside.starved.wait()
         await asyncio.sleep(again_s)
 
 
-def _comes_back() -> bool:
-    """Return true if a thread may restore its priority after lowering it.
-
-    Runs in a thread of its own, whose priority this test changes.
-    """
+def _can_restore() -> bool:
+    """Return true if a thread may restore its priority after lowering it. Changes the priority of the calling thread."""
     try:
         (TASKS.parent / "schedstat").read_text()  # a kernel may have no schedstat
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -176,7 +167,7 @@ def _threads() -> list[int]:
 
 
 def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
-    """Return two times in ns: for how long these threads ran, and for how long they waited for a processor."""
+    """Return the time (ns) that these threads ran, and the time (ns) that they waited for a processor."""
     times = list(map(_schedstat, threads))
     return sum(ran for ran, _ in times), sum(waited for _, waited in times)
 

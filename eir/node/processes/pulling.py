@@ -1,7 +1,7 @@
-"""Pulls: polls of the sources from which lists fetch their releases. A separate process makes each poll.
+"""Pulls: polls of the sources of lists, which download and load new releases. Each pull has its own process.
 
-`pull_once` is the work of that process, and of `eir pull`. Of several nodes on one store, one fetches and loads a new release.
-`Pulling` is the part of the supervisor: times of polls, and their results.
+`pull_once` is the work of that process, and of `eir pull`. If several nodes share a store, one of them loads a new release.
+`Pulling` is the part of the supervisor: it schedules the pulls, and stores their results.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -25,57 +25,54 @@ from eir.lists.sources.inbox import WAITING
 from eir.lists.sources.pull import ELSEWHERE, LOADED, PULL_S, UNCHANGED, UNREACHED, Pulled, pull
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
-from eir.node.processes.apart import done_apart
+from eir.node.processes.apart import run_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass
 from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of
 
-ROOM = "pulled"
+PULLS_FOLDER = "pulled"
 """Folder in the state folder, with one subfolder per list."""
 ATTEMPTS_FILE = "attempts.json"
 PULL_PROCESS = "pull"
 END_S = 30.0
-"""Seconds beyond PULL_S after which the process of a pull is killed."""
+"""Seconds after PULL_S at which the process of a pull is killed."""
 AGAIN_S = 2.0
-"""Seconds before another poll after a failed one, or after an acknowledgement that was not accepted; the pause doubles up to the poll interval."""
+"""Seconds before a failed pull or acknowledgement is repeated. The pause doubles with each failure, up to a limit of the caller."""
 BESIDE_S = 5.0
-"""Seconds before another poll after one that found another node at work."""
+"""Seconds before another pull if another node was pulling the list."""
 SPREAD = 0.1
-"""Part of the pause that is random, so that nodes do not poll at the same time."""
+"""Random part of the pause, so that nodes do not pull at the same time."""
 
 
 async def pull_once(config: Config, name: str, who: str, load: Load, *, force: bool = False) -> Pulled:
-    """Poll the source of a list once and load new releases, unless another process or node does.
+    """Poll the source of a list once, and load its new releases, unless another process or node is pulling the list.
 
     Raises:
         EirError: if the list has no source.
-        OSError: without a state folder.
+        OSError: if the folder of the list cannot be used.
     """
-    room = config.state / ROOM / name
-    room.mkdir(mode=0o750, parents=True, exist_ok=True)
-    with _alone(room) as alone:
-        if not alone:
+    folder = config.state / PULLS_FOLDER / name
+    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with _lock(folder) as is_locked:
+        if not is_locked:
             return Pulled(list=name, outcome=ELSEWHERE, detail="another process on this host is pulling it")
-        # The holder is always the same, because the file lock admits one process: a killed process blocks no other.
-        lease = (f"pull:{name}", f"{socket.gethostname()}:{room}")
+        # All processes of this host use the same holder, so that a killed process does not block the next one.
+        lease = (f"pull:{name}", f"{socket.gethostname()}:{folder}")
         lists = {name: config.lists[name]}
         try:
-            opened = open_pass(config, room, lists, who, load, attempts_file=room / ATTEMPTS_FILE, lease=lease)
-            async with opened as (terms, claim):
-                return await pull(terms, claim, force=force)
+            opened = open_pass(config, folder, lists, who, load, attempts_file=folder / ATTEMPTS_FILE, lease=lease)
+            async with opened as (settings, claim):
+                return await pull(settings, claim, force=force)
         except StoreError as error:
             return Pulled(list=name, outcome=WAITING, reason=error.cause, detail=f"the store: {error}")
 
 
 @contextmanager
-def _alone(room: Path) -> Iterator[bool]:
-    """Yield true if no other process on this host pulls into this folder.
-
-    The folder is locked meanwhile.
-    """
-    with (room / ".lock").open("w") as lock:
+def _lock(folder: Path) -> Iterator[bool]:
+    """Lock a folder during a `with` block; yield false if another process on this host has locked it."""
+    with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -101,15 +98,15 @@ class Pulling:
         self._loads = loads
         self._report = report
         self._pulled: dict[str, Source] = {}
-        """Sources with a job, by list."""
-        self._said: dict[str, tuple[str, str, str]] = {}
-        """Last logged result by list."""
+        """Source of each list that has a job."""
+        self._logged: dict[str, tuple[str, str, str]] = {}
+        """Last logged result of each list: outcome, reason, detail."""
         self._reached: dict[str, float] = {}
         self._serial: dict[str, int] = {}
         self._behind: dict[str, float] = {}
-        """Unix time at which the source first offered a serial above the one in force, by list."""
+        """Unix time at which the source first offered a serial above that in force, by list."""
         self.rejected: dict[str, Rejection] = {}
-        """Last rejection of each list, until another offer of its source is accepted."""
+        """Last rejected release of each list, until a later release of its source is accepted."""
         self._failures: Counter[str] = Counter()
         """Number of consecutive failed pulls, by list."""
         self._pulls: Counter[tuple[str, str]] = Counter()
@@ -119,11 +116,13 @@ class Pulling:
     def apply(self) -> None:
         """Start a job for each source in the settings in force, and stop the jobs of all other sources."""
         sources = self._sources()
-        for name in [name for name, source in self._pulled.items() if sources.get(name) != source]:
-            del self._pulled[name]
-            self._jobs.stop(f"pull {name}")
+        for name, source in list(self._pulled.items()):
+            if sources.get(name) != source:
+                del self._pulled[name]
+                self._jobs.stop(f"pull {name}")
         for name in sources.keys() - self._pulled.keys():
-            source = self._pulled[name] = sources[name]
+            source = sources[name]
+            self._pulled[name] = source
             self._reached.setdefault(name, time.time())
             self._failures[name] = 0
             spread_s = random.uniform(0.0, 1.0)  # noqa: S311 - spread
@@ -132,25 +131,22 @@ class Pulling:
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about sources and pulls by name and label values."""
         sources = self._sources()
+
+        def of_sources(values: Mapping[str, float]) -> Mapping[tuple[str], float]:
+            return {(name,): value for name, value in values.items() if name in sources}
+
         return {
-            "eir_source_reached_timestamp_seconds": {
-                (name,): self._reached[name] for name in sources if name in self._reached
-            },
+            "eir_source_reached_timestamp_seconds": of_sources(self._reached),
             "eir_source_patience_seconds": {(name,): source.patience_s for name, source in sources.items()},
-            "eir_source_ahead_timestamp_seconds": {
-                (name,): since for name, since in self._behind.items() if name in sources
-            },
-            "eir_source_serial": {(name,): float(serial) for name, serial in self._serial.items() if name in sources},
-            "eir_source_pulls_total": {labels: float(count) for labels, count in self._pulls.items()},
-            "eir_source_faults_total": {labels: float(count) for labels, count in self._faults.items()},
-            "eir_source_bytes_total": {(name,): float(count) for name, count in self._bytes.items()},
+            "eir_source_ahead_timestamp_seconds": of_sources(self._behind),
+            "eir_source_serial": of_sources(self._serial),
+            "eir_source_pulls_total": dict(self._pulls),
+            "eir_source_faults_total": dict(self._faults),
+            "eir_source_bytes_total": metrics.by_label(self._bytes),
         }
 
     def warnings(self) -> list[str]:
-        """Return warnings for `eir status` about sources that are not reached.
-
-        A list that is behind its source for too long also causes a warning.
-        """
+        """Return a warning for each source that is not reached, and for each list that is behind its source for too long."""
         now = time.time()
         warnings = []
         for name, source in self._sources().items():
@@ -170,43 +166,35 @@ class Pulling:
         """Pull a list once in a new process; return the seconds until the next pull."""
         pulled = await self._run_pull(name)
         self._count(pulled)
-        pause_s = BESIDE_S if pulled.outcome == ELSEWHERE else self._pulled[name].every_s
+        pause_s = self._pulled[name].every_s
+        if pulled.outcome == ELSEWHERE:
+            pause_s = BESIDE_S
         if pulled.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
             self._failures[name] = 0
         else:
             self._failures[name] += 1
             pause_s = backoff_s(self._failures[name], pause_s)
-        return pause_s * (1 + random.uniform(-SPREAD, SPREAD))  # noqa: S311 - spread
+        spread = random.uniform(-SPREAD, SPREAD)  # noqa: S311 - spread
+        return pause_s * (1 + spread)
 
     async def _run_pull(self, name: str) -> Pulled:
         config = self._config()
         who = f"pull of {node_user()}"
         try:
             async with asyncio.timeout(PULL_S + END_S):
-                pulled: Pulled = await done_apart(
-                    self._start,
-                    PULL_PROCESS,
-                    _pull_of_node,
-                    config,
-                    name,
-                    who,
-                    nice=NICE,
-                    handlers=self._loads.handlers(config, who),
-                    report=self._report,
-                )
+                pulled: Pulled = await run_apart(
+                    self._start, PULL_PROCESS, _pull_of_node, config, name, who, nice=NICE,
+                    handlers=self._loads.handlers(config, who), report=self._report,
+                )  # fmt: skip
         except TimeoutError:
-            return Pulled(
-                list=name,
-                outcome=UNREACHED,
-                reason="timeout",
-                detail=f"the pull did not end within {PULL_S + END_S:g} s",
-            )
+            detail = f"the pull did not end within {PULL_S + END_S:g} s"
+            return Pulled(list=name, outcome=UNREACHED, reason="timeout", detail=detail)
         except (EirError, OSError) as error:
             return Pulled(list=name, outcome=WAITING, reason="process", detail=detail_of(error))
         return pulled
 
     def _store(self, pulled: Pulled) -> None:
-        """Store the result of a pull: last contact, offered serial, lag behind the source, and rejection."""
+        """Store the result of a pull: last contact, offered serial, time since which the list is behind, and rejection."""
         name = pulled.list
         if pulled.reached:
             self._reached[name] = time.time()
@@ -216,16 +204,22 @@ class Pulling:
             self._behind[name] = datetime.fromisoformat(pulled.behind_since).timestamp()
         elif pulled.in_force is not None:
             self._behind.pop(name, None)
+        self._store_rejection(pulled)
+
+    def _store_rejection(self, pulled: Pulled) -> None:
+        """Store the release that the pull rejected, or remove the rejection that the pull made obsolete."""
+        name = pulled.list
         before = self.rejected.get(name)
         if pulled.outcome == REFUSED:
-            time_text = utc_text(datetime.now(UTC))
-            if before is None or (before.serial, before.reason) != (pulled.rejected, pulled.reason):
-                self.rejected[name] = Rejection(reason=pulled.reason, at=time_text, serial=pulled.rejected)
-        elif before is not None and (
-            pulled.outcome in {LOADED, UNCHANGED}
-            or (pulled.reached and (before.serial is None or pulled.reason == "base"))
-        ):
-            del self.rejected[name]
+            is_known = before is not None and (before.serial, before.reason) == (pulled.rejected, pulled.reason)
+            if not is_known:
+                now = utc_text(datetime.now(UTC))
+                self.rejected[name] = Rejection(reason=pulled.reason, at=now, serial=pulled.rejected)
+        elif before is not None:
+            is_accepted = pulled.outcome in {LOADED, UNCHANGED}
+            is_obsolete = pulled.reached and (before.serial is None or pulled.reason == "base")
+            if is_accepted or is_obsolete:
+                del self.rejected[name]
 
     def _count(self, pulled: Pulled) -> None:
         name = pulled.list
@@ -237,24 +231,25 @@ class Pulling:
         for serial in pulled.loaded:
             self._report("source_loaded", list=name, serial=serial)
         result = pulled.outcome, pulled.reason, pulled.detail
-        if pulled.outcome in {UNREACHED, WAITING, REFUSED} and self._said.get(name) != result:
+        before = self._logged.get(name)
+        if pulled.outcome in {UNREACHED, WAITING, REFUSED} and before != result:
             self._report(
-                f"source_{pulled.outcome}",
-                level="warning",
-                reason=pulled.reason or None,
-                list=name,
-                serial=pulled.serial,
+                f"source_{pulled.outcome}", level="warning", reason=pulled.reason or None, list=name, serial=pulled.serial,
                 detail=pulled.detail or None,
-            )
-        elif pulled.outcome in {LOADED, UNCHANGED} and self._said.get(name, result)[0] not in {LOADED, UNCHANGED}:
-            self._report("source_reached", list=name, serial=pulled.serial)
+            )  # fmt: skip
+        elif pulled.outcome in {LOADED, UNCHANGED} and before is not None:
+            outcome_before, _, _ = before
+            if outcome_before not in {LOADED, UNCHANGED}:
+                self._report("source_reached", list=name, serial=pulled.serial)
         if pulled.outcome != ELSEWHERE:
-            self._said[name] = result
+            self._logged[name] = result
 
 
 def backoff_s(failures: int, most_s: float) -> float:
     """Return the pause in seconds after this number of consecutive failures, at most `most_s`.
 
-    A part of the pause is random, so that nodes do not retry at the same time.
+    Up to a half of the pause is random, so that nodes do not retry at the same time.
     """
-    return min(most_s, AGAIN_S * 2.0 ** min(failures - 1, 20)) * (1 - random.random() / 2)  # noqa: S311 - spread
+    pause_s = min(most_s, AGAIN_S * 2.0 ** min(failures - 1, 20))
+    random_part = random.random() / 2  # noqa: S311 - spread
+    return pause_s * (1 - random_part)

@@ -1,7 +1,7 @@
 """Writer of the record of checks: queues messages up to a limit, writes them in a thread, and deletes old files.
 
-A slow disk costs the record its oldest part, and delays no check. Checks have priority on a busy processor; if other programs
-starve the thread, its priority is restored, so that the record is still written.
+If the disk is slow, the oldest queued messages are dropped, and no check is delayed. The thread has a lower priority than checks.
+If other programs starve the thread, its priority is restored, so that the record is still written.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from eir.sightings.settings import SightingsSettings
 from eir.sightings.subscribers import Subscribers, load_subscribers
 
 WAITING_BYTES_MAX = 64 << 20
-"""Maximum size of the messages that wait for the disk."""
+"""Maximum bytes of queued messages."""
 WRITE_ROWS = 500_000
-"""Number of checks at which a file is written before its time."""
+"""Number of queued checks above which they are written before the end of `window_s`."""
 AGAIN_S = 5.0
 """Seconds before another attempt after a failed write."""
 PRUNE_S = 600.0
@@ -71,8 +71,8 @@ class RecordWriter:
     ) -> None:
         """Start the thread that writes the record of checks.
 
-        `seen`: function that returns the partner (SIM or device) of each watched entry, which is saved with the record. `count`
-        is called with a metric and its labels.
+        `seen`: function that returns the last partner (SIM or device) of each watched entry, which is saved with the record.
+        `count`: function that counts; its arguments are a metric and its label values.
         """
         self._state = state
         self._settings = settings
@@ -82,13 +82,13 @@ class RecordWriter:
         self.bytes = 0
         """Size of the record in bytes."""
         self.subscribers = Subscribers("")
-        """Empty until the key is loaded."""
+        """Key of subscribers; empty before it is loaded."""
         self.is_prepared = asyncio.Event()
         """Set when the key is loaded."""
         self._waiting = _Waiting()
         self._wake = asyncio.Event()
-        self._asked: list[asyncio.Future[None]] = []
-        """Callers that wait until all messages are written."""
+        self._waiters: list[asyncio.Future[None]] = []
+        """Futures of callers that wait until all messages are written."""
         self._disk = IdleThread("disk")
         self._pruned = float("-inf")
         self._clock = state_folder.read_clock(state)
@@ -103,13 +103,13 @@ class RecordWriter:
     async def flush(self) -> None:
         """Write all queued messages now, and wait until they are on disk."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._asked.append(written)
+        self._waiters.append(written)
         self._wake.set()
         await written
 
     async def run(self) -> None:
         """Write queued messages every `window_s`, or earlier if many wait, until cancelled."""
-        await self.write()  # without messages: loads the key and prunes the record
+        await self.write()  # loads the key and prunes the record, because there are no messages yet
         self.is_prepared.set()
         while True:
             with suppress(TimeoutError):
@@ -126,8 +126,8 @@ class RecordWriter:
         """
         waiting = self._waiting
         self._waiting = _Waiting()
-        asked = self._asked
-        self._asked = []
+        waiters = self._waiters
+        self._waiters = []
         rows = waiting.rows
         try:
             self.bytes = await self._disk.run(partial(self._write, waiting.messages, self.bytes))
@@ -135,10 +135,10 @@ class RecordWriter:
             self._report("sightings_failed", reason=_reason(e), level="error", checks=rows, detail=str(e))
             self._waiting.add_before(waiting.messages)
             self._bound()
-            self._asked += asked
+            self._waiters += waiters
             return False
         self._count("eir_sightings_total", count=rows)
-        for written in asked:
+        for written in waiters:
             if not written.done():
                 written.set_result(None)
         return True
@@ -152,12 +152,13 @@ class RecordWriter:
 
     def _bound(self) -> None:
         while self._waiting.bytes > WAITING_BYTES_MAX:
-            self._count("eir_sightings_dropped_total", "disk", count=self._waiting.drop_oldest())
+            dropped = self._waiting.drop_oldest()
+            self._count("eir_sightings_dropped_total", "disk", count=dropped)
 
     def _write(self, messages: deque[bytes], size: int) -> int:
-        """Write messages to the record; runs in the thread that writes to disk.
+        """Write messages to the record, in the thread for the disk; return the new size of the record in bytes.
 
-        `size`: size of the record before, in bytes. Returns the size afterwards.
+        `size`: previous size of the record in bytes.
         """
         settings = self._settings
         state = self._state
@@ -168,9 +169,10 @@ class RecordWriter:
             state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s, now=lambda: now
         )
         if messages:
-            from eir.sightings import batches  # noqa: PLC0415 - it is there already; other processes do without
+            from eir.sightings import batches  # noqa: PLC0415 - imported already; other processes do not need it
 
-            size += sum(file.bytes for file in files.write(state, batches.rows_of(messages).grouped(self.subscribers)))
+            rows = batches.rows_of(messages).grouped(self.subscribers)
+            size += sum(file.bytes for file in files.write(state, rows))
             if settings.watch:
                 self._write_watched()
         if time.monotonic() - self._pruned > PRUNE_S or size > settings.max_bytes:

@@ -1,9 +1,8 @@
 """Recorder: the process that writes the checks to the record, and sends events. It answers no checks.
 
-Workers send messages (eir.sightings.buffer) through one socket that the supervisor created, so that the recorder may restart
-without notice to them: the supervisor and the workers have one end, the recorder and the supervisor the other. The recorder
-ends after the last worker. It receives messages at once, and a thread writes them (record_writer.py). `Recorded` is the part of
-the supervisor: the socket, and the counters of recorders.
+Workers send messages (eir.sightings.buffer) over one pair of sockets. The supervisor has both ends open, so that the recorder can
+restart without the workers. The recorder ends after the last worker. It receives messages at once, and a thread writes them
+(record_writer.py). `Recorded` is the part of the supervisor: it has the sockets, and the counters of recorders.
 """
 
 import asyncio
@@ -38,16 +37,16 @@ from eir.sightings.settings import SightingsSettings
 
 MESSAGE_BYTES_MAX = 1 << 18
 TURN_MESSAGES = 200
-"""Number of messages that are received before other tasks of the loop run."""
+"""Maximum number of messages that are received in one turn of the event loop."""
 HANDED_BYTES_MAX = 16 << 20
-"""Maximum size in bytes of the messages that wait in a worker for this process."""
+"""Maximum bytes of messages that a worker queues for this process."""
 EVENTS_S = 0.5
 END_S = 2.0
-"""Seconds that the process waits at its end for events to be sent."""
+"""Maximum seconds at the end of the process for sending events, and for writing the record."""
 ORPHANED_S = 10.0
-"""Seconds for which this process continues, after the end of the supervisor, for workers that still run."""
+"""Seconds after the end of the supervisor in which the recorder waits for workers that still run."""
 STREAM_EVENTS_MAX = 100_000
-LOOK_S = 0.02
+POLL_S = 0.02
 """Seconds between two checks whether events have been sent."""
 
 NICE = 15
@@ -77,12 +76,12 @@ async def _write_record(config: Config, receiver: socket.socket, process: ThisPr
     await recorder.run()
 
 
-async def _soon(condition: Callable[[], bool], patience_s: float) -> bool:
-    """Poll a condition every LOOK_S; return whether it becomes true within `patience_s`."""
-    for _ in range(round(patience_s / LOOK_S)):
+async def _becomes_true(condition: Callable[[], bool], patience_s: float) -> bool:
+    """Poll a condition every POLL_S; return whether it becomes true within `patience_s`."""
+    for _ in range(round(patience_s / POLL_S)):
         if condition():
             return True
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_S)
     return condition()
 
 
@@ -99,22 +98,20 @@ class _Recorder:
         self._report = process.log.report
         self._ended = process.stop
         self._counts: dict[str, Counter[tuple[str, ...]]] = {}
-        """Counts by metric and labels."""
-        kinds = {
-            name: DEVICE_CHANGED if config.lists[name].kind == SUBSCRIBERS else SIM_CHANGED for name in settings.watch
-        }
-        self._events = Events(
-            per_second_max=settings.events_max,
-            watched=kinds,
-            seen=files.read_watched(config.state),
-            origin=f"{time.time_ns():x}",
-        )
+        """Counters by metric and label values."""
+        watched = {}
+        for name in settings.watch:
+            is_subscribers = config.lists[name].kind == SUBSCRIBERS
+            watched[name] = DEVICE_CHANGED if is_subscribers else SIM_CHANGED
+        seen = files.read_watched(config.state)
+        origin = f"{time.time_ns():x}"
+        self._events = Events(per_second_max=settings.events_max, watched=watched, seen=seen, origin=origin)
         self._writer = RecordWriter(
             config.state, settings, lambda: self._events.seen, count=self._count, report=self._report
         )
         self._deliveries = dict(self._build_deliveries())
         self._listed_sent = asyncio.Event()
-        """Set when no event of a newly listed device waits."""
+        """Set while no event of a newly listed device is queued."""
         self._search = ListedSearch(
             config, flush=self.write_now, send=self._send_listed, report=self._report,
             done=lambda name, generation: self._channel.notify("searched", name, generation),
@@ -134,16 +131,14 @@ class _Recorder:
         """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._receiver, self._receive)
-        tasks = [
-            asyncio.create_task(work)
-            for work in (self._writer.run(), self._send_events(), self._end_alone(), self._search.run(), *(each.run() for each in self._deliveries.values()))
-        ]  # fmt: skip
-        own = tasks[:4]
+        works = (self._writer.run(), self._send_events(), self._end_without_supervisor(), self._search.run())
+        own = [asyncio.create_task(work) for work in works]
         for task in own:
-            task.add_done_callback(lambda _: self._ended.set())  # after a fault, another process replaces this one
+            task.add_done_callback(lambda _: self._ended.set())  # after a fault, the supervisor starts another recorder
+        delivering = [asyncio.create_task(delivery.run()) for delivery in self._deliveries.values()]
         await self._ended.wait()
         loop.remove_reader(self._receiver)
-        restore_priority()  # no check can be delayed any more, and the node waits for this process
+        restore_priority()  # there are no more checks, and the node waits for this process
         self._receive(all_of_it=True)
         for task in own:
             task.cancel()
@@ -151,11 +146,11 @@ class _Recorder:
             if isinstance(fault, Exception):
                 self._report("fault", reason="sightings", level="error", detail=detail_of(fault))
         self._queue_events()
-        await _soon(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
+        await _becomes_true(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(END_S):
                 await self._writer.write()
-        for task in tasks[len(own) :]:
+        for task in delivering:
             task.cancel()
 
     async def write_now(self) -> None:
@@ -164,10 +159,7 @@ class _Recorder:
         await self._writer.flush()
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Delete subscribers from memory, and write all messages to disk.
-
-        The caller then finds all remaining data of these subscribers in the files.
-        """
+        """Delete subscribers from memory, and write all messages to disk, where the caller deletes these subscribers."""
         self._receive(all_of_it=True)
         self._queue_events()
         self._events.forget(subscribers)
@@ -178,7 +170,7 @@ class _Recorder:
             await self._writer.save_watched()
         await self.write_now()
 
-    async def _end_alone(self) -> None:
+    async def _end_without_supervisor(self) -> None:
         await self._channel.gone.wait()
         await asyncio.sleep(ORPHANED_S)
         self._ended.set()
@@ -190,10 +182,9 @@ class _Recorder:
         self._send_counts()
 
     def _send_counts(self) -> None:
-        """Send the counters to the supervisor at once, so that a crash loses none of them."""
-        self._channel.notify(
-            "counted", {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}, latest="counted"
-        )
+        """Send the counters to the supervisor at once, so that they survive a crash of this process."""
+        counters = {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}
+        self._channel.notify("counted", counters, latest="counted")
 
     # From workers
 
@@ -216,7 +207,8 @@ class _Recorder:
 
     def _build_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
         senders: list[tuple[str, deliver.Send]] = []
-        if (hook := self._settings.webhook) is not None:
+        hook = self._settings.webhook
+        if hook is not None:
             senders.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
         if self._settings.stream is not None and self._config.store != SQLITE:
             senders.append(("stream", _stream(self._config.store, self._settings.stream, self._report)))
@@ -237,7 +229,7 @@ class _Recorder:
             self._queue_events()
 
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
-        """Queue events of newly listed devices, and wait until all are on their way."""
+        """Queue events of newly listed devices, and wait until the senders of all receivers have them."""
         self._events.add_listed(events)
         if events:
             self._listed_sent.clear()
@@ -275,9 +267,9 @@ def _stream(store: str, key: str, report: Report) -> deliver.Send:
 
 
 SOCKET_BYTES = 1 << 22
-"""Requested size in bytes of the kernel's buffer between the processes; the kernel may grant less."""
+"""Requested bytes of the kernel's buffer between the processes; the kernel may grant fewer."""
 SETTLE_S, WRITE_S = 0.04, 20.0
-"""Seconds that workers have to send pending messages, and that the recorder has to write them."""
+"""Seconds in which workers send pending messages, and maximum seconds in which the recorder writes them."""
 QUEUE, REFUSED, RATE = "queue", "refused", "rate"
 TO = ("webhook", "stream")
 
@@ -299,7 +291,7 @@ class Recorded:
             is_spared=True,
             is_asked=False,
         )
-        """Spared: it may be waiting for a receiver of events, and systemd would restart a drained node after a failure."""
+        """Killing it at the node's end is no failure: it may wait for a receiver of events, and systemd restarts a failed node."""
         receivers = [to for to in TO if getattr(settings, to)]
         self._zeros: metrics.Snapshot = {
             "eir_sightings_total": {(): 0.0}, "eir_sightings_dropped_total": {("disk",): 0.0},
@@ -307,15 +299,18 @@ class Recorded:
             "eir_events_dropped_total": {(to, why): 0.0 for to in receivers for why in (QUEUE, REFUSED, RATE)},
         }  # fmt: skip
         self._size: metrics.Snapshot = {"eir_sightings_bytes": {(): 0.0}}
-        """Size of the record, which outlives the recorder."""
+        """Size of the record, which stays the same while no recorder runs."""
         self._has_receivers = bool(receivers)
         self._lists: dict[str, tuple[Listed, Image]] = {}
         """Lists of devices in force."""
         self._searched: dict[str, tuple[Listed, Image]] = {}
-        """Content of these lists for which the recorder has searched the record."""
+        """Last content of each of these lists for whose devices the recorder has searched the record."""
 
     def note_list(self, listed: Listed, image: Image, *, is_change: bool) -> None:
-        """Have the record searched for the devices that a list has now and had not before. If it is no change, the node has just started."""
+        """Let the recorder search the record for the newly listed devices of a list.
+
+        `is_change`: False for a list of the node's start, whose devices are not new.
+        """
         if listed.kind != DEVICES or not self._has_receivers:
             return
         self._lists[listed.name] = listed, image
@@ -325,11 +320,12 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder the lists that need no search, then those that changed since."""
+        """Send a new recorder the lists that need no search, and then the lists that have changed since their search."""
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)
         for name, (listed, image) in self._lists.items():
-            if name not in self._searched or self._searched[name][0].state != listed.state:
+            searched, _ = self._searched.get(name, (None, None))
+            if searched is None or searched.state != listed.state:
                 self._send(process.channel, listed, image, is_searched=False)
 
     def _send(self, channel: Channel, listed: Listed, image: Image, *, is_searched: bool) -> None:
@@ -339,11 +335,14 @@ class Recorded:
             send_list(channel, listed, image)
 
     def _set_searched(self, name: str, generation: int) -> None:
-        if (now := self._lists.get(name)) is not None and now[0].state.generation == generation:
-            self._searched[name] = now
+        if name not in self._lists:
+            return
+        listed, image = self._lists[name]
+        if listed.state.generation == generation:
+            self._searched[name] = listed, image
 
     def end(self) -> None:
-        """Close the socket to the recorder, which ends after it has received all messages of the ended workers."""
+        """Close the sockets to the recorder, which then receives the last messages of the workers, and ends."""
         self.sender.close()
         self.receiver.close()
 
@@ -353,7 +352,7 @@ class Recorded:
         Raises:
             EirError: if the flush takes longer than WRITE_S.
         """
-        await self._asked("write")
+        await self._ask("write")
 
     async def forget(self, subscribers: Sequence[str]) -> None:
         """Let the recorder delete subscribers from its memory and write all checks so far to disk.
@@ -361,9 +360,9 @@ class Recorded:
         Raises:
             EirError: as `write`.
         """
-        await self._asked("forget", subscribers)
+        await self._ask("forget", subscribers)
 
-    async def _asked(self, what: str, *arguments: Any) -> None:
+    async def _ask(self, what: str, *arguments: Any) -> None:
         await asyncio.sleep(SETTLE_S)
         with suppress(ChannelError):
             if self.child.channel is not None:

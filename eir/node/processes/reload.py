@@ -49,7 +49,7 @@ class Reload:
     async def reload(self, who: str) -> str:
         """Reload the configuration file; return the result as text.
 
-        `who`: user or signal that caused the reload. A concurrent reload waits. After a failure nothing has changed.
+        `who`: user or signal that caused the reload. Only one reload runs at a time. After a failure nothing has changed.
 
         Raises:
             EirError: if the configuration is refused; the reason is logged.
@@ -66,9 +66,9 @@ class Reload:
             await self.reload(who)
 
     async def reload_for(self, who: str) -> str:
-        """Reload the configuration file for the user `who` of a command; return the result as text.
+        """Reload the configuration file for a command of the user `who`; return the result as text.
 
-        The text also names lists that need work. The reload continues if the command is cancelled.
+        The text also names lists that need an action of the operator. If the command is cancelled, the reload continues.
 
         Raises:
             EirError: as `reload`.
@@ -76,11 +76,14 @@ class Reload:
         """
         before = await self._workers.reports()
         result: str = await asyncio.shield(self._jobs.spawn(self.reload(who)))
-        return "; ".join([result, *changed_lists(self._configuration.config, before, await self._workers.reports())])
+        after = await self._workers.reports()
+        advice = changed_lists(self._configuration.config, before, after)
+        return "; ".join([result, *advice])
 
     async def poll_file(self) -> None:
-        """Check whether the configuration file has changed or has a fault; reload it if `on_change` is set."""
-        if await self._configuration.is_written() and self._on_change:
+        """Read the configuration file if it has changed, to detect a fault; reload it then if `on_change` is set."""
+        has_changed = await self._configuration.has_file_changed()
+        if has_changed and self._on_change:
             await self.reload_and_log("file")
 
     async def poll_keys(self) -> None:
@@ -107,4 +110,6 @@ class Reload:
             "reloaded", level="warning" if waiting else "info", who=who, changed=",".join(changed) or "nothing",
             needs_restart=",".join(waiting) or None,
         )  # fmt: skip
-        return "reloaded" + (f"; these need a restart: {', '.join(waiting)}" if waiting else "")
+        if not waiting:
+            return "reloaded"
+        return f"reloaded; these need a restart: {', '.join(waiting)}"

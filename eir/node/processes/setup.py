@@ -1,7 +1,4 @@
-"""Objects that each process of a node builds from the configuration in the same way.
-
-The module also watches the configuration file.
-"""
+"""Functions by which several processes of a node use the configuration in the same way, and the watch on its file."""
 
 import asyncio
 import hashlib
@@ -30,10 +27,10 @@ from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel
 from eir.wire.peers.settings import Limits
 
-OPEN_FILES_BESIDES = 512
-"""Number of open files of a process in addition to its connections: store, log, pages, commands, releases."""
-DIGEST_SHOWN = 12
-"""Digits of a list's digest in a log line, enough for a comparison with `eir lists --json`."""
+OTHER_FILES = 512
+"""Maximum number of open files of a process in addition to connections: store, log, pages, commands, releases."""
+DIGEST_DIGITS = 12
+"""Number of digits of a list's digest in a log line, enough for a comparison with `eir lists --json`."""
 
 
 def prepare(config: Config) -> None:
@@ -47,10 +44,11 @@ def prepare(config: Config) -> None:
     allow_open_files(config, log.report)
     for each in INTERFACES:
         for name in filter(None, (each.server, each.service, each.attendant)):
-            resolve_name(name)  # loaded once for all processes
-    if any(each.tokens and config.of(each).listen for each in INTERFACES):
-        # Loading the verification of tokens takes 0.5 s, which must not delay a worker after a reload.
-        import eir.wire.web.tokens  # noqa: F401, PLC0415 - so that it is there
+            resolve_name(name)  # imports the module once for all processes
+    uses_tokens = any(each.tokens and config.of(each).listen for each in INTERFACES)
+    if uses_tokens:
+        # This import takes 0.5 s, which must not delay a worker after a reload.
+        import eir.wire.web.tokens  # noqa: F401, PLC0415 - for the workers, which share the memory
     try:
         state_folder.upgrade_form(config.state, log.report)
         open_store(config.store, config.state)
@@ -65,46 +63,39 @@ def kinds_of(config: Config) -> dict[str, str]:
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
-    """Return the lists that the policy rules use and that have never been loaded.
-
-    Local lists are left out, because they may be empty.
-    """
+    """Return the lists of policy rules that have never been loaded, without local lists, which may be empty."""
     used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
     return [name for name in used if name not in states and not config.lists[name].local]
 
 
 def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
-    """Return advice on lists that need an action of the operator after a reload.
+    """Return advice on lists that were never loaded, or are no longer configured, after a reload.
 
-    They are lists that were never loaded, or are no longer configured, by the workers' reports before and after the reload.
+    `before`, `now`: reports of the workers before and after the reload.
     """
     missing = dict.fromkeys(name for report in now for name in report.missing)
     left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists)
-    return [f"list {name} has never been loaded: load it first" for name in missing] + [
+    advice = [f"list {name} has never been loaded: load it first" for name in missing]
+    advice += [
         f"list {name} is no longer configured: it has no effect; the store keeps it (eir show {name})" for name in left
     ]
+    return advice
 
 
 def limits_of(config: Config) -> Limits:
-    """Return the limits for one worker: its share of the node's limits on unidentified connections.
+    """Return the limits of one worker. The node's limits on unidentified connections are divided by the number of workers.
 
-    Limits that the supervisor enforces, and rates, which workers share, are not divided.
+    Other limits are not divided: the supervisor enforces them, or the workers share them.
     """
     limits = config.limits
-    workers = config.workers
-    return replace(
-        limits,
-        unidentified_max=math.ceil(limits.unidentified_max / workers),
-        source_unidentified_max=math.ceil(limits.source_unidentified_max / workers),
-    )
+    unidentified_max = math.ceil(limits.unidentified_max / config.workers)
+    source_unidentified_max = math.ceil(limits.source_unidentified_max / config.workers)
+    return replace(limits, unidentified_max=unidentified_max, source_unidentified_max=source_unidentified_max)
 
 
 def allow_open_files(config: Config, report: Report) -> None:
-    """Raise this process's limit on open files to the number that all connections need.
-
-    If the host permits fewer, a warning is logged.
-    """
-    wanted = config.limits.connections_max + OPEN_FILES_BESIDES
+    """Raise this process's limit on open files to the number that all connections need, or log that the host permits fewer."""
+    wanted = config.limits.connections_max + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -126,7 +117,7 @@ def log_in_force(report: Report, name: str, state: ListState) -> None:
     """Log that a list is in force, with its serial, number of entries, digest and signers."""
     report(
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
-        digest=state.content_digest[:DIGEST_SHOWN], signers=",".join(state.signers) or None,
+        digest=state.content_digest[:DIGEST_DIGITS], signers=",".join(state.signers) or None,
     )  # fmt: skip
 
 
@@ -140,25 +131,19 @@ class Listed(NamedTuple):
 
 
 def send_list(channel: Channel, listed: Listed, image: Image) -> None:
-    """Send a list to another process, which puts the list in force.
-
-    A newer version of a list replaces an older one that is not sent yet.
-    """
+    """Send a list to another process, which puts the list in force. The list replaces a queued older version."""
     channel.notify("put_in_force", listed, carrying=[image], latest=listed.name)
 
 
 class ConfigFile:
-    """Watch on the configuration file for changes and faults.
-
-    `digest`: digest of the file at the node's start (Config.digest).
-    """
+    """Watch on the configuration file for changes and faults. `digest`: Config.digest at the node's start."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._file = WatchedFile(path)
         self._path = path
         self._digest = digest
         self.fault: str | None = None
-        """First fault of the file, with which a restart would fail."""
+        """First fault of the file, which would prevent a start; None: no fault."""
 
     async def poll(self) -> bool:
         """Read the file if it changed; return true if its content differs from the last read."""
@@ -170,7 +155,7 @@ class ConfigFile:
 
 
 def _digest_and_fault(path: Path) -> tuple[str, str | None]:
-    """Return the digest of a configuration, empty without a readable file, and its first fault."""
+    """Return the digest of a configuration file, or an empty text if it cannot be read, and its first fault."""
     try:
         return load_config(path).digest, None
     except ConfigError as e:
@@ -183,12 +168,6 @@ def _digest_and_fault(path: Path) -> tuple[str, str | None]:
 def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
     """Return the history event for a reload: user, changed keys and digest of the configuration."""
     now = utc_text(datetime.now(UTC))
-    host = socket.gethostname()
-    return Event(
-        time=now,
-        who=f"{who}@{host}",
-        what="reload",
-        digest=digest,
-        outcome=ACCEPTED,
-        detail=f"changed: {', '.join(changed)}",
-    )
+    user = f"{who}@{socket.gethostname()}"
+    detail = f"changed: {', '.join(changed)}"
+    return Event(time=now, who=user, what="reload", digest=digest, outcome=ACCEPTED, detail=detail)

@@ -1,9 +1,8 @@
 """Starter: the process that starts all processes of a node except the supervisor.
 
-The supervisor forks it while the supervisor has neither an event loop nor a thread. The starter has neither itself, so it can
-fork safely at any time. It has loaded all modules, whose memory its children share. A process that it starts becomes the child
-of the process that requested it, and has a channel to it. If the starter is killed, the next start launches a new one. A
-starter that does not answer is killed.
+The supervisor forks the starter before it has an event loop or a thread. The starter has neither, so it can fork safely at any
+time. It has loaded all modules, whose memory its children share. A started process becomes the child of the process that requested
+it, and has a channel to that process. A starter that does not answer is killed, and the next start launches a new starter.
 """
 
 import asyncio
@@ -41,11 +40,11 @@ from eir.node.processes.state_folder import as_owner_of
 
 NAME = "starter"
 SETUP_STATUS = 2
-"""Exit status of a process after a fault that a restart cannot remove."""
+"""Exit status of a process that has ended for a SetupFault, which a restart cannot remove."""
 START_S = 60.0
-"""Longest duration of a start in seconds, on a busy host and with the modules of a new starter."""
+"""Maximum seconds of a start, on a busy host and by a new starter that loads its modules."""
 END_S = 12.0
-"""Seconds that a process has to end after its channel; a worker's peers have 8 s to close (eir.node.processes.worker)."""
+"""Seconds after the close of its channel at which a process is killed; a worker waits 8 s for its peers (eir.node.processes.worker)."""
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): become the parent of descendants whose parent has ended."""
 
@@ -67,9 +66,7 @@ class Process:
         self._status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         try:
             self._descriptor = os.pidfd_open(pid)
-        except (
-            OSError
-        ):  # it has ended, and its parent is another process, because this one had no time to become the parent
+        except OSError:  # the process has ended already, and another process has become its parent
             self._status.set_result(None)
         else:
             asyncio.get_running_loop().add_reader(self._descriptor, self._reap)
@@ -103,7 +100,7 @@ Start: TypeAlias = Callable[..., Awaitable[Process]]
 
 
 class Starter:
-    """Client of the starter process: starts processes, one at a time.
+    """Client of the starter process, which starts one process at a time.
 
     It must be created before the event loop, and used on one loop only.
     """
@@ -111,7 +108,7 @@ class Starter:
     def __init__(self, *modules: str, keeps: Sequence[int] = (), owned: Path | None = None) -> None:
         """Store the settings; no starter process runs yet.
 
-        `modules`: modules that a new starter loads for all its children. `keeps`: descriptors that stay open in all of them.
+        `modules`: modules that a new starter loads for its children. `keeps`: descriptors that stay open in all these processes.
         `owned`: folder for as_owner_of.
         """
         self._fresh = partial(_launch, modules, keeps, owned)
@@ -128,9 +125,10 @@ class Starter:
         This process must have neither an event loop nor a thread.
         """
         gc.collect()
-        gc.freeze()  # shared with all children: their garbage collection must not write to it
+        gc.freeze()  # garbage collection of the children must not write to the shared memory
         ours, theirs = pair()
-        if not (pid := os.fork()):
+        pid = os.fork()
+        if not pid:
             ours.close()
             _serve(theirs)
         theirs.close()
@@ -141,11 +139,8 @@ class Starter:
         self._report = report
 
     def stay(self) -> None:
-        """Keep the present priority of this process for all future starters.
-
-        This process may change its own priority later.
-        """
-        self._thread.submit(int).result()  # a thread keeps its initial priority
+        """Keep the present priority of this process for all future starters, even if this process changes its own priority."""
+        self._thread.submit(int).result()  # starts the thread that launches starters, which keeps its priority
 
     async def start(
         self,
@@ -157,17 +152,17 @@ class Starter:
     ) -> Process:
         """Start a process that runs `main`; its exit status is the result of `main`.
 
-        The process has the name eir-NAME in `ps` and `top`. `main` must be picklable. It receives its end of the channel, the
-        arguments, and a descriptor for each of `carrying`.
+        The process has the name eir-NAME in `ps` and `top`. `main` must be picklable. Its arguments are its end of the channel,
+        `arguments`, and the descriptor of each object in `carrying`.
 
         Raises:
-            ChannelError: if the process cannot be started `within_s`.
+            ChannelError: if the process cannot be started within `within_s`.
         """
         call = pickle.dumps((main, arguments), pickle.HIGHEST_PROTOCOL)
         async with self._one:
             try:
                 return await self._started(name, call, carrying, within_s)
-            except _StarterGone:  # the starter was killed before it answered; its child, if any, ends with the channel
+            except _StarterGone:  # a process that it has started ends with its channel
                 return await self._started(name, call, carrying, within_s)
 
     async def _started(self, name: str, call: bytes, carrying: Sequence[HasDescriptor], within_s: float) -> Process:
@@ -180,12 +175,12 @@ class Starter:
         try:
             starter = self._process
             if starter is None or starter.channel.gone.is_set():
-                starter = await self._begun()
+                starter = await self._open_starter()
             ours, theirs = pair()
         except OSError as e:  # no descriptor, memory or process is available
             raise ChannelError(f"no process can be started: {e}") from None
         with theirs:
-            _adopt(True)
+            _set_subreaper(True)
             try:
                 pid = await starter.channel.ask("start", name, call, carrying=(theirs, *carrying), patience_s=within_s)
             except BaseException as e:
@@ -196,7 +191,7 @@ class Starter:
                     raise _StarterGone(str(e)) from None
                 raise
             finally:
-                _adopt(False)
+                _set_subreaper(False)
         return Process(name, pid, Channel(ours))
 
     async def close(self) -> None:
@@ -210,7 +205,7 @@ class Starter:
             self._forked[1].close()
         self._thread.shutdown()
 
-    async def _begun(self) -> Process:
+    async def _open_starter(self) -> Process:
         """Return the starter process: the process that was forked before, or a newly launched process."""
         if self._forked is not None:
             pid, ours = self._forked
@@ -232,22 +227,22 @@ class Starter:
             self._report("process_ended", level="error", process=NAME, status=status)
 
 
-def _adopt(ours: bool) -> None:
-    """Make this process a child subreaper (`ours` true), or an ordinary process again.
+def _set_subreaper(on: bool) -> None:
+    """Make this process a child subreaper, or an ordinary process again.
 
-    A subreaper becomes the parent of the process that its starter forks, and so can wait for its end. The state lasts for one start, so
-    that this process adopts no other process.
+    A subreaper becomes the parent of the process that its starter forks, so that it can wait for the end of that process. It is a
+    subreaper only during a start, so that it becomes the parent of no other process.
     """
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(ours))
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def _launch(modules: Sequence[str], keeps: Sequence[int], owned: Path | None) -> tuple[int, socket.socket]:
     ours, theirs = pair()
     with theirs:
         words = [sys.executable, "-c", _BEGIN, str(theirs.fileno()), json.dumps(sys.path), str(owned or ""), *modules]
-        begun = subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), *keeps])
-    begun.returncode = 0  # another process waits for its end
-    return begun.pid, ours
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), *keeps])
+    process.returncode = 0  # Process waits for its end
+    return process.pid, ours
 
 
 # In the starter
@@ -266,7 +261,7 @@ def begin(number: int, owned: str, *modules: str) -> NoReturn:
 
 def _serve(end: socket.socket) -> NoReturn:
     """Run the starter until its channel closes: fork a process for each request."""
-    call_itself(NAME)
+    set_process_name(NAME)
     os.set_inheritable(end.fileno(), False)
     receiver = Receiver(end)
     with suppress(ConnectionError):
@@ -276,7 +271,8 @@ def _serve(end: socket.socket) -> NoReturn:
             try:
                 if None in descriptors:
                     raise OSError("the starter has no file descriptor left")  # noqa: TRY301 - handled like other faults of the system
-                answer = _fork(end, name, call, [number for number in descriptors if number is not None]), None
+                present = [descriptor for descriptor in descriptors if descriptor is not None]
+                answer = _fork(end, name, call, present), None
             except OSError as e:
                 answer = None, str(e)
             for descriptor in descriptors:
@@ -297,7 +293,8 @@ def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]
     """
     read, write = os.pipe()
     try:
-        if not (between := os.fork()):
+        between = os.fork()
+        if not between:
             try:
                 pid = os.fork()
             except OSError:
@@ -328,12 +325,13 @@ def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
     """
     status = 1
     try:
-        call_itself(name)
+        set_process_name(name)
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         deliver()
         main, arguments = pickle.loads(call)  # noqa: S301 - from a process of this node
-        status = main(socket.socket(fileno=descriptors[0]), *arguments, *descriptors[1:])
+        channel_end = socket.socket(fileno=descriptors[0])
+        status = main(channel_end, *arguments, *descriptors[1:])
     except (SetupFault, ConfigError) as e:
         status = SETUP_STATUS
         print(with_priority("error", f"eir: {e}"), file=sys.stderr)
@@ -346,7 +344,7 @@ def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
         os._exit(status)
 
 
-def call_itself(name: str) -> None:
+def set_process_name(name: str) -> None:
     """Set this process's name in `ps` and `top` to eir-NAME."""
     with suppress(OSError):
         Path("/proc/self/comm").write_text(f"eir-{name}")

@@ -1,8 +1,8 @@
 """State folder of a node: lock for one node, format version, Origin-State-Id, and last known time of the clock.
 
-Commands write to it as its owner, also when root runs them. The content of another user's folder is under that user's control:
-a planted link could make root truncate, create or delete any file. So root writes there with the owner's rights on files, and
-reads with its own. Each new file belongs to the owner, so that the node can write it too.
+Commands of root write to the folder with the file permissions of its owner. The owner controls the content: by a link in the folder,
+the owner could otherwise make root truncate, create or delete any file. Root reads with its own permissions. Each new file belongs
+to the owner, so that the node can write the file too.
 """
 
 import ctypes
@@ -22,12 +22,12 @@ from eir.node.observe.control import PING, RUNNING, ControlError, ask, owner_adv
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE = "lock", "clock", "origin-state-id"
 FORM_FILE = "form"
 FORM = 1
-"""Form of the folder as a whole; the SQLite files in it have forms of their own (eir.lists.stores.records)."""
+"""Form (format version) of the folder. Each SQLite file in the folder has its own form (eir.lists.stores.records)."""
 CHANGES = {1: f"the file `{FORM_FILE}` says from now on which form it has, and which eir wrote it"}
-"""Change from the previous form, by form. A folder without the file has form 0."""
+"""Change of each form against the previous one. A folder without FORM_FILE has form 0."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
-ENDING_S, LOOK_S, PING_S = 20.0, 0.1, 1.0
-"""Seconds for which a start waits for a node that is ending, between two checks, and for that node's answer."""
+ENDING_S, POLL_S, PING_S = 20.0, 0.1, 1.0
+"""Seconds that a start waits for the end of another node, seconds between two checks, and maximum seconds for the other node's answer."""
 
 
 def prepare(folder: Path) -> None:
@@ -47,8 +47,7 @@ def prepare(folder: Path) -> None:
 def lock(folder: Path, ending_s: float = ENDING_S) -> int:
     """Lock the state folder for this node, and return the descriptor of the lock.
 
-    The lock lasts until the end of all processes of the node. If another node is ending, which answers its peers until they
-    close, wait for it, at most `ending_s`.
+    The lock lasts until the end of all processes of the node. If another node is ending, wait for its end, at most `ending_s`.
 
     Raises:
         EirError: if another node runs.
@@ -62,7 +61,7 @@ def lock(folder: Path, ending_s: float = ENDING_S) -> int:
             if _is_running(folder) or time.monotonic() > give_up:
                 os.close(descriptor)
                 raise EirError(f"a node already runs on the state folder {folder}; stop it first") from None
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         else:
             return descriptor
 
@@ -104,19 +103,17 @@ def upgrade_form(folder: Path, report: Report) -> None:
 
 
 def _is_running(folder: Path) -> bool:
-    """Return true if the node on the folder answers that it is running.
-
-    A node that does not answer may be ending.
-    """
+    """Return true if the node on the folder answers that it runs. A node that does not answer may be ending."""
     with suppress(ControlError):
-        return bool(ask(folder, PING, timeout_s=PING_S) == RUNNING)
+        answer = ask(folder, PING, timeout_s=PING_S)
+        return bool(answer == RUNNING)
     return False
 
 
 def next_origin_state_id(folder: Path) -> int:
     """Return an Origin-State-Id above that of each earlier start (RFC 6733 8.16), and store it in the folder.
 
-    On a full disk the value is not stored, but is still higher, because it is the time, unless the clock went back.
+    If the disk is full, the value is not stored. It is still higher unless the clock has gone back, because it is the time.
     """
     file = folder / ORIGIN_STATE_ID_FILE
     try:
@@ -129,12 +126,10 @@ def next_origin_state_id(folder: Path) -> int:
 
 
 def read_clock(folder: Path) -> TrustedClock:
-    """Return the clock that decides whether a row with an end date has expired.
-
-    It starts with the last time stored in the folder and the present time.
-    """
+    """Return the clock by which rows with an end date expire. It begins with the time in the folder and the present time."""
     try:
-        clock = TrustedClock(int((folder / CLOCK_FILE).read_text()))
+        saved = int((folder / CLOCK_FILE).read_text())
+        clock = TrustedClock(saved)
     except (OSError, ValueError):
         clock = TrustedClock()
     clock.now(time.time(), time.monotonic())
@@ -142,10 +137,7 @@ def read_clock(folder: Path) -> TrustedClock:
 
 
 def save_clock(clock: TrustedClock, folder: Path) -> None:
-    """Store the time of the clock for the next start.
-
-    If the disk is full, the time is not stored, and the next start is more cautious.
-    """
+    """Store the time of the clock for the next start, unless the disk is full. Without it the next start is more cautious."""
     _save(folder / CLOCK_FILE, f"{clock.time:.0f}\n")
 
 
@@ -156,19 +148,19 @@ def _save(file: Path, text: str) -> None:
 
 _LIBC = ctypes.CDLL(None)
 _CAPABILITY_VERSION = 0x20080522
-"""Version for capget(2): capabilities as two words of 32 bits each."""
+"""Version of capget(2) with two words of 32 bits for each set of capabilities."""
 _DAC_READ_SEARCH = 1 << 2
 """Capability to read every file and enter every folder, without writing (capabilities(7)). Containers often lack it."""
 PROGRAM = Path(os.__file__), Path(__file__)
-"""Files of the program, whose modules are loaded when needed."""
+"""Files of the program that must be readable, because some modules are loaded only when needed."""
 
 
 @contextmanager
 def as_owner_of(folder: Path) -> Iterator[None]:
-    """Run a `with` block in which root accesses files with the rights of the folder's owner.
+    """Run a `with` block in which root accesses files with the permissions of the folder's owner.
 
-    It applies to this thread, and to threads and processes that the thread starts meanwhile. A program executed by execve(2)
-    runs as root again. Nothing changes in root's own folder, or for another user than root.
+    This applies to the present thread, and to threads and processes that it starts in the block. A program executed by
+    execve(2) runs as root again. Nothing changes if the folder belongs to root, or if the user is not root.
 
     Raises:
         EirError: if the kernel does not permit it.
@@ -179,14 +171,13 @@ def as_owner_of(folder: Path) -> Iterator[None]:
         return
     groups = os.getgroups()
     advice = owner_advice(folder)
-    before_gid, before_uid = (
-        _LIBC.setfsgid(gid),
-        _LIBC.setfsuid(uid),
-    )  # drops the capabilities on files: capabilities(7)
+    before_gid = _LIBC.setfsgid(gid)
+    before_uid = _LIBC.setfsuid(uid)  # drops the capabilities on files: capabilities(7)
     try:
         os.setgroups([])
         _read_everything()
-        if _LIBC.setfsuid(-1) != uid or not all(map(_can_be_read, PROGRAM)):
+        present_uid = _LIBC.setfsuid(-1)
+        if present_uid != uid or not all(map(_can_be_read, PROGRAM)):
             raise EirError(
                 f"the state folder {folder} belongs to another user, and root's rights are limited here{advice}"
             )
@@ -198,12 +189,15 @@ def as_owner_of(folder: Path) -> Iterator[None]:
 
 
 def _owner(folder: Path) -> tuple[int, int]:
-    """Return the user id and group id that control a folder.
+    """Return user id and group id of the owner of a folder, or of a link to it; of the parent for a missing folder.
 
-    They are those of the owner, or of the owner of a link to the folder; for a missing folder, those of its parent.
+    If one of folder and link belongs to root, the owner of the other one is returned.
     """
-    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    for status in (present.lstat(), present.stat() if present.exists() else present.lstat()):
+    path = folder.absolute()
+    present = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    link = present.lstat()
+    target = present.stat() if present.exists() else link
+    for status in (link, target):
         if status.st_uid:
             return status.st_uid, status.st_gid
     return 0, 0
@@ -216,7 +210,7 @@ def _can_be_read(file: Path) -> bool:
 
 
 def _read_everything() -> None:
-    """Allow this thread to read every file, if root has this permission on this host."""
+    """Permit this thread to read every file, if root has this capability on the host."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     words = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and the same for capabilities above 31
     _LIBC.capget(header, words)

@@ -1,6 +1,6 @@
 """Poll of the store by the supervisor: outcomes of releases, history, and format version of the data.
 
-The supervisor has no permanent connection to the store.
+The supervisor opens the store for each poll, and closes it afterwards.
 """
 
 import socket
@@ -10,7 +10,7 @@ from eir.config import Config
 from eir.errors import Report, StoreError, silent
 from eir.lists.follow.history import HistoryKeeper
 from eir.lists.record.clock import STOOD_STILL, await_store
-from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, OutcomeCount
+from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, ListStore, OutcomeCount
 from eir.lists.stores.open import SQLITE, open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.observe.lately import ReleaseTimes
@@ -18,13 +18,13 @@ from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 
 EVENTS_MAX = 200
-"""Maximum number of events of the history that the page searches."""
+"""Maximum number of events per chain that are read for the web page."""
 UNKNOWN_LIST = "unknown"
-"""Label of releases that were refused before a verified manifest named a list."""
+"""Label of releases that were refused before their manifest was verified."""
 
 
 class StoreWatch:
-    """Result of the supervisor's last poll of the store."""
+    """Poll of the store by the supervisor, and its last result."""
 
     def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
         """Create a watch that has not polled yet. `config`: function that returns the settings in force."""
@@ -41,10 +41,10 @@ class StoreWatch:
         self.events: Sequence[Event] = ()
         """Newest events of the history, the oldest first."""
         self._newer: str | None = None
-        """Reason for which the store is not written, if its data have the form of a newer eir."""
+        """Reason for writing nothing to the store, whose data have the form of a newer eir; None: the form is known."""
 
     async def poll(self) -> None:
-        """Read the store, and synchronize its history with this node's copy of the history."""
+        """Read the store, and compare its history with this node's copy of the history."""
         config = self._config()
         report = self._report if config.store == SQLITE else silent  # the follower reports on Redis
         store = open_store(config.store, config.state, report=report, check=False)
@@ -53,9 +53,7 @@ class StoreWatch:
             await self.history.maintain(store, config.history, [*config.lists])
             outcomes = tuple(await await_store(store.outcomes()))
             if outcomes != self._outcomes or not self.events:
-                # Rows of a feed must not displace loads from the page.
-                events = [await await_store(store.history(limit=EVENTS_MAX, chain=chain)) for chain in CHAINS]
-                self.events = sorted((event for each in events for event in each), key=lambda event: event.time)
+                self.events = await _newest_events(store)
             self._outcomes = outcomes
             await self._release_times.update(self._outcomes, store)
         except StoreError as e:
@@ -67,7 +65,7 @@ class StoreWatch:
             await store.close()
 
     def form_warnings(self) -> list[str]:
-        """Return a warning if a newer version of eir has changed the format of the store's data."""
+        """Return a warning if the data of the store have the form of a newer eir."""
         return [] if self._newer is None else [self._newer]
 
     def warnings(self) -> list[str]:
@@ -79,20 +77,22 @@ class StoreWatch:
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about releases and history by name and label values."""
-        # Changes of a local list are in the history, but are no releases; lifted limits and refused releases of a local
-        # list count.
+        # Changes of a local list are no releases, but lifted limits and refused releases of a local list are counted.
         config = self._config()
         ledgers = self.history.ledgers
         local = {name for name, settings in config.lists_and_record.items() if settings.local}
-        counted = [each for each in self._outcomes if each.outcome in {FORCED, REFUSED} or each.list not in local]
+        releases: dict[tuple[str, str], float] = {}
+        last: dict[str, dict[str, str | None]] = {FORCED: {}, REFUSED: {}}
+        for each in self._outcomes:
+            name = each.list or UNKNOWN_LIST
+            if each.outcome in last:
+                last[each.outcome][name] = each.last
+            if each.outcome in last or each.list not in local:
+                releases[name, each.outcome] = each.count
         return {
-            "eir_releases_total": {(each.list or UNKNOWN_LIST, each.outcome): each.count for each in counted},
-            **{
-                f"eir_release_last_{outcome}_timestamp_seconds": metrics.times(
-                    {each.list or UNKNOWN_LIST: each.last for each in counted if each.outcome == outcome}
-                )
-                for outcome in (FORCED, REFUSED)
-            },
+            "eir_releases_total": releases,
+            "eir_release_last_forced_timestamp_seconds": metrics.times(last[FORCED]),
+            "eir_release_last_refused_timestamp_seconds": metrics.times(last[REFUSED]),
             "eir_history_last_record": {(): ledgers[MAIN].number},
             "eir_history_last_digest": {(): int(ledgers[MAIN].digest[:12], 16)},
             "eir_history_bytes": {(chain,): ledgers[chain].bytes for chain in CHAINS},
@@ -101,3 +101,11 @@ class StoreWatch:
             "eir_list_unrecorded": {(name,): float(name in self.history.unrecorded) for name in config.lists},
             **self._release_times.snapshot(),
         }
+
+
+async def _newest_events(store: ListStore) -> list[Event]:
+    """Return the newest events of each chain, so that rows of a feed do not displace loads."""
+    events: list[Event] = []
+    for chain in CHAINS:
+        events += await await_store(store.history(limit=EVENTS_MAX, chain=chain))
+    return sorted(events, key=lambda event: event.time)

@@ -1,7 +1,7 @@
 """Supervisor: the first process of a node. It starts the other processes, and serves status and commands.
 
-It accepts connections and passes them to workers. It handles no check. It reads the configuration and passes it to the other
-processes, which end when it ends.
+The supervisor accepts connections and passes them to workers, but handles no check. It reads the configuration and passes it to
+the other processes. These end when the supervisor ends.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import uvloop
@@ -32,7 +32,7 @@ from eir.node.processes.priority import BESIDE_NICE, lower_priority
 from eir.node.processes.reload import Reload
 from eir.node.processes.setup import prepare
 from eir.node.processes.sources import Sources
-from eir.node.processes.starter import END_S, Starter, call_itself
+from eir.node.processes.starter import END_S, Starter, set_process_name
 from eir.node.processes.state_folder import as_owner_of
 from eir.node.processes.store_watch import StoreWatch
 from eir.node.processes.tracing import Tracing
@@ -40,21 +40,21 @@ from eir.node.processes.web import Web
 
 STORE_S = 5.0
 """Seconds between two polls of the store."""
-LOOK_S = 1.0
+POLL_S = 1.0
 """Seconds between two polls of the workers, the configuration file and key files."""
 STARTED_S = 0.25
-"""Maximum seconds between two polls of workers that start."""
+"""Maximum seconds between two polls of the workers during the start."""
 STOP_S = 25.0
-"""Maximum duration in seconds of the node's end, even if a part hangs; systemd permits 30 s (deploy/systemd/eir.service)."""
+"""Maximum seconds for stopping the node, even if a part hangs; systemd permits 30 s (deploy/systemd/eir.service)."""
 
 
 def run(config: Config, *, reload_on_change: bool = False) -> int:
     """Run a node until SIGTERM or SIGINT; return its exit status.
 
-    `reload_on_change`: also reload when the configuration file is written.
+    `reload_on_change`: True to reload also when the configuration file changes.
 
     Raises:
-        EirError: if it cannot start.
+        EirError: if the node cannot start.
         SetupFault: for a fault that a restart cannot remove.
     """
     with as_owner_of(config.state):
@@ -65,7 +65,7 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
             starter = Starter(__name__, keeps=[held], owned=config.state)
             starter.fork()
             starter.stay()
-            call_itself("front")
+            set_process_name("front")
             lower_priority(BESIDE_NICE)
             state_id = state_folder.next_origin_state_id(config.state)
             supervisor = Supervisor(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
@@ -77,23 +77,22 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
 def end_within(stop_s: float = STOP_S) -> None:
     """Kill this process if it has not ended after `stop_s`.
 
-    A separate thread does this, because a disk may block the loop and other threads.
+    A thread does this, because a disk may block the loop and all other threads.
     """
 
-    def overdue() -> None:
+    def kill() -> None:
+        log = Log(time.monotonic, in_background=False)
         detail = f"it did not end within {stop_s:g} s; its remaining work is abandoned"
-        Log(time.monotonic, in_background=False).report(
-            "killed", level="error", reason="drain", process="front", pid=os.getpid(), detail=detail
-        )
+        log.report("killed", level="error", reason="drain", process="front", pid=os.getpid(), detail=detail)
         os._exit(1)
 
-    timer = threading.Timer(stop_s, overdue)
+    timer = threading.Timer(stop_s, kill)
     timer.daemon = True
     timer.start()
 
 
 class Supervisor:
-    """Supervisor with all its parts, which it starts and stops in order."""
+    """Supervisor of a node. It starts and stops its parts in order."""
 
     def __init__(
         self,
@@ -108,15 +107,16 @@ class Supervisor:
     ) -> None:
         """Create the parts of the supervisor. No process is started yet.
 
-        `hold_s`: as HOLD_S. `end_s`: seconds that the other processes have to end. `on_stop`: called when the node begins to
-        stop.
+        `hold_s`: as HOLD_S. `end_s`: maximum seconds for the end of the other processes. `on_stop`: function that is called when
+        the node begins to stop.
         """
         self._on_stop = on_stop
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
         report = self._log.report
         self._stop = asyncio.Event()
         self._jobs = Jobs(report)
-        configuration = self._configuration = Configuration(config, report=report)
+        configuration = Configuration(config, report=report)
+        self._configuration = configuration
         self._acceptor = Acceptor(config.peers, config.limits, config.sctp, hold_s=hold_s, report=report)
         self._others = OtherProcesses(
             configuration, starter, self._acceptor, origin_state_id=origin_state_id, end_s=end_s,
@@ -133,15 +133,15 @@ class Supervisor:
         self._attendants = Attendants(report)
         followed = self._others.followed
         status = NodeHealth(
-            workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.how.store_up,
+            workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.status.store_up,
             losses=(
-                lambda: followed.how.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - it is replaced later
-                lambda: followed.how.copy_warnings(), self._store.form_warnings,  # noqa: PLW0108 - as above
+                lambda: followed.status.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - `status` is replaced later
+                lambda: followed.status.copy_warnings(), self._store.form_warnings,  # noqa: PLW0108 - as above
             ),
             warnings=(configuration.warnings, self._store.warnings, self._sources.warnings, self._others.warnings),
             attendants=self._attendants.all, report=report,
         )  # fmt: skip
-        self.overview = Overview(workers, status, self._snapshots, lambda: followed.how.ending)
+        self.overview = Overview(workers, status, self._snapshots, lambda: followed.status.ending)
         self.reload = Reload(
             configuration, workers, apply=self._apply, record=self._store.history.add, is_stopping=self._stop.is_set,
             on_change=reload_on_change, jobs=self._jobs, report=report,
@@ -204,20 +204,24 @@ class Supervisor:
         is_reported = False
         while not self._stop.is_set():
             if workers.all_started:
-                missing = dict.fromkeys(name for report in await workers.reports() for name in report.missing)
-                boot = config.boot_without_lists
+                reports = await workers.reports()
+                missing = dict.fromkeys(name for report in reports for name in report.missing)
                 if missing and not is_reported:
+                    self._report_missing(list(missing))
                     is_reported = True
-                    names = ", ".join(missing)
-                    self._log.report("lists_missing", level="warning", lists=",".join(missing), boot_without_lists=boot)
-                    if boot == "refuse":  # a start that waits for a release would block its loader
-                        notify_service(READY, f"STATUS=opens no listener before these lists are loaded: {names}")
-                if not missing or boot != "refuse":
+                if not missing or config.boot_without_lists != "refuse":
                     return True
             workers.changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(workers.changed.wait(), STARTED_S)
         return False
+
+    def _report_missing(self, lists: Sequence[str]) -> None:
+        """Log that these lists have never been loaded, and inform the service manager if the start waits for them."""
+        boot = self._configuration.config.boot_without_lists
+        self._log.report("lists_missing", level="warning", lists=",".join(lists), boot_without_lists=boot)
+        if boot == "refuse":  # the service manager may delay the loader until the node has started
+            notify_service(READY, f"STATUS=opens no listener before these lists are loaded: {', '.join(lists)}")
 
     async def _listen(self) -> None:
         """Open the listeners, connect to peers, and start the jobs of a serving node.
@@ -227,14 +231,15 @@ class Supervisor:
         """
         loaded = self._configuration.loaded
         workers = self._others.workers
-        await self._acceptor.listen([each.url for each in loaded.config.listeners], workers.pass_connection)
+        urls = [listener.url for listener in loaded.config.listeners]
+        await self._acceptor.listen(urls, workers.pass_connection)
         workers.dial()
         await self._poll()
         notify_service(READY, f"STATUS=answers on {', '.join(self._acceptor.addresses)}")
-        self._jobs.start("status", LOOK_S, self._poll, delay_s=LOOK_S)
-        self._jobs.start("keys", LOOK_S, self.reload.poll_keys)
-        self._jobs.start("configuration", LOOK_S, self.reload.poll_file)
-        self._jobs.start("trace", LOOK_S, self._tracing.end_if_due)
+        self._jobs.start("status", POLL_S, self._poll, delay_s=POLL_S)
+        self._jobs.start("keys", POLL_S, self.reload.poll_keys)
+        self._jobs.start("configuration", POLL_S, self.reload.poll_file)
+        self._jobs.start("trace", POLL_S, self._tracing.end_if_due)
         await self._attendants.apply(loaded, self._acceptor.addresses)
 
     def _begin_stop(self, cause: str) -> None:
@@ -258,7 +263,7 @@ class Supervisor:
             await self._attendants.apply(loaded, self._acceptor.addresses)
 
     async def _poll(self) -> None:
-        """Read the workers' reports: log the readiness, send acknowledgements, and inform attendants."""
+        """Collect the reports of the workers, log the readiness, send acknowledgements, and inform the attendants."""
         status = self.overview.status
         reports = await self._others.workers.reports()
         status.log_readiness(reports)
@@ -267,8 +272,10 @@ class Supervisor:
         status.remind(reports)
 
     def _running(self) -> Running:
-        return Running(self._acceptor.addresses, self._web.address, self._others.addresses(), self._stop.is_set())
+        others = self._others.addresses()
+        return Running(self._acceptor.addresses, self._web.address, others, self._stop.is_set())
 
     def _snapshots(self) -> list[metrics.Snapshot]:
         parts = (self._acceptor, self._configuration, self._store, self._sources, self._web, self._attendants)
-        return [*(part.snapshot() for part in parts), *self._others.snapshots()]
+        snapshots = [part.snapshot() for part in parts]
+        return snapshots + self._others.snapshots()

@@ -1,6 +1,6 @@
 """Replacement of a list's image in the memory of a worker.
 
-The new image is mapped beside the one in force, one reference changes, and the old memory is freed.
+The new image is mapped beside the image in force. Then one reference changes, and the memory of the old image is freed.
 """
 
 import asyncio
@@ -27,23 +27,25 @@ class Takeover:
         self._process = process
         self._switched = switched
         self._arrived: asyncio.Queue[tuple[Listed, Image] | None] = asyncio.Queue()
-        """Lists to put in force; None: all lists have arrived."""
+        """Lists to put in force; None after the last list of the worker's start."""
         self._replaced: asyncio.Queue[Image] = asyncio.Queue()
-        """Images that have been replaced."""
+        """Replaced images, whose memory is not freed yet."""
         self.longest_slice_s = 0.0
         """Longest time in seconds for which a switch blocked the loop."""
 
-    def enqueue(self, what: Listed, memory: int | None) -> None:
+    def enqueue(self, listed: Listed, memory: int | None) -> None:
         """Map the memory of a list, and queue the list to be put in force."""
         if memory is None:
-            return  # the supervisor sends it again
+            return  # the supervisor sends the list again
         try:
-            self._arrived.put_nowait((what, Image.map(memory)))
+            image = Image.map(memory)
         except (ImageError, OSError) as e:
-            self._process.log.report("image_failed", level="error", list=what.name, detail=str(e))
+            self._process.log.report("image_failed", level="error", list=listed.name, detail=str(e))
+        else:
+            self._arrived.put_nowait((listed, image))
 
     def complete(self) -> None:
-        """Record in the queue that all lists have arrived."""
+        """Queue the note that all lists of the worker's start have arrived."""
         self._arrived.put_nowait(None)
 
     async def run(self) -> None:
@@ -52,7 +54,7 @@ class Takeover:
             arrived = await self._arrived.get()
             if arrived is None:
                 gc.collect()
-                gc.freeze()  # objects from the start stay, so the garbage collector skips them
+                gc.freeze()  # the garbage collector then skips the objects of the start, which stay
                 self._process.channel.notify("started")
             else:
                 try:
@@ -63,7 +65,7 @@ class Takeover:
     async def free(self) -> None:
         """Free the memory of replaced images, with pauses, until cancelled.
 
-        Other workers do the same at that time: on a shared processor, none should wait for the end of another's time slice.
+        Other workers do the same at that time. With pauses, none waits on a shared processor for another's time slice.
         """
         while True:
             image = await self._replaced.get()
@@ -76,10 +78,7 @@ class Takeover:
             del image
 
     def _switch(self, listed: Listed, image: Image) -> None:
-        """Put a list in force, unless this version of the list is in force already.
-
-        The supervisor may send the last version again.
-        """
+        """Put a list in force, unless the supervisor has sent a version again that is in force already."""
         entries = self._index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return
@@ -91,4 +90,5 @@ class Takeover:
             self._replaced.put_nowait(before)
 
     def _note_slice(self, began: float) -> None:
-        self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
+        slice_s = time.perf_counter() - began
+        self.longest_slice_s = max(self.longest_slice_s, slice_s)

@@ -1,8 +1,8 @@
 """Trace of the checks of one subscriber or device, in the supervisor.
 
-A command begins the trace and reads its records, workers report the records, and a time limit ends it. At most one trace runs.
-Its user and reason are recorded in the history, because it shows the use of a person's phone. Its records go only to the
-command, never to a log or a file of the node.
+A command begins the trace, and reads the records that the workers report. A time limit ends the trace. At most one trace runs.
+A trace shows the use of a person's phone. So the history records its user and reason, and its records go only to the command,
+never to a log or a file of the node.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from eir.node.observe.control import asker
 
 LASTS_MAX_S = 3600.0
 IDLE_S = 15.0
-"""Seconds without a read after which a trace ends, because its reader has gone."""
+"""Seconds without a read after which a trace ends, because the command that reads it has ended."""
 READ_S = 1.0
-"""Longest time in seconds that a read waits for records."""
+"""Maximum seconds that a read waits for records."""
 RECORDS_MAX = 1000
-"""Maximum number of unread records; above it the oldest are dropped."""
+"""Maximum number of unread records. A further record replaces the oldest."""
 
 
 class Tracing:
-    """Current trace, if one is running, and its unread records."""
+    """Running trace, if any, and its unread records."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class Tracing:
     ) -> None:
         """Create the state; no trace is running.
 
-        `seek`: function that sets the checks that all workers report from now on (None: none). `record`: function that adds an
-        event to the history. `idle_s`: seconds without a read after which a trace ends. `read_s`: longest wait of a read.
+        `seek`: function that sets the filter of checks that all workers report from now on; None: no checks. `record`: function
+        that adds an event to the history. `idle_s`: as IDLE_S. `read_s`: as READ_S.
         """
         self._seek = seek
         self._record = record
@@ -53,15 +53,18 @@ class Tracing:
         self._read_s = read_s
         self.sought: TraceFilter | None = None
         self._number = 0
-        """Number of the last trace. Readers name it, because their trace may have ended and another one begun."""
+        """Number of the last trace. A reader names its trace by number, because another trace may run meanwhile."""
         self._changing = asyncio.Lock()
-        """Lock of changes: a trace begins only after every worker knows the end of the previous one, whose records have then arrived and are dropped."""
+        """Lock during the begin and the end of a trace.
+
+        So a trace begins after every worker has applied the end of the previous trace, whose last records have arrived then.
+        """
         self._who = self._about = ""
         self._until = self._read_at = 0.0
-        self._told: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
+        self._unread: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
         self._count = 0
         self._news = asyncio.Event()
-        """Set when there are records, or the trace has ended."""
+        """Set when there are unread records, or when the trace has ended."""
 
     async def begin(self, arguments: Mapping[str, Any]) -> int:
         """Begin a trace, and return its number.
@@ -78,10 +81,14 @@ class Tracing:
 
     async def _begin(self, arguments: Mapping[str, Any], who: str) -> int:
         if self.sought is not None:
+            until = utc_text(datetime.fromtimestamp(self._until, UTC))
             raise EirError(
-                f"a trace of {self._about} by {self._who} is on until {utc_text(datetime.fromtimestamp(self._until, UTC))}; a node runs one trace at a time"
+                f"a trace of {self._about} by {self._who} is on until {until}; a node runs one trace at a time"
             )
-        imei, imsi, lasts_s, reason = (arguments.get(name) for name in ("imei", "imsi", "lasts_s", "reason"))
+        imei = arguments.get("imei")
+        imsi = arguments.get("imsi")
+        lasts_s = arguments.get("lasts_s")
+        reason = arguments.get("reason")
         check_reason(str(reason or ""))
         if not isinstance(lasts_s, int | float) or not 0 < lasts_s <= LASTS_MAX_S:
             raise EirError(f"expected at most {LASTS_MAX_S / 60:g} minutes")
@@ -89,27 +96,26 @@ class Tracing:
             raise EirError("expected an IMEI or an IMSI")
         if imsi:
             imsi_key(str(imsi))
-        sought = TraceFilter(device_key(str(imei)) if imei else None, str(imsi or ""))
-        named = [f"IMEI {shorten(key_text(sought.device))}"] if sought.device is not None else []
-        self._about = " with ".join([*named, *([f"IMSI {shorten(sought.imsi, MCC_MNC_DIGITS)}"] if imsi else [])])
+        device = device_key(str(imei)) if imei else None
+        sought = TraceFilter(device, str(imsi or ""))
+        names = []
+        if device is not None:
+            names.append(f"IMEI {shorten(key_text(device))}")
+        if imsi:
+            names.append(f"IMSI {shorten(sought.imsi, MCC_MNC_DIGITS)}")
+        self._about = " with ".join(names)
         self._who = who
         self._until = time.time() + lasts_s
         self._read_at = time.monotonic()
-        self._told.clear()
+        self._unread.clear()
         self._news = asyncio.Event()
         self._count = 0
         self._number += 1
         self.sought = sought
         detail = f"checks of {self._about} for {lasts_s:g} s: {reason}"
-        self._record(
-            Event(
-                time=utc_text(datetime.now(UTC)),
-                who=f"{self._who}@{socket.gethostname()}",
-                what="trace",
-                outcome=ACCEPTED,
-                detail=detail,
-            )
-        )
+        now = utc_text(datetime.now(UTC))
+        user = f"{self._who}@{socket.gethostname()}"
+        self._record(Event(time=now, who=user, what="trace", outcome=ACCEPTED, detail=detail))
         self._report("traced", who=self._who, level="warning", detail=detail)
         await self._seek(sought)
         self._read_at = time.monotonic()
@@ -118,14 +124,14 @@ class Tracing:
     def add(self, record: dict[str, Any]) -> None:
         """Add a record that a worker has reported for the trace."""
         if self.sought is not None:
-            self._told.append(record)
+            self._unread.append(record)
             self._count += 1
             self._news.set()
 
     async def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the records since the last read, and whether the trace is `over`.
 
-        A read waits for records at most `read_s`. Argument `number`: number of the trace; default: the trace that runs.
+        A read waits for records at most `read_s`. Argument `number`: number of the trace; default: the last trace.
         """
         number = arguments.get("number", self._number)
         news = self._news
@@ -138,24 +144,23 @@ class Tracing:
             return {"records": [], "over": True}
         news.clear()
         self._read_at = time.monotonic()
-        records = list(self._told)
-        self._told.clear()
+        records = list(self._unread)
+        self._unread.clear()
         return {"records": records, "over": self.sought is None}
 
     async def end(self, arguments: Mapping[str, Any]) -> None:
-        """End the running trace.
-
-        Argument `number`: as in `read`.
-        """
+        """End the running trace. Argument `number`: as in `read`."""
         number = arguments.get("number", self._number)
         await self._end(lambda: number == self._number)
 
     async def end_if_due(self) -> None:
-        """End the trace if its time is over, or if no command has read it for `idle_s`.
+        """End the trace if its time is over, or if no command has read it for `idle_s`. The supervisor calls this each second."""
+        await self._end(self._is_due)
 
-        The supervisor calls this each second.
-        """
-        await self._end(lambda: time.time() >= self._until or time.monotonic() - self._read_at > self._idle_s)
+    def _is_due(self) -> bool:
+        is_over = time.time() >= self._until
+        is_unread = time.monotonic() - self._read_at > self._idle_s
+        return is_over or is_unread
 
     async def _end(self, is_due: Callable[[], bool]) -> None:
         if self.sought is None or not is_due():

@@ -23,8 +23,8 @@ from eir.wire.transport.endpoint import address_text
 from eir.wire.web.access import PAGE, PageAccess
 from eir.wire.web.http1 import HttpRequest, HttpResponse
 
-ASKED_MAX = 40
-"""Maximum length of an identifier in a request of the page."""
+IDENTIFIER_MAX = 40
+"""Maximum number of characters of the identifier in a request of the page; further characters are ignored."""
 WRONG_PASSWORD_S = 1.0
 """Seconds by which the answer to a wrong password is delayed."""
 
@@ -52,7 +52,7 @@ class Web:
         served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: _advice_page(), **programs}
         self._server = HttpServer(served, report=report, forms={"/"})
         self.address: str | None = None
-        """Address of the pages."""
+        """Bound address of the pages; None: the listener is not open."""
 
     async def open(self) -> None:
         """Open the listener of the pages, if the configuration has one.
@@ -81,16 +81,14 @@ class Web:
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 
     async def _page(self, request: HttpRequest) -> HttpResponse:
-        """Return the page for people.
-
-        With an `imei` in form or query, the page shows the answer to a check of that device.
-        """
+        """Return the page for people. For an `imei` in form or query it shows the output of `eir check`."""
 
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)
 
         config = self._config()
-        if (refused := self._access.refusal(request, config.page, report)) is not None:
+        refused = self._access.refusal(request, config.page, report)
+        if refused is not None:
             if refused.status == 401 and "authorization" in request.headers:
                 await asyncio.sleep(WRONG_PASSWORD_S)
             return refused
@@ -99,12 +97,16 @@ class Web:
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
         form = request.body.decode("latin-1") if request.method == "POST" else request.query
-        asked = strip_separators(parse_qs(form).get("imei", [""])[0])[:ASKED_MAX]
-        return page(PageContent(
-            host=config.identity.host, status=status, peers=await self._overview.workers.peers(), lists=lists,
-            changes=changes, refusals=[event for event in events if event.outcome == REFUSED], minutes=self._overview.minutes(),
-            ending=self._overview.ending(), asked=asked, answer=await self._read_only.check(asked), now=datetime.now(UTC),
-        ))._replace(authenticated=True)  # fmt: skip
+        refusals = [event for event in events if event.outcome == REFUSED]
+        identifiers = parse_qs(form).get("imei", [""])
+        asked = strip_separators(identifiers[0])[:IDENTIFIER_MAX]
+        peers = await self._overview.workers.peers()
+        answer = await self._read_only.check(asked)
+        content = PageContent(
+            host=config.identity.host, status=status, peers=peers, lists=lists, changes=changes, refusals=refusals,
+            minutes=self._overview.minutes(), ending=self._overview.ending(), asked=asked, answer=answer, now=datetime.now(UTC),
+        )  # fmt: skip
+        return page(content)._replace(authenticated=True)
 
 
 @cache

@@ -1,8 +1,8 @@
 """Worker: the process that answers the checks on its connections.
 
-The worker receives its configuration, its connections and its lists from the supervisor. It has no listener, no page and no
-store. A new list is mapped beside the one in force, and one reference changes. The supervisor decides about all connections of
-a peer together: the worker reports events over the channel, and receives orders.
+The worker receives its configuration, its connections and its lists from the supervisor. It opens no listener, page or store.
+The image of a new list is mapped beside the image in force, and then one reference changes. The supervisor decides which
+connections of a peer may stay open: the worker reports events of its connections, and receives orders.
 """
 
 import asyncio
@@ -62,18 +62,18 @@ SAVE_CLOCK_S = 60.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt(3)."""
 KEPT_BYTES, BUFFER_BYTES = 4 << 20, 1 << 20
-"""Maximum free memory that a worker keeps at the end of its heap, and size in bytes from which a buffer has pages of its own."""
+"""Values of these options in bytes: maximum free memory at the end of the heap, and size from which a buffer has its own pages."""
 DIGEST_DIGITS = 12
-"""Hexadecimal digits of a content digest in a metric, because a float holds 53 bits."""
-STAYS = {each.name: each.stays for each in INTERFACES}
-"""Interface name: True if its clients stay connected; if not, a client without a connection does not count as away."""
+"""Number of hexadecimal digits of a content digest in a metric, because a float has 53 bits."""
+STAYS_CONNECTED = {each.name: each.stays for each in INTERFACES}
+"""True by interface name if clients stay connected. A client of another interface is not away while it has no connection."""
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
 
 
 class Configured(NamedTuple):
     """Settings that the supervisor sends to a worker at its start and at each reload.
 
-    They hold the contents of files, so that all workers have the same.
+    They contain the contents of files, so that all workers use the same contents.
     """
 
     config: Config
@@ -83,16 +83,16 @@ class Configured(NamedTuple):
     keys: "Mapping[str, KeyFiles | None]"
     """Keys that verify access tokens, by interface."""
     dials: bool
-    """True if this worker connects to peers that have a `connect`; only one worker does."""
+    """True for the one worker that connects to peers with a `connect`."""
     sought: TraceFilter | None = None
-    """Checks that a trace reports."""
+    """Filter of the running trace; None: no trace runs."""
 
 
 def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
     """Run a worker until it is stopped or its channel closes; return the exit status.
 
-    `grants`: descriptor of the memory in which workers share granted requests. `sender`: descriptor of the socket to the
-    recorder.
+    `grants`: descriptor of the memory in which all workers count requests for the rate limits. `sender`: descriptor of the
+    socket to the recorder.
     """
     if grants is None:
         raise EirError("no file descriptor is left for the shared memory of the workers; raise LimitNOFILE=")
@@ -106,8 +106,8 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
 def _set_malloc_options() -> None:
     """Let the C library keep freed memory for the next read and its answers.
 
-    glibc returns free memory at the end of its heap to the kernel from 128 KiB on, and a full window needs more: fetching it
-    again page by page costs as much as the answers. Other C libraries have no such setting.
+    By default glibc returns more than 128 KiB of free memory at the end of the heap to the kernel. A full window needs more, and
+    the page faults would cost as much as the answers. Other C libraries have no such setting.
     """
     with suppress(AttributeError):
         set_option = ctypes.CDLL(None).mallopt
@@ -116,28 +116,28 @@ def _set_malloc_options() -> None:
 
 
 async def _work(origin_state_id: int, grants: Grants, sender: socket.socket | None, process: ThisProcess) -> None:
-    born: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+    created: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
     handlers: dict[str, Callable[..., Any]] = {"end": process.stop.set}
 
     def configure(configured: Configured) -> None:
         try:
-            worker = built(configured, process, origin_state_id=origin_state_id, grants=grants, sender=sender)
+            worker = build_worker(configured, process, origin_state_id=origin_state_id, grants=grants, sender=sender)
         except Exception as e:  # noqa: BLE001 - a fault ends the process and is logged
-            born.set_exception(e)
+            created.set_exception(e)
         else:
             handlers.update(worker.handlers())
-            born.set_result(worker)
+            created.set_result(worker)
 
     handlers["configure"] = configure
     process.serve(handlers)
     stopped = asyncio.create_task(process.stop.wait())
-    await asyncio.wait((born, stopped), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((created, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    if born.done():
-        await born.result().run()
+    if created.done():
+        await created.result().run()
 
 
-def built(
+def build_worker(
     configured: Configured,
     process: ThisProcess,
     *,
@@ -145,7 +145,7 @@ def built(
     grants: Grants,
     sender: socket.socket | None,
 ) -> "Worker":
-    """Create a worker from its settings."""
+    """Build a worker, with its servers and shared objects, from its settings."""
     config = configured.config
     counts = Counts()
     log = process.log
@@ -154,24 +154,25 @@ def built(
     clock = state_folder.read_clock(config.state)
     index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
     sightings = buffer_for(config, sender)
-    record = index.first_seen
-    settings = config.first_seen
-    new_devices = None if record is None or settings is None else NewDevices(record, settings.new_per_peer)
+    new_devices = None
+    if index.first_seen is not None and config.first_seen is not None:
+        new_devices = NewDevices(index.first_seen, config.first_seen.new_per_peer)
     checker = Checker(
         config.policy, index, now=datetime.now(UTC), note_check=log.note_check, note_observed=log.note_observed, report=log.report,
         sightings=sightings, probes=probes_of(config), accesses=accesses_of(config), new_devices=new_devices,
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     tracer = Tracer(
-        lambda question: answer(question, worker.config.policy, index, now=datetime.now(UTC)), lambda record: channel.notify("traced", record),
+        lambda question: worker.explain(question), lambda record: channel.notify("traced", record),  # noqa: PLW0108 - see below
         lambda trace_filter: worker.node.exclude_traced(trace_filter), time.time,  # noqa: PLW0108 - the worker does not exist yet
     )  # fmt: skip
     identity = replace(config.identity, origin_state_id=origin_state_id)
     limits = limits_of(config)
+    shared = replace(config, identity=identity, limits=limits)
     context = Context(
-        shared=replace(config, identity=identity, limits=limits), tls=tls, keys=configured.keys, checker=checker, counts=counts,
+        shared=shared, tls=tls, keys=configured.keys, checker=checker, counts=counts,
         rates=RateLimits(config.peers, limits, grants), report=log.report, tracer=tracer, admission=RemoteAdmission(channel),
-        dials=configured.dials, announce=partial(channel.try_notify, "said_name"),
+        dials=configured.dials, announce=partial(channel.try_notify, "client_named"),
     )  # fmt: skip
     servers = {each.name: resolve_name(each.server)(config.of(each), context) for each in INTERFACES if each.server}
     worker = Worker(
@@ -187,17 +188,14 @@ def built(
 
 
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
-    """Return (protocol, label) of the peers that are probes.
-
-    Their checks are about no real phones.
-    """
-    return frozenset(
-        (each.name, peer.label)
-        for each in INTERFACES
-        if each.server
-        for peer in config.peers
-        if peer.probe or (each.stays and peer.is_probe)
-    )
+    """Return protocol and label of the peers that are probes, whose checks are about no real phone."""
+    probes = set()
+    for interface in INTERFACES:
+        for peer in config.peers:
+            is_probe = peer.probe or (interface.stays and peer.is_probe)
+            if interface.server and is_probe:
+                probes.add((interface.name, peer.label))
+    return frozenset(probes)
 
 
 def accesses_of(config: Config) -> dict[str, str]:
@@ -215,19 +213,20 @@ class Worker:
     index: Index
     clock: TrustedClock
     servers: Mapping[str, Any]
-    """Servers by interface."""
+    """Server of each interface, by interface name."""
     sightings: Buffer | None
     lists: Takeover
     new_devices: NewDevices | None
     prepared: tuple[Config, Context] | None = None
-    """Prepared configuration, whose steps that may fail are done."""
-    shed_told: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Shed messages up to the last log line about them."""
+    """Configuration of a reload after all steps that may fail."""
+    shed_logged: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of shed requests at the last log lines about them, by peer label and limit."""
     worked: tuple[float, float] = (0.0, 0.0)
-    """Time of the last measurement of the load, and the processor time up to then."""
+    """Time of the last measurement of the load, and the processor time at that moment, in seconds."""
     load: float = 0.0
-    shed_lately: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Shed messages in that line."""
+    """Share of one processor that the worker used between the last two measurements."""
+    shed_last: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of shed requests that the last log lines reported."""
 
     @property
     def node(self) -> S13Server:
@@ -248,8 +247,8 @@ class Worker:
     async def run(self) -> None:
         """Put lists in force and answer checks until stopped, then end all connections in order."""
         jobs = self.process.jobs
-        for work in (self.lists.run(), self.lists.free()):
-            jobs.spawn(work)
+        jobs.spawn(self.lists.run())
+        jobs.spawn(self.lists.free())
         jobs.start("fold", FOLD_S, self._fold)
         jobs.start("tick", TICK_S, self._tick)
         jobs.start("clock", SAVE_CLOCK_S, self._save_clock)
@@ -265,7 +264,10 @@ class Worker:
     # Objects from the supervisor
 
     def connection(self, listener: int, number: int, descriptor: int | None) -> None:
-        """Serve a connection that the supervisor has passed. `descriptor` None: this process had no descriptor left."""
+        """Serve a connection that the supervisor has passed.
+
+        `descriptor`: None if this process had no descriptor left.
+        """
         if descriptor is None:
             self.node.starved()
             self.process.channel.notify("gone", number)
@@ -282,20 +284,23 @@ class Worker:
         try:
             end = await self.servers[listener.protocol].serve(connection, secure=is_secure(listener.url))
             if end is not None:
-                self.process.channel.notify("connection_ended", end.label, STAYS[listener.protocol] or not end.in_order)
+                is_away = STAYS_CONNECTED[listener.protocol] or not end.in_order
+                self.process.channel.notify("connection_ended", end.label, is_away)
         finally:
             self.process.channel.notify("gone", number)
 
     # Jobs
 
     async def _tick(self) -> None:
-        since, before = self.worked
-        self.worked = (time.monotonic(), time.process_time())
-        self.load = min(1.0, (self.worked[1] - before) / (self.worked[0] - since))
+        began, cpu_before_s = self.worked
+        now = time.monotonic()
+        cpu_s = time.process_time()
+        self.worked = now, cpu_s
+        self.load = min(1.0, (cpu_s - cpu_before_s) / (now - began))
         self.context.checker.tick(datetime.now(UTC))
         self.context.tracer.refill()
         await self._settle_first_seen()
-        self.index.now()  # detects a jump of the clock even without a lookup of an expiring row
+        self.index.now()  # detects a jump of the clock also while no lookup needs the time
 
     async def _fold(self) -> None:
         self._log_shed()
@@ -307,16 +312,20 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Forget devices that are on record now, and have the others recorded."""
-        if self.new_devices is not None:
-            for _ in self.new_devices.remove_recorded():
-                await asyncio.sleep(0)
-            self._send_first_seen()
+        """Remove devices whose first sighting is recorded now, and send the others to be recorded."""
+        if self.new_devices is None:
+            return
+        for _ in self.new_devices.remove_recorded():
+            await asyncio.sleep(0)
+        self._send_first_seen()
 
     def _send_first_seen(self) -> None:
-        """Send the devices that this worker saw for the first time to the supervisor, to be recorded."""
-        if self.new_devices is not None and (sighted := self.new_devices.pop_sightings()):
-            self.process.channel.notify("first_seen", sighted)
+        """Send the devices that this worker saw for the first time to the supervisor, which has them recorded."""
+        if self.new_devices is None:
+            return
+        sightings = self.new_devices.pop_sightings()
+        if sightings:
+            self.process.channel.notify("first_seen", sightings)
 
     def reject_first_seen(self, peer: str, keys: list[int]) -> None:
         """Remove devices from the list of new devices, because their first sighting is not recorded.
@@ -327,10 +336,10 @@ class Worker:
             self.new_devices.reject(peer, keys)
 
     def _log_shed(self) -> None:
-        """Log how many requests were shed since the last log lines, for each peer and limit."""
-        self.shed_lately = self.context.counts.shed - self.shed_told
-        self.shed_told = self.context.counts.shed.copy()
-        for (peer, reason), count in self.shed_lately.items():
+        """Log the number of requests that were shed since the last call, for each peer and limit."""
+        self.shed_last = self.context.counts.shed - self.shed_logged
+        self.shed_logged = self.context.counts.shed.copy()
+        for (peer, reason), count in self.shed_last.items():
             self.process.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
 
     # Calls of the supervisor that change something
@@ -341,20 +350,20 @@ class Worker:
         Raises:
             EirError: if the configuration cannot be applied.
         """
-        tls = (
-            self.context.tls if configured.tls is None else load_tls(configured.tls)
-        )  # an open TLS listener stays open until a restart
-        if self.index.first_seen is None and any(rule.has_first_seen for rule in configured.config.policy.rules):
+        new = configured.config
+        context = self.context
+        tls = context.tls  # an open TLS listener stays open until a restart
+        if configured.tls is not None:
+            tls = load_tls(configured.tls)
+        needs_first_seen = any(rule.has_first_seen for rule in new.policy.rules)
+        if needs_first_seen and self.index.first_seen is None:
             raise EirError(
                 "rules that ask for the first sighting take a restart, since this node started without 'first_seen'"
             )
-        compile_policy(
-            configured.config.policy, Index(kinds_of(configured.config)), observed=lambda _: None, now=datetime.now(UTC)
-        )
+        index = Index(kinds_of(new))
+        compile_policy(new.policy, index, observed=lambda _: None, now=datetime.now(UTC))
         for keys in configured.keys.values():
             tokens_of(keys, None, "")
-        new = configured.config
-        context = self.context
         identity = replace(new.identity, origin_state_id=context.shared.identity.origin_state_id)
         shared = replace(new, identity=identity, limits=limits_of(new))
         self.prepared = new, replace(context, shared=shared, tls=tls, keys=configured.keys)
@@ -387,7 +396,10 @@ class Worker:
     def set_peer(self, label: str, enabled: bool) -> None:
         """Put a peer into service, or take it out of service, in all protocols."""
         for server in self.servers.values():
-            server.enable(label) if enabled else server.disable(label)
+            if enabled:
+                server.enable(label)
+            else:
+                server.disable(label)
 
     def set_keys(self, keys: "Mapping[str, KeyFiles | None]") -> None:
         """Verify access tokens with new keys from now on.
@@ -399,7 +411,7 @@ class Worker:
         self._apply(self.config, replace(self.context, keys=keys), changed)
 
     def trace(self, sought: TraceFilter | None) -> None:
-        """Report the checks that match the trace `sought` from now on. None: report no checks."""
+        """Report the checks that match this filter from now on. None: report no checks."""
         self.context.tracer.apply(sought)
         self.context.checker.traced = None if sought is None else self.context.tracer.check
 
@@ -412,44 +424,46 @@ class Worker:
         """Return the counters of this worker, which are kept after its end."""
         counts = self.context.counts
         checker = self.context.checker
-        return {
+        durations = counts.durations
+        counters: metrics.Snapshot = {
             "eir_checks_total": checker.checks(),
             "eir_observed_total": checker.observed,
             "eir_identity_errors_total": checker.identity_errors,
-            "eir_check_duration_seconds": metrics.histogram(
-                DURATION_BUCKETS_S, counts.durations.buckets, counts.durations.total_s
-            ),
-            **{name: samples for server in self.servers.values() for name, samples in server.counters().items()},
-            "eir_first_seen_unrecorded_checks_total": {}
-            if self.new_devices is None
-            else metrics.by_label(self.new_devices.unrecorded),
+            "eir_check_duration_seconds": metrics.histogram(DURATION_BUCKETS_S, durations.buckets, durations.total_s),
             "eir_peers_refused_total": metrics.by_label(counts.peers_refused),
             "eir_shed_total": counts.shed,
             "eir_sctp_retransmissions_total": metrics.by_label(counts.sctp_retransmissions),
             "eir_sctp_restarts_total": metrics.by_label(counts.sctp_restarts),
-            "eir_sightings_dropped_total": {} if self.sightings is None else metrics.by_label(self.sightings.dropped),
         }
+        for server in self.servers.values():
+            counters |= server.counters()
+        if self.new_devices is not None:
+            counters["eir_first_seen_unrecorded_checks_total"] = metrics.by_label(self.new_devices.unrecorded)
+        if self.sightings is not None:
+            counters["eir_sightings_dropped_total"] = metrics.by_label(self.sightings.dropped)
+        return counters
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the counters and gauges of this worker by metric name and label values."""
         states = self._loaded()
         connected = self.connected()
         disabled = self.disabled()
-        return self.counters() | {
-            **{name: samples for server in self.servers.values() for name, samples in server.gauges().items()},
+        digests = {name: int(state.content_digest[:DIGEST_DIGITS], 16) for name, state in states.items()}
+        issued = {name: state.issued for name, state in states.items()}
+        expires = {name: state.expires for name, state in states.items()}
+        snapshot = self.counters()
+        for server in self.servers.values():
+            snapshot |= server.gauges()
+        return snapshot | {
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.context.counts.last_request),
             "eir_sctp_paths": self.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
-            "eir_list_content_digest": {
-                (name,): int(state.content_digest[:DIGEST_DIGITS], 16) for name, state in states.items()
-            },
-            "eir_list_issued_timestamp_seconds": metrics.times({name: state.issued for name, state in states.items()}),
-            "eir_list_expires_timestamp_seconds": metrics.times(
-                {name: state.expires for name, state in states.items()}
-            ),
+            "eir_list_content_digest": metrics.by_label(digests),
+            "eir_list_issued_timestamp_seconds": metrics.times(issued),
+            "eir_list_expires_timestamp_seconds": metrics.times(expires),
             "eir_switch_longest_slice_seconds": {(): self.lists.longest_slice_s},
             "eir_override_active": {(): float(self.context.checker.policy.overridden)},
         }
@@ -457,17 +471,17 @@ class Worker:
     def report(self) -> WorkerReport:
         """Return the worker's status for `eir status`."""
         states = self._loaded()
-        lately = (self.context.counts.shed - self.shed_told) + self.shed_lately
+        shed = (self.context.counts.shed - self.shed_logged) + self.shed_last
+        shedding = list(dict.fromkeys(peer for peer, _ in shed))
+        warnings: dict[str, str] = {}
+        for server in self.servers.values():
+            if server is not self.node:
+                warnings |= server.warnings()
         return WorkerReport(
             missing=missing_lists(self.config, states), lists=states, overridden=self.context.checker.policy.overridden,
             checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
-            shedding=list(dict.fromkeys(peer for peer, _ in lately)), disabled=self.disabled(), load=self.load,
-            refused=self.node.refusals(), newest=self.node.newest(), lost_paths=self.lost_paths(),
-            warnings={
-                label: text
-                for server in self.servers.values() if server is not self.node
-                for label, text in server.warnings().items()
-            },
+            shedding=shedding, disabled=self.disabled(), load=self.load, refused=self.node.refusals(),
+            newest=self.node.newest(), lost_paths=self.lost_paths(), warnings=warnings,
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
@@ -475,16 +489,16 @@ class Worker:
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
-        """Return the rows of `eir peers`: connections of this worker, and entries without a connection to it.
+        """Return the rows of `eir peers`: connections of this worker, and entries without a connection to this worker.
 
-        An entry without a connection may have no protocol.
+        A row of an entry without a connection may have no protocol.
         """
         return [asdict(row) for server in self.servers.values() for row in server.status()]
 
     def disabled(self) -> list[str]:
         """Return the labels of peers and gateways that are out of service."""
-        turned_away = {label for server in self.servers.values() for label in server.disabled()}
-        return [label for label in dict.fromkeys(self.config.labels) if label in turned_away]
+        disabled = {label for server in self.servers.values() for label in server.disabled()}
+        return [label for label in dict.fromkeys(self.config.labels) if label in disabled]
 
     def paths(self) -> Counter[tuple[str, str]]:
         """Return the number of SCTP paths in all protocols, by peer label and state (`up` or `down`)."""
@@ -516,16 +530,13 @@ class Worker:
 
 
 class RemoteAdmission:
-    """AdmissionControl over the channel: the supervisor decides about connections.
-
-    Events go to the supervisor, and its orders come back as calls.
-    """
+    """AdmissionControl that reports events to the supervisor. The orders of the supervisor arrive as calls of the channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return whether the supervisor permits an outgoing connection; false if the supervisor does not answer."""
+        """Return whether the supervisor permits an outgoing connection. Without an answer it is not permitted."""
         with suppress(ChannelError):
             return bool(await self._channel.ask("may_dial", host, label, now))
         return False
@@ -548,7 +559,7 @@ class RemoteAdmission:
         return self._notify("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Report to the supervisor that a probed connection has answered its DWR."""
+        """Report to the supervisor that a connection has answered the DWR by which the supervisor probed it."""
         return self._notify("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:

@@ -1,7 +1,7 @@
-"""Supervisor's side of the workers: their settings, requests to them, and the common table of peers' connections.
+"""Supervisor's side of the workers: their settings, calls to them, and the table of all connections of peers.
 
-The table decides which connections of a peer may be open (eir.wire.diameter.admission): workers report events of their
-connections, and receive orders. The counters of a worker outlive it here.
+The table decides which connections of a peer may stay open (eir.wire.diameter.admission). For this, the workers report events of
+their connections, and receive orders. The counters of an ended worker are kept here.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ class _Worker:
     started: bool = False
     """True if the worker has its lists and accepts connections."""
     leaving: bool = False
-    """True if the worker accepts no further connections, because it was stopped."""
+    """True if the worker was stopped, so that it accepts no further connections."""
     connections: set[int] = field(default_factory=set)
-    """Numbers of the connections that it has."""
+    """Numbers of the open connections of the worker, as the acceptor assigned them."""
     named: set[tuple[int, int]] = field(default_factory=set)
-    """Its connections in the admission table, as (pid, number in the worker)."""
+    """Connections of the worker in the admission table: process id, and number of the connection in the worker."""
 
     def start(self) -> None:
         """Record that the worker has its lists and accepts connections."""
@@ -70,8 +70,8 @@ class _Worker:
 class Workers:
     """All workers of the node, from the supervisor's side.
 
-    `loaded` returns the settings in force. After the end of a worker, the acceptor pauses until its successor has started.
-    `traced` receives each record of a trace.
+    `loaded`: function that returns the settings in force. `traced`: function that receives each record of a trace. After the end
+    of a worker, the acceptor pauses until the successor has started.
     """
 
     def __init__(
@@ -83,23 +83,18 @@ class Workers:
         `sightings`: socket over which workers send checks to the recorder.
         """
         self._granted = memory_file(wanted)
-        """Memory in which the workers share the limits on requests per second."""
-        carried = [self._granted, *filter(None, (sightings,))]
-        self.children = [
-            Child(
-                f"worker-{number}",
-                partial(start, f"worker-{number}", run, number, origin_state_id, carrying=carried),
-                report=report,
-                greet=partial(self._greet, number),
-                handlers=lambda process: self._handlers(self._workers[process.pid]),
-                left=self._leave,
-                serves=True,
-                number=number,
-            )
-            for number in range(wanted)
-        ]
+        """Memory in which the workers count requests for their common limits per second."""
+        carried = [self._granted] if sightings is None else [self._granted, sightings]
+        self.children: list[Child] = []
+        for number in range(wanted):
+            name = f"worker-{number}"
+            self.children.append(Child(
+                name, partial(start, name, run, number, origin_state_id, carrying=carried), report=report,
+                greet=partial(self._greet, number), handlers=lambda process: self._handlers(self._workers[process.pid]),
+                left=self._leave, serves=True, number=number,
+            ))  # fmt: skip
         self.changed = asyncio.Event()
-        """Set when a worker came, started or ended."""
+        """Set after a worker has started to serve, or has ended."""
         lists.deliver_to(self.distribute, self.complete, self.reject_first_seen)
         self._loaded = loaded
         self._lists = lists
@@ -110,17 +105,18 @@ class Workers:
         """Workers by process id."""
         self._admission = Admission()
         self._not_away: set[str] = set()
-        """Labels of peers without a connection that are not away: their last client connects only for requests, and ended in order."""
+        """Labels of peers that do not count as away: their last client ended in order, and connects only for requests."""
         self._disabled: set[str] = set()
         """Labels of peers that are out of service."""
         self._dials = False
         self._sought: TraceFilter | None = None
-        """Checks that are traced."""
+        """Filter of the running trace; None: no trace runs."""
 
     @property
     def all_started(self) -> bool:
         """True if every configured worker accepts connections."""
-        return len(self._workers) == len(self.children) and all(worker.started for worker in self._workers.values())
+        started = [worker for worker in self._workers.values() if worker.started]
+        return len(started) == len(self._workers) == len(self.children)
 
     def _configured(self, number: int, loaded: Loaded) -> Configured:
         config, tls, keys = loaded
@@ -135,7 +131,7 @@ class Workers:
     def _leave(self, process: Process) -> None:
         worker = self._workers.pop(process.pid)
         for connection in worker.connections:
-            self._acceptor.gone(connection)
+            self._acceptor.remove(connection)
         for name in list(worker.named):
             self._order(self._admission.closed(name))
         self._change()
@@ -159,10 +155,11 @@ class Workers:
     def pass_connection(self, listener: int, number: int, connection: socket.socket) -> bool:
         """Pass a connection to the worker with the fewest connections; return false if no worker accepts it.
 
-        Workers that answer the supervisor in time come first.
+        Workers that do not answer the supervisor in time come last.
         """
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
-        for worker in sorted(ready, key=lambda worker: (worker.child.is_late, len(worker.connections), worker.number)):
+        ready.sort(key=lambda worker: (worker.child.is_late, len(worker.connections), worker.number))
+        for worker in ready:
             if worker.channel.try_notify("connection", listener, number, carrying=[connection]):
                 worker.connections.add(number)
                 return True
@@ -198,7 +195,7 @@ class Workers:
 
         def gone(number: int) -> None:
             worker.connections.discard(number)
-            self._acceptor.gone(number)
+            self._acceptor.remove(number)
 
         def reported(what: str, connection: int, *details: Any) -> None:
             """Pass an event of a worker's connection to the admission, and send the resulting orders to workers."""
@@ -223,24 +220,22 @@ class Workers:
         return {
             "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
             "may_dial": self._admission.may_dial, "stay_away": self._admission.stay_away, "traced": self._traced,
-            "said_name": client_named, "connection_ended": self._note_end, "first_seen": self._lists.note_first_seen,
+            "client_named": client_named, "connection_ended": self._note_end, "first_seen": self._lists.note_first_seen,
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:
-        """Record whether a peer counts as away after the end of its last connection.
-
-        `is_away`: True if it does.
-        """
+        """Record whether a peer without a connection counts as away from now on."""
         if is_away:
             self._not_away.discard(label)
         else:
             self._not_away.add(label)
 
     def _order(self, orders: Sequence[Order]) -> None:
-        """Send each order to the worker that has the order's connection."""
+        """Send each order to the worker whose connection it concerns."""
         for order in orders:
             pid, connection = cast("tuple[int, int]", order.connection)
-            if (worker := self._workers.get(pid)) is not None:
+            worker = self._workers.get(pid)
+            if worker is not None:
                 worker.channel.notify("order", replace(order, connection=connection))
 
     # Calls to workers
@@ -248,28 +243,25 @@ class Workers:
     async def _ask_all(
         self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None
     ) -> list[tuple[_Worker, Any]]:
-        """Call a handler of every started worker, and return each worker with its answer.
+        """Call a handler of every started worker, and return each worker that has answered with its answer.
 
-        A failure is logged, unless the worker was stopped. A call with `arguments` changes something: it also goes to a worker
-        that is starting, with the time limit of a start.
+        A failure is logged, unless the worker was stopped. A call with `arguments` changes settings, so it also goes to workers
+        that are starting, with the time limit of a start.
         """
         workers = [worker for worker in self._workers.values() if worker.started or arguments is not None]
-        answers = await asyncio.gather(
-            *(
-                worker.channel.ask(
-                    what, *(arguments(worker) if arguments else ()), patience_s=0.0 if worker.started else START_S
-                )
-                for worker in workers
-            ),
-            return_exceptions=True,
-        )
+        calls = []
+        for worker in workers:
+            values = () if arguments is None else arguments(worker)
+            patience_s = 0.0 if worker.started else START_S
+            calls.append(worker.channel.ask(what, *values, patience_s=patience_s))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         given = []
         for worker, answer in zip(workers, answers, strict=True):
             if not isinstance(answer, BaseException):
                 given.append((worker, answer))
             elif not isinstance(answer, ChannelError):
                 raise answer
-            elif not (worker.leaving and worker.channel.gone.is_set()):  # the end of the worker ends the call
+            elif not (worker.leaving and worker.channel.gone.is_set()):  # a stopped worker cannot answer
                 self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
         return given
 
@@ -278,14 +270,13 @@ class Workers:
         for worker, answer in await self._ask_all("snapshot"):
             worker.child.count(answer)
         merged = self.figures()
-        if (up := merged.get("eir_peer_up")) is not None:
-            merged["eir_peer_up"] = {
-                labels: value for labels, value in up.items() if value or labels[0] not in self._not_away
-            }
+        if "eir_peer_up" in merged:
+            up = merged["eir_peer_up"].items()
+            merged["eir_peer_up"] = {(label,): value for (label,), value in up if value or label not in self._not_away}
         return merged
 
     def figures(self) -> metrics.Snapshot:
-        """Return the last counters of all workers without a call to them. They are at most about 1 s old."""
+        """Return the last known counters of all workers, which are about 1 s old, without a call to the workers."""
         return metrics.merge([child.snapshot() for child in self.children])
 
     async def reports(self) -> list[WorkerReport]:
@@ -293,9 +284,8 @@ class Workers:
         reports = []
         for worker, report in await self._ask_all("report"):
             self._lists.send_missing(worker.channel, report.lists)
-            connected = {
-                label: count for label, count in report.connected.items() if count or label not in self._not_away
-            }
+            peers = report.connected.items()
+            connected = {label: count for label, count in peers if count or label not in self._not_away}
             reports.append(replace(report, connected=connected))
         return reports
 
@@ -313,37 +303,34 @@ class Workers:
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the rows of `eir peers`: all connections, and entries of the peer table without a connection."""
-        return merged_peers([(worker.number, rows) for worker, rows in await self._ask_all("peers")])
+        answers = await self._ask_all("peers")
+        return merged_peers([(worker.number, rows) for worker, rows in answers])
 
     async def prepare(self, loaded: Loaded) -> None:
-        """Let all workers prepare new settings, so that either all of them apply the settings, or none.
+        """Let all workers prepare new settings, so that either all workers can apply them, or none does.
 
         Raises:
-            EirError: if a worker cannot prepare it or does not answer; nothing has changed then.
+            EirError: if a worker cannot prepare the settings or does not answer. Nothing has changed then.
         """
         workers = list(self._workers.values())
         ready = await self._ask_all("prepare", lambda worker: (self._configured(worker.number, loaded),))
-        if len(ready) < len(workers):
+        failed = len(workers) - len(ready)
+        if failed:
             raise EirError(
-                f"{len(workers) - len(ready)} of {len(workers)} workers did not prepare the reload, so nothing changed; see event=worker_failed in the log"
+                f"{failed} of {len(workers)} workers did not prepare the reload, so nothing changed; see event=worker_failed in the log"
             )
 
     async def apply_prepared(self) -> None:
-        """Let all workers apply the prepared settings.
-
-        A worker that does not apply them is killed, because its successor starts with them.
-        """
-        asked = list(self._workers.values())  # new workers have started with it
-        done = {worker.process for worker, _ in await self._ask_all("take_over", lambda _: ())}
-        for worker in asked:
+        """Let all workers apply the prepared settings. A worker that fails is killed: its successor starts with the settings."""
+        workers = list(self._workers.values())  # workers that start later have the settings already
+        answers = await self._ask_all("take_over", lambda _: ())
+        done = {worker.process for worker, _ in answers}
+        for worker in workers:
             if worker.process not in done:
                 worker.process.kill()
 
     async def set_peer(self, label: str, *, enabled: bool) -> None:
-        """Put a peer into service, or take it out of service, in all workers.
-
-        Workers that start later receive this setting too.
-        """
+        """Put a peer into service, or take it out of service, in all workers, also in workers that start later."""
         if enabled:
             self._disabled.discard(label)
         else:
@@ -355,12 +342,12 @@ class Workers:
         await self._ask_all("set_keys", lambda _: (keys,))
 
     async def trace(self, sought: TraceFilter | None) -> None:
-        """Let all workers report the checks that match the trace `sought`. None: no checks."""
+        """Let all workers report the checks that match this filter. None: no checks."""
         self._sought = sought
         await self._ask_all("trace", lambda _: (sought,))
 
     def dial(self) -> None:
-        """Let the worker with number 0, also after its restart, make the outgoing connections to peers."""
+        """Let worker 0 connect to peers, now and after each of its restarts."""
         self._dials = True
         for worker in self._workers.values():
             if worker.number == 0:

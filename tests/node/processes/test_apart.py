@@ -16,7 +16,7 @@ from node import COMMAND, LISTED, children, is_gone, until_async
 from releases import sign
 
 from eir.errors import ReleaseRefused, StoreError
-from eir.node.processes.apart import OOM_SCORE, done_apart, load_apart
+from eir.node.processes.apart import OOM_SCORE, load_apart, run_apart
 from eir.node.processes.starter import Starter
 
 MEMORY = 128 << 20
@@ -176,7 +176,7 @@ async def test_where_the_starter_was_killed(loads):
 
 
 async def test_what_is_no_load_is_held_to_no_limit(loads):
-    said = await done_apart(loads.start, "inbox", work, "result", handlers={"progress": lambda *_: None})
+    said = await run_apart(loads.start, "inbox", work, "result", handlers={"progress": lambda *_: None})
     assert said["score"] == score()
 
 

@@ -13,9 +13,9 @@ import pytest
 from node import until_async
 
 from eir.node.processes import child, priority
-from eir.node.processes.priority import TASKS, Aside, stay_idle
+from eir.node.processes.priority import TASKS, IdlePriority, stay_idle
 
-COMES_BACK = priority._comes_back()
+COMES_BACK = priority._can_restore()
 """Without privilege RLIMIT_NICE decides; then nothing stands back."""
 ASIDE = {os.SCHED_IDLE} if COMES_BACK else {os.SCHED_OTHER}
 TAKES_PART = {os.SCHED_OTHER}
@@ -45,14 +45,14 @@ def another_thread():
 @pytest.mark.usefixtures("another_thread")
 class TestAside:
     async def test_all_threads_stand_back_for_the_time_of_the_work(self):
-        aside = Aside()
+        aside = IdlePriority()
         assert policies() == TAKES_PART
         with aside():
             assert policies() == ASIDE
         assert policies() == TAKES_PART
 
     async def test_parts_of_the_work_overlap(self):
-        aside = Aside()
+        aside = IdlePriority()
         with aside():
             with aside():
                 pass
@@ -60,7 +60,7 @@ class TestAside:
         assert policies() == TAKES_PART
 
     async def test_work_that_fails_ends_it_too(self):
-        aside = Aside()
+        aside = IdlePriority()
         with pytest.raises(ValueError, match="none"), aside():
             int("none")
         assert policies() == TAKES_PART
@@ -68,20 +68,20 @@ class TestAside:
     @pytest.mark.parametrize(("ran", "waited", "then"), [(1, 99, TAKES_PART), (50, 50, ASIDE), (0, 0, ASIDE)])
     async def test_who_gets_nowhere_takes_part_again(self, monkeypatch, ran, waited, then):
         looked = iter(range(1000))
-        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "POLL_S", 0.001)
         monkeypatch.setattr(
             priority, "_ran_and_waited", lambda _threads: (ran * (number := next(looked)), waited * number)
         )
-        with Aside()():
+        with IdlePriority()():
             await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
             assert policies() == then if COMES_BACK else TAKES_PART
         assert policies() == TAKES_PART
 
     async def test_who_stands_back_always_does_so_again_after_it_took_part(self, monkeypatch):
         looked = iter(range(1000))
-        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "POLL_S", 0.001)
         monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, next(looked)))
-        task = asyncio.create_task(stay_idle(Aside(), again_s=0.05))
+        task = asyncio.create_task(stay_idle(IdlePriority(), again_s=0.05))
         for found in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
             await until_async(lambda found=found: policies() == found)
         task.cancel()
@@ -91,9 +91,9 @@ class TestAside:
 
     @pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
     async def test_who_was_brought_back_takes_part(self, monkeypatch):
-        monkeypatch.setattr(priority, "LOOK_S", 0.001)
+        monkeypatch.setattr(priority, "POLL_S", 0.001)
         monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, 0))
-        aside = Aside()
+        aside = IdlePriority()
         with aside():
             assert policies() == ASIDE
             priority.restore_priority_of(os.getpid())
@@ -105,14 +105,14 @@ class TestAside:
     async def test_of_threads_that_are_named_only_those_stand_back(self):
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(threading.get_native_id).result()
-            with Aside(other)():
+            with IdlePriority(other)():
                 assert {os.sched_getscheduler(other)} == ASIDE
                 assert os.sched_getscheduler(0) == os.SCHED_OTHER
             assert policies() == TAKES_PART
 
     async def test_nothing_stands_back_that_could_not_come_back(self, monkeypatch):
-        monkeypatch.setattr(priority, "_comes_back", lambda: False)
-        with Aside()():
+        monkeypatch.setattr(priority, "_can_restore", lambda: False)
+        with IdlePriority()():
             assert policies() == TAKES_PART
 
 

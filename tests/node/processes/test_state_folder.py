@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from eir import __version__
 from eir.cli.app import command_line
-from eir.cli.manual import _does, commands_of
+from eir.cli.manual import _is_runnable, commands_of
 from eir.errors import EirError, SetupFault, silent
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
 from eir.lists.record.store import NO_LIST
@@ -123,7 +123,7 @@ LEAVES = {
 
 
 def test_every_command_is_one_that_opens_the_folder_or_one_that_does_not():
-    assert {" ".join(names) for names, each in commands_of(ROOT) if names and _does(each)} == {*OPENS, *LEAVES}
+    assert {" ".join(names) for names, each in commands_of(ROOT) if names and _is_runnable(each)} == {*OPENS, *LEAVES}
 
 
 def test_commands_of_an_older_program_leave_a_newer_folder_alone_and_name_both_too(site):
