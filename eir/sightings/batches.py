@@ -8,7 +8,6 @@ module is imported only by the process that writes the record and by commands th
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 from eir.device import MEID_BASE
@@ -37,6 +36,7 @@ ROWS = {
     "kind": pl.UInt32,
 }
 """Same for rows before grouping."""
+HOUR_US = 3600 * 10**6
 
 
 class CheckRows(NamedTuple):
@@ -51,38 +51,49 @@ class CheckRows(NamedTuple):
 
         The frame has the columns of schema.COLUMNS.
         """
-        groups = self.frame.group_by(
-            "imei", "software_version", "imsi", "msisdn", "kind", pl.col("time") // 3_600_000_000
-        ).agg(
-            pl.col("time").min().alias("first"),
-            pl.col("time").max().alias("last"),
-            pl.len().cast(pl.UInt32).alias("checks"),
-        )
-        kinds = pl.DataFrame(self.kinds, schema={name: FRAME[name] for name in CheckKind._fields}, orient="row")
+        hour = pl.col("time") // HOUR_US
+        first, last, checks = pl.col("time").min(), pl.col("time").max(), pl.len().cast(pl.UInt32)
+        similar = self.frame.group_by("imei", "software_version", "imsi", "msisdn", "kind", hour)
+        groups = similar.agg(first.alias("first"), last.alias("last"), checks.alias("checks"))
+        kind_types = {name: FRAME[name] for name in CheckKind._fields}
+        kinds = pl.DataFrame(self.kinds, schema=kind_types, orient="row")
+        kind_columns = [kinds[name].gather(groups["kind"]).alias(name) for name in kind_types]
         imsis = groups["imsi"]
+        version = pl.col("software_version")
+        version_of_imeisv = pl.col("imei").str.slice(14, 2)
         columns = groups.with_columns(
-            pl.col("first").cast(pl.Datetime("us")).alias("time"), pl.col("last").cast(pl.Datetime("us")),
-            _device(groups["imei"]), subscribers.of(imsis).alias("subscriber"), subscribers.of(groups["msisdn"]),
+            pl.col("first").cast(pl.Datetime("us")).alias("time"),
+            pl.col("last").cast(pl.Datetime("us")),
+            _device(groups["imei"]),
+            subscribers.of(imsis).alias("subscriber"),
+            subscribers.of(groups["msisdn"]),
             pl.when(imsis != "").then(imsis.str.slice(0, HOME_DIGITS)).alias("home"),
-            pl.when(is_imei(16) & (pl.col("software_version") == "")).then(pl.col("imei").str.slice(14, 2))
-            .otherwise(pl.col("software_version")).alias("software_version"),
+            pl.when(is_imei(16) & (version == "")).then(version_of_imeisv).otherwise(version).alias("software_version"),
             pl.col("imei").str.slice(0, IDENTIFIER_CHARS_MAX),
-            *(kinds[name].gather(groups["kind"]).alias(name) for name in CheckKind._fields),
-        )  # fmt: skip
-        columns = columns.with_columns(
-            pl.when(pl.col(name) != "").then(pl.col(name)).alias(name)
-            for name in ("imei", "software_version", "subscriber")
+            *kind_columns,
         )
-        return columns.select(pl.col(name).cast(kind) for name, kind in FRAME.items()).sort("device", nulls_last=True)
+        columns = columns.with_columns(map(_null_if_empty, ("imei", "software_version", "subscriber")))
+        typed = columns.select(pl.col(name).cast(kind) for name, kind in FRAME.items())
+        return typed.sort("device", nulls_last=True)
 
 
 def rows_of(messages: Iterable[bytes]) -> CheckRows:
     """Decode workers' messages and return all their checks as rows."""
-    checks: list[tuple[Any, ...]] = list(chain.from_iterable(map(checks_of, messages)))
+    checks: list[tuple[Any, ...]] = []
+    for message in messages:
+        checks += checks_of(message)
     times, kinds, imeis, imsis, versions, msisdns = ([check[at] for check in checks] for at in range(6))
-    places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
-    columns = (times, imeis, versions, imsis, msisdns, [places[kind] for kind in kinds])
-    return CheckRows(pl.DataFrame(dict(zip(ROWS, columns, strict=True)), schema=ROWS), [*places])
+    distinct_kinds = list(dict.fromkeys(kinds))
+    numbers = {kind: number for number, kind in enumerate(distinct_kinds)}
+    columns = {
+        "time": times,
+        "imei": imeis,
+        "software_version": versions,
+        "imsi": imsis,
+        "msisdn": msisdns,
+        "kind": [numbers[kind] for kind in kinds],
+    }
+    return CheckRows(pl.DataFrame(columns, schema=ROWS), distinct_kinds)
 
 
 def is_imei(*lengths: int) -> pl.Expr:
@@ -91,13 +102,18 @@ def is_imei(*lengths: int) -> pl.Expr:
     return pl.col("imei").str.contains(f"^(?:{pattern})$")
 
 
+def _null_if_empty(name: str) -> pl.Expr:
+    """Return the polars expression of a column in which null replaces an empty text."""
+    column = pl.col(name)
+    return pl.when(column != "").then(column).alias(name)
+
+
 def _device(identifiers: pl.Series) -> pl.Series:
     """Return the key of each identifier that is an IMEI, an IMEISV or a MEID; null for other identifiers."""
     frame = identifiers.alias("imei").to_frame()
-    digits = pl.when(is_imei(14, 15, 16)).then(pl.col("imei").str.slice(0, 14)).str.to_integer(dtype=pl.Int64)
-    meid = (
-        pl.when(pl.col("imei").str.contains("^[0-9A-Fa-f]{14}$"))
-        .then(pl.col("imei"))
-        .str.to_integer(base=16, dtype=pl.Int64)
-    )
-    return frame.select(digits.fill_null(meid + MEID_BASE).alias("device"))["device"]
+    identifier = pl.col("imei")
+    is_meid = identifier.str.contains("^[0-9A-Fa-f]{14}$")
+    digits = pl.when(is_imei(14, 15, 16)).then(identifier.str.slice(0, 14)).str.to_integer(dtype=pl.Int64)
+    meid = pl.when(is_meid).then(identifier).str.to_integer(base=16, dtype=pl.Int64)
+    device = digits.fill_null(meid + MEID_BASE).alias("device")
+    return frame.select(device)["device"]

@@ -7,7 +7,7 @@ and its fit. The SQL runs on the engine that the caller passes.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -67,13 +67,12 @@ class Finding:
     @property
     def sure(self) -> str:
         """Score as text: `confirmed`, or how many of 100 devices with this score are tampered with."""
-        return (
-            "confirmed"
-            if self.confirmed
-            else next(
-                (f"{share * 100:.0f} of 100 like it" for least, share in SAID if self.score >= least), "less than even"
-            )
-        )
+        if self.confirmed:
+            return "confirmed"
+        for least, share in SAID:
+            if self.score >= least:
+                return f"{share * 100:.0f} of 100 like it"
+        return "less than even"
 
     def as_json(self) -> dict[str, Any]:
         """Return the finding as a JSON document for scripts."""
@@ -128,67 +127,79 @@ def judge(
         keep_users: include the subscribers in findings.
         cases: devices that an operator confirmed (True) or cleared.
     """
-    places = [(origin, *place) for origin, place in settings.origins.items()]
-    engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
-    allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
-    engine.fill("allocations", "tac BIGINT, allocated DATE, is_module INTEGER", allocated)
-    engine.fill("confirmed", "device BIGINT", [(device,) for device, confirmed in cases.items() if confirmed])
+    window = since, until
+    _fill_inputs(engine, settings, tacs, cases)
     _build_tables(engine, set(), progress)
     untrusted = _find_untrusted(engine)
     doubted: list[Finding] = []
     if untrusted:
+        names = ", ".join(sorted(untrusted))
         warn(
-            f"{', '.join(sorted(untrusted))}: distrusted, because too many devices would be tampered with only by its reports; --distrusted lists these findings"
+            f"{names}: distrusted, because too many devices would be tampered with only by its reports; --distrusted lists these findings"
         )
         _score(engine, cases, settings.report_min)
-        doubted = [
-            replace(finding, distrusted=tuple(sorted(untrusted)))
-            for finding in _findings(engine, cases, (since, until), keep_users=False)
-        ]
+        doubted = _findings(engine, cases, window, distrusted=untrusted)
         _build_tables(engine, untrusted, progress)
     _score(engine, cases, settings.report_min)
-    findings = [
-        finding
-        for finding in _findings(engine, cases, (since, until), keep_users=keep_users)
-        if cases.get(finding.device, True)
-    ]
+    findings = _findings(engine, cases, window, keep_users=keep_users)
     known = {finding.device for finding in findings}
+    other_doubted = tuple(finding for finding in doubted if finding.device not in known)
+    devices, sightings = engine.rows("SELECT COUNT(*), COALESCE(SUM(checks), 0) FROM devices")[0]
+    subscribers = scalar(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage")
+    imsis = scalar(engine, "SELECT COUNT(*) FROM usage WHERE LENGTH(subscriber) IN (14, 15)")
+    places = scalar(engine, "SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND origin < other")
     return Judgement(
-        since=since, until=until, devices=scalar(engine, "SELECT COUNT(*) FROM devices"), sightings=scalar(engine, "SELECT COALESCE(SUM(checks), 0) FROM devices"),
-        subscribers=scalar(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage"), findings=_sorted(findings), doubted=_sorted(each for each in doubted if each.device not in known and cases.get(each.device, True)),
+        since=since,
+        until=until,
+        devices=int(devices),
+        sightings=int(sightings),
+        subscribers=subscribers,
+        findings=tuple(findings),
+        doubted=other_doubted,
         left_out=tuple(sorted(untrusted)),
-        has_imsis=scalar(engine, "SELECT COUNT(*) FROM usage WHERE LENGTH(subscriber) IN (14, 15)") > 0,
+        has_imsis=imsis > 0,
         reliability=_reliability(engine, cases, settings.report_min),
-        places=scalar(engine, "SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND origin < other"),
-        batches=tuple((key_text(device), who) for device, who in engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")),
-        malformed=tuple((str(origin), int(seen), int(who)) for origin, seen, who in engine.rows("""
-            SELECT COALESCE(origin_host, ''), SUM(checks), COUNT(DISTINCT subscriber) FROM sightings
-            WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1
-        """)),
-    )  # fmt: skip
+        places=places,
+        batches=_batches(engine),
+        malformed=_malformed(engine),
+    )
+
+
+def _fill_inputs(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac], cases: Mapping[int, bool]) -> None:
+    """Create the tables that come from settings, lists and operators, not from the record."""
+    places = [(origin, *place) for origin, place in settings.origins.items()]
+    engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
+    allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
+    engine.fill("allocations", "tac BIGINT, allocated DATE, is_module INTEGER", allocated)
+    confirmed = [(device,) for device, is_confirmed in cases.items() if is_confirmed]
+    engine.fill("confirmed", "device BIGINT", confirmed)
+
+
+def _batches(engine: Engine) -> tuple[tuple[str, int], ...]:
+    rows = engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")
+    return tuple((key_text(device), subscribers) for device, subscribers in rows)
+
+
+def _malformed(engine: Engine) -> tuple[tuple[str, int, int], ...]:
+    rows = engine.rows("""
+        SELECT COALESCE(origin_host, ''), SUM(checks), COUNT(DISTINCT subscriber) FROM sightings
+        WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1
+    """)
+    return tuple((str(origin), int(checks), int(subscribers)) for origin, checks, subscribers in rows)
 
 
 def _reliability(
     engine: Engine, cases: Mapping[int, bool], least_score: float
 ) -> tuple[tuple[float, float, int, int, int], ...]:
-    rows = engine.rows(f"SELECT device, score FROM scores WHERE score >= {least_score}")
-    counts = Counter(
-        (next((least for least, _ in SAID if score >= least), 0), cases.get(device)) for device, score in rows
-    )
-    return tuple(
-        (
-            least,
-            share,
-            sum(counts[least, verdict] for verdict in (None, True, False)),
-            counts[least, True],
-            counts[least, False],
-        )
-        for least, share in SAID
-    )
-
-
-def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    return tuple(sorted(findings, key=lambda finding: (-finding.score, finding.device)))
+    counts: Counter[tuple[float, bool | None]] = Counter()
+    for device, score in engine.rows(f"SELECT device, score FROM scores WHERE score >= {least_score}"):
+        band = next((least for least, _ in SAID if score >= least), 0.0)
+        counts[band, cases.get(device)] += 1
+    bands = []
+    for band, share in SAID:
+        undecided, confirmed, cleared = (counts[band, verdict] for verdict in (None, True, False))
+        bands.append((band, share, undecided + confirmed + cleared, confirmed, cleared))
+    return tuple(bands)
 
 
 def _build_tables(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int, int], None]) -> None:
@@ -225,14 +236,15 @@ def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> Non
     """Build the table `scores`: devices with a score of at least `least_score`, and all confirmed devices."""
     decided: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
     engine.fill("decided", "device BIGINT", [(device,) for device in cases])
-    for device, odds, loudest in engine.rows(
+    rows = engine.rows(
         "SELECT summed.device, summed.odds, summed.loudest FROM summed JOIN decided ON summed.device = decided.device"
-    ):
-        decided[loudest].append((odds, cases[device]))
-    shifts = "".join(
-        f" WHEN '{name}' THEN {calibration_shift(decisions):.6f}" for name, decisions in sorted(decided.items())
     )
-    shift = f"CASE loudest{shifts} ELSE 0.0 END" if shifts else "0.0"
+    for device, odds, condition in rows:
+        decided[condition].append((odds, cases[device]))
+    shift = "0.0"
+    if decided:
+        shifts = [f"WHEN '{name}' THEN {calibration_shift(each):.6f}" for name, each in sorted(decided.items())]
+        shift = f"CASE loudest {' '.join(shifts)} ELSE 0.0 END"
     engine.define(
         "scores",
         f"""
@@ -254,9 +266,10 @@ def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
     confirmation never lowers the shift, and a further clearance never raises it.
     """
     missed, information = 0.0, SHIFT_PRIOR
-    for odds, was in decisions:
-        chance = 1 / (1 + math.exp(-max(min(odds, 30), -30)))
-        missed += was - chance
+    for odds, was_confirmed in decisions:
+        bounded = max(min(odds, 30), -30)
+        chance = 1 / (1 + math.exp(-bounded))
+        missed += was_confirmed - chance
         information += chance * (1 - chance)
     return max(min(missed / information, SHIFT_MAX), -SHIFT_MAX)
 
@@ -303,46 +316,64 @@ def _find_untrusted(engine: Engine) -> set[str]:
     carried = engine.rows(
         "SELECT carried.device, claims.origin, claims.peer, carried.share FROM carried JOIN claims ON carried.claim = claims.claim"
     )
-    share = max((int(each[3]) for each in carried), default=1)
+    share = max((int(share) for *_, share in carried), default=1)
     untrusted = set[str]()
     for at, column in ((0, "origin"), (1, "peer")):
         ordinary: defaultdict[int, set[str]] = defaultdict(set)
         for device, *voices, _ in carried:
             ordinary[device].add(voices[at])
-        sent = {
-            voice: int(checks) for voice, checks in engine.rows(f"SELECT {column}, SUM(checks) FROM claims GROUP BY 1")
-        }
-        mine = [(device, subscriber, voices[at]) for device, subscriber, *voices in claims]
-        untrusted |= find_distrusted(
-            [*mine, *(boxes if at else ())], map(sorted, ordinary.values()), share=share, sent=sent
-        )
+        checks = engine.rows(f"SELECT {column}, SUM(checks) FROM claims GROUP BY 1")
+        sent = {voice: int(count) for voice, count in checks}
+        reports = [(device, subscriber, voices[at]) for device, subscriber, *voices in claims]
+        if column == "peer":
+            reports += boxes
+        untrusted |= find_distrusted(reports, map(sorted, ordinary.values()), share=share, sent=sent)
     return untrusted
 
 
 def _findings(
-    engine: Engine, cases: Mapping[int, bool], window: tuple[datetime, datetime], *, keep_users: bool
-) -> Iterable[Finding]:
+    engine: Engine,
+    cases: Mapping[int, bool],
+    window: tuple[datetime, datetime],
+    *,
+    keep_users: bool = False,
+    distrusted: Iterable[str] = (),
+) -> list[Finding]:
+    """Return the scored devices that no operator cleared, the highest score first."""
     marks: defaultdict[int, list[tuple[float, str, str]]] = defaultdict(list)
-    for device, name, says, evidence in engine.rows(
+    rows = engine.rows(
         "SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"
-    ):
-        marks[device].append((-says, name, evidence))
+    )
+    for device, name, odds, evidence in rows:
+        marks[device].append((-odds, name, evidence))
     copies = copies_by_device(engine, *window) if keep_users else {}
-    for device, score, subscribers, regulars, first, last, honest in engine.rows("""
+    rows = engine.rows("""
         SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')
         FROM scores JOIN devices ON scores.device = devices.device LEFT JOIN honest ON scores.device = honest.device
-        ORDER BY 2 DESC, 1
-    """):
+    """)
+    findings = []
+    for device, score, subscribers, regulars, first, last, honest in rows:
+        confirmed = cases.get(device)
+        if confirmed is False:
+            continue
         ranked = sorted(marks[device])
-        holding = [(name, evidence) for says, name, evidence in ranked if -says >= HOLDS_FROM] or [
-            each[1:] for each in ranked[:1]
-        ]
-        confirmed = cases.get(device, False)
-        yield Finding(
-            device=device, score=SCORE_MAX if confirmed else min(score, SCORE_MAX), conditions=tuple(name for name, _ in holding), subscribers=subscribers, copies=regulars,
-            first_seen=first, last_seen=last, evidence="; ".join(evidence for _, evidence in holding), honest=honest,
-            confirmed=confirmed, users=copies.get(device, ()),
-        )  # fmt: skip
+        holding = [mark for mark in ranked if -mark[0] >= HOLDS_FROM] or ranked[:1]
+        finding = Finding(
+            device=device,
+            score=SCORE_MAX if confirmed else min(score, SCORE_MAX),
+            conditions=tuple(name for _, name, _ in holding),
+            subscribers=subscribers,
+            copies=regulars,
+            first_seen=first,
+            last_seen=last,
+            evidence="; ".join(evidence for *_, evidence in holding),
+            honest=honest,
+            confirmed=bool(confirmed),
+            users=copies.get(device, ()),
+            distrusted=tuple(sorted(distrusted)),
+        )
+        findings.append(finding)
+    return sorted(findings, key=lambda finding: (-finding.score, finding.device))
 
 
 def as_text(moment: datetime) -> str:

@@ -85,23 +85,19 @@ def find_sightings(
     Raises:
         EirError: if a file cannot be read.
     """
-    alternatives = [
-        ("device", what.device),
-        ("imei", what.odd),
-        *(("subscriber", each) for each in subscribers),
-        *(("msisdn", each) for each in msisdns),
-    ]
-    condition = pl.any_horizontal(False, *(pl.col(name) == value for name, value in alternatives if value is not None))
+    alternatives = [pl.col("subscriber") == each for each in subscribers]
+    alternatives += [pl.col("msisdn") == each for each in msisdns]
+    if what.device is not None:
+        alternatives.append(pl.col("device") == what.device)
+    if what.odd is not None:
+        alternatives.append(pl.col("imei") == what.odd)
+    condition = pl.any_horizontal(False, *alternatives)
     if since is not None:
-        condition &= pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
-    rows = (
-        _rows(state, since, lambda rows: rows.filter(condition))
-        .group_by(ALIKE)
-        .agg(
-            pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum(), pl.col("device").first()
-        )
-    )
-    return [_as_row(row) for row in rows.sort("first", "last").iter_rows(named=True)]
+        condition &= pl.col("last") >= _naive_utc(since)
+    rows = _rows(state, since, lambda rows: rows.filter(condition))
+    first, last, checks = pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum()
+    groups = rows.group_by(ALIKE).agg(first, last, checks, pl.col("device").first())
+    return [_as_row(row) for row in groups.sort("first", "last").iter_rows(named=True)]
 
 
 def find_answers(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
@@ -114,7 +110,7 @@ def find_answers(state: Path, device: int, subscribers: Sequence[str], until: da
     Raises:
         EirError: if a file cannot be read.
     """
-    last = until.astimezone(UTC).replace(tzinfo=None)
+    last = _naive_utc(until)
     condition = (pl.col("device") == device) & (pl.col("time") <= last)
     if subscribers:
         condition &= pl.col("subscriber").is_in(list(subscribers))
@@ -126,11 +122,9 @@ def find_answers(state: Path, device: int, subscribers: Sequence[str], until: da
             lambda frame: frame.filter(condition).sort("last", "time", descending=True),
         )
         if len(rows):
-            chosen = rows.filter(pl.col("last") >= last)
-            return [
-                _as_row(dict(row) | {"first": row["time"]})
-                for row in (chosen if len(chosen) else rows.head(1)).iter_rows(named=True)
-            ]
+            in_progress = rows.filter(pl.col("last") >= last)
+            answers = in_progress if len(in_progress) else rows.head(1)
+            return [_as_row(row | {"first": row["time"]}) for row in answers.iter_rows(named=True)]
     return []
 
 
@@ -142,7 +136,7 @@ def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, i
     Raises:
         EirError: if a file cannot be read.
     """
-    condition = pl.col("device").is_not_null() & (pl.col("time") >= since.astimezone(UTC).replace(tzinfo=None))
+    condition = pl.col("device").is_not_null() & (pl.col("time") >= _naive_utc(since))
     origin = pl.col("origin_host").fill_null("")
     rows = _rows(state, since, lambda rows: _sum_rows(rows.filter(condition).with_columns(origin)), None)
     return _sum_rows(rows.lazy()).collect().rows()
@@ -174,7 +168,7 @@ def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -
     Raises:
         EirError: if a file cannot be read.
     """
-    recent = pl.col("last") >= since.astimezone(UTC).replace(tzinfo=None)
+    recent = pl.col("last") >= _naive_utc(since)
     newest = ("last", "peer", "origin_host", "protocol", "subscriber", "home")
     wanted = pl.LazyFrame({"device": devices.astype(np.int64)})
     of_tacs = (pl.col("device") // SNR_KEYS).is_in(tacs.astype(np.int64).tolist())
@@ -228,13 +222,27 @@ def read_rows(
         ) from None
 
 
+def _naive_utc(moment: datetime) -> datetime:
+    """Return a time in UTC without a zone, as in the files."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
 def _as_row(row: dict[str, Any]) -> dict[str, Any]:
-    times = {
-        name: row[name].replace(tzinfo=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        for name in ("first", "last")
+    device = row["device"]
+    document = {
+        "first": _time_text(row["first"]),
+        "last": _time_text(row["last"]),
+        "checks": row["checks"],
+        "device": None if device is None else key_text(device),
     }
-    device = None if row["device"] is None else key_text(row["device"])
-    return {**times, "checks": row["checks"], "device": device, **{name: row[name] for name in ALIKE}}
+    for name in ALIKE:
+        document[name] = row[name]
+    return document
+
+
+def _time_text(moment: datetime) -> str:
+    text = moment.replace(tzinfo=UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 def daily_rows(

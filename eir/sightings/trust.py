@@ -32,38 +32,61 @@ def find_distrusted(
         share: one of `share` ordinary phones is in the sample.
         sent: number of checks of each voice.
     """
-    devices: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for device, subscriber, voice in told:
-        devices[device][subscriber].add(voice)
     phones = [frozenset(voices) for voices in ordinary if voices]
     carried: defaultdict[str, set[int]] = defaultdict(set)
     for number, voices in enumerate(phones):
         for voice in voices:
             carried[voice].add(number)
-    spoken: defaultdict[Voices, set[int]] = defaultdict(set)
-    for device, subscribers in devices.items():
-        for group in set(map(frozenset, subscribers.values())):
-            if len(group) <= TOGETHER_MAX and any(not voices <= group for voices in subscribers.values()):
-                spoken[group].add(device)
-    everything = sum(sent.values())
-    usual = len(set[int]().union(*spoken.values())) / (share * sum(len(voices) > 1 for voices in phones) + 1)
+    victims = _victims_by_group(told)
+    all_victims = set[int]().union(*victims.values())
+    shared_phones = share * sum(len(voices) > 1 for voices in phones)
+    usual = len(all_victims) / (shared_phones + 1)
+    all_checks = sum(sent.values())
+    candidates = {*victims, *(_with_accomplice(group, carried, phones) for group in victims)}
     doubtful: list[tuple[Voices, set[int], float]] = []
-    for group in {*spoken, *(_with_accomplice(narrow, carried, phones) for narrow in spoken)}:
-        lies = set[int]().union(*(spoken.get(part, ()) for part in _subgroups(group)))
-        seen = share * _ordinary_count(group, carried, phones)
-        if (
-            len(lies) * ORDINARY_MIN > seen
-            and len(lies) > OFTEN * usual * seen
-            and sum(sent[voice] for voice in group) * LARGE <= everything
-        ):
-            doubtful.append((group, lies, seen))
+    for group in candidates:
+        lies = set[int]().union(*(victims.get(part, ()) for part in _subgroups(group)))
+        phones_carried = share * _ordinary_count(group, carried, phones)
+        is_small = sum(sent[voice] for voice in group) * LARGE <= all_checks
+        is_idle = len(lies) * ORDINARY_MIN > phones_carried
+        is_unusual = len(lies) > OFTEN * usual * phones_carried
+        if is_small and is_idle and is_unusual:
+            doubtful.append((group, lies, phones_carried))
+    return _worst_first(doubtful)
+
+
+def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, set[int]]:
+    """Return for each group of voices the devices of other voices that only this group makes suspicious."""
+    reporters: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for device, subscriber, voice in told:
+        reporters[device][subscriber].add(voice)
+    victims: defaultdict[Voices, set[int]] = defaultdict(set)
+    for device, voices_by_subscriber in reporters.items():
+        groups = {frozenset(voices) for voices in voices_by_subscriber.values()}
+        for group in groups:
+            is_beside_others = any(not voices <= group for voices in groups)
+            if len(group) <= TOGETHER_MAX and is_beside_others:
+                victims[group].add(device)
+    return victims
+
+
+def _worst_first(doubtful: Sequence[tuple[Voices, set[int], float]]) -> set[str]:
+    """Return the voices to distrust. Devices that a worse group explains do not count against another group."""
     distrusted, explained = set[str](), set[int]()
-    while doubtful:  # the worst first: devices that it explains do not count against other groups
-        group, lies, _ = max(doubtful, key=lambda each: (len(each[1] - explained) / (each[2] + 1), sorted(each[0])))
-        distrusted |= group
+
+    def badness(candidate: tuple[Voices, set[int], float]) -> tuple[float, list[str]]:
+        group, lies, phones_carried = candidate
+        return len(lies - explained) / (phones_carried + 1), sorted(group)
+
+    left = list(doubtful)
+    while left:
+        worst, lies, _ = max(left, key=badness)
+        distrusted |= worst
         explained |= lies
-        doubtful = [
-            each for each in doubtful if not each[0] & distrusted and len(each[1] - explained) * ORDINARY_MIN > each[2]
+        left = [
+            (group, lies, phones_carried)
+            for group, lies, phones_carried in left
+            if not group & distrusted and len(lies - explained) * ORDINARY_MIN > phones_carried
         ]
     return distrusted
 
@@ -74,11 +97,9 @@ def _subgroups(group: Voices) -> Iterator[Voices]:
         yield from map(frozenset, combinations(sorted(group), size))
 
 
-def _shared(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> list[int]:
-    """Return the ordinary phones that both the group and voices outside the group report."""
-    return [
-        number for number in set().union(*(carried.get(voice, ()) for voice in group)) if not phones[number] <= group
-    ]
+def _carried_by(group: Voices, carried: Mapping[str, set[int]]) -> set[int]:
+    """Return the ordinary phones that a group reports."""
+    return set[int]().union(*(carried.get(voice, ()) for voice in group))
 
 
 def _ordinary_count(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> float:
@@ -86,9 +107,9 @@ def _ordinary_count(group: Voices, carried: Mapping[str, set[int]], phones: Sequ
 
     A phone that only this group reports counts 1/UNSEEN.
     """
-    mine = len(set[int]().union(*(carried.get(voice, ()) for voice in group)))
-    shared = len(_shared(group, carried, phones))
-    return shared + (mine - shared) / UNSEEN
+    own = _carried_by(group, carried)
+    shared = sum(not phones[number] <= group for number in own)
+    return shared + (len(own) - shared) / UNSEEN
 
 
 def _with_accomplice(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> Voices:
@@ -96,9 +117,10 @@ def _with_accomplice(group: Voices, carried: Mapping[str, set[int]], phones: Seq
 
     A group of TOGETHER_MAX voices, or without such a voice, is returned unchanged.
     """
-    candidates = Counter(voice for number in _shared(group, carried, phones) for voice in phones[number] - group)
-    return (
-        group | {min(candidates, key=lambda voice: (-candidates[voice], voice))}
-        if candidates and len(group) < TOGETHER_MAX
-        else group
-    )
+    if len(group) >= TOGETHER_MAX:
+        return group
+    others = Counter(voice for number in _carried_by(group, carried) for voice in phones[number] - group)
+    if not others:
+        return group
+    accomplice = min(others, key=lambda voice: (-others[voice], voice))
+    return group | {accomplice}

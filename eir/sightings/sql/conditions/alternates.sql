@@ -1,5 +1,5 @@
--- Subscribers whose checks follow one another as those of several phones do, at random, and not in blocks or together as one phone's. Of two this
--- alone is never enough to export: two SIMs of one phone may be checked each by itself.
+-- Order and number of checks: random as from several phones, or in blocks or together as from one phone. For two subscribers this evidence alone is limited below the export, because two SIMs
+-- of one phone may be checked independently.
 SELECT
   evidence.device,
   LEAST(

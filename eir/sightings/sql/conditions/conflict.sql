@@ -1,5 +1,5 @@
--- Changes of SIM after which the check is where this SIM was last, and not where the device was last: two bodies at two places. Changes that answer the other
--- way round count against it, as at a border. The example is the change with the shortest time.
+-- Changes of SIM after which the check is where this SIM was last, and not where the device was last: two phones at two places. Changes with the opposite result, as at a border, count against
+-- two phones. The example is the change with the shortest time.
 SELECT
   evidence.device, {places} * evidence.places AS says,
   CASE WHEN evidence.two_days > 0 THEN CONCAT(

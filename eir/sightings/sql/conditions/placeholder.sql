@@ -1,4 +1,4 @@
--- An identifier that stands for none: zeros, one digit repeated, digits that count up or down.
+-- Placeholders instead of identifiers: only zeros, one repeated digit, or digits that count up or down.
 SELECT
   device, {certain} AS says, CONCAT('an identifier that stands for none; subscribers: ', CAST(subscribers AS VARCHAR)) AS evidence
 FROM devices

@@ -1,6 +1,5 @@
--- SIM boxes. By the ports: SIMs that go round through seven devices or more, which hold little else on four days or more and on a third of all days. A refurbisher
--- keeps a phone for days only; a measuring van and a laboratory have fewer devices. By the SIM: one that uses up five devices, which nobody else uses, at
--- one peer.
+-- SIM boxes, by two rules. Ports: SIMs rotate through seven or more devices, with little other traffic, on at least four days and on a third of all days. A refurbisher keeps a phone for
+-- days only; a measuring van and a laboratory have fewer devices. SIM: one SIM uses five devices, which no other SIM uses, at one peer.
 SELECT device, MAX(says) AS says, MAX(evidence) AS evidence
 FROM (
   SELECT

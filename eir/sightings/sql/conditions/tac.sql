@@ -1,7 +1,6 @@
--- A TAC that was never allocated, by the list. A list knows no models that are newer than itself: once its newest row is older than two months,
--- only a body that it has no TAC of at all is sure; and a TAC that two devices show is rather a new model, since a made-up number is alone.
--- Devices of peers that send less than a tenth of what each does on average do not count for that: a peer can invent its own. A list with
--- one date for all has none.
+-- TACs that the list does not have. A list lacks models that are newer than the list. If its newest row is more than two months old, only a body without any TAC in the list is
+-- certain. A TAC of two devices is rather a new model, because an invented number is alone. For this rule devices do not count if their peer sends less than a tenth of the average
+-- number of checks: a peer can invent its own devices. A list with one date for all rows has no usable date.
 SELECT
   devices.device, CASE WHEN bodies.body IS NULL THEN {no_body} ELSE {likely} END AS says,
   CONCAT('its TAC is not in the list, whose newest is of ', COALESCE(CAST(listed.newest AS VARCHAR), 'no day')) AS evidence

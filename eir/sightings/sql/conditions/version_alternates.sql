@@ -1,5 +1,4 @@
--- Changes of SIM after which the software version is the one that this SIM had last, and not the one that the device had last: two bodies with two versions.
--- An update shows the opposite once.
+-- Changes of SIM after which the software version is the last one of this SIM, and not the last one of the device: two phones with two versions. An update has the opposite result once.
 SELECT
   device, {versions_two} * versions_two + {versions_one} * versions_one AS says,
   CONCAT(

@@ -1,5 +1,5 @@
--- Each origin with each peer that sends its checks, by the number of the origin and by one of both; realm: its operator. A peer that sends less than a
--- tenth of an origin's checks is not the way by which they come: its checks of that origin are no evidence, and neither are those of a distrusted origin or peer.
+-- Pairs of an origin and a peer that sends checks of this origin, with the number of the origin (`number`), the number of the pair (`claim`) and the operator (`realm`).
+-- A check is evidence only if its peer sends at least a tenth of the checks of the origin, and if neither origin nor peer is distrusted (`is_believed`).
 SELECT
   origin, peer, realm, checks, CAST(DENSE_RANK() OVER (ORDER BY origin) AS INTEGER) AS number, CAST(ROW_NUMBER() OVER (ORDER BY origin, peer) AS INTEGER) AS claim,
   CASE

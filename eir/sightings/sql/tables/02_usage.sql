@@ -1,4 +1,4 @@
--- Each device with each subscriber, without the word of distrusted origins and peers: the one pass over all sightings. Bit n of days: seen on day n of the window.
+-- Each device with each subscriber, without checks of distrusted origins and peers. This is the one pass over all sightings. Bit n of `days`: the pair was seen on day n of the window.
 SELECT
   device, subscriber, checks, first_seen, last_seen, days, home, CAST(BIT_COUNT(days) AS BIGINT) AS day_count
 FROM (

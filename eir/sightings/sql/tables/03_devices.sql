@@ -1,4 +1,4 @@
--- Each device. tac: the first 8 digits; NULL of a MEID with letters.
+-- Each device. `tac`: its first 8 digits, or NULL for a MEID with letters.
 SELECT
   device, CASE WHEN device < 100000000000000 THEN CAST(FLOOR(device / 1000000) AS BIGINT) END AS tac,
   CAST(SUM(checks) AS BIGINT) AS checks, MIN(first_seen) AS first_seen, MAX(last_seen) AS last_seen, BIT_OR(days) AS days,

@@ -1,6 +1,5 @@
--- Devices in which two subscribers overlap in time, with those subscribers, by number, the busiest first. One that comes after the other
--- has gone is a sale or a repair; one that was seen on one day alone is a try, and no evidence of anything. Of a device with thousands
--- the busiest say enough.
+-- Subscribers of shared devices, numbered from the busiest. A device is shared if the periods of two subscribers overlap: subscribers without overlap are a sale or a
+-- repair. A subscriber who was seen on one day only is no evidence. Of each device the 100 busiest subscribers are evaluated.
 SELECT device, subscriber, home, CAST(rank AS INTEGER) AS number
 FROM (
   SELECT

@@ -1,4 +1,4 @@
--- From one check of a shared device to the next: who, where and how long after.
+-- Checks of shared devices, each with the previous check: its subscriber, its origin, and the seconds between the two.
 SELECT
   sightings.device, members.number AS subscriber, sightings.software_version AS version, claims.number AS origin, claims.claim, sightings.time, INSTANT_S(sightings.time) AS instant_s, sightings.day,
   LAG(members.number) OVER trail AS before_subscriber,

@@ -1,4 +1,4 @@
--- Each origin: its configured place, its operator, and its MME group if its name has one (TS 23.003 19.4.2.4).
+-- Each origin with its configured place, its operator, and its MME group if the name has one (TS 23.003 19.4.2.4).
 SELECT
   named.number, named.origin, named.realm, MIN(places.latitude) AS latitude, MIN(places.longitude) AS longitude,
   CASE WHEN named.origin LIKE 'mmec%.mmegi%' THEN SUBSTRING(named.origin, STRPOS(named.origin, '.mmegi')) END AS pool

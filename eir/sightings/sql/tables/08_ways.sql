@@ -1,6 +1,6 @@
--- Pairs of origins, either way, of which it is known whether they are two places (is_apart 1) or one (0): by configured places that are 30 km apart; by the names of
--- MME groups of one operator; else by continuity: honest devices change SIMs within a pool, or at a border, about twice as often between two origins as at each of
--- them. Where too few devices change SIMs there, nothing is known, and place says nothing. The same holds for origins of two operators.
+-- Pairs of origins, in both directions, that are known to be two places (`is_apart` 1) or one place (0). Configured places are two beyond 30 km. MME groups of one operator
+-- are two places by their names. Otherwise continuity decides: within a pool or at a border, honest devices change SIMs between two origins about twice as often as at each of them.
+-- A pair with too few changes, or of two operators, is unknown: it has no row, and the place is no evidence.
 SELECT origin, other, is_apart
 FROM (
   SELECT

@@ -1,6 +1,5 @@
--- Each change of SIM in a shared device, and the one question about it: is the check where this SIM was last (two bodies), or where the device was last
--- (one body)? It is asked of the origin and of the software version. is_two, is_one: 1 if the answer is clear. An origin that sends version 00 of all phones
--- is asked of its place only.
+-- Changes of SIM in shared devices. Each is evaluated by one question: is the check where this SIM was last (two phones, `is_two`), or where the device was last (one phone, `is_one`)?
+-- The question is asked of the origin and of the software version. If an origin sends version 00 for all phones, only the place is evaluated.
 SELECT
   trail.device, trail.day, trail.time, trail.subscriber, trail.before_subscriber, trail.gap_s, trail.origin, trail.before_origin, trail.version, trail.before_version,
   CASE WHEN from_device.is_apart = 1 AND from_sim.is_apart = 0 THEN 1 ELSE 0 END AS is_two,

@@ -1,7 +1,6 @@
--- The two busiest subscribers of each shared device while both were there: in how many runs their checks come (Wald and Wolfowitz). Two
--- phones give a random order, so that the runs lie within two deviations or so of what is expected; one phone's SIMs come in blocks (fewer
--- runs) or together (more). Of checks of a SIM within half an hour the first counts: they come in twos and threes. slant: how much sooner one
--- of the two follows the other than the other way round, in deviations: of two phones each comes as soon after the other, whatever each sends.
+-- The two busiest subscribers of each shared device, during their common period, with the number of runs of their checks (Wald and Wolfowitz). Two phones give a random
+-- order, with the expected number of runs within about two deviations. The SIMs of one phone come in blocks (fewer runs) or together (more runs). Of the checks of a SIM within half an
+-- hour only the first counts, because checks come in groups. `slant`: ratio of the mean delays in the two directions, in deviations. For two phones both delays are equal.
 SELECT
   device, a, b, runs, expected, SQRT(GREATEST((expected - 1) * (expected - 2) / GREATEST(a + b - 1, 1), 0.25)) AS deviation,
   ABS(LN(GREATEST(there_s, 1) / GREATEST(back_s, 1))) * SQRT((runs - 1) / 4) AS slant

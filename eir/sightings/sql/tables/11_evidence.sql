@@ -1,6 +1,6 @@
--- The nine columns of the model for each shared device, and numbers for its sheet. places: days that show two bodies by their place, less those that show one, in deviations.
--- blocks, lockstep: runs fewer or more than two phones give, in deviations; half a one more is usual. uneven: their slant beyond chance. busy: two phones send
--- twice as many checks as one; a phone that is checked at each change of its SIM sends so many more, and beyond twice it is no more evidence.
+-- The nine columns of the model for each shared device, and numbers for its sheet. `places`: days with two phones by the place minus days with one, in deviations. `blocks`,
+-- `lockstep`: runs fewer or more than two phones give, in deviations, beyond the usual excess of 0.5. `uneven`: slant beyond chance. `busy`: checks in relation to those of one phone. A
+-- phone that is checked at each change of SIM sends more checks for that reason, which is subtracted. More than twice as many checks count as twice.
 SELECT
   changed.device,
   (changed.two_days - changed.one_days) / SQRT(GREATEST(changed.two_days + changed.one_days, 1)) AS places,

@@ -1,4 +1,4 @@
--- Grounds for an honest explanation of each shared device, in words; empty if there is none.
+-- Reasons for an honest explanation of each shared device, as text; empty if there is none.
 SELECT
   device,
   TRIM(CONCAT(

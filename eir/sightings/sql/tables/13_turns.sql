@@ -1,4 +1,4 @@
--- Numbers that one SIM had in turn, and nobody else: none of them while it had another one. Five minutes are left for clocks that differ.
+-- Devices that one SIM used in turn, and no other SIM used. The SIM used no other device during the period of such a device. Clocks may differ by five minutes.
 SELECT device, subscriber, used
 FROM (
   SELECT device, subscriber, of_all, is_in_turn, SUM(is_in_turn) OVER (PARTITION BY subscriber) AS used

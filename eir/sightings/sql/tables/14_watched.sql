@@ -1,4 +1,4 @@
--- Devices of which it counts by which peers their checks came: those of boxes, and those of TACs that the list does not know.
+-- Devices whose checks are counted by peer: members of SIM boxes, and devices whose TAC is not in the list.
 SELECT device FROM box
 UNION
 SELECT device FROM turns

@@ -1,4 +1,4 @@
--- Those devices with each subscriber, by the peer that sent their checks, as far as it is believed.
+-- Watched devices with each subscriber, by the peer that sent the checks. Only checks that are evidence count.
 SELECT
   sightings.device, sightings.subscriber, claims.peer, CAST(SUM(sightings.checks) AS BIGINT) AS checks, BIT_OR(CAST(1 AS BIGINT) << sightings.day) AS days
 FROM sightings JOIN watched ON sightings.device = watched.device

@@ -1,5 +1,5 @@
--- Ordinary traffic of each origin and peer: a sample of the phones with one subscriber, some 60,000, and by whom their checks came on two days or more.
--- share: one of so many devices is in the sample.
+-- Ordinary traffic of each origin and peer: a sample of about 60,000 phones with one subscriber, and the pairs of origin and peer that reported the phone on two days or more.
+-- `share`: one of `share` devices is in the sample.
 SELECT sightings.device, claims.claim, MIN(sampled.share) AS share
 FROM sightings JOIN (
   SELECT devices.device, size.share
