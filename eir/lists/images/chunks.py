@@ -17,9 +17,9 @@ from eir.lists.pages.roaring import is_fresh
 
 BLOCK_BITS = 16
 BLOCKS: Final = 0xFFFF
-"""Bits of a page that show which of its 16 blocks exist."""
+"""Mask of the bits of a page that show which of its 16 blocks exist."""
 WHOLE, WHOLE_UNTIL, ENDS = 1 << 16, 1 << 17, 1 << 18
-"""Bits for a page that is listed whole, for a page that is listed whole until a time, and for a page with rows that end."""
+"""Flags in the bits of a page: listed whole, listed whole until a time, has rows that end."""
 
 Numbers = NDArray[Any]
 SIGHTINGS = np.dtype([("first", "<u2"), ("last", "<u1")])
@@ -29,7 +29,9 @@ SIGHTINGS = np.dtype([("first", "<u2"), ("last", "<u1")])
 class Chunk(NamedTuple):
     """Consecutive pages of a list as arrays.
 
-    `sizes`: number of keys of each block. `rows`: number of rows of each page with ENDS.
+    `bits`: existing blocks and flags of each page. `sizes`: number of keys of each block. `lows`: the lower 16 bits of each
+    key. `rows`: number of rows of each page with ENDS. `ends`: end of each of these rows (0: none). `tac_ends`: end of each
+    page with WHOLE_UNTIL.
     """
 
     numbers: Numbers
@@ -94,42 +96,51 @@ class PageRows:
         """Convert the page to a chunk, the form from which images are built."""
         keys = self.keys.astype(np.uint32, copy=False)
         plain = chunk_of_pages(np.full(len(keys), self.number, np.uint64), keys)
-        flags = 0 if self.tac is None else WHOLE_UNTIL if self.tac else WHOLE
-        rows = len(self.imsis) if len(self.counts) else len(keys)
-        ends = (
-            np.broadcast_to(self.ends.astype(np.uint32), rows)
-            if len(self.ends) and self.ends.any()
-            else self.ends[:0].astype(np.uint32)
-        )
-        flags |= ENDS if len(ends) else 0
-        numbers, bits = (
-            np.array([self.number], np.uint64),
-            np.array([int(plain.bits[0]) if len(keys) else 0], np.uint32) | np.uint32(flags),
-        )
+        bits = int(plain.bits[0]) if len(keys) else 0
+        tac_ends = list[int]()
+        if self.tac:
+            bits |= WHOLE_UNTIL
+            tac_ends = [self.tac]
+        elif self.tac is not None:
+            bits |= WHOLE
+        ends = np.empty(0, np.uint32)
+        rows = list[int]()
+        if self.ends.any():
+            bits |= ENDS
+            rows = [len(self.imsis) if len(self.counts) else len(keys)]
+            ends = np.broadcast_to(self.ends.astype(np.uint32), rows)
         return Chunk(
-            numbers, bits, plain.sizes, plain.lows, np.array([rows][: flags & ENDS], np.uint32), ends, np.array([self.tac or 0][: flags & WHOLE_UNTIL], np.uint32),
-            self.counts.astype(np.uint32), self.imsis.astype(np.uint64),
-        )  # fmt: skip
+            numbers=np.array([self.number], np.uint64),
+            bits=np.array([bits], np.uint32),
+            sizes=plain.sizes,
+            lows=plain.lows,
+            rows=np.array(rows, np.uint32),
+            ends=ends,
+            tac_ends=np.array(tac_ends, np.uint32),
+            counts=self.counts.astype(np.uint32),
+            imsis=self.imsis.astype(np.uint64),
+        )
 
 
 def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
     """Convert ascending pages to chunks. Consecutive pages that have only keys share one chunk."""
-    for plain, group in groupby((page for page in pages if page is not None), lambda page: page.is_plain):
+    existing = (page for page in pages if page is not None)
+    for is_plain, group in groupby(existing, lambda page: page.is_plain):
+        if not is_plain:
+            yield from map(PageRows.chunk, group)
+            continue
         rows = list(group)
-        if plain:
-            counts = [len(page.keys) for page in rows]
-            remainders = np.concatenate([page.keys for page in rows]).astype(np.uint32, copy=False)
-            yield chunk_of_pages(np.repeat(np.array([page.number for page in rows], np.uint64), counts), remainders)
-        else:
-            yield from (page.chunk() for page in rows)
+        counts = [len(page.keys) for page in rows]
+        numbers = np.array([page.number for page in rows], np.uint64)
+        remainders = np.concatenate([page.keys for page in rows])
+        yield chunk_of_pages(np.repeat(numbers, counts), remainders.astype(np.uint32, copy=False))
 
 
 def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
     """Return a copy of the chunk in which some pages are replaced. The value None removes a page."""
     numbers = sorted(changes)
-    return replace_pages(
-        old, np.array(numbers, np.uint64), join(list(chunks_of_rows(changes[number] for number in numbers)))
-    )
+    new = chunks_of_rows(changes[number] for number in numbers)
+    return replace_pages(old, np.array(numbers, np.uint64), join(list(new)))
 
 
 def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
@@ -137,40 +148,55 @@ def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
 
     A page that `new` lacks is removed.
     """
-    goes, comes = (
-        np.stack([np.searchsorted(of.numbers, numbers, side) for side in ("left", "right")]) for of in (old, new)
-    )
-    bounds = zip(_bounds(old), _bounds(new), strict=True)
+    removed, added = _page_ranges(old, numbers), _page_ranges(new, numbers)
+    columns = zip(old, _bounds(old), new, _bounds(new), strict=True)
     return Chunk(
         *(
-            _splice(before, old_bounds[goes], after, new_bounds[comes])
-            for before, after, (old_bounds, new_bounds) in zip(old, new, bounds, strict=True)
+            _splice(before, old_bounds[removed], after, new_bounds[added])
+            for before, old_bounds, after, new_bounds in columns
         )
     )
 
 
+def _page_ranges(of: Chunk, numbers: Numbers) -> Numbers:
+    """Return the start and the end index of each numbered page in a chunk, in two rows; they are equal if it lacks the page."""
+    return np.stack([np.searchsorted(of.numbers, numbers, side) for side in ("left", "right")])
+
+
 def _bounds(of: Chunk) -> Chunk:
     """Return, for each array of a chunk, the index at which each page begins, and the length of the array."""
-    pages, blocks = np.arange(len(of.numbers) + 1), begins(blocks_of(of.bits))
-    keys, with_ends, tacs = begins(of.sizes)[blocks], begins(of.bits & ENDS != 0), begins(of.bits & WHOLE_UNTIL != 0)
-    devices = keys if len(of.counts) else np.zeros_like(keys)
-    sighted = keys if len(of.sightings) else np.zeros_like(keys)
+    pages = np.arange(len(of.numbers) + 1)
+    blocks = begins(blocks_of(of.bits))
+    keys = begins(of.sizes)[blocks]
+    with_ends = begins(of.bits & ENDS != 0)
+    none = np.zeros_like(keys)
+    devices = keys if len(of.counts) else none
     return Chunk(
-        pages, pages, blocks, keys, with_ends, begins(of.rows)[with_ends], tacs, devices, begins(of.counts)[devices], sighted
-    )  # fmt: skip
+        numbers=pages,
+        bits=pages,
+        sizes=blocks,
+        lows=keys,
+        rows=with_ends,
+        ends=begins(of.rows)[with_ends],
+        tac_ends=begins(of.bits & WHOLE_UNTIL != 0),
+        counts=devices,
+        imsis=begins(of.counts)[devices],
+        sightings=keys if len(of.sightings) else none,
+    )
 
 
-def _splice(old: Numbers, goes: Numbers, new: Numbers, comes: Numbers) -> Numbers:
+def _splice(old: Numbers, removed: Numbers, new: Numbers, added: Numbers) -> Numbers:
     """Return a copy of the array `old` in which some ranges are replaced by ranges of the array `new`.
 
-    `goes` and `comes` have two rows: the starts and the ends of the ranges.
+    `removed` and `added` have two rows: the starts and the ends of the ranges.
     """
     pieces: list[Numbers] = []
-    done = 0
-    for kept_to, kept_from, first, last in zip(*goes.tolist(), *comes.tolist(), strict=True):
-        pieces += (old[done:kept_to], new[first:last])
-        done = kept_from
-    return np.concatenate((*pieces, old[done:]))
+    at = 0
+    for start, end, first, last in zip(*removed.tolist(), *added.tolist(), strict=True):
+        pieces += (old[at:start], new[first:last])
+        at = end
+    pieces.append(old[at:])
+    return np.concatenate(pieces)
 
 
 def join(chunks: Sequence[Chunk]) -> Chunk:

@@ -23,9 +23,11 @@ from eir.lists.pages.first_days import NOTHING, FirstDays, decode_days, join
 from eir.lists.pages.pages import PAGE_KEYS, Page
 
 BATCH_PAGES = 2000
-"""Pages that are read at a time."""
-DAY_MAX, COUNTED_AT_ONCE = 0xFFFF, 1 << 20
-"""Last day that an image holds, and number of devices whose days are counted at a time, because numpy widens each to 8 bytes."""
+"""Maximum number of pages that are read together."""
+DAY_MAX = 0xFFFF
+"""Last day that an image can hold."""
+COUNT_BATCH = 1 << 20
+"""Maximum number of devices whose days are counted together: numpy widens each day to 8 bytes."""
 
 
 def _chunk(days: FirstDays) -> Chunk:
@@ -50,8 +52,10 @@ def image_of_days(pages: Sequence[Page]) -> Image:
 def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Image:
     """Build a new image from `image` with the devices of some pages replaced. Raises OSError."""
     numbers = sorted(changes)
-    new = _chunk(join(changes[number] for number in numbers))
-    return build_image([new if image is None else replace_pages(image.chunk(), np.array(numbers, np.uint64), new)])
+    chunk = _chunk(join(changes[number] for number in numbers))
+    if image is not None:
+        chunk = replace_pages(image.chunk(), np.array(numbers, np.uint64), chunk)
+    return build_image([chunk])
 
 
 def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
@@ -76,30 +80,34 @@ def held_in(image: Image, keys: Numbers) -> Numbers:
 
     The keys must be in ascending order.
     """
-    whole, pages = image.chunk(), keys // np.uint64(PAGE_KEYS)
+    whole = image.chunk()
+    pages = keys // np.uint64(PAGE_KEYS)
     tacs = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_UNTIL) != 0]
-    held: Numbers = np.isin(keys, _keys_in(whole, np.unique(pages))[0], assume_unique=True)
+    single, _ = _keys_in(whole, np.unique(pages))
+    held: Numbers = np.isin(keys, single, assume_unique=True)
     return held | np.isin(pages, tacs)
 
 
 def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
     """Return a mask of the keys (in ascending order) that at least one of the lists contains."""
-    found = np.zeros(len(keys), bool)
+    is_registered = np.zeros(len(keys), bool)
     for each in lists:
-        if each.image is not None:
-            held = held_in(each.image, keys)
-            if each.image.has_ends:
-                held[held] = [each.holds(key) for key in keys[held].tolist()]
-            found |= held
-    return found
+        if each.image is None:
+            continue
+        held = held_in(each.image, keys)
+        if each.image.has_ends:
+            held[held] = [each.holds(key) for key in keys[held].tolist()]
+        is_registered |= held
+    return is_registered
 
 
 def count_first_days(image: Image | None) -> dict[int, int]:
     """Count the devices of a record of first sightings by their first day."""
     counts = np.zeros(DAY_MAX + 1, np.int64)
     firsts = NOTHING.firsts if image is None else image.chunk().sightings["first"]
-    for at in range(0, len(firsts), COUNTED_AT_ONCE):
-        counts += np.bincount(firsts[at : at + COUNTED_AT_ONCE], minlength=len(counts))
+    for at in range(0, len(firsts), COUNT_BATCH):
+        batch = firsts[at : at + COUNT_BATCH]
+        counts += np.bincount(batch, minlength=len(counts))
     days = np.flatnonzero(counts)
     return dict(zip(days.tolist(), counts[days].tolist(), strict=True))
 
@@ -115,21 +123,21 @@ def left(before: Image, now: Image) -> Iterator[Numbers]:
 def _keys_in(whole: Chunk, wanted: Numbers) -> tuple[Numbers, Numbers]:
     """Return the keys of the wanted pages (in ascending order), and the position of each key among all keys."""
     places = np.flatnonzero(np.isin(whole.numbers, wanted, assume_unique=True))
-    page_blocks, block_keys = begins(blocks_of(whole.bits)).astype(np.int64), begins(whole.sizes).astype(np.int64)
+    page_blocks = begins(blocks_of(whole.bits)).astype(np.int64)
+    block_keys = begins(whole.sizes).astype(np.int64)
     counts = page_blocks[places + 1] - page_blocks[places]
     blocks = _spans(page_blocks[places], counts)
-    uppers = np.nonzero(whole.bits[places, None] >> np.arange(BLOCK_BITS, dtype=np.uint32) & np.uint32(1))[1]
     sizes = whole.sizes[blocks].astype(np.int64)
-    at = _spans(block_keys[blocks], sizes)
-    base = np.repeat(whole.numbers[places], counts) * np.uint64(PAGE_KEYS) + (
-        uppers.astype(np.uint64) << np.uint64(BLOCK_BITS)
-    )
-    return np.repeat(base, sizes) + whole.lows[at], at
+    positions = _spans(block_keys[blocks], sizes)
+    block_bits = np.arange(BLOCK_BITS, dtype=np.uint32)
+    _, uppers = np.nonzero(whole.bits[places, None] >> block_bits & np.uint32(1))
+    first_keys = np.repeat(whole.numbers[places], counts) * np.uint64(PAGE_KEYS)
+    first_keys += uppers.astype(np.uint64) << np.uint64(BLOCK_BITS)
+    return np.repeat(first_keys, sizes) + whole.lows[positions], positions
 
 
 def _spans(starts: Numbers, sizes: Numbers) -> Numbers:
     """Return all positions that the given ranges cover, one range after the other."""
-    ends = np.cumsum(sizes)
-    total = int(ends[-1]) if len(ends) else 0
-    found: Numbers = np.arange(total) + np.repeat(starts - (ends - sizes), sizes)
-    return found
+    shifts = starts - (np.cumsum(sizes) - sizes)
+    positions: Numbers = np.arange(sizes.sum()) + np.repeat(shifts, sizes)
+    return positions

@@ -17,7 +17,7 @@ Arrays, each in a section of its own (little-endian):
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Any, Final
 
@@ -33,13 +33,17 @@ HASHED: Final = 1 << 32
 SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
 ALIGNED = 64
 
-_DEVICES: Final[tuple[tuple[str, Any], ...]] = (
+_KEY_ARRAYS: Final[tuple[tuple[str, Any], ...]] = (
     ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("end_pages", "<u4"),
-    ("end_starts", "<u4"), ("ends", "<u4"), ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"),
-    ("sightings", SIGHTINGS),
+    ("end_starts", "<u4"), ("ends", "<u4"),
 )  # fmt: skip
-SECTIONS: Final = (*_DEVICES, *((f"subscriber_{name}", form) for name, form in _DEVICES[:9]))
-"""Arrays in order. Lists of pairs have a second set for their IMSIs; the latest end of an IMSI's rows counts."""
+"""Names and types of the arrays in which keys are looked up."""
+SECTIONS: Final = (
+    *_KEY_ARRAYS,
+    ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"), ("sightings", SIGHTINGS),
+    *((f"subscriber_{name}", form) for name, form in _KEY_ARRAYS),
+)  # fmt: skip
+"""Arrays in order. Lists of pairs have a second set of key arrays for their IMSIs; the latest end of an IMSI's rows counts."""
 HEADER = Struct("<8sIIQ32x")
 """Magic, version, number of sections, size in bytes; the rest is free."""
 SECTION = Struct("<QQ")
@@ -72,9 +76,14 @@ class _Table:
     def __init__(self, arrays: Mapping[str, Numbers]) -> None:
         self.arrays = arrays
         self.numbers = arrays["numbers"]
-        self.bits, self.firsts, self.slots = arrays["bits"].data, arrays["firsts"].data, arrays["slots"].data
-        self.offsets, self.lows, self.ends = arrays["offsets"].data, arrays["lows"].data, arrays["ends"].data
-        self.end_pages, self.end_starts = arrays["end_pages"], arrays["end_starts"]
+        self.bits = arrays["bits"].data
+        self.firsts = arrays["firsts"].data
+        self.slots = arrays["slots"].data
+        self.offsets = arrays["offsets"].data
+        self.lows = arrays["lows"].data
+        self.ends = arrays["ends"].data
+        self.end_pages = arrays["end_pages"]
+        self.end_starts = arrays["end_starts"]
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
@@ -94,12 +103,15 @@ class _Table:
 
         `place` is the index of the key's page.
         """
-        upper = remainder >> BLOCK_BITS
-        if place < 0 or not (bits := self.bits[place]) >> upper & 1:
+        if place < 0:
             return -1
-        offsets, block = self.offsets, self.firsts[place] + (bits & (1 << upper) - 1).bit_count()
-        low, end = remainder & 0xFFFF, offsets[block + 1]
-        at = bisect_left(self.lows, low, offsets[block], end)
+        bits, upper = self.bits[place], remainder >> BLOCK_BITS
+        if not bits >> upper & 1:
+            return -1
+        block = self.firsts[place] + (bits & (1 << upper) - 1).bit_count()
+        start, end = self.offsets[block], self.offsets[block + 1]
+        low = remainder & 0xFFFF
+        at = bisect_left(self.lows, low, start, end)
         return at if at < end and self.lows[at] == low else -1
 
     def keys(self, place: int) -> range:
@@ -151,15 +163,11 @@ class Image:
         self.buffer = mapped.buffer
         """All bytes of the image."""
         self._devices = _Table(arrays)
-        self._subscribers = _Table(
-            {
-                name.removeprefix("subscriber_"): values
-                for name, values in arrays.items()
-                if name.startswith("subscriber_")
-            }
-        )
-        self._pair_ends, self._imsis = arrays["pair_ends"].data, arrays["imsis"].data
-        self._tac_pages, self._tac_ends = arrays["tac_pages"], arrays["tac_ends"]
+        self._subscribers = _Table({name: arrays[f"subscriber_{name}"] for name, _ in _KEY_ARRAYS})
+        self._pair_ends = arrays["pair_ends"].data
+        self._imsis = arrays["imsis"].data
+        self._tac_pages = arrays["tac_pages"]
+        self._tac_ends = arrays["tac_ends"]
         self.sightings = arrays["sightings"].view(np.uint8).data
         """In a record of first sightings: bytes with the days of each device (SIGHTINGS), also for a compiled lookup."""
         self.numbers = self._devices.numbers
@@ -206,15 +214,17 @@ class Image:
         """Return True if the list has a row for this key that has not expired."""
         number, remainder = divmod(key, PAGE_KEYS)
         table = self._devices
-        if (place := table.page(number)) < 0:
+        place = table.page(number)
+        if place < 0:
             return False
         bits = table.bits[place]
-        if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] > now):
+        if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_end(place) > now):
             return True
         position = table.position(place, remainder)
-        return position >= 0 and (
-            not bits & ENDS or any(not end or end > now for end in self._ends(place, self._rows(position)))
-        )
+        if position < 0 or not bits & ENDS:
+            return position >= 0
+        ends = self._ends(place, self._rows(position))
+        return any(not end or end > now for end in ends)
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
         """Return the IMSIs of the device's rows that have not expired."""
@@ -251,28 +261,29 @@ class Image:
     def keys(self, now: float) -> Iterator[int]:
         """Yield in ascending order the keys that have at least one row that has not expired."""
         for place, number in enumerate(self.numbers.tolist()):
-            bits = self._devices.bits[place]
-            ended = bits & WHOLE_UNTIL and self._tac_ends[np.searchsorted(self._tac_pages, place)] <= now
-            every = bits & WHOLE or (bits & WHOLE_UNTIL and not ended)
-            remainders: Iterable[int] = range(PAGE_KEYS) if every else self._devices.remainders(place)
-            base = number * PAGE_KEYS
-            yield from (base + each for each in remainders if every or not bits & ENDS or self.holds(base + each, now))
+            bits, base = self._devices.bits[place], number * PAGE_KEYS
+            if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_end(place) > now):
+                yield from range(base, base + PAGE_KEYS)
+                continue
+            keys = (base + remainder for remainder in self._devices.remainders(place))
+            yield from (key for key in keys if not bits & ENDS or self.holds(key, now))
 
     def chunk(self) -> Chunk:
         """Return the whole image as one chunk, from which a changed image can be built."""
-        of, pair_ends, imsis = self._devices.arrays, np.asarray(self._pair_ends), np.asarray(self._imsis)
+        of = self._devices.arrays
+        pair_ends, imsis = np.asarray(self._pair_ends), np.asarray(self._imsis)
         counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
         return Chunk(
-            of["numbers"],
-            of["bits"],
-            np.diff(of["offsets"]),
-            of["lows"],
-            np.diff(of["end_starts"]),
-            of["ends"],
-            self._tac_ends,
-            counts,
-            imsis,
-            np.frombuffer(self.sightings, SIGHTINGS),
+            numbers=of["numbers"],
+            bits=of["bits"],
+            sizes=np.diff(of["offsets"]),
+            lows=of["lows"],
+            rows=np.diff(of["end_starts"]),
+            ends=of["ends"],
+            tac_ends=self._tac_ends,
+            counts=counts,
+            imsis=imsis,
+            sightings=np.frombuffer(self.sightings, SIGHTINGS),
         )
 
     def drop(self, done: int) -> int:
@@ -281,6 +292,10 @@ class Image:
         The image must not be used afterwards.
         """
         return self._map.drop(done)
+
+    def _tac_end(self, place: int) -> int:
+        """Return the end of a page that is listed whole until a time."""
+        return int(self._tac_ends[np.searchsorted(self._tac_pages, place)])
 
     def _rows(self, position: int) -> range:
         """Return the indexes of the rows of the key at `position`: one, or one per bound IMSI in a list of pairs."""
@@ -329,33 +344,33 @@ def _arrays(image: memoryview) -> dict[str, Numbers]:
     for prefix in ("", "subscriber_"):
         if prefix and not len(arrays["subscriber_firsts"]):
             continue
-        _check_sizes({name: arrays[prefix + name] for name, _ in _DEVICES[:9]})
+        _check_sizes({name: arrays[prefix + name] for name, _ in _KEY_ARRAYS})
     if len(arrays["tac_pages"]) != len(arrays["tac_ends"]):
         raise ImageError("the ends of an image's TACs are damaged")
-    rows = len(arrays["lows"])
-    if len(arrays["pair_ends"]) not in {0, rows} or (
-        len(arrays["pair_ends"]) and arrays["pair_ends"][-1] != len(arrays["imsis"])
-    ):
+    devices, pair_ends = len(arrays["lows"]), arrays["pair_ends"]
+    if len(pair_ends) and (len(pair_ends) != devices or pair_ends[-1] != len(arrays["imsis"])):
         raise ImageError("the pairs of an image are damaged")
-    if len(arrays["sightings"]) not in {0, rows}:
+    if len(arrays["sightings"]) not in {0, devices}:
         raise ImageError("the days of an image are damaged")
     return arrays
 
 
 def _check_sizes(of: Mapping[str, Numbers]) -> None:
-    pages, blocks, slots = len(of["numbers"]), len(of["offsets"]) - 1, len(of["slots"]) // SLOT_WORDS
-    sizes = (
-        len(of["bits"]),
-        len(of["firsts"]) - 1,
-        int(of["firsts"][-1]) if len(of["firsts"]) else -1,
-        int(of["offsets"][-1]) if blocks >= 0 else -1,
-    )
+    pages = len(of["numbers"])
+    slots, part_slot = divmod(len(of["slots"]), SLOT_WORDS)
+    are_slots = not part_slot and slots > pages and not slots & slots - 1
+    is_sound = len(of["bits"]) == pages and are_slots
+    blocks = len(of["offsets"]) - 1
     if (
-        sizes != (pages, pages, blocks, len(of["lows"]))
-        or slots & slots - 1
-        or slots <= pages
-        or len(of["slots"]) % SLOT_WORDS
+        not is_sound
+        or not _are_starts(of["firsts"], pages, blocks)
+        or not _are_starts(of["offsets"], blocks, len(of["lows"]))
     ):
         raise ImageError("the sizes of an image's arrays do not fit one another")
-    if len(of["end_starts"]) != len(of["end_pages"]) + 1 or of["end_starts"][-1] != len(of["ends"]):
+    if not _are_starts(of["end_starts"], len(of["end_pages"]), len(of["ends"])):
         raise ImageError("the ends of an image are damaged")
+
+
+def _are_starts(starts: Numbers, groups: int, items: int) -> bool:
+    """Return True if an array can have the start index of each of the groups, and the number of all items at its end."""
+    return len(starts) == groups + 1 > 0 and starts[-1] == items

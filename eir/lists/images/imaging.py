@@ -56,7 +56,8 @@ def build_image(chunks: Sequence[Chunk]) -> Image:
             )
         arrays["pair_ends"] = np.empty(0) if (whole.counts == 1).all() else np.cumsum(whole.counts)
         arrays["imsis"] = whole.imsis
-        arrays |= {f"subscriber_{name}": values for name, values in _tables(_subscribers(whole)).items()}
+        subscribers = _tables(_subscribers(whole))
+        arrays |= {f"subscriber_{name}": values for name, values in subscribers.items()}
     return Image.map(_write_arrays(arrays))
 
 
@@ -70,11 +71,19 @@ def _tables(of: Chunk) -> dict[str, Numbers]:
         raise ValueError("a list has more rows than an image can hold")
     firsts = begins(blocks_of(of.bits))
     return {
-        "numbers": of.numbers, "bits": of.bits, "firsts": firsts, "slots": _slots(of.numbers, firsts, of.bits),
-        "offsets": begins(of.sizes), "lows": of.lows,
-        "end_pages": np.flatnonzero(of.bits & ENDS), "end_starts": begins(of.rows), "ends": of.ends,
-        "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL), "tac_ends": of.tac_ends, "sightings": of.sightings,
-    }  # fmt: skip
+        "numbers": of.numbers,
+        "bits": of.bits,
+        "firsts": firsts,
+        "slots": _slots(of.numbers, firsts, of.bits),
+        "offsets": begins(of.sizes),
+        "lows": of.lows,
+        "end_pages": np.flatnonzero(of.bits & ENDS),
+        "end_starts": begins(of.rows),
+        "ends": of.ends,
+        "tac_pages": np.flatnonzero(of.bits & WHOLE_UNTIL),
+        "tac_ends": of.tac_ends,
+        "sightings": of.sightings,
+    }
 
 
 def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
@@ -83,10 +92,10 @@ def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
     size_bits = max(3, (2 * hashed).bit_length())
     slots = np.zeros((1 << size_bits, SLOT_WORDS), np.uint32)
     hashed_numbers = numbers[:hashed].astype(np.uint32)
-    rows = np.stack(
-        (hashed_numbers, firsts[:-1][:hashed], bits[:hashed], np.arange(1, hashed + 1, dtype=np.uint32)), axis=1
-    )
-    at = (hashed_numbers * np.uint32(SPREAD) >> np.uint32(WORD_BITS - size_bits)).astype(np.int64)
+    indexes = np.arange(1, hashed + 1, dtype=np.uint32)
+    rows = np.stack((hashed_numbers, firsts[:-1][:hashed], bits[:hashed], indexes), axis=1)
+    hashes = hashed_numbers * np.uint32(SPREAD)
+    at = (hashes >> np.uint32(WORD_BITS - size_bits)).astype(np.int64)
     unplaced = np.arange(hashed)
     while len(unplaced):
         # If several pages compete for a free slot, one gets it, and the others try the next slot.
@@ -102,44 +111,44 @@ def _subscribers(of: Chunk) -> Chunk:
     if not len(of.ends):
         imsis = np.sort(of.imsis)
         return chunk_of(imsis[is_fresh(imsis)] if len(imsis) else imsis)
-    rows_of_page = _rows_of_pages(of)
-    ending = np.repeat((of.bits & ENDS) != 0, rows_of_page)
+    can_end = np.repeat(of.bits & ENDS != 0, _rows_of_pages(of))
     ends = np.full(len(of.imsis), HASHED, np.uint64)
-    ends[ending] = np.where(of.ends == 0, np.uint64(HASHED), of.ends)
+    ends[can_end] = np.where(of.ends == 0, np.uint64(HASHED), of.ends)
     order = np.lexsort((ends, of.imsis))
     imsis, ends = of.imsis[order], ends[order]
-    last = np.append(imsis[1:] != imsis[:-1], True)
-    imsis, ends = imsis[last], np.where(ends[last] == HASHED, 0, ends[last]).astype(np.uint32)
-    plain = chunk_of(imsis)
-    pages = imsis // np.uint64(PAGE_KEYS)
-    starts = np.flatnonzero(is_fresh(pages))
+    is_last = np.append(imsis[1:] != imsis[:-1], True)
+    imsis, ends = imsis[is_last], ends[is_last]
+    ends = np.where(ends == HASHED, 0, ends).astype(np.uint32)
+    starts = np.flatnonzero(is_fresh(imsis // np.uint64(PAGE_KEYS)))
     rows = np.diff(starts, append=len(imsis)).astype(np.uint32)
-    some = np.bitwise_or.reduceat(ends, starts) != 0
-    return plain._replace(
-        bits=plain.bits | np.where(some, ENDS, 0).astype(np.uint32), rows=rows[some], ends=ends[np.repeat(some, rows)]
-    )
+    has_ends = np.bitwise_or.reduceat(ends, starts) != 0
+    flags = np.where(has_ends, ENDS, 0).astype(np.uint32)
+    plain = chunk_of(imsis)
+    return plain._replace(bits=plain.bits | flags, rows=rows[has_ends], ends=ends[np.repeat(has_ends, rows)])
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Return lookup arrays of the TACs that lists of pairs bind to one of the keys `to`.
+    """Return lookup arrays, as in `Image.lane_arrays`, of the TACs that lists of pairs bind to one of the keys `to`.
 
-    The arrays are those of `Image.lane_arrays`.
-
-    Each TAC is listed as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL, for which a compiled
+    The arrays list each TAC as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL: then the compiled
     lookup leaves the check to the general path.
     """
     tagged_tacs = [np.empty(0, np.uint64)]
-    for of in (image.chunk() for image in images):
-        rows, ends = _rows_of_pages(of), np.zeros(len(of.imsis), np.uint32)
+    for image in images:
+        of = image.chunk()
+        rows = _rows_of_pages(of)
+        ends = np.zeros(len(of.imsis), np.uint32)
         ends[np.repeat(of.bits & ENDS != 0, rows)] = of.ends
         bound = np.isin(of.imsis, np.fromiter(to, np.uint64))
-        tagged_tacs.append(np.repeat(of.numbers, rows)[bound] << np.uint64(1) | (ends[bound] != 0))
-    tacs = np.sort(
-        np.concatenate(tagged_tacs), kind="stable"
-    )  # fast if nearly sorted; of one TAC the rows without an end are first
-    numbers = tacs >> np.uint64(1)
-    first = is_fresh(numbers) if len(numbers) else np.empty(0, bool)
-    numbers, bits = numbers[first], np.where(tacs[first] % 2, WHOLE_UNTIL, WHOLE).astype(np.uint32)
+        tacs = np.repeat(of.numbers, rows)[bound]
+        tagged_tacs.append(tacs << np.uint64(1) | (ends[bound] != 0))
+    # A stable sort is fast if the tags are nearly sorted. Of one TAC, a row without an end comes first.
+    tagged = np.sort(np.concatenate(tagged_tacs), kind="stable")
+    numbers = tagged >> np.uint64(1)
+    if len(numbers):
+        is_first = is_fresh(numbers)
+        tagged, numbers = tagged[is_first], numbers[is_first]
+    bits = np.where(tagged % 2, WHOLE_UNTIL, WHOLE).astype(np.uint32)
     no_blocks = np.zeros(len(numbers) + 1, np.uint32)
     return _slots(numbers, no_blocks, bits).data, no_blocks[:1].data, np.empty(0, np.uint16).data
 
@@ -152,21 +161,25 @@ def _rows_of_pages(of: Chunk) -> Numbers:
 
 def _write_arrays(arrays: Mapping[str, Numbers]) -> int:
     """Write the arrays of an image to a sealed memory file, and return its descriptor."""
-    at, table, places = BODY_AT, b"", dict[str, int]()
+    size, table = BODY_AT, b""
+    starts = dict[str, int]()
     for name, form in SECTIONS:
         length = len(arrays.get(name, ())) * np.dtype(form).itemsize
-        places[name] = at
-        table += SECTION.pack(at, length)
-        at += -(-length // ALIGNED) * ALIGNED
-    with sealed(at) as descriptor:
+        starts[name] = size
+        table += SECTION.pack(size, length)
+        size += -(-length // ALIGNED) * ALIGNED
+    header = HEADER.pack(MAGIC, VERSION, len(SECTIONS), size)
+    with sealed(size) as descriptor:
         for name, form in SECTIONS:
             if name in arrays:
-                write_all(descriptor, np.ascontiguousarray(arrays[name], form).view(np.uint8).data, places[name])
-        write_all(descriptor, HEADER.pack(MAGIC, VERSION, len(SECTIONS), at) + table, 0)
+                values = np.ascontiguousarray(arrays[name], form)
+                write_all(descriptor, values.view(np.uint8).data, starts[name])
+        write_all(descriptor, header + table, 0)
     return descriptor
 
 
-UNTIL_MAX = 2**32 - 1  # in the year 2106; later ends are stored as this value
+UNTIL_MAX = 2**32 - 1
+"""Latest end in an image, in Unix seconds (year 2106). Later ends are stored as this value."""
 _REASONS, _SUBSCRIBERS, _HEAD = b"R", b"S", 5
 """Tags of sections R and S; bytes of a section's tag and length."""
 KEYS, PAIRS, ROWS = range(3)
@@ -190,7 +203,8 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
         ValueError: if a page is damaged.
         OSError: if the memory file cannot be written.
     """
-    return build_image([with_changes(image.chunk(), {page.number: rows_of(page) for page in pages})])
+    changes = {page.number: rows_of(page) for page in pages}
+    return build_image([with_changes(image.chunk(), changes)])
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
@@ -218,11 +232,12 @@ def _form(page: Page) -> int:
 
 def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
     if form != ROWS:
-        with suppress(ValueError):  # a page only looks like this form: decoding each page alone shows its fault
+        with suppress(
+            ValueError
+        ):  # if a page has another form, each page is decoded alone, which reports the faulty one
             arrays = ArrayPages([page.keys for page in pages])
-            chunk = chunk_of_pages(
-                np.repeat(np.array([page.number for page in pages], np.uint64), arrays.counts), arrays.keys()
-            )
+            numbers = np.array([page.number for page in pages], np.uint64)
+            chunk = chunk_of_pages(np.repeat(numbers, arrays.counts), arrays.keys())
             yield chunk if form == KEYS else chunk._replace(**_all_pairs(pages, arrays.counts))
             return
     yield from chunks_of_rows(rows_of(page) for page in pages)
@@ -243,7 +258,8 @@ def rows_of(page: Page) -> PageRows | None:
         raise ValueError(BEYOND)
     sections = decode_sections(page.singles.extra)
     counts, imsis = _pairs(page.number, len(keys), sections)
-    ends, rows = np.frombuffer(sections.until, "<i8"), len(imsis) if len(counts) else len(keys)
+    ends = np.frombuffer(sections.until, "<i8")
+    rows = len(imsis) if len(counts) else len(keys)
     if len(ends) not in {0, 1, rows}:
         raise ValueError(f"page {page.number} has {rows} rows and {len(ends)} ends")
     if len(keys) == PAGE_KEYS and not ends.any() and not len(counts):
@@ -262,15 +278,15 @@ def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
     sections = [decode_sections(page.extra) for page in pages]
     if any(section.until for section in sections):
         raise ValueError("a page has ends out of place")
-    contents, sizes = [section.imsis for section in sections], devices.tolist()
-    counts = np.frombuffer(
-        b"".join([content[: 4 * size] for content, size in zip(contents, sizes, strict=True)]), "<u4"
-    )
-    imsis = np.frombuffer(b"".join([content[4 * size :] for content, size in zip(contents, sizes, strict=True)]), "<u8")
-    if (
-        len(counts) != devices.sum()
-        or (4 * devices + 8 * np.add.reduceat(counts, np.cumsum(devices) - devices) != list(map(len, contents))).any()
-    ):
+    columns = [section.imsis for section in sections]
+    sizes = (4 * devices).tolist()
+    counts = np.frombuffer(b"".join([column[:size] for column, size in zip(columns, sizes, strict=True)]), "<u4")
+    imsis = np.frombuffer(b"".join([column[size:] for column, size in zip(columns, sizes, strict=True)]), "<u8")
+    is_whole = len(counts) == devices.sum()
+    if is_whole:
+        imsis_of_page = np.add.reduceat(counts, np.cumsum(devices) - devices)
+        is_whole = (4 * devices + 8 * imsis_of_page == list(map(len, columns))).all()
+    if not is_whole:
         raise ValueError("a page has not as many subscribers as it says")
     return {"counts": counts, "imsis": imsis}
 
