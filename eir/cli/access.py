@@ -26,7 +26,7 @@ from eir.schema import did_you_mean
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
 DENIED = ("cannot_open", "readonly")
-"""Causes of store errors that may be missing permissions."""
+"""Causes of a StoreError that missing permissions may explain."""
 
 
 def is_named(path: Path) -> bool:
@@ -114,16 +114,13 @@ def with_store(
 
     If `fresh` is false, the state folder must exist. If `reads` is true, the form of the store is not upgraded.
     """
+    folder = f"the state folder {config.state} (`state` in {config.path})"
     try:
-        there = config.state.is_dir()
+        exists = config.state.is_dir()
     except PermissionError as e:
-        raise EirError(
-            f"the state folder {config.state} (`state` in {config.path}): {e.strerror}{control.owner_advice(config.state)}"
-        ) from None
-    if not fresh and config.store == SQLITE and not there:
-        raise EirError(
-            f"the state folder {config.state} (`state` in {config.path}) does not exist; eir load creates it"
-        )
+        raise EirError(f"{folder}: {e.strerror}{control.owner_advice(config.state)}") from None
+    if not fresh and config.store == SQLITE and not exists:
+        raise EirError(f"{folder} does not exist; eir load creates it")
 
     async def run() -> T:
         store = open_store(config.store, config.state, report=warn, upgrades=not reads)
@@ -136,7 +133,8 @@ def with_store(
         with acting_in(config.state):
             return asyncio.run(run())
     except StoreError as e:
-        if e.cause not in DENIED or not there or os.access(config.state, os.W_OK | os.X_OK):
+        is_permitted = os.access(config.state, os.W_OK | os.X_OK)
+        if e.cause not in DENIED or not exists or is_permitted:
             raise
         raise EirError(f"{e}{control.owner_advice(config.state)}") from None
 
@@ -147,12 +145,13 @@ def acting_in(state: Path) -> Iterator[None]:
 
     If root has just created the folder, a warning is printed.
     """
-    there = state.is_dir()
+    existed = state.is_dir()
     try:
         with as_owner_of(state):
             yield
     finally:
-        if not there and os.geteuid() == 0 and state.is_dir() and state.stat().st_uid == 0:
+        is_new = not existed and state.is_dir()
+        if is_new and os.geteuid() == 0 and state.stat().st_uid == 0:
             print_message(
                 f"warning: {state} was created and belongs to root; if the node runs as USER: chown -R USER {quote(str(state))}"
             )
@@ -162,9 +161,8 @@ def who() -> str:
     """Return the user who runs the command, for the history: login name, user before sudo, and host."""
     user = getpass.getuser()
     behind = os.environ.get("SUDO_USER")
-    return (
-        f"{behind} as {user}@{socket.gethostname()}" if behind and behind != user else f"{user}@{socket.gethostname()}"
-    )
+    name = f"{behind} as {user}" if behind and behind != user else user
+    return f"{name}@{socket.gethostname()}"
 
 
 def imsi_named(config: Config, text: str) -> str:
@@ -187,7 +185,7 @@ def number_named(config: Config, text: str) -> tuple[str, str | None]:
 
     Ends the command with a usage error if the text is not a number or the table cannot be read.
     """
-    from eir.lists.rows.msisdn import NumbersError, msisdn_digits, read_numbers  # noqa: PLC0415 - numpy, for those that need it
+    from eir.lists.rows.msisdn import NumbersError, msisdn_digits, read_numbers  # noqa: PLC0415 - numpy, only for a number
 
     number = f"+{strip_separators(text[1:])}"
     try:
@@ -206,6 +204,5 @@ def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
 
 def no_list(name: str, known: Collection[str], path: Path) -> typer.Exit:
     """Print the error message about an unknown list; return the exception that ends the command."""
-    return fail(
-        f"no list {name} in {path}; there are: {', '.join(known) or 'none'}{did_you_mean(name, known)}", EXIT_USAGE
-    )
+    names = ", ".join(known) or "none"
+    return fail(f"no list {name} in {path}; there are: {names}{did_you_mean(name, known)}", EXIT_USAGE)

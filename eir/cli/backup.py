@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -45,7 +46,7 @@ MANIFEST = "backup.json"
 """Last member of the file: facts about the backup, and the SHA-256 of each other member."""
 MANIFEST_BYTES_MAX = 16 << 20
 KEYS = (KEY_FILE, KEY, f"{KEY}.pub", INSTANCE_FILE, CASES_FILE)
-"""Files of the state folder that nothing makes again: keys, the node's identity at an NRF, and decisions about findings."""
+"""Files of the state folder that no program can create again: keys, the node's identity at an NRF, decisions about findings."""
 MARKS = (CLOCK_FILE, IN_FORCE_FILE)
 KNOWN = {SQLITE_FILE, MANIFEST, *KEYS, *MARKS}
 RECORD = re.compile(rf"{FOLDER}/[0-9-]{{10}}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")
@@ -80,19 +81,20 @@ def backup(
             members = {name: Path(shutil.copy(checked.state / name, room)) for name in _small_files(checked.state)}
         members[SQLITE_FILE] = copied
         if sightings:
-            record = sorted((checked.state / FOLDER).glob("*/*.parquet"))
-            members |= {str(path.relative_to(checked.state)): path for path in record}
+            for path in sorted((checked.state / FOLDER).glob("*/*.parquet")):
+                members[str(path.relative_to(checked.state))] = path
+        histories = {chain: {"records": ledger.number, "digest": ledger.digest} for chain, ledger in ledgers.items()}
         facts: dict[str, Any] = {
             "format": FORMAT, "eir": __version__, "made": utc_text(datetime.now(UTC)), "node": checked.identity.host,
-            "lists": {name: {"serial": state.serial, "generation": state.generation, "entries": state.entries, "digest": state.content_digest} for name, state in states.items()},
-            "history": {chain: {"records": ledger.number, "digest": ledger.digest} for chain, ledger in ledgers.items()},
+            "lists": {name: _list_facts(state) for name, state in states.items()}, "history": histories,
         }  # fmt: skip
         with progress() as advance, _output(file) as stream:
-            facts["files"] = _write(stream, members, facts, advance or (lambda *_: None))
+            shown = advance or (lambda *_: None)
+            facts["files"] = _write(stream, members, facts, shown)
             if stream is not sys.stdout.buffer:
                 stream.flush()
-                with Path(stream.name).open("rb") as again:
-                    _unpack(again, file, None)
+                with Path(stream.name).open("rb") as written:
+                    _unpack(written, file, None)
     records = sum(ledger.number for ledger in ledgers.values())
     lists = [name for name in states if not is_dates(name)]
     text = f"{file}: {len(lists)} lists, {records:,} records of the history, {len(members)} files; verified"
@@ -102,10 +104,16 @@ def backup(
         show_one({"file": str(file), **facts}, text, as_json=as_json)
 
 
+def _list_facts(state: ListState) -> dict[str, Any]:
+    return {
+        "serial": state.serial, "generation": state.generation, "entries": state.entries, "digest": state.content_digest
+    }  # fmt: skip
+
+
 def restore(
     file: BackupFile,
     force: Annotated[bool, typer.Option("--force", help="Set lists back that are newer in the store or on nodes, as a change that all nodes follow; replace keys that differ.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup and say what would be refused; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup and show the reason of a refusal; change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Restore a backup to the store and to the state folder.
@@ -121,10 +129,9 @@ def restore(
         with acting_in(checked.state), _input(file) as stream:
             facts = _unpack(stream, file, room)
             states, _ = asyncio.run(verify_copy(room / SQLITE_FILE))
+        work = partial(_restored, checked, room=room, states=states, facts=facts, force=force, dry_run=dry_run)
         try:
-            restored = with_store(
-                checked, lambda store: _restored(checked, store, room, states, facts, force=force, dry_run=dry_run)
-            )
+            restored = with_store(checked, work)
         except GenerationConflict as e:
             raise EirError(f"{e}; the lists restored before it stay; run the command again") from None
         notes = []
@@ -137,44 +144,38 @@ def restore(
         "file": str(file), "made": facts["made"], "node": facts["node"], "lists": [asdict(each) for each in restored], "notes": notes,
         "dry_run": dry_run,
     }  # fmt: skip
-    lines = [
-        f"{each.list}: serial {each.serial}, {each.entries:,} entries{'' if each.is_written else ' (as in the store)'}"
-        for each in restored
-        if not is_dates(each.list)
-    ]
-    said = "could be restored; nothing was changed" if dry_run else "restored"
-    show_one(
-        document, "\n".join([f"the backup of {facts['made']} by {facts['node']}: {said}", *lines]), as_json=as_json
-    )
+    result = "could be restored; nothing was changed" if dry_run else "restored"
+    lines = [f"the backup of {facts['made']} by {facts['node']}: {result}"]
+    for each in restored:
+        if not is_dates(each.list):
+            note = "" if each.is_written else " (as in the store)"
+            lines.append(f"{each.list}: serial {each.serial}, {each.entries:,} entries{note}")
+    show_one(document, "\n".join(lines), as_json=as_json)
 
 
 async def _restored(
     checked: Config, store: ListStore, room: Path, states: Mapping[str, ListState], facts: Mapping[str, Any], *, force: bool, dry_run: bool
 ) -> list[Restored]:  # fmt: skip
     """Restore the lists and the history of an unpacked backup; with `dry_run`, only check that this is allowed."""
-    folder, backup = checked.state, SqliteStore(room / SQLITE_FILE, upgrades=False)
-    is_new = isinstance(store, SqliteStore) and (not store.path.exists() or await _is_empty(store.path))
+    folder = checked.state
+    backup = SqliteStore(room / SQLITE_FILE, upgrades=False)
+    new_file = store.path if isinstance(store, SqliteStore) and await _is_empty(store) else None
     marks = {name: entry.mark for name, entry in load_in_force(folder).items()}
     copy = open_copy(checked.store, folder, upgrades=False) if (folder / COPY_FILE).exists() else None
     try:
-        found = await behind(states, {"the store": None if is_new else store, "this node's copy": copy}, marks)
+        places = {"the store": store if new_file is None else None, "this node's copy": copy}
+        found = await behind(states, places, marks)
         if found and not force:
-            reasons = "; ".join(f"{name}: {why}" for name, why in found.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
             raise EirError(
                 f"nothing was changed: the backup is older than the lists of the nodes: {reasons}; --force restores it"
             )
+        restored = [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
         if dry_run:
-            return [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
+            return restored
         now, by = datetime.now(UTC), who()
-        if isinstance(store, SqliteStore) and is_new and not found and (held := _try_lock(folder)) is not None:
-            try:
-                for path in folder.glob(f"{store.path.name}-*"):  # the journal of an empty store
-                    path.unlink()
-                write_file(store.path, (room / SQLITE_FILE).read_bytes(), mode=FILE_MODE, durable=True)
-            finally:
-                os.close(held)
-            await _record(store.path, f"the backup of {facts['made']} by {facts['node']}", now, by)
-            restored = [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
+        if new_file is not None and not found and _replace_file(new_file, room / SQLITE_FILE):
+            await _record(new_file, f"the backup of {facts['made']} by {facts['node']}", now, by)
         else:
             restored = await restore_store(
                 backup, store, marks, who=by, now=now, made=facts["made"], force=force, registering=checked.registering
@@ -190,20 +191,39 @@ async def _restored(
             await copy.close()
 
 
-async def _is_empty(path: Path) -> bool:
-    """Return True if an SQLite store has neither a list nor a record, so that a backup may replace it."""
-    store = SqliteStore(path, upgrades=False)
+async def _is_empty(store: SqliteStore) -> bool:
+    """Return True if the file of a store is absent, or has neither a list nor a record, so that a backup may replace it."""
+    if not store.path.exists():
+        return True
+    reader = SqliteStore(store.path, upgrades=False)
     try:
-        return not (await store.states() or (await store.ledger()).number)
+        ledger = await reader.ledger()
+        return not ledger.number and not await reader.states()
     finally:
-        await store.close()
+        await reader.close()
+
+
+def _replace_file(path: Path, backup: Path) -> bool:
+    """Write the SQLite file of a backup in place of an empty store; return False if a node runs, which would use both."""
+    try:
+        descriptor = lock(path.parent)
+    except EirError:
+        return False
+    try:
+        for journal in path.parent.glob(f"{path.name}-*"):
+            journal.unlink()
+        write_file(path, backup.read_bytes(), mode=FILE_MODE, durable=True)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
     """Add an event about the restore to the history in a restored SQLite file."""
     store = SqliteStore(path)
+    event = Event(time=utc_text(now), who=by, what=RESTORE, outcome=ACCEPTED, detail=detail)
     try:
-        await store.record(Event(time=utc_text(now), who=by, what=RESTORE, outcome=ACCEPTED, detail=detail))
+        await store.record(event)
     finally:
         await store.close()
 
@@ -212,18 +232,24 @@ def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
     """Write the keys, clock marks and checks of a backup to the state folder; return notes for the operator."""
     notes = []
     for name in KEYS:
-        ours, theirs = folder / name, room / name
-        if not theirs.exists() or (ours.exists() and ours.read_bytes() == theirs.read_bytes()):
+        path, saved = folder / name, room / name
+        if not saved.exists():
             continue
-        if ours.exists() and not force:
-            notes.append(f"{ours} differs from the backup and stays; --force replaces it")
-            continue
-        write_file(ours, theirs.read_bytes(), mode=PUBLIC_MODE if name.endswith(".pub") else KEY_MODE, durable=True)
-    if times := [*_times(folder), *_times(room)]:
+        content = saved.read_bytes()
+        if path.exists():
+            if path.read_bytes() == content:
+                continue
+            if not force:
+                notes.append(f"{path} differs from the backup and stays; --force replaces it")
+                continue
+        mode = PUBLIC_MODE if name.endswith(".pub") else KEY_MODE
+        write_file(path, content, mode=mode, durable=True)
+    times = [*_clock_times(folder), *_clock_times(room)]
+    if times:
         write_file(folder / CLOCK_FILE, f"{max(times)}\n".encode(), mode=FILE_MODE)
-    entries = load_in_force(room)
-    fresh = {name: entry for name, entry in entries.items() if name not in load_in_force(folder)}
-    save_in_force(folder, fresh, {name: entry.mark for name, entry in entries.items()})
+    entries, present = load_in_force(room), load_in_force(folder)
+    absent = {name: entry for name, entry in entries.items() if name not in present}
+    save_in_force(folder, absent, {name: entry.mark for name, entry in entries.items()})
     for path in sorted((room / FOLDER).glob("*/*.parquet")):
         place = folder / path.relative_to(room)
         if not place.exists():
@@ -232,8 +258,8 @@ def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
     return notes
 
 
-def _times(folder: Path) -> list[int]:
-    """Return the Unix time in a folder's clock file as a list; an empty list if the file cannot be read."""
+def _clock_times(folder: Path) -> list[int]:
+    """Return the Unix time in a folder's clock file, as a list of one; an empty list if the file cannot be read."""
     with suppress(OSError, ValueError):
         return [int((folder / CLOCK_FILE).read_text())]
     return []
@@ -241,13 +267,6 @@ def _times(folder: Path) -> list[int]:
 
 def _small_files(folder: Path) -> list[str]:
     return [name for name in (*KEYS, *MARKS) if (folder / name).is_file()]
-
-
-def _try_lock(folder: Path) -> int | None:
-    """Lock the state folder, so that no node can start; return the lock's descriptor, or None if a node runs."""
-    with suppress(EirError):
-        return lock(folder)
-    return None
 
 
 @contextmanager
@@ -296,9 +315,11 @@ def _write(
         for number, (name, path) in enumerate(members.items()):
             advance("write", number, len(members))
             with path.open("rb") as content:
-                digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
+                digest = hashlib.file_digest(content, "sha256")
+                digests[name] = digest.hexdigest()
+                size = content.tell()
                 content.seek(0)
-                tar.addfile(_member(name, os.fstat(content.fileno()).st_size), content)
+                tar.addfile(_member(name, size), content)
         manifest = json.dumps({**facts, "files": digests}, indent=1).encode()
         tar.addfile(_member(MANIFEST, len(manifest)), io.BytesIO(manifest))
     return digests
@@ -315,28 +336,33 @@ def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
 
     Raises EirError if the backup is damaged or incomplete.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     facts: dict[str, Any] = {}
     try:
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
+                name = member.name
                 content = tar.extractfile(member)
-                if content is None or facts or not (member.name in KNOWN or RECORD.fullmatch(member.name)):
-                    raise EirError(f"{file} is not a backup of an EIR: it contains {member.name!r}")
-                if member.name == MANIFEST:
+                is_known = name in KNOWN or RECORD.fullmatch(name)
+                if content is None or facts or not is_known:
+                    raise EirError(f"{file} is not a backup of an EIR: it contains {name!r}")
+                if name == MANIFEST:
                     facts = json.loads(content.read(MANIFEST_BYTES_MAX))
                     continue
-                found[member.name] = _extract(content, None if room is None else room / member.name)
+                to = None if room is None else room / name
+                digests[name] = _extract(content, to)
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise EirError(f"{file} is not a complete backup: {e}") from None
-    if not facts or SQLITE_FILE not in found:
+    if not facts or SQLITE_FILE not in digests:
         raise EirError(f"{file} is an incomplete backup; copy it again")
     if facts.get("format") != FORMAT:
+        form = repr(facts.get("format"))
         raise EirError(
-            f"{file} has the format {facts.get('format')!r}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it"
+            f"{file} has the format {form}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it"
         )
-    if wrong := [name for name, digest in facts["files"].items() if found.get(name) != digest]:
-        raise EirError(f"{file} is damaged: {', '.join(wrong)}")
+    damaged = [name for name, digest in facts["files"].items() if digests.get(name) != digest]
+    if damaged:
+        raise EirError(f"{file} is damaged: {', '.join(damaged)}")
     return facts
 
 

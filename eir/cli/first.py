@@ -42,9 +42,9 @@ class FirstPeer(NamedTuple):
     """Peer entry in the configuration that `eir init` writes."""
 
     host: str | None
-    """Its Origin-Host; None: any of our realm."""
+    """Origin-Host of the peer; None: any host of the node's realm."""
     networks: Sequence[str]
-    """Networks from which it connects."""
+    """Networks from which the peer connects."""
 
 
 def init(
@@ -75,24 +75,29 @@ def init(
         listen = listen or [_ask("Where peers connect to", check_listen, default=LISTEN)]
         peer = peer or _asked_peers()
         signers = signers or _asked_signers(signer)
-    if not realm or not peer:
-        raise fail(f"which {'peers may ask (--peer)' if realm else 'realm is it (--realm)'}?", EXIT_USAGE)
+    if not realm:
+        raise fail("which realm is it (--realm)?", EXIT_USAGE)
+    if not peer:
+        raise fail("which peers may ask (--peer)?", EXIT_USAGE)
     peers = [parse_peer(text, realm) for text in peer]
-    where = state or (SYSTEM_STATE if folder.absolute() == SYSTEM_CONFIG.parent else STATE)
+    is_system = folder.absolute() == SYSTEM_CONFIG.parent
+    state_folder = state or (SYSTEM_STATE if is_system else STATE)
     names = {"host": _whole(host or "eir1", realm), "realm": realm}
-    text = configuration(names, listen or [LISTEN], peers, None if signers is None else list_name, where)
-    files = {Path("eir.yaml"): text, Path("eir.service"): unit(folder.absolute(), where)}
+    signed_list = None if signers is None else list_name
+    text = configuration(names, listen or [LISTEN], peers, signed_list, state_folder)
+    files = {Path("eir.yaml"): text, Path("eir.service"): unit(folder.absolute(), state_folder)}
     if signers is not None:
         files[Path("signers") / list_name] = signers
     _check(files)
     _write(folder, files)
-    named = f" -c {quote(str(folder / 'eir.yaml'))}" if folder.absolute() != SYSTEM_CONFIG.parent else ""
-    load = (
-        f"eir load{named} {list_name}-1.manifest.json" if signers else f"eir add{named} blocked-here IMEI --reason TEXT"
-    )
-    print("\n".join(f"{folder / name} is written" for name in files))
+    for name in files:
+        print(f"{folder / name} is written")
+    option = "" if is_system else f" -c {quote(str(folder / 'eir.yaml'))}"
+    load = f"eir add{option} blocked-here IMEI --reason TEXT"
+    if signers:
+        load = f"eir load{option} {list_name}-1.manifest.json"
     print(
-        f"next: eir config{named}; {load}; eir serve{named}, or install eir.service. Settings of the peers: deploy/CONNECT.md"
+        f"next: eir config{option}; {load}; eir serve{option}, or install eir.service. Settings of the peers: deploy/CONNECT.md"
     )
 
 
@@ -120,10 +125,10 @@ def _check_option(option: str, check: Callable[[str], object], texts: Sequence[s
 
 def _asked_peers() -> list[str]:
     """Prompt for peers until the user enters an empty line; return them."""
-    found = [_ask("Peers that may send checks (HOST@ADDRESS, or a network)", parse_peer)]
+    peers = [_ask("Peers that may send checks (HOST@ADDRESS, or a network)", parse_peer)]
     while text := _ask("Further peer (empty: none)", lambda text: text and parse_peer(text), default=""):
-        found.append(text)
-    return found
+        peers.append(text)
+    return peers
 
 
 def _asked_signers(signer: str) -> str | None:
@@ -166,31 +171,34 @@ def _whole(host: str, realm: str) -> str:
 
 def parse_peer(text: str, realm: str = "") -> FirstPeer:
     """Parse a value of `--peer`: HOST@NETWORKS, or NETWORKS alone. Raises ValueError."""
-    host, at, networks = text.rpartition("@")
-    named = [each.strip() for each in networks.split(",")]
+    host, at, list_text = text.rpartition("@")
+    networks = [each.strip() for each in list_text.split(",")]
     try:
-        for each in named:
+        for each in networks:
             ip_network(each)
     except ValueError as e:
         raise ValueError(f"{text}: {e}; expected HOST@ADDRESS, or a network such as 10.20.0.0/24") from None
     if at and not host:
         raise ValueError(f"{text}: the host before the @ is missing")
-    if host:
-        check_identity(host)
-    return FirstPeer(_whole(host, realm) if host else None, named)
+    if not host:
+        return FirstPeer(None, networks)
+    check_identity(host)
+    return FirstPeer(_whole(host, realm), networks)
 
 
 def parse_signers(key: Path, signer: str) -> str:
     """Read a public key from a file and return its line for a signers file. Raises ValueError."""
     try:
         with key.open("rb") as file:
-            words = file.read(KEY_BYTES_MAX).decode("utf-8", "replace").split()
+            content = file.read(KEY_BYTES_MAX)
     except OSError as e:
         raise ValueError(f"{key}: {e.strerror}") from None
+    words = content.decode("utf-8", "replace").split()
     if len(words) < 2 or "PRIVATE" in words or not keys_of(words[1].encode()):
         raise ValueError(f"{key} is not an OpenSSH public key; expected the .pub file that ssh-keygen writes")
-    name = signer or (words[2] if len(words) > 2 else "publisher")
-    if not name.isascii() or set(name) & set(' "#,*?!'):
+    comment = words[2] if len(words) > 2 else "publisher"
+    name = signer or comment
+    if not name.isascii() or not set(' "#,*?!').isdisjoint(name):
         raise ValueError(f"--signer {name}: expected one name, such as register@agency.example")
     return f'{name} namespaces="{NAMESPACE}" {words[0]} {words[1]}\n'
 
@@ -202,12 +210,15 @@ def configuration(
 
     `names`: host and realm. `list_name`: name of the publisher's signed list; None for no such list.
     """
-    entries = "\n".join(
-        f"  - {{{f'host: {_y(peer.host)}' if peer.host else 'realm: ' + _y(names['realm'])}, from: {_y(list(peer.networks))}}}"
-        for peer in peers
-    )
-    signed = "" if list_name is None else f"  {_y(list_name)}: {{signers: {_y(f'signers/{list_name}')}}}\n"
-    rule = "" if list_name is None else f"    - {{list: {_y(list_name)}, answer: blacklisted}}\n"
+    lines = []
+    for peer in peers:
+        name = f"host: {_y(peer.host)}" if peer.host else f"realm: {_y(names['realm'])}"
+        lines.append(f"  - {{{name}, from: {_y(list(peer.networks))}}}")
+    entries = "\n".join(lines)
+    signed = rule = ""
+    if list_name is not None:
+        signed = f"  {_y(list_name)}: {{signers: {_y(f'signers/{list_name}')}}}\n"
+        rule = f"    - {{list: {_y(list_name)}, answer: blacklisted}}\n"
     return f"""# Configuration of an Equipment Identity Register, as `eir init` wrote it. `eir config` checks it and prints all that is in force;
 # `eir reload` has a running node take it over. `eir config --reference` prints every key, with its default and what it is for.
 # Relative paths start at this file's folder.
@@ -256,17 +267,17 @@ def _y(value: object) -> str:
 def unit(folder: Path, state: str) -> str:
     """Render the systemd unit that starts this program with the configuration in `folder`."""
     program = Path(sys.executable).with_name("eir")
-    text = UNIT.read_text(encoding="utf-8").replace(
-        f"EIR_CONFIG={SYSTEM_CONFIG}", _word(f"EIR_CONFIG={folder / 'eir.yaml'}")
-    )
-    text = text.replace(str(SYSTEM_CONFIG), str(folder / "eir.yaml"))
+    file = folder / "eir.yaml"
+    text = UNIT.read_text(encoding="utf-8")
+    text = text.replace(f"EIR_CONFIG={SYSTEM_CONFIG}", _word(f"EIR_CONFIG={file}"))
+    text = text.replace(str(SYSTEM_CONFIG), str(file))
     if program.exists() and not Path("/opt/eir/bin/eir").exists():
         text = text.replace("/opt/eir/bin/eir", _word(str(program)))
     if state == SYSTEM_STATE:
         return text
-    return text.replace(
-        "StateDirectory=eir\nStateDirectoryMode=0750\n", f"ReadWritePaths={_word(str((folder / state).absolute()))}\n"
-    )
+    state_folder = (folder / state).absolute()
+    writable = f"ReadWritePaths={_word(str(state_folder))}\n"
+    return text.replace("StateDirectory=eir\nStateDirectoryMode=0750\n", writable)
 
 
 def _word(text: str) -> str:
@@ -277,33 +288,37 @@ def _word(text: str) -> str:
 
 def _check(files: Mapping[Path, str]) -> None:
     """Validate the new configuration in a temporary folder, before the files are written."""
-    with tempfile.TemporaryDirectory(prefix="eir-init-") as there:
-        for name, text in files.items():
-            (Path(there) / name).parent.mkdir(exist_ok=True)
-            (Path(there) / name).write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="eir-init-") as name:
+        folder = Path(name)
+        for file, text in files.items():
+            path = folder / file
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
         try:
-            load_config(Path(there) / "eir.yaml")
+            load_config(folder / "eir.yaml")
         except ConfigError as e:
-            raise fail("; ".join(problem.text for problem in e.problems), EXIT_USAGE) from None
+            problems = "; ".join(problem.text for problem in e.problems)
+            raise fail(problems, EXIT_USAGE) from None
 
 
 def _write(folder: Path, files: Mapping[Path, str]) -> None:
     """Write the new files; if one of them exists already, end the command and write no file."""
-    if there := [str(folder / name) for name in files if os.path.lexists(folder / name)]:
-        raise fail(f"nothing is written: there is {', '.join(there)} already")
+    existing = [str(folder / name) for name in files if os.path.lexists(folder / name)]
+    if existing:
+        raise fail(f"nothing is written: there is {', '.join(existing)} already")
     group = None
     if os.geteuid() == 0:
         with suppress(KeyError):
             group = grp.getgrnam(GROUP).gr_gid
     for name, text in files.items():
         path = folder / name
-        made = [each for each in (path.parent, folder) if not each.exists()]
+        new_folders = [each for each in (path.parent, folder) if not each.exists()]
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
         path.chmod(0o640)
         if group is not None:
-            for each in (path, *made):
+            for each in (path, *new_folders):
                 shutil.chown(each, group=group)
 
 
@@ -334,8 +349,9 @@ def user(
 def _first_line(file: Path) -> str:
     try:
         with file.open(encoding="utf-8") as stream:
-            return stream.readline(FILE_CHARS_MAX).rstrip("\r\n")
+            line = stream.readline(FILE_CHARS_MAX)
     except OSError as e:
         raise UsersError(f"{file} cannot be read: {e.strerror}") from None
     except UnicodeDecodeError:
         raise UsersError(f"{file} is not UTF-8") from None
+    return line.rstrip("\r\n")

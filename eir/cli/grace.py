@@ -92,26 +92,30 @@ def import_first_seen(
     for complaint in complaints:
         print_message(f"warning: a bad row, which was left out: {complaint}")
     document = {"source": source, **report._asdict(), "bad_rows": bad, "complaints": complaints}
-    left_out = f"; {bad:,} bad rows were left out" if bad else ""
-    show_one(document, f"{checked.first_seen.list}: {report.as_text()}{left_out}", as_json=as_json)
+    text = f"{checked.first_seen.list}: {report.as_text()}"
+    if bad:
+        text += f"; {bad:,} bad rows were left out"
+    show_one(document, text, as_json=as_json)
     if bad:
         raise typer.Exit(EXIT_NO)
 
 
 def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: Path | None, *, as_json: bool) -> int:
     """Write the devices that `ends` selects, with the ends of their periods of grace; return the number of devices."""
-    rows = 0
+    count = 0
+    rows = _device_rows(policy, pages, ends)
     with written_to(out) as file:
         if as_json:
-            devices = [dict(zip(COLUMNS, row, strict=True)) for row in _device_rows(policy, pages, ends)]
+            devices = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
             json.dump(devices, file, indent=2)
             file.write("\n")
             return len(devices)
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for rows, row in enumerate(_device_rows(policy, pages, ends), 1):  # noqa: B007  # the last number is returned
+        for row in rows:
             writer.writerow(row)
-    return rows
+            count += 1
+    return count
 
 
 def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> Iterator[tuple[str, str, str | None]]:
@@ -125,8 +129,9 @@ def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> I
                 raise EirError(f"the record of first sightings is damaged: {error}") from None
             lasts = last_days(policy, days.firsts)
             if not ends.is_any:
-                wanted = lasts != NO_END
-                wanted &= (lasts >= (ends.first or 0)) & (ends.last is None or lasts <= ends.last)
+                wanted = (lasts != NO_END) & (lasts >= (ends.first or 0))
+                if ends.last is not None:
+                    wanted &= lasts <= ends.last
                 days, lasts = days.where(wanted), lasts[wanted]
             for key, first, last in zip(days.keys.tolist(), days.firsts.tolist(), lasts.tolist(), strict=True):
                 yield key_text(key), text(first), None if last == NO_END else text(last)

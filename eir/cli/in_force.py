@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,16 +29,16 @@ NODE_S = 5.0
 STORE_S = 5.0
 """Seconds within which the store must answer if the node has answered."""
 LEVEL_S, LEVEL_EACH_S = 1.5, 0.1
-"""Seconds for a node to follow its store before a difference is reported, and interval of the checks."""
+"""Seconds that a node has to follow its store before a difference is reported, and seconds between two checks."""
 TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
-"""Seconds that a load or a rollback waits for the node on its host to follow, and interval of the checks."""
+"""Seconds that a load or a rollback waits for the node on its host to follow, and seconds between two checks."""
 
 FromStore = Annotated[bool, typer.Option("--store", help="Ask the store, and not the running node.")]
 
 STORE_ITSELF, LAST_COPY = "the store", "the node's last good copy"
 
 Stored = Mapping[str, ListState | StoreError | None]
-"""State of each list in a store, its read error, or None."""
+"""Name of each list → its state in a store, the error that prevents its reading, or None if it was never loaded."""
 
 T = TypeVar("T")
 
@@ -48,9 +49,9 @@ class NodeAnswer:
 
     pid: int
     states: Mapping[str, ListState]
-    """States of the lists by which it answers."""
+    """States of the lists in the node's memory."""
     answer: Any
-    """Its answer to the command; None for a command that only asks for the lists."""
+    """Result of the command; None for a command that only requests the lists."""
     notes: tuple[str, ...]
     """Differences between file, store and node, in words."""
 
@@ -63,11 +64,15 @@ def asked(
     Prints the source of the answer (not with `as_json`) and each difference to standard error.
     """
     node = None if store_only else _node(config, command, arguments)
+    if node is not None:
+        source = f"the running node (process {node.pid})"
+    else:
+        source = "the store, as --store says" if store_only else "the store, no node answers here"
     if not as_json:
-        why = "as --store says" if store_only else "no node answers here"
-        print_message(f"from the store, {why}" if node is None else f"from the running node (process {node.pid})")
-    for note in () if node is None else node.notes:
-        print_message(f"note: {note}")
+        print_message(f"from {source}")
+    if node is not None:
+        for note in node.notes:
+            print_message(f"note: {note}")
     return node
 
 
@@ -75,40 +80,38 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
     end = time.monotonic() + LEVEL_S
     while True:
         try:
-            said = control.ask(config.state, command, timeout_s=NODE_S, **arguments)
+            reply = control.ask(config.state, command, timeout_s=NODE_S, **arguments)
         except control.ControlAway:
             return None
         except control.ControlError as e:
             print_message(f"note: the running node could not be queried: {e}")
             return None
-        states = {name: decode_state(state) for name, state in said["lists"].items()}
+        states = {name: decode_state(state) for name, state in reply["lists"].items()}
         stored = _stored(config, states)
-        if (
-            time.monotonic() > end
-            or isinstance(stored, EirError)
-            or (said["in_step"] and not any(_behind(states, stored)))
-        ):
+        if isinstance(stored, EirError):
+            differences = [f"the node answers from memory, because its store does not answer: {stored}"]
+            break
+        differences = _store_differences(states, stored)
+        is_level = reply["in_step"] and not differences
+        if is_level or time.monotonic() > end:
             break
         time.sleep(LEVEL_EACH_S)
-    notes = [*_of_file(config, said["configuration"])]
-    if not said["in_step"]:
+    notes = _file_differences(config, reply["configuration"])
+    if not reply["in_step"]:
         notes.append("the workers of the node have different lists; this is the answer of the first worker")
-    notes += (
-        [f"the node answers from memory, because its store does not answer: {stored}"]
-        if isinstance(stored, EirError)
-        else _behind(states, stored)
-    )
-    return NodeAnswer(said["pid"], states, said.get("answer"), tuple(notes))
+    notes += differences
+    return NodeAnswer(reply["pid"], states, reply.get("answer"), tuple(notes))
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
     """Return the states in the store of all lists that the file or the node has, or the store's error."""
+    names = dict.fromkeys([*config.lists, *states])
 
     async def lookup() -> Stored:
         store = open_store(config.store, config.state, check=False, upgrades=False)
         try:
             async with asyncio.timeout(STORE_S):
-                return await states_of(store, dict.fromkeys([*config.lists, *states]))
+                return await states_of(store, names)
         finally:
             await store.close()
 
@@ -125,8 +128,6 @@ async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, 
     """Return the state of each list in the store, or the error of a damaged list.
 
     Raises StoreError if no list is readable.
-
-    Raises StoreError if no list is readable.
     """
     read: dict[str, ListState | StoreError | None] = {}
     for name in names:
@@ -137,35 +138,40 @@ async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, 
                 raise
             read[name] = error
     damaged = [state for state in read.values() if isinstance(state, StoreError)]
-    if damaged and len(damaged) == len(read):  # then it is the store
+    if damaged and len(damaged) == len(read):  # the store is damaged, and not one of its lists
         raise damaged[0]
     return read
 
 
-def _of_file(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]:
+def _file_differences(config: Config | Whereabouts, node: Mapping[str, str]) -> list[str]:
     """Return messages about settings that differ between the configuration file and the node."""
     if isinstance(config, Whereabouts) and config.problems:
         return [f"{config.path} has errors (eir config); the node uses its previous configuration"]
     file = digests(config.shown)
-    differ = [name for name in dict.fromkeys([*file, *node]) if file.get(name) != node.get(name)]
-    return (
-        [f"{config.path} differs from the node in {', '.join(differ)}; eir reload applies the file"] if differ else []
-    )
+    sections = [name for name in dict.fromkeys([*file, *node]) if file.get(name) != node.get(name)]
+    if not sections:
+        return []
+    return [f"{config.path} differs from the node in {', '.join(sections)}; eir reload applies the file"]
 
 
-def _behind(states: Mapping[str, ListState], stored: Stored) -> list[str]:
+def _store_differences(states: Mapping[str, ListState], stored: Stored) -> list[str]:
     """Return messages about lists that differ between the store and the node."""
     notes = []
-    for name, there in stored.items():
-        here = states.get(name)
-        if isinstance(there, StoreError):
-            notes.append(f"list {name} is damaged in the store ({there}); the node answers by {_called(here)}")
-        elif (there and (there.generation, there.content_digest)) != (here and (here.generation, here.content_digest)):
-            notes.append(f"the store has {_called(there)} of {name}, the node answers by {_called(here)}")
+    for name, stored_state in stored.items():
+        state = states.get(name)
+        version = _version_text(state)
+        if isinstance(stored_state, StoreError):
+            notes.append(f"list {name} is damaged in the store ({stored_state}); the node answers by {version}")
+        elif _version(stored_state) != _version(state):
+            notes.append(f"the store has {_version_text(stored_state)} of {name}, the node answers by {version}")
     return notes
 
 
-def _called(state: ListState | None) -> str:
+def _version(state: ListState | None) -> tuple[int, str] | None:
+    return None if state is None else (state.generation, state.content_digest)
+
+
+def _version_text(state: ListState | None) -> str:
     if state is None:
         return "no release"
     return f"serial {state.serial} (generation {state.generation})" if state.serial else f"change {state.generation}"
@@ -180,26 +186,20 @@ def read_as_held(
     """
 
     async def read() -> tuple[T, str] | None:
-        copy = open_copy(config.store, config.state, upgrades=False)
-        places = [
-            (STORE_ITSELF, open_store(config.store, config.state, check=False, upgrades=False)),
-            *([(LAST_COPY, copy)] if copy else []),
-        ]
-        found = None
-        for place, store in places:
+        for place, opening in ((STORE_ITSELF, partial(open_store, check=False)), (LAST_COPY, open_copy)):
+            store = opening(config.store, config.state, upgrades=False)
+            if store is None:
+                continue
             try:
                 async with asyncio.timeout(STORE_S):
-                    state = await store.state(name) if found is None else None
-                    if state is not None and (state.generation, state.content_digest) == (
-                        held.generation,
-                        held.content_digest,
-                    ):
-                        found = await work(store), place
+                    state = await store.state(name)
+                    if _version(state) == _version(held):
+                        return await work(store), place
             except (StoreError, TimeoutError):
                 continue
             finally:
                 await store.close()
-        return found
+        return None
 
     with acting_in(config.state):
         return asyncio.run(read())
@@ -214,7 +214,8 @@ def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
     try:
         while True:
             report = control.ask(state, "status")
-            behind = [name for name, digest in loaded.items() if report["lists"].get(name, {}).get("digest") != digest]
+            digests = {name: row.get("digest") for name, row in report["lists"].items()}
+            behind = [name for name, digest in loaded.items() if digests.get(name) != digest]
             node = f"the node on this host (process {report['pid']})"
             if not behind:
                 return f"{node} has taken over {', '.join(loaded)}"

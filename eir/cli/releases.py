@@ -52,13 +52,12 @@ def load(
     """
     checked = opened(load_config(config))
     loaded: dict[str, str] = {}
+    work = partial(_load_all, config=checked, manifests=manifests, loaded=loaded, dry_run=dry_run, force=force)
     try:
-        reports = with_store(
-            checked, lambda store: _load_all(store, checked, manifests, loaded, dry_run=dry_run, force=force)
-        )
+        reports = with_store(checked, work)
     except KeyboardInterrupt:
-        said = "what is reported above stays in force" if loaded else "no release was reported as loaded"
-        print_message(f"interrupted; {said}; eir lists shows what is in force")
+        result = "what is reported above stays in force" if loaded else "no release was reported as loaded"
+        print_message(f"interrupted; {result}; eir lists shows what is in force")
         raise
     if as_json:
         print_json(reports)
@@ -98,7 +97,8 @@ async def _loaded(
             )
     except ReleaseRefused as e:
         if e.reason in UNRECORDED:
-            await Loader(config.lists, store, who(), datetime.now(UTC), dry_run=options["dry_run"]).record(e)
+            loader = Loader(config.lists, store, who(), datetime.now(UTC), dry_run=options["dry_run"])
+            await loader.record(e)
         print_message(f"{manifest}: refused ({e.reason}): {e.detail}")
         return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
     outcome = "would load" if options["dry_run"] else "loaded"
@@ -112,18 +112,12 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
     """Load one release inside a load process, which reports its progress over `channel`."""
     with as_owner_of(config.state):
         store = open_store(config.store, config.state, report=warn)
+        save = partial(save_mark, config.state)
         try:
-            progress = progress_over(channel)
             loader = Loader(
-                config.lists,
-                store,
-                who(),
-                datetime.now(UTC),
-                save_mark=partial(save_mark, config.state),
-                progress=progress,
-                memory_max=config.load_memory,
+                config.lists, store, who(), datetime.now(UTC), save_mark=save, progress=progress_over(channel), memory_max=config.load_memory,
                 **options,
-            )
+            )  # fmt: skip
             return await loader.verify_and_load(manifest)
         finally:
             await store.close()
@@ -147,12 +141,10 @@ def _must_be_manifest(path: Path) -> None:
     if not path.is_dir() and not path.name.lower().endswith(NO_MANIFEST):
         return
     folder = path if path.is_dir() else path.parent
-    near = sorted(folder.glob("*.manifest.json"))[:MANIFESTS_NAMED_MAX]
-    advice = (
-        f"did you mean {' or '.join(map(str, near))}?"
-        if near
-        else "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
-    )
+    manifests = sorted(folder.glob("*.manifest.json"))[:MANIFESTS_NAMED_MAX]
+    advice = "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
+    if manifests:
+        advice = f"did you mean {' or '.join(map(str, manifests))}?"
     raise ReleaseRefused("no_manifest", f"this is not a manifest; {advice}")
 
 
@@ -163,30 +155,38 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     gives the reason. An incomplete release stays. Files that wait are listed, with the reason.
     """
     from eir.node.processes.drop_folder import make_pass  # noqa: PLC0415 - for this command alone
-    from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - as above
+    from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - for this command alone
 
-    checked, by = opened(load_config(config)), f"inbox of {who()}"
+    checked = opened(load_config(config))
+    by = f"inbox of {who()}"
 
-    async def make() -> Pass:
+    async def run() -> Pass:
         async with starting() as start:
             return await make_pass(checked, by, loading(start, checked, by))
 
     os.nice(NICE)
     with as_owner_of(checked.state):
-        made = asyncio.run(make())
+        result = asyncio.run(run())
     if as_json:
-        print_json(made.as_json())
-    for taken in made.taken:
-        print_message(": ".join(part for part in (taken.manifest, taken.outcome, taken.reason, taken.detail) if part))
-    for name in made.strays:
-        unsigned = f"its signature {name}.sig is not there" if name.endswith(MANIFEST_ENDS) else ""
-        print_message(f"{name}: {WAITING}: {unsigned or 'no delivered release names it'}")
-    if made.elsewhere:
+        print_json(result.as_json())
+    for each in result.taken:
+        _print_parts(each.manifest, each.outcome, each.reason, each.detail)
+    for name in result.strays:
+        reason = "no delivered release names it"
+        if name.endswith(MANIFEST_ENDS):
+            reason = f"its signature {name}.sig is not there"
+        print_message(f"{name}: {WAITING}: {reason}")
+    if result.elsewhere:
         print_message("another process is processing the drop folder; see eir history, or try again in a moment")
-    elif not made.taken and not made.strays:
+    elif not result.taken and not result.strays:
         print_message(f"nothing waits in {checked.inbox}")
-    if any(taken.outcome == REFUSED or taken.here for taken in made.taken):
+    if any(each.outcome == REFUSED or each.here for each in result.taken):
         raise typer.Exit(EXIT_NO)
+
+
+def _print_parts(*parts: str | None) -> None:
+    """Print the parts of a message that are not empty, separated by colons."""
+    print_message(": ".join(part for part in parts if part))
 
 
 def pull(
@@ -200,41 +200,36 @@ def pull(
     force to the newest one. They are loaded as by `eir load`, with the same signatures, limits and refusals.
     """
     from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - for this command alone
-    from eir.node.processes.pulling import pull_once  # noqa: PLC0415 - as above
+    from eir.node.processes.pulling import pull_once  # noqa: PLC0415 - for this command alone
 
     checked = opened(load_config(config))
-    if list_name is not None and list_settings(checked, list_name).source is None:
-        raise fail(f"list {list_name} has no source (lists.{list_name}.source)", EXIT_USAGE)
-    names = (
-        [name for name, settings in checked.lists.items() if settings.source is not None]
-        if list_name is None
-        else [list_name]
-    )
+    names = [name for name, settings in checked.lists.items() if settings.source is not None]
+    if list_name is not None:
+        if list_settings(checked, list_name).source is None:
+            raise fail(f"list {list_name} has no source (lists.{list_name}.source)", EXIT_USAGE)
+        names = [list_name]
     if not names:
         raise fail(f"no list in {checked.path} has a source (lists.*.source)", EXIT_USAGE)
+    by = f"pull of {who()}"
 
-    async def make(checked: Config) -> list[Pulled]:
+    async def run() -> list[Pulled]:
         async with starting() as start:
             load = loading(start, checked, by, force=force)
             return [await pull_once(checked, name, by, load, force=force) for name in names]
 
-    by = f"pull of {who()}"
     os.nice(NICE)
     with as_owner_of(checked.state):
-        found = asyncio.run(make(checked))
+        results = asyncio.run(run())
     if as_json:
-        print_json([each.as_json() for each in found])
-    for each in found:
-        parts = [f"{each.list}: {each.outcome}", each.reason, each.detail]
-        serials = (
-            f"serial {', '.join(map(str, each.loaded))} loaded"
-            if each.loaded
-            else f"{each.serial} is the newest"
-            if each.outcome == UNCHANGED
-            else ""
-        )
-        print_message(": ".join(part for part in (*parts, serials) if part))
-    if any(each.outcome not in {LOADED, UNCHANGED} for each in found):
+        print_json([each.as_json() for each in results])
+    for each in results:
+        serials = ""
+        if each.loaded:
+            serials = f"serial {', '.join(map(str, each.loaded))} loaded"
+        elif each.outcome == UNCHANGED:
+            serials = f"{each.serial} is the newest"
+        _print_parts(f"{each.list}: {each.outcome}", each.reason, each.detail, serials)
+    if any(each.outcome not in {LOADED, UNCHANGED} for each in results):
         raise typer.Exit(EXIT_NO)
 
 
@@ -250,7 +245,7 @@ def acknowledge(
     rejections by the node. It is signed with the node's own key. A running node sends it by itself for lists with
     `source: {acknowledge: true}`.
     """
-    from eir.lists.sources.acknowledge import Acknowledgement, Rejection, load_key, sign_acknowledgement, signer_line  # noqa: PLC0415 - as above
+    from eir.lists.sources.acknowledge import Acknowledgement, Rejection, load_key, sign_acknowledgement, signer_line  # noqa: PLC0415 - for this command alone
 
     checked = opened(load_config(config))
     node = checked.identity.host
@@ -261,45 +256,53 @@ def acknowledge(
     if key:
         print(line)
         return
-    said = control.ask(checked.state, "lists")
-    if not said["in_step"]:
+    in_force = control.ask(checked.state, "lists")
+    if not in_force["in_step"]:
         raise fail("the workers of the node do not have the same lists yet; try again in a moment")
-    having = {name for name, settings in checked.lists.items() if settings.source is not None}
-    told = [name for name in said["since"] if out is not None or name in having]
-    names = told if list_name is None else [list_settings(checked, list_name).name]
+    since = in_force["since"]
+    if list_name is not None:
+        names = [list_settings(checked, list_name).name]
+    elif out is not None:
+        names = [*since]
+    else:
+        pulled = {name for name, settings in checked.lists.items() if settings.source is not None}
+        names = [name for name in since if name in pulled]
     if not names:
         raise fail("no list in force has a source that accepts acknowledgements; --out FOLDER writes them to files")
-    now, given = utc_text(datetime.now(UTC)), list[bool]()
+    now = utc_text(datetime.now(UTC))
+    rejections = in_force.get("rejected", {})
+    are_accepted = []
     for name in names:
-        if name not in said["since"]:
+        if name not in since:
             raise fail(f"list {name} is not in force on the node")
-        state, rejected = said["lists"][name], said.get("rejected", {}).get(name)
-        what = Acknowledgement(
-            node=node, list=name, serial=state["serial"], content=state["content_digest"], since=said["since"][name], made=now,
-            rejected=None if rejected is None else Rejection(**rejected),
+        state = in_force["lists"][name]
+        rejected = Rejection(**rejections[name]) if rejections.get(name) is not None else None
+        statement = Acknowledgement(
+            node=node, list=name, serial=state["serial"], content=state["content_digest"], since=since[name], made=now, rejected=rejected
         )  # fmt: skip
-        if out is not None:
-            with as_owner_of(checked.state):
-                content = sign_acknowledgement(what, own)
-            out.mkdir(parents=True, exist_ok=True)
-            (out / what.name).write_bytes(content)
-            print_message(f"{out / what.name}: {name} {what.serial} since {what.since}")
-        else:
-            given.append(_given(checked, what))
-    if not all(given):
+        if out is None:
+            are_accepted.append(_send(checked, statement))
+            continue
+        with as_owner_of(checked.state):
+            content = sign_acknowledgement(statement, own)
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / statement.name
+        path.write_bytes(content)
+        print_message(f"{path}: {name} {statement.serial} since {statement.since}")
+    if not all(are_accepted):
         raise fail("send the other acknowledgements another way: eir acknowledge --out FOLDER writes them to files")
 
 
-def _given(checked: Config, what: "Acknowledgement") -> bool:
+def _send(checked: Config, statement: "Acknowledgement") -> bool:
     """Send an acknowledgement to the source of its list, print the result, and return True if it was accepted."""
     from eir.node.processes.acknowledging import send_acknowledgement  # noqa: PLC0415 - for this command alone
 
     try:
-        send_acknowledgement(checked, what)
+        send_acknowledgement(checked, statement)
     except EirError as e:
         print_message(f"eir: {e}")
         return False
-    print_message(f"{what.list} {what.serial} since {what.since}: accepted by its source")
+    print_message(f"{statement.list} {statement.serial} since {statement.since}: accepted by its source")
     return True
 
 
@@ -319,13 +322,11 @@ def show_acknowledged(
     from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
 
     late = duration(within, "--within", least=timedelta(0))
-    found = node_statuses(folder, now=datetime.now(UTC), within=late, nodes=nodes)
-    show(
-        as_rows(found),
-        ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail"),
-        as_json=as_json,
-    )
-    if not any(each.known for each in found):
+    statuses = node_statuses(folder, now=datetime.now(UTC), within=late, nodes=nodes)
+    columns = ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail")
+    show(as_rows(statuses), columns, as_json=as_json)
+    states = [each.state for each in statuses if each.known]
+    if not states:
         raise fail("no node has a key in the file of nodes")
-    if any(each.known and each.state not in {IN_STEP, LATE} for each in found):
+    if not {IN_STEP, LATE}.issuperset(states):
         raise typer.Exit(EXIT_NO)

@@ -3,6 +3,7 @@
 import csv
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from eir.cli.output import (
 from eir.config import Config, load_config
 from eir.device import imsi_key, key_text
 from eir.errors import EirError, IdentifierError
+from eir.lists.record.store import utc_text
 from eir.lists.rows.msisdn import NO_NUMBERS, number_of, read_numbers
 from eir.node.observe import control
 from eir.node.processes.state_folder import prepare
@@ -46,6 +48,8 @@ SEEN_COLUMNS = (
     "list",
 )
 SEEN_COLUMNS_IF_KNOWN = ("msisdn", "access")
+SEEN_VALUES = ("subscriber", "msisdn", "device", "software_version", "origin_host")
+"""Columns whose distinct values are members of the JSON document, in the plural."""
 
 
 def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
@@ -53,15 +57,18 @@ def sightings(context: typer.Context, config: ConfigFile = DEFAULT_CONFIG, as_js
     if context.invoked_subcommand is not None:
         return
     checked = opened(load_config(config))
-    there = files.list_files(checked.state)
-    document: dict[str, Any] = {
-        "kept": checked.sightings is not None, "files": len(there), "bytes": sum(file.bytes for file in there),
-        "first_hour": _hour(there[0].path) if there else None, "last_hour": _hour(there[-1].path) if there else None,
+    recorded_files = files.list_files(checked.state)
+    octets = sum(file.bytes for file in recorded_files)
+    text = f"{len(recorded_files):,} files, {octets:,} bytes"
+    first = last = None
+    if recorded_files:
+        first, last = _hour(recorded_files[0].path), _hour(recorded_files[-1].path)
+        text += f", from {minute(first)} to {minute(last)}"
+    document = {
+        "kept": checked.sightings is not None, "files": len(recorded_files), "bytes": octets, "first_hour": first, "last_hour": last,
         "subscribers": checked.sightings.subscribers if checked.sightings else None,
     }  # fmt: skip
-    size = f"{document['files']:,} files, {document['bytes']:,} bytes"
-    span = f", from {minute(document['first_hour'])} to {minute(document['last_hour'])}" if there else ""
-    show_one(document, f"{size}{span}{not_kept(checked)}", as_json=as_json)
+    show_one(document, f"{text}{not_kept(checked)}", as_json=as_json)
 
 
 def seen(
@@ -74,36 +81,37 @@ def seen(
     There is one row for each SIM, software version, MME and answer. With `subscribers: hashed` a SIM or a number is shown
     as its hash. A running node first writes its buffered checks. Exit status 1 if no check is on record.
     """
-    from eir.sightings.seen import SearchTerms, parse_search  # noqa: PLC0415 - as above
-    from eir.sightings.seen import find_sightings as look  # noqa: PLC0415 - polars, for those that need it
+    from eir.sightings.seen import SearchTerms, find_sightings, parse_search  # noqa: PLC0415 - polars, for this command
 
     checked = opened(load_config(config))
     msisdn = ""
     try:
         if identifier.startswith("+"):
             msisdn, imsi = number_named(checked, identifier)
-            what = SearchTerms(None, imsi)
+            terms = SearchTerms(None, imsi)
         else:
-            what = parse_search(identifier)
+            terms = parse_search(identifier)
     except IdentifierError as e:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
     begin = moment(since)
     write_down(checked)
-    names, msisdns = (subscriber_names(checked.state, text) if text else [] for text in (what.imsi, msisdn))
-    rows = look(checked.state, what, names, begin, msisdns=msisdns)
+    names = subscriber_names(checked.state, terms.imsi) if terms.imsi else []
+    msisdns = subscriber_names(checked.state, msisdn) if msisdn else []
+    rows = find_sightings(checked.state, terms, names, begin, msisdns=msisdns)
     if as_json:
+        distinct = {f"{name}s": _distinct(rows, name) for name in SEEN_VALUES}
         print_json({
-            "identifier": identifier, "device": None if what.device is None else key_text(what.device), "imsi": what.imsi,
-            "since": begin and begin.isoformat(timespec="seconds").replace("+00:00", "Z"), "checks": sum(row["checks"] for row in rows),
+            "identifier": identifier, "device": None if terms.device is None else key_text(terms.device), "imsi": terms.imsi,
+            "since": begin and utc_text(begin), "checks": sum(row["checks"] for row in rows),
             "first_seen": min((row["first"] for row in rows), default=None), "last_seen": max((row["last"] for row in rows), default=None),
-            "subscribers": _distinct(rows, "subscriber"), "msisdns": _distinct(rows, "msisdn"), "devices": _distinct(rows, "device"), "software_versions": _distinct(rows, "software_version"),
-            "origin_hosts": _distinct(rows, "origin_host"), "sightings": rows,
+            **distinct, "sightings": rows,
         })  # fmt: skip
     elif rows:
-        known = (name for name in SEEN_COLUMNS_IF_KNOWN if _distinct(rows, name))
+        known = [name for name in SEEN_COLUMNS_IF_KNOWN if _distinct(rows, name)]
         show(rows, (*SEEN_COLUMNS, *known), as_json=False)
     if not rows:
-        raise fail(f"{identifier} is not on record{f' since {since}' if since else ''}{not_kept(checked)}")
+        period = f" since {since}" if since else ""
+        raise fail(f"{identifier} is not on record{period}{not_kept(checked)}")
 
 
 def forget(
@@ -119,7 +127,8 @@ def forget(
     checked = opened(load_config(config))
     names, damaged, remembered = list[str](), list[Path](), ""
     if imsi.startswith("+"):
-        names += subscriber_names(checked.state, number_named(checked, imsi)[0])
+        msisdn, _ = number_named(checked, imsi)
+        names += subscriber_names(checked.state, msisdn)
     if names and checked.numbers is None:
         print_message("warning: only rows with this number go: without a table `numbers` its IMSI is not known")
     else:
@@ -136,12 +145,11 @@ def forget(
     except control.ControlError as e:
         remembered = str(e)
     with acting_in(checked.state):
-        gone = files.forget(checked.state, names, damaged.append)
-    show_one({"rows": gone}, f"{gone:,} rows are gone", as_json=as_json)
+        rows = files.forget(checked.state, names, damaged.append)
+    show_one({"rows": rows}, f"{rows:,} rows are gone", as_json=as_json)
     if damaged:
-        raise fail(
-            f"these files are damaged and may still contain the subscriber; remove them: {', '.join(map(str, damaged))}"
-        )
+        paths = ", ".join(map(str, damaged))
+        raise fail(f"these files are damaged and may still contain the subscriber; remove them: {paths}")
     if remembered:
         raise fail(f"the running node may still have the subscriber in memory: {remembered}; run the command again")
 
@@ -155,7 +163,7 @@ def import_log(
     skipped and reported by file and line. Imported rows are kept as long as rows of today. A file that is imported
     twice counts twice. Exit status 1 if there were bad rows.
     """
-    from eir.sightings.intake import import_log as take  # noqa: PLC0415 - polars, for those that need it
+    from eir.sightings.intake import import_log as import_file  # noqa: PLC0415 - polars, for this command
 
     checked = opened(load_config(config))
     settings = checked.sightings or SightingsSettings()
@@ -163,33 +171,23 @@ def import_log(
         with acting_in(checked.state), progress() as advance:
             prepare(checked.state)
             files.folder_of(checked.state)
-            how = load_subscribers(
+            subscribers = load_subscribers(
                 checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s
             )
-            taken = take(
-                file,
-                checked.state,
-                how,
-                (lambda done, total: advance("read", done, total)) if advance else lambda *_: None,
-            )
+            shown = partial(advance, "read") if advance else lambda *_: None
+            log = import_file(file, checked.state, subscribers, shown)
     except OSError as e:
         raise EirError(f"{e.filename or file}: {e.strerror}") from None
-    for complaint in taken.complaints:
+    for complaint in log.complaints:
         print_message(complaint)
+    text = f"{log.rows:,} rows of {file.name} are on record, in {len(log.files):,} files"
+    if log.bad:
+        text += f"; {log.bad:,} bad rows were left out"
     document = {
-        "file": str(file),
-        "rows": taken.rows,
-        "bad_rows": taken.bad,
-        "complaints": taken.complaints,
-        "files": len(taken.files),
-    }
-    bad = f"; {taken.bad:,} bad rows were left out" if taken.bad else ""
-    show_one(
-        document,
-        f"{taken.rows:,} rows of {file.name} are on record, in {len(taken.files):,} files{bad}",
-        as_json=as_json,
-    )
-    if taken.bad:
+        "file": str(file), "rows": log.rows, "bad_rows": log.bad, "complaints": log.complaints, "files": len(log.files)
+    }  # fmt: skip
+    show_one(document, text, as_json=as_json)
+    if log.bad:
         raise typer.Exit(EXIT_NO)
 
 
@@ -207,12 +205,13 @@ def export(
     IMEI has 888888888888888. IMSIs are on record only with `sightings.subscribers: full`. A running node first writes its
     buffered checks.
     """
-    from eir.sightings.seen import daily_rows  # noqa: PLC0415 - polars, for those that need it
+    from eir.sightings.seen import daily_rows  # noqa: PLC0415 - polars, for this command
 
     if layout != EDR:
         raise fail(f"--layout {layout}: expected {EDR}", EXIT_USAGE)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
     try:
-        which = date.fromisoformat(day) if day else (datetime.now(UTC) - timedelta(days=1)).date()
+        exported_day = date.fromisoformat(day) if day else yesterday.date()
     except ValueError:
         raise fail(f"--day {day}: expected a day such as 2026-11-27", EXIT_USAGE) from None
     checked = recorded(opened(load_config(config)))
@@ -220,11 +219,11 @@ def export(
         print_message(f"warning: no row has an IMSI: sightings.subscribers is {checked.sightings.subscribers}")
     operator = operator or checked.identity.realm
     numbers = NO_NUMBERS if checked.numbers is None else read_numbers(checked.numbers)
-    name = f"{operator}_EIR_{which:%Y%m%d}.csv" if out is None else out.name
+    name = f"{operator}_EIR_{exported_day:%Y%m%d}.csv" if out is None else out.name
     with written_to(out, private=True) as stream:
-        csv.writer(stream, lineterminator="\n").writerows(
-            daily_rows(checked.state, which, operator=operator, file_name=name, msisdn=number_of(numbers))
-        )
+        rows = daily_rows(checked.state, exported_day, operator=operator, file_name=name, msisdn=number_of(numbers))
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows(rows)
 
 
 def recorded(checked: Config) -> Config:
@@ -240,7 +239,9 @@ def recorded(checked: Config) -> Config:
 
 def not_kept(checked: Config) -> str:
     """Return a text for the end of a message that explains why the record is incomplete; empty if complete."""
-    return "" if checked.sightings else f"; no check is recorded: {checked.path} has no section 'sightings'"
+    if checked.sightings:
+        return ""
+    return f"; no check is recorded: {checked.path} has no section 'sightings'"
 
 
 def write_down(checked: Config) -> None:
@@ -254,7 +255,8 @@ def write_down(checked: Config) -> None:
 
 
 def _distinct(rows: list[dict[str, Any]], name: str) -> list[Any]:
-    return list(dict.fromkeys(row[name] for row in rows if row[name] is not None))
+    values = [row[name] for row in rows if row[name] is not None]
+    return list(dict.fromkeys(values))
 
 
 def _hour(path: Path) -> str:

@@ -19,6 +19,7 @@ from eir.cli.output import (
     print_json,
     print_message,
     print_text,
+    print_warning,
     progress,
     show,
     show_one,
@@ -120,19 +121,20 @@ def report(
     and from the operators' decisions. Devices that an operator cleared are left out. Findings that depend on distrusted
     origins and peers alone are listed separately, with --distrusted.
     """
-    found = _judged(opened(load_config(config)), since, until, min_score, EngineChoice(record, on_spark, work))
-    listed_ones = found.doubted if untrusted else found.findings
+    checked = opened(load_config(config))
+    found = _judged(checked, since, until, min_score, EngineChoice(record, on_spark, work))
+    findings = found.doubted if untrusted else found.findings
     if csv_file is not None:
         with written_to(csv_file, private=True) as out:
-            _write_csv(listed_ones, out)
+            _write_csv(findings, out)
     if html_file is not None or public_file is not None:
-        from eir.sightings.page import page, public_page  # noqa: PLC0415 - for those who want one
+        from eir.sightings.page import page, public_page  # noqa: PLC0415 - only for a page
 
-        for path, make in ((html_file, page), (public_file, public_page)):
+        for path, render in ((html_file, page), (public_file, public_page)):
             if path is not None:
                 with written_to(path, private=True) as out:
-                    out.write(make(found))
-    rows = [finding.as_json() for finding in listed_ones]
+                    out.write(render(found))
+    rows = [finding.as_json() for finding in findings]
     if as_json:
         print_json(rows)
         return
@@ -140,7 +142,8 @@ def report(
         print(f"Nothing found among {found.devices:,} devices in {found.sightings:,} checks.")
         _notes(found)
         return
-    show([{**row, "conditions": list(row["conditions"])} for row in rows[:limit]], COLUMNS, as_json=False)
+    shown = [{**row, "conditions": list(row["conditions"])} for row in rows[:limit]]
+    show(shown, COLUMNS, as_json=False)
     if len(rows) > limit:
         print_message(f"{len(rows) - limit:,} more; -n shows more, --csv and --json have all")
     _notes(found)
@@ -149,8 +152,9 @@ def report(
 def _notes(found: "Judgement") -> None:
     """Print notes about the findings to standard error, such as devices that were left out."""
     if found.doubted:
+        origins = ", ".join(found.left_out)
         print_message(
-            f"{len(found.doubted):,} more devices depend on reports of {', '.join(found.left_out)}, which is distrusted; --distrusted lists them"
+            f"{len(found.doubted):,} more devices depend on reports of {origins}, which is distrusted; --distrusted lists them"
         )
     if not found.places:
         print_message(
@@ -158,9 +162,11 @@ def _notes(found: "Judgement") -> None:
         )
     if found.batches:
         print_message(f"{len(found.batches):,} IMEIs are used by several modules, probably of one batch: no findings")
-    if malformed := sum(seen for _, seen, _ in found.malformed):
+    malformed = sum(checks for _, checks, _ in found.malformed)
+    if malformed:
+        first_origin = found.malformed[0][0] or "an unnamed origin"
         print_message(
-            f"malformed_imei: {malformed:,} checks had a malformed identifier, most of them from {found.malformed[0][0] or 'an unnamed origin'}"
+            f"malformed_imei: {malformed:,} checks had a malformed identifier, most of them from {first_origin}"
         )
 
 
@@ -191,10 +197,11 @@ def export(
         raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
     if kind not in ROWS or (kind == "tracked" and layout != "eir"):
         raise fail(f"--rows {kind}: expected {', '.join(ROWS)}; tracked only --as eir", EXIT_USAGE)
-    if unknown := [name for name in condition or () if name not in CONDITIONS]:
-        raise fail(f"--condition {unknown[0]}: no such condition; there are: {', '.join(CONDITIONS)}", EXIT_USAGE)
-    checked = opened(load_config(config))
     wanted = frozenset(condition or ())
+    for name in condition or ():
+        if name not in CONDITIONS:
+            raise fail(f"--condition {name}: no such condition; there are: {', '.join(CONDITIONS)}", EXIT_USAGE)
+    checked = opened(load_config(config))
     least = checked.tamper.export_min if min_score is None else min_score
     found = _judged(checked, since, until, least, EngineChoice(record, on_spark, work), keep_users=kind == "pairs")
     if kind == "pairs" and not found.has_imsis:
@@ -202,32 +209,42 @@ def export(
             "the record holds no IMSIs (sightings.subscribers is hashed or off), so no pair of IMEI and IMSI can be written, only confirmed devices; --rows tracked writes IMEIs to watch"
         )
         kind = "devices"
-    chosen = [
-        finding
-        for finding in found.findings
-        if (not wanted or wanted & set(finding.conditions))
-        and (finding.confirmed or "sim_box" not in finding.conditions)
-    ]
-    # Confirmed is confirmed, whether the device was seen in this time or not.
-    others = {device for device, verdict in load_cases(checked.state).items() if verdict and not wanted}
+    chosen = [finding for finding in found.findings if _is_exportable(finding, wanted)]
+    others = set[int]()
+    if not wanted:  # a decision counts, whether the device was seen in the period or not
+        decisions = load_cases(checked.state)
+        others = {device for device, is_confirmed in decisions.items() if is_confirmed}
     others -= {finding.device for finding in chosen}
-    for_tests = {device for device in (*(finding.device for finding in chosen), *others) if KEY_TESTS["test"](device)}
-    if for_tests:
-        print_message(f"{len(for_tests):,} devices with a TAC for tests are left out")
-    chosen, others = [finding for finding in chosen if finding.device not in for_tests], others - for_tests
-    head, *rows = export_rows(chosen, layout, found.until, map(key_text, sorted(others)), kind=kind)
+    is_test = KEY_TESTS["test"]
+    devices = len(chosen) + len(others)
+    chosen = [finding for finding in chosen if not is_test(finding.device)]
+    others = {device for device in others if not is_test(device)}
+    left_out = devices - len(chosen) - len(others)
+    if left_out:
+        print_message(f"{left_out:,} devices with a TAC for tests are left out")
+    confirmed = map(key_text, sorted(others))
+    head, *rows = export_rows(chosen, layout, found.until, confirmed, kind=kind)
+    if not rows and chosen:
+        reasons = "no subscriber certainly holds a copy, or no device is confirmed"
+        raise fail(
+            f"{len(chosen):,} devices were found, but none can be written as {kind}: {reasons}; --rows tracked writes them"
+        )
     if not rows:
-        if waiting := len(chosen):
-            raise fail(
-                f"{waiting:,} devices were found, but none can be written as {kind}: no subscriber certainly holds a copy, or no device is confirmed; --rows tracked writes them"
-            )
         raise fail("there is no finding, and no file was written")
     with written_to(out, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([head, *rows])
-    print_message(
-        f"{len({row[0] for row in rows}):,} devices are written; to sign them: eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
-    )
+    written = len({row[0] for row in rows})
+    file = quote(str(out or "FILE"))
+    command = f"eir publish --list L --serial N --expires 30d --key KEY {file}"
+    print_message(f"{written:,} devices are written; to sign them: {command}")
+
+
+def _is_exportable(finding: "Finding", wanted: frozenset[str]) -> bool:
+    """Return True if one of the `wanted` conditions holds (any, if empty), and a SIM box is confirmed by an operator."""
+    if wanted and wanted.isdisjoint(finding.conditions):
+        return False
+    return finding.confirmed or "sim_box" not in finding.conditions
 
 
 def show_one_device(
@@ -248,26 +265,25 @@ def show_one_device(
     checked = opened(load_config(config))
     begin, end = _window(since, until)
     with judging(checked, begin, end, EngineChoice(record, on_spark, work), min_score=0) as (engine, found):
-        made = sheet(engine, found, device, load_decisions(checked.state))
-    if not made["subscribers"]:
+        evidence = sheet(engine, found, device, load_decisions(checked.state))
+    if not evidence["subscribers"]:
         raise fail(f"{identifier} is not on record from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")
     if html_file is not None:
         with written_to(html_file, private=True) as out:
-            out.write(sheet_page(made))
+            out.write(sheet_page(evidence))
     if as_json:
-        print_json(made)
+        print_json(evidence)
         return
-    finding = made["finding"]
-    print_text(
-        f"{made['imei']}: {finding['score']:.3f}, {finding['sure']}"
-        if finding
-        else f"{made['imei']}: there is no evidence against it, or it was cleared"
-    )
-    show(made["says"], ("condition", "log_odds", "evidence"), as_json=False)
-    for text in made["against"]:
+    finding = evidence["finding"]
+    result = "there is no evidence against it, or it was cleared"
+    if finding:
+        result = f"{finding['score']:.3f}, {finding['sure']}"
+    print_text(f"{evidence['imei']}: {result}")
+    show(evidence["says"], ("condition", "log_odds", "evidence"), as_json=False)
+    for text in evidence["against"]:
         print_text(f"for an honest explanation: {text}")
-    show(made["subscribers"], ("subscriber", "home", "checks", "days", "first_seen", "last_seen"), as_json=False)
-    for each in made["decisions"]:
+    show(evidence["subscribers"], ("subscriber", "home", "checks", "days", "first_seen", "last_seen"), as_json=False)
+    for each in evidence["decisions"]:
         print_text(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
 
 
@@ -295,27 +311,18 @@ def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_
     From then on the device is judged as if there were no decision, and the decision does not calibrate scores. Exit status 1 if there is no decision.
     The decision and the withdrawal stay in the history.
     """
-    if _device(identifier) not in load_cases(opened(load_config(config)).state):
+    decisions = load_cases(opened(load_config(config)).state)
+    if _device(identifier) not in decisions:
         raise fail(f"{identifier} has no decision to withdraw")
     _decide(identifier, FORGOTTEN, reason, config, as_json=as_json)
 
 
 def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool) -> None:
     checked = opened(load_config(config))
-    decision = {
-        "time": utc_text(datetime.now(UTC)),
-        "who": who(),
-        "imei": key_text(_device(identifier)),
-        "verdict": verdict,
-        "reason": reason,
-    }
-    event = Event(
-        time=decision["time"],
-        who=decision["who"],
-        what=verdict,
-        outcome="accepted",
-        detail=f"{decision['imei']}: {reason}",
-    )
+    imei = key_text(_device(identifier))
+    time, user = utc_text(datetime.now(UTC)), who()
+    decision = {"time": time, "who": user, "imei": imei, "verdict": verdict, "reason": reason}
+    event = Event(time=time, who=user, what=verdict, outcome="accepted", detail=f"{imei}: {reason}")
     if not checked.state.is_dir():
         raise EirError(
             f"the state folder {checked.state} (`state` in {checked.path}) does not exist; eir serve or eir load creates it"
@@ -323,7 +330,7 @@ def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json
     with_store(checked, lambda store: store.record(event))
     with acting_in(checked.state):
         add_decision(checked.state, decision)
-    show_one(decision, f"{decision['imei']} is {verdict}", as_json=as_json)
+    show_one(decision, f"{imei} is {verdict}", as_json=as_json)
 
 
 def _device(identifier: str) -> int:
@@ -373,10 +380,12 @@ def judging(
 
     settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
     with progress() as advance, _engine(config, begin, end, where) as engine:
-        yield engine, judge(
-            engine, settings, since=begin, until=end, tacs=allocated_tacs(config), warn=lambda text: print_message(f"warning: {text}"), progress=advance or (lambda *_: None),
-            keep_users=keep_users, cases=load_cases(config.state),
+        shown = advance or (lambda *_: None)
+        found = judge(
+            engine, settings, since=begin, until=end, tacs=allocated_tacs(config), cases=load_cases(config.state), keep_users=keep_users,
+            warn=print_warning, progress=shown,
         )  # fmt: skip
+        yield engine, found
 
 
 def allocated_tacs(config: Config) -> "Iterator[Tac]":
@@ -384,15 +393,17 @@ def allocated_tacs(config: Config) -> "Iterator[Tac]":
     from eir.sightings.conditions import Tac  # noqa: PLC0415 - for these commands alone
 
     now = datetime.now(UTC).timestamp()
-    for name in (name for name, settings in config.lists.items() if settings.kind == TYPES):
+    names = [name for name, settings in config.lists.items() if settings.kind == TYPES]
+    for name in names:
         state, pages = with_store(config, partial(read_pages, name=name), fresh=False, reads=True)
         if state is None:
             print_message(f"warning: list {name} was never loaded, so its TACs are unknown")
             continue
         for entry in entries_of(pages):
             if not 0 < entry.until <= now:
-                day = datetime.fromtimestamp(entry.date, UTC).date() if entry.date else None
-                yield Tac(entry.key // SNR_KEYS, day, reason_text(state, entry.reason))
+                allocated = datetime.fromtimestamp(entry.date, UTC).date() if entry.date else None
+                device_type = reason_text(state, entry.reason)
+                yield Tac(entry.key // SNR_KEYS, allocated, device_type)
 
 
 def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
@@ -400,10 +411,11 @@ def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
     from eir.sightings.judge import DAYS_MAX  # noqa: PLC0415 - for these commands alone
 
     lasts = duration(since, "--since", most=timedelta(days=DAYS_MAX - 1))
+    if not until:
+        end = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=1)
+        return end - lasts, end
     try:
-        end = (datetime.fromisoformat(until) if until else datetime.now(UTC)).replace(tzinfo=None) + timedelta(
-            seconds=0 if until else 1
-        )
+        end = datetime.fromisoformat(until).replace(tzinfo=None)
     except ValueError:
         raise fail(f"--until {until}: expected a day such as 2026-11-25", EXIT_USAGE) from None
     return end - lasts, end
@@ -415,23 +427,25 @@ def _engine(config: Config, begin: datetime, end: datetime, where: EngineChoice)
 
     if (where.spark is None) != (where.work is None):
         raise fail("--spark and --work go together", EXIT_USAGE)
-    there: str | list[str] = where.record or []
+    files: str | list[str] = where.record or []
     if not where.record:
         write_down(config)
-        days = ((begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3))
-        there = [path for day in days for path in sorted(map(str, (config.state / FOLDER).glob(f"{day}/*.parquet")))]
-    if not there:
+        days = [(begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3)]
+        paths = [path for day in days for path in sorted((config.state / FOLDER).glob(f"{day}/*.parquet"))]
+        files = [*map(str, paths)]
+    if not files:
+        period = f"from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
         raise EirError(
-            f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}; a node records checks if the configuration has the section `sightings`; --until selects an earlier time"
+            f"no sightings {period} in {config.state}; a node records checks if the configuration has the section `sightings`; --until selects an earlier time"
         )
-    without = [peer.label for peer in config.peers if peer.is_probe]  # a probe, an auditor: nobody's phone
+    probes = [peer.label for peer in config.peers if peer.is_probe]
     if where.spark is not None and where.work is not None:
-        from eir.sightings.spark import spark  # noqa: PLC0415 - for those who have a cluster
+        from eir.sightings.spark import spark  # noqa: PLC0415 - for --spark alone
 
-        return spark(there, since=begin, until=end, master=where.spark, work=where.work, without=without)
-    from eir.sightings.engine import duck  # noqa: PLC0415 - for those who have none
+        return spark(files, since=begin, until=end, master=where.spark, work=where.work, without=probes)
+    from eir.sightings.engine import duck  # noqa: PLC0415 - for analyses without Spark
 
-    return duck(there, since=begin, until=end, memory=config.tamper.memory, without=without)
+    return duck(files, since=begin, until=end, memory=config.tamper.memory, without=probes)
 
 
 def _write_csv(findings: "Iterable[Finding]", out: TextIO) -> None:
@@ -439,7 +453,7 @@ def _write_csv(findings: "Iterable[Finding]", out: TextIO) -> None:
     columns: list[str] = []
     for finding in findings:
         row: dict[str, Any] = finding.as_json()
-        row |= {"conditions": "|".join(row["conditions"])}
+        row["conditions"] = "|".join(row["conditions"])
         if not columns:
             columns = list(row)
             writer.writerow(columns)
