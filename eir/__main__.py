@@ -17,7 +17,8 @@ OTHERS_WRITE = 0o002
 
 def main() -> None:
     """Run the command line of eir.cli.app, with a umask that prevents other users from writing its files."""
-    os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)
+    present = os.umask(OTHERS_WRITE)
+    os.umask(present | OTHERS_WRITE)
     word = _first_word(sys.argv[1:])
     if word == "serve":
         block()
@@ -34,10 +35,11 @@ def _use_large_pages() -> None:
     translations. The library reads the variable only at the start of a process, and ignores it if the kernel has no
     huge pages. A value that the operator has set is kept.
     """
-    if TUNABLES not in os.environ:
-        os.environ[TUNABLES] = LARGE_PAGES
-        with suppress(OSError):
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # this program itself
+    if TUNABLES in os.environ:
+        return
+    os.environ[TUNABLES] = LARGE_PAGES
+    with suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # this program itself
 
 
 def _first_word(arguments: Sequence[str]) -> str | None:

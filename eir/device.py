@@ -42,8 +42,10 @@ def is_digits(text: str) -> bool:
 
 def strip_separators(text: str) -> str:
     """Remove blanks and dashes if only hexadecimal digits remain; otherwise return the text unchanged."""
-    plain = "".join(character for character in text if not character.isspace() and character not in DASHES)
-    return plain if plain and HEX_DIGITS.issuperset(plain) else text
+    characters = [character for character in text if not character.isspace() and character not in DASHES]
+    if characters and HEX_DIGITS.issuperset(characters):
+        return "".join(characters)
+    return text
 
 
 def imei_key(text: str) -> int:
@@ -79,9 +81,8 @@ def device_key(text: str) -> int:
     try:
         return imei_key(text) if is_digits(text) else meid_key(text)
     except IdentifierError:
-        raise IdentifierError(
-            f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {_fault_text(text)}"
-        ) from None
+        fault = _fault_text(text)
+        raise IdentifierError(f"no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got {fault}") from None
 
 
 def _fault_text(text: str) -> str:
@@ -94,8 +95,10 @@ def _fault_text(text: str) -> str:
         return f"{len(text)} characters, blanks or dashes among them"
     if len(text) == TAC_DIGITS and is_digits(text):
         return f"{TAC_DIGITS} digits, which are a TAC"
-    wrong = len(text) in IMEI_LENGTHS and not HEX_DIGITS.issuperset(text)
-    return f"{len(text)} characters" + (", not all of them digits" if wrong else "")
+    length = f"{len(text)} characters"
+    if len(text) in IMEI_LENGTHS and not HEX_DIGITS.issuperset(text):
+        return f"{length}, not all of them digits"
+    return length
 
 
 def odd_key(text: str) -> int:
@@ -116,7 +119,8 @@ def odd_key(text: str) -> int:
         return ODD_BASE + int("1" + text)
     if len(text) == 1 + _HASH_DIGITS and text[0] == "#" and HEX_DIGITS.issuperset(text[1:]):
         return ODD_BASE + _HASHED + int(text[1:], 16) % _HASHED
-    return ODD_BASE + _HASHED + int.from_bytes(sha256(octets).digest()[:8]) % _HASHED
+    digest = sha256(octets).digest()
+    return ODD_BASE + _HASHED + int.from_bytes(digest[:8]) % _HASHED
 
 
 def any_key(text: str) -> int:
@@ -136,16 +140,23 @@ def key_text(key: int) -> str:
 
     The key of an IMEI or MEID becomes 14 digits. Any other key becomes up to 13 digits, or `#` and the hash.
     """
-    if key >= ODD_BASE:
-        odd = key - ODD_BASE
-        return f"#{odd - _HASHED:0{_HASH_DIGITS}x}" if odd >= _HASHED else str(odd)[1:]
-    return f"{key:014d}" if key < MEID_BASE else f"{key - MEID_BASE:014X}"
+    if key < MEID_BASE:
+        return f"{key:014d}"
+    if key < ODD_BASE:
+        return f"{key - MEID_BASE:014X}"
+    number = key - ODD_BASE
+    if number >= _HASHED:
+        return f"#{number - _HASHED:0{_HASH_DIGITS}x}"
+    return str(number)[1:]
 
 
 def check_digit(digits: str) -> int:
     """Return the check digit of an IMEI for its first 14 digits (TS 23.003 annex B: Luhn)."""
-    doubled = (2 * int(digit) if position % 2 else int(digit) for position, digit in enumerate(digits))
-    return -sum(each // 10 + each % 10 for each in doubled) % 10
+    total = 0
+    for position, digit in enumerate(digits):
+        value = 2 * int(digit) if position % 2 else int(digit)
+        total += value // 10 + value % 10
+    return -total % 10
 
 
 def imsi_key(text: str) -> int:
@@ -164,8 +175,9 @@ def device_type_key(text: str) -> int:
 
     The key is in the range of the keys of IMSIs with 15 digits.
     """
-    name = " ".join(text.replace("_", " ").casefold().split())
-    return 10**15 + int.from_bytes(sha256(name.encode()).digest()[:6]) % 10**15
+    words = text.replace("_", " ").casefold().split()
+    digest = sha256(" ".join(words).encode()).digest()
+    return 10**15 + int.from_bytes(digest[:6]) % 10**15
 
 
 def shorten(identifier: str, first: int = TAC_DIGITS) -> str:

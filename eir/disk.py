@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 UNFINISHED = ".tmp"
-"""Ending of a file that is not complete."""
+"""Ending of the name of an incomplete file."""
 
 
 @contextmanager
@@ -26,10 +26,11 @@ def open_replacement(path: Path, *, mode: int | None = None, durable: bool = Fal
         OSError: if the file cannot be written.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    opener = partial(os.open, mode=0o666 if mode is None else mode)
     try:
-        with open(fresh, "wb", opener=partial(os.open, mode=0o666 if mode is None else mode)) as file:
+        with open(fresh, "wb", opener=opener) as file:
             if mode is not None:
-                os.fchmod(file.fileno(), mode)  # independent of the umask
+                os.fchmod(file.fileno(), mode)  # the umask may have removed bits
             yield file
             if durable:
                 file.flush()

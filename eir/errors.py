@@ -107,8 +107,10 @@ def place_of(fault: BaseException) -> str:
 
     The message is omitted, because it may contain an identifier.
     """
-    places = [f" at {frame.f_code.co_filename}:{line}" for frame, line in walk_tb(fault.__traceback__)]
-    return type(fault).__name__ + "".join(places[-1:])
+    place = ""
+    for frame, line in walk_tb(fault.__traceback__):
+        place = f" at {frame.f_code.co_filename}:{line}"
+    return f"{type(fault).__name__}{place}"
 
 
 def detail_of(fault: BaseException) -> str:
@@ -119,21 +121,16 @@ def detail_of(fault: BaseException) -> str:
 def refused_by(fault: Exception) -> ReleaseRefused:
     """Build the ReleaseRefused for a release on which the program failed with the exception `fault`.
 
-    It names the line of code, but no values of the release.
+    The error names the last line of this package in the traceback, but no values of the release.
     """
-    frames = [
-        (Path(frame.f_code.co_filename), line, frame.f_code.co_name) for frame, line in walk_tb(fault.__traceback__)
-    ]
     package = Path(__file__).parent
-    ours = [
-        f"{file.relative_to(package.parent)}:{line} in {name}"
-        for file, line, name in frames
-        if file.is_relative_to(package)
-    ]
-    place = f" at {ours[-1]}" if ours else ""
-    return ReleaseRefused(
-        "fault", f"internal fault of the program: {type(fault).__name__}{place}; report it with the release"
-    )
+    place = ""
+    for frame, line in walk_tb(fault.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(package):
+            place = f" at {file.relative_to(package.parent)}:{line} in {frame.f_code.co_name}"
+    text = f"internal fault of the program: {type(fault).__name__}{place}"
+    return ReleaseRefused("fault", f"{text}; report it with the release")
 
 
 class EntryRefused(EirError):

@@ -28,7 +28,7 @@ DURATIONS: dict[str, Decimal | int] = {
 }  # fmt: skip
 """Unit of a duration → seconds."""
 DURATION_MAX_S = 1000 * YEAR_DAYS * DAY_S
-"""1000 years: a time that is this long ago or ahead is still in the calendar."""
+"""Maximum duration: 1000 years, so that the present plus or minus a duration is a valid date."""
 BYTES = {
     "": 1,
     "B": 1,
@@ -68,13 +68,16 @@ class Kind:
     @property
     def form(self) -> str:
         """Description of the written form of a value, without an article, for the reference page."""
-        return re.sub(r"^(an?|the) ", "", f"{self.expected}{', or a list' if self.many else ''}")
+        text = re.sub(r"^(an?|the) ", "", self.expected)
+        return f"{text}, or a list" if self.many else text
 
     @property
     def form_with_example(self) -> str:
         """Description of the written form with its examples, which completes "expected …" in error messages."""
-        example = f", such as {self.example}" if self.example else ""
-        return f"{self.expected}{example}{', or a list' if self.many else ''}"
+        text = self.expected
+        if self.example:
+            text += f", such as {self.example}"
+        return f"{text}, or a list" if self.many else text
 
 
 class Unexpected(ValueError):
@@ -149,12 +152,17 @@ def quantity(
     """Build a Kind for a number with a unit; its value and limits are multiples of `one` base units."""
 
     def read(written: str) -> Any:
-        value = parse_amount(written, units) / one
-        if not Decimal(str(low)) <= value <= Decimal(str(high)) or of(value) != float(value):
+        amount = parse_amount(written, units) / one
+        value = of(amount)
+        is_within = Decimal(str(low)) <= amount <= Decimal(str(high))
+        if not is_within or value != float(amount):
             raise ValueError
-        return of(value)
+        return value
 
-    return Kind(expected, read, **{"show": lambda value: int(value) if value == int(value) else value, **more})
+    def show(value: float) -> float:
+        return int(value) if value == int(value) else value
+
+    return Kind(expected, read, **{"show": show, **more})
 
 
 def whole(low: int, high: int) -> Kind:
@@ -201,10 +209,12 @@ def percentage(high: int) -> Kind:
 
     The percent sign is required, because `0.2` would be ambiguous.
     """
+
+    def show(value: float) -> str:
+        return f"{value * 100:.10g}%"
+
     expected = f"a percentage from 0% to {high}%"
-    return quantity(
-        expected, 0, high / 100, {"%": Decimal("0.01")}, show=lambda value: f"{value * 100:.10g}%", example="20%"
-    )
+    return quantity(expected, 0, high / 100, {"%": Decimal("0.01")}, show=show, example="20%")
 
 
 def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
@@ -214,9 +224,12 @@ def many(kind: Kind, *, may_be_empty: bool = False) -> Kind:
 
 def did_you_mean(written: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the most similar known word, or an empty text if no word is similar."""
-    words, forms = list(known), (written.lower().replace("-", "_"), written)
-    near = [match for form in forms for match in difflib.get_close_matches(form, words, n=1)]
-    return f"; did you mean '{near[0]}'?" if near else ""
+    words = list(known)
+    for form in (written.lower().replace("-", "_"), written):
+        matches = difflib.get_close_matches(form, words, n=1)
+        if matches:
+            return f"; did you mean '{matches[0]}'?"
+    return ""
 
 
 def mask_password(url: str) -> str:
@@ -246,7 +259,8 @@ def domain_name(written: str) -> str:
 def address(written: str, default_port: int | None) -> str:
     """Parse `HOST:PORT`, where the host is a domain name, an IPv4 address, or an IPv6 address in brackets."""
     parts = urlsplit(f"//{written}")
-    host, port = parts.hostname, parts.port if parts.port is not None else default_port
+    host = parts.hostname
+    port = default_port if parts.port is None else parts.port
     if not host or port is None or parts.netloc != written or "@" in written:
         raise ValueError
     if "[" in written:
@@ -262,12 +276,16 @@ def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Ki
     Over SCTP several addresses are allowed. If `connects` is true, the node connects to the URL, so port 0 is not
     allowed.
     """
-    *most, last = (f"{scheme}://ADDRESS{',ADDRESS' if scheme == SCTP else ''}:PORT" for scheme in ports)
+    *most, last = (
+        f"{scheme}://ADDRESS,ADDRESS:PORT" if scheme == SCTP else f"{scheme}://ADDRESS:PORT" for scheme in ports
+    )
     forms = f"{', '.join(most)} or {last}" if most else last
 
     def read(match: re.Match[str]) -> str:
-        scheme = match[1]
-        *more_addresses, final = match[2].split(",") if SCTP in ports else [match[2]]
+        scheme, addresses = match[1], [match[2]]
+        if SCTP in ports:
+            addresses = match[2].split(",")
+        *more_addresses, final = addresses
         if scheme == DTLS:
             raise Unexpected("DTLS over SCTP is not supported: expected sctp:// with IPsec below it, or tls://")
         if more_addresses and scheme != SCTP:
@@ -275,17 +293,31 @@ def url(ports: Mapping[str, int], example: str, *, connects: bool = False) -> Ki
         if any(urlsplit(f"//{each}").port is not None for each in more_addresses):
             raise Unexpected("expected one port for all addresses, after the last address")
         hosts = [address(each, 0).removesuffix(":0") for each in more_addresses]
-        return f"{scheme}://{','.join([*hosts, address(final, ports[scheme])])}"
+        hosts.append(address(final, ports[scheme]))
+        return f"{scheme}://{','.join(hosts)}"
 
-    schemes = "|".join((*ports, *([DTLS] if SCTP in ports and "tls" in ports else [])))
-    return text(forms, rf"({schemes})://{'(?!.*:0+$)' if connects else ''}(.+)", read, example=example)
+    schemes = [*ports]
+    if SCTP in ports and "tls" in ports:
+        schemes.append(DTLS)
+    no_port_0 = "(?!.*:0+$)" if connects else ""
+    return text(forms, rf"({'|'.join(schemes)})://{no_port_0}(.+)", read, example=example)
 
 
 def _network(written: str) -> IPv4Network | IPv6Network:
-    around, address = ip_network(written, strict=False), written.partition("/")[0]
-    if ip_address(address) != around.network_address:
-        raise Unexpected(f"it has bits outside its mask; expected the network {around} or the address {address}")
-    return around
+    network = ip_network(written, strict=False)
+    host, _, _ = written.partition("/")
+    if ip_address(host) != network.network_address:
+        raise Unexpected(f"it has bits outside its mask; expected the network {network} or the address {host}")
+    return network
+
+
+def _path(expected: str) -> Kind:
+    """Build a Kind for a path; a relative path starts in the folder of the configuration."""
+
+    def place(path: Path, folder: Path) -> Path:
+        return folder / path
+
+    return text(expected, r"(?!\s*$)[^\0]+", lambda match: Path(match[0]), place=place)
 
 
 IDENTITY = Kind("a domain name", domain_name, example="mme1.example.org")
@@ -299,15 +331,7 @@ NETWORK = Kind("a network such as 10.1.0.0/16, or an address", _network)
 FLAG = text(
     "true or false", "(?i:(true|yes|on)|false|no|off)", lambda match: match[1] is not None, show=bool, bare=True
 )
-FILE, FOLDER = (
-    text(
-        f"a {what} path",
-        r"(?!\s*$)[^\0]+",
-        lambda match: Path(match[0]),
-        place=lambda path, folder: folder / path,
-    )
-    for what in ("file", "folder")
-)
+FILE, FOLDER = _path("a file path"), _path("a folder path")
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
 LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
 
@@ -355,7 +379,7 @@ class Section:
     live: bool = True
     """True if a reload applies it; otherwise the whole section needs a restart."""
     short: str = ""
-    """Key that is meant if one value is given instead of the section."""
+    """Key whose value may be written in place of the whole section; empty: none."""
     gone: Mapping[str, str] = field(default_factory=dict)
     """Keys of earlier versions, and their replacements."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
@@ -382,11 +406,11 @@ class Document:
     values: dict[str, Any] = field(default_factory=dict)
     """All built values, including defaults."""
     shown: dict[str, Any] = field(default_factory=dict)
-    """Same by the keys of the file, as JSON."""
+    """Values by the keys of the file, in their form for JSON."""
     lines: dict[Spot, int] = field(default_factory=dict)
     """Lines (from 1) of keys and members in the file."""
     problems: dict[Problem, Spot] = field(default_factory=dict)
-    """Problems in the order in which they were found, each with its value; a node that is read twice through an alias has one fault."""
+    """Problem → position of its value, in the order in which the problems were found."""
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:

@@ -228,7 +228,7 @@ def _tally_copies(
     config: Config, record: str | None, begin: datetime, end: datetime, maker: Maker
 ) -> FigureTally | None:
     """Count the copied identities in the checks of the month; None without DuckDB."""
-    from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - as above
+    from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
 
     start, stop = begin.replace(tzinfo=None), end.replace(tzinfo=None)
     tally = FigureTally()

@@ -76,7 +76,7 @@ def import_first_seen(
     with progress() as advance:
         shown = advance or (lambda *_: None)
         if file is None:
-            from eir.sightings.seen import first_days  # noqa: PLC0415 - polars, for those that need it
+            from eir.sightings.seen import first_days  # noqa: PLC0415 - polars, for --from-sightings alone
 
             days = seen_now(*first_days(checked.state), now)
         else:

@@ -95,6 +95,7 @@ Force = Annotated[
         "--force", help="Lift the list's limits on growth and shrinkage (a TAC is a million devices), nothing else."
     ),
 ]
+ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]
 LocalList = Annotated[str, typer.Argument(metavar="LIST", help="A list with `local: true`.")]
 
 
@@ -144,7 +145,7 @@ def lists(
 
 
 def reset_serial(
-    list_name: Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")],
+    list_name: ListName,
     to: Annotated[int, typer.Option(metavar="N", min=0, help="The highest serial from now on: that of the last good release.")],
     reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for `eir history`.")],
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
@@ -205,7 +206,7 @@ def _state_word(kind: str, found: ListState | StoreError | None) -> str:
 
 
 def rollback(
-    list_name: Annotated[str, typer.Argument(metavar="LIST", help="The list.")],
+    list_name: ListName,
     to: Annotated[int | None, typer.Option(metavar="SERIAL", min=1, help="The release that is to be in force again; of a local list the number of the change.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be in force, change nothing.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
@@ -351,9 +352,6 @@ def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
     had = partial(load_in_force, checked.state)
     work = partial(edit_list, edit, settings, who=who(), now=datetime.now(UTC), had=had)
     return with_store(checked, work)
-
-
-ListName = Annotated[str, typer.Argument(metavar="LIST", help="A list, see `eir lists`.")]
 
 
 class _ListContent(NamedTuple):

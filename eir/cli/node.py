@@ -1,7 +1,8 @@
 """Commands for the operator of a node: run it, show its status, control it, check its configuration."""
 
 from contextlib import suppress
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,13 @@ Reference = Annotated[
 ]
 
 
+PEER_COLUMNS = (
+    "label", "protocol", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "connections", "requests",
+    "answers", "last_error",
+)  # fmt: skip
+PEER_COLUMNS_SHORT = ("label", "state", "address", "last_seen", "requests", "last_error")
+
+
 def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange = False) -> None:
     """Run the node in the foreground until SIGTERM.
 
@@ -29,7 +37,7 @@ def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange 
     """
     from eir.node.processes import supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
-    checked = load_config(config)  # its warnings go to the log
+    checked = load_config(config)  # the node logs the warnings
     raise typer.Exit(supervisor.run(checked, reload_on_change=reload_on_change))
 
 
@@ -39,17 +47,14 @@ def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     The exit status is what Nagios expects: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
     """
     try:
-        report = control.ask(whereabouts(config).state, "status")
+        report = _ask_node(config, "status")
     except control.ControlDenied as e:
         report = {"state": "UNKNOWN", "code": 3, "summary": str(e)}
     except control.ControlError as e:
         report = {"state": "CRITICAL", "code": 2, "summary": str(e)}
     except ConfigError as e:
-        report = {
-            "state": "UNKNOWN",
-            "code": 3,
-            "summary": f"cannot tell where to ask: {'; '.join(map(str, e.problems))}",
-        }
+        problems = "; ".join(map(str, e.problems))
+        report = {"state": "UNKNOWN", "code": 3, "summary": f"cannot tell where to ask: {problems}"}
     show_one(report, f"EIR {report['state']} - {report['summary']}", as_json=as_json)
     raise typer.Exit(report["code"])
 
@@ -59,9 +64,13 @@ def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
     On a terminal that is too narrow for all columns, some columns are left out; --json has all.
     """
-    show(control.ask(whereabouts(config).state, "peers"), (
-        "label", "protocol", "host", "realm", "direction", "address", "state", "watchdog", "since", "last_seen", "connections", "requests", "answers", "last_error",
-    ), as_json=as_json, short=("label", "state", "address", "last_seen", "requests", "last_error"))  # fmt: skip
+    rows = _ask_node(config, "peers")
+    show(rows, PEER_COLUMNS, as_json=as_json, short=PEER_COLUMNS_SHORT)
+
+
+def _ask_node(config: Path, command: str, **arguments: Any) -> Any:
+    """Send a command to the node on the state folder of the configuration, and return its answer."""
+    return control.ask(whereabouts(config).state, command, **arguments)
 
 
 def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
@@ -70,12 +79,12 @@ def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
     The node sends a DPR to the peer, and opens and accepts no connection with it until `eir peer enable` or a restart
     of the node.
     """
-    print(control.ask(whereabouts(config).state, "peer_disable", name=name))
+    print(_ask_node(config, "peer_disable", name=name))
 
 
 def peer_enable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Put a peer back in service."""
-    print(control.ask(whereabouts(config).state, "peer_enable", name=name))
+    print(_ask_node(config, "peer_enable", name=name))
 
 
 def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
@@ -86,7 +95,7 @@ def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
     try:
         checked = config_with_warnings(config)
     except ConfigError:
-        with suppress(EirError):  # the node refuses it too, and says so where alerts come from
+        with suppress(EirError):  # the node rejects the file too, logs the fault and raises its alert
             control.ask(load_whereabouts(config).state, "reload")
         raise
     print(control.ask(checked.state, "reload"))
@@ -97,7 +106,7 @@ def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     The node sends a DPR, so that peers use another EIR, and answers pending requests before it stops.
     """
-    print(control.ask(whereabouts(config).state, "drain"))
+    print(_ask_node(config, "drain"))
 
 
 def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, as_json: Json = False) -> None:
@@ -106,14 +115,14 @@ def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = Fals
     Passwords are hidden.
     """
     if reference:
-        from eir.config.keys import reference as rows  # noqa: PLC0415 - no other command writes pages
-        from eir.config.keys import reference_page  # noqa: PLC0415
+        from eir.config.keys import reference as rows  # noqa: PLC0415 - only for --reference
+        from eir.config.keys import reference_page  # noqa: PLC0415 - only for --reference
 
         show_one(rows(), reference_page().rstrip(), as_json=as_json)
         return
     checked = config_with_warnings(config)
     if checked.numbers is not None:
-        from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - a node reads them by itself
+        from eir.lists.rows.msisdn import NumbersError, read_numbers  # noqa: PLC0415 - numpy, only for a table of numbers
 
         try:
             read_numbers(checked.numbers)

@@ -63,8 +63,7 @@ def publish(
     }  # fmt: skip
     if to is not None:
         kept = duration(keep, "--keep")
-        if holds not in {None, *KINDS}:
-            raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
+        _check_kind(holds)
         if folder is not None or force:
             text = "--to cannot be combined with --out or --force, because nodes may have read the index"
             raise fail(text, EXIT_USAGE)
@@ -76,6 +75,11 @@ def publish(
         published = publish_release(files, **release)
     written = f"{published.manifest} and its .sig are written; on the EIR: eir load {quote(str(published.manifest))}"
     show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
+
+
+def _check_kind(kind: str | None) -> None:
+    if kind not in {None, *KINDS}:
+        raise fail(f"--kind {kind}: expected {' or '.join(KINDS)}", EXIT_USAGE)
 
 
 def offer(
@@ -96,8 +100,7 @@ def offer(
     from eir.lists.sources.folder_writer import offer_release  # noqa: PLC0415 - for this command alone
 
     kept = duration(keep, "--keep")
-    if holds not in {None, *KINDS}:
-        raise fail(f"--kind {holds}: expected {' or '.join(KINDS)}", EXIT_USAGE)
+    _check_kind(holds)
     file = optional_config(config)
     declared = None if file is None else load_layouts(file)
     now = datetime.now(UTC).replace(microsecond=0)

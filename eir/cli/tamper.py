@@ -191,7 +191,7 @@ def export(
     only if an operator confirmed them. Exit status 1 if there is nothing to write.
     """
     from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
-    from eir.sightings.page import EXPORTS, ROWS, export_rows  # noqa: PLC0415 - as above
+    from eir.sightings.page import EXPORTS, ROWS, export_rows  # noqa: PLC0415 - for this command alone
 
     if layout not in EXPORTS:
         raise fail(f"--as {layout}: expected {' or '.join(EXPORTS)}", EXIT_USAGE)
@@ -376,7 +376,7 @@ def judging(
     """Open the engine, analyse the record of a period, and yield the engine with its findings."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
-    from eir.sightings.judge import judge  # noqa: PLC0415 - as above
+    from eir.sightings.judge import judge  # noqa: PLC0415 - for this command alone
 
     settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
     with progress() as advance, _engine(config, begin, end, where) as engine:

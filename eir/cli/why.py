@@ -74,7 +74,7 @@ def why(
     shown in their state at that time: release, signers, user who loaded it, and the row with its reason if that release
     is still stored (`keep` of the list). Later changes are shown too. Exit status 1 if no check is on record.
     """
-    from eir.sightings.seen import find_answers  # noqa: PLC0415 - polars, for those that need it
+    from eir.sightings.seen import find_answers  # noqa: PLC0415 - polars, for this command
 
     checked = opened(load_config(config))
     imei, imsi = strip_separators(imei), imsi_named(checked, imsi)

@@ -8,8 +8,9 @@ and change nothing.
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from eir.checks.conditions import CONDITIONS
@@ -28,7 +29,7 @@ from eir.wire.transport.tls import TlsError, load_tls, read_tls
 from eir.wire.web.denials import TokenSettings, keys_of
 
 CERTIFICATE_SOON = timedelta(days=14)
-"""Remaining validity of a certificate below which there is a warning."""
+"""Remaining validity below which the certificate of the node causes a warning."""
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
 FILES = {
     "signers": ("signers file", f"write the publishers' public keys there, one per line: {SIGNER}"),
@@ -42,6 +43,10 @@ FILES = {
 SECRET_FILES = {"password_file", "sentinel_password_file", "key_file"}
 """Files named by `store` that must be private."""
 
+LOCAL = re.compile(r"\w+://(127\.|\[::1\]|localhost:)")
+"""Start of the URL of a listener on a loopback address."""
+
+Network = IPv4Network | IPv6Network
 Check = Callable[[Config, Document], Findings]
 
 
@@ -50,13 +55,15 @@ def _check_peers(config: Config, document: Document) -> Findings:
     lines: dict[str, int] = {}
     for at, peer in enumerate(config.peers):
         spot = ("peers", at)
-        if not document.faulty(*spot) and not (peer.host or peer.realm or peer.sources or peer.is_titled):
+        is_selective = peer.host or peer.realm or peer.sources or peer.is_titled
+        if not is_selective and not document.faulty(*spot):
             yield "the entry matches every client; expected at least one of host, realm, from, gt and point_code", spot
         if peer.host and peer.host.lower() in ours:
             yield f"the peer's host {peer.host} is the node's own name; expected another name", (*spot, "host")
         if peer.label in lines:
-            same = f"this peer would have the name '{peer.label}' in metrics and commands, like the entry in line {lines[peer.label]}"
-            yield f"{same}; expected a 'name' of its own", (*spot, "name")
+            other = f"the entry in line {lines[peer.label]}"
+            text = f"this peer would have the name '{peer.label}' in metrics and commands, like {other}"
+            yield f"{text}; expected a 'name' of its own", (*spot, "name")
         elif peer.label:
             lines[peer.label] = document.line(*spot)
 
@@ -66,23 +73,18 @@ def _check_listen(config: Config, _: Document) -> Findings:
     for _name, (*key, at), url in (*config.listeners, *config.service_listeners):
         name = ".".join(map(str, key))
         if url in before and not url.endswith(":0"):
-            other = before[url]
-            yield (
-                f"{url} stands twice in '{name}'"
-                if other == name
-                else f"{url} is also in '{other}'; expected another port",
-                (*key, at),
-            )
+            text = f"{url} is also in '{before[url]}'; expected another port"
+            if before[url] == name:
+                text = f"{url} stands twice in '{name}'"
+            yield text, (*key, at)
         before.setdefault(url, name)
 
 
 def _check_service_listeners(config: Config, _: Document) -> Findings:
     for listener in config.service_listeners:
         if not is_secure(listener.url) and not is_loopback(listener.url):
-            yield (
-                f"{listener.url} would send passwords and tokens in clear text; expected https://, or http:// on a loopback address",
-                listener.spot,
-            )
+            text = f"{listener.url} would send passwords and tokens in clear text"
+            yield f"{text}; expected https://, or http:// on a loopback address", listener.spot
 
 
 def _connects(config: Config) -> dict[Spot, str]:
@@ -100,10 +102,11 @@ def _check_sctp(config: Config, document: Document) -> Findings:
 
 
 def _warn_sctp(config: Config, _: Document) -> Findings:
-    spots = {listener.spot: listener.url for listener in config.listeners} | _connects(config)
-    over_sctp = {spot: url for spot, url in spots.items() if url.startswith("sctp:")}
+    urls = {listener.spot: listener.url for listener in config.listeners} | _connects(config)
+    over_sctp = {spot: url for spot, url in urls.items() if url.startswith("sctp:")}
     if over_sctp and not is_supported():
-        yield from ((f"{url} does not work on this host: {LOAD_ADVICE}", spot) for spot, url in over_sctp.items())
+        for spot, url in over_sctp.items():
+            yield f"{url} does not work on this host: {LOAD_ADVICE}", spot
 
 
 def _check_tls(config: Config, document: Document) -> Findings:
@@ -116,8 +119,10 @@ def _check_tls(config: Config, document: Document) -> Findings:
         except TlsError as e:
             yield str(e), ("tls", e.key)
         return
-    listeners = {listener.spot: listener.url for listener in (*config.listeners, *config.service_listeners)}
-    for spot, url in (listeners | _connects(config)).items():
+    listeners = (*config.listeners, *config.service_listeners)
+    urls: dict[Spot, str] = {listener.spot: listener.url for listener in listeners}
+    urls |= _connects(config)
+    for spot, url in urls.items():
         if is_secure(url):
             yield f"{url} needs the section 'tls' with certificate, key and ca", spot
 
@@ -138,61 +143,65 @@ def _check_tokens(config: Config, document: Document) -> Findings:
 
 
 def _check_numbers(config: Config, document: Document) -> Findings:
-    if config.numbers is not None and not document.faulty("numbers") and (wrong := _unusable(config.numbers)):
-        yield f"the table of numbers {wrong}: {config.numbers}; expected lines of MSISDN,IMSI", ("numbers",)
+    if config.numbers is None or document.faulty("numbers"):
+        return
+    fault = _unusable(config.numbers)
+    if fault:
+        yield f"the table of numbers {fault}: {config.numbers}; expected lines of MSISDN,IMSI", ("numbers",)
 
 
 def _check_store(config: Config, document: Document) -> Findings:
-    if not document.faulty("store"):
-        try:
-            _store_files(config)
-        except StoreError as e:
-            yield str(e), ("store",)
+    if document.faulty("store"):
+        return
+    try:
+        _store_files(config)
+    except StoreError as e:
+        yield str(e), ("store",)
 
 
 def _store_files(config: Config) -> Mapping[str, Path]:
     if config.store == SQLITE:
         return {}
-    from eir.lists.stores.redis_url import files_of  # noqa: PLC0415  # 0.2 s that the embedded store does not cost
+    from eir.lists.stores.redis_url import files_of  # noqa: PLC0415  # 0.2 s, only for Redis
 
     return files_of(config.store)
 
 
 def _warn_secrets(config: Config, _: Document) -> Findings:
     """Warn about files with secrets that every user of the host can read."""
-    secrets = {option: file for option, file in _store_files(config).items() if option in SECRET_FILES}
-    named: list[tuple[Path, Spot]] = [(file, ("store",)) for file in secrets.values()]
+    secrets: list[tuple[Path | None, Spot]] = []
+    for option, file in _store_files(config).items():
+        if option in SECRET_FILES:
+            secrets.append((file, ("store",)))
     if config.tls is not None:
-        named.append((config.tls.key, ("tls", "key")))
-    sources = {name: settings.source for name, settings in config.lists.items() if settings.source is not None}
-    named += [
-        (file, ("lists", name, "source", key))
-        for name, of in sources.items()
-        for key in ("key", "token")
-        if (file := getattr(of, key))
-    ]
-    for file, spot in named:
-        if file.stat().st_mode & stat.S_IROTH:
-            yield f"{file} is readable by everyone on this host: chmod o-r {file}", spot
+        secrets.append((config.tls.key, ("tls", "key")))
+    for name, settings in config.lists.items():
+        source = settings.source
+        if source is not None:
+            spot = ("lists", name, "source")
+            secrets += [(source.key, (*spot, "key")), (source.token, (*spot, "token"))]
+    for secret, place in secrets:
+        if secret is not None and secret.stat().st_mode & stat.S_IROTH:
+            yield f"{secret} is readable by everyone on this host: chmod o-r {secret}", place
 
 
 def _warn_tls(config: Config, _: Document) -> Findings:
     if config.tls is None:
         return
     certificate = load_tls(read_tls(config.tls)).certificate
-    now, file, spot = datetime.now(UTC), config.tls.certificate, ("tls", "certificate")
+    now = datetime.now(UTC)
+    file, spot = config.tls.certificate, ("tls", "certificate")
     if now < certificate.not_before:
         yield f"the certificate {file} is not valid before {certificate.not_before:%Y-%m-%d %H:%M} UTC", spot
     if certificate.not_after - now < CERTIFICATE_SOON:
         verb = "has ended" if certificate.not_after <= now else "ends"
         yield f"the certificate {file} {verb} on {certificate.not_after:%Y-%m-%d %H:%M} UTC", spot
     names = ", ".join(certificate.names) or "no name"
-    for host in dict.fromkeys((config.identity.host, *(peer.as_host for peer in config.peers if peer.as_host))):
+    further_hosts = [peer.as_host for peer in config.peers if peer.as_host]
+    for host in dict.fromkeys((config.identity.host, *further_hosts)):
         if not holds(certificate.names, host):
-            yield (
-                f"the certificate {file} is for {names}, not for {host}: peers that compare it with the node's Origin-Host refuse the node",
-                spot,
-            )
+            text = f"the certificate {file} is for {names}, not for {host}"
+            yield f"{text}: peers that compare it with the node's Origin-Host refuse the node", spot
 
 
 def _check_lists(config: Config, document: Document) -> Findings:
@@ -201,21 +210,21 @@ def _check_lists(config: Config, document: Document) -> Findings:
         if not is_list_name(name):
             yield f"'{name}' cannot be the name of a list; expected 1 to 64 letters, digits, '.', '_' and '-'", spot
         if not (settings.local or settings.signers or document.faulty(*spot)):
-            yield (
-                f"the list {name} has no signers and is not local; expected signers (an allowed_signers file), or local: true",
-                spot,
-            )
+            text = f"the list {name} has no signers and is not local"
+            yield f"{text}; expected signers (an allowed_signers file), or local: true", spot
         if settings.dates and settings.kind in BOUND:
-            yield (
-                f"{name} is a list of {settings.kind}, which stores no dates of entries; leave 'dates' out",
-                (*spot, "dates"),
-            )
-        for key, (called, advice) in FILES.items():
+            text = f"{name} is a list of {settings.kind}, which stores no dates of entries; leave 'dates' out"
+            yield text, (*spot, "dates")
+        for key, (label, advice) in FILES.items():
             file: Path | None = getattr(settings, key)
-            if file and settings.local:
+            if not file:
+                continue
+            if settings.local:
                 yield f"{name} is local, so no release changes it; leave '{key}' out, or 'local'", (*spot, key)
-            elif file and (wrong := _unusable(file)):
-                yield f"the {called} of {name} {wrong}: {file}; {advice}", (*spot, key)
+                continue
+            fault = _unusable(file)
+            if fault:
+                yield f"the {label} of {name} {fault}: {file}; {advice}", (*spot, key)
 
 
 def _check_sources(config: Config, document: Document) -> Findings:
@@ -229,8 +238,9 @@ def _check_sources(config: Config, document: Document) -> Findings:
             yield f"certificate and key of the source of {name} need each other; expected both or none", spot
         for key in ("ca", "certificate", "key", "token"):
             file: Path | None = getattr(source, key)
-            if file and (wrong := _unusable(file)):
-                yield f"the {key} of the source of {name} {wrong}: {file}", (*spot, key)
+            fault = _unusable(file) if file else None
+            if fault:
+                yield f"the {key} of the source of {name} {fault}: {file}", (*spot, key)
 
 
 def _unusable(path: Path) -> str | None:
@@ -251,18 +261,19 @@ def _warn_signers(config: Config, _: Document) -> Findings:
     for name, settings in config.lists.items():
         if settings.signers is None:
             continue
-        written = map(bytes.strip, settings.signers.read_bytes().splitlines())
-        lines = [line for line in written if line and not line.startswith(b"#")]
-        named = {
-            str(at): line.split()[0].decode(errors="replace").strip('"').split(",") for at, line in enumerate(lines)
-        }
-        persons = len(distinct_signers(named))
-        if persons < settings.threshold and not any(b"cert-authority" in line for line in lines):
-            whose = f" of {persons} persons" if persons < len(lines) else ""
-            has = (
-                f"{settings.signers} holds {len(lines)} keys{whose}, and a release of {name} needs {settings.threshold}"
-            )
-            yield f"{has}: none will load", ("lists", name, "signers")
+        all_lines = map(bytes.strip, settings.signers.read_bytes().splitlines())
+        lines = [line for line in all_lines if line and not line.startswith(b"#")]
+        principals = {}
+        for at, line in enumerate(lines):
+            first_field = line.split()[0].decode(errors="replace")
+            principals[str(at)] = first_field.strip('"').split(",")
+        persons = len(distinct_signers(principals))
+        has_authority = any(b"cert-authority" in line for line in lines)
+        if persons < settings.threshold and not has_authority:
+            owners = f" of {persons} persons" if persons < len(lines) else ""
+            keys = f"{settings.signers} holds {len(lines)} keys{owners}"
+            text = f"{keys}, and a release of {name} needs {settings.threshold}: none will load"
+            yield text, ("lists", name, "signers")
 
 
 def check_layouts(config: Config, document: Document) -> Findings:
@@ -274,58 +285,72 @@ def check_layouts(config: Config, document: Document) -> Findings:
         if name in LAYOUTS:
             yield f"the layout {name} is built in; expected another name", spot
         if not layout.subjects:
-            subjects = " or ".join("+".join(each) for kinds in SUBJECTS.values() for each in kinds)
+            subjects = " or ".join("+".join(roles) for allowed in SUBJECTS.values() for roles in allowed)
             yield f"the layout {name} has no column that identifies a row; expected columns with {subjects}", spot
-        if len({type(column) for column in layout.columns.values()}) > 1:
+        columns = layout.columns.values()
+        if len({type(column) for column in columns}) > 1:
             yield f"columns of {name} by name and by position; expected one or the other", (*spot, "columns")
-        if len(set(layout.columns.values())) < len(layout.columns):
+        if len(set(columns)) < len(columns):
             yield f"two columns of {name} are the same", (*spot, "columns")
         needs = (ACTION in layout.columns, bool(layout.added), bool(layout.removed))
         if any(needs) and not all(needs):
             yield f"columns.action, added and removed of {name} need each other; expected all three or none", spot
-        if both := layout.added & layout.removed:
-            yield f"{', '.join(sorted(both))} is in both added and removed of {name}", (*spot, "removed")
+        codes = ", ".join(sorted(layout.added & layout.removed))
+        if codes:
+            yield f"{codes} is in both added and removed of {name}", (*spot, "removed")
 
 
 def _check_rules(config: Config, document: Document) -> Findings:
     names = Counter(rule.name for rule in config.policy.rules)
+    has_types = any(each.kind == TYPES for each in config.lists.values())
     for at, rule in enumerate(config.policy.rules):
         spot = ("policy", "rules", at)
-        if not document.faulty(*spot) and not any(getattr(rule, condition) for condition in CONDITIONS):
-            yield (
-                f"a rule without a condition answers every device; expected one of {', '.join(CONDITIONS)}, or policy.default",
-                spot,
-            )
+        has_condition = any(getattr(rule, condition) for condition in CONDITIONS)
+        if not has_condition and not document.faulty(*spot):
+            expected = f"expected one of {', '.join(CONDITIONS)}, or policy.default"
+            yield f"a rule without a condition answers every device; {expected}", spot
         if rule.name and names[rule.name] > 1:
             yield f"two rules have the name '{rule.name}'", (*spot, "name")
-        if rule.device_type and not any(each.kind == TYPES for each in config.lists.values()):
+        if rule.device_type and not has_types:
             yield "no list of kind device_types is configured", (*spot, "device_type")
         for condition, needs in CONDITIONS.items():
             name = getattr(rule, condition) if needs.names_list else None
-            if name is not None and name not in config.lists:
-                advice = did_you_mean(name, config.lists) or f"; lists are: {', '.join(config.lists) or 'none'}"
-                yield f"the rule's list '{name}' is not under 'lists'{advice}", (*spot, condition)
-            elif name is not None and config.lists[name].kind == TYPES:
-                yield f"'{name}' is a list of {TYPES}, which the condition device_type asks", (*spot, condition)
-            elif name is not None and needs.pairs_only and (kind := config.lists[name].kind) != PAIRS:
-                only = "expected a list of pairs"
-                yield f"'{name}' is a list of {kind}; {only}", (*spot, condition)
+            if name is None:
+                continue
+            fault = _fault_of_list(config, name, pairs_only=needs.pairs_only)
+            if fault is not None:
+                yield fault, (*spot, condition)
+
+
+def _fault_of_list(config: Config, name: str, *, pairs_only: bool) -> str | None:
+    """Return the fault of a list that a rule names; None if the rule can use the list."""
+    if name not in config.lists:
+        advice = did_you_mean(name, config.lists) or f"; lists are: {', '.join(config.lists) or 'none'}"
+        return f"the rule's list '{name}' is not under 'lists'{advice}"
+    kind = config.lists[name].kind
+    if kind == TYPES:
+        return f"'{name}' is a list of {TYPES}, which the condition device_type asks"
+    if pairs_only and kind != PAIRS:
+        return f"'{name}' is a list of {kind}; expected a list of pairs"
+    return None
 
 
 def _check_first_seen(config: Config, document: Document) -> Findings:
     record = config.first_seen
-    for at, rule in enumerate(config.policy.rules):
-        if record is None and rule.has_first_seen and not document.faulty("first_seen"):
-            yield (
-                "a rule asks for the first sighting, and nothing records it; expected the section 'first_seen'",
-                ("policy", "rules", at),
-            )
-        elif record is not None and (days := rule.first_seen_within or 0) > record.remember:
-            wrong = f"a device that was not seen for {record.remember} days would begin a second period"
-            yield f"{wrong}; expected at least {days}d, the longest first_seen_within", ("first_seen", "remember")
-    if record is not None and record.list in config.lists:
-        wrong = f"the record of first sightings cannot be the list '{record.list}', which releases change"
-        yield f"{wrong}; expected another name", ("first_seen", "list")
+    if record is None:
+        for at, rule in enumerate(config.policy.rules):
+            if rule.has_first_seen and not document.faulty("first_seen"):
+                text = "a rule asks for the first sighting, and nothing records it; expected the section 'first_seen'"
+                yield text, ("policy", "rules", at)
+        return
+    for rule in config.policy.rules:
+        days = rule.first_seen_within or 0
+        if days > record.remember:
+            text = f"a device that was not seen for {record.remember} days would begin a second period"
+            yield f"{text}; expected at least {days}d, the longest first_seen_within", ("first_seen", "remember")
+    if record.list in config.lists:
+        text = f"the record of first sightings cannot be the list '{record.list}', which releases change"
+        yield f"{text}; expected another name", ("first_seen", "list")
 
 
 def _warn_first_seen(config: Config, _: Document) -> Findings:
@@ -337,12 +362,13 @@ def _check_sightings(config: Config, document: Document) -> Findings:
     sightings, spot = config.sightings, ("sightings",)
     if sightings is None or document.faulty(*spot):
         return
-    if sightings.webhook is not None and (wrong := _unusable(sightings.webhook.key_file)):
-        fault = f"the key of the webhook's signatures {wrong}: {sightings.webhook.key_file}"
-        yield (
-            f"{fault}; write a secret there that the receiver also has, such as the output of `openssl rand -hex 32`",
-            (*spot, "webhook", "key_file"),
-        )
+    if sightings.webhook is not None:
+        file = sightings.webhook.key_file
+        fault = _unusable(file)
+        if fault:
+            advice = "write a secret there that the receiver also has, such as the output of `openssl rand -hex 32`"
+            text = f"the key of the webhook's signatures {fault}: {file}; {advice}"
+            yield text, (*spot, "webhook", "key_file")
     used = {name for rule in config.policy.rules for name in rule.lists}
     for name in sightings.watch:
         if name not in used:
@@ -351,17 +377,18 @@ def _check_sightings(config: Config, document: Document) -> Findings:
 
 
 def _warn_sightings(config: Config, _: Document) -> Findings:
-    if config.sightings is not None and config.sightings.stream is not None and config.store == SQLITE:
-        yield (
-            "a stream needs Redis as the store, and the store is sqlite: no event is sent to it",
-            ("sightings", "stream"),
-        )
+    has_stream = config.sightings is not None and config.sightings.stream is not None
+    if has_stream and config.store == SQLITE:
+        text = "a stream needs Redis as the store, and the store is sqlite: no event is sent to it"
+        yield text, ("sightings", "stream")
 
 
 def _warn_unused_lists(config: Config, _: Document) -> Findings:
-    by_type = config.sightings is not None or any(rule.device_type for rule in config.policy.rules)
+    uses_types = config.sightings is not None or any(rule.device_type for rule in config.policy.rules)
+    used = {name for rule in config.policy.rules for name in rule.lists}
     for name, settings in config.lists.items():
-        if not any(name in rule.lists for rule in config.policy.rules) and not (by_type and settings.kind == TYPES):
+        is_used = name in used or (uses_types and settings.kind == TYPES)
+        if not is_used:
             yield f"no rule uses the list '{name}': it has no effect", ("lists", name)
 
 
@@ -374,31 +401,34 @@ def _warn_peers(config: Config, document: Document) -> Findings:
             line = document.line("peers", first)
             yield f"this entry never applies: the entry in line {line} matches first", ("peers", at)
         if peer.connect is not None and APPLICATIONS in peer.lenient:
-            yield (
-                "a peer without S13 refuses the node's connection, and may then not connect itself; leave out 'connect'",
-                ("peers", at, "connect"),
-            )
+            text = "a peer without S13 refuses the node's connection, and may then not connect itself"
+            yield f"{text}; leave out 'connect'", ("peers", at, "connect")
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
     """Return True if every connection that matches the second peer entry also matches the first."""
-    if first.is_titled or second.is_titled:
-        titles = (
-            first.gt is None or (second.gt or "").startswith(first.gt),
-            first.point_code in {None, second.point_code},
-        )
-        if not (first.is_titled and second.is_titled and all(titles)):
-            return False
-    names = ((first.host, second.host), (first.realm, second.realm))
-    if not all(wanted is None or (shown or "").lower() == wanted.lower() for wanted, shown in names):
+    if first.is_titled != second.is_titled:
         return False
-    inside = all(any(net[0] in around and net[-1] in around for around in first.sources) for net in second.sources)
-    return not first.sources or (bool(second.sources) and inside)
+    if first.gt is not None and not (second.gt or "").startswith(first.gt):
+        return False
+    if first.point_code not in {None, second.point_code}:
+        return False
+    for wanted, name in ((first.host, second.host), (first.realm, second.realm)):
+        if wanted is not None and (name or "").lower() != wanted.lower():
+            return False
+    if not first.sources:
+        return True
+    return bool(second.sources) and all(_is_within(network, first.sources) for network in second.sources)
+
+
+def _is_within(network: Network, networks: Iterable[Network]) -> bool:
+    return any(network[0] in each and network[-1] in each for each in networks)
 
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:
     """Warn about peer entries without `from` if a listener has no TLS, since the names in a CER are unverified."""
-    if all(is_secure(each.url) or re.match(r"\w+://(127\.|\[::1\]|localhost:)", each.url) for each in config.listeners):
+    urls = [each.url for each in config.listeners]
+    if all(is_secure(url) or LOCAL.match(url) for url in urls):
         return
     for at, peer in enumerate(config.peers):
         if not peer.sources and not peer.is_titled:
@@ -421,7 +451,8 @@ def _of_interfaces(name: str) -> Check:
 
     def check(config: Config, document: Document) -> Findings:
         for each in INTERFACES:
-            yield from getattr(each, name)(config.of(each), config, document)
+            check_interface = getattr(each, name)
+            yield from check_interface(config.of(each), config, document)
 
     return check
 

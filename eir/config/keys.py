@@ -68,7 +68,8 @@ def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
 
 
 def _origin(*, name: str, place: tuple[float, float] | None) -> Place:  # noqa: ARG001 - the section's key
-    return Place(*(place or (0.0, 0.0)))  # a missing value is already reported
+    latitude, longitude = place or (0.0, 0.0)  # a missing value is already reported
+    return Place(latitude, longitude)
 
 
 def _layout(
@@ -77,12 +78,15 @@ def _layout(
 ) -> Layout:  # fmt: skip
     """Build a declared layout. Its columns determine the kinds of list that the layout can fill."""
     by_role = dict(columns)
-    subjects = {
-        kind: tuple(each for each in allowed if by_role.keys() >= set(each)) for kind, allowed in SUBJECTS.items()
-    }
+    subjects = {}
+    for kind, allowed in SUBJECTS.items():
+        present = tuple(roles for roles in allowed if by_role.keys() >= set(roles))
+        if present:
+            subjects[kind] = present
+    has_names = any(isinstance(column, str) for column in by_role.values())
     return Layout(
-        columns=by_role, subjects={kind: roles for kind, roles in subjects.items() if roles}, declared=True, reasons=dict(reasons),
-        names=any(isinstance(column, str) for column in by_role.values()), added=frozenset(added), removed=frozenset(removed), **more,
+        columns=by_role, subjects=subjects, declared=True, reasons=dict(reasons), names=has_names, added=frozenset(added), removed=frozenset(removed),
+        **more,
     )  # fmt: skip
 
 
@@ -313,14 +317,16 @@ keys. The node reloads files of users, numbers and token keys when they change.
 
 def reference() -> list[dict[str, Any]]:
     """Return the rows of the reference in the order of the sample file: key, value, default, meaning, restart."""
-    whole = {section.path for section in SECTIONS if not section.live}
-    return [
-        {
+    restarted = {section.path for section in SECTIONS if not section.live}
+    rows = []
+    for key in TABLE:
+        section = key.path.partition(".")[0]
+        needs_restart = not key.live or section in restarted
+        rows.append({
             "key": key.path, "value": key.kind.form, "required": key.required, "default": _default(key), "says": key.says,
-            "restart": not key.live or key.path.partition(".")[0] in whole,
-        }
-        for key in TABLE
-    ]  # fmt: skip
+            "restart": needs_restart,
+        })  # fmt: skip
+    return rows
 
 
 def reference_page() -> str:
@@ -328,10 +334,9 @@ def reference_page() -> str:
     parts = [INTRODUCTION]
     for name, rows in groupby(reference(), lambda row: row["key"].partition(".")[0].removesuffix("[]")):
         parts += [f"## {name}\n", "| Key | Value | Default | Meaning |\n|---|---|---|---|"]
-        parts += [
-            f"| `{row['key']}` | {row['value']} | {_default_text(row)} | {row['says']}{' (restart)' if row['restart'] else ''} |"
-            for row in rows
-        ]
+        for row in rows:
+            meaning = f"{row['says']} (restart)" if row["restart"] else row["says"]
+            parts.append(f"| `{row['key']}` | {row['value']} | {_default_text(row)} | {meaning} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -340,7 +345,8 @@ def _default(key: Key) -> Any:
     """Return the default of a key in the form of the file; None if the key is required or has no default."""
     if key.default is REQUIRED or key.default is None or key.default == ():
         return None
-    return list(map(key.kind.show, key.default)) if key.kind.many else key.kind.show(key.default)
+    show = key.kind.show
+    return [*map(show, key.default)] if key.kind.many else show(key.default)
 
 
 def _default_text(row: dict[str, Any]) -> str:
@@ -349,8 +355,6 @@ def _default_text(row: dict[str, Any]) -> str:
     value = row["default"]
     if value is None:
         return "-"
-    words = [
-        str(each).lower() if isinstance(each, bool) else str(each)
-        for each in (value if isinstance(value, list) else [value])
-    ]
+    values = value if isinstance(value, list) else [value]
+    words = [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
     return f"`{', '.join(words)}`"

@@ -26,15 +26,16 @@ TOO_BUSY = "3004"
 
 
 def _source(match: re.Match[str]) -> str:
-    scheme, place, path = match[1], address(match[2], HTTP_PORTS[match[1]]), match[3] or "/"
-    host = urlsplit(f"//{place}").hostname or ""
-    if scheme == "http" and not (
-        host == "localhost" or (re.fullmatch(r"[0-9a-f.:]+", host) and ip_address(host).is_loopback)
-    ):
-        raise Unexpected(
-            "expected https://; http:// is allowed only for this host's own addresses (127.0.0.1, [::1], localhost)"
-        )
-    return f"{scheme}://{match[2]}{path.rstrip('/')}/"
+    scheme, place, path = match.groups()
+    address_text = address(place, HTTP_PORTS[scheme])
+    host = urlsplit(f"//{address_text}").hostname or ""
+    is_local = host == "localhost"
+    if re.fullmatch(r"[0-9a-f.:]+", host):
+        is_local = ip_address(host).is_loopback
+    if scheme == "http" and not is_local:
+        own = "this host's own addresses (127.0.0.1, [::1], localhost)"
+        raise Unexpected(f"expected https://; http:// is allowed only for {own}")
+    return f"{scheme}://{place}{path.rstrip('/')}/"
 
 
 def _http_url(match: re.Match[str]) -> str:
@@ -55,7 +56,7 @@ def _store_url(written: str) -> str:
         return written
     if "://" not in written:
         raise ValueError
-    from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415  # takes 0.2 s, which the embedded store saves
+    from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415  # 0.2 s, only for Redis
 
     try:
         parse_url(written, check=False)
@@ -67,13 +68,14 @@ def _store_url(written: str) -> str:
 def _with_files(store: str, folder: Path) -> str:
     if store == SQLITE:
         return store
-    from eir.lists.stores.redis_url import resolve_files  # noqa: PLC0415  # as above
+    from eir.lists.stores.redis_url import resolve_files  # noqa: PLC0415  # 0.2 s, only for Redis
 
     return resolve_files(store, folder)
 
 
 def _day(written: str) -> int:
-    return (date.fromisoformat(written) - date(1970, 1, 1)).days
+    since_1970 = date.fromisoformat(written) - date(1970, 1, 1)
+    return since_1970.days
 
 
 def _device(written: str) -> str:
@@ -99,7 +101,8 @@ def _place(match: re.Match[str]) -> tuple[float, float]:
 
 def _workers(written: str) -> int:
     if written == "auto":
-        return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+        processors = os.sched_getaffinity(0)
+        return min(len(processors), WORKERS_MAX)
     return int(whole(1, WORKERS_MAX).read(written))
 
 

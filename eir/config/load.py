@@ -29,7 +29,7 @@ TAKES_RESTART = [
 class _PlainDumper(yaml.SafeDumper):
     """YAML dumper that writes no aliases, because `load_config` rejects aliases."""
 
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - as the library has it
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - name of the library
         return True
 
 
@@ -40,7 +40,8 @@ def load_config(path: Path) -> Config:
     config, problems = _checked(path, document)
     if problems:
         raise ConfigError(problems)
-    return replace(config, warnings=_findings(WARNINGS, config, document), digest=hashlib.sha256(octets).hexdigest())
+    warnings = _findings(WARNINGS, config, document)
+    return replace(config, warnings=warnings, digest=hashlib.sha256(octets).hexdigest())
 
 
 def load_to_ask(path: Path) -> Config:
@@ -50,8 +51,9 @@ def load_to_ask(path: Path) -> Config:
     """
     document = read_document(path, read_file(path), ROOT)
     config, problems = _checked(path, document)
-    if others := tuple(problem for problem in problems if document.problems.get(problem, ())[:1] != ("identity",)):
-        raise ConfigError(others)
+    others = [problem for problem in problems if document.problems.get(problem, ())[:1] != ("identity",)]
+    if others:
+        raise ConfigError(tuple(others))
     return config
 
 
@@ -76,13 +78,9 @@ def load_whereabouts(path: Path) -> Whereabouts:
     config, problems = _checked(path, document)
     if document.faulty("state") or document.faulty("store"):
         raise ConfigError(not_yaml or problems)
+    faults = not_yaml or problems
     return Whereabouts(
-        path=path,
-        state=config.state,
-        store=config.store,
-        lists=config.lists,
-        shown=config.shown,
-        problems=not_yaml or problems,
+        path=path, state=config.state, store=config.store, lists=config.lists, shown=config.shown, problems=faults
     )
 
 
@@ -93,8 +91,9 @@ def load_layouts(path: Path) -> Mapping[str, Layout]:
     """
     document = read_document(path, read_file(path), ROOT)
     config, _ = _checked(path, document)
-    wrong = (problem for problem, spot in document.problems.items() if spot[:1] == ("layouts",))
-    if problems := _findings([check_layouts], config, document, *wrong):
+    faults = [problem for problem, spot in document.problems.items() if spot[:1] == ("layouts",)]
+    problems = _findings([check_layouts], config, document, *faults)
+    if problems:
         raise ConfigError(problems)
     return config.layouts
 
@@ -106,10 +105,8 @@ def render(config: Config) -> str:
 
 def digests(shown: Mapping[str, Any]) -> dict[str, str]:
     """Return a digest of each section of `Config.shown`, so that two processes can compare their settings."""
-    return {
-        name: hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
-        for name, section in shown.items()
-    }
+    texts = {name: json.dumps(section, sort_keys=True) for name, section in shown.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:
@@ -119,11 +116,11 @@ def needs_restart(old: Config, new: Config) -> list[str]:
 
 def config_after_reload(old: Config, new: Config) -> Config:
     """Return the configuration of a running node after a reload: `new`, except for the settings that need a restart."""
-    interfaces = {
-        each.section: replace(each.settings_after_reload(old.of(each), new.of(each)), listen=old.of(each).listen)
-        for each in INTERFACES
-        if each.section
-    }
+    interfaces = {}
+    for each in INTERFACES:
+        if each.section:
+            settings = each.settings_after_reload(old.of(each), new.of(each))
+            interfaces[each.section] = replace(settings, listen=old.of(each).listen)
     kept: dict[str, Any] = {path: getattr(old, path) for path in TAKES_RESTART if "." not in path}
     return replace(new, interfaces=interfaces, **kept)
 
@@ -143,15 +140,14 @@ def _value(config: Config, path: str) -> Any:
 
 def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...]]:
     """Build and check the configuration of a document; return it with all problems in file order."""
-    answer = document.values["overload_answer"]
-    layouts = document.values["layouts"]
-    record = document.values["first_seen"] and document.values["first_seen"].list
-    lists = {
-        name: replace(settings, layouts=layouts)
-        for name, settings in document.values["lists"].items()
-        if name != record or not settings.local  # the record is a local list, and may be declared as one
-    }
-    values = document.values | {"overload_answer": None if answer == TOO_BUSY else answer, "lists": lists}
+    values = dict(document.values)
+    if values["overload_answer"] == TOO_BUSY:
+        values["overload_answer"] = None
+    lists = {name: replace(settings, layouts=values["layouts"]) for name, settings in values["lists"].items()}
+    first_seen = values["first_seen"]
+    if first_seen and first_seen.list in lists and lists[first_seen.list].local:
+        del lists[first_seen.list]  # the record is a local list, and may be declared as one
+    values["lists"] = lists
     interfaces = {each.section: values.pop(each.section) for each in INTERFACES if each.section}
     config = Config(path=path, shown=document.shown, interfaces=interfaces, **values)
     return config, _findings(CHECKS, config, document, *document.problems)
@@ -159,7 +155,8 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 def _findings(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
     """Run the checks; return their findings together with the `more` problems, in file order."""
-    findings = [
-        Problem(document.file, document.line(*spot), text) for check in checks for text, spot in check(config, document)
-    ]
-    return tuple(sorted([*more, *findings], key=lambda problem: problem.line))
+    problems = [*more]
+    for check in checks:
+        for text, spot in check(config, document):
+            problems.append(Problem(document.file, document.line(*spot), text))
+    return tuple(sorted(problems, key=lambda problem: problem.line))

@@ -5,6 +5,7 @@ The table has a `Key` for each key, and a `Section` for each object that is buil
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ PLAIN_TAGS = {
 """Implicit tags of YAML; explicit tags such as `!!python/…` are rejected."""
 
 Read = tuple[Any, Any]
-"""Value with its displayed form for JSON; {} for a missing value, which the file cannot express."""
+"""Value, and its form for JSON. The form is {} if the file cannot express the value, such as an absent one."""
 Found = tuple[int, yaml.Node]
 """Line of a key, and the node of its value."""
 
@@ -72,9 +73,10 @@ def read_document(path: Path, octets: bytes, root: Section) -> Document:
     """
     document = Document(str(path))
     folder = path.absolute().parent
-    if ".." in folder.parts:  # so that the paths of a file do not depend on how it is named
+    if ".." in folder.parts:  # so that equal files have equal paths, by whatever path a file is opened
         folder = folder.resolve()
-    document.values, document.shown = _Reader(document, folder).mapping(_compose(path, octets), root, ())
+    node = _compose(path, octets)
+    document.values, document.shown = _Reader(document, folder).mapping(node, root, ())
     return document
 
 
@@ -89,17 +91,15 @@ class _Bounded(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             alias = self.peek_event()  # type: ignore[no-untyped-call]
-            raise ComposerError(
-                None, None, f"found the alias *{alias.anchor}; expected the value itself", alias.start_mark
-            )
+            text = f"found the alias *{alias.anchor}; expected the value itself"
+            raise ComposerError(None, None, text, alias.start_mark)
         self.depth += 1
         if self.depth > DEPTH_MAX and parent is not None:
             raise ComposerError(None, None, f"nested more than {DEPTH_MAX} deep", parent.start_mark)
         node = super().compose_node(parent, index)
         if node is not None and node.tag not in PLAIN_TAGS:
-            raise ComposerError(
-                None, None, f"found the tag {node.tag.replace(YAML_TAG, '!!')}; expected none", node.start_mark
-            )
+            tag = node.tag.replace(YAML_TAG, "!!")
+            raise ComposerError(None, None, f"found the tag {tag}; expected none", node.start_mark)
         self.depth -= 1
         return node
 
@@ -107,18 +107,22 @@ class _Bounded(yaml.SafeLoader):
 def _compose(path: Path, octets: bytes) -> yaml.Node:
     """Parse the content of a file, which must be one YAML document, into nodes. Raises ConfigError."""
     try:
-        return _Bounded(octets).get_single_node() or yaml.ScalarNode(NULL_TAG, "", yaml.Mark("", 0, 0, 0, None, 0))
+        node = _Bounded(octets).get_single_node()
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
-        about = " ".join(part for part in (e.context, e.problem) if part)
-        raise _unreadable(path, mark.line + 1 if mark else 1, f"not valid YAML: {about}") from None
+        line = mark.line + 1 if mark else 1
+        text = " ".join(part for part in (e.context, e.problem) if part)
+        raise _unreadable(path, line, f"not valid YAML: {text}") from None
     except yaml.reader.ReaderError as e:
         line = octets[: e.position].count(b"\n") + 1
         raise _unreadable(path, line, f"not valid YAML: {e.reason} (position {e.position})") from None
+    if node is None:  # an empty file
+        return yaml.ScalarNode(NULL_TAG, "", yaml.Mark("", 0, 0, 0, None, 0))
+    return node
 
 
-def _unreadable(path: Path | str, line: int, about: str) -> ConfigError:
-    return ConfigError((Problem(str(path), line, about),))
+def _unreadable(path: Path, line: int, text: str) -> ConfigError:
+    return ConfigError((Problem(str(path), line, text),))
 
 
 # The walk over the nodes
@@ -138,13 +142,16 @@ class _Reader:
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
         """Read a mapping node as a section; a key that the section lacks is recorded as a problem."""
-        line, pairs = _line(node), self.pairs(node, spot)
-        for name in pairs or ():
+        pairs = self.pairs(node, spot)
+        if pairs is None:
+            return self.build(section, spot, {}, None, **more)
+        for name, (line, _) in pairs.items():
             if name not in section.entries:
-                instead = f"; {section.gone[name]}" if name in section.gone else did_you_mean(name, section.entries)
-                advice = instead or f"; known here: {', '.join(section.entries)}"
-                self.wrong((*spot, name), self.document.lines[*spot, name], f"unknown key '{name}'{_in(spot)}{advice}")
-        return self.build(section, spot, pairs or {}, None if pairs is None else line, **more)
+                advice = did_you_mean(name, section.entries) or f"; known here: {', '.join(section.entries)}"
+                if name in section.gone:
+                    advice = f"; {section.gone[name]}"
+                self.wrong((*spot, name), line, f"unknown key '{name}'{_in(spot)}{advice}")
+        return self.build(section, spot, pairs, _line(node), **more)
 
     def build(self, section: Section, spot: Spot, pairs: Mapping[str, Found], line: int | None, **more: Any) -> Read:
         """Build the object of a section from the nodes of its keys.
@@ -154,16 +161,21 @@ class _Reader:
         values, shown = more, {}
         for name, entry in section.entries.items():
             inner = (*spot, name)
-            value, show = (
-                self.entry(pairs[name][1], entry, inner) if name in pairs else self.missing(entry, inner, line)
-            )
-            if isinstance(entry, Section) and not entry.shape and isinstance(value, dict):
+            if name in pairs:
+                _, node = pairs[name]
+                value, show = self.entry(node, entry, inner)
+            else:
+                value, show = self.missing(entry, inner, line)
+            shape = entry.shape if isinstance(entry, Section) else None
+            if shape == "" and isinstance(value, dict):
                 values |= value
             else:
-                values[getattr(entry, "field", "") or name] = value
-            if show != {} or (isinstance(entry, Section) and entry.shape):
+                field = getattr(entry, "field", "") or name
+                values[field] = value
+            if show != {} or shape:
                 shown[name] = show
-        return (section.build or dict)(**values), shown
+        build = section.build or dict
+        return build(**values), shown
 
     def missing(self, entry: Key | Section, spot: Spot, line: int | None) -> Read:
         """Return the default of a key or section that the file lacks.
@@ -172,19 +184,19 @@ class _Reader:
         """
         if isinstance(entry, Key):
             if entry.required and line:
-                self.wrong(
-                    spot,
-                    line,
-                    f"the key '{spot[-1]}' is missing{_in(spot[:-1])}; expected {entry.kind.form_with_example}",
-                )
+                expected = f"expected {entry.kind.form_with_example}"
+                self.wrong(spot, line, f"the key '{spot[-1]}' is missing{_in(spot[:-1])}; {expected}")
             return self.default(entry)
         if entry.required and line:
-            self.wrong(
-                spot, line, f"the section '{_dotted(spot)}' is missing; expected its keys {', '.join(entry.entries)}"
-            )
+            expected = f"expected its keys {', '.join(entry.entries)}"
+            self.wrong(spot, line, f"the section '{_dotted(spot)}' is missing; {expected}")
         if entry.optional:
             return None, {}
-        return ((), []) if entry.shape == "[]" else ({}, {}) if entry.shape else self.build(entry, spot, {}, None)
+        if entry.shape == "[]":
+            return (), []
+        if entry.shape:
+            return {}, {}
+        return self.build(entry, spot, {}, None)
 
     def entry(self, node: yaml.Node, entry: Key | Section, spot: Spot) -> Read:
         """Read the node of a key or of a section.
@@ -193,32 +205,38 @@ class _Reader:
         """
         if isinstance(entry, Key):
             return self.value(node, entry, spot)
-        if node.tag == NULL_TAG:
-            return self.missing(entry, spot, _line(node))
-        if not entry.shape:
-            short = entry.short and isinstance(node, yaml.ScalarNode)
-            return (
-                self.build(entry, spot, {entry.short: (_line(node), node)}, None)
-                if short
-                else self.mapping(node, entry, spot)
-            )
         line = _line(node)
+        if node.tag == NULL_TAG:
+            return self.missing(entry, spot, line)
+        if not entry.shape:
+            if entry.short and isinstance(node, yaml.ScalarNode):
+                return self.build(entry, spot, {entry.short: (line, node)}, None)
+            return self.mapping(node, entry, spot)
         if entry.shape == ".*":
-            pairs = self.pairs(node, spot) or {}
-            named = {name: self.mapping(inner, entry, (*spot, name), name=name) for name, (_, inner) in pairs.items()}
-            return {name: value for name, (value, _) in named.items()}, {
-                name: shown for name, (_, shown) in named.items()
-            }
+            return self.named_mappings(node, entry, spot)
+        return self.listed_mappings(node, entry, spot)
+
+    def listed_mappings(self, node: yaml.Node, section: Section, spot: Spot) -> Read:
+        """Read a list of mappings."""
         if not isinstance(node, yaml.SequenceNode):
-            self.wrong(
-                spot,
-                line,
-                f"found {_node_text(node)} for '{_dotted(spot)}'; expected a list, each entry with '- ' before it",
-            )
+            expected = "expected a list, each entry with '- ' before it"
+            self.wrong(spot, _line(node), f"found {_node_text(node)} for '{_dotted(spot)}'; {expected}")
             return (), []
-        self.document.lines |= {(*spot, number): _line(item) for number, item in enumerate(node.value)}
-        read = [self.mapping(item, entry, (*spot, number)) for number, item in enumerate(node.value)]
-        return tuple(value for value, _ in read), [shown for _, shown in read]
+        values, shown = [], []
+        for number, item in enumerate(node.value):
+            inner = (*spot, number)
+            self.document.lines[inner] = _line(item)
+            value, show = self.mapping(item, section, inner)
+            values.append(value)
+            shown.append(show)
+        return tuple(values), shown
+
+    def named_mappings(self, node: yaml.Node, section: Section, spot: Spot) -> Read:
+        """Read a mapping of mappings, whose keys are names of the user's choice."""
+        values, shown = {}, {}
+        for name, (_, inner) in (self.pairs(node, spot) or {}).items():
+            values[name], shown[name] = self.mapping(inner, section, (*spot, name), name=name)
+        return values, shown
 
     def pairs(self, node: yaml.Node, spot: Spot) -> dict[str, Found] | None:
         """Return each key of a mapping node with its line and the node of its value.
@@ -228,9 +246,8 @@ class _Reader:
         if node.tag == NULL_TAG:
             return {}
         if not isinstance(node, yaml.MappingNode):
-            self.wrong(
-                spot, _line(node), f"found {_node_text(node)}{_in(spot)}; expected keys, each with ': ' and a value"
-            )
+            expected = "expected keys, each with ': ' and a value"
+            self.wrong(spot, _line(node), f"found {_node_text(node)}{_in(spot)}; {expected}")
             return None
         pairs: dict[str, Found] = {}
         for key, value in node.value:
@@ -238,31 +255,29 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 self.wrong(spot, line, f"found {_node_text(key)} as a key{_in(spot)}; expected a name")
             elif key.value in pairs:
-                first = pairs[key.value][0]
-                self.wrong(
-                    (*spot, key.value), line, f"the key '{key.value}'{_in(spot)} occurs twice, first in line {first}"
-                )
+                first, _ = pairs[key.value]
+                text = f"the key '{key.value}'{_in(spot)} occurs twice, first in line {first}"
+                self.wrong((*spot, key.value), line, text)
             else:
                 pairs[key.value] = (line, value)
-        self.document.lines |= {(*spot, name): line for name, (line, _) in pairs.items()}
+                self.document.lines[*spot, key.value] = line
         return pairs
 
     def value(self, node: yaml.Node, key: Key, spot: Spot) -> Read:
         """Read the value of a key. If the value is invalid, return the default."""
-        line, kind = _line(node), key.kind
+        kind = key.kind
         if kind.many and isinstance(node, yaml.SequenceNode):
             if not node.value and not kind.may_be_empty:
-                self.wrong(
-                    spot,
-                    line,
-                    f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; expected {kind.form_with_example}, or the key left out",
-                )
-            read = [self.scalar(item, kind, (*spot, number)) for number, item in enumerate(node.value)]
-            return _both(key, tuple(value for values in read for value in values))
+                expected = f"expected {kind.form_with_example}, or the key left out"
+                self.wrong(spot, _line(node), f"the list '{spot[-1]}'{_in(spot[:-1])} is empty; {expected}")
+            items = [self.scalar(item, kind, (*spot, number)) for number, item in enumerate(node.value)]
+            return _both(key, tuple(chain.from_iterable(items)))
         if node.tag == NULL_TAG and kind.may_be_empty:
             return _both(key, () if kind.many else None)
         values = self.scalar(node, kind, spot)
-        return _both(key, values if kind.many else values[0]) if values else self.default(key)
+        if not values:
+            return self.default(key)
+        return _both(key, values if kind.many else values[0])
 
     def scalar(self, node: yaml.Node, kind: Kind, spot: Spot) -> tuple[Any, ...]:
         """Parse a scalar node to a tuple with one value; if the value is invalid, the tuple is empty.
@@ -276,13 +291,14 @@ class _Reader:
             expected += ", without quotes"
         elif isinstance(node, yaml.ScalarNode) and node.tag != NULL_TAG:
             try:
-                return (kind.place(kind.read(node.value), self.folder),)
+                value = kind.read(node.value)
+                return (kind.place(value, self.folder),)
             except Unexpected as e:
                 expected = str(e)
             except ValueError:
                 pass
-        named = spot[:-1] if isinstance(spot[-1], int) else spot
-        self.wrong(spot, line, f"found {_node_text(node)} for '{named[-1]}'{_in(named[:-1])}; {expected}")
+        *around, name = spot[:-1] if isinstance(spot[-1], int) else spot
+        self.wrong(spot, line, f"found {_node_text(node)} for '{name}'{_in(tuple(around))}; {expected}")
         return ()
 
     def default(self, key: Key) -> Read:
@@ -291,17 +307,22 @@ class _Reader:
         A file name in a default is resolved in the folder of the configuration. Defaults with several values contain no
         file names.
         """
+        if key.required:
+            return _both(key, () if key.kind.many else None)
         if key.kind.many or key.default is None:
-            return _both(key, () if key.required else key.default)
-        return _both(key, None if key.required else key.kind.place(key.default, self.folder))
+            return _both(key, key.default)
+        return _both(key, key.kind.place(key.default, self.folder))
 
 
 def _both(key: Key, value: Any) -> Read:
     """Return the value of a key together with its displayed form for JSON."""
     kind = key.kind
+    is_absent = value is None and (key.required or key.default is None)
     if kind.many:
-        return value, [kind.show(each) for each in value] if value or kind.may_be_empty else {}
-    return value, {} if value is None and (key.required or key.default is None) else kind.show(value)
+        is_absent = not value and not kind.may_be_empty
+    if is_absent:
+        return value, {}
+    return value, [kind.show(each) for each in value] if kind.many else kind.show(value)
 
 
 def _line(node: yaml.Node) -> int:
@@ -316,7 +337,8 @@ def _in(spot: Spot) -> str:
 
 
 def _dotted(spot: Spot) -> str:
-    return "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in spot).removeprefix(".")
+    parts = [f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in spot]
+    return "".join(parts).removeprefix(".")
 
 
 def _node_text(node: yaml.Node) -> str:
@@ -326,5 +348,7 @@ def _node_text(node: yaml.Node) -> str:
         return "a section with keys of its own"
     if node.tag == NULL_TAG:
         return "no value"
-    written = mask_secrets(str(node.value))
-    return repr(written if len(written) <= SHOWN_MAX else written[: SHOWN_MAX - 1] + "…")
+    text = mask_secrets(str(node.value))
+    if len(text) > SHOWN_MAX:
+        text = f"{text[: SHOWN_MAX - 1]}…"
+    return repr(text)
