@@ -11,6 +11,11 @@ from h2.events import DataReceived, ResponseReceived, StreamEnded
 RESOURCE = "/n5g-eir-eic/v1/equipment-status"
 
 
+def at(node, scheme="http"):
+    """Return the URL of the node's first listener of this kind."""
+    return next(url for url in node.status()["listening"] if url.startswith(f"{scheme}:"))
+
+
 class Answer(NamedTuple):
     status: int
     headers: dict[str, str]

@@ -411,7 +411,7 @@ def processes(pid):
 def memory_mb(pid):
     """Memory that only the node's processes have, shared or not: 10^6 bytes.
 
-    Pages of files are left out: other programs that map the same libraries change a process's share of them.
+    The node must be a program of its own (`Site.start(prefix=["env"])`): a forked one shares memory with its parent. Pages of files are left out: other programs that map the same libraries change a process's share of them.
     """
     total = 0
     for each in processes(pid):

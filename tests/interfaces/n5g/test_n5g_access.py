@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from amf import RESOURCE, Amf
+from amf import RESOURCE, Amf, at
 from certificates import Authority
 from issuer import AMF, Issuer, jwks
 from node import LISTED, UNLISTED, until, until_async
@@ -59,10 +59,6 @@ async def amf():
     yield to
     for each in made:
         await each.close()
-
-
-def at(node, scheme="http"):
-    return next(url for url in node.status()["listening"] if url.startswith(f"{scheme}:"))
 
 
 def give(site, *issuers):
