@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,9 +15,10 @@ FIRST = {SOON: TODAY - timedelta(50), AMNESTY: TODAY - timedelta(200), LATER: TO
 UNTIL = {SOON: TODAY + timedelta(10), AMNESTY: TODAY + timedelta(30), LATER: TODAY + timedelta(40)}
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, publisher):
-    with Site(tmp_path_factory.mktemp("grace") / "site", publisher) as made:
+@contextmanager
+def host(folder, publisher):
+    """A host with rules on periods of grace, a registered device, and a file of first sightings."""
+    with Site(folder, publisher) as made:
         amnesty = {"first_seen_before": str(TODAY - timedelta(100)), "first_seen_within": "230d"}
         made.configure(
             lists={"registered": {"local": True}, "stolen": {"local": True}}, first_seen={"remember": "300d"},
@@ -39,15 +41,23 @@ def site(tmp_path_factory, publisher):
         yield made
 
 
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory, publisher):
+    """Such a host with a node that runs while the file is imported; `said`: output of the import."""
+    with host(tmp_path_factory.mktemp("grace") / "site", publisher) as made:
+        made.start()
+        made.said = made.json("first-seen", "import", made.old, status=1)
+        yield made
+
+
 def rows_of(text):
     return [line.split(",") for line in text.splitlines()]
 
 
-def test_an_import_a_node_that_follows_it_and_the_ends(site):
-    site.start()
-    said = site.json("first-seen", "import", site.old, status=1)
+def test_a_node_follows_an_import_and_shows_the_ends_of_periods(imported):
+    site = imported
     fault = "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"
-    assert said == {
+    assert site.said == {
         "source": "old.csv", "devices": 5, "new": 4, "earlier": 0, "registered": 1, "bad_rows": 1, "complaints": [f"old.csv:7: {fault}"],
     }  # fmt: skip
     ends = [{"day": str(UNTIL[each]), "devices": 1} for each in (SOON, AMNESTY, LATER)]
@@ -65,10 +75,10 @@ def test_an_import_a_node_that_follows_it_and_the_ends(site):
     assert page.count("<rect class=greylisted") >= 3
     assert all(f"<span>{end['day']}</span>" in page for end in ends)
     assert site.json("check", LATER)["until"] == str(UNTIL[LATER])
-    site.node.end()
 
 
-def test_a_restore_merges_the_record(site, tmp_path):
+def test_a_restore_merges_the_record(imported, tmp_path):
+    site = imported
     site.eir("backup", tmp_path / "eir.tar")
     earlier = str(FIRST[SOON] - timedelta(days=1))
     with Site(tmp_path / "new", site.publisher) as new:
@@ -83,7 +93,8 @@ def test_a_restore_merges_the_record(site, tmp_path):
             assert days[LATER] == str(FIRST[LATER])
 
 
-def test_what_is_exported(site):
+def test_what_is_exported(imported):
+    site = imported
     everything = site.eir("export", "first-seen")
     expected = {device: [device, str(FIRST[device]), str(UNTIL[device])] for device in sorted(FIRST)}
     assert rows_of(everything.stdout) == [["imei", "first_seen", "until"], [LEFT, "1970-01-01", ""], *expected.values()]
@@ -110,20 +121,21 @@ def test_what_is_exported(site):
         (["export", "registered", "--ends-to", "2027-01-29"], 2, "are for the record of first sightings"),
     ],
 )
-def test_wrong_use(site, words, status, said):
-    assert said in site.eir(*words, status=status).stderr
+def test_wrong_use(imported, words, status, said):
+    assert said in imported.eir(*words, status=status).stderr
 
 
-def test_the_record_of_checks_as_the_source(site):
-    log = site.folder / "checks.csv"
-    log.write_text(
-        f"time,imei\n2026-11-02T10:00:00Z,{LATER}\n2026-11-01T23:00:00Z,{LATER}\n2026-11-03T10:00:00Z,{REGISTERED}\n2026-11-03T10:00:00Z,0\n"
-    )
-    site.eir("sightings", "import", log)
-    site.configure(first_seen={"list": "seen-here"})
-    assert site.eir("first-seen", "import", "--from-sightings").stdout == (
-        "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them\n"
-    )
-    assert rows_of(site.eir("export", "seen-here").stdout)[1][:2] == [LATER, "2026-11-01"]
-    shown = site.eir("history", "seen-here").stdout
-    assert "import of the record of checks" in shown
+def test_the_record_of_checks_as_the_source(tmp_path, publisher):
+    with host(tmp_path / "site", publisher) as site:
+        log = site.folder / "checks.csv"
+        log.write_text(
+            f"time,imei\n2026-11-02T10:00:00Z,{LATER}\n2026-11-01T23:00:00Z,{LATER}\n2026-11-03T10:00:00Z,{REGISTERED}\n2026-11-03T10:00:00Z,0\n"
+        )
+        site.eir("sightings", "import", log)
+        site.configure(first_seen={"list": "seen-here"})
+        assert site.eir("first-seen", "import", "--from-sightings").stdout == (
+            "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them\n"
+        )
+        assert rows_of(site.eir("export", "seen-here").stdout)[1][:2] == [LATER, "2026-11-01"]
+        shown = site.eir("history", "seen-here").stdout
+        assert "import of the record of checks" in shown
