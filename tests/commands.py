@@ -28,6 +28,8 @@ IMPORTED = ("eir.cli", "eir.interfaces", "eir.lists.stores", "eir.node", "eir.wi
 THREADED = ("eir.cli.figures", "eir.cli.sightings", "eir.cli.tamper")
 """Modules that are imported after the fork, because their libraries start threads."""
 LENGTH_BYTES = 4
+CONSTANTS = "EIR_TEST_CONSTANTS"
+"""Environment variable with constants of the program that a command is to have, by their full names, as JSON."""
 
 
 @cache
@@ -188,6 +190,10 @@ def _run(files, arguments, environment, folder):
         for target, file in enumerate(files):
             os.dup2(file, target)
         os.closerange(3, 1000)
+        for name, value in json.loads(environment.pop(CONSTANTS, "{}")).items():
+            module, _, constant = name.rpartition(".")
+            assert hasattr(import_module(module), constant), name
+            setattr(import_module(module), constant, value)
         os.environ.clear()
         os.environ.update(environment)
         time.tzset()

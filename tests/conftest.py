@@ -1,6 +1,7 @@
 """Fixtures that several test files share; what they hand out is in node.py."""
 
 import asyncio
+import json
 import os
 import random
 import sys
@@ -11,6 +12,7 @@ import drop
 import in_kernel
 import long_runs
 import pytest
+from commands import CONSTANTS
 from hypothesis import HealthCheck, settings
 from node import Publisher, Site
 from releases import make_key
@@ -135,6 +137,12 @@ async def connect():
     for client in made:
         client.writer.transport.abort()
         await client.close()
+
+
+@pytest.fixture
+def constants(monkeypatch):
+    """Give the commands and nodes that are forked from now on these constants: `constants({"eir.disk.MODE": 0o600})`."""
+    return lambda values: monkeypatch.setenv(CONSTANTS, json.dumps(values))
 
 
 @pytest.fixture

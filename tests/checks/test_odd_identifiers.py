@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from node import LISTED, UNLISTED, until
-from test_serve import BLACK, GREY, WHITE, ask, run
+from test_serve import BLACK, GREY, WHITE, ask
 
 from eir.device import MEID_BASE, ODD_BASE, any_key, device_key, key_text, odd_key
 from eir.errors import IdentifierError, ReleaseRefused
@@ -63,21 +63,21 @@ async def test_they_are_listed_and_answered(site, connect):
         WHITE
     ] * 5
     assert [await ask(client, each) for each in (LISTED, TWELVE)] * 2 == [BLACK] * 4
-    found = (await run(site, "check", TWELVE)).stdout
+    found = (await site.eir_beside("check", TWELVE)).stdout
     assert "blacklisted" in found
     assert "used by millions" in found
-    assert (await run(site, "check", TWELVE[:-1], status=2)).stdout.startswith(f"{TWELVE[:-1]}: whitelisted")
-    assert TWELVE in (await run(site, "show", "stolen", TWELVE)).stdout
-    await run(site, "add", "own", WORD, "--verbatim", "--reason", "seen often")
+    assert (await site.eir_beside("check", TWELVE[:-1], status=2)).stdout.startswith(f"{TWELVE[:-1]}: whitelisted")
+    assert TWELVE in (await site.eir_beside("show", "stolen", TWELVE)).stdout
+    await site.eir_beside("add", "own", WORD, "--verbatim", "--reason", "seen often")
     client = await connect(node)
     until(lambda: "greylisted" in site.eir("check", WORD).stdout)
     assert await ask(client, WORD) == GREY
     put = {row["reason"]: row["time"] for row in site.json("show", "own")["entries"]}
     assert put == {event["detail"].partition(":")[0]: event["time"] for event in site.json("history", "own")}
     assert {row["who"] for row in site.json("show", "own")["entries"]} == {site.json("history", "own")[0]["who"]}
-    await run(site, "remove", "own", WORD, "--verbatim", "--reason", "tried")
+    await site.eir_beside("remove", "own", WORD, "--verbatim", "--reason", "tried")
     assert [row["imei"] for row in site.json("seen", TWELVE)["sightings"]] == [TWELVE]
-    refused = await run(site, "add", "own", TWELVE, "--reason", "a slip of the pen", status=2)
+    refused = await site.eir_beside("add", "own", TWELVE, "--reason", "a slip of the pen", status=2)
     assert "no IMEI" in refused.stderr
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
+from commands import commands
 from luhn import check_digit
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
+from node import COMMAND, LISTED, PATIENCE_S, TRACKED, UNLISTED, Publisher, Site, until
 from typer.main import get_command
 from wire import EIR, HOST, REALM
 
@@ -223,13 +224,8 @@ class TestConfiguration:
 
         def realm(*arguments, before=(), **environment):
             base = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
-            done = subprocess.run(
-                [*COMMAND, *before, "config", "--json", *arguments],
-                cwd=tmp_path,
-                env=base | environment,
-                capture_output=True,
-                check=True,
-            )
+            words = [*before, "config", "--json", *arguments]
+            done = commands().run(words, cwd=tmp_path, env=base | environment, timeout=PATIENCE_S)
             return json.loads(done.stdout)["identity"]["realm"]
 
         assert realm() == "default.example"
@@ -886,8 +882,10 @@ class TestAsSomebodyElse:
         host.node.end()
         assert (done.returncode, "blacklisted" in done.stdout) == (0, True), done.stderr
 
-    @pytest.mark.parametrize("named", ["-c", "EIR_CONFIG"])
-    @pytest.mark.parametrize("command", ["publish", "offer", "probe", "audit", "lists"])
+    @pytest.mark.parametrize(
+        ("command", "named"),
+        [*((command, "-c") for command in ("publish", "offer", "probe", "audit", "lists")), ("lists", "EIR_CONFIG")],
+    )
     def test_a_named_file_that_they_may_not_read_is_an_error(self, host, elsewhere, tmp_path, command, named):
         (tmp_path / "rows.csv").write_text(f"imei\n{LISTED}\n")
         key = host.publisher.key

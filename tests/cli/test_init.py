@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from node import COMMAND, until
+from commands import commands
+from node import COMMAND, PATIENCE_S, until
 from pages import blocks, section
 from servers import free_port
 
@@ -34,14 +35,8 @@ def key(tmp_path):
 
 
 def init(*arguments, status=0, **options):
-    done = subprocess.run(
-        [*COMMAND, "init", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        **options,
-    )
+    usual = {"env": dict(os.environ), "cwd": ".", "timeout": PATIENCE_S}
+    done = commands().run(["init", *map(str, arguments)], **usual | options)
     assert done.returncode == status, done
     assert "Traceback" not in done.stderr
     return done

@@ -1,5 +1,6 @@
 """Manual page and completion, as those programs read them that they are for; and the file that commands read unasked."""
 
+import os
 import re
 import shlex
 import shutil
@@ -7,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from node import COMMAND
+from commands import commands
+from node import PATIENCE_S
 from typer.main import get_command
 
 from eir.cli import access
@@ -94,11 +96,12 @@ def test_scripts_of_shells(shell):
 
 
 def test_the_commands_print_them():
+    def run(*arguments):
+        return commands().run(list(arguments), env=dict(os.environ), cwd=ROOT, timeout=PATIENCE_S)
+
     for arguments, begins in ((["manual"], ".TH EIR 1"), (["completion", "bash"], "_eir()")):
-        assert subprocess.run([*COMMAND, *arguments], text=True, capture_output=True, check=True).stdout.startswith(
-            begins
-        )
-    assert subprocess.run([*COMMAND, "completion", "csh"], capture_output=True, check=False).returncode == 2
+        assert run(*arguments).stdout.startswith(begins)
+    assert run("completion", "csh").returncode == 2
 
 
 @pytest.mark.parametrize("names", [names for names, _ in LEAVES], ids=" ".join)

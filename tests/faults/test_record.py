@@ -116,9 +116,9 @@ async def test_after_a_flush_the_history_is_there_before_the_first_new_record(si
     assert not node.lines("history_differs")
 
 
-async def test_a_forged_list_is_reported_as_unrecorded(site, redis, altered):
+async def test_a_forged_list_is_reported_as_unrecorded(site, redis, constants):
     """With the digest of a release that was loaded, and its signer's name."""
-    altered("from eir.lists.follow import history\nhistory.UNRECORDED_S = 1.0\n")
+    constants({"eir.lists.follow.history.UNRECORDED_S": 1.0})
     site.load([LISTED])
     node = site.start()
     async with stolen_password(redis) as store:

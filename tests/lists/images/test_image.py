@@ -120,7 +120,7 @@ def test_an_image_holds_what_its_pages_say(pages):
     """Made of all pages, or of the image before and of those that changed, and changed again."""
 
     @given(some(pages), some(pages), some(pages), st.sampled_from([0.0, NOW, 2.0**33]))
-    @settings(max_examples=50)
+    @settings(max_examples=25)
     def holds_the_same(before, change, again, now):
         image = image_of(before)
         holds_what_they_say(image, before, now)

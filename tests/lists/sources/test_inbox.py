@@ -17,11 +17,13 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
+from commands import commands
 from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from node import is_gone, until_async
 from releases import sign
+from wire import until
 
 from eir.config import load_config
 from eir.device import device_key
@@ -691,8 +693,14 @@ async def start():
     await starter.close()
 
 
-def command(config):
-    return [sys.executable, "-m", "eir", "inbox", "--json", "-c", str(config.path)]
+WORDS = ["inbox", "--json", "-c"]
+
+
+async def run_inbox(config):
+    """Run `eir inbox` to its end."""
+    return await asyncio.to_thread(
+        commands().run, [*WORDS, str(config.path)], env=dict(os.environ), cwd=config.path.parent, timeout=180
+    )
 
 
 def settle(site):
@@ -703,7 +711,7 @@ def settle(site):
 async def test_the_command(site, configured):
     site.deliver(site.publish(1))
     settle(site)
-    done = await asyncio.to_thread(subprocess.run, command(configured), capture_output=True, check=False)
+    done = await run_inbox(configured)
     assert done.returncode == 0, done.stderr
     (taken,) = json.loads(done.stdout)["taken"]
     assert (taken["manifest"], taken["outcome"], taken["list"], taken["serial"]) == (
@@ -714,7 +722,7 @@ async def test_the_command(site, configured):
     )
     site.deliver(site.publish(2, key=2))
     settle(site)
-    done = await asyncio.to_thread(subprocess.run, command(configured), capture_output=True, check=False)
+    done = await run_inbox(configured)
     assert (done.returncode, json.loads(done.stdout)["taken"][0]["reason"]) == (1, "untrusted_signer")
 
 
@@ -724,8 +732,7 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
     assert await site.store.claim(CLAIM, "a node that is at it", 60)
 
     async def made():
-        run = await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE)
-        return json.loads((await run.communicate())[0])
+        return json.loads((await run_inbox(configured)).stdout)
 
     assert await made() == {"taken": [], "again_s": CLAIM_S / 3}
     assert await site.store.claim(CLAIM, "a node that is at it", 0.05)  # and dies
@@ -742,14 +749,13 @@ async def test_two_processes_at_once_load_once(site, configured):
     settle(site)
     taken = []
     while len(taken) < 3:  # on a busy host a pass may have time for one of them
-        runs = [await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE) for _ in range(2)]
-        outs = [json.loads((await run.communicate())[0]) for run in runs]
+        outs = [json.loads(run.stdout) for run in await asyncio.gather(*(run_inbox(configured) for _ in range(2)))]
         taken += [taken["manifest"] for out in outs for taken in out["taken"]]
     assert sorted(taken) == [f"stolen-{serial}.manifest.json" for serial in (1, 2, 3)]
     assert [event.serial for event in await site.store.history()] == [1, 2, 3]
 
 
-async def test_a_store_that_is_away_is_said(configured, monkeypatch, start):
+async def test_a_store_that_is_away_is_an_outcome_of_the_pass(configured, monkeypatch, start):
     async def away(*_args):
         raise StoreError("refused", "connection refused")
 
@@ -764,7 +770,9 @@ async def test_a_process_killed_at_any_moment_leaves_the_old_list_or_the_new_one
     for serial, after_s in enumerate((0.4, 0.6, 0.8), 1):
         site.deliver(site.publish(serial, many[: 10_000 * serial]))
         settle(site)
-        process = await asyncio.create_subprocess_exec(*command(configured), stdout=subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "eir", *WORDS, str(configured.path), stdout=subprocess.PIPE
+        )
         try:
             async with asyncio.timeout(after_s):
                 await process.communicate()
@@ -782,12 +790,6 @@ async def test_a_process_killed_at_any_moment_leaves_the_old_list_or_the_new_one
             db.execute("DELETE FROM claims")  # as if the killed process's time were over
 
 
-async def until(condition):
-    async with asyncio.timeout(180):
-        while not condition():  # noqa: ASYNC110  # what is waited for are files, processes and a list of events
-            await asyncio.sleep(0.01)
-
-
 class Reports(list):
     def __call__(self, event, **fields):
         self.append((event, fields))
@@ -801,7 +803,7 @@ async def polled(config, start, reports=None):
     """The drop folder of a node, with its job."""
     reports = Reports() if reports is None else reports
     folder, jobs = DropFolder(lambda: config, start, Loads(start), report=reports), Jobs(reports)
-    jobs.start("inbox", POLL_S, folder.poll)
+    jobs.start("inbox", POLL_S / 10, folder.poll)
     try:
         yield folder
     finally:

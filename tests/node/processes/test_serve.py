@@ -47,11 +47,6 @@ async def _changed(site, serial):
     await store.close()
 
 
-async def run(site, *arguments, status=0):
-    """A command beside clients that go on."""
-    return await asyncio.to_thread(site.eir, *arguments, status=status)
-
-
 @pytest.fixture
 def loaded(site):
     """A host with both lists loaded, not serving yet."""
@@ -95,7 +90,7 @@ class TestLists:
         pid, client = node.status()["pid"], await connect(node)
         manifest = loaded.release([LISTED, UNLISTED], serial=2)
         assert await ask(client, UNLISTED) == WHITE
-        await run(loaded, "load", "--force", manifest)
+        await loaded.eir_beside("load", "--force", manifest)
 
         async def is_black():
             return await ask(client, UNLISTED) == BLACK
@@ -103,7 +98,7 @@ class TestLists:
         await until_async(is_black)
         assert node.metrics()["eir_list_serial{list=stolen}"] == 2
         assert loaded.json("lists")[0]["serial"] == 2
-        await run(loaded, "rollback", "stolen")
+        await loaded.eir_beside("rollback", "stolen")
 
         async def is_white():
             return await ask(client, UNLISTED) == WHITE
@@ -118,7 +113,7 @@ class TestLists:
     async def test_a_refused_release_changes_nothing_and_is_a_metric(self, loaded, connect):
         node = loaded.start()
         client = await connect(node)
-        refused = await run(loaded, "load", loaded.release([UNLISTED], serial=1), status=1)
+        refused = await loaded.eir_beside("load", loaded.release([UNLISTED], serial=1), status=1)
         assert "serial" in refused.stderr
         assert await ask(client, UNLISTED) == WHITE
         until(lambda: node.metrics().get("eir_releases_total{list=stolen,outcome=refused}") == 1)
@@ -218,7 +213,7 @@ class TestReload:
         good = loaded.path.read_text()
         loaded.path.write_text(good.replace("answer: blacklisted", "answer: blocklisted"))
         number = next(n for n, line in enumerate(loaded.path.read_text().splitlines(), 1) if "blocklisted" in line)
-        refused = await run(loaded, "reload", status=2)
+        refused = await loaded.eir_beside("reload", status=2)
         assert f"{loaded.path}:{number}:" in refused.stderr
         assert "blacklisted" in refused.stderr  # what was expected
         (line,) = await until_async(
@@ -244,12 +239,12 @@ class TestReload:
     async def test_log_level_and_privacy(self, loaded, connect):
         node = loaded.start()
         loaded.configure(log={"level": "error"})
-        await run(loaded, "reload")
+        await loaded.eir_beside("reload")
         await connect(node)
         await _changed(loaded, 2)
         await until_async(lambda: node.metrics()["eir_list_serial{list=stolen}"] == 2)
         loaded.configure(log={"level": "info"}, privacy={"identifiers": "full"})
-        await run(loaded, "reload")
+        await loaded.eir_beside("reload")
         client = await connect(node, OTHER_HOST)
         opened = await until_async(lambda: node.lines("peer_open"))
         assert [line["host"] for line in opened] == [OTHER_HOST]
@@ -264,7 +259,7 @@ class TestReload:
         node = loaded.start()
         before = node.status()
         loaded.configure(listen=["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"], http="off")
-        said = await run(loaded, "reload")
+        said = await loaded.eir_beside("reload")
         assert said.stdout == "reloaded; these need a restart: listen, http\n"
         after = node.status()
         assert [before[key] for key in ("listening", "http", "pid")] == [
@@ -279,9 +274,9 @@ class TestReload:
         (loaded.folder / "new").mkdir()
         loaded.configure(inbox="new", log={"level": "debug"})
         for _ in range(2):
-            assert (await run(loaded, "reload")).stdout == "reloaded; these need a restart: inbox\n"
+            assert (await loaded.eir_beside("reload")).stdout == "reloaded; these need a restart: inbox\n"
         trouble = "keys whose new values need a restart: inbox"
-        assert trouble in (await run(loaded, "status", status=1)).stdout
+        assert trouble in (await loaded.eir_beside("status", status=1)).stdout
         status, page = await asyncio.to_thread(node.get, "/")
         assert (status, trouble in page, ">EirRestartNeeded</a>" in page) == (200, True, True)
         assert (await asyncio.to_thread(node.metrics))["eir_config_needs_restart{key=inbox}"] == 1
@@ -291,7 +286,7 @@ class TestReload:
         assert trouble in node.status()["troubles"]  # a refused reload changes nothing
         del loaded.settings["surplus"], loaded.settings["inbox"]
         loaded.configure()
-        assert (await run(loaded, "reload")).stdout == "reloaded\n"
+        assert (await loaded.eir_beside("reload")).stdout == "reloaded\n"
         assert node.status()["troubles"] == []
         assert "eir_config_needs_restart{key=inbox}" not in await asyncio.to_thread(node.metrics)
 
@@ -309,7 +304,7 @@ class TestReload:
         node = loaded.start()
         client = await connect(node)
         loaded.configure(identity={"host": "new.localdomain", "realm": REALM, "aliases": [EIR]})
-        await run(loaded, "reload")
+        await loaded.eir_beside("reload")
         asked = await client.read()
         assert (asked.command, asked.number(273)) == (282, 0)  # REBOOTING: it is to come again
         await client.send(answer_to(asked))
@@ -321,7 +316,7 @@ class TestReload:
     async def test_a_peer_is_taken_out_of_service_and_back_by_command(self, loaded, connect):
         node = loaded.start()
         client = await connect(node)
-        await run(loaded, "peer", "disable", "mme")
+        await loaded.eir_beside("peer", "disable", "mme")
         asked = await client.read()
         assert (asked.command, asked.number(273)) == (282, 0)
         await client.send(answer_to(asked))
@@ -329,9 +324,9 @@ class TestReload:
         refused = await connect(node, opened=False)
         assert (await refused.ask(cer())).result == 3010
         assert loaded.json("peers")[0]["state"] == "disabled"
-        await run(loaded, "peer", "enable", "mme")
+        await loaded.eir_beside("peer", "enable", "mme")
         assert await ask(await connect(node), LISTED) == BLACK
-        unknown = await run(loaded, "peer", "disable", "nobody", status=1)
+        unknown = await loaded.eir_beside("peer", "disable", "nobody", status=1)
         assert "nobody" in unknown.stderr
 
 
@@ -375,7 +370,7 @@ class TestEnd:
     async def test_drain_by_command(self, loaded, connect):
         node = loaded.start()
         client = await connect(node)
-        assert (await run(loaded, "drain")).stdout.startswith("draining")
+        assert (await loaded.eir_beside("drain")).stdout.startswith("draining")
         await client.send(answer_to(await client.read()))
         assert await client.end() == []
         assert await asyncio.to_thread(node.wait) == 0
@@ -752,7 +747,7 @@ class TestOverrideAndObserve:
         assert node.metrics()["eir_override_active"] == 1
         until(lambda: node.lines("override", level="warning"))
         override(seconds=2)
-        await run(loaded, "reload")
+        await loaded.eir_beside("reload")
 
         async def ended():
             return await ask(client, LISTED) == BLACK
@@ -767,10 +762,10 @@ class TestOverrideAndObserve:
         client = await connect(node)
         policy = loaded.settings["policy"]
         loaded.configure(policy=policy | {"override": {"answer": "greylisted"}})
-        await run(loaded, "reload")
+        await loaded.eir_beside("reload")
         assert [await ask(client, imei) for imei in (LISTED, UNLISTED)] == [GREY, GREY]
         loaded.configure(policy=policy)
-        await run(loaded, "reload")
+        await loaded.eir_beside("reload")
         assert [await ask(client, imei) for imei in (LISTED, UNLISTED)] == [BLACK, WHITE]
 
     async def test_an_observed_rule_is_counted_and_logged_and_blocks_nobody(self, loaded, connect):

@@ -52,11 +52,6 @@ async def ask(client, imei=UNLISTED, host=HOST):
     return answer.number(1445, TGPP)
 
 
-async def run(site, *arguments, status=0):
-    """A command beside clients that go on."""
-    return await asyncio.to_thread(site.eir, *arguments, status=status)
-
-
 async def four(node, connect):
     """A connection of each of four peers, one after the other."""
     return {host: await connect(node, host) for host in HOSTS}
@@ -119,14 +114,14 @@ class TestOneNode:
 
     async def test_a_load_reaches_both_workers(self, crew, connect):
         clients = await four(crew.start(), connect)
-        await run(crew, "load", "--force", crew.release([LISTED, UNLISTED], serial=2))
+        await crew.eir_beside("load", "--force", crew.release([LISTED, UNLISTED], serial=2))
         async with asyncio.timeout(180):
             for host, client in clients.items():
                 while await ask(client, UNLISTED, host) != BLACK:
                     pass
 
-    async def test_a_release_in_the_drop_folder_reaches_every_worker(self, crew, connect, altered):
-        altered("from eir.lists.sources import drop_folder\ndrop_folder.SETTLED_S = 0.0\n")
+    async def test_a_release_in_the_drop_folder_reaches_every_worker(self, crew, connect, constants):
+        constants({"eir.lists.sources.drop_folder.SETTLED_S": 0.0})
         (crew.folder / "inbox").mkdir()
         crew.configure(inbox="inbox", policy={"rules": [{"list": "tracked", "answer": "greylisted"}]})
         clients = await four(crew.start(), connect)
@@ -281,7 +276,7 @@ class TestAdmission:
         for client in (*made, stranger):
             await client.close()
         crew.configure(limits={"connections_max": 3})
-        await run(crew, "reload")
+        await crew.eir_beside("reload")
         made = [await come("127.0.0.1") for _ in range(3)]
         assert (await made[-1].ask(cer())).result == 2001
         for client in made:
@@ -480,7 +475,7 @@ class TestSteering:
         clients = await four(node, connect)
         crew.configure(policy={"rules": [{**ROW, "answer": "greylisted"}]}, workers=3)
         if how == "command":
-            assert (await run(crew, "reload")).stdout == "reloaded; these need a restart: workers\n"
+            assert (await crew.eir_beside("reload")).stdout == "reloaded; these need a restart: workers\n"
         else:
             node.signal(signal.SIGHUP)
         for host, client in clients.items():
@@ -493,7 +488,7 @@ class TestSteering:
         clients = await four(node, connect)
         crew.configure(policy={"rules": [{**ROW, "answer": "blocklisted"}]})
         if how == "command":
-            assert "blocklisted" in (await run(crew, "reload", status=2)).stderr
+            assert "blocklisted" in (await crew.eir_beside("reload", status=2)).stderr
         else:
             node.signal(signal.SIGHUP)
             (line,) = await until_async(lambda: node.lines("reload_refused"))
@@ -505,7 +500,7 @@ class TestSteering:
     async def test_a_peer_goes_out_of_service_on_both_workers_and_comes_back(self, crew, connect):
         node = crew.start()
         clients = await four(node, connect)
-        await run(crew, "peer", "disable", "mme")
+        await crew.eir_beside("peer", "disable", "mme")
         for host, client in clients.items():
             asked = await client.read()
             assert (asked.command, asked.number(273)) == (282, 0)
@@ -514,10 +509,10 @@ class TestSteering:
         for host in HOSTS[:2]:
             assert (await (await connect(node, host, opened=False)).ask(cer(host))).result == 3010
         assert [row["state"] for row in crew.json("peers")] == ["disabled"]
-        await run(crew, "peer", "enable", "mme")
+        await crew.eir_beside("peer", "enable", "mme")
         for host in HOSTS:
             assert await ask(await connect(node, host), LISTED, host) == BLACK
-        assert "nobody" in (await run(crew, "peer", "disable", "nobody", status=1)).stderr
+        assert "nobody" in (await crew.eir_beside("peer", "disable", "nobody", status=1)).stderr
 
     @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT to all", "drain"])
     async def test_the_end(self, crew, connect, how):
@@ -532,7 +527,7 @@ class TestSteering:
                 for pid in (node.pid, *left.values()):
                     os.kill(pid, signal.SIGINT)
             case "drain":
-                assert (await run(crew, "drain")).stdout.startswith("draining")
+                assert (await crew.eir_beside("drain")).stdout.startswith("draining")
         for host, client in clients.items():
             asked = await client.read()
             assert (asked.command, asked.number(273)) == (282, 0)  # REBOOTING
