@@ -6,8 +6,10 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 
+import pytest
 from pyroaring import BitMap
 
+from eir.errors import StoreError
 from eir.lists.images.imaging import image_of, image_with
 from eir.lists.images.index import Index
 from eir.lists.pages.pages import PAGE_KEYS, Page, Sections, content_digest
@@ -101,7 +103,7 @@ def event(
     )
 
 
-async def until(condition, timeout_s: float = 10) -> None:
+async def until(condition, timeout_s: float = 180) -> None:
     """Wait for a condition (plain or a coroutine) that no event tells of, since another process or a clock makes it true."""
 
     async def holds():
@@ -132,3 +134,15 @@ class Altered:
 def directly(store):
     """A connection to the file of an SQLite store, beside that store."""
     return closing(sqlite3.connect(store.path, isolation_level=None))
+
+
+async def pages_in(store, name="a"):
+    """Return all pages of a list."""
+    return [each async for _, batch in store.pages(name) for each in batch]
+
+
+async def cause_of(awaitable):
+    """Return the cause of the StoreError that this raises."""
+    with pytest.raises(StoreError) as caught:
+        await awaitable
+    return caught.value.cause

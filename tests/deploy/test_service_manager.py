@@ -31,7 +31,7 @@ def serve(site, address):
         return subprocess.Popen([*COMMAND, "serve"], env=environment, cwd=site.folder, stderr=log)
 
 
-def test_a_start_ends_when_the_node_answers_and_a_stop_is_told(site, manager):
+def test_ready_is_sent_when_the_node_answers_and_stopping_before_its_end(site, manager):
     address, told = manager
     site.configure(
         lists={"stolen": {"signers": "signers"}}, policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]}

@@ -164,7 +164,7 @@ def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
 class TestStart:
     """A node that starts while Redis is away."""
 
-    def test_with_a_copy_it_serves_and_says_so(self, server, fleet):
+    def test_with_a_copy_it_serves_and_is_degraded(self, server, fleet):
         site = fleet.site(f"late-{fleet.serial}", fleet.url, workers=2)
         with site:
             node = site.start()

@@ -134,7 +134,7 @@ def test_a_score_in_words(score, words):
     assert Finding(device=1, score=score, **about, confirmed=True).sure == "confirmed"
 
 
-def test_what_the_engine_cannot_do_is_said(tmp_path):
+def test_too_little_memory_and_a_damaged_file_are_errors(tmp_path):
     write(tmp_path, TAMPERED["conflict"])
     with (
         pytest.raises(EirError, match=r"tamper\.memory \(1 MiB\)"),

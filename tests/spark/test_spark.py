@@ -123,7 +123,7 @@ def test_the_command_on_a_cluster(standalone, world, site, tmp_path):
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_what_spark_cannot_do_is_said(standalone, world, site, tmp_path):
+def test_a_fault_of_spark_is_an_error(standalone, world, site, tmp_path):
     window = {"since": world.since, "until": world.until}
     with (
         pytest.raises(EirError, match="cannot be analysed"),

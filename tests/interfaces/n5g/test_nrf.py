@@ -102,7 +102,7 @@ def test_it_registers_and_beats():
     assert [event for event, _ in play.told] == ["nrf_registered"]
 
 
-def test_a_node_that_is_not_ready_says_so():
+def test_a_node_that_is_not_ready_registers_as_suspended():
     play = Play(ONE)
     play.registers()
     assert json.loads(play.asks(NodeLoad(serving=False, load=0)).body)[0]["value"] == "SUSPENDED"

@@ -14,7 +14,7 @@ from datetime import timedelta
 import pytest
 import zstandard
 from made import Altered, devices_of, tacs_of
-from releases import NAME, NOW, Agency, make_key, public, sign, text
+from releases import NAME, NOW, make_key, public, sign, text
 
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import EntryRefused, NothingToRollBack, ReleaseRefused, StoreError
@@ -29,18 +29,6 @@ from eir.lists.stores.sqlite import SqliteStore
 IMEIS = [f"35123456{n:06d}" for n in range(0, 1000, 7)]
 
 SCATTERED = b"".join(b"%014d\n" % random.Random(n).randrange(10**14) for n in range(20_000))
-
-
-@pytest.fixture
-def agency(tmp_path):
-    return Agency(tmp_path)
-
-
-@pytest.fixture
-async def store(tmp_path):
-    opened = SqliteStore(tmp_path / "state" / "lists.sqlite")
-    yield opened
-    await opened.close()
 
 
 async def held(store, name=NAME):
@@ -625,7 +613,7 @@ async def test_a_dry_run_counts_wrong_check_digits_and_refuses_nothing(agency, s
 async def test_of_two_loaders_one_wins(agency, store, tmp_path):
     await agency.load(agency.release(IMEIS), store)
     first, second = agency.release(IMEIS[1:], serial=2), agency.release(IMEIS[2:], serial=3)
-    other = SqliteStore(tmp_path / "state" / "lists.sqlite")
+    other = SqliteStore(tmp_path / "lists.sqlite")
     results = await asyncio.gather(agency.load(first, store), agency.load(second, other), return_exceptions=True)
     lost = [result for result in results if isinstance(result, ReleaseRefused)]
     assert len(lost) == 1

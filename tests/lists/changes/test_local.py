@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import Altered, devices_of, put, tacs_of
+from made import Altered, devices_of, put, tacs_of, until
 
 from eir.checks.explain import explain
 from eir.checks.question import Question
@@ -36,13 +36,6 @@ LISTS = {
     "bound": ListSettings(name="bound", kind="pairs", local=True),
     "signed": ListSettings(name="signed"),
 }
-
-
-@pytest.fixture
-async def store(tmp_path):
-    opened = SqliteStore(tmp_path / "lists.sqlite")
-    yield opened
-    await opened.close()
 
 
 async def change(store, name, what, *identifiers, imsis=(), tacs=False, reason="lost", now=NOW, lists=LISTS, **details):
@@ -395,7 +388,7 @@ async def test_a_list_that_never_stands_still_is_given_up(store):
 
 @asynccontextmanager
 async def following(store, kinds):
-    """A worker's index that follows the store; yields it and waits for a condition on it."""
+    """A worker's index that follows the store."""
     index = Index(kinds)
     filling = Follower(
         store, index, report=lambda *_, **__: None, on_switch=lambda *_: None, pauses=Pauses(wait_s=3600.0)
@@ -403,13 +396,8 @@ async def following(store, kinds):
     await filling.start()
     task = asyncio.create_task(filling.run())
 
-    async def until(condition):
-        async with asyncio.timeout(180):
-            while not condition():  # noqa: ASYNC110  # what is waited for is in the index, which tells nobody
-                await asyncio.sleep(0.002)
-
     try:
-        yield index, until
+        yield index
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -426,7 +414,7 @@ async def test_an_entry_reaches_a_worker_within_a_tenth_of_a_second(tmp_path, st
     monkeypatch.setattr(asyncio, "sleep", noted)
     writer = SqliteStore(tmp_path / "lists.sqlite")
     await change(writer, "own", ADD, *(f"35000000{n:06d}" for n in range(1000)))
-    async with following(store, {"own": "devices"}) as (index, until):
+    async with following(store, {"own": "devices"}) as index:
         for n in range(5):
             key = device_key(f"35123456{n:06d}")
             await change(writer, "own", ADD, f"35123456{n:06d}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from followed import QUICK, Node
-from made import directly, page, pages_of, state, until
+from made import directly, page, pages_in, pages_of, state, until
 from test_follow import Faulty
 
 from eir.errors import StoreError
@@ -47,10 +47,6 @@ async def stores(tmp_path):
         yield open_one
 
 
-async def read(store, name="a"):
-    return [each async for _, batch in store.pages(name) for each in batch]
-
-
 async def is_level(copy, node, name="a"):
     found = await copy.state(name)
     return found is not None and found == node.index.lists[name].state
@@ -66,7 +62,7 @@ async def test_it_is_kept_level_with_what_is_in_force(stores):
     await store.replace("a", state(A), A, seen=0)
     async with Node(store, {"a": "devices"}, copy=copy) as node:
         await until(lambda: is_level(copy, node))
-        assert await read(copy) == A
+        assert await pages_in(copy) == A
         await store.replace("a", state(B, serial=2), B, seen=1)
         await node.reaches(2)
         await until(lambda: is_level(copy, node))
@@ -74,11 +70,11 @@ async def test_it_is_kept_level_with_what_is_in_force(stores):
         await store.amend("a", state([touched[1], B[1]], serial=3), touched, seen=2)
         await node.reaches(3)
         await until(lambda: is_level(copy, node))
-        assert await read(copy) == [touched[1], B[1]]
+        assert await pages_in(copy) == [touched[1], B[1]]
         await store.rollback("a", seen=3)
         await node.reaches(4)
         await until(lambda: is_level(copy, node))
-        assert await read(copy) == B
+        assert await pages_in(copy) == B
         assert not node.follower.errors
 
 
@@ -133,18 +129,18 @@ async def test_dates_are_copied_with_their_list_and_written_back_with_it(stores)
     first = await put_dates(store.store, A, A, serial=1)
     async with Node(store, {"a": "devices"}, copy=copy) as node:
         await until(lambda: is_level(copy, node))
-        assert await read(copy, name) == first
+        assert await pages_in(copy, name) == first
         store.read_whole = 0
         changed = [page(0, [9])]
         second = await put_dates(store.store, changed, [*changed, A[1]], serial=2, replaced=first[:1])
         await node.reaches(2)
         await until(lambda: is_level(copy, node))
-        assert await read(copy, name) == [*second, first[1]]
+        assert await pages_in(copy, name) == [*second, first[1]]
         assert store.read_whole == 0
     emptied = stores("emptied")
     async with Node(emptied, {"a": "devices"}, copy=copy) as node:
         await until(lambda: "store_healed" in node.said())
-        assert await read(emptied, name) == [*second, first[1]]
+        assert await pages_in(emptied, name) == [*second, first[1]]
         assert [event.what for event in await emptied.history()] == ["heal"]
 
 
@@ -246,7 +242,7 @@ class TestHealing:
         healed = await store.state("a")
         assert (healed.content_digest, healed.serial) == (found.content_digest, 2)
         assert healed.generation == (2 if lost != "for another history" else 3)
-        assert await read(store) == B
+        assert await pages_in(store) == B
         (event,) = await store.history("a")
         assert (event.what, event.who, event.serial) == ("heal", "node-1", 2)
 
@@ -301,7 +297,7 @@ class TestHealing:
             await store.replace("a", state(A, serial=3), A, seen=1)
             await node.reaches(2)
             await until(lambda: is_level(copy, node))
-            assert await read(copy) == A
+            assert await pages_in(copy) == A
 
     async def test_a_list_that_went_before_it_was_copied_keeps_nobody_from_healing(self, stores):
         store, copy, _ = await self.lose(stores, "all")
@@ -350,7 +346,7 @@ class TestHealing:
             await until(lambda: late.follower.up and not late.follower.lost)
             room.set()
             await until(lambda: is_level(behind, late))
-            assert await read(behind) == A
+            assert await pages_in(behind) == A
 
     async def test_a_fault_of_our_own_does_not_end_the_following(self, stores):
         store, copy = stores("store"), stores("copy", Meddled)

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 import pytest
 from followed import Node
 from made import page, pages_of, state, until
-from servers import Server, programs
 
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.stores import sqlite
@@ -114,14 +113,6 @@ def bounds(monkeypatch):
     monkeypatch.setattr(link, "VALUE_BYTES_MAX", 1 << 20)
     monkeypatch.setitem(sqlite.reading.BOUND, "most", 1 << 20)
     monkeypatch.setattr(sqlite.writing, "VALUE_BYTES_MAX", 1 << 20)
-
-
-@pytest.fixture(scope="module")
-def server():
-    if "redis" not in programs():
-        pytest.skip("redis-server is not installed")
-    with Server(programs()["redis"]) as one:
-        yield one
 
 
 @pytest.fixture(params=["SQLite", "Redis"])

@@ -63,13 +63,6 @@ class Faulty:
 
 
 @pytest.fixture
-async def store(tmp_path):
-    opened = SqliteStore(tmp_path / "lists.sqlite")
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 async def faulty(store):
     return Faulty(store)
 

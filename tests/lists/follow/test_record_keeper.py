@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import servers
 from sighted import NAME, TODAY, SightingNode, level
 
 from eir.lists.pages.first_days import WAS_LISTED
@@ -20,21 +19,12 @@ import soak_first_seen
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
 
 
-@pytest.fixture(scope="module")
-def redis():
-    programs = servers.programs()
-    if not programs:
-        pytest.skip("no Redis here")
-    with contextlib.ExitStack() as stack:
-        yield stack.enter_context(servers.Server(next(iter(programs.values()))))
-
-
 @pytest.fixture(params=["sqlite", "redis"])
 async def node_on(request, tmp_path):
     """Makes nodes on one store; on Redis each has a copy of its own."""
     url = "sqlite"
     if request.param == "redis":
-        server = request.getfixturevalue("redis")
+        server = request.getfixturevalue("server")
         server.flush()
         url = server.url
     async with contextlib.AsyncExitStack() as stack:
@@ -48,13 +38,24 @@ async def node_on(request, tmp_path):
             return SightingNode(*stores, **options)
 
         made.kind = request.param
-        made.server = None if request.param == "sqlite" else request.getfixturevalue("redis")
+        made.server = None if request.param == "sqlite" else request.getfixturevalue("server")
         yield made
 
 
-async def test_a_device_keeps_the_day_on_which_it_was_first_seen(node_on):
-    node = node_on()
-    await node.keeper.start()
+@pytest.fixture
+def started(node_on):
+    """Makes nodes whose keeper has started."""
+
+    async def started(*name, **options):
+        node = node_on(*name, **options)
+        await node.keeper.start()
+        return node
+
+    return started
+
+
+async def test_a_device_keeps_the_day_on_which_it_was_first_seen(started):
+    node = await started()
     node.see(ONE, TWO)
     await node.round()
     node.today += 40
@@ -67,9 +68,8 @@ async def test_a_device_keeps_the_day_on_which_it_was_first_seen(node_on):
     assert not node.faults
 
 
-async def test_seeing_a_device_again_within_its_period_writes_nothing(node_on):
-    node = node_on()
-    await node.keeper.start()
+async def test_seeing_a_device_again_within_its_period_writes_nothing(started):
+    node = await started()
     node.see(ONE)
     await node.round()
     before = await node.stores[-1].store.state(NAME)
@@ -78,21 +78,18 @@ async def test_seeing_a_device_again_within_its_period_writes_nothing(node_on):
     assert await node.stores[-1].store.state(NAME) == before
 
 
-async def test_a_restart_goes_on_with_what_is_stored(node_on):
-    node = node_on()
-    await node.keeper.start()
+async def test_a_restart_goes_on_with_what_is_stored(started):
+    node = await started()
     node.see(ONE)
     await node.round()
-    again = node_on(today=TODAY + 5)
-    await again.keeper.start()
+    again = await started(today=TODAY + 5)
     again.see(ONE, TWO)
     await again.round()
     assert again.days() == {ONE: TODAY, TWO: TODAY + 5}
 
 
-async def test_a_follower_that_is_replaced_goes_on_with_the_image_in_force(node_on):
-    node = node_on()
-    await node.keeper.start()
+async def test_a_follower_that_is_replaced_goes_on_with_the_image_in_force(node_on, started):
+    node = await started()
     node.see(ONE)
     await node.round()
     successor = node_on()
@@ -109,9 +106,8 @@ async def test_a_follower_that_is_replaced_goes_on_with_the_image_in_force(node_
     assert (await successor.stores[-1].store.state(NAME)).entries == 2
 
 
-async def test_a_registered_device_is_forgotten_and_gets_no_second_period(node_on):
-    node = node_on(registered=[FOUR])
-    await node.keeper.start()
+async def test_a_registered_device_is_forgotten_and_gets_no_second_period(started):
+    node = await started(registered=[FOUR])
     node.see(ONE, TWO, FOUR)
     await node.round()
     assert node.days() == {ONE: TODAY, TWO: TODAY}
@@ -127,9 +123,8 @@ async def test_a_registered_device_is_forgotten_and_gets_no_second_period(node_o
     assert (await node.stores[-1].store.state(NAME)).entries == 2
 
 
-async def test_a_device_that_was_not_seen_for_so_long_is_forgotten(node_on):
-    node = node_on(remember=100)
-    await node.keeper.start()
+async def test_a_device_that_was_not_seen_for_so_long_is_forgotten(started):
+    node = await started(remember=100)
     node.see(ONE, TWO)
     await node.round()
     for day in range(0, 140, 20):
@@ -139,9 +134,8 @@ async def test_a_device_that_was_not_seen_for_so_long_is_forgotten(node_on):
     assert node.days() == {TWO: TODAY}
 
 
-async def test_a_clock_that_is_years_ahead_takes_only_a_part_of_the_record_a_day(node_on):
-    node = node_on(remember=100)
-    await node.keeper.start()
+async def test_a_clock_that_is_years_ahead_takes_only_a_part_of_the_record_a_day(started):
+    node = await started(remember=100)
     node.see(*(f"{35209900000000 + number}" for number in range(3000)))
     await node.round()
     node.today += 2000
@@ -149,9 +143,8 @@ async def test_a_clock_that_is_years_ahead_takes_only_a_part_of_the_record_a_day
     assert len(node.days()) == 2000
 
 
-async def test_above_the_limit_of_a_peer_nothing_is_recorded_and_nothing_is_evicted(node_on):
-    node = node_on(new_per_peer=3)
-    await node.keeper.start()
+async def test_above_the_limit_of_a_peer_nothing_is_recorded_and_nothing_is_evicted(started):
+    node = await started(new_per_peer=3)
     node.see(ONE, TWO)
     await node.round()
     node.see(*(f"{35000000000000 + 7_000_000 * number}" for number in range(50)))
@@ -169,18 +162,16 @@ async def test_above_the_limit_of_a_peer_nothing_is_recorded_and_nothing_is_evic
     assert node.days()["35000000000001"] == TODAY + 1
 
 
-async def test_confirmed_devices_have_room_of_their_own(node_on):
-    node = node_on(new_per_peer=1)
-    await node.keeper.start()
+async def test_confirmed_devices_have_room_of_their_own(started):
+    node = await started(new_per_peer=1)
     node.see(ONE, TWO)
     node.see(THREE, confirmed=True)
     await node.round()
     assert set(node.days()) == {ONE, THREE}
 
 
-async def test_a_summary_of_a_day_is_in_the_history_and_no_rows(node_on):
-    node = node_on()
-    await node.keeper.start()
+async def test_a_summary_of_a_day_is_in_the_history_and_no_rows(started):
+    node = await started()
     node.see(ONE, TWO)
     await node.round()
     node.today += 1
@@ -193,10 +184,9 @@ async def test_a_summary_of_a_day_is_in_the_history_and_no_rows(node_on):
     assert "2 new" in event.detail
 
 
-async def test_a_summary_with_which_a_store_gets_the_whole_record_is_written_once(node_on):
+async def test_a_summary_with_which_a_store_gets_the_whole_record_is_written_once(started):
     """The store was away for all of the first day, so the record and the summary are its first write."""
-    node = node_on()
-    await node.keeper.start()
+    node = await started()
     node.stores[-1].is_away = True
     node.see(ONE, TWO)
     await node.round()
@@ -210,9 +200,8 @@ async def test_a_summary_with_which_a_store_gets_the_whole_record_is_written_onc
     assert "2 new; 2 on record" in event.detail
 
 
-async def test_a_store_that_is_away_is_brought_level_later(node_on):
-    node = node_on()
-    await node.keeper.start()
+async def test_a_store_that_is_away_is_brought_level_later(started):
+    node = await started()
     node.see(ONE)
     await node.round()
     node.stores[-1].is_away = True
@@ -226,9 +215,8 @@ async def test_a_store_that_is_away_is_brought_level_later(node_on):
     assert (await node.stores[-1].store.state(NAME)).entries == 2
 
 
-async def test_a_damaged_page_is_told_and_memory_stays_in_force(node_on):
-    node = node_on()
-    await node.keeper.start()
+async def test_a_damaged_page_is_told_and_memory_stays_in_force(started):
+    node = await started()
     node.see(ONE)
     await node.round()
     store = node.stores[-1].store
@@ -250,31 +238,31 @@ class TestTwoNodes:
             pytest.skip("one host has one node")
         return node_on
 
-    async def test_both_see_a_device_on_one_day(self, node_on):
-        a, b = node_on("a"), node_on("b")
-        for node in (a, b):
-            await node.keeper.start()
-            node.see(ONE)
+    @pytest.fixture
+    async def pair(self, started):
+        """Two started nodes."""
+        return await started("a"), await started("b")
+
+    async def test_both_see_a_device_on_one_day(self, pair):
+        a, b = pair
+        a.see(ONE)
+        b.see(ONE)
         a.see(TWO)
         b.see(THREE)
         await level(a, b)
         assert a.days() == b.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY}
         assert a.published[-1] == b.published[-1]
 
-    async def test_a_node_follows_what_others_forget(self, node_on):
-        a, b = node_on("a"), node_on("b")
-        for node in (a, b):
-            await node.keeper.start()
+    async def test_a_node_follows_what_others_forget(self, pair):
+        a, b = pair
         a.see(ONE, TWO)
         await level(a, b)
         a.register([ONE])
         await level(a, b)
         assert a.days() == b.days() == {TWO: TODAY}
 
-    async def test_a_partition_ends_with_the_earliest_day_everywhere(self, node_on):
-        a, b = node_on("a"), node_on("b")
-        for node in (a, b):
-            await node.keeper.start()
+    async def test_a_partition_ends_with_the_earliest_day_everywhere(self, pair):
+        a, b = pair
         a.see(ONE)
         await level(a, b)
         a.stores[-1].is_away = True
@@ -290,10 +278,8 @@ class TestTwoNodes:
         await level(a, b)
         assert a.days() == b.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY, FOUR: TODAY + 2}
 
-    async def test_a_lost_redis_gets_everything_back(self, node_on):
-        a, b = node_on("a"), node_on("b")
-        for node in (a, b):
-            await node.keeper.start()
+    async def test_a_lost_redis_gets_everything_back(self, node_on, started, pair):
+        a, b = pair
         a.see(ONE, TWO)
         await level(a, b)
         node_on.server.flush()
@@ -302,15 +288,12 @@ class TestTwoNodes:
         await level(b, a)
         expected = {ONE: TODAY, TWO: TODAY, THREE: TODAY + 1}
         assert a.days() == b.days() == expected
-        fresh = node_on("c", today=TODAY + 2)
-        await fresh.keeper.start()
+        fresh = await started("c", today=TODAY + 2)
         assert fresh.days() == expected
 
-    async def test_an_older_redis_after_a_failover_loses_nothing(self, node_on):
+    async def test_an_older_redis_after_a_failover_loses_nothing(self, node_on, pair):
         """A replica that lacks the last writes takes over, gets others from one node, and reaches the generation that the other node knows."""
-        a, b = node_on("a"), node_on("b")
-        for node in (a, b):
-            await node.keeper.start()
+        a, b = pair
         a.see(ONE)
         await level(a, b)
         b.stores[-1].is_away = True
@@ -324,9 +307,8 @@ class TestTwoNodes:
         await level(a, b)
         assert a.days() == b.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY}
 
-    async def test_a_start_without_redis_goes_by_the_copy(self, node_on):
-        a = node_on("a")
-        await a.keeper.start()
+    async def test_a_start_without_redis_goes_by_the_copy(self, node_on, started):
+        a = await started("a")
         a.see(ONE)
         await a.round()
         again = node_on("a2", copy="a", today=TODAY + 1)
@@ -340,7 +322,7 @@ class TestTwoNodes:
         assert (await again.stores[-1].store.state(NAME)).entries == 2
 
 
-def test_the_soak_in_its_short_form(redis, capsys):  # noqa: ARG001  # without a Redis it is skipped
+def test_the_soak_in_its_short_form(server, capsys):  # noqa: ARG001  # without a Redis it is skipped
     """Weeks of two nodes with every fault, and a flood: scripts/soak first-seen."""
     short = ["--devices", "3000", "--days", "18", "--period", "5", "--flood", "22000"]
     assert soak_first_seen.main(short) == 0

@@ -62,7 +62,7 @@ def test_it_goes_in_steps_and_is_there_again_for_whoever_reads_on(descriptor):
     assert mapped.buffer == CONTENT
 
 
-def test_what_cannot_be_mapped_is_said():
+def test_a_descriptor_that_cannot_be_mapped_is_an_error():
     read, write = os.pipe()
     with pytest.raises(OSError, match="cannot be mapped"):
         MappedFile(read)

@@ -3,18 +3,9 @@
 import contextlib
 
 import pytest
-import servers
 
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
-
-
-@pytest.fixture(scope="module")
-def server():
-    if "redis" not in servers.programs():
-        pytest.skip("redis-server is not installed")
-    with servers.Server(servers.programs()["redis"]) as one:
-        yield one
 
 
 @pytest.fixture

@@ -217,10 +217,16 @@ async def test_a_load_waits_for_the_node_that_gives_the_history_back(server, red
     assert await holds(redis)
 
 
-@pytest.mark.parametrize("key", REPLACED)
-async def test_a_load_that_no_node_helps_names_the_key_and_changes_nothing(server, redis, key, monkeypatch):
-    await damaged(server, redis, key)
+@pytest.fixture
+def without_help(monkeypatch):
+    """Have a load wait for no node that gives the history back."""
     monkeypatch.setattr(writing, "HEAL_S", 0.0)
+
+
+@pytest.mark.usefixtures("without_help")
+@pytest.mark.parametrize("key", REPLACED)
+async def test_a_load_that_no_node_helps_names_the_key_and_changes_nothing(server, redis, key):
+    await damaged(server, redis, key)
     with pytest.raises(StoreError) as caught:
         await load(redis, 3)
     assert caught.value.cause == "corrupt"
@@ -229,15 +235,15 @@ async def test_a_load_that_no_node_helps_names_the_key_and_changes_nothing(serve
     assert (await redis.state("l")).generation == 3
 
 
-async def test_outcomes_of_another_type_do_not_hold_a_load(server, redis, monkeypatch):
+@pytest.mark.usefixtures("without_help")
+async def test_outcomes_of_another_type_do_not_hold_a_load(server, redis):
     await damaged(server, redis, OUTCOMES)
-    monkeypatch.setattr(writing, "HEAL_S", 0.0)
     await load(redis, 3)
     assert await details(redis) == ["a", "b", "c", "d"]
     assert await holds(redis)
 
 
-async def test_an_outcome_that_is_not_counted_is_said(server, redis):
+async def test_an_outcome_that_cannot_be_counted_is_an_error(server, redis):
     await damaged(server, redis, OUTCOMES)
     with pytest.raises(StoreError) as caught:
         await redis.record(event("l", "refused", time=NOW))
@@ -488,7 +494,7 @@ async def test_the_newest_record_is_in_the_log_at_each_change(node, store):
     assert [number for number, _ in node.anchors] == [1, 3]
 
 
-async def test_a_list_without_its_record_is_told(node, store):
+async def test_a_list_without_its_record_is_reported(node, store):
     """As who holds the loader's user can make one: with another's name under it, and another content under the digest of a release."""
     first = replace(state(pages_of([1])), release_digest=AB, signers=("agency SHA256:x",))
     await store.replace("a", first, pages_of([1]), seen=0, event=event("a", serial=1, digest=AB, detail="load"))

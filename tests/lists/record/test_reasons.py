@@ -6,14 +6,6 @@ from made import page, state
 from eir.errors import StoreError
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.record.reasons import reason_of
-from eir.lists.stores.sqlite import SqliteStore
-
-
-@pytest.fixture
-async def store(tmp_path):
-    opened = SqliteStore(tmp_path / "lists.sqlite")
-    yield opened
-    await opened.close()
 
 
 async def test_a_reason_is_read_from_the_store(store):
@@ -50,7 +42,7 @@ async def test_the_reason_of_a_pair_outlives_the_end_of_a_sim(store):
 
 
 @pytest.mark.parametrize("extra", [b"R\x02\0\0\0\x01\x01", b"R\x09\0\0\0\x01", b"T\x02\0\0\0\x01"])
-async def test_a_page_that_is_damaged_is_said(store, extra):
+async def test_the_reason_on_a_damaged_page_is_an_error(store, extra):
     pages = [page(0, [1, 2, 3])._replace(extra=extra)]
     await store.replace("a", state([]), pages, seen=0)
     with pytest.raises(StoreError, match="page 0 is damaged: ") as caught:

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 import zstandard
-from releases import NAME, NOW, Agency, make_key, public
+from releases import NAME, NOW, make_key, public
 
 from eir.device import device_key
 from eir.errors import ReleaseRefused
@@ -27,18 +27,6 @@ BLACKLIST = b"imei,block_date,reasons\r\n35111111111111,20261124,stolen|dup\r\n3
 BLOCKED = b"imei,block_date,reasons\r\n35111111111113,20261125,stolen\r\n"
 UNBLOCKED = b"imei,block_date,reasons\r\n35111111111111,20261124,stolen|dup\r\n"
 CHANGED = b"imei,block_date,reasons\r\n35111111111112,20261124,y\r\n"
-
-
-@pytest.fixture
-def agency(tmp_path):
-    return Agency(tmp_path)
-
-
-@pytest.fixture
-async def store(tmp_path):
-    opened = SqliteStore(tmp_path / "state" / "lists.sqlite")
-    yield opened
-    await opened.close()
 
 
 def put(folder, name, content):
@@ -175,7 +163,7 @@ def test_other_dirbs_files(agency):
     ]
 
 
-async def test_a_device_that_a_delta_both_adds_and_removes_is_said(agency, store):
+async def test_a_device_that_a_delta_both_adds_and_removes_is_a_warning(agency, store):
     await agency.load(make(agency, put(agency.drop, "all.csv", b"imei\n35000000000001\n")), store)
     told = []
     files = [
@@ -337,7 +325,7 @@ async def test_a_bad_row_is_named_before_anything_is_signed(agency, store):
     assert (report.bad_rows, list(report.bad), report.entries) == (2, said, 1)
 
 
-def test_what_may_not_be_meant_is_told(agency):
+def test_bad_rows_and_files_without_rows_are_warnings(agency):
     many = b"imei\n" + b"x\n" * 22
     told = []
     make(agency, put(agency.drop, "a.csv", many), put(agency.drop, "b.csv", b"imei\n351234567890127\n"), put(agency.drop, "c.csv", b"tac\n"),

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from releases import NAME, NOW, Agency, make_key, public, sign, text
+from releases import NAME, NOW, make_key, public, sign, text
 
 from eir.errors import ReleaseRefused
 from eir.lists.releases import openssh
@@ -27,11 +27,6 @@ from eir.lists.releases.release import (
 )
 
 IMEIS = ["35123456789012"]
-
-
-@pytest.fixture
-def agency(tmp_path):
-    return Agency(tmp_path)
 
 
 def verify(agency, manifest, now=NOW):

@@ -17,7 +17,6 @@ from eir.lists.releases.publish import publish
 from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.layout import is_date_form, until_seconds
 from eir.lists.rows.reader import Tally, read_rows
-from eir.lists.stores.sqlite import SqliteStore
 
 CONFIG = Path(__file__).parents[3] / "config"
 SAMPLE = CONFIG / "lists" / "register"
@@ -37,13 +36,6 @@ def layouts(tmp_path):
         return load_layouts(path)
 
     return declared
-
-
-@pytest.fixture
-async def store(tmp_path):
-    opened = SqliteStore(tmp_path / "state" / "lists.sqlite")
-    yield opened
-    await opened.close()
 
 
 def read(layouts, content, *, kind="devices", chunks=None, **declared):

@@ -8,7 +8,7 @@ import json
 
 import full_disk
 import pytest
-from made import event, page, pages_of, state
+from made import event, page, pages_in, pages_of, state
 from node import LISTED, TRACKED, Site
 from servers import Server, programs
 
@@ -94,10 +94,6 @@ async def small(request, tmp_path):
         await one.store.close()
 
 
-async def read(store, name):
-    return [each async for _, batch in store.pages(name) for each in batch]
-
-
 async def all_else_works(store):
     """What operators and other lists do with the store after one load was refused."""
     generation = (await store.state("a")).generation
@@ -107,27 +103,27 @@ async def all_else_works(store):
     await store.record(event("a"))
     other = (await store.state("b")).generation
     await store.replace("b", state(B, serial=other + 1), B, seen=other)
-    assert await read(store, "b") == B
-    assert page(7, [5]) in await read(store, "a")
+    assert await pages_in(store, "b") == B
+    assert page(7, [5]) in await pages_in(store, "a")
 
 
 @pytest.mark.parametrize("write", ["replace", "amend"])
 async def test_what_is_too_large_is_refused_before_anything_is_written(small, write):
-    before, traces = await read(small.store, "a"), small.traces()
+    before, traces = await pages_in(small.store, "a"), small.traces()
     with pytest.raises(
         StoreError, match=r"needs about \d+ MB, and \d+ MB are free, of which \d+ MB are kept .*: (make|raise)"
     ) as caught:
         await getattr(small.store, write)("a", state(large(30), serial=3), large(30), seen=2)
     assert caught.value.cause == small.cause
     assert small.traces() == traces
-    assert await read(small.store, "a") == before
+    assert await pages_in(small.store, "a") == before
     await all_else_works(small.store)
 
 
 @pytest.mark.parametrize("leave", [0, 2 * MB])
 async def test_what_stops_in_the_middle_leaves_nothing_behind(small, leave):
     """Someone else takes the room while a list is written: all of it, or nearly all."""
-    before, sets = await read(small.store, "a"), await small.sets()
+    before, sets = await pages_in(small.store, "a"), await small.sets()
     pages = large(3)
 
     async def batches():
@@ -139,7 +135,7 @@ async def test_what_stops_in_the_middle_leaves_nothing_behind(small, leave):
     with pytest.raises(StoreError, match="make room") as caught:
         await small.store.restore("a", state(pages, serial=3, generation=3), batches(), seen=2)
     assert caught.value.cause == small.cause
-    assert await read(small.store, "a") == before
+    assert await pages_in(small.store, "a") == before
     if leave and isinstance(small, Disk):
         assert await small.sets() == sets
     small.free()

@@ -15,7 +15,7 @@ import servers
 import trustme
 from accepting import accepting
 from followed import Node
-from made import Altered, event, page, pages_of, state, until
+from made import Altered, cause_of, event, page, pages_in, pages_of, state, until
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page
@@ -77,16 +77,6 @@ def impatient(monkeypatch):
     monkeypatch.setattr("eir.lists.stores.redis_url.RETRIES", 0)
 
 
-async def cause_of(awaitable):
-    with pytest.raises(StoreError) as caught:
-        await awaitable
-    return caught.value.cause
-
-
-async def read(store, name="a"):
-    return [each async for _, batch in store.pages(name) for each in batch]
-
-
 def keys_of(server):
     return set(re.findall(rb"eir:\S+", server.command("KEYS", "*")))
 
@@ -136,7 +126,7 @@ class TestKeys:
             await store.replace("a", state(B, serial=2), B, seen=1)
         assert caught.value.cause == "schema"
         assert (await store.state("a")).serial == 1
-        assert await read(store) == A
+        assert await pages_in(store) == A
 
     async def test_data_of_an_older_form_are_announced_before_the_write_that_brings_them_to_ours(self, server):
         said = []
@@ -161,7 +151,7 @@ class TestKeys:
         server.command("DEL", old)
         with pytest.raises(NothingToRollBack, match="no longer in Redis"):
             await store.rollback("a", seen=2)
-        assert await read(store) == B
+        assert await pages_in(store) == B
 
     async def test_the_stream_of_changes_is_bounded(self, server, store):
         last = writing.CHANGES_MAX + 15
@@ -273,7 +263,7 @@ class TestFaults:
         async with opened(server.url) as store:
             await store.replace("a", state(A), A, seen=0)
             assert await cause_of(store.replace("a", state(many), many, seen=1)) == "oom"
-            assert await read(store) == A
+            assert await pages_in(store) == A
 
     async def test_a_policy_that_drops_lists_is_reported(self, own):
         said = []
@@ -330,7 +320,7 @@ def answers(server):
 
 async def is_a(store):
     try:
-        return await read(store) == A
+        return await pages_in(store) == A
     except StoreError:
         return False
 
@@ -341,7 +331,7 @@ async def test_a_reader_that_is_cancelled_ends(store):
 
     async def read_for_ever():
         while True:
-            await read(store)
+            await pages_in(store)
             with contextlib.suppress(StoreError):
                 await store.wait({"a": 1}, 0.001)
 
@@ -368,7 +358,7 @@ class TestSwitch:
         assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
         assert await cause_of(store.amend("a", state(B, serial=2), B, seen=1)) == "staging_lost"
         assert await store.state("a") == stored
-        assert await read(store) == A
+        assert await pages_in(store) == A
 
     async def test_a_flush_in_the_middle_of_a_load(self, server, store, monkeypatch):
         await store.replace("a", state(A), A, seen=0)
@@ -419,7 +409,9 @@ class TestSwitch:
         else:
             assert (await write).generation == 2
         await other.close()
-        assert await read(store) == {"done": B, "nothing": A, "another write": [*A, *more], "a flush": []}[meanwhile]
+        assert (
+            await pages_in(store) == {"done": B, "nothing": A, "another write": [*A, *more], "a flush": []}[meanwhile]
+        )
 
     @pytest.mark.parametrize("refused", [False, True])
     async def test_a_history_whose_ledger_was_evicted_goes_on(self, server, store, refused):
@@ -451,11 +443,11 @@ class TestSwitch:
         server.command("DEL", key)
         assert await store.state("a") is None
         assert await store.states() == {}
-        assert await read(store) == []
+        assert await pages_in(store) == []
         # What is loaded next goes on from what is known.
         stored = await store.replace("a", state(B, serial=8), B, seen=0)
         assert (stored.generation, stored.highest_serial) == (2, 8)
-        assert await read(store) == B
+        assert await pages_in(store) == B
 
     async def test_part_of_a_set_that_is_gone_is_no_list_either(self, server, store):
         await store.replace("a", state(A), A, seen=0)
@@ -508,7 +500,7 @@ class TestSwitch:
     async def test_a_list_named_like_the_history(self, store):
         await store.replace("history", state(A), A, seen=0)
         await store.record(event("history"))
-        assert await read(store, "history") == A
+        assert await pages_in(store, "history") == A
         assert len(await store.history()) == 1
 
 
@@ -586,7 +578,7 @@ class TestNodes:
                 assert node.index.lists["a"].holds(1)
                 server.start()
                 await until(lambda: "store_healed" in node.said(), 20)
-                assert await read(store) == A
+                assert await pages_in(store) == A
         await copy.close()
 
 
@@ -686,7 +678,7 @@ class TestUrls:
             ("redis://h?password_env=NOT_THERE", "NOT_THERE"),
         ],
     )
-    def test_what_is_wrong_is_said(self, url, says):
+    def test_an_error_names_the_invalid_part_of_the_url(self, url, says):
         with pytest.raises(StoreError, match=re.escape(says)) as caught:
             parse_url(url, {})
         assert caught.value.cause == "url"
@@ -755,7 +747,7 @@ class TestTls:
         async with opened(ours) as store:
             for name in "abc":
                 await store.replace(name, state(A), A, seen=0)
-                assert await read(store, name) == A
+                assert await pages_in(store, name) == A
         async with opened(base) as without:
             assert await cause_of(without.states()) in {"refused", "timeout", "clusterdown"}
         other = trustme.CA()
@@ -850,7 +842,7 @@ async def test_a_cluster_of_three(own):
             for n in nodes:
                 assert n.command("CLUSTER", "SETSLOT", slot, "NODE", identity) == b"+OK\r\n"
             await store.replace("moved", state(A), A, seen=0)
-            assert await read(store, "moved") == A
+            assert await pages_in(store, "moved") == A
             assert b"eir:{moved}:state" in target.command("KEYS", "eir:{moved}:state")
 
 
@@ -926,9 +918,9 @@ class TestReadingTheNames:
     @pytest.mark.parametrize("pages", [A, B])
     async def test_where_values_come_with_them(self, store, scans, pages):
         await store.replace("a", state(pages), pages, seen=0)
-        assert await read(store) == pages
+        assert await pages_in(store) == pages
         assert ["NOVALUES" in args for args in scans] == [True, False]
-        assert await read(store) == pages
+        assert await pages_in(store) == pages
         assert ["NOVALUES" in args for args in scans] == [True, False, False]
 
     async def test_another_fault_is_one(self, store, monkeypatch):
@@ -941,14 +933,14 @@ class TestReadingTheNames:
             return await execute(client, command, *args, **options)
 
         monkeypatch.setattr(redis.asyncio.Redis, "execute_command", denied)
-        assert await cause_of(read(store)) == "noperm"
+        assert await cause_of(pages_in(store)) == "noperm"
         monkeypatch.undo()
-        assert await read(store) == A
+        assert await pages_in(store) == A
 
     async def test_in_many_steps(self, store):
         many = pages_of(range(0, 5 * reading.SCAN_COUNT * PAGE_KEYS, PAGE_KEYS))
         await store.replace("a", state(many), many, seen=0)
-        assert await read(store) == many
+        assert await pages_in(store) == many
 
     async def test_a_list_that_changes_between_names_and_pages_is_not_mixed(self, store, monkeypatch):
         await store.replace("a", state(B), B, seen=0)
@@ -961,7 +953,7 @@ class TestReadingTheNames:
             return found
 
         monkeypatch.setattr(reading, "read_numbers", then_changed)
-        assert await cause_of(read(store)) == "changed"
+        assert await cause_of(pages_in(store)) == "changed"
 
 
 @pytest.mark.parametrize(
@@ -1011,5 +1003,5 @@ async def test_a_redis_that_strangers_can_write_to_is_reported(own, tmp_path, us
         f"redis://loader:loading@127.0.0.1:{server.port}", report=lambda what, **_: said.append(what)
     ) as store:
         await store.replace("a", state(A), A, seen=0)
-        assert await read(store) == A
+        assert await pages_in(store) == A
     assert said == ["store_unprotected"] * warned

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from made import directly, event, page, pages_of, state, until
+from made import cause_of, directly, event, page, pages_in, pages_of, state, until
 
 from eir.errors import StoreError
 from eir.lists.stores.open import open_store
@@ -29,16 +29,6 @@ async def store(tmp_path):
     opened = SqliteStore(tmp_path / "var" / "lists.sqlite")
     yield opened
     await opened.close()
-
-
-async def cause_of(awaitable):
-    with pytest.raises(StoreError) as caught:
-        await awaitable
-    return caught.value.cause
-
-
-async def keys_in(store, name="a"):
-    return [each async for _, batch in store.pages(name) for each in batch]
 
 
 async def test_open_store_means_the_file_in_the_state_folder(tmp_path):
@@ -131,7 +121,7 @@ async def test_a_damaged_file_is_corrupt(store):
         file.seek(4096)
         file.write(b"\xff" * (size - 4096))
     again = SqliteStore(store.path)
-    assert await cause_of(keys_in(again)) == "corrupt"
+    assert await cause_of(pages_in(again)) == "corrupt"
     await again.close()
 
 
@@ -177,7 +167,7 @@ async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store):
         db.execute("BEGIN IMMEDIATE")
         assert await cause_of(second.record(event())) == "busy"
         assert await cause_of(second.replace("a", state(B), B, seen=1)) == "busy"
-        assert await keys_in(second) == A
+        assert await pages_in(second) == A
         db.execute("ROLLBACK")
     await second.record(event())
     await second.close()
@@ -216,10 +206,10 @@ async def test_a_full_disk_changes_nothing_and_the_next_load_succeeds(store):
     assert await cause_of(store.replace("a", state(MANY, serial=2), MANY, seen=1)) == "full"
     assert await cause_of(store.amend("a", state(MANY, serial=2), MANY, seen=1)) == "full"
     assert await store.state("a") == stored
-    assert await keys_in(store) == A
+    assert await pages_in(store) == A
     await store._file.call(limit, 1 << 30)
     await store.replace("a", state(MANY, serial=2), MANY, seen=1)
-    assert await keys_in(store) == MANY
+    assert await pages_in(store) == MANY
 
 
 @contextmanager
@@ -240,7 +230,7 @@ async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path):
     late = SqliteStore(first.path, immutable_s=0.05)
     with full_disk():
         assert await late.state("a") == stored
-        assert await keys_in(late) == MANY
+        assert await pages_in(late) == MANY
         assert await cause_of(late.record(event())) == "full"
         assert await late.states() == {"a": stored}
     # Once there is room again, it is opened to write by itself, and what others write shows.
@@ -270,7 +260,7 @@ async def test_a_file_that_was_taken_away_is_noticed(store):
         path.unlink()
     assert await store.states() == {}
     await store.replace("a", state(B), B, seen=0)
-    assert await keys_in(store) == B
+    assert await pages_in(store) == B
 
 
 async def test_sets_that_nobody_points_to_are_collected_by_a_later_load(store):
@@ -305,11 +295,11 @@ async def test_a_load_that_others_left_unfinished_is_not_touched_while_it_is_you
         await store.replace("b", state(B), B, seen=other)
 
     await store.restore("a", state(A, generation=1), with_another_load(A, 0), seen=0)
-    assert await keys_in(store) == A
+    assert await pages_in(store) == A
 
     late = with_another_load(B, 1, old=True)
     assert await cause_of(store.restore("a", state(B, generation=2), late, seen=1)) == "staging_lost"
-    assert await keys_in(store) == A
+    assert await pages_in(store) == A
 
 
 async def test_the_log_is_cut_after_a_load_and_after_a_long_reader(store):

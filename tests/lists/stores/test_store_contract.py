@@ -571,6 +571,13 @@ async def test_a_write_and_its_event_are_one(store, other):
     assert (await store.outcomes())[0].count == 5
 
 
+@pytest.fixture
+def batches_of_three(monkeypatch):
+    """Have stores read and delete three records of the history at a time."""
+    for module in ("sqlite", "redis"):
+        monkeypatch.setattr(f"eir.lists.stores.{module}.history.BATCH", 3)
+
+
 async def test_refusals_are_folded_and_push_out_nothing(store, monkeypatch):
     monkeypatch.setattr(history, "FOLDS_MAX", 20)
     for module in ("sqlite", "redis"):
@@ -646,9 +653,8 @@ async def test_history_of_a_time(store):
     ]
 
 
-async def test_what_is_older_than_wanted_is_forgotten(store, monkeypatch):
-    for module in ("sqlite", "redis"):
-        monkeypatch.setattr(f"eir.lists.stores.{module}.history.BATCH", 3)
+@pytest.mark.usefixtures("batches_of_three")
+async def test_what_is_older_than_wanted_is_forgotten(store):
     for day in range(1, 9):
         await store.record(event(time=f"2026-11-0{day}T00:00:00Z"))
     trim = event(None, what="trim", detail="history.keep")
@@ -729,9 +735,8 @@ async def test_rows_keep_their_order_where_the_clock_goes_back(store):
     assert [each.detail[-1] for each in await store.history("own")] == ["0", "1", "2"]
 
 
-async def test_the_events_of_many_rows_are_found_among_others(store, monkeypatch):
-    for module in ("sqlite", "redis"):
-        monkeypatch.setattr(f"eir.lists.stores.{module}.history.BATCH", 3)
+@pytest.mark.usefixtures("batches_of_three")
+async def test_the_events_of_many_rows_are_found_among_others(store):
     for number in range(20):
         await store.record(fed(number))
         if number % 5 == 0:
@@ -797,9 +802,8 @@ async def test_a_feed_that_was_written_again_is_found_by_its_anchor(store, forge
     assert await faults_of(store) == []
 
 
-async def test_a_feed_is_trimmed_and_the_main_chain_is_not(store, monkeypatch):
-    for module in ("sqlite", "redis"):
-        monkeypatch.setattr(f"eir.lists.stores.{module}.history.BATCH", 3)
+@pytest.mark.usefixtures("batches_of_three")
+async def test_a_feed_is_trimmed_and_the_main_chain_is_not(store):
     await store.record(event(detail="a load"))
     for number in range(20):
         await store.record(fed(number))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from browser import dom_after, in_chromium, looked_at
+from colours import contrast
 from node import LISTED, until
 
 from eir.lists.record.store import Event, ListState
@@ -397,16 +398,6 @@ def test_everybody_can_use_it_in_light_and_dark_and_on_a_narrow_screen(tmp_path)
     assert all(content <= window for content, window in (each["wide"] for each in found))
     assert [each["broken"] for each in found] == [[]] * 4
     assert {window for _, window in (each["wide"] for each in found)} == {1200, 320}
-
-
-def contrast(one, other):
-    def luminance(colour):
-        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        red, green, blue = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_its_colours_can_be_told_apart():

@@ -71,13 +71,13 @@ def forms(folder):
     return said, (folder / "form").read_text()
 
 
-def test_a_fresh_folder_has_this_programs_form_and_nothing_is_said(tmp_path):
+def test_a_new_folder_has_this_programs_form_and_no_message(tmp_path):
     assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
     assert forms(tmp_path)[0] == []
 
 
 @pytest.mark.parametrize("left", [None, "", "\0\0\0\0", "junk 0.0.1"])
-def test_a_folder_of_before_is_brought_to_it_and_what_changes_is_said(tmp_path, left):
+def test_an_older_folder_is_converted_and_each_change_is_reported(tmp_path, left):
     """A file that a power cut has left broken is no reason not to start."""
     state_folder.next_origin_state_id(tmp_path)
     if left is not None:
@@ -89,7 +89,7 @@ def test_a_folder_of_before_is_brought_to_it_and_what_changes_is_said(tmp_path, 
     assert set(state_folder.CHANGES) == set(range(1, state_folder.FORM + 1))
 
 
-def test_another_version_of_the_same_form_is_noted_and_nothing_is_said(tmp_path):
+def test_another_version_of_the_same_form_is_stored_without_a_message(tmp_path):
     state_folder.next_origin_state_id(tmp_path)
     (tmp_path / "form").write_text(f"{state_folder.FORM} 0.0.1\n")
     assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")

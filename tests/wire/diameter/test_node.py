@@ -454,7 +454,7 @@ async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():
         assert (event, told["peer"], told["host"]) == ("request_refused", "strict", "behind.example")
 
 
-async def test_a_reload_that_takes_a_lenience_from_a_connected_peer_says_so():
+async def test_a_reload_that_takes_a_leniency_from_a_connected_peer_is_logged():
     mme = replace(MME, lenient=frozenset({"applications", "destination"}))
     async with running(mme) as setup:
         connection = await setup.open(cer(app=b""))

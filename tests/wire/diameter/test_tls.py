@@ -225,7 +225,7 @@ async def test_a_worker_that_comes_in_the_place_of_another_has_the_files_as_they
         assert await status(await call(node, authority.peer(name), host=name)) == BLACK
 
 
-async def test_a_broken_pair_changes_nothing_and_says_so(secure, authority, stranger, call):
+async def test_a_pair_that_does_not_match_changes_nothing_and_is_an_error(secure, authority, stranger, call):
     node = secure.start()
     good = await call(node, authority.peer(HOST))
     key, theirs = secure.settings["tls"]["key"], stranger.write(EIR)["key"]

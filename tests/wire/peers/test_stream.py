@@ -52,7 +52,7 @@ async def test_an_address_that_never_answers_keeps_nobody_from_the_next(silent, 
             assert connection.getpeername() == there
 
 
-async def test_the_last_fault_is_told(silent, named):
+async def test_the_error_is_that_of_the_last_address(silent, named):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         nobody = gone.getsockname()
     named(silent, nobody)

@@ -197,7 +197,7 @@ def test_a_length_that_cannot_be_ends_it(length):
     assert [error_of(each) for each in end.messages_to_send()] == [Error.PROTOCOL_ERROR]
 
 
-def test_what_a_gateway_says_of_destinations_is_told():
+def test_messages_of_a_gateway_about_destinations_are_reported():
     end = gateway()
     end.events.clear()
     for kind in (MessageKind.DUNA, MessageKind.DAVA, MessageKind.SCON, MessageKind.DUPU, MessageKind.DRST):
