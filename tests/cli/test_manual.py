@@ -95,9 +95,9 @@ def test_scripts_of_shells(shell):
         subprocess.run([shell, "--no-execute" if shell == "fish" else "-n"], input=text, text=True, check=True)
 
 
-def test_the_commands_print_them():
+def test_the_commands_print_them(tmp_path):
     def run(*arguments):
-        return commands().run(list(arguments), env=dict(os.environ), cwd=ROOT, timeout=PATIENCE_S)
+        return commands().run(list(arguments), env=dict(os.environ), cwd=tmp_path, timeout=PATIENCE_S)
 
     for arguments, begins in ((["manual"], ".TH EIR 1"), (["completion", "bash"], "_eir()")):
         assert run(*arguments).stdout.startswith(begins)
