@@ -208,7 +208,7 @@ class _Network:
                 stack.push_async_callback(node.stop)
             for day in range(self._options.days):
                 await self._day(day)
-            await self._level()
+            await self._end_partition()
             self._compare_records()
         return self._faults
 
@@ -284,9 +284,7 @@ class _Network:
 
     async def _register(self, devices: Devices) -> None:
         """Register these devices and no others; both nodes are in touch."""
-        for node in self._nodes:
-            node.host.stores[-1].is_away = False
-        await self._level()
+        await self._end_partition()
         now = np.zeros(len(self._keys), bool)
         now[devices] = True
         self._left |= self._is_registered & ~now
@@ -318,6 +316,12 @@ class _Network:
             self._faults.append(f"{recorded:,} invented IMEIs are recorded, {refused:,} are counted as not recorded")
         if len(worker.waiting) > recorded or len(worker.new._once) > ONCE_MAX:  # noqa: SLF001
             self._faults.append("a worker keeps more of a flood than its limits")
+
+    async def _end_partition(self) -> None:
+        """Connect both nodes to the store, and run rounds until their records agree."""
+        for node in self._nodes:
+            node.host.stores[-1].is_away = False
+        await self._level()
 
     async def _level(self) -> None:
         """Run rounds of all nodes until each has all that the others wrote."""
