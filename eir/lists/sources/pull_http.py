@@ -1,7 +1,7 @@
-"""HTTP client of a pull, limited in size and time, which can continue an interrupted download.
+"""HTTP client of a pull, with limits on size and time. It continues interrupted downloads.
 
-It uses https only, except for addresses of this host, and follows redirects only on the same server. It uses the proxies of the
-environment (`https_proxy`, `no_proxy`). All calls block, so they need a thread of a process that answers no checks.
+The client uses plain HTTP only with addresses of this host, and follows redirects only on the same server. It uses the proxies of
+the environment (`https_proxy`, `no_proxy`). All calls block, so they run in a thread of a process that answers no checks.
 """
 
 import http.client
@@ -24,21 +24,21 @@ from eir.errors import EirError
 from eir.lists.record.settings import Source
 
 STALL_S = 20.0
-"""Seconds for which a server may send nothing."""
+"""Maximum number of seconds without a byte from the server."""
 ANSWER_S = 60.0
-"""Seconds for a whole small file, or for the headers of a large file, including redirects and each `100 Continue`."""
+"""Maximum number of seconds for a whole small file, or for the headers of a large file. Redirects and each `100 Continue` are included."""
 PIECE_BYTES = 1 << 18
 REDIRECTS_MAX = 3
 TOKEN_BYTES_MAX = 1 << 16
 NOT_MODIFIED, PARTIAL = 304, 206
 RANGE_FAULTS = frozenset({"status_400", "status_416"})
-"""Reasons for which a download starts again: the file is shorter than the stored part, or the server rejects the range."""
+"""Reasons for which the stored part is deleted: the file is shorter than the part, or the server rejects the range. The next download starts at the first byte."""
 _TAG = re.compile(r'(?:W/)?"[!#-~]{0,200}"')
 """Entity tag (RFC 9110 8.8.3) in ASCII, short enough for the header limits of all servers."""
 
 
 class Unreached(EirError):
-    """Error for content that could not be fetched; `reason` is a short word for metrics."""
+    """Error for content that could not be fetched or uploaded. `reason` is a short word for metrics."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -67,7 +67,7 @@ class SourceClient:
         """
         self._base, self._until = source.url, until
         self._answer_by = until
-        """End of the time for the present answer: the small file, or the headers of a large file."""
+        """Time limit of the present answer (time.monotonic): of a small file, or of the headers of a large file."""
         self._redirects = _Redirects(source.url)
         self._headers = {"User-Agent": "eir", "Accept-Encoding": "identity"}
         self.bytes = 0
@@ -91,12 +91,13 @@ class SourceClient:
         self._opener = opener
 
     def fetch(self, name: str, most: int, etag: str | None = None) -> FetchedFile | None:
-        """Fetch a small file; return None if its entity tag is still `etag`.
+        """Fetch a file of at most `most` bytes; return None if its entity tag is still `etag`.
 
         Raises:
-            Unreached: if it cannot be fetched.
+            Unreached: if the file cannot be fetched.
         """
-        with self._request(name, {"If-None-Match": etag} if etag else {}) as answer:
+        headers = {"If-None-Match": etag} if etag else {}
+        with self._request(name, headers) as answer:
             if answer is None:
                 return None
             octets = bytearray()
@@ -108,10 +109,10 @@ class SourceClient:
             return FetchedFile(bytes(octets), tag if _TAG.fullmatch(tag) else None)
 
     def download(self, name: str, part: Path, size: int) -> None:
-        """Download a file of `size` bytes; continue after the part that an earlier attempt has stored.
+        """Download a file of `size` bytes to the file `part`, and continue after the bytes that `part` already has.
 
         Raises:
-            Unreached: if the download is incomplete; the received part stays.
+            Unreached: if the download is incomplete. The received part stays.
         """
         stored_bytes = part.stat().st_size if part.exists() else 0
         if stored_bytes == size and stored_bytes:
@@ -152,10 +153,10 @@ class SourceClient:
             raise Unreached("cut_off", f"{self._at(name)} ended after {stored_bytes} of {size} bytes")
 
     def upload(self, name: str, content: bytes) -> None:
-        """Upload a document by POST, or by PUT if the server rejects POST, as file servers do.
+        """Upload a document by POST. If the server does not support POST, as many file servers, upload the document by PUT.
 
         Raises:
-            Unreached: if it cannot be uploaded.
+            Unreached: if the document cannot be uploaded.
         """
         for method in ("POST", "PUT"):
             try:
@@ -211,10 +212,10 @@ class SourceClient:
             raise Unreached("cut_off", f"{at} ended {answer.length} bytes before its end")
 
     def _remaining_s(self) -> float:
-        """Return the seconds for which the client may wait for the next bytes.
+        """Return the maximum number of seconds to wait for the next bytes.
 
         Raises:
-            Unreached: `timeout`, if the answer is late.
+            Unreached: `timeout`, if the time limit of the answer has passed.
         """
         left_s = self._answer_by - time.monotonic()
         if left_s > 0:
@@ -225,14 +226,15 @@ class SourceClient:
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opener of HTTP connections on which each piece of a response must arrive in time.
+    """Opener of HTTP connections with a time limit for each piece of a response.
 
-    `left()` returns the remaining seconds.
+    `left`: function that returns the remaining seconds.
     """
 
     def __init__(self, context: ssl.SSLContext, left: Callable[[], float]) -> None:
         urllib.request.HTTPSHandler.__init__(self, context=context)
-        self._tls, self._remaining_s = context, left
+        self._tls = context
+        self._remaining_s = left
 
     def http_open(self, req: urllib.request.Request) -> Any:
         """Send a request over plain TCP."""
@@ -250,7 +252,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class _Response(http.client.HTTPResponse):
-    """HTTP response whose pieces must each arrive within `left()` seconds."""
+    """HTTP response with a time limit of `left()` seconds for each piece."""
 
     def __init__(self, sock: socket.socket, *how: Any, left: Callable[[], float], **more: Any) -> None:
         super().__init__(sock, *how, **more)
@@ -261,7 +263,9 @@ class _Pieces(io.RawIOBase):
     """Stream of bytes from a socket, with a new time limit for each read."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase, left: Callable[[], float]) -> None:
-        self._sock, self._raw, self._remaining_s = sock, raw, left
+        self._sock = sock
+        self._raw = raw
+        self._remaining_s = left
 
     def readable(self) -> bool:
         return True
@@ -287,7 +291,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self.followed = 0
 
     def restart(self) -> None:
-        """Set the count of followed redirects to zero, for a new request."""
+        """Reset the number of followed redirects for a new request."""
         self.followed = 0
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:  # noqa: PLR0917 - urllib's own
