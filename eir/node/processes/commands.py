@@ -201,8 +201,9 @@ class Commands:
             labels = ", ".join(known) or "none"
             raise EirError(f"no peer {label}; there are: {labels}")
         await self._overview.workers.set_peer(label, enabled=enabled)
-        event = "peer_enabled" if enabled else "peer_disabled"
-        self._report(event, peer=label, level="warning", who=await asker())
+        who = await asker()
         if enabled:
+            self._report("peer_enabled", peer=label, level="warning", who=who)
             return f"{label} is in service"
+        self._report("peer_disabled", peer=label, level="warning", who=who)
         return f"{label} is out of service until `eir peer enable {label}` or a restart"
