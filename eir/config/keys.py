@@ -228,7 +228,7 @@ TABLE = (
     Key("lists.*.source.every", schema.seconds(1, 86400), SOURCE.every_s, "time between two polls of the index; shorter after a poll that failed", field="every_s"),
     Key("lists.*.source.acknowledge", schema.FLAG, False, "whether the node posts signed acknowledgements to the folder"),
     Key("lists.*.source.patience", schema.seconds(1, 30 * 86400), SOURCE.patience_s, "time after which an unreachable source raises `EirSourceUnreached`, and a list behind the source's serial raises `EirListBehind`", field="patience_s"),
-    Key("first_seen.list", kinds.RECORD_NAME, FIRST_SIGHTINGS.list, "name of the record of first sightings, which checks write for rules with `first_seen_within` and `first_seen_before`; `lists` does not declare it"),
+    Key("first_seen.list", kinds.RECORD_NAME, FIRST_SIGHTINGS.list, "name of the record of first sightings; checks write to it if a rule has `first_seen_within` or `first_seen_before`; `lists` does not declare it"),
     Key("first_seen.remember", schema.days(1, 3650), FIRST_SIGHTINGS.remember, "time without a sighting after which a device is forgotten, up to 32 days later; the device is new when it is seen again"),
     Key("first_seen.new_per_peer", kinds.PER_DAY, FIRST_SIGHTINGS.new_per_peer, "maximum number of new devices per peer and day (UTC) that a node records; a device above it gets the rule's answer and stays new, unless a second peer or a second subscriber shows it"),
     Key("history.keep", schema.days(1, 36500), HISTORY.keep, "age after which records of the history are deleted"),
@@ -239,7 +239,7 @@ TABLE = (
     *(Key(f"layouts.*.columns.{name}", kinds.COLUMN, None, says) for name, says in COLUMNS.items()),
     Key("layouts.*.dates", kinds.DATES, None, "form of dates; if left out: 20261231, 2026-12-31 or 2026-12-31T12:00:00Z"),
     Key("layouts.*.added", schema.many(kinds.CODE), (), "codes in the column `action` of rows that add an entry"),
-    Key("layouts.*.removed", schema.many(kinds.CODE), (), "codes in the column `action` of rows that remove an entry, and that a full release ignores"),
+    Key("layouts.*.removed", schema.many(kinds.CODE), (), "codes in the column `action` of rows that remove an entry; a full release ignores these rows"),
     Key("layouts.*.reasons", schema.many(kinds.CODE_AND_REASON), (), "reasons by code; other texts are kept unchanged"),
     Key("layouts.*.header.begins", kinds.CODE, REQUIRED, "text at the start of the header record"),
     Key("layouts.*.header.count", kinds.POSITION, None, "position of the field with the number of rows; a file with another number of rows is rejected"),
@@ -311,7 +311,7 @@ For engineers who look up the values, the default and the meaning of a key. [REA
 
 `[]` stands for each entry of a list, `*` for a name of your choice. A key with the default `-` may be left out; an interface without `listen` is not
 served. Seconds and bytes may have a unit (`500ms`, `2m`, `64KiB`). A changed key marked "restart" waits for a restart. A reload applies all other
-keys. The node reloads files of users, numbers and token keys when they change.
+keys. The node reloads changed files of users, of phone numbers and of token keys.
 """
 
 

@@ -31,8 +31,8 @@ KEYS = (
     Key("feed.lists.block", many(LIST_NAME), (), "local lists for rows under /eir/block; the node uses the list whose kind fits the row"),
     Key("feed.lists.exception", many(LIST_NAME), (), "like `block`, for rows under /eir/exception"),
     Key("feed.lists.track", many(LIST_NAME), (), "like `block`, for rows under /eir/track"),
-    Key("feed.lists.allowed-tac", many(LIST_NAME), (), "local list of devices for TACs under /eir/allowed-tac", field="allowed_tac"),
-    Key("feed.lists.blocked-tac", many(LIST_NAME), (), "local list of devices for TACs under /eir/blocked-tac", field="blocked_tac"),
+    Key("feed.lists.allowed-tac", many(LIST_NAME), (), "local list of kind devices that receives the TACs sent to /eir/allowed-tac", field="allowed_tac"),
+    Key("feed.lists.blocked-tac", many(LIST_NAME), (), "local list of kind devices that receives the TACs sent to /eir/blocked-tac", field="blocked_tac"),
     *token_keys("feed.tokens", REQUIRED, f"the scope must be {FEED_SCOPE}"),
 )  # fmt: skip
 SECTIONS = (

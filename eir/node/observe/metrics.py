@@ -55,7 +55,7 @@ PEER_METRICS = (
 )  # fmt: skip
 LIST_METRICS = (
     Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings or removed, by change: new, listed (in a registering list), unseen (for `remember`), left_list (no longer in such a list), merged (from another node, an import or a copy)"),
-    Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks of new devices that are not recorded because the peer exceeded `first_seen.new_per_peer`"),
+    Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, in addition to its single devices", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_content_digest", "gauge", ("list",), "First 48 bits of the content digest of the list: equal for equal lists", "min"),
@@ -69,7 +69,7 @@ LIST_METRICS = (
 )  # fmt: skip
 SOURCE_METRICS = (
     *(family for each in INTERFACES if each.service for family in each.families),
-    Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Connections of clients other than peers that were refused, or closed for a fault; `page`: requests with a wrong password"),
+    Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Refused connections, and connections closed for a fault, of clients that are not peers; `page`: requests with a wrong password"),
     Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 if the interface's process has ended, or a file of the interface is not usable: users, tokens, numbers", "max"),
     Family("eir_inbox_usable", "gauge", (), "1 if the node can process the drop folder; absent without a drop folder", "min"),
     Family("eir_inbox_waiting_releases", "gauge", (), "Number of waiting releases in the drop folder; absent without a drop folder", "max"),
