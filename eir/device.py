@@ -30,7 +30,7 @@ DASHES = "-\u2010\u2011\u2012\u2013\u2014"
 
 IMEI_LENGTHS = (14, 15, 16)
 IMSI_LENGTHS = range(6, 16)
-"""Digits of an IMSI: at most 15 (TS 23.003 2.2), of which 5 or 6 are MCC and MNC."""
+"""Digits of an IMSI: at most 15 (TS 23.003 2.2); the first 5 or 6 are MCC and MNC."""
 MSISDN_LENGTHS = range(5, 16)
 """Digits of an MSISDN with country code: at most 15 (ITU-T E.164 6.2)."""
 

@@ -21,7 +21,7 @@ AGAIN_S = 0.05
 MESSAGE_BYTES = 48 << 10
 """Approximate size of a message in bytes: the kernel sends a message completely or not at all, and rejects one larger than its buffer."""
 PART_BYTES = 100
-"""Approximate bytes of a part in a message besides its texts."""
+"""Approximate bytes of a part in a message, without its texts."""
 TEXTS, NUMBER = 6, struct.Struct("=H")
 """Number of texts of each check (see eir.checks.policy.Sightings.add), and format of a number."""
 PLAIN, EVENTS = b"p", b"e"

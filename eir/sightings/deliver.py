@@ -28,7 +28,7 @@ AGAIN_S, AGAIN_MAX_S = 0.5, 60.0
 POST_S = 10.0
 """Maximum duration of an exchange with a receiver in seconds, from the connection to the status."""
 RETRY_STATUSES = frozenset({408, 425, 429})
-"""Status codes of a temporary rejection, besides those from 500 on."""
+"""Status codes of a temporary rejection, in addition to those from 500 on."""
 TIME_HEADER, SIGNATURE_HEADER, ID_HEADER = "X-EIR-Timestamp", "X-EIR-Signature", "X-EIR-Delivery"
 
 Event: TypeAlias = dict[str, Any]

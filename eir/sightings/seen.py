@@ -34,7 +34,7 @@ NO_IMEI = "888888888888888"
 FILES_AT_ONCE = 500
 US_OF_DAY = 86_400 * 10**6
 SEARCHED_AT_ONCE = 8
-"""Number of files of which all rows may be in memory at once."""
+"""Number of files whose rows may all be in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ CORRELATOR: Final = "x-correlator"
 CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
 IMEI_PATTERN: Final = r"^[0-9]{15}$"
 IMEI_FORMAT: Final = "imei"
-"""Format of 15 digits of which the last is the check digit (TS 23.003 annex B), or a spare 0."""
+"""Format of 15 digits; the last is the check digit (TS 23.003 annex B), or a spare 0."""
 
 BLACKLISTED: Final = "blacklisted"
 REASONS: Final[Mapping[str, tuple[str, ...]]] = {

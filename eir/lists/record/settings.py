@@ -140,7 +140,7 @@ class ListSettings:
     source: Source | None = None
     """Source from which releases are pulled; None if they are delivered."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """Layouts that the configuration declares, besides the built-in ones; the same for all lists."""
+    """Layouts that the configuration declares, in addition to the built-in ones; the same for all lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
