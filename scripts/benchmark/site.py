@@ -82,15 +82,15 @@ class Site:
         path.write_text(yaml.safe_dump(settings | more, sort_keys=False))
         return path
 
-    def release(self, data: Keys | Path, serial: int = 1) -> Path:
+    def release(self, data: Keys | Path, serial: int = 1, name: str = LIST) -> Path:
         """A signed release of the list, from keys or from a data file that is in the folder; returns its manifest."""
         if not isinstance(data, Path):
-            keys, data = data, self.folder / f"{LIST}-{serial}.csv"
+            keys, data = data, self.folder / f"{name}-{serial}.csv"
             write_list(data, keys, with_imsi=self._kind == PAIRS)
         issued = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         return publish(
             [data],
-            list_name=LIST,
+            list_name=name,
             serial=serial,
             issued=issued,
             expires=issued + timedelta(days=30),
@@ -98,12 +98,12 @@ class Site:
             out=self.folder,
         ).manifest
 
-    def load(self, manifest: Path) -> float:
+    def load(self, manifest: Path, **more: Any) -> float:
         """Have `eir load` put it in the store, on the loader's cores; returns how long that took, in seconds."""
         began = time.perf_counter()
         with on_cores(self._loader_cores):
             subprocess.run(
-                [*self._program, "load", "--force", "-c", self.configure(0), "--json", manifest],
+                [*self._program, "load", "--force", "-c", self.configure(0, **more), "--json", manifest],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )

@@ -291,7 +291,7 @@ def test_trace(found):
 
 
 def test_first_seen(found):
-    servers = ("with the record", "without")
+    servers = ("with the record", "with a plain list", "without")
     assert set(measured(found)) == {(server, load) for server in servers for load in ("4 x 256", "4 at 20000/s")}
     assert found["on_record"] > found["entries"]  # the new devices too
     assert found["bytes_more"] > 0 < found["turn_ms"]["all"]
