@@ -71,7 +71,9 @@ class NewDevices:
         self._once.clear()
 
     def remove_recorded(self) -> Iterator[None]:
-        """Remove queued devices that the image already contains; yield for a pause after COMPARED_AT_ONCE devices.
+        """Remove queued devices that the image of the record in memory already contains.
+
+        The generator yields after each COMPARED_AT_ONCE devices, so that the caller can handle checks before it continues.
 
         Called each second. A device that the image still lacks after AGAIN_TURNS calls is sent again.
         """

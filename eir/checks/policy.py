@@ -33,7 +33,7 @@ class Decision(NamedTuple):
 
 
 class SightingKind(NamedTuple):
-    """Properties that several checks in one call of `Sightings.add` have in common."""
+    """Properties that all checks of one group have in common in a call of `Sightings.add`."""
 
     decision: Decision
     protocol: str
@@ -221,7 +221,7 @@ def _answers_without_device(settings: PolicySettings) -> dict[NoDevice, Verdict 
 def _steps(
     rules: Iterable[RuleVerdict], index: Index, observed: Observed, fault: str | None = None
 ) -> tuple[Step, ...]:
-    """Compile rules to steps, for identifiers with `fault`; None: for identifiers without such a fault."""
+    """Compile rules to steps for identifiers with this fault, which their key does not reveal; `fault` None: without such a fault."""
     steps = []
     for rule, verdict in rules:
         test = _all_of(rule, index, fault)
@@ -257,7 +257,7 @@ def _looks_up_device(rule: Rule, index: Index) -> bool:
 
 
 def _all_of(rule: Rule, index: Index, fault: str | None) -> Holds:
-    """Compile a rule to one test, without its condition on the identifier if that condition names `fault`.
+    """Compile the conditions of a rule to one test. A condition `identifier` that names `fault` holds already and is left out.
 
     Lookups in lists are the slowest conditions, so they are evaluated after the others.
     """

@@ -54,7 +54,7 @@ class ConditionCode(IntEnum):
 
 
 Encoded = tuple[ConditionCode, list[int]]
-"""Code of a condition, and its words."""
+"""Operation code of a condition, and its operand words."""
 _OTHER: Encoded = ConditionCode.OTHER, []
 
 Entries = DeviceList | TacsOfTypes
@@ -100,7 +100,11 @@ class _ConditionEncoder:
         """Lists in the order of their numbers, by name, or by device types."""
 
     def encode(self, name: str, value: Any) -> list[int]:
-        """Return the code of a condition, its number of words, and these words."""
+        """Encode a condition of a rule as the 64-bit words that the compiled fast path evaluates.
+
+        Returns:
+            Operation code (`ConditionCode`), count of the operand words, and the operand words.
+        """
         encode = _ENCODERS.get(name)
         code, words = _OTHER if encode is None else encode(self, value)
         return [code, len(words), *words]
@@ -120,7 +124,7 @@ class _ConditionEncoder:
         return self._lookup(ConditionCode.NOT_LISTED, name, entries)
 
     def device_types(self, types: tuple[str, ...]) -> Encoded:
-        """Encode a condition on device types as a lookup in the set of their TACs."""
+        """Encode the condition that the device has one of these types, as a lookup in the set of all TACs of these types."""
         type_keys = frozenset(map(device_type_key, types))
         return self._lookup(ConditionCode.LISTED, type_keys, TacsOfTypes(self.index, type_keys))
 
@@ -157,7 +161,10 @@ class _ConditionEncoder:
 
 
 def sightings_and_today(entries: Entries) -> tuple[memoryview | None, int]:
-    """Return the days in a record of first sightings, and the number of today; (None, 0) for other lists."""
+    """Return the arrays of a record of first sightings, and today as the count of days since 1970-01-01.
+
+    If the list is not a record of first sightings, the result is (None, 0).
+    """
     if isinstance(entries, FirstSeenList):
         return entries.sightings, entries.today
     return None, 0

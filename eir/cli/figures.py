@@ -190,7 +190,7 @@ def _tally_refusals(
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
-    """Return the files of the record of checks whose day is in the period."""
+    """Return the files of the record of checks for the days from `begin` to before `end`."""
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)
@@ -201,7 +201,7 @@ def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -
 def _tally_grace(
     config: Config, begin: datetime, end: datetime, maker: Maker
 ) -> tuple[FigureTally | None, FigureTally | None]:
-    """Count the periods of grace that began and that ended, by the rules that count for `eir export`.
+    """Count by maker the devices whose period of grace began, and those whose period ended, from `begin` to before `end`.
 
     Both are None without a record of first sightings, and if no rule gives a period that ends.
     """

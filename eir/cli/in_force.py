@@ -180,7 +180,7 @@ def _version_text(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store or the node's last good copy: the first that has the node's version of the list.
+    """Run `work` on the store, or else on the node's last good copy: on the first that has the version `held` of the list.
 
     Returns the result and the name of the place; None if neither has that version.
     """

@@ -170,7 +170,7 @@ def reset_serial(
 
 
 def _ends(node: NodeAnswer | None) -> list[dict[str, Any]] | None:
-    """Return the number of periods of grace that end on each of the next days; None if no node counts them."""
+    """Return a row for each of the next days with the count of devices whose period of grace ends; None if no running node has counted."""
     if node is None or node.answer is None:
         return None
     return [{"day": day, "devices": devices} for day, devices in node.answer.items()]
@@ -439,7 +439,7 @@ def _print_entries(rows: Sequence[dict[str, Any]], kind: str) -> None:
 
 
 def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str, identifier: str) -> _ListContent | None:
-    """Read the node's version of a list from the store or the node's copy; None if neither has this version."""
+    """Read the version of a list that the running node uses, from the store or the node's copy; None if neither has this version."""
     if node is None or name not in node.states:
         return None
     read = read_as_held(checked, name, node.states[name], partial(_list_content, checked, name, identifier))

@@ -234,7 +234,7 @@ async def _read_copy(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
 
 
 def _differences(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield faults: records of the node's copy that the store lacks, or has with another content."""
+    """Yield a fault for each record whose content differs between the store and the node's copy, and one for records that the store lacks."""
     stored = {record.number: record_digest(record.text) for record in records}
     oldest = records[0].number if records else 1
     missing = 0
@@ -283,7 +283,7 @@ def _print_result(whole: _Whole, *, as_json: bool) -> None:
 
 
 def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:
-    """Return the numbers of the first and the last record; None for both if there is no record."""
+    """Return the record numbers of the first and the last of these records; (None, None) without records."""
     return (records[0].number, records[-1].number) if records else (None, None)
 
 

@@ -306,7 +306,7 @@ def clear(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_C
 
 
 def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Withdraw the decision about a device.
+    """Withdraw the decision that a device is tampered with, or that it is not.
 
     From then on the device is judged as if there were no decision, and the decision does not calibrate scores. Exit status 1 if there is no decision.
     The decision and the withdrawal stay in the history.

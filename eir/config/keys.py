@@ -51,8 +51,13 @@ LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE, FIRST_SIGHTINGS = (
 )
 
 
-def _peer(*, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any) -> PeerSettings:
-    """Build a peer table entry. Without a name, its label is its host, else its realm, else its first network."""
+def _peer_settings(
+    *, name: str | None, lenient: tuple[str, ...], sources: tuple[Any, ...], **names: Any
+) -> PeerSettings:
+    """Build the settings of one peer from the keys of its section in `peers`.
+
+    The label, which logs and metrics show, is the key `name`; if `name` is not set, `host`, else `realm`, else the first of `sources`.
+    """
     label = name or names["host"] or names["realm"] or next(iter(sources), "")
     return PeerSettings(label=str(label), lenient=frozenset(lenient), sources=sources, **names)
 
@@ -63,7 +68,7 @@ def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
-    """Split the section `limits` into the limits on one peer and the memory limit of a load."""
+    """Split the section `limits` into the limits on one peer and `load_memory`, the memory limit for the load of a release."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
 
 
@@ -76,7 +81,7 @@ def _layout(
     *, columns: tuple[tuple[str, str | int], ...], added: tuple[str, ...], removed: tuple[str, ...], reasons: tuple[tuple[str, str], ...],
     **more: Any,
 ) -> Layout:  # fmt: skip
-    """Build a declared layout. Its columns determine the kinds of list that the layout can fill."""
+    """Build the layout of a data file from the keys of its section in `layouts`. The columns determine the kinds of list that a file can fill."""
     by_role = dict(columns)
     subjects = {}
     for kind, allowed in SUBJECTS.items():
@@ -114,7 +119,7 @@ SECTIONS = (
         },
     ),
     Section("identity", partial(Identity, origin_state_id=0)),
-    Section("peers[]", _peer),
+    Section("peers[]", _peer_settings),
     Section("peers[].answers", _given),
     Section("limits", _limits),
     Section("tls", TlsSettings, optional=True),

@@ -45,9 +45,9 @@ def load_config(path: Path) -> Config:
 
 
 def load_to_ask(path: Path) -> Config:
-    """Read a configuration for a command that queries another EIR; faults in `identity` are ignored.
+    """Read a configuration file for a command that sends checks to an EIR over the network. Faults in the section `identity` are ignored.
 
-    Raises ConfigError with all other faults.
+    Raises ConfigError with the faults in other sections.
     """
     document = read_document(path, read_file(path), ROOT)
     config, problems = _checked(path, document)
@@ -58,7 +58,7 @@ def load_to_ask(path: Path) -> Config:
 
 
 def load_whereabouts(path: Path) -> Whereabouts:
-    """Return the locations of a node's state, store and lists; faults elsewhere in the file are ignored.
+    """Read from a configuration file only the locations of a node's state and store, and its lists; report faults of other keys in the result.
 
     A running node may still use an earlier, valid configuration. If the file as a whole is not YAML, only the lines
     that begin with `state:` and `store:` are read. Raises ConfigError if the file cannot be read, or if `state` or
@@ -85,7 +85,9 @@ def load_whereabouts(path: Path) -> Whereabouts:
 
 
 def load_layouts(path: Path) -> Mapping[str, Layout]:
-    """Read the declared layouts of a file; faults elsewhere are ignored, since a publisher configures no node.
+    """Read the layouts of data files that the section `layouts` of a configuration file declares.
+
+    A publisher has a file with only this section, so faults in all other sections are ignored.
 
     Raises ConfigError if the file is unreadable, or with the faults in `layouts`.
     """

@@ -199,7 +199,7 @@ class _Reader:
         return self.build(entry, spot, {}, None)
 
     def entry(self, node: yaml.Node, entry: Key | Section, spot: Spot) -> Read:
-        """Read the node of a key or of a section.
+        """Parse the YAML node that holds the value of a key or of a section.
 
         Depending on its path, a section is a mapping, a list of mappings or a mapping of mappings.
         """

@@ -1,6 +1,6 @@
-"""Settings of a configuration file: the frozen dataclasses of all parts, and single values.
+"""Settings of a configuration file as frozen dataclasses: `Config` has every key of the file, in parts or as a single field.
 
-Independent of files and YAML.
+This module reads no file and does not depend on YAML.
 """
 
 from collections.abc import Iterator, Mapping
@@ -69,7 +69,7 @@ class Config(SharedSettings):
 
     @property
     def registering(self) -> list[str]:
-        """Names of lists of devices that need no period of grace."""
+        """Names of the lists of registered devices, which need no period of grace (`registering` of the policy)."""
         return [name for name in self.policy.registering if self.lists[name].kind == DEVICES]
 
     @property
@@ -85,7 +85,7 @@ class Config(SharedSettings):
 
     @property
     def service_listeners(self) -> tuple[Listener, ...]:
-        """Listeners of interfaces that run in a process of their own."""
+        """Listeners of the interfaces that answer no device checks and run in a process of their own, such as the feed."""
         return tuple(listener for each in INTERFACES if each.service for listener in self._listeners(each))
 
     def _listeners(self, interface: Interface) -> Iterator[Listener]:
@@ -106,4 +106,4 @@ class Whereabouts:
     shown: dict[str, Any] = field(repr=False, compare=False)
     """Displayed form of the settings (see Config.shown)."""
     problems: tuple[Problem, ...] = ()
-    """Faults elsewhere in the file."""
+    """Faults of the file in other keys than `state` and `store`; all faults of a file that is not YAML."""

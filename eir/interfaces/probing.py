@@ -49,7 +49,7 @@ class ProbeFinding:
 
     @property
     def result(self) -> str:
-        """Status in the answer; without a status, the code of another result, or `none`."""
+        """Equipment status in the answer; without a status, the result code or the experimental result code; without both, `none`."""
         code = self.result_code if self.result_code is not None else self.experimental_result_code
         return self.status or (NO_ANSWER if code is None else str(code))
 

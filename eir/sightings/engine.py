@@ -43,10 +43,16 @@ def scalar(engine: Engine, select: str) -> int:
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """Return the SELECT of the checks from `since` to before `until`, each with the number of its day.
+    """Return the SELECT of the recorded checks in a window of time, without checks that are no evidence.
 
-    `without`: peers that are probes, whose checks are left out. Early checks are left out as well: any phone could have
-    claimed the IMSI, so they are not evidence.
+    A column `day` counts the days from the start of the window. Early checks are left out, because any phone can claim an
+    IMSI before authentication.
+
+    Args:
+        source: table, or SQL expression that reads the recorded files.
+        since: start of the window.
+        until: end of the window; a check at this time is outside.
+        without: labels of peers that are probes, whose checks are left out.
     """
     peers = ", ".join("'" + peer.replace("'", "''") + "'" for peer in ("", *without))
     limits = f"time >= TIMESTAMP '{since:%Y-%m-%d %H:%M:%S}' AND time < TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AND (peer IS NULL OR NOT peer IN ({peers})) AND COALESCE(early, FALSE) = FALSE"

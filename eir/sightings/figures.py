@@ -44,7 +44,7 @@ Counts: TypeAlias = dict[str, Counter[str]]
 
 
 class Figure(NamedTuple):
-    """Definition of a figure: title, tables (dimensions), and the numbers of each row."""
+    """Definition of a published figure. The figure has a total, and for each of its dimensions one table with a row for each name."""
 
     title: str
     dimensions: tuple[str, ...]

@@ -81,9 +81,19 @@ class FeedWriter:
         done: Callable[[int | RowRefused], None],
         day: int = 0,
     ) -> None:
-        """Queue a row; `done` is called with the row's status or refusal.
+        """Queue the change of one entry of a local list, which a national register sent.
 
-        Raises RowRefused if the queue is full.
+        Args:
+            what: ADD or REMOVE.
+            entry: entry to add or to remove.
+            name: name of the list.
+            who: user of the feed, for the history.
+            reason: reason of the entry.
+            done: function that is called once, after the write, with the HTTP status or the refusal of the row.
+            day: day on which the device was reported; 0: unknown.
+
+        Raises:
+            RowRefused: if the queue is full.
         """
         if len(self._waiting) >= self._waiting_max:
             raise RowRefused(503, BUSY, "too many rows are waiting; send the row again later")

@@ -1,6 +1,6 @@
-"""Checks that were also forwarded to the HLR, which stores the IMEI.
+"""GSUP checks that the node also forwards to the HLR, so that the HLR stores the IMEI.
 
-Each check waits a short time for the HLR's answer.
+The node answers the client when the HLR has answered, but at the latest after STORE_S.
 """
 
 import asyncio
@@ -36,11 +36,14 @@ class StoredChecks:
         self._waiting.setdefault(imsi, deque()).append(self._loop.call_later(STORE_S, self._is_late, imsi))
 
     def handle(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Handle the HLR's answers to checks, and return all other messages for the client."""
+        """Handle the HLR's answers to waiting checks; return the messages that are no such answers, for the client."""
         return [each for each in messages if not self._is_answer(each)] if self._waiting else messages
 
     def settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Answer the oldest waiting check of this IMSI, unless it has been answered without the HLR."""
+        """Remove the oldest forwarded check of this IMSI, and answer the client.
+
+        If the client already has an answer, because the HLR was late, no second answer is sent.
+        """
         waiting = self._waiting.get(imsi)
         if not waiting:
             return
@@ -54,7 +57,7 @@ class StoredChecks:
         self._answer(imsi, permitted=permitted, by_hlr=by_hlr)
 
     def answer_all(self) -> None:
-        """Answer all waiting checks, because the HLR's answers can no longer arrive."""
+        """Answer all waiting checks with `permitted`, because the HLR's answers can no longer arrive."""
         stored, self._waiting, self._late = self._waiting, {}, 0
         for imsi, waiting in stored.items():
             for timer in waiting:
@@ -77,7 +80,7 @@ class StoredChecks:
         return True
 
     def _is_late(self, imsi: bytes) -> None:
-        """Answer a check of this IMSI without the HLR, whose answer is late."""
+        """Answer the oldest unanswered check of this IMSI with `permitted`, because the HLR has not answered within STORE_S."""
         waiting = self._waiting[imsi]
         waiting[waiting.index(next(timer for timer in waiting if timer is not None))] = None
         self._late += 1

@@ -37,7 +37,7 @@ _WARNED = frozenset({"m3ua_error", "path_down"})
 
 
 class Asker(NamedTuple):
-    """Sender of a request, with its rate limits and whether it is out of service."""
+    """Sender of a MAP request: its identity, its rate limits, and a flag that it is out of service."""
 
     requester: Requester
     rates: Sequence[Limit]

@@ -136,7 +136,7 @@ class AccessToken:
         self.wanted_at = index
 
     def header(self, root: str) -> list[tuple[str, str]]:
-        """Return the Authorization header for requests to an NRF, or no header if another NRF issued the token."""
+        """Return the Authorization header for requests to the NRF `root`; no header unless this NRF has issued the token."""
         return [authorization(self._value)] if self._value and self._root == root else []
 
 

@@ -74,9 +74,12 @@ class DaysImport(NamedTuple):
 
 
 def seen_now(keys: Keys, firsts: Keys, now: datetime) -> FirstDays:
-    """Build the record of devices that count as seen on the day of `now`.
+    """Build a record of first sightings from imported days. The last sighting of each device is set to the day of `now`.
 
-    `keys` and `firsts`: devices and their first days in any order. The earliest day of a device counts.
+    Args:
+        keys: devices in any order; a device may occur several times.
+        firsts: first day of each device; the earliest day of a device counts.
+        now: time of the import.
     """
     today = int(now.timestamp()) // DAY_S
     return merge([FirstDays(keys, firsts.astype(np.uint16), periods(today, keys))])

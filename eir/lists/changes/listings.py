@@ -1,4 +1,4 @@
-"""Listings: numbers of devices that changes added to lists and removed from them in a period, by list, reason and TAC.
+"""Listings: counts of the devices that were added to lists or removed from lists in a span of time, by list, reason and TAC.
 
 The history has the number of devices of each change. Reason and TAC are known in two cases: the event names its entries, or the store
 still has the release and its predecessor. Memory is bounded by the number of lists, reasons and TACs, because records and pages are
@@ -37,7 +37,7 @@ _AFTER_REASON = re.compile(r"(?:, until \d{4}-[^\s,;]+Z)?(?:; [\d,]+ \w+ come, .
 
 
 class Listing(NamedTuple):
-    """Group of devices with the same list, reason and TAC, which were added to the list or removed from it."""
+    """Key of a count: devices of the same TAC that were added to a list, or removed from a list, for the same reason."""
 
     list: str
     is_listed: bool
@@ -49,13 +49,13 @@ class Listing(NamedTuple):
 
 
 Parts = Counter[Listing]
-"""Number of devices by listing."""
+"""Listing → count of devices."""
 NO_CONTENT = decode(Page(0, b""))
 
 
 @dataclass(slots=True)
 class Listings:
-    """Devices that the changes in a period added to lists and removed from them."""
+    """Counts of the devices that were added to lists or removed from lists in a span of time."""
 
     devices: Parts = field(default_factory=Counter)
     unlisted_at: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -113,7 +113,7 @@ class _HistoryReader:
         """Newest changes of each list, which a rollback may undo."""
 
     async def add_kept(self, name: str) -> None:
-        """Read the list's stored releases, so that their changes can be computed from their pages."""
+        """Read which releases of a list the store keeps. The change by a release can be computed if it and its predecessor are kept."""
         releases = await self._store.releases(name)
         for newer, older in zip_longest(releases, releases[1:]):
             if newer.made is not None:
@@ -147,7 +147,7 @@ class _HistoryReader:
         return parts
 
     def _count_rollback(self, event: Event, name: str) -> Parts:
-        """Count the devices of a rollback: those of the undone changes, with added and removed devices exchanged."""
+        """Count the devices of a rollback. A device that an undone change added counts as removed, and a removed device as added."""
         match = _UNDONE.match(event.detail)
         serials = {int(text) for text in match[1].split(",")} if match else set()
         parts = Parts()
@@ -183,7 +183,7 @@ class _HistoryReader:
         return parts
 
     async def _changed_pages(self, name: str, newer: Release, older: Release | None) -> Sequence[int]:
-        """Return the numbers of the pages that a release changed; if they are unknown, of all pages now in force."""
+        """Return the page numbers (TACs) that a release changed. If the change log lacks this release, return the numbers of all present pages."""
         changes = await self._store.changes(name, older.state.generation) if older else None
         if changes and changes[0].after == newer.state.generation and changes[0].pages is not None:
             return changes[0].pages
@@ -201,7 +201,7 @@ def _turnover(event: Event) -> tuple[int, int]:
 
 
 def _count_page(name: str, state: ListState, page: Page | None, other: Page | None, *, is_listed: bool) -> Parts:
-    """Count by reason the devices that `page` contains and `other` lacks."""
+    """Count by reason the devices on `page` that are not on `other`, the same page in an older or newer release of the list."""
     if page is None or page == other:
         return Parts()
     content = _decode_page(page)

@@ -70,7 +70,7 @@ class EntryDetails(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """Edit of a local list: entries to add or to remove."""
+    """Edit (change of a local list): entries to add or to remove."""
 
     what: str  # ADD or REMOVE
     entries: Sequence[Entry]
@@ -91,7 +91,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditReport:
-    """Result of an edit or of a dry run."""
+    """Effect of a change of a local list, or the effect that it would have (dry run)."""
 
     list: str
     holds: str
@@ -184,7 +184,7 @@ def _check_command(kind: str, *, imsis: Sequence[str], tacs: bool, verbatim: boo
 async def edit_list(
     edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: KnownLists = tuple
 ) -> EditReport:
-    """Apply an edit to a local list in one atomic write.
+    """Add entries to a local list or remove entries (`edit`) in one atomic write; return the effect.
 
     A list that the store has lost is not created again: `had` returns the lists that were in force on this host.
     """
@@ -195,7 +195,9 @@ async def edit_list(
 async def edit_differences(
     edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: KnownLists = tuple
 ) -> frozenset[Entry]:
-    """Apply an edit only to the entries that it changes, and return these entries. Raises as edit_list does.
+    """Add or remove only the entries that change the local list; skip all other entries of the edit, and return the changed entries.
+
+    Raises the errors of `edit_list`.
 
     An entry that expires before the edit's expiry counts as missing. A feed uses this function for its thousands of
     rows: so no previous state is stored for a rollback, and the rows are recorded in the feed's chain.
@@ -207,7 +209,7 @@ async def edit_differences(
 async def _edit(
     edit: Edit, settings: ListSettings, store: ListStore, who: str, now: datetime, *, had: KnownLists, lenient: bool
 ) -> tuple[EditReport, Sequence[Entry]]:
-    """Apply an edit; return the report and the changed entries.
+    """Apply the change of a local list (`edit`); return the report of the effect, and the changed entries.
 
     If `lenient` is true, entries without a change are skipped; otherwise they are an error.
     """
@@ -257,7 +259,7 @@ async def _edit(
 
 
 def _checked_state(stored: ListState | None, settings: ListSettings, had: KnownLists) -> ListState:
-    """Return the state of a list before an edit, NO_LIST for a new list.
+    """Return the state of a local list before a change; NO_LIST for a new list.
 
     Raises:
         StoreError: `lost`, if the store has lost the list. Followers would ignore a new list, or it would hide the loss.
@@ -277,7 +279,7 @@ def _checked_state(stored: ListState | None, settings: ListSettings, had: KnownL
 
 
 def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
-    """Create the event of an edit for the history. `lifted`: text about the limits that `force` lifted."""
+    """Create the event with which the history records the change of a local list. `lifted`: text about the limits that `force` lifted."""
     detail = edit.reason
     if edit.until:
         detail += f", until {until_text(edit.until)}"
@@ -322,7 +324,7 @@ def _parse_key(key_of: Callable[[str], int], text: str) -> int:
 
 
 def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
-    """Check an edit without reading the list: the kind of change, the reason, and the expiry."""
+    """Reject a change of a local list if the list is not local, the reason is not valid, or the expiry has passed."""
     if not settings.local:
         raise EntryRefused(f"{settings.name} changes only by signed releases; expected a list with `local: true`")
     check_reason(edit.reason)
@@ -331,7 +333,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _differs(edit: Edit, end: int | None) -> bool:
-    """Return True if the edit changes an entry.
+    """Return True if the change of a local list (`edit`) has an effect on an entry.
 
     `end`: expiry of the entry before the edit; 0 if it does not expire, None if it does not exist.
     """
@@ -382,7 +384,7 @@ def _stored_in(page: Page, entries: Sequence[Entry]) -> Iterator[tuple[tuple[int
 
 
 def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, bool]]) -> None:
-    """Reject an edit that adds an existing entry or removes a missing entry. `present`: entries that exist.
+    """Reject a change of a local list that adds an existing entry or removes a missing entry. `present`: existing entries.
 
     An expired entry is missing. An identifier and its TAC are separate entries.
     """
@@ -403,7 +405,7 @@ def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, boo
 
 
 def _missing_text(entry: Entry, present: Container[tuple[int, int, bool]]) -> str:
-    """Name a missing entry, and the TAC that covers it if this TAC is listed as a whole."""
+    """Format an entry that the list lacks, for an error message. If the list has the entry's whole TAC, the text names the TAC too."""
     tac = entry.key // PAGE_KEYS
     if entry.whole_tac or (tac * PAGE_KEYS, 0, True) not in present:
         return entry.text
@@ -411,7 +413,7 @@ def _missing_text(entry: Entry, present: Container[tuple[int, int, bool]]) -> st
 
 
 def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
-    """Return the details of an entry; the reason and the expiry of the edit replace missing ones."""
+    """Return reason, expiry and date of an entry. If the entry has no own reason or expiry, that of the whole edit is used."""
     details = edit.details.get(entry[1:], EntryDetails())
     return EntryDetails(details.reason or edit.reason, details.until or edit.until, details.day)
 
@@ -419,7 +421,7 @@ def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
 async def _build_edit(
     edit: Edit, settings: ListSettings, store: ListStore, now: datetime, stored: tuple[ListState, Sequence[Page]]
 ) -> tuple[ListState, Built, RowDates]:
-    """Build the list's state after an edit, its changed pages, and the dates of the entries.
+    """Compute the effect of a change of a local list: the new state of the list, its changed pages, and the dates of the added entries.
 
     `stored`: present state and pages.
     """
@@ -477,7 +479,7 @@ async def _add_dates(
     before: Sequence[Page],
     waits: bool,
 ) -> Built:
-    """Return the built pages of an edit with the pages of dates that the edit changes.
+    """Add to the built pages of a local list's change the pages of dates (eir.lists.pages.dates) that also change.
 
     Args:
         amended: built pages of the edit.

@@ -1,4 +1,4 @@
-"""Parser of a data file with entries for a local list, which are added in one edit."""
+"""Parser of a data file with entries for a local list. All entries of the file are added in one atomic change of the list."""
 
 import hashlib
 import io
@@ -104,7 +104,7 @@ def parse_rows_file(
 
 
 def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str | None) -> str:
-    """Return the name of the layout of a file (`layout`, or guessed from the first line).
+    """Return the name of the layout that describes a data file's columns: the given `layout`, or else guessed from the first line.
 
     Raises:
         ReleaseRefused: `layout` if there is no layout for entries of a local list, `rows` if the file is too large.
@@ -128,7 +128,7 @@ def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str 
 
 
 def _entry_of(listed: ListEntry, kind: str) -> Entry:
-    """Convert an entry of a page to an entry of an edit."""
+    """Convert an entry that was read from a page (ListEntry) to an entry for a change of a local list (Entry)."""
     sim = f"+{imsi_text(listed.imsi)}" if listed.imsi else ""
     return Entry(listed.text(kind) + sim, listed.key, listed.imsi, listed.whole_tac)
 

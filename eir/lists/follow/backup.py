@@ -116,7 +116,7 @@ async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str,
 async def behind(
     states: Mapping[str, ListState], stores: Mapping[str, ListStore | None], marks: Mapping[str, Mark]
 ) -> dict[str, str]:
-    """Return the lists that a restore of these states would set back, each with the reason.
+    """Return the lists that a restore would replace by an older version, each with the reason.
 
     Args:
         states: states of the lists in the backup.
@@ -183,7 +183,7 @@ async def restore_store(
             source = f"the backup of {made}"
             await import_days(days, name, store, registering=registering, source=source, who=who, now=now)
             continue
-        wanted = _above(state, stored, marks.get(name, state.mark)) if force else state
+        wanted = _forced_state(state, stored, marks.get(name, state.mark)) if force else state
         detail = f"generation {wanted.generation} from the backup of {made}"
         event = Event(
             time=utc_text(now), who=who, what=RESTORE, list=name, serial=state.serial or None, digest=state.release_digest or None,
@@ -209,8 +209,15 @@ async def _read_days(backup: ListStore, name: str, state: ListState, now: dateti
     return days._replace(lasts=periods(int(now.timestamp()) // DAY_S, days.keys))
 
 
-def _above(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
-    """Return the state with a generation and a number of resets that are so high that every node follows the state."""
+def _forced_state(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
+    """Return the state of a forced restore, which every node accepts as newer than its own version of the list.
+
+    Args:
+        state: state of the list in the backup.
+        stored: state of the list in the store; its generation becomes lower than that of the result.
+        mark: highest mark that was in force on this node. If the backup's mark is lower than this mark or that of `stored`, the
+            result counts one serial reset more than the higher of both.
+    """
     present = stored or NO_LIST
     known = max(mark, present.mark)
     generation = max(state.generation, present.generation + 1)

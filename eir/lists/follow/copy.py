@@ -96,7 +96,7 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
 
 @dataclass(frozen=True, slots=True)
 class _CopyRequest:
-    """Request to write a list that came into force to the last good copy."""
+    """Request to write the new content of a list to the node's last good copy, because this content is now in force."""
 
     state: ListState
     pages: Sequence[Page] | None
@@ -116,7 +116,7 @@ class _HealRequest:
 
 
 class CopyKeeper:
-    """Writer of a node's last good copy. Its task `run` processes one request after the other, the last one of each list.
+    """Writer of a node's last good copy. Its task `run` processes the queued requests in order. The queue has one request per list, the newest.
 
     Args:
         store: store that the node follows.
@@ -151,7 +151,7 @@ class CopyKeeper:
         self._has_requests = asyncio.Event()
 
     def request_copy(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
-        """Request that a list which came into force is written to the last good copy.
+        """Queue a request to write the new content of a list to the node's last good copy.
 
         `pages`: pages that changed; None if the whole list must be written.
         """
@@ -162,7 +162,7 @@ class CopyKeeper:
         self._has_requests.set()
 
     def request_heal(self, name: str, held: ListState, stored: ListState | None) -> None:
-        """Request that a list's copy is written back to the store, if the copy equals the list in force (`held`)."""
+        """Queue a request to write a list from the last good copy back to the store. It is skipped if the copy differs from the list in force."""
         before = self._requests.get(name)
         if isinstance(before, _CopyRequest) and before.pages is not None:
             return  # this copy has its pages in memory and is written first; another one can no longer read the store
@@ -237,7 +237,10 @@ class CopyKeeper:
         return True
 
     def _is_called_for(self, name: str, request: _CopyRequest | _HealRequest, copied: ListState | None) -> bool:
-        """Return True if the request still applies to the copy (`copied`). Report an outdated copy as a fault."""
+        """Return True if a request must still be processed; report a copy that is too old to be written back as a fault.
+
+        `copied`: state of the list in the node's last good copy; None if the copy lacks the list.
+        """
         if isinstance(request, _CopyRequest):
             return relation(copied, request.state) is Relation.NEWER
         held = request.held
@@ -279,7 +282,7 @@ class CopyKeeper:
 
 
 async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
-    """Copy the dates of a list (eir.lists.record.dates) if `target` has older ones: only the changed pages, if they are known."""
+    """Copy the dates of a list (eir.lists.record.dates) to `target`, if its dates are older. If the changes are known, copy only changed pages."""
     name = dates_name(of)
     state = await source.state(name)
     held = await target.state(name)
@@ -311,7 +314,7 @@ async def _copy_changes(source: ListStore, target: ListStore, name: str, held: L
 
 
 async def verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
-    """Yield the pages of a list in this state, and verify their digest at the end.
+    """Yield all pages of a list from a store; after the last page, verify that the pages have the digest of `state`.
 
     Raises:
         StoreChanged: if the list has another generation.

@@ -1,4 +1,4 @@
-"""Keeper of the record of first sightings, which synchronises memory, the copy on disk, and the store.
+"""Keeper of the record of first sightings: it keeps the record in memory, the copy on disk and the store equal.
 
 The image that workers map is the record in memory. Each round reads the changes of other nodes, adds the devices that workers saw,
 removes devices that no longer belong on the record, and writes the pages that differ to each store. If the store knows the changes since
@@ -129,11 +129,14 @@ class RecordKeeper:
         """Number of added or removed devices by reason."""
 
     def note(self, sighted: Iterable[Sighted]) -> None:
-        """Queue devices that a worker saw; the next round adds them to the record."""
+        """Queue sightings of devices by a worker; the next round adds these sightings to the record."""
         self._sighted += sighted
 
     def note_switch(self, name: str, before: Image | None) -> None:
-        """Store the previous image (None: empty) of a changed list for the comparison with the record."""
+        """Note that a list has changed. If it is a list of registered devices, the next comparison with the record needs its old image.
+
+        `before`: image of the list in memory before the change; None: the list was empty.
+        """
         registering = {devices.name for devices in self._registering()}
         if name not in registering:
             return
@@ -200,7 +203,7 @@ class RecordKeeper:
         state = await await_store(replica.store.state(name), self._answer_s)
         base = replica.base
         if state is None:
-            replica.update(None, dict.fromkeys(self._numbers(), (0, 0)))
+            replica.update(None, dict.fromkeys(self._filled_page_numbers(), (0, 0)))
         elif state.kind != FIRST_SEEN:
             kinds = f"{name} is a list of {state.kind} in the store, and the name of the record of first sightings in the configuration"
             raise StoreError("kind", f"{kinds}: give one of them another name")
@@ -274,7 +277,7 @@ class RecordKeeper:
             raise StoreError(
                 "digest", f"{name}: pages have the digest {digest_text(total)}, not {state.content_digest}"
             )
-        missing = dict.fromkeys(self._numbers() - stored, (0, 0))
+        missing = dict.fromkeys(self._filled_page_numbers() - stored, (0, 0))
         replica.update(state, stale | missing)
         if is_empty:
             await self._apply_all(replica, join(parts), total)
@@ -298,7 +301,7 @@ class RecordKeeper:
                 stale[number] = weights[number]
 
     async def _apply_all(self, replica: _Replica, days: FirstDays, digest: int) -> None:
-        """Put the whole record of a store in force, while memory has no record."""
+        """Put the record that was read from a store in force in memory, which has no record yet."""
         image = await asyncio.to_thread(image_of, days)
         self._digest = digest
         self._devices = len(days.keys)
@@ -350,7 +353,7 @@ class RecordKeeper:
     # In memory
 
     def _local(self, numbers: Collection[int]) -> dict[int, FirstDays]:
-        """Return the devices of the numbered pages in memory; pages without devices are left out."""
+        """Return the devices of the record in memory by page number, for these page numbers; pages without devices are left out."""
         in_image = sorted(number for number in numbers if number not in self._changed)
         pages = by_page(days_in(self._record.image, in_image))
         for number in numbers:
@@ -358,8 +361,8 @@ class RecordKeeper:
                 pages[number] = self._changed[number]
         return pages
 
-    def _numbers(self) -> set[int]:
-        """Return the numbers of all pages in memory with devices."""
+    def _filled_page_numbers(self) -> set[int]:
+        """Return the page numbers (TACs) of the record in memory whose pages have at least one device."""
         image = self._record.image
         in_image = set() if image is None else set(image.numbers.tolist())
         emptied = {number for number, days in self._changed.items() if not len(days.keys)}
@@ -383,7 +386,7 @@ class RecordKeeper:
         self._changed |= changes
 
     def _state(self) -> ListState:
-        """Return the state of the record in memory; it is the store's state if both have the same content."""
+        """Return the state of the record in memory. If the shared store has the same content, the result is the state in the store."""
         base = self._replicas[-1].base
         digest = digest_text(self._digest)
         if base is not None and base.content_digest == digest:
@@ -398,7 +401,7 @@ class RecordKeeper:
         )
 
     async def _switch(self) -> None:
-        """Build an image with the changed pages and put it in force."""
+        """Build a new image of the record in memory from the old image and the changed pages, and put the new image in force."""
         before = self._record.state
         state = self._state()
         image = self._record.image
@@ -456,13 +459,13 @@ class RecordKeeper:
             self._merge_pages(by_page(seen_on(accepted, sighted.day)), NEW)
 
     def _merge_pages(self, pages: Mapping[int, FirstDays], reason: str) -> None:
-        """Merge pages into memory."""
+        """Merge the devices of these pages into the record in memory. `reason`: reason of the change, for the counts in `changes`."""
         mine = self._local(pages)
         merged = {number: merge((mine.get(number, NOTHING), days)) for number, days in pages.items()}
         self._replace_pages(merged, reason)
 
     async def _tidy(self) -> None:
-        """Remove devices that registering lists contain or that were not seen for long; add devices that left these lists."""
+        """Remove from the record devices that are registered or were not seen for long; add devices that are no longer registered."""
         began = time.monotonic()
         await self._switch()
         before, self._before = self._before, {}
@@ -527,7 +530,10 @@ def _joined(pages: Mapping[int, FirstDays]) -> FirstDays:
 
 
 def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = None) -> dict[int, FirstDays]:
-    """Return the pages that have a device of the mask `is_touched` (None: `is_removed`), without the removed devices."""
+    """Return the pages of `days` that change, without the devices of the mask `is_removed`.
+
+    `is_touched`: mask of devices; a page with one of these devices is returned. None: the mask `is_removed`.
+    """
     touched = days.keys[is_removed if is_touched is None else is_touched]
     numbers = np.unique(touched // np.uint64(PAGE_KEYS)).tolist()
     rest = by_page(days.where(~is_removed)) if numbers else {}
@@ -535,7 +541,7 @@ def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = 
 
 
 def _weights(numbers: Collection[int], pages: Mapping[int, FirstDays]) -> dict[int, tuple[int, int]]:
-    """Return the digest and the number of devices of each numbered page; both are 0 for a page that `pages` lacks."""
+    """Return the digest and the count of devices for each of these page numbers; both are 0 if `pages` lacks the page."""
     days = {number: pages.get(number, NOTHING) for number in sorted(numbers)}
     digests = {page.number: page.digest() for page in encode_days(join(days.values()))}
     return {number: (digests.get(number, 0), len(each.keys)) for number, each in days.items()}

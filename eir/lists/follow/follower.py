@@ -142,11 +142,11 @@ class Follower:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Configured lists without an image in memory."""
+        """Names of the configured lists that have no content in memory yet."""
         return tuple(name for name, entries in self._index.lists.items() if entries.state is None)
 
     async def start(self) -> None:
-        """Fill the index from the store or from the last good copy, before the node answers checks.
+        """Load all lists into memory from the store or from the node's last good copy, before the node answers checks.
 
         If the store is unreachable or a list cannot be verified, nothing is raised: see `up`, `errors`, `missing`,
         `from_copy`.
@@ -164,7 +164,7 @@ class Follower:
             self._request_copy(name, entries.state, None)
 
     async def _start_from_copy(self, keeper: CopyKeeper, stored: Mapping[str, ListState] | None) -> None:
-        """Load lists from the last good copy, except lists with a newer state in the store.
+        """Load each list from the node's last good copy, unless the store has a newer version of the list.
 
         The copy is on the local disk and was last in force.
         """
@@ -311,7 +311,7 @@ class Follower:
         return True
 
     def _is_of_other_kind(self, name: str, entries: DeviceList, state: ListState | None) -> bool:
-        """Return True and report a fault if a list has another kind than configured, so that its entries have another meaning."""
+        """Return True, and report a fault, if the kind of a list in the store (such as devices or pairs) differs from the configured kind."""
         if state is None or state.kind == entries.kind:
             return False
         kinds = f"{name} is a list of {state.kind} in the store, and of {entries.kind} in the configuration"
@@ -390,7 +390,7 @@ class Follower:
         return True
 
     def _switch(self, name: str, entries: DeviceList, state: ListState, image: Image) -> bool:
-        """Put an image of a list in force; return False if the configuration no longer has the list."""
+        """Put the new image (content of a list in memory) in force; return False if the configuration no longer has the list."""
         if self._index.lists.get(name) is not entries:
             return False
         previous = self._index.switch(name, state, image)

@@ -115,7 +115,7 @@ class HistoryKeeper:
 
     @property
     def unrecorded(self) -> list[str]:
-        """Lists in the store whose content differs from their newest history record."""
+        """Names of the lists in the store whose present content has no record in the history for UNRECORDED_S."""
         latest = self._now() - UNRECORDED_S
         return [name for name, (_, since) in self._unrecorded.items() if since is not None and since <= latest]
 
@@ -165,7 +165,7 @@ class HistoryKeeper:
             await await_store(self._grow(store, self._copy), COPY_TIMEOUT_S)
         if not self.differs:
             feed = await await_store(store.ledger(FEED))
-            await self._limit_copy(self._copy, settings, feed.bytes)
+            await self._limit_copied_feed(self._copy, settings, feed.bytes)
 
     async def events(
         self, name: str | None, *, limit: int | None, since: str | None, chain: str | None
@@ -217,15 +217,15 @@ class HistoryKeeper:
         await await_store(store.trim_history(self._until(settings), bytes_max, event, FEED), COPY_TIMEOUT_S)
 
     def _is_recent(self, time: str, span_s: float) -> bool:
-        """Return True if a time is less than `span_s` from now, in the past or (by another node's clock) the future."""
+        """Return True if a time is less than `span_s` before or after now. A time in the future comes from the clock of another node."""
         now = datetime.fromtimestamp(self._wall(), UTC)
         span = timedelta(seconds=span_s)
         return utc_text(now - span) < time < utc_text(now + span)
 
-    async def _limit_copy(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
-        """Delete the oldest records of a full feed chain from the copy, except records that the store still has.
+    async def _limit_copied_feed(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
+        """If the feed's chain in this node's copy of the history exceeds its size limit, delete its oldest records.
 
-        `stored`: size of the store's chain in bytes.
+        The chain in the copy never becomes smaller than the chain in the store, whose size in bytes is `stored`.
         """
         copied = await copy.ledger(FEED)
         if copied.bytes > max(settings.feed_max_bytes, stored):
@@ -233,7 +233,7 @@ class HistoryKeeper:
             await copy.trim_history(self._until(settings), bytes_max, None, FEED)
 
     async def _grow(self, store: ListStore, copy: ListStore) -> None:
-        """Append the new records of the store to the node's copy, if they follow the copy's last record."""
+        """Append the new records of each chain in the store to the node's copy; if they do not continue the copy, set `differs`."""
         differs = ""
         for chain in CHAINS:
             ours = await copy.ledger(chain)
@@ -280,7 +280,7 @@ class HistoryKeeper:
         return reason
 
     async def _append(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger) -> None:
-        """Append to the copy the records of the store that are newer than the copy's newest record."""
+        """Append to the node's copy of a chain all records of the store after record number `ours.number`, which is the newest of the copy."""
         async for batch in store.records(ours.number, chain):
             before = ours.digest if ours.number else None
             if is_linked(batch, before):  # otherwise the chain changed meanwhile: the next pass reports it
@@ -300,7 +300,7 @@ class HistoryKeeper:
         self.ledgers = ledgers
 
     async def _check_lists(self, store: ListStore, lists: Sequence[str]) -> None:
-        """Check that the content of each list in the store is that of its newest record; log the other lists once."""
+        """Check that the history has a record of the present content of each list; log each list without this record once."""
         before, self._unrecorded = self._unrecorded, {}
         for name in lists:
             state = await _readable_state(store, name)
@@ -337,7 +337,7 @@ async def _readable_state(store: ListStore, name: str) -> ListState | None:
 
 
 async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-    """Return the reason why the store's newer records do not continue the copy, or an empty text."""
+    """Return the reason why records of the store do not follow the newest record of the node's copy (`ours`); empty if they follow it."""
     number = ours.number
     digest = ours.digest if number else None  # an empty copy accepts all records
     async for batch in store.records(ours.number, chain):
@@ -356,7 +356,7 @@ async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger
 async def restore_history(
     store: ListStore, copy: ListStore, who: str, source: str = "this node's copy"
 ) -> tuple[str, str]:
-    """Write the copy back to a store whose history is empty, damaged, or only the beginning of the copy.
+    """Write the history in a node's copy to a store whose history is empty, damaged, or ends before the copy does.
 
     This is done for each chain separately. A damaged chain with records that are newer than the copy stays as it is.
 
@@ -375,7 +375,7 @@ async def restore_history(
 
 
 async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> tuple[str, str]:
-    """Do `restore_history` for one chain."""
+    """Write one chain of the history from the copy back to the store; see `restore_history`, which returns the same texts."""
     ours = await copy.ledger(chain)
     theirs, damage = await _read_ends(store, chain)
     is_whole = not damage and theirs.number >= ours.number
@@ -407,7 +407,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
 
 
 async def _is_newest(copy: ListStore, chain: str, theirs: Ledger) -> bool:
-    """Return True if the copy has the newest record of the store's chain."""
+    """Return True if the node's copy contains the record that is the newest of the store's chain (`theirs`)."""
     record = await _first(copy, theirs.number - 1, chain)
     return record is not None and (record.number, record_digest(record.text)) == (theirs.number, theirs.digest)
 

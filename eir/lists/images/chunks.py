@@ -89,7 +89,7 @@ class PageRows:
 
     @property
     def is_plain(self) -> bool:
-        """True if the page has only keys, and no other column or whole TAC."""
+        """True if the rows are single identifiers alone: without expiry, without IMSIs, and without an entry for the whole TAC."""
         return self.tac is None and not len(self.ends) and not len(self.counts) and bool(len(self.keys))
 
     def chunk(self) -> Chunk:
@@ -137,14 +137,14 @@ def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
 
 
 def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
-    """Return a copy of the chunk in which some pages are replaced. The value None removes a page."""
+    """Return a copy of a chunk with changed pages. `changes`: page number → new rows of the page; None removes the page."""
     numbers = sorted(changes)
     new = chunks_of_rows(changes[number] for number in numbers)
     return replace_pages(old, np.array(numbers, np.uint64), join(list(new)))
 
 
 def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
-    """Return a copy of `old` in which the pages of `numbers` (ascending) come from `new`.
+    """Return a copy of the chunk `old` in which each page with one of these page numbers (ascending) is replaced by the page of `new`.
 
     A page that `new` lacks is removed.
     """

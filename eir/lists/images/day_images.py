@@ -1,4 +1,4 @@
-"""Images of a record of first sightings: building them from devices with days, and reading them by page."""
+"""Images (content in shared memory) of a record of first sightings: their construction from devices with days, and reads by page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -50,7 +50,7 @@ def image_of_days(pages: Sequence[Page]) -> Image:
 
 
 def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Image:
-    """Build a new image from `image` with the devices of some pages replaced. Raises OSError."""
+    """Build the image of a changed record of first sightings. `changes`: page number → all devices of this page. Raises OSError."""
     numbers = sorted(changes)
     chunk = _chunk(join(changes[number] for number in numbers))
     if image is not None:
@@ -59,7 +59,7 @@ def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Im
 
 
 def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
-    """Return the devices on the numbered pages of an image. The numbers must be in ascending order."""
+    """Return the devices of a record's image on the pages with these page numbers, which must ascend."""
     if image is None:
         return NOTHING
     whole = image.chunk()
@@ -69,14 +69,14 @@ def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
 
 
 def all_days(image: Image | None) -> Iterator[FirstDays]:
-    """Yield all devices of an image in batches of pages."""
+    """Yield all devices of a record's image with their days, in batches of up to BATCH_PAGES pages."""
     numbers = [] if image is None else image.numbers.tolist()
     for at in range(0, len(numbers), BATCH_PAGES):
         yield days_in(image, numbers[at : at + BATCH_PAGES])
 
 
 def held_in(image: Image, keys: Numbers) -> Numbers:
-    """Return a mask of the keys that a list's image contains, including expired rows and devices of whole TACs.
+    """Return a mask of the keys that are in a list, by its image in memory. Expired rows count too, and so do devices of a listed TAC.
 
     The keys must be in ascending order.
     """
@@ -113,7 +113,7 @@ def count_first_days(image: Image | None) -> dict[int, int]:
 
 
 def left(before: Image, now: Image) -> Iterator[Numbers]:
-    """Yield, in batches, the devices that a list had individually in image `before` and lacks in image `now`."""
+    """Yield, in batches, the devices that had a row in a list's older image (`before`) and that its newer image (`now`) does not list."""
     was = before.chunk()
     for at in range(0, len(was.numbers), BATCH_PAGES):
         keys, _ = _keys_in(was, was.numbers[at : at + BATCH_PAGES])

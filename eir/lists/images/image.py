@@ -87,7 +87,7 @@ class _Table:
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
-        """Return the index of a page in an image's arrays, or -1 if the list does not have the page."""
+        """Return the index in the arrays of the page with this page number (TAC); -1 if the list does not have the page."""
         if number >= HASHED:
             place = int(np.searchsorted(self.numbers, np.uint64(number)))
             return place if place < len(self.numbers) and self.numbers[place] == number else -1
@@ -237,9 +237,9 @@ class Image:
         return tuple(imsi for imsi, end in bound if not end or end > now)
 
     def first_seen(self, key: int) -> tuple[int, int] | None:
-        """Return the first day of a device and the period of its last sighting; None if the device is not on record.
+        """Return the day of a device's first sighting, and the index of the period of its last sighting; None if the device is not on record.
 
-        Periods are those of eir.lists.pages.first_days.
+        A period is PERIOD_DAYS days (eir.lists.pages.first_days).
         """
         table = self._devices
         position = table.position(table.page(key // PAGE_KEYS), key % PAGE_KEYS)
@@ -259,7 +259,7 @@ class Image:
         return not end or end > now
 
     def keys(self, now: float) -> Iterator[int]:
-        """Yield in ascending order the keys that have at least one row that has not expired."""
+        """Yield in ascending order each key with at least one row whose expiry is after `now`, or that has no expiry."""
         for place, number in enumerate(self.numbers.tolist()):
             bits, base = self._devices.bits[place], number * PAGE_KEYS
             if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_end(place) > now):
@@ -269,7 +269,7 @@ class Image:
             yield from (key for key in keys if not bits & ENDS or self.holds(key, now))
 
     def chunk(self) -> Chunk:
-        """Return the whole image as one chunk, from which a changed image can be built."""
+        """Return the rows of the image as one chunk (columns as arrays), the form from which a changed image can be built."""
         of = self._devices.arrays
         pair_ends, imsis = np.asarray(self._pair_ends), np.asarray(self._imsis)
         counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
@@ -294,7 +294,7 @@ class Image:
         return self._map.drop(done)
 
     def _tac_end(self, place: int) -> int:
-        """Return the end of a page that is listed whole until a time."""
+        """Return the expiry in Unix seconds of the entry for a whole TAC. `place`: index of the TAC's page in the arrays."""
         return int(self._tac_ends[np.searchsorted(self._tac_pages, place)])
 
     def _rows(self, position: int) -> range:

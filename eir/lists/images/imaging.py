@@ -128,7 +128,7 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Return lookup arrays, as in `Image.lane_arrays`, of the TACs that lists of pairs bind to one of the keys `to`.
+    """Build arrays for a compiled lookup (as `Image.lane_arrays`) of all TACs that lists of pairs bind to one of the keys `to`.
 
     The arrays list each TAC as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL: then the compiled
     lookup leaves the check to the general path.
@@ -197,7 +197,7 @@ def image_of(pages: Sequence[Page]) -> Image:
 
 
 def image_with(image: Image, pages: Sequence[Page]) -> Image:
-    """Build a new image from `image` in which `pages` replace the pages with the same numbers.
+    """Build the image of a changed list from its old `image`. Each of the changed `pages` replaces the page with the same page number.
 
     Raises:
         ValueError: if a page is damaged.
@@ -218,7 +218,7 @@ def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
 
 
 def _form(page: Page) -> int:
-    """Return the form of a page (KEYS, PAIRS or ROWS), which determines how the page is decoded.
+    """Return the form of a page (KEYS, PAIRS or ROWS), which selects the decoder of the page.
 
     Reasons are ignored, because an image has none. Most pages of a list have the same form.
     """
@@ -244,7 +244,7 @@ def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
 
 
 def rows_of(page: Page) -> PageRows | None:
-    """Decode the rows of a page except their reasons; return None if the page is empty.
+    """Decode a page to its rows, without the reasons, which an image does not contain; return None if the page is empty.
 
     Raises:
         ValueError: if the page is damaged.

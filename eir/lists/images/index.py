@@ -93,7 +93,7 @@ class PairList(DeviceList):
 
 
 class FirstSeenList(DeviceList):
-    """Record of first sightings in memory: its image, and newer sightings of this process."""
+    """Record of first sightings in memory: the image that all workers share, and newer sightings of this process."""
 
     __slots__ = ("asked", "fresh")
 
@@ -111,15 +111,18 @@ class FirstSeenList(DeviceList):
 
     @property
     def sightings(self) -> memoryview | None:
-        """Days for a compiled lookup (Image.sightings); None before the record is loaded."""
+        """Array of the first days and periods for a compiled lookup (Image.sightings); None before the record is loaded."""
         return None if self.image is None else self.image.sightings
 
     def on_record(self, key: int) -> tuple[int, int] | None:
-        """Return the first day of a device and the period of its last sighting in the image; None if it is absent."""
+        """Return the day of a device's first sighting and the index of the period (of PERIOD_DAYS days) of its last sighting.
+
+        The lookup uses only the image of the record in memory. Returns None if the image lacks the device.
+        """
         return None if self.image is None else self.image.first_seen(key)
 
     def day(self, key: int) -> int | None:
-        """Return the first day of a device from the image and this process's sightings; None if it was never seen."""
+        """Return the day on which a device was first seen, from the image and from newer sightings of this process; None if it was never seen."""
         recorded, fresh = self.on_record(key), self.fresh.get(key)
         days = [day for day in (recorded and recorded[0], fresh) if day is not None]
         return min(days, default=None)

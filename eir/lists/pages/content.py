@@ -226,14 +226,14 @@ class PairRows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Append pairs with their reasons, expiries and dates."""
+        """Append rows of device and IMSI. None for a column: no row has a reason, an expiry or a date."""
         for column, values in zip(self._all, (devices, imsis, reasons, until, dates), strict=True):
             column.append(values, len(devices))
         self._rows += len(devices)
         self._sorted = False
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat an earlier pair, and the number of these with another reason or expiry."""
+        """Count the rows whose pair of device and IMSI occurs in an earlier row, and those of them that contradict its reason or expiry."""
         devices, imsis, reasons, until, _ = self.in_order()
         repeats = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
         differs = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
@@ -339,7 +339,7 @@ def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
 
 
 def _encode_pairs(number: int, devices: Mapping[int, Paired]) -> Page:
-    """Encode devices with their IMSIs as the page with this number; the inverse of `decode_pairs`."""
+    """Encode the pairs of one page. `devices`: key % 10^6 → IMSIs of the device. Inverse of `decode_pairs`."""
     base = number * PAGE_KEYS
     rows = [
         (base + low, imsi, paired.reason, until, paired.date)

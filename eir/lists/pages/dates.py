@@ -68,7 +68,7 @@ def seal_page_days(page: Page, encoded: bytes) -> Page:
 
 
 def decode_page_days(page: Page, dates: Page | None) -> PageDays:
-    """Return the days of the entries in a page; all 0 if `dates` is None or belongs to a page with other entries."""
+    """Return the day of each entry in a page, from its page of dates; 0 for all entries if this page is missing or does not match."""
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
     tacs = int(page.tac is not None)
     if dates is None or not is_sealed(page, dates) or len(dates.keys) != SEAL_BYTES + 2 * (tacs + len(low)):

@@ -37,13 +37,13 @@ ROW_BYTES = 3
 
 
 class FirstDays(NamedTuple):
-    """Devices in ascending order, with their first days and the periods of their last sightings."""
+    """Devices in ascending order. Each has the day of its first sighting and the period (of PERIOD_DAYS days) of its last sighting."""
 
     keys: Keys
     firsts: NDArray[np.uint16]
     """First day of each device."""
     lasts: NDArray[np.uint8]
-    """Number of the period in which each device was last seen."""
+    """Index of the period in which each device was last seen (see `period`)."""
 
     def where(self, wanted: NDArray[Any] | slice) -> "FirstDays":
         """Return the selected devices; `wanted` is a mask, a slice or an array of indexes."""
@@ -69,30 +69,36 @@ class Sighted(NamedTuple):
 
 
 def period(day: int, key: int) -> int:
-    """Return the number of a device's period (of PERIOD_DAYS days) in which a day lies."""
+    """Return the index of the period that contains a day, for the device with this key.
+
+    Periods last PERIOD_DAYS days. Their first day depends on the key. The last index is PERIOD_MAX.
+    """
     return min(max((day - PERIODS_BEGIN + key % PERIOD_DAYS) // PERIOD_DAYS, 0), PERIOD_MAX)
 
 
 def periods(day: int, keys: Keys) -> NDArray[np.uint8]:
-    """Return, for each device, the number of its period (of PERIOD_DAYS days) in which a day lies."""
+    """Return the index of the period that contains a day, for each of the devices with these keys (see `period`)."""
     numbers = (day - PERIODS_BEGIN + _shifts(keys)) // PERIOD_DAYS
     return np.clip(numbers, 0, PERIOD_MAX).astype(np.uint8)
 
 
 def _shifts(keys: Keys) -> NDArray[np.int64]:
-    """Return, for each device, the number of days by which its periods begin earlier than PERIODS_BEGIN."""
+    """Return for each device the count of days by which its periods of PERIOD_DAYS days begin before PERIODS_BEGIN."""
     return (keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
 
 
 def seen_on(keys: Keys, day: int, first: int | None = None) -> FirstDays:
-    """Build the record of devices that were seen on a day, and first seen on `first` or else on the same day."""
+    """Build a record of first sightings for devices that were last seen on `day`, and first seen on `first` (None: on `day`)."""
     devices = np.unique(keys)
     firsts = np.full(len(devices), day if first is None else first, np.uint16)
     return FirstDays(devices, firsts, periods(day, devices))
 
 
 def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
-    """Return a mask of the devices not seen for `remember` days, counted from the end of their last period."""
+    """Return a mask of the devices that have not been seen for `remember` days.
+
+    The exact day of the last sighting is unknown, so the days count from the end of the period of the last sighting.
+    """
     ages = today - PERIODS_BEGIN + _shifts(days.keys)
     period_ends = (days.lasts.astype(np.int64) + 1) * PERIOD_DAYS
     unseen: NDArray[np.bool_] = ages - period_ends >= remember
@@ -100,7 +106,7 @@ def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
 
 
 def merge(parts: Sequence[FirstDays]) -> FirstDays:
-    """Merge records of first sightings. For each device, the earliest first day and the latest period count."""
+    """Merge records of first sightings: each device keeps its earliest first day and the latest period of its last sighting."""
     joined = join(parts)
     if not len(joined.keys):
         return NOTHING
@@ -129,7 +135,7 @@ def by_page(days: FirstDays) -> dict[int, FirstDays]:
 
 
 def encode_days(days: FirstDays) -> list[Page]:
-    """Encode devices with their days as pages of a record of first sightings."""
+    """Encode devices with their first days and periods as pages of a record of first sightings."""
     if not len(days.keys):
         return []
     numbers, low, starts, sizes = split(days.keys)

@@ -129,7 +129,7 @@ class Sections(NamedTuple):
 
 
 def decode_sections(extra: bytes) -> Sections:
-    """Decode the sections in the field `extra` of a page, after its section T.
+    """Decode the sections R, U, S, D and F in the field `extra` of a page. A section T (whole TAC) before these sections is skipped.
 
     Raises:
         ValueError: if a section is cut short.

@@ -44,7 +44,7 @@ async def read_dates(store: ListStore, name: str, numbers: Sequence[int]) -> Map
 async def read_dates_and_state(
     store: ListStore, name: str, numbers: Sequence[int]
 ) -> tuple[ListState | None, Mapping[int, Page]]:
-    """Return the state of a list's dates, and their numbered pages by number, from one consistent read.
+    """Return the state of the dates of a list, and its pages of dates with these page numbers, from one consistent read.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -57,7 +57,7 @@ async def write_dates(
     store: ListStore, name: str, pages: Iterable[Page], *, replaced: Iterable[Page] | None, seen: ListState | None = None,
     state: ListState, keep: int,
 ) -> None:  # fmt: skip
-    """Write dates of a list before the list itself.
+    """Write pages of dates for a new version of a list. The caller writes the list itself afterwards.
 
     Args:
         store: store of the list.
@@ -90,7 +90,7 @@ async def write_dates(
 
 
 async def roll_back_dates(store: ListStore, name: str, target: ListState) -> None:
-    """Restore the dates that belong to a kept state of a list, if the store still has them."""
+    """Put the dates of an earlier release (`target`) in force again, for a rollback of the list. Without stored dates of it, nothing changes."""
     releases = await store.releases(dates_name(name))
     for release in releases:
         if _belongs(release.state, target):
@@ -101,7 +101,7 @@ async def roll_back_dates(store: ListStore, name: str, target: ListState) -> Non
 
 
 async def kept_dates(store: ListStore, name: str, target: ListState, numbers: Sequence[int]) -> Mapping[int, Page]:
-    """Return the numbered pages of dates that belong to a kept state of a list; empty if the store has no such dates."""
+    """Return by page number the pages of dates of an earlier release (`target`), for these page numbers; empty if they are not stored."""
     for release in await store.releases(dates_name(name)):
         if _belongs(release.state, target):
             pages = await store.kept_pages(dates_name(name), release.state.generation, numbers)

@@ -82,13 +82,13 @@ def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
 
 
 def fold_key(event: Event) -> str:
-    """Return the key of the fold that counts a refusal."""
+    """Return the key of the fold that counts a refusal. A fold is one record for all refusals of the same day, list, sender and reason."""
     parts = (event.time[:10], list_of(event) or "", event.who, event.detail.partition(":")[0])
     return sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledger]:
-    """Add a refusal to its fold; return the new fold and the new ledger of MAIN.
+    """Count a refusal in its fold (record of the refusals of one day with equal reason); return the new fold and the new ledger of MAIN.
 
     `before` is the text of the present fold; None for the first refusal.
     """
@@ -106,7 +106,7 @@ def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold
 
 
 def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
-    """Return the oldest folds, which must be deleted because there are more than FOLDS_MAX; empty if there are not."""
+    """Return the oldest folds (counts of equal refusals), which must be deleted; empty if there are at most FOLDS_MAX folds."""
     excess = len(folds) - FOLDS_MAX
     if excess <= 0:
         return ()
@@ -115,7 +115,7 @@ def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
 
 
 def replace_folds(ledger: Ledger, removed: Sequence[Fold], added: Sequence[Fold] = ()) -> Ledger:
-    """Return the ledger of MAIN after folds were removed and others added."""
+    """Return the ledger of MAIN after the folds (counts of equal refusals) `removed` are deleted and `added` are stored."""
     refused = ledger.refused
     for fold in (*removed, *added):
         refused = max(refused, _read_fold(fold.text)["at"])
@@ -126,7 +126,7 @@ def replace_folds(ledger: Ledger, removed: Sequence[Fold], added: Sequence[Fold]
 def compare_folds(
     stored: Sequence[Fold], given: Sequence[Fold], *, exact: bool
 ) -> tuple[Sequence[Fold], Sequence[Fold]]:
-    """Compare the stored folds with a writer's folds (`given`); return the folds to delete, and the folds to store.
+    """Compare the stored folds (counts of equal refusals) with those of a writer; return the folds to delete, and the folds to store.
 
     With `exact` the given folds replace all stored folds. Otherwise, of two folds with the same key, the fold with the
     higher count stays.
@@ -206,7 +206,7 @@ def read_record(record: Record, chain: str = MAIN) -> Event:
 
 
 def preceding_main_number(record: Record) -> int:
-    """Return the number of the record of MAIN after which a record of FEED was written.
+    """Return the number of the newest record of MAIN at the time when a record of FEED was written.
 
     Raises:
         StoreError: `corrupt`.
@@ -259,7 +259,11 @@ def events_of(
 
 
 def _refusal(fold: Fold) -> tuple[int, int, Event]:
-    """Return the number of MAIN's newest record at the last refusal of a fold, the refusal's number, and its event."""
+    """Decode a fold (count of equal refusals).
+
+    Returns:
+        Number of MAIN's newest record at the last refusal, number of this refusal among all refusals, and its event.
+    """
     fields = _read_fold(fold.text)
     count = fields["count"]
     first = fields["first"] if count > 1 else None
@@ -421,7 +425,7 @@ def _read_fold(text: str) -> dict[str, Any]:
 
 
 def _event(fields: dict[str, Any], **more: Any) -> Event:
-    """Build an event from the fields of a record or fold; `more` replaces some of these fields."""
+    """Build an event from the JSON fields of a record or of a fold (count of equal refusals); `more` replaces some of these fields."""
     known = {name: value for name, value in fields.items() if name in _EVENT_FIELDS}
     known |= more
     try:
@@ -434,7 +438,7 @@ def _event(fields: dict[str, Any], **more: Any) -> Event:
 
 
 def is_refusal(event: Event) -> bool:
-    """Return True if the event is a refusal, which is counted in a fold. Other events become records."""
+    """Return True if the event is a refusal. Refusals of one day with equal reason are counted in a fold; all other events become records."""
     return event.outcome == REFUSED
 
 

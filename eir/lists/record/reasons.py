@@ -1,4 +1,4 @@
-"""Reasons of entries: the table of texts whose indexes are stored in pages."""
+"""Reasons of list entries. A list has one table of reason texts, and a page stores for each entry the index of its text in this table."""
 
 from collections.abc import Iterable, Sequence
 
@@ -54,7 +54,7 @@ class Reasons:
 async def reason_bytes(
     texts: Iterable[str], state: ListState, store: ListStore, name: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the index of each of `texts` in a list's reasons, and all reasons of the list including new texts.
+    """Return the index of each reason text in the table of a list, and the whole table, to which missing texts are added.
 
     A full release replaces all reasons, but the reasons of operators accumulate over the years. So if the table is full,
     the index of a reason that no entry has is reused. If another writer changes the list meanwhile, the store rejects
@@ -85,7 +85,7 @@ async def reason_bytes(
 
 
 def reason_text(state: ListState, byte: int) -> str:
-    """Return the text of a reason index in a page of a list; an empty text for index 0."""
+    """Return the reason text of a list for the index `byte` that a page stores; an empty text for index 0."""
     if not byte:
         return ""
     return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON

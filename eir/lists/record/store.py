@@ -273,10 +273,10 @@ class ListStore(Protocol):
         """
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """Return the state of a list, and the numbered pages that exist, from one consistent read."""
+        """Return the state of a list, and its pages with these page numbers, from one consistent read. A number without a page is skipped."""
 
     async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
-        """Return all changes after generation `after`, oldest first; None if some of them are no longer stored."""
+        """Return all changes of a list after its generation `after`, oldest first; None if the change log no longer has all of these changes."""
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
         """Wait until a list's generation may differ from its generation in `seen` (0: no list), or for `timeout_s`."""
@@ -288,14 +288,14 @@ class ListStore(Protocol):
         """
 
     async def record(self, event: Event) -> None:
-        """Append an event to its chain of the history, or add a rejection to its fold.
+        """Append an event to its chain of the history, or count a rejection in its fold (record of equal rejections of one day).
 
         The store completes an anchor with the head of the feed's chain, and skips it if the last anchor has the same
         head.
         """
 
     async def append_pending(self) -> None:
-        """Append to the history the events of writes whose writer was interrupted before it appended them."""
+        """Append the missing events to the history: a writer that ended after its write of a list may not have appended the event."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
@@ -310,10 +310,10 @@ class ListStore(Protocol):
         """Return the ledger of a chain of the history."""
 
     def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
-        """Yield the records of a chain after number `after` in batches, oldest first, without verifying them."""
+        """Yield in batches, oldest first, the records of a chain whose number is above `after`. The records are not verified."""
 
     async def folds(self) -> Sequence[Fold]:
-        """Return all folds, in which rejections are counted."""
+        """Return all folds of the history. A fold counts the rejections of one day with equal list, sender and reason."""
 
     async def rewrite_history(
         self,
@@ -325,7 +325,7 @@ class ListStore(Protocol):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Replace all records of a chain after number `after`, and add folds to MAIN.
+        """Replace all records of a chain after record number `after`, and add folds (counts of equal rejections) to MAIN.
 
         If `exact` is set, all other folds are deleted.
 

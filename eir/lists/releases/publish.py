@@ -234,7 +234,7 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Return True if a manifest at this path lists other data files than the new manifest.
+    """Return True if a manifest exists at this path and its data files differ from those of the new manifest.
 
     The same data may be signed again with a later expiry.
     """
@@ -291,7 +291,7 @@ def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: lis
 
 
 def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
-    """Extract from a zip the CSV files that belong to a release of this kind; return their names."""
+    """Extract the CSV files for a full release or a delta (`kind`) from a zip to the release's folder; return the file names."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = _select_members(archive.infolist(), file.name, kind)

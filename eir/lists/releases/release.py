@@ -86,7 +86,9 @@ class VerifiedRelease:
 
 
 def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> VerifiedRelease:
-    """Verify the signatures beside a manifest at the time `now`, and return the release.
+    """Verify the signature files in the folder of a manifest, and return the release.
+
+    `now`: time at which keys must be valid and the release must not have expired.
 
     Raises:
         ReleaseRefused: with list and serial of the manifest if a signature is valid for the list, otherwise with list and

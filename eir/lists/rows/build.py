@@ -57,7 +57,7 @@ def select_rows(values: Values, mask: NDArray[np.bool_]) -> Values:
 
 
 class Span(NamedTuple):
-    """Range of keys within one page: first and last remainder, index of the reason, and expiry."""
+    """Range of identifiers within one page. `first` and `last` are keys % 10^6, `reason` is an index, `until` the expiry in Unix seconds."""
 
     first: int
     last: int
@@ -72,7 +72,7 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Built:
-    """Pages of a list or of a change, in ascending order, and their counts.
+    """Result of building pages from the rows of a release or of a change: the pages in ascending order, and counts of their content.
 
     For a delta, `pages` are the changed pages of the list, including pages that became empty.
     """
@@ -103,7 +103,7 @@ class Built:
 
 
 def with_dates(built: Built, state: ListState | None, pages: tuple[Sequence[Page], Sequence[Page]]) -> Built:
-    """Return a change of a list with its change of the dates.
+    """Add the change of a list's dates to the built pages of its change, and return the result.
 
     Args:
         built: change of the list.
@@ -440,12 +440,12 @@ def amend_pages(
 
 
 def _partial_spans(spans: Iterable[Span]) -> list[Span]:
-    """Return the ranges that do not cover their TAC completely."""
+    """Return the ranges of identifiers that cover only a part of their TAC."""
     return [span for span in spans if not span.is_whole_tac]
 
 
 def _bounds(spans: Sequence[Span]) -> tuple[int, int]:
-    """Return the lowest remainder in these ranges, and the highest remainder plus 1; (0, 0) without ranges."""
+    """Return the lowest key % 10^6 in these ranges of one page, and the highest plus 1; (0, 0) without ranges."""
     begin = min((span.first for span in spans), default=0)
     end = max((span.last + 1 for span in spans), default=0)
     return begin, end
@@ -518,7 +518,7 @@ def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[Page], int]:
-    """Encode a slice of sorted packed keys to pages; return the pages and their number of identifiers.
+    """Encode a slice of sorted keys, each packed with its reason, to pages; return the pages and the count of identifiers.
 
     All keys of these pages must be in the slice.
     """

@@ -1,4 +1,4 @@
-"""Dates that the rows of a release or of an edit have, and the pages of dates (eir.lists.pages.dates) for these rows.
+"""Dates in the rows of a release or of a change of a local list, and the pages of dates (eir.lists.pages.dates) for these rows.
 
 If several rows have the same entry, the earliest date counts. A changed row without a date keeps the stored date of its entry.
 """
@@ -38,7 +38,7 @@ class RowDates:
         self._rows: list[tuple[Keys, Keys, Days]] = []
 
     def append(self, first: Keys, last: Keys, days: Days) -> None:
-        """Add the rows that have a day; skip the others."""
+        """Add the rows that have a day; skip rows whose day is 0."""
         dated = days > 0
         self._rows.append((first[dated], last[dated], days[dated]))
 
@@ -61,7 +61,7 @@ class RowDates:
         return keys[fresh], days[fresh]
 
     def spans(self) -> dict[int, list[DaySpan]]:
-        """Return the ranges by page number, split at page boundaries."""
+        """Return the rows that are ranges, split at page boundaries: page number → parts of ranges in this page."""
         by_page: dict[int, list[DaySpan]] = {}
         for first, last, days in self._rows:
             wide = first != last
@@ -97,7 +97,7 @@ def date_pages(pages: Sequence[Page], rows: RowDates) -> Iterator[Page]:
 
 
 def _days_of(page: Page, low: Remainders, days: Days, spans: Iterable[DaySpan]) -> PageDays:
-    """Return the earliest day of each entry in a page, from its rows with single identifiers and its ranges."""
+    """Return the earliest day of each entry in a page, from the rows with single identifiers (`low`, `days`) and the ranges (`spans`)."""
     entries = decode_page_days(page, None).low
     earliest = np.full(len(entries), DAY_MAX, np.uint16)
     earliest[np.searchsorted(entries, low)] = days
@@ -137,7 +137,7 @@ def amend_dates(
 
 
 def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
-    """Return the days of a changed page: the day of the entry's row, or else the stored day of the entry."""
+    """Return the day of each entry in a changed page: the day in the new rows, or without one the day that the store has."""
     days = rows.days.copy()
     _, at, stored_at = np.intersect1d(rows.low, stored.low, assume_unique=True, return_indices=True)
     days[at] = np.where(days[at] > 0, days[at], stored.days[stored_at])
@@ -146,9 +146,14 @@ def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
 
 
 async def write_built_dates(store: ListStore, name: str, state: ListState, built: "Built", keep: int) -> None:
-    """Write the dates of built pages to the store, before the list itself is written with `state`.
+    """Write the pages of dates that belong to a new version of a list. The caller writes the list itself afterwards.
 
-    `keep`: number of earlier releases of the list that are stored.
+    Args:
+        store: store of the list.
+        name: name of the list.
+        state: state that the list will have.
+        built: result of the build, with the pages of the list and its pages of dates.
+        keep: number of earlier releases of the list that stay stored for a rollback.
 
     Raises:
         GenerationConflict: if the dates have changed since they were read.

@@ -73,7 +73,10 @@ ODD = {
 
 @dataclass(slots=True)
 class OddRows:
-    """Odd rows of one kind: their number, and messages about the first of them."""
+    """Suspect rows of one kind (a key of ODD): the count of all these rows, and messages about the first rows.
+
+    A suspect row is valid, but probably a mistake.
+    """
 
     count: int = 0
     named: list[str] = field(default_factory=list)

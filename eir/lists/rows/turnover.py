@@ -77,7 +77,7 @@ def force_text(lifted: Collection[str]) -> str:
 
 
 def _listed_part(page: Page) -> tuple[object, ...]:
-    """Return the parts of a page that determine the listed keys and their expiries."""
+    """Return the parts of a page without reasons. Two pages with equal parts list the same identifiers with the same expiries."""
     sections = decode_sections(page.extra)
     return page.keys, page.tac and page.tac.until, sections.until, sections.imsis
 
@@ -100,7 +100,7 @@ def _count_changes(old: Page, page: Page, now: float) -> tuple[int, int]:
 
 
 def _count_gains(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
-    """Return the number of devices that have an IMSI in `after` and lack this IMSI in `before`."""
+    """Count the devices that gain an IMSI: `after` has an IMSI of the device that `before` lacks."""
     return sum(not imsis <= before.get(low, set()) for low, imsis in after.items())
 
 

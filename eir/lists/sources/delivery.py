@@ -77,7 +77,7 @@ def verify_delivery(
 def manifests_by_priority(
     listing: Listing, folder_fd: int, lists: Iterable[ListSettings]
 ) -> tuple[list[str], list[str]]:
-    """Return the manifests with signatures as two lists: manifests that claim a trusted key, and all others.
+    """Return the names of signed manifests in two lists: manifests whose signature names a trusted key, and all other manifests.
 
     In each list the newest and the oldest manifests alternate, so that ten thousand deliveries before or after a valid
     release cannot delay the release.
@@ -94,7 +94,7 @@ def manifests_by_priority(
 
 
 def order_by_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], bool]) -> Iterator[tuple[int, Delivery]]:
-    """Yield deliveries with the number of their round. Each round has one delivery of each list, by serial.
+    """Yield each delivery with the index of the round in which it is loaded. A round has one delivery per list, the lowest serial first.
 
     Deliveries for which `last` returns True follow after all rounds. Unverified deliveries are at the end, by name.
     """

@@ -140,7 +140,7 @@ class Watch:
         return since_pass_s >= CHANGED_AGAIN_S or any(_are_settled(group, now) for group in groups)
 
     def _changed_groups(self, listing: Listing) -> Collection[Sequence[Item]]:
-        """Return the new and changed files since the last pass: a manifest with its signatures, each other file alone."""
+        """Return the files that are new or changed since the last pass, in groups: a manifest with its signatures, any other file alone."""
         groups: dict[str, list[Item]] = {}
         for name, item in listing.items():
             if self._seen.get(name) != item:

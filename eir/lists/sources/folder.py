@@ -126,7 +126,7 @@ def parse_index(document: bytes) -> FolderIndex:
 
 
 def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before: datetime | None) -> None:
-    """Reject an index of another list or kind, an index from the future, and an index that is older than an earlier one.
+    """Reject the index of a publisher's folder if its list or kind differs from the source, if it is from the future, or older than `before`.
 
     Args:
         index: index whose signature is verified.

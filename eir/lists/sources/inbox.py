@@ -108,7 +108,7 @@ class Pass:
 
 @dataclass(slots=True)
 class Attempts:
-    """File with the number of killed loads of each release, so that no release is retried forever."""
+    """File that counts for each release the loads that were killed. A release with ATTEMPTS_MAX killed loads is rejected."""
 
     _path: Path
     _loading: str = ""
@@ -116,7 +116,7 @@ class Attempts:
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
-        """Count the load in the block as killed until the block ends, also with another error than `killed`.
+        """Count the load in the `with` block as killed. The count is removed when the block ends, unless it raises the error `killed`.
 
         Raises:
             ReleaseRefused: `crash`, after ATTEMPTS_MAX killed loads of the release with this digest.
@@ -288,7 +288,7 @@ class _Turn:
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
     def _is_time_over(self) -> bool:
-        """Return True if the time of the pass is over; then the next pass starts at once for the other files."""
+        """Return True if this pass has exceeded its time limit; it then plans the next pass, at once, for the files that remain."""
         if time.monotonic() - self._began < self.terms.pass_s:
             return False
         self.again.append(0.0)
@@ -319,7 +319,7 @@ class _Turn:
             await self._refuse(delivery, others, refused_by(fault))
 
     async def _process(self, delivery: Delivery, others: set[str]) -> None:
-        """Load a delivered release, reject it, or let it wait."""
+        """Process one delivery: load its release, reject the release, or leave it in the folder for a later pass."""
         patience_left_s = self._patience_left_s(_file_names(delivery))
         delay = await self._delay(delivery)
         if delay is not None and not delay.bounded:
@@ -346,7 +346,7 @@ class _Turn:
             await self._refuse(delivery, others, refused)
 
     async def _load(self, delivery: Delivery, release: VerifiedRelease, others: set[str]) -> ReleaseRefused | None:
-        """Load a release and move its files. If the release is rejected, return the rejection."""
+        """Load a release and move its files to `accepted/`. If the release is rejected, return the rejection and move no file."""
         terms = self.terms
         manifest = release.manifest
         state = await terms.store.state(manifest.list)
@@ -461,7 +461,7 @@ class _Turn:
         self._move_files(names, delivery.name, outcome)
 
     def _belongs_to_rejected(self, file: FileEntry) -> bool:
-        """Return True if a data file has the content in the rejected manifest, or has waited too long for another manifest.
+        """Return True if a data file must be moved with a rejected manifest: it matches this manifest, or has waited too long for a further one.
 
         A file with other content may belong to another release that uses the same name and is still arriving.
         """

@@ -205,7 +205,7 @@ class _Pull:
         return self.pulled(UNCHANGED)
 
     def _open_note(self) -> None:
-        """Read the stored note, and clear the members that belong to other settings, another source or a wrong clock."""
+        """Read the note of the last pull, and clear its members that are stale: the settings, the source or the clock have changed since then."""
         self.note = _read_note(self.terms.folder / NOTE)
         settings = _digest(self.settings)
         if settings != self.note.settings or self.terms.clock().timestamp() < self.note.refused_at:
@@ -269,7 +269,7 @@ class _Pull:
 
     @staticmethod
     def _differs(index: FolderIndex, state: ListState) -> bool:
-        """Return True if the list in force has another content than the folder's list with the same serial."""
+        """Return True if the folder's index has a content digest for the serial in force, and this digest is not that of the list in force."""
         return index.content_of(state.serial) not in {None, state.content_digest}
 
     async def _state_and_highest(self) -> tuple[ListState, int]:

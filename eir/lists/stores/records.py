@@ -156,12 +156,12 @@ def decode_event(text: str | bytes | dict[str, Any]) -> Event:
 
 
 def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
-    """Encode the numbers of the changed pages, 8 bytes each in little-endian order; None for all pages."""
+    """Encode the page numbers of a list's change, 8 bytes each in little-endian order; None (all pages changed) stays None."""
     return None if pages is None else array("Q", pages).tobytes()
 
 
 def decode_change(before: int, after: int, pages: bytes | None) -> ListChange:
-    """Decode a change of a list between two generations, with page numbers as `encode_numbers` encodes them.
+    """Decode an entry of the change log. `pages`: result of `encode_numbers`; `before`, `after`: generations of the list.
 
     Raises:
         StoreError: `corrupt`.

@@ -85,7 +85,7 @@ class Stored(Generic[S]):
 
     @property
     def page_sets(self) -> tuple[S, ...]:
-        """Set in force and the sets of all kept releases."""
+        """Sets of pages of this list: first the set in force, then the set of each release that is kept for a rollback."""
         kept_sets = (kept.page_set for kept in self.kept)
         return (self.page_set, *kept_sets)
 
@@ -135,7 +135,7 @@ class PageSetStore(ABC):
 
     @abstractmethod
     async def _pages_in(self, stored: Stored[Any], page_set: Any, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return the pages of a set that have these numbers, including empty pages; None if the set no longer exists."""
+        """Return the pages with these page numbers from a set, including empty pages; None if the set no longer exists."""
 
     async def state(self, name: str) -> ListState | None:
         stored = await self._stored(name)
@@ -153,7 +153,7 @@ class PageSetStore(ABC):
         return [Release(stored.state, stored.made), *kept]
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return the numbered pages of a kept release; None if the release is no longer stored.
+        """Return the pages with these page numbers from a release that is kept for a rollback; None if the release is no longer stored.
 
         If a set with replaced pages lacks a page, the page is the same in the next release.
         """

@@ -21,7 +21,7 @@ CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
 
 
 class Minute(NamedTuple):
-    """Number of checks in one minute, and their durations."""
+    """Count of the checks in one minute by status, and two percentiles of their durations."""
 
     checks: Mapping[str, int]
     """Checks by status."""

@@ -205,7 +205,7 @@ class Log:
         return None
 
     def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str, count: int = 1) -> None:
-        """Count checks with a status other than `whitelisted` in their group. `fold` logs the counts.
+        """Count checks whose status is not `whitelisted`, in the group of their `kind`. The method `fold` later logs one line per group.
 
         Args:
             kind: status, list (or empty), rule, peer.
@@ -220,7 +220,7 @@ class Log:
         self._folds[kind] = _Fold(count if before is None else before.checks + count, host, imei, imsi)
 
     def note_observed(self, rule: int, status: str, name: str | None = None) -> None:
-        """Count a check that a rule with `observe: true` would have answered. `fold` logs the counts."""
+        """Count a check that a rule with `observe: true` matched without effect. The method `fold` later logs the counts."""
         self._observed[rule, status, name] += 1
 
     def fold(self) -> None:

@@ -242,7 +242,7 @@ class NodeHealth:
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
-        """Return the text of the last refusal of each peer that has opened no connection to any worker since."""
+        """Return for each peer the text of its last refused connection, if no worker has opened a connection of the peer after this refusal."""
         opened_at: dict[str, float] = {}
         for report in reports:
             for label, at in report.newest.items():

@@ -132,7 +132,7 @@ class Channel:
     def notify(
         self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), latest: str | None = None
     ) -> None:
-        """Call a handler of the other side without waiting for an answer.
+        """Send a message that calls the handler `what` in the process at the other end, without waiting for an answer.
 
         If the other end is closed, the call is lost. `carrying`: objects whose descriptors the handler receives as further
         arguments, or None for each if its process cannot have them. `latest`: the call replaces a queued call with this name.
@@ -140,7 +140,9 @@ class Channel:
         self._queue(ChannelMessage(what, arguments, None, len(carrying)), carrying, latest)
 
     def try_notify(self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = ()) -> bool:
-        """Call a handler of the other side if the kernel accepts the message at once; return whether it was accepted.
+        """Send a message that calls the handler `what` in the process at the other end, only if the kernel accepts it at once.
+
+        Returns True if the kernel has accepted the message.
 
         The message is never queued, because a peer may cause any number of such calls.
         """
@@ -156,7 +158,7 @@ class Channel:
     async def ask(
         self, what: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), patience_s: float | None = 0.0
     ) -> Any:
-        """Call a handler of the other side, and return the handler's result.
+        """Call the handler `what` in the process at the other end, wait for its result, and return the result.
 
         `patience_s`: maximum seconds until the answer; 0: `answer_s`; None: no limit.
 
@@ -180,7 +182,7 @@ class Channel:
             del self._asked[number]
 
     async def serve(self, handlers: Handlers, *, failed: Callable[[str, Exception], None]) -> None:
-        """Handle the calls of the other side, in order, until the other end closes.
+        """Handle the calls of the process at the other end, in order, until it closes the channel.
 
         The answer is the result of the handler, or the text of an EirError or OSError. Any other exception is a fault of this
         program: `failed` receives it, the caller receives an error, and the next call is handled.

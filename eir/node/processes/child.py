@@ -100,15 +100,18 @@ class Child:
             self._left(process)
 
     def count(self, counters: metrics.Snapshot) -> None:
-        """Store new values of these counters for the running process."""
+        """Replace the values of these metrics of the running process; metrics that `counters` lacks stay."""
         self._counters = self._counters | counters
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the counters of the running process, added to those of its ended predecessors."""
+        """Return the sum of the running process's counters and the counters of the processes that it replaced after their end."""
         return metrics.merge([self._past, self._counters])
 
     def notify(self, what: str, *arguments: Any, **options: Any) -> None:
-        """Call a handler of the process, if the process runs. `options`: as in Channel.notify."""
+        """Send the process a message that calls its handler `what`, without waiting for an answer.
+
+        If the process does not run, the message is dropped. `options`: as in Channel.notify.
+        """
         if self.channel is not None:
             self.channel.notify(what, *arguments, **options)
 

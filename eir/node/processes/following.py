@@ -111,7 +111,7 @@ class _FollowerProcess:
             stores = [self._store] if self._copy is None else [self._copy, self._store]
             self._keeper = RecordKeeper(
                 config.first_seen, self._record, stores, who=f"node on {socket.gethostname()}", report=log.report,
-                registering=self._registering, publish=self._send_record,
+                registering=self._registered_device_lists, publish=self._send_record,
                 reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
             )  # fmt: skip
 
@@ -186,8 +186,8 @@ class _FollowerProcess:
         if self._keeper is not None:
             self._keeper.note(sighted)
 
-    def _registering(self) -> list[DeviceList]:
-        """Return the lists whose devices need no period of grace, so that their first sightings are not recorded."""
+    def _registered_device_lists(self) -> list[DeviceList]:
+        """Return the lists of registered devices. A listed device needs no period of grace, so its first sighting is not recorded."""
         return [self._index.lists[name] for name in self._config.registering]
 
     def _configure(self, config: Config) -> None:
@@ -278,7 +278,7 @@ class Followed:
         }  # fmt: skip
 
     def note_first_seen(self, sighted: list[Sighted]) -> None:
-        """Send devices that a worker saw for the first time to the follower, which records them."""
+        """Send the follower the devices that a worker saw for the first time; the follower writes them to the record of first sightings."""
         self.child.notify("first_seen", sighted)
 
     def send_all(self, channel: Channel) -> None:
@@ -289,7 +289,7 @@ class Followed:
             channel.notify("complete")
 
     def send_missing(self, channel: Channel, states: Mapping[str, ListState]) -> None:
-        """Send a worker the lists in force that it lacks, because it could not receive them before.
+        """Send a worker the lists in force that differ from its own lists, because earlier messages to the worker were lost.
 
         `states`: lists that the worker has.
         """

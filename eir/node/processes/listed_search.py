@@ -59,7 +59,7 @@ class Search(NamedTuple):
 
 
 class ListedSearch:
-    """Searches of the recorder.
+    """Queue of searches for newly listed devices in the record of checks, and the task that runs these searches.
 
     Args:
         config: configuration at the start.
@@ -88,17 +88,17 @@ class ListedSearch:
         """Subscribers that were deleted from the record during the present search."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Leave these subscribers out of all further events of the present search."""
+        """Leave deleted subscribers out of the events that the present search still sends."""
         self._forgotten.update(subscribers)
 
     def set_baseline(self, listed: Listed, memory: int | None) -> None:
-        """Accept the content of a list as searched."""
+        """Store the content of a list as the base of its next search: only devices that are added later are searched."""
         image = _map(memory)
         if image is not None:
             self._searched[listed.name] = listed, image
 
     def queue_search(self, listed: Listed, memory: int | None) -> None:
-        """Queue the search for the devices of a list's new content."""
+        """Queue a search of the record for the devices that the new content of a list has and its last searched content lacks."""
         image = _map(memory)
         if image is None:
             return

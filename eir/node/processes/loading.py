@@ -93,14 +93,17 @@ def leave(number: int, attempts: Attempts) -> NoReturn:
 
 
 class Loads:
-    """Loads that other processes request from the supervisor. One load runs at a time."""
+    """Loads of releases that child processes request from the supervisor. One load runs at a time."""
 
     def __init__(self, start: Start) -> None:
         self._start = start
         self._turn = asyncio.Lock()
 
     def handlers(self, config: Config, who: str) -> Handlers:
-        """Return the handlers for calls of a process that requests loads by `loading_over`."""
+        """Return the handler of the call `load`, with which a child process asks the supervisor to load a release.
+
+        The process sends this call with the function that `loading_over` returns.
+        """
         load = loading(self._start, config, who)
 
         async def one(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> Outcome:
@@ -111,7 +114,7 @@ class Loads:
 
 
 def loading_over(channel: Channel) -> Load:
-    """Return a function that requests a load from the supervisor over the channel and waits for its outcome."""
+    """Return a function that asks the supervisor over the channel to load a release, and waits for the outcome of the load."""
 
     async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)

@@ -60,7 +60,7 @@ class OtherProcesses:
             self._children.start(child)
 
     async def start_services(self, loaded: Loaded) -> None:
-        """Open the listeners of the interfaces that answer no checks, and start their processes.
+        """Open the listeners of the interfaces with a process of their own, such as the feed, and start these processes.
 
         Raises:
             EirError: if a listener cannot be opened.
@@ -76,15 +76,15 @@ class OtherProcesses:
             each.apply(loaded)
 
     def addresses(self) -> Mapping[str, Sequence[str]]:
-        """Return the addresses of the open listeners of the interfaces that answer no checks, by interface name."""
+        """Return the addresses of the open listeners, by interface name, for the interfaces with a process of their own."""
         return {each.interface.name: each.addresses for each in self._services if each.addresses}
 
     def warnings(self) -> list[str]:
-        """Return the warnings of the interfaces that answer no checks."""
+        """Return the warnings for `eir status` from the interfaces with a process of their own, such as the feed. They answer no checks."""
         return [text for each in self._services for text in each.warnings()]
 
     def snapshots(self) -> list[metrics.Snapshot]:
-        """Return the metrics of recorder, follower and interfaces that answer no checks."""
+        """Return the metrics of the recorder, the follower and the interfaces with a process of their own."""
         restarts: metrics.Snapshot = {"eir_worker_restarts_total": {(): float(self._children.restarts)}}
         snapshots = [restarts, self.followed.snapshot()]
         if self.recorded is not None:

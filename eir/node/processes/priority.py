@@ -48,7 +48,7 @@ def restore_priority(policies: Mapping[int, int] = MappingProxyType({})) -> None
 
 
 def restore_priority_of(pid: int) -> None:
-    """Restore the normal priority of another process, if permitted, because the process may get no time to do so itself."""
+    """Restore the normal priority of the process `pid`, if permitted. At a low priority the process itself may get no processor time for this."""
     with suppress(OSError):  # the process has ended
         threads = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
         for thread in threads:
@@ -113,7 +113,7 @@ class IdlePriority:
             self._check_later()
 
     def _is_restored(self) -> bool:
-        """Return true if another process has restored the priority by `restore_priority_of`."""
+        """Return true if the threads have their normal priority again, because the supervisor has called `restore_priority_of`."""
         with suppress(OSError):  # a thread has ended
             return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in self._threads())
         return False

@@ -229,7 +229,7 @@ class _Recorder:
             self._queue_events()
 
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
-        """Queue events of newly listed devices, and wait until the senders of all receivers have them."""
+        """Queue events about newly listed devices, and wait until the queue of every event receiver has accepted these events."""
         self._events.add_listed(events)
         if events:
             self._listed_sent.clear()
@@ -320,7 +320,7 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder the lists that need no search, and then the lists that have changed since their search."""
+        """Send a new recorder process first the lists whose new devices were already searched in the record, then the lists to search."""
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)
         for name, (listed, image) in self._lists.items():

@@ -312,7 +312,7 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Remove devices whose first sighting is recorded now, and send the others to be recorded."""
+        """Remove from the queue of new devices those that are now on record, and send unsent devices to the process that writes the record."""
         if self.new_devices is None:
             return
         for _ in self.new_devices.remove_recorded():
@@ -320,7 +320,7 @@ class Worker:
         self._send_first_seen()
 
     def _send_first_seen(self) -> None:
-        """Send the devices that this worker saw for the first time to the supervisor, which has them recorded."""
+        """Send the supervisor the devices that this worker saw for the first time. The supervisor passes them to the follower, which records them."""
         if self.new_devices is None:
             return
         sightings = self.new_devices.pop_sightings()
@@ -328,7 +328,7 @@ class Worker:
             self.process.channel.notify("first_seen", sightings)
 
     def reject_first_seen(self, peer: str, keys: list[int]) -> None:
-        """Remove devices from the list of new devices, because their first sighting is not recorded.
+        """Remove these devices from the queue of new devices, because their first sightings are not recorded.
 
         `peer`: label of the peer above its limit.
         """

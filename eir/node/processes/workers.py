@@ -171,7 +171,7 @@ class Workers:
             send_list(worker.channel, listed, image)
 
     def reject_first_seen(self, peer: str, keys: list[int]) -> None:
-        """Let every worker remove devices from its list of new devices, because their first sighting is not recorded.
+        """Let every worker remove these devices from its queue of new devices, because their first sightings are not recorded.
 
         `peer`: label of the peer above its limit.
         """
@@ -198,7 +198,7 @@ class Workers:
             self._acceptor.remove(number)
 
         def reported(what: str, connection: int, *details: Any) -> None:
-            """Pass an event of a worker's connection to the admission, and send the resulting orders to workers."""
+            """Call the method `what` of the admission for an event of a Diameter connection, and send the orders that it returns to workers."""
             name = worker.process.pid, connection
             worker.named.add(name)
             if what == "closed":
@@ -212,7 +212,7 @@ class Workers:
             self._order(self._admission.arrived(replace(claim, connection=name)))
 
         def client_named(protocol: str, name: str) -> None:
-            """Send a client's name to all other workers, because only one client of the node may use the name."""
+            """Send the name of a new GSUP client to all other workers, which test their clients with this name: only one may use the name."""
             for other in self._workers.values():
                 if other is not worker:
                     other.channel.try_notify("doubt", protocol, name)

@@ -89,16 +89,17 @@ class Attempt(NamedTuple):
 
 
 class AdmissionControl(Protocol):
-    """Interface through which a node reports its connections and receives orders.
+    """Interface of the admission for `Node`, which reports each event of its Diameter connections and obeys the returned orders.
 
-    Orders are returned at once, or passed to `Node.obey` if the admission is in another process.
+    An order admits, refuses, probes or closes a connection. If the admission is in another process, the methods return no orders;
+    they arrive later at `Node.obey`.
     """
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Return the orders for a connection that has sent a valid CER (`Admission.arrived`)."""
+        """Report an incoming connection that has sent a valid CER (`claim`); return the orders for this and older connections."""
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return whether the node may connect to a peer whose entry in the peer table has this label.
+        """Return True if the node may connect now to a peer whose entry in the peer table has this label.
 
         The node must not connect while the peer (without a host: any peer of the entry) has a connection to any worker of the
         node, nor before the time of `stay_away`.
@@ -108,20 +109,23 @@ class AdmissionControl(Protocol):
         """Forbid outgoing connections to the peer with this label for some time (`Admission.stay_away`)."""
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """Record that the node has begun to connect to a peer (`Admission.dialing`)."""
+        """Report that the node has begun to connect to the peer `host` with its own Origin-Host `our_host`."""
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """Handle the opening of an outgoing connection (`Admission.opened`)."""
+        """Report that an outgoing connection to the peer `host` is open; return the orders that refuse the peer's waiting connections."""
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Handle a DWA on a probed connection (`Admission.alive`)."""
+        """Report that a DWA has arrived on a connection that had the order ProbeOldest; return the order for the connection that waits."""
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Handle the end of a connection or attempt (`Admission.closed`)."""
+        """Report that a connection or an attempt to connect has ended; return the orders for the connections that wait for this."""
 
 
 class Admission:
-    """Open connections of every peer, and connections that wait for a decision. Each event returns orders."""
+    """State of the admission: open connections of every peer, and connections that wait for a decision.
+
+    The methods handle one event each, and return the orders for the connections.
+    """
 
     def __init__(self) -> None:
         self.connections: dict[str, OrderedDict[Name, int]] = {}
@@ -147,7 +151,7 @@ class Admission:
         return bool(self.connections.get(host.lower()))
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return whether the node may connect to this peer (`AdmissionControl.may_dial`)."""
+        """Return True if the node may connect to this peer now (`AdmissionControl.may_dial`)."""
         if now < self._not_before.get(label, now):
             return False
         return label not in self.labels.values() if host is None else not self.is_open(host)
@@ -161,16 +165,16 @@ class Admission:
         self._not_before[label] = until
 
     def arrived(self, claim: Claim) -> list[Order]:
-        """Return the orders for a connection that has sent a valid CER."""
+        """Return the orders for an incoming connection that has sent a valid CER; none while an election with its peer runs."""
         host = claim.host.lower()
         attempt = self.attempts.get(host)
         if attempt is None:
-            return self._weigh(claim)
+            return self._orders_for_claim(claim)
         # 5.6.4: both ends connect at the same time, and the CEA has not arrived yet.
         if attempt.our_host.lower() > host:
             # Win-Election: I-Disc, R-Snd-CEA.
             del self.attempts[host]
-            return [Drop(attempt.connection, "election"), *self._weigh(claim)]
+            return [Drop(attempt.connection, "election"), *self._orders_for_claim(claim)]
         self.waiting[claim.connection] = claim
         return []
 
@@ -180,7 +184,7 @@ class Admission:
         return []
 
     def opened(self, connection: Name, host: str, origin_state_id: int) -> list[Order]:
-        """Add an outgoing connection that has opened, and refuse the peer's waiting connections (R-Disc).
+        """Add an outgoing connection that has opened; return orders that refuse incoming connections of the same peer that wait (R-Disc).
 
         The outgoing connection has won the election.
         """
@@ -193,12 +197,12 @@ class Admission:
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
     def alive(self, connection: Name) -> list[Order]:
-        """Refuse the waiting connection, because the connection that it would replace has answered its DWR."""
+        """Return the order that refuses the waiting connection, because the older `connection` of the peer has answered its DWR."""
         claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 
     def closed(self, connection: Name, reason: str = "") -> list[Order]:
-        """Handle the end of a connection or attempt.
+        """Remove a connection or an attempt to connect that has ended; return the orders for connections that waited for this.
 
         If the `reason` is `watchdog`, the peer's next connection begins in REOPEN (RFC 3539).
         """
@@ -219,12 +223,12 @@ class Admission:
                     self.failed.popitem(last=False)
         waiting = self.probed.pop(connection, None)
         if waiting is not None:
-            orders += self._weigh(waiting)
+            orders += self._orders_for_claim(waiting)
         for dialed, attempt in list(self.attempts.items()):
             if attempt.connection == connection:
                 # The attempt failed: decide on the peer's own connection, if it waits (I-Peer-Disc).
                 del self.attempts[dialed]
-                orders += [order for claim in self._end_election(dialed) for order in self._weigh(claim)]
+                orders += [order for claim in self._end_election(dialed) for order in self._orders_for_claim(claim)]
         return orders
 
     def _end_election(self, host: str) -> list[Claim]:
@@ -234,8 +238,8 @@ class Admission:
             del self.waiting[claim.connection]
         return ended
 
-    def _weigh(self, claim: Claim) -> list[Order]:
-        """Return the orders for a claim, by the number of open connections of its peer.
+    def _orders_for_claim(self, claim: Claim) -> list[Order]:
+        """Return the orders for a connection that has sent a valid CER, by the count of open connections of its peer.
 
         At the limit, an outgoing connection is closed by a DPR and the claim admitted. If no connection is outgoing, the claim
         replaces the oldest connection, unless that connection answers a DWR.

@@ -112,7 +112,7 @@ class Peer:
         self, context: NodeContext, identify: IdentifyPeer, *, addresses: Sequence[str], now: float, first_id: int,
         secure: bool = False, remote: str = "",
     ) -> None:  # fmt: skip
-        """Create the state machine of an incoming connection; for an outgoing one, the owner then calls `connect`.
+        """Create the state machine of a connection. It first awaits the peer's CER, unless the owner calls `connect` to send a CER itself.
 
         `addresses`: addresses of this end, for the CER or CEA. `secure`: the connection is inside TLS. `remote`: address of the
         other end, for the log.

@@ -205,7 +205,7 @@ async def _recover_ledger(link: RedisClient, execute: Execute, chain: str, store
 
 
 async def read_records(link: RedisClient, after: int = 0, chain: str = MAIN) -> AsyncIterator[list[Record]]:
-    """Yield the records of a chain after number `after` in batches, without verifying them."""
+    """Yield in batches, oldest first, the records of a chain whose number is above `after`. The records are not verified."""
     stream = await _read_stream(link, chain)
     async for batch in _read_batches(link, link.execute, stream, after):
         yield batch
@@ -237,7 +237,7 @@ async def _read_batches(link: RedisClient, execute: Execute, stream: str, after:
 
 
 async def read_folds(link: RedisClient) -> list[Fold]:
-    """Return all folds, in which rejections are counted."""
+    """Return all folds of the history. A fold counts the rejections of one day with equal list, sender and reason."""
     with link.decoding():
         return await _read_folds(link.execute)
 

@@ -53,9 +53,9 @@ class ListRow(Stored[PageSet]):
     """Event of the last write, for the history."""
 
     def check(self, change: bytes | None) -> None:
-        """Raise StoreChanged if `change`, the ID of the present last write, is not that of this row.
+        """Raise StoreChanged if the list was written after this row was read.
 
-        Other pages may then be in force.
+        `change`: ID of the last write that Redis has now. After a further write, the pages of this row may no longer be in force.
         """
         if change != self.change:
             raise StoreChanged(f"list {self.name} changed while its pages were read")
@@ -159,7 +159,7 @@ async def _scan_names(link: RedisClient, hash_key: str) -> AsyncIterator[Iterabl
 async def read_pages(
     link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int], *, plain: bool = False
 ) -> list[Page]:
-    """Return the numbered pages that a set contains; other numbers are skipped.
+    """Return the pages of a set that have one of these page numbers; a number without a page is skipped.
 
     `plain`: True if no page has `extra`, so that this field is not read.
 

@@ -81,7 +81,7 @@ async def write(
         if isinstance(request, RollbackRequest):
             steps = rollback_steps(name, row, request.to)
             stored = cast("ListRow", row)  # rollback_steps raises if row is None
-            pages = [await _kept_pages(link, name, stored, step) for step in steps]
+            pages = [await _pages_to_restore(link, name, stored, step) for step in steps]
             planned = plan_rollback(stored, steps, pages, request.event)
         else:
             planned = plan_write(row, request, PageSet(new_key, fields))
@@ -121,7 +121,7 @@ async def _append_pending_after_repair(link: RedisClient, row: ListRow) -> None:
 
 
 async def append_pending(link: RedisClient, row: ListRow) -> None:
-    """Append the event of a list's last write to the history, unless the history already has it."""
+    """Append the event of the list's last write to the history, unless the writer has already appended this event."""
     await history.append(link, row.event, (row.name, row.change))
 
 
@@ -171,8 +171,10 @@ def _fields(pages: Sequence[Page], *, with_empty: bool = False) -> list[object]:
     return fields
 
 
-async def _kept_pages(link: RedisClient, name: str, row: ListRow, kept: Kept[PageSet]) -> list[Page]:
-    """Return the pages in the set of a kept release; an empty list if the set has the whole list.
+async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Kept[PageSet]) -> list[Page]:
+    """Read the pages that a rollback to the kept release `kept` must restore: those that the next release replaced.
+
+    If the set of the kept release has all pages of the list, a rollback puts this set in force, so the result is empty.
 
     Raises:
         NothingToRollBack: if the set is incomplete.

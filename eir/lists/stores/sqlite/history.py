@@ -108,7 +108,7 @@ def some_records(db: sqlite3.Connection, after: int, chain: str) -> list[Record]
 
 
 def folds(db: sqlite3.Connection) -> list[Fold]:
-    """Return all folds, in which rejections are counted."""
+    """Return all folds of the history. A fold counts the rejections of one day with equal list, sender and reason."""
     return [Fold(*row) for row in db.execute("SELECT key, text FROM refusals")]
 
 
@@ -122,7 +122,7 @@ def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain after number `after`; add the folds, or with `exact` replace all folds."""
+    """Replace the records of a chain after record number `after`, and add the folds (counts of equal rejections); if `exact` is set, replace all folds."""
     table, row_id = TABLES[chain]
     with transaction(db):
         if seen is None:
@@ -177,7 +177,7 @@ def _insert_records(db: sqlite3.Connection, records: Sequence[Record], chain: st
 
 
 def _insert_folds(db: sqlite3.Connection, new: Sequence[Fold]) -> Sequence[Fold]:
-    """Write folds, and delete the oldest folds above the maximum; return the deleted folds."""
+    """Store folds (counts of equal rejections), and delete the oldest folds above FOLDS_MAX; return the deleted folds."""
     db.executemany("INSERT OR REPLACE INTO refusals VALUES (?, ?)", new)
     (count,) = db.execute("SELECT count(*) FROM refusals").fetchone()
     if count <= FOLDS_MAX:

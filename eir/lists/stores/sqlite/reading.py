@@ -47,7 +47,7 @@ def read_some(db: sqlite3.Connection, name: str, numbers: Sequence[int]) -> Batc
 
 
 def read_set(db: sqlite3.Connection, page_set: int, numbers: Sequence[int]) -> list[Page]:
-    """Return the numbered pages that a set contains; other numbers are skipped."""
+    """Return the pages of a set that have one of these page numbers; a number without a page is skipped."""
     values = {"page_set": page_set, "numbers": str([*numbers]), **BOUND}
     return [Page(*row) for row in db.execute(READ_SOME, values)]
 
