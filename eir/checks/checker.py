@@ -240,7 +240,7 @@ class Checker:
         self.sightings.add((kind,), bytes(2), "".join(lines).encode())
 
     def _pop_observed(self) -> str:
-        """Return the observed rules that matched in the current check (eir.sightings.schema.COLUMNS), and clear them."""
+        """Return and clear the rules with `observe: true` that matched the current check, in the form of eir.sightings.schema.COLUMNS."""
         if not self._matched:
             return ""
         rules = []
@@ -251,7 +251,7 @@ class Checker:
         return " ".join(rules)
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int], peer: str = "") -> None:
-        """Count checks of one peer that a fast path decided; `verdicts` maps each verdict to its number of checks."""
+        """Count checks of one peer that a compiled fast path has answered. `verdicts`: verdict → count of checks."""
         requester = self._requester_labels(protocol, peer)
         self._answered[requester].update(verdicts)
 
@@ -261,7 +261,7 @@ class Checker:
     def report_checks(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Report `count` checks with the same verdict, whose status is not `whitelisted`, to the callback for checks.
+        """Pass `count` checks with the same verdict to the callback that logs checks. Their status is not `whitelisted`.
 
         `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
         None if absent.

@@ -24,7 +24,7 @@ _ENDLESS_DAYS = 1 << 30
 
 
 def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Return for each device the last day of its period of grace, in days since 1970-01-01, or NO_END.
+    """Return for each device the last day of its period of grace, as the count of days since 1970-01-01; NO_END if it has no last day.
 
     Args:
         policy: policy whose rules give the periods.
@@ -43,15 +43,15 @@ def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.
 
 
 def last_day(policy: PolicySettings, first: int) -> int:
-    """Return the last day of the period of grace of a device that was first seen on day `first`, or NO_END."""
+    """Return the last day of the period of grace for a device with this first day, in days since 1970-01-01; NO_END if it has none."""
     firsts = np.array([first], np.uint16)
     return int(last_days(policy, firsts)[0])
 
 
 def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int) -> dict[str, int]:
-    """Count the periods of grace that end on each of the next AHEAD_DAYS days; days without an end are left out.
+    """Count the devices whose period of grace ends on each of the next AHEAD_DAYS days: date → count, without days on which none ends.
 
-    `first_days`: first day → number of devices.
+    `first_days`: first day → count of devices.
     """
     firsts = np.array([*first_days], np.uint16)
     ends = last_days(policy, firsts).tolist()

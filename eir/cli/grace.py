@@ -101,7 +101,7 @@ def import_first_seen(
 
 
 def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: Path | None, *, as_json: bool) -> int:
-    """Write the devices that `ends` selects, with the ends of their periods of grace; return the number of devices."""
+    """Write a row for each device whose period of grace ends in the range `ends`; return the count of devices."""
     count = 0
     rows = _device_rows(policy, pages, ends)
     with written_to(out) as file:
@@ -119,7 +119,7 @@ def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: P
 
 
 def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> Iterator[tuple[str, str, str | None]]:
-    """Yield for each device that `ends` selects: identifier, first day, and last day of its period or None."""
+    """Yield a row for each device whose period of grace ends in the range `ends`: identifier, first day, last day (None: no end)."""
     text = cache(day_text)
     with progress() as advance:
         for at in range(0, len(pages), BATCH_PAGES):

@@ -37,7 +37,7 @@ OVER_RATE, NOT_TAKEN = "rate", "buffer"
 
 
 class CheckKind(NamedTuple):
-    """Values of a check that many other checks share, named by the columns of the record; None if absent."""
+    """Values that many checks have in common. Each field is a column of the record of checks; None: the check has no value."""
 
     origin_host: str | None = None
     origin_realm: str | None = None

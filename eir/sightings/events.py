@@ -77,7 +77,7 @@ class Events:
             group[2] += 1
 
     def due(self, now: float, subscribers: Subscribers, listed_max: int = 0) -> list[dict[str, Any]]:
-        """Return the events of all groups since the last call, ordered by their first check, then events of newly listed devices.
+        """Return the events to send now: those of each group of checks since the last call, by first check, then those of newly listed devices.
 
         `now` in seconds. `listed_max`: maximum number of events of newly listed devices. They wait while there is no room
         under the maximum rate. Other events above the rate are dropped and counted.
@@ -133,7 +133,7 @@ class Events:
 
 
 def without_subscribers(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
-    """Return the remembered pairs without the pairs of these subscribers."""
+    """Return the remembered pairs of device and SIM, without the pairs that contain one of these subscribers."""
     return {
         who: partner
         for who, partner in seen.items()

@@ -104,7 +104,7 @@ def _rows(figure: Figure, tally: FigureTally, dimension: str) -> list[Document]:
 
 
 def _fold(counts: Counts) -> Counts:
-    """Return the largest rows, and one row with the sum of all other rows."""
+    """Merge the small rows of a table: keep up to ROWS_MAX rows of at least BELOW devices, and add all other rows to the row OTHER."""
     ranked = sorted(sorted(counts), key=lambda name: counts[name][DEVICES], reverse=True)
     largest = {name for name in ranked[:ROWS_MAX] if counts[name][DEVICES] >= BELOW}
     rows: Counts = defaultdict(Counter)
@@ -115,7 +115,7 @@ def _fold(counts: Counts) -> Counts:
 
 
 def hidden_rows(counts: Mapping[str, int], total: int) -> dict[str, str]:
-    """Return the names of the rows whose numbers are hidden, each with the text in place of its number.
+    """Select the rows of a table whose counts must be hidden: row name → text that is published in place of the count.
 
     Args:
         counts: number of devices of each row. A row of 0 is not hidden.
@@ -132,14 +132,14 @@ def hidden_rows(counts: Mapping[str, int], total: int) -> dict[str, str]:
 
 
 def _values(figure: Figure, numbers: Counter[str], text: str) -> dict[str, Value]:
-    """Return the rounded numbers of a row, or `text` in place of hidden numbers."""
+    """Return the rounded counts of a row. If `text` is not empty, the counts are hidden: `text` replaces the count of devices."""
     if text:
         return {**dict.fromkeys(figure.numbers, WITHHELD), DEVICES: text}
     return {each: (numbers[each] + BELOW // 2) // BELOW * BELOW for each in figure.numbers}
 
 
 def _place(row: Document) -> tuple[int, str]:
-    """Return the key by which rows are sorted: visible rows by their numbers, then hidden rows by their names."""
+    """Return the sort key of a row: rows with a visible count of devices, the highest first, then rows with a hidden count, by name."""
     devices = row[DEVICES]
     return (-devices if isinstance(devices, int) else 0), row["name"]
 

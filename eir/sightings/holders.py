@@ -26,7 +26,7 @@ LOT_MIN = 3
 
 
 class SubscriberPeriod(NamedTuple):
-    """Period in which a subscriber used a device."""
+    """Use of a device by one subscriber: first and last check, count of days, and software versions."""
 
     subscriber: str
     first_seen: datetime
@@ -40,7 +40,7 @@ class SubscriberPeriod(NamedTuple):
 def find_copies(
     periods: Sequence[SubscriberPeriod], since: datetime, until: datetime, *, has_gaps: bool
 ) -> tuple[str, ...]:
-    """Return the subscribers who certainly hold copies of an identity, sorted; empty if the owner may be among them.
+    """Return, sorted, the subscribers of a device whose phones are certainly copies of its identity; empty if one may be the owner.
 
     Args:
         periods: subscribers of the device.
@@ -68,7 +68,11 @@ def _phones_of_lots(periods: Sequence[SubscriberPeriod]) -> list[SubscriberPerio
 
 
 def _protected(periods: Sequence[SubscriberPeriod], *, is_owner_left: bool) -> set[str]:
-    """Return the first subscriber and the longest holder, if they are clear or no other subscriber can be the owner."""
+    """Return the subscribers who may be the owner of the device, so that they never count as holders of a copy.
+
+    These are the first subscriber and the subscriber with the most days, if their lead over the next subscriber is large enough.
+    Without a possible owner (`is_owner_left` False), both count without a lead.
+    """
     first, *later = sorted(periods, key=lambda each: each.first_seen)
     longest, *shorter = sorted(periods, key=lambda each: -each.days)
     protected = set[str]()
@@ -101,7 +105,7 @@ def _newcomers(periods: Sequence[SubscriberPeriod], early: Collection[Subscriber
 
 
 def copies_by_device(engine: Engine, since: datetime, until: datetime) -> dict[int, tuple[str, ...]]:
-    """Return the subscribers who certainly hold copies, for each device of the table `scores`."""
+    """Return for each device of the table `scores` the subscribers whose phones are certainly copies of its identity."""
     engine.define("models", (SQL / "pairs" / "models.sql").read_text("utf-8"))
     models = defaultdict[int, dict[int, int]](dict)
     for tac, version, phones in engine.rows("SELECT tac, version, phones FROM models"):

@@ -1,4 +1,4 @@
-"""Counts of refused devices in the record of checks, and of those that came back after their removal from a list.
+"""Counts of refused devices in the record of checks, and counts of refused devices that came back after their removal from a list.
 
 This module imports polars. The files are read some at a time. If many rows are refusals, the devices are counted in
 slices, one pass over the files for each, so that memory is bounded by SLICE_ROWS groups of checks.
@@ -46,7 +46,7 @@ class FigureSources(NamedTuple):
 def count_refusals(
     paths: Sequence[str], begin: datetime, end: datetime, sources: FigureSources
 ) -> tuple[FigureTally, FigureTally]:
-    """Count the devices refused from `begin` until before `end` (UTC), and how many of them came back.
+    """Count the devices that were refused from `begin` to before `end` (UTC), and the refused devices that came back.
 
     A device came back if a change of the list that refused it last removed devices, and a later answer was no refusal.
 
@@ -93,7 +93,7 @@ def _refusals(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
 
 
 def _newest_of(rows: pl.LazyFrame, chosen: pl.Expr, devices: pl.DataFrame) -> pl.LazyFrame:
-    """Return for each of these devices the newest row that meets the condition `chosen`."""
+    """Return for each device of the table `devices` its newest row among the rows that meet the condition `chosen`."""
     return _newest(rows.filter(chosen).join(devices.lazy(), on="device", how="semi").with_columns(*NAMES))
 
 

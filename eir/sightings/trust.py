@@ -56,7 +56,10 @@ def find_distrusted(
 
 
 def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, set[int]]:
-    """Return for each group of voices the devices of other voices that only this group makes suspicious."""
+    """Return for each group of origins and peers (voices) the devices that are suspicious only because of the group's reports.
+
+    Other voices must report these devices too.
+    """
     reporters: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for device, subscriber, voice in told:
         reporters[device][subscriber].add(voice)
@@ -71,7 +74,10 @@ def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, s
 
 
 def _worst_first(doubtful: Sequence[tuple[Voices, set[int], float]]) -> set[str]:
-    """Return the voices to distrust. Devices that a worse group explains do not count against another group."""
+    """Return the origins and peers (voices) to distrust. The worst group is selected first.
+
+    The suspicious devices that a selected group explains no longer count against the remaining groups.
+    """
     distrusted, explained = set[str](), set[int]()
 
     def badness(candidate: tuple[Voices, set[int], float]) -> tuple[float, list[str]]:

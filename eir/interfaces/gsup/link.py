@@ -164,9 +164,9 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return "" if self.identity is None else name_in(self.identity)
 
     def doubt(self) -> None:
-        """Send a PING to the client, because another connection has given the same name.
+        """Send a PING to this client, because a newer connection has given the same client name.
 
-        If such a PING waits for its answer, no other is sent.
+        If an earlier PING still waits for its answer, no second PING is sent.
         """
         if not self._doubted:
             self._pinged_at, self._doubted = self.loop.time(), True

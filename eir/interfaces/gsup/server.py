@@ -159,7 +159,7 @@ class GsupServer(Server[GsupConnection]):
         return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
 
     def doubt(self, name: str, newest: GsupConnection | None = None) -> None:
-        """Send a PING to all other clients with this name, to close dead connections.
+        """Send a PING to every client with this name except `newest`. A client without an answer is dead, and its connection is closed.
 
         An HLR keeps only one connection per name, and must not keep that of a dead client.
         """

@@ -51,7 +51,7 @@ def _transfers(output: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _account(transfers: Iterator[tuple[int, int, bytes]], variant: str) -> Captured:
-    """Match captured answers with their requests, by transaction id, point codes and global title."""
+    """Match each captured answer with the request that has the same transaction id, point codes and global title."""
     captured = Captured()
     waiting: dict[tuple[frozenset[int], bytes, str], _Asked] = {}
     for opc, dpc, payload in transfers:

@@ -24,7 +24,7 @@ _DATA = MessageKind.DATA.to_bytes(2)
 
 
 def _stream(octets: memoryview, streams: int) -> int:
-    """Return the number of the SCTP stream for a message (RFC 4666 1.4.7).
+    """Return the identifier of the SCTP stream on which a message is sent (RFC 4666 1.4.7). `streams`: count of streams.
 
     The SLS of a DATA message selects its stream. Other messages use stream 0, as all messages do if there is only one stream.
     """

@@ -141,7 +141,7 @@ class AccessToken:
 
 
 class NrfTurns:
-    """Order in which the node tries the configured NRFs, one after the other.
+    """Rotation over the configured NRFs: the NRF that the node tries next, after a failure of the present NRF.
 
     If all NRFs of a round fail, a pause follows, which doubles.
     """
@@ -303,9 +303,9 @@ class Registration:
         return Ask(what, root, method, self._moved.get(url, url), headers, body)
 
     def _follow(self, ask: Ask, status: int, location: str | None, body: bytes, now: float) -> None:
-        """Schedule the last request again at the target of a redirect.
+        """Follow a redirect: schedule the request `ask` for the URL `location`, or report why this URL is not permitted.
 
-        It keeps its access token, which is valid for any NRF (TS 29.510 6.3.5.2.4).
+        The repeated request keeps its access token, which is valid for any NRF (TS 29.510 6.3.5.2.4).
         """
         try:
             url = led_to(ask.url, location, ask.hops, self._settings.redirect_hosts)
@@ -326,7 +326,7 @@ class Registration:
         }).encode()  # fmt: skip
 
     def _took(self, result: str) -> Ask:
-        """Count the last request by its result, and return it."""
+        """Count the request that waited for an answer by its result (label of a metric), and return the request."""
         if self._asked is None:
             raise RuntimeError("nothing was asked")
         ask, self._asked = self._asked, None

@@ -73,7 +73,7 @@ class Registrar:
     async def apply(
         self, settings: N5gSettings, shared: SharedSettings, tls: TlsFiles | None, listening: Sequence[str]
     ) -> None:
-        """Apply new settings, and register the node by them.
+        """Apply new settings. If they differ, deregister the node from its NRF and register it with the new settings.
 
         `listening`: open listeners. A listener that a reload has added opens only after a restart.
         """

@@ -83,7 +83,7 @@ def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
 
 
 def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
-    """Match captured answers with their requests, by connection, hop-by-hop and end-to-end identifier."""
+    """Match each captured answer with the request of the same connection, hop-by-hop and end-to-end identifier."""
     account = Captured()
     waiting: dict[tuple[str, str, str], tuple[str, str]] = {}
     hosts: dict[tuple[str, str], set[str]] = {}

@@ -194,7 +194,7 @@ def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: Fi
 
 
 async def _load(store: ListStore, name: str, numbers: Sequence[int], now: datetime) -> DeviceList:
-    """Load the numbered pages of a list from the store to an image."""
+    """Read the pages of a list with these page numbers from the store, and return them as a list with an image in memory."""
     devices = DeviceList(name, DEVICES, now.timestamp)
     state, pages = await store.some_pages(name, numbers)
     if state is not None and state.kind == DEVICES:

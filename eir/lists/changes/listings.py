@@ -248,7 +248,7 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
 
 
 def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[int, str]:
-    """Return the reasons of the listed devices among the remainders `lows` of a page, by key."""
+    """Return by key the reasons of devices on a page. `lows`: key % 10^6 of each wanted device; a device that is not listed is skipped."""
     content = _decode_page(page)
     of_tac = None if content.tac is None else content.tac.reason
     singles = dict(zip(content.low.tolist(), content.reasons.tolist(), strict=True))
@@ -262,7 +262,7 @@ def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
-    """Count by TAC the devices that were first seen on the days of each choice.
+    """Count by TAC the devices whose first sighting is on one of the chosen days, for each of several choices.
 
     Args:
         store: store with the record of first sightings.

@@ -345,7 +345,7 @@ def _differs(edit: Edit, end: int | None) -> bool:
 def _present_entries(
     entries: Sequence[Entry], pages: Sequence[Page], now: datetime
 ) -> dict[tuple[int, int, bool], int]:
-    """Return the expiry (0: none) of each given entry that is in the pages, and of the entries' whole TACs.
+    """Look up entries, and the whole TACs of these entries, in pages of a list; return the expiry (0: none) of each that is present.
 
     Expired entries are left out. Only the given entries are looked up, because a page may have a million.
     """

@@ -74,7 +74,7 @@ class Relation(Enum):
 
 
 def relation(held: ListState | None, stored: ListState | None) -> Relation:
-    """Return the relation of a list's state in the store (`stored`) to its state on the node (`held`).
+    """Compare the state of a list in the store (`stored`) with its state in force on the node (`held`): same, newer, or lost data.
 
     The store has lost data if its highest serial or its generation is lower, or if it has another content in the same
     generation. Only an operator's reset lowers the highest serial, and resets are counted. Two states are followed

@@ -407,7 +407,7 @@ class Follower:
     def _catching_faults(
         self, failed: Callable[[str, Exception], None], name: str | None = None, *, of: str = ""
     ) -> Iterator[None]:
-        """Catch exceptions of the block, and pass each with its cause to `failed`, which counts and reports it.
+        """Catch an exception of the `with` block, and pass it with its cause to `failed`, which counts and reports the failure.
 
         `of`: prefix of the cause.
         """

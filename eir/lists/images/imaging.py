@@ -292,7 +292,7 @@ def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
 
 
 def _pairs(number: int, devices: int, sections: Sections) -> tuple[Numbers, Numbers]:
-    """Return the number of IMSIs of each device of a page, and all IMSIs.
+    """Decode the pairs of a page: the count of IMSIs for each device in order, and the IMSIs of all devices in one array.
 
     Both arrays are empty if the page has no pairs.
     """

@@ -349,7 +349,7 @@ def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) 
 
 
 def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]) -> None:
-    """Write `size` bytes to a new file, or reject the release if the file exists with other content."""
+    """Write `size` bytes to the file `target`. If the file exists with different content, reject the release."""
     with _temporary(target) as temporary:
         with temporary.open("wb") as file:
             rest = size

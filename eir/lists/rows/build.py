@@ -384,7 +384,7 @@ def build_pages(
 
 
 def _add_spans(pages: Sequence[Page], spans: Mapping[int, Sequence[Span]], counts: Built) -> list[Page]:
-    """Return pages of single identifiers with the ranges of each page number added, and correct the counts."""
+    """Add ranges to pages of single identifiers; return the pages, and correct `counts`. `spans`: page number → ranges in the page."""
     replaced = {page.number: page for page in pages if page.number in spans}
     result = [page for page in pages if page.number not in spans]
     for number, page_spans in spans.items():

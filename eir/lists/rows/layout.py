@@ -225,7 +225,7 @@ class Plan:
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Return the plan (column positions) of a file, and the lines after its header.
+    """Return the plan of a data file (positions of its columns), and the lines of `begin` after the header.
 
     Args:
         name: name of the file for messages.
@@ -245,7 +245,7 @@ def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool =
 
 
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
-    """Return the plan (column positions) of a file.
+    """Return the plan of a data file with this header: the positions of its columns.
 
     Args:
         name: name of the file for messages.

@@ -38,7 +38,7 @@ LOAD_PROCESS = "load"
 
 
 class Outcome(NamedTuple):
-    """Outcome of a task in another process: a result, or an exception as class, arguments and attributes."""
+    """Outcome of a task that ran in its own process: its result, or its exception as class, arguments and attributes."""
 
     kind: type[BaseException] | None
     value: Any

@@ -307,7 +307,7 @@ class Recorded:
         """Last content of each of these lists for whose devices the recorder has searched the record."""
 
     def note_list(self, listed: Listed, image: Image, *, is_change: bool) -> None:
-        """Let the recorder search the record for the newly listed devices of a list.
+        """Send the recorder the new content of a list. It searches the record of checks for the devices that the change has added.
 
         `is_change`: False for a list of the node's start, whose devices are not new.
         """

@@ -131,7 +131,7 @@ class Listed(NamedTuple):
 
 
 def send_list(channel: Channel, listed: Listed, image: Image) -> None:
-    """Send a list to another process, which puts the list in force. The list replaces a queued older version."""
+    """Send a list over the channel to a process that puts the list in force. An older version that is still queued is replaced."""
     channel.notify("put_in_force", listed, carrying=[image], latest=listed.name)
 
 

@@ -224,7 +224,7 @@ class _Server:
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def avoid(self, pause_s: float) -> None:
-        """Prefer all other servers to this failed server for `pause_s`."""
+        """Mark this server as failed for `pause_s` seconds. Until then, every server without this mark is preferred."""
         self.left_until = time.monotonic() + pause_s
 
 

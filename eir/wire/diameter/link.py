@@ -310,7 +310,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
             self._next_turn = None
 
     def _after_others(self) -> None:
-        """Schedule the next share of the buffered messages after the pending reads of other connections.
+        """Schedule the next turn of this connection. Other connections whose bytes have arrived are read before this turn.
 
         A direct `call_soon` would run before these reads.
         """

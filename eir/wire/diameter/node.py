@@ -214,7 +214,7 @@ class Node(Server[DiameterConnection]):
         return {"state": link.peer.state.name.lower(), "watchdog": watchdog, **self._past(link.requester.label)}
 
     def _past(self, label: str) -> dict[str, Any]:
-        """Return the time when a peer was last seen, and its last failure since it was last connected."""
+        """Return the time of a peer's last connection or request, and its last failure after this connection, as fields of the status."""
         seen = [times[label] for times in (self._seen, self.node_counts.last_request) if label in times]
         failure = self._failures.get(label)
         return {
@@ -223,13 +223,13 @@ class Node(Server[DiameterConnection]):
         }  # fmt: skip
 
     def connected(self) -> Counter[str]:
-        """Return the number of open connections by peer label, and 0 for each expected peer without a connection."""
+        """Return the count of open connections by peer label. An expected peer without a connection has the count 0."""
         connections = Counter({each.label: 0 for each in self.peers if each.expected and not each.is_titled})
         connections.update(super().connected())
         return connections
 
     def refusals(self) -> dict[str, Failure]:
-        """Return, by label, the last refusal by the node or by the peer since the peer was last connected."""
+        """Return by peer label the last failed attempt in which the node or the peer has rejected the connection, if no connection followed."""
         return {label: failure for label, failure in self._failures.items() if failure.refusal}
 
     def newest(self) -> dict[str, float]:

@@ -116,7 +116,7 @@ class Traffic:
         self.context.counts.messages[self.label, command.name if command else OTHER, kind, "in"] += 1
 
     def by_lane(self, command: str, results: Mapping[str, int]) -> int:
-        """Count the requests of one command that the fast path (lane) answered, by result; return their number."""
+        """Count the requests that the fast path (lane) has answered. `results`: result label → count. Return the sum of the counts."""
         counts, label, answered = self.context.counts, self.label, 0
         for result, count in results.items():
             counts.answers[label, result] += count

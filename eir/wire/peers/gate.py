@@ -169,7 +169,7 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return how many connections the peer table permits to known peers in the networks of these connections.
+    """Return the count of connections that the peer table permits to known peers, in the IP networks from which `links` come.
 
     A known peer has an entry with its host or with its single address.
     """

@@ -192,7 +192,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Number of requests, and number of answers, on this connection so far."""
+        """Count of requests, and count of answers, on this connection since its start."""
         raise NotImplementedError
 
     @property

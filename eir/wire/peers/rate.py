@@ -50,12 +50,12 @@ class Grants:
         self._worker = worker
 
     def by_others(self, limit: int) -> int:
-        """Return the number of requests that the other workers have granted under a limit, modulo 2^64."""
+        """Return the count of requests (modulo 2^64) that all workers except this one have granted under a limit. `limit`: index of the limit."""
         begin = limit % LIMITS_MAX * self._workers
         return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
 
     def add(self, limit: int, count: int) -> None:
-        """Add `count` to the number of requests that this worker has granted under a limit."""
+        """Add requests that this worker has granted under a limit to its shared counter. `limit`: index of the limit."""
         at = limit % LIMITS_MAX * self._workers + self._worker
         self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
 

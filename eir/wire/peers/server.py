@@ -54,7 +54,7 @@ class _Ended:
 
 
 class End(NamedTuple):
-    """Peer label of an ended connection, and whether it ended without a fault."""
+    """End of a connection: label of the peer, and a flag that the connection ended without a fault."""
 
     label: str
     in_order: bool
@@ -123,7 +123,7 @@ class Server(Generic[C]):
         return True
 
     def send_away(self, link: C, why: str) -> None:  # noqa: ARG002 - for protocols whose connections end for a named reason
-        """End a connection in an orderly way, so that its peer uses another node."""
+        """End a connection in the orderly way of its protocol, so that the peer sends its requests to a different node."""
         link.leave()
 
     def reconsider(self, link: C) -> None:
@@ -132,12 +132,12 @@ class Server(Generic[C]):
             self.send_away(link, "removed")
 
     def dial_all(self) -> None:
-        """Start all outgoing connections of the protocol that the settings require, and stop all others."""
+        """Start the outgoing connections that the settings require, and stop outgoing connections that the settings no longer have."""
 
     # Calls of the worker
 
     def doubt(self, name: str) -> None:
-        """Handle that another worker has a client with this name.
+        """Test the clients of this worker that have this name, because a new client of another worker has given the same name.
 
         Only one client of the node may have the name.
         """

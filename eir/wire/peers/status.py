@@ -41,7 +41,7 @@ class PeerStatus:
 
 
 class Failure(NamedTuple):
-    """Last failure of a peer, and whether node or peer rejected the other."""
+    """Last failure of a connection to a peer, with a flag that one of the two ends has rejected the connection."""
 
     at: float
     """Unix time."""

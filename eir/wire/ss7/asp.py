@@ -362,7 +362,7 @@ class Association:
 
 
 def _copy(parameters: dict[int, bytes], tag: ParameterTag) -> tuple[bytes, ...]:
-    """Encode a received parameter again for the reply; return an empty tuple if it was absent."""
+    """Copy a parameter of a received message to the reply: return the encoded parameter, or an empty tuple if the message lacks it."""
     return (parameter(tag, parameters[tag]),) if tag in parameters else ()
 
 

@@ -247,7 +247,7 @@ def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
 
 
 def has_next(ancillary: Sequence[tuple[int, int, bytes]]) -> bool:
-    """Return whether another received message waits, according to the ancillary data of the current message."""
+    """Return True if a further received message waits in the socket, by the ancillary data of the message that was just read."""
     return any(kind == _NXTINFO for _, kind, _ in ancillary)
 
 

@@ -68,7 +68,7 @@ class HttpConnections:
         return HttpConnection(self, asyncio.get_running_loop())
 
     def add(self, link: "HttpConnection") -> None:
-        """Add an open connection. If the limit is reached, another connection is closed."""
+        """Add an open connection. If the limit on unauthenticated clients is reached, first close a connection of the address with the most."""
         self.make_room(authenticated=False)
         self.links[link] = None
 

@@ -191,10 +191,7 @@ async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Ke
 
 
 async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]) -> Write[PageSet]:
-    """Compute the number of fields in the sets of a write, and return the write with these numbers.
-
-    The pages that the write replaces are staged for a rollback.
-    """
+    """Stage the pages that a write replaces, for a rollback; return the write with the count of hash fields that each set will have."""
     after, replaced_set = planned.after, planned.replaced_set
     page_set, kept = after.page_set, after.kept
     replaced = await read_each(link, row, page_set, [page.number for page in planned.pages])

@@ -100,7 +100,7 @@ def history(
 
 
 def some_records(db: sqlite3.Connection, after: int, chain: str) -> list[Record]:
-    """Return up to BATCH records of a chain after number `after`."""
+    """Return the next records of a chain, at most BATCH, whose record number is above `after`."""
     table, _ = TABLES[chain]
     statement = f"SELECT number, text FROM {table} WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608  # names of our own
     rows = db.execute(statement, (after, BATCH))
