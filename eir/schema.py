@@ -368,7 +368,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Section of the configuration file: one mapping, or a list or a mapping of mappings with the same keys."""
+    """Section of the configuration file: one mapping of keys, or several mappings with the same keys in a list or by name."""
 
     path: str
     """Path as in Key."""

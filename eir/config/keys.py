@@ -235,7 +235,7 @@ TABLE = (
     Key("lists.*.source.patience", schema.seconds(1, 30 * 86400), SOURCE.patience_s, "time after which an unreachable source raises `EirSourceUnreached`, and a list behind the source's serial raises `EirListBehind`", field="patience_s"),
     Key("first_seen.list", kinds.RECORD_NAME, FIRST_SIGHTINGS.list, "name of the record of first sightings; checks write to it if a rule has `first_seen_within` or `first_seen_before`; `lists` does not declare it"),
     Key("first_seen.remember", schema.days(1, 3650), FIRST_SIGHTINGS.remember, "time without a sighting after which a device is forgotten, up to 32 days later; the device is new when it is seen again"),
-    Key("first_seen.new_per_peer", kinds.PER_DAY, FIRST_SIGHTINGS.new_per_peer, "maximum number of new devices per peer and day (UTC) that a node records; a device above it gets the rule's answer and stays new, unless a second peer or a second subscriber shows it"),
+    Key("first_seen.new_per_peer", kinds.PER_DAY, FIRST_SIGHTINGS.new_per_peer, "maximum number of new devices per peer and day (UTC) that a node records; further devices stay new, unless a second peer or a second subscriber sends them"),
     Key("history.keep", schema.days(1, 36500), HISTORY.keep, "age after which records of the history are deleted"),
     Key("history.max_bytes", schema.byte_size(1 << 20, 1 << 40), HISTORY.max_bytes, "expected maximum size of the history; above 80 % of it `EirHistoryNearlyFull` fires; deletes no record"),
     Key("history.feed_max_bytes", schema.byte_size(1 << 20, 1 << 40), HISTORY.feed_max_bytes, "maximum size of the records of fed rows (`feed`); above it the oldest records are deleted"),

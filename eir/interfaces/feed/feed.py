@@ -91,7 +91,7 @@ class Feed:
         return self._admitted(request, authorization)
 
     async def _admitted(self, request: HttpRequest, authorization: str) -> HttpResponse:
-        """Authenticate the sender of a request by password or token, and return the answer."""
+        """Authenticate the sender of a request by password or token, and return the HTTP answer to the request."""
         try:
             user = await self._user(authorization, request.address)
         except RowRefused as e:

@@ -541,7 +541,7 @@ def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = 
 
 
 def _weights(numbers: Collection[int], pages: Mapping[int, FirstDays]) -> dict[int, tuple[int, int]]:
-    """Return the digest and the count of devices for each of these page numbers; both are 0 if `pages` lacks the page."""
+    """Return the digest and the count of devices of each page of the record (devices of one TAC); both are 0 if `pages` lacks the page."""
     days = {number: pages.get(number, NOTHING) for number in sorted(numbers)}
     digests = {page.number: page.digest() for page in encode_days(join(days.values()))}
     return {number: (digests.get(number, 0), len(each.keys)) for number, each in days.items()}

@@ -155,7 +155,7 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Paired(NamedTuple):
-    """Device in a page of pairs."""
+    """Device in a list of pairs, with the IMSIs that it is bound to."""
 
     reason: int
     """Index of the reason."""

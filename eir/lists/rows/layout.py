@@ -438,7 +438,7 @@ def _usual_form(text: str) -> str:
 
 
 def find_layout(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
-    """Return a layout by its name.
+    """Return the declared or built-in layout with the name `layout`, for the list `name`.
 
     Args:
         name: name of the data file for messages.

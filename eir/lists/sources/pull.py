@@ -104,7 +104,7 @@ class _Note:
 async def pull(
     terms: PassSettings, alone: Callable[[], Awaitable[bool]], *, force: bool = False, until: float | None = None
 ) -> Pulled:
-    """Load all newer releases of a list's source. A failure is part of the result.
+    """Load all newer releases from a list's source. A failure is returned in the result, not raised.
 
     Args:
         terms: settings with one list. The folder keeps files between pulls, and has a subfolder (spool) for each release.

@@ -130,7 +130,7 @@ def _invalid_field(state: ListState) -> str | None:
 
 
 def decode_ledger(text: str | bytes) -> Ledger:
-    """Decode a ledger of the history from JSON text.
+    """Decode the ledger of the history (numbers, size and digest of its records) from JSON text.
 
     Raises:
         StoreError: `corrupt`.

@@ -28,7 +28,7 @@ class Attendants:
         return [attendant for _, attendant in self._by_interface]
 
     async def apply(self, loaded: Loaded, listening: Sequence[str]) -> None:
-        """Apply settings to all attendants.
+        """Apply settings to all attendants: tasks of interfaces in the supervisor, such as a registration with an NRF.
 
         `listening`: URLs of the open listeners, as in Attendant.apply.
         """

@@ -101,7 +101,7 @@ _TWO_WORDS_AND_ID = Struct("!III")
 
 
 class Peer:
-    """State machine of one connection. The owner removes the `events`, and calls `timer` at the time of `deadline`."""
+    """State machine of one connection. The owner handles and clears the `events`, and calls `timer` when `deadline` is reached."""
 
     __slots__ = (
         "_asked", "_close_at", "_context", "_dwr_ids", "_framer", "_identify", "_opening_ids", "_pending_cer", "_row", "_wait_until",

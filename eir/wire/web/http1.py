@@ -84,7 +84,7 @@ class Conversation:
         return parsed.request
 
     def has_begun_request(self) -> bool:
-        """Return true if bytes of a request that `next_request` has not returned yet were received."""
+        """Return true if a part of the next request was received."""
         return self._parsed.has_begun_request()
 
     def interim_response(self) -> bytes:
