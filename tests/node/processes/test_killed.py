@@ -140,7 +140,7 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
     code = {path.stem: path.read_text() for path in (PAGE.parent / "node" / "processes").glob("*.py")}
     rows = [line.strip("| ").split(" | ") for line in _lines_of("### Processes")]
     table = {name.partition("-")[0]: cells for cells in rows for name in re.findall(r"`eir-([a-z-]+)", cells[0])}
-    started = {name for text in code.values() for name in re.findall(r'Child\(\s*f?"([a-z]+)', text)}
+    started = {name for text in code.values() for name in re.findall(r'(?:Child\(|name =)\s*f?"([a-z]+)', text)}
     named = {
         module: {name.partition("-")[0] for name in re.findall(r'^\w+_PROCESS = "([a-z-]+)"$', text, re.MULTILINE)}
         for module, text in code.items()
