@@ -326,7 +326,8 @@ class _Turn:
             self._waits(delivery, delay, AGAIN_S)
             return
         if delay is not None and patience_left_s > 0:
-            self._waits(delivery, delay, min(patience_left_s, AGAIN_S))
+            again_s = AGAIN_S if self._has_settled(delivery) else SETTLED_S
+            self._waits(delivery, delay, min(patience_left_s, again_s))
             return
         refused = delivery.refused
         if delivery.release is not None:
@@ -401,6 +402,11 @@ class _Turn:
         else:
             return None
         return _Delay("base", f"it builds on serial {base}, and {in_force}")
+
+    def _has_settled(self, delivery: Delivery) -> bool:
+        """Return False if a file of the delivery was changed less than SETTLED_S before the scan."""
+        items = [self._listing[name] for name in _file_names(delivery) if name in self._listing]
+        return all(is_settled(item, self._scanned_at) for item in items)
 
     def _delay_of_rejected(self, delivery: Delivery, refused: ReleaseRefused) -> _Delay | None:
         """Return the reason for which a delivery without valid signatures must wait, or None if it can be rejected now."""

@@ -215,6 +215,7 @@ async def test_what_was_changed_just_now_waits(site):
     site.ahead_s = 0.0
     assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
     assert site.said["stolen-1.manifest.json"] == "stolen-1.csv was changed just now"
+    assert site.again_s == 1  # not the wait for a missing file
     site.ahead_s = 2.0
     assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
 
