@@ -7,14 +7,17 @@ until the agent is back on it. What the earlier program cannot read of what the 
 import argparse
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -55,33 +58,39 @@ def main(arguments: list[str]) -> int:
         "--from",
         dest="earlier",
         metavar="COMMIT",
-        help="the earlier program; the newest tag before this commit if not given",
+        help="commit of the earlier program, or a folder with it (default: the newest tag before this commit)",
     )
     parser.add_argument("--turns", type=int, default=10, help="there and back")
     parser.add_argument("--rate", type=float, default=5000, help="requests a second")
     options = parser.parse_args(arguments)
     if (earlier := options.earlier or newest_tag()) is None:
         parser.error("this clone has no tag before its commit: name the earlier program with --from COMMIT")
-    if not agent.has_an_address() and agent.IN_ITS_OWN_NETWORK not in os.environ:
-        make = "ip link set lo up && (ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1) && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
-        again = [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import soak_upgrade; sys.exit(soak_upgrade.main(sys.argv[1:]))",
-            *arguments,
-            f"--from={earlier}",
-        ]
-        return subprocess.run(
-            ["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again],
-            env=os.environ | {agent.IN_ITS_OWN_NETWORK: "1"},
-            check=False,
-        ).returncode
     with tempfile.TemporaryDirectory(prefix="eir-upgrade-") as name:
         folder = Path(name)
-        found = soak(folder, exported(earlier, folder / "earlier"), options)
+        program = exported(earlier, folder / "earlier")
+        if not agent.has_an_address() and agent.IN_ITS_OWN_NETWORK not in os.environ:
+            return _in_own_network(arguments, program)
+        found = soak(folder, program, options)
     print(f"asked {found.total():,}; {', '.join(f'{what}: {count:,}' for what, count in sorted(found.items()))}")
     bad = {what: count for what, count in found.items() if what != "right"}
     return 1 if bad or not found["right"] else 0
+
+
+def _in_own_network(arguments: list[str], program: Path) -> int:
+    """Run this part again in a network of its own, with the exported program, and return its exit status."""
+    make = "ip link set lo up && (ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1) && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
+    again = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import soak_upgrade; sys.exit(soak_upgrade.main(sys.argv[1:]))",
+        *arguments,
+        f"--from={program}",
+    ]
+    return subprocess.run(
+        ["unshare", "-n", "sh", "-c", f'{make} && exec "$@"', "sh", *again],
+        env=os.environ | {agent.IN_ITS_OWN_NETWORK: "1"},
+        check=False,
+    ).returncode
 
 
 def newest_tag() -> str | None:
@@ -101,7 +110,12 @@ def git(*arguments: str) -> str:
 
 
 def exported(commit: str, to: Path) -> Path:
-    """The program of a commit, with its compiled lane."""
+    """Return the folder with the program of a commit, its compiled lane, and the packages that this environment lacks.
+
+    Network: pip fetches these packages. A folder in place of a commit is returned as it is.
+    """
+    if (Path(commit) / "eir").is_dir():
+        return Path(commit)
     to.mkdir()
     git("archive", "--output", f"{to}.tar", commit)
     subprocess.run(["tar", "-x", "-C", str(to), "-f", f"{to}.tar"], check=True)
@@ -112,6 +126,9 @@ def exported(commit: str, to: Path) -> Path:
     else:
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         subprocess.run(build, cwd=to, check=True, capture_output=True)
+    if missing := _missing(to / "pyproject.toml"):
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(to), *missing]
+        subprocess.run(install, check=True)
     runs = subprocess.run(
         [sys.executable, "-c", "import eir; print(eir.__file__)"],
         cwd="/",
@@ -123,6 +140,13 @@ def exported(commit: str, to: Path) -> Path:
     if not runs.stdout.startswith(str(to)):
         raise RuntimeError(f"this environment runs {runs.stdout.strip()} instead of what is in {to}")
     return to
+
+
+def _missing(project: Path) -> list[str]:
+    """Return the requirements of a pyproject.toml whose package is not installed in this environment."""
+    requirements = tomllib.loads(project.read_text())["project"]["dependencies"]
+    installed = {distribution.name.lower() for distribution in metadata.distributions()}
+    return [one for one in requirements if re.split(r"[^\w.-]", one)[0].lower() not in installed]
 
 
 def soak(folder: Path, earlier: Path, options: argparse.Namespace) -> Counter[str]:
