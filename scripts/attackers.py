@@ -1,7 +1,7 @@
-"""Attackers of a node for `scripts/soak attacks`: a process floods one interface until its standard input ends.
+"""Attacker of a node for `scripts/soak attacks`: a process that floods one interface until its standard input ends.
 
-Usage: attackers.py FLOOD JSON. The JSON object holds the places of the node and what an attacker knows (see `Place`). At the end the
-process prints the number of messages that it sent, by kind, as a JSON object.
+Usage: attackers.py FLOOD JSON. The JSON object contains the addresses of the node and the secrets that the attacker has (see `Place`).
+At the end the process prints the number of messages that it sent, by kind, as a JSON object.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Answers/s of DeviceAuthenticity; latency of Diameter.
 
-The node has one worker and DeviceAuthenticity on one core, over SQLite, and a list of 100,000 devices. Each question is about another
-device, over 10,000 TACs, with one access token, and is answered from the store.
+The node has one worker and DeviceAuthenticity on one core, a SQLite store, and a list of 100,000 devices. Each question is about another
+device, from 10,000 TACs. All questions have the same access token. Answers come from the store.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Rows/s of a register; latency of Diameter.
 
-The node has one worker and its feed on one core, over SQLite on the disk of the folder for temporary files, and a list of 100,000
-devices beside the one that is fed. Each row is about another device, over 10,000 TACs, and 201 says that it is durable.
+The node has one worker and its feed on one core, a SQLite store in the temporary folder, a list of 100,000 devices, and a second list
+that the register feeds. Each row is about another device, from 10,000 TACs. Status 201 means that the row is on disk.
 """
 
 import shutil

@@ -1,9 +1,9 @@
 """Delay from Redis to all workers of two nodes.
 
-Nodes are real `eir serve` with a real redis-server of the bench's own. The time runs from the moment at which the loader is
-told that the list is in force in Redis until the last worker answers from it; what the loader took before that to write the
-pages stands beside it, and how long the processors of nodes and Redis worked for a switch: where several nodes and Redis share
-a few cores, that is what decides, and it is nearly the same on a busy machine.
+The nodes are real `eir serve` processes; the bench starts its own redis-server. The delay begins when Redis confirms to the loader that
+the list is in force, and ends when the last worker answers from that list. The table also shows the time that the loader needed to write
+the pages, and the processor time of nodes and Redis for a switch. Where nodes and Redis share few cores, the processor time decides the
+delay, and it hardly varies on a busy machine.
 """
 
 import argparse

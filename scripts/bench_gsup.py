@@ -1,8 +1,8 @@
 """Processor time of a CHECK-IMEI over GSUP, against an echo.
 
-The parts of a worker run in this process with a list of 100,000 devices, of which 1 % of the questions are; an MSC in a process of its
-own asks over one connection, with 1 and with 64 questions under way. What counts is the processor time of the server for each message,
-as that is what a worker's rate comes of, whatever else the host does.
+The parts of a worker run in this process with a list of 100,000 devices; 1 % of the questions are about these. An MSC in a process of its
+own asks over one connection, with 1 and with 64 unanswered questions. The result is the server's processor time for each message: it
+determines the rate of a worker, and does not depend on other load of the host.
 """
 
 import argparse

@@ -1,8 +1,7 @@
 """Lists in memory: size, time until ready, look-up.
 
-For each number of TACs a store is filled in one process, and another one does what the follower does, from the store to an image,
-and what a worker does: look up, and take over another image. A full switch to other identifiers, which a third process loads
-meanwhile, is followed in between.
+For each number of TACs one process fills a store. A second process does the work of a follower (from the store to an image) and of a
+worker (look-ups, change to a new image). Meanwhile a third process loads a release with other identifiers, and the second process follows.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Latency while a million newly listed devices are looked up in the record of checks.
 
-A node of one worker has a record of the last hours. A release lists a million devices that the record has, and the node raises one event
-for each. The worker and the search share one core; Redis is not used. Latency counts from when a request has come to the node's socket.
+A node of one worker has a record of the last hours. A release lists a million devices that are in the record, and the node raises one
+event for each. Worker and search share one core; the store is SQLite. Latency begins when the request arrives at the node's socket.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Load of a release, against Python's `csv` module.
 
-For each shape of file: stages, wall time from verification to switch, peak memory (VmHWM of a process that does nothing
-else), and the ratio of the load's time to csv.reader's. Loads and csv runs take turns, each in a process of its own on the
-same core; the ratio is the median over the turns. Exit status 1 if a ratio or the peak is over its limit.
+For each form of file: the stages, the time from verification to switch, the peak memory (VmHWM of a process that only loads), and the
+load's time divided by that of csv.reader. Loads and csv runs take turns, each in a process of its own on the same core; the ratio is
+the median over the turns. Exit status 1 if a ratio or the peak is over its limit.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Checks/s over MAP, against an echo and pycrate.
 
-All in one process, from octets to octets, in time of the processor: what a kernel's TCP or SCTP costs is not in it. The questions are of
-version 3, from one MSC, about devices of which one in a hundred is listed.
+All run in one process, from octets to octets, and are measured in processor time; the cost of TCP or SCTP in the kernel is not included.
+The questions have MAP version 3 and come from one MSC; 1 % are about listed devices.
 """
 
 import argparse

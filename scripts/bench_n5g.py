@@ -1,7 +1,7 @@
 """Answers/s over HTTP/2, against a bare server and Starlette; latency of Diameter.
 
-The node has one worker, one core, all metrics on, and a list of 100,000 devices; 1 % of the questions are about these. nghttp2's
-h2load asks over 4 connections with 100 requests under way on each, on another core.
+The node has one worker on one core, all metrics, and a list of 100,000 devices; 1 % of the questions are about these. nghttp2's h2load
+runs on another core, with 4 connections and 100 concurrent requests on each.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Latency of 64 peers beside a peer with unusual requests.
 
-Odd requests are those that the express lane leaves to the general path, which takes many times as long for each of them: here they have
-a priority and twelve AVPs that nobody knows. They come evenly, and eleven at once. Latency counts from when a request has come to the
-server's socket until its answer has come back; what the generator itself was late with is left out.
+The express lane leaves unusual requests to the general path, which needs many times as long for each. Here these have a priority and
+twelve unknown AVPs. They come at an even rate, and in groups of eleven. Latency begins when a request arrives at the server's socket and
+ends when its answer arrives at the generator; a delay of the generator itself is not included.
 """
 
 import tempfile

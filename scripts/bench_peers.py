@@ -1,9 +1,9 @@
 """One worker against OTP's diameter, freeDiameter and python-diameter.
 
-Each peer is the smallest S13 server that it allows, with nothing to look up and nothing to count, and says WHITELISTED to all;
-the node has one worker, all metrics on, and a list. The C echo and the bare uvloop server stand beside them. Asked are four MMEs, one
-MME that waits for each answer, and two agents with the requests of many MMEs. Each turn starts all servers again, since how a
-process lies in memory is decided when it starts.
+Each of the others is the smallest S13 server that its stack allows: it looks up nothing, counts nothing, and answers WHITELISTED to all
+requests. The node has one worker, all metrics, and a list. The C echo and the bare uvloop server are measured too. The clients are four
+MMEs, one MME that waits for each answer, and two agents that forward the requests of many MMEs. Each turn restarts all servers, since
+the memory layout of a process is fixed at its start and affects its speed.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Distribution of a check's processor time (py-spy).
 
-py-spy looks at the worker 500 times a second while it is asked over four connections with full windows. The line of the
-innermost frame of ours says what was being done; time in the loop's own C code is reading and polling. Shares become
-microseconds by the processor time that an answer costs in a run without the profiler.
+py-spy samples the worker 500 times a second while four connections with full windows ask it. A sample belongs to the line of the
+innermost frame of the project's code; time in the C code of the event loop is reading and polling. A share becomes microseconds by
+the processor time of an answer in a run without py-spy.
 """
 
 import argparse

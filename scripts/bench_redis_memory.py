@@ -1,7 +1,7 @@
 """Memory of a list in Redis, against a key per IMEI and a plain set.
 
-Starts a redis-server of its own on a free port. The same scattered identifiers in the same number of TACs each time; the
-other two forms are written by a script inside the server, since sending ten million commands would take minutes.
+The bench starts its own redis-server on a free port. All three forms contain the same scattered identifiers in the same number of TACs.
+A script inside the server writes the other two forms, since ten million commands over a connection would need minutes.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Throughput and latency with and without the record of checks.
 
-Two nodes of one worker with the same list answer the same questions in turns. The process that writes has the same core as the worker
-that answers, which is the worst case: on a larger machine it has another one. Whatever is not written is counted, and shown.
+Two nodes of one worker with the same list answer the same questions in turns. The process that writes the record shares the core of the
+worker. This is the worst case: on a larger machine the process has another core. Checks that were not recorded are counted and shown.
 """
 
 import tempfile

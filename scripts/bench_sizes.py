@@ -1,9 +1,9 @@
 """Load, memory, start and answers/s with 1,000 to 100 million entries.
 
-Entries are scattered evenly over 250,000 TACs; questions draw their TACs from the same by Zipf's law, and 1 % are about
-listed devices, then 50 %. All nodes run at once, and are asked in turns. Memory is that of one worker of a node that has one (resident),
-and of a node that has two: all its processes, each with its share of what they share (node), and what is a worker's own. A node is ready
-once it has made its list's image of the store's pages.
+Entries are scattered evenly over 250,000 TACs. Questions draw from the same TACs by Zipf's law; 1 % are about listed devices, then
+50 %. All nodes run at once, and answer in turns. The table shows the resident memory of the worker of a node with one worker. For a
+node with two workers, the table shows the memory of all processes (shared memory counted once) and the private memory of a worker. A
+node is ready when its list's image is made from the store's pages.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Latency during the switch of a list of 10 million entries.
 
-The switch is a rollback: both releases are in the store, so that nothing but the node's own work is measured, which reads the
-other one and takes it over, beside 20,000 checks a second on the same core. The measured time is about as long as that takes.
-With --redis the lists are in a Redis, which has the generator's core. Latency counts from when a request has come to the node's socket until
-its answer has come to the generator's, by the kernel's clock; how late the generator was itself is shown. At the end a node with two workers takes over a switch too, and
-what memory its workers have of their own is shown: they share the image of the list.
+The switch is a rollback. Both releases are in the store, so only the work of the node is measured: reading the other release and changing
+to it, beside 20,000 checks a second on the same core. The measurement is about as long as this work. With --redis the lists are in a
+Redis on the generator's core. Latency begins when a request arrives at the node's socket and ends when its answer arrives at the
+generator's, by the kernel's clock; the delay of the generator itself is shown. At the end a node with two workers switches too, and the
+private memory of its workers is shown: they share the image of the list.
 """
 
 import argparse

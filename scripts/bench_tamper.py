@@ -1,9 +1,11 @@
 """Tampered phones found and honest phones reported, against DIRBS's rules.
 
-Each row of scripts/simulated/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of several
-operators; world.py and world_other.py are two more generators, to which nothing was fitted. Beside the analysis stand DIRBS's rules, at the thresholds of its sample, and the one that
-Cambodia's register uses: more than two SIMs within a minute. --fit prints the weights of eir/sightings/conditions.py by networks of
-its own seeds. --attacks has peers attack a network of each row (scripts/simulated/attacks.py). --speed judges a record of so many sightings, made of a smaller one by giving every device and subscriber others' numbers.
+Each row of scripts/simulated/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of
+several operators; world.py and world_other.py are two more generators, to which nothing was fitted. The same networks are also judged by
+DIRBS's rules (thresholds of its sample configuration) and by the rule of Cambodia's register: more than two SIMs within a minute.
+--fit prints the weights of eir/sightings/conditions.py, from networks of other seeds. --attacks adds attacking peers to a network of
+each row (scripts/simulated/attacks.py). --speed measures a record of the given number of sightings: copies of a smaller record with
+other identifiers.
 """
 
 import argparse

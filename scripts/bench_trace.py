@@ -1,6 +1,6 @@
 """Throughput and latency with and without a trace.
 
-The subscriber's phone is asked about ten times a second in both cases. `eir trace` reads as an operator's does, on the generator's core.
+The subscriber's phone is asked about ten times a second in both cases. `eir trace` runs as for an operator, on the generator's core.
 """
 
 import asyncio

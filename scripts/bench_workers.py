@@ -1,7 +1,7 @@
 """Cost of an answer by number of workers.
 
-The generator asks over two connections for each worker, with full windows. A machine with two cores cannot show more than
-that the cost stays what it is, since the generator has to run somewhere; on a larger one the answers a second grow.
+The generator asks over two connections for each worker, with full windows. A machine with two cores can only show that the cost of an
+answer stays the same, since the generator needs a core; on a larger machine the answers per second rise.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Parts of `demo --country` that a shell cannot do: free ports, the register's web server, and a month of checks."""
+"""Parts of `demo --country` in Python: free ports, the register's web server, and a month of checks."""
 
 import csv
 import random

@@ -1,7 +1,7 @@
-"""Small faults in a source file of Python, C or SQL: comparisons, constants, and/or, arithmetic, statements that are dropped.
+"""Small faults in a source file of Python, C or SQL: comparisons, constants, and/or, arithmetic, deleted statements.
 
-Each is one replacement in the text, so that a diff shows it in a line or two. What a test cannot see is left alone: docstrings,
-annotations, decorators, the text of messages.
+Each fault is one replacement in the text, so that its diff has one or two lines. Docstrings, annotations, decorators and texts of
+messages are not changed, since no test can notice a change there.
 """
 
 import ast

@@ -1,7 +1,7 @@
-"""The work of `scripts/release` on a commit, in a folder of its own: only that commit goes in from this working copy.
+"""Build of `scripts/release`: from a commit, in a temporary folder; uncommitted changes of this working copy are left out.
 
-The wheel is built twice, in two places, and has to be the same to the byte. The package has a Python environment of its own in /opt/eir,
-of the versions in deploy/requirements.lock. `--check` installs, upgrades, removes and purges the package in a copy of this system.
+The wheel is built twice, in two folders, and both must have the same bytes. The package contains a Python environment in /opt/eir with
+the versions of deploy/requirements.lock. `--check` installs, upgrades, removes and purges the package in a copy of this system.
 """
 
 import argparse

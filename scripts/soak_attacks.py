@@ -1,8 +1,8 @@
-"""All interfaces under attack for ten minutes: no answer is wrong, none is lost, memory stays, and no flood slows the MMEs down much.
+"""All interfaces under attack for ten minutes: no answer is wrong or missing, memory stays bounded, and no flood slows the MMEs down much.
 
 64 MMEs, two AMFs, MSCs over GSUP and MAP, a register, a bank and a reader of the page are served meanwhile. In the first half each flood
-(scripts/attackers.py) runs alone, after a while without any, so that the latency of the MMEs shows its cost. In the second half all floods
-run at once, while workers and other processes are killed, Redis is restarted and killed, and deltas are loaded. An answer may be missing
+(scripts/attackers.py) runs alone after a pause, so that the latency of the MMEs shows its cost. In the second half all floods run at
+once, while workers and other processes are killed, Redis is restarted and killed, and deltas are loaded. An answer may be missing
 only on a connection of a process that was killed.
 """
 

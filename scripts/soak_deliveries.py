@@ -1,7 +1,7 @@
-"""Ten thousand deliveries of forty kinds by three publishers: every good release in force within 10 s, nothing lost, each refusal with its reason.
+"""Ten thousand deliveries of forty kinds by three publishers: each good release is in force within 10 s, nothing is lost, each refusal has its reason.
 
-A node runs with a drop folder; who delivers knows nothing of it. Deliveries, and which of them are good, damaged or hostile, go by a
-seed that is printed. The node answers checks meanwhile.
+A node with a drop folder runs; the publishers know nothing of it. A seed, which is printed, draws the deliveries and which of them are
+good, damaged or hostile. The node answers checks meanwhile.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Periods of grace over weeks, on two nodes and a Redis with faults: no device gets a second period, and none loses its own.
 
-Each simulated day has first checks of new devices and further checks of earlier ones. Each answer is compared with a model. The days
-have killed workers and followers, restarts, losses of power, a partition, a lost Redis, and a lost disk of a node. Some devices are
-registered for a time. On one day a peer sends invented IMEIs, of which only as many are recorded as the limit of a peer allows.
+Each simulated day has first checks of new devices and further checks of earlier ones. Each answer is compared with a model. During
+the days workers and followers are killed, nodes restart, power is lost, two nodes are separated, Redis is lost, and so is the disk of a
+node. Some devices are registered for a time. On one day a peer sends invented IMEIs; the node records at most the peer's limit.
 """
 
 import argparse

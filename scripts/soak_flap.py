@@ -1,7 +1,7 @@
-"""A hundred peers that come and go for a minute while one asks steadily: no wrong or late answer, and nothing is left of those who went.
+"""A hundred peers that connect and disconnect for a minute while one asks steadily: no answer is wrong or late, and no resource of a lost peer remains.
 
-Each of the hundred connects, asks perhaps, and leaves by DPR, by closing, by a reset, in the middle of a message or half-closed, over
-and over. Afterwards descriptors, tasks and connections are what they were.
+Each of the hundred connects, asks or not, and leaves by DPR, by closing, by a reset, in the middle of a message or half-closed, again and
+again. Afterwards descriptors, tasks and connections have their earlier numbers.
 """
 
 import argparse

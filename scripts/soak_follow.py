@@ -1,4 +1,4 @@
-"""A follower of Redis for a minute of random changes and faults: in the end it holds what an index built from scratch holds."""
+"""A follower of Redis for a minute of random changes and faults: at the end its lists equal an index that was built from scratch."""
 
 import argparse
 import asyncio

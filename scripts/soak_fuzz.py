@@ -1,7 +1,8 @@
-"""Fuzzed messages and sessions of one protocol (--protocol): the node lives, does not grow, and a good client beside them notices nothing.
+"""Fuzzed messages and sessions of one protocol (--protocol): the node stays alive, does not grow, and a good client beside them notices nothing.
 
-All messages are mutated from good ones, by a seed that is printed. Over MAP and GSUP each is wrong in one layer, and good below it; what
-is no check goes on from GSUP to an HLR. Memory is that of all processes of the node, before and after, both with nobody connected.
+All messages are mutations of good ones, by a seed that is printed. Over MAP and GSUP each has one wrong layer, and good layers below it;
+over GSUP the node forwards messages that are no check to an HLR. Memory is that of all processes of the node, before and after, both
+without connections.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The history under floods, on SQLite and on Redis: nothing of the main chain goes, and it stays small.
+"""History under floods, on SQLite and on Redis: no record of the main chain is lost, and the history stays small.
 
-A busy year with 100,000 refusals, and a simulated year of a register that feeds 1,200 rows a second. The second one keeps the proportion of
-rows to the limit of the feed's chain, with an anchor each hour, and has a clock of its own.
+A busy year with 100,000 refusals, and a simulated year of a register that feeds 1,200 rows a second. The second keeps the ratio of
+rows to the limit of the feed's chain, with an anchor each hour, and has a simulated clock.
 """
 
 import argparse

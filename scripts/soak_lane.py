@@ -1,7 +1,7 @@
 """Millions of ECRs, half of them altered: the express lane gives the same bytes, counts and record as the general path.
 
-Any AVP that the grammar knows stands on any level, once or twice, with the M bit and without, in any order. Each process compares two
-connections in itself; the seed is printed, and the message with which two differ.
+Each AVP that the grammar knows may stand on any level, once or twice, with and without the M bit, in any order. Each process compares two
+connections; it prints the seed, and the message for which the two differ.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A load of ten million entries while a client keeps asking: no wrong answer, nobody refused, watchdogs in time, no slice over 20 ms."""
+"""Load of ten million entries while a client keeps asking: no answer is wrong or missing, watchdogs are in time, and no step of the load holds the event loop for more than 20 ms."""
 
 import argparse
 import asyncio

@@ -1,8 +1,8 @@
 """Faults that are put into the code, one at a time, are noticed by the tests that concern the file.
 
-Faults are drawn by a seed over a folder or a file of eir/ (scripts/faults.py says of which kinds). Each is tried in a copy of the tree,
-several at a time, so that the tree itself is never touched. A test that fails has noticed the fault if it passes without it.
-Ends with 1 if less than --at-least was noticed. A fault that changes nothing that counts is nobody's to notice: read the diffs.
+A seed draws the faults over a folder or a file of eir/ (scripts/faults.py lists their kinds). Each fault is tried in a copy of the tree,
+several at a time; the tree itself does not change. A test notices a fault if it fails with it and passes without it. Exit status 1
+if fewer faults than --at-least were noticed. A fault that changes no behaviour cannot be noticed: read the diffs.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """64 MMEs and two AMFs for ten minutes, while node, processes and Redis are restarted, killed and attacked by turns: no answer is wrong.
 
-None is lost either, but on connections that were cut, and the history is whole afterwards. Redis has its AOF and the user file of
-config/LISTS.md. After each turn every MME and every AMF is served again before the next one comes.
+An answer may be missing only on a connection that was cut, and the history is complete afterwards. Redis has its AOF and the user file of
+config/LISTS.md. After each turn every MME and every AMF is served again before the next turn begins.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""An operator's first hours in a fresh Debian under systemd: installation, upgrade and first day by the page's own lines, with and without network.
+"""An operator's first hours in a fresh Debian under systemd: installation, upgrade and first day by the commands of the pages, with and without network.
 
-Needs root: each host is a root of its own over one that debootstrap makes, with systemd as its first process and a network that ends
-at its loopback. What an operator of it fetches, such as Debian's packages, is fetched over this machine's network. An editor's part
-(`sudoedit`) is done by a script, and so is that of an agency, which makes a key and signs a list.
+Needs root. Each host has its own root folder over one that debootstrap makes, with systemd as its first process and a network of
+loopback only. Debian's packages are fetched over this machine's network. A script does the operator's edits (`sudoedit`) and the work of
+an agency, which makes a key and signs a list.
 """
 
 import argparse

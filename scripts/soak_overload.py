@@ -1,8 +1,9 @@
-"""Ten times the limit, and ten times what a worker can do: who is served keeps its latency, and a quiet peer does not pay for a loud one.
+"""Ten times the limit, and ten times the capacity: served peers keep their latency, and a quiet peer is not delayed by a loud one.
 
-The generator holds every answer to its request. First with a `rate_max`: p99 of the checks that are answered at ten times the limit,
-beside that at 70 % of it. Then without: three peers offer a worker more than twice what it can do, and then a fourth comes that is ten
-times louder than each of them (ten times the worker's best, together); p99 of the three, without it and with it; meanwhile a watchdog.
+The generator compares each answer with its request. First with a `rate_max`: p99 of the answered checks at ten times the limit, compared
+with that at 70 % of it. Then without: three peers offer a worker more than twice its capacity, then a fourth peer offers ten times as
+much as each of them (together ten times the capacity). Compared is the p99 of the three, without and with the fourth; a watchdog is
+sent meanwhile.
 """
 
 import argparse

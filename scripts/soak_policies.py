@@ -1,7 +1,7 @@
-"""Random policies over a running node, whose lists change and whose rows end: each answer is what a model of policy and rows says.
+"""Random policies on a running node, while lists change and rows end: each answer is that of a model of policy and rows.
 
-The lists change by releases, deltas, commands and rollbacks; the node restarts, and Redis loses all that it has. Questions follow at
-once after each of these.
+Releases, deltas, commands and rollbacks change the lists; the node restarts, and Redis loses all its data. Questions follow at once
+after each of these.
 """
 
 import argparse

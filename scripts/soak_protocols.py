@@ -1,8 +1,8 @@
 """A million questions over Diameter S13, N5g-eir, MAP and GSUP: one policy gives the same verdict to an MME, an AMF and an MSC.
 
-Devices that are listed, their neighbours, and any at all; as 14, 15 and 16 digits, with every software version, with SIMs of home and of
-elsewhere. A device that is listed with one software version is found with every other. GSUP knows no software version, and has two
-answers: what is blacklisted is refused, and nothing else.
+The devices are listed ones, their neighbours, and random ones; with 14, 15 and 16 digits, each software version, and SIMs of the home and of
+other networks. A device that is listed with one software version is found with every other. GSUP has no software version and two
+answers: a blacklisted device is refused, each other is not.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A minute of fuzzed data files and manifests: each is read, or refused with a reason, and never anything else.
+"""A minute of fuzzed data files and manifests: each is either read, or refused with a reason.
 
-What is made goes by seeds that count up from the one that is printed; `tests/fuzz/releases.py` has one run of them.
+Inputs follow from seeds that count up from the printed one; `tests/fuzz/releases.py` makes the input of one seed.
 """
 
 import argparse

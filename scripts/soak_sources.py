@@ -1,8 +1,8 @@
-"""Nodes that follow one folder over HTTPS through a server that fails: after each change all hold its content within a minute of recovery.
+"""Nodes that follow one folder over HTTPS through a faulty server: after each change all have its content within a minute of recovery.
 
-A publisher changes the folder again and again, by deltas that are folded now and then. Before each recovery every request may be dropped,
-cut off, stalled, corrupted, answered from before the change, redirected elsewhere, or answered without end. Nothing that the publisher did
-not sign may ever be in force, and what nodes acknowledge has to be what they have. Faults go by a seed that is printed.
+A publisher changes the folder again and again, by deltas that are folded at times. Before each recovery any request may be dropped, cut
+off, stalled, corrupted, answered from an earlier state, redirected, or answered without end. No content without the publisher's
+signature may ever be in force, and a node acknowledges only content that it has. A printed seed draws the faults.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Two nodes behind freeDiameter are upgraded from an earlier commit, and go back, over and over while requests flow: none unanswered, none wrong.
+"""Two nodes behind freeDiameter are upgraded from an earlier commit and downgraded, again and again under load: no request is unanswered, no answer wrong.
 
-Both follow one Redis. One node after the other ends as `systemctl restart` has it, begins again with the other program, and is waited for
-until the agent is back on it. What the earlier program cannot read of what the later one wrote shows as a start that fails.
+Both follow one Redis. One node after the other ends as by `systemctl restart`, starts with the other program, and the next step waits until the
+agent is connected again. If the earlier program cannot read data of the later one, its start fails.
 """
 
 import argparse

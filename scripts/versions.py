@@ -1,6 +1,6 @@
-"""The version of the program: where it stands, what a build that is not of a tag is called, and how a commit becomes a release.
+"""Version of the program: its place, the version of a build without a tag, and the steps from a commit to a release.
 
-It stands in eir/__init__.py, from which the wheel has it. The Helm chart repeats it for who installs from a clone.
+The version is in eir/__init__.py, from which the wheel takes it. The Helm chart repeats it for installations from a clone.
 """
 
 import re

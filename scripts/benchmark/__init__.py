@@ -1,1 +1,1 @@
-"""Common parts of those benchmarks in scripts/bench that measure a running node."""
+"""Common parts of the benches that measure a running node."""

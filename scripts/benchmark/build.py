@@ -1,7 +1,7 @@
-"""Builds for the benchmarks, made once: the generator and the C echo, a Python of their own, the peers to compare with.
+"""Builds for the benches, made once: load generator, C echo, an own Python environment, and the peers to compare with.
 
-Everything goes into build/bench. What is missing on the machine comes by scripts/setup, packages included, before the benchmark goes
-into a network of its own: from there nothing can be fetched, and what could not be had is not tried again.
+All builds are in build/bench. scripts/setup installs missing packages before the bench enters a network of its own, from which nothing
+can be fetched. A package that could not be installed is not tried again.
 """
 
 import importlib.util

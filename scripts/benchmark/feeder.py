@@ -1,8 +1,8 @@
-"""Clients over HTTP/1.1: `feeder.py URL CONNECTIONS RATE SECONDS FIRST FILE [TOKEN]`: so many requests a second, or as many as are answered (0).
+"""Clients over HTTP/1.1: `feeder.py URL CONNECTIONS RATE SECONDS FIRST FILE [TOKEN]`. RATE is in requests per second; 0 means as fast as answers come.
 
-A register that feeds rows, or with the file TOKEN whoever asks DeviceAuthenticity by that token. Each request is about another device, from
-the one with the number FIRST on; what was answered goes to FILE as JSON: requests by status, requests a second, and how long the answers
-took in milliseconds. Imports nothing of the project.
+The clients are a register that feeds rows or, with the file TOKEN, a client of DeviceAuthenticity with that access token. Each request
+is about another device, from number FIRST on. The result is written to FILE as JSON: requests by status, requests per second, and
+response times in milliseconds. Imports nothing from the project.
 """
 
 import asyncio

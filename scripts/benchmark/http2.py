@@ -1,4 +1,4 @@
-"""HTTP/2 for benches: nghttp2's load generator, and the servers that are compared with."""
+"""HTTP/2 for benches: nghttp2's load generator, and the servers to compare with."""
 
 import re
 import subprocess

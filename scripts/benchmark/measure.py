@@ -1,4 +1,4 @@
-"""Ask servers in turns, A B A B, and put side by side what came of it: medians, and ratios within each turn."""
+"""Measurement of servers in turns (A B A B): medians, and ratios within each turn."""
 
 import argparse
 import json

@@ -1,7 +1,7 @@
-"""A network of the benchmark's own, where that is permitted: no port is taken, nothing leaves, and one congestion control.
+"""Network namespace of a bench, where permitted: no port of the host is used, no packet leaves, and TCP uses one congestion control.
 
-bbr, a common default, paces loopback too and makes latencies bimodal; reno does not. freeDiameter does not start on a machine
-that has loopback only, so there is one address besides.
+bbr, a common default, also paces loopback and gives latencies two peaks; reno does not. freeDiameter does not start on a host that has
+only loopback, so the namespace has one more address.
 """
 
 import os

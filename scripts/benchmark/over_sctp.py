@@ -1,7 +1,7 @@
-"""`bench ecr --transport sctp`: the node over SCTP beside itself over TCP, freeDiameter and OTP over SCTP, and C that only answers.
+"""`bench ecr --transport sctp`: the node over SCTP, compared with the node over TCP, freeDiameter and OTP over SCTP, and a C echo.
 
-All on one processor with the generator, in a user-mode kernel (scripts/sctp) where this one has no SCTP. A system call costs much more
-there than on a real kernel, those for the time included, and SCTP needs one for each message: how many there are is counted, by strace.
+All share one processor with the generator, in a user-mode kernel (scripts/sctp) if the host's kernel has no SCTP. A system call costs
+much more there than on a real kernel, reading the clock included, and SCTP needs one for each message. strace counts the system calls.
 """
 
 import argparse

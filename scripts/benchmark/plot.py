@@ -1,7 +1,7 @@
-"""Results as a picture: SVG by matplotlib, on a light ground, with every value beside its mark as text and in the description.
+"""Plot of results: SVG by matplotlib on a light background. Each value is written beside its mark and in the description.
 
-Values in, picture out; knows nothing of what was measured. What draws imports matplotlib, so that a bench without a picture does
-without it (`scripts/setup --bench` has it). The same values give the same bytes.
+The module gets values and labels only. matplotlib is imported when a plot is drawn, so that a bench without a plot runs without it
+(`scripts/setup --bench` installs it). The same values give the same bytes.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Questions: IMEIs with their expected answers, as load.c reads them; and lists that hold some of them.
+"""Questions: IMEIs with their expected answers, in the form that load.c reads, and lists that contain some of them.
 
-TACs are asked for as often as Zipf's law has it: the n-th most common model has 1/n of the first one's phones.
+TACs are drawn by Zipf's law: the n-th most common model has 1/n of the phones of the first.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Servers that are measured, each a process on cores of its choice: how it starts, when it is ready, how it ends."""
+"""Measured servers: each is a process on chosen cores, with its command, its readiness check and its end."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A host with an EIR of its own: a folder with a publisher's key, releases, configuration and state; its node as a server."""
+"""Host with an EIR for benches: a folder with a publisher's key, releases, configuration and state, and its node as a server."""
 
 import argparse
 import asyncio

@@ -1,8 +1,8 @@
-"""Attacks on the record of a made network: peers that ask about devices, to have honest ones reported or tampered ones overlooked.
+"""Attacks on the record of a simulated network: peers that send checks so that honest devices are reported or tampered ones missed.
 
-Each attack is a function from the record to the rows that the peer adds. It may know all that is in the record: numbers, SIMs, times. It
-sends from its own Origin-Host if nothing else is said, and at most REQUESTS checks about each device that it is after. Shares no code with the
-analysis.
+Each attack is a function from the record to the rows that the attacking peer adds. It may use all of the record: identifiers, SIMs,
+times. Unless stated otherwise, it sends from its own Origin-Host, and at most REQUESTS checks about each attacked device. The module
+shares no code with the analysis.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,18 +1,20 @@
-"""Networks for `bench tamper`, each under one assumption that real ones make: pools, one MME, few checks, old lists of TACs, refurbishers.
+"""Networks for `bench tamper`, each under one assumption: pools, one MME, few checks, old lists of TACs, refurbishers, and others.
 
-A network is a row of ROWS: a record of sightings, and the truth beside it. Everyone obeys physics: a body (a phone, a router, a box) is at
-one place, and its SIMs are where it is. Shares no code with the analysis and knows none of its thresholds. What is assumed:
+A network is a row of ROWS: a record of sightings, and the truth. Physics holds: a body (a phone, a router, a SIM box) is at one place, and
+its SIMs are there too. The module shares no code with the analysis and has none of its thresholds. Assumptions:
 
-- People live in regions whose sizes follow Zipf's law, on a map of 800 by 600 km, from which the time between two regions follows at 100
-  km/h, without checks on the way. One in seven works in the next region, one in twenty lives where two meet, and a trip comes every
-  forty days. Checks come at random by the hours of the day, a fifth of them in twos.
-- Bodies with several SIMs: whoever changes SIMs by hand in one slot (once a day to once a week, in one row several times a day), two SIMs under one IMEI
-  (registered together, and each for itself at times), SIMs with several IMSIs, routers that fail over for a while, families that lend a phone.
-- Phones that change hands: sales, repairs, numbers that move, shops' phones, testers' SIMs, loan phones, refurbishers, a laboratory.
-- Copies: as many bodies with one number, each somebody's own, 2, 3, 4 to 6, 7 to 20 or more; a part are sold in one region; some come later.
-- Models: six years of them; the list of TACs lacks two that are just coming out, and in one row all of the last six months.
-- SIM boxes of three kinds: ports with a number each through which SIMs go round; SIMs with a new number every second check; a new number
-  every few days. One number in a share of all phones. Modules of which a whole batch has one number.
+- People live in regions whose sizes follow Zipf's law, on a map of 800 by 600 km. The time between two regions follows from 100 km/h,
+  without checks on the way. One person in seven works in the next region, one in twenty lives at the border of two, and everybody
+  travels every forty days. Checks come at random by the hour of the day, a fifth of them in pairs.
+- Bodies with several SIMs: people who change SIMs by hand in one slot (once a day to once a week; in one row several times a day), two
+  SIMs under one IMEI (registered together, and at times separately), SIMs with several IMSIs, routers that fail over for a while,
+  families that lend a phone.
+- Phones with a new owner or user: sales, repairs, ported numbers, phones of shops, SIMs of testers, loan phones, refurbishers, a laboratory.
+- Copies: 2, 3, 4 to 6, 7 to 20 or more bodies with one IMEI, each with an owner of its own; some are sold in one region; some
+  appear later.
+- Models: six years of them. The list of TACs lacks two new models, and in one row all models of the last six months.
+- SIM boxes of three kinds: ports with one IMEI each and changing SIMs; SIMs with a new IMEI at every second check; SIMs with a new IMEI
+  every few days. One IMEI in a share of all phones. Modules of which a whole batch has one IMEI.
 """
 
 from collections.abc import Mapping

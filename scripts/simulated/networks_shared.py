@@ -1,19 +1,19 @@
-"""Networks of several operators for `bench tamper`: one register serves all of them, and most honest devices with several SIMs have a cause of their own.
+"""Networks of several operators for `bench tamper`: one register serves all, and honest devices have several SIMs for many reasons.
 
-Shares no code with `networks`, `world` or `world_other`, except for the form of a made network. A body has an area for each hour. Its SIMs are
-checked for three causes: the phone is switched on in the morning, the body enters another area, or a timer ends. An operator has MMEs of its
-own in each area, so that two SIMs of one phone often come by two MMEs.
+Shares no code with `networks`, `world` and `world_other`, except for the form of a simulated network. A body has an area for each hour.
+Its SIMs are checked for three causes: the phone is switched on in the morning, the body enters another area, or a timer ends. Each
+operator has its own MMEs in each area, so two SIMs of one phone are often checked by two MMEs.
 
 Rates with a source:
 
-- SIMs for each person: 1.44 (GSMA Intelligence, 2016). A quarter of phones have two slots, each with an IMEI (OpenSignal, 2015).
-- Subscribers for each copied number: 6 on average, 5.28 million for 0.88 million (PTA, Pakistan, 2022). Copies are 3 times as many here as there,
+- SIMs per person: 1.44 (GSMA Intelligence, 2016). A quarter of phones have two slots, each with an IMEI (OpenSignal, 2015).
+- Subscribers per copied IMEI: 6 on average, 5.28 million for 0.88 million (PTA, Pakistan, 2022). Copies are 3 times as frequent here,
   so that a network of 12,000 people has enough of them.
 
-All other rates are guesses: 5 checks a day; one commuter of eight people; 4 % live where two areas meet; a journey every 35 days; 1 % change SIMs
-by hand; 0.4 % of phones have one IMEI in both slots; 2 % are lent in a family; 3 % are sold, 1.2 % get a ported number; 0.3 % have a SIM for work that is used
-at work only; 0.2 % are phones of drivers who change by shifts; 0.08 % are phones of market stalls whose SIMs change several times a day; 2 % are roamers; 15 %
-use Wi-Fi at home; 4 % are modules.
+All other rates are guesses: 5 checks a day; one commuter in eight people; 4 % live where two areas meet; a journey every 35 days; 1 %
+change SIMs by hand; 0.4 % of phones have one IMEI in both slots; 2 % are lent in a family; 3 % are sold, 1.2 % get a ported number;
+0.3 % have a SIM that is used at work only; 0.2 % are phones of drivers in shifts; 0.08 % are phones of market stalls whose
+SIMs change several times a day; 2 % are roamers; 15 % use Wi-Fi at home; 4 % are modules.
 """
 
 from collections.abc import Mapping

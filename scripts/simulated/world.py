@@ -1,23 +1,23 @@
-"""A network made up for `bench tamper`: a month of checks, honest and not, in the form of the EIR's record, and the truth beside it.
+"""Simulated network for `bench tamper`: a month of honest and other checks, in the form of the EIR's record, and the truth.
 
-Shares no code with the analysis and knows none of its thresholds. What is assumed, and where it comes from:
+Shares no code with the analysis and has none of its thresholds. Assumptions, with their sources:
 
-- People: 5 checks a day on average (attach, TAU of another area), more for some (gamma), by the hours of a day; one MME for each region
-  of a country of 800 by 600 km, sizes by Zipf's law. One in seven commutes to the next region, one in twenty lives where two meet, and
-  3 % of days are spent far away.
-- Honest devices with several SIMs: a phone is kept for about three years, so that some 3 % change hands or SIM in a month (sales,
-  repairs); 2 % of phones are lent within a family for hours or days; 0.5 % are cheap ones whose two SIMs share an IMEI, and are seen
-  together. Shops have a phone into which each customer's SIM goes once, and a SIM that goes into each customer's phone. Loan phones are
-  handed on after a day or two. Tourists buy a SIM for a week, or roam. Firms buy cartons with serial numbers in a row.
-- MMEs: a fifth send no software version; IMEIs come as 14, 15 or 16 digits, the 15th the check digit or a spare 0. Firmware is updated
-  once in a while, rarely put back.
-- The list of TACs lacks one model that is just coming out.
+- People: 5 checks a day on average (attach, TAU in another area), more for some (gamma), by the hour of the day; one MME for each region
+  of a country of 800 by 600 km, sizes by Zipf's law. One person in seven commutes to the next region, one in twenty lives where two
+  meet, and 3 % of days are spent far away.
+- Honest devices with several SIMs: a phone is kept for about three years, so that some 3 % change owner or SIM in a month (sales,
+  repairs); 2 % of phones are lent within a family for hours or days; 0.5 % are cheap phones whose two SIMs share an IMEI, and are seen
+  together. Shops have a phone into which each customer's SIM is put once, and a SIM that is put into each customer's phone. Loan phones
+  have a new user after a day or two. Tourists buy a SIM for a week, or roam. Firms buy cartons with consecutive serial numbers.
+- MMEs: a fifth send no software version; IMEIs have 14, 15 or 16 digits, the 15th is the check digit or a spare 0. Firmware is updated
+  at times, and rarely downgraded.
+- The list of TACs lacks one new model.
 - Clones: 0.4 % of IMEIs (0.9 million among 150 million subscribers were blocked in Pakistan as duplicates), with 2, 3, 4 to 6, 7 to 20,
-  or more copies, six on average; the genuine phone is among them in 6 of 10 cases, copies come and go, and their firmware is another
-  in 6 of 10. Copies lie as people do, by region.
-- Reprogrammed phones, seen from the moment on when they have another identity: of a phone that exists (taken), of a TAC that was never
-  allocated, of a real TAC with a number that is free. SIM boxes: 16 to 64 SIMs on 8 to 32 identities in rotation, or an identity that
-  is thrown away after some days, one region, with the hours of people's days. Identifiers of zeros, and ones that name no device.
+  or more copies, six on average. The genuine phone is among them in 6 of 10 cases. Copies appear and disappear, and 6 of 10 have
+  another firmware. Copies are distributed over the regions as people are.
+- Reprogrammed phones, seen from the moment of their new identity on: the IMEI of an existing phone (taken), an IMEI of a TAC that was
+  never allocated, a free serial number of a real TAC. SIM boxes: 16 to 64 SIMs on 8 to 32 identities in rotation, or an identity that is
+  given up after some days; one region, with the daily hours of people. Identifiers of zeros, and identifiers that name no device.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Another network for `bench tamper`, made under other assumptions than `world`, each of its numbers drawn by the seed.
+"""Simulated network for `bench tamper` under other assumptions than `world`; the seed draws each of its rates.
 
-Shares nothing with `world` but the form of what is made. Here a province is served by a pool of MMEs, any of which may ask; people stay
-in a province for days or weeks and then travel for hours, asked by nobody on the way; checks come at random while somebody is awake,
-for some once a day and for others twenty times. Copies may be sold in one bazaar and stay in its province.
+Shares nothing with `world` but the form of a simulated network. A pool of MMEs serves a province, and any of them may ask. People stay in
+a province for days or weeks and then travel for hours without checks. Checks come at random while a person is awake, from once to
+twenty times a day. Copies may be sold in one market and stay in its province.
 """
 
 from datetime import date, datetime, timedelta
