@@ -77,7 +77,7 @@ def checks():
 
 
 class TestCheck:
-    def test_a_verdict_says_why(self, checks):
+    def test_a_verdict_names_its_reason(self, checks):
         found = [checks.ask(STOLEN), checks.ask(imsi="262011234567890"), checks.ask(f"{FREE}77"), checks.ask()]
         assert [(v.status, v.rule, v.name, v.list) for v in found] == [
             (BLACK, 2, None, "stolen"), (UNKNOWN, 3, "roamers", None), (GREY, 4, None, None), (WHITE, "default", None, None),

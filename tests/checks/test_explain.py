@@ -98,7 +98,7 @@ async def test_a_list_of_another_kind_than_configured_is_not_in_force():
 
 
 @pytest.mark.parametrize("question", [Question(STOLEN), Question(FREE, imsi=IMSI), Question("x")])
-async def test_what_a_node_tells_by_way_of_json_is_what_it_found(question):
+async def test_an_explanation_that_went_through_json_is_unchanged(question):
     found = await explained(question, settings(*BY_LIST.rules, bad_identity=None))
     assert Explanation.of_fields(question, json.loads(json.dumps(found.as_fields()))) == found
     assert (found.status is None) is (question.imei == "x")
@@ -136,7 +136,7 @@ async def test_a_list_of_pairs_is_read_whole_where_a_rule_asks_what_the_sim_is_b
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("question", [Question(), Question(""), Question("x"), Question(meid="x"), Question("x", "y")])
-async def test_a_request_that_names_no_device_gets_what_the_checker_says(policy, question):
+async def test_a_request_without_a_device_gets_the_answer_of_the_checker(policy, question):
     store = Store()
     found = await explained(question, policy, store)
     verdict = Checker(policy, Index({}), now=NOW).check(question)

@@ -372,7 +372,7 @@ def test_a_rule_names_each_list_once_and_the_first_one_stands_for_it():
 
 
 @pytest.mark.parametrize("condition", ["device_bound_elsewhere", "subscriber_bound_elsewhere"])
-def test_what_is_bound_to_what_only_a_list_of_pairs_says(condition):
+def test_conditions_on_bindings_need_a_list_of_pairs(condition):
     with pytest.raises(KeyError, match="expected a list of pairs"):
         compiled(Rule(answer=BLACK, **{condition: "sims"}), index=index_with(**TEST_SIMS))
 

@@ -185,7 +185,7 @@ def exchange(site, *imeis):
         return [receive() for _ in requests]
 
 
-def test_many_checks_of_one_phone_are_answered_all_and_told_in_part(site):
+def test_many_checks_of_one_phone_are_all_answered_and_partly_traced(site):
     with Trace(site, "--imei", LISTED) as trace:
         assert {Message(answer).number(1445, TGPP) for answer in exchange(site, *[LISTED] * 2000)} == {1}
         until(lambda: trace.records("limit"))

@@ -125,7 +125,7 @@ class TestUsage:
             "publish x.csv --list stolen --serial 1 --expires 9999999d --key k", "add stolen 35209900176148 --reason x --until 9999999d",
         ],
     )  # fmt: skip
-    def test_wrong_usage_is_2_and_says_what_is_wrong_on_standard_error(self, eir, arguments):
+    def test_wrong_usage_exits_with_2_and_names_the_fault_on_standard_error(self, eir, arguments):
         status, out, err = eir(*arguments.split())
         assert status == 2
         assert not out or arguments == "peer"
@@ -146,7 +146,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         "command", ["config", "lists", "history", "peers", "reload", "drain", "serve", "check 1", "inbox"]
     )
-    def test_each_command_says_that_the_file_is_not_there(self, eir, command, tmp_path):
+    def test_each_command_reports_a_missing_file(self, eir, command, tmp_path):
         status, out, err = eir(*command.split(), "-c", tmp_path / "none.yaml")
         assert (status, out) == (2, "")
         assert f"{tmp_path}/none.yaml" in err
@@ -182,7 +182,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         "text", [None, "state: [a, b]\n", "x: [\nstate: {\n"], ids=["no file", "no folder", "no YAML"]
     )
-    def test_status_says_in_one_line_that_it_cannot_tell(self, eir, tmp_path, text):
+    def test_status_reports_in_one_line_that_the_state_is_unknown(self, eir, tmp_path, text):
         path = tmp_path / "wrong.yaml"
         if text:
             path.write_text(text)
@@ -321,7 +321,7 @@ class TestCheck:
             found = site.json("check", UNLISTED)
             assert (found["rule"], found["rule_name"]) == ("default", None)
 
-    def test_the_document_says_what_was_observed_and_what_is_not_loaded(self, eir, tmp_path, host):
+    def test_the_document_has_observed_rules_and_lists_that_are_not_loaded(self, eir, tmp_path, host):
         assert document(eir("check", TRACKED, "--json"))["observed"] == [
             {"rule": 5, "rule_name": None, "status": "greylisted"}
         ]
@@ -342,7 +342,7 @@ class TestCheck:
     @pytest.mark.parametrize(
         "imei", ["3520990017614", "35209900176148111", "x", "3520990017614\N{FULLWIDTH DIGIT EIGHT}"]
     )
-    def test_what_is_no_identifier_gets_what_the_policy_says(self, eir, imei):
+    def test_a_malformed_identifier_gets_the_answer_of_the_policy(self, eir, imei):
         status, out, err = eir("check", imei, "--json")
         assert status == 2
         found = json.loads(out)
@@ -377,7 +377,7 @@ class TestCheck:
         assert status == 2
         assert f"eir: {imei.replace('-', '') or imei}: an IMEI has 14 or 15 digits" in err
 
-    def test_a_probe_of_what_stands_on_the_box_says_that_it_is_another_question(self, eir):
+    def test_a_probe_of_a_number_with_blanks_reports_that_it_is_sent_as_typed(self, eir):
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             done = eir("probe", f"s13://127.0.0.1:{closed.getsockname()[1]}", "35 209900 176148 1", LISTED)
@@ -387,7 +387,7 @@ class TestCheck:
         )
         assert done[2].count("note: ") == 1
 
-    def test_none_at_all_gets_what_the_policy_says(self, eir):
+    def test_a_missing_identifier_gets_the_answer_of_the_policy(self, eir):
         found = document(eir("check", "", "--json"))
         assert [found[key] for key in ("imei", "status", "rule", "list")] == ["", "greylisted", "no_identity", None]
         assert eir("check", "") == (
@@ -466,7 +466,7 @@ class TestLists:
             done = site.eir("history", "stollen", status=2)
             assert "there are: stolen, tracked; did you mean 'stolen'?" in done.stderr
 
-    def test_dry_run_says_what_would_come_and_changes_nothing(self, eir, host):
+    def test_dry_run_counts_added_devices_and_changes_nothing(self, eir, host):
         before = document(eir("lists", "--json"))
         manifest = host.release([LISTED, f"{UNLISTED}7", f"{UNLISTED[:-1]}0"], serial=2)
         (report,) = host.json("load", "--dry-run", manifest)
@@ -485,7 +485,7 @@ class TestLists:
         assert [report["outcome"] for report in json.loads(done.stdout)] == ["refused", "would load"]
         assert f"{missing}: refused" in done.stderr
 
-    def test_a_load_says_whether_a_node_has_taken_it_over(self, host, tmp_path):
+    def test_a_load_reports_whether_a_node_has_it_in_force(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             assert (
                 "no node runs on the state folder" in site.eir("load", site.release([LISTED])).stderr.splitlines()[-1]
@@ -560,7 +560,7 @@ class TestLists:
             site.eir("lists", "reset-serial", "stolen", "--to", "2", "--reason", "a mistake")
             assert load_in_force(site.state)["stolen"].mark == (1, 2)
 
-    def test_a_whole_tac_takes_force_and_a_dry_run_says_its_size(self, host, tmp_path):
+    def test_a_whole_tac_takes_force_and_a_dry_run_prints_its_size(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
             command = ("own", LISTED[:8], "--tac", "--reason", "recalled")
@@ -575,7 +575,7 @@ class TestLists:
             removed = site.json("remove", *command, "--dry-run", "--force")
             assert (removed["gone"], removed["dry_run"], site.json("lists")[0]["entries"]) == (1_000_000, True, 1)
 
-    def test_a_load_always_says_what_comes_and_goes(self, host, tmp_path):
+    def test_a_load_always_prints_the_added_and_removed_devices(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             for serial, rows, come, gone in ((1, [LISTED], 1, 0), (2, [UNLISTED, TRACKED], 2, 1)):
                 manifest = site.release(rows, serial=serial)
@@ -611,7 +611,7 @@ class TestLists:
                 in site.eir("lists", "reset-serial", "tracked", "--to", "1", "--reason", "x", status=1).stderr
             )
 
-    def test_what_is_no_manifest_is_told_and_not_recorded(self, eir, host):
+    def test_a_file_that_is_no_manifest_is_reported_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)
         events = document(eir("history", "--json"))
         for mistaken in (manifest.parent, manifest.parent / "stolen-1-0.csv", f"{manifest}.sig"):
@@ -619,7 +619,7 @@ class TestLists:
             assert f"this is not a manifest; did you mean {manifest.parent}/" in said
         assert document(eir("history", "--json")) == events
 
-    def test_a_release_for_no_list_is_told_which_there_are(self, host, tmp_path):
+    def test_the_refusal_of_a_release_for_no_list_names_the_lists(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={**site.settings["lists"], "own": {"local": True}})
             assert (
@@ -683,7 +683,7 @@ class TestLists:
         status, _, err = eir(*command, "--bad-rows-max", "1")
         assert (status, err.startswith("warning: a bad row, which nodes leave out: new.csv:3: ")) == (0, True)
 
-    def test_publish_writes_manifest_and_signature_and_says_where(self, eir, host, tmp_path):
+    def test_publish_writes_manifest_and_signature_and_prints_their_paths(self, eir, host, tmp_path):
         data = tmp_path / "new.csv"
         data.write_text(f"imei\n{LISTED}\n")
         options = ["--list", "stolen", "--serial", "9", "--expires", "36h", "--key", host.publisher.key]
@@ -756,7 +756,7 @@ class TestTables:
             status, _, err = eir(*command.split())
             assert status == int("skip" in command), err
 
-    def test_what_the_terminal_cannot_show_is_told_in_a_line(self, host):
+    def test_text_that_the_terminal_cannot_show_is_reported_in_a_line(self, host):
         with Site(host.folder / "latin", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
             site.eir("add", "own", LISTED, "--reason", "Ŝtelita")
@@ -771,7 +771,7 @@ class TestTables:
 
 class TestWithoutANode:
     @pytest.mark.parametrize("command", ["peers", "reload", "drain", "peer disable mme", "peer enable mme"])
-    def test_the_commands_for_a_running_node_say_that_none_runs(self, eir, host, command):
+    def test_the_commands_for_a_running_node_report_that_none_runs(self, eir, host, command):
         status, out, err = eir(*command.split())
         assert (status, out) == (1, "")
         assert f"no node runs on the state folder {host.state}" in err
@@ -907,7 +907,7 @@ class TestAsSomebodyElse:
                 r"EIR UNKNOWN - .*config/eir\.yaml:1: cannot be read: Permission denied.*\n", done.stdout
             )
 
-    def test_they_are_told_as_whom_to_run_it(self, host, tmp_path):
+    def test_they_get_the_name_of_the_user_who_may_run_it(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.load([LISTED])
             manifest = site.release([UNLISTED], serial=2)
@@ -930,7 +930,7 @@ class TestAsSomebodyElse:
             assert re.fullmatch(r"EIR UNKNOWN - may not open the control socket .* sudo -u nobody eir …\n", done.stdout)
             os.chown(site.state, 0, -1)
 
-    def test_root_is_told_whose_the_folder_is_that_a_load_made(self, host, tmp_path):
+    def test_root_gets_a_note_on_the_owner_of_the_folder_that_a_load_created(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             manifest = site.release([LISTED])
             assert f"chown -R USER {site.state}" in site.eir("load", manifest).stderr
@@ -1133,7 +1133,7 @@ class TestProbe:
         assert f"cannot connect to {target}" in err
 
 
-def test_inbox_says_what_waits(host, tmp_path):
+def test_inbox_lists_the_waiting_files(host, tmp_path):
     site = Site(tmp_path / "site", host.publisher)
     site.configure(inbox="inbox")
     inbox = site.folder / "inbox"

@@ -72,7 +72,7 @@ def test_one_device_and_a_tac(host):
     assert entries(host, "sims", "001010000000009") == [("001010000000009", "box")]
 
 
-def test_an_entry_that_has_ended_is_said_to_have(host):
+def test_an_entry_that_has_expired_is_shown_as_expired(host):
     lasting, ended = host.eir("show", "ended").stdout.splitlines()[1:]
     assert "  2026-02-01T00:00:00Z, ended  " in ended
     assert "ended" not in lasting

@@ -16,7 +16,7 @@ def answered(site, *arguments, status=0):
     return json.loads(done.stdout), done.stderr
 
 
-def test_who_answered_is_said_and_documents_have_one_shape(site):
+def test_the_source_of_an_answer_is_named_and_documents_have_one_shape(site):
     site.load(REASON)
     site.load([TRACKED], list_name="tracked")
     asked = (("check", LISTED), ("lists",), ("show", "stolen"))

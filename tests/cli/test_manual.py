@@ -105,7 +105,7 @@ def test_the_commands_print_them(tmp_path):
 
 
 @pytest.mark.parametrize("names", [names for names, _ in LEAVES], ids=" ".join)
-def test_help_says_units_and_no_types(names, capsys):
+def test_help_has_units_and_no_types(names, capsys):
     with pytest.raises(SystemExit):
         main(arguments=[*names, "--help"])
     assert not re.search(

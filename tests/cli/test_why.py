@@ -131,7 +131,7 @@ def test_no_reason_steers_the_terminal(told):
     assert "\x1b" not in shown
 
 
-def test_the_sheet_says_it_in_words(told):
+def test_the_sheet_explains_the_answer_in_words(told):
     site, times = told
     sheet = site.eir("why", LISTED, "--at", times["blocked"]).stdout
     assert f"row {LISTED}: reason stolen in transit" in sheet
@@ -156,7 +156,7 @@ def test_who_put_an_entry_there_by_hand(told):
     assert here["rows"][0]["reason"] == "a test phone"
 
 
-def test_what_is_not_on_record_is_said_with_what_the_lists_held(told):
+def test_a_check_that_is_not_on_record_is_reported_with_the_content_of_the_lists(told):
     site, times = told
     assert "no check of" in site.eir("why", LISTED, "--at", times["before"], status=1).stderr
     done = site.eir("why", UNLISTED, status=1)

@@ -56,7 +56,7 @@ def test_what_cannot_be_of_access_tokens_and_nrf(write, section, said):
     assert line == 5
 
 
-def test_there_has_to_be_something_that_amfs_can_be_told(write):
+def test_the_profile_for_amfs_must_have_an_address(write):
     nrf = "  nrf: {uri: http://127.0.0.1:8000"
     [(_, text)] = problems_of(write(IDENTITY + ONE_PEER + "n5g:\n" + nrf + "}\n"))
     assert "expected n5g.listen" in text

@@ -133,12 +133,12 @@ def paths_in(value, path="") -> set[str]:
     return {path}
 
 
-def test_sample_says_every_key_of_the_table_and_no_other():
+def test_sample_has_every_key_of_the_table_and_no_other():
     written = yaml.safe_load(all_keys(SAMPLE.read_text()))
     assert paths_in(written) == {key.path for key in TABLE}
 
 
-def test_sample_says_each_default_as_it_is(tmp_path):
+def test_sample_has_each_default_of_the_table(tmp_path):
     for folder in ("signers", "revoked"):
         shutil.copytree(SAMPLE.parent / "signers", tmp_path / folder)
         (tmp_path / folder / "stolen-national").write_text(SIGNER)
@@ -240,7 +240,7 @@ def test_limits_are_those_of_the_node():
     assert names == {field.name for field in dataclasses.fields(Limits)} | {"load_memory"}
 
 
-def test_every_key_says_what_it_is_for():
+def test_every_key_has_a_meaning():
     for key in TABLE:
         assert key.says
         assert key.kind.expected
@@ -249,7 +249,7 @@ def test_every_key_says_what_it_is_for():
         assert key.kind.many or shown in {REQUIRED, None} or key.kind.read(str(shown)) == key.default, key.path
 
 
-def test_the_page_has_every_key_as_the_table_says_it():
+def test_the_page_has_every_key_of_the_table():
     rows = []
     for key in TABLE:
         default = "required" if key.default is REQUIRED else "-" if key.default in {None, ()} else None

@@ -142,7 +142,7 @@ def _schema_problem(text, version):
 
 class TestRendering:
     @every_way
-    def test_helm_finds_nothing_to_say(self, values):
+    def test_helm_finds_no_fault(self, values):
         done = helm("lint", values, "--strict", CHART)
         assert done.returncode == 0, done.stdout
         assert "[WARNING]" not in done.stdout
@@ -163,7 +163,7 @@ class TestRendering:
         done = subprocess.run([HELM, "lint", CHART], capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stdout
 
-    def test_the_schemas_would_say_what_is_wrong(self):
+    def test_the_schemas_name_each_fault(self):
         found = rendered({})["StatefulSet", "eir"]
         found["spec"]["template"]["spec"]["containers"][0]["readOnlyRoot"] = True
         assert "readOnlyRoot" in schema_problem(found)

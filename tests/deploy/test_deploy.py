@@ -472,7 +472,7 @@ class TestUnit:
         run(*COMMAND, "reload", env=site.environment(), cwd=site.folder)
 
     @pytest.mark.skipif(not knows_mdwe(), reason="the kernel has no PR_SET_MDWE")
-    def test_what_it_says_of_polars_is_so(self, tmp_path):
+    def test_its_statement_about_polars_is_true(self, tmp_path):
         """Without the variable, a load fails under MemoryDenyWriteExecute; when this no longer holds, the line can go."""
         assert "POLARS_SKIP_CPU_CHECK=1" in unit()["Environment"]
         names = tmp_path / "syscalls"
@@ -524,7 +524,7 @@ class TestContainers:
         assert "event=listening" in node.text()
         node.end()  # SIGTERM to the init ends the node with 0
 
-    def test_the_health_check_tells_a_live_node_from_none(self, site):
+    def test_the_health_check_distinguishes_a_live_node_from_none(self, site):
         check = dict(self.containerfile())["HEALTHCHECK"]
         command = json.loads(check[check.index("[") :])
         node = site.start()

@@ -56,7 +56,7 @@ def folder():
 
 
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
-def test_the_lines_of_the_page_do_what_it_says(folder):
+def test_the_lines_of_the_page_have_the_described_effect(folder):
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "bin").mkdir()
     (folder / "bin" / "eir").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"\n')

@@ -47,7 +47,7 @@ def test_ready_is_sent_when_the_node_answers_and_stopping_before_its_end(site, m
     assert node.wait(180) == 0
 
 
-def test_one_that_cannot_start_never_says_that_it_has(site, manager):
+def test_a_node_that_cannot_start_never_reports_ready(site, manager):
     address, told = manager
     with socket.create_server(("127.0.0.1", 0)) as taken:
         site.configure(listen=[f"tcp://127.0.0.1:{taken.getsockname()[1]}"], boot_without_lists="serve")

@@ -7,7 +7,7 @@ from servers import Server
 
 
 @pytest.mark.parametrize(("with_redis", "policies"), [(False, 8), (True, 4)], ids=["SQLite", "Redis"])
-async def test_each_answer_is_what_policy_and_rows_say(tmp_path, publisher, redis_program, with_redis, policies):
+async def test_each_answer_follows_from_policy_and_rows(tmp_path, publisher, redis_program, with_redis, policies):
     with Server(redis_program) as server, Site(tmp_path / "site", publisher) as site:
         figures = await Run(site, 1, server if with_redis else None).run(policies, 200)
     assert figures.wrong == []

@@ -55,7 +55,7 @@ def copied(site):
     return site.json("history", "--verify", status=None)["copied"]
 
 
-async def test_a_history_that_was_written_over_is_told_and_kept_until_it_is_adopted(site, redis):
+async def test_a_history_that_was_overwritten_is_reported_and_kept_until_it_is_adopted(site, redis):
     site.load([LISTED])
     node = site.start()
     site.eir("load", site.release([LISTED, UNLISTED], serial=2))

@@ -136,7 +136,7 @@ def test_many_at_once_each_get_their_own_answer(site, ebin):
     assert found == [(imei, "2001", str(1 - n % 2)) for n, imei in enumerate(imeis)]
 
 
-def test_it_is_told_when_it_is_not_configured(site, ebin):
+def test_a_realm_that_is_not_configured_gets_3010(site, ebin):
     status, _, done = ask(ebin, site.start(), LISTED, realm="stranger.example")
     assert status == 1
     assert "3010" in done.stdout

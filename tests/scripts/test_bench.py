@@ -372,7 +372,7 @@ def command_line(pid):
     return b""  # it has ended meanwhile
 
 
-def test_a_part_that_is_told_to_end_leaves_nothing_behind(tmp_path):
+def test_a_part_that_is_stopped_leaves_nothing_behind(tmp_path):
     command = [sys.executable, SCRIPTS / "bench", "switch", "--quick", "--entries", "20000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(
@@ -403,7 +403,7 @@ for part in sys.argv[1:]:
 """
 
 
-def test_every_part_says_how_it_is_used():
+def test_every_part_prints_its_usage():
     """All parts of bench and soak, in one process: argparse formats the help of an option only when it prints it."""
     parts = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem.startswith(("bench_", "soak_")))
     done = subprocess.run(
@@ -550,7 +550,7 @@ async def test_a_server_that_ends_the_connection(benchmark, tmp_path):
     assert (found["answered"], found["errors"]["closed"], found["errors"]["unanswered"]) == (0, 1, 1)
 
 
-def test_what_it_is_told_wrongly(benchmark):
+def test_wrong_arguments(benchmark):
     for words in (["prot=1"], ["port=x"], ["window=0"], ["questions=/nonexistent"]):
         done = subprocess.run([benchmark.build.program("load"), *words], capture_output=True, text=True, check=False)
         assert done.returncode == 2

@@ -203,7 +203,7 @@ def test_values_as_people_read_them(value, text):
     assert shown(value) == text
 
 
-def test_finish_draws_where_it_is_told_to(tmp_path, capsys):
+def test_finish_draws_to_the_given_file(tmp_path, capsys):
     import argparse
 
     from benchmark.measure import add_options, finish

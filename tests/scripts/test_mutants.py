@@ -129,7 +129,7 @@ def soak(tree, *arguments):
     )  # fmt: skip
 
 
-def test_what_no_test_noticed_is_told_with_file_line_and_diff(tree):
+def test_a_mutant_that_no_test_noticed_is_reported_with_file_line_and_diff(tree):
     before = {path: path.read_bytes() for path in tree.rglob("*.py")}
     with soak(tree, "--faults", 100, "--seed", 1, "--json", "--at-once", 2) as run:
         out, progress = run.communicate()

@@ -382,7 +382,7 @@ def told(server):
     return [event for _, body in server.got for event in json.loads(body)["events"]]
 
 
-async def test_a_node_tells_a_fraud_desk_and_goes_on_while_it_is_away(site, connect):
+async def test_a_node_notifies_a_fraud_desk_and_goes_on_while_it_is_away(site, connect):
     """From the check to the desk: signed, in the order of what happened, also what happened while the desk was down."""
     (site.folder / "webhook.key").write_text("secret\n")
     rules = [{"list": "stolen", "answer": "blacklisted"}, {"list": "tracked", "answer": "greylisted", "observe": True}]

@@ -288,14 +288,14 @@ def test_a_subscriber_is_a_hash_under_a_key_that_is_kept_and_rotated(tmp_path):
 
 
 @pytest.mark.parametrize(("how", "kept"), [(FULL, IMSI), (OFF, None)])
-def test_a_subscriber_as_the_configuration_says(tmp_path, how, kept):
+def test_a_subscriber_is_recorded_as_configured(tmp_path, how, kept):
     (row,) = rows(frame_of(each(UNLISTED), how=how))
     assert (row["subscriber"], row["home"]) == (kept, "001010")
     load_subscribers(tmp_path, how, rotate_s=1, keep_s=1)
     assert not (tmp_path / KEY_FILE).exists()
 
 
-def test_a_number_is_recorded_as_the_configuration_says(tmp_path):
+def test_a_number_is_recorded_as_configured(tmp_path):
     hashed = load_subscribers(tmp_path, HASHED, rotate_s=100, keep_s=1000, now=lambda: NOON)
     for how, kept in ((Subscribers(FULL), NUMBER), (Subscribers(OFF), None), (hashed, hashed.one(NUMBER))):
         handed = Handed()
@@ -630,7 +630,7 @@ def test_what_is_asked_for_is_checked(kept):
     kept.eir("seen", UNLISTED, status=1)
 
 
-def test_where_nothing_is_kept_nobody_is_told_that_nothing_was_asked(kept, site):
+def test_without_a_record_no_command_claims_that_there_were_no_checks(kept, site):
     site.load([LISTED])
     site.configure(sightings=None)
     manifest = site.folder / "releases" / "stolen-1.manifest.json"

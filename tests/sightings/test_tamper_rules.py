@@ -67,7 +67,7 @@ def says(judged, name="conflict", imei=IMEI):
     return "; ".join(each.evidence for each in judged.findings if each.imei == imei and name in each.conditions)
 
 
-def test_places_say_whether_two_origins_are_far_apart(judge_rows):
+def test_places_show_whether_two_origins_are_far_apart(judge_rows):
     near = {"mme1": Place(50.45, 30.52), "mme2": Place(50.40, 30.60)}
     far = {"mme1": Place(50.45, 30.52), "mme2": Place(49.84, 24.03)}
     rows = [*two("mme1", "mme2"), *people("mme1", "mme2")]
@@ -139,7 +139,7 @@ def test_modules_with_one_number_are_counted_and_no_findings(judge_rows):
 @pytest.mark.parametrize(
     ("phones_with", "words"), [(100, "; they change"), (101, ", of whom the busiest 100 are looked at; they change")]
 )
-def test_of_a_number_in_many_phones_the_busiest_are_looked_at(judge_rows, phones_with, words):
+def test_of_a_number_in_many_phones_the_busiest_are_judged(judge_rows, phones_with, words):
     rows = [
         (day * DAY + number / 10, IMEI, f"s{number}", f"mme{number % 3}", None)
         for number in range(phones_with)
@@ -180,7 +180,7 @@ def test_where_sims_go_on_where_the_device_was_speaks_for_one_body(judge_rows):
     assert finding.score < 0.01
 
 
-def test_what_one_peer_alone_says_of_many_is_not_believed(tmp_path):
+def test_reports_of_one_peer_alone_about_many_devices_are_not_believed(tmp_path):
     victims = [
         row
         for number in range(60)
@@ -368,7 +368,7 @@ def test_a_sim_that_soon_follows_the_other_speaks_for_one_phone(judge_rows, minu
 
 
 @pytest.mark.parametrize(("others", "found"), [("00", False), ("07", True)])
-def test_an_origin_that_sends_version_00_of_all_phones_says_nothing(judge_rows, others, found):
+def test_version_00_from_an_origin_for_all_phones_is_no_evidence(judge_rows, others, found):
     rows = [
         (day * DAY + late, IMEI, who, mme, version)
         for day in range(20)
@@ -413,7 +413,7 @@ def test_a_laboratory_and_a_refurbisher_are_no_box(judge_rows):
     assert judge_rows([*laboratory, *refurbished, *sold]).findings == ()
 
 
-def test_versions_that_go_back_on_a_second_day_say_more(judge_rows):
+def test_versions_that_go_back_on_a_second_day_weigh_more(judge_rows):
     def score(days):
         rows = [
             (at + late, IMEI, who, "mme1", "33" if who == "a" or at >= days * DAY else "05")

@@ -42,7 +42,7 @@ def steps_of(folder, option):
     return dict(re.findall(r"^== (\w+).*\n((?:(?!== ).*\n)*)", done.stdout, re.MULTILINE))
 
 
-def test_the_demo_goes_as_it_says(tmp_path):
+def test_the_demo_runs_as_described(tmp_path):
     steps = steps_of(tmp_path, "--redis")
     assert re.findall(rf"{DEVICE} +- +(\w+)", steps["Ask"]) == ["whitelisted", "whitelisted"]
     assert re.findall(rf"{DEVICE} +- +(\w+)", steps["Block"]) == ["blacklisted", "blacklisted"]

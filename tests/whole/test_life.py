@@ -416,7 +416,7 @@ def test_which_lists_are_past_their_expiry():
     assert expired(states, NOW + timedelta(seconds=1)) == ["old", "new"]
 
 
-def test_an_expired_list_is_said_at_once_and_each_hour():
+def test_an_expired_list_is_logged_at_once_and_each_hour():
     reminder = ExpiryReminder()
     states = {"a": released(text(NOW + timedelta(minutes=10))), "b": released(text(NOW - timedelta(days=1)))}
     said = []
@@ -435,7 +435,7 @@ def test_a_wall_clock_that_jumps_repeats_no_reminder():
     assert reminder.due(states, now=NOW + timedelta(days=365), monotonic=1.0) == []
 
 
-async def test_a_node_says_that_a_list_is_past_its_expiry_and_keeps_it(site, connect):
+async def test_a_node_logs_that_a_list_is_past_its_expiry_and_keeps_it(site, connect):
     listed = "35209900176148"
     issued = datetime.now(UTC).replace(microsecond=0)
     site.load([listed], issued=issued, expires_in=timedelta(seconds=3), now=issued)

@@ -107,7 +107,7 @@ def test_the_point_codes_that_commands_name_are_such():
     assert len({point_code(each) for each in named}) > 1
 
 
-def test_each_page_is_looked_at():
+def test_each_page_is_tested():
     there = subprocess.run(
         ["git", "ls-files", "*.md"], cwd=ROOT, text=True, capture_output=True, check=False
     ).stdout.split()
@@ -202,7 +202,7 @@ def test_each_page_is_reached_from_the_first():
 
 
 @pytest.mark.parametrize("folder", ["config", "deploy"])
-def test_the_index_of_a_folder_names_each_page_and_each_says_whom_it_is_for(folder):
+def test_the_index_of_a_folder_names_each_page_and_each_names_its_readers(folder):
     index = PAGES[f"{folder}/README.md"]
     pages = {Path(name).name: page for name, page in PAGES.items() if Path(name).parent == Path(folder)}
     named = {row[0] for row in table(index)}
@@ -212,7 +212,7 @@ def test_the_index_of_a_folder_names_each_page_and_each_says_whom_it_is_for(fold
         assert len(pages[name].split()) < 5000, name
 
 
-def test_the_glossary_is_in_order_and_has_what_the_pages_say():
+def test_the_glossary_is_in_order_and_has_the_words_of_the_pages():
     terms = [row[0] for row in table(PAGES["config/GLOSSARY.md"])]
     assert terms == sorted(terms, key=str.lower)
     assert len(terms) > 50
@@ -577,7 +577,7 @@ LATER = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 @pytest.mark.parametrize(
     ("block", "checks"), [policy[1:] for policy in POLICIES], ids=[title for title, _, _ in POLICIES]
 )
-def test_each_policy_answers_as_its_table_says(block, checks, site):
+def test_each_policy_answers_as_in_its_table(block, checks, site):
     text = re.sub(r"(?<=signers: )signers/[\w-]+", "signers", block)
     site.path.write_text(completed(re.sub(r"(?<=until: )[\w:-]+", LATER, text)))
     rows = table(checks)
@@ -731,7 +731,7 @@ def content(site):
 BACKUP, RESTORE = blocks(section(OPERATION, "## Backup and restore"))
 
 
-def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
+def test_a_backup_is_restored_as_the_page_describes(busy, tmp_path):
     (busy.folder / "log.csv").write_text(f"time,imei,imsi\n2026-11-20T10:00:00Z,{LISTED},001010000000001\n")
     busy.eir("sightings", "import", "log.csv")
     busy.eir("first-seen", "import", "--from-sightings")
@@ -758,7 +758,7 @@ def test_a_backup_is_restored_as_the_page_says(busy, tmp_path):
 
 
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
-def test_lists_move_from_sqlite_to_redis_as_the_page_says(busy, tmp_path):
+def test_lists_move_from_sqlite_to_redis_as_the_page_describes(busy, tmp_path):
     move, look = blocks(section(OPERATION, "## From SQLite to Redis"))
     before = content(busy)
     with Server(programs()["redis"]) as redis:
@@ -776,7 +776,7 @@ def test_lists_move_from_sqlite_to_redis_as_the_page_says(busy, tmp_path):
 # ---- the tour ----
 
 
-def test_the_tour_goes_as_it_says(tmp_path):
+def test_the_tour_runs_as_described(tmp_path):
     """In a copy of the repository: `scripts/demo --stay`, and beside it each block of the tour."""
     for name in ("scripts", "config", "deploy", "eir", "pyproject.toml", "README.md"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2

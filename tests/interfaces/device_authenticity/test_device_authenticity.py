@@ -275,7 +275,7 @@ async def test_a_device_for_which_no_rule_holds(not_listed, status, result):
     assert document.get("code") == (None if answer.status == 200 else "IDENTIFIER_NOT_FOUND")
 
 
-async def test_metrics_tell_so_many_clients_apart():
+async def test_metrics_distinguish_a_limited_number_of_clients():
     service = Asked(rate_max=100.0)
     for number in range(LABELS_MAX + 2):
         await service.ask(f"bank {number}")

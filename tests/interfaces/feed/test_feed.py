@@ -62,7 +62,7 @@ def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
         ("DELETE", path("blocked-tac", "00101001"), FeedRow(REMOVE, "blocked-tac", "00101001")),
     ],
 )  # fmt: skip
-def test_what_a_request_says(method, target, row):
+def test_parts_of_a_request(method, target, row):
     assert read_row(method, target, ROLES) == row._replace(day=DAY)
 
 
@@ -229,7 +229,7 @@ class TestUsers:
             user_line(name, password)
 
 
-async def test_metrics_tell_users_of_the_file_apart_and_so_many_holders_of_tokens(writing, tmp_path):
+async def test_metrics_distinguish_users_of_the_file_and_a_limited_number_of_token_holders(writing, tmp_path):
     (tmp_path / "users").write_text(user_line("register", PASSWORD))
     feed = Feed(
         FeedSettings(), writing.writer, host="eir", report=lambda *_, **__: None,
@@ -404,7 +404,7 @@ async def test_a_limit_is_one_of_each_row(writing):
     assert "change_min 50" in refused.detail
 
 
-async def test_a_store_that_fails_is_said_and_the_next_row_is_written(writing):
+async def test_a_store_that_fails_is_reported_and_the_next_row_is_written(writing):
     async def fails(*_, **__):
         raise StoreError("full", "no room")
 

@@ -119,7 +119,7 @@ def test_verdicts():
 
 
 @pytest.mark.parametrize(("answer", "permitted"), [(BLACK, False), (GREY, True), (WHITE, True), (None, True)])
-def test_what_is_no_identifier_gets_what_the_policy_says_and_never_an_error(answer, permitted):
+def test_a_malformed_identifier_gets_the_answer_of_the_policy_and_never_an_error(answer, permitted):
     for frame in (
         gsup(0x30, (1, tbcd(IMSI))),
         check("1234"),
@@ -148,7 +148,7 @@ def test_errors_of_requests_and_of_nothing_else():
         assert message.error(other) is None
 
 
-def test_what_an_hlr_says_of_an_imei():
+def test_answers_of_an_hlr_about_an_imei():
     said = {b"\x51\x01\x00": False, b"\x51\x01\x01": True, b"\x51\x01\x02": True, b"\x51\x00": False, b"": False}
     for end, no in said.items():
         assert message.is_nack(gsup(0x32, (1, tbcd(IMSI))) + end) is no

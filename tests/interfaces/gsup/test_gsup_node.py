@@ -233,7 +233,7 @@ async def test_an_hlr_that_reads_nothing_keeps_no_check_waiting(site, to):
         await until_async(lambda: [line["detail"] for line in node.lines("hlr_away")] == ["it reads nothing"])
 
 
-async def test_the_hlr_may_say_no_where_it_stores(site, to):
+async def test_the_hlr_may_reject_a_device_that_it_stores(site, to):
     """Whatever else it says, or if it says nothing, is no refusal; its word comes once, however late."""
     says = {"1": b"\x51\x01\x00", "2": b"\x51\x01\x01", "3": b"\x51\x00", "4": b""}
 

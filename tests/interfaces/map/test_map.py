@@ -228,7 +228,7 @@ def test_the_end_that_two_decoders_agreed_on():
     assert service().answer(bytes.fromhex(wire.V3), MSC).octets.hex() == wanted
 
 
-def test_the_policy_says_what_no_device_gets():
+def test_the_policy_decides_the_answer_without_a_device():
     strict = service(bad_identity=None, no_identity=None)
     assert said(begin(2, invoke(el(4, b"\xaa" * 8))), 2, strict) == "error 35"
     assert said(begin(2, invoke(b"")), 2, strict) == "error 35"
@@ -365,7 +365,7 @@ async def test_an_association_that_is_restarted_begins_again_and_its_counters_go
     assert server.counters()["eir_sigtran_errors_total"] == {("not_active",): 2}
 
 
-async def test_an_msc_that_does_not_say_who_it_is_is_let_go():
+async def test_a_silent_msc_is_disconnected_after_its_time_limit():
     told = []
     server = map_server(lambda event, *, reason, **_: told.append((event, reason)), cer_timeout_s=0.01)
     listener = await server.loop.create_server(lambda: SigtranConnection(server, server.loop), "127.0.0.1", 0)
@@ -578,7 +578,7 @@ def dialogue(made, octets, *, opc=wire.MSC, title=wire.TITLE, answered=True):
     return sent
 
 
-def test_a_capture_tells_what_each_msc_was_answered(tmp_path):
+def test_a_capture_has_the_answers_to_each_msc(tmp_path):
     """Of every version; a fall-back is no check; what came back, or never, is no answer; what cannot be read is left out."""
     made = service()
     v3, v2, v1, huawei = (bytes.fromhex(vector) for vector in wire.VECTORS.values())

@@ -373,7 +373,7 @@ async def test_a_peer_out_of_service_and_a_peer_that_a_reload_takes_away(own, to
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_address_that_no_entry_allows_is_told_so(own, workers):
+def test_an_address_that_no_entry_allows_gets_an_error(own, workers):
     """Conformance 34c: an AMF whose connection is closed instead waits for seconds."""
     own.configure(workers=workers, peers=[{"name": "far", "from": ["192.0.2.0/24"]}])
     node = own.start()
@@ -523,7 +523,7 @@ def test_the_probe_asks_as_an_amf(shared):
     assert "ca, cert and key are needed, all three" in shared.eir("probe", part, LISTED, status=2).stderr
 
 
-def test_check_says_what_goes_over_the_wire(shared):
+def test_check_prints_the_answer_that_goes_over_the_wire(shared):
     (shared.folder / "other.yaml").write_text(
         shared.path.read_text().replace("policy:", "policy:\n  default: unknown", 1)
     )

@@ -140,7 +140,7 @@ def test_the_timer_changes_with_a_heartbeats_answer():
     assert play.waits == pytest.approx(4 * HEARTBEAT_EARLY)
 
 
-def test_an_nrf_that_has_forgotten_the_node_is_told_again_at_once():
+def test_the_node_registers_again_at_once_with_an_nrf_that_has_forgotten_it():
     play = Play(ONE, TWO)
     play.registers()
     play.asks()

@@ -456,7 +456,7 @@ class TestConditions:
         assert with_lane.by_lane == 0
 
 
-def test_a_peer_is_answered_instead_what_its_entry_says():
+def test_a_peer_gets_the_replaced_statuses_of_its_entry():
     mme = replace(MME, answers=(("unknown", "greylisted"), ("blacklisted", "whitelisted")))
     messages = [
         ecr(version="77", imei="00101008000001"),
@@ -707,7 +707,7 @@ class TestManyAtOnce:
             both([ecr(imsi="7" * size)], with_lane, without)
         assert {len(row[-3]) for row in with_lane.sightings.rows} == {15, 16, 31, 32}
 
-    def test_without_room_plain_checks_are_counted_and_all_others_told(self, index):
+    def test_without_room_plain_checks_are_counted_and_all_others_recorded(self, index):
         with_lane, without = sides(
             index,
             replace(LISTED, rules=(*LISTED.rules, Rule(answer=Status.BLACKLISTED, tac=("00101004",), observe=True))),

@@ -130,7 +130,7 @@ def test_a_sample_is_as_large_as_it_has_to_be(at_least, confidence, entries):
     assert sample_size(1, confidence, of=entries) == entries
 
 
-def test_looks_come_after_each_tenth_more():
+def test_evaluations_come_after_each_tenth_more():
     assert list(interim_sizes(10, 300)) == [10, 110, 210, 300]
     assert list(interim_sizes(2000, 2450)) == [2000, 2200, 2420, 2450]
     assert list(interim_sizes(500, 300)) == [300]
@@ -354,7 +354,7 @@ def check(client, host, number, imei, status, **put):
 
 
 @pytest.mark.parametrize("port", [3868, 13868])
-def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_path, port):
+def test_a_capture_shows_the_answers_and_the_mme_that_never_asks(site, tmp_path, port):
     cea = message(257, u32(268, 2001) + avp(264, EIR) + avp(296, REALM), 0, 0, (1, 1))
     both = [check(1001, "mme1", n, LISTED, 1) for n in (5, 6)]
     by_meid = terminal(None, None, avp(1471, MEID, TGPP))
@@ -400,7 +400,7 @@ def test_a_capture_tells_what_was_answered_and_which_mme_never_asks(site, tmp_pa
     assert document["never_asked"] == ["mme2", "mme4", "mme5"]
 
 
-def test_a_capture_of_map_tells_it_too(site, tmp_path):
+def test_a_capture_of_map_shows_the_answers_too(site, tmp_path):
     """An MSC's three questions about a listed device: two answered as listed, and one not at all."""
     begin, calling, eir = (
         bytes.fromhex(m3ua_wire.V2),
@@ -420,7 +420,7 @@ def test_a_capture_of_map_tells_it_too(site, tmp_path):
     assert [(each["origin_host"], each["asked"]) for each in document["origins"]] == [(m3ua_wire.TITLE, 3)]
 
 
-def test_the_record_tells_what_was_blocked_and_which_mme_never_asks(site):
+def test_the_record_shows_blocked_devices_and_the_mme_that_never_asks(site):
     now = datetime.now(UTC).replace(tzinfo=None)
 
     def row(imei, origin, status, checks=1, ago=timedelta()):

@@ -386,7 +386,7 @@ async def test_nothing_to_roll_back(agency, store, dry_run):
         await roll_back(NAME, store, who="tester@host", now=NOW, dry_run=dry_run)
 
 
-async def test_a_dry_rollback_says_what_would_be_in_force(agency, store):
+async def test_a_dry_rollback_returns_the_release_that_would_be_in_force(agency, store):
     first = (await agency.load(agency.release(IMEIS), store)).state
     await agency.load(agency.release(IMEIS, serial=2), store)
     before = await store.state(NAME), await store.history()
@@ -487,7 +487,7 @@ async def test_a_damaged_list_can_be_replaced(agency, store):
     assert (report.entries, report.come, report.gone) == (100, 100, 0)
 
 
-async def test_what_whole_tacs_tell_already_is_not_built(agency, store):
+async def test_a_release_whose_whole_tacs_exceed_a_limit_is_not_built(agency, store):
     await agency.load(agency.release(IMEIS), store)
     seen = []
     tacs = {"t.csv": ("entries", "eir", b"tac\n35123456\n35123457\n")}

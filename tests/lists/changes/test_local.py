@@ -64,7 +64,7 @@ async def refused(store, name, what, *identifiers, **details):
     return str(caught.value)
 
 
-async def test_entries_come_and_go_and_the_history_says_who_and_why(store):
+async def test_entries_are_added_and_removed_and_the_history_names_user_and_reason(store):
     report = await change(store, "own", ADD, IMEI, MEID, reason="stolen in Lomé")
     assert (report.entries, report.come, report.gone, report.generation) == (2, 2, 0, 1)
     assert report.as_text() == "own: 2 devices come, 0 go; entries now: 2"
@@ -195,7 +195,7 @@ async def test_what_a_command_may_change_is_limited(store):
     assert "a reason is needed" in await refused(store, "limited", ADD, IMEI, force=True, reason="")
 
 
-async def test_a_dry_run_says_what_would_change_and_changes_nothing(store):
+async def test_a_dry_run_reports_the_changes_and_changes_nothing(store):
     report = await change(store, "limited", ADD, TAC, tacs=True, dry_run=True, force=True)
     assert (report.come, report.entries, report.generation) == (1_000_000, 1, 0)
     forced = "--force lifted the limit on growth"

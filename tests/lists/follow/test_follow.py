@@ -95,7 +95,7 @@ def test_relation(held, stored, expected):
     assert relation(held, stored) is expected
 
 
-async def test_a_list_that_a_reload_brings_is_looked_for_at_once(store):
+async def test_a_list_that_a_reload_adds_is_read_at_once(store):
     """Policies go by it already: until it is there, a rule that looks into it does not hold."""
     await store.replace("a", state(A), A, seen=0)
     await store.replace("b", state(B), B, seen=0)
@@ -123,7 +123,7 @@ async def test_a_list_of_another_kind_than_configured_is_not_in_force(store, tmp
     await copy.close()
 
 
-async def test_each_list_with_a_fault_is_told_of(store, tmp_path):
+async def test_each_list_with_a_fault_is_reported(store, tmp_path):
     for name in ("a", "b"):
         await store.replace(name, state(A, kind="pairs"), A, seen=0)
     copy = SqliteStore(tmp_path / "copy.sqlite")
@@ -146,7 +146,7 @@ async def test_start_fills_all_lists_that_are_configured(store):
     assert node.events == []
 
 
-async def test_a_load_is_followed_as_soon_as_the_store_tells_of_it(store):
+async def test_a_load_is_followed_as_soon_as_the_store_reports_it(store):
     async with Node(store, {"a": "devices"}, pauses=replace(QUICK, wait_s=3600.0)) as node:
         await store.replace("a", state(A), A, seen=0)
         await node.reaches(1)

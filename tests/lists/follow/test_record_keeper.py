@@ -215,7 +215,7 @@ async def test_a_store_that_is_away_is_brought_level_later(started):
     assert (await node.stores[-1].store.state(NAME)).entries == 2
 
 
-async def test_a_damaged_page_is_told_and_memory_stays_in_force(started):
+async def test_a_damaged_page_is_reported_and_memory_stays_in_force(started):
     node = await started()
     node.see(ONE)
     await node.round()

@@ -116,7 +116,7 @@ def holds_what_they_say(image, pages, now):
 
 
 @pytest.mark.parametrize("pages", [device_pages, pairs_pages])
-def test_an_image_holds_what_its_pages_say(pages):
+def test_an_image_has_the_content_of_its_pages(pages):
     """Made of all pages, or of the image before and of those that changed, and changed again."""
 
     @given(some(pages), some(pages), some(pages), st.sampled_from([0.0, NOW, 2.0**33]))

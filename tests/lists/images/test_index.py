@@ -323,7 +323,7 @@ class TestPairs:
 
     @given(st.lists(st.dictionaries(devices, bound, max_size=5), min_size=2, max_size=5))
     @settings(max_examples=100)
-    def test_amended_and_built_are_what_the_rows_say(self, histories):
+    def test_amended_and_built_lists_have_the_content_of_the_rows(self, histories):
         clock = [0]
         amended, built = (Index({"a": "pairs"}, lambda: clock[0]) for _ in range(2))
         fill(amended, "a", pair_pages_with_ends(histories[0]))
@@ -367,7 +367,7 @@ def test_reconfigure_keeps_what_stays():
     assert not index.lists["a"].holds(1)
 
 
-def test_a_look_up_costs_a_few_of_plain_python():
+def test_a_lookup_costs_a_few_steps_of_plain_python():
     # In the same run, on the same machine; what it takes on a quiet one is printed by `scripts/bench sizes`.
     entries = device_list(n * 5_003 for n in range(200_000))
     probes = [n * 5_003 + n % 2 for n in range(0, 200_000, 7)]

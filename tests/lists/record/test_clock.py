@@ -49,7 +49,7 @@ def test_a_start_with_a_clock_that_is_far_ahead_of_the_last_time_seen():
     assert TrustedClock(START).now(START + JUMP_S, 5) == START + JUMP_S  # a restart
 
 
-def test_it_says_that_it_does_not_believe_a_jump():
+def test_a_jump_of_the_clock_is_reported():
     clock = TrustedClock()
     clock.now(START, 0)
     assert not clock.jumped
@@ -112,7 +112,7 @@ async def test_what_failed_while_the_process_stood_still_is_not_the_stores():
         assert raised.value.cause == cause
 
 
-async def test_what_the_store_says_goes_through_and_nothing_is_left():
+async def test_answers_and_errors_of_the_store_pass_and_no_task_remains():
     async def refused():
         await asyncio.sleep(0)
         raise StoreError("refused", "no")

@@ -317,7 +317,7 @@ async def test_a_feed_that_is_written_all_the_time_is_not_taken_for_damaged(node
     assert (await records_of(store, FEED))[:1] == before
 
 
-async def test_a_list_whose_row_was_forgotten_is_not_told(node, store):
+async def test_a_list_whose_row_was_deleted_is_not_reported(node, store):
     """And one that is not made of rows, and that nobody recorded, is."""
     page = pages_of([1])
     time = utc_text(node.time)

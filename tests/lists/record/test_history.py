@@ -269,7 +269,9 @@ async def test_the_first_node_that_holds_a_history_gives_it_back_and_others_take
 @pytest.mark.parametrize(
     ("keep", "others"), [(0, ("x",)), (0, ("x", "y", "z")), (1, ("x",)), (1, ("x", "y", "z")), (1, ("a", "b")), (2, ("x", "y"))],
 )  # fmt: skip
-async def test_what_does_not_continue_the_copy_is_told_until_an_operator_adopts_it(node, store, keep, others):
+async def test_a_history_that_does_not_continue_the_copy_is_reported_until_an_operator_adopts_it(
+    node, store, keep, others
+):
     await recorded(store, "a", "b", "c")
     await node.look()
     before = await records_of(node.copy)
@@ -320,7 +322,7 @@ async def test_a_new_node_takes_what_there_is_and_grows_from_there(store, opener
     assert not node.said
 
 
-async def test_a_node_that_may_not_write_says_so_and_keeps_its_own(store, opener):
+async def test_a_node_that_may_not_write_reports_it_and_keeps_its_copy(store, opener):
     node = Node(store, opener("copy"), writes=False)
     await recorded(store, "a", "b")
     await node.look()
@@ -518,7 +520,7 @@ async def test_a_list_without_its_record_is_reported(node, store):
     assert node.keeper.unrecorded == []
 
 
-async def test_a_list_whose_record_was_forgotten_is_not_told(node, store):
+async def test_a_list_whose_record_was_deleted_is_not_reported(node, store):
     """As after a hundred million rows of a register, which push out all records of before."""
     before, content = "2020-01-01T00:00:00Z", state(pages_of([1]))
     await store.replace("a", replace(content, loaded_at=before), pages_of([1]), seen=0, event=event("a", time=before))
@@ -541,7 +543,7 @@ async def test_a_flood_of_refusals_hides_no_record(node, store):
     assert node.keeper.unrecorded == []
 
 
-async def test_a_list_of_a_version_that_said_no_content_goes_by_its_release(node, store):
+async def test_a_list_of_a_version_without_a_content_digest_is_compared_by_its_release(node, store):
     await store.replace("a", replace(state(pages_of([1])), release_digest=AB), pages_of([1]), seen=0)
     await store.record(event("a", digest=AB))
     await node.look(lists=["a"])
@@ -763,7 +765,7 @@ def site(tmp_path_factory):
         yield site
 
 
-def test_who_looks_upgrades_nothing_and_who_loads_says_so_before(tmp_path):
+def test_a_reader_upgrades_nothing_and_a_load_logs_the_upgrade_before(tmp_path):
     (tmp_path / "publisher").mkdir()
     with Site(tmp_path / "site", Publisher(tmp_path / "publisher")) as site:
         site.load([LISTED])

@@ -436,7 +436,7 @@ def test_names_of_manifests_and_signatures_are_no_data(name):
 
 
 @pytest.mark.parametrize("name", ["a.manifest.json.csv", "sig", "a.sig.csv", "manifest.json", "a.sig.x"])
-def test_names_that_only_look_like_these_are_data(name):
+def test_file_names_that_only_resemble_forbidden_names_are_accepted(name):
     assert parse_manifest(json.dumps({**MANIFEST, "files": [{**FILE, "name": name}]}).encode()).files[0].name == name
 
 

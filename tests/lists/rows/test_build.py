@@ -280,7 +280,7 @@ def test_pages_and_remainders_of_large_keys(top):
     ),
     st.booleans(),
 )
-def test_whole_tacs_tell_how_many_devices_there_are_at_least(starts, whole):
+def test_whole_tacs_give_the_minimum_number_of_devices(starts, whole):
     entries = [(first // PAGE_KEYS * PAGE_KEYS if whole else first, length) for first, length in starts]
     rows = rows_of([(first, first + length, 0, 0) for first, length in entries])
     least, devices = rows.devices_min(), build_pages(rows).devices

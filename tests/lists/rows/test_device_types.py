@@ -36,7 +36,7 @@ def answers(site, *devices):
     return {device: (made["status"], made["rule"]) for device in devices for made in [site.json("check", device)]}
 
 
-def test_rules_ask_what_a_signed_table_says_of_the_device_s_tac(types):
+def test_rules_use_the_device_type_of_the_tac_in_a_signed_table(types):
     types.load([MODULE, PHONE, NO_TAC])
     assert answers(types, MODULE, PHONE) == {MODULE: ("blacklisted", 2), PHONE: ("blacklisted", 2)}  # no table yet
     types.load(types.folder / "gsma.txt", list_name="tacs")

@@ -106,7 +106,7 @@ def test_a_plain_list_in_each_layout(layout, head):
         ("dirbs-blacklist", "pairs", (35 * 10**12, 1_001_010_000_000_000, 0, 0), "pairs"),
     ],
 )
-def test_what_a_layout_cannot_say_is_refused_and_nothing_is_written(layout, kind, entry, says):
+def test_an_entry_that_a_layout_cannot_express_is_refused_and_nothing_is_written(layout, kind, entry, says):
     pages, out = pages_of(kind, [entry]), io.StringIO()
     with pytest.raises(EirError, match=says):
         export(state(pages, kind=kind, reasons=TEXTS if entry[2] else ()), pages, layout, out)

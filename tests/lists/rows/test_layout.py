@@ -356,7 +356,7 @@ FOUND = "Block Remove", "2026-08-11 12:06:41.0", "Lost and Found"
 AGAIN = "Blacklist Insert", "2026-08-12 00:00:00.0", "Duplicated, or so"
 
 
-def test_of_what_device_check_tells_of_a_device_the_last_action_counts():
+def test_of_the_actions_of_device_check_on_a_device_the_last_counts():
     lines = [
         answer("001010060000010", INSERTED),
         answer("001010060000028", INSERTED, FOUND),
@@ -539,7 +539,7 @@ def test_every_subject_can_be_read_and_explained():
 
 
 @given(st.lists(st.from_regex(r"[0-9]{14,16}", fullmatch=True)))
-def test_wrong_check_digits_are_those_that_the_annex_says(texts):
+def test_wrong_check_digits_are_those_of_the_annex(texts):
     wrong = [text for text in texts if len(text) == 15 and text[14] not in {"0", str(check_digit(text[:14]))}]
     for content, subjects in (("imei", 1), ("imei_from,imei_to", 2), ("imsi,imei", 1)):
         tally = Tally(bad_rows_max=10**6, range_tacs_max=10**8, check_digits=True)
@@ -552,7 +552,7 @@ def test_wrong_check_digits_are_those_that_the_annex_says(texts):
         assert tally.wrong_check_digits == subjects * len(wrong)
 
 
-def test_check_digits_are_looked_at_only_if_wanted():
+def test_check_digits_are_checked_only_if_wanted():
     assert read(b"imei\n351234567890127\n")[1].wrong_check_digits == 0
 
 

@@ -93,7 +93,7 @@ async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, l
     assert await reason_of(store, NAME, 101006000001) is None
 
 
-async def test_an_eir_that_does_not_know_the_layout_says_where_it_is_declared(tmp_path, store, layouts):
+async def test_an_eir_without_the_layout_names_the_place_of_its_declaration(tmp_path, store, layouts):
     agency = Agency(tmp_path)
     made = publish(
         [SAMPLE / "register-20261120.txt"], list_name=NAME, serial=1, issued=NOW, expires=NOW + timedelta(days=1), key=agency.key,

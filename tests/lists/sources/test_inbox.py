@@ -68,7 +68,7 @@ def test_what_counts_as_delivered():
     assert signed_manifests({}) == []
 
 
-def test_hidden_names_and_folders_are_not_looked_at(tmp_path):
+def test_hidden_names_and_folders_are_not_read(tmp_path):
     for name in (".rsync.abc", "a.csv"):
         (tmp_path / name).write_text("x")
     (tmp_path / "accepted").mkdir()
@@ -119,12 +119,12 @@ class TestWatch:
         watch = self.passed(SIGNED, None, 100.0)
         assert not any(watch.due(SIGNED, 100.0 + second) for second in range(3000))
 
-    def test_again_when_it_was_said_so(self):
+    def test_the_next_pass_starts_when_the_last_one_planned_it(self):
         watch = self.passed(SIGNED, 7.0, 100.0)
         assert not watch.due(SIGNED, 106.9)
         assert watch.due(SIGNED, 107.0)
 
-    def test_a_new_file_is_looked_at_once_it_settles(self):
+    def test_a_new_file_is_read_once_it_settles(self):
         watch = self.passed(SIGNED, None, 100.0)
         more = SIGNED | {"n.manifest.json": Item(1, 103.0), "n.manifest.json.sig": Item(1, 103.5)}
         assert not watch.due(more, 104.0)
@@ -622,7 +622,7 @@ async def test_the_right_to_load_may_be_lost_on_the_way(site):
     assert site.again_s == 30
 
 
-async def test_a_folder_with_more_files_than_one_pass_looks_at(site):
+async def test_a_folder_with_more_files_than_one_pass_reads(site):
     for serial in range(1, 5):
         site.deliver(site.publish(serial, key=2))
     site.ahead_s = PATIENCE_S + 1
@@ -864,7 +864,7 @@ async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured, sta
         await until(lambda: folder.warnings() == [])
 
 
-async def test_a_node_says_when_the_folder_is_of_no_use(site, watching):
+async def test_a_node_reports_an_unusable_folder(site, watching):
     shutil.rmtree(site.drop)
     await watching.until("inbox_unusable")
     site.drop.mkdir()

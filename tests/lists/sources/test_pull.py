@@ -276,7 +276,7 @@ async def test_an_index_of_before_and_one_of_another_list_are_refused(register, 
     assert await node.serial() == 2
 
 
-async def test_a_release_that_is_not_what_the_index_says_is_refused(register, node):
+async def test_a_release_that_differs_from_the_index_is_refused(register, node):
     register.publish(ROWS[:20])
     index = parse_index(_document(register))
     (first,) = index.releases

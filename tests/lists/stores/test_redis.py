@@ -82,7 +82,7 @@ def keys_of(server):
 
 
 class TestKeys:
-    async def test_they_are_what_the_design_says(self, server, store):
+    async def test_they_are_as_in_the_design(self, server, store):
         await store.replace("a", state(A), A, seen=0)
         await store.replace("a", state(B, serial=2), B, seen=1)
         await store.record(event("a"))
@@ -521,7 +521,7 @@ class TestNodes:
                 assert node.index.lists["a"].holds(3)
                 assert not node.follower.errors
 
-    async def test_a_change_that_the_log_does_not_tell_is_noticed_by_the_next_look(self, server, store, monkeypatch):
+    async def test_a_change_that_the_log_lacks_is_found_by_the_next_poll(self, server, store, monkeypatch):
         """Trimmed before anyone read it: the follower looks at the states each second, and reads the whole list."""
         await store.replace("a", state(A), A, seen=0)
         async with opened(server.url) as one:
@@ -601,7 +601,7 @@ class TestUrls:
         found = parse_url(url, {})
         assert (found.form, found.hosts, found.service, found.database) == expected
 
-    def test_secrets_come_from_where_the_url_says(self, tmp_path):
+    def test_secrets_come_from_the_files_that_the_url_names(self, tmp_path):
         file = tmp_path / "password"
         file.write_text("from file\n")
         assert parse_url("redis://u@h", {"EIR_REDIS_PASSWORD": "from default"}).options["password"] == "from default"
@@ -965,7 +965,7 @@ class TestReadingTheNames:
         ("redis+cluster://127.0.0.1:1", "cannot connect to 127.0.0.1:1: Connection refused"),
     ],
 )
-async def test_a_fault_is_told_without_pythons_own_words(url, says):
+async def test_a_fault_is_reported_without_details_of_python(url, says):
     async with opened(url) as store:
         with pytest.raises(StoreError) as caught:
             await store.state("stolen")

@@ -184,7 +184,7 @@ async def test_a_claim_made_by_a_clock_that_went_back_since_holds_nobody_up(stor
     assert await store.claim("load", "two", 30)
 
 
-async def test_a_claim_is_given_back_by_one_who_is_told_to_end(store):
+async def test_a_claim_is_released_even_if_the_releasing_task_is_cancelled(store):
     assert await store.claim("copy", "one", 60)
     busy = threading.Event()
     store._file.submit(lambda _: busy.wait(60))

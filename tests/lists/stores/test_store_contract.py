@@ -388,7 +388,7 @@ async def test_a_reader_sees_the_old_list_or_the_new_one(store, other, write):
     assert (await read(other, "stolen"))[0].generation == 3
 
 
-async def test_changes_tell_the_steps(store):
+async def test_changes_lists_the_steps(store):
     await store.replace("stolen", state(A), A, seen=0)
     await store.amend("stolen", state(A, serial=2), [A[0], A[2]], seen=1)
     await store.replace("stolen", state(B, serial=3), B, seen=2)
@@ -606,7 +606,7 @@ async def test_refusals_are_folded_and_push_out_nothing(store, monkeypatch):
     assert sum(each.count for each in await store.outcomes() if each.outcome == "refused") == 161
 
 
-async def test_what_a_fold_tells(store):
+async def test_content_of_a_fold(store):
     for second in range(3):
         await store.record(
             event(

@@ -85,7 +85,7 @@ class TestAsking:
         with pytest.raises(ControlError, match=says):
             await asyncio.to_thread(ask, tmp_path, command)
 
-    async def test_one_that_fails_is_told_and_costs_nothing_else(self, tmp_path):
+    async def test_a_command_that_fails_is_reported_and_costs_nothing_else(self, tmp_path):
         with pytest.raises(ControlError, match=r"fail failed \(ZeroDivisionError\); see event=fault in the log"):
             await asyncio.to_thread(ask, tmp_path, "fail")
         assert TOLD == [("fault", "fail")]
@@ -117,7 +117,7 @@ class TestAsking:
             pytest.param(b"[" * 60_000 + b"\n", id="nested"),
         ],
     )
-    async def test_what_is_no_command_is_told_so(self, tmp_path, octets):
+    async def test_a_request_that_is_no_command_gets_an_error(self, tmp_path, octets):
         answer = json.loads(await raw(tmp_path, octets))
         assert answer["ok"] is False
         assert "there are:" in answer["error"]

@@ -157,7 +157,7 @@ def test_it_is_gone_with_the_node_and_takes_no_files_place(site, tmp_path):
     assert not (place / "socket").exists()
 
 
-async def test_what_takes_too_long_or_says_too_much_is_ended(site):
+async def test_a_command_that_runs_too_long_or_prints_too_much_is_ended(site):
     site.load([LISTED])
     with pytest.raises(EirError, match="request less"):
         await ReadOnlyRunner(site.path, out_bytes_max=10).run({"arguments": ["show", "stolen"]})

@@ -88,7 +88,7 @@ class Seen(HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
 
-def test_it_says_in_words_first_how_the_node_is():
+def test_the_page_begins_with_the_state_of_the_node_in_words():
     text = page(shown()).body.decode()
     first = re.search(r"<main>(.*?)<section>", text, re.DOTALL)[1]
     assert "The node answers, but has faults:" in first
@@ -400,7 +400,7 @@ def test_everybody_can_use_it_in_light_and_dark_and_on_a_narrow_screen(tmp_path)
     assert {window for _, window in (each["wide"] for each in found)} == {1200, 320}
 
 
-def test_its_colours_can_be_told_apart():
+def test_its_colours_can_be_distinguished():
     """WCAG 2.2: 1.4.3 for text, 1.4.11 for what is drawn."""
     for scheme in re.findall(r":root\{(.*?)\}", pages.STYLE, re.DOTALL):
         colours = {

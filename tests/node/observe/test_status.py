@@ -153,7 +153,7 @@ def test_warnings_of_the_parts_keep_their_order():
     ]
 
 
-async def test_a_metric_without_a_place_is_told_once_and_costs_no_page(node, report, told):
+async def test_a_metric_without_a_place_is_reported_once_and_costs_no_page(node, report, told):
     async def numbers():
         return {"eir_surprise": {(): 1.0}, "eir_store_up": {(): 1.0}}
 
@@ -328,7 +328,7 @@ def test_each_change_of_readiness_is_one_line(node, told, following, running):
     assert len(told) == 1
 
 
-def test_a_node_that_began_without_lists_says_when_it_is_ready(site):
+def test_a_node_that_began_without_lists_reports_when_it_is_ready(site):
     site.configure(workers=2)
     node = site.start()
     until(lambda: node.lines("serving", workers=2))

@@ -82,7 +82,7 @@ async def loads():
     await starter.close()
 
 
-async def test_a_load_says_what_came_of_it(loads):
+async def test_a_load_returns_its_result(loads):
     seen = []
     said = await loads.make("result", lambda *done: seen.append(done))
     assert (said["pid"], said["score"], seen) == (loads.started[0].pid, str(OOM_SCORE), [("read", 1, 2)])

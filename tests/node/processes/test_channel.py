@@ -46,7 +46,7 @@ values = st.recursive(
 
 @given(st.lists(values, max_size=20))
 @settings(max_examples=25)
-def test_what_is_told_arrives_in_order(told):
+def test_messages_arrive_in_order(told):
     async def carry():
         async with ends() as (here, there):
             heard = []
@@ -59,7 +59,7 @@ def test_what_is_told_arrives_in_order(told):
     assert asyncio.run(carry()) == told
 
 
-async def test_what_was_said_last_is_heard_although_something_was_left_unread():
+async def test_the_last_message_arrives_although_an_earlier_one_was_left_unread():
     async with ends() as (here, there):
         heard = []
         there.notify("nobody reads this")

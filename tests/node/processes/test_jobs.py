@@ -47,7 +47,7 @@ async def test_a_job_that_fails_is_logged_and_runs_again(jobs, lines):
     assert {reason for _, reason, _ in lines} == {"failing"}
 
 
-async def test_a_run_may_say_when_the_next_one_is(jobs):
+async def test_a_run_may_return_the_time_of_the_next_one(jobs):
     soon, late = Work(pause_s=0), Work(pause_s=NEVER_S)
     jobs.start("soon", NEVER_S, soon)
     jobs.start("late", 0, late)

@@ -255,7 +255,7 @@ class TestReload:
         node.end()
         assert [line["imei"] for line in node.lines("checks")] == [LISTED]
 
-    async def test_what_needs_a_restart_is_said_and_stays(self, loaded):
+    async def test_a_setting_that_needs_a_restart_is_reported_and_stays(self, loaded):
         node = loaded.start()
         before = node.status()
         loaded.configure(listen=["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"], http="off")
@@ -331,7 +331,7 @@ class TestReload:
 
 
 class TestEnd:
-    async def test_sigterm_tells_each_peer_and_answers_until_it_closes(self, loaded, connect):
+    async def test_sigterm_sends_each_peer_a_dpr_and_answers_until_it_closes(self, loaded, connect):
         node = loaded.start()
         host, port = node.address
         clients = {name: await connect(node, name) for name in (HOST, OTHER_HOST)}
@@ -505,7 +505,7 @@ class TestShown:
         checked = promtool(text)
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
-    async def test_metrics_say_what_happened(self, loaded, connect):
+    async def test_metrics_count_the_events(self, loaded, connect):
         loaded.configure(policy=loaded.settings["policy"] | {"bad_identity": "error"})
         node = loaded.start()
         client = await connect(node)
@@ -724,7 +724,7 @@ class TestLogs:
             == flood
         )
 
-    async def test_a_refused_peer_is_told_with_the_setting_that_would_take_it(self, loaded, connect):
+    async def test_a_refused_peer_is_logged_with_the_setting_that_would_accept_it(self, loaded, connect):
         node = loaded.start()
         refused = await connect(node, opened=False)
         foreign = avp(258, (16777251).to_bytes(4))

@@ -54,7 +54,7 @@ def test_one_node_holds_it_until_its_last_process_has_ended(tmp_path):
     os.waitpid(child, 0)
 
 
-def test_a_node_that_runs_is_told_of_at_once_and_one_that_ends_is_waited_for(tmp_path, monkeypatch):
+def test_a_running_node_is_reported_at_once_and_the_end_of_an_ending_node_is_awaited(tmp_path, monkeypatch):
     held = state_folder.lock(tmp_path)
     said = iter([STOPPING, STOPPING, "running"])
     monkeypatch.setattr(state_folder, "ask", lambda *_, **__: next(said))
@@ -138,7 +138,7 @@ def test_commands_of_an_older_program_leave_a_newer_folder_alone_and_name_both_t
     assert [path.name for path in site.state.iterdir()] == ["form"]
 
 
-def test_the_origin_state_id_rises_at_each_start_whatever_the_clock_says(tmp_path):
+def test_the_origin_state_id_rises_at_each_start_for_any_time_of_the_clock(tmp_path):
     now = int(time.time())
     assert state_folder.next_origin_state_id(tmp_path) >= now
     ahead = now + 100_000

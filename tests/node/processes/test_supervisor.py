@@ -284,7 +284,7 @@ async def test_a_reload_that_one_of_two_workers_cannot_take_over(node, lines, ho
     assert (config.policy.default, disabled, dials) == ("whitelisted", [], True)
 
 
-async def test_a_worker_that_fails_where_all_have_said_yes_is_ended_and_begins_by_the_new_configuration(node):
+async def test_a_worker_that_fails_after_all_have_prepared_is_restarted_with_the_new_configuration(node):
     bad, other = node.workers
     bad.refuses.add("take_over")
     node.site.configure(policy={"default": "greylisted"})
@@ -408,7 +408,7 @@ async def test_a_question_that_the_end_of_a_worker_cuts_off_is_no_fault(site, li
     assert [(event, reason) for event, reason, _ in lines if event == "worker_failed"] == []
 
 
-async def test_a_worker_that_dies_with_a_question_unanswered_is_told_of(node, lines):
+async def test_a_worker_that_dies_with_an_unanswered_question_is_reported(node, lines):
     dying = node.workers[0]
     dying.handlers["set_peer"] = lambda *_: dying.process.end()
     await node.ask("peer_disable", name="mme")
@@ -416,7 +416,7 @@ async def test_a_worker_that_dies_with_a_question_unanswered_is_told_of(node, li
     assert told == [("set_peer", 0)]
 
 
-async def test_a_worker_gets_what_the_supervisor_read_whatever_the_file_says_by_then(node):
+async def test_a_worker_gets_the_settings_that_the_supervisor_read_even_if_the_file_has_changed(node):
     await node.workers[1].end()
     node.site.configure(policy={"default": "blacklisted"})  # and nobody has asked for a reload
     await node.successor(1)

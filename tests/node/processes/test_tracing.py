@@ -75,7 +75,7 @@ async def test_a_reader_of_a_trace_that_is_over_gets_nothing_of_the_next_one_and
     assert await played.read(second) == {"records": [], "over": True}
 
 
-async def test_what_workers_still_tell_of_a_trace_that_was_ended_is_not_shown_in_the_next_one(played):
+async def test_late_records_of_an_ended_trace_are_not_shown_in_the_next_one(played):
     first = await played.begin()
     played.answers.clear()
     played.under_way = {"kind": "check"}

@@ -107,7 +107,7 @@ class TestOneNode:
             assert await ask(client, LISTED) == BLACK
             await client.close()
 
-    async def test_one_origin_state_id_whichever_worker_says_it(self, crew, connect):
+    async def test_all_workers_send_the_same_origin_state_id(self, crew, connect):
         node = crew.start()
         said = [(await (await connect(node, host, opened=False)).open(cer(host))).number(278) for host in HOSTS]
         assert len(set(said)) == 1
@@ -404,7 +404,7 @@ class TestCrash:
         assert serving(crew) == {HOSTS[0]: 0, HOSTS[1]: 1}
         assert first == second
 
-    async def test_its_successor_has_been_told_all_that_the_others_were(self, crew, connect):
+    async def test_its_successor_has_received_all_settings_of_the_others(self, crew, connect):
         node = crew.start()
         crew.configure(
             peers=[{"name": "mme", "realm": REALM}, {"name": "away", "host": "away.example", "realm": "example"}],

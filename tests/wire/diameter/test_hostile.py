@@ -160,7 +160,7 @@ async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd
 
 
 @pytest.mark.parametrize("workers", [2])
-async def test_who_says_nothing_is_held_to_the_limits_by_all_workers_together(loaded, crowd, workers):
+async def test_silent_clients_are_limited_by_all_workers_together(loaded, crowd, workers):
     loaded.configure(limits={"unidentified_max": 6, "source_unidentified_max": 4, "cer_timeout_s": 60}, workers=workers)
     node = loaded.start()
 

@@ -426,7 +426,7 @@ async def test_a_stranger_is_no_error_of_the_entry_that_comes_nearest(extra):
         assert setup.node.refusals() == {}
 
 
-async def test_every_peer_that_is_refused_is_told_with_its_address_and_entry():
+async def test_every_peer_that_is_refused_is_logged_with_its_address_and_entry():
     table = [
         replace(MME, label="mme1", host="mme1.example"), replace(MME, label="far", realm="far.example", sources=(ip_network("192.0.2.0/24"),)),
         replace(MME, label="strict", host="strict.example", realm=None),
@@ -554,7 +554,7 @@ async def test_we_connect_over_tls():
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_handshake_that_the_other_end_ends_is_told_so_both_ways(version):
+async def test_a_handshake_that_the_other_end_ends_is_logged_in_both_directions(version):
     ours, _, stranger = contexts()
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.maximum_version, theirs.verify_mode = version, ssl.CERT_REQUIRED
@@ -588,7 +588,7 @@ async def test_a_handshake_that_the_other_end_ends_is_told_so_both_ways(version)
             assert told["detail"].startswith("the other end ended the TLS handshake")
 
 
-def test_what_openssl_says_of_a_handshake():
+def test_errors_of_openssl_in_a_handshake():
     alert, chain, plain = ssl.SSLError(), ssl.SSLCertVerificationError(), ssl.SSLError()
     alert.reason, chain.verify_message, plain.reason = (
         "TLSV1_ALERT_UNKNOWN_CA",

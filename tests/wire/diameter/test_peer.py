@@ -193,7 +193,7 @@ def test_a_message_has_its_time_from_its_first_byte():
     assert driven.events()[-1].reason == "partial_message"
 
 
-def test_a_long_message_in_small_pieces_is_not_looked_at_over_and_over():
+def test_a_long_message_in_small_pieces_is_parsed_once():
     driven = Driven().open()
     octets = wire.ecr(extra=wire.avp(9999, bytes(100_000), flags=0))
     for start in range(0, len(octets), 7):
@@ -399,7 +399,7 @@ def test_we_connect_and_the_cea_is_no_good(kwargs, reason):
     ("codes", "reason"),
     [((3004,), "cea_not_now"), ((4003,), "cea_not_now"), ((5012,), "cea_not_now"), ((), "cea_result")],
 )
-def test_a_peer_that_may_have_us_soon_is_told_from_one_that_will_not(codes, reason):
+def test_a_peer_that_may_accept_us_soon_is_distinguished_from_one_that_will_not(codes, reason):
     driven, cer = connected()
     avps = b"".join(wire.u32(268, code) for code in codes) + wire.avp(264, wire.HOST) + wire.avp(296, wire.REALM)
     driven.feed(wire.message(257, avps, 0, 0, (cer.hop_by_hop, cer.end_to_end)))

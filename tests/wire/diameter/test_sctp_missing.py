@@ -7,7 +7,7 @@ from node import PATIENCE_S, until
 pytestmark = pytest.mark.skipif(in_kernel.has_sctp(), reason="this kernel has SCTP")
 
 
-def test_a_start_says_what_to_do(site):
+def test_a_start_prints_advice(site):
     site.configure(listen=["tcp://127.0.0.1:0", "sctp://127.0.0.1,127.0.0.2:0"])
     assert "this kernel has no SCTP: as root, modprobe sctp" in site.eir("config").stderr
     done = site.eir("serve", status=1)
@@ -25,6 +25,6 @@ def test_an_optional_listener_is_left_out(site):
     assert (line["address"], line["reason"]) == ("sctp://127.0.0.1:0", "no_sctp")
 
 
-def test_the_probe_says_so_too(site):
+def test_the_probe_prints_the_advice_too(site):
     url = "s13://127.0.0.1?transport=sctp"
     assert "cannot connect to 127.0.0.1:3868" in site.eir("probe", url, "35209900176148", status=1).stderr

@@ -439,7 +439,7 @@ def test_no_session_is_taken_up_again(authority, version):
 
 
 class TestCertificate:
-    def test_names_and_ends_as_openssl_says(self, tmp_path):
+    def test_names_and_ends_are_those_of_openssl(self, tmp_path):
         for days_valid, subject in ((3, "/O=Operator/CN=mme.example"), (20_000, "/CN=a.example/OU=x")):
             command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", tmp_path / "k",
                        "-out", tmp_path / "c", "-days", str(days_valid), "-subj", subject]  # fmt: skip

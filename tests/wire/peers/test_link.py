@@ -27,7 +27,7 @@ async def test_a_connection_whose_end_goes_wrong_is_gone_all_the_same():
     assert link.closed.done()
 
 
-async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_told_of():
+async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_logged():
     told = []
     server = Server(
         "any",

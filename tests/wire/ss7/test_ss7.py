@@ -248,7 +248,7 @@ def test_an_msc_brings_it_up_and_down():
     assert end.state == AssociationState.DOWN
 
 
-def test_who_connects_and_says_nothing_is_sent_away():
+def test_a_silent_client_is_disconnected():
     end = listening(active=False)
     end.timer(end.deadline())
     assert end.over == "cer_timeout"
@@ -353,7 +353,7 @@ def test_global_titles_of_each_type():
         )
 
 
-def test_segments_are_told_from_whole_messages():
+def test_segments_are_distinguished_from_whole_messages():
     whole = bytearray(wire.udt(b"data", kind=sccp.XUDT))
     for octet, segmented in ((0x80, False), (0x81, True), (0x01, True), (0x00, True)):
         message = whole + bytes((0x10, 4, octet, 0, 0, 1, 0x00))

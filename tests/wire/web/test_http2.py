@@ -72,7 +72,7 @@ def test_requests_are_answered_however_they_are_cut(piece):
     )
 
 
-def test_settings_are_acknowledged_and_ours_say_what_is_taken():
+def test_settings_are_acknowledged_and_ours_have_the_limits():
     peer = Peer().send(HELLO)
     (first, second) = [(flags, payload) for kind, flags, _, payload in peer.found if kind == wire.SETTINGS]
     ours = dict(struct.unpack_from(">HI", first[1], at) for at in range(0, len(first[1]), 6))
@@ -378,7 +378,7 @@ def sent(chance, stream):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_whatever_a_client_sends_it_gets_whole_frames_until_the_connection_says_why_it_ends(seed):
+def test_any_input_of_a_client_gets_whole_frames_until_a_goaway_with_the_reason(seed):
     chance, ended = random.Random(seed), Counter()
     for _ in range(100):
         peer = Peer().send(HELLO)
@@ -413,7 +413,7 @@ def test_honest_clients_are_not_taken_for_hostile_ones():
     assert len(statuses(peer.found)) == 1500
 
 
-def test_a_drain_says_goaway_twice_and_answers_what_is_under_way():
+def test_a_drain_sends_goaway_twice_and_answers_pending_requests():
     peer = Peer().send(HELLO + get(1, "/") + get(3, "/slow", flags=END_HEADERS))
     peer.connection.leave(peer.now)
     peer.take()
@@ -470,7 +470,7 @@ def test_a_client_that_never_asks_anything_is_sent_away_likewise():
     assert (goaways(peer.found), peer.connection.over) == ([(2**31 - 1, 0), (0, 0)], "idle")
 
 
-def test_who_speaks_http_1_is_told_so():
+def test_a_client_that_sends_http_1_gets_an_error():
     peer = Peer()
     peer.connection.receive(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", 0.0)
     peer.connection.work(0.0, never)

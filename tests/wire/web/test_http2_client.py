@@ -52,7 +52,7 @@ def test_the_answer_may_come_after_a_goaway_that_lets_the_request_end(last):
     assert (server.exchange.answer.status, server.exchange.answer.body) == (200, b'{"a": 1}')
 
 
-def test_once_it_is_answered_the_client_says_goodbye():
+def test_the_client_sends_goaway_after_the_answer():
     server = Server()
     server.exchange.receive(server.answer())
     frames, rest = wire.frames(server.exchange.data_to_send())

@@ -214,7 +214,7 @@ def test_the_scheme_is_written_as_one_likes(tmp_path, issuer):
     assert {checks.subject(scheme + b" " + token) for scheme in (b"Bearer", b"bearer", b"BEARER", b"Bearer ")} == {AMF}
 
 
-def test_a_challenge_says_what_is_missing():
+def test_a_challenge_names_the_missing_scope():
     assert DENIED["no_token"].challenge == 'Bearer realm="n5g-eir-eic", scope="n5g-eir-eic"'
     assert DENIED["expired"].challenge.startswith(
         'Bearer realm="n5g-eir-eic", error="invalid_token", error_description="'
@@ -268,7 +268,7 @@ def test_bad_tokens_of_one_peer_take_only_so_much_time(tmp_path, issuer, monkeyp
     assert len(checks._refused) <= tokens.REFUSED_MAX
 
 
-def test_a_token_that_is_not_valid_yet_is_looked_at_again(tmp_path, issuer):
+def test_a_token_that_is_not_valid_yet_is_verified_again(tmp_path, issuer):
     clock = Clock()
     checks, token = checker(tmp_path, issuer, clock=clock), bearer(issuer.token(NOW, nbf=NOW + 60))
     assert checks.subject(token).reason == "not_yet"
@@ -276,7 +276,7 @@ def test_a_token_that_is_not_valid_yet_is_looked_at_again(tmp_path, issuer):
     assert checks.subject(token) == AMF
 
 
-def test_a_token_that_was_refused_for_its_audience_is_looked_at_again_after_a_change(tmp_path, issuer):
+def test_a_token_that_was_refused_for_its_audience_is_verified_again_after_a_change(tmp_path, issuer):
     checks, token = checker(tmp_path, issuer, audience=("AMF",)), bearer(issuer.token(NOW))
     assert checks.subject(token).reason == "audience"
     settings = settings_of(tmp_path, sets=[jwks(issuer)])
