@@ -1,16 +1,19 @@
 """Phones that are on the network when a change lists them: one event per device and listing, the same from each node. Conformance row 66."""
 
 import json
+import os
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import redis
 from made import pages_of
-from node import LISTED, TRACKED, UNLISTED, Site, until_async
+from node import LISTED, TRACKED, UNLISTED, Site, children, until_async
 from servers import Server, programs
+from test_events import desk, told
 from test_sightings import IMSI, asked
 
 from eir.device import device_key
@@ -18,6 +21,7 @@ from eir.lists.images import newly_listed as differences
 from eir.lists.images.imaging import image_of
 from eir.lists.images.newly_listed import newly_listed, without_listed
 from eir.lists.pages.pages import Page, TacEntry
+from eir.node.processes import priority
 from eir.sightings.batches import FRAME
 from eir.sightings.events import LISTED as EVENT
 from eir.sightings.events import Events
@@ -77,6 +81,28 @@ def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber(
     assert events.due(2.0, subscribers, 1) == [{"id": "2", "subscriber": None}]
     assert [len(events.due(second, subscribers, 10)) for second in (3.0, 4.0)] == [2, 0]
     assert (events.has_listed, events.dropped) == (False, 0)
+
+
+@pytest.mark.skipif(not priority._can_restore(), reason="without privilege the priority is not lowered")
+async def test_the_recorder_has_idle_priority_while_events_of_listed_devices_wait(site, connect):
+    """The second event waits 10 s for room under the rate. Meanwhile no thread of the process may delay a check."""
+    (site.folder / "webhook.key").write_text("secret\n")
+    with desk() as server:
+        hook = {"url": f"http://127.0.0.1:{server.server_port}/", "key_file": "webhook.key"}
+        site.configure(
+            sightings={"webhook": hook, "events_max": 0.1},
+            policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]},
+        )
+        site.load([OTHER])
+        node = site.start()
+        await asked(await connect(node), LISTED, TRACKED)
+        site.load([OTHER, LISTED, TRACKED], serial=2)
+        await until_async(lambda: told(server))
+        assert [event["event"] for event in told(server)] == [EVENT]
+        threads = Path(f"/proc/{children(node.pid)['sightings']}/task")
+        await until_async(
+            lambda: {os.sched_getscheduler(int(each.name)) for each in threads.iterdir()} == {os.SCHED_IDLE}
+        )
 
 
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")

@@ -1,6 +1,6 @@
 """Search of the record for devices that a change of a list has newly listed, and an event for each device that was seen.
 
-The search runs in the recorder, in a thread at a lower priority than checks. The recorder maps each image of a list of devices. The
+The search runs in the recorder, in a thread. During the search and the sending of events the recorder has idle priority. The recorder maps each image of a list of devices. The
 difference of two images is the newly listed devices, which are looked up in the record of the last 24 h. Changes that arrive during
 a search are queued.
 """
@@ -27,7 +27,7 @@ from eir.lists.record.clock import STORE_TIMEOUT_S, await_store
 from eir.lists.record.settings import DEVICES
 from eir.lists.record.store import Event, ListState
 from eir.lists.stores.open import open_store
-from eir.node.processes.priority import IdleThread
+from eir.node.processes.priority import IdlePriority, IdleThread
 from eir.node.processes.setup import Listed
 from eir.sightings.events import LISTED
 
@@ -63,6 +63,7 @@ class ListedSearch:
 
     Args:
         config: configuration at the start.
+        aside: sets the priority of the process during a search.
         flush: function that writes the buffered checks to disk.
         send: function that queues events, and returns after the senders of all receivers have them.
         done: function that is called with list and generation after the search for a list.
@@ -70,7 +71,7 @@ class ListedSearch:
     """
 
     def __init__(
-        self, config: Config, *, flush: Callable[[], Awaitable[None]], send: Callable[[Sequence[dict[str, Any]]], Awaitable[None]],
+        self, config: Config, aside: IdlePriority, *, flush: Callable[[], Awaitable[None]], send: Callable[[Sequence[dict[str, Any]]], Awaitable[None]],
         done: Callable[[str, int], None], report: Report,
     ) -> None:  # fmt: skip
         self._config = config
@@ -83,7 +84,7 @@ class ListedSearch:
         self._waiting: deque[tuple[Listed, Image]] = deque()
         self._has_work = asyncio.Event()
         self._flushed_at = -FLUSH_EVERY_S
-        self._thread = IdleThread("search")
+        self._thread = IdleThread("search", aside)
         self._forgotten: set[str] = set()
         """Subscribers that were deleted from the record during the present search."""
 
@@ -154,9 +155,9 @@ class ListedSearch:
             if len(rows) and marks is None:
                 marks = await self._listing_marks(search)
             for at in range(0, len(rows), ROWS_AT_ONCE):
-                part = rows.slice(at, ROWS_AT_ONCE).to_dicts()
-                part = self._without_forgotten(part)
-                await self._send([_event(search, row, marks or {}) for row in part])
+                part = rows.slice(at, ROWS_AT_ONCE)
+                events = await self._thread.run(partial(_build_events, search, part, marks or {}))
+                await self._send(self._without_forgotten(events))
 
     async def _flush_buffered(self) -> None:
         await asyncio.sleep(self._flushed_at + FLUSH_EVERY_S - time.monotonic())
@@ -174,11 +175,11 @@ class ListedSearch:
         devices = rows["device"].to_numpy().astype(np.uint64)
         return rows.filter(without_listed(search.before, devices))
 
-    def _without_forgotten(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for row in rows:
-            if row["subscriber"] in self._forgotten:
-                row["subscriber"] = None
-        return rows
+    def _without_forgotten(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for event in events:
+            if event["subscriber"] in self._forgotten:
+                event["subscriber"] = None
+        return events
 
     async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
         """Return the history event that listed each single entry since the last search.
@@ -206,6 +207,12 @@ def _map(memory: int | None) -> Image | None:
         with suppress(ImageError, OSError):
             return Image.map(memory)
     return None
+
+
+def _build_events(
+    search: Search, rows: "pl.DataFrame", marks: Mapping[tuple[int, int, bool], Event]
+) -> list[dict[str, Any]]:
+    return [_event(search, row, marks) for row in rows.iter_rows(named=True)]
 
 
 def _event(search: Search, row: Mapping[str, Any], marks: Mapping[tuple[int, int, bool], Event]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,15 +58,14 @@ def restore_priority_of(pid: int) -> None:
 
 
 class IdlePriority:
-    """Context manager that gives the process idle priority during heavy work.
+    """Context manager that gives all threads of the process idle priority during heavy work, also threads that a library has started.
 
     If other programs starve the process, its priority is restored. If the process could not restore its priority, which
     RLIMIT_NICE (LimitNICE= of a unit) must permit, the priority is not lowered.
     """
 
-    def __init__(self, *threads: int) -> None:
-        """Create the context manager. `threads`: threads of the work; default: all threads at the begin of the work."""
-        self._chosen = threads
+    def __init__(self) -> None:
+        """Create the context manager."""
         self._depth = 0
         self._policies: dict[int, int] = {}
         """Scheduling policy of each thread before the work."""
@@ -82,7 +81,7 @@ class IdlePriority:
         """Run a `with` block at idle priority. Blocks may overlap."""
         self._depth += 1
         if self._depth == 1 and self.permitted:
-            for thread in self._threads():
+            for thread in _threads():
                 with suppress(OSError):  # the thread has ended
                     self._policies[thread] = os.sched_getscheduler(thread)
                 set_idle_priority(thread)
@@ -95,15 +94,12 @@ class IdlePriority:
             if not self._depth:
                 self._restore()
 
-    def _threads(self) -> Sequence[int]:
-        return self._chosen or _threads()
-
     def _check_later(self) -> None:
-        ran, waited = _ran_and_waited(self._threads())
+        ran, waited = _ran_and_waited(_threads())
         self._timer = asyncio.get_running_loop().call_later(POLL_S, self._check, ran, waited)
 
     def _check(self, ran: int, waited: int) -> None:
-        now_ran, now_waited = _ran_and_waited(self._threads())
+        now_ran, now_waited = _ran_and_waited(_threads())
         runnable = now_ran - ran + now_waited - waited
         is_starved = now_ran - ran < SHARE * runnable
         if is_starved or self._is_restored():
@@ -115,7 +111,7 @@ class IdlePriority:
     def _is_restored(self) -> bool:
         """Return true if the threads have their normal priority again, because the supervisor has called `restore_priority_of`."""
         with suppress(OSError):  # a thread has ended
-            return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in self._threads())
+            return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in _threads())
         return False
 
     def _restore(self) -> None:
@@ -127,14 +123,14 @@ class IdlePriority:
 
 
 class IdleThread:
-    """Thread for work at a lower priority than checks. If other programs starve the thread, its priority is restored."""
+    """Thread for work at a lower priority than checks. If other programs starve the process, its priority is restored."""
 
-    def __init__(self, name: str) -> None:
-        """Start the thread."""
+    def __init__(self, name: str, aside: IdlePriority) -> None:
+        """Start the thread. `aside`: sets the priority of the process during the work."""
         self._executor = ThreadPoolExecutor(1, name)
         thread = self._executor.submit(threading.get_native_id).result()
-        self._aside = IdlePriority(thread)
-        if not self._aside.permitted:
+        self._aside = aside
+        if not aside.permitted:
             set_idle_priority(thread)  # for the whole life of the thread
 
     async def run(self, work: Callable[[], T]) -> T:

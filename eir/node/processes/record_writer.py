@@ -1,7 +1,7 @@
 """Writer of the record of checks: queues messages up to a limit, writes them in a thread, and deletes old files.
 
-If the disk is slow, the oldest queued messages are dropped, and no check is delayed. The thread has a lower priority than checks.
-If other programs starve the thread, its priority is restored, so that the record is still written.
+If the disk is slow, the oldest queued messages are dropped, and no check is delayed. A write has a lower priority than checks.
+If other programs starve the process, its priority is restored, so that the record is still written.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from eir.errors import EirError, Report
 from eir.node.processes import state_folder
-from eir.node.processes.priority import IdleThread
+from eir.node.processes.priority import IdlePriority, IdleThread
 from eir.sightings import files
 from eir.sightings.buffer import HEAD
 from eir.sightings.settings import SightingsSettings
@@ -64,6 +64,7 @@ class RecordWriter:
         self,
         state: Path,
         settings: SightingsSettings,
+        aside: IdlePriority,
         seen: Callable[[], Mapping[str, str]],
         *,
         count: Callable[..., None],
@@ -71,6 +72,7 @@ class RecordWriter:
     ) -> None:
         """Start the thread that writes the record of checks.
 
+        `aside`: sets the priority of the process during a write.
         `seen`: function that returns the last partner (SIM or device) of each watched entry, which is saved with the record.
         `count`: function that counts; its arguments are a metric and its label values.
         """
@@ -89,7 +91,7 @@ class RecordWriter:
         self._wake = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         """Futures of callers that wait until all messages are written."""
-        self._disk = IdleThread("disk")
+        self._disk = IdleThread("disk", aside)
         self._pruned = float("-inf")
         self._clock = state_folder.read_clock(state)
 

@@ -25,7 +25,7 @@ from eir.node.observe import metrics
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.listed_search import ListedSearch
-from eir.node.processes.priority import restore_priority
+from eir.node.processes.priority import IdlePriority, restore_priority
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.record_writer import RecordWriter
 from eir.node.processes.setup import Listed, send_list
@@ -106,14 +106,15 @@ class _Recorder:
         seen = files.read_watched(config.state)
         origin = f"{time.time_ns():x}"
         self._events = Events(per_second_max=settings.events_max, watched=watched, seen=seen, origin=origin)
+        self._aside = IdlePriority()
         self._writer = RecordWriter(
-            config.state, settings, lambda: self._events.seen, count=self._count, report=self._report
+            config.state, settings, self._aside, lambda: self._events.seen, count=self._count, report=self._report
         )
         self._deliveries = dict(self._build_deliveries())
         self._listed_sent = asyncio.Event()
         """Set while no event of a newly listed device is queued."""
         self._search = ListedSearch(
-            config, flush=self.write_now, send=self._send_listed, report=self._report,
+            config, self._aside, flush=self.write_now, send=self._send_listed, report=self._report,
             done=lambda name, generation: self._channel.notify("searched", name, generation),
         )  # fmt: skip
 
@@ -229,10 +230,13 @@ class _Recorder:
             self._queue_events()
 
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
-        """Queue events about newly listed devices, and wait until the queue of every event receiver has accepted these events."""
+        """Queue events about newly listed devices, and wait until the queue of every event receiver has accepted these events.
+
+        Meanwhile the process has idle priority, because there can be a million such events.
+        """
         self._events.add_listed(events)
-        if events:
-            self._listed_sent.clear()
+        self._listed_sent.clear()
+        with self._aside():
             await self._listed_sent.wait()
 
     def _queue_events(self) -> None:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import pytest
 from node import until_async
 
 from eir.node.processes import child, priority
-from eir.node.processes.priority import TASKS, IdlePriority, stay_idle
+from eir.node.processes.priority import TASKS, IdlePriority, IdleThread, stay_idle
 
 COMES_BACK = priority._can_restore()
 """Without privilege RLIMIT_NICE decides; then nothing stands back."""
@@ -102,13 +101,16 @@ class TestAside:
         with aside():
             assert not aside.starved.is_set()
 
-    async def test_of_threads_that_are_named_only_those_stand_back(self):
-        with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(threading.get_native_id).result()
-            with IdlePriority(other)():
-                assert {os.sched_getscheduler(other)} == ASIDE
-                assert os.sched_getscheduler(0) == os.SCHED_OTHER
-            assert policies() == TAKES_PART
+    async def test_work_that_ends_leaves_other_work_at_idle_priority(self):
+        aside = IdlePriority()
+        search, disk = (IdleThread(name, aside) for name in ("search", "disk"))
+        until = threading.Event()
+        searching = asyncio.create_task(search.run(until.wait))
+        await disk.run(policies)
+        assert policies() == ASIDE
+        until.set()
+        await searching
+        assert policies() == TAKES_PART
 
     async def test_nothing_stands_back_that_could_not_come_back(self, monkeypatch):
         monkeypatch.setattr(priority, "_can_restore", lambda: False)
