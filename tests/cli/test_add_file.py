@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 from luhn import check_digit
-from node import COMMAND, LISTED, UNLISTED, Site
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Site
 
 ROWS = 5_000
 LISTS = {
@@ -17,7 +17,11 @@ LISTS = {
     "own": {"local": True, "bad_rows_max": 2, "range_tacs_max": 2},
     "old": {"local": True},
     "new": {"local": True},
+    "few": {"local": True},
     "small": {"local": True, "change_min": 10},
+    "wide": {"local": True, "change_min": 10**7},
+    "piped": {"local": True},
+    "any": {"local": True},
     "bound": {"kind": "pairs", "local": True},
     "sims": {"kind": "subscribers", "local": True},
     "types": {"kind": "device_types", "local": True},
@@ -29,6 +33,7 @@ LISTS = {
 def host(tmp_path_factory, publisher):
     with Site(tmp_path_factory.mktemp("added") / "site", publisher) as site:
         site.configure(lists=LISTS, policy={"rules": [{"list": "many", "answer": "blacklisted"}]})
+        site.eir("add", "any", TRACKED, "--reason", "x")  # creates the store
         yield site
 
 
@@ -78,12 +83,13 @@ def test_thousands_of_rows_are_one_change_with_their_reasons_and_ends(host):
 
 
 def test_a_file_of_few_rows_is_named_row_by_row(host):
-    add(host, "small", LISTED, UNLISTED)
-    assert details(host, "small")[-1] == f"recalled: {UNLISTED}, {LISTED}"
-    assert host.json("show", "small", LISTED)["entries"][0]["who"]
+    add(host, "few", LISTED, UNLISTED)
+    assert details(host, "few") == [f"recalled: {UNLISTED}, {LISTED}"]
+    assert host.json("show", "few", LISTED)["entries"][0]["who"]
 
 
 def test_growth_is_limited_as_that_of_a_release(host):
+    add(host, "small", LISTED)
     rows = [imei(n) for n in range(30)]
     done = add(host, "small", *rows, status=1)
     assert "growth_max" in done.stderr
@@ -129,8 +135,8 @@ def test_other_kinds_of_lists_take_files_too(host):
     assert set(entries(host, "bound")) == {f"{LISTED}+001010000000001", f"{LISTED}+001010000000002"}
     add(host, "sims", "imsi,reason", "001010000000001,box")
     assert entries(host, "sims") == {"001010000000001": ("box", None)}
-    add(host, "small", "tac", "35999999", options=["--force"])
-    assert entries(host, "small")["35999999*"] == ("recalled", None)
+    add(host, "wide", "tac", "35999999")
+    assert entries(host, "wide") == {"35999999*": ("recalled", None)}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_a_list_that_takes_no_entries_of_ours_refuses_the_file(host):
 
 def test_standard_input_is_a_file(host):
     done = subprocess.run(
-        [*COMMAND, "add", "own", "--file", "-", "--reason", "x", "--json"], input=f"imei\n{UNLISTED}\n", capture_output=True, text=True,
+        [*COMMAND, "add", "piped", "--file", "-", "--reason", "x", "--json"], input=f"imei\n{UNLISTED}\n", capture_output=True, text=True,
         env=host.environment(), cwd=host.folder, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout)["come"] == 1
