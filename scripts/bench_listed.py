@@ -40,10 +40,9 @@ from benchmark.measure import (
 )
 from benchmark.questions import QUICK_QUESTIONS, Keys, Scattered, scattered, write_list, write_questions
 from benchmark.servers import free_port
-from benchmark.site import ENTRIES, LIST, TACS, Site, at_rest
+from benchmark.site import ENTRIES, TACS, Site, at_rest, await_serial
 
 from eir.cli.table import table
-from eir.node.observe.control import ask as control
 from eir.sightings import files
 from eir.sightings.schema import SCHEMA
 
@@ -122,8 +121,7 @@ class _Releases:
     def put_in_force(self, *, with_listed: bool) -> None:
         """Load the next release, and wait until the node answers by it."""
         self._site.load(self.next(with_listed=with_listed))
-        while control(self._site.state, "status")["lists"].get(LIST, {}).get("serial") != self._serial:
-            time.sleep(LOOK_S)
+        await_serial(self._site.state, self._serial)
 
 
 @contextmanager

@@ -39,11 +39,10 @@ from benchmark.measure import (
 )
 from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_list, write_questions
 from benchmark.servers import Server, free_port, memory_mb, redis
-from benchmark.site import LIST, Site, at_rest
+from benchmark.site import LIST, Site, at_rest, await_serial
 
 from eir.cli.table import table
 from eir.lists.stores.open import SQLITE, open_store
-from eir.node.observe.control import ask as control
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
 STEADY = Load(4, 4096, 20_000.0, on_wire=True)
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         with site.server("eir", free_port(), cores=on.server, workers=options.workers) as server:
             for turn in range(how.turns):
                 site.load(site.release(other, turn + 2))
-                _await_serial(site.state, turn + 2)
+                await_serial(site.state, turn + 2)
                 asyncio.run(at_rest(site.store, site.state))
                 server.rest()
                 quiet = ask(server, load, folder / "questions", how, on.generator)
@@ -107,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
         with site.server("two workers", free_port(), cores=on.server, workers=2) as server:
             own_mb = [_own_mb(server.workers)]
             site.load(site.release(other, how.turns + 2))
-            _await_serial(site.state, how.turns + 2)
+            await_serial(site.state, how.turns + 2)
             server.rest()  # what was in force before is freed
             own_mb.append(_own_mb(server.workers))
     value = percentile("p99")
@@ -165,9 +164,3 @@ def _mapped(server: Server) -> list[set[str]]:
 
 def _own_mb(workers: Sequence[int]) -> float:
     return max(memory_mb(pid)["own"] for pid in workers)
-
-
-def _await_serial(state: Path, serial: int) -> None:
-    """Wait until the node has the release."""
-    while control(state, "status")["lists"].get(LIST, {}).get("serial") != serial:
-        time.sleep(LOOK_S)
