@@ -4,16 +4,23 @@ import asyncio
 import os
 import re
 import signal
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
-from node import LISTED, TRACKED, children, is_gone, until_async
+from issuer import Issuer, jwks
+from node import LISTED, TRACKED, children, is_gone, until, until_async
 from test_workers import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F401  # fixtures
 from wire import answer_to
 
+import eir.node.processes
 from eir.interfaces import INTERFACES
+from eir.interfaces.feed.feed_users import user_line
 from eir.node.observe.control import ControlError
 from eir.node.observe.control import ask as control
+from eir.node.processes.starter import NAME as STARTER
 
 KINDS = ("front", "starter", "worker-0", "follower", "sightings")
 """Each kind that there is at any time; loads and passes come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
@@ -136,22 +143,21 @@ def _reloaded(site):
     return True
 
 
-def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
-    code = {path.stem: path.read_text() for path in (PAGE.parent / "node" / "processes").glob("*.py")}
+def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
+    """By a node with every interface that has a process; the processes that come and go have their names from constants."""
     rows = [line.strip("| ").split(" | ") for line in _lines_of("### Processes")]
-    table = {name.partition("-")[0]: cells for cells in rows for name in re.findall(r"`eir-([a-z-]+)", cells[0])}
-    started = {name for text in code.values() for name in re.findall(r'(?:Child\(|name =)\s*f?"([a-z]+)', text)}
-    named = {
-        module: {name.partition("-")[0] for name in re.findall(r'^\w+_PROCESS = "([a-z-]+)"$', text, re.MULTILINE)}
-        for module, text in code.items()
-    }
-    started |= {each.name.partition("-")[0] for each in INTERFACES if each.service}
-    apart = set().union(*named.values())
+    table = {name.rstrip("-N"): cells for cells in rows for name in re.findall(r"`eir-([a-zN-]+)", cells[0])}
+    package = eir.node.processes
+    modules = {each.name: import_module(f"{package.__name__}.{each.name}") for each in iter_modules(package.__path__)}
+    apart = {value for module in modules.values() for name, value in vars(module).items() if name.endswith("_PROCESS")}
+    started = _started(site, table.keys() - apart - {"front"})
     assert table.keys() == {"front", *started, *apart}
-    assert len({re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1] for cells in table.values()}) == 6
-    for name, cells in table.items():
-        module = re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1]
-        assert ("def run(end: socket.socket" in code[module]) == (name in started), module
+    of = {name: re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1] for name, cells in table.items()}
+    assert len(set(of.values())) == 6
+    for name, module in of.items():
+        main = getattr(modules[module], "run", lambda: None)
+        assert ("end" in signature(main).parameters) == (name in started), module
+    code = {path.stem: path.read_text() for path in (PAGE.parent / "node" / "processes").glob("*.py")}
     talks = _lines_of("### Ways to talk")
     assert len(talks) == 4
     for line in talks:
@@ -163,6 +169,26 @@ def test_the_table_of_processes_is_what_the_code_starts_and_how_it_talks():
         if re.search(r"\bsocketpair\(|\bmmap\.mmap\(|\bos\.pipe\(|\bsubprocess\.", text)
     }
     assert made == {"channel", "recorder", "starter"}, "no other way to talk"
+
+
+def _started(site, expected):
+    """The names of the processes that a node has as soon as these are among them."""
+    (site.folder / "users").write_text(f"{user_line('register', 'correct horse battery')}\n")
+    (site.folder / "jwks").write_bytes(jwks(Issuer()))
+    more = {
+        "feed": {"users": "users", "from": "127.0.0.0/8", "lists": {"block": "own"}},
+        "device_authenticity": {"tokens": {"jwks": "jwks", "audience": "eir"}},
+    }
+    assert more.keys() == {each.section for each in INTERFACES if each.service}
+    services = {name: {"listen": "http://127.0.0.1:0", **settings} for name, settings in more.items()}
+    rules = [{"list": "own", "answer": "blacklisted"}]
+    site.configure(lists={"own": {"local": True}}, policy={"rules": rules}, sightings={"window_s": 0.2}, **services)
+    running = site.start()
+    return until(lambda: expected <= (names := _names(running)) and names)
+
+
+def _names(running):
+    return {name.rstrip("-0123456789") for name in children(running.pid)} - {STARTER}
 
 
 def _lines_of(heading):
