@@ -45,7 +45,7 @@ class NewDevices:
         self._to_send: dict[tuple[str, int, bool], array[int]] = {}
         """(peer, day, True if confirmed) → devices for the next call of `pop_sightings`."""
         self.unrecorded: Counter[str] = Counter()
-        """Peer → number of checks whose device was not queued because of a limit."""
+        """Peer → number of its checks whose new device was not recorded, because `new_per_peer` or FRESH_MAX was reached."""
 
     def add(self, key: int, peer: str, imsi: str) -> None:
         """Queue a device that was just checked, unless it is already queued or its peer is above the limit."""

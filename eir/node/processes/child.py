@@ -180,7 +180,7 @@ class Children:
     async def end(self, within_s: float) -> bool:
         """Wait until all children have ended, and kill those that run longer than `within_s`.
 
-        Returns false if a child was killed whose `is_spared` is false.
+        Returns false if a process had to be killed. Killed processes of children with `is_spared` do not count.
         """
         self.stop()
         for task in self._idle:

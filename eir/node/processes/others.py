@@ -98,7 +98,7 @@ class OtherProcesses:
     async def end(self) -> bool:
         """End all processes, the workers with their connections first.
 
-        Returns false if a child was killed whose `is_spared` is false.
+        Returns false if a process had to be killed. Killed processes of children with `is_spared` do not count.
         """
         self.workers.end()
         self.followed.child.stop()
