@@ -5,7 +5,6 @@ that asks it, one has the devices of the record as a plain list, and one has nei
 meanwhile. Each device takes 3 bytes more in the record's image than in that of a plain list. The time is shown, too, for which a worker compares devices that wait with the record.
 """
 
-import argparse
 import asyncio
 import multiprocessing
 import os
@@ -21,23 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Case,
     Load,
-    add_options,
     answers_per_s,
     at_least,
     at_most,
+    begin,
     compared,
-    cores,
     finish,
+    own_options,
     percentile,
     ratio,
     rows,
-    times,
     wrong_answers,
 )
 from benchmark.questions import BLACKLISTED, QUICK_QUESTIONS, WHITELISTED, Keys, scattered
@@ -68,16 +64,10 @@ IMSI = "001010123456789"
 
 def main(arguments: Sequence[str]) -> int:
     """The part `first-seen` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench first-seen", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--entries", type=int, help=f"devices on record ({ENTRIES:,})")
-    add_options(parser, seconds=5, turns=7)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
+    own = own_options()
+    own.add_argument("--entries", type=int, help=f"devices on record ({ENTRIES:,})")
+    options, on, how = begin("first-seen", __doc__, arguments, own, seconds=5, turns=7)
     entries = options.entries or (QUICK_ENTRIES if options.quick else ENTRIES)
-    on, how = cores(), times(options)
     record, listed = scattered(entries, min(TACS * 10, entries)), scattered(LISTED, TACS, seed=15)
     keys = np.setdiff1d(record.keys, listed.keys)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:

@@ -4,7 +4,6 @@ A node of one worker has a record of the last hours. A release lists a million d
 event for each. Worker and search share one core; the store is SQLite. Latency begins when the request arrives at the node's socket.
 """
 
-import argparse
 import asyncio
 import multiprocessing
 import os
@@ -21,21 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Case,
     Load,
-    add_options,
     at_most,
+    begin,
     compared,
-    cores,
     finish,
+    own_options,
     percentile,
     ratio,
     rows,
-    times,
     wrong_answers,
 )
 from benchmark.questions import QUICK_QUESTIONS, Keys, Scattered, scattered, write_list, write_questions
@@ -59,18 +55,12 @@ FOUND_MAX_S, LOOK_S = 900.0, 0.1
 
 def main(arguments: Sequence[str]) -> int:
     """The part `listed` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench listed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--devices", type=int, help=f"newly listed devices, all in the record ({DEVICES:,})")
-    parser.add_argument("--sightings", type=int, help=f"rows of the record ({SIGHTINGS:,})")
-    add_options(parser, seconds=5, turns=3)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
+    own = own_options()
+    own.add_argument("--devices", type=int, help=f"newly listed devices, all in the record ({DEVICES:,})")
+    own.add_argument("--sightings", type=int, help=f"rows of the record ({SIGHTINGS:,})")
+    options, on, how = begin("listed", __doc__, arguments, own, seconds=5, turns=3)
     devices = options.devices or (QUICK_DEVICES if options.quick else DEVICES)
     sightings = options.sightings or (QUICK_SIGHTINGS if options.quick else SIGHTINGS)
-    on, how = cores(), times(options)
     base, seen = scattered(ENTRIES, TACS), scattered(2 * devices, TACS, seed=15)
     listed = np.setdiff1d(seen.keys[::2], base.keys)
     found_s: list[float] = []

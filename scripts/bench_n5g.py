@@ -9,20 +9,19 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from benchmark import http2, network
+from benchmark import http2
 from benchmark.beside import Latency, latency_report
-from benchmark.build import Missing, program
+from benchmark.build import Missing
 from benchmark.measure import (
     Target,
-    add_options,
     at_least,
-    cores,
+    begin,
     finish,
+    own_options,
     say,
-    times,
 )
 from benchmark.servers import Server, free_port, on_cores
 from benchmark.site import LIST, loaded
@@ -36,13 +35,9 @@ P99_TIMES = 2.0
 
 def main(arguments: Sequence[str]) -> int:
     """The part `n5g` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench n5g", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--no-application", action="store_true", help="without Starlette under Hypercorn")
-    add_options(parser, seconds=3, turns=3)
-    options = parser.parse_args(arguments)
-    program("load")
+    own = own_options()
+    own.add_argument("--no-application", action="store_true", help="without Starlette under Hypercorn")
+    options, on, how = begin("n5g", __doc__, arguments, own, turns=3, fetch=_fetch)
     start_application: Callable[..., Server] | None = None
     missing = {}
     try:
@@ -50,9 +45,6 @@ def main(arguments: Sequence[str]) -> int:
     except Missing as e:
         missing["starlette"] = str(e)
         say(f"without starlette: {e}")
-    http2.tools("h2load", part="--test")
-    network.enter()
-    on, how = cores(), times(options)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, ExitStack() as running:
         folder = Path(made)
         site, _, questions = loaded(folder, options, questions=QUESTIONS)
@@ -105,6 +97,14 @@ def main(arguments: Sequence[str]) -> int:
         "wrong_answers": 0,
     }
     return finish("n5g", measured, targets, options, text)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    """Install h2load, and Starlette unless it is not wanted or cannot be installed."""
+    http2.tools("h2load", part="--test")
+    if not options.no_application:
+        with suppress(Missing):
+            http2.application()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ innermost frame of the project's code; time in the C code of the event loop is r
 the processor time of an answer in a run without py-spy.
 """
 
-import argparse
 import linecache
 import re
 import tempfile
@@ -15,9 +14,8 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import NamedTuple
 
-from benchmark import network
-from benchmark.build import ROOT, program, python
-from benchmark.measure import Load, Results, add_options, ask, cores, finish, say, times, wrong_answers
+from benchmark.build import ROOT, python
+from benchmark.measure import Load, Results, ask, begin, finish, say, wrong_answers
 from benchmark.servers import floor, free_port
 from benchmark.site import loaded
 
@@ -85,15 +83,8 @@ ORDER = (
 
 def main(arguments: Sequence[str]) -> int:
     """The part `profile` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench profile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_options(parser, seconds=5, turns=3)
-    options = parser.parse_args(arguments)
-    program("load")
+    options, on, how = begin("profile", __doc__, arguments, seconds=5, turns=3, fetch=lambda _: python(PY_SPY))
     spy = python(PY_SPY).with_name("py-spy")
-    network.enter()
-    on, how = cores(), times(options)
     look_s = max(LOOK_MIN_S, round(how.seconds))
     samples: Counter[str] = Counter()
     results: Results = {}

@@ -14,22 +14,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     Cores,
     Load,
     Picture,
     Target,
-    add_options,
     answers_per_s,
     ask,
     at_least,
     at_most,
-    cores,
+    begin,
     finish,
     in_turns,
     median,
+    own_options,
     percentile,
     ratio,
     say,
@@ -57,26 +55,20 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """The part `sizes` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench sizes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
+    own = own_options()
+    own.add_argument(
         "--entries", type=int, nargs="+", metavar="N", help=f"sizes ({', '.join(f'{size:,}' for size in SIZES)})"
     )
-    parser.add_argument(
+    own.add_argument(
         "--pairs",
         action="store_true",
         help="the list is one of pairs: each device with a SIM, and blocked with any other",
     )
-    parser.add_argument(
+    own.add_argument(
         "--work", type=Path, help="where files go (25 bytes an entry, 80 for a pair); a temporary folder if not given"
     )
-    add_options(parser, picture=True)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
+    options, on, how = begin("sizes", __doc__, arguments, own, picture=True)
     sizes = options.entries or (QUICK_SIZES if options.quick else SIZES)
-    on, how = cores(), times(options)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as made, ExitStack() as running:
         folder = Path(made)
         found = [_prepare(folder / f"{size}", size, on, options) for size in sizes]

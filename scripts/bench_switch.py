@@ -7,7 +7,6 @@ generator's, by the kernel's clock; the delay of the generator itself is shown. 
 private memory of its workers is shown: they share the image of the list.
 """
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -20,21 +19,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Load,
     Results,
-    add_options,
     ask,
     at_most,
-    cores,
+    begin,
     finish,
+    own_options,
     percentile,
     rows,
     say,
-    times,
     wrong_answers,
 )
 from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_list, write_questions
@@ -52,20 +48,14 @@ LOOK_S = 0.02
 
 def main(arguments: Sequence[str]) -> int:
     """The part `switch` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench switch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--entries", type=int, help=f"of each release ({ENTRIES:,})")
-    parser.add_argument("--rate", type=float, default=STEADY.rate, help=f"checks a second ({STEADY.rate:g})")
-    parser.add_argument("--workers", type=int, default=1, help="of the node, all on the same core (1)")
-    parser.add_argument("--redis", action="store_true", help="the lists are in a Redis of the bench's own")
-    add_options(parser, seconds=1)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
+    own = own_options()
+    own.add_argument("--entries", type=int, help=f"of each release ({ENTRIES:,})")
+    own.add_argument("--rate", type=float, default=STEADY.rate, help=f"checks a second ({STEADY.rate:g})")
+    own.add_argument("--workers", type=int, default=1, help="of the node, all on the same core (1)")
+    own.add_argument("--redis", action="store_true", help="the lists are in a Redis of the bench's own")
+    options, on, how = begin("switch", __doc__, arguments, own, seconds=1)
     entries = options.entries or (QUICK_ENTRIES if options.quick else ENTRIES)
     load = STEADY._replace(rate=options.rate)
-    on, how = cores(), times(options)
     results: Results = {}
     took: list[float] = []
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, ExitStack() as running:

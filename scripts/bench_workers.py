@@ -4,7 +4,6 @@ The generator asks over two connections for each worker, with full windows. A ma
 answer stays the same, since the generator needs a core; on a larger machine the answers per second rise.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -13,20 +12,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmark import network
-from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Load,
     Results,
-    add_options,
     ask,
     at_most,
+    begin,
     finish,
+    own_options,
     ratio,
     rows,
     say,
-    times,
     wrong_answers,
 )
 from benchmark.servers import free_port
@@ -43,19 +40,13 @@ LOOKS = 20
 
 def main(arguments: Sequence[str]) -> int:
     """The part `workers` of scripts/bench."""
-    parser = argparse.ArgumentParser(
-        prog="bench workers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
+    own = own_options()
+    own.add_argument(
         "--workers", type=int, nargs="+", help="numbers of workers; 1, 2, 4, … as far as there are cores if not given"
     )
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    program("load")
-    network.enter()
+    options, _, how = begin("workers", __doc__, arguments, own)
     ours = sorted(os.sched_getaffinity(0))
     numbers = options.workers or [1, *(2**n for n in range(1, 7) if 2**n <= max(2, len(ours) - 1))]
-    how = times(options)
     results: Results = {}
     spread: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:

@@ -114,16 +114,33 @@ def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: i
         )
 
 
+def own_options() -> argparse.ArgumentParser:
+    """Return an empty parser for a part's own options, which `begin` adds to those of all parts."""
+    return argparse.ArgumentParser(add_help=False)
+
+
 def begin(
-    name: str, doc: str | None, arguments: Sequence[str], *, seconds: float = 3, turns: int = 5
+    name: str,
+    doc: str | None,
+    arguments: Sequence[str],
+    *own: argparse.ArgumentParser,
+    seconds: float = 3,
+    turns: int = 5,
+    picture: bool = False,
+    fetch: Callable[[argparse.Namespace], object] = lambda _: None,
 ) -> tuple[argparse.Namespace, Cores, Times]:
-    """The options, cores and times of a part without options of its own, in a network of its own; the generator is built by then."""
+    """Build the generator, enter a network of the part's own, and return the options, cores and times of the part.
+
+    `own`: parser of the part's own options, without help (`own_options`). `picture`: as in `add_options`. `fetch`: function that
+    installs further programs; nothing can be fetched later.
+    """
     parser = argparse.ArgumentParser(
-        prog=f"bench {name}", description=doc, formatter_class=argparse.RawTextHelpFormatter
+        prog=f"bench {name}", description=doc, formatter_class=argparse.RawTextHelpFormatter, parents=own
     )
-    add_options(parser, seconds=seconds, turns=turns)
+    add_options(parser, seconds=seconds, turns=turns, picture=picture)
     options = parser.parse_args(arguments)
     program("load")
+    fetch(options)
     network.enter()
     return options, cores(), times(options)
 
