@@ -5,21 +5,19 @@ that asks it, one has the devices of the record as a plain list, and one has nei
 meanwhile. Each device takes 3 bytes more in the record's image than in that of a plain list. The time is shown, too, for which a worker compares devices that wait with the record.
 """
 
-import asyncio
-import multiprocessing
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark.beside import Mme
 from benchmark.measure import (
     COLUMNS,
     Case,
@@ -37,12 +35,11 @@ from benchmark.measure import (
     wrong_answers,
 )
 from benchmark.questions import BLACKLISTED, QUICK_QUESTIONS, WHITELISTED, Keys, scattered
-from benchmark.servers import PATIENCE_S, REALM, free_port
+from benchmark.servers import PATIENCE_S, free_port
 from benchmark.site import EIR, LIST, Site
 
 from eir.checks.new_devices import COMPARED_PER_TURN, NewDevices
 from eir.cli.table import table
-from eir.interfaces.s13 import INTERFACE as S13
 from eir.lists.images.day_images import image_of
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import image_of as plain_image_of
@@ -57,7 +54,7 @@ WITH, PLAIN, WITHOUT = "with the record", "with a plain list", "without"
 KNOWN = "known"
 """The plain list with the devices of the record."""
 ANSWERS_MIN, P99_MAX, BYTES_MAX = 0.97, 1.2, 3.0
-NEW_PER_S, FIRST_NEW = 100, 99_100_000 * 10**6
+NEW_PER_S, FIRST_NEW, END_OF_NEW = 100, 99_100_000 * 10**6, 10**14
 HITS, LOOK_S = 0.01, 0.2
 IMSI = "001010123456789"
 
@@ -154,41 +151,10 @@ def _on_record(site: Site, port: int, before: int) -> int:
     raise RuntimeError("no new device came on record")
 
 
-@contextmanager
-def _new_devices(port: int, on: set[int]) -> Iterator[None]:
-    """Meanwhile an MME asks about new devices; it has begun when this returns."""
-    context = multiprocessing.get_context("spawn")
-    began = context.Event()
-    asker = context.Process(target=_ask, args=(port, on, began), daemon=True)
-    asker.start()
-    try:
-        began.wait(PATIENCE_S)
-        yield
-    finally:
-        alive = asker.is_alive()
-        asker.terminate()
-        asker.join()
-    if not alive:
-        raise RuntimeError("nobody asked about new devices to the end")
-
-
-def _ask(port: int, on: set[int], began: Event) -> None:
-    """Ask until ended, NEW_PER_S times a second."""
-    os.sched_setaffinity(0, on)
-
-    async def over_and_over() -> None:
-        key = FIRST_NEW + int(time.monotonic() * 1000) % 10**8 * 1000
-        url = f"s13://127.0.0.1:{port}?origin_host=new.{REALM}&origin_realm={REALM}"
-        async with S13.probe_of(url).asking(imsi=IMSI) as check:
-            due = time.monotonic()
-            while True:
-                await check(f"{key:014d}")
-                began.set()
-                key += 1
-                due += 1 / NEW_PER_S
-                await asyncio.sleep(max(due - time.monotonic(), 0))
-
-    asyncio.run(over_and_over())
+def _new_devices(port: int, on: set[int]) -> AbstractContextManager[None]:
+    """Meanwhile an MME asks about new devices."""
+    first = FIRST_NEW + int(time.monotonic() * 1000) % 10**8 * 1000
+    return Mme(port, on, IMSI, range(first, END_OF_NEW), 1 / NEW_PER_S).asking()
 
 
 def _bytes_more(keys: Keys) -> float:

@@ -3,10 +3,7 @@
 The subscriber's phone is asked about ten times a second in both cases. `eir trace` runs as for an operator, on the generator's core.
 """
 
-import asyncio
 import json
-import multiprocessing
-import os
 import signal
 import subprocess
 import tempfile
@@ -16,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from benchmark.beside import Mme
 from benchmark.measure import (
     COLUMNS,
     Case,
@@ -31,18 +29,17 @@ from benchmark.measure import (
     rows,
     wrong_answers,
 )
-from benchmark.servers import PATIENCE_S, REALM, free_port, on_cores
+from benchmark.servers import PATIENCE_S, free_port, on_cores
 from benchmark.site import EIR, loaded
 
 from eir.cli.table import table
-from eir.interfaces.s13 import INTERFACE as S13
 
 QUESTIONS = 500_000
 FULL = Load(4, 256)
 STEADY = Load(4, 4096, 50_000.0, on_wire=True)
 WITH, WITHOUT = "with a trace", "without"
 THROUGHPUT_MIN, P99_MAX = 0.95, 1.2
-IMEI, IMSI, PAUSE_S = "00101007000009", "999990000000001", 0.1
+IMEI, IMSI, PAUSE_S = 101007_000009, "999990000000001", 0.1
 """The phone that is traced, whose SIM is of another test network than the generator's, and interval between two checks of it."""
 
 
@@ -53,7 +50,10 @@ def main(arguments: Sequence[str]) -> int:
         folder = Path(made)
         site, _, questions = loaded(folder, options, questions=QUESTIONS)
         told = folder / "told"
-        with site.server("eir", free_port(), cores=on.server) as server, _phone(server.port, on.generator):
+        with (
+            site.server("eir", free_port(), cores=on.server) as server,
+            Mme(server.port, on.generator, IMSI, [IMEI], PAUSE_S).asking(),
+        ):
             trace = partial(_trace, site.folder / f"eir-{server.port}.yaml", told, on.generator)
             cases = [Case(WITHOUT, server), Case(WITH, server, trace)]
             results = compared(cases, (FULL, STEADY), questions, how, on.generator)
@@ -89,32 +89,3 @@ def _trace(config: Path, told: Path, on: set[int]) -> Iterator[None]:
                 time.sleep(PAUSE_S)
         finally:
             trace.send_signal(signal.SIGINT)
-
-
-@contextmanager
-def _phone(port: int, on: set[int]) -> Iterator[None]:
-    """Meanwhile an MME asks about the subscriber's phone over and over."""
-    phone = multiprocessing.get_context("spawn").Process(target=_ask, args=(port, on), daemon=True)
-    phone.start()
-    try:
-        yield
-    finally:
-        alive = phone.is_alive()
-        phone.terminate()
-        phone.join()
-    if not alive:
-        raise RuntimeError("the subscriber's phone was not asked about to the end")
-
-
-def _ask(port: int, on: set[int]) -> None:
-    """Ask until ended."""
-    os.sched_setaffinity(0, on)
-
-    async def over_and_over() -> None:
-        url = f"s13://127.0.0.1:{port}?origin_host=phone.{REALM}&origin_realm={REALM}"
-        async with S13.probe_of(url).asking(imsi=IMSI) as check:
-            while True:
-                await check(IMEI)
-                await asyncio.sleep(PAUSE_S)
-
-    asyncio.run(over_and_over())

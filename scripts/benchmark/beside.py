@@ -1,20 +1,26 @@
 """Latency of checks over Diameter at a steady rate, alone and while the same core serves clients of another interface."""
 
+import asyncio
 import json
+import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eir.cli.table import table
+from eir.interfaces.s13 import INTERFACE as S13
 
 from . import feeder
 from .measure import Load, Target, Times, ask, at_most, percentile
-from .servers import Server, on_cores
+from .servers import PATIENCE_S, REALM, Server, on_cores
 
 DIAMETER = Load(4, 4096, 2_000.0, on_wire=True)
 """Latency counts on the wire, since the generator shares its core with the clients."""
@@ -53,6 +59,52 @@ class Clients(NamedTuple):
         words = [feeder.__file__, self.url, self.connections, rate, seconds, first, self.out, *self.more]
         with on_cores(self.on):
             return subprocess.Popen([sys.executable, *map(str, words)], stdin=subprocess.DEVNULL)
+
+
+class Mme(NamedTuple):
+    """MME in a process of its own that asks about these devices in turn, again and again."""
+
+    port: int
+    on: set[int]
+    imsi: str
+    devices: Sequence[int]
+    pause_s: float
+    """Time from one check to the next."""
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Meanwhile the MME asks; it has its first answer when this returns."""
+        context = multiprocessing.get_context("spawn")
+        answered = context.Event()
+        process = context.Process(target=_ask, args=(self, answered), daemon=True)
+        process.start()
+        try:
+            answered.wait(PATIENCE_S)
+            yield
+        finally:
+            alive = process.is_alive()
+            process.terminate()
+            process.join()
+        if not alive:
+            raise RuntimeError("the MME beside the load did not ask to the end")
+
+
+def _ask(mme: Mme, answered: Event) -> None:
+    """Ask until ended."""
+    os.sched_setaffinity(0, mme.on)
+
+    async def ask_in_turn() -> None:
+        url = f"s13://127.0.0.1:{mme.port}?origin_host=beside.{REALM}&origin_realm={REALM}"
+        async with S13.probe_of(url).asking(imsi=mme.imsi) as check:
+            due = time.monotonic()
+            while True:
+                for device in mme.devices:
+                    await check(f"{device:014d}")
+                    answered.set()
+                    due += mme.pause_s
+                    await asyncio.sleep(max(due - time.monotonic(), 0))
+
+    asyncio.run(ask_in_turn())
 
 
 class Latency:
