@@ -1,4 +1,4 @@
-/* An ECR, read by the grammar of TS 29.272 7.2.19 (eir/interfaces/s13/grammar.py), level by level. What is taken is what the general path answers by
+/* An ECR, read by the grammar of TS 29.272 7.2.19 (eir/interfaces/s13/application.py), level by level. What is taken is what the general path answers by
  * a verdict; anything else is left to it, which costs that message alone. Nothing outside of the buffer is read. */
 
 #include "_lane.h"

@@ -1,14 +1,48 @@
-"""S13 as an application of the Diameter node: id, vendor, command, AVPs and answering function (TS 29.272 7.1, 7.2)."""
+"""S13 as an application of the Diameter node: id, vendor, command with its grammar, AVPs and answering function (TS 29.272 7.1, 7.2).
 
-from collections.abc import Callable
+Each line of the grammar that accepts more than the standard has a comment with the reason.
+"""
+
 from dataclasses import replace
 
-from eir.checks.trace import Tracer
 from eir.interfaces.s13 import dictionary as s13
-from eir.interfaces.s13.grammar import ECR
-from eir.interfaces.s13.service import S13Service, question_of
-from eir.wire.diameter.application import Application, Command, LaneFactory
-from eir.wire.diameter.message import Answer, Request, result_label
+from eir.interfaces.s13.service import S13Service
+from eir.wire.diameter.application import APPLICATION_IDS, Application, Command, LaneFactory
+from eir.wire.diameter.dictionary import VENDOR_SPECIFIC_APPLICATION_ID
+from eir.wire.diameter.grammar import read_grammar
+
+TERMINAL_GRAMMAR = read_grammar(
+    """
+      [ IMEI ]
+      [ 3GPP2-MEID ]
+      [ Software-Version ]
+    * [ AVP ]
+    """,
+    s13.DICTIONARY,
+)  # TS 29.272 7.3.3
+
+# TS 29.272 7.2.19
+ECR = read_grammar(
+    """
+      < Session-Id >
+      [ DRMP ]
+      [ Vendor-Specific-Application-Id ]
+      { Auth-Session-State }
+      { Origin-Host }
+      { Origin-Realm }
+      [ Destination-Host ]
+      { Destination-Realm }
+      [ Terminal-Information ]    ; required by 7.2.19; real clients leave it out, and the application decides
+      [ User-Name ]
+      [ Auth-Application-Id ]     ; these two are not in 7.2.19; base stacks add them
+      [ Acct-Application-Id ]
+    * [ AVP ]
+    * [ Proxy-Info ]
+    * [ Route-Record ]
+    """,
+    s13.DICTIONARY,
+    {VENDOR_SPECIFIC_APPLICATION_ID: APPLICATION_IDS, s13.TERMINAL_INFORMATION: TERMINAL_GRAMMAR},
+)
 
 S13 = Application(
     id=s13.S13_APPLICATION, vendor=s13.VENDOR_3GPP, dictionary=s13.DICTIONARY,
@@ -17,27 +51,6 @@ S13 = Application(
 """S13 for a client, without an answering function."""
 
 
-def s13_application(service: S13Service, lane: LaneFactory | None = None, tracer: Tracer | None = None) -> Application:
-    """Return the application S13 for a node.
-
-    `service` answers, and `tracer` traces, each ECR that the lanes of `lane` leave to the general path.
-    """
-    return replace(S13, answer=service.answer, lane=lane, observer=None if tracer is None else _observer_of(tracer))
-
-
-def _observer_of(tracer: Tracer) -> Callable[[Request, bytes], None]:
-    def observe(request: Request, answer: bytes) -> None:
-        if (
-            tracer.filter is not None
-            and request.command == s13.ME_IDENTITY_CHECK
-            and tracer.filter.matches(question := question_of(request))
-        ):
-            tracer.wire(question, request.buffer, answer, _result(answer))
-
-    return observe
-
-
-def _result(answer: bytes) -> str:
-    """Return the result of an ECA as its label in metrics: `2001`, or `10415:5422`."""
-    read = Answer(answer, len(answer))
-    return result_label(next(iter(read.result_codes), 0), next(iter(read.experimental_results), None))
+def s13_application(service: S13Service, lane: LaneFactory | None = None) -> Application:
+    """Return the application S13 for a node. `service` answers each ECR that the lanes of `lane` leave to the general path."""
+    return replace(S13, answer=service.answer, lane=lane, observer=service.observe)

@@ -29,8 +29,7 @@ from eir.interfaces.s13.dictionary import DICTIONARY, ME_IDENTITY_CHECK, ME_IDEN
 from eir.interfaces.s13.service import PROTOCOL
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, PAIRS, SUBSCRIBERS
 from eir.wire.diameter.application import LaneTerms
-from eir.wire.diameter.message import E_FLAG, Reply, result_avp, result_label
-from eir.wire.diameter.result import is_protocol_error
+from eir.wire.diameter.message import E_FLAG, Reply, is_protocol_error, result_avp, result_label
 from eir.wire.peers.settings import DESTINATION, UNKNOWN_M
 
 KINDS: Final = {DEVICES: 0, SUBSCRIBERS: 1, PAIRS: 2, FIRST_SEEN: 3}

@@ -20,12 +20,12 @@ class S13Server(Node):
 
     def __init__(self, _: SharedSettings, context: Context) -> None:
         shared = context.shared
-        self._service = S13Service(context.checker, shared.peers)
+        self._service = S13Service(context.checker, shared.peers, context.tracer)
         self._lanes = ExpressLanes(context.checker, self._service.replies) if COMPILED else None
         """State of the express lanes with the mapped lists; None: no lane was compiled."""
         lane = partial(ExpressLane, self._lanes) if self._lanes else None
         super().__init__(
-            shared.identity, shared.peers, shared.limits, s13_application(self._service, lane, context.tracer), counts=context.counts,
+            shared.identity, shared.peers, shared.limits, s13_application(self._service, lane), counts=context.counts,
             report=context.report, admission=context.admission, dials=context.dials, overload=_overload(shared.overload_answer),
             tls=context.tls, rates=context.rates, sctp=shared.sctp, protocol=PROTOCOL,
         )  # fmt: skip

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from eir.checks.checker import Checker
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Status, answers_by_peer
+from eir.checks.trace import Tracer
 from eir.device import IMSI_LENGTHS, KEY_DIGITS, MSISDN_LENGTHS, is_digits
 from eir.errors import DiameterError
 from eir.interfaces.s13 import dictionary as s13
 from eir.wire.diameter.avp import Avp, encode, encode_text, encode_u32
 from eir.wire.diameter.dictionary import USER_NAME
-from eir.wire.diameter.message import Reply, Request
+from eir.wire.diameter.message import Answer, Reply, Request, result_label
 from eir.wire.diameter.result import INVALID_AVP_VALUE, MISSING_AVP, SUCCESS
 from eir.wire.peers.settings import PeerSettings
 
@@ -46,8 +47,9 @@ _ROOT_NAI = re.compile(
 class S13Service:
     """Service that answers ECRs by the verdicts of the checker."""
 
-    def __init__(self, checker: Checker, peers: Iterable[PeerSettings] = ()) -> None:
+    def __init__(self, checker: Checker, peers: Iterable[PeerSettings] = (), tracer: Tracer | None = None) -> None:
         self._checker = checker
+        self._tracer = tracer
         self.apply(peers)
 
     def apply(self, peers: Iterable[PeerSettings]) -> None:
@@ -76,13 +78,19 @@ class S13Service:
         detail = "neither IMEI nor MEID (policy.no_identity: error)"
         raise DiameterError(MISSING_AVP, verdict.value, detail, failed_avp=_NO_IMEI)
 
+    def observe(self, request: Request, answer: bytes) -> None:
+        """Trace the bytes of an ECR and of its answer, if a trace is active that matches the ECR.
 
-def question_of(request: Request) -> Question:
-    """Return the question of an ECR, even if the ECR violates the grammar.
-
-    AVPs that cannot be read are left out.
-    """
-    return _question(request, _terminal(request)[1])
+        The ECR may violate the grammar; AVPs that cannot be read are left out.
+        """
+        tracer = self._tracer
+        if tracer is None or tracer.filter is None or request.command != s13.ME_IDENTITY_CHECK:
+            return
+        question = _question(request, _terminal(request)[1])
+        if tracer.filter.matches(question):
+            read = Answer(answer, len(answer))
+            result = result_label(next(iter(read.result_codes), 0), next(iter(read.experimental_results), None))
+            tracer.wire(question, request.buffer, answer, result)
 
 
 def _terminal(request: Request) -> tuple[Avp | None, Mapping[int, Avp]]:

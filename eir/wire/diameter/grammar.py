@@ -166,17 +166,17 @@ class _Checker(NamedTuple):
 
     def _either(self, members: Sequence[Avp], fault: Fault | None, either: tuple[int, ...], group: Avp) -> None:
         present = [avp for avp in members if avp.key in either]
-        name = self.dictionary.name(group.key)
         # RFC 6733 6.11: the Failed-AVP holds the two AVPs without their group.
         if len({avp.key for avp in present}) > 1:
+            code, text = result.AVP_OCCURS_TOO_MANY_TIMES, "more than one application id"
             failed = b"".join(map(self.message.failed, present))
-            text = f"{name} has more than one application id"
-            raise DiameterError(result.AVP_OCCURS_TOO_MANY_TIMES, "application_ids", text, failed_avp=failed)
-        if not present and fault is None:
+        elif not present and fault is None:
+            code, text = result.MISSING_AVP, "no application id"
             failed = b"".join(map(self.dictionary.example, either))
-            raise DiameterError(
-                result.MISSING_AVP, "application_ids", f"{name} has no application id", failed_avp=failed
-            )
+        else:
+            return
+        name = self.dictionary.name(group.key)
+        raise DiameterError(code, "application_ids", f"{name} has {text}", failed_avp=failed)
 
     def _fault(self, reason: str, avp: Avp, path: tuple[Avp, ...]) -> DiameterError:
         code, text = _FAULTS[reason]

@@ -10,7 +10,7 @@ from functools import cache
 from eir.errors import ConnectionFault, DiameterError
 from eir.wire.diameter import dictionary as keys
 from eir.wire.diameter.avp import Avp, Fault, encode, encode_u32, nest, parse, text, u32_or
-from eir.wire.diameter.result import INVALID_MESSAGE_LENGTH, UNSUPPORTED_VERSION, is_protocol_error
+from eir.wire.diameter.result import INVALID_MESSAGE_LENGTH, UNSUPPORTED_VERSION
 
 VERSION = 1
 HEADER_BYTES = 20
@@ -161,6 +161,11 @@ def result_avp(reply_code: int, experimental: tuple[int, int] | None = None) -> 
 def result_label(reply_code: int, experimental: tuple[int, int] | None = None) -> str:
     """Return a result as a label of counters: `2001`, or `10415:5422` (vendor and code)."""
     return str(reply_code) if experimental is None else f"{experimental[0]}:{experimental[1]}"
+
+
+def is_protocol_error(code: int) -> bool:
+    """Return true for a protocol error (3xxx). Its answer has the E bit (RFC 6733 7.1.3)."""
+    return 3000 <= code < 4000
 
 
 def encode_answer(

@@ -40,8 +40,3 @@ NO_COMMON_SECURITY = 5017
 
 NAMES = {code: f"DIAMETER_{name}" for name, code in list(globals().items()) if name.isupper()}
 """Names by Result-Code."""
-
-
-def is_protocol_error(code: int) -> bool:
-    """Return true for a protocol error (3xxx). Its answer has the E bit (RFC 6733 7.1.3)."""
-    return 3000 <= code < 4000

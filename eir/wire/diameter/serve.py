@@ -13,7 +13,7 @@ from eir.wire.diameter.application import Application, Command
 from eir.wire.diameter.avp import encode_text, u32_or
 from eir.wire.diameter.dictionary import BASE, DESTINATION_HOST, DESTINATION_REALM, DRMP, ORIGIN_HOST, ORIGIN_REALM
 from eir.wire.diameter.grammar import Grammar, check
-from eir.wire.diameter.message import E_FLAG, Reply, Request
+from eir.wire.diameter.message import E_FLAG, Reply, Request, is_protocol_error
 from eir.wire.diameter.result import TOO_BUSY
 from eir.wire.diameter.watchdog import WATCHDOG_LEAST_S
 from eir.wire.peers.counts import Counts
@@ -112,7 +112,7 @@ def reply_to(
     limit = refusing(rates, now, u32_or(request.first.get(DRMP), DEFAULT_PRIORITY)) if rates else None
     if limit is not None:
         context.counts.shed[request.peer, limit.reason] += 1
-        if result.is_protocol_error(context.overload.result_code):
+        if is_protocol_error(context.overload.result_code):
             return context.overload  # valid for any request, even an incomplete one (7.2)
     check_grammar(request, command.request, settings, context)
     return context.application.answer(request) if limit is None else context.overload

@@ -17,10 +17,10 @@ from eir.wire.diameter.message import (
     encode_answer,
     encode_message,
     error_answer,
+    is_protocol_error,
     result_avp,
     result_label,
 )
-from eir.wire.diameter.result import is_protocol_error
 from eir.wire.diameter.serve import LocalNames, NodeContext, local_names
 from eir.wire.peers.counts import OTHER
 from eir.wire.peers.settings import PeerSettings, setting_for

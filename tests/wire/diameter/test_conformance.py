@@ -50,9 +50,8 @@ from wire import (
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
-from eir.interfaces.s13.application import S13, s13_application
+from eir.interfaces.s13.application import ECR, S13, s13_application
 from eir.interfaces.s13.dictionary import DICTIONARY
-from eir.interfaces.s13.grammar import ECR
 from eir.interfaces.s13.service import REPLIES, S13Service
 from eir.lists.images.index import Index
 from eir.lists.record.store import ListState

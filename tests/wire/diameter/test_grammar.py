@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eir.errors import DiameterError
-from eir.interfaces.s13.application import S13
+from eir.interfaces.s13.application import ECR, S13
 from eir.interfaces.s13.dictionary import DICTIONARY
-from eir.interfaces.s13.grammar import ECR
 from eir.wire.diameter.application import CER, DPR, DWR
 from eir.wire.diameter.dictionary import BASE_DICTIONARY, read_avps
 from eir.wire.diameter.grammar import check, read_grammar
