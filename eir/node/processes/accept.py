@@ -5,7 +5,6 @@ Only the supervisor can count the connections of all workers. It passes each adm
 
 import asyncio
 import errno
-import itertools
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -37,10 +36,12 @@ STRANGERS_MAX, STRANGERS_PER_S = 32, 20
 """Limits on connections from addresses without an entry in the peer table that are answered 403 over HTTP: number at the same time,
 and number per second. Further connections are closed without an answer."""
 
-HandOver = Callable[[int, int, socket.socket], bool]
+Counted = Address | None
+"""Source address for which the acceptor counts a connection; None for a connection that a worker only answers with a 403."""
+HandOver = Callable[[int, Counted, socket.socket], bool]
 """Function that passes a connection to a worker, and returns true if a worker has received it.
 
-Its arguments are the number of the listener, the number of the connection, and the connection.
+Its arguments are the number of the listener, the address for which the connection counts, and the connection.
 """
 
 
@@ -64,12 +65,11 @@ class Acceptor:
         """Open listeners as URLs with their bound addresses."""
         self._held: asyncio.TimerHandle | None = None
         """Timer that ends the present pause; None without a pause."""
-        self._numbers = itertools.count()
-        self._connections: dict[int, Address] = {}
-        """Source address of each open connection of a worker, by number of the connection."""
         self._sources = SourceCounts()
-        self._strangers: set[int] = set()
-        """Numbers of open connections that a worker only answers with a 403."""
+        self._connections = 0
+        """Number of open connections of all workers from known addresses."""
+        self._strangers = 0
+        """Number of open connections that a worker only answers with a 403."""
         self._stranger_times: deque[float] = deque(maxlen=STRANGERS_PER_S)
         """Times of the last connections from unknown addresses that were answered 403."""
         self._refused: Counter[str] = Counter()
@@ -134,11 +134,12 @@ class Acceptor:
             listener.close()
         self._listeners.clear()
 
-    def remove(self, number: int) -> None:
+    def remove(self, source: Counted) -> None:
         """Remove a connection from the counts after the end of the connection or of its worker."""
-        self._strangers.discard(number)
-        source = self._connections.pop(number, None)
-        if source is not None:
+        if source is None:
+            self._strangers -= 1
+        else:
+            self._connections -= 1
             self._sources.remove(source)
 
     def snapshot(self) -> metrics.Snapshot:
@@ -163,16 +164,14 @@ class Acceptor:
             except OSError:
                 return  # the client has closed the connection
             source = source_address(host)
-            refused = self._sources.refusal(source, self._peers, self._limits, len(self._connections))
-            if refused == "source" and http and self._may_answer_stranger():
-                number = next(self._numbers) & 0xFFFFFFFF
-                if hand_over(listener, number, connection):
-                    self._strangers.add(number)  # the worker counts and logs the rejection
-                    return
+            refused = self._sources.refusal(source, self._peers, self._limits, self._connections)
+            answers_stranger = refused == "source" and http and self._may_answer_stranger()
+            if answers_stranger and hand_over(listener, None, connection):
+                self._strangers += 1  # the worker counts and logs the rejection
+                return
             if refused is None:
-                number = next(self._numbers) & 0xFFFFFFFF
-                if hand_over(listener, number, connection):
-                    self._connections[number] = source
+                if hand_over(listener, source, connection):
+                    self._connections += 1
                     self._sources.add(source)
                     return
                 refused = "no_worker"
@@ -188,7 +187,7 @@ class Acceptor:
         now = asyncio.get_running_loop().time()
         times = self._stranger_times
         is_too_fast = len(times) == STRANGERS_PER_S and now - times[0] < 1
-        if is_too_fast or len(self._strangers) >= STRANGERS_MAX:
+        if is_too_fast or self._strangers >= STRANGERS_MAX:
             return False
         times.append(now)
         return True

@@ -38,6 +38,7 @@ from eir.lists.record.store import ListState
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
+from eir.node.processes.accept import Counted
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.recorder import buffer_for
@@ -263,31 +264,31 @@ class Worker:
 
     # Objects from the supervisor
 
-    def connection(self, listener: int, number: int, descriptor: int | None) -> None:
-        """Serve a connection that the supervisor has passed.
+    def connection(self, listener: int, source: Counted, descriptor: int | None) -> None:
+        """Serve a connection that the supervisor has passed, and report its end.
 
-        `descriptor`: None if this process had no descriptor left.
+        `source`: address for which the supervisor counts the connection. `descriptor`: None if this process had no descriptor left.
         """
         if descriptor is None:
             self.node.starved()
-            self.process.channel.notify("gone", number)
+            self.process.channel.notify("gone", source)
             return
         connection = socket.socket(fileno=descriptor)
         if self.process.stop.is_set():
             connection.close()
-            self.process.channel.notify("gone", number)
+            self.process.channel.notify("gone", source)
             return
         connection.setblocking(False)
-        self.process.jobs.spawn(self._serve(connection, number, self.config.listeners[listener]))
+        self.process.jobs.spawn(self._serve(connection, source, self.config.listeners[listener]))
 
-    async def _serve(self, connection: socket.socket, number: int, listener: Listener) -> None:
+    async def _serve(self, connection: socket.socket, source: Counted, listener: Listener) -> None:
         try:
             end = await self.servers[listener.protocol].serve(connection, secure=is_secure(listener.url))
             if end is not None:
                 is_away = STAYS_CONNECTED[listener.protocol] or not end.in_order
                 self.process.channel.notify("connection_ended", end.label, is_away)
         finally:
-            self.process.channel.notify("gone", number)
+            self.process.channel.notify("gone", source)
 
     # Jobs
 

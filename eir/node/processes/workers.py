@@ -6,6 +6,7 @@ their connections, and receive orders. The counters of an ended worker are kept 
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,7 @@ from eir.errors import EirError, Report
 from eir.lists.images.image import Image
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport, merged_peers
-from eir.node.processes.accept import Acceptor
+from eir.node.processes.accept import Acceptor, Counted
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
@@ -43,14 +44,20 @@ class _Worker:
     """True if the worker has its lists and accepts connections."""
     leaving: bool = False
     """True if the worker was stopped, so that it accepts no further connections."""
-    connections: set[int] = field(default_factory=set)
-    """Numbers of the open connections of the worker, as the acceptor assigned them."""
+    connections: Counter[Counted] = field(default_factory=Counter)
+    """Number of the worker's open connections for each address for which the acceptor counts them."""
     named: set[tuple[int, int]] = field(default_factory=set)
     """Connections of the worker in the admission table: process id, and number of the connection in the worker."""
 
     def start(self) -> None:
         """Record that the worker has its lists and accepts connections."""
         self.started = True
+
+    def remove(self, source: Counted) -> None:
+        """Remove an ended connection from the counts."""
+        self.connections[source] -= 1
+        if not self.connections[source]:
+            del self.connections[source]
 
     def leave(self) -> None:
         """Record that the worker accepts no further connections."""
@@ -130,8 +137,8 @@ class Workers:
 
     def _leave(self, process: Process) -> None:
         worker = self._workers.pop(process.pid)
-        for connection in worker.connections:
-            self._acceptor.remove(connection)
+        for source in worker.connections.elements():
+            self._acceptor.remove(source)
         for name in list(worker.named):
             self._order(self._admission.closed(name))
         self._change()
@@ -152,16 +159,16 @@ class Workers:
         """Free the memory that the workers share."""
         self._granted.close()
 
-    def pass_connection(self, listener: int, number: int, connection: socket.socket) -> bool:
+    def pass_connection(self, listener: int, source: Counted, connection: socket.socket) -> bool:
         """Pass a connection to the worker with the fewest connections; return false if no worker accepts it.
 
         Workers that do not answer the supervisor in time come last.
         """
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
-        ready.sort(key=lambda worker: (worker.child.is_late, len(worker.connections), worker.number))
+        ready.sort(key=lambda worker: (worker.child.is_late, worker.connections.total(), worker.number))
         for worker in ready:
-            if worker.channel.try_notify("connection", listener, number, carrying=[connection]):
-                worker.connections.add(number)
+            if worker.channel.try_notify("connection", listener, source, carrying=[connection]):
+                worker.connections[source] += 1
                 return True
         return False
 
@@ -190,12 +197,9 @@ class Workers:
             worker.start()
             self._change()
 
-        def leaving() -> None:
-            worker.leave()
-
-        def gone(number: int) -> None:
-            worker.connections.discard(number)
-            self._acceptor.remove(number)
+        def gone(source: Counted) -> None:
+            worker.remove(source)
+            self._acceptor.remove(source)
 
         def reported(what: str, connection: int, *details: Any) -> None:
             """Call the method `what` of the admission for an event of a Diameter connection, and send the orders that it returns to workers."""
@@ -218,7 +222,7 @@ class Workers:
                     other.channel.try_notify("doubt", protocol, name)
 
         return {
-            "started": started, "leaving": leaving, "gone": gone, "reported": reported, "arrived": arrived,
+            "started": started, "leaving": worker.leave, "gone": gone, "reported": reported, "arrived": arrived,
             "may_dial": self._admission.may_dial, "stay_away": self._admission.stay_away, "traced": self._traced,
             "client_named": client_named, "connection_ended": self._note_end, "first_seen": self._lists.note_first_seen,
         }  # fmt: skip

@@ -92,7 +92,7 @@ class Played:
             "configure": self.configured.append, **dict.fromkeys(("counters", "snapshot"), lambda: {"eir_checks_total": {("whitelisted", ""): self.checks}}),
             "report": lambda: replace(REPORT, lists=dict(self.in_force)), "peers": list, "dial": lambda: self.told.append("dial"),
             "set_peer": lambda *what: self.told.append(what), "order": self.told.append, "prepare": self.prepare, "take_over": self.take_over,
-            "connection": lambda listener, number, descriptor: self.connections.append((listener, number, descriptor)),
+            "connection": lambda listener, source, descriptor: self.connections.append((listener, source, descriptor)),
             "put_in_force": self.put_in_force, "complete": lambda: self.lists.append("complete"), "end": self.finish,
         }  # fmt: skip
         self.process = PlayedProcess(f"worker-{self.number}", PID + self.number, self.handlers)
