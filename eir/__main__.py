@@ -16,7 +16,7 @@ OTHERS_WRITE = 0o002
 
 
 def main() -> None:
-    """Run the command line of eir.cli.app, with a umask that prevents other users from writing its files."""
+    """Run the command line with a umask that prevents other users from writing the created files."""
     present = os.umask(OTHERS_WRITE)
     os.umask(present | OTHERS_WRITE)
     word = _first_word(sys.argv[1:])
@@ -43,7 +43,7 @@ def _use_large_pages() -> None:
 
 
 def _first_word(arguments: Sequence[str]) -> str | None:
-    """Return the first argument that is neither an option nor the value of -c."""
+    """Return the command in the arguments: the first that is neither an option nor the value of -c."""
     rest = iter(arguments)
     for argument in rest:
         if argument in {"-c", "--config"}:

@@ -41,7 +41,7 @@ def is_digits(text: str) -> bool:
 
 
 def strip_separators(text: str) -> str:
-    """Remove blanks and dashes if only hexadecimal digits remain; otherwise return the text unchanged."""
+    """Remove blanks and dashes if the rest has only hexadecimal digits; otherwise return the text unchanged."""
     characters = [character for character in text if not character.isspace() and character not in DASHES]
     if characters and HEX_DIGITS.issuperset(characters):
         return "".join(characters)
@@ -102,7 +102,7 @@ def _fault_text(text: str) -> str:
 
 
 def odd_key(text: str) -> int:
-    """Return the integer key of an identifier of 1 to 20 octets that is neither an IMEI nor a MEID.
+    """Return the integer key of a malformed identifier: 1 to 20 octets that are neither an IMEI nor a MEID.
 
     The function also accepts the text that `key_text` returns for such a key.
 
@@ -160,7 +160,7 @@ def check_digit(digits: str) -> int:
 
 
 def imsi_key(text: str) -> int:
-    """Return the integer key of an IMSI: a 1 before its digits, so that IMSIs of different lengths never have one key.
+    """Return the integer key of an IMSI: the digit 1, then the digits of the IMSI, so that IMSIs of different lengths have different keys.
 
     Raises:
         IdentifierError: unless the text is 6 to 15 digits.
@@ -181,7 +181,7 @@ def device_type_key(text: str) -> int:
 
 
 def shorten(identifier: str, first: int = TAC_DIGITS) -> str:
-    """Shorten an identifier for logs: keep its beginning and its last two characters, and omit the middle.
+    """Shorten an identifier for logs: keep its first characters and its last two, and omit the middle.
 
     `first`: number of characters at the beginning: the TAC of an IMEI, or MCC and MNC of an IMSI.
     """

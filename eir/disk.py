@@ -13,7 +13,7 @@ UNFINISHED = ".tmp"
 
 @contextmanager
 def open_replacement(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary file for writing; at the end of the context it replaces `path`.
+    """Open a temporary file for writing. When the context ends without an error, the file replaces `path`.
 
     If the block fails, the temporary file is removed, so that it uses no space on a full disk.
 
@@ -64,7 +64,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class WatchedFile:
-    """File that is checked for changes by its inode, size and modification time.
+    """File that is watched for changes of its inode, size or modification time.
 
     A change counts only if two consecutive checks find the same state, because a partly written file may be valid.
     """
@@ -75,7 +75,7 @@ class WatchedFile:
         self._seen: tuple[int, ...] | None = ()
 
     def changed(self) -> bool:
-        """Return True once for each change or removal of the file, when two checks in a row found the same state.
+        """Return True once after each change or removal of the file, as soon as two checks in a row see the same state.
 
         The first check reports an existing file at once.
         """

@@ -57,7 +57,7 @@ class ConfigError(EirError):
 
 
 class SetupFault(EirError):
-    """Error for an unavailable resource that the configuration names (a folder, a password file).
+    """Error for a missing or unusable resource that the configuration names (a folder, a password file).
 
     An operator must repair it before a node can start.
     """
@@ -119,7 +119,7 @@ def detail_of(fault: BaseException) -> str:
 
 
 def refused_by(fault: Exception) -> ReleaseRefused:
-    """Build the ReleaseRefused for a release on which the program failed with the exception `fault`.
+    """Convert an unexpected exception of the program during a load to a rejection of the release (ReleaseRefused).
 
     The error names the last line of this package in the traceback, but no values of the release.
     """
@@ -138,7 +138,7 @@ class EntryRefused(EirError):
 
 
 class StoreError(EirError):
-    """Error of the store, with a short word for metrics in `cause` (`refused`, `timeout`, `full`, …)."""
+    """Error of the store. `cause` is a word for metrics, such as `refused`, `timeout` or `full`."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(detail)
@@ -146,7 +146,7 @@ class StoreError(EirError):
 
 
 class GenerationConflict(StoreError):
-    """Error for a list that changed between the loader's read and its write; nothing was written."""
+    """Error for a write to a list that another writer has changed since this writer read it; nothing was written."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("conflict", detail)
@@ -186,7 +186,7 @@ class DiameterError(EirError):
         self.nearest = nearest
 
     def name_entry(self, entry: str | None, nearest: str | None = None) -> None:
-        """Add to the error the labels of the peer table entries that match the sender fully or nearly."""
+        """Add peer table labels to the error: the entry that matches the sender, and the entry that almost matches."""
         self.entry, self.nearest = entry, nearest
 
 
@@ -198,7 +198,7 @@ class ConnectionFault(DiameterError):
 
 
 class Report(Protocol):
-    """Callback that reports an event, for which the log writes a line within its rate limit.
+    """Type of the callback that reports an event to the log, which limits the rate of lines.
 
     `reason` is a short word for each cause, `level` a key of the log's levels, `fields` further values.
     """
@@ -211,4 +211,4 @@ class Report(Protocol):
 def silent(
     event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
 ) -> None:
-    """Discard the event; used as the `Report` callback by callers that need only results and exceptions."""
+    """Ignore an event. Callers that log nothing pass this function as their `Report` callback."""

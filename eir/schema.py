@@ -67,13 +67,13 @@ class Kind:
 
     @property
     def form(self) -> str:
-        """Description of the written form of a value, without an article, for the reference page."""
+        """Description of how a value is written, without an article, for the reference page."""
         text = re.sub(r"^(an?|the) ", "", self.expected)
         return f"{text}, or a list" if self.many else text
 
     @property
     def form_with_example(self) -> str:
-        """Description of the written form with its examples, which completes "expected …" in error messages."""
+        """Description of how a value is written, with examples. It completes "expected …" in error messages."""
         text = self.expected
         if self.example:
             text += f", such as {self.example}"
@@ -97,7 +97,7 @@ def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.
 
 
 def one_of(words: Mapping[str, Any]) -> Kind:
-    """Build a Kind whose values are written as words; `words` maps each word to its value."""
+    """Build a Kind for a choice of words; `words` maps each word to its value."""
     *most, last = words
     listed = f"{', '.join(most)} or {last}" if most else last
 
@@ -111,12 +111,12 @@ def one_of(words: Mapping[str, Any]) -> Kind:
 
 
 def word(*words: str) -> Kind:
-    """Build a Kind whose values are the given words themselves."""
+    """Build a Kind for a choice of words, in which each value is the word itself."""
     return one_of({each: each for each in words})
 
 
 def parse_amount(written: str, units: Mapping[str, Decimal | int]) -> Decimal:
-    """Parse a number with a unit; return the amount in the base unit, whose factor in `units` is 1.
+    """Parse a number with a unit; return it in the base unit. `units` maps each unit to its factor.
 
     Raises:
         ValueError: if the text has another form.
@@ -149,7 +149,7 @@ def quantity(
     one: int = 1,
     **more: Any,
 ) -> Kind:
-    """Build a Kind for a number with a unit; its value and limits are multiples of `one` base units."""
+    """Build a Kind for a number with a unit, from `low` to `high`. One unit of the value is `one` base units."""
 
     def read(written: str) -> Any:
         amount = parse_amount(written, units) / one
@@ -386,12 +386,12 @@ class Section:
 
     @property
     def shape(self) -> str:
-        """Ending of the path: `[]` for a list of mappings, `.*` for named mappings, empty for one mapping."""
+        """Suffix of the section's path: `[]` for a list of mappings, `.*` for named mappings, empty for one mapping."""
         return self.path[-2:] if self.path.endswith(("[]", ".*")) else ""
 
     @property
     def required(self) -> bool:
-        """True if the section is required because one of its keys is."""
+        """True if the section contains a required key."""
         return not (self.optional or self.shape) and any(entry.required for entry in self.entries.values())
 
 
@@ -418,7 +418,7 @@ class Document:
         return any(fault[: len(spot)] == spot for fault in self.faults)
 
     def line(self, *spot: Hashable) -> int:
-        """Return the line of the value at this position, or of the nearest section around it."""
+        """Return the line of the value at this position; for a missing value, the line of the section around it."""
         while spot and spot not in self.lines:
             spot = spot[:-1]
         return self.lines.get(spot, 1)
@@ -430,7 +430,7 @@ Findings = Iterator[tuple[str, Spot]]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Metric family: name, type, labels, help text, and the way in which the workers' values are merged."""
+    """Metric family: name, type, labels, help text, and the rule that merges the values of all workers."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

@@ -1,4 +1,4 @@
-"""Description of an interface: one object, `INTERFACE` in its folder, has all that the program needs of a protocol.
+"""Description of an interface. Each interface has one such object, `INTERFACE`, with everything that the program needs of its protocol.
 
 Configuration, supervisor, workers, metrics and commands go through eir.interfaces.INTERFACES and know none by name. Each
 command reads the configuration, so that an interface's folder imports little: servers and services are named as `module:class`,
@@ -45,7 +45,7 @@ TLS_KEYS = (
 
 
 def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str = "") -> tuple[Key, ...]:
-    """Return the configuration keys of a section with rules for access tokens."""
+    """Return the configuration keys about access tokens for one section of the file."""
     return (
         Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys"),
         Key(f"{section}.keys", many(FILE), (), "PEM files of such public keys, or of certificates"),
@@ -85,13 +85,13 @@ class SharedSettings:
 
     @property
     def lists_and_record(self) -> Mapping[str, ListSettings]:
-        """Settings of all lists by name, including the record of first sightings, which is stored as a list."""
+        """Settings of all lists by name, including the record of first sightings, which the store keeps like a list."""
         return self.lists if self.first_seen is None else {**self.lists, self.first_seen.list: self.first_seen.as_list}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Current settings and shared objects of a worker, for the servers of the worker."""
+    """Settings in force and shared objects of a worker, as its servers receive them."""
 
     shared: SharedSettings
     """Settings, with this worker's share of the node's limits."""
@@ -111,7 +111,7 @@ class Context:
 
 
 class NodeLoad(NamedTuple):
-    """Readiness of the node, and its load in percent."""
+    """Readiness of the node for traffic, and its load in percent."""
 
     serving: bool
     load: int
@@ -119,31 +119,31 @@ class NodeLoad(NamedTuple):
 
 
 class Attendant(Protocol):
-    """Task of an interface in the supervisor, such as a registration with another server."""
+    """Task of an interface that runs in the supervisor, such as the registration at another server."""
 
     async def apply(
         self, settings: Any, shared: SharedSettings, tls: "TlsFiles | None", listening: Sequence[str]
     ) -> None:
-        """Apply settings, at the start and at each reload.
+        """Apply settings to the task, at the start and at each reload.
 
         `listening`: URLs of the open listeners of all interfaces.
         """
 
     async def close(self) -> None:
-        """Stop the interface's task in the supervisor."""
+        """Stop the task."""
 
     def status(self) -> Mapping[str, Any]:
-        """Return the interface's fields for the document of `eir status`."""
+        """Return the interface's fields in the document of `eir status`."""
 
     def warnings(self) -> Sequence[str]:
         """Return the interface's warnings for `eir status`."""
 
     def numbers(self) -> Samples:
-        """Return the interface's metrics by name and label values."""
+        """Return the metrics of the task by name and label values."""
 
 
 class Service(Protocol):
-    """HTTP/1.1 service of an interface in a process of its own, created on the event loop of that process."""
+    """HTTP/1.1 service of an interface that runs in its own process."""
 
     peers: PeerSettings
     """Peers that may connect, by address."""
@@ -172,7 +172,7 @@ class Service(Protocol):
         """Return the service's counters by metric name and label values."""
 
     async def close(self) -> None:
-        """Release all resources, such as the store."""
+        """Close the store and release all other resources of the service."""
 
 
 def _nothing(_settings: Any, _shared: SharedSettings, _document: Document) -> Findings:
@@ -181,7 +181,7 @@ def _nothing(_settings: Any, _shared: SharedSettings, _document: Document) -> Fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """Description of one interface.
+    """Description of one interface: its name, settings, servers, probe and metrics.
 
     The `settings` of its functions are the object of its section, or without a section the shared settings.
 
@@ -239,7 +239,7 @@ class Interface:
     """Reads a capture file; the ports are those of the EIR, if given."""
 
     def probe_of(self, url: str, timeout_s: float = 5.0, configured: Mapping[str, Any] | None = None) -> "Probe":
-        """Return the probe of an EIR by its URL: NAME://HOST[:PORT][?PARAMETER=VALUE&…].
+        """Parse the URL of an EIR, NAME://HOST[:PORT][?PARAMETER=VALUE&…], and return its probe.
 
         Args:
             url: the URL; NAME is that of this interface.

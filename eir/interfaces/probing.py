@@ -1,4 +1,4 @@
-"""Test checks that are sent to an EIR over any protocol, their results, and the checks in capture files.
+"""Checks that a probe sends to an EIR over any protocol, their results, and checks in capture files.
 
 A capture shows the checks of other nodes; Wireshark's tshark reads it. The folder of a protocol interprets its messages.
 """
@@ -28,7 +28,7 @@ NO_ANSWER = "none"
 
 @dataclass(frozen=True, slots=True)
 class ProbeFinding:
-    """Answer of an EIR to one check. The fields are the keys of the JSON output (`--json`)."""
+    """Result of one check that a probe has sent. Its fields are the keys of the JSON output (`--json`)."""
 
     imei: str
     imsi: str | None
@@ -44,19 +44,19 @@ class ProbeFinding:
     """A plain error answer in words: the name of its result, and its Error-Message."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finding as a JSON object, without `fault` and `error`, which are texts for people."""
+        """Return the result as a JSON object, without `fault` and `error`, which are texts for people."""
         return {key: value for key, value in asdict(self).items() if key not in {"fault", "error"}}
 
     @property
     def result(self) -> str:
-        """Equipment status in the answer; without a status, the result code or the experimental result code; without both, `none`."""
+        """Result of the check: equipment status, or else the result code or experimental result code; `none` without any."""
         code = self.result_code if self.result_code is not None else self.experimental_result_code
         return self.status or (NO_ANSWER if code is None else str(code))
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Summary of the answers to many checks. The fields are the keys of the JSON output (`--json`)."""
+    """Summary of the answers to many checks of a probe. Its fields are the keys of the JSON output (`--json`)."""
 
     asked: int
     answered: int
@@ -75,7 +75,7 @@ class Summary:
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return the summary as a text of a few lines."""
+        """Format the summary as a text of a few lines."""
         lines = [
             f"{self.asked:,} asked in {self.seconds:.3g} s ({self.a_second:,.4g} a second), {self.answered:,} answered"
         ]
@@ -92,7 +92,7 @@ async def many(
     rate: float | None,
     closed_by: Callable[[], str],
 ) -> Summary:
-    """Send `count` checks, about each IMEI in turn and then again; return a summary of the answers.
+    """Send `count` checks that go through the IMEIs repeatedly; return a summary of the answers.
 
     The checks stop early if `closed_by` returns the cause of the connection's end. `rate`: checks per second, whether or not
     answers have arrived; None: each check follows the answer to the previous one.
@@ -137,11 +137,11 @@ async def many(
 
 
 class ProbeClient(Protocol):
-    """Connection to an EIR on which several checks may wait for their answers at the same time."""
+    """Client of a probe: connection to an EIR on which several checks can be pending."""
 
     @property
     def closed_by(self) -> str:
-        """Cause of the connection's end; empty while the connection is open."""
+        """Reason for the end of the connection; empty while the connection is open."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
         """Send one check, and return its answer as a finding."""
@@ -159,7 +159,7 @@ C = TypeVar("C", bound=StreamClient)
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """EIR to probe, and parameters of the probe, from a URL (eir.interfaces.interface.Interface.probe_of)."""
+    """EIR to probe and parameters of the probe, from its URL (eir.interfaces.interface.Interface.probe_of)."""
 
     connect: "Callable[[Probe], AbstractAsyncContextManager[ProbeClient]]"
     """Function of the protocol that connects to the EIR. Raises EirError."""
@@ -173,13 +173,13 @@ class Probe:
     """Configuration of this host as `eir config` shows it; empty without one."""
 
     def where(self, port: int) -> tuple[str, int]:
-        """Return host and port of the EIR; `port` is the default. Raises UsageError if the URL has several hosts."""
+        """Return host and port of the EIR in the URL; `port` is the default. Raises UsageError if the URL has several hosts."""
         if len(self.hosts) > 1:
             raise UsageError(f"expected one host, got {', '.join(self.hosts)}")
         return self.hosts[0], self.port or port
 
     def tls(self) -> "Tls | None":
-        """Return the TLS settings from the parameters `ca`, `cert` and `key`; None without these parameters.
+        """Build the TLS settings from the URL's parameters `ca`, `cert` and `key`; None without these.
 
         Raises UsageError if only some of them are given.
         """
@@ -228,7 +228,7 @@ class Probe:
 
     @asynccontextmanager
     async def asking(self, *, imsi: str | None = None) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-        """Yield a function that checks an IMEI or IMEISV, and returns `ProbeFinding.result`.
+        """Connect to the EIR, and yield a function that sends a check of an IMEI or IMEISV and returns its result (ProbeFinding.result).
 
         Its second argument is an IMSI that replaces `imsi`. The function may be called concurrently. Raises EirError if there
         is no connection; the function raises it if the connection has ended.
@@ -281,7 +281,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Captured:
-    """Checks in a capture file, and the nodes that the file shows."""
+    """Result of reading a capture file: the checks, and the network nodes in it."""
 
     checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """(identifier as it was sent, who asked, status or result or `none`) → how many."""
@@ -295,7 +295,7 @@ class Captured:
 
 
 def by_tshark(capture: Path, arguments: Sequence[str], take: Callable[[IO[bytes]], T | None]) -> T:
-    """Run tshark on a capture file (pcap, pcapng), and return the result of `take` for its output.
+    """Run tshark on a capture file (pcap, pcapng), and parse its output with the function `take`.
 
     `take` returns None if the output is invalid. Raises SetupFault without tshark, EirError if tshark cannot read the file.
     """

@@ -1,1 +1,1 @@
-"""Protocols and transports, without any logic of the register."""
+"""Protocols and transports of the network, without any logic of the EIR."""

@@ -76,7 +76,7 @@ FAULTS: Final = {
 
 
 def reason_word(text: str | None) -> str:
-    """Return the status of a blacklisted device from the text of its reason in a list (REASONS)."""
+    """Return the status word (REASONS) of a blacklisted device, such as stolen, from the text of its reason in a list."""
     reason = (text or "").casefold()
     return next((word for word, parts in REASONS.items() if any(part in reason for part in parts)), BLACKLISTED)
 
@@ -150,7 +150,7 @@ _DOCUMENT: Final = HttpResponse(200, JSON, json.dumps(DOCUMENT).encode())
 
 
 class DeviceStatus(NamedTuple):
-    """Result of looking up a device in the lists."""
+    """Status of one device by the lists."""
 
     status: str
     """One of STATUSES."""
@@ -159,7 +159,7 @@ class DeviceStatus(NamedTuple):
 
 
 class _RequestRefused(Exception):
-    """Rejection of a request.
+    """Rejection of a request: HTTP error response.
 
     `what`: key of FAULTS. `detail`: message for the client. `headers`: headers of the response.
     """
@@ -170,7 +170,7 @@ class _RequestRefused(Exception):
 
 
 class DeviceAuthenticity:
-    """Server of requests.
+    """Handler of the API's requests.
 
     `lookup`: returns the status of an IMEI, or None if no rule holds for it; raises StoreError. `ticks`: monotonic clock in seconds.
     """
@@ -186,7 +186,7 @@ class DeviceAuthenticity:
         self.apply(settings)
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
-        """Verify access tokens with these keys from now on."""
+        """Replace the verifier of access tokens."""
         self.tokens = tokens
 
     def apply(self, settings: AuthenticitySettings) -> None:
@@ -233,7 +233,7 @@ class DeviceAuthenticity:
         return HttpResponse(200, JSON, json.dumps(document).encode(), headers, authenticated=True)
 
     def _client(self, request: HttpRequest) -> str:
-        """Verify the access token of a request; return the client that the token names. Raises _RequestRefused.
+        """Verify the access token of a request, and return the client named in the token. Raises _RequestRefused.
 
         Tokens are checked for every path, so that other paths are reported only to authenticated clients.
         """
@@ -292,7 +292,7 @@ class DeviceAuthenticity:
 
 
 def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
-    """Return the error response for a key of FAULTS."""
+    """Return the API's error response for a kind of fault (key of FAULTS)."""
     fault = FAULTS[what]
     document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
     return HttpResponse(fault.status, JSON, json.dumps(document).encode(), headers)

@@ -40,7 +40,7 @@ OF_DEVICES = frozenset({
 
 
 def rules_of(shared: SharedSettings) -> PolicySettings:
-    """Return a policy with only those configured rules that depend on nothing but the IMEI.
+    """Return a policy that has only those configured rules whose conditions need nothing but the IMEI.
 
     All rules of the policy are observed, so that a check reports each rule that holds.
     """
@@ -53,7 +53,7 @@ def rules_of(shared: SharedSettings) -> PolicySettings:
 
 
 class AuthenticityService:
-    """Service DeviceAuthenticity, as described by eir.interfaces.interface.Service."""
+    """Service DeviceAuthenticity in its process; it implements eir.interfaces.interface.Service."""
 
     def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report) -> None:
         self._store = open_store(shared.store, shared.state, report=report, check=False)
@@ -91,7 +91,7 @@ class AuthenticityService:
         """Return at once: this service has no background work."""
 
     def read_files(self) -> Callable[[], None]:
-        """Read the key files of access tokens again. Return a function that puts changed keys in force."""
+        """Read the key files of access tokens again. Return a function that applies changed keys."""
         keys = keys_of(self._settings.tokens, self._keys)
 
         def use() -> None:
@@ -120,7 +120,7 @@ class AuthenticityService:
             return await self._status_in(self._copy, imei)
 
     async def _status_in(self, store: ListStore, imei: str) -> DeviceStatus | None:
-        """Return the status of an IMEI by the lists in a store; None if no rule holds."""
+        """Return the status of an IMEI by the lists in a store; None if no rule matches."""
         now, question = datetime.now(UTC), Question(imei)
         explanation = await explain(question, self._policy, self._lists, store, now=now)
         found = []
@@ -133,12 +133,12 @@ class AuthenticityService:
 
 
 def _precedence(device: DeviceStatus) -> tuple[int, int]:
-    """Return the order of statuses; of equal statuses, the earliest known date is first."""
+    """Return the sort key of a status: its position in STATUSES, then its date, the earliest first."""
     return api.STATUSES.index(device.status), device.day or DAY_MAX
 
 
 async def _status_by(rule: Rule, store: ListStore, key: int, now: float) -> DeviceStatus:
-    """Return the status of a device for which a rule holds; a tracked device is unknown."""
+    """Return the status that a matching rule gives to a device: blacklisted, allowed or unknown."""
     if rule.answer is not Status.BLACKLISTED:
         return DeviceStatus(ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN)
     if rule.list is None:

@@ -45,7 +45,7 @@ _DONE: Final = {
 
 
 class Feed:
-    """Handler of the feed's requests: authenticates the sender, and adds or removes the row in a list.
+    """Handler of a national register's HTTP requests: it authenticates the sender, and adds or removes the request's row in a local list.
 
     `host`: name of this node for the history. `users`: None disables passwords. `tokens`: None disables access tokens.
     """
@@ -64,11 +64,11 @@ class Feed:
         self._token_users: set[str] = set()
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
-        """Replace the verifier of access tokens. None: access tokens are not accepted."""
+        """Replace the verifier of access tokens. None: the feed accepts no access tokens."""
         self.tokens = tokens
 
     def apply_users(self, users: Users | None) -> None:
-        """Replace the users with passwords. None: passwords are not accepted."""
+        """Replace the users with passwords. None: the feed accepts no passwords."""
         self.users = users
 
     def apply_numbers(self, numbers: Numbers, *, has_all: bool) -> None:
@@ -79,7 +79,7 @@ class Feed:
         self.numbers, self.has_all_numbers = numbers, has_all
 
     def apply(self, settings: FeedSettings) -> None:
-        """Apply new settings: the lists for each role."""
+        """Apply new settings: the names of the lists for each role."""
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
         self._roles = frozenset(self._lists)
 
@@ -135,7 +135,7 @@ class Feed:
         return future
 
     def _entry(self, row: FeedRow) -> tuple[str, Entry]:
-        """Return the name of the list for a row, and the entry to add or remove. Raises RowRefused."""
+        """Convert a row of a request to a list name and the entry to add to or remove from this list. Raises RowRefused."""
         imsi = row.imsi
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)

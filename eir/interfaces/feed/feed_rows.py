@@ -34,7 +34,7 @@ DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED,
 
 
 class RowRefused(Exception):
-    """Rejection of a row: HTTP status, label for metrics and log, and text for the register."""
+    """Rejection of a row: HTTP status, label for metrics and log, and text for the sender."""
 
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -87,7 +87,7 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
 
 
 def _day(text: str) -> int:
-    """Return the day of a row's date. Raises RowRefused."""
+    """Parse the date of a row to a day. Raises RowRefused."""
     try:
         if len(text) != DATE_CHARS:
             raise ValueError  # noqa: TRY301 - as the parts of what is no date do
@@ -103,7 +103,7 @@ def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
 
 
 def _good(text: str, key_of: Callable[[str], int], name: str) -> str:
-    """Return `text` if `key_of` accepts it as an identifier. Raises RowRefused with 400."""
+    """Check an identifier of a row: return `text` if `key_of` accepts it. Raises RowRefused with status 400."""
     try:
         key_of(text)
     except IdentifierError as e:

@@ -39,11 +39,11 @@ NO_PASSWORD, WRONG, TOO_MANY = "no_password", "wrong_password", "too_many"
 
 
 class UsersError(EirError):
-    """Unusable file of users, or invalid user name or password."""
+    """Error for an unusable file of users, or an invalid user name or password."""
 
 
 class Hashed(NamedTuple):
-    """Hashed password with its scrypt parameters."""
+    """Hash of a password, with its scrypt parameters."""
 
     n: int
     r: int
@@ -52,7 +52,7 @@ class Hashed(NamedTuple):
     hash: bytes
 
     def fits(self, password: bytes) -> bool:
-        """Return whether `password` is the password that was hashed."""
+        """Return whether `password` has this hash."""
         computed = hashlib.scrypt(
             password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=len(self.hash), maxmem=MEMORY_MAX
         )
@@ -120,7 +120,7 @@ def _user(line: str) -> tuple[str, Hashed]:
 
 
 class Users:
-    """Verifier of user names and passwords. `ticks`: monotonic clock in seconds."""
+    """Verifier of user names and passwords with a cache of verified passwords. `ticks`: monotonic clock in seconds."""
 
     def __init__(self, users: Mapping[str, Hashed], *, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
@@ -134,7 +134,7 @@ class Users:
         self.apply(users)
 
     def apply(self, users: Mapping[str, Hashed]) -> None:
-        """Replace the users. The cached password of a user stays valid if the user's line in the file is unchanged."""
+        """Replace the users. If the line of a user in the file is unchanged, the cached password of this user stays valid."""
         before, self._users = self._users, dict(users)
         self._good = {digest: name for digest, name in self._good.items() if self._users.get(name) == before.get(name)}
         # Verifying an unknown user takes as long as verifying a known one.
@@ -145,11 +145,11 @@ class Users:
         return name in self._users
 
     def known(self, authorization: str, address: str) -> str | None:
-        """Return the user of an Authorization header that is cached for this address, or None."""
+        """Return the user of an Authorization header from the cache of this address; None if the header is not cached."""
         return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:
-        """Verify an Authorization header; return a pair of texts, user name and reason for the refusal.
+        """Verify an Authorization header; return the name of the user, and the reason for a refusal.
 
         One of the two is empty. A wrong password counts for the limit of the address.
         """
@@ -183,7 +183,7 @@ class Users:
 
 
 def _credentials(authorization: str) -> tuple[str, bytes]:
-    """Return user name and password of an Authorization header. The name is empty if the header has no password."""
+    """Parse user name and password of an Authorization header. The name is empty if the header has no password."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic" or len(authorization) > HEADER_CHARS_MAX:
         return "", b""

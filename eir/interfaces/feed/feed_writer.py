@@ -30,7 +30,7 @@ LIMIT, STORE, BUSY = "limit", "store", "busy"
 
 
 class Waiting(NamedTuple):
-    """Row that waits for its transaction."""
+    """Row that waits to be written by a transaction of the store."""
 
     what: str
     """ADD or REMOVE."""
@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
 
 
 class FeedWriter:
-    """Writer of rows into local lists.
+    """Writer of a register's rows into local lists, many rows in each transaction.
 
     `lists`: configured lists. `now`: clock. `failed`: called with an exception. `had`: known lists, for `edit_differences`.
     """
@@ -81,7 +81,7 @@ class FeedWriter:
         done: Callable[[int | RowRefused], None],
         day: int = 0,
     ) -> None:
-        """Queue the change of one entry of a local list, which a national register sent.
+        """Queue the change of one entry of a local list for a row that a national register sent.
 
         Args:
             what: ADD or REMOVE.
@@ -110,7 +110,7 @@ class FeedWriter:
                 self._failed(e)
 
     async def _gather(self) -> None:
-        """Wait until rows are queued and the next transaction is to start."""
+        """Wait until rows are queued and the next transaction can start."""
         loop = asyncio.get_running_loop()
         while not self._waiting:
             self._came.clear()
@@ -123,7 +123,7 @@ class FeedWriter:
                 return
 
     def _taken(self) -> list[Waiting]:
-        """Remove the rows of the next transactions from the queue, and return these rows.
+        """Remove the rows for the next transactions from the queue, and return them.
 
         They contain at most one row for each entry, so that their order is irrelevant.
         """
@@ -144,7 +144,7 @@ class FeedWriter:
             await self._one(same)
 
     async def _one(self, rows: Sequence[Waiting]) -> None:
-        """Write rows of the same list, sender and operation in one transaction, and answer each row."""
+        """Write rows with the same list, sender and operation in one transaction, and answer each row."""
         name, who, what, reason = rows[0].name, rows[0].who, rows[0].what, rows[0].reason
         settings = self.lists.get(name)
         if settings is None:

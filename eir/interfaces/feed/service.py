@@ -30,7 +30,7 @@ USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
 
 
 class FeedService:
-    """Implementation of eir.interfaces.interface.Service for the feed."""
+    """Feed in its process; it implements eir.interfaces.interface.Service."""
 
     def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report) -> None:
         self._report = report
@@ -69,7 +69,7 @@ class FeedService:
         await self._writer.run()
 
     def read_files(self) -> Callable[[], None]:
-        """Read the files that have changed: users, keys of tokens, table of numbers.
+        """Read the configured files that have changed: users, keys of tokens, table of numbers.
 
         A fault of one file does not affect the others. Returns a function that applies the content on the event loop.
         """
@@ -96,7 +96,7 @@ class FeedService:
         return use
 
     def _use(self, contents: Mapping[str, Any]) -> None:
-        """Apply the content of changed files, given by the name of the file's kind."""
+        """Apply the contents of changed files. `contents`: kind of the file → content."""
         feed, (_, users, numbers) = self._feed, self._watched
         if TOKENS in contents and (keys := contents[TOKENS]) != self._keys:
             self._keys = keys

@@ -30,7 +30,7 @@ FAMILIES = (
 
 
 def _check(settings: GsupSettings, _: SharedSettings, document: Document) -> Findings:
-    """Check that the configured HLR is not the node itself.
+    """Report a configuration in which the HLR is the node itself.
 
     Otherwise each message would circulate until no connection is left.
     """

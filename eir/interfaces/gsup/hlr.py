@@ -43,7 +43,7 @@ class HlrState(Enum):
 
 
 class HeldMessages:
-    """Client messages that wait until the HLR is connected."""
+    """Queue of a client's messages for the HLR until the HLR is connected."""
 
     def __init__(self) -> None:
         self._messages: list[bytes] = []
@@ -51,22 +51,22 @@ class HeldMessages:
 
     @property
     def is_full(self) -> bool:
-        """True if the node must stop reading from the client, because too many bytes wait."""
+        """True if the node must stop reading from the client, because too many queued bytes wait for the HLR."""
         return self._bytes > HOLD_BYTES
 
     def add(self, messages: Sequence[bytes]) -> None:
-        """Append messages in order."""
+        """Append messages for the HLR to the queue."""
         self._messages += messages
         self._bytes += sum(map(len, messages))
 
     def clear(self) -> list[bytes]:
-        """Remove all messages, and return them in order."""
+        """Remove all queued messages, and return them in order."""
         messages, self._messages, self._bytes = self._messages, [], 0
         return messages
 
 
 class Backlog:
-    """Timers for an HLR that does not read the bytes sent to it.
+    """Timers that run while the HLR does not read: after HOLD_S it counts as slow, `stalled_write_s` later the connection is dropped.
 
     After HOLD_S the HLR is slow; `stalled_write_s` later `drop` is called. `changed` is called when the client may be read
     again or no longer.
@@ -81,7 +81,7 @@ class Backlog:
 
     @property
     def is_new(self) -> bool:
-        """True in the first HOLD_S after the HLR has stopped reading. The client is not read during this time."""
+        """True during the first HOLD_S after the HLR has stopped reading. Meanwhile the node does not read from the client."""
         return self._timer is not None and not self.is_slow
 
     def start(self) -> None:
@@ -107,7 +107,7 @@ class Backlog:
 
 
 class Hlr(asyncio.Protocol):
-    """Connection to the HLR for one client. It is opened again after each end until `close`."""
+    """Connection to the HLR for one client. After each end a new connection is opened, until `close` is called."""
 
     def __init__(self, client: "GsupConnection", url: str) -> None:
         """Start the first attempt to connect."""
@@ -132,7 +132,7 @@ class Hlr(asyncio.Protocol):
         self._task = loop.create_task(self._stay())
 
     def pass_on(self, messages: Sequence[bytes]) -> None:
-        """Send messages to the HLR in order, or hold them until it is connected.
+        """Send a client's messages to the HLR in order; while the HLR is not connected, queue them.
 
         Messages that cannot be sent are returned to the client's `not_passed`.
         """
@@ -152,14 +152,14 @@ class Hlr(asyncio.Protocol):
         return self._backlog.is_new or self._held.is_full
 
     def identified(self) -> None:
-        """Send the client's name, now known, to an HLR that has requested it."""
+        """Send the client's name, which is known now, to an HLR that has requested it."""
         if self._asked and self._transport is not None and self._client.identity is not None:
             self._asked = False
             self._transport.write(self._client.identity + ipa.ID_ACK)
             self._ready()
 
     def pause_reading(self, *, paused: bool) -> None:
-        """Pause or resume reading from the HLR, because the client has stopped or resumed reading."""
+        """Pause (`paused` true) or resume reading from the HLR, because the client has stopped or resumed reading."""
         if self._transport is not None and not self._transport.is_closing():
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
 
@@ -174,7 +174,7 @@ class Hlr(asyncio.Protocol):
             self._transport.write(ipa.PING)
 
     def drop(self, why: str, *, silent: bool = False) -> None:
-        """Close this connection to the HLR; the next attempt follows.
+        """Close the present connection to the HLR; a new attempt to connect follows.
 
         With `silent`, the HLR counts as away until it sends something.
         """
@@ -185,7 +185,7 @@ class Hlr(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Close the connection to the HLR, and open no other.
+        """Close the connection to the HLR for good.
 
         Buffered messages are still sent, for at most `stalled_write_s`.
         """
@@ -227,7 +227,7 @@ class Hlr(asyncio.Protocol):
             self._client.deliver(messages)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Store the reason of the connection's end, after which the next attempt follows."""
+        """Store the reason for the end of the connection, and plan the next attempt."""
         self._transport = None
         self._wait(None)
         if not self._gone.done():
@@ -316,7 +316,7 @@ class Hlr(asyncio.Protocol):
             self._client.not_passed(held, AWAY)
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
-        """Replace the timer for the next change of state: call `then` after `seconds`. None: no timer."""
+        """Set the only timer of this object: call `then` after `seconds`. `seconds` None: cancel the timer."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._waiting = None if seconds is None else asyncio.get_running_loop().call_later(seconds, then, *arguments)

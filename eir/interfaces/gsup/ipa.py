@@ -30,7 +30,7 @@ class Ccm(IntEnum):
 
 
 class IpaTag(IntEnum):
-    """Tags of a client's properties in ID_GET and ID_RESP."""
+    """Tags of a program's properties in the IPA messages ID_GET and ID_RESP."""
 
     SERIAL = 0
     UNIT_NAME = 1
@@ -48,33 +48,29 @@ ID_GET: Final = frame(CCM, bytes((Ccm.ID_GET, 1, 8, 1, 7, 1, 2, 1, 3, 1, 4, 1, 5
 
 
 class FrameTooLong(EirError):
-    """Error: a frame's header announces too many octets, so that the rest of the stream cannot be parsed."""
+    """Error for a frame header with too large a length. The rest of the stream cannot be parsed."""
 
 
 class Frames:
-    """Parser of a byte stream into IPA frames. It buffers at most one incomplete frame and the last received bytes."""
+    """Parser that splits a byte stream into IPA frames."""
 
     __slots__ = ("_at", "_buffer", "_longest")
 
     def __init__(self, longest: int) -> None:
-        """Create a parser with an empty buffer.
-
-        `longest`: maximum number of octets of a frame.
-        """
         self._buffer, self._at, self._longest = b"", 0, longest
 
     def feed(self, data: bytes) -> None:
-        """Add received bytes."""
+        """Add received bytes to the buffer of the parser."""
         self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
         self._at = 0
 
     @property
     def unread(self) -> int:
-        """Number of buffered octets that are not yet returned in a frame."""
+        """Number of buffered octets that belong to no returned frame yet."""
         return len(self._buffer) - self._at
 
     def whole(self) -> Iterator[bytes]:
-        """Yield the complete frames with their headers. A yielded frame is removed from the buffer.
+        """Yield the complete frames with their headers, and remove them from the buffer.
 
         Raises:
             FrameTooLong: if a frame exceeds the limit.
@@ -93,7 +89,7 @@ class Frames:
 
 
 def name_in(id_resp: bytes) -> str:
-    """Return the sender's name in an ID_RESP frame.
+    """Return the name of the sender in an ID_RESP frame.
 
     The name is the serial number, by which GSUP routes, or else the unit name; empty if there is neither.
     """
@@ -111,7 +107,7 @@ def name_in(id_resp: bytes) -> str:
 
 
 def id_resp(name: str) -> bytes:
-    """Encode the ID_RESP frame with which a program identifies itself by this name."""
+    """Encode the ID_RESP frame by which a program gives this name."""
     encoded = name.encode() + b"\0"
     parts = ((IpaTag.UNIT_ID, b"0/0/0\0"), (IpaTag.UNIT_NAME, encoded), (IpaTag.SERIAL, encoded))
     return frame(

@@ -33,7 +33,7 @@ NAMES_MAX: Final = 4
 
 
 class GsupConnection(PeerConnection["GsupServer"]):
-    """GSUP connection of one client."""
+    """GSUP connection from one client."""
 
     def __init__(self, owner: "GsupServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
@@ -102,13 +102,13 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return more and self.stalled is None
 
     def wants_bytes(self) -> bool:
-        """Return true if the node may read more from the client."""
+        """Return true if the node can handle or buffer more bytes from the client."""
         return not (self._frames.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self)) and (
             self._hlr is None or not self._hlr.full
         )
 
     def leave(self) -> None:
-        """Close the connection; IPA has no message to announce the end.
+        """Close the connection without notice, because IPA has no message for this.
 
         Checks that wait for the HLR are answered without it.
         """
@@ -164,7 +164,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return "" if self.identity is None else name_in(self.identity)
 
     def doubt(self) -> None:
-        """Send a PING to this client, because a newer connection has given the same client name.
+        """Send a PING to this client, because a newer connection has given the same name: the old connection may be dead.
 
         If an earlier PING still waits for its answer, no second PING is sent.
         """
@@ -173,7 +173,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
             self.send(ipa.PING)
 
     def renew_hlr(self) -> None:
-        """Close the connection to the HLR, and connect to the HLR of the new settings."""
+        """Close this client's connection to the HLR, and connect to the HLR in the new settings."""
         self._end_hlr()
         if self.identity is not None:
             self._reach_hlr()
@@ -191,18 +191,18 @@ class GsupConnection(PeerConnection["GsupServer"]):
     # hlr.Client
 
     def deliver(self, messages: Sequence[bytes]) -> None:
-        """Send the HLR's messages to the client, except the HLR's answers to forwarded checks."""
+        """Send messages from the HLR to the client, except the HLR's answers to checks that the node has forwarded."""
         messages = self._stored.handle(messages)
         if messages:
             self.owner.passed(self, "in", len(messages))
             self.send(b"".join(messages))
 
     def went(self, count: int) -> None:
-        """Count messages of the client that were sent to the HLR."""
+        """Count messages from the client that were sent to the HLR."""
         self.owner.passed(self, "out", count)
 
     def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
-        """Answer messages that could not be sent to the HLR.
+        """Answer messages that could not be sent to the HLR with an error. `reason`: for the counters.
 
         A check is answered without the HLR; any other request receives an error.
         """
@@ -216,7 +216,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
                 self.send(refusal)
 
     def hlr_is(self, state: HlrState, detail: str) -> None:
-        """Handle a new state of the connection to the HLR.
+        """Handle a change of state of this client's connection to the HLR.
 
         If the HLR is not connected, waiting checks are answered without it.
         """
@@ -227,7 +227,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
     # inside
 
     def _handle(self, frame: bytes, out: list[bytes], on: list[bytes]) -> None:
-        """Handle a received frame: append the answer to `out`, or the frame to `on` if it is for the HLR."""
+        """Handle a frame from the client: append its answer to `out`, or append the frame to `on` if it is for the HLR."""
         if not self._spoken and frame[2] != CCM:
             self._speak()
         if frame[2] == OSMO and frame[HEADER_BYTES : TYPE_AT + 1] == _CHECK:
@@ -283,7 +283,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self._hlr.pass_on(messages)
 
     def _reach_hlr(self) -> bool:
-        """Return true if an HLR is configured. The first call starts the connection to the HLR."""
+        """Return true if an HLR is configured, and open the connection to it at the first call."""
         if self._hlr is None and self.owner.hlr is not None and not self.over:
             self._hlr = Hlr(self, self.owner.hlr)
         return self._hlr is not None

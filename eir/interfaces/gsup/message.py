@@ -56,7 +56,7 @@ class CheckImei(NamedTuple):
 
 
 def digits(tbcd: bytes) -> str:
-    """Return the digits of TBCD octets without trailing fillers.
+    """Decode TBCD octets to digits, without fillers at the end.
 
     Codes that are not digits become letters.
     """
@@ -64,7 +64,7 @@ def digits(tbcd: bytes) -> str:
 
 
 def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
-    """Return the elements of a GSUP message in its frame, by tag.
+    """Parse the information elements of a GSUP message in its frame, by tag.
 
     The first element with a tag counts. A truncated element keeps its readable part.
     """
@@ -92,7 +92,7 @@ def read_check_imei(message: bytes) -> CheckImei:
 
 
 def check_imei(imsi: str, imei: str) -> bytes:
-    """Encode the frame of a CHECK-IMEI as an OsmoMSC does. The IMEI may have any number of digits."""
+    """Encode the frame of a CHECK-IMEI, in the form of an OsmoMSC. The IMEI may have any number of digits."""
     device = _tbcd(imei)
     return _frame(
         CHECK_IMEI, (Ie.IMSI, _tbcd(imsi)), (Ie.IMEI, bytes((len(device),)) + device), (Ie.MESSAGE_CLASS, b"\x01")
@@ -100,7 +100,7 @@ def check_imei(imsi: str, imei: str) -> bytes:
 
 
 def result(imsi: bytes, *, permitted: bool) -> bytes:
-    """Encode the frame of an ACK or NACK.
+    """Encode the frame of a positive (ACK) or negative (NACK) result of a CHECK-IMEI.
 
     It always has a result element, because some clients read a message without one as an ACK.
     """
@@ -113,7 +113,7 @@ def is_nack(answer: bytes) -> bool:
 
 
 def error(request: bytes) -> bytes | None:
-    """Encode the frame of the error for a request that cannot be forwarded, or return None.
+    """Encode the error frame that answers a request which cannot be forwarded to the HLR.
 
     None: the message is no request, or has no IMSI.
     """
@@ -132,11 +132,6 @@ def _frame(kind: int, *parts: tuple[int, bytes], more: bytes = b"") -> bytes:
 
 
 def _tbcd(number: str) -> bytes:
-    """Encode digits as TBCD octets.
-
-    Raises:
-        ValueError: if there are other signs.
-    """
     if not is_digits(number) and number:
         raise ValueError
     return bytes.fromhex(number if len(number) % 2 == 0 else number + "f").translate(_SWAPPED)

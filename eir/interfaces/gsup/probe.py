@@ -103,15 +103,11 @@ class _GsupClient:
 
 
 def connected(probe: Probe) -> AbstractAsyncContextManager[_GsupClient]:
-    """Return a context manager that connects to the EIR over TCP. Raises EirError if the connection fails."""
+    """Return a context manager that connects to the EIR over TCP, and yields a client. Raises EirError."""
     return probe.over_stream(PORT, partial(_GsupClient, probe))
 
 
 def _finding(imei: str, imsi: str | None, frame: bytes, round_trip_ms: float) -> ProbeFinding:
-    """Convert the answer to a CHECK-IMEI into a finding.
-
-    GSUP distinguishes only blacklisted devices from all others.
-    """
     values = elements(frame)
     if frame[TYPE_AT] == CHECK_IMEI_ERROR:
         cause = int.from_bytes(values.get(Ie.CAUSE, b""))

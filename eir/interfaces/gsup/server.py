@@ -1,4 +1,4 @@
-"""GSUP in a worker: converts CHECK-IMEI to ACK or NACK; identifies clients, and applies limits and counters.
+"""GSUP server of a worker: converts CHECK-IMEI to ACK or NACK, identifies clients, and applies limits and counters.
 
 eir.checks decides the verdict. A phone whose MSC receives an error considers itself illegal until it is switched off, so GSUP
 has no error answer: it is an ACK if the policy requires an error (`error`), and after a fault of this program. Synchronous from
@@ -37,7 +37,7 @@ class GsupService:
         self._unproven: frozenset[str] = frozenset()
 
     def configure(self, peers: Iterable[PeerAnswers], unproven: Iterable[str]) -> None:
-        """Apply new peer settings.
+        """Apply new settings of the peers.
 
         `peers`: their replacements of statuses (`answers`). `unproven`: labels of peers that send checks before they
         authenticate the SIM.
@@ -58,7 +58,7 @@ class GsupService:
         return is_permitted(status)
 
     def permits_after_fault(self) -> bool:
-        """Return true if a device may attach after an internal error. The policy for malformed identifiers decides."""
+        """Return true if a device may attach after an internal error; the policy's answer to malformed identifiers decides."""
         verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
         return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
 
@@ -110,7 +110,7 @@ class GsupServer(Server[GsupConnection]):
         return GsupConnection(self, self.loop)
 
     def who(self, link: GsupConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the client's entry in the peer table and its requester, by its address and name.
+        """Identify a client by its address and name: return its entry in the peer table and its requester.
 
         GSUP has no realm. Before the client has given its name, an entry for the address without a name is preferred to one
         with a name.
@@ -137,7 +137,7 @@ class GsupServer(Server[GsupConnection]):
         }  # fmt: skip
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return for each peer label whether the HLR is connected for all clients of the peer."""
+        """Return for each peer label the gauge of its HLR connections: 1 if the HLR is connected for all clients of the peer, else 0."""
         up: dict[tuple[str], float] = {}
         for link in self.links.values():
             if link.has_hlr is not None:
@@ -151,7 +151,7 @@ class GsupServer(Server[GsupConnection]):
         return {label: HLR_AWAY.format(label, detail) for label, (_, detail) in self._away.items() if label in away}
 
     def standing(self, link: GsupConnection) -> Mapping[str, Any]:
-        """Return the state of a connection. If its HLR is not connected, the reason is returned as its last error."""
+        """Return the GSUP-specific fields of a connection's row in `eir peers`, with the reason if its HLR is not connected."""
         label = link.requester.label
         fault = self.warnings().get(label)
         if fault is None:
@@ -159,7 +159,7 @@ class GsupServer(Server[GsupConnection]):
         return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
 
     def doubt(self, name: str, newest: GsupConnection | None = None) -> None:
-        """Send a PING to every client with this name except `newest`. A client without an answer is dead, and its connection is closed.
+        """Send a PING to every client with this name except `newest`, and close the connection of a client that does not answer.
 
         An HLR keeps only one connection per name, and must not keep that of a dead client.
         """
@@ -170,7 +170,7 @@ class GsupServer(Server[GsupConnection]):
     # link.Owner
 
     def named(self, link: GsupConnection) -> bool:
-        """Identify a client that has given its name; return true if the client may stay connected."""
+        """Identify a client that has sent its name; return true if the client may stay connected."""
         refusal = self.identify(link)
         if refusal is None:
             if link.name:
@@ -184,7 +184,7 @@ class GsupServer(Server[GsupConnection]):
         return False
 
     def permits(self, link: GsupConnection, frame: bytes) -> tuple[bytes, bool] | None:
-        """Decide on a CHECK-IMEI by the rate limits and the policy.
+        """Decide a CHECK-IMEI by rate limits and policy; return true if the device may attach.
 
         Returns:
             IMSI, and whether the device may attach; None if the request has no IMSI, so that no answer is possible.
@@ -203,13 +203,13 @@ class GsupServer(Server[GsupConnection]):
             return asked.imsi, self._service.permits_after_fault()
 
     def decided(self, link: GsupConnection, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Count the answer to a CHECK-IMEI; log it if the HLR behind the node rejected the device."""
+        """Count the answer to a CHECK-IMEI. If the HLR behind the node has rejected the device, log this."""
         self.answers[link.requester.label, ACK if permitted else NACK] += 1
         if by_hlr and not permitted:
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)
 
     def passed(self, link: GsupConnection, direction: str, count: int) -> None:
-        """Count forwarded messages. `direction`: `out` to the HLR, `in` from the HLR."""
+        """Count forwarded messages. `direction`: `out` (to the HLR) or `in` (from the HLR)."""
         self.through[link.requester.label, direction] += count
 
     def not_passed(self, link: GsupConnection, count: int, reason: str) -> None:
@@ -217,7 +217,7 @@ class GsupServer(Server[GsupConnection]):
         self.kept[link.requester.label, reason] += count
 
     def hlr_is(self, link: GsupConnection, state: HlrState, detail: str) -> None:
-        """Log that the HLR of a client is lost or connected again."""
+        """Log that a client's HLR is lost or connected again."""
         label = link.requester.label
         if state is not HlrState.READY and label not in self._away:
             self._away[label] = time.time(), detail

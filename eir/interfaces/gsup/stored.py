@@ -1,4 +1,4 @@
-"""GSUP checks that the node also forwards to the HLR, so that the HLR stores the IMEI.
+"""Checks that the node answers and also forwards to the HLR, so that the HLR stores the IMEI.
 
 The node answers the client when the HLR has answered, but at the latest after STORE_S.
 """
@@ -20,7 +20,7 @@ _ANSWERS: Final = frozenset({bytes((CHECK_IMEI_ERROR,)), bytes((CHECK_IMEI_RESUL
 
 
 class StoredChecks:
-    """Checks of one client that wait for the HLR's answer.
+    """Checks of one client that were forwarded to the HLR and wait for its answers.
 
     `answer` receives the IMSI, `permitted` and `by_hlr`. `owes` is called if too many answers of the HLR are missing.
     """
@@ -36,11 +36,11 @@ class StoredChecks:
         self._waiting.setdefault(imsi, deque()).append(self._loop.call_later(STORE_S, self._is_late, imsi))
 
     def handle(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Handle the HLR's answers to waiting checks; return the messages that are no such answers, for the client."""
+        """Handle the HLR's answers to waiting checks; return the other messages, which are for the client."""
         return [each for each in messages if not self._is_answer(each)] if self._waiting else messages
 
     def settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Remove the oldest forwarded check of this IMSI, and answer the client.
+        """Remove the oldest forwarded check of this IMSI, and send its answer to the client, unless one was sent before.
 
         If the client already has an answer, because the HLR was late, no second answer is sent.
         """
@@ -57,7 +57,7 @@ class StoredChecks:
         self._answer(imsi, permitted=permitted, by_hlr=by_hlr)
 
     def answer_all(self) -> None:
-        """Answer all waiting checks with `permitted`, because the HLR's answers can no longer arrive."""
+        """Answer all waiting checks with `permitted`, because no answers from the HLR can arrive any more."""
         stored, self._waiting, self._late = self._waiting, {}, 0
         for imsi, waiting in stored.items():
             for timer in waiting:
@@ -66,7 +66,7 @@ class StoredChecks:
                     self._answer(imsi, permitted=True)
 
     def _is_answer(self, message: bytes) -> bool:
-        """Return true if a message of the HLR answers a waiting check, and answer that check."""
+        """Return true if a message from the HLR answers a waiting check, and answer this check to the client."""
         if (
             message[2] != OSMO
             or message[HEADER_BYTES:TYPE_AT] != _GSUP
@@ -80,7 +80,7 @@ class StoredChecks:
         return True
 
     def _is_late(self, imsi: bytes) -> None:
-        """Answer the oldest unanswered check of this IMSI with `permitted`, because the HLR has not answered within STORE_S."""
+        """Answer the oldest unanswered check of this IMSI with `permitted`, because the HLR has not answered for STORE_S."""
         waiting = self._waiting[imsi]
         waiting[waiting.index(next(timer for timer in waiting if timer is not None))] = None
         self._late += 1

@@ -67,7 +67,7 @@ FAMILIES = (
 
 
 def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
-    """Create the settings of a gateway. Its label is its name, or its address if it has no name."""
+    """Build the settings of a gateway. The label is its name, or its address if it has none."""
     return GatewaySettings(label=name or (connect or "").partition("://")[2], connect=connect, **more)
 
 

@@ -24,7 +24,7 @@ ARGUMENTS = (
 
 
 class _Asked(NamedTuple):
-    """Captured checkIMEI request whose answer has not been found yet."""
+    """checkIMEI request in a capture file that waits for its answer."""
 
     imei: str
     origin: str
@@ -51,7 +51,7 @@ def _transfers(output: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _account(transfers: Iterator[tuple[int, int, bytes]], variant: str) -> Captured:
-    """Match each captured answer with the request that has the same transaction id, point codes and global title."""
+    """Match each captured answer with the request that has the same transaction id, point codes and global title; return the checks."""
     captured = Captured()
     waiting: dict[tuple[frozenset[int], bytes, str], _Asked] = {}
     for opc, dpc, payload in transfers:

@@ -24,7 +24,7 @@ _SWAPPED = bytes((octet & 0x0F) << 4 | octet >> 4 for octet in range(256))
 
 
 class CheckImeiArgument(NamedTuple):
-    """Contents of a checkIMEI argument."""
+    """Parsed argument of a checkIMEI request."""
 
     imei: str | None
     """Digits as received, other signs as letters; None: there is no IMEI."""
@@ -39,7 +39,7 @@ class DataMissing(Exception):
 
 
 def context_of(version: int) -> bytes:
-    """Return the application context name for a version of checkIMEI."""
+    """Return the name of the application context for a version of checkIMEI."""
     return CONTEXT + bytes((version,))
 
 
@@ -49,7 +49,7 @@ def version_of(context: bytes) -> int | None:
 
 
 def digits(octets: bytes) -> str:
-    """Return the digits of a TBCD-STRING (17.7.8) without trailing fillers.
+    """Decode a TBCD-STRING (17.7.8) to digits, without fillers at the end.
 
     Codes that are not digits become letters.
     """
@@ -57,12 +57,12 @@ def digits(octets: bytes) -> str:
 
 
 def packed(text: str) -> bytes:
-    """Encode digits as a TBCD-STRING."""
+    """Encode digits as a TBCD-STRING (17.7.8)."""
     return bytes.fromhex(text if len(text) % 2 == 0 else text + "f").translate(_SWAPPED)
 
 
 def imsi_of(octets: bytes) -> str:
-    """Return the IMSI in TBCD octets, or an empty text if the octets are no IMSI (TS 23.003 2.2: 6 to 15 digits)."""
+    """Decode TBCD octets to an IMSI; return an empty text if they are no IMSI (TS 23.003 2.2: 6 to 15 digits)."""
     text = digits(octets)
     return text if 6 <= len(text) <= 15 and text.isdigit() else ""
 
@@ -108,7 +108,7 @@ def asked(
 
 
 def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Collection[int], depth: int) -> str:
-    """Return the first IMSI among these elements or inside of them, or an empty text.
+    """Find the first IMSI in these elements or their members; return an empty text without one.
 
     Inside an extension, an octet string is an IMSI only if it has 15 digits, because extensions hold other numbers too.
     """
@@ -128,7 +128,6 @@ def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Col
 
 
 def _first(tag: int) -> int:
-    """Return the first octet of a BER tag."""
     while tag > 0xFF:
         tag >>= 8
     return tag
@@ -158,7 +157,7 @@ def argument(version: int, imei: str, imsi: str | None = None) -> bytes:
 
 
 def status_of(octets: bytes, version: int, parameters: list[Element]) -> int | None:
-    """Return the EquipmentStatus in a checkIMEI result, or None if the result has no status.
+    """Return the EquipmentStatus in a checkIMEI result; None for a result without a status.
 
     Raises:
         BerError: if the result cannot be parsed.

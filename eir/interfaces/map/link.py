@@ -24,7 +24,7 @@ _DATA = MessageKind.DATA.to_bytes(2)
 
 
 def _stream(octets: memoryview, streams: int) -> int:
-    """Return the identifier of the SCTP stream on which a message is sent (RFC 4666 1.4.7). `streams`: count of streams.
+    """Return the number of the SCTP stream for a message (RFC 4666 1.4.7). `streams`: how many streams the association has.
 
     The SLS of a DATA message selects its stream. Other messages use stream 0, as all messages do if there is only one stream.
     """
@@ -45,7 +45,7 @@ CARRIED = Carried(
 
 
 class SigtranConnection(PeerConnection["MapServer"]):
-    """SIGTRAN connection to a gateway or from an MSC."""
+    """SIGTRAN connection of the node to a gateway, or of an MSC to the node."""
 
     def __init__(
         self, owner: "MapServer", loop: asyncio.AbstractEventLoop, gateway: GatewaySettings | None = None
@@ -79,7 +79,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
 
     @property
     def outgoing(self) -> bool:
-        """True if the node made the connection, to a gateway."""
+        """True if the node opened the connection, which then leads to a gateway."""
         return self.gateway is not None
 
     # link.PeerConnection
@@ -109,11 +109,11 @@ class SigtranConnection(PeerConnection["MapServer"]):
             self._report_events(self.association)
 
     def wants_bytes(self) -> bool:
-        """Return true if the node may read more from the other end."""
+        """Return true if the node can handle or buffer more bytes from the other end."""
         return len(self._unread) - self._at < AHEAD_BYTES
 
     def leave(self) -> None:
-        """Leave the association in order: send ASPIA, then ASPDN."""
+        """Take the M3UA association down in order: send ASPIA, then ASPDN."""
         if self.association is not None:
             self.association.leave(self.loop.time())
             self.flush()
@@ -156,7 +156,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         return self._has_work(association) and self.stalled is None
 
     def flush(self) -> None:
-        """Send the association's output, log its events, and set its timer.
+        """Send the output of the M3UA association, log its events, and set its timer.
 
         A connection whose association is over is closed.
         """
@@ -212,7 +212,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
             self.owner.happened(self, each)
 
     def _has_work(self, association: Association) -> bool:
-        """Return true if messages or unparsed bytes are waiting."""
+        """Return true if received messages or unparsed bytes wait."""
         return bool(self._waiting) or (self._at < len(self._unread) and not association.over)
 
     def _due(self, now: float) -> None:

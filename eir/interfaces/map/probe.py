@@ -75,7 +75,7 @@ class _MapClient(asyncio.Protocol):
     # asyncio.Protocol, sctp.SctpProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to bring the association up."""
+        """Start to bring the M3UA association up."""
         self._transport = cast("asyncio.Transport", transport)
         self._association = Association(self._loop.time(), dials=True, routing_context=self._routing_context)
         self._tick()
@@ -96,7 +96,7 @@ class _MapClient(asyncio.Protocol):
         self._over("the other end began again")
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """Ignore that one of several SCTP paths has failed or works again."""
+        """Ignore the failure or recovery of one of several SCTP paths."""
 
     # questions
 
@@ -141,7 +141,7 @@ class _MapClient(asyncio.Protocol):
             del self._answers[otid]
 
     def _handle(self, transfer: Transfer) -> None:
-        """Handle an answer, or a request that the network has returned (Q.713 UDTS).
+        """Handle an answer of the EIR, or a request that the network has returned as undeliverable (Q.713 UDTS).
 
         The data of a returned request begin with the request's own transaction id.
         """
@@ -222,7 +222,7 @@ async def connected(probe: Probe) -> AsyncIterator[_MapClient]:
 
 
 async def _connect(client: _MapClient, to: Endpoint) -> None:
-    """Connect over SCTP, or over TCP if SCTP is impossible.
+    """Connect to the EIR over SCTP, or over TCP if SCTP is impossible.
 
     TCP is used if the kernel has no SCTP, or the other end has no SCTP listener.
 
@@ -237,7 +237,7 @@ async def _connect(client: _MapClient, to: Endpoint) -> None:
 
 
 def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> ProbeFinding:
-    """Convert the answer to a checkIMEI, a TCAP message, into a finding.
+    """Convert the TCAP message that answers a checkIMEI into a finding.
 
     `result_code` is the code of a MAP error. `error` is REFUSED if a request of an earlier version may succeed.
     """

@@ -37,7 +37,7 @@ _WARNED = frozenset({"m3ua_error", "path_down"})
 
 
 class Asker(NamedTuple):
-    """Sender of a MAP request: its identity, its rate limits, and a flag that it is out of service."""
+    """Sender of a MAP request: its identity, its rate limits, and whether it is out of service."""
 
     requester: Requester
     rates: Sequence[Limit]
@@ -79,7 +79,7 @@ class MapServer(Server[SigtranConnection]):
         return SigtranConnection(self, self.loop)
 
     def who(self, link: SigtranConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return an association's entry in the peer table and its requester, or None.
+        """Return the peer table entry and the requester of an association, or None.
 
         An association to a gateway has the gateway's entry. Another association has the first entry for its address; entries
         with a global title or point code come first, entries with a host or realm last. Without the section `ss7` the result is
@@ -164,7 +164,7 @@ class MapServer(Server[SigtranConnection]):
         return DISABLED if label in self._disabled else state
 
     def standing(self, link: SigtranConnection) -> Mapping[str, Any]:
-        """Return the state of an association for its status row."""
+        """Return the MAP-specific fields of a connection's row in `eir peers`: the state of its M3UA association."""
         association = link.association
         state = "down" if association is None else str(association.state)
         return {"state": "open" if state == AssociationState.ACTIVE else state}
@@ -196,7 +196,7 @@ class MapServer(Server[SigtranConnection]):
         return super().refusal(link, DRAINING if self._point_code is None else fault)
 
     def accept(self, link: SigtranConnection) -> Association | None:
-        """Return a new M3UA association for a connection; None if the connection is rejected."""
+        """Create the M3UA association of a new connection; return None if the connection is rejected."""
         if not self.admit(link):
             return None
         now = self.loop.time()
@@ -220,7 +220,7 @@ class MapServer(Server[SigtranConnection]):
         return None
 
     def happened(self, link: SigtranConnection, what: AssociationEvent) -> None:
-        """Log an event of an association. Point codes are formatted as `1-2-3`."""
+        """Log an event of an M3UA association, with point codes in the form `1-2-3`."""
         fields = dict(what.fields)
         if "point_codes" in fields:
             fields["point_codes"] = ",".join(
@@ -278,7 +278,7 @@ class MapServer(Server[SigtranConnection]):
             return self._service.answer(octets, asker.requester)
 
         def above_limit(version: int) -> tuple[bytes, str] | None:
-            """Count one invocation against the rate limits; return its answer if a limit is exceeded, else None."""
+            """Count one invocation against the rate limits; return the answer to it if a limit is exceeded, else None."""
             if not self.past_limit(label, asker.rates):
                 return None
             return self._service.component_of(version, self._overload)
@@ -286,7 +286,7 @@ class MapServer(Server[SigtranConnection]):
         return self._service.answer(octets, asker.requester, above_limit)
 
     def _back(self, link: SigtranConnection, transfer: Transfer, calling: PartyAddress, payload: bytes) -> Transfer:
-        """Return the DATA message that carries `payload` to the calling address of a request.
+        """Return the DATA message that carries the answer `payload` to the calling address of the request.
 
         If the calling address routes by point code, the message goes there, otherwise to the originating point code of the
         request.
@@ -308,7 +308,7 @@ class MapServer(Server[SigtranConnection]):
         )
 
     def _asker(self, link: SigtranConnection, calling: PartyAddress, opc: int) -> Asker:
-        """Return the sender of a request, by its association and by title and point code of its calling address."""
+        """Identify the sender of a request by its association, and by the global title and point code of its calling address."""
         key = calling.octets, opc, link.requester.label, link.source
         asker = self._askers.get(key)
         if asker is None:
@@ -366,7 +366,7 @@ class MapServer(Server[SigtranConnection]):
 
 
 def _is_for_us(called: PartyAddress) -> bool:
-    """Return true if the called subsystem is an EIR.
+    """Return true if a request is addressed to the subsystem EIR.
 
     After a translation, a global title may have no subsystem number.
     """

@@ -1,4 +1,4 @@
-"""checkIMEI for MSCs and SGSNs (TS 29.002 8.7, 25.6, TS 29.305 8.9): conversion of requests and verdicts.
+"""Service checkIMEI for MSCs and SGSNs (TS 29.002 8.7, 25.6, TS 29.305 8.9): converts requests to questions, and verdicts to answers.
 
 Conversion only; eir.checks decides the verdict. Synchronous from request to answer; no transaction is stored.
 """
@@ -49,7 +49,7 @@ class MapService:
     def configure(
         self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
     ) -> None:
-        """Apply new settings.
+        """Apply new settings: replaced statuses, the status after an internal error, and further tags of an IMSI.
 
         `answers`: replacements of statuses by peer label. `fallback`: status for a request after an internal error; None:
         systemFailure. `imsi_tags`: further tags of an IMSI.
@@ -58,7 +58,7 @@ class MapService:
 
     @staticmethod
     def turned_away(octets: bytes) -> MapReply:
-        """Return an Abort for a Begin of a peer that is out of service, so that the peer does not wait."""
+        """Return the Abort that answers a Begin from a peer out of service, so that the peer does not wait."""
         try:
             message = tcap.read(octets)
         except TcapFault as e:
@@ -66,7 +66,7 @@ class MapService:
         return MapReply(tcap.abort_dialogue(message.otid) if message.kind == BEGIN else None, "disabled")
 
     def answer(self, octets: bytes, asks: Requester, instead: Instead | None = None) -> MapReply:
-        """Return the answer to a TCAP message. `asks`: requester; `instead`: answers invocations above a limit."""
+        """Return the answer to a TCAP message. `asks`: its requester. `instead`: function that answers invocations above a limit."""
         try:
             message = tcap.read(octets)
             if message.kind == BEGIN:
@@ -78,7 +78,7 @@ class MapService:
         return MapReply(None, "tcap_not_asked")
 
     def _begun(self, octets: bytes, message: TcapMessage, asks: Requester, instead: Instead | None) -> MapReply:
-        """Return the answer to a Begin: an End, or an Abort.
+        """Return the answer to a TCAP Begin: an End, or an Abort.
 
         Raises:
             TcapFault: if the dialogue is refused.
@@ -116,7 +116,7 @@ class MapService:
     def _checked(
         self, version: int, number: bytes, imei: str | None, imsi: str, asks: Requester, *, wants_status: bool = True
     ) -> tuple[bytes, str]:
-        """Check a device; return the component that answers the invocation, and its result for metrics."""
+        """Check a device by the policy; return the component that answers the invocation, and its result for metrics."""
         try:
             verdict = self._checker.check(Question(
                 imei=imei, imsi=imsi, origin_host=asks.host, origin_realm=asks.realm, protocol=PROTOCOL, peer=asks.label,
@@ -135,7 +135,7 @@ class MapService:
 
     @staticmethod
     def component_of(version: int, status: Status | None) -> tuple[bytes, str]:
-        """Return the encoded component for a status, with the invoke id 0, and its result for metrics.
+        """Encode the component that answers with this status, with the invoke id 0; return it and its result for metrics.
 
         `status` None: the error systemFailure.
         """
@@ -147,7 +147,7 @@ class MapService:
 
 
 def _opened(octets: bytes, message: TcapMessage) -> tuple[int, bytes]:
-    """Return the version of a dialogue, and the encoded dialogue portion that accepts the dialogue.
+    """Parse the opening of a dialogue: return the version of checkIMEI, and the encoded dialogue portion that accepts the dialogue.
 
     Without a dialogue portion the version is 1, and the portion empty.
 
@@ -174,7 +174,7 @@ def _opened(octets: bytes, message: TcapMessage) -> tuple[int, bytes]:
 
 
 def _alternative(context: bytes) -> bytes:
-    """Return the application context name for the refusal of a dialogue.
+    """Return the application context that the refusal of a dialogue proposes to the sender.
 
     For an unserved version of checkIMEI it is the latest version that the node serves, otherwise the requested context.
     """

@@ -13,7 +13,7 @@ SSN_EIR: Final = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """Settings of a signalling gateway to which the node connects as an ASP."""
+    """Settings of a signalling gateway. The node connects to it as an ASP."""
 
     label: str
     """Name of the gateway in metrics, logs and commands."""

@@ -51,7 +51,7 @@ UUID = text(
 
 
 def _token(file: str) -> str:
-    """Return the access token in the file of this name. Raises Unexpected for a file without one."""
+    """Return the access token in this file. Raises Unexpected if the file has none."""
     try:
         return token_in(Path(file))
     except EirError as e:
@@ -113,7 +113,7 @@ def _connects(settings: N5gSettings) -> Mapping[Spot, str]:
 
 
 def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | None:
-    """Return the rules for access tokens.
+    """Build the rules for access tokens from the section `n5g`; None: no token is required.
 
     The node's own NF instance is accepted as an audience in addition to the configured audiences.
     """
@@ -125,7 +125,7 @@ def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | No
 
 
 def _settings_until_restart(old: N5gSettings, new: N5gSettings) -> N5gSettings:
-    """Return the settings that apply until the next restart.
+    """Return the settings that apply after a reload, until the next restart opens or closes listeners.
 
     If the new settings remove the listeners, these stay open until the restart, and still require tokens.
     """
@@ -137,10 +137,6 @@ def _words(status: Status) -> str:
 
 
 def _question(imei: str, imsi: str, software_version: str, origin_host: str, origin_realm: str) -> Question:
-    """Return the question that an AMF would ask with these values.
-
-    Raises EirError if the node would reject the AMF's request.
-    """
     from eir.interfaces.n5g import probe  # noqa: PLC0415 - only a command needs it, and the next two
     from eir.interfaces.n5g.service import Refused, question_of  # noqa: PLC0415 - as above
     from eir.wire.web.http2_message import Http2Request  # noqa: PLC0415 - as above

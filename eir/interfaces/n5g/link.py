@@ -16,7 +16,7 @@ AHEAD_BYTES = 1 << 16
 
 
 class N5gConnection(PeerConnection["N5gServer"]):
-    """N5g connection of one AMF."""
+    """HTTP/2 connection of one AMF."""
 
     def __init__(self, owner: "N5gServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
@@ -44,7 +44,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
             self.request_turn()
 
     def eof_received(self) -> bool:
-        """Handle the end of the stream: answer all requests received before, then let the transport close."""
+        """Handle the end of the received stream: answer all requests received before, then let the transport close."""
         self._ended = self.http is not None and self.http.more
         return self._ended
 
@@ -53,14 +53,14 @@ class N5gConnection(PeerConnection["N5gServer"]):
         self.http = None
 
     def wants_bytes(self) -> bool:
-        """Return true if the node may read more from the AMF."""
+        """Return true if the node can handle or buffer more bytes from the AMF."""
         http = self.http
         return (
             http is not None and not http.more and not (http.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self))
         )
 
     def leave(self) -> None:
-        """Start to drain the connection: send GOAWAY."""
+        """Start to close the connection in order: send GOAWAY, and answer pending requests."""
         if self.http is not None:
             self.http.leave(self.loop.time())
             self.flush()
@@ -98,7 +98,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
             self.flush()
 
     def flush(self) -> None:
-        """Send the output of the HTTP/2 state, and close the connection if it is over."""
+        """Send the output of the HTTP/2 state, and close the connection if the state has ended."""
         http, transport = self.http, self.transport
         if http is None or transport is None:
             return

@@ -1,4 +1,4 @@
-"""Registration of the node with an NRF (TS 29.510 5.2.2): choice of the next request, and handling of answers.
+"""Registration of the node at an NRF (TS 29.510 5.2.2) without I/O: it chooses the next request, and handles answers.
 
 No I/O and no clock: `step` returns the request to send, `answered` and `failed` handle its result, and `due` is the time of the
 next request. No check waits for the registration.
@@ -39,7 +39,7 @@ class NotFollowed(EirError):
 
 
 def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | None = None) -> str:
-    """Return the URL to which an answer redirects a request, or raise NotFollowed.
+    """Return the URL to which a redirect leads. Raises NotFollowed if the redirect is not permitted.
 
     TS 29.500 6.10.9, RFC 9110 15.4. The node follows a redirect only to the `hosts`, names or addresses in lower case (None:
     any host), so that no answer can send it elsewhere. It never follows a redirect from https to http, because an attacker
@@ -92,7 +92,7 @@ _JSON, _PATCH, _FORM = "application/json", "application/json-patch+json", "appli
 
 
 class Ask(NamedTuple):
-    """Request that the node sends to an NRF."""
+    """Request of the node to an NRF."""
 
     what: str
     """`register`, `heartbeat`, `deregister` or `token`."""
@@ -108,7 +108,7 @@ class Ask(NamedTuple):
 
 
 class AccessToken:
-    """Access token of the node for requests to an NRF that requires a token (TS 29.510 5.4.2.2)."""
+    """Access token of the node for requests to NRFs that require a token (TS 29.510 5.4.2.2)."""
 
     def __init__(self) -> None:
         self.wanted_at: int | None = None
@@ -118,30 +118,30 @@ class AccessToken:
         self._root, self._value = "", ""
 
     def store(self, root: str, value: str) -> None:
-        """Store a token, and the API root of the NRF that issued it."""
+        """Store a token and the API root of the NRF that has issued it."""
         self._root, self._value = root, value
         self.is_untried, self.wanted_at = True, None
 
     def clear(self) -> None:
-        """Delete the token, and cancel a planned request for a token."""
+        """Delete the token, and cancel the planned request for a new one."""
         self._root, self._value = "", ""
         self.is_untried, self.wanted_at = False, None
 
     def accepted(self) -> None:
-        """Record that an NRF has accepted a request, so that the access token is known to work."""
+        """Record that an NRF has accepted a request with this token, so that the token works."""
         self.is_untried = False
 
     def request_at(self, index: int) -> None:
-        """Plan a request for a token to the NRF with this index."""
+        """Plan a request for a new token at the configured NRF with this index."""
         self.wanted_at = index
 
     def header(self, root: str) -> list[tuple[str, str]]:
-        """Return the Authorization header for requests to the NRF `root`; no header unless this NRF has issued the token."""
+        """Return the Authorization header for requests to the NRF `root`; no header if another NRF has issued the token."""
         return [authorization(self._value)] if self._value and self._root == root else []
 
 
 class NrfTurns:
-    """Rotation over the configured NRFs: the NRF that the node tries next, after a failure of the present NRF.
+    """Choice of the NRF that the node tries next, in the order of the configuration.
 
     If all NRFs of a round fail, a pause follows, which doubles.
     """
@@ -156,21 +156,21 @@ class NrfTurns:
         self._pause_s, self._retry_s = PAUSE_S, 0.0
 
     def register(self, index: int, now: float) -> None:
-        """Record that the node is registered with the NRF of this index."""
+        """Record that the node is registered at the NRF with this index."""
         self.at = index
         self._failures, self._pause_s = 0, PAUSE_S
         self.prefer_later(now)
 
     def prefer_later(self, now: float) -> None:
-        """Postpone the next attempt at the preferred NRF."""
+        """Postpone the next attempt to register at the preferred NRF, the first of the configuration."""
         self.prefer_at = now + PREFER_S
 
     def wait_at_least(self, seconds: float) -> None:
-        """Record the minimum pause that an NRF requires (Retry-After)."""
+        """Record the minimum pause in seconds that an NRF requires (Retry-After)."""
         self._retry_s = max(self._retry_s, seconds)
 
     def advance(self) -> float:
-        """Select the next NRF; return the pause in seconds before the request to it."""
+        """Select the next NRF after a failure; return the pause in seconds before the next request."""
         self.at = (self.at + 1) % self._count
         self._failures += 1
         if self._failures < self._count:
@@ -182,7 +182,7 @@ class NrfTurns:
 
 
 class Registration:
-    """State of the registration with one of the configured NRFs.
+    """State of the node's registration at one of the configured NRFs.
 
     `profile`: NF profile without status and load. `chance` returns random numbers from 0 to 1.
     """
@@ -214,11 +214,11 @@ class Registration:
 
     @property
     def where(self) -> str | None:
-        """API root of the NRF with which the node is registered; None: not registered."""
+        """API root of the NRF at which the node is registered; None: not registered."""
         return self._settings.uri[self._turns.at] if self.registered else None
 
     def step(self, now: float, standing: NodeLoad) -> Ask:
-        """Return the next request to an NRF. `standing`: readiness and load of the node."""
+        """Return the request that is due next. `standing`: readiness and load of the node."""
         status = "REGISTERED" if standing.serving else "SUSPENDED"
         if (redirected := self.redirected()) is not None:
             return redirected
@@ -237,7 +237,7 @@ class Registration:
         return self._asked
 
     def redirected(self) -> Ask | None:
-        """Return the last request with the URL of its redirect, or None if it was not redirected."""
+        """Return the last request, changed to the URL of its redirect; None if it was not redirected."""
         if self._redirected is not None:
             self._asked, self._redirected = self._redirected, None
             return self._asked
@@ -256,7 +256,7 @@ class Registration:
         return self._asked
 
     def answered(self, now: float, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Handle the answer to the last request."""
+        """Handle the NRF's answer to the last request."""
         ask = self._took(str(status))
         if status in REDIRECTS:
             self._follow(ask, status, headers.get("location"), body, now)
@@ -287,7 +287,7 @@ class Registration:
             self._not_taken(ask, f"status {status}{_problem(body)}", now)
 
     def failed(self, now: float, why: str) -> None:
-        """Record that the last request received no answer. `why`: reason."""
+        """Handle that the last request has received no answer. `why`: reason for the log."""
         self._not_taken(self._took(NO_ANSWER), why, now)
 
     # inside
@@ -303,7 +303,7 @@ class Registration:
         return Ask(what, root, method, self._moved.get(url, url), headers, body)
 
     def _follow(self, ask: Ask, status: int, location: str | None, body: bytes, now: float) -> None:
-        """Follow a redirect: schedule the request `ask` for the URL `location`, or report why this URL is not permitted.
+        """Follow a redirect: send the request `ask` again to the URL `location`, unless this URL is not permitted.
 
         The repeated request keeps its access token, which is valid for any NRF (TS 29.510 6.3.5.2.4).
         """
@@ -317,7 +317,7 @@ class Registration:
         self._redirected, self.due = ask._replace(url=url, hops=ask.hops + 1), now
 
     def _below(self, root: str, what: str) -> str:
-        """Return the URL of a request below an API root, before any redirect."""
+        """Return the URL of a request at the NRF with this API root, before any redirect."""
         return root.rstrip("/") + (ISSUES_AT if what == TOKEN else f"/nnrf-nfm/v1/nf-instances/{self._instance}")
 
     def _token_request(self) -> bytes:
@@ -326,7 +326,7 @@ class Registration:
         }).encode()  # fmt: skip
 
     def _took(self, result: str) -> Ask:
-        """Count the request that waited for an answer by its result (label of a metric), and return the request."""
+        """End the wait for an answer: count the request under `result` (label of a metric), and return the request."""
         if self._asked is None:
             raise RuntimeError("nothing was asked")
         ask, self._asked = self._asked, None
@@ -341,7 +341,7 @@ class Registration:
         self._report("nrf_registered", nrf=ask.root, heartbeat_s=self._heartbeat_s, **elsewhere)
 
     def _heard(self, body: bytes, now: float) -> None:
-        """Handle a success: schedule the next heartbeat at the interval in the NRF's answer (TS 29.510 5.2.2.3.2)."""
+        """Handle a success: plan the next heartbeat by the interval in the NRF's answer (TS 29.510 5.2.2.3.2)."""
         timer = _document(body).get("heartBeatTimer")
         if isinstance(timer, int) and not isinstance(timer, bool) and timer > 0:
             self._heartbeat_s = min(max(timer, HEARTBEAT_S_MIN), HEARTBEAT_S_MAX)
@@ -370,7 +370,7 @@ class Registration:
 def profile_of(
     settings: NrfSettings, instance: str, endpoints: Sequence[str], *, tokens: bool, started: str
 ) -> dict[str, Any]:
-    """Return the NF profile of the node (TS 29.510 6.1.6.2.2), without status and load.
+    """Build the NF profile of the node (TS 29.510 6.1.6.2.2), without status and load.
 
     Args:
         settings: section `n5g.nrf`.
@@ -407,7 +407,7 @@ def profile_of(
 
 
 def _without_empty(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document without members that are `None` or an empty list.
+    """Return a JSON document without the members that are `None` or an empty list.
 
     The API description permits neither.
     """
@@ -432,7 +432,7 @@ def _json(document: Any) -> bytes:
 
 
 def _document(body: bytes) -> Mapping[str, Any]:
-    """Parse a JSON object; return an empty one if the body is another value."""
+    """Parse a JSON object; return an empty object for any other content."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -441,7 +441,7 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def _problem(body: bytes) -> str:
-    """Return the content of a problem document as text for the log.
+    """Format the content of a problem document as text for the log.
 
     Lone surrogates, which cannot be encoded, become question marks.
     """
@@ -451,5 +451,5 @@ def _problem(body: bytes) -> str:
 
 
 def _seconds(text: str | None) -> float:
-    """Parse the number of seconds in a Retry-After header (RFC 9110 10.2.3); return 0 for another form."""
+    """Parse the seconds in a Retry-After header (RFC 9110 10.2.3); return 0 for a date or an invalid value."""
     return float(text) if text is not None and text.isdecimal() and text.isascii() and len(text) < 6 else 0.0

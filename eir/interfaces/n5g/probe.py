@@ -37,7 +37,7 @@ def check_digit(first14: str) -> int:
 
 
 def pei_of(imei: str, software_version: str | None = None) -> str:
-    """Return the PEI (TS 29.571 5.3.2) for an identifier as an operator types it.
+    """Convert an identifier that an operator typed to a PEI (TS 29.571 5.3.2).
 
     14 to 16 digits become `imei-` or `imeisv-`. A text with a hyphen stays the same.
     """
@@ -50,13 +50,13 @@ def pei_of(imei: str, software_version: str | None = None) -> str:
 
 
 def path_of(pei: str, imsi: str | None) -> str:
-    """Return the path and query of a request about a PEI."""
+    """Return path and query of the request about a PEI."""
     return f"{RESOURCE.decode()}?pei={quote(pei, safe='')}" + (f"&supi=imsi-{quote(imsi, safe='')}" if imsi else "")
 
 
 @dataclass(slots=True)
 class _Answer:
-    """HTTP response that is partly received."""
+    """HTTP response of which a part was received."""
 
     done: asyncio.Future[None]
     status: int = 0
@@ -147,14 +147,14 @@ class _N5gClient:
                 pass
 
     def _sent_away(self, goaway: GoAway) -> None:
-        """Send no more requests after a GOAWAY.
+        """Handle a GOAWAY of the EIR: send no further requests on this connection.
 
         Pending requests are still answered, unless the GOAWAY excludes their streams.
         """
         self._over(f"it was sent away (GOAWAY, error {goaway.error})", after=0 if goaway.error else goaway.last)
 
     def _over(self, why: str, after: int = 0) -> None:
-        """Fail the pending requests on streams above `after`, because they will receive no answer."""
+        """Fail the pending requests on streams above `after`, because the EIR will not answer them."""
         self.closed_by = self.closed_by or why
         for stream, answer in self._answers.items():
             if stream > after and not answer.done.done():

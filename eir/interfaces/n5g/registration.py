@@ -38,12 +38,12 @@ INSTANCE_FILE = "nf-instance-id"
 
 
 def instance_of(nrf: NrfSettings | None, folder: Path) -> str:
-    """Return the NF instance id of the node: the configured id, or the id that the node has created."""
+    """Return the NF instance id of the node: the configured one, or the one that the node has created."""
     return nrf.instance if nrf is not None and nrf.instance is not None else own_instance(folder)
 
 
 def own_instance(folder: Path) -> str:
-    """Return the NF instance id that the node has created, a UUID of version 4 (TS 29.571 5.3.2).
+    """Return the NF instance id in the state folder, a UUID of version 4; create it if it does not exist (TS 29.571 5.3.2).
 
     The first call creates the id and stores it in the state folder.
     """
@@ -73,7 +73,7 @@ class Registrar:
     async def apply(
         self, settings: N5gSettings, shared: SharedSettings, tls: TlsFiles | None, listening: Sequence[str]
     ) -> None:
-        """Apply new settings. If they differ, deregister the node from its NRF and register it with the new settings.
+        """Apply new settings. If they have changed, deregister the node and register it with the new settings.
 
         `listening`: open listeners. A listener that a reload has added opens only after a restart.
         """
@@ -96,12 +96,12 @@ class Registrar:
         self._task = asyncio.get_running_loop().create_task(self._run(registration))
 
     async def close(self) -> None:
-        """Deregister the node, and do not register it again."""
+        """Deregister the node for good."""
         self._closing = True
         await self._leave()
 
     def status(self) -> Mapping[str, Any]:
-        """Return the state of the registration; empty if no registration is configured."""
+        """Return the state of the registration for `eir status`; empty if no NRF is configured."""
         if (registration := self._registration) is None:
             return {}
         ago = None if registration.last_answer is None else round(self._clock() - registration.last_answer)
@@ -109,7 +109,7 @@ class Registrar:
         return {"nrf": {"registered": registration.where, "last_answer_s_ago": ago, "last_error": error}}
 
     def warnings(self) -> Sequence[str]:
-        """Return a warning if the node is not registered."""
+        """Return a warning for `eir status` if the node is not registered at an NRF."""
         if (registration := self._registration) is None or registration.where is not None:
             return ()
         why = registration.last_error or "not asked yet"
@@ -131,7 +131,7 @@ class Registrar:
             await self._make(registration, registration.step(self._clock(), self._standing()), self._ask_s)
 
     async def _leave(self) -> None:
-        """Deregister the node, so that AMFs stop sending requests."""
+        """Deregister the node at its NRF, so that AMFs stop sending requests."""
         registration, task, self._registration, self._task = self._registration, self._task, None, None
         if registration is None or task is None:
             return
@@ -156,7 +156,7 @@ class Registrar:
             registration.answered(self._clock(), answer.status, answer.headers, answer.body)
 
     async def _answer(self, ask: Ask) -> Http2Answer:
-        """Send a request and return the answer of the NRF.
+        """Send a request to an NRF, and return its answer.
 
         Raises:
             OSError: if the NRF cannot be reached.

@@ -1,4 +1,4 @@
-"""Conventions of 5G service-based interfaces: request headers and their effect, errors and problem documents.
+"""Conventions of the service-based interfaces of a 5G core: request headers and their effect, errors and problem documents.
 
 TS 29.500 5.2.3, 5.2.7, 6.8, 6.11, 6.13; TS 29.571 ProblemDetails.
 """
@@ -38,7 +38,7 @@ def priority_of(headers: Mapping[bytes, bytes]) -> int:
 
 
 def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
-    """Return true if the client no longer waits, by the times in its headers (TS 29.500 6.11.2).
+    """Return true if the client no longer waits for the answer, by the times in the headers of its request (TS 29.500 6.11.2).
 
     `now`: Unix time.
     """
@@ -50,14 +50,14 @@ def is_too_late(headers: Mapping[bytes, bytes], now: float) -> bool:
 
 
 def carried_back(headers: Mapping[bytes, bytes], response: Http2Response) -> Http2Response:
-    """Return the response with the correlation header of the request (TS 29.500 6.13)."""
+    """Copy the correlation header of a request to its response (TS 29.500 6.13)."""
     if (info := headers.get(CORRELATION_INFO)) is None:
         return response
     return Http2Response(response.status, (*response.headers, (CORRELATION_INFO, info)), response.body)
 
 
 def moment(text: bytes) -> float | None:
-    """Parse a date such as `Sun, 04 Aug 2019 08:49:37.845 GMT` to Unix time (TS 29.500 5.2.3.2.2).
+    """Parse a date of a header, such as `Sun, 04 Aug 2019 08:49:37.845 GMT`, to Unix time (TS 29.500 5.2.3.2.2).
 
     Returns None for another form.
     """
@@ -75,7 +75,7 @@ def moment(text: bytes) -> float | None:
 
 
 def accepts_json(accept: bytes) -> bool:
-    """Return true if an Accept header permits JSON, or is empty (RFC 9110 12.5.1).
+    """Return true if the Accept header of a request permits JSON, or is empty (RFC 9110 12.5.1).
 
     Bytes above the limit are ignored.
     """
@@ -101,7 +101,7 @@ RETRY_AFTER_S = 1
 
 
 class SbiCause(NamedTuple):
-    """Kind of error response: HTTP status, application error (None: status only), and title."""
+    """Kind of error response: HTTP status, application error (None: no application error), and title."""
 
     status: int
     cause: str | None
@@ -142,7 +142,7 @@ def problem(
     invalid: Sequence[tuple[str, str]] = (),
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Http2Response:
-    """Return the error response for a cause, with a problem document.
+    """Build the error response for a cause, with a problem document as body.
 
     `invalid`: name (`query pei`) and fault of each invalid parameter.
     """

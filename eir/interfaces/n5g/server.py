@@ -74,7 +74,7 @@ class N5gServer(Server[N5gConnection]):
         return N5gConnection(self, self.loop)
 
     def who(self, link: N5gConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return an AMF's entry in the peer table and its requester.
+        """Identify an AMF: return its entry in the peer table and its requester.
 
         The names in the AMF's certificate decide, or without TLS its address.
         """
@@ -90,7 +90,7 @@ class N5gServer(Server[N5gConnection]):
     # link.Owner
 
     def accept(self, link: N5gConnection, protocol: str | None) -> Http2Connection | None:
-        """Return the HTTP/2 state for a new connection; None if the connection is rejected at once.
+        """Create the HTTP/2 state of a new connection; return None if the connection is rejected at once.
 
         The connection of an unknown client stays open for a moment and receives a 403, because an AMF waits for seconds after a
         closed connection. `protocol`: protocol negotiated in TLS (ALPN); None: no TLS.
@@ -115,7 +115,7 @@ class N5gServer(Server[N5gConnection]):
         )
 
     def respond(self, link: N5gConnection, request: Http2Request) -> Http2Response:
-        """Return the response to a request, after the checks of peer, rate limit and access token."""
+        """Check peer, rate limit and access token of a request; return the response."""
         if link.settings is None:
             self.responses[OTHER, sbi.DENIALS[403].result] += 1
             self.loop.call_soon(link.leave)
@@ -145,7 +145,7 @@ class N5gServer(Server[N5gConnection]):
     # inside
 
     def _by_token(self, tokens: "Tokens", request: Http2Request, link: N5gConnection) -> N5gReply:
-        """Verify the access token of a request; return the reply, or the rejection of the token (TS 33.501 13.4.1.1).
+        """Verify the access token of a request; return the reply to the request, or the rejection of the token (TS 33.501 13.4.1.1).
 
         The token's subject is the requester. Invalid tokens count against the source address, because one entry may be for all
         AMFs.

@@ -51,14 +51,14 @@ _RESULTS = dict.fromkeys(Status, "200") | {Status.UNKNOWN: sbi.EQUIPMENT_UNKNOWN
 
 
 class N5gReply(NamedTuple):
-    """Response to an AMF, and its label in metrics: `200`, or status and cause."""
+    """Response to an AMF, with its label in metrics: `200`, or status and cause."""
 
     response: Http2Response
     result: str
 
 
 class Refused(Exception):
-    """Error: a request is rejected with this cause. `param`: name of the invalid parameter."""
+    """Error for a request that is rejected with this cause. `param`: name of the invalid parameter."""
 
     def __init__(self, cause: SbiCause, detail: str, param: str | None = None) -> None:
         super().__init__(detail)
@@ -74,11 +74,11 @@ class N5gService:
         self._replies: dict[str, dict[Status, Status]] = {}
 
     def configure(self, answers: dict[str, dict[Status, Status]]) -> None:
-        """Apply the replacements of statuses for each peer label (`answers` in the peer table)."""
+        """Apply the replaced statuses for each peer label (`answers` in the peer table)."""
         self._replies = answers
 
     def answer(self, request: Http2Request, asks: Requester) -> N5gReply:
-        """Return the reply to a request. `asks`: sender of the request."""
+        """Return the reply to a request. `asks`: requester."""
         headers = request.headers
         usual = _USUAL.fullmatch(request.path)
         if usual is not None and request.method == "GET" and request.fault is None and not headers.keys() & SPECIAL:
@@ -107,7 +107,7 @@ SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
 
 
 def question_of(request: Http2Request, asks: Requester, now: float | None = None) -> Question:
-    """Check a request by TS 29.500 5.2.7 and TS 29.511 6.1.3.2, and convert it to a question.
+    """Validate a request by TS 29.500 5.2.7 and TS 29.511 6.1.3.2, and convert it to a question.
 
     `now`: Unix time; None: the current time.
 
@@ -159,7 +159,7 @@ def _check_parameters(values: dict[str, list[str]]) -> None:
 
 
 def _digits(values: dict[str, list[str]], name: str, kind: str) -> str:
-    """Return the digits of an optional identifier; empty if it is absent or of another kind."""
+    """Return the digits of an optional identifier; empty if the identifier is missing or of another kind."""
     text = values.get(name, [""])[0]
     return text.removeprefix(kind) if text.startswith(kind) else ""
 

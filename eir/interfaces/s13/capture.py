@@ -29,12 +29,12 @@ _TAGS = b"".join(pack("!HH", tag, len(value)) + value for tag, value in ((12, b"
 
 
 def begin_capture() -> bytes:
-    """Return the header of a capture file (pcap) for Diameter messages."""
+    """Return the header of a new capture file (pcap) for Diameter messages."""
     return pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, SNAP_BYTES, UPPER_PDU)
 
 
 def captured(time: float, message: bytes) -> bytes:
-    """Encode a Diameter message as one packet of a capture file.
+    """Encode a Diameter message as a packet for a capture file.
 
     `time`: Unix time at which the message was sent or received.
     """
@@ -83,7 +83,7 @@ def _messages(document: IO[bytes]) -> Iterator[tuple[tuple[str, str], Message]]:
 
 
 def _account(messages: Iterator[tuple[tuple[str, str], Message]]) -> Captured:
-    """Match each captured answer with the request of the same connection, hop-by-hop and end-to-end identifier."""
+    """Match each captured answer with its request, by connection, hop-by-hop and end-to-end identifier; return the checks."""
     account = Captured()
     waiting: dict[tuple[str, str, str], tuple[str, str]] = {}
     hosts: dict[tuple[str, str], set[str]] = {}

@@ -1,4 +1,4 @@
-"""Express lane: C code (_lane.c) parses, decides and answers ECRs, many times as fast as the general path.
+"""Express lane: C code (_lane.c) that parses, decides and answers ECRs, many times as fast as the general path in Python.
 
 The C code has no state between two calls. This module binds a policy and its lists, counts the answers and records them. Other requests go
 through the general path, which remains the specification: tests/interfaces/s13/test_express.py.
@@ -54,7 +54,7 @@ UNTOLD, PLAIN, TOLD = range(3)  # how the sightings record a verdict: not, as pl
 
 
 class ExpressLanes:
-    """Shared state of a worker's express lanes: policy, lists, and the reply to each status by peer label."""
+    """State that all express lanes of a worker share: policy, lists, and for each peer label the reply to each status."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies
@@ -62,12 +62,12 @@ class ExpressLanes:
         self._traced, self._version = NO_MATCH, -1
 
     def exclude_traced(self, trace_filter: TraceFilter | None) -> None:
-        """Leave the checks that match the filter of a trace to the general path; None: no trace is active."""
+        """Let the general path answer checks that match the filter of a trace; None: no trace runs."""
         self.program = None
         self._traced = NO_MATCH if trace_filter is None else trace_filter.numbers
 
     def renew(self) -> "ExpressLanes":
-        """Use the current policy and lists from now on. Each lane calls this before it answers messages."""
+        """Load the policy and lists in force into the lanes. Each lane calls this before it answers messages."""
         policy = self.checker.policy
         if (program := policy.program) is self.program and program.index.version == self._version:
             return self
@@ -143,7 +143,7 @@ class ExpressLane:
         return position, answered
 
     def _decide(self, key: int, *about: str) -> int:
-        """Decide a check by the general policy, record the sighting, and return the verdict as a number for the C code.
+        """Decide a check for the C code by the general policy, record the check, and return the number of the verdict.
 
         `about`: see _lane.Lane.take.
         """
@@ -155,7 +155,7 @@ class ExpressLane:
 
 
 def _packed(terms: LaneTerms, replies: Iterable[Reply]) -> bytes:
-    """Encode a connection's fixed parameters and prepared replies for the C code (Terms in _lane.h).
+    """Encode the fixed parameters of a connection and the prepared replies for the C code (Terms in _lane.h).
 
     The encoded answers are those of eir.wire.diameter.message.encode_answer after the Session-Id.
     """

@@ -63,7 +63,7 @@ async def connected(probe: Probe) -> AsyncIterator["_Asker"]:
 
 
 def _refused(host: str, realm: str, fault: str) -> str:
-    """Return the reason why the connection failed, with the name of the CEA's Result-Code, and advice."""
+    """Format the reason why an EIR refused the connection: name of the CEA's Result-Code, and advice."""
     code = re.search(r"Result-Code ([0-9]+)$", fault)
     if code is None:
         return fault
@@ -122,10 +122,6 @@ def check_avps(
 
 
 def _finding(imei: str, imsi: str | None, answer: Answer, round_trip_ms: float) -> ProbeFinding:
-    """Convert an ECA into a finding.
-
-    Contradictory answers (two results, or an E bit with a status) are a fault.
-    """
     codes, experimental = answer.result_codes, answer.experimental_results
     statuses = [avp.data for avp in answer.every(s13.EQUIPMENT_STATUS)]
     status = None
@@ -150,7 +146,7 @@ def _name(code: int) -> str:
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
-    """Return the fault of an ECA without a valid status, or None if it is a plain error answer."""
+    """Return the fault of an ECA that has no valid status; None if the ECA is a plain error answer."""
     results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
     if len(results) != 1:
         return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"

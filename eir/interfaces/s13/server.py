@@ -40,12 +40,12 @@ class S13Server(Node):
         )
 
     def renew(self) -> None:
-        """Use the current lists in the express lanes."""
+        """Load the lists in force into the express lanes."""
         if self._lanes is not None:
             self._lanes.renew()
 
     def exclude_traced(self, trace_filter: TraceFilter | None) -> None:
-        """Leave the checks that match the filter of a trace to the general path; None: no trace is active."""
+        """Let the general path answer checks that match the filter of a trace; None: no trace runs."""
         if self._lanes is not None:
             self._lanes.exclude_traced(trace_filter)
 
@@ -62,5 +62,5 @@ class S13Server(Node):
 
 
 def _overload(answer: Status | None) -> Reply:
-    """Return the reply to requests above a rate limit. `answer` None: Result-Code 3004."""
+    """Return the reply to requests above a rate limit: the configured answer, or Result-Code 3004 if `answer` is None."""
     return TOO_BUSY_REPLY if answer is None else REPLIES[answer]

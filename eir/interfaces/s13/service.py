@@ -53,14 +53,14 @@ class S13Service:
         self.apply(peers)
 
     def apply(self, peers: Iterable[PeerSettings]) -> None:
-        """Apply the replacements of statuses for each peer (`answers` in the peer table)."""
+        """Apply the replaced statuses for each peer (`answers` in the peer table)."""
         self._replies = {
             label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()}
             for label, answers in answers_by_peer(peers).items()
         }
 
     def replies(self, peer: str) -> Mapping[Status, Reply]:
-        """Return the reply to each verdict for the peer with this label."""
+        """Return for the peer with this label the reply to each status of a verdict."""
         return self._replies.get(peer, REPLIES)
 
     def answer(self, request: Request) -> Reply:
@@ -79,7 +79,7 @@ class S13Service:
         raise DiameterError(MISSING_AVP, verdict.value, detail, failed_avp=_NO_IMEI)
 
     def observe(self, request: Request, answer: bytes) -> None:
-        """Trace the bytes of an ECR and of its answer, if a trace is active that matches the ECR.
+        """Pass the bytes of an ECR and of its answer to the trace, if a trace runs and the ECR matches its filter.
 
         The ECR may violate the grammar; AVPs that cannot be read are left out.
         """
@@ -132,7 +132,7 @@ def msisdn_text(octets: bytes) -> str:
 
 
 def meid_text(octets: bytes) -> str:
-    """Return the MEID in a 3GPP2-MEID AVP (TS 29.272 7.3.6, which leaves the form to 3GPP2 A.S0022).
+    """Decode the MEID in a 3GPP2-MEID AVP, whose form TS 29.272 7.3.6 leaves to 3GPP2 A.S0022.
 
     Accepted are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity. The first of these
     8 octets holds digit 1 and the type, and the last one ends with a filler. Other octets return a text that is not a MEID.

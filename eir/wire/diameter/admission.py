@@ -89,14 +89,14 @@ class Attempt(NamedTuple):
 
 
 class AdmissionControl(Protocol):
-    """Interface of the admission for `Node`, which reports each event of its Diameter connections and obeys the returned orders.
+    """Interface for admission control: `Node` reports each event of its Diameter connections, and executes the returned orders.
 
     An order admits, refuses, probes or closes a connection. If the admission is in another process, the methods return no orders;
     they arrive later at `Node.obey`.
     """
 
     def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Report an incoming connection that has sent a valid CER (`claim`); return the orders for this and older connections."""
+        """Report an incoming connection that has sent a valid CER (`claim`); return the orders for this connection and for older connections of the peer."""
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
         """Return True if the node may connect now to a peer whose entry in the peer table has this label.
@@ -106,7 +106,7 @@ class AdmissionControl(Protocol):
         """
 
     def stay_away(self, label: str, until: float) -> None:
-        """Forbid outgoing connections to the peer with this label for some time (`Admission.stay_away`)."""
+        """Forbid outgoing connections to the peer with this label before the time `until`."""
 
     def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
         """Report that the node has begun to connect to the peer `host` with its own Origin-Host `our_host`."""
@@ -115,10 +115,10 @@ class AdmissionControl(Protocol):
         """Report that an outgoing connection to the peer `host` is open; return the orders that refuse the peer's waiting connections."""
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Report that a DWA has arrived on a connection that had the order ProbeOldest; return the order for the connection that waits."""
+        """Report that the oldest connection of a peer has answered a DWR after `ProbeOldest`; return the order that refuses the peer's newer, waiting connection."""
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Report that a connection or an attempt to connect has ended; return the orders for the connections that wait for this."""
+        """Report that a connection or an attempt to connect has ended; return the orders for connections of the same peer that waited for this end."""
 
 
 class Admission:
@@ -165,7 +165,7 @@ class Admission:
         self._not_before[label] = until
 
     def arrived(self, claim: Claim) -> list[Order]:
-        """Return the orders for an incoming connection that has sent a valid CER; none while an election with its peer runs."""
+        """Return the orders for an incoming connection that has sent a valid CER. During an election with its peer the list is empty."""
         host = claim.host.lower()
         attempt = self.attempts.get(host)
         if attempt is None:
@@ -179,12 +179,12 @@ class Admission:
         return []
 
     def dialing(self, connection: Name, host: str, our_host: str) -> list[Order]:
-        """Record that the node has begun to connect to this peer; `opened` or `closed` ends the attempt."""
+        """Record that the node has begun to connect to the peer `host`; a call of `opened` or `closed` ends the attempt."""
         self.attempts[host.lower()] = Attempt(connection, our_host)
         return []
 
     def opened(self, connection: Name, host: str, origin_state_id: int) -> list[Order]:
-        """Add an outgoing connection that has opened; return orders that refuse incoming connections of the same peer that wait (R-Disc).
+        """Add an outgoing connection that has opened; return the orders that refuse waiting incoming connections of the same peer (R-Disc).
 
         The outgoing connection has won the election.
         """
@@ -197,12 +197,12 @@ class Admission:
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
     def alive(self, connection: Name) -> list[Order]:
-        """Return the order that refuses the waiting connection, because the older `connection` of the peer has answered its DWR."""
+        """Return the order that refuses a peer's waiting connection, because the peer's older connection (`connection`) has answered a DWR."""
         claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 
     def closed(self, connection: Name, reason: str = "") -> list[Order]:
-        """Remove a connection or an attempt to connect that has ended; return the orders for connections that waited for this.
+        """Remove a connection or an attempt to connect that has ended; return the orders for connections of the same peer that waited for this end.
 
         If the `reason` is `watchdog`, the peer's next connection begins in REOPEN (RFC 3539).
         """
@@ -232,14 +232,14 @@ class Admission:
         return orders
 
     def _end_election(self, host: str) -> list[Claim]:
-        """Remove and return the claims that waited for the end of the election with this peer."""
+        """End the election with a peer: remove and return the incoming connections that waited for its result."""
         ended = [claim for claim in self.waiting.values() if claim.host.lower() == host]
         for claim in ended:
             del self.waiting[claim.connection]
         return ended
 
     def _orders_for_claim(self, claim: Claim) -> list[Order]:
-        """Return the orders for a connection that has sent a valid CER, by the count of open connections of its peer.
+        """Return the orders for a connection that has sent a valid CER. They depend on the number of open connections of its peer.
 
         At the limit, an outgoing connection is closed by a DPR and the claim admitted. If no connection is outgoing, the claim
         replaces the oldest connection, unless that connection answers a DWR.

@@ -18,7 +18,7 @@ from eir.wire.peers.settings import Limits
 
 
 class Command(NamedTuple):
-    """Command whose requests the node answers."""
+    """Diameter command whose requests the node answers."""
 
     name: str
     """Name in counters."""
@@ -30,7 +30,7 @@ class Command(NamedTuple):
 
 
 class Lane(Protocol):
-    """Lane: fast path of an application, which answers the usual requests of one connection.
+    """Fast path (lane) of an application, which answers frequent requests of one connection without the general parser.
 
     The lane returns the same bytes as the general path, and updates the application's counters; the connection updates the
     node's counters. A message that the lane skips costs only the attempt.
@@ -42,14 +42,14 @@ class Lane(Protocol):
     def take(
         self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
     ) -> tuple[int, Mapping[str, int]]:
-        """Answer messages from offset `position` on, up to the first that the lane skips; append the answers to `out`.
+        """Answer buffered messages from offset `position` on, and append the answers to `out`. Stop at the first message that needs the general path.
 
         Returns:
             Position behind the last answered message, and number of answers by result.
         """
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Answer the messages that `take` would answer, each with the overload answer, because a rate limit is reached.
+        """Reject the messages that `take` would answer: append the overload answer for each to `out`, because a rate limit is reached.
 
         Returns:
             Position behind the last answered message, and number of answers.
@@ -57,7 +57,7 @@ class Lane(Protocol):
 
 
 class LaneTerms(NamedTuple):
-    """Properties of a connection that its lane (fast path) needs: label, names, tolerated faults and limits."""
+    """Properties of a connection that its fast path (lane) needs: peer label, names, tolerated faults and limits."""
 
     label: str
     """Label of the peer."""

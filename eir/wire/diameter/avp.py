@@ -90,14 +90,14 @@ def text(avp: Avp) -> str:
 
 
 def nest(octets: bytes, groups: Sequence[Avp]) -> bytes:
-    """Wrap encoded AVPs in their `groups`, outermost first, without the other members of the groups (RFC 6733 7.5)."""
+    """Wrap encoded AVPs in the grouped AVPs `groups`, the outermost first. Other members of these groups are left out (RFC 6733 7.5)."""
     for group in reversed(groups):
         octets = encode(group.key, octets, flags=group.flags & ~V_FLAG)
     return octets
 
 
 class Fault(NamedTuple):
-    """Header of the AVP at which the parser stopped, and the reason. Unreadable parts of the header are 0."""
+    """Error in encoded AVPs: header of the AVP at which the parser stopped, and reason. A field of the header that cannot be read is 0."""
 
     key: int
     flags: int
@@ -106,7 +106,7 @@ class Fault(NamedTuple):
 
 
 def parse(buffer: bytes, position: int, end: int, room: int) -> tuple[list[Avp], Fault | None]:
-    """Parse the AVPs between two offsets; return the AVPs, and the fault if one ended the parsing early.
+    """Parse the AVPs between two offsets of a message; return the AVPs and, if the parser stopped early, the fault.
 
     `room`: maximum number of AVPs. The last AVP of a group may lack its padding, because some stacks omit it.
     """

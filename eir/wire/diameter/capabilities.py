@@ -108,7 +108,7 @@ def judge_cer(
 def judge_cea(
     answer: Answer, settings: PeerSettings, identify: IdentifyPeer, context: NodeContext, *, secure: bool
 ) -> Capabilities:
-    """Validate a CEA, and return the capabilities of its sender, a peer to which the node connected.
+    """Validate the CEA of a peer to which the node connected, and return the capabilities of this peer.
 
     Raises:
         DiameterError: if the CEA does not open the connection (RFC 6733 5.6).
@@ -163,7 +163,7 @@ def find_peer(
 def nearest_miss(
     peers: Sequence[PeerSettings], capabilities: Capabilities, source: IPv4Address | IPv6Address
 ) -> tuple[str | None, str]:
-    """Return the first entry of the peer table in which exactly one of several keys does not match.
+    """Return the entry of the peer table that almost matches the sender of a CER: exactly one of its keys `host`, `realm` and `from` differs.
 
     Returns:
         Label of the entry, and the key that does not match; None and an empty text without such an entry.

@@ -47,7 +47,7 @@ SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
 class Sending(NamedTuple):
-    """Session-Id and end-to-end identifier of a request, which stay the same if it is repeated (RFC 6733 3, 8.8)."""
+    """Identifiers of a request, which are the same in its repetitions: Session-Id and end-to-end identifier (RFC 6733 3, 8.8)."""
 
     session: str
     end_to_end: int
@@ -59,7 +59,7 @@ _sessions = itertools.count(random.getrandbits(31))
 
 
 def new_sending(origin_host: str) -> Sending:
-    """Return a new Session-Id and end-to-end identifier for a request."""
+    """Create the Session-Id and the end-to-end identifier of a new request."""
     # RFC 6733 8.8: <DiameterIdentity>;<high 32 bits>;<low 32 bits>;<optional value>, globally unique.
     session = f"{origin_host};{int(time.time())};{next(_sessions) & 0xFFFFFFFF};{os.getpid()}"
     # RFC 6733 3: the low 12 bits of the time, and 20 random bits.
@@ -83,7 +83,7 @@ class Client:
         """Reason for the end of the connection; empty while it is open."""
 
     def certificate_names(self) -> Sequence[str] | None:
-        """Return the names in the server's certificate, for a comparison with `peer`; None without TLS."""
+        """Return the names in the server's certificate, so that the caller can compare them with `peer`; None without TLS."""
         return None if self._link is None else self._link.names
 
     async def request(
@@ -224,12 +224,12 @@ class _Server:
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def avoid(self, pause_s: float) -> None:
-        """Mark this server as failed for `pause_s` seconds. Until then, every server without this mark is preferred."""
+        """Mark this server as failed for `pause_s` seconds. Meanwhile requests go to servers without this mark, if there are any."""
         self.left_until = time.monotonic() + pause_s
 
 
 class Servers:
-    """Servers of one application, the preferred server first.
+    """Client of several servers of one application. Each request goes to the first server of the list that works.
 
     A server is connected at its first request and stays connected.
     """
@@ -238,7 +238,7 @@ class Servers:
         self, urls: Sequence[str], application: Application, *, origin_host: str, origin_realm: str, product_name: str = "client",
         timeout_s: float = 2.0, pause_s: float = 30.0, tls: ssl.SSLContext | None = None, sctp: SctpSettings | None = None,
     ) -> None:  # fmt: skip
-        """Store the settings of the connections. A connection is opened when a request first needs it.
+        """Store the settings of the connections. The first request to a server opens the connection.
 
         `timeout_s`: limit for a connection, and for each answer. `pause_s`: time for which a failed server is used last.
 
@@ -253,7 +253,7 @@ class Servers:
         self.counts = Counts()
 
     async def request(self, command: int, avps: bytes) -> Answer:
-        """Send the request to one server after another until the result is neither 3002 nor 3004; return that answer.
+        """Send a request to one server after another, until an answer is neither 3002 (unable to deliver) nor 3004 (too busy); return this answer.
 
         If all answers have one of these results, the last answer is returned. A request that a server may have received is
         repeated with the T bit, the same Session-Id and the same end-to-end id.

@@ -78,7 +78,7 @@ class Framer:
         return messages
 
     def _messages(self, data: bytes | memoryview, now: float) -> tuple[int, int]:
-        """Handle complete messages; return the offset of the first unhandled byte, and the number of handled ones."""
+        """Handle complete messages; return the offset of the first unhandled byte, and the number of handled messages."""
         position = messages = 0
         size = len(data)
         receiver, limits = self._receiver, self._traffic.context.limits
@@ -120,7 +120,7 @@ class Framer:
     # The lane
 
     def open_lane(self, settings: PeerSettings | None) -> None:
-        """Create a new lane (fast path) with the current settings of the peer."""
+        """Create a fast path (lane) for the connection, with the current settings of the peer."""
         traffic, context = self._traffic, self._traffic.context
         lenient = settings.lenient if settings is not None else frozenset[str]()
         names, make = traffic.names, context.application.lane

@@ -101,7 +101,7 @@ _FAULTS = {
 
 
 class _Checker(NamedTuple):
-    """Check of one message. `path` in its methods: grouped AVPs around the current AVPs, outermost first."""
+    """State of the check of one message. Argument `path` of its methods: grouped AVPs around the current AVPs, outermost first."""
 
     message: Message
     dictionary: Dictionary

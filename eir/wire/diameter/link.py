@@ -141,7 +141,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         super().connection_lost(exc)
 
     def wants_bytes(self) -> bool:
-        """Return true if read bytes can be handled at once."""
+        """Return true if the connection can handle received bytes now, so that the socket should be read."""
         peer = self.peer
         return peer is not None and not peer.more and not self._resting and peer.state is not _WAIT_ADMISSION
 
@@ -159,7 +159,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         self.pump()
 
     def identified(self, settings: PeerSettings, requester: Requester, rates: Sequence[Limit]) -> None:
-        """Store the peer's entry in the peer table, the requester, and the rate limits."""
+        """Store the identity of the peer after the capabilities exchange: entry in the peer table, requester, and rate limits."""
         super().identified(settings, requester, rates)
         if self.peer is not None:
             self.peer.limit(rates)
@@ -178,7 +178,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
 
     @property
     def outgoing(self) -> bool:
-        """True if the node made the connection."""
+        """True if the node opened the connection, false if the peer did."""
         return self.dialed is not None
 
     @property
@@ -285,7 +285,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return closed
 
     def _turn(self, peer: Peer, data: bytes | memoryview) -> bool:
-        """Handle received messages, up to the limit of one loop iteration; return true if messages remain."""
+        """Handle received messages, up to the limit of one iteration of the event loop; return true if messages remain."""
         before = peer.traffic.answers
         peer.receive(data, self.loop.time())
         self.pump()
@@ -300,7 +300,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return peer.more
 
     def _run_next_turn(self) -> None:
-        """Handle the next share of the buffered messages, unless the peer does not read its answers."""
+        """Handle the next portion of the buffered messages, unless the peer does not read its answers."""
         self._next_turn = None
         if (peer := self.peer) is None or not peer.more or self.stalled is not None:
             return
@@ -310,7 +310,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
             self._next_turn = None
 
     def _after_others(self) -> None:
-        """Schedule the next turn of this connection. Other connections whose bytes have arrived are read before this turn.
+        """Schedule further messages of this connection after the bytes that have arrived on other connections.
 
         A direct `call_soon` would run before these reads.
         """

@@ -90,7 +90,7 @@ class Message:
         return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
-        """Return the contents of a Failed-AVP: this AVP's bytes inside its `groups`, outermost first (RFC 6733 7.5)."""
+        """Return the contents of a Failed-AVP: the bytes of this AVP inside the grouped AVPs `groups`, outermost first (RFC 6733 7.5)."""
         return nest(self.raw(avp), groups)
 
 
@@ -136,7 +136,7 @@ class Answer(Message):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Application's part of an answer: result and AVPs. The node adds the header and all other AVPs."""
+    """Result and AVPs of an answer, as the application returns them. The node adds the header and all other AVPs."""
 
     result_code: int = 0
     """Result-Code; 0 if `experimental` is set."""

@@ -204,7 +204,7 @@ class Node(Server[DiameterConnection]):
         return rows
 
     def standing(self, link: DiameterConnection) -> Mapping[str, Any]:
-        """Return the fields of a connection's status row that only Diameter has.
+        """Return the Diameter-specific fields of a connection's row in `eir peers`.
 
         They are state, watchdog state, and last contact and last error of the peer.
         """
@@ -214,7 +214,7 @@ class Node(Server[DiameterConnection]):
         return {"state": link.peer.state.name.lower(), "watchdog": watchdog, **self._past(link.requester.label)}
 
     def _past(self, label: str) -> dict[str, Any]:
-        """Return the time of a peer's last connection or request, and its last failure after this connection, as fields of the status."""
+        """Return status fields of a peer: time of its last connection or request, and its last failure since then."""
         seen = [times[label] for times in (self._seen, self.node_counts.last_request) if label in times]
         failure = self._failures.get(label)
         return {
@@ -229,7 +229,7 @@ class Node(Server[DiameterConnection]):
         return connections
 
     def refusals(self) -> dict[str, Failure]:
-        """Return by peer label the last failed attempt in which the node or the peer has rejected the connection, if no connection followed."""
+        """Return the last rejected connection attempt of each peer that has not connected since; keys are peer labels."""
         return {label: failure for label, failure in self._failures.items() if failure.refusal}
 
     def newest(self) -> dict[str, float]:
@@ -357,7 +357,7 @@ class Node(Server[DiameterConnection]):
         )  # fmt: skip
 
     def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
-        """Apply new settings. If `tls` is `None`, the previous TLS contexts stay."""
+        """Apply new settings. `tls` None: the TLS contexts stay as they are."""
         if tls is not None:
             self._connecting = tls.connecting
         self.use(peers, limits, self._tls if tls is None else tls.accepting)
@@ -383,7 +383,7 @@ class Node(Server[DiameterConnection]):
     # Outgoing connections
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
-        """Return true if the node has no connection to or from this peer."""
+        """Return true if the node should connect to this peer, because it has no connection to or from the peer."""
         peers = [
             link.peer for link in self.links.values() if link.peer is not None and link.peer.state is not State.CLOSED
         ]
@@ -392,7 +392,7 @@ class Node(Server[DiameterConnection]):
         return await self._admission.may_dial(settings.host, settings.label, self.loop.time())
 
     def _stay_away(self, label: str) -> None:
-        """Make no connection for some time to a peer without a common application, which would reject the CER."""
+        """Pause outgoing connections to a peer, because it has no common application with the node and would reject the CER."""
         self._admission.stay_away(label, self.loop.time() + self._dialer.stay_away_s)
 
     def _connect_failed(self, settings: PeerSettings, fault: Exception) -> None:

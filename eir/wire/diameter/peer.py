@@ -51,7 +51,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """Event: a DPR was sent or received. The connection still answers, but the peer may open another connection."""
+    """Event: a DPR was sent or received. The node still answers on this connection, but the peer may open another connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Event: the connection is over. The owner writes the remaining bytes, then closes the transport."""
+    """Event: the connection has ended. The owner sends the remaining bytes, then closes the transport."""
 
     reason: str
     detail: str
@@ -83,7 +83,7 @@ Event = Arrived | Opened | Leaving | Alive | Answered | Closed
 
 
 class _Occasion(NamedTuple):
-    """Arguments of an action: the time, and the received message or the details of the owner's order."""
+    """Arguments of an action of the state machine: the time, and the received message or the details of the owner's order."""
 
     now: float
     message: bytes = b""
@@ -112,7 +112,7 @@ class Peer:
         self, context: NodeContext, identify: IdentifyPeer, *, addresses: Sequence[str], now: float, first_id: int,
         secure: bool = False, remote: str = "",
     ) -> None:  # fmt: skip
-        """Create the state machine of a connection. It first awaits the peer's CER, unless the owner calls `connect` to send a CER itself.
+        """Create the state machine of a connection. It waits for the peer's CER, unless the owner calls `connect` to send a CER.
 
         `addresses`: addresses of this end, for the CER or CEA. `secure`: the connection is inside TLS. `remote`: address of the
         other end, for the log.
@@ -194,7 +194,7 @@ class Peer:
         self._asked.add(traffic.request(CAPABILITIES_EXCHANGE, traffic.names.origin + traffic.capability_avps()))
 
     def admit(self, now: float, *, failed_before: bool = False) -> None:
-        """Accept the connection after `Arrived`.
+        """Accept the connection whose CER caused the event `Arrived`: send the CEA.
 
         With `failed_before` (the watchdog closed the peer's last connection) the watchdog begins in REOPEN.
         """
@@ -205,7 +205,7 @@ class Peer:
             self.receive(b"", now)
 
     def refuse(self, fault: DiameterError, now: float) -> None:
-        """Answer the CER of the `Arrived` event with an error, and close the connection."""
+        """Answer the CER that caused the event `Arrived` with an error, and close the connection."""
         self._feed(Input.REFUSE, _Occasion(now, fault=fault))
 
     def stop(self, cause: DisconnectCause, now: float, reason: str = "stopped") -> None:

@@ -40,7 +40,7 @@ class NodeContext:
 
 
 class LocalNames(NamedTuple):
-    """Origin names that the node sends on a connection, and destination names that it accepts there."""
+    """Names of the node on one connection: Origin-Host and Origin-Realm of its messages, and destination names of requests that it accepts."""
 
     host: str
     realm: str

@@ -60,7 +60,7 @@ class Traffic:
             self.label = settings.label
 
     def show(self, settings: PeerSettings) -> None:
-        """Set the Origin-Host and Origin-Realm that the node sends to this peer."""
+        """Set the Origin-Host and Origin-Realm that messages to this peer contain."""
         identity = self.context.identity
         self.names = local_names(identity, settings.as_host or identity.host, settings.as_realm or identity.realm)
 

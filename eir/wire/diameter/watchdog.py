@@ -28,7 +28,7 @@ class WatchdogStatus(IntEnum):
 
 
 class WatchdogEvent(IntEnum):
-    """Event of the watchdog. The kind of timer event depends on the pending DWR, as in appendix A of RFC 3539."""
+    """Event of the watchdog. The expiry of Tw is one of several events, by the state of the pending DWR (RFC 3539 appendix A)."""
 
     CONNECTED = 0
     DISCONNECTED = 1
@@ -59,7 +59,7 @@ class WatchdogAction(IntEnum):
 
 
 class Step(NamedTuple):
-    """Cell of the state table: action, next state, and changes of timer and NumDWA."""
+    """Cell of the watchdog's state table: action, next state, and changes of timer and NumDWA."""
 
     action: WatchdogAction
     status: WatchdogStatus
@@ -162,7 +162,7 @@ class Watchdog:
         return self._step(WatchdogEvent.TIMER_AGAIN if self.num_dwa < 0 else WatchdogEvent.TIMER_PENDING, now)
 
     def ask(self, now: float) -> None:
-        """Restart the timer, because the owner has sent a DWR before the timer was due."""
+        """Restart the timer, because the owner has sent a DWR early, before the timer expired."""
         self.pending = True
         self.deadline = now + self._interval_s
 

@@ -40,12 +40,12 @@ A = TypeVar("A", bound=Arrival)
 
 
 def network_of(source: Address) -> Network:
-    """Return the network by which limits count an address: IPv4 /24 or IPv6 /64, the usual range of one customer."""
+    """Return the network of an address for limits per network: IPv4 /24 or IPv6 /64, the usual range of one customer."""
     return source.version, int(source) >> source.max_prefixlen - NETWORK_BITS[source.version]
 
 
 def client_key(address: str) -> str:
-    """Return the key for limits on one client: its IPv4 address, or its IPv6 network of 64 bits."""
+    """Return the key for limits on one client: its IPv4 address, or its IPv6 /64 network."""
     try:
         source = source_address(address)
     except ValueError:
@@ -84,7 +84,7 @@ class SourceCounts:
 
 
 class Gate(Generic[A]):
-    """Incoming connections of a node. The gate calls `drop` with each connection to close and the exceeded limit."""
+    """Incoming connections of a node. If a limit is exceeded, the gate calls `drop` for each connection that must close, with the limit."""
 
     def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop
@@ -122,7 +122,7 @@ class Gate(Generic[A]):
             self._later = None
 
     def _trim(self) -> None:
-        """Close the connections without a CER that exceed a limit.
+        """Close connections that have sent no CER and exceed a limit.
 
         A well-behaved peer sends its CER at once; the connections of a flood send none.
         """
@@ -150,7 +150,7 @@ class Gate(Generic[A]):
         return min(GRACE_S, self._limits.cer_timeout_s / 2)
 
     def _thin(self, links: Sequence[A], most: int, reason: str) -> set[A]:
-        """Close connections above the limit `most`, and return the tolerated connections above the limit.
+        """Close connections above the limit `most`; return the connections above the limit that stay open for a short time.
 
         A connection is tolerated for a short time, because its CER may be unread or on its way.
         """
@@ -169,7 +169,7 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return the count of connections that the peer table permits to known peers, in the IP networks from which `links` come.
+    """Return how many connections the peer table permits to known peers from the IP networks of `links`.
 
     A known peer has an entry with its host or with its single address.
     """
@@ -188,7 +188,7 @@ def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
 
 
 def _surplus(links: Sequence[A], count: int) -> list[A]:
-    """Return the `count` connections to close. `links`: connections, the oldest first.
+    """Choose the `count` connections to close, and return them. `links`: connections, the oldest first.
 
     Each choice is the oldest connection of the address that has the most connections at that moment.
     """

@@ -34,7 +34,7 @@ STALLED_WRITE = "stalled_write"
 
 
 class Turns:
-    """Scheduler that gives each connection its share of the event loop's time."""
+    """Scheduler that limits the time which each connection uses in one iteration of the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -44,7 +44,7 @@ class Turns:
         self._next: asyncio.Handle | None = None
 
     def request(self, link: "PeerConnection[Any]") -> None:
-        """Let a connection handle received bytes now, or in a later loop iteration under load.
+        """Let a connection handle received bytes: now, or under load in a later iteration of the event loop.
 
         Afterwards the connection reads only if it can buffer more (`wants_bytes`).
         """
@@ -61,7 +61,7 @@ class Turns:
             self._run(link, self._until)
 
     def is_waiting(self, link: "PeerConnection[Any]") -> bool:
-        """Return true if a connection waits for its share of the loop's time."""
+        """Return true if a connection waits until a later iteration of the event loop."""
         return link in self._waiting
 
     def _wait(self, link: "PeerConnection[Any]") -> None:
@@ -75,7 +75,7 @@ class Turns:
             link.set_reading()
 
     def _turn(self) -> None:
-        """Let waiting connections work, for at most TURN_S in this loop iteration."""
+        """Let waiting connections handle their bytes, for at most TURN_S in this iteration of the event loop."""
         self._next = None
         now = time.perf_counter()
         self._until = now + TURN_S
@@ -88,7 +88,7 @@ class Turns:
 
 
 class Alarm:
-    """Timer for the earliest of several deadlines.
+    """Timer that calls one function at the earliest of several deadlines.
 
     `ring` receives the time. If no deadline has passed yet, it sets the next one.
     """
@@ -165,7 +165,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
     # Implemented by a protocol
 
     def begin(self) -> bool:
-        """Start the protocol on a new connection; return false to close the connection at once."""
+        """Start the protocol on a new connection; return false if the connection must be closed at once."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
@@ -173,11 +173,11 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         raise NotImplementedError
 
     def work(self, enough: Callable[[], bool]) -> bool:
-        """Answer received requests until `enough` returns true; return whether requests remain."""
+        """Answer received requests until `enough` returns true; return true if requests remain."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """End the connection in the orderly way of its protocol."""
+        """Announce the end of the connection by the protocol's own message, and close it."""
         raise NotImplementedError
 
     def tick(self, now: float) -> None:
@@ -188,11 +188,11 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         raise NotImplementedError
 
     def ended(self) -> None:
-        """Release the protocol's resources. The owner has handled the end of the connection before this call."""
+        """Release the protocol's resources after the end of the connection. The owner has handled the end before this call."""
 
     @property
     def tally(self) -> tuple[int, int]:
-        """Count of requests, and count of answers, on this connection since its start."""
+        """Number of requests, and number of answers, on this connection so far."""
         raise NotImplementedError
 
     @property
@@ -202,7 +202,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
 
     @property
     def outgoing(self) -> bool:
-        """True if the node made the connection."""
+        """True if the node opened the connection, false if the peer did."""
         return False
 
     @property
@@ -226,7 +226,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
             self.transport.abort()
 
     def eof_received(self) -> bool:
-        """Handle the end of the stream. The transport closes the connection unless the result is true."""
+        """Handle the end of the received stream. If the result is true, the transport stays open for remaining answers."""
         return False
 
     def connection_lost(self, _exc: Exception | None) -> None:
@@ -263,28 +263,28 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.transport = Handshake(connection)
 
     def gone(self) -> None:
-        """Mark the connection as ended; also after a failed handshake."""
+        """Mark the connection as ended. The transport calls this also after a failed handshake."""
         if not self.closed.done():
             self.closed.set_result(None)
 
     def identified(self, settings: PeerSettings, requester: Requester, rates: Sequence[Limit]) -> None:
-        """Store the peer's entry in the peer table, the requester, and the rate limits."""
+        """Store the identity of the peer: entry in the peer table, requester, and rate limits."""
         self.settings, self.requester, self.rates = settings, requester, rates
 
     @property
     def names(self) -> Sequence[str] | None:
-        """Names in the certificate of the other end; None without TLS, empty without a certificate."""
+        """Names in the certificate of the peer; None without TLS, empty if the peer has sent no certificate."""
         return certificate_names(self.transport) if self.transport is not None else None
 
     def paths(self) -> Mapping[str, bool]:
-        """Return whether each address of the peer is reachable; empty if the transport has no paths (TCP)."""
+        """Return for each SCTP address of the peer whether it is reachable; empty for TCP."""
         paths: Mapping[str, bool] | None = (
             self.transport.get_extra_info("paths") if self.transport is not None else None
         )
         return paths or {}
 
     def request_turn(self) -> None:
-        """Handle received bytes now, or in a later loop iteration under load."""
+        """Handle received bytes: now, or under load in a later iteration of the event loop."""
         self.owner.turns.request(self)
 
     def close(self) -> None:
@@ -304,7 +304,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.abort()
 
     def set_reading(self) -> None:
-        """Resume reading from the peer if more bytes can be handled; otherwise pause."""
+        """Read from the peer if the connection can handle more bytes; otherwise pause reading."""
         transport = self.transport
         if transport is None or transport.is_closing():
             return

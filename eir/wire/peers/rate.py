@@ -24,7 +24,7 @@ LIMITS_MAX = 4096
 
 
 def memory_file(workers: int) -> BinaryIO:
-    """Create a file in memory in which the workers of a node share the number of requests that they grant.
+    """Create a shared memory file in which each worker of a node writes the number of requests that it grants.
 
     Each worker receives the descriptor of the file.
     """
@@ -34,12 +34,12 @@ def memory_file(workers: int) -> BinaryIO:
 
 
 def shared_memory(descriptor: int) -> memoryview:
-    """Map the file of `memory_file` into a worker, as 64-bit numbers."""
+    """Map the shared memory file of `memory_file` into a worker, as an array of 64-bit numbers."""
     return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
 
 
 class Grants:
-    """Number of requests that each worker of a node has granted under each limit.
+    """Counters of the requests that each worker of a node has granted under each limit, in memory that all workers share.
 
     Each worker writes only its own numbers, so there is no lock.
     """
@@ -50,12 +50,12 @@ class Grants:
         self._worker = worker
 
     def by_others(self, limit: int) -> int:
-        """Return the count of requests (modulo 2^64) that all workers except this one have granted under a limit. `limit`: index of the limit."""
+        """Return the number of requests that all other workers have granted under a limit, modulo 2^64. `limit`: index of the limit."""
         begin = limit % LIMITS_MAX * self._workers
         return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
 
     def add(self, limit: int, count: int) -> None:
-        """Add requests that this worker has granted under a limit to its shared counter. `limit`: index of the limit."""
+        """Add requests that this worker has granted under a limit to the shared counter of the worker. `limit`: index of the limit."""
         at = limit % LIMITS_MAX * self._workers + self._worker
         self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
 
@@ -71,10 +71,6 @@ class Bucket:
     def __init__(
         self, rate_max: float, now: float, *, burst: float | None = None, grants: Grants | None = None, limit: int = 0
     ) -> None:
-        """Create a full bucket.
-
-        `burst`: capacity of the bucket in tokens; None: the tokens of BURST_S.
-        """
         self.rate_max = rate_max
         """Tokens per second."""
         self.limit = limit
@@ -85,7 +81,7 @@ class Bucket:
         self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
-        """Return how many further requests of this priority, from 0 (highest) to 15, the limit permits now.
+        """Return how many further requests of a priority, from 0 (highest) to 15, the limit permits now.
 
         The caller must `spend` the requests that it handles.
         """
@@ -130,7 +126,7 @@ class Buckets:
         self._by_key: dict[str, Bucket] = {}
 
     def of(self, key: str, now: float) -> Bucket:
-        """Return the bucket of a key, which is created if needed."""
+        """Return the bucket of a key, and create the bucket if it does not exist."""
         bucket = self._by_key.get(key)
         if bucket is None:
             if len(self._by_key) >= self._keys_max:
@@ -140,7 +136,7 @@ class Buckets:
 
 
 class Limit(NamedTuple):
-    """Token bucket, and the reason that is counted when the bucket rejects a request."""
+    """Token bucket of one limit, and the reason under which its rejections are counted."""
 
     reason: str
     bucket: Bucket
@@ -187,13 +183,13 @@ class RateLimits:
         self._all: Bucket | None = None
 
     def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
-        """Apply new limits. An entry whose limit is unchanged keeps its bucket."""
+        """Apply new limits. If the limit of a peer table entry is unchanged, the entry keeps its token bucket."""
         self._peers, self._limits, self._all = peers, limits, None
         limited = {settings.label for settings in peers if settings.rate_max is not None}
         self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
 
     def of(self, settings: PeerSettings, now: float) -> tuple[Limit, ...]:
-        """Return the limits on the requests of a peer."""
+        """Return the rate limits that apply to the requests of a peer."""
         buckets = []
         if settings.rate_max is not None:
             numbered = enumerate(self._peers, 1)

@@ -34,7 +34,7 @@ DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "un
 
 @dataclass(slots=True)
 class _Ended:
-    """Sum over the ended connections of a peer, because many clients make one connection per request."""
+    """Sums over all ended connections of a peer, shown as one row, because many clients open one connection per request."""
 
     requester: Requester
     """Requester of the last one."""
@@ -45,7 +45,7 @@ class _Ended:
     """True if the last one ended without a fault."""
 
     def add(self, requester: Requester, tally: tuple[int, int], why: str) -> None:
-        """Add an ended connection: its requester, its numbers of requests and answers, and the reason of its end."""
+        """Add an ended connection to the sums: its requester, its numbers of requests and answers, and the reason of its end."""
         self.requester = requester
         self.connections += 1
         self.requests += tally[0]
@@ -54,7 +54,7 @@ class _Ended:
 
 
 class End(NamedTuple):
-    """End of a connection: label of the peer, and a flag that the connection ended without a fault."""
+    """End of a connection: label of the peer, and whether the connection ended without a fault."""
 
     label: str
     in_order: bool
@@ -65,7 +65,7 @@ C = TypeVar("C", bound=PeerConnection[Any])
 
 
 class Server(Generic[C]):
-    """Server of one protocol for its peers. `rates`: limits of the node, which all protocols share."""
+    """Server of one protocol for its peers. `rates`: rate limits of the node, which all protocols share."""
 
     carried = DIAMETER
     """SCTP parameters of the protocol."""
@@ -111,7 +111,7 @@ class Server(Generic[C]):
         return {}
 
     def standing(self, link: C) -> Mapping[str, Any]:  # noqa: ARG002 - for protocols whose connections have states
-        """Return the fields of a connection's status row that depend on the protocol, at least `state`."""
+        """Return the protocol-specific fields of a connection's row in `eir peers`, at least `state`."""
         return {"state": "open"}
 
     def warnings(self) -> Mapping[str, str]:
@@ -137,16 +137,16 @@ class Server(Generic[C]):
     # Calls of the worker
 
     def doubt(self, name: str) -> None:
-        """Test the clients of this worker that have this name, because a new client of another worker has given the same name.
+        """Test whether the clients of this worker with the name `name` are alive, because a new client of another worker has the same name.
 
         Only one client of the node may have the name.
         """
 
     def dial(self) -> None:
-        """Start outgoing connections of the protocol; before this call it makes none."""
+        """Start outgoing connections of the protocol. Before this call the server opens none."""
 
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
-        """Apply new settings, and end the connections that the new settings do not permit."""
+        """Apply new settings, and close the connections that they do not permit."""
         self.peers, self.limits, self._tls = tuple(peers), limits, tls
         for link in list(self.links.values()):
             self.reconsider(link)
@@ -196,7 +196,7 @@ class Server(Generic[C]):
         self.dial_all()
 
     def disabled(self) -> Collection[str]:
-        """Return the labels of disabled peers. A label may no longer have an entry in the peer table."""
+        """Return the labels of disabled peers, including labels whose peer table entry was removed."""
         return self._disabled
 
     def connected(self) -> Counter[str]:
@@ -250,7 +250,7 @@ class Server(Generic[C]):
         return DISABLED if link.requester.label in self._disabled else None
 
     def past_limit(self, label: str, rates: Sequence[Limit], priority: int = DEFAULT_PRIORITY) -> str:
-        """Return the reason of the first limit that a request exceeds, or an empty text.
+        """Return the reason of the first rate limit that a request exceeds, or an empty text.
 
         A request above a limit is counted as shed.
         """
@@ -261,7 +261,7 @@ class Server(Generic[C]):
         return limit.reason
 
     def watch(self) -> None:
-        """Start to call `PeerConnection.tick` of each connection every TICK_S, to enforce time limits."""
+        """Start a periodic call of `PeerConnection.tick` for each connection, every TICK_S, to enforce time limits."""
         if self._tick is None:
             self._tick = self.loop.call_later(TICK_S, self._check_timers)
 
@@ -320,7 +320,7 @@ class Server(Generic[C]):
     # inside
 
     async def _shake_hands(self, link: C, connection: socket.socket) -> None:
-        """Perform the TLS handshake of a connection, if the connection may have one.
+        """Perform the TLS handshake of a new connection, unless limits on handshakes reject it.
 
         Raises:
             OSError: if the handshake fails.

@@ -84,18 +84,18 @@ class PeerSettings:
 
     @property
     def is_titled(self) -> bool:
-        """True if the entry identifies its peer by an SS7 address, so that it applies to MAP only."""
+        """True if the entry identifies its peer by an SS7 address. Such an entry applies to MAP only."""
         return self.gt is not None or self.point_code is not None
 
     @property
     def is_probe(self) -> bool:
-        """True if the peer is a probe or an auditor, by the setting `probe` or `expected`."""
+        """True if the peer is a probe or an auditor, according to its settings `probe` and `expected`."""
         return self.probe or not self.expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits on peers. Above a limit, a message is rejected or a connection closed, and the event is counted."""
+    """Limits on peers. If a limit is exceeded, the message is rejected or the connection closed, and the event is counted."""
 
     max_message_bytes: int = 131_072
     """Longest message in bytes; above 98 kB, so that 8,192 nested groups receive an answer instead of a closed connection."""
@@ -154,7 +154,7 @@ _REMEDIES = {limit.name: f"limits.{limit.name}" for limit in fields(Limits)} | {
 
 
 def setting_for(reason: str) -> str | None:
-    """Return the configuration key that avoids a rejection with this reason, or None."""
+    """Return the configuration key whose change would avoid a rejection with this reason, or None."""
     return _REMEDIES.get(reason)
 
 
@@ -169,7 +169,7 @@ def is_from(settings: PeerSettings, source: IPv4Address | IPv6Address) -> bool:
 
 
 def holds(names: Sequence[str], wanted: str) -> bool:
-    """Return true if one of a certificate's names matches `wanted` (RFC 6125 6.4).
+    """Return true if a certificate with these names is valid for the host name `wanted` (RFC 6125 6.4).
 
     Names are compared without case; `*` stands for the first label.
     """
@@ -212,13 +212,13 @@ def requester(
 
 
 def realm_of(name: str) -> str:
-    """Return the realm of a host name: the domain of its operator's 5G core, or the parent domain."""
+    """Return the realm of a host name: the domain of the operator's 5G core, or else the parent domain."""
     core = name.lower().find(CORE)
     return name[core:] if core >= 0 else name.partition(".")[2]
 
 
 def _name(settings: PeerSettings, names: Sequence[str]) -> str | None:
-    """Return a client's name by an entry of the peer table, or None if the entry rejects the client's certificate."""
+    """Identify a client by one entry of the peer table: return its name, or None if the entry rejects its certificate."""
     own = names[0] if names else ""
     if settings.tls_names:
         allowed = any(holds(names, name) for name in settings.tls_names)

@@ -41,7 +41,7 @@ class PeerStatus:
 
 
 class Failure(NamedTuple):
-    """Last failure of a connection to a peer, with a flag that one of the two ends has rejected the connection."""
+    """Last failure of a connection to a peer, and whether the node or the peer has rejected the connection."""
 
     at: float
     """Unix time."""

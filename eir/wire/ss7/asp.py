@@ -35,7 +35,7 @@ class AssociationState(StrEnum):
 
 
 class AssociationEvent(NamedTuple):
-    """Event of an association, which the association's owner logs."""
+    """Event of an M3UA association for the log of its owner."""
 
     event: str
     reason: str
@@ -76,7 +76,7 @@ MANAGED = frozenset({MessageKind.DUNA, MessageKind.DAVA, MessageKind.SCON, Messa
 
 
 class Association:
-    """One end of an M3UA association.
+    """State of one end of an M3UA association.
 
     `dials`: True if this end brings the association up. `routing_context` None: not sent, and any is accepted. `mode`:
     m3ua.LOADSHARE or m3ua.OVERRIDE.
@@ -212,7 +212,7 @@ class Association:
             self._request_next(now)
 
     def _managed(self, kind: MessageKind, parameters: dict[int, bytes]) -> None:
-        """Report an SSNM message (RFC 4666 3.4) to the log.
+        """Pass an SSNM message of the peer to the log, as an event (RFC 4666 3.4).
 
         The message has no other effect, because an answer always goes to the origin of its request.
         """
@@ -225,7 +225,7 @@ class Association:
         self._report("m3ua_destination", kind.name.lower(), point_codes=point_codes[:16], **more)
 
     def _requested(self, kind: MessageKind, parameters: dict[int, bytes], octets: bytes) -> None:
-        """Handle the peer's request to bring the association up or down (RFC 4666 4.3.4).
+        """Handle a request of the peer for a change of the association's state, such as ASPUP (RFC 4666 4.3.4).
 
         A DAUD is a fault, because only a gateway answers it.
         """
@@ -278,7 +278,7 @@ class Association:
         self._out.append(m3ua.data(transfer))
 
     def leave(self, now: float) -> None:
-        """Start to bring the association down. It ends after the peer's last acknowledgement, or after LEAVE_S."""
+        """Start to take the association down by ASPIA and ASPDN. It ends with the peer's last acknowledgement, or after LEAVE_S."""
         if self.over or self.leaving:
             return
         self.leaving = True
@@ -324,7 +324,7 @@ class Association:
     # internal
 
     def _request_next(self, now: float) -> None:
-        """Send the request for the next state, unless the target state is reached or the peer sends the requests."""
+        """Send the request (ASPUP or ASPAC) for the next state, unless the association is active or the peer sends these requests."""
         self.asked_at = None
         if self.leaving and self.state == AssociationState.DOWN:
             self._end("left")
@@ -362,7 +362,7 @@ class Association:
 
 
 def _copy(parameters: dict[int, bytes], tag: ParameterTag) -> tuple[bytes, ...]:
-    """Copy a parameter of a received message to the reply: return the encoded parameter, or an empty tuple if the message lacks it."""
+    """Encode a parameter of a received message for the reply; return an empty tuple if the message lacks the parameter."""
     return (parameter(tag, parameters[tag]),) if tag in parameters else ()
 
 

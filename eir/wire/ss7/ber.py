@@ -30,7 +30,7 @@ class Element(NamedTuple):
 
 
 def element(data: bytes, at: int, stop: int, depth: int = 0) -> Element:
-    """Parse the element that begins at offset `at`.
+    """Parse the BER element that begins at offset `at`.
 
     Raises:
         BerError: if the element is invalid, or ends after `stop`.
@@ -80,7 +80,7 @@ def _indefinite(data: bytes, tag: int, start: int, stop: int, depth: int) -> Ele
 
 
 def elements(data: bytes, start: int, stop: int) -> list[Element]:
-    """Parse the consecutive elements between two positions. Raises BerError."""
+    """Parse the consecutive BER elements between two offsets. Raises BerError."""
     parsed = []
     while start < stop:
         each = element(data, start, stop)
@@ -90,7 +90,7 @@ def elements(data: bytes, start: int, stop: int) -> list[Element]:
 
 
 def encoded(tag: int, contents: bytes) -> bytes:
-    """Encode an element with a tag of one octet."""
+    """Encode a BER element with a tag of one octet."""
     length = len(contents)
     if length < 0x80:
         return bytes((tag, length)) + contents

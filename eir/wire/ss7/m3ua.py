@@ -115,13 +115,13 @@ def parameter(tag: int, value: bytes) -> bytes:
 
 
 def message(kind: int, *parameters: bytes) -> bytes:
-    """Encode a message of this kind from encoded parameters."""
+    """Encode an M3UA message of this kind from encoded parameters."""
     body = b"".join(parameters)
     return struct.pack(">BxHI", VERSION, kind, HEADER_BYTES + len(body)) + body
 
 
 def error(code: Error, *, context: bytes | None = None, about: bytes = b"") -> bytes:
-    """Encode an ERR message (RFC 4666 3.8.1).
+    """Encode an M3UA ERR message with this error code (RFC 4666 3.8.1).
 
     `about`: invalid message, whose first 40 octets are sent as diagnostic information.
     """
@@ -133,7 +133,7 @@ def error(code: Error, *, context: bytes | None = None, about: bytes = b"") -> b
 
 
 def data(sent: Transfer) -> bytes:
-    """Encode a DATA message from its content."""
+    """Encode an M3UA DATA message from its content."""
     label = _LABEL.pack(sent.opc, sent.dpc, sent.indicator, sent.network, sent.priority, sent.sls)
     return message(
         MessageKind.DATA,
@@ -161,7 +161,7 @@ def split(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
 
 
 def parameters(octets: bytes) -> dict[int, bytes]:
-    """Return the parameters of a message by tag. The first parameter with a tag counts. Raises M3uaFault."""
+    """Parse the parameters of an M3UA message, by tag. Of several parameters with one tag, the first is used. Raises M3uaFault."""
     values: dict[int, bytes] = {}
     at, end = HEADER_BYTES, len(octets)
     while at < end:
@@ -176,7 +176,7 @@ def parameters(octets: bytes) -> dict[int, bytes]:
 
 
 def transfer(values: dict[int, bytes]) -> Transfer:
-    """Return the content of a DATA message from its parameters. Raises M3uaFault."""
+    """Build the content of a DATA message from its parsed parameters. Raises M3uaFault."""
     carried = values.get(ParameterTag.PROTOCOL_DATA)
     if carried is None:
         raise M3uaFault(Error.MISSING_PARAMETER)
@@ -197,7 +197,7 @@ def transfer(values: dict[int, bytes]) -> Transfer:
 
 
 def kind_of(octets: bytes) -> MessageKind:
-    """Return class and type of a message. Raises M3uaFault for an unknown version, class or type."""
+    """Return class and type of an M3UA message. Raises M3uaFault for an unknown version, class or type."""
     if octets[0] != VERSION:
         raise M3uaFault(Error.INVALID_VERSION)
     if octets[2] not in CLASSES:

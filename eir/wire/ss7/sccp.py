@@ -68,7 +68,7 @@ class SccpFault(Exception):
 
 
 class PartyAddress(NamedTuple):
-    """Called or calling party address (Q.713 3.4)."""
+    """Parsed called or calling party address (Q.713 3.4)."""
 
     octets: bytes
     """Encoded address."""
@@ -145,7 +145,7 @@ def _digits(kind: int, title: bytes, variant: str) -> str:
 def encoded_address(
     variant: str, *, pc: int | None = None, ssn: int = 0, kind: int = 0, title: bytes = b"", by_ssn: bool = True
 ) -> bytes:
-    """Encode a called or calling party address."""
+    """Encode this called or calling party address."""
     indicator = kind << 2 | (_BY_SSN if by_ssn else 0)
     if variant == ANSI:
         indicator |= _NATIONAL | bool(ssn) | (2 if pc is not None else 0)
@@ -165,7 +165,7 @@ def encoded_address(
 
 
 def e164(digits: str, variant: str) -> tuple[int, bytes]:
-    """Return type and octets of the global title for an E.164 number.
+    """Return the kind and the octets of a global title for an E.164 number.
 
     ITU: type 4 and translation type 0. ANSI: type 1 and translation type 10.
     """
@@ -175,7 +175,7 @@ def e164(digits: str, variant: str) -> tuple[int, bytes]:
 
 
 def with_ssn(called: PartyAddress, ssn: int, variant: str) -> bytes:
-    """Return a request's called address for use in the answer. If it has no subsystem number, `ssn` is added."""
+    """Return the called address of a request, for use as the calling address of the answer; `ssn` is added if it has no subsystem number."""
     if called.ssn:
         return called.octets
     return encoded_address(variant, pc=called.pc, ssn=ssn, kind=called.kind, title=called.title, by_ssn=called.by_ssn)
@@ -207,7 +207,7 @@ def unitdata(octets: bytes, variant: str) -> Unitdata:
 
 
 def _variable(octets: bytes, pointer: int) -> bytes:
-    """Return the mandatory variable part that a pointer refers to.
+    """Return the mandatory variable parameter to which a pointer in an SCCP message refers.
 
     A pointer counts from its own position (Q.713 1.7).
     """
@@ -242,7 +242,7 @@ def encoded(kind: int, protocol_class: int, called: bytes, calling: bytes, data:
 
 
 def returned(unit: Unitdata, cause: ReturnCause) -> bytes:
-    """Encode the return of an undeliverable message (Q.714 4.2): UDTS for a UDT, XUDTS for an XUDT.
+    """Encode the message that returns an undeliverable message to its sender (Q.714 4.2): UDTS for a UDT, XUDTS for an XUDT.
 
     Called and calling address are swapped. Raises SccpFault like `encoded`.
     """

@@ -57,7 +57,7 @@ RESULT_UNEXPECTED, ERROR_UNEXPECTED = RejectProblem(0x82, 0), RejectProblem(0x83
 
 
 class TcapFault(Exception):
-    """Invalid message. The exception's text is a label in metrics.
+    """Invalid TCAP message. The exception's text is a label in metrics.
 
     `answer`: encoded Abort; None if the message has no transaction id for an Abort.
     """
@@ -68,7 +68,7 @@ class TcapFault(Exception):
 
 
 class Apdu(NamedTuple):
-    """Contents of a dialogue portion (Q.773 4)."""
+    """Contents of the dialogue portion of a TCAP message (Q.773 4)."""
 
     kind: int
     """AARQ, AARE or ABRT."""
@@ -83,7 +83,7 @@ class Apdu(NamedTuple):
 
 
 class TcapMessage(NamedTuple):
-    """Parsed message with a valid transaction portion."""
+    """Parsed TCAP message with a valid transaction portion."""
 
     kind: int
     otid: bytes
@@ -105,7 +105,7 @@ class Invoke(NamedTuple):
 
 
 class OperationOutcome(NamedTuple):
-    """Component that answers an Invoke: a result, an error or a reject."""
+    """Component that answers an Invoke: a result, an error or a Reject."""
 
     operation: int | None
     """Operation of a result."""
@@ -166,7 +166,7 @@ def _fault(reason: str, otid: bytes, cause: AbortCause) -> TcapFault:
 
 
 def _otid_at_start(octets: bytes) -> bytes:
-    """Return the originating transaction id of an invalid message, to which an Abort can be sent.
+    """Return the originating transaction id of an invalid TCAP message, so that the node can answer with an Abort.
 
     Empty if the id cannot be read (Q.774 3.3.3.1).
     """
@@ -181,7 +181,7 @@ def _otid_at_start(octets: bytes) -> bytes:
 
 
 def apdu(octets: bytes, portion: Element) -> Apdu:
-    """Parse a dialogue portion. Raises BerError."""
+    """Parse the dialogue portion of a TCAP message. Raises BerError."""
     (external,) = _children(octets, portion, 1)
     if external.tag != 0x28:
         raise BerError("no EXTERNAL")
@@ -232,7 +232,7 @@ def _number(octets: bytes, of: Element) -> int:
 
 
 def invocations(octets: bytes, portion: Element) -> list[Invoke | bytes]:
-    """Return the Invoke components in order, and an encoded Reject in place of each invalid component.
+    """Return the Invoke components of a component portion in order; an invalid component is replaced by the Reject that answers it.
 
     A badly structured component ends the parsing (Q.774 3.2.2.2). A received Reject is ignored.
     """
@@ -278,7 +278,7 @@ def _component(octets: bytes, tag: int, parts: list[Element], seen: set[bytes]) 
 
 
 def outcomes(octets: bytes, portion: Element) -> list[OperationOutcome]:
-    """Return the results, errors and rejects in the component portion of an End. Raises BerError."""
+    """Return the results, errors and Rejects in the component portion of an End. Raises BerError."""
     replies = []
     for component in elements(octets, portion.start, portion.stop):
         parts = elements(octets, component.start, component.stop)[1:]
@@ -308,12 +308,12 @@ def abort_dialogue(dtid: bytes, dialogue: bytes = b"") -> bytes:
 
 
 def end(dtid: bytes, dialogue: bytes, components: bytes) -> bytes:
-    """Encode an End from encoded portions. Each portion may be empty."""
+    """Encode a TCAP End from encoded portions. Each portion may be empty."""
     return encoded(END, encoded(_DTID, dtid) + dialogue + (encoded(_COMPONENTS, components) if components else b""))
 
 
 def begin(otid: bytes, dialogue: bytes, components: bytes) -> bytes:
-    """Encode a Begin from encoded portions. Each portion may be empty."""
+    """Encode a TCAP Begin from encoded portions. Each portion may be empty."""
     return encoded(BEGIN, encoded(_OTID, otid) + dialogue + (encoded(_COMPONENTS, components) if components else b""))
 
 

@@ -1,4 +1,4 @@
-"""Start of a connection over any transport: listen, accept, connect. Other modules do not distinguish transports.
+"""Start of a connection over TCP, TLS or SCTP: listen, accept, connect. Other modules do not distinguish transports.
 
 The owner decides about an accepted connection before the TLS handshake, which costs more than a message.
 """
@@ -50,7 +50,7 @@ class SocketListener:
         return str(host), int(port)
 
     def apply(self, settings: SctpSettings) -> None:
-        """Apply new SCTP settings to connections that the listener accepts from now on. Raises OSError."""
+        """Apply new SCTP settings to connections that the listener will accept. Raises OSError."""
         for listening in self._listening:
             if listening.proto == socket.IPPROTO_SCTP:
                 sctp_options.prepare(listening, settings)
@@ -64,7 +64,7 @@ class SocketListener:
             self._loop.remove_reader(listening)
 
     def resume(self) -> None:
-        """Start or continue to accept connections."""
+        """Accept connections, at the start or after `pause`."""
         self._pause = None
         for listening in self._listening:
             self._loop.add_reader(listening, self._accept, listening)
@@ -148,7 +148,7 @@ async def accept(
 async def connect(
     protocol: asyncio.BaseProtocol, to: Endpoint, tls: ssl.SSLContext | None, sctp_settings: SctpSettings, carried: Carried = DIAMETER
 ) -> None:  # fmt: skip
-    """Connect a protocol to an endpoint. Raises OSError.
+    """Connect a protocol to an endpoint over the transport in its URL. Raises OSError.
 
     `tls` is used only if the endpoint's scheme is `tls`. The other arguments are those of `accept`.
     """

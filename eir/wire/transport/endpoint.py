@@ -18,7 +18,7 @@ FORMS = "tcp://host:port, tls://host:port or sctp://host,host:port"
 
 
 class Endpoint(NamedTuple):
-    """Parts of an endpoint's URL."""
+    """Parsed URL of a listener or peer: transport, addresses and port."""
 
     scheme: str
     hosts: tuple[str, ...]
@@ -27,7 +27,7 @@ class Endpoint(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Hosts and port as they stand in the URL."""
+        """Hosts and port in the form of a URL."""
         return address_text(self.hosts, self.port)
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ def is_loopback(url: str) -> bool:
 
 
 def listening_at(url: str) -> Endpoint:
-    """Parse the URL of a listener: a URL that `endpoint` parses, or one with http or https. Raises EirError."""
+    """Parse the URL of a listener: a URL with the scheme tcp, tls, sctp, http or https. Raises EirError."""
     scheme, _, rest = url.partition("://")
     if scheme not in HTTP_TRANSPORTS:
         return endpoint(url)

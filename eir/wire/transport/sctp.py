@@ -25,7 +25,7 @@ from eir.wire.transport.settings import SctpSettings, source_address
 
 
 class SocketReadiness:
-    """Watcher that calls `ready` while a wanted event of a socket is possible. A socket error counts as any event.
+    """Watcher of a socket that calls `ready` while a wanted event (readable, writable) is possible. A socket error counts as an event.
 
     uvloop stops watching a descriptor after POLLERR without a call, so that the end of an association would go unnoticed.
     Therefore the loop watches an epoll instance, which never has an error, and the epoll instance watches the socket.
@@ -39,7 +39,7 @@ class SocketReadiness:
         loop.add_reader(self._epoll.fileno(), ready)
 
     def want(self, *, read: bool, write: bool) -> None:
-        """Set the events to watch for: readable, writable, both or neither."""
+        """Set the events to watch for: readable, writable, both or none."""
         wanted = (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0)
         if wanted == self._wanted:
             return
@@ -52,7 +52,7 @@ class SocketReadiness:
         self._wanted = wanted
 
     def close(self) -> None:
-        """Stop watching. The caller closes the socket only afterwards."""
+        """Stop watching the socket. The caller closes the socket only after this call."""
         if not self._epoll.closed:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -66,7 +66,7 @@ _ABORT = struct.pack("ii", 1, 0)
 
 
 class Carried(NamedTuple):
-    """Description of a protocol over SCTP, whose messages contain their own length."""
+    """Properties of a protocol over SCTP whose messages contain their own length."""
 
     ppid: int
     """Payload protocol identifier of sent messages."""
@@ -258,7 +258,7 @@ class SctpTransport(asyncio.Transport):
                 self.close()
 
     def _receive(self, parts: list[bytes]) -> bool:
-        """Read the messages that have arrived, and append their contents to `parts`. Raises OSError.
+        """Read the SCTP messages that have arrived, and append their contents to `parts`. Raises OSError.
 
         Each message needs one `recvmsg`, whose ancillary data announces the next message. Returns whether the peer has shut
         down.
@@ -353,7 +353,7 @@ class SctpTransport(asyncio.Transport):
             self._protocol.path_changed(event.address, up=up)
 
     def _end(self, fault: Exception | None) -> None:
-        """Stop I/O and schedule `connection_lost`. The kernel shuts the association down in the background."""
+        """Stop reading and sending, and schedule `connection_lost`. The kernel shuts the association down in the background."""
         if self._ended:
             return
         self.get_extra_info("retransmissions")
@@ -372,7 +372,7 @@ class SctpTransport(asyncio.Transport):
 
 
 class _PartialMessage:
-    """Incomplete received message: the number of octets still expected, and its stream."""
+    """Received message that is incomplete: the number of octets still expected, and the SCTP stream."""
 
     __slots__ = ("_carried", "_head", "_stream", "octets")
 
@@ -384,7 +384,7 @@ class _PartialMessage:
         self._stream: int | None = None
 
     def add(self, data: bytes, stream: int | None) -> None:
-        """Update the number of expected octets by received data.
+        """Subtract received octets from the number of expected octets.
 
         Raises:
             OSError: if the data continue a message that began on another stream.

@@ -79,7 +79,7 @@ class Option(IntEnum):
 
 
 class AssociationChange(IntEnum):
-    """Kinds of notifications that the transport handles."""
+    """Kinds of SCTP notifications that the transport handles."""
 
     RESTART = 0
     """Restart of the association by the peer (RFC 9260 5.2): SCTP_ASSOC_CHANGE with SCTP_RESTART (RFC 6458 6.1.1)."""
@@ -101,7 +101,7 @@ class Notification:
 
 
 class _Layout(NamedTuple):
-    """Socket option and its encoded value."""
+    """SCTP socket option with its encoded value."""
 
     option: Option
     value: bytes
@@ -150,12 +150,12 @@ def send_layout(*, unordered: bool, ppid: int = PPID_DIAMETER) -> _Layout:
 
 
 def over_stream(number: int, ppid: int) -> Sequence[tuple[int, int, bytes]]:
-    """Return the ancillary data with which a message is sent in order on this stream (RFC 6458 5.3.4)."""
+    """Return the ancillary data for sending a message in order on this SCTP stream (RFC 6458 5.3.4)."""
     return ((LEVEL, _SNDINFO, struct.pack("=HH4sIi", number, 0, ppid.to_bytes(4), 0, 0)),)
 
 
 def streams(connection: socket.socket) -> int:
-    """Return the number of outbound streams of an association; 1 if it has ended."""
+    """Return the number of outbound streams of an association; 1 after the end of the association."""
     try:
         return int(_OUT_STREAMS.unpack_from(connection.getsockopt(LEVEL, Option.STATUS, _STATUS_BYTES))[0])
     except (OSError, struct.error):
@@ -174,13 +174,13 @@ _OFF = (Option.ASCONF_SUPPORTED, Option.AUTH_SUPPORTED)
 
 
 def set_options(connection: socket.socket, *layouts: _Layout) -> None:
-    """Set encoded options on a socket. Raises OSError."""
+    """Set encoded SCTP options on a socket. Raises OSError."""
     for option, value in layouts:
         connection.setsockopt(LEVEL, option, value)
 
 
 def prepare(connection: socket.socket, settings: SctpSettings) -> None:
-    """Set all options of a new socket. Raises OSError.
+    """Set all SCTP options of a new socket. Raises OSError.
 
     Accepted sockets inherit the options of their listener.
     """
@@ -218,7 +218,7 @@ def connect_layout(addresses: Sequence[str], port: int) -> _Layout:
 
 
 def _unpacked(octets: bytes) -> tuple[str, int]:
-    """Return the first address of an encoded array, and its size in bytes."""
+    """Decode the first address of an encoded array of addresses; return it with its size in bytes."""
     (family,) = struct.unpack_from("=H", octets)
     at, size, whole = (8, 16, 28) if family == socket.AF_INET6 else (4, 4, 16)
     return str(source_address(socket.inet_ntop(family, octets[at : at + size]))), whole
@@ -247,7 +247,7 @@ def addresses_of(connection: socket.socket, option: Option) -> tuple[str, ...]:
 
 
 def has_next(ancillary: Sequence[tuple[int, int, bytes]]) -> bool:
-    """Return True if a further received message waits in the socket, by the ancillary data of the message that was just read."""
+    """Return True if the socket holds a further SCTP message, according to the ancillary data of the message that was just read."""
     return any(kind == _NXTINFO for _, kind, _ in ancillary)
 
 
@@ -257,7 +257,7 @@ def stream_of(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
 
 
 def notification(octets: bytes) -> Notification | None:
-    """Parse a notification; return None if the notification needs no action."""
+    """Parse an SCTP notification; return None if the transport ignores notifications of this kind."""
     (kind,) = struct.unpack_from("=H", octets)
     if kind == _ASSOC_CHANGE:
         (state,) = struct.unpack_from("=8xH", octets)

@@ -51,7 +51,7 @@ def first_certificate(pem: bytes) -> Certificate:
 
 
 def names_of_peer(certificate: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names in a verified certificate, given in the form of `SSLSocket.getpeercert`."""
+    """Return the names in a verified certificate, which has the form of `SSLSocket.getpeercert`."""
     names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
     return names or [
         value for attributes in certificate.get("subject", ()) for kind, value in attributes if kind == "commonName"
@@ -68,7 +68,7 @@ HTTP2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS contexts for each kind of listener and for outgoing connections.
+    """TLS contexts of the node: one for each kind of listener, and one for outgoing connections.
 
     New certificates replace the whole object, so that each handshake has consistent files.
     """
@@ -91,7 +91,7 @@ class TlsError(FileError):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Contents of the TLS files, read once, in a form that can be pickled for other processes."""
+    """Contents of the configured TLS files, read once, so that the supervisor can send them to other processes."""
 
     settings: TlsSettings
     contents: Mapping[str, bytes]
@@ -135,7 +135,7 @@ def load_tls(files: TlsFiles) -> Tls:
 
 @contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """Provide content as a file path, because OpenSSL reads keys and revocation lists only from files."""
+    """Store content in a memory file and yield its path, because OpenSSL reads keys and revocation lists only from files."""
     with os.fdopen(os.memfd_create("tls"), "wb") as file:
         file.write(content)
         file.flush()

@@ -41,7 +41,7 @@ class PageSettings:
 
 
 class PageAccess:
-    """Access decisions for the node's web page. `ticks`: monotonic clock in seconds."""
+    """Access control of the node's web page. `ticks`: monotonic clock in seconds."""
 
     def __init__(self, *, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
@@ -80,7 +80,7 @@ class PageAccess:
 
 
 def _is_password(authorization: str, file: Path) -> bool:
-    """Return whether an Authorization header has the password in the file. An empty file matches no password."""
+    """Return whether an Authorization header contains the password in the file. An empty file rejects every password."""
     try:
         with file.open("rb") as stream:
             wanted = stream.read(PASSWORD_BYTES_MAX).strip()

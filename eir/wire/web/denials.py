@@ -117,7 +117,7 @@ _NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("
 
 
 def token_setting(section: str, reason: str) -> str:
-    """Return the setting that decides whether a token is rejected for this reason: a key, or the whole section."""
+    """Return the setting to change if tokens are rejected for this reason: a key, or the whole section."""
     if reason == "no_token":
         return f"{section}, left out: no token is required"
     return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section
@@ -128,7 +128,7 @@ FILE_BYTES_MAX: Final = 4 * TOKEN_CHARS_MAX
 
 
 def issued(document: Mapping[str, Any]) -> str | None:
-    """Return the access token in an issuer's answer (RFC 6749 5.1), or None.
+    """Return the access token in the answer of a token issuer (RFC 6749 5.1); None if the answer has no token.
 
     None also if a header cannot carry the token.
     """
@@ -165,5 +165,5 @@ def authorization(token: str) -> tuple[str, str]:
 
 
 def _is_token(text: str) -> bool:
-    """Return whether a header can carry the text as a token."""
+    """Return whether the text has only characters that a header permits in a token."""
     return 0 < len(text) <= TOKEN_CHARS_MAX and text.isascii() and text.isprintable() and " " not in text

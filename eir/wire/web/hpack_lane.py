@@ -1,4 +1,4 @@
-"""Fast decoder of usual HPACK header blocks (RFC 7541), at a fraction of the cost of the library hpack.
+"""Fast decoder of frequent forms of HPACK header blocks (RFC 7541), at a fraction of the cost of the library hpack.
 
 It shares the header table with the library. The library decodes each block with an unusual or invalid field. This module itself
 rejects only header lists that are too long, and blocks with too many changes of the table size.
@@ -20,7 +20,7 @@ _Step = tuple[int, bytes, bool]
 
 
 class _UnusualError(Exception):
-    """Signal that the library must decode the block, because its form is unusual or invalid."""
+    """Signal that the library hpack must decode a header block, because the fast decoder does not know its form."""
 
 
 _steps: dict[int, _Step] = {}
@@ -29,7 +29,7 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """Compute the effect of a byte on a state of the Huffman decoder, from the library's table of 4-bit steps."""
+    """Compute the state of the Huffman decoder after one more byte, from the library's table of 4-bit steps."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]
@@ -71,7 +71,7 @@ def huffman(octets: bytes) -> bytes:
 
 
 def _text(block: bytes, at: int) -> tuple[bytes, int]:
-    """Return the string at an offset, and the offset behind the string (RFC 7541 5.2)."""
+    """Decode the string at an offset; return it and the offset behind it (RFC 7541 5.2)."""
     first = block[at]
     length, at = first & 0x7F, at + 1
     if length == 0x7F:
@@ -93,7 +93,7 @@ _Field = tuple[int, bytes | None, bytes | None, bool]
 
 
 def _parsed(block: bytes) -> list[_Field]:
-    """Parse a header block into fields. Indices into the header table are not resolved.
+    """Parse a header block into fields, in which header table entries are still indexes.
 
     Raises _UnusualError, or IndexError if the block ends too soon.
     """
@@ -125,7 +125,7 @@ def _parsed(block: bytes) -> list[_Field]:
 
 
 def _check_sizes(block: bytes) -> None:
-    """Raise HPACKDecodingError if a block changes the table size more than SIZES_MAX times.
+    """Raise HPACKDecodingError if a header block changes the table size more than SIZES_MAX times.
 
     The library accepts any number of changes, and needs a second for thousands of them.
     """
@@ -142,7 +142,7 @@ def _check_sizes(block: bytes) -> None:
 
 
 def decoded(block: bytes, decoder: Decoder) -> list[tuple[bytes, bytes]]:
-    """Decode a header block into (name, value) pairs in order. Raises the exceptions of the library's decoder."""
+    """Decode a header block into (name, value) pairs in order. Raises the exceptions of the decoder of the library hpack."""
     try:
         fields = _parsed(block)
     except (_UnusualError, IndexError):

@@ -84,11 +84,11 @@ class Conversation:
         return parsed.request
 
     def has_begun_request(self) -> bool:
-        """Return true if a part of the next request was received."""
+        """Return true if the client has sent a part of its next request."""
         return self._parsed.has_begun_request()
 
     def interim_response(self) -> bytes:
-        """Return an interim response (100) if the client waits for one before it sends the body, else no bytes.
+        """Return the response 100 (Continue) if the client waits for it before it sends the body; otherwise no bytes.
 
         RFC 9110 10.1.1.
         """
@@ -134,7 +134,7 @@ class RequestParser:
         """Number of bytes of the current request from the first whole piece on, and of its body."""
 
     def is_continue_due(self) -> bool:
-        """Return True if the client waits for an interim response, but only once per request."""
+        """Return True if the client waits for the response 100 (Continue); once per request."""
         is_due, self.expects_continue = self.expects_continue, False
         return is_due
 
@@ -153,7 +153,7 @@ class RequestParser:
         return self._requests.popleft() if self._requests else None
 
     def has_begun_request(self) -> bool:
-        """Return true if a request that `next_request` has not returned yet is complete or has begun."""
+        """Return true if a request was received, completely or in part, that `next_request` has not returned yet."""
         return self._has_begun or bool(self._requests) or bool(self._unparsed.strip(b"\r\n"))
 
     def _finish(self) -> None:

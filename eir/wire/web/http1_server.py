@@ -1,4 +1,4 @@
-"""Connections of an HTTP/1.1 server on the event loop. `http1.Conversation` parses requests and encodes responses.
+"""Connections of an HTTP/1.1 server on the event loop. `http1.Conversation` has the protocol without I/O.
 
 Limits on requests, time and connections keep one client from occupying the loop or the memory. Between two requests of one
 connection the loop serves others. The owner opens the listeners and calls `create_connection` for each connection.
@@ -64,16 +64,16 @@ class HttpConnections:
         self._removed = asyncio.Event()
 
     def create_connection(self) -> "HttpConnection":
-        """Create the asyncio protocol of a new connection."""
+        """Create the asyncio protocol object of a new connection."""
         return HttpConnection(self, asyncio.get_running_loop())
 
     def add(self, link: "HttpConnection") -> None:
-        """Add an open connection. If the limit on unauthenticated clients is reached, first close a connection of the address with the most."""
+        """Add an open connection. If too many clients are unauthenticated, first close a connection of the address that has the most."""
         self.make_room(authenticated=False)
         self.links[link] = None
 
     def make_room(self, *, authenticated: bool) -> None:
-        """Close one connection if the limit for authenticated, or for unauthenticated, clients is reached."""
+        """Close one connection if a limit on the number of clients is reached; authenticated and other clients have separate limits."""
         same = [link for link in self.links if link.authenticated == authenticated]
         if len(same) >= self.limits.connections_max:
             closable = [link for link in same if not link.answering] or same
@@ -245,7 +245,7 @@ class HttpConnection(asyncio.Protocol):
         self._next = self._loop.call_soon(self._answer_next)
 
     def _wait_or_close(self) -> None:
-        """Wait for more bytes; if no further request can come, answer an invalid request with an error and close."""
+        """Wait for more bytes. If no further request can follow, close the connection, after an error response to an invalid request."""
         conversation, transport = self._conversation, self._transport
         if transport is None:
             return
@@ -262,7 +262,7 @@ class HttpConnection(asyncio.Protocol):
         self._finish()
 
     def _finish(self) -> None:
-        """Close the connection after all written bytes are sent, at most `request_s` later."""
+        """Close the connection when all written bytes are sent, or after `request_s`."""
         if self._transport is not None:
             self._due_s = self._loop.time() + self._owner.limits.request_s
             self._transport.close()

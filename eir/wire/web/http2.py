@@ -56,7 +56,7 @@ _TABLE_OF_NOTHING = b"\x20"
 
 
 class _NoTable(Encoder):
-    """HPACK encoder that never uses a header table, even if the client allows a table."""
+    """HPACK encoder that never uses a dynamic header table, even if the client allows one."""
 
     _resized = False
 
@@ -129,7 +129,7 @@ _ALIVE_PING = b"eiralive"
 
 @dataclass(slots=True)
 class _Open:
-    """Incomplete request on a stream of the library h2."""
+    """Incomplete request whose stream the library h2 handles."""
 
     request: Http2Request
     since: float
@@ -199,7 +199,7 @@ class Http2Connection:
 
     @property
     def under_way(self) -> int:
-        """Number of requests without a complete response."""
+        """Number of requests whose response is not completely sent."""
         return len(self._open) + len(self._unsent)
 
     @property
@@ -249,7 +249,7 @@ class Http2Connection:
         self._finish()
 
     def leave(self, now: float, reason: str = "drained") -> None:
-        """Start to drain the connection (RFC 9113 6.8).
+        """Start to close the connection in order: answer pending requests, accept no further ones (RFC 9113 6.8).
 
         Send a GOAWAY that permits all streams and a PING; after the PING's acknowledgement send a GOAWAY with the last stream.
         `reason`: value of `over` at the end.
@@ -283,7 +283,7 @@ class Http2Connection:
         self._end_if_idle(now)
 
     def _end_if_idle(self, now: float) -> None:
-        """Send a PING to a client that has sent nothing for `idle_s`; drain the connection if no answer arrives.
+        """Send a PING to a client that has sent nothing for `idle_s`; if no answer arrives, end the connection.
 
         An idle libcurl does not answer.
         """
@@ -296,7 +296,7 @@ class Http2Connection:
 
     @property
     def _is_amid(self) -> bool:
-        """True if the received bytes end within a frame or a header block."""
+        """True if the received bytes end inside a frame or a header block."""
         return self._block is not None or (self._at < len(self._in) and not self.more)
 
     # ---- frames ----
@@ -328,7 +328,7 @@ class Http2Connection:
             self._since = now
 
     def _other_frame(self, kind: int, flags: int, stream_id: int, octets: bytes, now: float) -> None:
-        """Process a complete frame of any type, except a HEADERS frame that begins a header block."""
+        """Process a complete frame of any type except HEADERS, which has its own method."""
         if self._block is not None:
             self._continue(kind, flags, stream_id, octets, now)
             return
@@ -411,7 +411,7 @@ class Http2Connection:
     def _usual(
         self, stream_id: int, values: list[bytes], shape: Shape, headers: Sequence[tuple[bytes, bytes]], now: float
     ) -> None:
-        """Answer a complete request whose header names are known, without a stream of h2.
+        """Answer a complete request without the library h2, because all its header names are known.
 
         If the response's body exceeds the flow-control window, the response is sent by h2.
         """
@@ -526,7 +526,7 @@ class Http2Connection:
         )
 
     def _complete(self, stream_id: int, opened: _Open, now: float) -> None:
-        """Answer a request that is complete, or that is rejected because it is too large."""
+        """Answer a request that is complete, or reject a request that is too large."""
         del self._open[stream_id]
         response, self._ready = self._ready, None
         if response is None:
@@ -602,7 +602,7 @@ class Http2Connection:
         self._out.append(frame(floods.GOAWAY, 0, 0, last.to_bytes(4) + int(code).to_bytes(4)))
 
     def _finish(self) -> None:
-        """Set `over` when the connection is drained or the client has left, and all requests are answered."""
+        """Set `over` when all requests are answered and the connection is drained or the client has left."""
         if not self.over and not self.under_way and not self.more:
             if self._last_stream is not None and self._draining is not None:
                 self.over = self._draining[1]

@@ -72,7 +72,7 @@ class Incoming:
 
 
 class Exchange:
-    """Client connection with one request and its answer.
+    """Client side of a connection with one request and its answer.
 
     `headers`: headers of the request, pseudo-headers first. `answer`: None until the answer is complete.
     """
@@ -126,7 +126,7 @@ class Exchange:
 
     @staticmethod
     def _check_goaway(goaway: GoAway) -> None:
-        """Raise NoAnswer if the server will not answer the request after this GOAWAY."""
+        """Raise NoAnswer if a GOAWAY of the server means that it will not answer the request."""
         if goaway.error or goaway.last < STREAM:
             raise NoAnswer(f"the connection was ended (error {goaway.error})")
 

@@ -24,7 +24,7 @@ _encoder = Encoder()
 
 
 def stateless(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encode a header block that neither uses nor changes the header table of the receiver."""
+    """Encode a header block without use of the receiver's dynamic header table."""
     return bytes(_encoder.encode([(name, value, True) for name, value in headers], huffman=False))
 
 
@@ -95,7 +95,7 @@ JUDGED = frozenset(
 
 
 class Shape(NamedTuple):
-    """Positions of a request's parts, for one sequence of header names that h2 has accepted."""
+    """Positions of the method, path and other headers in requests with a known sequence of header names."""
 
     method: int
     path: int
@@ -105,14 +105,14 @@ class Shape(NamedTuple):
 
 
 class Shapes:
-    """Cache of shapes by sequence of header names, which all connections of a server share."""
+    """Cache: sequence of header names → positions of the request's parts (Shape). All connections of a server share it."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, ...], Shape] = {}
         self.get = self._known.get
 
     def learn(self, names: tuple[bytes, ...]) -> None:
-        """Cache the shape of a sequence of header names, unless h2 must validate these headers in each request."""
+        """Add a sequence of header names to the cache, unless its headers must be validated by h2 in each request."""
         if (
             len(set(names)) < len(names)
             or not {b":method", b":path", b":scheme", b":authority"} <= set(names)
@@ -127,7 +127,7 @@ class Shapes:
 
 
 def are_clean(values: Sequence[bytes]) -> bool:
-    """Return whether no value contains NUL, CR or LF, or begins or ends with a space or tab (RFC 9113 8.2.1)."""
+    """Return whether all header values are valid: no NUL, CR or LF, and no space or tab at begin or end (RFC 9113 8.2.1)."""
     joined = b"\n".join((b"", *values, b""))
     return joined.count(b"\n") == len(values) + 1 and not (
         b"\0" in joined

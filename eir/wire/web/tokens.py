@@ -62,7 +62,7 @@ class KeysError(FileError):
 
 @dataclass(frozen=True, slots=True)
 class KeyFiles:
-    """Contents of the key files, read once, in a form that can be pickled for other processes."""
+    """Contents of the configured key files, read once, so that the supervisor can send them to other processes."""
 
     settings: TokenSettings
     contents: tuple[tuple[str, str, bytes], ...]
@@ -86,7 +86,7 @@ class _Verified(NamedTuple):
 
 
 class _TokenRejected(Exception):
-    """Rejection of a token. The exception's text is one of the reasons in `denials`."""
+    """Rejection of an access token. The exception's text is one of the reasons in `denials`."""
 
 
 class _Unusable(ValueError):
@@ -143,7 +143,7 @@ class Tokens:
         self._bad_ones = Buckets(BAD_A_SECOND, BAD_BURST)
 
     def subject(self, authorization: bytes | None, peer: str) -> str | Denied:
-        """Return the subject of the token in an Authorization header, or the rejection of the token.
+        """Verify the token in an Authorization header; return its subject (the client), or the error response.
 
         The subject (`sub`) is the requesting NF instance. `peer`: address of the client.
         """
@@ -157,7 +157,7 @@ class Tokens:
         return self._refused.get(authorization) or self._verified_subject(authorization, peer)
 
     def _verified_subject(self, authorization: bytes, peer: str) -> str | Denied:
-        """Return the same as `subject`, for a token that is not in the cache."""
+        """Verify a token that is not in the cache; return its subject (the client), or the error response."""
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return self._denied["no_token"]
@@ -206,7 +206,7 @@ class Tokens:
         return _Verified(subject, expires, signer.thumbprint)
 
     def _claimed(self, claims: Any) -> tuple[str, float]:
-        """Verify the claims (TS 29.510 6.3.5.2.4), and return the token's subject and expiry. Raises _TokenRejected."""
+        """Verify the claims of a token (TS 29.510 6.3.5.2.4); return its subject and expiry. Raises _TokenRejected."""
         if not isinstance(claims, dict):
             raise _TokenRejected("claims")
         expires, begins, now = _time(claims.get("exp")), _time(claims.get("nbf", 0)), self._now()
@@ -242,7 +242,7 @@ def _audience(settings: TokenSettings) -> frozenset[str]:
 
 
 def _time(value: object) -> float | None:
-    """Return a claim as seconds since 1970, or None if the claim is not a valid time.
+    """Return a claim that contains a time as Unix seconds, or None if it is not a valid time.
 
     Python's JSON parser accepts NaN, for which every comparison is false.
     """
@@ -275,7 +275,7 @@ def _content(key: str, file: Path) -> bytes:
 
 
 def _of_set(content: bytes) -> list[VerifyKey]:
-    """Parse a JWK set, and skip keys of unknown types and keys for other uses (RFC 7517 5)."""
+    """Parse a JWK set; skip keys of unknown types and keys for other uses (RFC 7517 5)."""
     try:
         keys = json.loads(content)["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -295,7 +295,7 @@ def _of_set(content: bytes) -> list[VerifyKey]:
 
 
 def _of_pem(content: bytes) -> VerifyKey:
-    """Parse a PEM file with a public key or a certificate."""
+    """Parse a PEM file that contains a public key or a certificate."""
     if b"PRIVATE KEY-----" in content:
         raise ValueError("it contains a private key; expected the public key, or a certificate")
     for kind in ("RSA", "EC", "OKP"):
