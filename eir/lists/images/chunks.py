@@ -1,4 +1,4 @@
-"""Chunks: pages of a list in the form of arrays, from which images (eir.lists.images.image) are built.
+"""Chunks: pages of a list converted to arrays, from which the image of the list in memory is built.
 
 A chunk has pages in ascending order; the keys of a page are grouped in blocks of 2^16. Chunks are built from a store's pages,
 or from the unchanged parts of an existing image and the pages that changed.
@@ -27,7 +27,7 @@ SIGHTINGS = np.dtype([("first", "<u2"), ("last", "<u1")])
 
 
 class Chunk(NamedTuple):
-    """Consecutive pages of a list as arrays.
+    """Consecutive pages of a list, converted to arrays.
 
     `bits`: existing blocks and flags of each page. `sizes`: number of keys of each block. `lows`: the lower 16 bits of each
     key. `rows`: number of rows of each page with ENDS. `ends`: end of each of these rows (0: none). `tac_ends`: end of each
@@ -49,14 +49,14 @@ class Chunk(NamedTuple):
 
 
 def chunk_of(keys: Numbers) -> Chunk:
-    """Build a chunk from the distinct keys of a list in ascending order."""
+    """Build a chunk (pages as arrays) from the distinct keys of a list in ascending order."""
     keys = keys.astype(np.uint64, copy=False)
     pages = keys // np.uint64(PAGE_KEYS)
     return chunk_of_pages(pages, (keys - pages * np.uint64(PAGE_KEYS)).astype(np.uint32))
 
 
 def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
-    """Build a chunk from keys that are already split into page numbers and remainders (see `chunk_of`)."""
+    """Build a chunk (pages as arrays) from keys that are already split into page numbers and remainders."""
     if not len(pages):
         return Chunk(*(np.empty(0, form) for form in (np.uint64, np.uint32, np.uint32, np.uint16)))
     uppers = remainders >> np.uint32(BLOCK_BITS)
@@ -72,7 +72,7 @@ def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
 
 @dataclass(slots=True, frozen=True)
 class PageRows:
-    """One page with all columns of its rows.
+    """Rows of one page (the devices of one TAC), with all columns.
 
     `ends` (Unix seconds, 0 for none) has one value for each row, one value for all rows, or no value.
     """
@@ -89,11 +89,11 @@ class PageRows:
 
     @property
     def is_plain(self) -> bool:
-        """True if the rows are single identifiers alone: without expiry, without IMSIs, and without an entry for the whole TAC."""
+        """True if the page has only single identifiers without an expiry and without IMSIs."""
         return self.tac is None and not len(self.ends) and not len(self.counts) and bool(len(self.keys))
 
     def chunk(self) -> Chunk:
-        """Convert the page to a chunk, the form from which images are built."""
+        """Convert the page to a chunk (arrays), from which images are built."""
         keys = self.keys.astype(np.uint32, copy=False)
         plain = chunk_of_pages(np.full(len(keys), self.number, np.uint64), keys)
         bits = int(plain.bits[0]) if len(keys) else 0
@@ -123,7 +123,7 @@ class PageRows:
 
 
 def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
-    """Convert ascending pages to chunks. Consecutive pages that have only keys share one chunk."""
+    """Convert pages in ascending order to chunks (arrays). Consecutive pages that have only keys share one chunk."""
     existing = (page for page in pages if page is not None)
     for is_plain, group in groupby(existing, lambda page: page.is_plain):
         if not is_plain:
@@ -137,14 +137,14 @@ def chunks_of_rows(pages: Iterable[PageRows | None]) -> Iterator[Chunk]:
 
 
 def with_changes(old: Chunk, changes: Mapping[int, PageRows | None]) -> Chunk:
-    """Return a copy of a chunk with changed pages. `changes`: page number → new rows of the page; None removes the page."""
+    """Return a copy of a chunk in which some pages are replaced. `changes`: page number → new rows; None removes the page."""
     numbers = sorted(changes)
     new = chunks_of_rows(changes[number] for number in numbers)
     return replace_pages(old, np.array(numbers, np.uint64), join(list(new)))
 
 
 def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
-    """Return a copy of the chunk `old` in which each page with one of these page numbers (ascending) is replaced by the page of `new`.
+    """Return a copy of the chunk `old` in which the pages with these numbers (ascending) are replaced by those of the chunk `new`.
 
     A page that `new` lacks is removed.
     """
@@ -159,12 +159,12 @@ def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
 
 
 def _page_ranges(of: Chunk, numbers: Numbers) -> Numbers:
-    """Return the start and the end index of each numbered page in a chunk, in two rows; they are equal if it lacks the page."""
+    """Return the positions of numbered pages in a chunk, as an array of first and an array of end indexes. A missing page has an empty range."""
     return np.stack([np.searchsorted(of.numbers, numbers, side) for side in ("left", "right")])
 
 
 def _bounds(of: Chunk) -> Chunk:
-    """Return, for each array of a chunk, the index at which each page begins, and the length of the array."""
+    """Return, for each array of a chunk, the index at which each page begins; the last index is the length of the array."""
     pages = np.arange(len(of.numbers) + 1)
     blocks = begins(blocks_of(of.bits))
     keys = begins(of.sizes)[blocks]
@@ -186,7 +186,7 @@ def _bounds(of: Chunk) -> Chunk:
 
 
 def _splice(old: Numbers, removed: Numbers, new: Numbers, added: Numbers) -> Numbers:
-    """Return a copy of the array `old` in which some ranges are replaced by ranges of the array `new`.
+    """Return a copy of the array `old` in which the ranges `removed` are replaced by the ranges `added` of the array `new`.
 
     `removed` and `added` have two rows: the starts and the ends of the ranges.
     """
@@ -200,7 +200,7 @@ def _splice(old: Numbers, removed: Numbers, new: Numbers, added: Numbers) -> Num
 
 
 def join(chunks: Sequence[Chunk]) -> Chunk:
-    """Concatenate chunks of a list, whose pages must ascend, to one chunk.
+    """Concatenate chunks of a list to one chunk. Their pages must be in ascending order.
 
     Raises:
         ValueError: if their pages do not ascend.
@@ -213,7 +213,7 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def begins(counts: Numbers) -> Numbers:
-    """Return the start index of each group of consecutive items from the sizes of the groups, and the end index.
+    """Return the start index of each group in an array of consecutive groups, from the sizes of the groups; the last index is the end.
 
     All indexes are below 2^32.
     """
@@ -223,7 +223,7 @@ def begins(counts: Numbers) -> Numbers:
 
 
 def blocks_of(bits: Numbers) -> Numbers:
-    """Return the number of blocks in each page from the `bits` of the pages."""
+    """Return the number of key blocks in each page, which the array `bits` of a chunk encodes."""
     counts = bits & BLOCKS
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         counts = (counts & mask) + (counts >> np.uint32(shift) & mask)

@@ -1,4 +1,4 @@
-"""Images (content in shared memory) of a record of first sightings: their construction from devices with days, and reads by page."""
+"""Images (contents in shared memory) of the record of first sightings: built from devices with days, and read by page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -37,12 +37,12 @@ def _chunk(days: FirstDays) -> Chunk:
 
 
 def image_of(days: FirstDays) -> Image:
-    """Build the image of a whole record of first sightings. Raises OSError."""
+    """Build the image (content in shared memory) of a whole record of first sightings from its devices. Raises OSError."""
     return build_image([_chunk(days)])
 
 
 def image_of_days(pages: Sequence[Page]) -> Image:
-    """Build the image of a whole record of first sightings from its pages in ascending order.
+    """Build the image (content in shared memory) of a whole record of first sightings from its pages in ascending order.
 
     Raises ValueError if a page is damaged, and OSError.
     """
@@ -50,7 +50,7 @@ def image_of_days(pages: Sequence[Page]) -> Image:
 
 
 def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Image:
-    """Build the image of a changed record of first sightings. `changes`: page number → all devices of this page. Raises OSError."""
+    """Build the image of a record of first sightings after changes. `changes`: page number → all devices of this page. Raises OSError."""
     numbers = sorted(changes)
     chunk = _chunk(join(changes[number] for number in numbers))
     if image is not None:
@@ -59,7 +59,7 @@ def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Im
 
 
 def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
-    """Return the devices of a record's image on the pages with these page numbers, which must ascend."""
+    """Return the devices, with their days, on some pages of the record of first sightings. The page numbers must ascend."""
     if image is None:
         return NOTHING
     whole = image.chunk()
@@ -69,14 +69,14 @@ def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
 
 
 def all_days(image: Image | None) -> Iterator[FirstDays]:
-    """Yield all devices of a record's image with their days, in batches of up to BATCH_PAGES pages."""
+    """Yield all devices of the record of first sightings with their days, BATCH_PAGES pages at a time."""
     numbers = [] if image is None else image.numbers.tolist()
     for at in range(0, len(numbers), BATCH_PAGES):
         yield days_in(image, numbers[at : at + BATCH_PAGES])
 
 
 def held_in(image: Image, keys: Numbers) -> Numbers:
-    """Return a mask of the keys that are in a list, by its image in memory. Expired rows count too, and so do devices of a listed TAC.
+    """Return a mask of the keys that a list contains, singly or by their whole TAC. Expired rows count too. `image`: content of the list.
 
     The keys must be in ascending order.
     """
@@ -89,7 +89,7 @@ def held_in(image: Image, keys: Numbers) -> Numbers:
 
 
 def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
-    """Return a mask of the keys (in ascending order) that at least one of the lists contains."""
+    """Return a mask of the device keys (ascending) that at least one of the lists contains."""
     is_registered = np.zeros(len(keys), bool)
     for each in lists:
         if each.image is None:
@@ -102,7 +102,7 @@ def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
 
 
 def count_first_days(image: Image | None) -> dict[int, int]:
-    """Count the devices of a record of first sightings by their first day."""
+    """Count the devices in the record of first sightings by their first day."""
     counts = np.zeros(DAY_MAX + 1, np.int64)
     firsts = NOTHING.firsts if image is None else image.chunk().sightings["first"]
     for at in range(0, len(firsts), COUNT_BATCH):
@@ -113,7 +113,7 @@ def count_first_days(image: Image | None) -> dict[int, int]:
 
 
 def left(before: Image, now: Image) -> Iterator[Numbers]:
-    """Yield, in batches, the devices that had a row in a list's older image (`before`) and that its newer image (`now`) does not list."""
+    """Yield in batches the devices that a list contained before a change (`before`), and does not contain after it (`now`)."""
     was = before.chunk()
     for at in range(0, len(was.numbers), BATCH_PAGES):
         keys, _ = _keys_in(was, was.numbers[at : at + BATCH_PAGES])
@@ -121,7 +121,7 @@ def left(before: Image, now: Image) -> Iterator[Numbers]:
 
 
 def _keys_in(whole: Chunk, wanted: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the keys of the wanted pages (in ascending order), and the position of each key among all keys."""
+    """Return the keys on some pages of a list in ascending order, and the position of each key among all keys of the list."""
     places = np.flatnonzero(np.isin(whole.numbers, wanted, assume_unique=True))
     page_blocks = begins(blocks_of(whole.bits)).astype(np.int64)
     block_keys = begins(whole.sizes).astype(np.int64)
@@ -137,7 +137,7 @@ def _keys_in(whole: Chunk, wanted: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _spans(starts: Numbers, sizes: Numbers) -> Numbers:
-    """Return all positions that the given ranges cover, one range after the other."""
+    """Return all positions in the given ranges, one range after the other, as one array."""
     shifts = starts - (np.cumsum(sizes) - sizes)
     positions: Numbers = np.arange(sizes.sum()) + np.repeat(shifts, sizes)
     return positions

@@ -1,4 +1,4 @@
-"""Image of a list: sorted arrays in immutable memory that many processes map.
+"""Image: content of a list as sorted arrays in immutable memory, which many processes map.
 
 A new image is built (eir.lists.images.imaging) while the previous one is in force. It is in a sealed memory file: a process
 that receives the descriptor maps memory that cannot change. Each lookup has the time as an argument and ignores rows that
@@ -53,11 +53,11 @@ BODY_AT: Final = -(-(HEADER.size + SECTION.size * len(SECTIONS)) // ALIGNED) * A
 
 
 class ImageError(ValueError):
-    """Error for a memory file whose content is not an image of this version."""
+    """Error for a memory file that does not contain an image (content of a list) of this version."""
 
 
 class _Table:
-    """Arrays of an image for devices or for subscribers, also as memoryviews, which read single values faster."""
+    """Arrays for the lookup of devices, or of subscribers, in an image. The same arrays as memoryviews read single values faster."""
 
     __slots__ = (
         "arrays",
@@ -87,7 +87,7 @@ class _Table:
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
-        """Return the index in the arrays of the page with this page number (TAC); -1 if the list does not have the page."""
+        """Return the index of the page of a TAC in the arrays; -1 if the list has no such page. `number`: page number."""
         if number >= HASHED:
             place = int(np.searchsorted(self.numbers, np.uint64(number)))
             return place if place < len(self.numbers) and self.numbers[place] == number else -1
@@ -99,7 +99,7 @@ class _Table:
         return -1
 
     def position(self, place: int, remainder: int) -> int:
-        """Return the index of a key among all keys of the list, or -1 if the list does not have the key.
+        """Return the index of a key among all keys of the list; -1 if the list does not have the key.
 
         `place` is the index of the key's page.
         """
@@ -115,11 +115,11 @@ class _Table:
         return at if at < end and self.lows[at] == low else -1
 
     def keys(self, place: int) -> range:
-        """Return the positions of one page's keys in the sequence of all keys. `place`: position of the page."""
+        """Return the range of positions that the keys of one page have among all keys. `place`: index of the page."""
         return range(self.offsets[self.firsts[place]], self.offsets[self.firsts[place + 1]])
 
     def remainders(self, place: int) -> list[int]:
-        """Return the keys of a page as remainders (modulo the page size), in ascending order."""
+        """Return the keys of a page, modulo the page size, in ascending order. `place`: index of the page."""
         bits, block, keys = self.bits[place] & BLOCKS, self.firsts[place], list[int]()
         for upper in range(BLOCK_BITS):
             if bits >> upper & 1:
@@ -128,7 +128,7 @@ class _Table:
         return keys
 
     def ends_of(self, place: int) -> "memoryview | None":
-        """Return the expiries of the rows of a page, or None if no row of the page expires."""
+        """Return the expiries of the rows of a page; None if none of these rows has an expiry."""
         if not self.bits[place] & ENDS:
             return None
         at = int(np.searchsorted(self.end_pages, place))
@@ -136,7 +136,7 @@ class _Table:
 
 
 class Image:
-    """Image of a list in mapped memory, with lookups by key.
+    """Content of a list in mapped memory (image), with lookups by key.
 
     Keys and IMSIs are those of eir.device; `now` is in Unix seconds. No bytes of an image can cause a read outside it.
     `map` rejects bytes that cannot be an image.
@@ -177,12 +177,12 @@ class Image:
         os.close(self.descriptor)
 
     def fileno(self) -> int:
-        """Return the descriptor of the memory file, so that the image can be sent to another process."""
+        """Return the descriptor of the image's memory file, by which another process can map the image."""
         return self.descriptor
 
     @classmethod
     def map(cls, descriptor: int) -> "Image":
-        """Map the image in a memory file. The image closes the descriptor when it is deleted.
+        """Map an image from the memory file with this descriptor. The image closes the descriptor when it is deleted.
 
         Raises:
             ImageError: if the file is not an image of this version.
@@ -197,21 +197,21 @@ class Image:
 
     @property
     def lane_arrays(self) -> tuple[memoryview, memoryview, memoryview]:
-        """Arrays for a compiled lookup of keys: `slots`, `offsets` and `lows`."""
+        """Arrays for the lookup of keys by the compiled fast path: `slots`, `offsets` and `lows`."""
         return self._devices.slots, self._devices.offsets, self._devices.lows
 
     @property
     def has_pairs(self) -> bool:
-        """True if devices are listed with IMSIs."""
+        """True if the list binds devices to IMSIs."""
         return bool(len(self._imsis))
 
     @property
     def has_ends(self) -> bool:
-        """True if a row of the list expires."""
+        """True if at least one row of the list has an expiry."""
         return bool(len(self._devices.ends) or len(self._tac_ends))
 
     def holds(self, key: int, now: float) -> bool:
-        """Return True if the list has a row for this key that has not expired."""
+        """Return True if the list has a row for this key that has not expired at `now`."""
         number, remainder = divmod(key, PAGE_KEYS)
         table = self._devices
         place = table.page(number)
@@ -227,7 +227,7 @@ class Image:
         return any(not end or end > now for end in ends)
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
-        """Return the IMSIs of the device's rows that have not expired."""
+        """Return the IMSIs to which the list binds a device, in rows that have not expired."""
         place = self._devices.page(key // PAGE_KEYS)
         position = self._devices.position(place, key % PAGE_KEYS)
         if position < 0 or not len(self._imsis):
@@ -237,7 +237,7 @@ class Image:
         return tuple(imsi for imsi, end in bound if not end or end > now)
 
     def first_seen(self, key: int) -> tuple[int, int] | None:
-        """Return the day of a device's first sighting, and the index of the period of its last sighting; None if the device is not on record.
+        """Return the day of a device's first sighting and the index of the period of its last sighting; None for a device without a record.
 
         A period is PERIOD_DAYS days (eir.lists.pages.first_days).
         """
@@ -259,7 +259,7 @@ class Image:
         return not end or end > now
 
     def keys(self, now: float) -> Iterator[int]:
-        """Yield in ascending order each key with at least one row whose expiry is after `now`, or that has no expiry."""
+        """Yield in ascending order each key that has a row which has not expired at `now`."""
         for place, number in enumerate(self.numbers.tolist()):
             bits, base = self._devices.bits[place], number * PAGE_KEYS
             if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_end(place) > now):
@@ -269,7 +269,7 @@ class Image:
             yield from (key for key in keys if not bits & ENDS or self.holds(key, now))
 
     def chunk(self) -> Chunk:
-        """Return the rows of the image as one chunk (columns as arrays), the form from which a changed image can be built."""
+        """Return all rows of the image as one chunk (columns as arrays), from which a changed image can be built."""
         of = self._devices.arrays
         pair_ends, imsis = np.asarray(self._pair_ends), np.asarray(self._imsis)
         counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
@@ -287,18 +287,18 @@ class Image:
         )
 
     def drop(self, done: int) -> int:
-        """Release one portion of the image's mapped memory from byte `done` on; return the end of this portion.
+        """Release a portion of the image's memory from byte `done` on; return the end of the portion, where the next call continues.
 
         The image must not be used afterwards.
         """
         return self._map.drop(done)
 
     def _tac_end(self, place: int) -> int:
-        """Return the expiry in Unix seconds of the entry for a whole TAC. `place`: index of the TAC's page in the arrays."""
+        """Return the expiry of the entry for a whole TAC in Unix seconds. `place`: index of the TAC's page in the arrays."""
         return int(self._tac_ends[np.searchsorted(self._tac_pages, place)])
 
     def _rows(self, position: int) -> range:
-        """Return the indexes of the rows of the key at `position`: one, or one per bound IMSI in a list of pairs."""
+        """Return the indexes of the rows of a key: in a list of pairs one row for each bound IMSI, otherwise a single row."""
         if not len(self._pair_ends):
             return range(position, position + 1)
         return range(self._pair_ends[position - 1] if position else 0, self._pair_ends[position])
@@ -313,7 +313,7 @@ class Image:
 
 
 def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
-    """Map a memory file and return the mapping with the arrays in it; see Image.map."""
+    """Map a memory file (see Image.map); return the mapping, and the arrays in it."""
     size = os.fstat(descriptor).st_size
     if size < BODY_AT:
         raise ImageError(f"an image of {size} bytes is cut short")
@@ -322,7 +322,7 @@ def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
 
 
 def _arrays(image: memoryview) -> dict[str, Numbers]:
-    """Return the arrays of an image by name, after a check that their sizes are consistent.
+    """Return the arrays in a mapped memory file by name, and check that their sizes are consistent.
 
     Raises:
         ImageError: if they are not.
@@ -372,5 +372,5 @@ def _check_sizes(of: Mapping[str, Numbers]) -> None:
 
 
 def _are_starts(starts: Numbers, groups: int, items: int) -> bool:
-    """Return True if an array can have the start index of each of the groups, and the number of all items at its end."""
+    """Return True if an array of start indexes is consistent: one index for each group, then the number of all items."""
     return len(starts) == groups + 1 > 0 and starts[-1] == items

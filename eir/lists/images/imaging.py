@@ -1,4 +1,4 @@
-"""Builder of images (eir.lists.images.image) from the pages of stores."""
+"""Builder of images (contents of lists in memory) from the pages of a store."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,7 +41,7 @@ from eir.lists.pages.roaring import BEYOND, ArrayPages, Indexes, decode_keys, is
 
 
 def build_image(chunks: Sequence[Chunk]) -> Image:
-    """Build an image in a sealed memory file from chunks whose pages ascend.
+    """Build an image in a sealed memory file from chunks (pages as arrays) in ascending order.
 
     Raises:
         ValueError: if the chunks are inconsistent.
@@ -62,7 +62,7 @@ def build_image(chunks: Sequence[Chunk]) -> Image:
 
 
 def _tables(of: Chunk) -> dict[str, Numbers]:
-    """Build the arrays for lookups of the keys in a chunk.
+    """Build the arrays in which an image looks up keys, from a chunk (pages as arrays).
 
     Raises:
         ValueError: if there are 2^32 keys or more.
@@ -87,7 +87,7 @@ def _tables(of: Chunk) -> dict[str, Numbers]:
 
 
 def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
-    """Build the hash table in which a lookup finds a page by its number."""
+    """Build the hash table that maps a page number to the position of the page."""
     hashed = int(np.searchsorted(numbers, np.uint64(HASHED)))
     size_bits = max(3, (2 * hashed).bit_length())
     slots = np.zeros((1 << size_bits, SLOT_WORDS), np.uint32)
@@ -107,7 +107,7 @@ def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
 
 
 def _subscribers(of: Chunk) -> Chunk:
-    """Return a chunk with each IMSI of a list of pairs once, with the latest expiry of its rows."""
+    """Return a chunk that has each IMSI of a list of pairs once, with the latest expiry of its rows, for lookups by IMSI."""
     if not len(of.ends):
         imsis = np.sort(of.imsis)
         return chunk_of(imsis[is_fresh(imsis)] if len(imsis) else imsis)
@@ -128,7 +128,7 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Build arrays for a compiled lookup (as `Image.lane_arrays`) of all TACs that lists of pairs bind to one of the keys `to`.
+    """Build arrays for the compiled fast path (`Image.lane_arrays`) with all TACs that lists of pairs bind to one of the keys `to`.
 
     The arrays list each TAC as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL: then the compiled
     lookup leaves the check to the general path.
@@ -154,7 +154,7 @@ def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview
 
 
 def _rows_of_pages(of: Chunk) -> Numbers:
-    """Return the number of pairs in each page of a chunk."""
+    """Return the number of device and IMSI pairs in each page of a chunk."""
     keys = begins(of.sizes)[begins(blocks_of(of.bits))]
     return np.diff(begins(of.counts)[keys])
 
@@ -187,7 +187,7 @@ KEYS, PAIRS, ROWS = range(3)
 
 
 def image_of(pages: Sequence[Page]) -> Image:
-    """Build the image of a whole list from its pages in ascending order.
+    """Build the image (content in memory) of a whole list from its pages in ascending order.
 
     Raises:
         ValueError: if a page is damaged.
@@ -197,7 +197,7 @@ def image_of(pages: Sequence[Page]) -> Image:
 
 
 def image_with(image: Image, pages: Sequence[Page]) -> Image:
-    """Build the image of a changed list from its old `image`. Each of the changed `pages` replaces the page with the same page number.
+    """Build the image (content in memory) of a changed list: the old `image`, in which the changed `pages` replace those with the same numbers.
 
     Raises:
         ValueError: if a page is damaged.
@@ -208,7 +208,7 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
-    """Convert pages in ascending order, as a store returns them, to a list with at most one chunk.
+    """Convert pages of a store, in ascending order, to one chunk (arrays) in a list; without pages the list is empty.
 
     Raises:
         ValueError: if a page is damaged.
@@ -218,7 +218,7 @@ def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
 
 
 def _form(page: Page) -> int:
-    """Return the form of a page (KEYS, PAIRS or ROWS), which selects the decoder of the page.
+    """Return the form of a page's encoding (KEYS, PAIRS or ROWS), by which its decoder is chosen.
 
     Reasons are ignored, because an image has none. Most pages of a list have the same form.
     """
@@ -244,7 +244,7 @@ def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
 
 
 def rows_of(page: Page) -> PageRows | None:
-    """Decode a page to its rows, without the reasons, which an image does not contain; return None if the page is empty.
+    """Decode a page of a store to its rows, without reasons; return None if the page is empty.
 
     Raises:
         ValueError: if the page is damaged.
@@ -268,7 +268,7 @@ def rows_of(page: Page) -> PageRows | None:
 
 
 def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
-    """Decode the IMSI columns of many pages of pairs.
+    """Decode the IMSI columns of many pages of a list of pairs.
 
     `devices` has the number of devices of each page.
 
@@ -292,7 +292,7 @@ def _all_pairs(pages: Sequence[Page], devices: Indexes) -> dict[str, Numbers]:
 
 
 def _pairs(number: int, devices: int, sections: Sections) -> tuple[Numbers, Numbers]:
-    """Decode the pairs of a page: the count of IMSIs for each device in order, and the IMSIs of all devices in one array.
+    """Decode the pairs on a page: the number of IMSIs of each device in order, and the IMSIs of all devices in one array.
 
     Both arrays are empty if the page has no pairs.
     """

@@ -1,4 +1,4 @@
-"""Index: the lists in memory, in which every check looks up its device.
+"""Index: all lists in memory. Every check looks up its device there.
 
 A list has an image (eir.lists.images.image), which another process builds, and a state; both are replaced in one step. Each
 lookup compares a row's end with the index's clock. So a row that has ended never matches, no matter whether it came by a
@@ -38,20 +38,20 @@ class DeviceList:
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """Arrays for a compiled lookup (Image.lane_arrays); None before the list is loaded."""
+        """Arrays of the list for the compiled fast path (Image.lane_arrays); None before the list is loaded."""
         return None if self.image is None else self.image.lane_arrays
 
     def replace(self, state: ListState, image: Image) -> None:
-        """Replace the state and the image of the list; only Index.switch calls this method."""
+        """Replace the state and the content (image) of the list; only Index.switch calls this method."""
         self.state, self.image, self._ends = state, image, image.has_ends
 
     @property
     def time(self) -> float:
-        """Time at which expiries are evaluated, in Unix seconds; 0 if no row expires."""
+        """Time in Unix seconds against which expiries are compared; 0 if no row of the list has an expiry."""
         return self.now() if self._ends else 0.0
 
     def holds(self, key: int) -> bool:
-        """Return True if the list has a row for the key (eir.device) that has not expired."""
+        """Return True if the list contains the device (or IMSI) with this key in a row that has not expired."""
         image = self.image
         return image is not None and image.holds(key, self.now() if self._ends else 0.0)
 
@@ -61,7 +61,7 @@ class DeviceList:
 
 
 class PairList(DeviceList):
-    """List of devices with IMSIs in memory. `holds` is True if the device is listed with any IMSI."""
+    """List in memory that binds devices to IMSIs. `holds` is True if the list binds the device to any IMSI."""
 
     __slots__ = ()
 
@@ -70,7 +70,7 @@ class PairList(DeviceList):
         return imsi in self.imsis(device)
 
     def imsis(self, device: int) -> tuple[int, ...]:
-        """Return the IMSIs to which the list binds a device."""
+        """Return the IMSIs to which the list binds a device, in rows that have not expired."""
         return () if self.image is None else self.image.imsis(device, self.time)
 
     def has_subscriber(self, imsi: int) -> bool:
@@ -78,22 +78,22 @@ class PairList(DeviceList):
         return self.image is not None and self.image.has_subscriber(imsi, self.time)
 
     def is_of_type(self, device: int, types: frozenset[int]) -> bool:
-        """Return True if this list of device types gives the device's TAC one of these types (device_type_key)."""
+        """For a list of device types: return True if the TAC of the device has one of these types (device_type_key)."""
         return not types.isdisjoint(self.imsis(device // SNR_KEYS * SNR_KEYS))
 
     def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
-        """Return True if the list binds the device to other IMSIs only."""
+        """Return True if the list binds the device to IMSIs, but not to this IMSI."""
         imsis = self.imsis(device)
         return bool(imsis) and imsi not in imsis
 
     def subscriber_bound_elsewhere(self, device: int, imsi: int) -> bool:
-        """Return True if the list binds the IMSI to other devices only."""
+        """Return True if the list binds the IMSI to devices, but not to this device."""
         # `binds` is evaluated first: if its row ends between the two lookups, the row must not count as another device's.
         return not self.binds(device, imsi) and self.has_subscriber(imsi)
 
 
 class FirstSeenList(DeviceList):
-    """Record of first sightings in memory: the image that all workers share, and newer sightings of this process."""
+    """Record of first sightings in memory: the image that all workers share, and the newer sightings of this worker."""
 
     __slots__ = ("asked", "fresh")
 
@@ -111,24 +111,24 @@ class FirstSeenList(DeviceList):
 
     @property
     def sightings(self) -> memoryview | None:
-        """Array of the first days and periods for a compiled lookup (Image.sightings); None before the record is loaded."""
+        """Array of first days and periods for the compiled fast path (Image.sightings); None before the record is loaded."""
         return None if self.image is None else self.image.sightings
 
     def on_record(self, key: int) -> tuple[int, int] | None:
-        """Return the day of a device's first sighting and the index of the period (of PERIOD_DAYS days) of its last sighting.
+        """Return a device's day of first sighting and period of last sighting (index of PERIOD_DAYS days) in the shared image; None without a record.
 
         The lookup uses only the image of the record in memory. Returns None if the image lacks the device.
         """
         return None if self.image is None else self.image.first_seen(key)
 
     def day(self, key: int) -> int | None:
-        """Return the day on which a device was first seen, from the image and from newer sightings of this process; None if it was never seen."""
+        """Return the day on which a device was first seen, by the shared image or newer sightings of this worker; None if it was never seen."""
         recorded, fresh = self.on_record(key), self.fresh.get(key)
         days = [day for day in (recorded and recorded[0], fresh) if day is not None]
         return min(days, default=None)
 
     def ask(self, key: int) -> int:
-        """Return the first day of a device that is seen now; mark the device if this sighting must be recorded."""
+        """Return the first day of a device that is checked now. If this sighting must be recorded, set `asked` to the device."""
         today, recorded, first = self.today, self.on_record(key), self.day(key)
         if recorded is None or recorded[0] > today or recorded[1] < period(today, key):
             self.asked = key
@@ -136,7 +136,7 @@ class FirstSeenList(DeviceList):
 
 
 class TacsOfTypes:
-    """TACs to which lists of device types give one of `types` (device_type_key), in the form of a device list.
+    """Set of all TACs that have one of `types` in the lists of device types, in the form of a device list.
 
     A compiled lookup uses them.
     """
@@ -153,7 +153,7 @@ class TacsOfTypes:
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """Arrays for a compiled lookup, as in DeviceList.arrays, for the current content of the type lists."""
+        """Arrays of these TACs for the compiled fast path, built from the lists of device types in force."""
         if (states := [table.state for table in self.tables]) != self._states:
             images = [table.image for table in self.tables if table.image is not None]
             self._states, self._arrays = states, tacs_bound(images, self._types) if images else None
@@ -165,7 +165,7 @@ FORMS: Mapping[str, type[DeviceList]] = {**dict.fromkeys(BOUND, PairList), FIRST
 
 
 class Index:
-    """Index of all lists in memory, in the order of the configuration.
+    """All lists in memory, in the order of the configuration.
 
     Args:
         kinds: name of each list → its kind (eir.lists.record.settings).
@@ -180,7 +180,7 @@ class Index:
         self.apply(kinds)
 
     def apply(self, kinds: Mapping[str, str]) -> None:
-        """Apply the names and kinds of the lists in a new configuration.
+        """Apply a new configuration: the names and kinds of its lists.
 
         A list with the same name and kind keeps its content.
         """
@@ -198,7 +198,7 @@ class Index:
         return next((each for each in self.lists.values() if isinstance(each, FirstSeenList)), None)
 
     def switch(self, name: str, state: ListState, image: Image) -> Image | None:
-        """Put a state and an image of a list in force; return the previous image if the image has changed."""
+        """Put a new state and content (image) of a list in force; return the previous image if it was replaced."""
         before = self.lists[name].image
         self.lists[name].replace(state, image)
         self.version += 1

@@ -1,4 +1,4 @@
-"""Memory files that cannot change after they are sealed, mapped in huge pages (2 MB) if the kernel supports them.
+"""Memory files that are immutable after sealing, mapped in huge pages (2 MB) if the kernel supports them.
 
 A lookup in a large list reads distant addresses, and large pages need fewer address translations. This module imports no
 other module of eir.
@@ -39,7 +39,7 @@ def write_all(descriptor: int, octets: "memoryview | bytes", at: int) -> None:
 
 
 class MappedFile:
-    """Mapping of a memory file (at least one byte) at an address that is aligned for huge pages (2 MB).
+    """Mapping of a memory file of at least one byte, at an address that is aligned for huge pages (2 MB).
 
     Raises:
         OSError: if the file cannot be mapped.
@@ -58,14 +58,14 @@ class MappedFile:
         """All bytes of the file."""
 
     def gather(self, size: int) -> None:
-        """Move the first `size` bytes to huge pages, for all processes that map them.
+        """Move the first `size` bytes of the memory file to huge pages, for all processes that map it.
 
         If the kernel does not support this, nothing changes.
         """
         _LIBC.madvise(self._address, size, MADV_COLLAPSE)
 
     def drop(self, done: int) -> int:
-        """Release at most STEP_BYTES of the mapping from byte `done` on; return the end of the released part."""
+        """Unmap at most STEP_BYTES from byte `done` on; return the end of the unmapped part, where the next call continues."""
         length = min(STEP_BYTES, len(self.buffer) - done)
         self._room.madvise(mmap.MADV_DONTNEED, self._at + done, length)
         return done + length
@@ -73,7 +73,7 @@ class MappedFile:
 
 @contextmanager
 def sealed(size: int) -> Iterator[int]:
-    """Create a memory file of `size` zero bytes, and seal it at the end of the context.
+    """Create a memory file of `size` zero bytes, yield it for writing, and seal it at the end of the context.
 
     Raises:
         OSError: if the file cannot be created.
@@ -91,7 +91,7 @@ def sealed(size: int) -> Iterator[int]:
 
 
 def _enlarge_pages(descriptor: int, size: int) -> None:
-    """Move the memory of an empty memory file to huge pages (2 MB).
+    """Let the kernel use huge pages (2 MB) for a new, empty memory file.
 
     While the kernel moves a page it may block that processor, and an empty page takes half as long as one with content.
     """

@@ -1,4 +1,4 @@
-"""Newly listed devices: the difference of two images of a list, in batches of bounded size."""
+"""Newly listed devices: the devices that a change has added to a list, by comparison of the list's contents before and after."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ KEYS_AT_ONCE = 1_000_000
 
 
 class NewlyListed(NamedTuple):
-    """Devices that a list has in its new image and had not in its previous image. Devices whose rows have expired are included."""
+    """Devices that a change has added to a list. Devices whose rows have expired are included."""
 
     keys: Numbers
     """Keys of devices that are listed singly."""
@@ -24,7 +24,7 @@ class NewlyListed(NamedTuple):
 
 
 def newly_listed(before: Image | None, now: Image) -> Iterator[NewlyListed]:
-    """Yield the devices that a change has added to a list. `before`: image of the list before the change; None: the list was empty.
+    """Yield the devices that a change has added to a list. `before`: content of the list before the change; None: the list was empty.
 
     Raises:
         OSError: if memory for an image is lacking.
@@ -46,7 +46,7 @@ def newly_listed(before: Image | None, now: Image) -> Iterator[NewlyListed]:
 
 
 def without_listed(before: Image | None, keys: Numbers) -> Numbers:
-    """Return a mask of the keys (in ascending order) that were not in a list. `before`: image of the list; None: the list was empty."""
+    """Return a mask of the keys (ascending) that a list did not contain. `before`: content of the list; None: the list was empty."""
     if before is None:
         return np.ones(len(keys), bool)
     mask: Numbers = ~held_in(before, keys)

@@ -1,1 +1,1 @@
-"""Pages: the unit in which lists are stored, followed and verified."""
+"""Pages: units of a list's content, one for each TAC, in which the list is stored, followed and verified."""

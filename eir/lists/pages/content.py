@@ -1,4 +1,4 @@
-"""Conversion between a page and arrays of its rows, with one canonical encoding of a page.
+"""Conversion between a page (the entries of one TAC in stored form) and arrays of its rows. Equal rows give equal bytes.
 
 In a list of pairs each device has one reason, and each of its IMSIs has its own end.
 """
@@ -25,7 +25,7 @@ _EXACT_QUOTIENTS = np.uint64(1 << 52)
 
 
 class Content(NamedTuple):
-    """Rows of a page: single identifiers with their reasons and expiries, and the entry of the whole TAC."""
+    """Rows of a page as arrays: single identifiers with their reasons and expiries, and the entry of the whole TAC."""
 
     low: Remainders
     """Remainders of the single identifiers (key % 10^6) in ascending order."""
@@ -51,7 +51,7 @@ def decode(page: Page) -> Content:
 
 @contextmanager
 def as_corrupt(fault: str) -> Iterator[None]:
-    """Convert a ValueError of the block, which decodes pages of a store, to StoreError (`corrupt`); `fault` begins its text."""
+    """Convert a ValueError of the `with` block, which decodes stored pages, to StoreError (`corrupt`). `fault`: begin of the text."""
     try:
         yield
     except ValueError as error:
@@ -59,7 +59,7 @@ def as_corrupt(fault: str) -> Iterator[None]:
 
 
 def encode(number: int, content: Content) -> Page:
-    """Encode rows as the page with this number."""
+    """Encode rows as the page with this page number."""
     whole = b"" if content.tac is None else content.tac.extra
     if not len(content.low):
         return Page(number, b"", whole)
@@ -69,7 +69,7 @@ def encode(number: int, content: Content) -> Page:
 
 
 def encode_column(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
-    """Encode one column of rows as a section (R, U or D) for each of many pages.
+    """Encode one column of the rows of many pages: one section (R, U or D) for each page.
 
     The values of page i are `values[starts[i]:starts[i] + sizes[i]]`. A section has one value for each row, or a single
     value if all rows share it. It is empty if that value is 0.
@@ -87,7 +87,7 @@ def encode_column(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iter
 
 
 def decode_column(section: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
-    """Decode a section that `encode_column` encoded to an array with one value for each row.
+    """Decode a section of a page that `encode_column` has encoded, to an array with one value for each row.
 
     Raises:
         ValueError: if the section has neither one value nor `rows` values.
@@ -103,7 +103,7 @@ def decode_column(section: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
 
 
 def encode_extras(reasons: ReasonIndexes, until: Seconds, starts: Indexes, sizes: Indexes) -> Iterator[bytes]:
-    """Encode the field `extra` of many pages; the arguments are those of `encode_column`."""
+    """Encode the reasons and expiries of many pages as the field `extra` of each page."""
     if not reasons.any() and not until.any():
         return repeat(b"", len(starts))
     return map(_encode_extra, encode_column(reasons, starts, sizes), encode_column(until, starts, sizes))
@@ -116,12 +116,12 @@ def _encode_extra(reasons: bytes, until: bytes) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _encode_shared(reasons: bytes, until: bytes) -> bytes:
-    """Encode a reason and an expiry that all rows of a page share; many pages have the same two."""
+    """Encode one reason and one expiry for all rows of a page. The result is cached, because many pages share the same two."""
     return Sections(reasons, until).encode()
 
 
 def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
-    """Split keys in ascending order (at least one) into pages.
+    """Split ascending keys (at least one) by page; return the page numbers and the ranges of their keys.
 
     The division in float64 is several times as fast as that of unsigned integers, conversions included. For keys below
     2^52 it is exact: a quotient just below a whole number differs from that number by 10^-6, and the rounding error is
@@ -142,7 +142,7 @@ def split(keys: Keys) -> tuple[Keys, Remainders, Indexes, Indexes]:
 
 
 def endless(until: Seconds) -> Seconds:
-    """Return expiries in a form that can be compared: 0 (no expiry) becomes the latest possible time."""
+    """Replace the expiry 0 (none) by the latest possible time, so that expiries can be compared."""
     return np.where(until == 0, np.iinfo(np.int64).max, until)
 
 
@@ -155,7 +155,7 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 class Paired(NamedTuple):
-    """Device in a list of pairs, with the IMSIs that it is bound to."""
+    """Device in a list of pairs, and the IMSIs to which it is bound."""
 
     reason: int
     """Index of the reason."""
@@ -166,7 +166,7 @@ class Paired(NamedTuple):
 
 
 class _Column:
-    """Column of values to which arrays are appended. A column that is all 0 uses no memory."""
+    """Column of values that grows by appended arrays. A column with only zeros uses no memory."""
 
     __slots__ = ("_kind", "_pieces", "has_values")
 
@@ -200,7 +200,7 @@ class _Column:
 
 
 class PairRows:
-    """Collection of pairs in any order. Of equal pairs, the pair with the latest expiry counts.
+    """Collection of rows (device, IMSI) in any order. Of equal pairs, the row with the latest expiry is used.
 
     Sorting 100 million pairs uses little more than twice the memory of the values.
     """
@@ -226,14 +226,14 @@ class PairRows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Append rows of device and IMSI. None for a column: no row has a reason, an expiry or a date."""
+        """Append rows of device and IMSI. A column of reasons, expiries or dates is None if no row has a value in it."""
         for column, values in zip(self._all, (devices, imsis, reasons, until, dates), strict=True):
             column.append(values, len(devices))
         self._rows += len(devices)
         self._sorted = False
 
     def repeats(self) -> tuple[int, int]:
-        """Count the rows whose pair of device and IMSI occurs in an earlier row, and those of them that contradict its reason or expiry."""
+        """Count the rows that repeat the pair of an earlier row, and of these the rows with a different reason or expiry."""
         devices, imsis, reasons, until, _ = self.in_order()
         repeats = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
         differs = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
@@ -252,7 +252,7 @@ class PairRows:
             first = last
 
     def in_order(self) -> Pairs:
-        """Return all pairs, sorted by device and then by IMSI. Equal pairs are sorted by priority: the first counts."""
+        """Return all pairs, sorted by device and then by IMSI. Of equal pairs, the one that is used is first."""
         if not self._sorted:
             keys = [self._imsis.whole(), self._devices.whole()]
             if self._until.has_values:
@@ -276,7 +276,7 @@ class PairRows:
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:
-    """Build pages from sorted pairs. Of equal pairs, the first counts.
+    """Build the pages of a list of pairs from its sorted pairs. Of equal pairs, the first is used.
 
     A device gets the reason of its pair with the latest expiry, and its earliest date. If several pairs have the latest
     expiry, the lowest reason index counts.
@@ -313,7 +313,7 @@ def has_pairs(page: Page) -> bool:
 
 
 def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
-    """Apply a delta to a page of pairs: remove the pairs of `gone`, then add the pairs of `new`.
+    """Return a page of pairs without the pairs of `gone` and with the pairs of `new`, as a delta demands.
 
     A device in `new` gets its reason and date from there.
 
@@ -339,7 +339,7 @@ def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
 
 
 def _encode_pairs(number: int, devices: Mapping[int, Paired]) -> Page:
-    """Encode the pairs of one page. `devices`: key % 10^6 → IMSIs of the device. Inverse of `decode_pairs`."""
+    """Encode the pairs of one page. `devices`: key % 10^6 → IMSIs of the device. `decode_pairs` reverses this."""
     base = number * PAGE_KEYS
     rows = [
         (base + low, imsi, paired.reason, until, paired.date)
@@ -362,7 +362,7 @@ def _encode_pairs(number: int, devices: Mapping[int, Paired]) -> Page:
 
 
 def decode_pairs(page: Page) -> dict[int, Paired]:
-    """Decode a page of pairs to its devices by remainder (key % 10^6).
+    """Decode a page of pairs to its devices, by key % 10^6.
 
     Raises:
         ValueError: if the page is damaged.

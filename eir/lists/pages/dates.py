@@ -1,4 +1,4 @@
-"""Dates of entries, in pages of their own beside the pages of a list, so that neither images nor the list's content digest contain them.
+"""Dates of entries. They are stored in separate pages, so that neither images in memory nor the content digest of a list depend on them.
 
 A day is the number of days since 1970-01-01 (UTC) in two bytes, little-endian; 0 for none. The page of dates with number N belongs to
 page N of the list. Its `keys` hold, instead of a bitmap:
@@ -28,7 +28,7 @@ Days: TypeAlias = NDArray[np.uint16]
 
 
 class PageDays(NamedTuple):
-    """Days of the entries of one page; 0 for an entry without a day."""
+    """Day of each entry of one page; 0 for an entry without a day."""
 
     tac: int
     """Day of the TAC entry."""
@@ -39,23 +39,23 @@ class PageDays(NamedTuple):
 
 
 def _seal(page: Page) -> bytes:
-    """Return the first bytes of a digest of the entries in a page; reasons and ends do not count."""
+    """Return the first bytes of a digest over the entries of a page, without their reasons and expiries."""
     tac = b"" if page.tac is None else b"T"
     return hashlib.sha256(page.keys + tac).digest()[:SEAL_BYTES]
 
 
 def is_sealed(page: Page, dates: Page) -> bool:
-    """Return True if a page of dates belongs to the entries of a page."""
+    """Return True if a page of dates was made for the entries that a page has now."""
     return dates.keys[:SEAL_BYTES] == _seal(page)
 
 
 def encode_days(days: Days) -> bytes:
-    """Encode days for a page of dates, with DAY_BYTES for each."""
+    """Encode days for a page of dates, each in DAY_BYTES."""
     return days.astype("<u2", copy=False).tobytes()
 
 
 def encode_page_days(page: Page, entries: PageDays) -> Page:
-    """Return the page of dates for a page; empty if no entry has a day."""
+    """Build the page of dates for a page from the day of each entry; it is empty if no entry has a day."""
     if not entries.tac and not entries.days.any():
         return Page(page.number, b"")
     tac = b"" if page.tac is None else entries.tac.to_bytes(DAY_BYTES, "little")
@@ -63,12 +63,12 @@ def encode_page_days(page: Page, entries: PageDays) -> Page:
 
 
 def seal_page_days(page: Page, encoded: bytes) -> Page:
-    """Return the page of dates for a page, from the encoded days of all its entries."""
+    """Build the page of dates for a page from the encoded days of all its entries."""
     return Page(page.number, _seal(page) + encoded)
 
 
 def decode_page_days(page: Page, dates: Page | None) -> PageDays:
-    """Return the day of each entry in a page, from its page of dates; 0 for all entries if this page is missing or does not match."""
+    """Return the day of each entry in a page from its page of dates. If this page is missing or belongs to other entries, all days are 0."""
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
     tacs = int(page.tac is not None)
     if dates is None or not is_sealed(page, dates) or len(dates.keys) != SEAL_BYTES + 2 * (tacs + len(low)):

@@ -1,4 +1,4 @@
-"""Devices with the days of their first sightings as arrays, and the pages of a record of first sightings.
+"""First sightings: devices with the days on which the node saw them first, as arrays and as stored pages.
 
 Days are numbered from 1970-01-01 (UTC). Beside its first day, a device has the number of the period (PERIOD_DAYS days) in which it was
 last seen. So the record of a device that is seen daily changes once per period. The periods of different devices begin on different days,
@@ -37,7 +37,7 @@ ROW_BYTES = 3
 
 
 class FirstDays(NamedTuple):
-    """Devices in ascending order. Each has the day of its first sighting and the period (of PERIOD_DAYS days) of its last sighting."""
+    """Devices in ascending order, with the day of the first sighting and the period (of PERIOD_DAYS days) of the last sighting of each."""
 
     keys: Keys
     firsts: NDArray[np.uint16]
@@ -46,11 +46,11 @@ class FirstDays(NamedTuple):
     """Index of the period in which each device was last seen (see `period`)."""
 
     def where(self, wanted: NDArray[Any] | slice) -> "FirstDays":
-        """Return the selected devices; `wanted` is a mask, a slice or an array of indexes."""
+        """Return only the selected devices with their days; `wanted` is a mask, a slice or an array of indexes."""
         return FirstDays(self.keys[wanted], self.firsts[wanted], self.lasts[wanted])
 
     def is_same(self, other: "FirstDays") -> bool:
-        """Return True if both objects have the same devices with the same days."""
+        """Return True if the other object has the same devices with the same days."""
         return all(starmap(np.array_equal, zip(self, other, strict=True)))
 
 
@@ -58,7 +58,7 @@ NOTHING = FirstDays(np.empty(0, np.uint64), np.empty(0, np.uint16), np.empty(0, 
 
 
 class Sighted(NamedTuple):
-    """Devices that one peer showed on one day, as a worker sends them to the process that writes the record."""
+    """Devices that one peer showed to a worker on one day, as the worker sends them to the process that writes the record of first sightings."""
 
     peer: str
     day: int
@@ -69,7 +69,7 @@ class Sighted(NamedTuple):
 
 
 def period(day: int, key: int) -> int:
-    """Return the index of the period that contains a day, for the device with this key.
+    """Return the index of the period (of PERIOD_DAYS days) that contains a day, for the device with this key.
 
     Periods last PERIOD_DAYS days. Their first day depends on the key. The last index is PERIOD_MAX.
     """
@@ -77,18 +77,18 @@ def period(day: int, key: int) -> int:
 
 
 def periods(day: int, keys: Keys) -> NDArray[np.uint8]:
-    """Return the index of the period that contains a day, for each of the devices with these keys (see `period`)."""
+    """Return for each device the index of the period (of PERIOD_DAYS days) that contains a day."""
     numbers = (day - PERIODS_BEGIN + _shifts(keys)) // PERIOD_DAYS
     return np.clip(numbers, 0, PERIOD_MAX).astype(np.uint8)
 
 
 def _shifts(keys: Keys) -> NDArray[np.int64]:
-    """Return for each device the count of days by which its periods of PERIOD_DAYS days begin before PERIODS_BEGIN."""
+    """Return for each device by how many days its periods begin before PERIODS_BEGIN, so that not all devices begin a period on one day."""
     return (keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
 
 
 def seen_on(keys: Keys, day: int, first: int | None = None) -> FirstDays:
-    """Build a record of first sightings for devices that were last seen on `day`, and first seen on `first` (None: on `day`)."""
+    """Build records of devices that were last seen on `day`, and first seen on `first` (None: also on `day`)."""
     devices = np.unique(keys)
     firsts = np.full(len(devices), day if first is None else first, np.uint16)
     return FirstDays(devices, firsts, periods(day, devices))
@@ -106,7 +106,7 @@ def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
 
 
 def merge(parts: Sequence[FirstDays]) -> FirstDays:
-    """Merge records of first sightings: each device keeps its earliest first day and the latest period of its last sighting."""
+    """Merge records of first sightings: each device keeps the earliest first day and the latest period of last sighting."""
     joined = join(parts)
     if not len(joined.keys):
         return NOTHING
@@ -116,7 +116,7 @@ def merge(parts: Sequence[FirstDays]) -> FirstDays:
 
 
 def join(parts: Iterable[FirstDays]) -> FirstDays:
-    """Concatenate records of first sightings in their order.
+    """Concatenate the devices of several records of first sightings, in the order of the records.
 
     The devices of the result ascend only if each record begins after the last device of the previous record.
     """
@@ -125,7 +125,7 @@ def join(parts: Iterable[FirstDays]) -> FirstDays:
 
 
 def by_page(days: FirstDays) -> dict[int, FirstDays]:
-    """Split devices by page, and return the devices for each page number."""
+    """Split devices by page number; return a map from page number to devices."""
     if not len(days.keys):
         return {}
     numbers, _, starts, sizes = split(days.keys)
@@ -135,7 +135,7 @@ def by_page(days: FirstDays) -> dict[int, FirstDays]:
 
 
 def encode_days(days: FirstDays) -> list[Page]:
-    """Encode devices with their first days and periods as pages of a record of first sightings."""
+    """Encode devices with first days and periods as pages of the record of first sightings."""
     if not len(days.keys):
         return []
     numbers, low, starts, sizes = split(days.keys)
@@ -151,7 +151,7 @@ def encode_days(days: FirstDays) -> list[Page]:
 
 
 def decode_days(pages: Iterable[Page]) -> FirstDays:
-    """Decode pages of a record of first sightings, in ascending order, to devices with their days.
+    """Decode pages of the record of first sightings, in ascending order, to devices with their days.
 
     Raises:
         ValueError: if a page is damaged or has no first sightings.
@@ -162,7 +162,7 @@ def decode_days(pages: Iterable[Page]) -> FirstDays:
 
 
 def _decode_keys(pages: Sequence[Page], of_arrays: bool) -> tuple[Remainders, Indexes]:
-    """Decode the keys of pages; return the remainders of all pages, and the number of keys of each page.
+    """Decode the keys of pages; return the remainders of all keys, and the number of keys on each page.
 
     `of_arrays`: the pages seem to consist of array containers, for which decoding is faster.
     """

@@ -1,4 +1,4 @@
-"""Pages: the unit in which lists are stored, followed, verified and kept in memory.
+"""Pages: units of a list's content, one for each TAC, in which the list is stored, followed, verified and kept in memory.
 
 A page contains the identifiers of a list with the same key // 10^6 (for devices: with the same TAC). Its `keys` are the
 remainders as a 32-bit Roaring bitmap in the portable format, which libraries of other languages decode too. `extra` contains the
@@ -34,19 +34,19 @@ _TAC_BEGINS = _TAC_TAG + (TAC_BYTES - TAC_HEAD).to_bytes(4, "little")
 
 
 class TacEntry(NamedTuple):
-    """Entry for a whole TAC: the index of its reason, and its expiry in Unix seconds (0: none)."""
+    """Entry of a list for a whole TAC: index of its reason, and its expiry in Unix seconds (0: none)."""
 
     reason: int
     until: int
 
     @property
     def extra(self) -> bytes:
-        """Section T of a page's field `extra`, which encodes this entry."""
+        """Encoded entry: section T of a page's field `extra`."""
         return _TAC_BEGINS + bytes((self.reason,)) + self.until.to_bytes(8, "little", signed=True)
 
 
 class Page(NamedTuple):
-    """Page of a list in its stored form. Pages with equal content are equal byte for byte."""
+    """Entries of a list in one TAC, in stored form. Pages with equal content are equal byte for byte."""
 
     number: int
     """Key // 10^6 of every identifier in the page."""
@@ -57,7 +57,7 @@ class Page(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """True if the page lists neither single identifiers nor the whole TAC.
+        """True if the page has no entry: neither single identifiers nor the whole TAC.
 
         The field `extra` is then empty too.
         """
@@ -65,7 +65,7 @@ class Page(NamedTuple):
 
     @property
     def tac(self) -> TacEntry | None:
-        """TAC entry of the page; None if the TAC is not listed as a whole.
+        """Entry for the whole TAC of the page; None if only single identifiers are listed.
 
         Raises:
             ValueError: if the entry is cut short.
@@ -79,7 +79,7 @@ class Page(NamedTuple):
 
     @property
     def singles(self) -> "Page":
-        """The page without its TAC entry."""
+        """Same page without the entry for the whole TAC."""
         return self if self.extra[:1] != _TAC_TAG else self._replace(extra=self.extra[TAC_BYTES:])
 
     def digest(self) -> int:
@@ -94,19 +94,19 @@ class Page(NamedTuple):
 
 
 def content_digest(pages: Iterable[Page]) -> str:
-    """Return the digest of a whole list: the sum modulo 2^256 of its pages' digests, as 64 hexadecimal digits."""
+    """Return the content digest of a whole list: the sum of its pages' digests modulo 2^256, as 64 hexadecimal digits."""
     return digest_text(sum(map(Page.digest, pages)))
 
 
 def amended_digest(digest: str, before: Iterable[Page], after: Iterable[Page]) -> str:
-    """Return the digest of a list after the pages `before` were replaced by the pages `after`."""
+    """Return the content digest of a list after a change has replaced the pages `before` by the pages `after`."""
     removed = sum(map(Page.digest, before))
     added = sum(map(Page.digest, after))
     return digest_text(int(digest, 16) - removed + added)
 
 
 def digest_text(total: int) -> str:
-    """Format a sum of page digests as in `ListState.content_digest`: 64 hexadecimal digits."""
+    """Format a sum of page digests as a content digest: 64 hexadecimal digits."""
     return f"{total % DIGEST_MODULUS:064x}"
 
 
@@ -114,7 +114,7 @@ EMPTY_DIGEST = digest_text(0)
 
 
 class Sections(NamedTuple):
-    """Contents of the sections R, U, S, D and F in the field `extra` of a page; a missing section is empty."""
+    """Sections R, U, S, D and F of a page's field `extra`. A missing section is empty."""
 
     reasons: bytes = b""
     until: bytes = b""
@@ -129,7 +129,7 @@ class Sections(NamedTuple):
 
 
 def decode_sections(extra: bytes) -> Sections:
-    """Decode the sections R, U, S, D and F in the field `extra` of a page. A section T (whole TAC) before these sections is skipped.
+    """Decode the sections R, U, S, D and F of a page's field `extra`; a section T (whole TAC) before them is skipped.
 
     Raises:
         ValueError: if a section is cut short.

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the portable Roaring format, in which a page stores its keys.
+"""Encoder and decoder of Roaring bitmaps in the portable format, in which a page stores its keys.
 
 CRoaring encodes and decodes one bitmap at a time. A list can have hundreds of thousands of pages, most of them small and
 made of array containers only; numpy encodes and decodes many of these together. CRoaring and numpy must produce the same bytes,
@@ -38,7 +38,7 @@ _HEAD, _CONTAINER = 4, 4
 
 
 def encode_keys(bitmap: BitMap) -> bytes:
-    """Encode a set of keys in its canonical form: run-optimised, in the portable format.
+    """Encode a bitmap of keys in the canonical form: portable format, run-optimised.
 
     Only the bitmap's internal form changes.
     """
@@ -47,7 +47,7 @@ def encode_keys(bitmap: BitMap) -> bytes:
 
 
 def decode_keys(stored: bytes) -> BitMap:
-    """Decode the keys of a page. No bytes decode to an empty set.
+    """Decode the stored keys of a page to a bitmap. Empty bytes become an empty set.
 
     Raises:
         ValueError: if the bytes are not a Roaring bitmap.
@@ -56,14 +56,14 @@ def decode_keys(stored: bytes) -> BitMap:
 
 
 def encode_sorted(low: Remainders) -> bytes:
-    """Encode the keys of one page (in ascending order, at least one) in the canonical form."""
+    """Encode the ascending keys of one page (at least one) in the canonical form."""
     keys = array.array("I")
     keys.frombytes(low.tobytes())
     return encode_keys(BitMap(keys))
 
 
 def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return a mask of the values that differ from the previous value; the first is True.
+    """Return a mask of the values that differ from the value before them; the first value counts as different.
 
     There must be at least one value, and values must be sorted.
     """
@@ -74,7 +74,7 @@ def is_fresh(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]:
-    """Encode the keys of many pages in the canonical form.
+    """Encode the keys of many pages, each in the canonical form.
 
     The keys of page i are `low[starts[i]:starts[i] + sizes[i]]`.
     """
@@ -114,14 +114,14 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
 
 
 def may_be_arrays(stored: bytes) -> bool:
-    """Return True if a page's stored keys seem to have the form that ArrayPages decodes. ArrayPages verifies it."""
+    """Return True if `ArrayPages` may be able to decode a page's stored keys. `ArrayPages` verifies this."""
     if stored[:4] != _COOKIE or len(stored) < 2 * _HEAD:
         return False
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)
 
 
 class ArrayPages:
-    """Decoder for the keys of many pages at once, which must consist of array containers.
+    """Decoder for the stored keys of many pages at once. All their containers must be arrays.
 
     Raises:
         ValueError: if a page has another form or is damaged.
@@ -159,7 +159,7 @@ class ArrayPages:
             raise ValueError(BEYOND)
 
     def keys(self) -> Remainders:
-        """Return the keys of all pages, one page after the other."""
+        """Return the keys of all pages in one array, one page after the other."""
         ends = np.cumsum(self.counts)
         begins = ends - self.counts
         keys_at = self._starts + _HEAD + _CONTAINER * self._containers

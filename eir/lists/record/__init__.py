@@ -1,1 +1,1 @@
-"""Interface of a store, hash chains of the history, reasons of entries, and settings of lists."""
+"""Interface of a store of lists; hash chains of the history; reasons and dates of entries; settings of lists."""

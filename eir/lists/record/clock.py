@@ -1,4 +1,4 @@
-"""Clock for expiries and time limit for the store, which tolerate clock jumps and suspension of the host.
+"""Clock for the expiry of entries, and time limit for store calls. Both tolerate clock jumps and suspension of the host.
 
 If the wall clock jumped ahead and ended a row early, a stolen phone would work again. So the trusted time follows a jump only after
 the jump has lasted for an hour. Until then it advances with the monotonic clock. It never goes back. At a start the same rule applies
@@ -22,7 +22,7 @@ ACCEPTED_AFTER_S = 3600.0
 
 
 class TrustedClock:
-    """Clock in Unix seconds that follows jumps of the wall clock only after an hour.
+    """Clock in Unix seconds that follows a jump of the wall clock only after one hour.
 
     `last_seen`: last trusted time before the start, from a file; 0 if unknown.
     """
@@ -36,12 +36,12 @@ class TrustedClock:
 
     @property
     def jumped(self) -> bool:
-        """True while the wall clock is ahead by a jump that the trusted time does not follow yet."""
+        """True while the wall clock is ahead by a jump that this clock does not follow yet."""
         return self._jumped_at is not None
 
     @property
     def time(self) -> float:
-        """Last result of `now` in Unix seconds, which is stored as `last_seen` for the next start."""
+        """Last result of `now` in Unix seconds. The node stores it, so that the clock continues there at the next start."""
         return self._time
 
     def now(self, wall: float, monotonic: float) -> float:
@@ -80,7 +80,7 @@ STOOD_STILL = "stood_still"
 async def await_store(
     answer: Awaitable[T], timeout_s: float = STORE_TIMEOUT_S, *, tick_s: float = TICK_S, stopped_s: float = STOPPED_S
 ) -> T:
-    """Await a call of the store, with a time limit that counts only time in which this process ran.
+    """Await a call of the store within a time limit. Time in which this process did not run is not counted.
 
     Args:
         answer: call of the store.

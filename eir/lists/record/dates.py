@@ -1,4 +1,4 @@
-"""Dates of a list in a store. They are a second list beside the first, with the pages of eir.lists.pages.dates.
+"""Dates of a list's entries in a store. The store has them as a second list, whose pages are those of eir.lists.pages.dates.
 
 The second list has a content digest of its own. So the digest of the first list does not depend on dates, and a node of a version
 without dates can follow the first list. Dates are written before their list. If a load is interrupted between both writes, it is
@@ -22,17 +22,17 @@ _SUFFIX = "+dates"
 
 
 def dates_name(name: str) -> str:
-    """Return the name under which a store has the dates of a list."""
+    """Return the name of the second list in which a store has the dates of a list."""
     return name + _SUFFIX
 
 
 def is_dates(name: str) -> bool:
-    """Return True for the name of the dates of a list."""
+    """Return True if a name is that of a list's dates."""
     return name.endswith(_SUFFIX)
 
 
 async def read_dates(store: ListStore, name: str, numbers: Sequence[int]) -> Mapping[int, Page]:
-    """Return the numbered pages of a list's dates, by number.
+    """Return the pages of dates of a list with these page numbers, by number.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -44,7 +44,7 @@ async def read_dates(store: ListStore, name: str, numbers: Sequence[int]) -> Map
 async def read_dates_and_state(
     store: ListStore, name: str, numbers: Sequence[int]
 ) -> tuple[ListState | None, Mapping[int, Page]]:
-    """Return the state of the dates of a list, and its pages of dates with these page numbers, from one consistent read.
+    """Return the state of a list's dates, and its pages of dates with these page numbers, from one consistent read.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -57,7 +57,7 @@ async def write_dates(
     store: ListStore, name: str, pages: Iterable[Page], *, replaced: Iterable[Page] | None, seen: ListState | None = None,
     state: ListState, keep: int,
 ) -> None:  # fmt: skip
-    """Write pages of dates for a new version of a list. The caller writes the list itself afterwards.
+    """Write the pages of dates for a new version of a list. The caller writes the list itself afterwards.
 
     Args:
         store: store of the list.
@@ -90,7 +90,7 @@ async def write_dates(
 
 
 async def roll_back_dates(store: ListStore, name: str, target: ListState) -> None:
-    """Put the dates of an earlier release (`target`) in force again, for a rollback of the list. Without stored dates of it, nothing changes."""
+    """For a rollback of a list, restore the dates of the earlier release `target`. If the store has none, nothing changes."""
     releases = await store.releases(dates_name(name))
     for release in releases:
         if _belongs(release.state, target):
@@ -101,7 +101,7 @@ async def roll_back_dates(store: ListStore, name: str, target: ListState) -> Non
 
 
 async def kept_dates(store: ListStore, name: str, target: ListState, numbers: Sequence[int]) -> Mapping[int, Page]:
-    """Return by page number the pages of dates of an earlier release (`target`), for these page numbers; empty if they are not stored."""
+    """Return the pages of dates of an earlier release (`target`), by page number; empty if the store does not have them."""
     for release in await store.releases(dates_name(name)):
         if _belongs(release.state, target):
             pages = await store.kept_pages(dates_name(name), release.state.generation, numbers)
@@ -114,7 +114,7 @@ def _belongs(dates: ListState, state: ListState) -> bool:
 
 
 async def day_of(store: ListStore, name: str, key: int, *, now: float = 0) -> int:
-    """Read from the store the day that a list has for a key, as reasons.reason_of reads its reason; 0 without a day.
+    """Read the date of the entry for a key from the store; 0 without a date.
 
     Raises:
         StoreError: if the list cannot be read.

@@ -1,4 +1,4 @@
-"""Entries of a list for commands, decoded from the list's pages.
+"""Entries of a list, decoded from its pages for commands.
 
 Past entries are found by the history in the releases that are stored for a rollback.
 """
@@ -27,7 +27,7 @@ READ_AGAIN_MAX = 5
 
 
 class ListEntry(NamedTuple):
-    """Entry of a list, decoded from a page."""
+    """Entry of a list: an identifier or a TAC with reason, expiry and date."""
 
     key: int
     """Key of the device or the subscriber; for a whole TAC its lowest key."""
@@ -43,7 +43,7 @@ class ListEntry(NamedTuple):
     """Day in Unix seconds on which the entry was reported or, in a list of device types, the TAC was allocated; 0 if unknown."""
 
     def text(self, kind: str) -> str:
-        """Format the identifier or TAC of the entry as in a data file for this kind of list."""
+        """Format the identifier or TAC of the entry, as a data file for this kind of list has it."""
         if kind == SUBSCRIBERS:
             return imsi_text(self.key)
         if self.whole_tac:
@@ -57,19 +57,19 @@ def imsi_text(key: int) -> str:
 
 
 def until_text(until: int) -> str:
-    """Format the expiry of an entry as in data files; an empty text if the entry does not expire."""
+    """Format the expiry of an entry as in data files; empty if the entry does not expire."""
     return utc_text(datetime.fromtimestamp(until, UTC)) if until else ""
 
 
 def date_text(date: int) -> str:
-    """Format the date of an entry as in data files; an empty text if the date is unknown."""
+    """Format the date of an entry as in data files; empty if the date is unknown."""
     return until_text(date)[: len("2026-12-31")]
 
 
 async def read_pages(
     store: ListStore, name: str, is_selected: Callable[[Page], bool] = lambda _: True
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Return the state of a list and its selected pages by ascending number, all of the same generation.
+    """Read the state and the selected pages of a list, all of the same generation; the pages ascend.
 
     Raises:
         StoreError: if the list cannot be read.
@@ -85,7 +85,7 @@ async def read_pages(
 
 
 def entries_of(pages: Iterable[Page], dates: Mapping[int, Page] = NO_DATES) -> Iterator[ListEntry]:
-    """Yield the entries of pages: for each page first the whole TAC, then the identifiers by ascending key.
+    """Yield the entries on pages: for each page first the whole TAC, then the identifiers in ascending order.
 
     `dates`: pages of dates by number (eir.lists.record.dates).
 
@@ -120,7 +120,7 @@ RESET = "reset-serial"
 
 
 class Past(NamedTuple):
-    """State of a list at a past time, and its later changes."""
+    """State of a list at a past time, and the later changes of the list."""
 
     event: Event | None
     """Event that led to the state; None if the list had not been loaded, or if the event is no longer in the history."""
@@ -133,7 +133,7 @@ class Past(NamedTuple):
 
 
 async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """Return the state of a list at a past time, with the entries for `key` unless `key` is None.
+    """Return the state of a list at a past time, with its entries for `key`; without entries if `key` is None.
 
     Raises:
         StoreError: if the store cannot be read.

@@ -1,4 +1,4 @@
-"""Hash chains of the history. Each record has the digest of the previous one, so that changes are detected.
+"""Hash chains of the history. Each record contains the digest of the record before it, so that a later change is detected.
 
 A record is a line of JSON with its number, `before` (SHA-256 of the text of the previous record) and an event. There are two
 chains. Rows that a register feeds are in the chain FEED, which is limited in size. All other events are in the chain MAIN. Each
@@ -36,12 +36,12 @@ _TEXTS = ("time", "who", "what", "outcome", "detail")
 
 
 def record_digest(text: str) -> str:
-    """Return the digest of a record, which the next record has as `before`."""
+    """Return the digest of a record, which the next record of the chain contains as `before`."""
     return sha256(text.encode()).hexdigest()
 
 
 def list_of(event: Event) -> str | None:
-    """Return the name of the list of an event; for a refusal without a verified manifest, the name in the manifest."""
+    """Return the name of the list in an event; for a refusal of an unverified manifest, the name that the manifest claims."""
     if event.list is not None:
         return event.list
     claim = _CLAIMED.search(event.detail)
@@ -52,7 +52,7 @@ def list_of(event: Event) -> str | None:
 
 
 def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = None) -> tuple[list[Record], Ledger]:
-    """Build the records of new events of a chain; return the records and the new ledger of the chain.
+    """Build the records of new events for a chain of the history; return them, and the new ledger (end) of the chain.
 
     `after`: number of the newest record of MAIN, for records of FEED.
     """
@@ -71,7 +71,7 @@ def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = N
 
 
 def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
-    """Add number and digest of FEED's newest record to an anchor; return the anchor and the new ledger of FEED.
+    """Add number and digest of the chain FEED's newest record to an anchor; return it, and the new ledger (end) of FEED.
 
     If the last anchor has the same record, the result has None in place of the anchor.
     """
@@ -82,13 +82,13 @@ def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
 
 
 def fold_key(event: Event) -> str:
-    """Return the key of the fold that counts a refusal. A fold is one record for all refusals of the same day, list, sender and reason."""
+    """Return the key of the fold that counts a refusal. A fold counts all refusals with the same day, list, sender and reason."""
     parts = (event.time[:10], list_of(event) or "", event.who, event.detail.partition(":")[0])
     return sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold, Ledger]:
-    """Count a refusal in its fold (record of the refusals of one day with equal reason); return the new fold and the new ledger of MAIN.
+    """Count a refusal in its fold (count of equal refusals of one day); return the new fold, and the new ledger of the chain MAIN.
 
     `before` is the text of the present fold; None for the first refusal.
     """
@@ -106,7 +106,7 @@ def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold
 
 
 def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
-    """Return the oldest folds (counts of equal refusals), which must be deleted; empty if there are at most FOLDS_MAX folds."""
+    """Return the oldest folds (counts of equal refusals) above FOLDS_MAX, which must be deleted."""
     excess = len(folds) - FOLDS_MAX
     if excess <= 0:
         return ()
@@ -115,7 +115,7 @@ def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
 
 
 def replace_folds(ledger: Ledger, removed: Sequence[Fold], added: Sequence[Fold] = ()) -> Ledger:
-    """Return the ledger of MAIN after the folds (counts of equal refusals) `removed` are deleted and `added` are stored."""
+    """Return the ledger of the chain MAIN after some folds (counts of equal refusals) are deleted and others stored."""
     refused = ledger.refused
     for fold in (*removed, *added):
         refused = max(refused, _read_fold(fold.text)["at"])
@@ -126,7 +126,7 @@ def replace_folds(ledger: Ledger, removed: Sequence[Fold], added: Sequence[Fold]
 def compare_folds(
     stored: Sequence[Fold], given: Sequence[Fold], *, exact: bool
 ) -> tuple[Sequence[Fold], Sequence[Fold]]:
-    """Compare the stored folds (counts of equal refusals) with those of a writer; return the folds to delete, and the folds to store.
+    """Compare the stored folds (counts of equal refusals) with the given ones; return the folds to delete, and the folds to store.
 
     With `exact` the given folds replace all stored folds. Otherwise, of two folds with the same key, the fold with the
     higher count stays.
@@ -146,7 +146,7 @@ def compare_folds(
 
 
 def rewritten_ledger(ledger: Ledger, first: Record | None, last: Record | None, size: int) -> Ledger:
-    """Return the ledger of a chain after a rewrite.
+    """Return the ledger (size and ends) of a chain of the history after its records were rewritten.
 
     Args:
         ledger: ledger before the rewrite.
@@ -162,7 +162,7 @@ def rewritten_ledger(ledger: Ledger, first: Record | None, last: Record | None, 
 
 
 def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int | None) -> Sequence[Record]:
-    """Return the oldest records, which must be deleted: they are older than `until`, or the chain exceeds `bytes_max`.
+    """Return the oldest records of a chain that must be deleted: those before `until`, and those above `bytes_max`.
 
     The newest record of the chain always stays.
     """
@@ -178,7 +178,7 @@ def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes
 def trim_records(
     ledger: Ledger, overdue: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """Return the record about a deletion of records, and the chain's ledger after the deletion.
+    """Return the record that documents the deletion of old records, and the ledger of the chain after the deletion.
 
     Without `event`, there is no record. `after` is that of `append_events`.
     """
@@ -196,7 +196,7 @@ def trim_records(
 
 
 def read_record(record: Record, chain: str = MAIN) -> Event:
-    """Parse a record and return its event.
+    """Parse a record of a chain, and return its event.
 
     Raises:
         StoreError: `corrupt`.
@@ -206,7 +206,7 @@ def read_record(record: Record, chain: str = MAIN) -> Event:
 
 
 def preceding_main_number(record: Record) -> int:
-    """Return the number of the newest record of MAIN at the time when a record of FEED was written.
+    """Return the number of the chain MAIN's newest record at the time when a record of the chain FEED was written.
 
     Raises:
         StoreError: `corrupt`.
@@ -226,7 +226,7 @@ def events_of(
     *,
     fed: Sequence[Record] = (),
 ) -> list[Event]:
-    """Return the newest `limit` events of records and refusals, in the order in which they happened.
+    """Return the newest `limit` events from records and folds (counts of refusals), in the order in which they happened.
 
     Args:
         records: records of MAIN.
@@ -259,7 +259,7 @@ def events_of(
 
 
 def _refusal(fold: Fold) -> tuple[int, int, Event]:
-    """Decode a fold (count of equal refusals).
+    """Decode a fold (count of equal refusals) to an event.
 
     Returns:
         Number of MAIN's newest record at the last refusal, number of this refusal among all refusals, and its event.
@@ -280,12 +280,12 @@ def readable_events(records: Iterable[Record], chain: str = MAIN) -> list[Event]
 
 
 def newest_change(events: Sequence[Event]) -> Event | None:
-    """Return the newest event that is not a refusal: for events of one list, the newest change of the list."""
+    """Return the newest event that is not a refusal. Among the events of one list, this is the list's newest change."""
     return next((event for event in reversed(events) if not is_refusal(event)), None)
 
 
 def is_event_of(event: Event, state: ListState) -> bool:
-    """Return True if the event led to this state of a list.
+    """Return True if this event has put this state of a list in force.
 
     An event of an old version has no content digest, so the digest of its release is compared.
     """
@@ -295,12 +295,12 @@ def is_event_of(event: Event, state: ListState) -> bool:
 
 
 def content_of(state: ListState) -> str:
-    """Return the first digits of a list's content digest, as in an event (Event.content)."""
+    """Return the first digits of the content digest in a list's state, in the form of Event.content."""
     return state.content_digest[:CONTENT_DIGITS]
 
 
 def is_linked(records: Sequence[Record], before: str | None) -> bool:
-    """Return True if the records have no gap and each has the digest of the previous record.
+    """Return True if the records have consecutive numbers, and each has the digest of the record before it.
 
     `before` is the digest that the first record must have; None for any.
     """
@@ -313,7 +313,7 @@ def is_linked(records: Sequence[Record], before: str | None) -> bool:
 
 
 def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledger) -> Iterator[str]:
-    """Yield a message about each fault of a chain.
+    """Verify a chain of the history; yield a message about each fault.
 
     `records`: all stored records, oldest first.
     """
@@ -338,7 +338,7 @@ def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledge
 
 
 def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
-    """Yield a message about each fault of the chain FEED that anchors in MAIN reveal.
+    """Verify the chain FEED by the anchors in the chain MAIN; yield a message about each fault.
 
     Args:
         records: records of MAIN.
@@ -361,7 +361,7 @@ def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger
 
 
 def _record_fault(number: int, text: str, before: str | None) -> str:
-    """Return a message about the fault of a record, or an empty text if the record is valid.
+    """Verify a record of a chain; return a message about its fault, or an empty text.
 
     `before` is the digest of the previous record; None if it is unknown.
     """
@@ -425,7 +425,7 @@ def _read_fold(text: str) -> dict[str, Any]:
 
 
 def _event(fields: dict[str, Any], **more: Any) -> Event:
-    """Build an event from the JSON fields of a record or of a fold (count of equal refusals); `more` replaces some of these fields."""
+    """Build an event from the JSON fields of a record or of a fold (count of equal refusals); the fields of `more` have priority."""
     known = {name: value for name, value in fields.items() if name in _EVENT_FIELDS}
     known |= more
     try:
@@ -438,10 +438,10 @@ def _event(fields: dict[str, Any], **more: Any) -> Event:
 
 
 def is_refusal(event: Event) -> bool:
-    """Return True if the event is a refusal. Refusals of one day with equal reason are counted in a fold; all other events become records."""
+    """Return True if the event is a refusal. Refusals are counted in folds; other events become records of a chain."""
     return event.outcome == REFUSED
 
 
 def is_counted(event: Event) -> bool:
-    """Return True if `eir_releases_total` counts the event: a refusal, or an event of a list."""
+    """Return True if the metric `eir_releases_total` counts the event: a refusal, or an event of a list."""
     return event.list is not None or is_refusal(event)

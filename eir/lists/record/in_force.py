@@ -1,4 +1,4 @@
-"""File in the state folder with the lists in force on this node, which survives restarts."""
+"""File in the state folder that names the lists in force on this node, for the time after a restart."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ IN_FORCE_FILE = "in-force.json"
 
 
 class InForce(NamedTuple):
-    """Content of a list that was last in force on this node."""
+    """State of a list that was in force on this node before a restart."""
 
     serial: int
     content: str
@@ -27,7 +27,7 @@ class InForce(NamedTuple):
 
 
 def load_in_force(folder: Path) -> dict[str, InForce]:
-    """Load from the state folder the lists that were last in force; the result is empty without a valid file."""
+    """Load from the state folder which lists were last in force; empty without a valid file."""
     entries = {}
     with suppress(OSError, ValueError, TypeError):
         text = (folder / IN_FORCE_FILE).read_text()
@@ -41,7 +41,7 @@ def load_in_force(folder: Path) -> dict[str, InForce]:
 def save_in_force(
     folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
 ) -> dict[str, InForce]:
-    """Save lists in force and marks of lists in the file; return the new content of the file.
+    """Save which lists are in force, and the marks (highest serials) of lists; return the new content of the file.
 
     A mark in the file never decreases. Several processes of a host may call the function at the same time.
 
@@ -69,7 +69,7 @@ def save_in_force(
 
 
 def save_mark(folder: Path, name: str, mark: Mark) -> None:
-    """Save the mark of a list so that it survives a power failure. The caller then reports the change of the mark.
+    """Save the mark (highest serial) of a list on disk, before the caller reports the change.
 
     Nothing is saved if there is no state folder, because the host then has no node. If the disk is full, the node saves
     the mark one second later.

@@ -1,4 +1,4 @@
-"""Reasons of list entries. A list has one table of reason texts, and a page stores for each entry the index of its text in this table."""
+"""Reasons of list entries. A list has one table of reason texts; each entry refers to its text by an index."""
 
 from collections.abc import Iterable, Sequence
 
@@ -23,25 +23,25 @@ def check_reason(text: str) -> None:
 
 
 class Reasons:
-    """Table of the reason texts of a list by index, in the order of their first use. Index 0 means no reason."""
+    """Table of a list's reason texts by index, in the order of first use. Index 0 means no reason."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
-        """Create a table of reasons; `known` are the present texts of the list (ListState.reasons)."""
+        """Create a table of reasons; `known`: texts that the list has already (ListState.reasons)."""
         self._texts = list(known) or [""]
         self._index = {text: index for index, text in enumerate(self._texts[:REASONS_MAX])}
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Reason texts in the form of ListState.reasons; empty if no row has a reason."""
+        """Reason texts in the form of ListState.reasons; empty if no entry of the list has a reason."""
         return tuple(self._texts) if len(self._texts) > 1 else ()
 
     @property
     def known(self) -> Sequence[str]:
-        """Reason texts that have their own index."""
+        """Reason texts that have an index of their own."""
         return self._texts[:REASONS_MAX]
 
     def index(self, text: str) -> int:
-        """Return the index of a reason text, and add a new text; if the table is full, return the index of `other`."""
+        """Return the index of a reason text, and add a new text to the table. If the table is full, return the index of the text `other`."""
         if text not in self._index:
             if len(self._texts) < REASONS_MAX:
                 self._index[text] = len(self._texts)
@@ -54,7 +54,7 @@ class Reasons:
 async def reason_bytes(
     texts: Iterable[str], state: ListState, store: ListStore, name: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the index of each reason text in the table of a list, and the whole table, to which missing texts are added.
+    """Return the index of each reason text in the table of a list, and the whole table with the texts that were missing.
 
     A full release replaces all reasons, but the reasons of operators accumulate over the years. So if the table is full,
     the index of a reason that no entry has is reused. If another writer changes the list meanwhile, the store rejects
@@ -85,14 +85,14 @@ async def reason_bytes(
 
 
 def reason_text(state: ListState, byte: int) -> str:
-    """Return the reason text of a list for the index `byte` that a page stores; an empty text for index 0."""
+    """Return the reason text of a list for an index in a page; an empty text for index 0."""
     if not byte:
         return ""
     return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
 
 
 async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) -> str | None:
-    """Read from the store the reason that a list has for a key; None if the key has no row or no reason.
+    """Read the reason of the entry for a key from the store; None if the list has no such entry or the entry no reason.
 
     The result is the reason of the identifier's own row. If there is no such row, or if it has no reason, or if it has
     ended by `now`, the result is the reason of the whole TAC. `now` is in Unix seconds; with 0 no row has ended.

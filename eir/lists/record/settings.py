@@ -24,7 +24,7 @@ def is_list_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFormat:
-    """Form of the header record or trailer record in a data file."""
+    """Format of the header record or trailer record in a data file."""
 
     begins: str
     """Text at the begin of the record's line."""
@@ -73,7 +73,7 @@ class Layout:
 
     @property
     def lines_before(self) -> int:
-        """Number of lines before the line with column names, or before the rows if there is no such line."""
+        """Number of lines to skip before the line with column names, or before the rows if the file has no column names."""
         return (self.header is not None) + self.skip
 
 
@@ -91,7 +91,7 @@ class HistorySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Publisher's folder on a web server, from which a node fetches the releases of a list."""
+    """Publisher's folder on a web server, from which a node pulls the releases of a list."""
 
     url: str
     """URL with a slash at the end."""
@@ -156,5 +156,5 @@ class FirstSeenSettings:
 
     @property
     def as_list(self) -> ListSettings:
-        """Same settings in the form of a list's settings, for the parts that handle lists."""
+        """Same settings as ListSettings, for code that handles the record of first sightings like a list."""
         return ListSettings(name=self.list, kind=FIRST_SEEN, local=True)

@@ -1,4 +1,4 @@
-"""Interface of a store, which loaders use to change lists and followers use to read lists.
+"""Interface of a store of lists: loaders change lists, followers read them.
 
 The same tests (tests/lists/stores/test_store_contract.py) verify every store. All methods are coroutines of one event loop, and
 raise StoreError (eir.errors) if the store fails.
@@ -33,7 +33,7 @@ ANCHOR = "anchor"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListState:
-    """State of a list without its pages. Times are ISO 8601 texts in UTC that end with Z, or None."""
+    """State of a list, without its entries. Times are ISO 8601 texts in UTC with a Z at the end, or None."""
 
     kind: str
     serial: int
@@ -62,7 +62,7 @@ class ListState:
 
     @property
     def mark(self) -> Mark:
-        """Number of serial resets, and highest accepted serial, which the serial of the next release must exceed."""
+        """Number of serial resets, and highest accepted serial; the serial of the next release must be higher."""
         return self.serial_resets, self.highest_serial
 
 
@@ -76,7 +76,7 @@ KEEP = 5
 
 @dataclass(frozen=True, slots=True)
 class ListChange:
-    """Change of a list from generation `before` to generation `after`.
+    """Change of a list in a store, from generation `before` to generation `after`.
 
     `pages`: numbers of the changed pages; None if all pages were replaced.
     """
@@ -88,7 +88,7 @@ class ListChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Event of the history, such as a load, a rollback or a rejection."""
+    """Event of the history, such as a load, a rollback or a refusal."""
 
     time: str
     who: str
@@ -117,7 +117,7 @@ class Event:
 
 
 class Record(NamedTuple):
-    """Record of a chain of the history: its number and its JSON text (see eir.lists.record.history)."""
+    """Record of one chain of the history: number and JSON text (see eir.lists.record.history)."""
 
     number: int
     """Position in the chain."""
@@ -126,7 +126,7 @@ class Record(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Entry that counts all refusals with the same day, list, sender and reason."""
+    """Count of all refusals with the same day, list, sender and reason, in place of one record for each."""
 
     key: str
     """Key for the day, list, sender and reason."""
@@ -136,7 +136,7 @@ class Fold(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Ledger of a chain: the values that prove that the chain is complete.
+    """Size, newest number and digests of a chain of the history, by which missing records are detected.
 
     The ledger of MAIN also counts the refusals, and the ledger of FEED the anchors.
     """
@@ -161,7 +161,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """State of a list that is or was in force: after a release, or after a change of a local list."""
+    """State of a list that is or was in force, after a release or after a change of a local list."""
 
     state: ListState
     """State of the list when the release came into force."""
@@ -171,7 +171,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCount:
-    """Number of times that a list had an outcome (such as `accepted`), and the last time."""
+    """Number of a list's releases with one outcome, such as `accepted`, and the time of the last one."""
 
     list: str | None
     outcome: str
@@ -187,10 +187,10 @@ class ListStore(Protocol):
     """
 
     async def state(self, name: str) -> ListState | None:
-        """Return the state of a list that is in force, or None if the list was never loaded."""
+        """Return the state of the list in force; None if the list was never loaded."""
 
     async def states(self) -> Mapping[str, ListState]:
-        """Return the states of all lists that are in force."""
+        """Return the states in force of all lists."""
 
     async def replace(
         self,
@@ -202,7 +202,7 @@ class ListStore(Protocol):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Put a full release in force, and keep the `keep` previous releases for a rollback.
+        """Put a full release in force, and keep the previous releases (at most `keep`) for a rollback.
 
         The result is the stored state.
 
@@ -220,13 +220,13 @@ class ListStore(Protocol):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Put a delta in force: its pages replace the pages with the same numbers, and an empty page deletes a page.
+        """Put a delta in force: each page replaces the page with the same number; an empty page deletes it.
 
         Otherwise like `replace`.
         """
 
     async def rollback(self, name: str, *, seen: int, to: int | None = None, event: Event | None = None) -> ListState:
-        """Restore the stored release of generation `to` (None: the previous release), as a new generation.
+        """Put the stored release of generation `to` in force again, as a new generation. None: the previous release.
 
         Undone releases are deleted; releases before them stay available for a rollback.
 
@@ -235,19 +235,19 @@ class ListStore(Protocol):
         """
 
     async def reset_serial(self, name: str, to: int, *, seen: int, event: Event | None = None) -> ListState:
-        """Set the highest serial of a list to `to`, as a new generation with the same content.
+        """Set the highest accepted serial of a list to `to`, as a new generation with the same content.
 
         Stored releases stay.
         """
 
     async def releases(self, name: str) -> Sequence[Release]:
-        """Return the release in force, and then the releases that a rollback can restore, newest first.
+        """Return the release in force, then the releases to which a rollback is possible, newest first.
 
         The result is empty if the list does not exist.
         """
 
     async def kept_pages(self, name: str, generation: int, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return the numbered pages of a stored release, by its generation; None if it is no longer stored.
+        """Return the pages with these numbers from a stored release, given by its generation; None if the release is no longer stored.
 
         Raises:
             StoreChanged: if the list changed meanwhile.
@@ -257,14 +257,14 @@ class ListStore(Protocol):
         self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True,
         event: Event | None = None,
     ) -> None:  # fmt: skip
-        """Put a list in force with exactly this state, including its generation and highest serial.
+        """Put a list in force with exactly this state, including the generation and highest serial in it.
 
         It is used for a node's last good copy, and to write such a copy back to a store that lost it. If `whole` is
         False, the pages replace those with the same numbers, as in `amend`. Stored releases are deleted.
         """
 
     def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """Yield a list in batches of pages, each with the list's state. The first batch may have no pages.
+        """Yield all pages of a list in batches, each with the state of the list. The first batch may have no pages.
 
         A list that does not exist yields no batch.
 
@@ -273,29 +273,29 @@ class ListStore(Protocol):
         """
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """Return the state of a list, and its pages with these page numbers, from one consistent read. A number without a page is skipped."""
+        """Return the state of a list, and its pages with these page numbers, from one consistent read. Missing pages are left out."""
 
     async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
-        """Return all changes of a list after its generation `after`, oldest first; None if the change log no longer has all of these changes."""
+        """Return all changes of a list after generation `after`, oldest first; None if the change log does not reach back so far."""
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Wait until a list's generation may differ from its generation in `seen` (0: no list), or for `timeout_s`."""
+        """Wait until the generation of a list may differ from that in `seen` (0: no list), for at most `timeout_s`."""
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """Claim or renew the lease on the task `what` for `ttl_s` seconds; return False while another node has it.
+        """Claim or renew the lease on the task `what` for `ttl_s` seconds; return False while another node has this lease.
 
         `ttl_s` 0 releases the lease.
         """
 
     async def record(self, event: Event) -> None:
-        """Append an event to its chain of the history, or count a rejection in its fold (record of equal rejections of one day).
+        """Append an event to its chain of the history, or count a refusal in its fold (count of equal refusals of one day).
 
         The store completes an anchor with the head of the feed's chain, and skips it if the last anchor has the same
         head.
         """
 
     async def append_pending(self) -> None:
-        """Append the missing events to the history: a writer that ended after its write of a list may not have appended the event."""
+        """Append events to the history that are missing there, because their writer ended between its write of a list and the event."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
@@ -307,13 +307,13 @@ class ListStore(Protocol):
         """
 
     async def ledger(self, chain: str = MAIN) -> Ledger:
-        """Return the ledger of a chain of the history."""
+        """Return the ledger (size, newest number, digests) of a chain of the history."""
 
     def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
-        """Yield in batches, oldest first, the records of a chain whose number is above `after`. The records are not verified."""
+        """Yield in batches the records of a chain of the history with numbers above `after`, oldest first. They are not verified."""
 
     async def folds(self) -> Sequence[Fold]:
-        """Return all folds of the history. A fold counts the rejections of one day with equal list, sender and reason."""
+        """Return all folds of the history. A fold counts the refusals of one day with equal list, sender and reason."""
 
     async def rewrite_history(
         self,
@@ -325,7 +325,7 @@ class ListStore(Protocol):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Replace all records of a chain after record number `after`, and add folds (counts of equal rejections) to MAIN.
+        """Replace all records of a chain with numbers above `after`, and add folds (counts of equal refusals) to the chain MAIN.
 
         If `exact` is set, all other folds are deleted.
 
@@ -337,7 +337,7 @@ class ListStore(Protocol):
         """
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        """Delete the oldest records of a chain: older than `until`, or too many bytes (`bytes_max`).
+        """Delete the oldest records of a chain: those before `until`, and those above the size limit `bytes_max`.
 
         The result is the number of deleted records.
 
@@ -346,17 +346,17 @@ class ListStore(Protocol):
         """
 
     async def outcomes(self) -> Sequence[OutcomeCount]:
-        """Return the outcomes of each list with their counts and last times."""
+        """Return for each list how many releases had each outcome, with the time of the last one."""
 
     async def newer(self) -> str | None:
-        """Return the reason why this program must not write to a store of a newer format, or None if it may."""
+        """Return the reason why this program must not write to a store whose format is newer; None if it may write."""
 
     async def close(self) -> None:
         """Close all files and connections of the store."""
 
 
 async def try_record(store: ListStore, event: Event) -> bool:
-    """Write an event to the history; return False if the store fails.
+    """Write an event to the history; return False if the store fails, instead of an exception.
 
     The event has already happened, so an error of the store must not stop the caller.
     """
@@ -367,5 +367,5 @@ async def try_record(store: ListStore, event: Event) -> bool:
 
 
 def utc_text(moment: datetime) -> str:
-    """Format a time as in manifests, states and events: UTC in whole seconds, with a Z at the end."""
+    """Format a time as in manifests, states and events: UTC in whole seconds with a Z at the end."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
