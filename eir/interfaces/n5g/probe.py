@@ -56,7 +56,7 @@ def path_of(pei: str, imsi: str | None) -> str:
 
 @dataclass(slots=True)
 class _Answer:
-    """HTTP response of which a part was received."""
+    """Partly received HTTP response."""
 
     done: asyncio.Future[None]
     status: int = 0

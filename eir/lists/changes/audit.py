@@ -1,4 +1,4 @@
-"""Audit: test whether an EIR answers as a signed release lists, by checks of a random sample or by recorded answers.
+"""Audit: measures whether an EIR answers as a signed release demands, by checks of a random sample or by recorded answers.
 
 The audit is independent of protocols: the caller passes a function that sends a check, or recorded answers.
 """
@@ -51,7 +51,7 @@ Ask: TypeAlias = Callable[[str], Awaitable[str]]
 
 
 class ReleaseEntries:
-    """Entries of a release that are in force at a given time: single identifiers and whole TACs."""
+    """Entries of a release at a given time, without expired ones: single identifiers and whole TACs."""
 
     def __init__(self, manifest: Manifest, pages: Sequence[Page], now: datetime) -> None:
         self.manifest = manifest
@@ -68,7 +68,7 @@ class ReleaseEntries:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def _content(self, number: int) -> Content:
-        """Return the rows of a page that have not expired."""
+        """Decode a page of the release to its rows, without the rows that have expired."""
         low, reasons, until, tac = decode(self._pages[number])
         in_force = (until == 0) | (until > self._now)
         if tac is not None and 0 < tac.until <= self._now:
@@ -76,7 +76,7 @@ class ReleaseEntries:
         return Content(low[in_force], reasons[in_force], until[in_force], tac)
 
     def sample(self, count: int) -> list[int]:
-        """Return the device keys of `count` random entries in random order, or of all entries if there are fewer.
+        """Return the device keys of `count` random entries in random order; of all entries, if there are fewer.
 
         For the entry of a whole TAC, the key of a random device of this TAC is returned.
         """
@@ -120,7 +120,7 @@ def load_entries(
     memory_max: int = LOAD_MEMORY,
     progress: Progress = lambda *_: None,
 ) -> ReleaseEntries:
-    """Verify a signed release and load its entries; of a delta, load the entries that it adds.
+    """Verify a signed release and load its entries; for a delta, load only the entries that it adds.
 
     Raises:
         ReleaseRefused: if the release cannot be verified.
@@ -152,7 +152,7 @@ def load_entries(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the size of the smallest sample that can prove a share of `at_least` if all its answers are right.
+    """Return the size of the smallest sample that proves a share of `at_least` of right entries, if all answers are right.
 
     A sample proves a share if the lower bound of `interval` is at least this share. If `at_least` is 1, the sample must
     have all entries. `of`: number of entries from which the sample is drawn.
@@ -170,7 +170,7 @@ def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> 
 
 
 def interim_sizes(first: int, most: int) -> Iterator[int]:
-    """Yield the numbers of checked devices at which an audit evaluates the share, from `first` to `most`."""
+    """Yield the numbers of checked devices, from `first` to `most`, at which an audit computes the share of right answers."""
     size = min(first, most)
     while size < most:
         yield size
@@ -180,7 +180,7 @@ def interim_sizes(first: int, most: int) -> Iterator[int]:
 
 
 def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: int = UNBOUNDED) -> tuple[float, float]:
-    """Return the lower and the upper bound of the share of right entries among `of` entries.
+    """Return the lower and the upper bound for the share of right entries in a list, from the answers for a sample.
 
     The answers for `right` of `asked` randomly drawn entries were right.
 
@@ -201,11 +201,11 @@ def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: in
     smallest = math.log(1 - confidence) + _log_beta(a + right, b + wrong) - _log_beta(a, b)
 
     def is_plausible(count: int) -> bool:
-        """Return True if `count` right entries among all entries are plausible, given these answers."""
+        """Return True if the sample does not contradict a number of `count` right entries in the list."""
         return _log_choose(of - asked, count - right) - _log_choose(of, count) >= smallest
 
     def last_plausible(outside: int) -> int:
-        """Return the last plausible count on the way from the most likely count to `outside`.
+        """Search from the most likely count towards `outside`; return the last count that is plausible.
 
         The likelihood has only one maximum, so a binary search finds this count.
         """
@@ -239,7 +239,7 @@ def _log_choose(n: float, k: float) -> float:
 
 
 class Mistake(NamedTuple):
-    """Answer that differs from the list. The names of the fields are the keys of `--json`."""
+    """Answer that differs from the release. The names of the fields are the keys of `--json`."""
 
     imei: str
     """Identifier as it was sent."""
@@ -249,7 +249,7 @@ class Mistake(NamedTuple):
 
 @dataclass(slots=True)
 class AnswerCounts:
-    """Counts of answers about listed devices: of a whole audit, to one MME, or about one device."""
+    """Numbers of answers and of right answers about listed devices: of a whole audit, to one MME, or about one device."""
 
     asked: int = 0
     as_listed: int = 0
@@ -262,7 +262,7 @@ class AnswerCounts:
 
     @property
     def share(self) -> float | None:
-        """Share of the answers that agreed with the list; None if there were no answers."""
+        """Share of the answers that agreed with the release; None without answers."""
         return self.as_listed / self.asked if self.asked else None
 
 
@@ -290,7 +290,7 @@ class AuditReport(AnswerCounts):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Lower and upper bound that contain the true share with the probability `confidence`.
+        """Lower and upper bound that contain the true share of right answers with the probability `confidence`.
 
         In an audit of recorded checks, each listed device is one draw from an unlimited number. Its answer is the share
         of its checks that were answered as listed: a hundred checks of one phone prove no more about the network than
@@ -302,7 +302,7 @@ class AuditReport(AnswerCounts):
         return interval(right, len(self.devices), self.confidence)
 
     def verdict(self, at_least: float) -> bool | None:
-        """Return True if the share of right answers is at least `at_least`; None if the interval is too wide."""
+        """Return True if the share of right answers is at least `at_least`, False if it is lower; None if this is undecided."""
         low, high = self.interval
         if low >= at_least:
             return True
@@ -325,7 +325,7 @@ class AuditReport(AnswerCounts):
 
 
 def forms(key: int, turn: int) -> list[str]:
-    """Return all forms in which MMEs send an identifier.
+    """Return all texts in which MMEs send the identifier of a device.
 
     An IMEI has 14 digits, 15 digits, or 16 digits with a software version (TS 23.003 6.2.1). The 15th digit is the check
     digit if `turn` is odd, otherwise a spare 0.
@@ -339,7 +339,7 @@ def forms(key: int, turn: int) -> list[str]:
 
 @dataclass(slots=True)
 class _Inquiry:
-    """Checks of an audit, sent at a given rate, and their results so far."""
+    """Checks that an audit sends at a given rate, and their results so far."""
 
     ask: Ask
     wanted: str
@@ -378,7 +378,7 @@ class _Inquiry:
                     break
 
     async def _check_device(self, texts: Sequence[str], begin: float) -> None:
-        """Send checks of one device in all its forms, the first at `begin` on the loop's clock."""
+        """Send checks of one device in all its forms. `begin`: time of the first check on the loop's clock."""
         loop = asyncio.get_running_loop()
         wrong: list[Mistake] = []
         for number, text in enumerate(texts):
@@ -401,7 +401,7 @@ async def audit(
     listed: ReleaseEntries, keys: Sequence[int], ask: Ask, *, wanted: str, rate: float | None, confidence: float = CONFIDENCE,
     first: int | None = None, at_least: float | None = None, progress: Progress = lambda *_: None,
 ) -> AuditReport:  # fmt: skip
-    """Check each key in all its forms, until the share is decided or no further check is possible.
+    """Check each device of `keys` in all forms of its identifier, until the share of right answers is decided or no check is possible.
 
     Args:
         listed: entries of the release.
@@ -433,7 +433,7 @@ async def audit(
 
 
 class Check(NamedTuple):
-    """Recorded checks with equal identifier, device, Origin-Host and answer, and their number."""
+    """Recorded checks with equal identifier, device, Origin-Host and answer, and how many they are."""
 
     imei: str
     device: int
@@ -447,7 +447,7 @@ def judge(
     listed: ReleaseEntries, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = (),
     confidence: float = CONFIDENCE,
 ) -> AuditReport:  # fmt: skip
-    """Compare recorded answers with the list.
+    """Compare recorded answers with the entries of a release.
 
     Args:
         listed: entries of the release.

@@ -1,4 +1,4 @@
-"""Import of first sightings into the record: days from another EIR's file, or from the record of checks.
+"""Import of first sightings into the record of first sightings: from a file of another EIR, or from the record of checks.
 
 The earliest day of a device counts. Devices that a list registers are left out. The import is one write of the store, on the
 condition that the record has not changed since it was read; otherwise the import starts again. So a killed import changes nothing,
@@ -74,7 +74,7 @@ class DaysImport(NamedTuple):
 
 
 def seen_now(keys: Keys, firsts: Keys, now: datetime) -> FirstDays:
-    """Build a record of first sightings from imported days. The last sighting of each device is set to the day of `now`.
+    """Convert imported devices and first days to first sightings. The last sighting of each device is set to the day of `now`.
 
     Args:
         keys: devices in any order; a device may occur several times.
@@ -86,7 +86,7 @@ def seen_now(keys: Keys, firsts: Keys, now: datetime) -> FirstDays:
 
 
 def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -> DaysFile:
-    """Read a file with the columns `imei` and `first_seen`. The devices count as seen on the day of `now`.
+    """Read a file with the columns `imei` and `first_seen`. The last sighting of each device is set to the day of `now`.
 
     `progress` receives the bytes done and the total.
 
@@ -110,7 +110,7 @@ def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -
 async def import_days(
     days: FirstDays, name: str, store: ListStore, *, registering: Sequence[str], source: str, who: str, now: datetime
 ) -> DaysImport:  # fmt: skip
-    """Merge imported devices into the record of first sightings.
+    """Merge imported devices into the record of first sightings in the store.
 
     Args:
         days: imported devices.
@@ -150,7 +150,7 @@ async def import_days(
 
 
 class _Change(NamedTuple):
-    """Change of the record of first sightings by an import."""
+    """Change of the record of first sightings by an import: changed pages and counts."""
 
     state: ListState
     """State after the change, but with the generation before the change."""
@@ -162,7 +162,7 @@ class _Change(NamedTuple):
 
 
 def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: FirstDays, now: datetime) -> _Change:
-    """Merge imported devices into the stored pages of the record, and return the change.
+    """Merge imported devices into the pages of the record that the store has, and return the change.
 
     Raises:
         EirError: if a list has the name of the record.
@@ -194,7 +194,7 @@ def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: Fi
 
 
 async def _load(store: ListStore, name: str, numbers: Sequence[int], now: datetime) -> DeviceList:
-    """Read the pages of a list with these page numbers from the store, and return them as a list with an image in memory."""
+    """Read the pages with these numbers of the record of first sightings from the store, as a list with an image in memory."""
     devices = DeviceList(name, DEVICES, now.timestamp)
     state, pages = await store.some_pages(name, numbers)
     if state is not None and state.kind == DEVICES:

@@ -1,4 +1,4 @@
-"""Listings: counts of the devices that were added to lists or removed from lists in a span of time, by list, reason and TAC.
+"""Listings: numbers of devices that were added to or removed from lists in a span of time, by list, reason and TAC.
 
 The history has the number of devices of each change. Reason and TAC are known in two cases: the event names its entries, or the store
 still has the release and its predecessor. Memory is bounded by the number of lists, reasons and TACs, because records and pages are
@@ -37,7 +37,7 @@ _AFTER_REASON = re.compile(r"(?:, until \d{4}-[^\s,;]+Z)?(?:; [\d,]+ \w+ come, .
 
 
 class Listing(NamedTuple):
-    """Key of a count: devices of the same TAC that were added to a list, or removed from a list, for the same reason."""
+    """Key of a number of devices: list, reason, TAC, and whether the devices were added or removed."""
 
     list: str
     is_listed: bool
@@ -55,14 +55,14 @@ NO_CONTENT = decode(Page(0, b""))
 
 @dataclass(slots=True)
 class Listings:
-    """Counts of the devices that were added to lists or removed from lists in a span of time."""
+    """Numbers of the devices that were added to or removed from lists in a span of time."""
 
     devices: Parts = field(default_factory=Counter)
     unlisted_at: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Times (Unix microseconds) of the changes that removed devices, by list."""
 
     def add(self, event: Event, parts: Parts) -> None:
-        """Add the devices of one change and, if the change removed devices, its time."""
+        """Add the devices of one change of a list; if the change removed devices, also its time."""
         self.devices += parts
         has_removals = any(not listing.is_listed for listing in parts)
         if event.list is not None and has_removals:
@@ -71,7 +71,7 @@ class Listings:
 
 
 async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, end: str) -> Listings:
-    """Count the devices that changes from `begin` until before `end` added and removed.
+    """Count the devices that list changes from `begin` until before `end` added and removed.
 
     Args:
         store: store of the lists and of the history.
@@ -102,7 +102,7 @@ async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, 
 
 
 class _HistoryReader:
-    """Counter of the devices of list changes. The events of a chain must be passed in order, oldest first."""
+    """Counter of the devices that list changes added or removed. The caller passes the events of a chain, oldest first."""
 
     def __init__(self, store: ListStore, kinds: Mapping[str, str]) -> None:
         self._store = store
@@ -113,14 +113,14 @@ class _HistoryReader:
         """Newest changes of each list, which a rollback may undo."""
 
     async def add_kept(self, name: str) -> None:
-        """Read which releases of a list the store keeps. The change by a release can be computed if it and its predecessor are kept."""
+        """Read which releases of a list the store keeps. Only if a release and its predecessor are kept, their difference can be computed."""
         releases = await self._store.releases(name)
         for newer, older in zip_longest(releases, releases[1:]):
             if newer.made is not None:
                 self._kept[name, newer.made.time, newer.made.detail] = newer, older
 
     async def count_change(self, event: Event, name: str, *, in_period: bool) -> Parts:
-        """Count the devices that a change added and removed. Pages are compared only if `in_period` is true."""
+        """Count the devices that the change of an event added and removed. Only if `in_period` is true, pages are compared."""
         if event.what == ROLLBACK:
             return self._count_rollback(event, name)
         if event.what in {ADD, REMOVE} and not _FROM_FILE.search(event.detail):
@@ -135,7 +135,7 @@ class _HistoryReader:
         return parts
 
     def _count_named(self, event: Event, name: str) -> Parts:
-        """Count the devices that an event names: entries that a person added or removed."""
+        """Count the devices that an event names, because an operator added or removed them."""
         before_entries = event.detail.rpartition(": ")[0]
         reason = _AFTER_REASON.sub("", before_entries, count=1)
         entries = added_by([replace(event, what=ADD)], self._kinds[name])
@@ -147,7 +147,7 @@ class _HistoryReader:
         return parts
 
     def _count_rollback(self, event: Event, name: str) -> Parts:
-        """Count the devices of a rollback. A device that an undone change added counts as removed, and a removed device as added."""
+        """Count the devices of a rollback: it removes the devices that the undone changes added, and adds those that they removed."""
         match = _UNDONE.match(event.detail)
         serials = {int(text) for text in match[1].split(",")} if match else set()
         parts = Parts()
@@ -161,7 +161,7 @@ class _HistoryReader:
         return parts
 
     async def _count_differences(self, event: Event, name: str) -> Parts:
-        """Count the devices by which a release differs from its predecessor; the result is empty unless both are stored."""
+        """Count the devices by which a release differs from its predecessor; empty unless the store keeps both."""
         newer, older = self._kept.get((name, event.time, event.detail), (None, None))
         is_first = ", before 0;" in event.detail
         if newer is None or (older is None and not is_first):
@@ -183,7 +183,7 @@ class _HistoryReader:
         return parts
 
     async def _changed_pages(self, name: str, newer: Release, older: Release | None) -> Sequence[int]:
-        """Return the page numbers (TACs) that a release changed. If the change log lacks this release, return the numbers of all present pages."""
+        """Return the page numbers (TACs) that a release changed; if the change log lacks the release, those of all pages."""
         changes = await self._store.changes(name, older.state.generation) if older else None
         if changes and changes[0].after == newer.state.generation and changes[0].pages is not None:
             return changes[0].pages
@@ -191,7 +191,7 @@ class _HistoryReader:
 
 
 def _turnover(event: Event) -> tuple[int, int]:
-    """Parse the numbers of added and of removed devices from the detail of an event."""
+    """Parse the number of added and the number of removed devices in the detail of an event."""
     if match := _TURNOVER.search(event.detail):
         added, removed = (int(text.replace(",", "")) for text in match.groups())
         return added, removed
@@ -201,7 +201,7 @@ def _turnover(event: Event) -> tuple[int, int]:
 
 
 def _count_page(name: str, state: ListState, page: Page | None, other: Page | None, *, is_listed: bool) -> Parts:
-    """Count by reason the devices on `page` that are not on `other`, the same page in an older or newer release of the list."""
+    """Count by reason the devices that are on `page` but not on `other`, the same page in another release of the list."""
     if page is None or page == other:
         return Parts()
     content = _decode_page(page)
@@ -228,7 +228,7 @@ def _decode_page(page: Page) -> Content:
 
 
 async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list[str | None]:
-    """Return the present reasons of listed devices in the order of `keys`; None for a device that is not listed.
+    """Return the present reasons of devices in a list, in the order of `keys`; None for a device that is not listed.
 
     Raises:
         StoreError: if the list cannot be read.
@@ -248,7 +248,7 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
 
 
 def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[int, str]:
-    """Return by key the reasons of devices on a page. `lows`: key % 10^6 of each wanted device; a device that is not listed is skipped."""
+    """Return the reasons of listed devices on a page, by key. `lows`: key % 10^6 of each wanted device."""
     content = _decode_page(page)
     of_tac = None if content.tac is None else content.tac.reason
     singles = dict(zip(content.low.tolist(), content.reasons.tolist(), strict=True))
@@ -262,7 +262,7 @@ def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
-    """Count by TAC the devices whose first sighting is on one of the chosen days, for each of several choices.
+    """Count by TAC the devices whose first sighting is on one of the chosen days; one result for each element of `chosen`.
 
     Args:
         store: store with the record of first sightings.

@@ -1,4 +1,4 @@
-"""Loader of a release: it verifies the files, reads the rows, builds pages and writes the pages to the store.
+"""Loader of a release: verifies its files, reads the rows, builds pages and writes them to the store.
 
 The module eir.lists.releases.release verifies signatures and manifest. Then this module verifies size and digest of all files
 before it reads the first row. The list in force stays until one atomic write replaces it. Every refusal is an event in the store's
@@ -105,7 +105,7 @@ class LoadReport:
         return document | {"seconds": seconds}
 
     def as_text(self) -> str:
-        """Format the report in one line, and add a line for each bad row that it names."""
+        """Format the report in one line, followed by a line for each bad row that it names."""
         release = f"{self.list} {self.kind} {self.serial}"
         parts = [f"{release}: {self.entries:,} entries, before {self.entries_before:,}"]
         parts.append(turnover(self.holds, self.come, self.gone))
@@ -125,7 +125,7 @@ async def load_release(
     manifest: Path, lists: Mapping[str, ListSettings], store: ListStore, *, who: str, now: datetime, force: bool = False,
     dry_run: bool = False, marks: Mapping[str, Mark] | None = None, progress: Progress | None = None,
 ) -> LoadReport:  # fmt: skip
-    """Verify a release and load it into its list in one atomic write. The other arguments are the fields of Loader.
+    """Verify a release, and load it into its list in one atomic write. The other arguments are fields of Loader.
 
     Raises:
         ReleaseRefused: after the refusal was recorded, if the store can be written.
@@ -138,7 +138,7 @@ async def load_release(
 
 @dataclass(slots=True)
 class Loader:
-    """Load of one release, with its settings and the duration of each stage."""
+    """Load of one release: its settings, and the duration of each stage."""
 
     lists: Mapping[str, ListSettings]
     store: ListStore
@@ -162,14 +162,14 @@ class Loader:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Done]:
-        """Measure the duration of a stage. The yielded function receives each completed part of `total`."""
+        """Measure the duration of a stage (the `with` block). The yielded function is called with each completed part of `total`."""
         began = time.monotonic()
         yield sum_progress(self.progress, name, total)
         self.seconds[name] = time.monotonic() - began
         self.progress(name, total, total)
 
     async def record(self, refused: ReleaseRefused, digest: str | None = None) -> None:
-        """Write a rejection to the history, unless the store cannot be written.
+        """Write the rejection of a release to the history, unless the store cannot be written.
 
         `digest`: digest of the manifest; None if its signatures are not valid.
         """
@@ -254,7 +254,7 @@ class Loader:
     def _read(
         self, manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons
     ) -> tuple[Iterable[Rows], "Tally"]:
-        """Verify and read the data files; return the rows by role, and the counts of good and bad rows."""
+        """Verify and read the data files; return the rows by their role in the release, and the counts of good and bad rows."""
         from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
 
         tally = Tally(
@@ -270,7 +270,7 @@ class Loader:
         return rows, tally
 
     def _check_growth(self, settings: ListSettings, before: ListState, rows: Rows) -> None:
-        """Reject a full release whose whole TACs alone exceed a limit, before any page is built."""
+        """Reject a full release early, before pages are built, if its whole TACs alone exceed a limit on growth."""
         if before is NO_LIST or self.force:
             return
         come = rows.devices_min() - before.devices
@@ -280,7 +280,7 @@ class Loader:
     def _load_event(
         self, release: VerifiedRelease, before: ListState, built: Built, lifted: Sequence[str], bad_rows: int
     ) -> Event:
-        """Create the event of a load for the history. `before`: state of the list before the load."""
+        """Create the history event of a load. `before`: state of the list before the load. `lifted`: limits that `force` lifted."""
         manifest = release.manifest
         sizes = f"{built.entries} entries, before {before.entries}"
         parts = [sizes, turnover(self.lists[manifest.list].kind, built.come, built.gone)]
@@ -297,7 +297,7 @@ class Loader:
     async def _write(
         self, manifest: Manifest, settings: ListSettings, state: ListState, built: Built, event: Event
     ) -> ListState:
-        """Write the built list and its dates to the store; return the stored state."""
+        """Write the built pages of the list, and their dates, to the store; return the stored state."""
         is_delta = manifest.kind == DELTA
         seen = state.generation - 1
         write = self.store.amend if is_delta else self.store.replace
@@ -309,7 +309,7 @@ class Loader:
         return stored
 
     async def _build_full(self, name: str, state: ListState, rows: Rows) -> Built:
-        """Build the pages of a full release, and count the differences to the present content of the list."""
+        """Build the pages of a full release, and count their differences from the present content of the list."""
         dates = rows.dates
         built = build_pages(rows, lambda done, total: self.progress(BUILD, done, total))
         dated = tuple(date_pages(built.pages, dates)) if self.lists[name].dates else ()
@@ -335,7 +335,7 @@ class Loader:
     async def _build_delta(
         self, settings: ListSettings, state: ListState, rows_added: Rows, rows_removed: Rows
     ) -> Built:
-        """Build the pages that a delta changes, and compute the counts of the whole list."""
+        """Build the pages that a delta changes, and count the entries of the whole list."""
         if state.kind != settings.kind:
             raise ReleaseRefused(
                 "base", f"the list in force is a list of {state.kind}; publish a full release of {settings.kind}"
@@ -368,7 +368,7 @@ def read_release(
     memory_max: int = LOAD_MEMORY,
     kept_max: int = KEPT_BYTES_MAX,
 ) -> Iterable[Rows]:
-    """Verify size and digest of every file, then read all rows; return the rows by role.
+    """Verify size and digest of every data file, then read all rows; return the rows by their role in the release.
 
     Added rows come before removed rows. `manifest` is the result of `verify_release`.
     """
@@ -409,7 +409,7 @@ def read_release(
 
 
 def _rows_by_role(manifest: Manifest, settings: ListSettings) -> dict[str, Rows]:
-    """Create empty rows for each role of a release, with room for the announced number of single identifiers."""
+    """Create an empty collection of rows for each role of a release, with room for the number of entries in the manifest."""
     has_singles = settings.kind not in BOUND
     rows: dict[str, Rows] = {}
     for role in ROLES[manifest.kind]:
@@ -420,7 +420,7 @@ def _rows_by_role(manifest: Manifest, settings: ListSettings) -> dict[str, Rows]
 
 
 def _check_rows(rows: int, memory_max: int) -> None:
-    """Reject a release (`too_large`) if the rows that its manifest announces need more memory than allowed."""
+    """Reject a release (`too_large`) if the number of rows in its manifest needs more memory than allowed."""
     needed = rows * ROW_BYTES
     if needed > memory_max:
         advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"

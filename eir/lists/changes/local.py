@@ -1,4 +1,4 @@
-"""Edits of local lists (`local: true`) by operators, with `eir add` and `eir remove`, and by a feed.
+"""Changes of local lists (`local: true`) by operators, with `eir add` and `eir remove`, and by a feed.
 
 An edit reads the list, computes the change, and writes the change if the list is still the same; otherwise the edit starts again.
 The write is atomic, and the history records the user, the entries, the time and the reason.
@@ -47,7 +47,7 @@ KnownLists = Callable[[], Collection[str]]
 
 
 class Entry(NamedTuple):
-    """Entry of a local list: the identifier as the operator typed it, and its keys."""
+    """Entry of a local list: identifier as the operator typed it, and keys."""
 
     text: str  # as the operator wrote it
     key: int
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
 
 class EntryDetails(NamedTuple):
-    """Reason, expiry and date of one entry."""
+    """Reason, expiry and date of one entry of a local list."""
 
     reason: str = ""
     """Reason of the entry; empty: the reason of the edit."""
@@ -70,7 +70,7 @@ class EntryDetails(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """Edit (change of a local list): entries to add or to remove."""
+    """Change of a local list: entries to add or to remove."""
 
     what: str  # ADD or REMOVE
     entries: Sequence[Entry]
@@ -91,7 +91,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditReport:
-    """Effect of a change of a local list, or the effect that it would have (dry run)."""
+    """Effect of a change of a local list, real or in a dry run."""
 
     list: str
     holds: str
@@ -129,7 +129,7 @@ class EditReport:
 def parse_entries(
     kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False
 ) -> list[Entry]:
-    """Parse the identifiers of a command to entries for a list of this kind; repeated entries are dropped.
+    """Parse the identifiers in a command to entries for a list of this kind, without repetitions.
 
     Args:
         kind: kind of the list.
@@ -168,7 +168,7 @@ def parse_entries(
 
 
 def _check_command(kind: str, *, imsis: Sequence[str], tacs: bool, verbatim: bool) -> None:
-    """Raise IdentifierError if a list of this kind cannot have such entries; the arguments are those of `parse_entries`."""
+    """Raise IdentifierError if a list of this kind cannot have the entries of a command, such as TACs in a list of pairs."""
     if kind == TYPES:
         raise IdentifierError("a list of device types changes only by releases: eir publish --layout tacs")
     if tacs and kind != DEVICES:
@@ -184,7 +184,7 @@ def _check_command(kind: str, *, imsis: Sequence[str], tacs: bool, verbatim: boo
 async def edit_list(
     edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: KnownLists = tuple
 ) -> EditReport:
-    """Add entries to a local list or remove entries (`edit`) in one atomic write; return the effect.
+    """Apply a change (`edit`) to a local list in one atomic write; return its effect.
 
     A list that the store has lost is not created again: `had` returns the lists that were in force on this host.
     """
@@ -195,7 +195,7 @@ async def edit_list(
 async def edit_differences(
     edit: Edit, settings: ListSettings, store: ListStore, *, who: str, now: datetime, had: KnownLists = tuple
 ) -> frozenset[Entry]:
-    """Add or remove only the entries that change the local list; skip all other entries of the edit, and return the changed entries.
+    """Apply only those entries of a change (`edit`) that have an effect on a local list; return these entries.
 
     Raises the errors of `edit_list`.
 
@@ -209,7 +209,7 @@ async def edit_differences(
 async def _edit(
     edit: Edit, settings: ListSettings, store: ListStore, who: str, now: datetime, *, had: KnownLists, lenient: bool
 ) -> tuple[EditReport, Sequence[Entry]]:
-    """Apply the change of a local list (`edit`); return the report of the effect, and the changed entries.
+    """Apply a change (`edit`) to a local list; return the report of its effect, and the changed entries.
 
     If `lenient` is true, entries without a change are skipped; otherwise they are an error.
     """
@@ -259,7 +259,7 @@ async def _edit(
 
 
 def _checked_state(stored: ListState | None, settings: ListSettings, had: KnownLists) -> ListState:
-    """Return the state of a local list before a change; NO_LIST for a new list.
+    """Check that a local list can be changed, and return its state; NO_LIST for a new list.
 
     Raises:
         StoreError: `lost`, if the store has lost the list. Followers would ignore a new list, or it would hide the loss.
@@ -279,7 +279,7 @@ def _checked_state(stored: ListState | None, settings: ListSettings, had: KnownL
 
 
 def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifted: str, amended: Built) -> Event:
-    """Create the event with which the history records the change of a local list. `lifted`: text about the limits that `force` lifted."""
+    """Create the history event of a change (`edit`) of a local list. `lifted`: text about the limits that `force` lifted."""
     detail = edit.reason
     if edit.until:
         detail += f", until {until_text(edit.until)}"
@@ -296,7 +296,7 @@ def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifte
 
 
 def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], Event]:
-    """Return the last event that added each entry.
+    """Return for each entry the last event that added it.
 
     An entry is identified by its key, the key of its IMSI (0 for none), and True if it is a whole TAC.
     """
@@ -324,7 +324,7 @@ def _parse_key(key_of: Callable[[str], int], text: str) -> int:
 
 
 def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
-    """Reject a change of a local list if the list is not local, the reason is not valid, or the expiry has passed."""
+    """Reject a change (`edit`) if its list is not local, its reason is not valid, or its expiry has passed."""
     if not settings.local:
         raise EntryRefused(f"{settings.name} changes only by signed releases; expected a list with `local: true`")
     check_reason(edit.reason)
@@ -333,7 +333,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _differs(edit: Edit, end: int | None) -> bool:
-    """Return True if the change of a local list (`edit`) has an effect on an entry.
+    """Return True if a change (`edit`) has an effect on one entry.
 
     `end`: expiry of the entry before the edit; 0 if it does not expire, None if it does not exist.
     """
@@ -345,7 +345,7 @@ def _differs(edit: Edit, end: int | None) -> bool:
 def _present_entries(
     entries: Sequence[Entry], pages: Sequence[Page], now: datetime
 ) -> dict[tuple[int, int, bool], int]:
-    """Look up entries, and the whole TACs of these entries, in pages of a list; return the expiry (0: none) of each that is present.
+    """Find entries, and the whole TACs of these entries, in pages of a list; return the expiry of each that exists (0: none).
 
     Expired entries are left out. Only the given entries are looked up, because a page may have a million.
     """
@@ -363,7 +363,7 @@ def _present_entries(
 
 
 def _stored_in(page: Page, entries: Sequence[Entry]) -> Iterator[tuple[tuple[int, int, bool], int]]:
-    """Yield the expiry of the page's TAC entry, and of each given entry that the page contains."""
+    """Find entries and their TAC in a page; yield the expiry of each that the page contains."""
     first = page.number * PAGE_KEYS
     if page.tac is not None:
         yield (first, 0, True), page.tac.until
@@ -384,7 +384,7 @@ def _stored_in(page: Page, entries: Sequence[Entry]) -> Iterator[tuple[tuple[int
 
 
 def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, bool]]) -> None:
-    """Reject a change of a local list that adds an existing entry or removes a missing entry. `present`: existing entries.
+    """Reject a change (`edit`) that adds an existing entry or removes a missing one. `present`: existing entries.
 
     An expired entry is missing. An identifier and its TAC are separate entries.
     """
@@ -405,7 +405,7 @@ def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, boo
 
 
 def _missing_text(entry: Entry, present: Container[tuple[int, int, bool]]) -> str:
-    """Format an entry that the list lacks, for an error message. If the list has the entry's whole TAC, the text names the TAC too."""
+    """Format an entry that the list lacks, for an error message; if the list has the entry's whole TAC, with a note on the TAC."""
     tac = entry.key // PAGE_KEYS
     if entry.whole_tac or (tac * PAGE_KEYS, 0, True) not in present:
         return entry.text
@@ -413,7 +413,7 @@ def _missing_text(entry: Entry, present: Container[tuple[int, int, bool]]) -> st
 
 
 def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
-    """Return reason, expiry and date of an entry. If the entry has no own reason or expiry, that of the whole edit is used."""
+    """Return reason, expiry and date of an entry in a change (`edit`); the values of the whole change are the defaults."""
     details = edit.details.get(entry[1:], EntryDetails())
     return EntryDetails(details.reason or edit.reason, details.until or edit.until, details.day)
 
@@ -421,7 +421,7 @@ def _details_of(edit: Edit, entry: Entry) -> EntryDetails:
 async def _build_edit(
     edit: Edit, settings: ListSettings, store: ListStore, now: datetime, stored: tuple[ListState, Sequence[Page]]
 ) -> tuple[ListState, Built, RowDates]:
-    """Compute the effect of a change of a local list: the new state of the list, its changed pages, and the dates of the added entries.
+    """Compute the effect of a change (`edit`): new state of the list, changed pages, and dates of added entries.
 
     `stored`: present state and pages.
     """
@@ -451,7 +451,7 @@ async def _build_edit(
 def _add_rows(
     rows: Rows, group: Sequence[tuple[Entry, EntryDetails]], indexes: Mapping[str, int], *, is_dated: bool
 ) -> None:
-    """Add entries of one form (pairs, TACs or single identifiers) to rows. `indexes`: index of each reason."""
+    """Add entries of one form (pairs, TACs or single identifiers) to a collection of rows. `indexes`: index of each reason."""
     keys = np.array([entry.key for entry, _ in group], np.uint64)
     reasons = np.array([indexes.get(details.reason, 0) for _, details in group], np.uint8)
     until = np.array([details.until for _, details in group], np.int64)
@@ -479,7 +479,7 @@ async def _add_dates(
     before: Sequence[Page],
     waits: bool,
 ) -> Built:
-    """Add to the built pages of a local list's change the pages of dates (eir.lists.pages.dates) that also change.
+    """Add the changed pages of dates to the built pages of a local list's change.
 
     Args:
         amended: built pages of the edit.

@@ -17,7 +17,7 @@ from eir.lists.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListStat
 async def roll_back(
     name: str, store: ListStore, *, who: str, now: datetime, to: int | None = None, dry_run: bool = False
 ) -> ListState:
-    """Undo all changes after a stored earlier release, and return the new state.
+    """Undo all changes of a list after a stored earlier release, and return the new state.
 
     `to` is the serial of the earlier release; for a local list, the number of its change (its generation). None undoes
     the last release. The serials of undone releases cannot be used again.
@@ -41,12 +41,12 @@ async def roll_back(
 
 
 def release_number(state: ListState) -> int:
-    """Return the serial of a release, or for a local list the number of the change."""
+    """Return the serial of a release; for a local list, the number of its change."""
     return state.serial or state.generation
 
 
 def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: int | None) -> int:
-    """Return the number of releases that a rollback to `to` undoes."""
+    """Return how many releases a rollback to release `to` undoes."""
     if len(releases) < 2:  # the release in force, and its predecessor
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, before)}")
     for steps, release in enumerate(releases[1:], 1):
@@ -58,7 +58,7 @@ def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: 
 
 
 def _undone_text(releases: Sequence[Release]) -> str:
-    """Describe the undone changes, newest first: releases by serial, changes of a local list by their event."""
+    """Describe the changes that a rollback undoes, newest first: releases by serial, changes of a local list by their event."""
     if releases[0].state.serial:
         serials = [str(release.state.serial) for release in releases]
         return f"release {', '.join(serials)} undone"

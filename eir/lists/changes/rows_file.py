@@ -1,4 +1,4 @@
-"""Parser of a data file with entries for a local list. All entries of the file are added in one atomic change of the list."""
+"""Parser of a data file with entries for a local list, which are all added in one atomic change."""
 
 import hashlib
 import io
@@ -104,7 +104,7 @@ def parse_rows_file(
 
 
 def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str | None) -> str:
-    """Return the name of the layout that describes a data file's columns: the given `layout`, or else guessed from the first line.
+    """Return the layout of a data file: the name `layout` if it is given, else the layout guessed from the first line.
 
     Raises:
         ReleaseRefused: `layout` if there is no layout for entries of a local list, `rows` if the file is too large.
@@ -128,13 +128,13 @@ def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str 
 
 
 def _entry_of(listed: ListEntry, kind: str) -> Entry:
-    """Convert an entry that was read from a page (ListEntry) to an entry for a change of a local list (Entry)."""
+    """Convert an entry read from a page (ListEntry) to an entry for a change of a local list (Entry)."""
     sim = f"+{imsi_text(listed.imsi)}" if listed.imsi else ""
     return Entry(listed.text(kind) + sim, listed.key, listed.imsi, listed.whole_tac)
 
 
 def pieces_of_lines(stream: BinaryIO, size: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
-    """Yield the content of a file in pieces of whole lines, each with its newline, and report the progress.
+    """Yield the content of a file in pieces of whole lines, and report the progress.
 
     `size`: bytes of the file.
     """

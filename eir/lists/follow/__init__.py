@@ -1,4 +1,4 @@
-"""Follower: it keeps the lists in memory and this node's last good copy equal to the store.
+"""Follower: keeps the lists in memory and this node's last good copy equal to the lists in the store.
 
 It works with any store.
 """

@@ -1,4 +1,4 @@
-"""Backup of a store to one SQLite file with lists and history, verification of the file, and restore.
+"""Backup of a store (lists and history) in one SQLite file, verification of the file, and restore.
 
 A restored list is never older than the list in the store or on the node, unless the restore is forced: followers keep their list if
 the store has an older one (eir.lists.follow.copy). A record of first sightings is merged, so that no device loses its earliest day.
@@ -90,7 +90,7 @@ async def copy_store(store: ListStore, to: Path) -> None:
 
 
 async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str, Ledger]]:
-    """Verify the lists and history chains of a backup by their digests; return the list states and chain ledgers.
+    """Verify the lists and history chains in a backup by their digests; return the list states and the ledgers (ends) of the chains.
 
     Raises:
         StoreError: if the backup is damaged or cannot be read.
@@ -116,7 +116,7 @@ async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str,
 async def behind(
     states: Mapping[str, ListState], stores: Mapping[str, ListStore | None], marks: Mapping[str, Mark]
 ) -> dict[str, str]:
-    """Return the lists that a restore would replace by an older version, each with the reason.
+    """Find the lists that a restore would replace by an older version; return the reason for each.
 
     Args:
         states: states of the lists in the backup.
@@ -152,7 +152,7 @@ async def restore_store(
     force: bool,
     registering: Sequence[str] = (),
 ) -> list[Restored]:
-    """Restore the history, if that of the store is empty, damaged or cut off, and then the lists from a backup to a store.
+    """Restore a backup to a store: first the history, if the store's is empty, damaged or cut off, then the lists.
 
     Args:
         backup: store in the backup.
@@ -196,7 +196,7 @@ async def restore_store(
 
 
 async def _read_days(backup: ListStore, name: str, state: ListState, now: datetime) -> FirstDays:
-    """Read a record of first sightings from a backup; its devices count as seen on the day of `now`.
+    """Read the record of first sightings from a backup. The last sighting of each device is set to the day of `now`.
 
     Raises:
         StoreError: if the record is damaged.
@@ -210,7 +210,7 @@ async def _read_days(backup: ListStore, name: str, state: ListState, now: dateti
 
 
 def _forced_state(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
-    """Return the state of a forced restore, which every node accepts as newer than its own version of the list.
+    """Return the state of a list for a forced restore, which every node accepts as newer than its own version.
 
     Args:
         state: state of the list in the backup.

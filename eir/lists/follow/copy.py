@@ -1,4 +1,4 @@
-"""Last good copy of a node: a store on its own disk with the lists that were last in force.
+"""Last good copy of a node: a store on its own disk with the lists that were in force last.
 
 The copy follows the lists in force. A node starts from the copy if the store is unreachable, and writes the copy back to a store
 that lost its data. In both directions the content digest verifies the pages. If several nodes write back, only the first write
@@ -28,7 +28,7 @@ from eir.lists.stores.write import one_batch
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Pauses and time limits of a follower in seconds; the defaults are those of a node."""
+    """Pauses and time limits of a follower in seconds. The defaults are those of a node."""
 
     wait_s: float = 1.0
     """Maximum time between two reads of the states, without a notification of the store."""
@@ -56,7 +56,7 @@ Heavy = Callable[[], AbstractContextManager[None]]
 
 
 def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
-    """Return a context manager for work on a list: `heavy()` if the list changes often or is large in any of these states.
+    """Return a context manager for work on a list: `heavy()` if the list is large or changes often, otherwise one without effect.
 
     For another list, the context manager has no effect.
     """
@@ -65,7 +65,7 @@ def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) ->
 
 
 class Relation(Enum):
-    """Relation of a list's state in the store to the state in force on the node."""
+    """Relation between a list's state in the store and its state in force on the node: same, newer or lost data."""
 
     SAME = auto()
     NEWER = auto()
@@ -74,7 +74,7 @@ class Relation(Enum):
 
 
 def relation(held: ListState | None, stored: ListState | None) -> Relation:
-    """Compare the state of a list in the store (`stored`) with its state in force on the node (`held`): same, newer, or lost data.
+    """Compare a list's state in the store (`stored`) with its state in force on the node (`held`).
 
     The store has lost data if its highest serial or its generation is lower, or if it has another content in the same
     generation. Only an operator's reset lowers the highest serial, and resets are counted. Two states are followed
@@ -96,7 +96,7 @@ def relation(held: ListState | None, stored: ListState | None) -> Relation:
 
 @dataclass(frozen=True, slots=True)
 class _CopyRequest:
-    """Request to write the new content of a list to the node's last good copy, because this content is now in force."""
+    """Request to write the content of a list that has come into force to the node's last good copy."""
 
     state: ListState
     pages: Sequence[Page] | None
@@ -107,7 +107,7 @@ class _CopyRequest:
 
 @dataclass(frozen=True, slots=True)
 class _HealRequest:
-    """Request to write a list back to the store, because the store lost it."""
+    """Request to write a list back to the store that has lost it."""
 
     held: ListState
     """State in force."""
@@ -116,7 +116,7 @@ class _HealRequest:
 
 
 class CopyKeeper:
-    """Writer of a node's last good copy. Its task `run` processes the queued requests in order. The queue has one request per list, the newest.
+    """Writer of a node's last good copy. It processes requests in order; of several requests for one list only the newest.
 
     Args:
         store: store that the node follows.
@@ -151,7 +151,7 @@ class CopyKeeper:
         self._has_requests = asyncio.Event()
 
     def request_copy(self, name: str, state: ListState, pages: Sequence[Page] | None) -> None:
-        """Queue a request to write the new content of a list to the node's last good copy.
+        """Request that the new content of a list is written to the node's last good copy.
 
         `pages`: pages that changed; None if the whole list must be written.
         """
@@ -162,7 +162,7 @@ class CopyKeeper:
         self._has_requests.set()
 
     def request_heal(self, name: str, held: ListState, stored: ListState | None) -> None:
-        """Queue a request to write a list from the last good copy back to the store. It is skipped if the copy differs from the list in force."""
+        """Request that a list is written from the last good copy back to the store, if the copy still equals the list in force."""
         before = self._requests.get(name)
         if isinstance(before, _CopyRequest) and before.pages is not None:
             return  # this copy has its pages in memory and is written first; another one can no longer read the store
@@ -170,7 +170,7 @@ class CopyKeeper:
         self._has_requests.set()
 
     async def run(self, heavy: Heavy) -> None:
-        """Process requests until the task is cancelled."""
+        """Process requests for the last good copy until the task is cancelled."""
         while True:
             await self._has_requests.wait()
             self._has_requests.clear()
@@ -190,13 +190,13 @@ class CopyKeeper:
                 self._has_requests.set()
 
     def fail(self, name: str, cause: str, error: Exception) -> None:
-        """Count and report a fault of a list's copy. The fault stays set until a request for this list succeeds."""
+        """Count and report a fault of a list's last good copy. It lasts until a request for this list succeeds."""
         self.faults[name] = str(error) or type(error).__name__
         self._fault_count += 1
         self._failed(cause, error, name)
 
     async def _try(self, name: str, request: _CopyRequest | _HealRequest, heavy: Heavy) -> bool:
-        """Process a request; if this causes no fault, clear the earlier fault of the list. Return False for a retry."""
+        """Process a request, and clear the list's earlier fault if this succeeds; return False if the request must be repeated."""
         before = self._fault_count
         is_done = await self._process(name, request, heavy)
         if is_done and self._fault_count == before:
@@ -204,7 +204,7 @@ class CopyKeeper:
         return is_done
 
     async def _process(self, name: str, request: _CopyRequest | _HealRequest, heavy: Heavy) -> bool:
-        """Process a request; return False if it must be retried.
+        """Process a request; return False if the request must be repeated.
 
         If the store still lacks data, the follower repeats its request.
         """
@@ -237,7 +237,7 @@ class CopyKeeper:
         return True
 
     def _is_called_for(self, name: str, request: _CopyRequest | _HealRequest, copied: ListState | None) -> bool:
-        """Return True if a request must still be processed; report a copy that is too old to be written back as a fault.
+        """Return True if a request must still be processed. If the copy is too old to be written back, report a fault.
 
         `copied`: state of the list in the node's last good copy; None if the copy lacks the list.
         """
@@ -282,7 +282,7 @@ class CopyKeeper:
 
 
 async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
-    """Copy the dates of a list (eir.lists.record.dates) to `target`, if its dates are older. If the changes are known, copy only changed pages."""
+    """Copy the dates of a list to `target`, unless they are up to date; if the changes are known, only the changed pages."""
     name = dates_name(of)
     state = await source.state(name)
     held = await target.state(name)
@@ -295,7 +295,7 @@ async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
 
 
 async def _copy_changes(source: ListStore, target: ListStore, name: str, held: ListState) -> bool:
-    """Copy only the changed pages of a list; return False if the whole list must be copied.
+    """Copy the changed pages of a list to the last good copy; return False if the whole list must be copied.
 
     `held`: state of the list in `target`.
     """
@@ -314,7 +314,7 @@ async def _copy_changes(source: ListStore, target: ListStore, name: str, held: L
 
 
 async def verified_pages(source: ListStore, name: str, state: ListState) -> AsyncIterator[Sequence[Page]]:
-    """Yield all pages of a list from a store; after the last page, verify that the pages have the digest of `state`.
+    """Yield all pages of a list in a store, then verify that they have the content digest of `state`.
 
     Raises:
         StoreChanged: if the list has another generation.

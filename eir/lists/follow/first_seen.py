@@ -1,4 +1,4 @@
-"""Keeper of the record of first sightings: it keeps the record in memory, the copy on disk and the store equal.
+"""Keeper of the record of first sightings: keeps memory, the copy on disk and the store equal.
 
 The image that workers map is the record in memory. Each round reads the changes of other nodes, adds the devices that workers saw,
 removes devices that no longer belong on the record, and writes the pages that differ to each store. If the store knows the changes since
@@ -60,7 +60,7 @@ NEW, LISTED, UNSEEN, LEFT, MERGED = "new", "listed", "unseen", "left_list", "mer
 
 
 class _Replica:
-    """Store that has the record of first sightings, and its differences to memory as of the last round."""
+    """Store that has the record of first sightings, and the differences between this store and memory."""
 
     def __init__(self, store: ListStore, fault: str) -> None:
         self.store = store
@@ -72,7 +72,7 @@ class _Replica:
         """Pages that differ from memory, by number: digest and number of devices of the page in the store."""
 
     def update(self, base: ListState | None, stale: dict[int, tuple[int, int]]) -> None:
-        """Set the state of the record in this store, and its pages that differ from memory."""
+        """Set the state of the record in this store, and the pages that differ from memory."""
         self.base = base
         self.stale = stale
 
@@ -129,11 +129,11 @@ class RecordKeeper:
         """Number of added or removed devices by reason."""
 
     def note(self, sighted: Iterable[Sighted]) -> None:
-        """Queue sightings of devices by a worker; the next round adds these sightings to the record."""
+        """Queue sightings of devices from a worker. The next round adds them to the record of first sightings."""
         self._sighted += sighted
 
     def note_switch(self, name: str, before: Image | None) -> None:
-        """Note that a list has changed. If it is a list of registered devices, the next comparison with the record needs its old image.
+        """Handle a change of a list. If its devices are registered, store its old image for the next comparison with the record.
 
         `before`: image of the list in memory before the change; None: the list was empty.
         """
@@ -145,7 +145,7 @@ class RecordKeeper:
             self._before.setdefault(name, before)
 
     async def start(self) -> None:
-        """Read all stores, before the node answers checks.
+        """Read the record of first sightings from all stores, before the node answers checks.
 
         If an earlier process had a record in force, this record is already in memory.
         """
@@ -169,7 +169,7 @@ class RecordKeeper:
             await asyncio.sleep(_rest_s(began))
 
     async def round(self) -> None:
-        """Synchronise memory and stores once. If a store fails, the next round tries it again."""
+        """Synchronise memory and all stores once. A store that fails is tried again in the next round."""
         for replica in self._replicas:
             await self._synchronize(replica, writes=False)
         self._begin_day()
@@ -183,7 +183,7 @@ class RecordKeeper:
     # Between memory and a store
 
     async def _synchronize(self, replica: _Replica, *, writes: bool) -> None:
-        """Merge the changes of a store into memory; if `writes` is true, also write the pages that differ to the store."""
+        """Merge the changes of a store into memory. If `writes` is true, also write the differing pages to the store."""
         for _ in range(AGAIN_MAX):
             try:
                 await self._pull(replica)
@@ -198,7 +198,7 @@ class RecordKeeper:
             return
 
     async def _pull(self, replica: _Replica) -> None:
-        """Read from a store the changes that other nodes wrote, and merge them into memory."""
+        """Read the changes that other nodes wrote to a store, and merge them into memory."""
         name = self._settings.list
         state = await await_store(replica.store.state(name), self._answer_s)
         base = replica.base
@@ -215,7 +215,7 @@ class RecordKeeper:
             await self._pull_all(replica)
 
     async def _pull_steps(self, replica: _Replica, base: ListState) -> bool:
-        """Read the pages that changed in a store since the last round; return False if all pages must be read.
+        """Merge only the pages that changed in a store since the last round; return False if all pages must be read.
 
         All pages must be read if the changes are unknown or do not lead to the store's digest.
         """
@@ -252,7 +252,7 @@ class RecordKeeper:
         return True
 
     async def _pull_all(self, replica: _Replica) -> None:
-        """Merge the whole record of a store into memory.
+        """Merge all pages of a store into memory.
 
         Raises:
             StoreError: if the record is damaged.
@@ -286,7 +286,7 @@ class RecordKeeper:
     def _merge_batch(
         self, batch: Sequence[Page], changes: dict[int, FirstDays], stale: dict[int, tuple[int, int]]
     ) -> None:
-        """Merge pages of a store with memory: add to `changes` the pages that change in memory, to `stale` those that the store lacks."""
+        """Merge pages of a store with memory; add pages that change in memory to `changes`, and pages that the store lacks to `stale`."""
         mine = self._local([page.number for page in batch])
         encoded = {page.number: page for page in encode_days(_joined(mine))}
         differing = [page for page in batch if encoded.get(page.number) != page]
@@ -301,7 +301,7 @@ class RecordKeeper:
                 stale[number] = weights[number]
 
     async def _apply_all(self, replica: _Replica, days: FirstDays, digest: int) -> None:
-        """Put the record that was read from a store in force in memory, which has no record yet."""
+        """Put the record that was read from a store in force, because memory has no record yet."""
         image = await asyncio.to_thread(image_of, days)
         self._digest = digest
         self._devices = len(days.keys)
@@ -311,7 +311,7 @@ class RecordKeeper:
         await self._switch_to(self._state(), image)
 
     async def _push(self, replica: _Replica) -> None:
-        """Write to a store the pages that differ from memory.
+        """Write the pages that differ from memory to a store.
 
         Raises:
             GenerationConflict: if another node wrote first.
@@ -331,7 +331,7 @@ class RecordKeeper:
             self._event = None
 
     async def _push_batch(self, replica: _Replica, base: ListState, event: Event | None) -> None:
-        """Write the first WRITE_PAGES pages that differ. `base`: state of the record in the store."""
+        """Write the first WRITE_PAGES differing pages to a store. `base`: state of the record in the store."""
         numbers = sorted(replica.stale)[:WRITE_PAGES]
         mine = self._local(numbers)
         new = {page.number: page for page in encode_days(_joined(mine))}
@@ -353,7 +353,7 @@ class RecordKeeper:
     # In memory
 
     def _local(self, numbers: Collection[int]) -> dict[int, FirstDays]:
-        """Return the devices of the record in memory by page number, for these page numbers; pages without devices are left out."""
+        """Return the devices in memory on pages with these page numbers, by page number; empty pages are left out."""
         in_image = sorted(number for number in numbers if number not in self._changed)
         pages = by_page(days_in(self._record.image, in_image))
         for number in numbers:
@@ -362,14 +362,14 @@ class RecordKeeper:
         return pages
 
     def _filled_page_numbers(self) -> set[int]:
-        """Return the page numbers (TACs) of the record in memory whose pages have at least one device."""
+        """Return the page numbers (TACs) in memory that have at least one device."""
         image = self._record.image
         in_image = set() if image is None else set(image.numbers.tolist())
         emptied = {number for number, days in self._changed.items() if not len(days.keys)}
         return (in_image | self._changed.keys()) - emptied
 
     def _replace_pages(self, pages: Mapping[int, FirstDays], reason: str, *, source: _Replica | None = None) -> None:
-        """Replace pages in memory, and mark them as outdated in every store except `source`, from which they come."""
+        """Replace pages in memory, and mark them as different in every store but `source`, from which they come."""
         before = self._local(pages)
         changes = {number: days for number, days in pages.items() if not days.is_same(before.get(number, NOTHING))}
         old = _weights(changes, before)
@@ -386,7 +386,7 @@ class RecordKeeper:
         self._changed |= changes
 
     def _state(self) -> ListState:
-        """Return the state of the record in memory. If the shared store has the same content, the result is the state in the store."""
+        """Return the state of the record in memory; if the shared store has the same content, the state in the store."""
         base = self._replicas[-1].base
         digest = digest_text(self._digest)
         if base is not None and base.content_digest == digest:
@@ -401,7 +401,7 @@ class RecordKeeper:
         )
 
     async def _switch(self) -> None:
-        """Build a new image of the record in memory from the old image and the changed pages, and put the new image in force."""
+        """Build a new image of the record in memory from the old one and the changed pages, and put it in force."""
         before = self._record.state
         state = self._state()
         image = self._record.image
@@ -420,7 +420,7 @@ class RecordKeeper:
     # Devices that workers saw, and devices that no longer belong on the record
 
     def _begin_day(self) -> None:
-        """If a day has begun, summarize the changes of the last day for the history, and reset the counts of the day."""
+        """At the start of a day, write a summary of the last day's changes to the history, and reset the counts."""
         today = self._record.today
         if today == self._day:
             return
@@ -459,13 +459,13 @@ class RecordKeeper:
             self._merge_pages(by_page(seen_on(accepted, sighted.day)), NEW)
 
     def _merge_pages(self, pages: Mapping[int, FirstDays], reason: str) -> None:
-        """Merge the devices of these pages into the record in memory. `reason`: reason of the change, for the counts in `changes`."""
+        """Merge devices into the pages of the record in memory. `reason`: reason of the change, for the counts."""
         mine = self._local(pages)
         merged = {number: merge((mine.get(number, NOTHING), days)) for number, days in pages.items()}
         self._replace_pages(merged, reason)
 
     async def _tidy(self) -> None:
-        """Remove from the record devices that are registered or were not seen for long; add devices that are no longer registered."""
+        """Remove registered devices and long unseen devices from the record; add devices that are no longer registered."""
         began = time.monotonic()
         await self._switch()
         before, self._before = self._before, {}
@@ -478,7 +478,7 @@ class RecordKeeper:
         self._tidy_at = time.monotonic() + _rest_s(began)
 
     def _compare(self, before: Mapping[str, Image]) -> tuple[dict[int, FirstDays], ...]:
-        """Compare the record with the registering lists. `before`: earlier images of these lists, if they have changed.
+        """Compare the record with the lists of registered devices. `before`: earlier images of changed lists.
 
         Returns:
             Pages without the devices that a list registers; pages also without devices that were not seen for long;
@@ -519,18 +519,17 @@ class RecordKeeper:
 
 
 def _rest_s(began: float) -> float:
-    """Return the pause in seconds after a round that started at `began`."""
+    """Return the pause in seconds after a round that began at `began`: the longer the round took, the longer."""
     duration = time.monotonic() - began
     return min(max(ROUND_S, REST_TIMES * duration), ROUND_MAX_S)
 
 
 def _joined(pages: Mapping[int, FirstDays]) -> FirstDays:
-    """Join the devices of pages in ascending order."""
     return join(pages[number] for number in sorted(pages))
 
 
 def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = None) -> dict[int, FirstDays]:
-    """Return the pages of `days` that change, without the devices of the mask `is_removed`.
+    """Remove the devices in the mask `is_removed` from `days`; return the pages that change.
 
     `is_touched`: mask of devices; a page with one of these devices is returned. None: the mask `is_removed`.
     """
@@ -541,7 +540,7 @@ def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = 
 
 
 def _weights(numbers: Collection[int], pages: Mapping[int, FirstDays]) -> dict[int, tuple[int, int]]:
-    """Return the digest and the count of devices of each page of the record (devices of one TAC); both are 0 if `pages` lacks the page."""
+    """Return digest and number of devices of each numbered page; both are 0 for a page that is not in `pages`."""
     days = {number: pages.get(number, NOTHING) for number in sorted(numbers)}
     digests = {page.number: page.digest() for page in encode_days(join(days.values()))}
     return {number: (digests.get(number, 0), len(each.keys)) for number, each in days.items()}

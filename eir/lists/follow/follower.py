@@ -1,4 +1,4 @@
-"""Follower process: it builds images from the store's changes, and answers no checks.
+"""Follower: builds images (contents of lists in memory) from the changes in a store. It answers no checks.
 
 Each list is verified before a switch: its generation by the state that was read with it, its pages by the content digest. If
 the verification fails, or the store is unreachable or has lost data, the list in force stays.
@@ -29,7 +29,7 @@ PROOF_MASK = (1 << 64) - 1
 
 
 class Proof:
-    """Digests (64 bits each) of a list's pages in memory, with which the list's next state is verified.
+    """Digests of a list's pages in memory, 64 bits each, by which the list is verified after its next change.
 
     A sum modulo 2^256 is also a sum modulo 2^64. So 64 bits of each page's digest suffice to verify an amended list
     against its content digest, although the previous pages are no longer in memory.
@@ -43,7 +43,7 @@ class Proof:
         self._amended: dict[int, int] = {}
 
     def extend(self, pages: Sequence[Page], marks: Sequence[int]) -> None:
-        """Add the digests of the next pages, in ascending order, while a whole list is read."""
+        """Add the digests of the next pages of a list that is read as a whole."""
         self._numbers.extend([page.number for page in pages])
         self._marks.extend(marks)
 
@@ -54,7 +54,7 @@ class Proof:
         return self._marks[at] if at < len(self._numbers) and self._numbers[at] == number else 0
 
     def amend(self, pages: Sequence[Page]) -> None:
-        """Replace the digests of changed pages after they came into force."""
+        """Replace the digests of pages that a change of the list has replaced."""
         self._amended.update((page.number, page.digest() & PROOF_MASK) for page in pages)
 
 
@@ -79,7 +79,7 @@ REPORT_AGAIN_S = 60.0
 
 
 class Follower:
-    """Follower of a store, which fills an index and keeps it up to date.
+    """Follower of a store, which keeps an index of lists in memory up to date.
 
     Lists that are already in the index are in force.
 
@@ -131,22 +131,22 @@ class Follower:
 
     @property
     def copy_faults(self) -> Mapping[str, str]:
-        """Lists whose last good copy could not be read, written or written back, each with the reason."""
+        """Reason for each list whose last good copy could not be read, written or written back."""
         if self._keeper is None:
             return {}
         return {name: reason for name, reason in self._keeper.faults.items() if name in self._index.lists}
 
     def wake(self) -> None:
-        """Request that the store is read at once, because the configuration has changed the lists of the index."""
+        """Read the store at once, because a new configuration has changed the lists."""
         self._others.set()
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of the configured lists that have no content in memory yet."""
+        """Names of the configured lists that are not in memory yet."""
         return tuple(name for name, entries in self._index.lists.items() if entries.state is None)
 
     async def start(self) -> None:
-        """Load all lists into memory from the store or from the node's last good copy, before the node answers checks.
+        """Load all lists from the store or from the node's last good copy, before the node answers checks.
 
         If the store is unreachable or a list cannot be verified, nothing is raised: see `up`, `errors`, `missing`,
         `from_copy`.
@@ -164,7 +164,7 @@ class Follower:
             self._request_copy(name, entries.state, None)
 
     async def _start_from_copy(self, keeper: CopyKeeper, stored: Mapping[str, ListState] | None) -> None:
-        """Load each list from the node's last good copy, unless the store has a newer version of the list.
+        """Load each list from the node's last good copy, unless the store has a newer version.
 
         The copy is on the local disk and was last in force.
         """
@@ -200,7 +200,7 @@ class Follower:
             await asyncio.sleep(pause_s)
 
     async def _wait(self) -> None:
-        """Wait until a list in the store may have changed, or until the configuration has changed the lists.
+        """Wait until a list in the store may have changed, or until a new configuration has changed the lists.
 
         Raises:
             StoreError: if the store fails.
@@ -220,7 +220,7 @@ class Follower:
     # One pass
 
     async def _states(self) -> Mapping[str, ListState]:
-        """Return the readable states of the store; a damaged state must not affect other lists.
+        """Read the states of all lists in the store, without damaged states, which must not affect other lists.
 
         Raises:
             StoreError: if the store fails, or no state can be read.
@@ -261,7 +261,7 @@ class Follower:
             self.in_step_at = time.monotonic()
 
     async def _follow(self, name: str, stored: ListState | None) -> bool:
-        """Update one list from the store; return True if it is now equal to the list in the store."""
+        """Update one list from the store; return True if memory then equals the store."""
         entries = self._index.lists.get(name)
         if entries is None:  # the configuration was changed meanwhile
             return True
@@ -282,7 +282,7 @@ class Follower:
         return await self._follow_newer(name, entries, stored)
 
     async def _follow_newer(self, name: str, entries: DeviceList, stored: ListState | None) -> bool:
-        """Put a newer state of a list in force, unless a pause after a fault lasts; return True if the state is in force."""
+        """Put a newer state of a list in force; return False after a fault, or during the pause after a fault."""
         not_before, pause_s = self._unproved.get(name, (0.0, self._pauses.unproved_s))
         if time.monotonic() < not_before or self._is_of_other_kind(name, entries, stored):
             return False
@@ -311,7 +311,7 @@ class Follower:
         return True
 
     def _is_of_other_kind(self, name: str, entries: DeviceList, state: ListState | None) -> bool:
-        """Return True, and report a fault, if the kind of a list in the store (such as devices or pairs) differs from the configured kind."""
+        """Check the kind of a list in the store (such as devices or pairs); if it is not the configured one, report this and return True."""
         if state is None or state.kind == entries.kind:
             return False
         kinds = f"{name} is a list of {state.kind} in the store, and of {entries.kind} in the configuration"
@@ -334,7 +334,7 @@ class Follower:
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read")
 
     async def _load_whole(self, source: ListStore, name: str, entries: DeviceList) -> None:
-        """Read a whole list, verify it, and put it in force. If the source lacks the list, nothing changes."""
+        """Read a whole list from a store, verify it, and put it in force. If the store lacks the list, nothing changes."""
         read: ListState | None = None
         proof = Proof()
         total = 0
@@ -359,7 +359,7 @@ class Follower:
                 self._request_copy(name, read, None)
 
     async def _apply_changes(self, name: str, entries: DeviceList, held: ListState, stored: ListState) -> bool:
-        """Apply only the changed pages of a list; return False if the whole list must be read."""
+        """Apply the changed pages of a list in memory; return False if the whole list must be read."""
         proof = self._proofs.get(name)
         image = entries.image
         if proof is None or image is None or stored.generation < held.generation:
@@ -390,7 +390,7 @@ class Follower:
         return True
 
     def _switch(self, name: str, entries: DeviceList, state: ListState, image: Image) -> bool:
-        """Put the new image (content of a list in memory) in force; return False if the configuration no longer has the list."""
+        """Put a new image (content of a list in memory) in force; return False if the configuration no longer has the list."""
         if self._index.lists.get(name) is not entries:
             return False
         previous = self._index.switch(name, state, image)
@@ -407,7 +407,7 @@ class Follower:
     def _catching_faults(
         self, failed: Callable[[str, Exception], None], name: str | None = None, *, of: str = ""
     ) -> Iterator[None]:
-        """Catch an exception of the `with` block, and pass it with its cause to `failed`, which counts and reports the failure.
+        """Catch an exception of the `with` block, and call `failed` with its cause, which counts and reports it.
 
         `of`: prefix of the cause.
         """
@@ -436,7 +436,7 @@ class Follower:
         self._failed(cause, error, name, event="copy_failed")
 
     def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
-        """Count and report a fault of the store or, with the event `copy_failed`, of the last good copy."""
+        """Count and report a fault of the store, or (event `copy_failed`) of the last good copy."""
         self.errors[cause] += 1
         if event == "store_failed" and name is None and cause != "changed":
             self.up = False
@@ -444,7 +444,7 @@ class Follower:
             self._report(event, level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
 
     def _is_due(self, cause: str, name: str) -> bool:
-        """Return True if enough time has passed to report an event of a list again."""
+        """Return True if the last report of this cause for a list is long enough ago."""
         now = time.monotonic()
         if now - self._reported_at.get((cause, name), -math.inf) < REPORT_AGAIN_S:
             return False
@@ -455,7 +455,7 @@ class Follower:
 async def batches(
     source: ListStore, name: str, answer_s: float
 ) -> AsyncGenerator[tuple[ListState, Sequence[Page]], None]:
-    """Yield the batches of a list's pages in a store; each batch has the time limit of one answer."""
+    """Yield a list's pages from a store in batches. The time limit of one answer applies to each batch."""
     async with aclosing(source.pages(name)) as pages:  # type: ignore[type-var]  # in each store, `pages` is a generator
         while True:
             try:
@@ -467,7 +467,7 @@ async def batches(
 async def read_some_pages(
     source: ListStore, name: str, numbers: Sequence[int], generation: int, answer_s: float
 ) -> tuple[ListState, Sequence[Page]]:
-    """Return the state of a list in a generation, and its numbered pages; a page that does not exist is empty.
+    """Return the state of a list in one generation, and its pages with these numbers; a missing page is returned empty.
 
     Raises:
         StoreChanged: if the list has another generation.

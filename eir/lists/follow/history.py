@@ -1,4 +1,4 @@
-"""A node's copy of the history, to which records are only added, and the rules that keep it equal to the store.
+"""A node's copy of the history, to which records are only added, and the comparison of the copy with the store's history.
 
 Records that continue the copy are appended to it. If the store's records do not continue it, the node raises an alert, and the
 copy stays until an operator adopts the store's history. If the store's history is empty, damaged, or only the beginning of the
@@ -70,7 +70,7 @@ NEWEST = 20
 
 
 class HistoryKeeper:
-    """Periodic maintenance of the history by one node.
+    """Maintenance of the history by one node: writes events, deletes old records, and updates the node's copy.
 
     Args:
         copy: node's own copy of a remote store's history.
@@ -115,12 +115,12 @@ class HistoryKeeper:
 
     @property
     def unrecorded(self) -> list[str]:
-        """Names of the lists in the store whose present content has no record in the history for UNRECORDED_S."""
+        """Names of lists whose content in the store has had no record in the history for UNRECORDED_S."""
         latest = self._now() - UNRECORDED_S
         return [name for name, (_, since) in self._unrecorded.items() if since is not None and since <= latest]
 
     def add(self, event: Event) -> None:
-        """Queue an event for the history, which `maintain` writes when the store is reachable."""
+        """Queue an event for the history. `maintain` writes the event when the store is reachable."""
         if self._writes:
             self._waiting.append(event)
             return
@@ -128,7 +128,7 @@ class HistoryKeeper:
         self._report("history_not_written", level="warning", reason="heal", detail=detail)
 
     async def maintain(self, store: ListStore, settings: HistorySettings, lists: Sequence[str] = ()) -> None:
-        """Update this node's copy and the store's history, write queued events, delete old records, and check `lists`.
+        """Write queued events, delete old records, update this node's copy, and check that the history has a record of each list.
 
         Raises:
             StoreError: if the store fails.
@@ -151,7 +151,7 @@ class HistoryKeeper:
         await await_store(self._check_lists(store, lists))
 
     async def _synchronize(self, store: ListStore, settings: HistorySettings, *, writes: bool) -> None:
-        """Write queued events to the store and delete its old records, if `writes` is true; then update this node's copy."""
+        """If `writes` is true, write queued events to the store and delete its old records; then update this node's copy."""
         if writes:
             await await_store(store.append_pending())
             while self._waiting:
@@ -170,7 +170,7 @@ class HistoryKeeper:
     async def events(
         self, name: str | None, *, limit: int | None, since: str | None, chain: str | None
     ) -> Sequence[Event]:
-        """Return events from this node's copy, for use while the store is unreachable.
+        """Return events from this node's copy, for commands that cannot read the store.
 
         Raises:
             StoreError: if there is no copy.
@@ -180,7 +180,7 @@ class HistoryKeeper:
         return await self._copy.history(name, limit=limit, since=since, chain=chain)
 
     async def close(self) -> None:
-        """Close the copy of the history."""
+        """Close the node's copy of the history."""
         if self._copy is not None:
             await self._copy.close()
 
@@ -196,7 +196,7 @@ class HistoryKeeper:
         self._trimmed_at = self._now()
 
     def _until(self, settings: HistorySettings) -> str:
-        """Return the time before which history records are too old to be kept."""
+        """Return the time before which records of the history must be deleted."""
         now = datetime.fromtimestamp(self._clock.now(self._wall(), self._now()), UTC)
         return utc_text(now - timedelta(days=settings.keep))
 
@@ -205,7 +205,7 @@ class HistoryKeeper:
         return Event(time=now, who=self._who, what=what, outcome=ACCEPTED, detail=detail, chain=chain)
 
     async def _limit_feed(self, store: ListStore, settings: HistorySettings) -> None:
-        """Write an anchor for the feed's chain each day or when the chain is full; then delete its oldest records."""
+        """Daily, or when the feed's chain is full: record the chain's newest record in the main chain, then delete its oldest records."""
         feed = await await_store(store.ledger(FEED))
         is_full = feed.bytes > settings.feed_max_bytes
         pause_s = FEED_TRIM_S if is_full else ANCHOR_S
@@ -217,13 +217,13 @@ class HistoryKeeper:
         await await_store(store.trim_history(self._until(settings), bytes_max, event, FEED), COPY_TIMEOUT_S)
 
     def _is_recent(self, time: str, span_s: float) -> bool:
-        """Return True if a time is less than `span_s` before or after now. A time in the future comes from the clock of another node."""
+        """Return True if a time is less than `span_s` before or after now. Another node's clock may be ahead."""
         now = datetime.fromtimestamp(self._wall(), UTC)
         span = timedelta(seconds=span_s)
         return utc_text(now - span) < time < utc_text(now + span)
 
     async def _limit_copied_feed(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
-        """If the feed's chain in this node's copy of the history exceeds its size limit, delete its oldest records.
+        """Delete the oldest records of the feed's chain in this node's copy if the chain exceeds its size limit.
 
         The chain in the copy never becomes smaller than the chain in the store, whose size in bytes is `stored`.
         """
@@ -233,7 +233,7 @@ class HistoryKeeper:
             await copy.trim_history(self._until(settings), bytes_max, None, FEED)
 
     async def _grow(self, store: ListStore, copy: ListStore) -> None:
-        """Append the new records of each chain in the store to the node's copy; if they do not continue the copy, set `differs`."""
+        """Append new records of the store to the node's copy, chain by chain. If they do not continue the copy, set `differs`."""
         differs = ""
         for chain in CHAINS:
             ours = await copy.ledger(chain)
@@ -256,7 +256,7 @@ class HistoryKeeper:
             self._refusals = main.refusals
 
     def _set_difference(self, differs: str) -> None:
-        """Set the reason why the store's history does not continue the copy, and log each new reason once."""
+        """Store the reason why the store's history does not continue the node's copy, and log each new reason once."""
         if differs and self.differs.partition(NAMES)[0] != differs.partition(NAMES)[0]:
             self._report(
                 "history_differs", level="error", detail=f"{differs}; see eir history --verify, then eir history adopt"
@@ -264,7 +264,7 @@ class HistoryKeeper:
         self.differs = differs
 
     async def _copy_newer(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-        """Copy the newer records of a chain from the store; return the reason if they do not continue the copy."""
+        """Copy the newer records of a chain from the store; if they do not continue the copy, return the reason."""
         has_gap = theirs.first > ours.number + 1
         if chain == FEED and ours.number and has_gap:
             fed = [record for record in await read_records(store, FEED) if record.number <= theirs.number]
@@ -280,7 +280,7 @@ class HistoryKeeper:
         return reason
 
     async def _append(self, store: ListStore, copy: ListStore, chain: str, ours: Ledger) -> None:
-        """Append to the node's copy of a chain all records of the store after record number `ours.number`, which is the newest of the copy."""
+        """Append all records of the store with numbers above `ours.number` to the node's copy of a chain."""
         async for batch in store.records(ours.number, chain):
             before = ours.digest if ours.number else None
             if is_linked(batch, before):  # otherwise the chain changed meanwhile: the next pass reports it
@@ -288,7 +288,7 @@ class HistoryKeeper:
                 ours = await copy.ledger(chain)
 
     def _log_heads(self, ledgers: dict[str, Ledger], settings: HistorySettings) -> None:
-        """Log the newest record of the history, so that its end can later be compared with the log."""
+        """Log number and digest of the main chain's newest record, so that the history can later be compared with the log."""
         before = self.ledgers[MAIN]
         now = ledgers[MAIN]
         if (now.number, now.digest) != (before.number, before.digest):
@@ -300,7 +300,7 @@ class HistoryKeeper:
         self.ledgers = ledgers
 
     async def _check_lists(self, store: ListStore, lists: Sequence[str]) -> None:
-        """Check that the history has a record of the present content of each list; log each list without this record once."""
+        """Check that the history has a record of each list's present content; log each list without one."""
         before, self._unrecorded = self._unrecorded, {}
         for name in lists:
             state = await _readable_state(store, name)
@@ -327,7 +327,7 @@ class HistoryKeeper:
 
 
 async def _readable_state(store: ListStore, name: str) -> ListState | None:
-    """Return the state of a list; None if there is no list or its state is damaged, which the follower reports."""
+    """Return the state of a list; None if the list does not exist or its state is damaged. The follower reports damage."""
     try:
         return await store.state(name)
     except StoreError as error:
@@ -337,7 +337,7 @@ async def _readable_state(store: ListStore, name: str) -> ListState | None:
 
 
 async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-    """Return the reason why records of the store do not follow the newest record of the node's copy (`ours`); empty if they follow it."""
+    """Return the reason why the store's records of a chain do not continue the node's copy (its end: `ours`), or an empty text."""
     number = ours.number
     digest = ours.digest if number else None  # an empty copy accepts all records
     async for batch in store.records(ours.number, chain):
@@ -356,7 +356,7 @@ async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger
 async def restore_history(
     store: ListStore, copy: ListStore, who: str, source: str = "this node's copy"
 ) -> tuple[str, str]:
-    """Write the history in a node's copy to a store whose history is empty, damaged, or ends before the copy does.
+    """Write the history in a node's copy back to a store whose history is empty, damaged or shorter than the copy.
 
     This is done for each chain separately. A damaged chain with records that are newer than the copy stays as it is.
 
@@ -375,7 +375,7 @@ async def restore_history(
 
 
 async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> tuple[str, str]:
-    """Write one chain of the history from the copy back to the store; see `restore_history`, which returns the same texts."""
+    """Write one chain of the history from the copy back to the store; return the texts of `restore_history` for this chain."""
     ours = await copy.ledger(chain)
     theirs, damage = await _read_ends(store, chain)
     is_whole = not damage and theirs.number >= ours.number
@@ -407,7 +407,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
 
 
 async def _is_newest(copy: ListStore, chain: str, theirs: Ledger) -> bool:
-    """Return True if the node's copy contains the record that is the newest of the store's chain (`theirs`)."""
+    """Return True if the node's copy contains the newest record of the store's chain (`theirs`)."""
     record = await _first(copy, theirs.number - 1, chain)
     return record is not None and (record.number, record_digest(record.text)) == (theirs.number, theirs.digest)
 
@@ -417,7 +417,7 @@ def _chain_name(chain: str) -> str:
 
 
 async def _has_newer(store: ListStore, chain: str, theirs: Ledger, number: int) -> bool:
-    """Return True if a damaged chain of the store has records after `number`.
+    """Return True if the store has a readable record of a damaged chain with a number above `number`.
 
     `theirs` is the chain's ledger. If the ledger is lost (its number is 0), any readable record counts.
     """
@@ -427,7 +427,7 @@ async def _has_newer(store: ListStore, chain: str, theirs: Ledger, number: int) 
 
 
 async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
-    """Return the store's ledger of a chain, and the first fault at either end of the chain or an empty text.
+    """Read the first and last records of a chain; return the chain's ledger, and the first fault or an empty text.
 
     If the ledger cannot be read, an empty ledger is returned.
     """
@@ -475,7 +475,7 @@ async def adopt(store: ListStore, copy: ListStore, event: Event) -> None:
 
 
 async def rebuild_history(store: ListStore, event: Event) -> None:
-    """Rebuild each damaged chain of the store from its readable records in their order, and record this as `event`.
+    """Rebuild each damaged chain of the store's history from its readable records in order, and record this as `event`.
 
     Raises:
         StoreError: if the store fails.
@@ -494,7 +494,7 @@ async def rebuild_history(store: ListStore, event: Event) -> None:
 
 
 async def _read_damaged(store: ListStore, chain: str) -> tuple[list[Record], Sequence[Fold], Ledger | None]:
-    """Return the readable records and folds of a chain, and its ledger.
+    """Return the readable records and folds (counts of equal refusals) of a damaged chain, and its ledger.
 
     The ledger is None if the ledger, the folds or the outcomes cannot be read.
     """
@@ -512,7 +512,7 @@ async def _read_damaged(store: ListStore, chain: str) -> tuple[list[Record], Seq
 
 
 async def _readable_records(store: ListStore, chain: str, after: int = 0) -> list[Record]:
-    """Return the records of a chain after number `after`, up to damage that prevents reading."""
+    """Return the records of a chain with numbers above `after`, until a damaged part that cannot be read."""
     records: list[Record] = []
     try:
         async for batch in store.records(after, chain):
@@ -524,7 +524,7 @@ async def _readable_records(store: ListStore, chain: str, after: int = 0) -> lis
 
 
 async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Record], feed: Ledger | None) -> None:
-    """Rebuild the feed's chain from its readable records, with numbers above those in all anchors."""
+    """Rebuild the feed's chain from its readable records. Their new numbers are above those that the main chain mentions."""
     heads = [event.head or 0 for event in readable_events(main) if event.what == ANCHOR]
     newest = max((record.number for record in fed), default=0) if feed is None else feed.number
     last = max(newest, *heads, 0)
@@ -534,7 +534,7 @@ async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Re
 
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
-    """Return True if the history's newest record about changes of a list has this state."""
+    """Return True if the newest change of a list in the history led to this state."""
     is_local = not state.serial
     chain = None if is_local else MAIN  # only local lists have a feed
     newest: Event | None = None
@@ -552,7 +552,7 @@ async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
 
 
 async def _is_forgotten(store: ListStore, chain: str, state: ListState) -> bool:
-    """Return True if the chain's records of the time at which a list was loaded were already deleted."""
+    """Return True if the records of the time when the list was loaded were already deleted from the chain."""
     ledger = await store.ledger(chain)
     if ledger.first <= 1 or state.loaded_at is None:
         return False
@@ -561,7 +561,7 @@ async def _is_forgotten(store: ListStore, chain: str, state: ListState) -> bool:
 
 
 async def read_records(store: ListStore, chain: str, after: int = 0) -> list[Record]:
-    """Return the records of a chain after number `after`.
+    """Return all records of a chain with numbers above `after`.
 
     Raises:
         StoreError: if the store fails.
@@ -570,7 +570,7 @@ async def read_records(store: ListStore, chain: str, after: int = 0) -> list[Rec
 
 
 async def _first(store: ListStore, after: int, chain: str) -> Record | None:
-    """Return the first record of a chain after number `after`."""
+    """Return the first record of a chain with a number above `after`; None without one."""
     async for batch in store.records(after, chain):
         return batch[0]
     return None

@@ -1,4 +1,4 @@
-"""Signatures (SSHSIG) that OpenSSH creates and verifies (`ssh-keygen -Y`), and the number of distinct signers.
+"""Signatures in OpenSSH's format (SSHSIG), created and verified by `ssh-keygen -Y`, and the number of distinct signers.
 
 A signature counts only if `verify` returns exit status 0. Other output of OpenSSH is used only for messages about rejections.
 
@@ -59,7 +59,7 @@ UNSIGNED = frozenset(_NEAREST)
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Valid signature."""
+    """Valid signature: fingerprint of its key, and names of its signer."""
 
     fingerprint: str
     """Fingerprint of the key that signed."""
@@ -68,7 +68,7 @@ class Signature:
 
 
 class Verifier:
-    """Verifier of the signatures over one message. It has private copies of all files, and one time limit for all calls."""
+    """Verifier of signatures over one message. It copies all files first, and has one time limit for all calls of ssh-keygen."""
 
     def __init__(
         self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest"
@@ -83,13 +83,13 @@ class Verifier:
         self._checked: dict[tuple[Path, Path, Path | None], Signature | str] = {}
 
     def copy(self, name: str, content: bytes) -> Path:
-        """Write content, such as a signature, to a private file, and return the path of the file."""
+        """Write content, such as a signature, to a private temporary file, and return its path."""
         path = self._folder / name
         path.write_bytes(content)
         return path
 
     def check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
-        """Verify a signature with a signers file and a revocation file; return it, or the reason word if it is not valid.
+        """Verify a signature by a signers file and a revocation file; return the valid signature, or a word for the reason if it is invalid.
 
         A repeated call with the same files returns the first result.
 
@@ -129,7 +129,7 @@ class Verifier:
         return Signature(fingerprint, tuple(principals)) if principals else reason
 
     def explain(self, reason: str, signature: Path, signers_files: Iterable[Path]) -> str:
-        """Return a message for a person about a signature that is not valid.
+        """Return a message for a person about an invalid signature.
 
         Args:
             reason: reason word, as from `check`.
@@ -150,7 +150,7 @@ class Verifier:
         return f"{key} is not in any signers file ({named})"
 
     def _snapshot(self, path: Path, label: str) -> Path:
-        """Return a private copy of a trust file, which is the same for all calls.
+        """Copy a trust file once, and return the copy, so that all calls of ssh-keygen read the same content.
 
         An empty or missing file is rejected, because OpenSSH would accept an empty file as a revocation list.
         """
@@ -177,7 +177,7 @@ class Verifier:
 
 
 def keys_of(signers: bytes) -> set[bytes]:
-    """Return the public keys in an allowed_signers file in SSH encoding: each word that begins like an encoded key."""
+    """Return the public keys in an allowed_signers file in SSH encoding: all words that begin like an encoded key."""
     keys = set()
     for word in signers.split():
         if word.startswith(b"AAAA"):
@@ -201,7 +201,7 @@ def key_in(signature: bytes) -> bytes:
 
 
 def claims_one_of(keys: Collection[bytes], signature: bytes) -> bool:
-    """Return True if a signature claims one of these keys, or a certificate that one of these keys signed.
+    """Return True if a signature names one of these keys, or a certificate signed by one of them. The signature is not verified.
 
     The signature is not verified: the result may only decide about the order of verifications and about advice.
     """
@@ -253,7 +253,7 @@ def _reason(stderr: bytes, otherwise: str) -> str:
 
 
 def most_specific(reasons: Iterable[str]) -> str:
-    """Return the most specific of several reason words for invalid signatures.
+    """Return the most specific reason word of several that explain invalid signatures.
 
     A reason from a signers file with the key is more specific than `untrusted_signer`, from a file without the key.
     """
@@ -275,7 +275,7 @@ def sign_document(document: bytes, key: Path, namespace: str = NAMESPACE) -> byt
 def verify_document(
     content: bytes, name: str, signers: Path, now: datetime, *, revoked: Path | None = None, namespace: str = NAMESPACE
 ) -> tuple[bytes, Signature]:
-    """Verify a file that contains a document and its signature; return both if the signature is valid at `now`.
+    """Verify a file that contains a document and its signature; return both, if the signature is valid at `now`.
 
     `name`: name of the file for messages.
 
@@ -302,7 +302,7 @@ ANY, ONE = "*", "?"
 
 
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Choose one principal (signer name) for each key, such that no two principals may be the same person.
+    """Choose one signer name (principal) for each key, so that no two names can belong to one person.
 
     Two keys of one person count once, and one key of two persons counts once. The choice gives as many keys as possible
     a name. A key without a free name gets a pattern, if the pattern matches no chosen principal. A key without such a
@@ -339,7 +339,7 @@ def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def may_be_same_person(first: str, second: str) -> bool:
-    """Return True if a name exists that both principals match, ignoring case."""
+    """Return True if two principals (name patterns) have a matching name in common, ignoring case."""
     first = first.casefold()
     second = second.casefold()
     seen = set()

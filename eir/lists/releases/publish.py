@@ -1,4 +1,4 @@
-"""Publisher of releases: it writes data files, the manifest, and signatures over the manifest."""
+"""Publisher of releases: writes data files, the manifest, and signatures over the manifest."""
 
 import contextlib
 import filecmp
@@ -56,7 +56,7 @@ _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """Release that was written, with the counts of its rows."""
+    """Result of publishing a release: its files, and the counts of its rows."""
 
     manifest: Path
     rows: int
@@ -99,7 +99,7 @@ def publish(
     out: Path | None = None, replace: bool = True, bad_rows_max: int = 0, progress: Progress | None = None,
     warn: Callable[[str], None] = lambda _: None, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Published:  # fmt: skip
-    """Write a signed release from data files or from DIRBS zips. Rows are parsed as a load parses them.
+    """Write a signed release from data files or from zips of DIRBS. Rows are parsed as an EIR parses them.
 
     Args:
         files: data files. In a delta, the name of a file ends in `added` or `removed` or is a DIRBS delta name, or the
@@ -185,7 +185,7 @@ def publish(
 
 
 def _write_signed(path: Path, manifest: Mapping[str, object], keys: Sequence[Path]) -> None:
-    """Write a manifest, and a signature by each key in place of all earlier signatures."""
+    """Write a manifest and sign it by each key. Earlier signatures are deleted."""
     signatures = [path.with_name(name) for name in release.signature_names(path.name)]
     for signature in signatures:
         signature.unlink(missing_ok=True)
@@ -210,7 +210,7 @@ def _check_warnings(warnings: Sequence[str], *, strict: bool) -> None:
 
 
 def _count_common(added: Sequence[Page], removed: Sequence[Page]) -> int:
-    """Return the number of single identifiers that are in both `added` and `removed`; pairs are ignored."""
+    """Count the single identifiers that are both in `added` and in `removed`. Pairs are ignored."""
     removed_keys = {page.number: page.keys for page in removed if page.keys and not has_pairs(page)}
     common = 0
     for page in added:
@@ -234,7 +234,7 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Return True if a manifest exists at this path and its data files differ from those of the new manifest.
+    """Return True if another manifest exists at this path, with other data files than the new one.
 
     The same data may be signed again with a later expiry.
     """
@@ -260,7 +260,7 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
 
 @contextlib.contextmanager
 def _remove_on_failure() -> Iterator[list[Path]]:
-    """Yield an empty list for the paths of new files. If the block fails, delete the files in the list."""
+    """Yield an empty list for paths of new files; if the `with` block fails, delete the files in the list."""
     new_files: list[Path] = []
     try:
         yield new_files
@@ -271,7 +271,7 @@ def _remove_on_failure() -> Iterator[list[Path]]:
 
 
 def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
-    """Copy a data file, or the data files of a zip, to the folder of the release; return their names.
+    """Copy a data file, or the data files in a zip, to the folder of the release; return the file names.
 
     The paths of new files are added to `new_files`.
     """
@@ -291,7 +291,7 @@ def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: lis
 
 
 def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
-    """Extract the CSV files for a full release or a delta (`kind`) from a zip to the release's folder; return the file names."""
+    """Extract the CSV files for a full release or a delta (`kind`) from a zip to the folder of the release; return the file names."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = _select_members(archive.infolist(), file.name, kind)
@@ -317,7 +317,7 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: l
 
 
 def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
-    """Select the members of a zip by their names: the full file or the delta files of DIRBS, or else every CSV.
+    """Select members of a zip by name: the file for a full release or those for a delta of DIRBS, else every CSV.
 
     A DIRBS zip has the full file and the deltas of one run. DIRBS writes blacklist, notifications and exceptions to
     separate zips, one for each operator.
@@ -349,7 +349,7 @@ def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) 
 
 
 def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]) -> None:
-    """Write `size` bytes to the file `target`. If the file exists with different content, reject the release."""
+    """Write `size` bytes of a stream to the file `target`. If it exists with other content, reject the release."""
     with _temporary(target) as temporary:
         with temporary.open("wb") as file:
             rest = size
@@ -372,7 +372,6 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """Write a file atomically: write a temporary file, which then replaces the target."""
     with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
@@ -414,7 +413,7 @@ def _describe_files(
 
 
 def _kind_of_list(names: Sequence[str], inspected: Sequence["_Inspected"]) -> str:
-    """Return the first kind of list for which all data files may be used."""
+    """Return the first kind of list (such as devices) into which all data files fit."""
     kinds = list(KINDS)
     for name, inspection in zip(names, inspected, strict=True):
         kinds = [kind for kind in kinds if kind in inspection.kinds]
@@ -426,7 +425,7 @@ def _kind_of_list(names: Sequence[str], inspected: Sequence["_Inspected"]) -> st
 
 
 def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
-    """Yield warnings about reason texts that an EIR would store in changed form."""
+    """Yield warnings about reason texts that an EIR would not store unchanged."""
     garbled = next((text for text in texts if REPLACED in text), None)
     if garbled is not None:
         yield f"reasons are not in UTF-8, such as '{garbled}': save the file in UTF-8, or declare its encoding (layouts)"
@@ -438,7 +437,7 @@ def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
 
 
 class _Inspected(NamedTuple):
-    """Properties of a data file that are determined before its rows are read."""
+    """Properties of a data file, determined before its rows are read."""
 
     sha256: str
     layout: Layout

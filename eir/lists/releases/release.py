@@ -1,4 +1,4 @@
-"""Verification of a release: signatures first, then manifest and signers of the list.
+"""Verification of a release: first its signatures, then its manifest, then the signers of its list.
 
 The manifest and its signatures are read once and copied to a private folder. There OpenSSH verifies the signatures with
 allowed_signers files. The manifest is parsed as JSON only if a signature is valid for a configured list. Data files are read only
@@ -76,7 +76,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedRelease:
-    """Manifest with enough valid signatures by signers of its list."""
+    """Verified release: its manifest, with enough valid signatures by signers of its list."""
 
     manifest: Manifest
     digest: str
@@ -86,7 +86,7 @@ class VerifiedRelease:
 
 
 def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> VerifiedRelease:
-    """Verify the signature files in the folder of a manifest, and return the release.
+    """Verify the signatures beside a manifest, and return the verified release.
 
     `now`: time at which keys must be valid and the release must not have expired.
 
@@ -113,7 +113,7 @@ def verify_release(manifest: Path, lists: Mapping[str, ListSettings], *, now: da
 
 
 def check_times(manifest: Manifest, now: datetime) -> None:
-    """Reject a release that is issued in the future or has expired.
+    """Reject a release whose issue time is in the future or whose expiry has passed.
 
     Raises:
         ReleaseRefused: `issued_in_future`, `expired`.
@@ -125,7 +125,7 @@ def check_times(manifest: Manifest, now: datetime) -> None:
 
 
 def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
-    """Reject a release whose serial is not above all accepted serials, and a delta whose base is not in force.
+    """Reject a release whose serial is not above all accepted serials, or a delta whose base is not in force.
 
     Args:
         manifest: manifest of the release.
@@ -159,7 +159,7 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
 
 @contextmanager
 def naming_release(manifest: Manifest) -> Iterator[None]:
-    """Add the list and the serial of a verified manifest to a ReleaseRefused that the block raises."""
+    """Add list and serial of a verified manifest to a ReleaseRefused that the `with` block raises."""
     try:
         yield
     except ReleaseRefused as refused:
@@ -168,7 +168,7 @@ def naming_release(manifest: Manifest) -> Iterator[None]:
 
 
 def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
-    """Reject a data file whose role does not fit its layout or the kind of the list.
+    """Reject a data file whose role in the release (such as added entries) does not fit its layout or the kind of the list.
 
     Raises:
         ReleaseRefused: `layout`.
@@ -185,7 +185,7 @@ def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
 
 
 def is_plain_name(name: str) -> bool:
-    """Return True if a file name cannot lead out of its folder, is not hidden, and does not look like an option.
+    """Return True if a file name is safe: without a path, not hidden, and not like an option of a command.
 
     Such a name has 1 to 255 bytes, no separator, no control character, and no `.` or `-` at the start.
     """
@@ -202,7 +202,7 @@ def signature_names(manifest_name: str) -> list[str]:
 
 
 def _read_signatures(manifest_name: str, folder_fd: int) -> dict[str, bytes]:
-    """Read the signature files beside a manifest, up to the first name that has no file."""
+    """Read the signature files beside a manifest in the order of their names, until a name has no file."""
     signatures: dict[str, bytes] = {}
     for name in signature_names(manifest_name):
         try:
@@ -236,7 +236,7 @@ def _verify(
 
 
 def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: Verifier) -> None:
-    """Reject a release without a signature that is valid for any configured list. Its manifest is not parsed yet."""
+    """Reject a release that has no valid signature for any configured list. Its manifest is not parsed yet."""
     if not trusts:
         raise ReleaseRefused("unknown_list", "no list with signers is configured")
     reasons: list[str] = []
@@ -262,7 +262,7 @@ def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: V
 
 
 def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, openssh: Verifier) -> tuple[str, ...]:
-    """Return the signers of a release if they reach the threshold of the list; otherwise reject the release."""
+    """Return the signers of a release; reject the release if they are fewer than the list requires."""
     signatures: list[Signature] = []
     reasons: dict[str, str] = {}
     for name, copy in copies.items():
@@ -286,7 +286,7 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
 
 
 def _claimed_release(content: bytes) -> tuple[str, int] | None:
-    """Return the list and serial in an unverified manifest, for messages only; None if the manifest has no list or serial."""
+    """Return list and serial in an unverified manifest, for messages only; None if one of them is missing."""
     with suppress(ReleaseRefused, ValueError, RecursionError):
         document = json.loads(content.decode("utf-8"))
         if isinstance(document, dict):
@@ -295,7 +295,7 @@ def _claimed_release(content: bytes) -> tuple[str, int] | None:
 
 
 def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
-    """Return advice for a release that names a list which accepts no releases."""
+    """Return advice for a release of a list that accepts no releases, or is not configured."""
     if name in lists:
         return f"; {name} is local: it changes by eir add"
     similar = difflib.get_close_matches(name, lists, n=1)
@@ -306,7 +306,7 @@ def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Parse the JSON of a manifest, and check all its members.
+    """Parse the JSON of a manifest, and validate all its members.
 
     Unknown members are ignored. A future version that needs another meaning of members has another `format`.
 
@@ -339,7 +339,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Convert the members of a JSON object to a dict; raise ValueError if a name occurs twice.
+    """Convert the members of a JSON object to a dict; raise ValueError if a name is repeated.
 
     If a name occurs twice, one parser may use the first value, and another parser the last value.
     """
@@ -395,7 +395,7 @@ def member(
     *,
     reason: str = "manifest",
 ) -> Value:
-    """Return a member of a JSON object after a check of its type and value.
+    """Return a member of a JSON object after validation of its type and value.
 
     Args:
         document: JSON object.
