@@ -19,7 +19,7 @@ FRESH_MAX = 1 << 20
 ONCE_MAX = 1 << 16
 """Maximum number of stored devices that exceeded a limit and are not confirmed; above it, the oldest is deleted."""
 COMPARED_PER_TURN = 2000
-"""Number of queued devices that are compared with the image each second (one turn)."""
+"""Maximum number of queued devices that are compared with a new image each second (one turn)."""
 COMPARED_AT_ONCE = 25
 """Number of queued devices that are compared with the image between two pauses, in which the worker answers checks."""
 AGAIN_TURNS = 120
@@ -42,6 +42,12 @@ class NewDevices:
         """Device above a limit → peer and IMSI of its first check today."""
         self._queued: dict[int, tuple[str, bool, int]] = {}
         """Queued device → peer, True if confirmed, and the turn in which the device was sent last."""
+        self._state = record.state
+        """State of the record with which the queued devices are compared."""
+        self._uncompared = 0
+        """Number of queued devices, from the head of the queue, that must be compared with this state."""
+        self._send_again_at = 0
+        """Turn from which queued devices must be sent again."""
         self._to_send: dict[tuple[str, int, bool], array[int]] = {}
         """(peer, day, True if confirmed) → devices for the next call of `pop_sightings`."""
         self.unrecorded: Counter[str] = Counter()
@@ -75,11 +81,17 @@ class NewDevices:
 
         The generator yields after each COMPARED_AT_ONCE devices, so that the caller can handle checks before it continues.
 
-        Called each second. A device that the image still lacks after AGAIN_TURNS calls is sent again.
+        Called each second. Each device is compared once with each image. A device that the image still lacks after AGAIN_TURNS calls
+        is sent again.
         """
         self._turn += 1
         record = self._record
-        compared = list(islice(self._queued, COMPARED_PER_TURN))
+        if record.state is not self._state or self._turn >= self._send_again_at:
+            self._state = record.state
+            self._uncompared = len(self._queued)
+            self._send_again_at = self._turn + AGAIN_TURNS
+        compared = list(islice(self._queued, min(self._uncompared, COMPARED_PER_TURN)))
+        self._uncompared -= len(compared)
         for number, key in enumerate(compared, 1):
             if number % COMPARED_AT_ONCE == 0:
                 yield
@@ -94,6 +106,7 @@ class NewDevices:
                 self._send(key, peer, day, confirmed)
             else:
                 self._queued[key] = peer, confirmed, sent  # at the end of the queue
+                self._send_again_at = min(self._send_again_at, sent + AGAIN_TURNS)
 
     def pop_sightings(self) -> list[Sighted]:
         """Remove and return the sightings that must be sent now to the process that writes the record."""

@@ -132,6 +132,19 @@ def test_waiting_devices_have_their_turns(monkeypatch):
     assert set(node.record.fresh) == {device_key(OLD), device_key(WAITING)}
 
 
+def test_waiting_devices_are_compared_once_with_each_image(monkeypatch):
+    monkeypatch.setattr("eir.checks.new_devices.COMPARED_AT_ONCE", 1)
+    node = Node(WITHIN)
+    compared = []
+    for devices in ([OLD], [OLD, WAITING], [OLD, WAITING, NEW]):
+        node.on_record(**{f"day{TODAY}": devices})
+        node.ask(WAITING)
+        node.ask(NEW)
+        compared.append([len([*node.new.remove_recorded()]) for _ in range(3)])
+    assert compared == [[2, 0, 0], [2, 0, 0], [1, 0, 0]]
+    assert not node.record.fresh
+
+
 def test_a_device_that_is_rejected_in_a_pause_stays_forgotten(monkeypatch):
     monkeypatch.setattr("eir.checks.new_devices.COMPARED_AT_ONCE", 1)
     node = Node(WITHIN)
