@@ -52,7 +52,7 @@ Attack: TypeAlias = Callable[[Place, Counter[str]], Awaitable[None]]
 async def connected(
     port: int, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a port of the node, which is aborted at the end."""
+    """Open a connection to a port of the node; it is aborted at the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, local_addr=(SOURCE, 0))
     try:
         yield reader, writer
@@ -61,7 +61,7 @@ async def connected(
 
 
 async def discard(reader: asyncio.StreamReader) -> None:
-    """Read whatever comes until the connection ends."""
+    """Read and discard until the connection ends."""
     while await reader.read(1 << 18):
         pass
 
@@ -69,7 +69,7 @@ async def discard(reader: asyncio.StreamReader) -> None:
 async def pour(
     port: int, first: bytes, blobs: Iterable[bytes], *, counts: Counter[str], kind: str, messages: int = BLOB
 ) -> None:
-    """Send as fast as the node reads, and throw away its answers, until the node ends the connection."""
+    """Send as fast as the node reads, and discard its answers, until the node ends the connection."""
     async with connected(port) as (reader, writer):
         reading = asyncio.create_task(discard(reader))
         try:
@@ -88,23 +88,23 @@ async def pour(
 
 
 async def repeat_name(place: Place, counts: Counter[str]) -> None:
-    """A GSUP client that repeats its name."""
+    """GSUP client that sends its name again and again."""
     await pour(place["gsup"], b"", itertools.repeat(osmo_wire.ID_RESP * BLOB), counts=counts, kind="names")
 
 
 async def change_name(place: Place, counts: Counter[str]) -> None:
-    """A GSUP client that gives one new name after the other."""
+    """GSUP client that sends a new name each time."""
     names = (ipa.id_resp(f"MSC-{os.urandom(8).hex()}") for _ in itertools.count())
     await pour(place["gsup"], b"", names, counts=counts, kind="new names", messages=1)
 
 
 async def check_by_gsup(place: Place, counts: Counter[str]) -> None:
-    """A GSUP client with more checks than the node answers."""
+    """GSUP client with more checks than the node answers."""
     await pour(place["gsup"], osmo_wire.ID_RESP, itertools.repeat(osmo_wire.CHECK * BLOB), counts=counts, kind="checks")
 
 
 async def invoke_by_map(place: Place, counts: Counter[str]) -> None:
-    """An MSC whose messages have as many invocations as there may be."""
+    """MSC whose messages have the maximum number of invocations."""
     device = encoded(4, checkimei.packed("001010030000030"))
     invocations = b"".join(
         tcap.invoke(bytes((number,)), checkimei.CHECK_IMEI, device) for number in range(1, tcap.COMPONENTS_MAX + 1)
@@ -116,7 +116,7 @@ async def invoke_by_map(place: Place, counts: Counter[str]) -> None:
 
 
 async def ask_by_n5g(place: Place, counts: Counter[str]) -> None:
-    """An AMF with more requests than the node answers."""
+    """AMF with more requests than the node answers."""
     window = http2_wire.frame(http2_wire.WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4))
     block = http2_wire.block(f"{http2_wire.RESOURCE}?pei=imei-001010030000030")
     flags = http2_wire.END_STREAM | http2_wire.END_HEADERS
@@ -135,7 +135,7 @@ async def ask_by_n5g(place: Place, counts: Counter[str]) -> None:
 
 
 async def feed_rows(place: Place, counts: Counter[str]) -> None:
-    """A user of the feed that adds and removes a row, over and over."""
+    """User of the feed that adds and removes a row, again and again."""
     who = register.basic(place["user"], place["password"])
     row = register.device(f"35900000{next(_rows) % ROWS:06d}")
     async with connected(place["feed"], register.trusting()) as streams:
@@ -146,7 +146,7 @@ async def feed_rows(place: Place, counts: Counter[str]) -> None:
 
 
 async def stay_a_stranger(place: Place, counts: Counter[str]) -> None:
-    """A stranger who holds TLS connections to the feed open, with and without a request."""
+    """Client without credentials that holds TLS connections to the feed open, with and without a request."""
     async with connected(place["feed"], register.trusting()) as (reader, writer):
         counts["handshakes"] += 1
         if counts["handshakes"] % 2:
@@ -157,12 +157,12 @@ async def stay_a_stranger(place: Place, counts: Counter[str]) -> None:
 
 
 async def ask_device_authenticity(place: Place, counts: Counter[str]) -> None:
-    """A client of DeviceAuthenticity far above its rate."""
+    """Client of DeviceAuthenticity far above its rate."""
     await _ask_authenticity(place, f"Bearer {place['token']}", counts)
 
 
 async def forge_token(place: Place, counts: Counter[str]) -> None:
-    """A client of DeviceAuthenticity whose token nobody has signed."""
+    """Client of DeviceAuthenticity whose token has a wrong signature."""
     await _ask_authenticity(place, f"Bearer {place['token'][:-8]}AAAAAAAA", counts)
 
 
@@ -177,7 +177,7 @@ async def _ask_authenticity(place: Place, who: str, counts: Counter[str]) -> Non
 
 
 async def guess_password(place: Place, counts: Counter[str]) -> None:
-    """Somebody who guesses the password of the page."""
+    """Client that guesses the password of the page."""
     async with connected(place["page"]) as streams:
         client = register.Client(*streams, None)
         while True:
@@ -195,7 +195,7 @@ MALFORMED = (
 
 
 async def ask_control(place: Place, counts: Counter[str]) -> None:
-    """A program that sends malformed requests to the control socket."""
+    """Program that sends malformed requests to the control socket."""
     for request in itertools.cycle(MALFORMED):
         reader, writer = await asyncio.open_unix_connection(place["control"])
         try:
@@ -223,7 +223,7 @@ FLOODS: Mapping[str, tuple[tuple[Attack, int], ...]] = {
 
 
 async def _again(attack: Attack, place: Place, counts: Counter[str]) -> None:
-    """Attack again and again, whatever the node does about it."""
+    """Repeat an attack, whether the node refuses it or closes the connection."""
     while True:
         with contextlib.suppress(OSError, EOFError, TimeoutError):
             await attack(place, counts)

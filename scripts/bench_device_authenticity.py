@@ -24,11 +24,11 @@ from eir.interfaces.device_authenticity.settings import AUTHENTICITY_SCOPE
 QUESTIONS = 100_000
 CONNECTIONS, AUDIENCE, LASTS_S = 64, "eir", 3600
 P99_TIMES = 2.0
-"""As beside N5g-eir."""
+"""Maximum ratio of p99, the same as for N5g-eir."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `device-authenticity` of scripts/bench."""
+    """Run the part `device-authenticity` of scripts/bench."""
     options, on, how = begin("device-authenticity", __doc__, arguments, seconds=5, turns=3)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _token() -> tuple[str, bytes]:
-    """A token of the operator's gateway, and the public key that it is checked with, in PEM."""
+    """Return a token of the operator's gateway, and the public key that verifies it, in PEM."""
     private = generate_private_key(SECP256R1())
     key = jwk.import_key(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), "EC")
     claims = {

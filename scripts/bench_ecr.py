@@ -44,7 +44,7 @@ P99_ABOVE_FLOOR_MS = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `ecr` of scripts/bench."""
+    """Run the part `ecr` of scripts/bench."""
     parser = argparse.ArgumentParser(
         prog="bench ecr", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str]) -> int:
         "--transport",
         choices=("tcp", "sctp"),
         default="tcp",
-        help="sctp: one connection, beside TCP and other stacks over SCTP",
+        help="sctp: one connection, compared with TCP and with other stacks over SCTP",
     )
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS, metavar="N")
-    parser.add_argument("--windows", type=int, nargs="+", metavar="N", help="requests under way on each connection")
+    parser.add_argument("--windows", type=int, nargs="+", metavar="N", help="unanswered requests on each connection")
     parser.add_argument(
-        "--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests a second over four connections"
+        "--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests per second over four connections"
     )
-    parser.add_argument("--only", action="store_true", help="the node alone, without what is beside it")
+    parser.add_argument("--only", action="store_true", help="the node alone, without the other servers")
     add_options(parser, seconds=2, turns=3, picture=True)
     options = parser.parse_args(arguments)
     if options.transport == "sctp":
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
-    """Throughput of the node and what stands beside it, latency of the node and the floor; of what `--json` has as measured."""
+    """Draw throughput of the node and of the servers beside it, and latency of node and floor, from the `measured` part of the document."""
     found = {(row["server"], row["load"]): row for row in measured}
     servers = list(dict.fromkeys(server for server, _ in found))
     loads = list(dict.fromkeys(load for _, load in found))

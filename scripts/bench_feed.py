@@ -25,7 +25,7 @@ P99_TIMES = 1.5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `feed` of scripts/bench."""
+    """Run the part `feed` of scripts/bench."""
     options, on, how = begin("feed", __doc__, arguments, seconds=5, turns=3)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)

@@ -60,7 +60,7 @@ IMSI = "001010123456789"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `first-seen` of scripts/bench."""
+    """Run the part `first-seen` of scripts/bench."""
     own = own_options()
     own.add_argument("--entries", type=int, help=f"devices on record ({ENTRIES:,})")
     options, on, how = begin("first-seen", __doc__, arguments, own, seconds=5, turns=7)
@@ -169,7 +169,7 @@ def _size(image: Image) -> int:
 
 
 def _turn_ms(keys: Keys) -> dict[str, float]:
-    """Return the time for which a worker compares waiting devices with the record each second, and between two pauses, in milliseconds."""
+    """Return two durations in milliseconds: of comparing the waiting devices with the record, each second, and of its longest step between two pauses."""
     now = time.time()
     record = FirstSeenList("first-seen", FIRST_SEEN, lambda: now)
     new = NewDevices(record, len(keys))

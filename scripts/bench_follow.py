@@ -41,22 +41,22 @@ SWITCH_S_MAX, ENTRY_S_MAX = 2.0, 0.05
 LOCAL = "local"
 START_S = 120
 POLL_S, POLL_PART = 0.002, 0.02
-"""A node is asked again after this time (s), or this part of the time that has passed, so that asking costs little of
-what is measured."""
+"""A node is asked again after this time (s), or after this part of the elapsed time, so that the question costs little of
+the measured time."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `follow` of scripts/bench; 1 if a median is over its limit."""
+    """Run the part `follow` of scripts/bench; exit status 1 if a median is over its limit."""
     parser = argparse.ArgumentParser(
         prog="bench follow", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--entries", type=int, default=ENTRIES)
-    parser.add_argument("--tacs", type=int, default=TACS, help="over which they are scattered")
+    parser.add_argument("--tacs", type=int, default=TACS, help="number of TACs of the entries")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="of each node")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument(
-        "--quick", action="store_true", help="100,000 entries, 2 turns: shows that it works, not how fast"
+        "--quick", action="store_true", help="100,000 entries, 2 turns: tests that it works; the figures are not valid"
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
@@ -152,7 +152,7 @@ async def _time(what: Awaitable[Any]) -> float:
 
 
 async def _reached(sites: Sequence[Site], name: str, generation: int, patience_s: float = 60.0) -> None:
-    """Wait until every worker of every node holds the generation."""
+    """Wait until every worker of every node has the generation."""
 
     def holds(site: Site) -> bool:
         said = ask(site.state, "status")

@@ -42,35 +42,35 @@ from eir.wire.peers.settings import Limits, PeerSettings
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 20_000
 OF_ECHO = 0.5
-"""An echo neither looks anything up nor counts; past one question under way it has nearly no cost at all, so that no ratio is held there."""
+"""An echo looks up and counts nothing. With more than one unanswered question it has nearly no cost, so there is no target for that ratio."""
 WINDOWS = (1, 64)
 READ_BYTES = 1 << 16
 
 
 class Echo(asyncio.Protocol):
-    """Cuts into frames, and sends each back."""
+    """Server that cuts the stream into frames and sends each back."""
 
     def __init__(self) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep it."""
+        """Keep the transport."""
         self._transport: Any = transport
         self._frames = Frames(1 << 17)
 
     def data_received(self, data: bytes) -> None:
-        """Send back what is whole."""
+        """Send complete frames back."""
         self._frames.feed(data)
         if whole := list(self._frames.whole()):
             self._transport.write(b"".join(whole))
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Be done."""
+        """Set the end."""
         self.over.set_result(None)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `gsup` of scripts/bench."""
+    """Run the part `gsup` of scripts/bench."""
     parser = argparse.ArgumentParser(
         prog="bench gsup", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _eir(index: Index, there: socket.socket) -> None:
-    """The parts of a worker that answer one connection, until that is gone."""
+    """Answer one connection with the parts of a worker, until it ends."""
     checker = Checker(
         PolicySettings(rules=(Rule(list="stolen", answer=Status.BLACKLISTED),)), index, now=datetime.now(UTC)
     )
@@ -150,7 +150,7 @@ async def _measured(
     window: int,
     seconds: float,
 ) -> tuple[float, int]:
-    """Microseconds of this process for each message, and how many answers were wrong (by `is_listed`; None: it does not matter)."""
+    """Return microseconds of this process per message, and the number of wrong answers by `is_listed` (None: not compared)."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         asking = multiprocessing.get_context("fork").Process(
@@ -170,7 +170,7 @@ async def _measured(
 def _ask(
     port: int, asked: tuple[Sequence[bytes], Sequence[bool] | None], window: int, seconds: float, told: Any
 ) -> None:
-    """An MSC: so many questions at once, again and again; how many were answered, and how many wrong, goes to `told`."""
+    """Be an MSC that has this many unanswered questions at all times; puts the numbers of answers and of wrong answers into `told`."""
     questions, is_listed = asked
     chunks = [b"".join(questions[at : at + window]) for at in range(0, len(questions) - window + 1, window)]
     refusals = [sum((is_listed or ())[at : at + window]) for at in range(0, len(questions) - window + 1, window)]

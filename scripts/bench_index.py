@@ -30,7 +30,7 @@ from eir.lists.stores.open import open_store
 LIST = "bench"
 QUICK_ENTRIES, QUICK_TACS = 100_000, 1_000
 MODELS = 500
-"""Different sets of serial numbers, which the TACs share in turn: drawing one for each takes minutes and shows the same."""
+"""Different sets of serial numbers, which the TACs use in turn: drawing one for each TAC needs minutes and gives the same result."""
 PROBES = 200_000
 COLUMNS = {
     "entries": "entries", "tacs": "TACs", "image_mb": "MB", "follower_mb": "follower MB", "ready_s": "ready s", "hot_ns": "hot TACs ns",
@@ -39,14 +39,14 @@ COLUMNS = {
 
 
 def made(entries: int, tacs: int, seed: int) -> list[Page]:
-    """Pages of scattered identifiers."""
+    """Return pages of scattered identifiers."""
     chosen = random.Random(seed)
     models = [encode_keys(BitMap(chosen.sample(range(PAGE_KEYS), entries // tacs))) for _ in range(MODELS)]
     return [Page(number, models[at % MODELS]) for at, number in enumerate(sorted(chosen.sample(range(10**8), tacs)))]
 
 
 async def put(url: str, folder: Path, entries: int, tacs: int, seed: int) -> None:
-    """Load a full release's worth of pages."""
+    """Load pages as a full release."""
     store = open_store(url, folder)
     pages = made(entries, tacs, seed)
     before = await store.state(LIST)
@@ -60,13 +60,13 @@ async def put(url: str, folder: Path, entries: int, tacs: int, seed: int) -> Non
 
 
 def resident_mb() -> float:
-    """Resident size of this process in MB (10^6 bytes)."""
+    """Return the resident memory of this process in MB (10^6 bytes)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024 / 1e6
 
 
 def time_of(index: Index, keys: list[int]) -> float:
-    """Nanoseconds of one look-up, less what the loop around it takes; the best of five turns."""
+    """Return nanoseconds of one look-up without the loop around it: the best of five turns."""
     entries, best = index.lists[LIST], float("inf")
     for _ in range(5):
         begun = time.perf_counter()
@@ -81,7 +81,7 @@ def time_of(index: Index, keys: list[int]) -> float:
 
 
 async def both(url: str, folder: Path, entries: int, tacs: int) -> None:
-    """Measure, and print it as JSON."""
+    """Measure, and print the result as JSON."""
     store, index, switched = open_store(url, folder), Index({LIST: "devices"}), asyncio.Event()
     await store.states()
     follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: switched.set())
@@ -121,7 +121,7 @@ async def both(url: str, folder: Path, entries: int, tacs: int) -> None:
 
 
 def taken_over(worker: Index, index: Index) -> float:
-    """Take over what another index has, as a worker does; returns the longest time that it would hold the loop, in seconds."""
+    """Change to the content of another index, as a worker does; return the longest time in seconds that the event loop would stand still."""
     there = index.lists[LIST]
     if there.image is None or there.state is None:
         sys.exit("nothing is in force")
@@ -138,18 +138,22 @@ def taken_over(worker: Index, index: Index) -> float:
 
 
 def child(what: str, url: str, folder: Path, *numbers: int) -> list[str]:
-    """The command line of a process that does one part."""
+    """Return the command line of a process that does one part."""
     return [sys.executable, __file__, what, url, str(folder), *map(str, numbers)]
 
 
 def main(arguments: list[str]) -> int:
-    """Measure each size and print a table; 1 if a bound of the project is not kept."""
+    """Measure each size and print a table; exit status 1 if a limit of the project is exceeded."""
     parser = argparse.ArgumentParser(prog="bench index", description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--tacs", type=int, nargs="+", default=[50_000, 250_000])
-    parser.add_argument("--store", default="sqlite", help="sqlite, or the URL of a Redis that may be written to")
     parser.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries: shows that it works, and no figure to believe"
+        "--store", default="sqlite", help="sqlite, or the URL of a Redis, whose data the bench overwrites"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_ENTRIES:,} entries: tests that it works; the figures are not valid",
     )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)

@@ -54,7 +54,7 @@ FOUND_MAX_S, LOOK_S = 900.0, 0.1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `listed` of scripts/bench."""
+    """Run the part `listed` of scripts/bench."""
     own = own_options()
     own.add_argument("--devices", type=int, help=f"newly listed devices, all in the record ({DEVICES:,})")
     own.add_argument("--sightings", type=int, help=f"rows of the record ({SIGHTINGS:,})")
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class _Releases:
-    """Releases of the list in turn: with and without the devices that are searched."""
+    """Releases of the list in turn: with the searched devices, and without."""
 
     def __init__(self, site: Site, base: Keys, listed: Keys) -> None:
         self._site, self._serial = site, 0
@@ -118,7 +118,7 @@ class _Releases:
 def _searching(
     site: Site, releases: _Releases, events: "Synchronized[int]", count: int, found_s: list[float]
 ) -> Iterator[None]:
-    """List the devices; afterwards wait for all events, and take the devices off the list again."""
+    """List the devices; afterwards wait for the events, and remove the devices from the list."""
     events.value, began = 0, time.monotonic()
     releases.put_in_force(with_listed=True)
     yield
@@ -181,7 +181,7 @@ def _receive(port: int, on: set[int], events: "Synchronized[int]") -> None:
 
 @contextmanager
 def _receiver(on: set[int]) -> Iterator[tuple[int, "Synchronized[int]"]]:
-    """Meanwhile a webhook receives events, on these cores; its port, and the number of its events."""
+    """Run a webhook on these cores that receives events; yield its port, and the number of its events."""
     context = multiprocessing.get_context("spawn")
     port, events = free_port(), context.Value("q", 0)
     process = context.Process(target=_receive, args=(port, on, events), daemon=True)

@@ -26,7 +26,7 @@ import numpy as np
 
 RATIO_MAX = 1.5
 PEAK_MB_MAX = 1000
-"""For ten million rows."""
+"""Maximum peak memory in MB for ten million rows."""
 ROWS, QUICK_ROWS = 10_000_000, 20_000
 PART_ROWS = 500_000
 LIST = "bench"
@@ -34,13 +34,13 @@ STAGE_COLUMNS = ("verify", "digest", "read", "build", "write")
 
 
 class Shape(NamedTuple):
-    """The form of a file."""
+    """Form of a file."""
 
     tacs: int
     """Distinct TACs over which the identifiers are scattered."""
     header: str
     tail: str
-    """The text after the identifier in each row."""
+    """Text after the identifier in each row."""
 
 
 SHAPES = {
@@ -51,7 +51,7 @@ SHAPES = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `load` of scripts/bench; also the child processes that it measures in."""
+    """Run the part `load` of scripts/bench, and its child processes."""
     if arguments and arguments[0] in CHILDREN:
         CHILDREN[arguments[0]](*map(Path, arguments[1:]))
         return 0
@@ -60,15 +60,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="one of them only; all if not given")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="only this one (default: all)")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--work", type=Path, help="where the files go (about 40 bytes a row); a temporary folder if not given"
+        "--work", type=Path, help="folder for the files, about 40 bytes per row (default: a temporary folder)"
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"{QUICK_ROWS:,} rows, one turn: shows that it works, and no figure to believe",
+        help=f"{QUICK_ROWS:,} rows, one turn: tests that it works; the figures are not valid",
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
@@ -137,7 +137,7 @@ def _print(result: dict[str, Any], *, first: bool) -> None:
 
 
 def _write(path: Path, shape: Shape, rows: int) -> None:
-    """Scattered identifiers in no order, the same ones each time."""
+    """Write scattered identifiers in no order, the same ones each time."""
     rng = np.random.default_rng(14)
     tacs = rng.choice(98_000_000, shape.tacs, replace=False) + 1_000_000
     tail = np.frombuffer(f"{shape.tail}\n".encode(), np.uint8)
@@ -154,7 +154,7 @@ def _write(path: Path, shape: Shape, rows: int) -> None:
 
 
 def _child(role: str, path: Path, *, core: int) -> dict[str, Any]:
-    """The JSON report of a process of its own on that core."""
+    """Return the JSON report of a child process on that core."""
     done = subprocess.run(
         [sys.executable, __file__, role, path],
         check=True,

@@ -37,7 +37,7 @@ Answering = Callable[[Any, Transfer], Transfer | None]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `map` of scripts/bench."""
+    """Run the part `map` of scripts/bench."""
     parser = argparse.ArgumentParser(
         prog="bench map", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -94,7 +94,7 @@ def _link() -> Any:
 
 
 def _rate(answer: Answering, seconds: float) -> float:
-    """Answers a second of the processor."""
+    """Return answers per second of processor time."""
     link, octets, answered = _link(), b"".join(map(_question, range(BATCH))), 0
     began = time.process_time()
     while time.process_time() - began < seconds:
@@ -105,7 +105,7 @@ def _rate(answer: Answering, seconds: float) -> float:
 
 
 def _wrong(server: MapServer) -> int:
-    """Answers that are not what the policy says."""
+    """Return the number of answers that differ from the policy's."""
     link, wrong = _link(), 0
     for number, transfer in enumerate(link.association.receive(b"".join(map(_question, range(BATCH))), 0.0)):
         answer = server.transferred(link, transfer)

@@ -34,9 +34,9 @@ P99_TIMES = 2.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `n5g` of scripts/bench."""
+    """Run the part `n5g` of scripts/bench."""
     own = own_options()
-    own.add_argument("--no-application", action="store_true", help="without Starlette under Hypercorn")
+    own.add_argument("--no-application", action="store_true", help="leave out Starlette under Hypercorn")
     options, on, how = begin("n5g", __doc__, arguments, own, turns=3, fetch=_fetch)
     start_application: Callable[..., Server] | None = None
     missing = {}
@@ -109,7 +109,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _asking(words: Sequence[str], on: set[int]) -> Iterator[None]:
-    """Meanwhile h2load asks as much as it can."""
+    """Run h2load at full rate meanwhile."""
     with on_cores(on):
         asking = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

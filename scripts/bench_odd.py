@@ -30,10 +30,10 @@ from eir.cli.table import table
 
 QUESTIONS = 200_000
 SECONDS, TURNS = 1, 21
-"""A host that stands still for some milliseconds decides the 99th percentile of a turn, so that there are many short ones."""
+"""Many short turns: where the host stops for some milliseconds, this alone decides the 99th percentile of a turn."""
 GOOD = Load(64, 32, rate=20_000, on_wire=True, late_max_s=0.0001)
 ODD_HOST, ODD_RATE_MAX, ODD_RATE, AT_ONCE = f"mme{GOOD.connections + 1}.{REALM}", 1_000, 1_100, 11
-"""The odd peer asks a little faster than it may, so that it is at its limit all the time."""
+"""The odd peer asks a little faster than its limit permits, so that it is at its limit all the time."""
 ALONE = "alone"
 BESIDE = {
     "beside odd requests": {"odd": ODD_RATE},
@@ -43,7 +43,7 @@ P99_TIMES_MAX = 1.5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `odd` of scripts/bench."""
+    """Run the part `odd` of scripts/bench."""
     options, on, how = begin("odd", __doc__, arguments, seconds=SECONDS, turns=TURNS)
     p99 = percentile("p99")
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:

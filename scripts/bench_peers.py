@@ -58,42 +58,42 @@ AGENTS = [
 AGENTS += [Load(2, 512, behind=behind, hits=hits, vary=True) for behind in (64, 1000) for hits in HITS]
 """The load of agents: the requests of many MMEs, mixed."""
 SHOWN = Load(2, 64, behind=64, hits=0.5)
-"""In the picture: the traffic that is hardest to answer fast."""
+"""Traffic in the picture: the kind that is hardest to answer fast."""
 WIDE = 64
-"""Window from which the targets for agents hold."""
+"""Smallest window for which the targets for agents hold."""
 AGENTS_TIMES_OTP = {64: 25.0, 1000: 15.0}
-"""Answers a second of the node, at least this many times OTP's, by MMEs behind each agent."""
+"""Minimum ratio of the node's answers per second to those of OTP, by number of MMEs behind each agent."""
 TIMES_OTP = {BUSY: 60.0, BUSY_WITH_HITS: 40.0} | {
     load: AGENTS_TIMES_OTP[load.behind] for load in AGENTS if load.window >= WIDE
 }
-"""Answers a second of the node, at least this many times OTP's."""
+"""Minimum ratio of the node's answers per second to those of OTP."""
 TIMES_FASTER = {"freediameter": 7.0, "python-diameter": 20.0}
-"""The same, of other peers, for `BUSY`."""
+"""The same for other servers, with the load `BUSY`."""
 P50_OF = {"otp": 1.0, "freediameter": 1.0, "echo": 1.15}
-"""The node's latency with one request at a time, at most this many times the other's."""
+"""Maximum ratio of the node's latency with one request at a time to that of another server."""
 
 OF_ECHO, LIKE = 0.45, 0.9
-"""Answers a second of an agent's MMEs at `WIDEST`: at least so much of the C echo's; with a thousand, so much of those with 64."""
+"""Minimum ratios of answers per second of an agent's MMEs at `WIDEST`: to those of the C echo; and with a thousand MMEs to those with 64."""
 WIDEST = 512
 
 CALLED = {
     "otp": "OTP's diameter", "freediameter": "freeDiameter", "python-diameter": "python-diameter", "floor": "bare uvloop, frames only",
     "echo": "C echo",
 }  # fmt: skip
-"""In the picture, and in its order."""
+"""Names in the picture, in order."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `peers` of scripts/bench."""
+    """Run the part `peers` of scripts/bench."""
     parser = argparse.ArgumentParser(
         prog="bench peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--peer", choices=PEERS, action="append", help="one of them only; all if not given")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="only this one (default: all)")
     parser.add_argument(
         "--beside",
         type=or_refused(lambda tree: program_of(Path(tree))),
         metavar="TREE",
-        help="another checkout of this program that scripts/setup was run in, as one more peer",
+        help="another checkout of this program, set up by scripts/setup, as one more server",
     )
     add_options(parser, picture=True)
     options = parser.parse_args(arguments)
@@ -183,13 +183,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _between(results: Results, load: Load, other: Load) -> float:
-    """The median over turns of the node's answers to one load, times those to another."""
+    """Return the median over turns of the node's answers at one load, divided by its answers at another."""
     mine, others = (results["eir", str(each)] for each in (load, other))
     return median(answers_per_s(one) / answers_per_s(two) for one, two in zip(mine, others, strict=True))
 
 
 def picture(measured: Mapping[str, Any]) -> Picture:
-    """The ratios, of what `--json` has as answers_per_s_ratio and p50_ratio."""
+    """Draw the ratios, from `answers_per_s_ratio` and `p50_ratio` of the document."""
 
     def bars(ratios: Mapping[str, Any]) -> list[tuple[str, float]]:
         return [(called, ratios[name]["median"]) for name, called in CALLED.items() if name in ratios]

@@ -26,11 +26,11 @@ LOAD = Load(4, 256)
 PY_SPY = "py-spy==0.4.3"
 SAMPLES_PER_S = 500
 LOOK_MIN_S = 2
-"""Every stage is to be seen, on a busy host too."""
+"""Each stage must appear, on a busy host too."""
 
 
 class Place(NamedTuple):
-    """Code that belongs to a stage: a file of eir/, and what its line or its function's name looks like."""
+    """Code that belongs to a stage: a file of eir/, and a pattern for its line or the name of its function."""
 
     stage: str
     file: str
@@ -64,7 +64,7 @@ PLACES = (
     Place("general path", "interfaces/s13/"),
     Place("general path", "wire/diameter/"),
 )
-"""The first that fits counts."""
+"""The first place that fits a sample counts."""
 ORDER = (
     READ,
     "frame",
@@ -82,7 +82,7 @@ ORDER = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `profile` of scripts/bench."""
+    """Run the part `profile` of scripts/bench."""
     options, on, how = begin("profile", __doc__, arguments, seconds=5, turns=3, fetch=lambda _: python(PY_SPY))
     spy = python(PY_SPY).with_name("py-spy")
     look_s = max(LOOK_MIN_S, round(how.seconds))
@@ -139,14 +139,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _cost(results: Results, name: str) -> float:
-    """Processor time of an answer, in us: the lowest of the turns, which others disturbed least."""
+    """Return the processor time of an answer in us: the lowest of the turns, since that has the least disturbance."""
     return round(min(found["server_us_per_answer"] for found in results[name, str(LOAD)]), 3)
 
 
 def _by_stage(stacks: str) -> Counter[str]:
-    """Count the samples of each stage.
+    """Return the number of samples of each stage.
 
-    A line is frames parted by `;`, outermost first, a blank, and a count.
+    A line has the frames, outermost first, separated by `;`, then a blank and a count.
     """
     seen: Counter[str] = Counter()
     for line in stacks.splitlines():

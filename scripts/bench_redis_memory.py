@@ -35,12 +35,12 @@ FORMS = {
 
 
 async def used_mb(client: Any) -> float:
-    """The memory of the server's data, in MB (10^6 bytes)."""
+    """Return the memory of the server's data in MB (10^6 bytes)."""
     return int((await client.info("memory"))["used_memory"]) / 1e6
 
 
 async def measure(port: int, entries: int, tacs: int) -> dict[str, float]:
-    """Each form in turn, in an empty server."""
+    """Measure each form in turn, in an empty server."""
     client: Any = Redis(port=port, socket_timeout=60, protocol=2)
     empty = await used_mb(client)
     store = RedisStore(f"redis://127.0.0.1:{port}")
@@ -58,12 +58,14 @@ async def measure(port: int, entries: int, tacs: int) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure each number of TACs and print a table; 1 if the pages take more than the project allows."""
+    """Measure each number of TACs and print a table; exit status 1 if the pages need more than the project allows."""
     parser = argparse.ArgumentParser(prog="bench redis-memory", description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000_000)
     parser.add_argument("--tacs", type=int, nargs="+", default=[50_000, 250_000])
     parser.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries: shows that it works, and no figure to believe"
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_ENTRIES:,} entries: tests that it works; the figures are not valid",
     )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)

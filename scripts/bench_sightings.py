@@ -38,7 +38,7 @@ THROUGHPUT_MIN, P99_MAX = 0.9, 1.2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `sightings` of scripts/bench."""
+    """Run the part `sightings` of scripts/bench."""
     options, on, how = begin("sightings", __doc__, arguments)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder, listed = Path(made), scattered(ENTRIES, TACS)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _fate(state: Path) -> dict[str, float]:
-    """The fate of the checks: how many are on record, and how many are not, by reason."""
+    """Return the number of checks on record, and of those that were not recorded, by reason."""
     control(state, "record")
     page = urlopen(f"http://{control(state, 'status')['http']}/metrics").read().decode()
     lines = (line.split() for line in page.splitlines() if line.startswith("eir_sightings_") and "bytes" not in line)

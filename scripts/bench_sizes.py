@@ -54,7 +54,7 @@ COLUMNS = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `sizes` of scripts/bench."""
+    """Run the part `sizes` of scripts/bench."""
     own = own_options()
     own.add_argument(
         "--entries", type=int, nargs="+", metavar="N", help=f"sizes ({', '.join(f'{size:,}' for size in SIZES)})"
@@ -62,10 +62,12 @@ def main(arguments: Sequence[str]) -> int:
     own.add_argument(
         "--pairs",
         action="store_true",
-        help="the list is one of pairs: each device with a SIM, and blocked with any other",
+        help="a list of pairs: each device is allowed with one SIM, and blocked with any other",
     )
     own.add_argument(
-        "--work", type=Path, help="where files go (25 bytes an entry, 80 for a pair); a temporary folder if not given"
+        "--work",
+        type=Path,
+        help="folder for the files, 25 bytes per entry or 80 per pair (default: a temporary folder)",
     )
     options, on, how = begin("sizes", __doc__, arguments, own, picture=True)
     sizes = options.entries or (QUICK_SIZES if options.quick else SIZES)
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
-    """Throughput and memory of a worker over the size of the list, of what `--json` has as measured."""
+    """Draw throughput and memory of a worker by the size of the list, from the `measured` part of the document."""
 
     def points(*columns: str) -> list[tuple[float, list[float]]]:
         return [(row["entries"], [row[column] for column in columns]) for row in measured]
@@ -130,7 +132,7 @@ def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) -> dict[str, Any]:
-    """A site with a list of that size, and what it took to get there; its memory with two workers, after some questions."""
+    """Make a site with a list of that size; return its costs, and its memory with two workers after some questions."""
     say(f"{size:,} entries: writing")
     site, listed = (
         Site(folder, loader_cores=on.generator, kind=PAIRS if options.pairs else DEVICES),

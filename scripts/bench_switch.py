@@ -47,11 +47,11 @@ LOOK_S = 0.02
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `switch` of scripts/bench."""
+    """Run the part `switch` of scripts/bench."""
     own = own_options()
-    own.add_argument("--entries", type=int, help=f"of each release ({ENTRIES:,})")
-    own.add_argument("--rate", type=float, default=STEADY.rate, help=f"checks a second ({STEADY.rate:g})")
-    own.add_argument("--workers", type=int, default=1, help="of the node, all on the same core (1)")
+    own.add_argument("--entries", type=int, help=f"entries of each release ({ENTRIES:,})")
+    own.add_argument("--rate", type=float, default=STEADY.rate, help=f"checks per second ({STEADY.rate:g})")
+    own.add_argument("--workers", type=int, default=1, help="workers of the node, all on the same core (1)")
     own.add_argument("--redis", action="store_true", help="the lists are in a Redis of the bench's own")
     options, on, how = begin("switch", __doc__, arguments, own, seconds=1)
     entries = options.entries or (QUICK_ENTRIES if options.quick else ENTRIES)
@@ -117,10 +117,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _roll_back(site: Site, server: Server, cores: set[int], measured_s: float, took: list[float]) -> None:
-    """Undo the list's last release, in the store, with what the generator leaves of its cores; note how long the node took to follow.
+    """Roll the list's last release back in the store, on the generator's spare cores, and note the time until the node has followed.
 
-    While it is measured nobody looks: an answer of the node would take time from one core, and reading what its workers have mapped, by
-    which it is seen that they have followed, takes it from the other.
+    During the measurement the node is not asked for its status, which would need time of one core, and the maps of its workers, which show
+    that they have followed, are not read, which would need time of the other.
     """
     mapped = _mapped(server)
 
@@ -147,7 +147,7 @@ def _roll_back(site: Site, server: Server, cores: set[int], measured_s: float, t
 
 
 def _mapped(server: Server) -> list[set[str]]:
-    """The images of lists that each worker has mapped, as inodes."""
+    """Return the images of lists that each worker has mapped, as inodes."""
     maps = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in server.workers]
     return [{line.split()[4] for line in lines if "/memfd:eir-list" in line} for lines in maps]
 

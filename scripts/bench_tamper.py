@@ -40,27 +40,27 @@ from eir.sightings.schema import FILES, FOLDER
 
 QUICK_SUBSCRIBERS = 1500
 FITTED, JUDGED = 100, 900
-"""First seeds of networks that the weights are fitted to, and of those that they are judged by."""
+"""First seed of the networks for fitting the weights, and first seed of those for judging them."""
 HELD_OUT = ("first generator", "second generator")
 ROWS_EACH, COPIES_MAX = 10_000_000, 10
-"""Rows of the record that a larger one is made of; there are ten ways to change the first two digits under one check
-digit."""
+"""Rows of the record from which a larger one is made; for one check digit there are ten ways to change the first two
+digits."""
 MEMORY_MB_MAX, SECONDS_MAX = 1536, 120
 BAND_MIN = 30
-"""Devices of a band of the score that says something."""
+"""Minimum number of devices in a band of the score that is judged."""
 BANDS = ((2, "2"), (3, "3"), (1000, "4 and more"))
 UNDETECTABLE = {"free"}
-"""A free number of a real TAC: nothing in the record contradicts it."""
+"""Kind of tampering: a free serial number of a real TAC, which nothing in the record contradicts."""
 RARE = 0.004
-"""Share of tampered devices at which precision is given besides that as made."""
+"""Second share of tampered devices for which precision is given."""
 SHARED = next(iter(networks_shared.ROWS))
-"""Network by which the threshold is set."""
+"""Network that sets the threshold."""
 PAIRS_MIN = {"physics": 0.9, "pools, sticky": 0.6, "three refurbishers": 0.6, "one MME": 0.6, SHARED: 0.4}
 FOUR_MIN = {"small operator": 0.75, SHARED: 0.9, "several operators, half of the MMEs": 0.0}
 HONEST_MAX, HONEST_SHARED_MAX = 5, 3
-"""Honest devices of 10,000 that are reported at most."""
+"""Maximum number of reported honest devices per 10,000."""
 PAIRS_EXPORTED_MIN, RIVAL_DAYS = 0.7, (2, 10, 20, 30)
-"""Share of the copies' pairs that are exported at least; days for which a rival shows the owner's number."""
+"""Minimum share of the copies' pairs in an export; days for which a rival uses the owner's IMEI."""
 VICTIMS_MAX, LOST_MAX = 2, 0.05
 THEIRS = {
     "dirbs": """
@@ -77,15 +77,15 @@ THEIRS = {
         ) AS within WHERE sims > 2
     """,
 }
-"""Rules of registers, as SQL over the tables of a judgement."""
+"""Rules of registers, as SQL on the tables of a judgement."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `tamper` of scripts/bench."""
+    """Run the part `tamper` of scripts/bench."""
     parser = argparse.ArgumentParser(
         prog="bench tamper", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--subscribers", type=int, metavar="N", help="of each network (12,000)")
+    parser.add_argument("--subscribers", type=int, metavar="N", help="subscribers of each network (12,000)")
     parser.add_argument(
         "--rows",
         nargs="*",
@@ -93,19 +93,23 @@ def main(arguments: Sequence[str]) -> int:
         default=[*networks.ROWS, *networks_shared.ROWS, *HELD_OUT],
         help="of: " + "; ".join([*networks.ROWS, *networks_shared.ROWS, *HELD_OUT]).replace("%", "%%"),
     )
-    parser.add_argument("--seeds", type=int, metavar="N", default=1, help="networks of each row (1), judged together")
-    parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"of the first ({JUDGED})")
-    parser.add_argument("--fit", action="store_true", help=f"print weights by networks from seed {FITTED} on, and end")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", default=1, help="number of networks of each row (1), judged together"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", default=JUDGED, help=f"seed of the first network ({JUDGED})")
+    parser.add_argument(
+        "--fit", action="store_true", help=f"print weights fitted to networks from seed {FITTED} on, and end"
+    )
     parser.add_argument("--attacks", action="store_true", help="also attack a network of each row, of the first seed")
     parser.add_argument(
         "--speed",
         type=int,
         metavar="ROWS",
         default=0,
-        help="also judge a record of so many sightings, such as 100000000",
+        help="also judge a record of this number of sightings, such as 100000000",
     )
     parser.add_argument(
-        "--work", type=Path, help="where files go (60 bytes a sighting); a temporary folder if not given"
+        "--work", type=Path, help="folder for the files, 60 bytes per sighting (default: a temporary folder)"
     )
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -182,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tuple[str, World]]:
-    """Each network, one at a time."""
+    """Yield each network, one at a time."""
     for name in options.rows:
         for seed in range(
             first if first is not None else options.seed, (first if first is not None else options.seed) + options.seeds
@@ -212,13 +216,13 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
 
 
 def _generator(row: str) -> str:
-    """The generator of a row."""
+    """Return the generator of a row."""
     return row if row in HELD_OUT else "several operators" if row in networks_shared.ROWS else "networks"
 
 
 @contextmanager
 def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
-    """The engine that judged a network, what it found at any score, and how long that took."""
+    """Judge a network; return the engine, its findings at any score, and the duration."""
     settings = TamperSettings(report_min=0)
     with duck(
         str(made.folder / FOLDER / FILES), since=made.since, until=made.until, memory=settings.memory, threads=1
@@ -229,7 +233,7 @@ def _engine(made: World) -> Iterator[tuple[Duck, Any, float]]:
 
 
 def _judged(name: str, made: World) -> dict[str, Any]:
-    """The findings in a network, by kind, beside those of the rules of registers."""
+    """Return the findings in a network by kind, beside those of the rules of registers."""
     say(f"{name}: {made.rows:,} sightings")
     with _engine(made) as (engine, judged, seconds):
         theirs = {rule: {device for (device,) in engine.rows(select)} for rule, select in THEIRS.items()}
@@ -266,7 +270,7 @@ def _judged(name: str, made: World) -> dict[str, Any]:
 
 
 def precisions(every: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row's networks together: precision and honest devices that were reported, and beside them the worst single network."""
+    """Return precision and number of reported honest devices of each row's networks together, and of the worst single network."""
     together: list[dict[str, Any]] = []
     for name in dict.fromkeys(each["network"] for each in every):
         mine = [each for each in every if each["network"] == name]
@@ -283,7 +287,7 @@ def precisions(every: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _exports(name: str, made: World, judged: Judgement) -> dict[str, Any]:
-    """Return how many pairs of copies an export writes, of devices from `tamper.export_min` on, and how many that block an owner; empty if the network has no such truth."""
+    """Return the number of pairs of copies in an export of devices from `tamper.export_min` on, and of rows that block an owner; empty if the network has no such truth."""
     if not isinstance(made, networks_shared.Market):
         return {}
     sure = [
@@ -300,7 +304,7 @@ def _exports(name: str, made: World, judged: Judgement) -> dict[str, Any]:
 
 
 def _attacked(name: str, made: World) -> list[dict[str, Any]]:
-    """Return the effect of each attack: how many of a hundred honest phones are reported and exported, and the share of true findings that are lost."""
+    """Return the effect of each attack: how many of a hundred honest phones are reported and exported, and the share of lost true findings."""
     checks = attacks.record(made)
     after = attacks.victims(made, checks, JUDGED)
     before = _reported(made)[0].keys() & made.truth.keys()
@@ -329,7 +333,7 @@ def _attacked(name: str, made: World) -> list[dict[str, Any]]:
 
 
 def _rivals(name: str, made: World) -> list[dict[str, Any]]:
-    """Return how many owners an export blocks if somebody programs their number into a phone for some days, and how many of these phones."""
+    """Return the number of owners that an export blocks after somebody programmed their IMEI into a phone for some days, and the number of such phones."""
     checks, found = attacks.record(made), []
     after = attacks.victims(made, checks, JUDGED + 1)
     owners = dict(
@@ -366,7 +370,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def wilson(part: int, whole: int, *, z: float = 1.96, of: int = 1, digits: int = 2) -> str:
-    """Wilson's interval of a share of so many, 95 %."""
+    """Return Wilson's interval (95 %) of a share."""
     if not whole:
         return f"0 to {of}"
     share = part / whole
@@ -378,7 +382,7 @@ def wilson(part: int, whole: int, *, z: float = 1.96, of: int = 1, digits: int =
 
 
 def reliability(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Bands of the score: what it says, and what was. Clones count for as many as the base rate has, numbers without a TAC for one each."""
+    """Return the bands of the score: predicted and true shares. Clones are weighted by the base rate, identifiers without a TAC by one."""
     sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     for each in every:
         clone = PRIOR / (1 - PRIOR) * each["honest"] / max(each["clones"], 1)
@@ -402,7 +406,7 @@ def reliability(every: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Weights by ridge regression of log odds (Newton's method) on networks that judge nothing."""
+    """Return weights by ridge regression of log odds (Newton's method), from networks that are not used for judging."""
     names = [name for name in WEIGHTS if name in _columns()]
     parts: list[tuple[Any, Any, Any]] = []
     for name, made in _made(options, FITTED):
@@ -435,7 +439,7 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _columns() -> set[str]:
-    """The weights that are fitted: they are columns of the table `evidence`, but for the first."""
+    """Return the names of the fitted weights: the columns of the table `evidence` without the first."""
     by_hand = {"certain", "likely", "no_body"}
     return WEIGHTS.keys() - by_hand
 
@@ -443,9 +447,9 @@ def _columns() -> set[str]:
 def _targets(
     every: Sequence[dict[str, Any]], together: Sequence[dict[str, Any]], bands: Sequence[dict[str, Any]]
 ) -> list[Target]:
-    """The targets, by row, its networks together.
+    """Return the targets, by row, its networks together.
 
-    Recall of pairs, of four and more copies, and of boxes; precision; honest devices; and each tenth of the score.
+    These are recall of pairs, of four and more copies, and of SIM boxes; precision; reported honest devices; and each tenth of the score.
     """
     planted: Counter[str] = Counter()
     right: Counter[str] = Counter()
@@ -531,7 +535,7 @@ def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
 
 
 def _large(folder: Path, rows: int, seed: int) -> tuple[World, int]:
-    """A network, and copies of it whose devices and subscribers have numbers of their own; what they do stays the same. Returns the rows of all."""
+    """Write a network and copies of it, whose devices and subscribers have other identifiers and the same behaviour; return the number of all rows."""
     times = min(COPIES_MAX, max(1, round(rows / ROWS_EACH)))
     made = world.make(folder, max(800, round(rows / times / 150)), seed=seed)
     tacs = list(made.tacs)
@@ -554,7 +558,7 @@ def _large(folder: Path, rows: int, seed: int) -> tuple[World, int]:
 
 
 def _other_body(body: int, number: int) -> int:
-    """Two first digits that leave the check digit as it is: another second one (doubled there), and the first that goes with it."""
+    """Return two first digits that do not change the check digit: another second digit (which is doubled), and the first that fits it."""
     first, second = divmod(body, 10)
     other = (second + number) % 10
     return (first + _doubled(second) - _doubled(other)) % 10 * 10 + other

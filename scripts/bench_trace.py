@@ -40,11 +40,11 @@ STEADY = Load(4, 4096, 50_000.0, on_wire=True)
 WITH, WITHOUT = "with a trace", "without"
 THROUGHPUT_MIN, P99_MAX = 0.95, 1.2
 IMEI, IMSI, PAUSE_S = 101007_000009, "999990000000001", 0.1
-"""The phone that is traced, whose SIM is of another test network than the generator's, and interval between two checks of it."""
+"""Traced phone, its SIM (of another test network than the generator's), and the interval between two of its checks."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `trace` of scripts/bench."""
+    """Run the part `trace` of scripts/bench."""
     options, on, how = begin("trace", __doc__, arguments)
     with tempfile.TemporaryDirectory(prefix="eir-bench-") as made:
         folder = Path(made)
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _trace(config: Path, told: Path, on: set[int]) -> Iterator[None]:
-    """Meanwhile the subscriber is traced, until at least one check was told; they are appended to the file."""
+    """Trace the subscriber meanwhile, at least until one check is reported; append the checks to the file."""
     before = told.stat().st_size if told.exists() else 0
     command = [*EIR, "trace", "-c", config, "--imsi", IMSI, "--reason", "bench", "--for", "60m", "--json"]
     with told.open("a") as out, on_cores(on), subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE) as trace:

@@ -39,10 +39,10 @@ LOOKS = 20
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The part `workers` of scripts/bench."""
+    """Run the part `workers` of scripts/bench."""
     own = own_options()
     own.add_argument(
-        "--workers", type=int, nargs="+", help="numbers of workers; 1, 2, 4, … as far as there are cores if not given"
+        "--workers", type=int, nargs="+", help="numbers of workers (default: 1, 2, 4, … up to the number of cores)"
     )
     options, _, how = begin("workers", __doc__, arguments, own)
     ours = sorted(os.sched_getaffinity(0))
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _look(state: Path, connections: int, held: list[int]) -> None:
-    """Note how many connections each worker has, once all of them are open or have had a second for it."""
+    """Note the number of connections of each worker once all are open, or after a second."""
     for _ in range(LOOKS):
         counts = Counter(row.get("worker", 0) for row in control(state, "peers") if row["address"] is not None)
         held[:] = sorted(counts.values())
@@ -97,5 +97,5 @@ def _look(state: Path, connections: int, held: list[int]) -> None:
 
 
 def _by_workers(results: Results) -> Results:
-    """The same without the load, which differs with the workers."""
+    """Return the document without the load, which depends on the number of workers."""
     return {(server, ""): runs for (server, _), runs in results.items()}

@@ -16,7 +16,7 @@ ACKNOWLEDGEMENT_BYTES_MAX = 1 << 16
 DAYS, COPIED_FROM_DAY = 28, 10
 HONEST = 200
 OFFICES = tuple(f"mmec01.mmegi{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (8001, 8002))
-"""MMEs of two places of the operator."""
+"""MMEs at two places of the operator."""
 
 
 def ports(count: str) -> None:

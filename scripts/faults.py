@@ -44,7 +44,7 @@ _ASIDE = {
     ".c": r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|(?m:^\s*#(?:include|if|endif|else|define)\b[^\n]*)',
     ".sql": r"/\*.*?\*/|--[^\n]*|'[^']*'",
 }
-"""Comments, texts and directives, in which no fault is drawn."""
+"""Pattern of comments, texts and directives, which get no fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Fault:
     """One replacement in one file."""
 
     file: str
-    """From the root of the repository."""
+    """Path from the root of the repository."""
     line: int
     kind: str
     start: int
@@ -61,11 +61,11 @@ class Fault:
     instead: str
 
     def applied(self, text: str) -> str:
-        """The file's text with the fault in it."""
+        """Return the file's text with the fault."""
         return text[: self.start] + self.instead + text[self.end :]
 
     def diff(self, text: str) -> str:
-        """The lines that differ."""
+        """Return the lines that differ."""
         lines = difflib.unified_diff(
             text.splitlines(), self.applied(text).splitlines(), self.file, self.file, lineterm="", n=1
         )
@@ -73,7 +73,7 @@ class Fault:
 
 
 def faults_of(root: Path, path: Path) -> Iterator[Fault]:
-    """All faults that could be drawn in a file, in its order."""
+    """Return all possible faults of a file, in its order."""
     text, name = path.read_text(), path.relative_to(root).as_posix()
     found = _in_python(text) if path.suffix == ".py" else _in_text(text, ".c" if path.suffix == ".h" else path.suffix)
     for kind, start, end, instead in sorted(found, key=lambda fault: fault[1]):
@@ -81,7 +81,7 @@ def faults_of(root: Path, path: Path) -> Iterator[Fault]:
 
 
 def changes_nothing(fault: Fault, text: str) -> bool:
-    """True if a fault in a Python file leaves no program, or the program as it was."""
+    """Return true if a fault in a Python file gives an invalid program, or the same program."""
     if not fault.file.endswith(".py"):
         return False
     try:
@@ -127,7 +127,7 @@ def _in_python(text: str) -> _Found:  # noqa: C901 - one case for each kind
 
 
 def _live(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but annotations, decorators, docstrings and other bare texts."""
+    """Return all nodes but annotations, decorators, docstrings and other texts without effect."""
     for name, value in ast.iter_fields(tree):
         for child in value if isinstance(value, list) else [value]:
             if not isinstance(child, ast.AST) or name in {"annotation", "returns", "type_params", "decorator_list"}:
@@ -145,7 +145,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 class _Places:
-    """The positions of nodes in a text, in characters."""
+    """Positions of nodes in a text, in characters."""
 
     def __init__(self, text: str) -> None:
         self._text, self._lines, self._starts = text, text.splitlines(keepends=True), [0]
@@ -153,11 +153,11 @@ class _Places:
             self._starts.append(self._starts[-1] + len(line))
 
     def span(self, node: ast.AST) -> tuple[int, int]:
-        """First character, and the one behind the last."""
+        """Return the first character of a node, and the one behind its last."""
         return self._at(node.lineno, node.col_offset), self._at(node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
 
     def between(self, kind: str, before: ast.AST, after: ast.AST, word: str, instead: str) -> _Found:
-        """The operator between two nodes; nothing if a comment stands there."""
+        """Return the operator between two nodes; empty if a comment is there."""
         start, end = self.span(before)[1], self.span(after)[0]
         pattern = r"\s+".join(map(re.escape, word.split()))
         found = re.search(rf"\b{pattern}\b" if word[0].isalpha() else pattern, self._text[start:end])

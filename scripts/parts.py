@@ -35,7 +35,7 @@ def run(script: str, said: str | None, arguments: list[str]) -> int:
 
 
 def enter_sctp() -> None:
-    """Run this program again in a kernel that has SCTP (scripts/sctp), unless this one has it."""
+    """Run this program again in a kernel with SCTP (scripts/sctp), unless this kernel has it."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
     except OSError:

@@ -27,7 +27,7 @@ from versions import Broken, prepare, stamp, version_of
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path("opt/eir")
 NAMESPACE = "eir-build"
-"""Namespace of signatures over checksums; those of lists have another one."""
+"""Namespace of signatures of checksums; signatures of lists have another one."""
 HOST, REALM = "eir1.epc.mnc001.mcc001.3gppnetwork.org", "epc.mnc001.mcc001.3gppnetwork.org"
 CONTROL = """\
 Package: eir
@@ -114,17 +114,15 @@ eir: package-contains-upstream-installation-documentation [usr/share/doc/eir/INS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make a release; returns the exit status."""
+    """Make a release; return the exit status."""
     parser = argparse.ArgumentParser(prog="release", description=__doc__)
     parser.add_argument(
-        "tag", nargs="?", help="vVERSION; without one the commit that is checked out, as a version before its release"
+        "tag", nargs="?", help="tag, vVERSION (default: the current commit, as a version before the next release)"
     )
-    parser.add_argument(
-        "--key", type=Path, help="the OpenSSH key that signs the checksums; without one they are not signed"
-    )
+    parser.add_argument("--key", type=Path, help="OpenSSH key that signs the checksums (default: no signature)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER")
     parser.add_argument(
-        "--wheel-only", action="store_true", help="the wheel and the chart alone, without a Debian package"
+        "--wheel-only", action="store_true", help="only the wheel and the chart, without a Debian package"
     )
     parser.add_argument(
         "--check",
@@ -132,12 +130,12 @@ def main(arguments: Sequence[str]) -> int:
         help="also install, upgrade, remove and purge the package, in a copy of this system (as root)",
     )
     parser.add_argument(
-        "--maintainer", default=MAINTAINER, metavar="NAME <MAIL>", help="who answers for the Debian package"
+        "--maintainer", default=MAINTAINER, metavar="NAME <MAIL>", help="maintainer of the Debian package"
     )
     parser.add_argument(
         "--prepare",
         metavar="VERSION",
-        help="make this working copy what that version is tagged at, and say what remains to be done; nothing is built",
+        help="prepare this working copy for the tag of that version, and print the remaining commands; builds nothing",
     )
     options = parser.parse_args(arguments)
     try:
@@ -165,13 +163,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def set_up() -> None:
-    """Install the programs and packages that a release needs, unless they are there. Raises Broken."""
+    """Install missing programs and packages of a release. Raises Broken."""
     if subprocess.run([ROOT / "scripts" / "setup", "--release"], stdout=sys.stderr, check=False).returncode:
         raise Broken("scripts/setup --release failed; its messages are above")
 
 
 def release(folder: Path, tag: str | None, maintainer: str | None) -> list[Path]:
-    """Make all of it in a folder, the Debian package only if it has a maintainer; returns the files."""
+    """Make all files in a folder, the Debian package only if it has a maintainer; return the files."""
     commit = tag or "HEAD"
     epoch = run("git", "-C", ROOT, "log", "-1", "--format=%ct", commit).strip()
     os.environ["SOURCE_DATE_EPOCH"] = epoch
@@ -193,7 +191,7 @@ def release(folder: Path, tag: str | None, maintainer: str | None) -> list[Path]
 
 
 def exported(commit: str, to: Path) -> Path:
-    """The files of a commit, in a folder."""
+    """Return a folder with the files of a commit."""
     to.mkdir(parents=True)
     archive = to.with_suffix(".tar")
     run("git", "-C", ROOT, "archive", "--output", archive, commit)
@@ -217,7 +215,7 @@ def wheel(source: Path) -> Path:
 
 
 def chart(source: Path, version: str, folder: Path, epoch: int) -> Path:
-    """The Helm chart as one file, the same whenever it is made of the same commit."""
+    """Return the Helm chart as one file; the same commit gives the same bytes."""
     root, made = source / "deploy" / "chart", folder / f"eir-{version}.tgz"
     with (
         gzip.GzipFile(made, "wb", mtime=epoch) as packed,
@@ -232,7 +230,7 @@ def chart(source: Path, version: str, folder: Path, epoch: int) -> Path:
 
 
 def environment(tree: Path, source: Path, made: Path) -> Path:
-    """The package's files in /opt/eir: an environment of the system's Python with the locked versions and this wheel."""
+    """Return the package's files in /opt/eir: an environment of the system's Python with the locked versions and this wheel."""
     home, builder = tree / PREFIX, tree.parent / "builder"
     python = shutil.which("python3", path="/usr/bin:/bin") or "python3"
     run(python, "-m", "venv", builder)
@@ -253,7 +251,7 @@ def environment(tree: Path, source: Path, made: Path) -> Path:
 
 
 def settled(tree: Path) -> Path:
-    """Have an environment say that it is in /opt/eir, and hold nothing that differs from one build to the next."""
+    """Set the paths of an environment to /opt/eir, and remove content that differs between builds."""
     home = tree / PREFIX
     was, will = str(home).encode(), f"/{PREFIX}".encode()
     for file in [*(home / "bin").iterdir(), home / "pyvenv.cfg"]:
@@ -288,7 +286,7 @@ def settled(tree: Path) -> Path:
 
 
 def materials(version: str, tree: Path, epoch: str) -> dict[str, object]:
-    """The bill of materials (CycloneDX 1.6): what is in the package's environment."""
+    """Return the bill of materials (CycloneDX 1.6): the content of the package's environment."""
     there = sorted(
         distributions(path=[str(path) for path in (tree / PREFIX).glob("lib/python*/site-packages")]),
         key=lambda each: each.name.lower(),
@@ -307,12 +305,12 @@ def materials(version: str, tree: Path, epoch: str) -> dict[str, object]:
 
 
 def purl(of: Distribution) -> str:
-    """The package URL of a package of the index, its name among packages of all kinds."""
+    """Return the package URL of a package of the Python index."""
     return f"pkg:pypi/{re.sub(r'[-_.]+', '-', of.name).lower()}@{of.version}"
 
 
 def component(of: Distribution) -> dict[str, object]:
-    """One of them."""
+    """Return one component of the bill."""
     expression = of.metadata.get("License-Expression")
     found: dict[str, object] = {
         "type": "library",
@@ -327,7 +325,7 @@ def component(of: Distribution) -> dict[str, object]:
 def package(
     tree: Path, source: Path, version: str, folder: Path, *, maintainer: str = MAINTAINER, epoch: int = 0
 ) -> Path:
-    """The Debian package of a tree that has the environment; the rest is put beside it."""
+    """Build the Debian package of a tree with the environment; other files are written beside it."""
     eir = (tree / PREFIX / "bin" / "python", "-m", "eir")
     python = run(eir[0], "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     architecture = run("dpkg", "--print-architecture").strip()
@@ -382,14 +380,14 @@ def package(
 
 
 def lint(made: Path) -> None:
-    """Have lintian look at a package. Raises Broken with each error and warning that it finds."""
+    """Run lintian on a package. Raises Broken with its errors and warnings."""
     found = run("lintian", "--allow-root", "--fail-on", "none", made)
     if found:
         raise Broken(f"lintian says of {made.name}:\n{found}")
 
 
 def md5sums(tree: Path, files: Iterable[Path]) -> str:
-    """The checksums that dpkg --verify compares with."""
+    """Return the checksums that dpkg --verify compares with."""
     lines = [
         f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n"
         for path in sorted(files)
@@ -421,7 +419,7 @@ dpkg -P eir
 test ! -e /etc/eir
 test ! -e /var/lib/eir
 """
-"""Removed, then purged: the first leaves the configuration and the lists, the second nothing."""
+"""Commands that remove the package, which keeps configuration and lists, and then purge it, which keeps nothing."""
 LIFE = (
     """
 dpkg -i /eir.deb
@@ -443,11 +441,11 @@ su -s /bin/sh eir -c 'eir lists' | grep blocked-here
 """
     + GONE
 )
-"""Installed, used as a service's user would, upgraded with a changed configuration, removed, purged."""
+"""Commands that install the package, use the service, upgrade it with a changed configuration, remove and purge it."""
 
 
 def check(made: Path, folder: Path, life: str = LIFE) -> str:
-    """Run the package's life in a copy of this system, of which nothing stays. Raises Broken."""
+    """Install, upgrade, remove and purge the package in a copy of this system, which is deleted afterwards. Raises Broken."""
     there = folder / "life"
     there.mkdir()
     inside = ["mount -t tmpfs tmpfs", str(there)]
@@ -478,12 +476,12 @@ def check(made: Path, folder: Path, life: str = LIFE) -> str:
 
 
 def digest(file: Path) -> str:
-    """SHA-256."""
+    """Return the SHA-256."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def run(*command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True) -> str:
-    """Run a program; returns what it prints. Raises Broken if it fails."""
+    """Run a program; return its output. Raises Broken if it fails."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,

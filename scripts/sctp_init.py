@@ -14,7 +14,7 @@ from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 FINIT_MODULE = 313
-"""System call of x86-64."""
+"""Number of the system call on x86-64."""
 EEXIST = 17
 POWER_OFF = 0x4321FEDC
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
@@ -27,14 +27,14 @@ LEFT_S = 1.0
 
 
 def mount(kind: str, where: str) -> None:
-    """Mount a file system that has no device."""
+    """Mount a file system without a device."""
     Path(where).mkdir(parents=True, exist_ok=True)
     if LIBC.mount(kind.encode(), where.encode(), kind.encode(), 0, None):
         print(f"sctp: mounting {where}: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
 
 
 def mount_all() -> None:
-    """Mount the file systems that a program expects."""
+    """Mount the usual file systems."""
     mount("proc", "/proc")
     mount("sysfs", "/sys")
     if Path("/dev").stat().st_dev == Path("/").stat().st_dev:  # unless the kernel has done it
@@ -48,7 +48,7 @@ def mount_all() -> None:
 
 
 def open_consoles() -> None:
-    """The caller's output and errors, byte by byte as they come."""
+    """Send output and errors to the caller, byte by byte."""
     for descriptor in (1, 2):
         opened = os.open(f"/dev/tty{descriptor}", os.O_WRONLY | os.O_NOCTTY)
         os.dup2(opened, descriptor)
@@ -60,7 +60,7 @@ def open_consoles() -> None:
 
 
 def load_modules() -> None:
-    """SCTP, and what it needs."""
+    """Load SCTP and its modules."""
     folder = MODULES / os.uname().release
     files = {}
     for line in (folder / "modules.dep").read_text().splitlines():
@@ -74,7 +74,7 @@ def load_modules() -> None:
 
 
 def bring_up_loopback() -> None:
-    """Loopback is down when a kernel starts."""
+    """Bring loopback up, which is down when a kernel starts."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0))
         (flags,) = struct.unpack("16xH22x", request)
@@ -82,7 +82,7 @@ def bring_up_loopback() -> None:
 
 
 def run(job: Path) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; return its exit status."""
     command, environment = ((job / name).read_bytes().split(b"\0")[:-1] for name in ("command", "environment"))
     variables = dict(each.split(b"=", 1) for each in environment if b"=" in each)
     # By pipes: a console is a terminal, for which programs write otherwise than the caller wants.
@@ -111,7 +111,7 @@ def run(job: Path) -> int:
 
 
 def main() -> None:
-    """All of it, one after the other."""
+    """Run all steps in turn."""
     job, status = Path(os.environ["sctp_job"]), FAILED  # noqa: SIM112 - the kernel hands on its arguments as they are written
     try:
         mount_all()

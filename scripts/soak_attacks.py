@@ -57,7 +57,7 @@ MEMORY_TIMES = 1.5
 """Maximum ratio of a process's memory at the end to that after MEMORY_FROM_S."""
 MEMORY_FROM_S = 60.0
 IN_FORCE_S = 20.0
-"""Time after which a row that the register was answered for has to be in force."""
+"""Maximum time from the answer to the register until its row is in force."""
 BETWEEN_S = 2.0
 """Pause between two turns of the second half."""
 IMSI = "001010000000001"
@@ -67,7 +67,7 @@ CHECKS = frozenset({"s13", "n5g", "gsup", "map"})
 
 
 class Figures(network.Figures):
-    """The results of all that was asked."""
+    """Results of all questions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Figures(network.Figures):
         """Time and device of each row that was answered."""
 
     def answered(self, client: str, seconds: float) -> None:
-        """Count an answer, which took so long."""
+        """Count an answer with its response time."""
         super().answered(client, seconds)
         if client.startswith("mme"):
             self.times.append(seconds)
@@ -96,7 +96,7 @@ class Figures(network.Figures):
 
 
 class Prober:
-    """An MSC: it connects whenever it is not, and asks steadily. `connect` gives a function that asks."""
+    """MSC that reconnects after each loss, and asks steadily. `connect` returns a function that asks."""
 
     def __init__(
         self, name: str, kind: str, connect: Callable[[], AbstractAsyncContextManager[Any]], figures: Figures,
@@ -106,7 +106,7 @@ class Prober:
         figures.served[name] = 0
 
     async def run(self) -> None:
-        """Be one until cancelled."""
+        """Run as this client until cancelled."""
         while True:
             with contextlib.suppress(OSError, EirError):
                 async with self._connect() as ask:
@@ -121,7 +121,7 @@ class Prober:
             await asyncio.sleep(PAUSE_S)
 
     async def _ask(self, ask: Callable[[str, str], Any]) -> bool:
-        """Ask one question; return whether it was answered."""
+        """Ask one question; return true if it was answered."""
         if (drawn := self._device()) is None:
             return True
         imei, listed = drawn
@@ -138,14 +138,14 @@ class Prober:
 
 
 class Web:
-    """A client over HTTP/1.1, which sends one request after the other, each again until it is answered."""
+    """Client over HTTP/1.1 that sends one request after another, and repeats each until it is answered."""
 
     def __init__(self, kind: str, url: str, who: str, figures: Figures, pause_s: float = PAUSE_S) -> None:
         self.kind, self._url, self._who, self._figures, self._pause_s = kind, url, who, figures, pause_s
         figures.served[kind] = 0
 
     async def run(self) -> None:
-        """Be one until cancelled."""
+        """Run as this client until cancelled."""
         requests = self.requests()
         request = next(requests)
         while True:
@@ -160,15 +160,15 @@ class Web:
             await asyncio.sleep(TC_S)
 
     def requests(self) -> Iterator[tuple[str, str, bytes]]:
-        """Method, target and body of each request."""
+        """Yield method, target and body of each request."""
         raise NotImplementedError
 
     def check(self, target: str, body: bytes, status: int, document: bytes) -> bool:
-        """Return whether an answer is right."""
+        """Return true if an answer is right."""
         raise NotImplementedError
 
     async def _send(self, client: Client, request: tuple[str, str, bytes]) -> bool:
-        """Send one request; return whether it was answered and the connection goes on."""
+        """Send one request; return true if it was answered and the connection stays open."""
         figures, (method, target, body) = self._figures, request
         figures.asked[self.kind] += 1
         began = time.perf_counter()
@@ -192,54 +192,54 @@ class Web:
 
 
 class Register(Web):
-    """A national register: each row is about another device."""
+    """National register: each row is about another device."""
 
     def requests(self) -> Iterator[tuple[str, str, bytes]]:
-        """One row after the other."""
+        """Yield one row after another."""
         for number in range(1 << 31):
             self._device = f"{36_100_000 + number // 1000:08d}{number % 1000:06d}"
             yield "POST", device(self._device), b""
 
     def check(self, target: str, body: bytes, status: int, document: bytes) -> bool:  # noqa: ARG002
-        """Return whether the row was accepted; it has to be in force soon."""
+        """Return true if the row was accepted; it must be in force soon."""
         self._figures.fed.append((time.monotonic(), self._device))
         return status in {201, 208}
 
 
 class Bank(Web):
-    """A client of DeviceAuthenticity."""
+    """Client of DeviceAuthenticity."""
 
     def __init__(self, *arguments: Any, chance: random.Random, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._chance = chance
 
     def requests(self) -> Iterator[tuple[str, str, bytes]]:
-        """Devices that are listed, and such as are not."""
+        """Yield questions about listed and other devices."""
         while True:
             first = self._chance.choice(self._chance.choice((HELD, NEVER)))
             yield "POST", AUTHENTICITY_PATH, json.dumps({"imei": f"{first}{check_digit(first)}"}).encode()
 
     def check(self, target: str, body: bytes, status: int, document: bytes) -> bool:  # noqa: ARG002
-        """Return whether the status is that of the device."""
+        """Return true if the status is that of the device."""
         listed = json.loads(body)["imei"][:14] in HELD
         return status == 200 and (json.loads(document)["operationalStatus"] != "unknown") is listed
 
 
 class Reader(Web):
-    """Somebody who knows the password of the page."""
+    """Person with the password of the page."""
 
     def requests(self) -> Iterator[tuple[str, str, bytes]]:
-        """The page, again and again."""
+        """Yield the page, again and again."""
         while True:
             yield "GET", "/", b""
 
     def check(self, target: str, body: bytes, status: int, document: bytes) -> bool:  # noqa: ARG002
-        """Return whether it is the page."""
+        """Return true if the answer is the page."""
         return status == 200 and b"stolen" in document
 
 
 class Turn(NamedTuple):
-    """Something that is done to the node while it is under attack."""
+    """Disturbance of the node while it is under attack."""
 
     do: Callable[[], None]
     may_cut: Collection[str] = ()
@@ -248,10 +248,10 @@ class Turn(NamedTuple):
 
 
 class World(network.World):
-    """The node, its Redis, and what is done to them."""
+    """The node, its Redis, and their disturbances."""
 
     def attacked_turns(self) -> Sequence[Turn]:
-        """Return what is done in the second half, in order."""
+        """Return the disturbances of the second half, in order."""
         worker = Turn(self.kill_a_worker, CHECKS)
         return (
             Turn(self.load), worker, Turn(self.restart_redis, store_away=True), Turn(self.kill_the_feed, {"feed"}), Turn(self.load),
@@ -259,7 +259,7 @@ class World(network.World):
         )  # fmt: skip
 
     def load(self) -> None:
-        """Load the next release: first all that is always listed, then deltas with one device more."""
+        """Load the next release: first all devices that are always listed, then deltas with one more device."""
         if not self.serial:
             super().load()
             return
@@ -270,7 +270,7 @@ class World(network.World):
         self.loader.eir("load", self.loader.release(added, serial=self.serial, base=self.serial - 1))
 
     def kill_the_feed(self) -> None:
-        """Kill the process that takes a register's rows."""
+        """Kill the process that receives a register's rows."""
         os.kill(children(self.site.node.pid)["feed"], signal.SIGKILL)
 
     def kill_device_authenticity(self) -> None:
@@ -279,7 +279,7 @@ class World(network.World):
 
 
 class Memory:
-    """Memory of the processes of a node: as it was when each had run for a while, and now."""
+    """Memory of the processes of a node: after each had run for a while, and now."""
 
     def __init__(self, node: Any) -> None:
         self._node = node
@@ -287,14 +287,14 @@ class Memory:
         self._first: dict[tuple[str, int], int] = {}
 
     def look(self) -> None:
-        """Note new processes, and the memory of those that have run for MEMORY_FROM_S."""
+        """Record new processes, and the memory of those that have run for MEMORY_FROM_S."""
         now = time.monotonic()
         for process in self._processes():
             if now - self._since.setdefault(process, now) >= MEMORY_FROM_S and process not in self._first:
                 self._first[process] = _resident_kb(process[1])
 
     def grown(self) -> dict[str, tuple[float, float]]:
-        """Return the memory in MB of each process that still runs: as it was, and now."""
+        """Return the memory in MB of each process that still runs: at first and now."""
         now = {process: _resident_kb(process[1]) for process in self._processes() if process in self._first}
         return {name: (self._first[name, pid] / 1024, kb / 1024) for (name, pid), kb in now.items() if kb}
 
@@ -303,7 +303,7 @@ class Memory:
 
 
 def _resident_kb(pid: int) -> int:
-    """Resident memory of a process; 0 if it has ended."""
+    """Return the resident memory of a process; 0 if it has ended."""
     with contextlib.suppress(OSError):
         found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
         return int(found[1]) if found else 0
@@ -312,7 +312,7 @@ def _resident_kb(pid: int) -> int:
 
 @contextlib.asynccontextmanager
 async def flooding(names: Sequence[str], place: str, sent: Counter[str]) -> AsyncIterator[None]:
-    """Floods, each a process of its own; adds the number of their messages to `sent`."""
+    """Run floods, each in a process of its own; add the number of their messages to `sent`."""
     started = [
         await asyncio.create_subprocess_exec(
             sys.executable, ATTACKERS, name, place, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -333,7 +333,7 @@ async def flooding(names: Sequence[str], place: str, sent: Counter[str]) -> Asyn
 
 
 def main(arguments: list[str]) -> int:
-    """The part `attacks` of scripts/soak."""
+    """Run the part `attacks` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak attacks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -345,16 +345,16 @@ def main(arguments: list[str]) -> int:
         choices=FLOODS,
         default=list(FLOODS),
         metavar="FLOOD",
-        help=f"some of {', '.join(FLOODS)}",
+        help=f"only some of {', '.join(FLOODS)}",
     )
     parser.add_argument("--log", type=Path, help="file for a copy of the node's log")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="each flood and each turn once; latency and memory are not held to anything",
+        help="each flood and each turn once; latency and memory have no limits",
     )
     parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="of all that is drawn; chance if not given"
+        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
     )
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
@@ -397,7 +397,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _configure(site: Site, folder: Path, **policy: Any) -> dict[str, Any]:
-    """Write the configuration of a node with every interface; returns what clients and attackers know of it."""
+    """Write the configuration of a node with every interface; return the values that clients and attackers need."""
     interfaces = ("s13", "n5g", "gsup", "map", "feed", "authenticity", "page")
     ports = dict(zip(interfaces, (free_port() for _ in interfaces), strict=True))
     issuer = Issuer()
@@ -421,7 +421,7 @@ def _configure(site: Site, folder: Path, **policy: Any) -> dict[str, Any]:
 
 
 def _clients(world: World, place: Mapping[str, Any], options: argparse.Namespace) -> list[Any]:
-    """Return everybody who is to be served."""
+    """Return all clients that must be served."""
     figures, chance = world.figures, world.chance
 
     def drawn() -> tuple[str, bool]:
@@ -463,7 +463,7 @@ def _clients(world: World, place: Mapping[str, Any], options: argparse.Namespace
 async def _soak(
     world: World, memory: Memory, place: Mapping[str, Any], options: argparse.Namespace
 ) -> tuple[Counter[str], dict[str, list[tuple[float, float]]]]:
-    """Run both halves; returns the messages of the attackers, and the p99 in ms without and with each flood, round by round."""
+    """Run both halves; return the messages of the attackers, and the p99 in ms without and with each flood, round by round."""
     figures, sent = world.figures, Counter[str]()
     running = [asyncio.create_task(client.run()) for client in _clients(world, place, options)]
     looking = asyncio.create_task(_look(memory))
@@ -499,7 +499,7 @@ async def _soak(
 
 
 async def _all_at_once(world: World, options: argparse.Namespace) -> None:
-    """Kill, restart and load by turns until the time is over."""
+    """Kill, restart and load in turn until the time is over."""
     figures, turns = world.figures, world.attacked_turns()
     begun, done = time.monotonic(), 0
     while (
@@ -527,7 +527,7 @@ async def _look(memory: Memory) -> None:
 
 
 async def _p99_ms(figures: Figures, seconds: float) -> float:
-    """Return the p99 of what the MMEs wait for answers from now on."""
+    """Return the p99 of the response times of the MMEs from now on."""
     figures.times = []
     await asyncio.sleep(seconds)
     return statistics.quantiles(figures.times, n=100)[98] * 1000
@@ -539,7 +539,7 @@ def _print_counts(figures: Figures, sent: Counter[str]) -> None:
 
 
 def _judged(ratios: Mapping[str, Sequence[tuple[float, float]]], grown: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Print latency and memory; returns the promises about them that were not kept."""
+    """Print latency and memory; return the broken promises about them."""
     broken = []
     for name, found in ratios.items():
         ratio = statistics.median(under / calm for calm, under in found)

@@ -19,22 +19,24 @@ from deliveries import LISTS, Deliveries, settings
 from node import Publisher, Site
 
 IN_FORCE_S = 10.0
-"""From the arrival of a good release's last file until the store has it."""
+"""Maximum time from the arrival of a good release's last file until the store has it."""
 LATER_S = 1.5
-"""After which the missing files of a delivery come."""
+"""Time after which the missing files of a delivery come."""
 PATIENCE_S = 20
 LOOK_S = 0.1
 END_S = 300.0
 
 
 def main(arguments: list[str]) -> int:
-    """The part `deliveries` of scripts/soak."""
+    """Run the part `deliveries` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak deliveries", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--deliveries", type=int, default=10_000)
-    parser.add_argument("--rate", type=float, default=6.0, help="deliveries a second")
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the deliveries; chance if not given")
+    parser.add_argument("--rate", type=float, default=6.0, help="deliveries per second")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="seed of the deliveries (default: random)"
+    )
     options = parser.parse_args(arguments)
     print(f"{options.deliveries:,} deliveries at {options.rate:g} a second, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 
 class _Watch:
-    """When what was seen in force, and an operator who empties the rooms."""
+    """Times at which each content was seen in force, and an operator who empties the folders."""
 
     def __init__(self, node: Any, deliveries: Deliveries, kept: Path) -> None:
         self.node, self.deliveries, self.kept = node, deliveries, kept
@@ -65,7 +67,7 @@ class _Watch:
         self._seen = self._kept = 0
 
     def look(self) -> None:
-        """Once: what is in force, and what lies in the rooms."""
+        """Look once at the content in force, and at the folders."""
         self.waiting += [each for each in self.deliveries.made[self._seen :] if not each.reasons]
         self._seen = len(self.deliveries.made)
         now, in_force = time.monotonic(), self.node.status()["lists"]

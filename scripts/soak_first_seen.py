@@ -45,7 +45,7 @@ REGISTERED = 0.02
 """Share of the known devices that is registered for a time."""
 NEW_PER_PEER = 20_000
 NEVER = 30_000
-"""Number of a day after all others."""
+"""Day number after all others."""
 WHITE, GREY, BLACK = Status.WHITELISTED, Status.GREYLISTED, Status.BLACKLISTED
 KILLED_WORKER, KILLED_FOLLOWER, RESTART, POWER, APART, LOST_REDIS, START_ALONE, LOST_DISK = FAULTS = (
     "killed worker", "killed follower", "restart", "loss of power", "partition", "lost Redis", "start without Redis", "lost disk",
@@ -57,11 +57,11 @@ Devices = NDArray[np.int64]
 
 
 def main(arguments: list[str]) -> int:
-    """The part `first-seen` of scripts/soak."""
+    """Run the part `first-seen` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak first-seen", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--devices", type=int, default=1_000_000, help="devices that are seen in all (1,000,000)")
+    parser.add_argument("--devices", type=int, default=1_000_000, help="total number of devices (1,000,000)")
     parser.add_argument("--days", type=int, default=60, help="simulated days (60)")
     parser.add_argument("--period", type=int, default=20, help="days of a period of grace (20)")
     parser.add_argument("--flood", type=int, default=10_000_000, help="invented IMEIs of one peer (10,000,000)")
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 
 
 class _Worker:
-    """A worker: its lists, and the devices that wait for the record."""
+    """Worker: its lists, and the devices that wait for the record."""
 
     def __init__(self, node: "_Node") -> None:
         self._node = node
@@ -119,7 +119,7 @@ class _Worker:
 
 
 class _Node:
-    """A node: its keeper, its workers, and the stores of its host."""
+    """Node: its keeper, its workers, and the stores of its host."""
 
     def __init__(self, name: str, folder: Path, url: str, policy: PolicySettings) -> None:
         self.name, self.today, self.policy, self._folder, self._url = name, TODAY, policy, folder / name, url
@@ -127,7 +127,7 @@ class _Node:
         self._registered: Sequence[str] = ()
 
     async def start(self, *, is_redis_away: bool = False) -> None:
-        """Start with what copy and store have."""
+        """Start with the content of copy and store."""
         self._folder.mkdir(exist_ok=True)
         self._stores = [open_store(SQLITE, self._folder), open_store(self._url, self._folder)]
         self._assemble()
@@ -171,7 +171,7 @@ class _Node:
         self.host.rejected.clear()
 
     async def stop(self, *, keeps_disk: bool = True) -> None:
-        """End; the stores stay as they are."""
+        """Stop; the stores keep their content."""
         for store in self._stores:
             await store.close()
         if not keeps_disk:

@@ -23,22 +23,24 @@ LATE_S = 1.0
 
 
 def main(arguments: list[str]) -> int:
-    """The part `flap` of scripts/soak."""
+    """Run the part `flap` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak flap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--peers", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument(
-        "--arrivals", type=int, default=0, help="go on until they came so often in all, if that takes longer"
+        "--arrivals", type=int, default=0, help="minimum number of connections in all, also beyond the time"
     )
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what they do; chance if not given")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="seed of the peers' actions (default: random)"
+    )
     parser.add_argument(
         "--transport",
         choices=("tcp", "sctp"),
         default="tcp",
-        help="sctp: in a kernel of scripts/sctp where this one has none",
+        help="sctp: in a kernel of scripts/sctp if this kernel has none",
     )
     options = parser.parse_args(arguments)
     if options.transport == "sctp":

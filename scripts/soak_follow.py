@@ -15,10 +15,10 @@ from servers import Server
 
 
 def main(arguments: list[str]) -> int:
-    """Start a redis-server, change lists at random while a follower applies that, compare."""
+    """Start a redis-server, change lists at random while a follower applies the changes, and compare."""
     parser = argparse.ArgumentParser(prog="soak follow", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the changes; the time if not given")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the changes (default: the time)")
     options = parser.parse_args(arguments)
     print(f"{options.seconds:g} s, seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as folder, Server(redis_program()) as server:

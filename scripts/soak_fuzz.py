@@ -40,24 +40,24 @@ from parts import enter_sctp
 from servers import free_port
 
 WATCHDOG_S = 6.0
-"""RFC 3539 3.4.1: no Tw is lower."""
+"""Shortest Tw that RFC 3539 3.4.1 permits."""
 ANSWER_S = 5.0
-"""The time that an MSC waits for an answer."""
+"""Time for which an MSC waits for an answer."""
 WARM_UP = 0.05
-"""So much of it all comes before memory is looked at: tables of the interpreter and of the allocator find their size."""
+"""Share of the messages before the first measurement of memory: tables of interpreter and allocator reach their size."""
 IDLE_S, IDLE_SHARE = 1.0, 0.2
-"""Once everybody has left the node computes next to nothing."""
+"""An idle node uses at most this share of the processor in this time."""
 
 
 class Protocol(NamedTuple):
-    """A protocol, and how much of it is sent if nothing else is said."""
+    """Protocol, and the usual number of its messages."""
 
     fuzzer: Callable[[Site, argparse.Namespace], AbstractAsyncContextManager[Fuzzer]]
     steady: Callable[[], Any]
     messages: int
     sessions: int
     answered: float
-    """Least share of the fuzzed messages that an answer comes to: these have come through to the check."""
+    """Minimum share of answered messages: these reached the check."""
     growth_mb: float = 10.0
 
 
@@ -90,26 +90,30 @@ PROTOCOLS = {
     "map": Protocol(_map, hostile_msc.Steady, 300_000, 3_000, 0.1),
     "gsup": Protocol(_gsup, hostile_osmo.Steady, 300_000, 3_000, 0.1, growth_mb=20.0),
 }
-"""With GSUP each session has a connection to the HLR, which ends when the HLR has read: how many there are at once is chance."""
+"""Over GSUP each session has a connection to the HLR, which ends when the HLR has read all; their number at one time is random."""
 
 
 def main(arguments: list[str]) -> int:
-    """The part `fuzz` of scripts/soak."""
+    """Run the part `fuzz` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--protocol", choices=PROTOCOLS, default="s13")
     parser.add_argument(
-        "--messages", type=int, help="1,000,000 (map, gsup: 300,000); over SCTP a tenth, in pieces cut anywhere"
+        "--messages",
+        type=int,
+        help="number of messages: 1,000,000 (map, gsup: 300,000); over SCTP a tenth, in pieces of random length",
     )
-    parser.add_argument("--sessions", type=int, help="10,000 (map, gsup: 3,000); over SCTP a tenth")
+    parser.add_argument("--sessions", type=int, help="number of sessions: 10,000 (map, gsup: 3,000); over SCTP a tenth")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the mutations; chance if not given")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="seed of the mutations (default: random)"
+    )
     parser.add_argument(
         "--transport",
         choices=("tcp", "sctp"),
         default="tcp",
-        help="of s13; sctp: in a kernel of scripts/sctp where this one has none",
+        help="transport of s13; sctp: in a kernel of scripts/sctp if this kernel has none",
     )
     options = parser.parse_args(arguments)
     if options.transport == "sctp":
@@ -177,7 +181,7 @@ async def _soak(site: Site, protocol: Protocol, options: argparse.Namespace) -> 
 
 
 def _of_s13(node: Any, steady: Steady, found: Fuzzed, read: float) -> list[tuple[str, bool]]:
-    """Promises of a node that counts each message; `read`: how many it read while messages were fuzzed."""
+    """Return the promises of a node that counts each message; `read`: number of messages that it read during fuzzing."""
     incoming, outgoing, drops, own = accounts(node)
     print(
         f"the node read {read:,.0f} messages meanwhile; in all {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped"

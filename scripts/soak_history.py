@@ -30,10 +30,12 @@ SENDERS, REASONS = 7, 11
 
 
 def main(arguments: list[str]) -> int:
-    """The part `history` of scripts/soak."""
+    """Run the part `history` of scripts/soak."""
     parser = argparse.ArgumentParser(prog="soak history", description=__doc__)
     parser.add_argument("--refusals", type=int, default=100_000)
-    parser.add_argument("--days", type=int, default=365, help="days of the register that feeds 1,200 rows a second")
+    parser.add_argument(
+        "--days", type=int, default=365, help="simulated days of the register that feeds 1,200 rows per second"
+    )
     options = parser.parse_args(arguments)
     test_history.PART = 1
     kept = True
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 async def _lived(name: str, days: int, server: servers.Server | None) -> bool:
-    """True if all loads, rollbacks and traces of a year are verifiable beside a register's feed, in the store and in a node's copy."""
+    """Return true if all loads, rollbacks and traces of a year can be verified beside a register's feed, in the store and in a node's copy."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         store = SqliteStore(Path(folder) / "lists.sqlite") if server is None else RedisStore(server.url)
@@ -78,7 +80,7 @@ async def _lived(name: str, days: int, server: servers.Server | None) -> bool:
 
 
 async def _held(name: str, store: ListStore, refusals: int) -> bool:
-    """True if all records are there, in a chain that holds, after a year and a flood."""
+    """Return true if all records exist, in an intact chain, after a year and a flood."""
     records, _ = append_events(Ledger(), test_history.year())
     began = time.monotonic()
     await store.rewrite_history(_one(records), (), after=0, seen=Ledger())

@@ -22,7 +22,7 @@ from eir.checks.settings import PolicySettings, Rule, Status
 
 MESSAGES = 10_000_000
 BURST, SOME = 60, 200
-"""Messages in one read at most; messages that are made before others are, to make one costs as much as to answer three."""
+"""Maximum number of messages in one read; number of prepared messages, since making one costs as much as answering three."""
 POLICIES = (
     lanes.LISTED, lanes.POLICY,
     PolicySettings(
@@ -36,14 +36,14 @@ POLICIES = (
 
 
 def main(arguments: list[str]) -> int:
-    """The part `lane` of scripts/soak."""
+    """Run the part `lane` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak lane", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"{MESSAGES:,} unless given")
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="chance if not given")
+    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"{MESSAGES:,} by default")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="seed (default: random)")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count(), help="as many as there are processors unless given"
+        "--processes", type=int, default=os.cpu_count(), help="number of processes (default: number of processors)"
     )
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(seed: str, messages: int) -> tuple[int, int, str | None]:
-    """Return how many messages were sent, how many the lane answered, and the one on which two connections differ."""
+    """Return the number of messages, the number that the lane answered, and the message for which two connections differ."""
     rng, index, sent, taken = random.Random(seed), lanes.listed(), 0, 0
     while sent < messages:
         policy, some = rng.choice(POLICIES), [lanes.an_ecr(rng) for _ in range(SOME)]

@@ -18,10 +18,10 @@ IN_FORCE_S = 3.0
 
 
 def main(arguments: list[str]) -> int:
-    """Publish two lists, load the first, serve, load the second beside traffic, say what was seen."""
+    """Publish two lists, load the first, serve, load the second beside traffic, and report."""
     parser = argparse.ArgumentParser(prog="soak load", description=__doc__)
-    parser.add_argument("--entries", type=int, default=10_000_000, help="entries of each list (10 million)")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the lists; the time if not given")
+    parser.add_argument("--entries", type=int, default=10_000_000, help="number of entries of each list (10 million)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the lists (default: the time)")
     options = parser.parse_args(arguments)
     print(f"{options.entries:,} entries, seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:

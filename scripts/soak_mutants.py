@@ -32,10 +32,10 @@ from faults import SUFFIXES, Fault, changes_nothing, faults_of
 ROOT = Path(__file__).resolve().parent.parent
 ASIDE = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info", "figures")
 FILES_MAX = 4
-"""Files of tests of other rooms that are found by what they import."""
+"""Maximum number of test files of other rooms that are chosen by their imports."""
 TEST_LIMIT_S = 60
 FIRST_GUESS_S, NODE_GUESS_S = 5.0, 40.0
-"""Seconds that a file of tests is assumed to need until it was run, and one that starts nodes; the quick ones are asked first."""
+"""Assumed seconds of a test file before its first run, and of one that starts nodes; quick files run first."""
 OUTSIDE = {
     "eir/sightings": ("test_tamper", "test_sightings"),
     "eir/checks": ("test_policy", "test_checker", "test_explain"),
@@ -64,42 +64,45 @@ OUTSIDE = {
     "eir/lists/stores": ("test_store_contract", "test_sqlite", "test_redis"),
     "eir/wire/web": ("test_http", "test_http2", "test_hpack_lane"),
 }
-"""Tests that look at a folder from outside, and what concerns a file that no test imports."""
+"""Folder → tests of other folders that concern it, also of files that no test imports."""
 
 
 @dataclass(slots=True)
 class Tried:
-    """One fault, and who noticed it."""
+    """One fault, and the test that noticed it."""
 
     fault: Fault
     diff: str
     tests: list[str]
-    """Files of tests, in the order in which they were run."""
+    """Test files, in the order of their runs."""
     noticed_by: str = ""
-    """The test; empty: nobody."""
+    """Name of the test; empty: none."""
     in_time: bool = True
-    """All these tests were run, unless one noticed the fault before."""
+    """True: all these tests ran, or one noticed the fault."""
     seconds: float = 0.0
     unsteady: list[str] = field(default_factory=list)
-    """Tests that failed, and fail without the fault too."""
+    """Tests that fail with the fault and without it."""
 
 
 def main(arguments: list[str]) -> int:
-    """The part `mutants` of scripts/soak."""
+    """Run the part `mutants` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "where", metavar="FOLDER", help="or a file: where faults are drawn, from the root of the repository"
+        "where", metavar="FOLDER", help="folder or file that gets the faults, from the root of the repository"
     )
     parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the draw; chance if not given")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="seed of the draw (default: random)")
     parser.add_argument(
-        "--at-once", type=int, default=len(os.sched_getaffinity(0)), help="the processors, if not given"
+        "--at-once",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="number of copies (default: number of processors)",
     )
-    parser.add_argument("--limit", type=float, default=240.0, help="seconds for the tests of one fault")
-    parser.add_argument("--at-least", type=float, default=90.0, help="percent of the faults that have to be noticed")
-    parser.add_argument("--json", action="store_true", help="a document on standard output")
+    parser.add_argument("--limit", type=float, default=240.0, help="maximum seconds for the tests of one fault")
+    parser.add_argument("--at-least", type=float, default=90.0, help="minimum percentage of noticed faults")
+    parser.add_argument("--json", action="store_true", help="print a JSON document")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     root = options.root.resolve()
@@ -140,7 +143,7 @@ def main(arguments: list[str]) -> int:
 
 
 def draw(root: Path, where: Path, seed: int) -> list[Fault]:
-    """All faults of a folder or file in an order that the seed decides."""
+    """Return all faults of a folder or file in an order that depends on the seed."""
     files = [where] if where.is_file() else sorted(path for path in where.rglob("*") if path.suffix in SUFFIXES)
     found = [fault for path in files for fault in faults_of(root, path)]
     random.Random(seed).shuffle(found)
@@ -148,7 +151,7 @@ def draw(root: Path, where: Path, seed: int) -> list[Fault]:
 
 
 def concerned(root: Path, file: str) -> list[str]:
-    """Files of tests that concern a file, the nearest first: of its name, of its room, of OUTSIDE, and some of other rooms that import it."""
+    """Return the test files that concern a file, the nearest first: of its name, of its room, of OUTSIDE, and some of other rooms that import it."""
     named, near, room = f"{_room(file)}{_named(file)}", _importers(root).get(file, {}), _room(file)
     found = sorted(near, key=lambda test: (Path(test).name != _named(file), near[test], test))
     folder = file.rpartition("/")[0]
@@ -167,7 +170,7 @@ def concerned(root: Path, file: str) -> list[str]:
 def try_faults(
     root: Path, drawn: Iterator[Fault], wanted: int, *, at_once: int, limit_s: float, tell: Callable[[Tried], None]
 ) -> list[Tried]:
-    """Try the first `wanted` faults that make another program of it, `at_once` at a time; `tell` hears of each as it ends."""
+    """Try the first `wanted` faults that give another program, `at_once` at a time; `tell` is called with each as it ends."""
     lock = threading.Lock()
     with tempfile.TemporaryDirectory(prefix="eirm") as name, ThreadPoolExecutor(at_once) as pool:
         took: dict[str, float] = {}
@@ -205,10 +208,10 @@ def try_faults(
 
 
 class _Copy:
-    """A copy of the tree, in which one fault at a time is tried."""
+    """Copy of the tree, in which one fault at a time is tried."""
 
     def __init__(self, root: Path, folder: Path, took: dict[str, float]) -> None:
-        """`took`: seconds of each file of tests that was run to its end, which all copies share."""
+        """`took`: seconds of each complete run of a test file, shared by all copies."""
         self.root, self.folder, self.tree = root, folder, folder / "t"
         self._took = took
         self._lock = threading.Lock()
@@ -226,7 +229,7 @@ class _Copy:
         )
 
     def attempt(self, fault: Fault, limit_s: float) -> Tried | None:
-        """Put the fault in, run the tests, take it out; None: it makes no program, or the same one."""
+        """Apply the fault, run the tests, and remove the fault; return None if the program is invalid or the same."""
         path, began = self.tree / fault.file, time.monotonic()
         text = path.read_text()
         if changes_nothing(fault, text):
@@ -258,7 +261,7 @@ class _Copy:
         return tried
 
     def _quick_first(self, file: str) -> list[str]:
-        """The tests of a file in the order in which they are run: that of its name, those of its room, others."""
+        """Return the tests of a file in the order of their runs: that of its name, those of its room, others."""
         tests, named, room = concerned(self.root, file), f"{_room(file)}{_named(file)}", _room(file)
         text = {test: (self.root / test).read_text() for test in tests}
         guess = {test: NODE_GUESS_S if re.search(r"\b[Ss]ite\b", text[test]) else FIRST_GUESS_S for test in tests}
@@ -267,13 +270,13 @@ class _Copy:
         )
 
     def stop(self) -> None:
-        """End what runs, and start nothing more."""
+        """End the running processes, and start no more."""
         with self._lock:
             self._stopped = True
             _end(self._running)
 
     def _failed(self, tests: list[str], limit_s: float, but: list[str]) -> str | None:
-        """The first test that fails; empty: none; None: not all were run in time."""
+        """Return the first test that fails; empty: none; None: not all ran in time."""
         deselected = [part for test in but for part in ("--deselect", test)]
         command = [
             sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *deselected, *tests,
@@ -290,7 +293,7 @@ class _Copy:
         return None if status is None else "" if status in {0, 5} else tests[0]
 
     def _built(self, path: Path | None = None) -> bool:
-        """Compile what is compiled, unless `path` is not; whether there is a program, and another one than before."""
+        """Compile if `path` is compiled; return true if the result is a program that differs from the earlier one."""
         if path is not None and path.suffix not in {".c", ".h"}:
             return True
         objects = {found: found.read_bytes() for found in self.tree.rglob("*.so")}
@@ -298,7 +301,7 @@ class _Copy:
         return status == 0 and any(found.read_bytes() != objects.get(found) for found in self.tree.rglob("*.so"))
 
     def _run(self, command: list[str], limit_s: float) -> tuple[int | None, str]:
-        """Exit status and output; None: not within the limit, or it was stopped."""
+        """Return exit status and output; None if the limit was exceeded or the run was stopped."""
         with tempfile.TemporaryFile("w+", dir=self.folder) as out:
             with self._lock:
                 if self._stopped:
@@ -318,7 +321,7 @@ class _Copy:
 
 
 def _end(process: subprocess.Popen[str] | None) -> None:
-    """End a process, and what it started and left in its group."""
+    """End a process and the remaining processes of its group."""
     if process is None:
         return
     with suppress(ProcessLookupError):
@@ -327,7 +330,7 @@ def _end(process: subprocess.Popen[str] | None) -> None:
 
 
 def _room(file: str) -> str:
-    """The folder of the tests that are about a file's own folder."""
+    """Return the folder of the tests for a file's own folder."""
     return f"tests/{file.split('/')[1]}/"
 
 
@@ -339,9 +342,9 @@ _FOUND: dict[Path, dict[str, dict[str, tuple[int, int]]]] = {}
 
 
 def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """The tests that each file reaches by imports, each with (imports until there, imports that it has of its own).
+    """Return the tests that each file reaches by imports, each with (number of imports between, number of its own imports).
 
-    Of those that are further away than the nearest and one more, none: nearly every test imports everything in the end.
+    Tests further away than the nearest and one more are left out: nearly every test imports everything in the end.
     """
     if root in _FOUND:
         return _FOUND[root]
@@ -373,7 +376,7 @@ def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _module(root: Path, path: Path) -> str:
-    """The name of a file in an import: tests and what they share stand on the path."""
+    """Return the name of a file in an import; tests and their common modules are on the path."""
     parts = path.relative_to(root).with_suffix("").parts
     name = parts[-1:] if parts[0] == "tests" else parts[:-1] if parts[-1] == "__init__" else parts
     return ".".join(name)

@@ -30,17 +30,17 @@ from wire import APP, REALM, TGPP, Connection, answer_to, cer, ecr
 
 PAGE = Path(__file__).resolve().parent.parent / "config" / "LISTS.md"
 HELD = [f"{35_209_900 + n:08d}{n * 31:06d}" for n in range(200)]
-"""Always listed."""
+"""Devices that are always listed."""
 NEVER = [f"{35_209_900 + n:08d}{n * 31 + 7:06d}" for n in range(200)]
 ANSWER_S = 20.0
-"""An answer that has not come by then, on a connection that stands, is lost; a host that others use too may be slow."""
+"""Time after which an answer on an open connection is lost; generous, for busy hosts."""
 SETTLE_S = 60.0
 TC_S = 0.3
 PAUSE_S = 0.1
 
 
 class Figures:
-    """The results of all that was asked."""
+    """Results of all questions."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -52,7 +52,7 @@ class Figures:
         """Answers by client."""
 
     def answered(self, client: str, seconds: float) -> None:  # noqa: ARG002 - for parts that measure
-        """Count an answer, which took so long."""
+        """Count an answer with its response time."""
         self.served[client] += 1
 
     def lost(self, kind: str) -> None:
@@ -61,7 +61,7 @@ class Figures:
 
 
 class Mme:
-    """An MME: it connects whenever it is not, asks steadily, and answers watchdogs and DPRs."""
+    """MME that reconnects after each loss, asks steadily, and answers watchdogs and DPRs."""
 
     def __init__(self, number: int, port: int, figures: Figures, chance: random.Random) -> None:
         self.name = f"mme{number}.{REALM}"
@@ -69,7 +69,7 @@ class Mme:
         figures.served[self.name] = 0
 
     async def run(self) -> None:
-        """Be one until cancelled."""
+        """Run as this client until cancelled."""
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 connection = Connection(*await asyncio.open_connection("127.0.0.1", self._port))
@@ -115,7 +115,7 @@ class Mme:
 
 
 class Asker:
-    """An AMF."""
+    """AMF that asks steadily."""
 
     def __init__(self, number: int, port: int, figures: Figures, chance: random.Random) -> None:
         self.name = f"amf{number}"
@@ -123,7 +123,7 @@ class Asker:
         figures.served[self.name] = 0
 
     async def run(self) -> None:
-        """Be one until cancelled."""
+        """Run as this client until cancelled."""
         while True:
             with contextlib.suppress(OSError):
                 await self._live(await Amf.to(self._url))
@@ -151,7 +151,7 @@ class Asker:
 
 
 class World:
-    """The node, its Redis, and what is done to them."""
+    """The node, its Redis, and their disturbances."""
 
     def __init__(
         self,
@@ -178,24 +178,24 @@ class World:
         )  # fmt: skip
 
     def load(self) -> None:
-        """Load the next release: all that is always listed, and one device more."""
+        """Load the next release: all devices that are always listed, and one more."""
         self.serial += 1
         self.in_force = self.serial
         manifest = self.loader.release([*HELD, f"36000000{self.serial:06d}"], serial=self.serial)
         self.loader.eir("load", manifest)
 
     def roll_back(self) -> None:
-        """Undo the last release."""
+        """Roll the last release back."""
         self.loader.eir("rollback", "stolen")
         self.in_force -= 1
 
     def restart_node(self) -> None:
-        """End the node in order, and start it again."""
+        """Stop the node, and start it again."""
         self.site.node.end()
         self.site.start()
 
     def kill_node(self) -> None:
-        """Kill the supervisor: the others end without it."""
+        """Kill the supervisor; its children end without it."""
         self.site.node.process.kill()
         self.site.node.process.wait()
         self.site.start()
@@ -205,15 +205,15 @@ class World:
         os.kill(children(self.site.node.pid)[f"worker-{self.chance.randrange(2)}"], signal.SIGKILL)
 
     def kill_the_follower(self) -> None:
-        """Kill what follows Redis."""
+        """Kill the process that follows Redis."""
         os.kill(children(self.site.node.pid)["follower"], signal.SIGKILL)
 
     def reload(self) -> None:
-        """Have the configuration read again."""
+        """Reload the configuration."""
         self.site.eir("reload")
 
     def restart_redis(self) -> None:
-        """End Redis in order, and start it again."""
+        """Stop Redis, and start it again."""
         self.server.process.terminate()
         self.server.process.wait()
         self.server.start()
@@ -230,7 +230,7 @@ class World:
         self.kill_redis()
 
     def attack(self) -> None:
-        """Connections that say nothing, and such as send what is no protocol, over both listeners."""
+        """Open connections that send nothing, and connections that send random bytes, on both listeners."""
         made = []
         for number in range(300):
             one = socket.socket()
@@ -244,7 +244,7 @@ class World:
             one.close()
 
     async def settle(self, what: str) -> None:
-        """Wait until everybody is served again, by lists that are what Redis holds."""
+        """Wait until all clients are served again, from the lists that Redis has."""
         begun, before = time.monotonic(), dict(self.figures.served)
         while missing := [name for name, count in self.figures.served.items() if count < before[name] + 3]:
             if time.monotonic() - begun > SETTLE_S:
@@ -268,15 +268,15 @@ class World:
 
 
 def main(arguments: list[str]) -> int:
-    """The part `network` of scripts/soak."""
+    """Run the part `network` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak network", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--mmes", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=0, help="end after so many turns; 0: by the time")
+    parser.add_argument("--turns", type=int, default=0, help="number of turns; 0: until the time is over")
     parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="of all that is drawn; chance if not given"
+        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
     )
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
@@ -344,7 +344,7 @@ EVERY_EVENT = 1_000_000
 
 
 def _history(world: World) -> list[str]:
-    """The faults of the record, the log and the list at the end."""
+    """Return the faults of the history, the log and the list at the end."""
     found = []
     for name, site in (("the loader", world.loader), ("the node", world.site)):
         loads = [

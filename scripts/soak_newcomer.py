@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from pages import ROOT, Installation
 
 HAS = "systemd,systemd-sysv,dbus,sudo,openssl,ca-certificates"
-"""Packages that Debian's installer leaves on a server, as far as the lines count on them."""
+"""Packages of a usual Debian server that the lines of the pages use."""
 REACH = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
-"""Files by which this machine reaches Debian and the package index."""
+"""Files with this machine's settings for Debian's mirror and the package index."""
 EDITOR = """#!/bin/sh
 # Does what the page's comment behind sudoedit says.
 sed -i 's|^#state: .*|state: /var/lib/eir|; s|^#sightings:|sightings:|' "$1"
@@ -81,7 +81,7 @@ eir completion bash >/dev/null
 eir manual >/dev/null
 """
 AWAY_S = 5.0
-"""The page says two or three."""
+"""Maximum time (s) without the Diameter port; the page states two or three."""
 PROBER = """
 import socket, sys, time
 last = time.monotonic()
@@ -100,7 +100,7 @@ Found = TypeVar("Found")
 
 
 class Host:
-    """A fresh Debian that runs, with the clone in the home of an operator who may become root by sudo."""
+    """Running fresh Debian with the clone in the home of an operator who may use sudo."""
 
     def __init__(self, folder: Path, base: Path, name: str) -> None:
         self._folder, self._base = folder / name, base
@@ -137,7 +137,7 @@ class Host:
 
     @staticmethod
     def _child(pid: int) -> int:
-        """The process that the one that makes the namespaces has begun, once it is systemd."""
+        """Return the process id of the child of the process that makes the namespaces, once the child is systemd; 0 before."""
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(children[0]) if children and Path(f"/proc/{children[0]}/comm").read_text() == "systemd\n" else 0
 
@@ -158,7 +158,7 @@ class Host:
         return done
 
     def does(self, lines: str, *, network: bool = False) -> str:
-        """The lines, typed by the operator in the clone; what they print."""
+        """Run the lines as the operator in the clone; return their output."""
         print(f"-- {self._folder.name}{'' if network else ', without network'}\n{lines.strip()}", flush=True)
         began = time.monotonic()
         typed = f"shopt -s expand_aliases\nset -euo pipefail\ncd ~/clone\n{lines}"
@@ -176,17 +176,17 @@ class Host:
         return said
 
     def asks(self, *command: str) -> tuple[int, str]:
-        """A command of root's: exit status and output."""
+        """Run a command as root; return exit status and output."""
         done = self._enter(*command, check=False)
         return done.returncode, done.stdout
 
     def home(self) -> Path:
-        """The clone, seen from outside."""
+        """Return the path of the clone, seen from outside."""
         return Path(f"/proc/{self._first}/root/home/newcomer/clone")
 
     @contextmanager
     def times_away(self) -> Iterator[list[float]]:
-        """Try the Diameter port over and over meanwhile; the longest time without a connection is put into the list."""
+        """Try to connect to the Diameter port meanwhile; append the longest time without a connection to the list."""
         command = ["nsenter", f"--target={self._first}", "--net", sys.executable, "-c", PROBER]
         away: list[float] = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as prober:
@@ -203,7 +203,7 @@ class Host:
 
 
 class Broken(Exception):
-    """A line of a page that does not do what the page says."""
+    """Error: a line of a page does not do as the page states."""
 
 
 def _within(seconds: float, condition: Callable[[], Found]) -> Found:
@@ -216,7 +216,7 @@ def _within(seconds: float, condition: Callable[[], Found]) -> Found:
 
 
 def _run(*command: object, given: bytes = b"") -> bytes:
-    """A command of this machine's, run in the clone; what it prints."""
+    """Run a command of this machine in the clone; return its output."""
     done = subprocess.run([str(word) for word in command], cwd=ROOT, input=given, capture_output=True, check=False)
     if done.returncode:
         raise Broken(f"{command[0]}: {done.stdout[-2000:].decode()}{done.stderr[-2000:].decode()}")
@@ -229,7 +229,7 @@ def _holds(promise: str, kept: object, said: object = "") -> None:
 
 
 def _base(folder: Path, release: str, mirror: str) -> Path:
-    """A fresh Debian with the clone of an operator: what all hosts begin with."""
+    """Make a fresh Debian with the clone of an operator: the beginning of all hosts."""
     base = folder / "base"
     print(f"-- debootstrap {release}", flush=True)
     alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child")  # if this ends early, so does all of that
@@ -265,13 +265,13 @@ def _base(folder: Path, release: str, mirror: str) -> Path:
 
 
 def _first_lines(block: str, upto: str) -> tuple[str, str]:
-    """The block in two: what stands before the line, and from it on."""
+    """Return the block in two parts: before the line, and from the line on."""
     at = block.index(upto)
     return block[:at], block[at:]
 
 
 def _works(host: Host, promises: list[str]) -> None:
-    """Test what an installation promises: a service that answers, reloads, refuses a faulty file, restarts, drains."""
+    """Test the promises of an installation: a service that answers, reloads, refuses a faulty file, restarts, drains."""
     said = host.does(Installation.alias.replace("eir status\n", "") + LOADS)
     answers = dict(re.findall(r"^(\d{14}) +\S+ +(\w+)", said, re.MULTILINE))
     _holds(
@@ -364,13 +364,13 @@ def _locked(host: Host, promises: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The part `newcomer` of scripts/soak."""
+    """Run the part `newcomer` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak newcomer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--release", default="stable", help="of Debian")
+    parser.add_argument("--release", default="stable", help="name of the Debian release")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
-    parser.add_argument("--only", choices=("network", "locked", "no-network"), help="one of the three hosts alone")
+    parser.add_argument("--only", choices=("network", "locked", "no-network"), help="only one of the three hosts")
     options = parser.parse_args(arguments)
     if os.geteuid():
         print("soak newcomer: needs root, for namespaces and mounts", file=sys.stderr)

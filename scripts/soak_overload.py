@@ -32,12 +32,12 @@ from wire import Connection, cer, dwr
 RATE_MAX = 2000.0
 QUIET, LOUDER = 3, 10
 OFFERED = 10
-"""Times what the worker can do."""
+"""Offered load as a multiple of the worker's capacity."""
 WINDOW = 256
-"""Requests that a quiet peer has under way at most, and the pressure that it keeps up."""
+"""Maximum number of unanswered requests of a quiet peer, which it keeps constant."""
 RATIO_MAX = 2.0
 WATCHDOG_EVERY_S, TW_S = 0.1, 6.0
-"""RFC 3539 3.4.1: no Tw is lower."""
+"""Shortest Tw that RFC 3539 3.4.1 permits."""
 
 
 class Asker(NamedTuple):
@@ -50,16 +50,16 @@ class Asker(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """The part `overload` of scripts/soak."""
+    """Run the part `overload` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=5, help="measured time of a run (5)")
-    parser.add_argument("--turns", type=int, default=5, help="how often each is measured (5)")
+    parser.add_argument("--seconds", type=float, default=5, help="seconds of a run (5)")
+    parser.add_argument("--turns", type=int, default=5, help="number of turns (5)")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one short turn, held to what is counted: its times are no figures to believe",
+        help="one short turn: tests the counts; its times are not valid",
     )
     options = parser.parse_args(arguments)
     if options.quick:
@@ -81,13 +81,13 @@ def main(arguments: list[str]) -> int:
 
 
 class Run:
-    """One server, and how it is asked."""
+    """One server, and its load."""
 
     def __init__(self, server: Server, questions: Path, on: Cores, seconds: float) -> None:
         self.server, self._questions, self._on, self._seconds = server, questions, on, seconds
 
     def ask(self, *askers: Asker) -> list[dict[str, Any]]:
-        """The findings of each generator; all of them run at once."""
+        """Return the results of each generator; all run at once."""
         with on_cores(self._on.generator):
             started = [subprocess.Popen(self._command(asker), stdout=subprocess.PIPE, text=True) for asker in askers]
         found = []
@@ -174,7 +174,7 @@ def _crowded(run: Run, turns: int, *, timed: bool) -> bool:
 
 
 class Watchdog:
-    """A peer that does nothing but ask by DWR, in a thread of its own."""
+    """Peer that only sends DWRs, in a thread of its own."""
 
     def __init__(self, port: int) -> None:
         self.took_s: list[float] = []
@@ -203,7 +203,7 @@ class Watchdog:
 
 
 def _hold(*promises: tuple[str, bool], matter: bool = True) -> bool:
-    """Name each promise that is not kept; true if all are, or if these do not `matter`, as times of a short turn."""
+    """Print each broken promise; return true if none is broken, or if they do not `matter`, as in a short run."""
     for promise, kept in promises:
         if not kept:
             print(f"not kept: {promise}", file=sys.stderr)

@@ -20,15 +20,15 @@ from servers import Server
 
 
 def main(arguments: list[str]) -> int:
-    """The part `policies` of scripts/soak."""
+    """Run the part `policies` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak policies", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--policies", type=int, default=400)
-    parser.add_argument("--questions", type=int, default=1000, help="under each policy")
+    parser.add_argument("--questions", type=int, default=1000, help="number of questions under each policy")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="of all that is drawn; chance if not given"
+        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
     )
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)

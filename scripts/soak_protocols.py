@@ -31,20 +31,22 @@ from eir.interfaces.map import INTERFACE as MAP
 BATCH = 500
 ENTRIES = 100_000
 PARTS = 20
-"""Parts of the whole; progress is told after each."""
+"""Number of parts; progress is printed after each."""
 WORDS = {"WHITELISTED": 0, "BLACKLISTED": 1, "GREYLISTED": 2}
 UNKNOWN = 3
 Ask: TypeAlias = Callable[..., Awaitable[str]]
 
 
 def main(arguments: list[str]) -> int:
-    """The part `protocols` of scripts/soak."""
+    """Run the part `protocols` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak protocols", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--questions", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is asked; chance if not given")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="seed of the questions (default: random)"
+    )
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
@@ -128,13 +130,13 @@ async def _compare(
 
 
 def _terminal(digits: str) -> bytes:
-    """Terminal-Information as MMEs fill it: a software version stands beside 14 digits."""
+    """Return Terminal-Information as MMEs fill it: a software version accompanies 14 digits."""
     version = avp(1403, digits[14:], TGPP) if len(digits) == 16 else b""
     return bytes(avp(1401, avp(1402, digits[:14] if version else digits, TGPP) + version, TGPP))
 
 
 def _question(chance: random.Random, keys: list[int]) -> tuple[str, str]:
-    """Digits and IMSI."""
+    """Return digits and IMSI."""
     key = chance.choice(keys) if chance.random() < 0.7 else chance.randrange(10**14)
     if chance.random() < 0.4:
         key = (key + chance.choice((-1, 1, 10, 10**6))) % 10**14
@@ -148,7 +150,7 @@ def _question(chance: random.Random, keys: list[int]) -> tuple[str, str]:
 async def _answers(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, octets: list[bytes], first: int
 ) -> list[int]:
-    """The verdict of each request, in order."""
+    """Return the verdict of each request, in order."""
     rest, found, sent = b"", {}, 0
     while len(found) < len(octets):
         if sent < len(octets) and sent - len(found) < BATCH // 5:

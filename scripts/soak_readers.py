@@ -19,13 +19,13 @@ SLOW_S = 2.0
 
 
 def main(arguments: list[str]) -> int:
-    """The part `readers` of scripts/soak."""
+    """Run the part `readers` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak readers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="of the first script; chance if not given"
+        "--seed", type=int, default=secrets.randbits(32), help="seed of the first input (default: random)"
     )
     options = parser.parse_args(arguments)
     print(f"{options.seconds:g} s, seed {options.seed}", flush=True)

@@ -29,24 +29,24 @@ from eir.lists.sources import acknowledge
 from eir.lists.sources.folder_writer import load_index
 
 RECOVERED_S = 60.0
-"""From the end of the faults until every node holds what the folder offers, and has said so."""
+"""Maximum time from the end of the faults until every node has the folder's content and has acknowledged it."""
 FAULTY = 0.6
-"""Share of the requests that something befalls, until the recovery."""
+"""Share of the requests with a fault, until the recovery."""
 LOOK_S = 0.1
 ROWS = 2000
 
 
 def main(arguments: list[str]) -> int:
-    """The part `sources` of scripts/soak."""
+    """Run the part `sources` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak sources", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--changes", type=int, default=60, help="of the folder: as many as an hour has minutes")
+    parser.add_argument("--changes", type=int, default=60, help="number of changes of the folder")
     parser.add_argument(
-        "--minute", type=float, default=6.0, help="seconds that stand for a minute: from one change to the recovery"
+        "--minute", type=float, default=6.0, help="seconds from one change to the recovery, in place of a minute"
     )
     parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the faults; chance if not given")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="seed of the faults (default: random)")
     options = parser.parse_args(arguments)
     print(f"{options.changes} changes, {options.nodes} nodes, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
@@ -77,11 +77,11 @@ class _Soak:
 
     @property
     def web(self) -> Web:
-        """The server."""
+        """Return the web server of the register."""
         return self.register.web
 
     def run(self) -> list[str]:
-        """The promises that were not kept."""
+        """Return the broken promises."""
         rows = [f"0010100600{number:04}" for number in range(ROWS)]
         self.register.publish(rows[:1000])
         with ExitStack() as stack:
@@ -141,7 +141,7 @@ class _Soak:
         return fault
 
     def _watch(self, nodes: list[Any], until: float) -> None:
-        """Nothing unproven is in force, for as long as that."""
+        """Verify until this time that no unsigned content is in force."""
         while time.monotonic() < until:
             self._look(nodes)
             time.sleep(LOOK_S)
@@ -156,7 +156,7 @@ class _Soak:
         return found
 
     def _recovered(self, nodes: list[Any]) -> None:
-        """All hold what is offered, and have said so, in time."""
+        """Return true if all nodes have the offered content, and have acknowledged it, in time."""
         began, wanted = time.monotonic(), self.register.serial
         while time.monotonic() < began + RECOVERED_S:
             if set(self._look(nodes)) == {wanted} and self._acknowledged() == [wanted] * len(nodes):
@@ -169,7 +169,7 @@ class _Soak:
         )
 
     def _acknowledged(self) -> list[int]:
-        """The serials that nodes have acknowledged last, each with the content that belongs to it."""
+        """Return the serials that nodes acknowledged last, each with its content."""
         found = []
         for path, content in sorted(self.web.given.items()):
             try:
@@ -185,7 +185,7 @@ class _Soak:
         return found
 
     def _refused(self, nodes: list[Any]) -> None:
-        """No release of the publisher's was refused for what happened to it on its way, and the program had no fault."""
+        """Return true if no release was refused because of a fault of the connection, and the program had no fault."""
         for node in nodes:
             events = node.site.json("history", NAME, "-n", 10**6)
             self.broken += [

@@ -40,17 +40,17 @@ AT_ONCE = 32
 
 
 class Site(PlainSite):
-    """A host on which one of two programs is installed."""
+    """Host on which one of two programs is installed."""
 
     program = ROOT
 
     def environment(self, **changes: str) -> dict[str, str]:
-        """With that program before any other."""
+        """Return the environment with that program before any other."""
         return dict(super().environment(**changes)) | {"PYTHONPATH": str(self.program)}
 
 
 def main(arguments: list[str]) -> int:
-    """The part `upgrade` of scripts/soak."""
+    """Run the part `upgrade` of scripts/soak."""
     parser = argparse.ArgumentParser(
         prog="soak upgrade", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> int:
         metavar="COMMIT",
         help="commit of the earlier program, or a folder with it (default: the newest tag before this commit)",
     )
-    parser.add_argument("--turns", type=int, default=10, help="there and back")
-    parser.add_argument("--rate", type=float, default=5000, help="requests a second")
+    parser.add_argument("--turns", type=int, default=10, help="number of upgrades and downgrades")
+    parser.add_argument("--rate", type=float, default=5000, help="requests per second")
     options = parser.parse_args(arguments)
     if (earlier := options.earlier or newest_tag()) is None:
         parser.error("this clone has no tag before its commit: name the earlier program with --from COMMIT")
@@ -100,7 +100,7 @@ def newest_tag() -> str | None:
 
 
 def git(*arguments: str) -> str:
-    """The output of git in this clone."""
+    """Return the output of git in this clone."""
     return subprocess.run(
         ["git", "-C", str(ROOT), *arguments],
         capture_output=True,
@@ -150,7 +150,7 @@ def _missing(project: Path) -> list[str]:
 
 
 def soak(folder: Path, earlier: Path, options: argparse.Namespace) -> Counter[str]:
-    """Upgrade and go back; what came of the requests meanwhile."""
+    """Upgrade and downgrade; return the results of the requests."""
     (folder / "publisher").mkdir()
     publisher = Publisher(folder / "publisher")
     with ExitStack() as stack:
@@ -187,7 +187,7 @@ async def _turns(port: int, sites: dict[str, Any], earlier: Path, options: argpa
 
 
 def _replaced(site: Any, program: Path) -> None:
-    """End a node, begin it again with another program, and wait for the agent."""
+    """Stop a node, start it with another program, and wait for the agent."""
     site.node.end()
     site.program = program
     site.start()
@@ -195,7 +195,7 @@ def _replaced(site: Any, program: Path) -> None:
 
 
 async def _ask(ask: Callable[[str], Awaitable[str]], found: Counter[str], end: asyncio.Event, rate: float) -> None:
-    """Ask at a rate until the end, so many at once at most."""
+    """Ask at a rate until the end, with at most AT_ONCE unanswered requests."""
     turns, begun, sent = asyncio.Semaphore(AT_ONCE), time.monotonic(), 0
 
     async def one(imei: str) -> None:

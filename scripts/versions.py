@@ -15,42 +15,42 @@ STANDS = {
     PROGRAM: re.compile(r'(?<=^__version__ = ").*(?="$)', re.MULTILINE),
     CHART: re.compile(r"(?<=^version: ).*$|(?<=^appVersion: ).*$", re.MULTILINE),
 }
-"""The places in a file that the version stands at."""
+"""File → patterns of the places with the version."""
 OPEN = "## Unreleased"
-"""The heading in CHANGELOG.md of what no release has yet."""
+"""Heading of CHANGELOG.md for changes without a release."""
 
 
 class Broken(Exception):
-    """Something is not as a release needs it."""
+    """Error: a file does not fit a release."""
 
 
 class Version(NamedTuple):
-    """A release, or a build on the way to one."""
+    """Release, or a build before one."""
 
     number: str
     build: str = ""
-    """The time of the commit, as digits; empty for a release."""
+    """Time of the commit, as digits; empty for a release."""
 
     @property
     def debian(self) -> str:
-        """The form in which dpkg puts a build before its release."""
+        """Return the form of a version in which dpkg sorts a build before its release."""
         return f"{self.number}~{self.build}" if self.build else self.number
 
     @property
     def python(self) -> str:
-        """The form in which pip does that (PEP 440)."""
+        """Return the form of a version in which pip sorts a build before its release (PEP 440)."""
         return f"{self.number}.dev{self.build}" if self.build else self.number
 
     @property
     def chart(self) -> str:
-        """The form in which Helm does that (SemVer), which is a tag of an image too."""
+        """Return the form of a version in which Helm sorts a build before its release (SemVer); it is also a tag of an image."""
         return f"{self.number}-dev.{self.build}" if self.build else self.number
 
 
 def version_of(source: Path, tag: str | None, epoch: str) -> Version:
-    """The version of a commit's files. Without a tag it is a build on the way to the next release.
+    """Return the version of a commit's files; without a tag, of a build before the next release.
 
-    Raises Broken if the tag is another's, or the page of changes does not say when it was released.
+    Raises Broken if the tag is another's, or CHANGELOG.md has no date for it.
     """
     (number,) = STANDS[PROGRAM].findall((source / PROGRAM).read_text())
     is_released = number in released((source / CHANGES).read_text())
@@ -65,14 +65,14 @@ def version_of(source: Path, tag: str | None, epoch: str) -> Version:
 
 
 def stamp(source: Path, version: Version) -> None:
-    """Write a version into a commit's files, wherever it stands in them."""
+    """Write a version into all files of a commit that contain it."""
     for path, said in ((PROGRAM, version.python), (CHART, version.chart)):
         text = (source / path).read_text()
         (source / path).write_text(STANDS[path].sub(said, text))
 
 
 def prepare(root: Path, number: str, day: date) -> Iterable[str]:
-    """Make a working copy what a release is tagged at; returns the commands that remain. Raises Broken."""
+    """Prepare a working copy for the tag of a release; return the remaining commands. Raises Broken."""
     page = (root / CHANGES).read_text()
     (current,) = STANDS[PROGRAM].findall((root / PROGRAM).read_text())
     if not NUMBER.fullmatch(number):
@@ -91,7 +91,7 @@ def prepare(root: Path, number: str, day: date) -> Iterable[str]:
 
 
 def released(page: str) -> set[str]:
-    """The versions for which the page of changes has a day."""
+    """Return the versions that have a date in CHANGELOG.md."""
     return set(re.findall(r"^## (\d+\.\d+\.\d+), \d{4}-\d\d-\d\d$", page, re.MULTILINE))
 
 

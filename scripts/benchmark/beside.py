@@ -23,26 +23,26 @@ from .measure import Load, Target, Times, ask, at_most, percentile
 from .servers import PATIENCE_S, REALM, Server, on_cores
 
 DIAMETER = Load(4, 4096, 2_000.0, on_wire=True)
-"""Latency counts on the wire, since the generator shares its core with the clients."""
+"""Latency is measured on the wire, since the generator shares its core with the clients."""
 BESIDE_FIRST = 100_000_000
-"""The first device that is asked about beside checks: others than alone, so that each is a new one."""
+"""First device of questions beside checks: other devices than in the measurement alone, so that each is new."""
 MARGIN_S = 2.0
 
 
 class Clients(NamedTuple):
-    """Clients of an interface of the node, by benchmark.feeder."""
+    """Clients of an interface of the node, run by benchmark.feeder."""
 
     url: str
     connections: int
     out: Path
-    """The file for the answers that they get."""
+    """File for the answers of the clients."""
     on: set[int]
     more: Sequence[Path] = ()
-    """The file with their token, where they have one."""
+    """File with the clients' token, if they have one."""
 
     @contextmanager
     def asking(self, rate: float, how: Times) -> Iterator[None]:
-        """Meanwhile they ask so many times a second, or as often as they are answered (0)."""
+        """Run the clients meanwhile, at this number of requests per second, or as fast as answers come (0)."""
         with self._start(rate, how.seconds + how.warmup + MARGIN_S, BESIDE_FIRST) as clients:
             try:
                 yield
@@ -50,7 +50,7 @@ class Clients(NamedTuple):
                 clients.terminate()
 
     def answered(self, rate: float, seconds: float) -> dict[str, Any]:
-        """The answers that they get meanwhile."""
+        """Return the answers that the clients received meanwhile."""
         with self._start(rate, seconds) as clients:
             clients.wait()
         return dict(json.loads(self.out.read_text()))
@@ -69,11 +69,11 @@ class Mme(NamedTuple):
     imsi: str
     devices: Sequence[int]
     pause_s: float
-    """Time from one check to the next."""
+    """Interval between two checks, in seconds."""
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Meanwhile the MME asks; it has its first answer when this returns."""
+        """Run the clients meanwhile, at this number of requests per second, or as fast as answers come (0)."""
         context = multiprocessing.get_context("spawn")
         answered = context.Event()
         process = context.Process(target=_ask, args=(self, answered), daemon=True)

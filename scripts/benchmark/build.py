@@ -19,16 +19,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILT = ROOT / "build" / "bench"
 STDIO = "/usr/include/stdio.h"
-"""Debian has compilers without the C library's headers."""
+"""Header that shows that the C library's headers are installed; Debian has compilers without them."""
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
 class Missing(Exception):
-    """Something cannot be built here; the text says what."""
+    """Error: something cannot be built here; its text names it."""
 
 
 def run(command: Sequence[str | Path], **options: object) -> str:
-    """Run a command to its end; what it printed. Raises Missing with what it complained of."""
+    """Run a command to its end; return its output. Raises Missing with its error output."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, **options)  # type: ignore[call-overload]  # passed on as given
     except FileNotFoundError as e:
@@ -39,7 +39,7 @@ def run(command: Sequence[str | Path], **options: object) -> str:
 
 
 def tools(*commands: str, files: Sequence[str] = (), modules: Sequence[str] = (), part: str = "--bench") -> None:
-    """Have these commands, files and modules of Python; scripts/setup installs what is missing. Raises Missing."""
+    """Ensure that these commands, files and Python modules exist; scripts/setup installs missing ones. Raises Missing."""
 
     def missing() -> list[str]:
         importlib.invalidate_caches()
@@ -57,12 +57,12 @@ def tools(*commands: str, files: Sequence[str] = (), modules: Sequence[str] = ()
 
 
 def is_older(made: Path, *sources: Path) -> bool:
-    """True if it has to be made (again)."""
+    """Return true if the file must be made, or made again."""
     return not made.exists() or any(source.stat().st_mtime > made.stat().st_mtime for source in sources)
 
 
 def program(name: str) -> Path:
-    """`load` or `echo`, compiled; ends the program where that cannot be done, since nothing is measured without them."""
+    """Return the path of `load` or `echo`, compiled. Ends the program if the compiler fails, since no part works without them."""
     made, source = BUILT / name, HERE / f"{name}.c"
     if is_older(made, source, *HERE.glob("*.h")):
         fresh = made.with_name(f"{name}.{os.getpid()}")
@@ -77,7 +77,7 @@ def program(name: str) -> Path:
 
 
 def python(*packages: str) -> Path:
-    """A Python with these packages, apart from the project's; one for each set of packages."""
+    """Return the Python of an environment with these packages, separate from the project's; each set of packages has its own."""
     name = "-".join(("python", *(package.partition("=")[0] for package in packages)))
     folder = BUILT / name
     if not (folder / "made").exists():

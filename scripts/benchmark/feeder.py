@@ -21,13 +21,13 @@ TACS = 10_000
 
 
 def row(number: int) -> bytes:
-    """A register's row about a device."""
+    """Return a register's row about a device."""
     path = f"/eir/block/{_device(number)}/NULL/NULL/NULL/2026-11-28-16-00-00"
     return f"POST {path} HTTP/1.1\r\nHost: eir\r\nAuthorization: Basic {BASIC}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
 def question(number: int, token: str) -> bytes:
-    """A bank's question about a device."""
+    """Return a bank's question about a device."""
     body = json.dumps({"imei": f"{_device(number)}0"})
     head = f"POST /device-authenticity/vwip/check-status HTTP/1.1\r\nHost: eir\r\nAuthorization: Bearer {token}\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -38,7 +38,7 @@ def _device(number: int) -> str:
 
 
 class Feeding:
-    """The requests, and their results. `request`: the bytes of a request, by its number."""
+    """Requests of a run, and their results. `request`: returns the bytes of a request from its number."""
 
     def __init__(
         self, at: tuple[str, int], rate: float, seconds: float, *, first: int, request: Callable[[int], bytes]
@@ -50,7 +50,7 @@ class Feeding:
         self.took: list[float] = []
 
     async def run(self, connections: int) -> None:
-        """Feed over so many connections."""
+        """Send the requests over this number of connections."""
         opened = [await asyncio.open_connection(*self._at) for _ in range(connections)]
         await self._one(*opened[0])  # the password is verified once, and known from then on
         await asyncio.gather(*(self._one(*each) for each in opened[1:]))  # who is silent for 10 s is closed
@@ -80,7 +80,7 @@ class Feeding:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Feed, and write down what came of it."""
+    """Send the requests, and write the results."""
     url, connections, rate, seconds, first, out, *tokens = arguments
     host, _, port = url.partition("://")[2].rpartition(":")
     token = Path(tokens[0]).read_text() if tokens else ""

@@ -14,23 +14,23 @@ S13, TGPP = 16777252, 10415
 
 
 def avp(code: int, data: bytes, vendor: int = 0) -> bytes:
-    """One AVP with the M bit."""
+    """Return one AVP with the M bit."""
     head = struct.pack("!II", code, (0xC0 if vendor else 0x40) << 24 | 8 + 4 * bool(vendor) + len(data))
     return head + (struct.pack("!I", vendor) if vendor else b"") + data + bytes(-len(data) & 3)
 
 
 def message(flags: int, command: int, application: int, avps: bytes) -> bytes:
-    """One message, its identifiers 0."""
+    """Return one message with identifiers 0."""
     return struct.pack("!IIIII", 1 << 24 | 20 + len(avps), flags << 24 | command, application, 0, 0) + avps
 
 
 def number(code: int, value: int, vendor: int = 0) -> bytes:
-    """An AVP with a number of 32 bits."""
+    """Return an AVP with a number of 32 bits."""
     return avp(code, struct.pack("!I", value), vendor)
 
 
 class Floor(asyncio.Protocol):
-    """One connection."""
+    """Server of one connection."""
 
     def __init__(self, cea: bytes, eca: bytes) -> None:
         self._first, self._answer = cea, eca
@@ -42,7 +42,7 @@ class Floor(asyncio.Protocol):
         self._write = transport.write  # type: ignore[attr-defined]  # a stream's has it
 
     def data_received(self, data: bytes) -> None:
-        """Count the complete messages, and answer as many."""
+        """Count the complete messages, and send this number of answers."""
         if self._rest:
             data = self._rest + data
         position, size, count = 0, len(data), 0
@@ -59,7 +59,7 @@ class Floor(asyncio.Protocol):
 
 
 async def main(port: int, realm: str) -> None:
-    """Serve for ever."""
+    """Serve until the process is ended."""
     origin = avp(264, f"floor.{realm}".encode()) + avp(296, realm.encode())
     eca = message(
         0x40, 324, S13, avp(263, b"x" * 40) + number(268, 2001) + number(277, 1) + origin + number(1445, 0, TGPP)

@@ -15,11 +15,11 @@ APPLICATION = ("starlette==1.10.0", "hypercorn==0.18.0", "uvloop")
 
 
 class Failed(Exception):
-    """The generator did not get what it asked for; the text is what it said."""
+    """Error: the generator did not finish its run; the text is its output."""
 
 
 def questions(path: Path, asked: Path) -> Path:
-    """A file with the paths of requests about the devices that a file of load.c's asks about."""
+    """Write a file with the paths of requests about the same devices as those of a file of load.c."""
     imeis = [line[:14] for line in asked.read_text().splitlines()]
     path.write_text(
         "".join(
@@ -31,7 +31,7 @@ def questions(path: Path, asked: Path) -> Path:
 
 
 def command(port: int, paths: Path, *, connections: int, streams: int, seconds: float, warmup: float) -> Sequence[str]:
-    """The generator, on its way for so long."""
+    """Return the command of the generator for a run of this duration."""
     tools("h2load", part="--test")
     times = [f"--duration={max(1, round(seconds))}", f"--warm-up-time={max(1, round(warmup))}"]
     return [
@@ -51,7 +51,7 @@ def command(port: int, paths: Path, *, connections: int, streams: int, seconds: 
 def answers_per_s(
     port: int, paths: Path, how: Times, on: set[int], *, connections: int = 4, streams: int = 100
 ) -> float:
-    """Answers a second; each has to be 200. Raises Failed."""
+    """Return answers per second; all must have status 200. Raises Failed."""
     words = command(port, paths, connections=connections, streams=streams, seconds=how.seconds, warmup=how.warmup)
     with on_cores(on):
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
@@ -63,14 +63,14 @@ def answers_per_s(
 
 
 def bare(port: int, *, log: Path, cores: set[int]) -> Server:
-    """The bare server on the same library: see http2_bare.py."""
+    """Run the bare server with the same library (http2_bare.py)."""
     return Server(
         "bare h2", [sys.executable, HERE / "http2_bare.py", str(port)], port, log=log, cores=cores, constant=True
     )
 
 
 def application() -> Callable[..., Server]:
-    """Starlette under Hypercorn, in a Python of its own: see peers/http2_app.py."""
+    """Run Starlette under Hypercorn in an environment of its own (peers/http2_app.py)."""
     interpreter = python(*APPLICATION)
 
     def start(port: int, data: Path, *, log: Path, cores: set[int]) -> Server:

@@ -16,17 +16,17 @@ HEADERS = ((b":status", b"200"), (b"content-type", b"application/json"), (b"cont
 
 
 class Bare(asyncio.Protocol):
-    """One connection."""
+    """Server of one connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with our SETTINGS."""
+        """Send the SETTINGS frame."""
         self._write = transport.write  # type: ignore[attr-defined]  # a stream's has it
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         self._h2.initiate_connection()
         self._write(self._h2.data_to_send())
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request of it."""
+        """Answer each complete request."""
         for event in self._h2.receive_data(data):
             if isinstance(event, RequestReceived) and event.stream_id is not None:
                 self._h2.send_headers(event.stream_id, HEADERS)
@@ -35,7 +35,7 @@ class Bare(asyncio.Protocol):
 
 
 async def main(port: int) -> None:
-    """Serve for ever."""
+    """Serve until the process is ended."""
     server = await asyncio.get_running_loop().create_server(Bare, "127.0.0.1", port)
     await server.serve_forever()
 

@@ -24,9 +24,9 @@ from .servers import REALM, Server, on_cores
 WHITELISTED, TOO_BUSY = "0", 3004
 FEW_HITS = 0.01
 SETTLE_S = 0.2
-"""OTP drops requests that come before it knows its peer."""
+"""Pause after the connection: OTP drops requests that come before its peer is known."""
 SHORT_S, ATTEMPTS_OF_SHORT = 1, 3
-"""On a busy host the processor can be elsewhere for the whole of a run as short as `--quick` makes it: it tells nothing then, and is made again."""
+"""On a busy host a run as short as that of `--quick` may get no processor time at all; such a run is repeated."""
 COLUMNS = (
     "server",
     "load",
@@ -41,30 +41,30 @@ COLUMNS = (
 
 Read = TypeVar("Read")
 Results = dict[tuple[str, str], list[dict[str, Any]]]
-"""(server, load) → what the generator found in each turn."""
+"""(server, load) → results of the generator in each turn."""
 
 
 class Load(NamedTuple):
-    """The load: how a server is asked."""
+    """Load: connections, window, and rate of the questions."""
 
     connections: int
     window: int
     rate: float = 0
-    """Requests a second over all connections; 0: as many as the windows allow."""
+    """Requests per second over all connections; 0: as many as the windows allow."""
     behind: int = 0
-    """Each connection is an agent's, and brings the requests of so many MMEs by turns; 0: it is an MME."""
+    """Number of MMEs behind each connection, which is an agent's and sends their requests in turn; 0: the connection is an MME's."""
     hits: float = FEW_HITS
-    """The share of questions about devices that are listed, where several are asked for."""
+    """Share of questions about listed devices."""
     vary: bool = False
-    """Session-Ids of each MME behind an agent have several lengths, as where they count."""
+    """True: Session-Ids of each MME behind an agent have several lengths, as where they end in a counter."""
     on_wire: bool = False
-    """With a rate: latency counts from when a request has come to the server's socket until its answer has come to the generator's."""
+    """With a rate: latency begins when a request arrives at the server's socket and ends when its answer arrives at the generator's."""
     late_max_s: float = math.inf
-    """With a rate: what the generator would send later than this is left out, so that what it missed does not come in one burst."""
+    """With a rate: a request that would be sent later than this is left out, so that missed requests do not come in one burst."""
     odd: float = 0
-    """With a rate: requests a second of one more MME, whose requests no lane takes; the server may turn some of them away."""
+    """With a rate: requests per second of one more MME, which the lane leaves to the general path; the server may refuse some of them."""
     odd_at_once: int = 1
-    """Requests of the odd MME that come together."""
+    """Number of requests that the odd MME sends together."""
 
     def __str__(self) -> str:
         what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
@@ -85,7 +85,7 @@ class Case(NamedTuple):
 
 
 class Times(NamedTuple):
-    """The length of the runs, and their number."""
+    """Duration of the runs, and number of turns."""
 
     seconds: float
     warmup: float
@@ -93,21 +93,21 @@ class Times(NamedTuple):
 
 
 class Cores(NamedTuple):
-    """The cores of server and generator; one core each if the machine has two."""
+    """Cores of server and generator; one core each if the machine has two."""
 
     server: set[int]
     generator: set[int]
 
 
 def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: int = 5, picture: bool = False) -> None:
-    """Those that all parts have; `picture`: also the one of those that give `finish` a picture."""
-    parser.add_argument("--seconds", type=float, default=seconds, help=f"measured time of a run ({seconds:g})")
-    parser.add_argument("--warmup", type=float, default=1, help="time before it (1)")
-    parser.add_argument("--turns", type=int, default=turns, help=f"how often each is measured ({turns})")
+    """Add the options of all parts; `picture`: also the option for a part that gives `finish` a picture."""
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"seconds of a run ({seconds:g})")
+    parser.add_argument("--warmup", type=float, default=1, help="seconds before counting begins (1)")
+    parser.add_argument("--turns", type=int, default=turns, help=f"number of turns ({turns})")
     parser.add_argument(
-        "--quick", action="store_true", help="one short turn: shows that all works, and no figure to believe"
+        "--quick", action="store_true", help="one short turn: tests that all works; the figures are not valid"
     )
-    parser.add_argument("--json", action="store_true", help="one document instead of a table")
+    parser.add_argument("--json", action="store_true", help="print a JSON document instead of a table")
     if picture:
         parser.add_argument(
             "--svg", type=or_refused(_drawable), metavar="FILE", help="also draw the results into this file"
@@ -146,7 +146,7 @@ def begin(
 
 
 def or_refused(read: Callable[[str], Read]) -> Callable[[str], Read]:
-    """A reader of an option's value that refuses the option where something is Missing."""
+    """Return a parser of an option's value that reports Missing as an error of the option."""
 
     def read_or_refuse(value: str) -> Read:
         try:
@@ -158,18 +158,18 @@ def or_refused(read: Callable[[str], Read]) -> Callable[[str], Read]:
 
 
 def _drawable(file: str) -> Path:
-    """The path for a picture. The program that draws it is then there, before anything is measured."""
+    """Return the path of a picture. matplotlib is installed at this point, before the measurement begins."""
     tools(modules=["matplotlib"])
     return Path(file)
 
 
 def times(options: argparse.Namespace) -> Times:
-    """As the options have them."""
+    """Return the times that the options give."""
     return Times(0.2, 0.1, 1) if options.quick else Times(options.seconds, options.warmup, options.turns)
 
 
 def cores() -> Cores:
-    """The first core that this process may use is the server's, the last the generator's."""
+    """Return the first core of this process for the server, and the last for the generator."""
     ours = sorted(os.sched_getaffinity(0))
     if len(ours) == 1:
         say("one core only: the generator takes its share of it")
@@ -190,7 +190,7 @@ def ask(
     *,
     meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Run the generator against a server; what it found. `meanwhile` is called when it begins to count."""
+    """Run the generator against a server; return its results. `meanwhile` is called when counting begins."""
     words = {
         "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "on_wire": int(load.on_wire), "behind": load.behind, "vary": int(load.vary), "settle": SETTLE_S,
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
@@ -224,12 +224,12 @@ def _run(
 
 
 def in_turns(servers: Sequence[Server], loads: Iterable[Load], questions: Path, how: Times, on: set[int]) -> Results:
-    """Measure each load for each server, one after the other, `how.turns` times."""
+    """Measure each load for each server in turn, `how.turns` times."""
     return compared([Case(server.name, server) for server in servers], loads, questions, how, on)
 
 
 def compared(cases: Sequence[Case], loads: Iterable[Load], questions: Path, how: Times, on: set[int]) -> Results:
-    """Measure each load for each case, one after the other, `how.turns` times."""
+    """Measure each load for each case in turn, `how.turns` times."""
     results: Results = {}
     for load in loads:
         for turn in range(how.turns):
@@ -246,38 +246,38 @@ def compared(cases: Sequence[Case], loads: Iterable[Load], questions: Path, how:
 
 
 def answers_per_s(found: Mapping[str, Any]) -> float:
-    """Throughput of a run."""
+    """Return the throughput of a run."""
     return float(found["answers_per_s"])
 
 
 def percentile(name: str) -> Callable[[Mapping[str, Any]], float]:
-    """A percentile of latency of a run, in us."""
+    """Return a percentile of the latency of a run, in us."""
     return lambda found: float(found["latency_us"][name])
 
 
 def median(results: Results, server: str, load: object, value: Callable[[Mapping[str, Any]], float]) -> float:
-    """The median over the turns."""
+    """Return the median over the turns."""
     return statistics.median(map(value, results[server, str(load)]))
 
 
 def ratio(
     results: Results, ours: str, theirs: str, load: object, value: Callable[[Mapping[str, Any]], float]
 ) -> dict[str, Any]:
-    """The ratio of `ours` to `theirs`: the median of the turns' ratios, and these."""
+    """Return the ratio of `ours` to `theirs`: the median of the turns' ratios, and these ratios."""
     pairs = zip(results[ours, str(load)], results[theirs, str(load)], strict=True)
     each = [round(value(a) / value(b), 3) if value(b) else 0.0 for a, b in pairs]
     return {"median": round(statistics.median(each), 3), "turns": each}
 
 
 def wrong_answers(results: Results) -> int:
-    """All faults that the generator found in the node's answers; what peers do wrong stands in the table."""
+    """Return the faults in answers of the node; faults of other servers are in the table."""
     return sum(
         count for runs in results.values() for found in runs if found["lists"] for count in found["errors"].values()
     )
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
-    """One row for each server and load, with medians."""
+    """Return one row for each server and load, with medians."""
     made = []
     for (server, load), runs in results.items():
         errors = sum(count for found in runs for count in found["errors"].values())
@@ -296,14 +296,14 @@ def rows(results: Results) -> list[dict[str, Any]]:
 
 
 class Picture(NamedTuple):
-    """The picture that `--svg` draws."""
+    """Picture that `--svg` draws."""
 
     title: str
     panels: Sequence[Panel]
 
 
 class Target(NamedTuple):
-    """A target: what is wanted, what was found, and whether that will do."""
+    """Target: wanted value, measured value, and whether the target is met."""
 
     what: str
     wanted: str
@@ -312,12 +312,12 @@ class Target(NamedTuple):
 
 
 def at_least(what: str, bound: float, found: float) -> Target:
-    """A target from below."""
+    """Return a target with a lower limit."""
     return Target(what, f"at least {bound:g}", found, found >= bound)
 
 
 def at_most(what: str, bound: float, found: float, unit: str = "") -> Target:
-    """A target from above."""
+    """Return a target with an upper limit."""
     return Target(what, f"at most {bound:g}{unit}", found, found <= bound)
 
 
@@ -330,7 +330,7 @@ def finish(
     *,
     picture: Picture | None = None,
 ) -> int:
-    """Print the document or the tables, draw the picture; exit status 1 if a target was missed or an answer was wrong."""
+    """Print the document or the tables, and draw the picture; return exit status 1 if a target was missed or an answer was wrong."""
     wrong = int(measured.get("wrong_answers", 0))
     document = {
         "part": name, "quick": options.quick, "machine": machine(), **measured, "targets": [target._asdict() for target in targets],
@@ -352,7 +352,7 @@ def finish(
 
 
 def _note(name: str, options: argparse.Namespace) -> str:
-    """Below a picture: the command that it is from, and where that ran."""
+    """Return the note below a picture: its command, and the machine."""
     how = times(options)
     command = (
         f"scripts/bench {name} --quick: no figures to believe"
@@ -364,7 +364,7 @@ def _note(name: str, options: argparse.Namespace) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The machine on which it was measured."""
+    """Return a description of the machine."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 INSIDE = "EIR_BENCH_NETWORK"
-"""Environment variable: this program is in it already."""
+"""Environment variable that is set inside the network namespace."""
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
 def enter() -> None:
-    """Run this program again inside; does nothing there, and where it is not permitted."""
+    """Run this program again in a network namespace; returns at once inside one, and where the kernel does not permit it."""
     if os.environ.get(INSIDE):
         if os.environ[INSIDE] == "own":
             _furnish()

@@ -47,18 +47,18 @@ from .site import Site
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 200_000
 WINDOWS = (1, 8, 64)
 OF_TCP = 0.8
-"""One request at a time, of the node's own rate over TCP."""
+"""Minimum ratio to the node's own rate over TCP, with one request at a time."""
 CALLS_OF_EACH = 1.02
-"""Receives, and sends, for each answer; what is above 1 is the exchange of capabilities and the end."""
+"""Maximum number of receive calls, and of send calls, per answer; the part above 1 is for capabilities exchange and end."""
 RECEIVE, SEND = ("recvmsg", "recvfrom"), ("sendmsg", "sendto")
 STACKS = ("freediameter", "otp")
 
 Ratios = Mapping[str, Mapping[str, Any]]
-"""Ratios by load, as `ratio` gives them."""
+"""Ratios by load, as `ratio` returns them."""
 
 
 def measure(options: argparse.Namespace) -> int:
-    """All of it; returns the exit status."""
+    """Run the measurement; return the exit status."""
     loads = [Load(1, window) for window in options.windows or WINDOWS]
     program("load")
     start_echo = echo()
@@ -157,7 +157,7 @@ def _text(found: Mapping[str, Any]) -> str:
 
 
 def _enter() -> None:
-    """Run this program again where SCTP is, in a network of its own; does nothing there."""
+    """Run this program again in a network namespace of a kernel with SCTP; returns at once inside one."""
     if network.INSIDE not in os.environ:
         os.environ[network.INSIDE] = "own"  # as a kernel that is started for this has
         enter_sctp()
@@ -166,7 +166,7 @@ def _enter() -> None:
 
 
 def _calls(server: Server, load: Load, folder: Path, how: Times, on: set[int]) -> dict[str, float]:
-    """System calls of the worker for each answer, by name, those that come at least once for ten answers."""
+    """Return the worker's system calls per answer, by name, if at least one per ten answers."""
     (worker,) = server.workers
     counted = folder / "calls"
     with subprocess.Popen(
@@ -187,6 +187,6 @@ def _calls(server: Server, load: Load, folder: Path, how: Times, on: set[int]) -
 
 
 def _read(lines: Sequence[str]) -> list[tuple[str, int]]:
-    """(name, calls) of strace's table: share, seconds, microseconds, calls, errors or none, name."""
+    """Return (name, calls) of strace's table: share, seconds, microseconds, calls, errors or none, name."""
     cells = [line.split() for line in lines[2:]]
     return [(row[-1], int(row[3])) for row in cells if len(row) >= 5 and row[3].isdigit() and row[-1] != "total"]

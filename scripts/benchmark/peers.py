@@ -31,7 +31,7 @@ LoadExtension = "{extension}";
 
 
 def python_diameter() -> Start:
-    """python-diameter in a Python of its own."""
+    """Run python-diameter, in an environment of its own."""
     interpreter = python(PYTHON_DIAMETER)
 
     def start(port: int, *, log: Path, cores: set[int]) -> Server:
@@ -42,7 +42,7 @@ def python_diameter() -> Start:
 
 
 def otp() -> Start:
-    """Erlang/OTP's diameter."""
+    """Run Erlang/OTP's diameter."""
     tools("erl", "erlc", "diameterc", part="--otp")
     code, source, dictionary = BUILT / "otp", SOURCES / "otp_server.erl", SOURCES / "s13.dia"
     if is_older(code / "otp_server.beam", source, dictionary):
@@ -62,7 +62,7 @@ def otp() -> Start:
 
 
 def freediameter() -> Start:
-    """freeDiameter, in C."""
+    """Run freeDiameter, in C."""
     tools(
         "freeDiameterd", "gcc", "openssl", files=[STDIO, "/usr/include/freeDiameter/extension.h"], part="--freediameter"
     )
@@ -102,4 +102,4 @@ def freediameter() -> Start:
 
 
 PEERS: dict[str, Callable[[], Start]] = {"otp": otp, "freediameter": freediameter, "python-diameter": python_diameter}
-"""In the order in which they are measured; each builds what it needs, or raises Missing."""
+"""Other servers, in the order of measurement; each builds its requirements, or raises Missing."""

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.gridspec import SubplotSpec
 
 WIDTH, ROW, CURVES, BESIDE = 8.3, 0.24, 2.2, 1.1
-"""Inches: of the picture, of a row of marks, of a panel with curves, and of what a panel has above and below its marks."""
+"""Sizes in inches: the picture, a row of marks, a panel with curves, and the space above and below the marks of a panel."""
 TITLE_MAX = 95
-"""Characters in a line of a panel's title."""
+"""Maximum number of characters in a line of a panel's title."""
 CHARACTER = 0.083
-"""Inches that are set aside for a character in a column of values."""
+"""Width in inches of a character in a column of values."""
 TICKS = {2.2: (1, 2, 5), 2.7: (1, 3), 99: (1,)}
-"""Up to so many decades on a logarithmic axis: of which multiples of powers of ten there are ticks."""
+"""Maximum number of decades on a logarithmic axis → multiples of powers of ten that have ticks."""
 GROUND, TEXT, SOFT, GRID = "#ffffff", "#1f2328", "#59636e", "#d1d9e0"
 COLOURS, SHAPES = ("#0b5cad", "#a84a00", "#6e4aa0", "#1f6f43"), "osD^"
-"""Colours and shapes of the series. Text and marks have a contrast of at least 4.5 to the ground (WCAG 1.4.3)."""
+"""Colours and shapes of the series. Text and marks have a contrast of at least 4.5 to the background (WCAG 1.4.3)."""
 FILLED, OPEN = "●■◆▲", "○□◇△"
 """The same shapes as characters, before a series' name."""
 STYLE = {
@@ -38,18 +38,18 @@ STYLE = {
 
 
 class Series(NamedTuple):
-    """A series: one value in each row or at each point."""
+    """One value in each row or at each point."""
 
     name: str
     mark: int
-    """Index of its shape and colour."""
+    """Index of shape and colour."""
     is_open: bool = False
-    """An outline only."""
+    """True: the mark is an outline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratios:
-    """Bars from 1, on a logarithmic axis: how many times something is."""
+    """Bars of ratios from 1, on a logarithmic axis."""
 
     title: str
     axis: str
@@ -61,7 +61,7 @@ class Ratios:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Marks on a logarithmic axis, a row for each name and a mark in it for each series."""
+    """Marks on a logarithmic axis: a row for each name, and in it a mark for each series."""
 
     title: str
     axis: str
@@ -86,7 +86,7 @@ Panel: TypeAlias = Ratios | Rows | Curves
 
 
 def svg(title: str, note: str, panels: Sequence[Panel]) -> str:
-    """The picture as a file: panels from top to bottom, and below them the note, which says how and where it was measured."""
+    """Return the picture as a file: panels from top to bottom, and below them the note with command and machine."""
     import matplotlib as mpl  # noqa: PLC0415 - see above
 
     described = " ".join([*map(_in_words, panels), note])
@@ -98,7 +98,7 @@ def svg(title: str, note: str, panels: Sequence[Panel]) -> str:
 
 
 def figure(title: str, note: str, panels: Sequence[Panel]) -> "Figure":
-    """The same, to be drawn with STYLE."""
+    """Return the same picture as a figure, to be drawn with STYLE."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - see above
 
     heights = [
@@ -121,12 +121,12 @@ def figure(title: str, note: str, panels: Sequence[Panel]) -> "Figure":
 
 
 def shown(value: float) -> str:
-    """A value as people read it: all its digits before the point, and up to two behind it where it is small."""
+    """Return a value for people: all digits before the point, and up to two behind it if it is small."""
     return f"{value:,.{0 if not value or value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _in_words(panel: Panel) -> str:
-    """All that the panel shows, as sentences."""
+    """Return the content of a panel as sentences."""
 
     def values(series: Sequence[Series], row: Sequence[float | None]) -> str:
         return ", ".join(
@@ -219,7 +219,7 @@ def _curves(axes: "Axes", panel: Curves) -> None:
 
 
 def _logarithmic(axes: "Axes", values: Sequence[float], *, beyond: float) -> None:
-    """A logarithmic axis for all values above 0, and beyond them on both sides for a part of its length."""
+    """Make a logarithmic axis for all values above 0, with a margin on both sides."""
     from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415 - see above
 
     above = [value for value in values if value > 0] or [1.0]

@@ -16,20 +16,20 @@ IMSI_MIN, IMSIS = 999_990_000_000_000, 10_000_000_000
 WHITELISTED, BLACKLISTED = b"0", b"1"
 PART_ROWS = 500_000
 QUICK_QUESTIONS = 20_000
-"""Questions of runs whose figures nobody looks at."""
+"""Number of questions of runs whose figures are not valid."""
 
 Keys = NDArray[np.int64]
 
 
 class Scattered(NamedTuple):
-    """A list's keys in ascending order, and all TACs that are asked about."""
+    """Keys of a list in ascending order, and all TACs of the questions."""
 
     keys: Keys
     tacs: Keys
 
 
 def scattered(entries: int, tacs: int, seed: int = 14) -> Scattered:
-    """`entries` keys spread evenly over `tacs` TACs; the same ones each time."""
+    """Return `entries` keys spread evenly over `tacs` TACs, the same ones each time."""
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(98_000_000, tacs, replace=False) + 1_000_000)
     keys = np.empty(0, np.int64)
@@ -45,7 +45,7 @@ def _drawn(rng: np.random.Generator, tacs: Keys, count: int) -> Keys:
 
 
 def write_questions(path: Path, listed: Scattered, *, count: int, hits: float, seed: int = 41) -> None:
-    """About `count` questions, of which the share `hits` is about devices that are listed (blacklisted, then); 0: none is."""
+    """Write about `count` questions; the share `hits` is about blacklisted devices."""
     rng = np.random.default_rng(seed)
     share = 1 / np.arange(1, len(listed.tacs) + 1)
     by_rank = rng.permutation(listed.tacs)
@@ -64,7 +64,7 @@ def write_questions(path: Path, listed: Scattered, *, count: int, hits: float, s
 
 
 def write_list(path: Path, keys: Keys, seed: int = 5, *, with_imsi: bool = False) -> None:
-    """A data file of a release with these devices, in no order; `with_imsi`: each with a SIM, none of which anybody asks with."""
+    """Write a data file of a release with these devices, in no order; `with_imsi`: each with an IMSI that no question has."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(keys))
     with path.open("wb") as file:
@@ -80,7 +80,7 @@ def write_list(path: Path, keys: Keys, seed: int = 5, *, with_imsi: bool = False
 
 
 def _digits(numbers: Keys, columns: NDArray[np.uint8]) -> None:
-    """A digit in each column."""
+    """Return one digit in each column."""
     rest = numbers
     for column in range(columns.shape[1] - 1, -1, -1):
         rest, columns[:, column] = rest // 10, rest % 10 + ord("0")

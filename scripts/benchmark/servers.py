@@ -25,15 +25,15 @@ IDLE_S, IDLE_SHARE = 0.25, 0.1
 ENDPOINTS = Path("/proc/net/sctp/eps")
 
 Start = Callable[..., "Server"]
-"""Makes a server, when called with port, log and cores."""
+"""Function that starts a server, from port, log and cores."""
 
 
 class Failed(Exception):
-    """A server does not run; the text says what it said."""
+    """Error: a server does not run; the text is its output."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -50,7 +50,7 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 
 
 class Server:
-    """A running server. `constant`: it gives one answer to everything; `lists`: it has a list, and knows who is in it; `sctp`: that is what it speaks."""
+    """Running server. `constant`: it gives one answer to all requests; `lists`: it has a list and looks devices up; `sctp`: it speaks SCTP."""
 
     def __init__(
         self, name: str, command: Sequence[str | Path], port: int, *, log: Path, cores: set[int], constant: bool = False, lists: bool = False,
@@ -106,7 +106,7 @@ class Server:
         self._process.wait()
 
     def rest(self) -> None:
-        """Wait until it has done what it had begun, while nobody asks."""
+        """Wait until the server has finished its work, without requests."""
         began = time.perf_counter()
         while time.perf_counter() < began + PATIENCE_S:
             before = sum(map(_processor_s, self.pids))
@@ -117,7 +117,7 @@ class Server:
 
     @property
     def pids(self) -> list[int]:
-        """Its process and all that came of it."""
+        """Return the server's process and its descendants."""
         found = [self._process.pid]
         for pid in found:
             with suppress(OSError):
@@ -127,12 +127,12 @@ class Server:
 
     @property
     def workers(self) -> list[int]:
-        """The processes that answer, of a node; else all."""
+        """Return a node's processes that answer; of another server, all."""
         named = [pid for pid in self.pids if Path(f"/proc/{pid}/comm").read_text().startswith("eir-worker")]
         return named or self.pids
 
     def log(self) -> str:
-        """Its output so far."""
+        """Return the output so far."""
         return self._log.read_text()
 
 
@@ -158,7 +158,7 @@ def redis_program() -> str:
 
 
 def redis(*, log: Path, cores: set[int]) -> Server:
-    """A redis-server that is empty and writes nothing to disk."""
+    """Run an empty redis-server that writes nothing to disk."""
     port = free_port()
     command = [
         redis_program(),
@@ -177,13 +177,13 @@ def redis(*, log: Path, cores: set[int]) -> Server:
 
 
 def floor(port: int, *, log: Path, cores: set[int]) -> Server:
-    """The bare uvloop server: see floor.py."""
+    """Run the bare uvloop server (floor.py)."""
     command = [sys.executable, Path(__file__).with_name("floor.py"), str(port), REALM]
     return Server("floor", command, port, log=log, cores=cores, constant=True)
 
 
 def echo() -> Start:
-    """The C echo: see echo.c."""
+    """Run the C echo (echo.c)."""
     made = program("echo")
 
     def start(port: int, *, log: Path, cores: set[int], name: str = "echo", sctp: bool = False) -> Server:
@@ -193,7 +193,7 @@ def echo() -> Start:
 
 
 def memory_mb(pid: int) -> dict[str, float]:
-    """Resident memory of a process: all of it, its share of what it shares (PSS), and what is its own; 10^6 bytes."""
+    """Return the memory of a process in MB (10^6 bytes): resident, proportional share (PSS), and private."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {name.rstrip(":"): int(value) for name, value, *_ in map(str.split, lines)}
     own = kib["Private_Clean"] + kib["Private_Dirty"]

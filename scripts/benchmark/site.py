@@ -26,15 +26,15 @@ from .servers import REALM, Server, on_cores
 
 LIST = "stolen"
 ASKED = {PAIRS: "device_bound_elsewhere", TYPES: "device_type"}
-"""The condition that asks a list of a kind, if it is not `list`. A device type is any word."""
+"""Kind of list → rule condition for it, if that is not `list`. A device type is any word."""
 ENTRIES, TACS = 100_000, 20_000
-"""Devices of the list that most parts have, and TACs over which they are scattered."""
+"""Number of devices of the list in most parts, and number of their TACs."""
 REST_S, LOOK_S = 120, 0.1
 EIR = [sys.executable, "-P", "-m", "eir"]
 
 
 def program_of(tree: Path) -> Sequence[str]:
-    """The command that is another tree's `eir`, whatever folder it is run in. Raises Missing where that would be the `eir` of yet another one."""
+    """Return the command for `eir` of another tree, which works in any folder. Raises Missing if it would run the `eir` of a third tree."""
     python = tree.absolute() / ".venv" / "bin" / "python"
     with suppress(Missing):
         if Path(run([python, "-P", "-c", "import eir; print(eir.__file__)"])).is_relative_to(tree.resolve()):
@@ -43,7 +43,7 @@ def program_of(tree: Path) -> Sequence[str]:
 
 
 class Site:
-    """The folder; nothing runs in it until `server` is entered."""
+    """Folder of a host; no process runs in it until `server` is entered."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Site:
         kind: str = DEVICES,
         program: Sequence[str] = EIR,
     ) -> None:
-        """`program`: the command that is `eir`; another one is that of another tree."""
+        """`program`: the command for `eir`, possibly of another tree."""
         self.folder = folder
         self._program = list(program)
         self._kind = kind
@@ -67,7 +67,7 @@ class Site:
         (folder / "signers").write_text(f"bench {self._key.with_suffix('.pub').read_text()}")
 
     def configure(self, port: int, *, workers: int = 1, **more: Any) -> Path:
-        """Write the configuration; returns its path."""
+        """Write the configuration; return its path."""
         path = self.folder / f"eir-{port}.yaml"
         settings: dict[str, Any] = {
             "identity": {"host": f"eir.{REALM}", "realm": REALM},
@@ -84,7 +84,7 @@ class Site:
         return path
 
     def release(self, data: Keys | Path, serial: int = 1, name: str = LIST) -> Path:
-        """A signed release of the list, from keys or from a data file that is in the folder; returns its manifest."""
+        """Make a signed release of the list, from keys or from a data file in the folder; return its manifest."""
         if not isinstance(data, Path):
             keys, data = data, self.folder / f"{name}-{serial}.csv"
             write_list(data, keys, with_imsi=self._kind == PAIRS)
@@ -100,7 +100,7 @@ class Site:
         ).manifest
 
     def load(self, manifest: Path, **more: Any) -> float:
-        """Have `eir load` put it in the store, on the loader's cores; returns how long that took, in seconds."""
+        """Run `eir load` on the loader's cores; return its duration in seconds."""
         began = time.perf_counter()
         with on_cores(self._loader_cores):
             subprocess.run(
@@ -113,7 +113,7 @@ class Site:
     def server(
         self, name: str, port: int, *, cores: set[int], workers: int = 1, sctp: bool = False, **more: Any
     ) -> Server:
-        """`eir serve` on it."""
+        """Run `eir serve` on this host."""
         if sctp:
             more["listen"] = [f"sctp://127.0.0.1:{port}"]
         path = self.configure(port, workers=workers, **more)
@@ -128,7 +128,7 @@ class Site:
         )
 
     def eir(self, port: int, *arguments: str) -> Any:
-        """The JSON output of another command."""
+        """Return the JSON output of another command."""
         done = subprocess.run(
             [*self._program, *arguments, "-c", self.folder / f"eir-{port}.yaml", "--json"],
             check=True,
@@ -138,19 +138,19 @@ class Site:
 
 
 class Loaded(NamedTuple):
-    """A host whose list is in force, and questions about it."""
+    """Host whose list is in force, and questions about the list."""
 
     site: Site
     release: Path
-    """The manifest of the list's release."""
+    """Manifest of the list's release."""
     questions: Path
-    """A file of questions of which one in a hundred is about a listed device."""
+    """File of questions; 1 % are about listed devices."""
 
 
 def loaded(
     folder: Path, options: argparse.Namespace, *, entries: int = ENTRIES, tacs: int = TACS, questions: int
 ) -> Loaded:
-    """Make them in a folder: what most parts begin with."""
+    """Make host, list and questions in a folder: the beginning of most parts."""
     site, listed = Site(folder / "site"), scattered(entries, tacs)
     release = site.release(listed.keys)
     site.load(release)
@@ -166,7 +166,7 @@ def await_serial(state: Path, serial: int) -> None:
 
 
 async def at_rest(store: str, state: Path, name: str = LIST) -> None:
-    """Wait until a node has made its last good copy of a list: in life, changes lie hours apart, and full releases days.
+    """Wait until a node has written its copy of a list: in operation, changes are hours apart, and full releases days.
 
     Raises TimeoutError.
     """

@@ -20,16 +20,16 @@ AGENTS = ("agent1.example", "agent2.example")
 VICTIMS, REQUESTS = 100, 24
 Rows = list[dict[str, object]]
 Attack = Callable[[pl.DataFrame, list[int], np.random.Generator], Rows]
-"""(the record, the devices that the peer is after, chance) → what it adds."""
+"""(record, attacked devices, random generator) → rows that the peer adds."""
 
 
 def record(made: World) -> pl.DataFrame:
-    """All checks of a network that name a device."""
+    """Return all checks of a network that name a device."""
     return pl.read_parquet(made.folder / "sightings" / "*" / "*.parquet").filter(pl.col("device").is_not_null())
 
 
 def victims(made: World, checks: pl.DataFrame, seed: int, count: int = VICTIMS) -> list[int]:
-    """Honest phones with one SIM, drawn by chance."""
+    """Return honest phones with one SIM, drawn at random."""
     of = (
         checks.filter(pl.col("device") > 0)
         .group_by("device")
@@ -44,12 +44,12 @@ def victims(made: World, checks: pl.DataFrame, seed: int, count: int = VICTIMS) 
 
 
 def clones(made: World) -> list[int]:
-    """Numbers that are in several phones."""
+    """Return the identifiers that several phones have."""
     return sorted(device for device, (kind, _) in made.truth.items() if kind in {"clone", "taken"})
 
 
 def plant(made: World, rows: Rows) -> Path:
-    """Add rows to the record; returns the file, which takes them away with it."""
+    """Add rows to the record; yield the file, which is deleted with the rows at the end."""
     first = next(iter(sorted(made.folder.glob("sightings/*/*.parquet"))))
     schema = pl.read_parquet_schema(first)
     usual = {
@@ -63,13 +63,13 @@ def plant(made: World, rows: Rows) -> Path:
 
 
 def _some(times: list[datetime], rng: np.random.Generator, count: int = REQUESTS) -> list[datetime]:
-    """At most `count` of these times, in order."""
+    """Return at most `count` of these times, in order."""
     chosen = rng.choice(len(times), min(count, len(times)), replace=False)
     return sorted(times[int(number)] for number in chosen)
 
 
 def _at_once(checks: pl.DataFrame, device: int, rng: np.random.Generator) -> list[datetime]:
-    """A few minutes after checks of a device."""
+    """Return times a few minutes after checks of a device."""
     times = checks.filter(pl.col("device") == device)["time"].to_list()
     return [time + _minutes(rng.uniform(1, 20)) for time in _some(times, rng)]
 
@@ -79,12 +79,12 @@ def _minutes(number: float) -> timedelta:
 
 
 def _of_model(device: int, number: int) -> int:
-    """A number of the same TAC."""
+    """Return an identifier of the same TAC."""
     return device // 10**6 * 10**6 + number
 
 
 def another_sim(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """A SIM that does not exist, minutes after each of some checks of the victim."""
+    """A SIM that does not exist, minutes after some checks of the victim."""
     return [
         {"time": time, "device": device, "subscriber": f"invented{device}"}
         for device in after
@@ -93,7 +93,7 @@ def another_sim(checks: pl.DataFrame, after: list[int], rng: np.random.Generator
 
 
 def other_version(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """The same with an old software version, without a SIM for every other check."""
+    """The same with an old software version, every second check without a SIM."""
     return [
         row | {"software_version": "00", "subscriber": None if number % 2 else row["subscriber"]}
         for number, row in enumerate(another_sim(checks, after, rng))
@@ -101,7 +101,7 @@ def other_version(checks: pl.DataFrame, after: list[int], rng: np.random.Generat
 
 
 def second_phone(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """A SIM that comes by chance, as in a phone of its own with its own software, each third time minutes after the victim."""
+    """A SIM at random times, as in a separate phone with its own software version; every third check is minutes after the victim's."""
     hours = checks["time"].to_list()
     rows = []
     for device in after:
@@ -123,7 +123,7 @@ def no_sim(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> 
 
 
 def borrowed_origin(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """From an MME that the victim never was at, as the peer claims."""
+    """Checks that the peer attributes to an MME at which the victim never was."""
     places = checks["origin_host"].unique().sort().to_list()
     been = dict(
         checks.filter(pl.col("device").is_in(after)).group_by("device").agg(pl.col("origin_host").unique()).iter_rows()
@@ -135,12 +135,12 @@ def borrowed_origin(checks: pl.DataFrame, after: list[int], rng: np.random.Gener
 
 
 def four_sims(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """Eight SIMs that go round through the victims, on six days each four times."""
+    """Eight SIMs in turn in all victims, four times a day on six days."""
     return [row | {"subscriber": f"card{number % 8}"} for number, row in enumerate(another_sim(checks, after, rng))]
 
 
 def its_sim_elsewhere(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """The victim's SIM with ever new numbers."""
+    """The victim's SIM, each time with a new IMEI."""
     sim = dict(
         checks.filter(pl.col("device").is_in(after)).group_by("device").agg(pl.col("subscriber").first()).iter_rows()
     )
@@ -183,7 +183,7 @@ def colluding(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) 
 
 
 def slow_poison(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """A second phone by a peer that sends four times as many checks about phones and SIMs of its own, and that knows thirty real ones."""
+    """A second phone, reported by a peer that sends four times as many checks about phones and SIMs of its own, and that has thirty real SIMs."""
     times, real = checks["time"].to_list(), checks.select("device", "subscriber").unique().sort("device", "subscriber")
     rows = second_phone(checks, after, rng)
     rows += [
@@ -199,12 +199,12 @@ def slow_poison(checks: pl.DataFrame, after: list[int], rng: np.random.Generator
 
 
 def by_agents(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """A second phone, by an MME behind the two agents that send everybody's checks (see `behind_agents`)."""
+    """A second phone, by an MME behind the two agents that send all peers' checks (see `behind_agents`)."""
     return [row | {"peer": AGENTS[number % 2]} for number, row in enumerate(second_phone(checks, after, rng))]
 
 
 def behind_agents(made: World, folder: Path) -> World:
-    """Copy a network so that all its checks come by two agents."""
+    """Copy a network so that all its checks come through two agents."""
     for path in made.folder.glob("sightings/*/*.parquet"):
         target = folder / path.relative_to(made.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def behind_agents(made: World, folder: Path) -> World:
 
 
 def rival(checks: pl.DataFrame, after: list[int], rng: np.random.Generator, *, days: int) -> Rows:
-    """A phone with the owner's number, for so many days at the end of the record: it goes through real MMEs, with a SIM of its own."""
+    """A phone with the owner's IMEI and a SIM of its own, checked by real MMEs, in the last days of the record."""
     until, places = checks["time"].max(), checks["origin_host"].unique().sort().to_list()
     rows: Rows = []
     for number, device in enumerate(after):
@@ -238,11 +238,11 @@ PLANTED: Mapping[str, Attack] = {
     "SIMs that go round": four_sims, "its SIM with other numbers": its_sim_elsewhere, "exchanged SIMs": exchanged_sims,
     "two colluding peers": colluding, "slow poison": slow_poison,
 }  # fmt: skip
-"""To have the devices reported."""
+"""Attacks after which honest devices are reported."""
 
 
 def peer_discredited(checks: pl.DataFrame, _: list[int], rng: np.random.Generator) -> Rows:
-    """Another SIM for phones of the smallest MME, so that it seems to lie."""
+    """Another SIM for phones of the smallest MME, so that this MME seems to lie."""
     of = (
         checks.filter(pl.col("device") > 0)
         .group_by("device")
@@ -254,7 +254,7 @@ def peer_discredited(checks: pl.DataFrame, _: list[int], rng: np.random.Generato
 
 
 def busy_numbers(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
-    """A few devices with as many checks as all requests allow, so that all others seem idle."""
+    """A few devices with all the checks of the attack, so that all other devices seem idle."""
     day = checks["time"].min()
     return [
         {"time": day + _minutes(number / 2), "device": _of_model(int(checks["device"][0]), 900_000 + number % 10), "subscriber": f"busy{number % 10}"}
@@ -263,7 +263,7 @@ def busy_numbers(checks: pl.DataFrame, _: list[int], __: np.random.Generator) ->
 
 
 def unknown_tacs(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
-    """More devices of each TAC that one device alone shows."""
+    """More devices of each TAC that only one device has."""
     tacs = (
         checks.filter(pl.col("device") > 0)
         .select((pl.col("device") // 10**6).alias("tac"), "device")
@@ -283,7 +283,7 @@ def unknown_tacs(checks: pl.DataFrame, _: list[int], __: np.random.Generator) ->
 
 
 def quick_moves(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
-    """Phones with one SIM that are at two MMEs at once, as the peer claims, for all pairs of MMEs."""
+    """Phones with one SIM that are at two MMEs at once by the peer's checks, for all pairs of MMEs."""
     places = checks["origin_host"].unique().sort().to_list()
     pairs = [(a, b) for number, a in enumerate(places) for b in places[number + 1 :]]
     each = max(VICTIMS * REQUESTS // len(pairs) // 2, 21)
@@ -304,4 +304,4 @@ BLINDING: Mapping[str, Attack] = {
     "a peer is discredited": peer_discredited, "numbers that are busy": busy_numbers, "unknown TACs": unknown_tacs, "quick moves": quick_moves,
     "foreign SIMs in clones": foreign_sim,
 }  # fmt: skip
-"""To have tampered devices overlooked; those that need to know them are given the clones."""
+"""Attacks after which tampered devices are missed; where an attack needs the copied identifiers, it gets them."""

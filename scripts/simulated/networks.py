@@ -37,25 +37,25 @@ MEGA = 35_999_999_999_999
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """One row: what is assumed. Shares are of all subscribers."""
+    """One row: the assumptions. Shares are of all subscribers."""
 
     subscribers: int = 12_000
     days: int = 30
     a_day: float = 5.0
     regions: int = 12
     pool: int = 1
-    """MMEs of one region."""
+    """Number of MMEs of one region."""
     sticky: bool = True
-    """A SIM keeps its MME of the pool."""
+    """True: a SIM keeps its MME of the pool."""
     standard_names: bool = False
-    """MMEs are called as TS 23.003 has it."""
+    """True: names of MMEs follow TS 23.003."""
     versions: float = 0.8
     """Share of MMEs that send the software version."""
     jugglers: float = 0.01
     several_imsis: float = 0.005
     double: float = 0.006
     swift: float = 1.0
-    """Factor by which those change SIMs sooner than in most networks."""
+    """Factor by which people with several SIMs change them sooner than in most networks."""
     routers: float = 0.002
     families: float = 0.02
     handed_on: float = 0.04
@@ -67,11 +67,11 @@ class Network:
     missing_days: int = 0
     clones: float = 0.012
     boxes: tuple[int, int, int] = (2, 1, 1)
-    """Boxes of each kind: ports, a number for two checks, a number for days."""
+    """Number of SIM boxes of each kind: ports, an IMEI for two checks, an IMEI for days."""
     mega: float = 0.0
-    """Share of subscribers whose phones have one number."""
+    """Share of subscribers whose phones have one and the same IMEI."""
     batches: int = 0
-    """Modules with one number: how many batches of eighty."""
+    """Number of batches of eighty modules with one IMEI."""
 
 
 ROWS: Mapping[str, Network] = {
@@ -96,7 +96,7 @@ ROWS: Mapping[str, Network] = {
 
 @dataclass(slots=True)
 class _Stints:
-    """A SIM in a device from when to when (days), carried by somebody: columns."""
+    """Columns of stints: a SIM in a device from one day to another, with its carrier."""
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ class _Stints:
         echo: Any = -1.0,
         still: Any = -1,
     ) -> None:
-        """`rate`: part of the person's; `echo`: share of the person's own checks that come with one of this SIM; `still`: the region it stays in."""
+        """`rate`: part of the person's; `echo`: share of the person's own checks that come with one of this SIM; `still`: the region in which the device stays."""
         row = {
             "sim": sim,
             "device": device,
@@ -178,7 +178,7 @@ def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, 
         )
 
     def in_turn(lengths: tuple[float, float], rest: tuple[float, float]) -> np.ndarray:
-        """Edges of turns, the first's and the other's lengths by two exponentials."""
+        """Return the boundaries of turns of two SIMs, whose lengths have two exponential distributions."""
         mean = (np.exp(rng.uniform(*np.log(lengths))), np.exp(rng.uniform(*np.log(rest))))
         count = 2 * int(days / (mean[0] + mean[1]) * 2 + 10)
         edges = np.concatenate([[0], np.cumsum(rng.exponential(np.tile(mean, count // 2)))])
@@ -497,7 +497,7 @@ def _write(  # noqa: PLR0915 - from who is where to files
     cumulated = np.cumsum(HOURS) / HOURS.sum()
 
     def clock(count: int) -> np.ndarray:
-        """Parts of a day, by how busy its hours are."""
+        """Return times of the day, by how busy its hours are."""
         return (np.searchsorted(cumulated, rng.random(count)) + rng.random(count)) / 24
 
     # Checks: at random while the SIM is in and as it comes, and a fifth of them in twos

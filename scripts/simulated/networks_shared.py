@@ -96,7 +96,7 @@ ROWS: Mapping[str, Shared] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Market(World):
-    """A made network with the genuine subscriber of each copied number."""
+    """Simulated network with the genuine subscriber of each copied IMEI."""
 
     owners: dict[int, frozenset[str]]
     """Device → subscribers who hold the genuine phone. It is absent if no phone is genuine."""
@@ -174,7 +174,7 @@ class _Country:
         rate: float | None = None,
         on: bool = False,
     ) -> None:
-        """Have a SIM used in a device, which is in a body, from one hour to another."""
+        """Put a SIM into a device, which is in a body, from one hour to another."""
         a_day = self.rules.a_day * self.rng.lognormal(-0.15, 0.55) if rate is None else rate
         since, until = max(begin, 0.0), min(end, float(self.hours))
         if until > since:
@@ -190,7 +190,7 @@ class _Country:
         *,
         rate: float | None = None,
     ) -> None:
-        """Have SIMs used in one device in turn, each for some hours: at random, but never the same SIM twice."""
+        """Put SIMs into one device in turn, each for some hours: at random, but never the same SIM twice in a row."""
         a_day = self.rules.a_day * self.rng.lognormal(0, 0.4) if rate is None else rate
         at, now = 0.0, int(self.rng.integers(0, len(cards)))
         mean = [float(np.exp(self.rng.uniform(*np.log(length)))) for _ in cards]

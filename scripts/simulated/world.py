@@ -33,33 +33,33 @@ from eir.sightings.conditions import Tac
 
 START = datetime(2026, 10, 27)  # noqa: DTZ001 - times in the files are UTC without saying so
 HOURS = np.array([1, 0.5, 0.3, 0.3, 0.5, 1.5, 4, 7, 8, 7, 6, 6, 7, 6, 6, 6, 7, 8, 8, 7, 6, 5, 3, 2], dtype=float)
-"""The traffic in each hour of a day."""
+"""Traffic in each hour of a day."""
 COPIES = ((2, 2, 0.26), (3, 3, 0.22), (4, 6, 0.28), (7, 20, 0.20), (21, 40, 0.04))
-"""From, to, and share of cloned identities: some six copies on average."""
+"""Minimum and maximum number of copies, and share of cloned identities; about six copies on average."""
 KINDS = ("clone", "taken", "never_allocated", "free", "box", "zero", "malformed")
 DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A world that was made."""
+    """Simulated network."""
 
     folder: Path
-    """State folder of a node: its record is in it."""
+    """State folder of a node, which contains its record."""
     tacs: tuple[Tac, ...]
-    """The list of TACs."""
+    """List of TACs."""
     since: datetime
     until: datetime
     rows: int
     truth: dict[int, tuple[str, int]]
-    """Tampered devices: kind, and number of copies."""
+    """Tampered device → kind, and number of copies."""
     hard: dict[int, str]
-    """Honest devices that look as if: what they are."""
+    """Honest device with suspicious traffic → its kind."""
 
 
 @dataclass(slots=True)
 class _Segments:
-    """The use of devices by subscribers from one time to another (days), as columns."""
+    """Columns: the use of devices by subscribers from one day to another."""
 
     columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class _Segments:
         attach: Any = False,
         echo: Any = False,
     ) -> None:
-        """`person`: whose days the phone follows; `attach`: a check at the begin; `echo`: its checks come with the person's own."""
+        """`person`: the phone follows this person's days; `attach`: a check at the beginning; `echo`: its checks come with the person's own."""
         row = {
             "subscriber": subscriber, "device": device, "begin": begin, "end": end, "person": subscriber if person is None else person,
             "version": version, "update": update, "rate": rate, "pinned": pinned, "attach": attach, "echo": echo,
@@ -94,7 +94,7 @@ class _Segments:
 def make(  # noqa: C901, PLR0915 - the list of what there is in a network
     folder: Path, subscribers: int, *, days: int = 30, a_day: float = 5.0, seed: int = 1, boxes: int | None = None
 ) -> World:
-    """Make a network of so many honest subscribers in a folder."""
+    """Make a network with this number of honest subscribers in a folder."""
     rng = np.random.default_rng(seed)
     regions = int(np.clip(round(subscribers**0.5 / 20), 8, 40))
     boxes = boxes if boxes is not None else max(5, min(50, subscribers // 20_000))
@@ -368,7 +368,7 @@ def _write(  # noqa: PLR0915 - one day from beginning to end
     nearest: np.ndarray,
     seed: int,
 ) -> int:
-    """The checks of each day, into files of three hours."""
+    """Write the checks of each day, into files of three hours."""
     regions = len(size)
     persons = all_subscribers
     home = rng.choice(regions, persons, p=size)

@@ -19,7 +19,7 @@ MOVES = 10
 
 
 def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:  # noqa: C901, PLR0912, PLR0915 - the list of what there is in a network
-    """Make a network of so many honest subscribers in a folder."""
+    """Make a network with this number of honest subscribers in a folder."""
     rng = np.random.default_rng([seed, 2])
     provinces = int(rng.integers(3, 16))
     pools = rng.integers(1, 4, provinces)

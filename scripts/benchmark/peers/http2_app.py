@@ -18,7 +18,7 @@ listed: set[str] = set()
 
 
 async def equipment_status(request: Request) -> JSONResponse:
-    """The status of one device."""
+    """Return the status of one device."""
     pei = request.query_params.get("pei", "")
     if PEI.fullmatch(pei) is None:
         return JSONResponse(

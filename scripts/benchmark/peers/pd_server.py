@@ -16,7 +16,7 @@ MMES = 64
 
 
 class Eir(Application):
-    """Answers every check with WHITELISTED."""
+    """Server that answers each check with WHITELISTED."""
 
     def handle_request(self, request: MeIdentityCheckRequest) -> None:
         """Answer one request."""
