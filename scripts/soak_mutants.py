@@ -16,11 +16,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -63,8 +64,55 @@ OUTSIDE = {
     "eir/wire/ss7": ("test_ss7", "test_map", "test_map_node"),
     "eir/lists/stores": ("test_store_contract", "test_sqlite", "test_redis"),
     "eir/wire/web": ("test_http", "test_http2", "test_hpack_lane"),
+    "eir/cli/access.py": ("test_init", "test_state_folder"),
+    "eir/cli/app.py": ("test_manual",),
+    "eir/cli/asking.py": ("test_pages",),
+    "eir/cli/audit.py": ("test_audit", "test_acknowledge"),
+    "eir/cli/figures.py": ("test_figures",),
+    "eir/cli/first.py": ("test_init",),
+    "eir/cli/grace.py": ("test_first_seen_commands", "test_grace"),
+    "eir/cli/lists.py": ("test_content", "test_add_file"),
+    "eir/cli/node.py": ("test_control", "test_looking"),
+    "eir/cli/publisher.py": ("test_folder", "test_publish"),
+    "eir/cli/record.py": ("test_history", "test_feed_history"),
+    "eir/cli/releases.py": ("test_cli", "test_pull", "test_acknowledge"),
+    "eir/cli/sightings.py": ("test_sightings", "test_figures", "test_three_parties"),
+    "eir/cli/tamper.py": ("test_tamper", "test_three_parties"),
+    "eir/cli/trace.py": ("test_trace",),
+    "eir/cli/why.py": ("test_why",),
+    "eir/interfaces/feed/service.py": ("test_feed_node", "test_feed_kill"),
+    "eir/interfaces/gsup/probe.py": ("test_probe",),
+    "eir/interfaces/n5g/probe.py": ("test_n5g_probe",),
+    "eir/lists/sources/acknowledge.py": ("test_acknowledge", "test_folder"),
+    "eir/lists/sources/folder_writer.py": ("test_folder",),
+    "eir/lists/sources/pull_http.py": ("test_pull",),
+    "eir/lists/stores/redis/__init__.py": ("test_redis", "test_store_contract"),
+    "eir/lists/stores/redis/history.py": ("test_redis", "test_store_contract", "test_feed_kill"),
+    "eir/lists/stores/redis/link.py": ("test_redis", "test_groups"),
+    "eir/lists/stores/redis/writing.py": ("test_redis", "test_store_contract", "test_groups"),
+    "eir/lists/stores/redis_url.py": ("test_redis", "test_groups"),
+    "eir/lists/stores/sqlite/file.py": ("test_sqlite", "test_looking", "test_owner"),
+    "eir/lists/stores/write.py": ("test_store_contract",),
+    "eir/node/processes/acknowledging.py": ("test_acknowledge",),
+    "eir/node/processes/attendants.py": ("test_recorder", "test_first_seen"),
+    "eir/node/processes/commands.py": ("test_control",),
+    "eir/node/processes/drop_folder.py": ("test_inbox", "test_drop_folder"),
+    "eir/node/processes/listed_search.py": ("test_listed",),
+    "eir/node/processes/loading.py": ("test_apart", "test_inbox"),
+    "eir/node/processes/pulling.py": ("test_pulling", "test_pull", "test_acknowledge"),
+    "eir/node/processes/record_writer.py": ("test_recorder", "test_sightings", "test_record_faults"),
+    "eir/node/processes/sources.py": ("test_pull", "test_inbox"),
+    "eir/node/processes/state_folder.py": ("test_owner",),
+    "eir/node/processes/store_watch.py": ("test_following", "test_lost_data"),
+    "eir/node/processes/tracing.py": ("test_trace", "test_control"),
+    "eir/node/processes/web.py": ("test_page", "test_metrics"),
+    "eir/node/processes/worker.py": ("test_workers", "test_trace", "test_coming_back"),
+    "eir/node/processes/workers.py": ("test_workers", "test_away"),
+    "eir/wire/diameter/dialer.py": ("test_client", "test_sctp"),
+    "eir/wire/diameter/traffic.py": ("test_peer", "test_conformance"),
+    "eir/wire/peers/gate.py": ("test_link", "test_n5g", "test_n5g_access"),
 }
-"""Folder → tests of other folders that concern it, also of files that no test imports."""
+"""Folder or file → tests of other folders that concern it. Tests of a file run first."""
 
 
 @dataclass(slots=True)
@@ -151,20 +199,28 @@ def draw(root: Path, where: Path, seed: int) -> list[Fault]:
 
 
 def concerned(root: Path, file: str) -> list[str]:
-    """Return the test files that concern a file, the nearest first: of its name, of its room, of OUTSIDE, and some of other rooms that import it."""
-    named, near, room = f"{_room(file)}{_named(file)}", _importers(root).get(file, {}), _room(file)
+    """Return the test files that concern a file, the nearest first: its own, of its room, of OUTSIDE, and some of other rooms that import it."""
+    near, room = _importers(root).get(file, {}), _room(file)
     found = sorted(near, key=lambda test: (Path(test).name != _named(file), near[test], test))
     folder = file.rpartition("/")[0]
     while folder and folder not in OUTSIDE:
         folder = folder.rpartition("/")[0]
-    outside = [
-        path.relative_to(root).as_posix()
-        for name in OUTSIDE.get(folder, ())
-        for path in (root / "tests").rglob(f"{name}.py")
-    ]
+    outside = _paths(root, OUTSIDE.get(folder, ()))
     of_room = [test for test in found if test.startswith(room)]
     others = [test for test in found if not test.startswith((room, "tests/deploy/"))][:FILES_MAX]
-    return list(dict.fromkeys([*([named] if (root / named).exists() else ()), *of_room, *outside, *others]))
+    return list(dict.fromkeys([*own_tests(root, file), *of_room, *outside, *others]))
+
+
+def own_tests(root: Path, file: str) -> list[str]:
+    """Return the test files of one file: of its name, and of its row in OUTSIDE."""
+    named = f"{_room(file)}{_named(file)}"
+    return list(dict.fromkeys([*([named] if (root / named).exists() else ()), *_paths(root, OUTSIDE.get(file, ()))]))
+
+
+def _paths(root: Path, names: Iterable[str]) -> list[str]:
+    """Return the paths of test files, from the root of the repository."""
+    found = (path for name in names for path in sorted((root / "tests").rglob(f"{name}.py")))
+    return [path.relative_to(root).as_posix() for path in found]
 
 
 def try_faults(
@@ -217,16 +273,17 @@ class _Copy:
         self._lock = threading.Lock()
         self._running: subprocess.Popen[str] | None = None
         self._stopped = False
-        self._environment = os.environ | {"PYTHONPATH": str(self.tree), "TMPDIR": str(folder / "x")}
+        self._python = str(self.tree / ".venv" / "bin" / "python")
+        self._environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._environment["TMPDIR"] = str(folder / "x")
 
     def make(self) -> None:
         """Copy the tree."""
         shutil.copytree(self.root, self.tree, ignore=ASIDE, symlinks=True)
+        make_environment(self.tree)
         (self.folder / "x").mkdir()
         # Compiled files that go by content: by time, a fault and its file without it could be of the same second.
-        self._run(
-            [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "eir"], TEST_LIMIT_S
-        )
+        self._run([self._python, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "eir"], TEST_LIMIT_S)
 
     def attempt(self, fault: Fault, limit_s: float) -> Tried | None:
         """Apply the fault, run the tests, and remove the fault; return None if the program is invalid or the same."""
@@ -261,12 +318,12 @@ class _Copy:
         return tried
 
     def _quick_first(self, file: str) -> list[str]:
-        """Return the tests of a file in the order of their runs: that of its name, those of its room, others."""
-        tests, named, room = concerned(self.root, file), f"{_room(file)}{_named(file)}", _room(file)
+        """Return the tests of a file in the order of their runs: its own, those of its room, others."""
+        tests, own, room = concerned(self.root, file), own_tests(self.root, file), _room(file)
         text = {test: (self.root / test).read_text() for test in tests}
         guess = {test: NODE_GUESS_S if re.search(r"\b[Ss]ite\b", text[test]) else FIRST_GUESS_S for test in tests}
         return sorted(
-            tests, key=lambda test: (test != named, not test.startswith(room), self._took.get(test, guess[test]))
+            tests, key=lambda test: (test not in own, not test.startswith(room), self._took.get(test, guess[test]))
         )
 
     def stop(self) -> None:
@@ -279,7 +336,7 @@ class _Copy:
         """Return the first test that fails; empty: none; None: not all ran in time."""
         deselected = [part for test in but for part in ("--deselect", test)]
         command = [
-            sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *deselected, *tests,
+            self._python, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *deselected, *tests,
         ]  # fmt: skip
         status, said = self._run(command, limit_s)
         found = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::.*?)?)(?: - .*)?$", said, re.MULTILINE)
@@ -297,7 +354,7 @@ class _Copy:
         if path is not None and path.suffix not in {".c", ".h"}:
             return True
         objects = {found: found.read_bytes() for found in self.tree.rglob("*.so")}
-        status, _ = self._run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"], TEST_LIMIT_S)
+        status, _ = self._run([self._python, "setup.py", "-q", "build_ext", "--inplace", "--force"], TEST_LIMIT_S)
         return status == 0 and any(found.read_bytes() != objects.get(found) for found in self.tree.rglob("*.so"))
 
     def _run(self, command: list[str], limit_s: float) -> tuple[int | None, str]:
@@ -318,6 +375,32 @@ class _Copy:
                 _end(running)
             out.seek(0)
             return (None, "") if self._stopped else (status, out.read())
+
+
+def make_environment(tree: Path) -> None:
+    """Create `.venv` in a copy of the tree: links to the packages of this environment, and the program of the copy.
+
+    PYTHONPATH cannot replace it: tests set PYTHONPATH themselves, and start forked commands without it.
+    """
+    own, packages, programs = tree / ".venv", Path(sysconfig.get_path("purelib")), Path(sys.executable).parent
+    inside = own / packages.relative_to(sys.prefix)
+    inside.mkdir(parents=True)
+    for path in packages.iterdir():
+        if not path.name.startswith("__editable__"):
+            (inside / path.name).symlink_to(path)
+    (inside / "tree.pth").write_text(f"{tree}\n")
+    (own / programs.name).mkdir()
+    begins = f"#!{sys.prefix}/".encode()
+    for path in filter(Path.is_file, programs.iterdir()):
+        program, content = own / programs.name / path.name, path.read_bytes()
+        if content.startswith(begins):
+            program.write_bytes(content.replace(begins, f"#!{own}/".encode(), 1))
+            program.chmod(0o755)
+        else:
+            program.symlink_to(path)
+    for name in ("pyvenv.cfg", "share"):
+        if (Path(sys.prefix) / name).exists():
+            (own / name).symlink_to(Path(sys.prefix) / name)
 
 
 def _end(process: subprocess.Popen[str] | None) -> None:

@@ -31,6 +31,17 @@ SHORT = """def add(left, right):
         raise ValueError(left)
     return left + right
 """
+BESIDE = """import subprocess, sys
+
+PROGRAM = "from eir.sums import add; raise SystemExit(add(2, 3) != 5)"
+
+
+def test_add():
+    # a program of its own, without the environment of the test
+    assert subprocess.run([sys.executable, "-P", "-c", PROGRAM], env={}).returncode == 0
+
+
+"""
 USED = "from eir.sums import add\n\n\ndef twice(value):\n    return add(value, value)\n"
 
 
@@ -113,7 +124,7 @@ def tree(tmp_path):
     """A program of two files, tests that look at part of it, and one that fails whatever happens."""
     for name, text in {
         "eir/__init__.py": "", "eir/sums.py": SHORT, "eir/used.py": USED,
-        "tests/test_sums.py": "from eir.sums import add\n\n\ndef test_add():\n    assert add(2, 3) == 5\n\n\ndef test_red():\n    assert add(1, 1) == 3\n",
+        "tests/test_sums.py": BESIDE + "def test_red():\n    from eir.sums import add\n\n    assert add(1, 1) == 3\n",
         "tests/test_used.py": "from eir.used import twice\n\n\ndef test_twice():\n    assert twice(4) == 8\n",
     }.items():  # fmt: skip
         path = tmp_path / name
