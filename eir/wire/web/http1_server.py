@@ -166,14 +166,14 @@ class HttpConnection(asyncio.Protocol):
         return self.answering or self._next is not None
 
     def pause_writing(self) -> None:
-        """Stop answering a client that does not read its responses, and set the deadline for reading them."""
+        """Stop answering a client that does not read its responses."""
         self._stalled = True
-        self._due_s = self._loop.time() + self._owner.limits.request_s
 
     def resume_writing(self) -> None:
         """Continue to answer, because the client reads its responses again."""
         self._stalled = False
         if not self.answering and self._next is None:
+            self._set_deadline()
             self._answer_next()
 
     def connection_lost(self, _exc: Exception | None) -> None:
@@ -206,7 +206,7 @@ class HttpConnection(asyncio.Protocol):
     def _answer_next(self) -> None:
         """Answer the next complete request, or wait for more bytes."""
         self._next = None
-        if self._transport is None or self.answering or self._stalled:
+        if self._stalled:
             return
         request = self._conversation.next_request()
         if request is None:
@@ -238,11 +238,15 @@ class HttpConnection(asyncio.Protocol):
         if self._conversation.over or self._draining:
             self._finish()
             return
+        self._set_deadline()
+        self._next = self._loop.call_soon(self._answer_next)
+
+    def _set_deadline(self) -> None:
+        """Set the deadline of the awaited event. A client that has begun a request, or does not read its response, is not idle."""
         limits = self._owner.limits
-        idle_s = None if self._conversation.has_begun_request() else limits.idle_s
+        idle_s = None if self._stalled or self._conversation.has_begun_request() else limits.idle_s
         self._idle = idle_s is not None
         self._due_s = self._loop.time() + (limits.request_s if idle_s is None else idle_s)
-        self._next = self._loop.call_soon(self._answer_next)
 
     def _wait_or_close(self) -> None:
         """Wait for more bytes. If no further request can follow, close the connection, after an error response to an invalid request."""

@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import pytest
-from http2_wire import HELLO
+from http2_wire import HELLO, frames, get, statuses
 from lanes import Kept
 from made import fill, pages_of
 from node import until_async
@@ -27,7 +27,7 @@ from eir.wire.peers.link import Turns
 from eir.wire.peers.settings import PeerSettings, Requester, realm_of, requester
 from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
-from eir.wire.web.http2_message import Http2Request, Shapes
+from eir.wire.web.http2_message import Http2Request, Http2Response, Shapes
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE, UNKNOWN = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED, Status.UNKNOWN
@@ -288,7 +288,7 @@ class TestRequester:
 
 
 class Owner:
-    """Takes every connection, and answers nothing."""
+    """Takes every connection, and answers everything with 404."""
 
     limits = SimpleNamespace(write_buffer_bytes=65_536, stalled_write_s=1)
 
@@ -296,10 +296,37 @@ class Owner:
         self.turns = Turns(loop)
 
     def accept(self, _link, _protocol):
-        return Http2Connection(None, Http2Limits(), Shapes(), 0.0)
+        return Http2Connection(lambda _: Http2Response(404, (), b""), Http2Limits(), Shapes(), 0.0)
+
+    def answered(self, *_):
+        pass
 
     def lost(self, _link):
         pass
+
+
+async def test_a_request_before_the_end_of_the_stream_is_answered_in_its_turn():
+    loop = asyncio.get_running_loop()
+    owner, links = Owner(loop), []
+
+    def made():
+        links.append(N5gConnection(owner, loop))
+        return links[-1]
+
+    async with await loop.create_server(made, "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(HELLO)
+        await until_async(lambda: links and links[0].http.unread == 0)
+        (link,) = links
+        owner.turns._waiting[link] = None  # as if others were before it
+        writer.write(get(1, "/"))
+        writer.write_eof()
+        await until_async(lambda: link._ended)
+        owner.turns._waiting.clear()
+        owner.turns.request(link)
+        async with asyncio.timeout(60):
+            assert statuses(frames(await reader.read())[0]) == {1: 404}
+        writer.close()
 
 
 async def test_of_a_connection_whose_turn_has_not_come_only_so_much_is_read():

@@ -218,6 +218,27 @@ async def test_a_slow_client_is_counted_and_an_idle_one_is_not(first, then, idle
     assert ended == [("127.0.0.1", reason) for reason in reasons]
 
 
+@pytest.mark.parametrize(("reads", "idle_s", "reasons"), [(False, 3600, [SLOW]), (True, 0.01, [])])
+async def test_a_client_that_does_not_read_its_response_is_slow_and_not_idle(reads, idle_s, reasons):
+    ended, page = [], HttpResponse(200, "text/plain", bytes(1 << 24))
+    connections = HttpConnections(
+        lambda _: page,
+        limits=HttpLimits(request_s=0.05 if reasons else 60, idle_s=idle_s),
+        ended=lambda *what: ended.append(what),
+    )
+    listener = await asyncio.get_running_loop().create_server(connections.create_connection, "127.0.0.1", 0)
+    client = Client(*await asyncio.open_connection(*listener.sockets[0].getsockname()))
+    client.writer.write(GET)
+    if reads:
+        await until(lambda: connections.links and next(iter(connections.links))._stalled)
+        assert len(await client.ended()) > len(page.body)
+    else:
+        await until(lambda: ended)
+    client.writer.close()
+    listener.close()
+    assert ended == [("127.0.0.1", reason) for reason in reasons]
+
+
 @pytest.mark.parametrize(
     "begins",
     [b"GET /", b"GET /page HTTP/1.1\r\nHost: ", b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"],
