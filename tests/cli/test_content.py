@@ -58,6 +58,9 @@ def test_a_list_page_by_page(host):
     said = host.eir("show", "stolen", "-n", 2)
     assert said.stdout.splitlines()[0].split() == ["entry", "reason", "until", "who", "time"]
     assert said.stderr == "from the store, no node answers here\n1 more: --skip 2, or eir export stolen\n"
+    said = host.eir("show", "stolen", "-n", 1, "--skip", 1)
+    assert said.stderr.endswith("\n1 more: --skip 2, or eir export stolen\n")
+    assert "more" not in host.eir("show", "stolen", "--skip", 2).stderr
     assert host.json("show", "bound", "-n", 1)["total"] == 2, "pairs of one device are rows of their own"
 
 

@@ -91,6 +91,10 @@ def test_bash_completes(words, offered):
 def test_scripts_of_shells(shell):
     text = fish(ROOT) if shell == "fish" else bash(ROOT, zsh=shell == "zsh")
     assert "publish" in text
+    if shell == "fish":
+        assert "complete -c eir -n '__fish_use_subcommand' -f -a publish -d " in text
+        assert "complete -c eir -n '__fish_seen_subcommand_from peer' -f -a disable -d " in text
+        assert "complete -c eir -n '__fish_seen_subcommand_from publish' -l key -r -d " in text
     if shutil.which(shell):
         subprocess.run([shell, "--no-execute" if shell == "fish" else "-n"], input=text, text=True, check=True)
 

@@ -43,12 +43,14 @@ def told(shared):
     """Two releases of one list, a local list, and checks before, between and after; times between them."""
     shared.configure(
         sightings={"subscribers": "hashed", "window_s": 1},
-        lists={**shared.settings["lists"], "here": {"local": True}},
+        lists={**shared.settings["lists"], "here": {"local": True}, "bound": {"local": True, "kind": "pairs"}},
         policy={"rules": [{"list": "here", "answer": "greylisted"}, {"list": "stolen", "answer": "blacklisted"}]},
     )
     shared.load([TRACKED], list_name="tracked")
     shared.load(["imei,reason", f"{LISTED},stolen in transit", f"{UNLISTED},"])
     shared.eir("add", "here", TRACKED, "--reason", "a test phone")
+    for imsi in (IMSI, "001010987654321"):
+        shared.eir("add", "bound", LISTED, "--imsi", imsi, "--reason", "bound")
     times = {"before": now()}
     next_second()
     node = shared.start()
@@ -120,6 +122,8 @@ def test_what_was_answered_then_and_what_stood_behind_it(told):
     (row,) = stolen["rows"]
     assert (row["row"], row["reason"], row["who"]) == (LISTED, "stolen in transit", "test@localhost")
     assert [(each["what"], each["serial"]) for each in stolen["since"]] == [("load", 2)]
+    bound = next(each for each in said["lists"] if each["list"] == "bound")
+    assert [row["imsi"] for row in bound["rows"]] == [IMSI]
     assert [each["detail"] for each in said["reloads"]] == ["changed: policy"]
     assert said["now"]["status"] == "whitelisted"
 

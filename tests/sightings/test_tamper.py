@@ -398,6 +398,9 @@ def test_only_what_is_nearly_certain_is_exported(site):
     assert 0.02 <= reported[IMEI] < 0.95
     done = site.eir("tamper", "export", *UNTIL_DAY, "--rows", "tracked")
     assert [row["imei"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["00000000000000"]
+    for arguments in (("--rows", "other"), ("--rows", "tracked", "--as", "dirbs-notifications")):
+        done = site.eir("tamper", "export", *UNTIL_DAY, *arguments, status=2)
+        assert f"--rows {arguments[1]}: expected " in done.stderr
 
 
 def test_files_from_before_there_were_peers(tmp_path):

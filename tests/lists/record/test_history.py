@@ -772,8 +772,11 @@ def test_a_reader_upgrades_nothing_and_a_load_logs_the_upgrade_before(tmp_path):
         site.load([LISTED, UNLISTED], serial=2)
         file = site.state / "lists.sqlite"
         make_form_2(file)
-        for command in (("lists",), ("show", "stolen"), ("history",), ("check", LISTED)):
-            assert "form" not in site.eir(*command).stderr, command
+        for *command, status in (
+            ("lists", 0), ("show", "stolen", 0), ("history", 0), ("history", "--verify", 0), ("check", LISTED, 0), ("why", LISTED, 1),
+            ("export", "stolen", 0), ("backup", site.folder / "eir.tar", 0),
+        ):  # fmt: skip
+            assert "has form" not in site.eir(*command, status=status).stderr, command
             with contextlib.closing(sqlite3.connect(file)) as db:
                 assert db.execute("PRAGMA user_version").fetchone() == (2,), command
         assert site.json("lists")[0]["entries"] == 2
@@ -813,6 +816,10 @@ class TestCommand:
         first, second, refused = map(json.loads, lines)
         assert (first["number"], second["number"], refused["count"]) == (1, 2, 3)
         assert second["before"] == hashlib.sha256(lines[0].encode()).hexdigest()
+        for since, left in ((refused["time"], ["count"]), ("2100-01-01T00:00:00Z", [])):
+            out = site.folder / "part.jsonl"
+            site.eir("history", "--export", out, "--since", since)
+            assert ["count" for line in out.read_text().splitlines() if "count" in json.loads(line)] == left
 
     def test_a_record_that_was_changed_is_found(self, site):
         assert site.eir("history", "--verify").stdout.startswith("the history is valid: 2 records, 1 to 2, ")

@@ -299,6 +299,18 @@ def test_a_folder_that_is_none_and_a_key_that_cannot_be_made_are_named(tmp_path)
         load_key(tmp_path / "nowhere")
 
 
+def test_two_processes_that_create_the_key_at_once_have_the_same_one(tmp_path, monkeypatch):
+    run = subprocess.run
+
+    def second(*command, **how):
+        assert run(*command, **how).returncode == 0
+        return run(*command, **how)
+
+    monkeypatch.setattr(acknowledge.subprocess, "run", second)
+    key = load_key(tmp_path)
+    assert (key.stat().st_size > 0, key.with_name(f"{key.name}.pub").exists()) == (True, True)
+
+
 def test_the_soak_in_its_short_form():
     """Nodes, a folder that changes, and a server that fails; for as long as an hour has minutes: scripts/soak sources."""
     soak = Path(__file__).parents[3] / "scripts" / "soak"

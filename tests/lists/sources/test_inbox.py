@@ -76,6 +76,7 @@ def test_hidden_names_and_folders_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     found = scan_folder(tmp_path)
     assert found.keys() == {"a.csv", "link", "pipe"}
+    assert len(scan_folder(tmp_path, 2)) == 2
 
 
 @pytest.mark.parametrize(

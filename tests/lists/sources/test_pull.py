@@ -405,8 +405,12 @@ def late(register, node):
     return Late(node)
 
 
-async def test_a_withheld_release_counts_from_its_first_offer(register, node, late, tmp_path):
-    """Neither newer offers nor a restart begin it again, and a source that is away meanwhile does not end it."""
+async def test_a_withheld_release_counts_from_its_first_offer(register, node, late, tmp_path, monkeypatch):
+    """Neither newer offers nor a restart begin it again, and a source that is away meanwhile does not end it.
+
+    Of more offers than OFFERS_MAX, the newest one has the time of the one that it replaces.
+    """
+    monkeypatch.setattr("eir.lists.sources.pull.OFFERS_MAX", 2)
     register.publish(ROWS[:20])
     assert await late.behind(0) is None
     assert (late.outcome, node.said.in_force) == (("loaded", ""), 1)
@@ -419,6 +423,8 @@ async def test_a_withheld_release_counts_from_its_first_offer(register, node, la
     late.node = again = Node(tmp_path / "node", register)
     register.web.fault = "error"
     assert await late.behind(40) == 10
+    register.web.fault = lambda path: "error" if path.startswith("4/") else None
+    assert await late.behind(45) == 20
     register.web.fault = None
     assert await late.behind(50) is None
     assert (late.outcome, again.said.in_force) == (("loaded", ""), 4)
@@ -543,8 +549,11 @@ async def test_a_token_and_a_redirect_on_the_same_server(tmp_path, keys):
         (tmp_path / "token").write_text("secret-1\n")
         node = Node(tmp_path / "node", register)
         assert await node.pull() == ("unreached", "status_401")
-        node.source = replace(node.source, token=tmp_path / "token", url=f"{register.web.url}moved/")
+        node.source = replace(node.source, token=tmp_path / "token", url=f"{register.web.url}moved/moved/moved/")
         assert await node.pull() == ("loaded", "")
+        node.source = replace(node.source, url=f"{node.source.url}moved/")
+        assert await node.pull() == ("unreached", "redirect")
+        assert "3 times at most" in node.said.detail
         register.web.fault, register.web.elsewhere = "redirect", "https://elsewhere.example/x?signature=secret-2&y="
         assert await node.pull() == ("unreached", "redirect")
         assert "to https://elsewhere.example/x, and" in node.said.detail

@@ -17,7 +17,7 @@ from accepting import accepting
 from followed import Node
 from made import Altered, cause_of, event, page, pages_in, pages_of, state, until
 
-from eir.errors import GenerationConflict, NothingToRollBack, StoreError
+from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged, StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.clock import STORE_TIMEOUT_S
 from eir.lists.record.history import chain_faults
@@ -551,6 +551,21 @@ class TestNodes:
         for _ in range(4):
             await store.wait({"a": 1}, 60)
         assert 3 * redis_store.UNCHANGED_PAUSE_S <= time.monotonic() - began < 60
+
+    async def test_an_entry_with_its_state_is_told_at_once(self, store, monkeypatch):
+        await store.replace("a", state(A), A, seen=0)
+        monkeypatch.setattr(redis_store, "UNCHANGED_PAUSE_S", 60)
+        async with asyncio.timeout(STORE_TIMEOUT_S):
+            await store.wait({"a": 0}, 60)
+
+    async def test_pages_of_a_list_that_changes_during_each_read(self, store, monkeypatch):
+        async def changed(*_):
+            raise StoreChanged("changed")
+
+        await store.replace("a", state(A), A, seen=0)
+        monkeypatch.setattr(reading, "read_each", changed)
+        with pytest.raises(StoreChanged, match="changed 5 times"):
+            await store.some_pages("a", [0])
 
     async def test_a_flush_is_noticed_and_healed_from_a_copy(self, server, tmp_path, store):
         copy = SqliteStore(tmp_path / "copy.sqlite")

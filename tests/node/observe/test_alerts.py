@@ -14,7 +14,7 @@ import yaml
 from node import LISTED, TRACKED, children, until
 from test_status import reports, status_of
 
-from eir.node.observe.alerts import EVERY_S, RULES, SUBJECTS_SHOWN, Alerts, alert_of
+from eir.node.observe.alerts import CHECKS, EVERY_S, RULES, SUBJECTS_SHOWN, Alerts, RecentMetrics, alert_of
 from eir.node.observe.metrics import FAMILIES
 
 PROMETHEUS = Path(__file__).parents[3] / "deploy" / "prometheus"
@@ -114,6 +114,38 @@ def test_each_alert_of_one_node_has_a_rule_that_holds_a_minute_before_it_fires()
     assert sorted(rule.alert for rule in RULES) == sorted(SEVERE.keys() - BETWEEN_NODES - {"EirDown"})
     for rule in RULES:
         assert rule.wait_s <= max(0, seconds(SEVERE[rule.alert].get("for", "0s")) - EVERY_S), rule.alert
+
+
+class Windows(RecentMetrics):
+    """Metrics without samples, and the numbers of minutes for which a rule asks."""
+
+    def __init__(self):
+        super().__init__()
+        self.minutes = set()
+
+    def rises(self, name, minutes, *how):
+        self.minutes.add(minutes)
+        return super().rises(name, minutes, *how)
+
+
+def test_each_rule_and_its_alert_count_the_same_minutes():
+    for rule in RULES:
+        windows, alert = Windows(), SEVERE[rule.alert]
+        list(rule.subjects(windows))
+        said = re.findall(r"in the last (\d+) minutes", rule.text) or re.findall(r"\[(\d+)m\]", alert["expr"])
+        assert windows.minutes <= set(map(int, said)), rule.alert
+
+
+def test_each_minute_of_blocked_checks_counts_once():
+    recent = RecentMetrics()
+    kinds = [{"status": "blacklisted"}, {"status": "whitelisted"}, {"status": "blacklisted", "probe": "yes"}]
+    for minute in range(1, 5):
+        samples = {tuple(kind.get(label, "") for label in FAMILY[CHECKS].labels): 10.0 * minute for kind in kinds}
+        recent.update({CHECKS: samples}, 60 * minute)
+        if minute < 4:
+            recent.end_minute()
+    assert [recent.blocked(minutes) for minutes in (0, 1, 9)] == [(10, 20), (20, 40), (40, 80)]
+    assert [recent.blocked_before(minutes) for minutes in (0, 1, 9)] == [(30, 60), (20, 40), (0, 0)]
 
 
 def test_no_rule_holds_where_its_alert_is_quiet():

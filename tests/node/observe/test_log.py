@@ -86,6 +86,13 @@ def test_levels(made):
     assert [line["event"] for line in lines()] == ["a_warning", "a_error", "another_debug"]
 
 
+def test_an_event_that_always_counts_is_not_limited(made):
+    log, lines = made()
+    for _ in range(BURST + 1):
+        log.report("reloaded")
+    assert [line.get("suppressed") for line in lines()] == [None] * (BURST + 1)
+
+
 def test_a_flood_of_one_kind_is_limited_and_what_was_left_out_is_counted(made, clock):
     log, lines = made()
     for _ in range(1000):

@@ -118,6 +118,11 @@ class TestAside:
             assert policies() == TAKES_PART
 
 
+def test_a_kernel_without_statistics_of_its_scheduler_restores_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(priority, "TASKS", tmp_path / "task")
+    assert priority._can_restore() is False
+
+
 async def test_the_processor_is_counted_of_all_threads():
     ran, waited = priority._ran_and_waited(priority._threads())
 

@@ -60,6 +60,12 @@ def test_a_peer_that_has_restarted():
     assert admission.arrived(claim(3, state=6)) == [Drop(1, "restarted"), Admit(3, failed_before=False)]
 
 
+def test_a_peer_whose_first_connection_named_no_state_may_not_have_restarted():
+    admission = Admission()
+    admission.arrived(claim(1, state=0))
+    assert admission.arrived(claim(2, state=5)) == [ProbeOldest(1)]
+
+
 def test_a_peer_that_has_restarted_while_another_of_its_connections_waits():
     admission = Admission()
     admission.arrived(claim(1, state=1))

@@ -151,6 +151,15 @@ def test_the_table_is_whole():
     assert all(len(TABLE[state]) == len(Input) for state in State)
 
 
+def test_a_message_shorter_than_the_cer_before_it_is_answered_at_admission():
+    driven, cer, dwr = Driven(), wire.cer(), wire.dwr()
+    assert len(dwr) < len(cer)
+    driven.feed(cer[:40])
+    driven.feed(cer[40:] + dwr)
+    driven.peer.admit(0.0)
+    assert [message.command for message in driven.out()] == [257, 280]
+
+
 @given(st.lists(st.integers(1, 400), max_size=12))
 @settings(max_examples=60)
 def test_any_split_of_the_stream_has_the_same_answers(cuts):

@@ -400,6 +400,9 @@ def test_lengths_of_all_forms():
     longest = "3080" * 8 + "1f80800000" + "0000" * 8
     assert ber.elements(bytes.fromhex(longest), 0, len(longest) // 2)[0].tag == 0x30
     assert ber.encoded(4, bytes(200))[:3] == b"\4\x81\xc8"
+    for first, last in (("1f01", 0x1F01), ("1f8101", 0x1F8101), ("3f818201", 0x3F818201)):
+        octets = bytes.fromhex(f"{first}00")
+        assert ber.elements(octets, 0, len(octets)) == [ber.Element(last, len(octets), len(octets), len(octets))]
 
 
 def test_damaged_octets_raise_what_is_documented():

@@ -1,0 +1,108 @@
+"""Schedule of pulls, and what the results of pulls leave, without processes. Pulls themselves: lists/sources/test_pull.py."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from eir.lists.record.store import REFUSED
+from eir.lists.sources.inbox import WAITING
+from eir.lists.sources.pull import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, Pulled
+from eir.node.processes import pulling
+from eir.node.processes.pulling import AGAIN_S, BESIDE_S, SPREAD, Pulling, backoff_s
+
+EVERY_S = 60.0
+
+
+class Jobs(list):
+    """Jobs that are started or stopped, and never run."""
+
+    def start(self, name, interval_s, _, *, delay_s):
+        self.append((name, interval_s, delay_s))
+
+    def stop(self, name):
+        self.append((name, None, None))
+
+
+@pytest.fixture
+def jobs():
+    return Jobs()
+
+
+@pytest.fixture
+def lists():
+    return {"stolen": SimpleNamespace(source=SimpleNamespace(every_s=EVERY_S)), "own": SimpleNamespace(source=None)}
+
+
+@pytest.fixture
+def made(jobs, lists):
+    return Pulling(lambda: SimpleNamespace(lists=lists), None, jobs, None, report=lambda *_, **__: None)
+
+
+def test_each_source_has_a_job_that_begins_within_a_second(made, jobs, lists, monkeypatch):
+    monkeypatch.setattr(pulling.random, "uniform", lambda least, most: (least, most))
+    made.apply()
+    made.apply()
+    assert jobs == [("pull stolen", EVERY_S, (0.0, 1.0))]
+    lists["stolen"].source = None
+    made.apply()
+    assert jobs[1:] == [("pull stolen", None, None)]
+
+
+async def test_the_pause_doubles_with_each_failure_up_to_that_of_the_source(made, monkeypatch):
+    outcomes = [
+        WAITING,
+        UNREACHED,
+        REFUSED,
+        UNREACHED,
+        UNREACHED,
+        UNREACHED,
+        LOADED,
+        WAITING,
+        ELSEWHERE,
+        WAITING,
+        UNCHANGED,
+    ]
+    spreads = []
+
+    async def result(name):
+        return Pulled(list=name, outcome=outcomes[len(spreads)])
+
+    monkeypatch.setattr(made, "_run_pull", result)
+    monkeypatch.setattr(pulling.random, "random", lambda: 0.0)
+    monkeypatch.setattr(pulling.random, "uniform", lambda *span: spreads.append(span) or 0.0)
+    made.apply()
+    spreads.clear()
+    pauses = [await made._pull("stolen") for _ in outcomes]
+    assert pauses == [
+        AGAIN_S, 2 * AGAIN_S, 4 * AGAIN_S, 8 * AGAIN_S, 16 * AGAIN_S, EVERY_S, EVERY_S, AGAIN_S, BESIDE_S, AGAIN_S, EVERY_S,
+    ]  # fmt: skip
+    assert set(spreads) == {(-SPREAD, SPREAD)}
+
+
+def test_half_of_a_pause_is_by_chance(monkeypatch):
+    monkeypatch.setattr(pulling.random, "random", lambda: 1.0)
+    assert [backoff_s(failures, EVERY_S) for failures in (1, 2, 100)] == [AGAIN_S / 2, AGAIN_S, EVERY_S / 2]
+
+
+@pytest.mark.parametrize(
+    ("rejected", "then", "kept"),
+    [
+        (7, {"outcome": LOADED}, False),
+        (7, {"outcome": UNCHANGED}, False),
+        (7, {"outcome": ELSEWHERE}, True),
+        (7, {"outcome": WAITING, "reached": True}, True),
+        (7, {"outcome": WAITING, "reached": True, "reason": "base"}, False),
+        (7, {"outcome": UNREACHED, "reason": "base"}, True),
+        (None, {"outcome": WAITING, "reached": True}, False),
+        (None, {"outcome": UNREACHED}, True),
+    ],
+)
+def test_a_rejection_stays_until_something_later_is_accepted(made, rejected, then, kept):
+    refusal = Pulled(list="stolen", outcome=REFUSED, reason="range", rejected=rejected)
+    made._store(refusal)
+    first = made.rejected["stolen"]
+    assert (first.serial, first.reason) == (rejected, "range")
+    made._store(refusal)
+    assert made.rejected["stolen"] is first, "the time is that of the first"
+    made._store(Pulled(list="stolen", **then))
+    assert ("stolen" in made.rejected) is kept
