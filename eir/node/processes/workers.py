@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
@@ -27,6 +27,7 @@ from eir.node.processes.setup import Listed, send_list
 from eir.node.processes.starter import START_S, Process, Start
 from eir.node.processes.worker import Configured, run
 from eir.wire.diameter.admission import Admission, Claim, Order
+from eir.wire.peers.link import process_of
 from eir.wire.peers.rate import memory_file
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class _Worker:
     """True if the worker was stopped, so that it accepts no further connections."""
     connections: Counter[Counted] = field(default_factory=Counter)
     """Number of the worker's open connections for each address for which the acceptor counts them."""
-    named: set[tuple[int, int]] = field(default_factory=set)
-    """Connections of the worker in the admission table: process id, and number of the connection in the worker."""
+    named: set[int] = field(default_factory=set)
+    """Numbers of the worker's connections in the admission table."""
 
     def start(self) -> None:
         """Record that the worker has its lists and accepts connections."""
@@ -139,8 +140,8 @@ class Workers:
         worker = self._workers.pop(process.pid)
         for source in worker.connections.elements():
             self._acceptor.remove(source)
-        for name in list(worker.named):
-            self._order(self._admission.closed(name))
+        for number in worker.named:
+            self._order(self._admission.closed(number))
         self._change()
         self._acceptor.pause()
 
@@ -203,17 +204,15 @@ class Workers:
 
         def reported(what: str, connection: int, *details: Any) -> None:
             """Call the method `what` of the admission for an event of a Diameter connection, and send the orders that it returns to workers."""
-            name = worker.process.pid, connection
-            worker.named.add(name)
+            worker.named.add(connection)
             if what == "closed":
-                worker.named.discard(name)
-            self._order(getattr(self._admission, what)(name, *details))
+                worker.named.discard(connection)
+            self._order(getattr(self._admission, what)(connection, *details))
 
         def arrived(claim: Claim) -> None:
-            name = worker.process.pid, cast("int", claim.connection)
-            worker.named.add(name)
+            worker.named.add(claim.connection)
             self._not_away.discard(claim.label)
-            self._order(self._admission.arrived(replace(claim, connection=name)))
+            self._order(self._admission.arrived(claim))
 
         def client_named(protocol: str, name: str) -> None:
             """Send the name of a new GSUP client to all other workers, which test their clients with this name: only one may use the name."""
@@ -237,10 +236,9 @@ class Workers:
     def _order(self, orders: Sequence[Order]) -> None:
         """Send each order to the worker whose connection it concerns."""
         for order in orders:
-            pid, connection = cast("tuple[int, int]", order.connection)
-            worker = self._workers.get(pid)
+            worker = self._workers.get(process_of(order.connection))
             if worker is not None:
-                worker.channel.notify("order", replace(order, connection=connection))
+                worker.channel.notify("order", order)
 
     # Calls to workers
 

@@ -3,11 +3,11 @@
 No I/O, no clock, no sockets.
 
 One admission decides for a whole node. In a node with several workers it runs in a process of its own: each worker reports the
-events of its connections and executes the orders. The owner chooses the names of its connections.
+events of its connections and executes the orders. The number of a connection is unique on the host (eir.wire.peers.link).
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -16,14 +16,12 @@ from eir.wire.diameter.result import ELECTION_LOST, UNABLE_TO_COMPLY
 FAILED_MAX = 1024
 """Maximum number of peers with a remembered watchdog failure; the oldest is dropped."""
 
-Name = Hashable
-
 
 @dataclass(frozen=True, slots=True)
 class Admit:
     """Order: answer the CER with success."""
 
-    connection: Name
+    connection: int
     failed_before: bool
     """True if the watchdog closed the peer's last connection, so that this one begins in REOPEN (RFC 3539)."""
 
@@ -32,7 +30,7 @@ class Admit:
 class Refuse:
     """Order: answer the CER with an error, and close the connection."""
 
-    connection: Name
+    connection: int
     result_code: int
     reason: str
     detail: str
@@ -45,14 +43,14 @@ class ProbeOldest:
     If the DWA arrives, the owner calls `alive`; if not, it closes the connection with the reason `duplicate_silent`.
     """
 
-    connection: Name
+    connection: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
     """Order: close the connection at once."""
 
-    connection: Name
+    connection: int
     reason: str
 
 
@@ -60,7 +58,7 @@ class Drop:
 class Yield:
     """Order: send a DPR on an outgoing connection, because the peer's own connection replaces it."""
 
-    connection: Name
+    connection: int
 
 
 Order = Admit | Refuse | ProbeOldest | Drop | Yield
@@ -70,7 +68,7 @@ Order = Admit | Refuse | ProbeOldest | Drop | Yield
 class Claim:
     """Connection that has sent a valid CER and waits for the decision of the admission."""
 
-    connection: Name
+    connection: int
     host: str
     """Origin-Host of the peer."""
     connections_max: int
@@ -83,7 +81,7 @@ class Claim:
 class Attempt(NamedTuple):
     """Outgoing connection whose CEA has not arrived yet."""
 
-    connection: Name
+    connection: int
     our_host: str
     """Origin-Host of the node on this connection."""
 
@@ -128,19 +126,19 @@ class Admission:
     """
 
     def __init__(self) -> None:
-        self.connections: dict[str, OrderedDict[Name, int]] = {}
+        self.connections: dict[str, OrderedDict[int, int]] = {}
         """Connections by host in lower case, the oldest first, with the Origin-State-Id of their CER."""
-        self.hosts: dict[Name, str] = {}
+        self.hosts: dict[int, str] = {}
         """Host of each open connection."""
-        self.labels: dict[Name, str] = {}
+        self.labels: dict[int, str] = {}
         """Label of each open incoming connection."""
-        self.probed: dict[Name, Claim] = {}
+        self.probed: dict[int, Claim] = {}
         """Claims that wait for the place of an oldest connection, by that connection, which was sent a DWR."""
         self.attempts: dict[str, Attempt] = {}
         """Attempts to connect to peers, by host."""
-        self.waiting: dict[Name, Claim] = {}
+        self.waiting: dict[int, Claim] = {}
         """Connections that wait for the end of an election."""
-        self._ours: set[Name] = set()
+        self._ours: set[int] = set()
         """Open outgoing connections."""
         self.failed: OrderedDict[str, bool] = OrderedDict()
         self._not_before: dict[str, float] = {}
@@ -178,12 +176,12 @@ class Admission:
         self.waiting[claim.connection] = claim
         return []
 
-    def dialing(self, connection: Name, host: str, our_host: str) -> list[Order]:
+    def dialing(self, connection: int, host: str, our_host: str) -> list[Order]:
         """Record that the node has begun to connect to the peer `host`; a call of `opened` or `closed` ends the attempt."""
         self.attempts[host.lower()] = Attempt(connection, our_host)
         return []
 
-    def opened(self, connection: Name, host: str, origin_state_id: int) -> list[Order]:
+    def opened(self, connection: int, host: str, origin_state_id: int) -> list[Order]:
         """Add an outgoing connection that has opened; return the orders that refuse waiting incoming connections of the same peer (R-Disc).
 
         The outgoing connection has won the election.
@@ -196,12 +194,12 @@ class Admission:
         lost = (claim.connection for claim in self._end_election(host))
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
-    def alive(self, connection: Name) -> list[Order]:
+    def alive(self, connection: int) -> list[Order]:
         """Return the order that refuses a peer's waiting connection, because the peer's older connection (`connection`) has answered a DWR."""
         claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 
-    def closed(self, connection: Name, reason: str = "") -> list[Order]:
+    def closed(self, connection: int, reason: str = "") -> list[Order]:
         """Remove a connection or an attempt to connect that has ended; return the orders for connections of the same peer that waited for this end.
 
         If the `reason` is `watchdog`, the peer's next connection begins in REOPEN (RFC 3539).
@@ -269,10 +267,10 @@ class Admission:
         self.labels[claim.connection] = claim.label
         return [Admit(claim.connection, self.failed.pop(host, False))]
 
-    def _add(self, connection: Name, host: str, origin_state_id: int) -> None:
+    def _add(self, connection: int, host: str, origin_state_id: int) -> None:
         self.connections.setdefault(host, OrderedDict())[connection] = origin_state_id
         self.hosts[connection] = host
 
 
-def _one_too_many(connection: Name) -> Refuse:
+def _one_too_many(connection: int) -> Refuse:
     return Refuse(connection, UNABLE_TO_COMPLY, "duplicate", "its other connection is alive")

@@ -446,7 +446,7 @@ class Node(Server[DiameterConnection]):
 
     def obey(self, order: Order) -> None:
         """Execute an order of the admission, such as to close a connection."""
-        link = self.links.get(order.connection) if isinstance(order.connection, int) else None
+        link = self.links.get(order.connection)
         if link is None or link.peer is None:
             return  # the connection has closed, and the admission has been notified
         peer, now = link.peer, self.loop.time()

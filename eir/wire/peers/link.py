@@ -8,6 +8,7 @@ closed.
 
 import asyncio
 import itertools
+import os
 import socket
 import time
 from collections import OrderedDict
@@ -28,9 +29,16 @@ A Diameter peer of the same process waits at most that long, and its own checks 
 reads and writes.
 """
 _numbers = itertools.count()
-"""Numbers of connections, over all protocols in the process."""
+"""Last part of the numbers of connections, over all protocols in the process."""
+NUMBER_BITS = 64
+"""Bits of that part; the id of the process is before it."""
 STALLED_WRITE = "stalled_write"
 """Reason of the end of a connection whose peer did not read its answers."""
+
+
+def process_of(number: int) -> int:
+    """Return the id of the process that has the connection with this number."""
+    return number >> NUMBER_BITS
 
 
 class Turns:
@@ -142,7 +150,8 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.owner = owner
         self.loop = loop
         self.transport: asyncio.Transport | None = None
-        self.number = next(_numbers)
+        self.number = os.getpid() << NUMBER_BITS | next(_numbers)
+        """Number of the connection, unique on the host."""
         self.since = 0.0
         """Unix time when the connection was made."""
         self.address = ""
