@@ -176,9 +176,9 @@ class DeviceAuthenticity:
     """
 
     def __init__(
-        self, settings: AuthenticitySettings, lookup: Callable[[str], Awaitable[DeviceStatus | None]], *, ticks: Callable[[], float], report: Report, tokens: "Tokens | None" = None,
+        self, settings: AuthenticitySettings, lookup: Callable[[str], Awaitable[DeviceStatus | None]], *, ticks: Callable[[], float], report: Report,
     ) -> None:  # fmt: skip
-        self.tokens = tokens
+        self.tokens: Tokens | None = None
         self._lookup, self._ticks, self._report = lookup, ticks, report
         self._labels: set[str] = set()
         self.answers: Counter[tuple[str, str]] = Counter()

@@ -47,14 +47,13 @@ _DONE: Final = {
 class Feed:
     """Handler of a national register's HTTP requests: it authenticates the sender, and adds or removes the request's row in a local list.
 
-    `host`: name of this node for the history. `users`: None disables passwords. `tokens`: None disables access tokens.
+    `host`: name of this node for the history. Users, tokens and numbers are set later, when their files have been read.
     """
 
-    def __init__(
-        self, settings: FeedSettings, writer: FeedWriter, *, host: str, report: Report, users: Users | None = None,
-        tokens: "Tokens | None" = None, numbers: Numbers = NO_NUMBERS,
-    ) -> None:  # fmt: skip
-        self.users, self.tokens, self.numbers = users, tokens, numbers
+    def __init__(self, settings: FeedSettings, writer: FeedWriter, *, host: str, report: Report) -> None:
+        self.users: Users | None = None
+        self.tokens: Tokens | None = None
+        self.numbers: Numbers = NO_NUMBERS
         self.has_all_numbers = True
         """False while the table of numbers is unreadable: an unknown number may be in it."""
         self._writer, self._host, self._report = writer, host, report

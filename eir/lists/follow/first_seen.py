@@ -89,17 +89,14 @@ class RecordKeeper:
         registering: returns the lists whose devices do not belong on the record.
         publish: receives each new image.
         reject: receives a peer and its devices above the peer's limit, or an empty peer and devices that a list registers.
-        answer_s: time limit for one answer of a store in seconds.
     """
 
     def __init__(
         self, settings: FirstSeenSettings, record: FirstSeenList, stores: Sequence[ListStore], *, who: str, report: Report,
         registering: Callable[[], Sequence[DeviceList]], publish: Callable[[ListState, Image], None], reject: Callable[[str, list[int]], None],
-        answer_s: float = STORE_TIMEOUT_S,
     ) -> None:  # fmt: skip
         self._settings, self._record, self._who, self._report = settings, record, who, report
         self._registering, self._publish, self._reject = registering, publish, reject
-        self._answer_s = answer_s
         self._replicas = [_Replica(store, "copy_" if store is not stores[-1] else "") for store in stores]
         self._changed: dict[int, FirstDays] = {}
         """Pages of the record in memory that are newer than the image, by number."""
@@ -200,7 +197,7 @@ class RecordKeeper:
     async def _pull(self, replica: _Replica) -> None:
         """Read the changes that other nodes wrote to a store, and merge them into memory."""
         name = self._settings.list
-        state = await await_store(replica.store.state(name), self._answer_s)
+        state = await await_store(replica.store.state(name), STORE_TIMEOUT_S)
         base = replica.base
         if state is None:
             replica.update(None, dict.fromkeys(self._filled_page_numbers(), (0, 0)))
@@ -220,12 +217,12 @@ class RecordKeeper:
         All pages must be read if the changes are unknown or do not lead to the store's digest.
         """
         name = self._settings.list
-        steps = await await_store(replica.store.changes(name, base.generation), self._answer_s) or ()
+        steps = await await_store(replica.store.changes(name, base.generation), STORE_TIMEOUT_S) or ()
         numbers = sorted({number for step in steps for number in step.pages or ()})
         are_known = all(step.pages is not None for step in steps)
         if not are_known or not 0 < len(numbers) <= STEP_PAGES_MAX:
             return False
-        state, pages = await read_some_pages(replica.store, name, numbers, steps[-1].after, self._answer_s)
+        state, pages = await read_some_pages(replica.store, name, numbers, steps[-1].after, STORE_TIMEOUT_S)
         theirs = by_page(decode_days(pages))
         mine = self._local(numbers)
         stale = {number: replica.stale[number] for number in numbers if number in replica.stale}
@@ -265,7 +262,7 @@ class RecordKeeper:
         changes: dict[int, FirstDays] = {}
         stale: dict[int, tuple[int, int]] = {}
         stored: set[int] = set()
-        async with aclosing(batches(replica.store, name, self._answer_s)) as reading:
+        async with aclosing(batches(replica.store, name, STORE_TIMEOUT_S)) as reading:
             async for state, batch in reading:  # noqa: B007  # the last state is that of the whole record
                 total += sum(map(Page.digest, batch))
                 stored.update(page.number for page in batch)

@@ -231,8 +231,8 @@ class Asked:
         self.now, self.status = 0.0, status
         self.check = DeviceAuthenticity(
             AuthenticitySettings(rate_max=rate_max, **settings), self.look, ticks=lambda: self.now, report=lambda *_, **__: None,
-            tokens=SimpleNamespace(subject=lambda authorization, _: authorization.decode()),
         )  # fmt: skip
+        self.check.apply_tokens(SimpleNamespace(subject=lambda authorization, _: authorization.decode()))
 
     async def look(self, _):
         return self.status and DeviceStatus(self.status)

@@ -231,11 +231,9 @@ class TestUsers:
 
 async def test_metrics_distinguish_users_of_the_file_and_a_limited_number_of_token_holders(writing, tmp_path):
     (tmp_path / "users").write_text(user_line("register", PASSWORD))
-    feed = Feed(
-        FeedSettings(), writing.writer, host="eir", report=lambda *_, **__: None,
-        users=Users(read_users(tmp_path / "users"), ticks=monotonic),
-        tokens=SimpleNamespace(subject=lambda authorization, _: authorization.decode().removeprefix("Bearer ")),
-    )  # fmt: skip
+    feed = Feed(FeedSettings(), writing.writer, host="eir", report=lambda *_, **__: None)
+    feed.apply_users(Users(read_users(tmp_path / "users"), ticks=monotonic))
+    feed.apply_tokens(SimpleNamespace(subject=lambda authorization, _: authorization.decode().removeprefix("Bearer ")))
     senders = [*(f"Bearer {number}" for number in range(TOKEN_USERS_MAX + 2)), "Bearer 0", basic(), "Digest x"]
     for authorization in senders:
         assert (await feed.respond(HttpRequest("POST", "/", headers={"authorization": authorization}))).status in {
