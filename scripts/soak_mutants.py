@@ -40,7 +40,7 @@ FIRST_GUESS_S, NODE_GUESS_S = 5.0, 40.0
 OUTSIDE = {
     "eir/sightings": ("test_tamper", "test_sightings"),
     "eir/checks": ("test_policy", "test_checker", "test_explain"),
-    "eir/cli": ("test_cli", "test_content", "test_in_force"),
+    "eir/cli": ("test_cli", "test_content", "test_in_force", "test_contracts"),
     "eir/config": ("test_config", "test_reference", "test_interfaces"),
     "eir/node/processes": ("test_workers", "test_serve", "test_following"),
     "eir/wire/diameter": ("test_peer", "test_node", "test_conformance"),
@@ -97,6 +97,7 @@ OUTSIDE = {
     "eir/node/processes/attendants.py": ("test_recorder", "test_first_seen"),
     "eir/node/processes/commands.py": ("test_control",),
     "eir/node/processes/drop_folder.py": ("test_inbox", "test_drop_folder"),
+    "eir/node/processes/child.py": ("test_starter",),
     "eir/node/processes/listed_search.py": ("test_listed",),
     "eir/node/processes/loading.py": ("test_apart", "test_inbox"),
     "eir/node/processes/pulling.py": ("test_pulling", "test_pull", "test_acknowledge"),

@@ -5,6 +5,7 @@ import os
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,7 @@ from eir.lists.images.imaging import image_of
 from eir.lists.images.newly_listed import newly_listed, without_listed
 from eir.lists.pages.pages import Page, TacEntry
 from eir.node.processes import priority
+from eir.node.processes.listed_search import _event
 from eir.sightings.batches import FRAME
 from eir.sightings.events import LISTED as EVENT
 from eir.sightings.events import Events
@@ -69,6 +71,24 @@ def test_the_newest_check_of_each_device_counts_of_the_last_hours_only(tmp_path)
     assert [(row["device"], row["peer"]) for row in found.to_dicts()] == sorted(
         [(device_key(TRACKED), "mme2"), (device_key(UNLISTED), "mme1")]
     )
+
+
+def test_the_id_of_an_event_is_that_of_the_history_event_which_listed_the_device_or_its_tac():
+    device = device_key(UNLISTED)
+    row = dict.fromkeys(("peer", "origin_host", "protocol", "subscriber", "home")) | {
+        "device": device,
+        "last": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+
+    def id_of(generation, **marks):
+        keys = {"single": (device, 0, False), "whole": (TAC * 1_000_000, 0, True), "other": (TAC * 1_000_000, 0, False)}
+        events = {keys[name]: SimpleNamespace(chain="main", number=number) for name, number in marks.items()}
+        state = SimpleNamespace(generation=generation, serial=0)
+        return _event(SimpleNamespace(listed=SimpleNamespace(name="own", state=state)), row, events)["id"]
+
+    assert id_of(5, single=1) == id_of(6, single=1, whole=2) == id_of(6, whole=1)
+    assert len({id_of(5, single=1), id_of(5, whole=2), id_of(5), id_of(6)}) == 4
+    assert id_of(5, other=1) == id_of(5)
 
 
 def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber():

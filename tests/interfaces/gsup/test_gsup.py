@@ -175,4 +175,8 @@ def test_a_frame_longer_than_the_limit_ends_the_reading():
     assert next(whole) == CHECK
     with pytest.raises(FrameTooLong):
         next(whole)
+    longest = b"\0\x61\xee" + bytes(97)
+    cut = Frames(len(longest))
+    cut.feed(longest)
+    assert list(cut.whole()) == [longest]
     assert frames(CHECK + ACK) == ([CHECK, ACK], b"")

@@ -10,7 +10,7 @@ from node import until_async
 from osmo_wire import ID_RESP, IMSI, gsup, tbcd, update_location
 from test_gsup_flood import answered, serving
 
-from eir.interfaces.gsup.hlr import HOLD_BYTES, HOLD_S, PING_S, HeldMessages, Hlr
+from eir.interfaces.gsup.hlr import HOLD_BYTES, HOLD_S, PING_S, HeldMessages, Hlr, HlrState
 from eir.wire.peers.settings import Limits
 
 ME = (1, tbcd(IMSI))
@@ -32,6 +32,22 @@ async def test_one_that_is_over_is_kept_by_nothing():
     await until_async(lambda: server.ends and is_kept())
     ours.close()
     await until_async(lambda: not is_kept())
+    await server.stop()
+
+
+async def test_one_that_asks_for_a_name_that_its_client_does_not_send_is_away():
+    server = await osmo_wire.Hlr().start()
+    owner = SimpleNamespace(limits=Limits(), silent_hlrs=set())
+    states = []
+    client = SimpleNamespace(
+        identity=None, hlr_is=lambda *state: states.append(state), set_reading=lambda: None, owner=owner
+    )
+    clock, ours = Clock(), Hlr(client, f"tcp://127.0.0.1:{server.port}")
+    await until_async(lambda: ours._asked)
+    clock.forward(HOLD_S)
+    await until_async(lambda: states)
+    assert states == [(HlrState.AWAY, "it requests the name of the client, which the client does not send")]
+    ours.close()
     await server.stop()
 
 

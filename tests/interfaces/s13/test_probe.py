@@ -5,12 +5,13 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+import trustme
 import wire
 from accepting import accepting
 from node import LISTED, UNLISTED
 from wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
 
-from eir.errors import EirError
+from eir.errors import EirError, UsageError
 from eir.interfaces.s13 import INTERFACE
 
 STATE = u32(277, 1)
@@ -323,6 +324,16 @@ async def test_after_a_dpr_nothing_more_is_asked():
         assert [message.command for message in eir.seen] == [257, 324, 282]
     assert (answered.status, [finding.round_trip_ms for finding in others]) == ("blacklisted", [None, None])
     assert "DPR" in others[0].fault
+
+
+async def test_tls_goes_over_tcp_only(tmp_path):
+    authority, files = trustme.CA(), {name: tmp_path / name for name in ("ca", "cert", "key")}
+    issued = authority.issue_cert("mme.example")
+    authority.cert_pem.write_to_path(files["ca"])
+    issued.cert_chain_pems[0].write_to_path(files["cert"])
+    issued.private_key_pem.write_to_path(files["key"])
+    with pytest.raises(UsageError, match="DTLS over SCTP is not offered"):
+        await probe_of(("127.0.0.1", 1), transport="sctp", **files).ask([LISTED])
 
 
 async def test_a_host_behind_an_agent_is_asked_for():

@@ -420,6 +420,8 @@ async def test_restore_over_a_lower_generation(store):
     await store.restore("stolen", state(A, serial=7, generation=57), batches_of(A), seen=1)
     assert (await read(store, "stolen"))[1] == A
     assert await store.changes("stolen", 57) == []
+    with pytest.raises(NothingToRollBack):
+        await store.rollback("stolen", seen=57)
 
 
 async def test_a_restore_whose_source_fails_changes_nothing(store):

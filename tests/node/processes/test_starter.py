@@ -231,6 +231,16 @@ async def test_the_end_starts_none_again(kept):
     assert (len(kept.started), kept.told) == (2, [])
 
 
+async def test_the_end_waits_for_no_child_that_does_not_run(kept):
+    """One that is to be started again in an hour, and one whose start hangs."""
+    kept.renew(restart_s=3600.0)
+    kept.keep("worker-0", ends, 1, serves=True)
+    kept.children.start(kept.child("worker-1", asyncio.Event().wait))
+    await until_async(lambda: kept.told)
+    assert await kept.children.end(0.2)
+    assert not kept.children._keeping
+
+
 async def test_a_process_that_outlives_its_time_is_killed(kept):
     kept.keep("worker-0", stands_still)
     await until_async(lambda: len(kept.started) == 1)

@@ -520,6 +520,7 @@ class TestSteering:
         node = crew.start()
         clients = await four(node, connect)
         left = children(node.pid)
+        (crew.state / "clock").unlink(missing_ok=True)
         match how:
             case "SIGTERM":
                 node.signal(signal.SIGTERM)
@@ -536,6 +537,7 @@ class TestSteering:
             assert await client.end() == []
         assert await asyncio.to_thread(node.wait) == 0
         assert all(is_gone(pid) for pid in left.values())
+        assert (crew.state / "clock").exists(), "the time of the clock is stored for the next start"
         assert len(node.lines("stopping")) == len(node.lines("stopped")) == 1
 
     async def test_a_terminal_that_is_closed(self, crew, connect):
