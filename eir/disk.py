@@ -12,6 +12,20 @@ UNFINISHED = ".tmp"
 
 
 @contextmanager
+def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
+    """Let an OSError that names no file, or the temporary file `unfinished`, name the file `path`.
+
+    The system's error of a write, such as on a full disk, has no file name.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.filename in {None, str(unfinished)}:
+            e.filename = str(path)
+        raise
+
+
+@contextmanager
 def open_replacement(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
     """Open a temporary file for writing. When the context ends without an error, the file replaces `path`.
 
@@ -28,14 +42,15 @@ def open_replacement(path: Path, *, mode: int | None = None, durable: bool = Fal
     fresh = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     opener = partial(os.open, mode=0o666 if mode is None else mode)
     try:
-        with open(fresh, "wb", opener=opener) as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)  # the umask may have removed bits
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.replace(path)
+        with errors_name(path, fresh):
+            with open(fresh, "wb", opener=opener) as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)  # the umask may have removed bits
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import typer
 
+from eir.disk import errors_name
 from eir.node.observe.log import with_priority
 from eir.schema import parse_duration
 
@@ -188,19 +189,16 @@ def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
         yield sys.stdout
         return
     if out.exists() and not out.is_file():
-        with out.open("w", encoding="utf-8", newline="") as stream:
+        with errors_name(out), out.open("w", encoding="utf-8", newline="") as stream:
             yield stream
         return
     place = out.resolve() if out.is_symlink() else out
     unfinished = place.with_name(f".{place.name}.{os.getpid()}")
     opener = partial(os.open, mode=0o600 if private else 0o666)
     try:
-        with open(unfinished, "x", encoding="utf-8", newline="", opener=opener) as file:
-            yield file
-        unfinished.replace(place)
-    except OSError as e:
-        if e.filename == str(unfinished):
-            e.filename = str(out)
-        raise
+        with errors_name(out, unfinished):
+            with open(unfinished, "x", encoding="utf-8", newline="", opener=opener) as file:
+                yield file
+            unfinished.replace(place)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from commands import commands
+from full_disk import no_file_above
 from luhn import check_digit
 from node import COMMAND, LISTED, PATIENCE_S, TRACKED, UNLISTED, Publisher, Site, until
 from typer.main import get_command
@@ -25,6 +26,7 @@ from wire import EIR, HOST, REALM
 from eir.cli import access
 from eir.cli.app import command_line, main
 from eir.cli.output import written_to
+from eir.disk import open_replacement
 from eir.lists.record.in_force import load_in_force
 
 COMMANDS = get_command(command_line()).commands
@@ -975,9 +977,14 @@ class TestEndings:
                 out.write("new")
             assert each.is_symlink()
         assert data.read_text() == "new"
-        with pytest.raises(FileNotFoundError) as caught, written_to(tmp_path / "nothing" / "x"):
-            pass
-        assert caught.value.filename == str(tmp_path / "nothing" / "x")
+
+    @pytest.mark.parametrize("opened", [written_to, open_replacement])
+    def test_an_error_of_a_write_names_the_file_and_not_its_temporary_file(self, tmp_path, opened):
+        for path in (tmp_path / "nothing" / "x", tmp_path / "too-large"):
+            with no_file_above(1 << 12), pytest.raises(OSError) as caught, opened(path) as out:  # noqa: PT011 - any of the system
+                out.write("0" * (1 << 14) if opened is written_to else bytes(1 << 14))
+            assert caught.value.filename == str(path)
+        assert not [*tmp_path.iterdir()]
 
     def test_ctrl_c_is_130(self, host):
         with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from eir.disk import errors_name
 from eir.errors import ReleaseRefused
 from eir.lists.pages.content import has_pairs
 from eir.lists.pages.pages import Page
@@ -368,7 +369,9 @@ def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".eir-publish-") as folder:
-        yield Path(folder) / target.name
+        temporary = Path(folder) / target.name
+        with errors_name(target, temporary):
+            yield temporary
 
 
 def _write(target: Path, content: bytes) -> None:

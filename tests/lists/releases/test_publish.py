@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import pytest
 import zstandard
+from full_disk import no_file_above
 from releases import NAME, NOW, make_key, public
 
 from eir.device import device_key
@@ -498,6 +499,13 @@ def test_a_key_that_cannot_sign(agency, capfd):
     stale = put(agency.drop, f"{NAME}-1.manifest.json.sig", b"old")
     assert refusal(agency, file, key=agency.folder / "nokey").reason == "signing"
     assert not stale.exists()
+
+
+def test_a_full_disk_is_an_error_of_the_manifest(agency):
+    data = put(agency.drop, "a.csv", b"imei\n35209900176148\n")
+    with no_file_above(64), pytest.raises(OSError, match="too large") as caught:
+        make(agency, data)
+    assert caught.value.filename == str(agency.drop / f"{NAME}-1.manifest.json")
 
 
 @pytest.fixture
