@@ -73,7 +73,7 @@ const away=document.querySelector(".away");
 let since;
 setInterval(async()=>{
 try{
-const answer=await fetch("/",{cache:"no-store"});
+const answer=await fetch("/",{cache:"no-store",signal:AbortSignal.timeout(PERIOD)});
 if(!answer.ok)throw answer.status;
 const now=new DOMParser().parseFromString(await answer.text(),"text/html");
 for(const part of document.querySelectorAll(".live")){
@@ -90,6 +90,7 @@ away.textContent=`The node is not reached since ${since} UTC. This page shows wh
 away.hidden=false;
 }
 },PERIOD);
+addEventListener("beforeprint",()=>{for(const folded of document.querySelectorAll("details"))folded.open=true});
 """.replace("PERIOD", str(REFRESH_S * 1000))
 POLICY = (
     f"default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'; "

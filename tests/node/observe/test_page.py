@@ -161,6 +161,20 @@ async def test_it_fetches_itself_again_and_shows_that_the_node_is_away(tmp_path,
     assert warning[1] == "" or re.match(r"The node is not reached since \d\d:\d\d UTC\.", warning[1])
 
 
+@in_chromium
+def test_a_node_that_hangs_is_away_and_a_print_has_the_folded_tables(tmp_path):
+    """The virtual time of the browser stands still while a real request is open, so the page has a `fetch` of its own."""
+    hangs = 'fetch=(_,{signal})=>new Promise((_,reject)=>signal.addEventListener("abort",()=>reject(signal.reason)))'
+    html = page(shown()).body.decode().replace("</main>", "<details id=folded><summary>1</summary>2</details></main>")
+    html = html.replace("<script>", f"<script>{hangs}</script><script>", 1)
+    (tmp_path / "page.html").write_text(
+        html.replace("</body>", '<script>dispatchEvent(new Event("beforeprint"))</script></body>')
+    )
+    dom = dom_after((tmp_path / "page.html").as_uri(), tmp_path, 70)
+    assert re.search(r'<p class="away" role="alert">The node is not reached since \d\d:\d\d UTC\.', dom)
+    assert '<details id="folded" open="">' in dom
+
+
 def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allowed():
     answer = page(shown(asked='"><script>', answer="<b>"))
     seen = Seen(answer.body.decode())
