@@ -186,7 +186,8 @@ def number(low: float, high: float, label: str) -> Kind:
 def seconds(low: float, high: float) -> Kind:
     """Build a Kind for a duration in seconds, written as a plain number or as a number with a unit."""
     expected = f"seconds from {low:.10g} to {high:.10g}"
-    return quantity(expected, low, high, {"": 1} | DURATIONS, example="500ms, 30s, 2m")
+    example = "500ms, 30s, 2m" if low < 3600 else "36h, 90d"
+    return quantity(expected, low, high, {"": 1} | DURATIONS, example=example)
 
 
 def days(low: int, high: int) -> Kind:

@@ -31,6 +31,8 @@ from eir.wire.web.denials import TokenSettings, keys_of
 CERTIFICATE_SOON = timedelta(days=14)
 """Remaining validity below which the certificate of the node causes a warning."""
 SIGNER = 'NAME namespaces="eir-release" ssh-ed25519 AAAA… (the allowed_signers form of ssh-keygen)'
+KEY = re.compile(rb"\s(sk-)?(ssh|ecdsa)-\S+\s+\S")
+"""Type and start of a public key in a line of a signers file."""
 FILES = {
     "signers": ("signers file", f"write the publishers' public keys there, one per line: {SIGNER}"),
     "revoked": (
@@ -261,8 +263,13 @@ def _warn_signers(config: Config, _: Document) -> Findings:
     for name, settings in config.lists.items():
         if settings.signers is None:
             continue
-        all_lines = map(bytes.strip, settings.signers.read_bytes().splitlines())
-        lines = [line for line in all_lines if line and not line.startswith(b"#")]
+        lines = []
+        for number, line in enumerate(map(bytes.strip, settings.signers.read_bytes().splitlines()), start=1):
+            if KEY.search(line):
+                lines.append(line)
+            elif line and not line.startswith(b"#"):
+                text = f"line {number} of {settings.signers} has no public key, so OpenSSH ignores the line"
+                yield f"{text}; expected {SIGNER}", ("lists", name, "signers")
         principals = {}
         for at, line in enumerate(lines):
             first_field = line.split()[0].decode(errors="replace")
