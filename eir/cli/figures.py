@@ -91,6 +91,7 @@ def figures(
         writer.writeheader()
         writer.writerows(rows)
     elif html_file is None:
+        print_message(f"figures of {found['month']} (UTC)")
         show(rows, COLUMNS, as_json=False)
 
 

@@ -418,8 +418,8 @@ def run(operator, monkeypatch, capsys):
 
 def test_no_output_has_an_identifier(operator, run):
     (operator.folder / "one.json").write_text(json.dumps(operator.document))
-    status, people, _ = run("--merge", "one.json")
-    assert status == 0
+    status, people, messages = run("--merge", "one.json")
+    assert (status, messages) == (0, f"figures of {MONTH} (UTC)\n")
     status, table, _ = run("--month", MONTH, "--csv", "--record", operator.state / FOLDER / FILES)
     rows = list(csv.DictReader(io.StringIO(table)))
     assert {row["figure"] for row in rows} == set(figures.FIGURES)

@@ -218,7 +218,7 @@ def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path
         known = list(_hosts_in(keys.read_text()))
     except OSError as error:
         fault = f"the nodes' public keys {keys} cannot be read: {error.strerror}"
-        raise EirError(f"{fault}; `eir acknowledge --key` on a node says its line") from None
+        raise EirError(f"{fault}; write there the output of `eir acknowledge --key` of each node") from None
     end = f".{index.list}{ENDS}"
     files = {path.name.removesuffix(end): path for path in (folder / ACKNOWLEDGED).glob(f"*{end}")}
     strangers = sorted(files.keys() - set(known))

@@ -243,12 +243,12 @@ class Workers:
     # Calls to workers
 
     async def _ask_all(
-        self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None
+        self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None, faults: list[str] | None = None
     ) -> list[tuple[_Worker, Any]]:
         """Call a handler of every started worker, and return each worker that has answered with its answer.
 
         A failure is logged, unless the worker was stopped. A call with `arguments` changes settings, so it also goes to workers
-        that are starting, with the time limit of a start.
+        that are starting, with the time limit of a start. The texts of failures are appended to `faults`.
         """
         workers = [worker for worker in self._workers.values() if worker.started or arguments is not None]
         calls = []
@@ -265,6 +265,8 @@ class Workers:
                 raise answer
             elif not (worker.leaving and worker.channel.gone.is_set()):  # a stopped worker cannot answer
                 self._report("worker_failed", level="warning", reason=what, worker=worker.number, detail=str(answer))
+                if faults is not None:
+                    faults.append(str(answer))
         return given
 
     async def snapshot(self) -> metrics.Snapshot:
@@ -315,11 +317,13 @@ class Workers:
             EirError: if a worker cannot prepare the settings or does not answer. Nothing has changed then.
         """
         workers = list(self._workers.values())
-        ready = await self._ask_all("prepare", lambda worker: (self._configured(worker.number, loaded),))
+        faults: list[str] = []
+        ready = await self._ask_all("prepare", lambda worker: (self._configured(worker.number, loaded),), faults)
         failed = len(workers) - len(ready)
         if failed:
+            reasons = "".join(f": {fault}" for fault in dict.fromkeys(faults)) or "; see event=worker_failed in the log"
             raise EirError(
-                f"{failed} of {len(workers)} workers did not prepare the reload, so nothing changed; see event=worker_failed in the log"
+                f"{failed} of {len(workers)} workers did not prepare the reload, so nothing changed{reasons}"
             )
 
     async def apply_prepared(self) -> None:
