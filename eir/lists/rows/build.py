@@ -1,4 +1,4 @@
-"""Builder of pages from rows: it sorts keys, removes repeated rows, encodes pages, and applies deltas.
+"""Builder of pages (the entries of one TAC each) from rows: sorts keys, removes repeated rows, encodes pages, and applies deltas.
 
 numpy encodes single identifiers in slabs of thousands of pages. Pages with ranges are built one at a time.
 """
@@ -50,14 +50,14 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 def select_rows(values: Values, mask: NDArray[np.bool_]) -> Values:
-    """Return the values of the rows in a mask, or None for a column without values."""
+    """Return the values of the rows in a mask; None for a column that is None."""
     if values is None or mask.all():
         return values
     return cast("Values", values[mask])
 
 
 class Span(NamedTuple):
-    """Range of identifiers within one page. `first` and `last` are keys % 10^6, `reason` is an index, `until` the expiry in Unix seconds."""
+    """Range of identifiers in one TAC. `first` and `last` are keys % 10^6, `reason` is an index, `until` the expiry in Unix seconds."""
 
     first: int
     last: int
@@ -66,13 +66,13 @@ class Span(NamedTuple):
 
     @property
     def is_whole_tac(self) -> bool:
-        """True if the range covers the page completely."""
+        """True if the range covers its whole TAC."""
         return self.last - self.first == PAGE_KEYS - 1
 
 
 @dataclass(slots=True)
 class Built:
-    """Result of building pages from the rows of a release or of a change: the pages in ascending order, and counts of their content.
+    """Result of building pages from the rows of a release or change: the pages in ascending order, and counts of their content.
 
     For a delta, `pages` are the changed pages of the list, including pages that became empty.
     """
@@ -94,7 +94,7 @@ class Built:
     """For a delta: state of the stored dates when `dates_before` was read."""
 
     def count(self, page: Page, sign: int = 1) -> None:
-        """Add the devices and entries of a page to the counts, or subtract them if `sign` is -1."""
+        """Add the numbers of devices and entries on a page to the counts; `sign` -1 subtracts them."""
         singles = len(decode_keys(page.keys))
         is_whole_tac = page.tac is not None
         devices = PAGE_KEYS if is_whole_tac else singles
@@ -103,7 +103,7 @@ class Built:
 
 
 def with_dates(built: Built, state: ListState | None, pages: tuple[Sequence[Page], Sequence[Page]]) -> Built:
-    """Add the change of a list's dates to the built pages of its change, and return the result.
+    """Return the result of building pages, with the change of the list's dates added.
 
     Args:
         built: change of the list.
@@ -115,7 +115,7 @@ def with_dates(built: Built, state: ListState | None, pages: tuple[Sequence[Page
 
 
 class _Singles:
-    """Rows with single identifiers. Key and reason index of each row are packed into one element of a growing array.
+    """Rows with single identifiers. Key and reason of a row are packed into one number of a growing array.
 
     One array is sorted in place at the end, without a copy of all rows.
     """
@@ -251,7 +251,7 @@ class Rows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Add rows that bind devices to subscribers.
+        """Add rows that bind devices to IMSIs.
 
         Each row has one reason and one date, which apply to all pairs of its device.
 
@@ -265,7 +265,7 @@ class Rows:
         self.pairs.append(keys, imsis, reasons, until, dates)
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat an earlier row's entry, and how many of these contradict that row.
+        """Return the number of rows that repeat the entry of an earlier row, and how many of these differ in reason or expiry.
 
         A row contradicts if its reason or its expiry differs. A range or TAC is compared with other ranges and TACs, but
         not with single identifiers. `build_pages` empties the rows, so this method must be called before.
@@ -281,7 +281,7 @@ class Rows:
         return repeated, contradicting
 
     def devices_min(self) -> int:
-        """Return a lower bound for the number of listed devices: the devices in whole TACs without an expiry."""
+        """Return a lower bound for the number of listed devices, from the whole TACs without an expiry alone."""
         whole_tacs = [np.zeros(0, np.int64)]
         for first, last, _, until in self._spans:
             if until.any():
@@ -295,7 +295,7 @@ class Rows:
         return PAGE_KEYS * len(np.unique(np.concatenate(whole_tacs)))
 
     def spans(self) -> dict[int, list[Span]]:
-        """Return the ranges by page number, split at page boundaries.
+        """Return the ranges by page number; a range over several TACs is split.
 
         Raises:
             ReleaseRefused: `range`, if ranges that cover only a part of their TAC span more than `span_keys_max`
@@ -320,7 +320,7 @@ class Rows:
 
 
 def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """Count the repeated rows, and the repeated rows that contradict, as Rows.repeats does.
+    """Count the rows that repeat the previous row's entry, and those of them that differ in reason or expiry.
 
     Args:
         names: columns that identify the entry of each row.
@@ -333,7 +333,7 @@ def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> t
 
 
 def _equal_to_previous(columns: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return a mask of the rows after the first, in this order, that equal the previous row in all columns."""
+    """Return a mask of the rows after the first that equal their predecessor in all columns. `order`: order of the rows."""
     equal = np.ones(len(order[1:]), bool)
     for column in columns:
         values = column[order]
@@ -384,7 +384,7 @@ def build_pages(
 
 
 def _add_spans(pages: Sequence[Page], spans: Mapping[int, Sequence[Span]], counts: Built) -> list[Page]:
-    """Add ranges to pages of single identifiers; return the pages, and correct `counts`. `spans`: page number → ranges in the page."""
+    """Add ranges to pages of single identifiers; return the pages, and correct `counts`. `spans`: page number → its ranges."""
     replaced = {page.number: page for page in pages if page.number in spans}
     result = [page for page in pages if page.number not in spans]
     for number, page_spans in spans.items():
@@ -405,7 +405,7 @@ def amend_pages(
     *,
     one_each: bool = False,
 ) -> Built:
-    """Apply a delta to the pages of a list that the delta changes.
+    """Apply a delta to the pages that it changes.
 
     The identifiers of `removed` are deleted first, then the identifiers of `added` are inserted. An added identifier that
     the list already has gets reason and expiry of its new row. A TAC is an entry of its own: a removed TAC leaves the
@@ -440,19 +440,19 @@ def amend_pages(
 
 
 def _partial_spans(spans: Iterable[Span]) -> list[Span]:
-    """Return the ranges of identifiers that cover only a part of their TAC."""
+    """Return those ranges of identifiers that cover only a part of their TAC."""
     return [span for span in spans if not span.is_whole_tac]
 
 
 def _bounds(spans: Sequence[Span]) -> tuple[int, int]:
-    """Return the lowest key % 10^6 in these ranges of one page, and the highest plus 1; (0, 0) without ranges."""
+    """Return the lowest key % 10^6 of several ranges in one page, and the highest plus 1; (0, 0) without ranges."""
     begin = min((span.first for span in spans), default=0)
     end = max((span.last + 1 for span in spans), default=0)
     return begin, end
 
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
-    """Return a page of single identifiers with ranges added."""
+    """Return a page of single identifiers to which ranges are added."""
     tacs = [TacEntry(span.reason, span.until) for span in spans if span.is_whole_tac]
     tac = min(tacs, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
     partial = _partial_spans(spans)
@@ -503,7 +503,7 @@ def _amend_page(old_page: Page, removed_page: Page, added_page: Page, one_each: 
 
 
 def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of slices that end at page boundaries and have about `most` keys each."""
+    """Yield the bounds of slices of sorted keys that end at page boundaries and have about `most` keys each."""
     first = 0
     while first < len(packed):
         end = min(first + most, len(packed))
@@ -518,7 +518,7 @@ def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _encode_slab(packed: Keys, until: Seconds | None, base: int) -> tuple[list[Page], int]:
-    """Encode a slice of sorted keys, each packed with its reason, to pages; return the pages and the count of identifiers.
+    """Encode sorted keys, each packed with its reason, to pages; return the pages and the number of identifiers.
 
     All keys of these pages must be in the slice.
     """

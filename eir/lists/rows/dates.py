@@ -1,4 +1,4 @@
-"""Dates in the rows of a release or of a change of a local list, and the pages of dates (eir.lists.pages.dates) for these rows.
+"""Dates in the rows of a release or change, and the pages of dates that are stored beside a list's pages.
 
 If several rows have the same entry, the earliest date counts. A changed row without a date keeps the stored date of its entry.
 """
@@ -32,13 +32,13 @@ DaySpan: TypeAlias = tuple[int, int, int]
 
 
 class RowDates:
-    """Days of rows, collected in any order. A row is a range of keys; a single identifier is a range of one key."""
+    """Dates of rows as days, collected in any order. Each row is a range of keys; a single identifier is a range of one key."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Keys, Keys, Days]] = []
 
     def append(self, first: Keys, last: Keys, days: Days) -> None:
-        """Add the rows that have a day; skip rows whose day is 0."""
+        """Add the dates of rows; rows without a date (day 0) are skipped."""
         dated = days > 0
         self._rows.append((first[dated], last[dated], days[dated]))
 
@@ -61,7 +61,7 @@ class RowDates:
         return keys[fresh], days[fresh]
 
     def spans(self) -> dict[int, list[DaySpan]]:
-        """Return the rows that are ranges, split at page boundaries: page number → parts of ranges in this page."""
+        """Return the dated rows that are ranges, by page number; a range over several TACs is split."""
         by_page: dict[int, list[DaySpan]] = {}
         for first, last, days in self._rows:
             wide = first != last
@@ -74,7 +74,7 @@ class RowDates:
 
 
 def date_pages(pages: Sequence[Page], rows: RowDates) -> Iterator[Page]:
-    """Yield one page of dates for each page of a list; a page of dates without any day is empty.
+    """Yield the page of dates for each page of a list; it is empty if no entry of the page has a date.
 
     `rows`: dates of the rows of a full release; each row is an entry of one of `pages`.
     """
@@ -97,7 +97,7 @@ def date_pages(pages: Sequence[Page], rows: RowDates) -> Iterator[Page]:
 
 
 def _days_of(page: Page, low: Remainders, days: Days, spans: Iterable[DaySpan]) -> PageDays:
-    """Return the earliest day of each entry in a page, from the rows with single identifiers (`low`, `days`) and the ranges (`spans`)."""
+    """Return the earliest day of each entry in a page. `low`, `days`: dated single identifiers; `spans`: dated ranges."""
     entries = decode_page_days(page, None).low
     earliest = np.full(len(entries), DAY_MAX, np.uint16)
     earliest[np.searchsorted(entries, low)] = days
@@ -115,7 +115,7 @@ def _days_of(page: Page, low: Remainders, days: Days, spans: Iterable[DaySpan]) 
 def amend_dates(
     before: Sequence[Page], dates: Mapping[int, Page], changed: Sequence[Page], rows: RowDates
 ) -> tuple[list[Page], list[Page]]:
-    """Return the pages of dates that a change of a list replaces, and the new versions of these pages; a new version may be empty.
+    """Return the pages of dates that a change of a list replaces, and their new versions, which may be empty.
 
     Args:
         before: pages of the list before the change, with all page numbers that the change may concern.
@@ -137,7 +137,7 @@ def amend_dates(
 
 
 def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
-    """Return the day of each entry in a changed page: the day in the new rows, or without one the day that the store has."""
+    """Return the day of each entry in a changed page: from the new rows, or else the day in the store."""
     days = rows.days.copy()
     _, at, stored_at = np.intersect1d(rows.low, stored.low, assume_unique=True, return_indices=True)
     days[at] = np.where(days[at] > 0, days[at], stored.days[stored_at])
@@ -146,7 +146,7 @@ def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
 
 
 async def write_built_dates(store: ListStore, name: str, state: ListState, built: "Built", keep: int) -> None:
-    """Write the pages of dates that belong to a new version of a list. The caller writes the list itself afterwards.
+    """Write the pages of dates for a new version of a list. The caller writes the list itself afterwards.
 
     Args:
         store: store of the list.

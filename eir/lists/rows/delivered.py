@@ -1,4 +1,4 @@
-"""Reader of delivered files, which opens each file once, measures and hashes it, and reads it in bounded pieces.
+"""Reader of delivered files: opens each file once, measures and hashes it, and reads it in bounded pieces.
 
 Only regular files are accepted. A publisher may write to the drop folder at any time. So a file is opened through the
 descriptor of its folder, without following a link and without waiting for the writer of a pipe. The loaded bytes are always
@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def sum_progress(progress: Progress, stage: str, total: int) -> Done:
-    """Return a callback that adds its argument to a sum, and passes the sum to `progress`; report 0 at once."""
+    """Return a callback that adds its argument to a sum and reports the sum as `progress` of a stage. It reports 0 at once."""
     so_far = 0
 
     def done(more: int) -> None:
@@ -102,7 +102,7 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class DataFile(AbstractContextManager["DataFile"]):
-    """Data file of a release. The end of the context closes it."""
+    """Open data file of a release. The end of the `with` block closes it."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
@@ -187,7 +187,7 @@ class DataFile(AbstractContextManager["DataFile"]):
 
 
 class _Delivered:
-    """Stream of a delivered file from its start, which hashes the bytes if it has a digest."""
+    """Stream of a delivered file from its first byte on, which updates a digest with the bytes that are read."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
         self._read_at = read_at

@@ -98,7 +98,7 @@ def export(
 def _columns(
     state: ListState, pages: Sequence[Page], subject: Sequence[str], ahead: Sequence[ListEntry], *, dated: bool
 ) -> list[str]:
-    """Return the columns that the export of this list needs."""
+    """Choose the columns for the export of a list."""
     columns = [*subject]
     if subject == BY_TYPE:
         if any(decode_sections(page.extra).dates for page in pages):
@@ -113,7 +113,7 @@ def _columns(
 
 
 def _fields(state: ListState, subject: Sequence[str], entry: ListEntry) -> dict[str, str]:
-    """Return the fields of an entry by column, for all columns of an export with this subject."""
+    """Return the fields of an entry by column name, for every possible column of an export."""
     reason = reason_text(state, entry.reason)
     date = date_text(entry.date)
     fields = {
@@ -137,7 +137,7 @@ def _fields(state: ListState, subject: Sequence[str], entry: ListEntry) -> dict[
 
 
 def _subject(state: ListState, pages: Sequence[Page], only_tacs: bool | None) -> Sequence[str]:
-    """Return the columns that identify a row in the export of this list.
+    """Choose the columns that identify an entry in the export of a list, such as `imei`.
 
     Raises:
         EirError: if one file cannot have all entries.
@@ -185,7 +185,7 @@ def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
 def _first_with_each_reason(
     state: ListState, pages: Sequence[Page], dates: Mapping[int, Page], *, singles: bool
 ) -> Iterator[ListEntry]:
-    """Yield one entry for each reason in the order of its index, so that a load assigns the same indexes again.
+    """Yield first an entry for each reason in the order of its index, so that a later load assigns the same indexes.
 
     The entry for an unused reason is a row without effect, which another row overrides.
 

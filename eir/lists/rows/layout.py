@@ -208,7 +208,7 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Positions of the needed columns in the rows of one data file."""
+    """Positions of the needed columns in one data file."""
 
     subject: tuple[str, ...]
     """Columns that identify the entry of a row."""
@@ -220,12 +220,12 @@ class Plan:
 
     @property
     def may_be_open(self) -> bool:
-        """True if a row may lack the end of its range. Such a row lists only the first identifier."""
+        """True if the end of a range may be missing in a row. Such a row lists only the first identifier."""
         return self.layout.declared and self.subject == BY_RANGE
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Return the plan of a data file (positions of its columns), and the lines of `begin` after the header.
+    """Return the positions of the columns in a data file (plan), and the lines of `begin` after the header.
 
     Args:
         name: name of the file for messages.
@@ -245,7 +245,7 @@ def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool =
 
 
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
-    """Return the plan of a data file with this header: the positions of its columns.
+    """Return the positions of the columns in a data file with this header (plan).
 
     Args:
         name: name of the file for messages.
@@ -286,7 +286,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
 
 
 def _positions(layout: Layout, names: Sequence[str], header: bytes, where: str) -> dict[str, int]:
-    """Return the position of each column of a layout in a file whose header has these column names.
+    """Return the position of each column of a layout in a file whose header has these names.
 
     Raises:
         ReleaseRefused: `layout`, if a declared column is missing or a column name occurs twice.
@@ -339,7 +339,7 @@ def unknown_columns(header: bytes, layout: Layout) -> list[str]:
 
 
 def separator_hint(header: bytes, separator: str = ",") -> str:
-    """Return a hint if a header is in UTF-16 or has another separator, as from some spreadsheets, or else an empty text."""
+    """Return a hint for a header that a spreadsheet wrote in UTF-16 or with another separator; otherwise an empty text."""
     if header.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return " (it is in UTF-16; save it as CSV in UTF-8)"
     if separator.encode() in header:
@@ -369,7 +369,7 @@ def guess_layout(first_line: bytes) -> str | None:
 
 
 def _device_type_layout(header: bytes) -> str | None:
-    """Return the name of the layout for a file of device types with this header, or None for another file."""
+    """Return the layout's name for a file of device types with this header; None for another file."""
     needed = set(BY_TYPE)
     if needed <= _names_of_types(header, ",") <= {*BY_TYPE, ALLOCATED, UNTIL}:
         return "tacs"
@@ -387,7 +387,7 @@ _DATE_PART = re.compile("|".join(_DATE_PARTS))
 
 
 def is_date_form(form: str) -> bool:
-    """Return True if a text is a valid form of dates, such as `DD.MM.YYYY hh:mm`.
+    """Return True if a text describes a valid form of dates, such as `DD.MM.YYYY hh:mm`.
 
     A form has YYYY, DD, and either MM or Mon. It may also have hh and mm, and ss. The parts are separated by punctuation.
     """
@@ -477,7 +477,7 @@ def csv_fields(line: bytes, separator: str) -> list[str]:
 
 
 def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
-    """Return the fields of one line by the names of the plan's columns.
+    """Return the fields of one line by the names of its columns.
 
     A missing field is None. If the line is not valid CSV, all fields are None.
     """
@@ -486,7 +486,7 @@ def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
 
 
 def row_fault(line: bytes, plan: Plan) -> str:
-    """Return a message about the fault of a bad row."""
+    """Return a message that explains why a row is invalid."""
     layout = plan.layout
     fields = fields_of(line, plan)
     if plan.may_be_open:

@@ -1,4 +1,4 @@
-"""Table of numbers: file of the operator that maps each MSISDN to an IMSI.
+"""Table of phone numbers: file of the operator that maps each MSISDN to an IMSI.
 
 The file has two columns, `msisdn,imsi`, with or without a header line. In memory the table has two arrays, with 16 bytes for
 each subscriber.
@@ -25,7 +25,7 @@ class NumbersError(EirError):
 
 
 def number_key(text: str) -> int:
-    """Return the key of an MSISDN: a 1 followed by its digits, without `+` or `00`.
+    """Return the integer key of an MSISDN: the digit 1 followed by its digits, without `+` or `00`.
 
     Raises:
         IdentifierError: if the text is not an MSISDN.
@@ -47,7 +47,7 @@ def msisdn_digits(text: str) -> str:
 
 
 class Numbers(NamedTuple):
-    """Table of numbers in memory."""
+    """Table of phone numbers in memory: MSISDN → IMSI."""
 
     numbers: NDArray[np.uint64]
     """Keys of MSISDNs in ascending order."""

@@ -1,4 +1,4 @@
-"""Reader of data files, which parses rows to arrays of keys.
+"""Reader of data files: parses rows to arrays of keys.
 
 polars parses a chunk of the file and converts whole columns. If a quote does not close within its line, or if polars rejects the
 chunk, Python's csv module parses the chunk line by line with the same result.
@@ -73,7 +73,7 @@ ODD = {
 
 @dataclass(slots=True)
 class OddRows:
-    """Suspect rows of one kind (a key of ODD): the count of all these rows, and messages about the first rows.
+    """Valid but suspicious rows of one kind (a key of ODD): their number, and messages about the first ones.
 
     A suspect row is valid, but probably a mistake.
     """
@@ -85,7 +85,7 @@ class OddRows:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """Limits, counts and faults of the rows in all files of a release."""
+    """Counts, limits and faults of the rows in all files of a release."""
 
     bad_rows_max: int
     range_tacs_max: int
@@ -125,7 +125,7 @@ class _Chunk(NamedTuple):
 
 
 class _Faults(NamedTuple):
-    """Masks of the faulty rows of a chunk."""
+    """Masks of the invalid rows among lines that are parsed together."""
 
     bad: Mask
     wide: Mask
@@ -135,7 +135,7 @@ class _Faults(NamedTuple):
 
 
 class _RowColumns(NamedTuple):
-    """Columns of good rows."""
+    """Columns of the valid rows of a file."""
 
     plan: Plan
     keys: Sequence[Keys]
@@ -154,7 +154,7 @@ class _RowColumns(NamedTuple):
         return _RowColumns(self.plan, keys, reasons, until, days)
 
     def add_to(self, rows: Rows) -> None:
-        """Add these rows to a collection."""
+        """Add these rows to the collection `rows`."""
         first, last = self.keys[0], self.keys[-1]
         if self.plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:
             rows.add_pairs(first, last, self.reasons, self.until, *self.keys[1:-1])
@@ -231,7 +231,7 @@ def read_rows(
 
 
 def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
-    """Parse a chunk, add its good rows to `rows` or to `actions`, and return its faulty rows."""
+    """Parse some lines of a file; add their valid rows to `rows` or `actions`, and return the invalid rows."""
     plan = chunk.plan
     layout = plan.layout
     columns = _columns(chunk.data, plan)
@@ -287,7 +287,7 @@ def _days(dates_s: Keys) -> Days:
 def _probable_mistakes(
     chunk: _Chunk, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
-    """Return masks of good rows that are probably mistakes, by kind (a key of `ODD`); no masks if `now_s` is None.
+    """Return masks of valid rows that are probably mistakes, by kind (a key of `ODD`); without masks if `now_s` is None.
 
     `columns`: keys, dates (Unix seconds) and expiries.
     """
@@ -303,7 +303,7 @@ def _probable_mistakes(
 
 
 def _long_rows(chunk: _Chunk) -> Mask:
-    """Return a mask of the rows with more fields than the header, such as rows with a comma in an unquoted reason."""
+    """Return a mask of the rows with more fields than the header, for example because of a comma in a reason without quotes."""
     width = chunk.plan.width
     separator = chunk.plan.layout.separator
     lines = [line for line in chunk.data.split(b"\n") if line]
@@ -316,7 +316,7 @@ def _long_rows(chunk: _Chunk) -> Mask:
 
 
 class _Part(NamedTuple):
-    """Rows with a code that adds or removes their entry, in the order of the file."""
+    """Rows of a file in which a code adds or removes an entry, in the order of the file."""
 
     columns: _RowColumns
     removes: Mask
@@ -326,7 +326,7 @@ class _Part(NamedTuple):
 
 
 class Actions:
-    """Collection of rows with codes that add or remove an entry. Of the rows of one entry, the latest row counts.
+    """Collection of rows in which a code adds or removes an entry. The latest row about an entry decides.
 
     Without times, or at equal times, the row that is last in the files counts.
     """
@@ -335,11 +335,11 @@ class Actions:
         self._parts: list[_Part] = []
 
     def add(self, part: _Part) -> None:
-        """Add rows with codes to the collection."""
+        """Add rows whose codes add or remove entries to the collection."""
         self._parts.append(part)
 
     def move_to(self, rows: Rows | None, removed: Rows | None) -> None:
-        """Move the rows that count to `rows` if they add an entry, and to `removed` if they remove one; drop other rows."""
+        """Move the deciding rows to `rows` (entry added) or to `removed` (entry removed); drop the other rows."""
         parts = [part for part in self._parts if len(part.removes)]
         self._parts = []
         for part, counts in zip(parts, _latest(parts), strict=True):
@@ -350,7 +350,7 @@ class Actions:
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Return a mask for each part with the rows that count: of several rows of one entry, the latest.
+    """Return masks of the latest row about each entry, one mask for each part.
 
     If the layout has no times and no row removes an entry, all rows of the entry count.
     """
@@ -388,7 +388,7 @@ def _latest(parts: Sequence[_Part]) -> list[Mask]:
 
 
 def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
-    """Set the missing end of a range to the first identifier of the range."""
+    """Set a missing end of a range to the range's first identifier."""
     if plan.may_be_open:
         last = columns["imei_to"]
         is_missing = last.fill_null("") == ""
@@ -408,7 +408,7 @@ def _wide_ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> 
 
 
 def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
-    """Return two masks: rows with a code that removes their entry, and rows with known codes only."""
+    """Return two masks of rows: the code removes the entry; all codes are known."""
     rows = len(columns[ACTION])
     removes = np.zeros(rows, bool)
     is_known = np.ones(rows, bool)
@@ -477,7 +477,7 @@ def _imsis(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _types(texts: pl.Series, _: bool) -> Parsed:
-    """Parse a column of device types; return their keys and a mask, in which every row is valid.
+    """Parse a column of device types; return their keys, and a mask in which every row is valid.
 
     An empty text is a type, but the configuration cannot name this type.
     """
@@ -493,7 +493,7 @@ def _days_seen(texts: pl.Series, _: bool) -> Parsed:
 
 
 def _parse_each(texts: pl.Series, parse: Callable[[str], int]) -> tuple[Seconds, Mask]:
-    """Parse each different text of a column once; return the numbers, 0 for a fault, and a mask of the valid rows.
+    """Parse each different text of a column once; return numbers (0 for an invalid text), and a mask of the valid rows.
 
     `parse` raises ValueError or IdentifierError for a fault. The column should have few different texts.
     """
@@ -563,7 +563,7 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
 
 
 def _columns(data: bytes, plan: Plan) -> dict[str, pl.Series]:
-    """Parse lines of CSV; return the columns of the plan without blank lines."""
+    """Parse CSV lines; return the needed columns without blank lines."""
     if data.startswith(BOM):  # the BOM of the file is already removed; polars would remove a second one
         return _columns_by_line(data, plan)
     positions = sorted(set(plan.at.values()))
@@ -597,7 +597,7 @@ def _lines(data: bytes) -> int:
 
 
 def _row_reasons(columns: Mapping[str, pl.Series], layout: Layout, reasons: Reasons) -> ReasonIndexes | None:
-    """Return the reason index of each row, and add new texts to `reasons`; return None without a column of reasons."""
+    """Return the index of each row's reason, and add new texts to `reasons`; None if the file has no reasons."""
     if REASON not in columns:
         return None
     texts = columns[REASON]
@@ -621,7 +621,7 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
 
 
 def _tally_faults(tally: Tally, chunk: _Chunk, faults: _Faults) -> None:
-    """Add the faulty rows of a chunk to the counts and messages of the tally, and report each bad row."""
+    """Add the invalid rows of some lines to the counts and messages, and report each of them."""
     tally.bad += int(faults.bad.sum())
     _name_rows(tally.complaints, chunk, faults.bad, most=tally.complaints_max)
     _name_rows(tally.wide, chunk, faults.wide, most=tally.complaints_max)
@@ -636,7 +636,7 @@ def _tally_faults(tally: Tally, chunk: _Chunk, faults: _Faults) -> None:
 
 
 def _name_rows(names: list[str], chunk: _Chunk, mask: Mask, *, most: int, message: str | None = None) -> None:
-    """Append `FILE:LINE: MESSAGE` to `names` for the first rows in the mask, until `names` has `most` items.
+    """Append a message `FILE:LINE: …` about the first rows of a mask to `names`, until it has `most` messages.
 
     `message`: text for all rows; None: the fault of each row.
     """

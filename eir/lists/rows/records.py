@@ -1,4 +1,4 @@
-"""Reader of a data file's encoding, header record and trailer record. It compares the row counts in these records."""
+"""Reader for the encoding, the header record and the trailer record of a data file. It verifies the row counts in these records."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ def one_line_end(piece: bytes) -> bytes:
 
 
 class Frame:
-    """Reader of one data file, which removes header record and trailer record and converts the file to UTF-8."""
+    """Reader of one data file: removes header and trailer record, and converts the text to UTF-8."""
 
     def __init__(self, name: str, layout: Layout) -> None:
         self._name = name
@@ -31,7 +31,7 @@ class Frame:
         """Row count in the header record and in the trailer record, by the name of the record."""
 
     def lines(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
-        """Yield the line of column names and the rows in UTF-8, in pieces that end with a newline.
+        """Yield the line with the column names and the rows in UTF-8, in pieces of whole lines.
 
         Raises:
             ReleaseRefused: `layout` if the header record is not as the layout declares it; `rows` if the trailer record
@@ -49,7 +49,7 @@ class Frame:
         return chunks
 
     def check(self, count: int) -> None:
-        """Compare the row counts in header record and trailer record with `count`, the number of rows in the file.
+        """Verify that `count`, the number of rows in the file, equals the row counts in header and trailer record.
 
         Raises:
             ReleaseRefused: `rows`, if a row count differs.
@@ -114,7 +114,7 @@ class Frame:
 
 
 def _field(fields: Sequence[str], position: int) -> str:
-    """Return the field at a position, from 1, or an empty text if the record has fewer fields."""
+    """Return the field at a position, counted from 1; an empty text if the record is too short."""
     if position > len(fields):
         return ""
     return fields[position - 1].strip()

@@ -1,4 +1,4 @@
-"""Turnover of a change: number of devices that the change adds to a list, number of removed devices, and their limits.
+"""Turnover of a list change: numbers of added and of removed devices, and the limits on them.
 
 The difference of the sizes is not enough: two lists of the same size may have no device in common.
 """
@@ -42,7 +42,7 @@ def differences(before: Iterable[Page], after: Iterable[Page], now: float = 0.0)
 
 
 def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) -> dict[str, str]:
-    """Return the limits that a change of a list exceeds (`shrink`, `growth`), each with a message.
+    """Return the limits (`shrink`, `growth`) that a change of a list exceeds, each with a message.
 
     Args:
         settings: settings of the list.
@@ -70,14 +70,14 @@ def turnover(kind: str, come: int, gone: int) -> str:
 
 
 def force_text(lifted: Collection[str]) -> str:
-    """Format the effect of `--force` for a person, with the limits that `--force` lifted."""
+    """Describe the effect of `--force` for a person, with the limits that it lifted."""
     if not lifted:
         return "--force, which lifted no limit"
     return f"--force lifted the limit on {', '.join(lifted)}"
 
 
 def _listed_part(page: Page) -> tuple[object, ...]:
-    """Return the parts of a page without reasons. Two pages with equal parts list the same identifiers with the same expiries."""
+    """Return the content of a page without reasons: identifiers and expiries only."""
     sections = decode_sections(page.extra)
     return page.keys, page.tac and page.tac.until, sections.until, sections.imsis
 
@@ -100,12 +100,12 @@ def _count_changes(old: Page, page: Page, now: float) -> tuple[int, int]:
 
 
 def _count_gains(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
-    """Count the devices that gain an IMSI: `after` has an IMSI of the device that `before` lacks."""
+    """Count the devices in a list of pairs that have an IMSI in `after` that they lack in `before`."""
     return sum(not imsis <= before.get(low, set()) for low, imsis in after.items())
 
 
 def _listed(page: Page, now: float) -> BitMap:
-    """Return the devices of a page that are listed at the time `now`, individually or by their TAC."""
+    """Return the devices that a page lists at the time `now`, individually or by the whole TAC."""
     if page.tac is not None and _is_in_force(page.tac.until, now):
         return _WHOLE
     if not page.extra or not decode_sections(page.extra).until:

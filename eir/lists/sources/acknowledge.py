@@ -1,4 +1,4 @@
-"""Acknowledgements: signed statements of nodes about the list in force, and their evaluation by the publisher.
+"""Acknowledgements: signed statements of nodes about the release of a list in force there, and their evaluation by the publisher.
 
 A statement includes the time from which the content is in force, and the release or index that the node rejected last.
 
@@ -86,7 +86,7 @@ class Acknowledgement:
 
     @property
     def name(self) -> str:
-        """Name of the file that contains the acknowledgement."""
+        """File name of the acknowledgement."""
         return f"{self.node}.{self.list}{ENDS}"
 
 
@@ -179,7 +179,7 @@ def _rejection(members: Mapping[str, Any]) -> Rejection | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """Result of the comparison of a node's acknowledgement with the releases in a publisher's folder."""
+    """Status of one node for a publisher: its acknowledgement compared with the releases in the folder."""
 
     node: str
     list: str
@@ -199,7 +199,7 @@ class NodeStatus:
 
 
 def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path | None = None) -> list[NodeStatus]:
-    """Return the state of each node whose key the publisher has, and of each node that has uploaded an acknowledgement.
+    """Return the status of each node whose key is in the publisher's file, or that has uploaded an acknowledgement.
 
     Args:
         folder: publisher's folder.
@@ -252,7 +252,7 @@ def _read_acknowledgement(file: Path, node: str, list_name: str, keys: Path, now
 
 
 def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime, within: timedelta) -> NodeStatus:
-    """Compare a node's acknowledgement with the publisher's folder, and return the state of the node."""
+    """Compare an acknowledgement with the releases in the publisher's folder; return the status of the node."""
     serial = acknowledgement.serial
     missing = [offer for offer in index.releases if offer.serial > serial]
     late = timedelta(0)
@@ -269,7 +269,7 @@ def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datet
 
 
 def _node_state(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime) -> tuple[str, str]:
-    """Return the state of a node and its detail, without regard to missing releases."""
+    """Return the state of a node and the detail of it, apart from releases that the node lacks."""
     serial = acknowledgement.serial
     if serial > index.serial:
         return DIFFERS, f"it has serial {serial}, and {index.serial} is the newest in the folder"
@@ -289,7 +289,7 @@ def _node_state(index: FolderIndex, acknowledgement: Acknowledgement, now: datet
 
 
 def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> ReleaseEntries:
-    """Return the entries that a node has in force according to its acknowledgement.
+    """Return the entries of the list that a node acknowledges, from the publisher's releases.
 
     The entries are computed from the releases in the publisher's folder that contains the acknowledgement.
 
@@ -321,7 +321,7 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
 
 
 def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:
-    """Return the releases that lead to a serial: the newest full release up to the serial, then deltas."""
+    """Return the releases whose loads lead to a serial: the newest full release up to it, then deltas."""
     offers = tuple(offer for offer in index.releases if offer.serial <= serial)
     if all(offer.base is not None for offer in offers):
         return ()
@@ -329,7 +329,7 @@ def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:
 
 
 def _unacknowledged(index: FolderIndex, node: str, fault: str | None, *, known: bool) -> NodeStatus:
-    """Return the status of a node without a valid acknowledgement; `fault` is that of an invalid one."""
+    """Return the status of a node that has no valid acknowledgement. `fault`: why its acknowledgement is invalid."""
     state = NEVER if fault is None else UNPROVEN
     serials = {offer.serial for offer in index.releases}
     return NodeStatus(node=node, list=index.list, state=state, behind=len(serials), detail=fault or "", known=known)
@@ -344,11 +344,11 @@ def _hosts_in(signers: str) -> Iterator[str]:
 
 
 def _content(file: Path) -> bytes:
-    """Read the file of an acknowledgement without following a link or blocking on a pipe, because any node may have written it."""
+    """Read an uploaded acknowledgement safely: without following a link or blocking on a pipe."""
     with open_folder(file.parent) as folder:
         return read_small(file.name, folder, BYTES_MAX)
 
 
 def as_rows(statuses: Sequence[NodeStatus]) -> list[dict[str, Any]]:
-    """Return the states of nodes as rows for tables and for JSON."""
+    """Convert the statuses of nodes to rows for tables and for JSON."""
     return [asdict(status) for status in statuses]

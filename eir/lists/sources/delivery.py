@@ -1,4 +1,4 @@
-"""Deliveries in the drop folder: manifests with signatures, their verification, and the order of their loads.
+"""Deliveries: releases (manifests with signatures) in the drop folder, their verification, and the order of their loads.
 
 Anyone with write access may deliver many invalid files. So deliveries that claim a trusted key are verified first, alternately
 the newest and the oldest. Verified deliveries are loaded in rounds, with one delivery of each list in each round.
@@ -20,7 +20,7 @@ from eir.lists.sources.drop_folder import Listing, printable, signed_manifests
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Manifest with signatures in the drop folder, and the result of its verification."""
+    """Release in the drop folder: manifest, signatures, and the result of their verification."""
 
     name: str
     """File name of the manifest."""
@@ -77,7 +77,7 @@ def verify_delivery(
 def manifests_by_priority(
     listing: Listing, folder_fd: int, lists: Iterable[ListSettings]
 ) -> tuple[list[str], list[str]]:
-    """Return the names of signed manifests in two lists: manifests whose signature names a trusted key, and all other manifests.
+    """Return the names of the signed manifests: first those whose signature names a trusted key, then all others.
 
     In each list the newest and the oldest manifests alternate, so that ten thousand deliveries before or after a valid
     release cannot delay the release.
@@ -94,7 +94,7 @@ def manifests_by_priority(
 
 
 def order_by_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], bool]) -> Iterator[tuple[int, Delivery]]:
-    """Yield each delivery with the index of the round in which it is loaded. A round has one delivery per list, the lowest serial first.
+    """Yield each delivery with the number of its round. In a round each list has one delivery, the one with the lowest serial.
 
     Deliveries for which `last` returns True follow after all rounds. Unverified deliveries are at the end, by name.
     """

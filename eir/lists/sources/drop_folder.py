@@ -1,4 +1,4 @@
-"""Drop folder: its files, their completeness, the schedule of passes, and the subfolders for processed files.
+"""Drop folder: its files, their completeness, the times of passes (reads of the folder), and its subfolders for processed files.
 
 A pass processes all files in the folder once.
 
@@ -87,7 +87,7 @@ def printable(name: str) -> str:
 
 
 def missing_part(manifest: Manifest, listing: Listing, now: float) -> str:
-    """Return a message about the first incomplete data file of a release, or an empty text."""
+    """Return a message about the first data file of a release that is missing or incomplete; otherwise an empty text."""
     for file in manifest.files:
         item = listing.get(file.name)
         if item is None:
@@ -108,7 +108,7 @@ def is_settled(item: Item, now: float) -> bool:
 
 
 class Watch:
-    """Scheduler of the passes over a drop folder. It compares the present files with the files of the last pass.
+    """Scheduler of passes over a drop folder: compares the files with those of the last pass.
 
     `patience_s` is that of inbox.PassSettings.
     """
@@ -121,7 +121,7 @@ class Watch:
         """Files of the last pass."""
 
     def due(self, listing: Listing, now: float) -> bool:
-        """Return True if the next pass must start.
+        """Return True if a pass over the folder must start now.
 
         `now` is in Unix seconds, like the times of the files.
         """
@@ -140,7 +140,7 @@ class Watch:
         return since_pass_s >= CHANGED_AGAIN_S or any(_are_settled(group, now) for group in groups)
 
     def _changed_groups(self, listing: Listing) -> Collection[Sequence[Item]]:
-        """Return the files that are new or changed since the last pass, in groups: a manifest with its signatures, any other file alone."""
+        """Return the new and changed files in groups that belong together: a manifest with its signatures, or a single file."""
         groups: dict[str, list[Item]] = {}
         for name, item in listing.items():
             if self._seen.get(name) != item:
@@ -149,7 +149,7 @@ class Watch:
         return groups.values()
 
     def record_pass(self, listing: Listing, again_s: float | None, now: float) -> None:
-        """Record that a pass has processed the files of `listing`.
+        """Store that a pass has processed the files of `listing`. `again_s`: time until the next pass.
 
         The next pass starts after `again_s` seconds even without a change; None: it needs a change.
         """
@@ -164,7 +164,7 @@ def _are_settled(items: Iterable[Item], now: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """Open drop folder, from which files are moved to the subfolders `accepted` and `refused`."""
+    """Open drop folder with its subfolders `accepted` and `refused`, to which processed files are moved."""
 
     drop: int
     """Descriptor of the drop folder."""
@@ -174,7 +174,7 @@ class Rooms:
     """Names in the subfolders of the files that were moved or written."""
 
     def places(self, names: Iterable[str], room: str) -> dict[str, str]:
-        """Return a free name in a subfolder (`room`) for each file: its own name, or for all files the same number added."""
+        """Return a free name for each file in a subfolder (`room`). If a name is taken, all files get the same number."""
         names = list(names)
         for number in count(1):
             places = {name: _numbered(name, number) for name in names}
@@ -204,7 +204,7 @@ class Rooms:
                 os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=room_fd)
 
     def prune(self, files_max: int, bytes_max: int) -> None:
-        """Delete the oldest files in `refused/` beyond the limits on number and bytes, but no file that was just moved."""
+        """Delete the oldest files in `refused/` above limits on number and bytes, except files that were just moved there."""
         room_fd = self.rooms[REFUSED]
         items = scan_folder(room_fd)
         newest_first = sorted(items, key=lambda name: items[name].changed, reverse=True)
@@ -224,7 +224,7 @@ class Rooms:
 
 
 def _numbered(name: str, number: int) -> str:
-    """Return `name` for number 1, or else `name~NUMBER`, with `name` shortened to the limit of the file system."""
+    """Return the file name with a number: `name~NUMBER`, shortened to the limit of the file system; for number 1 `name`."""
     if number == 1:
         return name
     end = f"~{number}".encode()
@@ -246,7 +246,7 @@ def open_rooms(folder: Path) -> Iterator[Rooms]:
 
 
 def _open_folder(folder: Path, inside: int | None, stack: ExitStack) -> int:
-    """Open the drop folder, or a subfolder in the folder with the descriptor `inside`, and return the descriptor.
+    """Open the drop folder or one of its subfolders, and return the descriptor. `inside`: descriptor of the parent.
 
     A subfolder is created if it does not exist, and must not be a link.
     """

@@ -1,4 +1,4 @@
-"""Publisher's folder: its index, and the choice of the releases that lead a node to the newest serial.
+"""Publisher's folder: its index, and the releases that a node must load to reach the newest serial.
 
 The folder is on any web server or object store. Each release has a subfolder, and the index lists the releases: a full release
 and deltas. The index and its signature are in one file (eir.lists.releases.openssh), so that a reader always gets a matching
@@ -35,7 +35,7 @@ _member = partial(member, reason="index")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """Release in a publisher's folder, as the index lists it."""
+    """Release that the index of a publisher's folder lists."""
 
     serial: int
     kind: str
@@ -56,7 +56,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderIndex:
-    """Index of a publisher's folder."""
+    """Index of a publisher's folder: the releases that nodes can load."""
 
     list: str
     holds: str
@@ -126,7 +126,7 @@ def parse_index(document: bytes) -> FolderIndex:
 
 
 def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before: datetime | None) -> None:
-    """Reject the index of a publisher's folder if its list or kind differs from the source, if it is from the future, or older than `before`.
+    """Reject the index of a publisher's folder: wrong list or kind, time in the future, or older than the index `before`.
 
     Args:
         index: index whose signature is verified.
@@ -150,7 +150,7 @@ def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before
 
 
 def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> Sequence[Offer]:
-    """Return the releases to load, in order, to reach the newest serial; empty if a node cannot reach it or has loaded it.
+    """Return the releases to load, in order, to reach the newest serial; empty if it is reached already or out of reach.
 
     If deltas lead from `current` to the newest serial, they are the result. Otherwise the result is the newest full
     release and the deltas after it.
@@ -174,7 +174,7 @@ def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> S
 
 
 def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequence[Offer]:
-    """Return the consecutive deltas after a serial; empty if the serial of the first delta is not above `highest`."""
+    """Return the consecutive deltas that begin at a serial; empty if the first delta has a serial of at most `highest`."""
     chain: list[Offer] = []
     offer = deltas.get(serial)
     if offer is None or offer.serial <= highest:
@@ -186,7 +186,7 @@ def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequen
 
 
 def trim_index(index: FolderIndex, until: datetime) -> FolderIndex:
-    """Return the index with the newest full release, the deltas after it, and the deltas that were issued after `until`.
+    """Return the index without old releases: the newest full release, its deltas, and the deltas issued after `until` remain.
 
     A node that was up to date at `until` can still load the newest serial by deltas.
     """
@@ -200,7 +200,7 @@ def trim_index(index: FolderIndex, until: datetime) -> FolderIndex:
 
 
 def sort_offers(offers: Iterable[Offer]) -> tuple[Offer, ...]:
-    """Sort offers as an index lists them: by serial, and for the same serial the delta first."""
+    """Sort releases in the order of an index: by serial, a delta before a full release of the same serial."""
     return tuple(sorted(offers, key=_position))
 
 

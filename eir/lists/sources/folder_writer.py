@@ -1,4 +1,4 @@
-"""Writer of a publisher's folder: it adds a release, then writes the index, then deletes unused releases.
+"""Writer of a publisher's folder: adds a release, writes the index, then deletes unused releases.
 
 If the deltas are many or old, they are folded: a full release with the serial and the content of the last delta is added. A node
 that is far behind loads this release, and old deltas are deleted. The content of the list at a serial is computed as in an EIR:
@@ -73,7 +73,7 @@ def publish_into(
     bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
     more_keys: Sequence[Path] = (), new_key: bool = False, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Placed:  # fmt: skip
-    """Write a signed release from data files, as eir.lists.releases.publish does, and add the release to the folder.
+    """Create a signed release from data files (eir.lists.releases.publish), and add it to the publisher's folder.
 
     An error leaves the index unchanged.
 
@@ -140,7 +140,7 @@ def offer_release(
     declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None, deltas_max: int = DELTAS_MAX,
     new_key: bool = False,
 ) -> FolderIndex:  # fmt: skip
-    """Add a signed release with its files to the folder, sign the new index with `key`, and return this index.
+    """Add a signed release with its files to the publisher's folder; write and return the new index, signed with `key`.
 
     Deltas are not folded, because a full release may need signatures of absent signers. Raises as `publish_into`.
     """
@@ -181,25 +181,25 @@ def _kind_of_list(index: FolderIndex | None, holds: str | None) -> str:
 
 
 def _earlier_manifests(folder: Path, index: FolderIndex | None, base: int | None) -> list[Path]:
-    """Return the manifests of the releases on which a new release builds; `base` is its base serial."""
+    """Return the manifests of the releases before a new one with the base serial `base`, from the last full release on."""
     if index is None or base is None:
         return []
     return [folder / offer.folder / offer.manifest for offer in releases_to_load(index, None, 0)]
 
 
 def _next_index(before: FolderIndex | None, offer: Offer, list_name: str, kind: str, written: datetime) -> FolderIndex:
-    """Return the index with a further release."""
+    """Return the index after a further release was added."""
     offers = () if before is None else before.releases
     return FolderIndex(list=list_name, holds=kind, written=written, releases=sort_offers([*offers, offer]))
 
 
 def _deltas_after_full(index: FolderIndex) -> list[Offer]:
-    """Return the deltas after the newest full release."""
+    """Return the deltas that follow the newest full release in the index."""
     return [offer for offer in index.releases if offer.serial > index.full.serial]
 
 
 def _replace_index(folder: Path, before: FolderIndex | None, index: FolderIndex, content: bytes) -> None:
-    """Write the signed index after all files that it lists, then delete the releases that no index lists."""
+    """Write the signed index, when all its files are written; then delete the releases that neither index lists."""
     write_file(folder / INDEX, content, mode=MODE, durable=True)
     _delete_unused(folder, before, index)
 
@@ -228,7 +228,7 @@ def _signatures(manifest: Path) -> list[str]:
 def _check(
     before: FolderIndex | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str
 ) -> None:
-    """Reject a release that does not fit the present index of the folder."""
+    """Reject a release that does not fit the present index of the publisher's folder."""
     if before is None:
         if base is not None:
             raise ReleaseRefused("base", f"{folder} has no release yet: a full one is needed first")
@@ -248,7 +248,7 @@ def _signatures_of(manifest: Path) -> list[bytes]:
 
 
 def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[bytes]) -> None:
-    """Reject signatures by a key that has signed no release in the folder and is not in the folder's file `signers`.
+    """Reject signatures by a new key: it has signed no release in the folder, and the folder's file `signers` lacks it.
 
     Nodes may not trust such a key. The first release of a folder without `signers` may have any key.
 
@@ -294,7 +294,7 @@ def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[
 
 
 def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends: datetime) -> bool:
-    """Return True if the deltas after the newest full release must be folded into a new full release.
+    """Return True if the deltas after the newest full release must be replaced by a new full release.
 
     This is the case if there are at least DELTAS_MAX deltas, if one of them was issued before `until`, or if the full
     release expires before `ends`. A new node cannot load an expired release.
@@ -307,7 +307,7 @@ def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends:
 
 
 class Contents:
-    """Content of a list, computed from the releases in a publisher's folder.
+    """Content of a list, rebuilt from the releases in a publisher's folder.
 
     `room`: folder for a temporary store.
     """
@@ -322,7 +322,7 @@ class Contents:
         self._room = room
 
     async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page], Mapping[int, Page]]:
-        """Load releases one after the other into a temporary store.
+        """Load releases in order into a temporary store.
 
         Returns:
             State of the list, its pages, and its pages of dates by number.
@@ -367,7 +367,7 @@ class Contents:
         expires: datetime,
         keys: Sequence[Path],
     ) -> Offer:
-        """Write a full release with this content of the list, signed by each of `keys`, and return its offer.
+        """Write the rebuilt content as a full release, signed by each of `keys`; return its row of the index.
 
         Raises:
             ReleaseRefused: if a load of the release would give another content.
@@ -394,7 +394,7 @@ class Contents:
         return replace(_offer(published.manifest, state), folder=staged.name)
 
     def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
-        """Return the data files of a full release: a label for the file name, and the argument `only_tacs` of `export`."""
+        """Return the data files to write for a full release: label for the name, and whether the file has only TACs."""
         has_tacs = self._settings.kind == DEVICES and any(page.tac for page in pages)
         if has_tacs and any(page.keys for page in pages):
             return (("imei", False), ("tac", True))
@@ -402,7 +402,7 @@ class Contents:
 
 
 def _offer(manifest: Path, state: ListState) -> Offer:
-    """Return the offer of a signed release; `state` is that of the list after the release."""
+    """Return the index row of a signed release. `state`: state of the list after the release."""
     content = manifest.read_bytes()
     release = parse_manifest(content)
     signatures = [hashlib.sha256(signature).hexdigest() for signature in _signatures_of(manifest)]
@@ -413,7 +413,7 @@ def _offer(manifest: Path, state: ListState) -> Offer:
 
 
 def _place_release(offer: Offer, staged: Path, folder: Path) -> None:
-    """Move a complete release to its subfolder, in place of the files of an interrupted attempt."""
+    """Move a complete release to its subfolder of the publisher's folder; files of an interrupted attempt are replaced."""
     place = folder / offer.folder
     shutil.rmtree(place, ignore_errors=True)
     staged.chmod(0o755)
@@ -436,7 +436,7 @@ def load_index(folder: Path) -> FolderIndex | None:
 
 
 def _delete_unused(folder: Path, before: FolderIndex | None, now: FolderIndex) -> None:
-    """Delete the subfolders of releases that neither the new index nor the previous one lists.
+    """Delete the subfolders of releases that neither the new index nor the one before lists.
 
     A node may still be using the previous index.
     """

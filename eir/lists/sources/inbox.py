@@ -1,4 +1,4 @@
-"""Loads of delivered releases: in a pass over the drop folder, or of one release from the private folder of a pull.
+"""Loads of delivered releases, in a pass over the drop folder, or of one release that a pull has fetched.
 
 eir.lists.releases.release and eir.lists.changes.load verify each release. An incomplete release waits. A loaded release is moved to
 `accepted/`, a rejected one to `refused/` with a text file that gives the reason. If this host causes the failure (the store is
@@ -70,7 +70,7 @@ OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryOutcome:
-    """Outcome of a delivered release, or of a file that belongs to no release."""
+    """Outcome of one delivered release, or of a file in the drop folder that belongs to no release."""
 
     manifest: str
     """File name of the manifest, or of the file that belongs to no release."""
@@ -108,7 +108,7 @@ class Pass:
 
 @dataclass(slots=True)
 class Attempts:
-    """File that counts for each release the loads that were killed. A release with ATTEMPTS_MAX killed loads is rejected."""
+    """File with the number of killed loads of each release. After ATTEMPTS_MAX killed loads a release is rejected."""
 
     _path: Path
     _loading: str = ""
@@ -116,7 +116,7 @@ class Attempts:
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
-        """Count the load in the `with` block as killed. The count is removed when the block ends, unless it raises the error `killed`.
+        """Count the load in the `with` block. The count remains only if the process is killed or the block raises the error `killed`.
 
         Raises:
             ReleaseRefused: `crash`, after ATTEMPTS_MAX killed loads of the release with this digest.
@@ -145,7 +145,7 @@ class Attempts:
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """Delete the count for the release with this digest, or for the release being loaded if no digest is given."""
+        """Delete the count of killed loads of one release; without a digest, of the release that is being loaded."""
         counts = self._read()
         counts.pop(digest or self._loading, None)
         self._write(counts)
@@ -165,7 +165,7 @@ class Attempts:
 
 
 class _Delay(NamedTuple):
-    """Reason for which a release must wait."""
+    """Reason why a delivered release must wait."""
 
     reason: str
     detail: str
@@ -229,7 +229,7 @@ async def process_fetched(terms: PassSettings, delivery: Delivery) -> DeliveryOu
 
 
 class _Turn:
-    """State of one pass: the scanned drop folder, and the outcome of each file."""
+    """One pass over the drop folder: its files, and the outcome of each."""
 
     def __init__(self, terms: PassSettings, rooms: Rooms) -> None:
         self.terms = terms
@@ -275,7 +275,7 @@ class _Turn:
             self._sweep(self._listing.keys() - delivered)
 
     async def _verified(self, names: Sequence[str]) -> AsyncIterator[Delivery]:
-        """Verify deliveries and yield the results, until the time of the pass is over."""
+        """Verify deliveries and yield them, until the time of the pass is over."""
         terms = self.terms
         for name in names:
             if self._is_time_over():
@@ -288,7 +288,7 @@ class _Turn:
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
     def _is_time_over(self) -> bool:
-        """Return True if this pass has exceeded its time limit; it then plans the next pass, at once, for the files that remain."""
+        """Return True if this pass has exceeded its time limit. Then the next pass starts at once for the remaining files."""
         if time.monotonic() - self._began < self.terms.pass_s:
             return False
         self.again.append(0.0)
@@ -299,7 +299,7 @@ class _Turn:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
     async def process(self, delivery: Delivery, others: set[str]) -> None:
-        """Process one delivery. An error concerns only this delivery; a failure of the store concerns its whole list.
+        """Process one delivered release. An error affects only this release; a failure of the store affects its whole list.
 
         `others`: names of data files that other releases need too.
         """
@@ -319,7 +319,7 @@ class _Turn:
             await self._refuse(delivery, others, refused_by(fault))
 
     async def _process(self, delivery: Delivery, others: set[str]) -> None:
-        """Process one delivery: load its release, reject the release, or leave it in the folder for a later pass."""
+        """Load or reject one delivered release, or leave it in the folder for a later pass."""
         patience_left_s = self._patience_left_s(_file_names(delivery))
         delay = await self._delay(delivery)
         if delay is not None and not delay.bounded:
@@ -347,7 +347,7 @@ class _Turn:
             await self._refuse(delivery, others, refused)
 
     async def _load(self, delivery: Delivery, release: VerifiedRelease, others: set[str]) -> ReleaseRefused | None:
-        """Load a release and move its files to `accepted/`. If the release is rejected, return the rejection and move no file."""
+        """Load a release and move its files to `accepted/`; if it is rejected, return the rejection without moving files."""
         terms = self.terms
         manifest = release.manifest
         state = await terms.store.state(manifest.list)
@@ -365,7 +365,7 @@ class _Turn:
         return None
 
     async def _refuse(self, delivery: Delivery, others: set[str], refused: ReleaseRefused) -> None:
-        """Move a rejected delivery to `refused/`. Record the rejection, if the load has not recorded it."""
+        """Move a rejected release to `refused/`, and record the rejection unless the load has recorded it."""
         release = delivery.release
         digest = None
         if release is not None:
@@ -380,7 +380,7 @@ class _Turn:
         return Loader(terms.lists, terms.store, terms.who, terms.clock(), terms.marks or {})
 
     async def _delay(self, delivery: Delivery) -> _Delay | None:
-        """Return the reason for which a delivery must wait, or None if it can be loaded or rejected now."""
+        """Return the reason why a delivered release must wait; None if it can be loaded or rejected now."""
         if delivery.refused is not None:
             return self._delay_of_rejected(delivery, delivery.refused)
         if delivery.release is None:
@@ -404,12 +404,12 @@ class _Turn:
         return _Delay("base", f"it builds on serial {base}, and {in_force}")
 
     def _has_settled(self, delivery: Delivery) -> bool:
-        """Return False if a file of the delivery was changed less than SETTLED_S before the scan."""
+        """Return False if one of the release's files was changed less than SETTLED_S before the scan."""
         items = [self._listing[name] for name in _file_names(delivery) if name in self._listing]
         return all(is_settled(item, self._scanned_at) for item in items)
 
     def _delay_of_rejected(self, delivery: Delivery, refused: ReleaseRefused) -> _Delay | None:
-        """Return the reason for which a delivery without valid signatures must wait, or None if it can be rejected now."""
+        """Return the reason why a release without valid signatures must wait; None if it can be rejected now."""
         if refused.reason in OURS:
             return _Delay(refused.reason, refused.detail, bounded=False)
         fault = "" if self.terms.is_spool else self._incomplete_fault(delivery)
@@ -439,11 +439,11 @@ class _Turn:
         self.again.append(max(again_s, SETTLED_S))
 
     def _stays(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Let a delivery wait without a time limit, because this host must be repaired first."""
+        """Let a release wait without a time limit, because a fault of this host must be repaired first."""
         self._waits(delivery, _Delay(reason, detail, bounded=False), AGAIN_S)
 
     def _patience_left_s(self, names: Iterable[str]) -> float:
-        """Return the seconds after which files are rejected if they stay unchanged."""
+        """Return the seconds until unchanged files are rejected."""
         if not self.terms.believed:
             return self.terms.patience_s
         items = [self._listing[name] for name in names if name in self._listing]
@@ -467,7 +467,7 @@ class _Turn:
         self._move_files(names, delivery.name, outcome)
 
     def _belongs_to_rejected(self, file: FileEntry) -> bool:
-        """Return True if a data file must be moved with a rejected manifest: it matches this manifest, or has waited too long for a further one.
+        """Return True if a data file is moved with a rejected manifest: it matches the manifest, or has waited too long for another one.
 
         A file with other content may belong to another release that uses the same name and is still arriving.
         """
@@ -498,7 +498,7 @@ class _Turn:
         self.taken.append(outcome)
 
     def _sweep(self, strays: Iterable[str]) -> None:
-        """Move files that no release names to `refused/`, if they have waited for `patience_s`."""
+        """Move files that belong to no release to `refused/`, after they have waited for `patience_s`."""
         detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
         for name in sorted(strays):
             patience_left_s = self._patience_left_s((name,))

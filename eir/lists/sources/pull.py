@@ -1,4 +1,4 @@
-"""Pull from a publisher's folder: it fetches newer releases to a private folder, and loads them as eir.lists.sources.inbox does.
+"""Pull from a publisher's folder: fetches newer releases to a private folder, and loads them.
 
 The index and each manifest are parsed only if a signer of the list has signed them. A data file is loaded only if it has the digest
 of its manifest. Fetched files stay in a folder of the list until they are loaded, so that an interrupted download continues. If
@@ -81,7 +81,7 @@ class Pulled:
 
 @dataclass(slots=True)
 class _Note:
-    """State of a source that is stored between pulls."""
+    """State of a list's source that the node stores between two pulls."""
 
     etag: str | None = None
     """Entity tag of the stored index."""
@@ -144,7 +144,7 @@ async def pull(
 
 @dataclass(slots=True)
 class _Pull:
-    """State of one pull."""
+    """One pull of a list from its source."""
 
     terms: PassSettings
     settings: ListSettings
@@ -161,7 +161,7 @@ class _Pull:
     note: _Note = field(default_factory=_Note)
 
     def pulled(self, outcome: str, reason: str = "", detail: str = "") -> Pulled:
-        """Build the result of the pull."""
+        """Build the result of this pull."""
         fetched = self.server.bytes if self.server is not None else 0
         rejected = self.under_way if outcome == REFUSED else None
         if self.loaded and outcome in {UNCHANGED, ELSEWHERE}:
@@ -172,7 +172,7 @@ class _Pull:
         )  # fmt: skip
 
     async def make(self) -> Pulled:
-        """Fetch the index of the source, and fetch and load the newer releases.
+        """Run the pull: fetch the index of the source, then fetch and load the newer releases.
 
         Raises:
             Unreached: if the source cannot be reached.
@@ -205,7 +205,7 @@ class _Pull:
         return self.pulled(UNCHANGED)
 
     def _open_note(self) -> None:
-        """Read the note of the last pull, and clear its members that are stale: the settings, the source or the clock have changed since then."""
+        """Read the stored state of the source, without members that a change of settings, source or clock has made stale."""
         self.note = _read_note(self.terms.folder / NOTE)
         settings = _digest(self.settings)
         if settings != self.note.settings or self.terms.clock().timestamp() < self.note.refused_at:
@@ -226,7 +226,7 @@ class _Pull:
         return self.pulled(WAITING, "base", f"{in_force}: {fault}")
 
     async def compare(self) -> int:
-        """Store the first offer's time of each offered serial above the serial in force, and return the serial in force.
+        """Store when each serial above the serial in force was first offered; return the serial in force.
 
         Raises:
             StoreError: if the store fails.
@@ -251,7 +251,7 @@ class _Pull:
         return state.serial
 
     async def _releases_to_load(self, index: FolderIndex) -> Sequence[Offer]:
-        """Return the releases to load: deltas if they fit the list in force, otherwise a full release.
+        """Return the releases to load: deltas if they continue the list in force, otherwise a full release.
 
         If one of the deltas was rejected, a full release is preferred. If the list in force has another content than the
         folder's list with the same serial (it may be another publisher's list), only a full release is possible: a delta
@@ -269,7 +269,7 @@ class _Pull:
 
     @staticmethod
     def _differs(index: FolderIndex, state: ListState) -> bool:
-        """Return True if the folder's index has a content digest for the serial in force, and this digest is not that of the list in force."""
+        """Return True if the index has another content digest for the serial in force than the list in force."""
         return index.content_of(state.serial) not in {None, state.content_digest}
 
     async def _state_and_highest(self) -> tuple[ListState, int]:

@@ -1,4 +1,4 @@
-"""HTTP client of a pull, with limits on size and time. It continues interrupted downloads.
+"""HTTP client for pulls and acknowledgements, with limits on size and time. It continues interrupted downloads.
 
 The client uses plain HTTP only with addresses of this host, and follows redirects only on the same server. It uses the proxies of
 the environment (`https_proxy`, `no_proxy`). All calls block, so they run in a thread of a process that answers no checks.
@@ -54,7 +54,7 @@ class FetchedFile(NamedTuple):
 
 
 class SourceClient:
-    """HTTP client for the source of a list.
+    """HTTP client for the server of a list's source.
 
     `until`: time limit for all requests (time.monotonic).
     """
@@ -153,7 +153,7 @@ class SourceClient:
             raise Unreached("cut_off", f"{self._at(name)} ended after {stored_bytes} of {size} bytes")
 
     def upload(self, name: str, content: bytes) -> None:
-        """Upload a document by POST. If the server does not support POST, as many file servers, upload the document by PUT.
+        """Upload a document by POST; by PUT if the server, such as a file server, does not support POST.
 
         Raises:
             Unreached: if the document cannot be uploaded.
@@ -173,7 +173,7 @@ class SourceClient:
     def _request(
         self, name: str, headers: Mapping[str, str], data: bytes | None = None, method: str = "GET"
     ) -> Iterator[Any]:
-        """Send a request and yield the open response, or None if the file has not changed."""
+        """Send a request and yield the open response; None if the file is unchanged (status 304)."""
         at = self._at(name)
         request = urllib.request.Request(at, data=data, headers={**self._headers, **headers}, method=method)  # noqa: S310 - of a url that is https, or of this host
         self._redirects.restart()
@@ -212,7 +212,7 @@ class SourceClient:
             raise Unreached("cut_off", f"{at} ended {answer.length} bytes before its end")
 
     def _remaining_s(self) -> float:
-        """Return the maximum number of seconds to wait for the next bytes.
+        """Return for how many seconds to wait for the next bytes at most.
 
         Raises:
             Unreached: `timeout`, if the time limit of the answer has passed.
@@ -226,7 +226,7 @@ class SourceClient:
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opener of HTTP connections with a time limit for each piece of a response.
+    """Handler of urllib that opens connections with a time limit for each piece of a response.
 
     `left`: function that returns the remaining seconds.
     """
@@ -252,7 +252,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class _Response(http.client.HTTPResponse):
-    """HTTP response with a time limit of `left()` seconds for each piece."""
+    """HTTP response in which each read has the time limit `left()` in seconds."""
 
     def __init__(self, sock: socket.socket, *how: Any, left: Callable[[], float], **more: Any) -> None:
         super().__init__(sock, *how, **more)

@@ -1,4 +1,4 @@
-"""Factory that creates the store of the configuration.
+"""Creation of the store that the configuration names.
 
 It imports both stores, so only eir.node and eir.cli import this module.
 """
@@ -40,7 +40,7 @@ def open_store(
 
 
 def open_copy(url: str, state_folder: Path, *, report: Report = silent, upgrades: bool = True) -> ListStore | None:
-    """Create the store for this node's last good copy; None if the store itself is on the local disk."""
+    """Create the store for this node's last good copy; None if the configured store is on the local disk itself."""
     if url == SQLITE:
         return None
     return _sqlite(state_folder / COPY_FILE, report, upgrades=upgrades)
@@ -53,7 +53,7 @@ def _sqlite(path: Path, report: Report, *, upgrades: bool) -> ListStore:
 
 
 async def serial_marks(url: str, state_folder: Path) -> Mapping[str, Mark]:
-    """Return each list's number of serial resets and highest serial from this node's last good copy.
+    """Return the mark of each list (number of serial resets, highest serial) in this node's last good copy.
 
     The result is empty if the host has no copy: its store is on the local disk, or no node ever ran here.
 

@@ -1,4 +1,4 @@
-"""Encoding of states, events, ledgers and changes as text, the same for all stores.
+"""Encoding of list states, events, ledgers and changes as text, the same for all stores.
 
 Each is encoded as a JSON object of its fields, except a change. Readers ignore unknown fields, so that nodes of two versions
 can share a store during an upgrade.
@@ -30,7 +30,7 @@ _STATE_TIMES = ("issued", "expires", "loaded_at")
 
 
 def _known_fields(names: Container[str], record: str | bytes | dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record, as JSON text or as parsed JSON, that this program knows."""
+    """Return only those fields of a stored record that this program knows. `record`: JSON text, or parsed JSON."""
     try:
         fields = json.loads(record) if isinstance(record, str | bytes) else record
     except (ValueError, RecursionError) as error:
@@ -41,7 +41,7 @@ def _known_fields(names: Container[str], record: str | bytes | dict[str, Any]) -
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """Return the reason why data of a newer format must not be changed; None if this program may change the data.
+    """Return the reason why this program must not change stored data, because its format is newer; None if it may.
 
     Data without a format version (`form` None) is old.
     """
@@ -56,7 +56,7 @@ def newer_form(where: str, form: str | bytes | int | None) -> str | None:
 
 
 def check_form(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (`schema`) if this program must not change, or cannot read, data of this format."""
+    """Raise StoreError (`schema`) if stored data has a format that this program must not change or cannot read."""
     reason = newer_form(where, form)
     if reason is not None:
         raise StoreError("schema", reason)
@@ -64,7 +64,7 @@ def check_form(where: str, form: str | bytes | int | None) -> None:
 
 
 def check_oldest(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (`schema`) if data has an older format than this program can read.
+    """Raise StoreError (`schema`) if the format of stored data is too old for this program.
 
     `form` None: the data has no format version.
     """
@@ -130,7 +130,7 @@ def _invalid_field(state: ListState) -> str | None:
 
 
 def decode_ledger(text: str | bytes) -> Ledger:
-    """Decode the ledger of the history (numbers, size and digest of its records) from JSON text.
+    """Decode the ledger (size, newest number and digest) of a chain of the history from JSON text.
 
     Raises:
         StoreError: `corrupt`.
@@ -156,12 +156,12 @@ def decode_event(text: str | bytes | dict[str, Any]) -> Event:
 
 
 def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
-    """Encode the page numbers of a list's change, 8 bytes each in little-endian order; None (all pages changed) stays None."""
+    """Encode the page numbers that a list change concerns as 8 bytes each, little-endian; None (all pages) stays None."""
     return None if pages is None else array("Q", pages).tobytes()
 
 
 def decode_change(before: int, after: int, pages: bytes | None) -> ListChange:
-    """Decode an entry of the change log. `pages`: result of `encode_numbers`; `before`, `after`: generations of the list.
+    """Decode one change of a list from the change log. `before`, `after`: generations of the list. `pages`: encoded page numbers.
 
     Raises:
         StoreError: `corrupt`.

@@ -1,4 +1,4 @@
-"""Parser of a `store:` URL for Redis: servers and connection options.
+"""Parser of the URL of a Redis store: servers and connection options.
 
     redis://[USER@]HOST[:PORT][/DB]                       one server
     redis+sentinel://[USER@]HOST[:PORT],…/SERVICE[/DB]    sentinels, and their name of the master
@@ -86,7 +86,7 @@ class RedisAddress:
 
 
 class PasswordFile(CredentialProvider):
-    """User and password of a connection. The password file is read each time that a connection opens."""
+    """User and password for Redis connections. The password file is read again for each connection."""
 
     def __init__(self, user: str | None, path: Path) -> None:
         self._user, self._path = user, path
@@ -203,7 +203,7 @@ def _files(options: Mapping[str, str]) -> dict[str, Path]:
 
 
 def files_of(url: str) -> Mapping[str, Path]:
-    """Return the files that a URL names by option, after a check that each can be opened.
+    """Return the files that options of a URL name, by option, and check that each can be opened.
 
     Raises:
         StoreError: `url`, for a file that cannot be read or is empty.
@@ -215,7 +215,7 @@ def files_of(url: str) -> Mapping[str, Path]:
 
 
 def _login_options(user: str | None, options: Mapping[str, str], prefix: str, password: str | None) -> dict[str, Any]:
-    """Return the connection arguments for a login with a password file (option PREFIX_file), or else with `password`."""
+    """Return the login arguments of a connection: from the password file in the option PREFIX_file, or else from `password`."""
     path = options.get(f"{prefix}_file")
     if path is not None:
         return {"credential_provider": PasswordFile(user, Path(path))}

@@ -1,4 +1,4 @@
-"""Effects of a write (replace, amend, rollback or restore), computed in the same way for every store.
+"""Computation of a write (replace, amend, rollback or restore) without I/O, the same for every store.
 
 A store keeps pages in sets. Its record of a list (`Stored`) names the set in force. For each release to which a rollback can
 return, the record also names a set: either all pages of the release, or only the pages that the next delta replaced. `plan_write`
@@ -27,7 +27,7 @@ CHANGE_PAGES_MAX = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteRequest:
-    """Request to put a state in force, with all pages or the changed pages of a list."""
+    """Request to put a list state in force, with all pages of the list or only the changed pages."""
 
     state: ListState
     pages: Sequence[Page] = ()
@@ -44,7 +44,7 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackRequest:
-    """Request for a rollback to the kept release of generation `to`; None: to the previous release."""
+    """Request for a rollback to the stored release of generation `to`; None: to the previous release."""
 
     to: int | None = None
     event: Event | None = None
@@ -52,7 +52,7 @@ class RollbackRequest:
 
 @dataclass(frozen=True, slots=True)
 class Kept(Generic[S]):
-    """Earlier release that the store keeps for a rollback."""
+    """Earlier release of a list that the store keeps for a rollback."""
 
     state: ListState
     page_set: S
@@ -67,7 +67,7 @@ class Kept(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Stored(Generic[S]):
-    """Store's record of a list: the state in force, its set of pages, and the kept releases."""
+    """Store's row of a list: the state in force, its page set, and the kept releases."""
 
     state: ListState
     page_set: S
@@ -85,14 +85,14 @@ class Stored(Generic[S]):
 
     @property
     def page_sets(self) -> tuple[S, ...]:
-        """Sets of pages of this list: first the set in force, then the set of each release that is kept for a rollback."""
+        """Page sets of the list: first the one in force, then those of the releases kept for a rollback."""
         kept_sets = (kept.page_set for kept in self.kept)
         return (self.page_set, *kept_sets)
 
 
 @dataclass(frozen=True, slots=True)
 class Write(Generic[S]):
-    """Effects of a write on the store."""
+    """Computed write: the changes of a list that the store must make."""
 
     after: Stored[S]
     """New record of the list."""
@@ -111,11 +111,11 @@ class Write(Generic[S]):
 
 
 class PageSetStore(ABC):
-    """Base class of all stores, with the methods of ListStore about states and the four kinds of writes."""
+    """Base class of all stores. It implements the methods of ListStore about states and writes."""
 
     @abstractmethod
     async def _stored(self, name: str) -> Stored[Any] | None:
-        """Return the store's record of a list; None if the list has no record."""
+        """Read the store's row of a list; None if the list does not exist."""
 
     @abstractmethod
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
@@ -128,14 +128,14 @@ class PageSetStore(ABC):
     async def _write(
         self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
-        """Apply a request, and return the stored state.
+        """Apply a write request, and return the stored state.
 
         `batches`: pages of the whole list, which are staged first; None for a change of some pages.
         """
 
     @abstractmethod
     async def _pages_in(self, stored: Stored[Any], page_set: Any, numbers: Sequence[int]) -> Sequence[Page] | None:
-        """Return the pages with these page numbers from a set, including empty pages; None if the set no longer exists."""
+        """Return the pages of a page set with these numbers, including empty pages; None if the set no longer exists."""
 
     async def state(self, name: str) -> ListState | None:
         stored = await self._stored(name)
@@ -251,7 +251,7 @@ async def one_batch(batch: Sequence[T]) -> AsyncIterator[Sequence[T]]:
 
 
 def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
-    """Raise GenerationConflict if the list is no longer at the generation that the writer has read."""
+    """Raise GenerationConflict if the list's generation is no longer `seen`, which the writer has read."""
     current = 0 if stored is None else stored.generation
     if current != seen:
         raise GenerationConflict(
@@ -260,7 +260,7 @@ def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
 
 
 def rollback_steps(name: str, stored: Stored[S] | None, to: int | None) -> tuple[Kept[S], ...]:
-    """Return the kept releases from the newest to the target of a rollback, which is the last one.
+    """Return the kept releases that a rollback goes through, from the newest to its target.
 
     Raises:
         NothingToRollBack: if the target is not kept.
@@ -276,7 +276,7 @@ def rollback_steps(name: str, stored: Stored[S] | None, to: int | None) -> tuple
 def plan_rollback(
     stored: Stored[S], steps: Sequence[Kept[S]], pages: Sequence[Sequence[Page]], event: Event | None
 ) -> Write[S]:
-    """Compute the effects of a rollback.
+    """Compute the write that a rollback makes, without side effects.
 
     Args:
         stored: present record.
@@ -298,7 +298,7 @@ def plan_rollback(
 
 
 def plan_write(stored: Stored[S] | None, request: WriteRequest, page_set: S) -> Write[S]:
-    """Compute the effects of a write without side effects.
+    """Compute the write that a request makes, without side effects.
 
     Args:
         stored: present record; None for a new list.
@@ -342,7 +342,7 @@ def _unused_sets(stored: Stored[S] | None, after: Stored[S]) -> tuple[S, ...]:
 
 
 def _next_mark(stored: Stored[S] | None, request: WriteRequest) -> Mark:
-    """Return a list's number of serial resets and highest serial after a write.
+    """Return the mark of a list (number of serial resets, highest serial) after a write.
 
     A rollback keeps the present mark, because the mark of a kept release may be lower after a reset.
     """
@@ -391,7 +391,7 @@ _MB = 1 << 20
 
 
 def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, reserve: int) -> None:
-    """Raise StoreError (`cause`) if a write needs more than the free bytes minus the reserve.
+    """Raise StoreError (`cause`) if a write needs more than the free bytes without the reserve.
 
     Args:
         cause: cause of the error.

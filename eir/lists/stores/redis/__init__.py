@@ -80,7 +80,7 @@ class RedisStore(PageSetStore):
         return None if row is None or row.lost else row.state
 
     async def states(self) -> Mapping[str, ListState]:
-        """Return the states of all lists in Redis, except lists whose pages are lost."""
+        """Return the states of all lists, without lists whose pages Redis has lost."""
         states = {}
         for name in await self._names():
             row = await reading.read_row(self._link, name)
@@ -102,7 +102,7 @@ class RedisStore(PageSetStore):
         return await writing.write(self._link, name, seen, request, batches)
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
-        """Yield a list in batches of pages. The next batches are read while the caller uses this one."""
+        """Yield a list in batches of pages, and read ahead while the caller uses a batch."""
         row = await reading.read_row(self._link, name)
         if row is None or row.lost:
             return
@@ -129,7 +129,7 @@ class RedisStore(PageSetStore):
             await _cancel_all(ahead)
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """Return the state and the numbered pages of a list; read again if the list changes meanwhile."""
+        """Return the state and the numbered pages of a list. If the list changes meanwhile, both are read again."""
         sorted_numbers = sorted(set(numbers))
         for _ in range(READ_AGAIN_MAX):
             row = await reading.read_row(self._link, name)
@@ -200,7 +200,7 @@ class RedisStore(PageSetStore):
             await writing.append_pending(self._link, row)
 
     async def _pending(self) -> list[reading.ListRow]:
-        """Return the lists whose last write has an event that is not yet in the history."""
+        """Return the lists whose last write has an event that the history lacks."""
         names = await self._names()
         rows = [await reading.read_row(self._link, name, past=True) for name in names]
         appended = await history.read_appended(self._link, names)
@@ -209,7 +209,7 @@ class RedisStore(PageSetStore):
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """Return events of the history, and then the events of writes that are not yet in the history."""
+        """Return events of the history, followed by events of writes that are not yet appended to it."""
         pending = [row.event for row in await self._pending()]
         events = await history.read_history(self._link, name, since, limit, chain)
         for event in pending:

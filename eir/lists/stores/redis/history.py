@@ -1,4 +1,4 @@
-"""History in Redis: its chains as streams, its rejections, and its ledgers, all under one hash tag.
+"""History in Redis: its chains as streams, its counts of refusals, and its ledgers, all under one hash tag.
 
 The module does not depend on lists.
 
@@ -98,7 +98,7 @@ async def newer(link: RedisClient) -> str | None:
 
 
 async def append(link: RedisClient, event: Event | None, list_write: ListWrite | None = None) -> None:
-    """Append an event to the history, only once for each write of a list.
+    """Append an event to the history. `list_write`: write of a list that the event belongs to; its event is appended only once.
 
     If the answer is lost, an event without `list_write` may be appended twice.
     """
@@ -133,7 +133,7 @@ async def append(link: RedisClient, event: Event | None, list_write: ListWrite |
 async def _append_commands(
     pipe: Any, read: ReadChain, event: Event, stored_chain: StoredChain
 ) -> tuple[list[Command], Ledger]:
-    """Return the commands that append an event to its chain or add it to its fold, and the new ledger of the chain."""
+    """Queue the commands that append an event to its chain, or count it in its fold (count of refusals); return the new ledger."""
     ledger, stream = stored_chain
     if is_refusal(event):
         return await _fold_commands(pipe, event, ledger)
@@ -183,7 +183,7 @@ async def _is_stored(link: RedisClient, pipe: Any, stream: str, event: Event) ->
 
 
 async def _recover_ledger(link: RedisClient, execute: Execute, chain: str, stored_chain: StoredChain) -> StoredChain:
-    """Return a chain; if Redis has lost its ledger, rebuild the ledger from the stream.
+    """Return the state of a chain; if Redis has lost its ledger (size and end), rebuild the ledger from the stream.
 
     The chain then continues after its newest record.
     """
@@ -212,7 +212,7 @@ async def read_records(link: RedisClient, after: int = 0, chain: str = MAIN) -> 
 
 
 async def _read_stream(link: RedisClient, chain: str) -> str:
-    """Return the name of the stream with the records of a chain, also if the chain's ledger is damaged."""
+    """Return the name of the stream with a chain's records, even if the chain's ledger is damaged."""
     try:
         (stream,) = await link.execute("HMGET", LEDGER, FIELDS[chain][1])
     except StoreError as error:
@@ -263,7 +263,7 @@ async def read_history(
 async def _newest_of(
     link: RedisClient, chain: str, name: str | None, *, since: str | None, limit: int | None, after: int = 0
 ) -> list[Record]:
-    """Return the newest `limit` records of a chain that match, newest first.
+    """Return the newest `limit` records of a chain that concern a list, newest first.
 
     Args:
         link: client of Redis.
@@ -307,7 +307,7 @@ async def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain after number `after`.
+    """Replace the records of a chain with numbers above `after` in one EXEC.
 
     If the chain ends with that record, the new records are appended to its stream. Otherwise they are written to a new
     stream, with copies of the records up to `after`, and the new stream is put in force.
@@ -352,7 +352,7 @@ async def rewrite(
 async def _replace_damaged(
     link: RedisClient, batches: AsyncIterable[Sequence[Record]], given: Sequence[Fold], chain: str
 ) -> None:
-    """Replace a damaged chain of the history by these records and folds, in one EXEC.
+    """Replace a damaged chain by these records and folds (counts of refusals), in one EXEC.
 
     For MAIN the whole hash LEDGER is deleted, because its key may have a wrong type. The fields of FEED are written
     again.
@@ -386,7 +386,7 @@ async def _replace_damaged(
 async def _splice(
     existing: AsyncIterable[Sequence[Record]], after: int, batches: AsyncIterable[Sequence[Record]]
 ) -> AsyncIterator[Sequence[Record]]:
-    """Yield the existing records up to number `after`, and then the records of `batches`."""
+    """Yield the existing records with numbers up to `after`, then the records of `batches`."""
     if after:
         async for batch in existing:
             yield [record for record in batch if record.number <= after]
@@ -444,7 +444,7 @@ async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Even
 
 
 async def read_appended(link: RedisClient, names: Sequence[str]) -> dict[str, bytes | None]:
-    """Return for each list the ID (`change`) of its last write whose event is in the history."""
+    """Return for each list the ID of its last write whose event the history has."""
     if not names:
         return {}
     fields = [f"done:{name}" for name in names]
@@ -467,7 +467,7 @@ async def read_outcomes(link: RedisClient) -> list[OutcomeCount]:
 
 
 async def _transact(link: RedisClient, queue: Queue, done_field: str, change: bytes | None = None) -> None:
-    """Run `queue` in a transaction that fails if the ledgers change meanwhile; repeat it after such a conflict.
+    """Run the commands of `queue` in a transaction that fails if a ledger changes meanwhile; repeat it after such a conflict.
 
     If `change` is already in `done_field`, nothing is written.
     """
@@ -516,7 +516,7 @@ def _decode_chain(link: RedisClient, chain: str, values: Sequence[bytes | None])
 
 
 def _decode_records(link: RedisClient, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Record]:
-    """Decode entries of a stream; an entry that another program wrote becomes a record with a fault."""
+    """Decode records of a stream. An entry that another program wrote becomes a record that is reported as faulty."""
     records = []
     with link.decoding():
         for entry_id, fields in entries:

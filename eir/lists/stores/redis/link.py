@@ -1,4 +1,4 @@
-"""Client for Redis commands, which finds the server of a key and maps errors to causes.
+"""Client for Redis commands: finds the server of a key, and converts errors to causes for metrics.
 
 The module does not depend on lists. Clients connect when first used and again after an error. If a server is unreachable, the
 client asks Sentinel or the cluster again for the server. A value that is longer than any page or record closes the connection.
@@ -29,7 +29,7 @@ class TooLong(RedisError):
 
 
 class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # redis chooses the class, depending on hiredis
-    """Parser of Redis replies, which buffers at most VALUE_BYTES_MAX and the bytes of one read from the socket."""
+    """Parser of Redis replies with a limited buffer: VALUE_BYTES_MAX and one read from the socket."""
 
     async def read_from_socket(self) -> bool:
         """Read more bytes of a reply from the socket; return True.
@@ -193,7 +193,7 @@ class RedisClient:
             )  # fmt: skip
 
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
-        """Return True if a connection without a password could write to this key. The check writes nothing."""
+        """Return True if clients without a password could write to this key, by a test that writes nothing."""
         host, port = await _server_of(client)
         options = dict(self._address.guide_options)
         for name in ("username", "password", "credential_provider"):
@@ -213,7 +213,7 @@ class RedisClient:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Convert decoding errors in the context to StoreError (`corrupt`), because another program wrote the data."""
+        """Convert errors of decoding in the `with` block to StoreError (`corrupt`): another program wrote the data."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -272,7 +272,7 @@ class RedisClient:
 
 
 class _Sentinels(Sentinel):
-    """Sentinel client that keeps the list of all sentinels complete during concurrent calls.
+    """Client of the sentinels that keeps its list of sentinels complete during concurrent calls.
 
     While the library iterates over the list, it moves the sentinel that answered to the front. Two concurrent calls
     then lose a sentinel. Here each call iterates over its own copy of the list.
@@ -297,7 +297,7 @@ async def _server_of(client: Any) -> tuple[str, int]:
 
 
 async def _replay_denial(client: Any) -> str | None:
-    """Return the reason why Redis could not replay transactions from its AOF after a restart; None if it can.
+    """Return the reason why Redis would lose transactions of its AOF at a restart; None if it can replay them.
 
     Redis replays transactions as the user `default`, which needs permission for the commands of EIR.
     """
@@ -314,7 +314,7 @@ async def _replay_denial(client: Any) -> str | None:
 
 
 async def _await_cancellable(answer: Awaitable[T]) -> T:
-    """Await the answer and return it; raise CancelledError if this task was cancelled meanwhile.
+    """Await an answer and return it. If this task was cancelled meanwhile, raise CancelledError.
 
     The library redis sends within asyncio.wait_for. Before Python 3.12, asyncio.wait_for loses a cancellation that
     arrives while the bytes are sent. A worker would then not end, and a timeout around the call would have no effect.
@@ -334,7 +334,7 @@ _TEXTS: dict[tuple[type[Exception], ...], str] = {
 
 
 def error_text(error: Exception) -> str:
-    """Return the text of an error without details of Python, such as socket tuples, objects and class names."""
+    """Return the text of an error for people, without socket tuples, objects and class names of Python."""
     text = str(error)
     no_master = re.match(r"No master found for '(.+?)'", text)  # the text continues with objects of the library
     if no_master is not None:

@@ -33,7 +33,7 @@ def key(name: str, *what: str) -> str:
 
 
 class PageSet(NamedTuple):
-    """Redis hash with pages of a list."""
+    """Redis hash with the pages of one version of a list."""
 
     key: str
     fields: int
@@ -42,7 +42,7 @@ class PageSet(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRow(Stored[PageSet]):
-    """Content of a list's state hash in Redis."""
+    """Stored row of a list in Redis: its state, its page sets and its kept releases."""
 
     name: str
     change: bytes
@@ -53,7 +53,7 @@ class ListRow(Stored[PageSet]):
     """Event of the last write, for the history."""
 
     def check(self, change: bytes | None) -> None:
-        """Raise StoreChanged if the list was written after this row was read.
+        """Raise StoreChanged if the list was written since this row was read.
 
         `change`: ID of the last write that Redis has now. After a further write, the pages of this row may no longer be in force.
         """
@@ -62,7 +62,7 @@ class ListRow(Stored[PageSet]):
 
 
 async def read_row(link: RedisClient, name: str, *, past: bool = False) -> ListRow | None:
-    """Read the state hash of a list. The result is marked `lost` if fields of its set of pages are missing.
+    """Read the row of a list. If fields of its page set are missing in Redis, the row is marked `lost`.
 
     If `past` is set, the releases for a rollback and the events are read too.
     """
@@ -84,7 +84,7 @@ async def read_row(link: RedisClient, name: str, *, past: bool = False) -> ListR
 
 
 def _decode_past(name: str, change: bytes, past: bytes | None) -> dict[str, Any]:
-    """Decode a list's releases for a rollback and its events from the field `past`.
+    """Decode the field `past` of a list's row: releases for a rollback, and events.
 
     A node of a version without this field writes a list and leaves the field unchanged. `past` then has another
     `change`, and the result is empty.
@@ -110,13 +110,13 @@ def _decode_optional_event(fields: dict[str, Any] | None) -> Event | None:
 
 
 async def read_change(link: RedisClient, name: str) -> bytes | None:
-    """Read the ID (`change`) of the last write from a list's state hash."""
+    """Read the ID of the last write of a list."""
     (change,) = await link.execute("HMGET", key(name, "state"), "change")
     return change  # type: ignore[no-any-return]
 
 
 async def read_numbers(link: RedisClient, row: ListRow, page_set: PageSet) -> Numbers:
-    """Return the numbers of all pages in a set, in ascending order.
+    """Return the numbers of all pages in a page set, in ascending order.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
@@ -159,7 +159,7 @@ async def _scan_names(link: RedisClient, hash_key: str) -> AsyncIterator[Iterabl
 async def read_pages(
     link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int], *, plain: bool = False
 ) -> list[Page]:
-    """Return the pages of a set that have one of these page numbers; a number without a page is skipped.
+    """Return the pages of a page set with these numbers, without missing pages.
 
     `plain`: True if no page has `extra`, so that this field is not read.
 
@@ -176,7 +176,7 @@ async def read_pages(
 
 
 async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int]) -> list[Page]:
-    """Return all numbered pages of a set; a page that does not exist is returned empty.
+    """Return the pages of a page set with these numbers; a missing page is returned empty.
 
     Raises:
         StoreChanged: if the list changed meanwhile.
@@ -189,7 +189,7 @@ async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers:
 
 
 async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int]) -> list[Page] | None:
-    """Return the numbered pages that a set contains, including pages that are stored empty.
+    """Return the pages of a page set with these numbers, including pages that are stored as empty.
 
     If the set is incomplete, the result is `None`.
 
@@ -211,7 +211,7 @@ async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, number
 
 
 def build_pages(numbers: Sequence[int], values: Sequence[bytes | None], *, plain: bool) -> list[Page]:
-    """Build pages from the values of an HMGET reply: the keys of each page and, unless `plain`, its `extra`."""
+    """Build pages from the reply to HMGET, which has `keys` and, unless `plain`, `extra` of each page."""
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, values, strict=True) if keys]
     parts = zip(numbers, values[::2], values[1::2], strict=True)

@@ -1,4 +1,4 @@
-"""Writer of lists in Redis: pages are staged in hashes that expire, and one EXEC puts them in force."""
+"""Writer of lists in Redis: stages pages in hashes that expire, and puts them in force by one EXEC."""
 
 import json
 import secrets
@@ -61,7 +61,7 @@ RESERVE_BYTES, RESERVE_SHARE = 16 << 20, 8
 async def write(
     link: RedisClient, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None
 ) -> ListState:
-    """Apply a request to a list, and append the request's event to the history.
+    """Apply a write request to a list, and append its event to the history.
 
     `batches` is the whole list, which is staged first. The event is in the list's state hash until it is in the history.
     """
@@ -103,7 +103,7 @@ async def write(
 
 
 async def _append_pending_after_repair(link: RedisClient, row: ListRow) -> None:
-    """Append the event of a list's last write to the history; wait up to HEAL_S if the history is damaged.
+    """Append the event of a list's last write to the history; if the history is damaged, wait up to HEAL_S for its repair.
 
     Meanwhile a node may write its copy of the history back.
 
@@ -121,7 +121,7 @@ async def _append_pending_after_repair(link: RedisClient, row: ListRow) -> None:
 
 
 async def append_pending(link: RedisClient, row: ListRow) -> None:
-    """Append the event of the list's last write to the history, unless the writer has already appended this event."""
+    """Append the event of a list's last write to the history, unless its writer has done so."""
     await history.append(link, row.event, (row.name, row.change))
 
 
@@ -158,7 +158,7 @@ async def stage(link: RedisClient, hash_key: str, pages: Sequence[Page], *, with
 
 
 def _fields(pages: Sequence[Page], *, with_empty: bool = False) -> list[object]:
-    """Return the hash fields of pages as a list, in which each field is followed by its value.
+    """Return the names and values of the hash fields for pages, in turn in one list.
 
     `with_empty`: True if an empty page also has a field.
     """
@@ -172,7 +172,7 @@ def _fields(pages: Sequence[Page], *, with_empty: bool = False) -> list[object]:
 
 
 async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Kept[PageSet]) -> list[Page]:
-    """Read the pages that a rollback to the kept release `kept` must restore: those that the next release replaced.
+    """Read the pages that a rollback to the release `kept` restores, because a later release has replaced them.
 
     If the set of the kept release has all pages of the list, a rollback puts this set in force, so the result is empty.
 
@@ -191,7 +191,7 @@ async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Ke
 
 
 async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]) -> Write[PageSet]:
-    """Stage the pages that a write replaces, for a rollback; return the write with the count of hash fields that each set will have."""
+    """Stage the pages that a write replaces, for a later rollback; return the write with the field counts of its page sets."""
     after, replaced_set = planned.after, planned.replaced_set
     page_set, kept = after.page_set, after.kept
     replaced = await read_each(link, row, page_set, [page.number for page in planned.pages])
@@ -209,7 +209,7 @@ async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]
 async def commit(
     link: RedisClient, client: Any, name: str, row: ListRow | None, planned: Write[PageSet], *, used: PageSet
 ) -> bytes:
-    """Apply a write in one EXEC if the list's state is still `row` and the new sets are complete.
+    """Apply a write in one EXEC, if the list's row is still `row` and the staged page sets are complete.
 
     `used` is the set that comes into force, with its number of fields before the write. The result is the ID of the
     write (`change`).
@@ -249,7 +249,7 @@ async def commit(
 
 
 def _conflict_error(name: str, before: bytes | None, now: bytes | None) -> StoreError:
-    """Return the error for a write that failed: another writer changed the list, or the staged set is lost."""
+    """Return the error for a failed EXEC: another writer has changed the list, or the staged pages are lost."""
     if now is None or now == before:
         message = f"pages of list {name} are no longer in Redis (flushed, evicted); nothing was written: load again"
         return StoreError("staging_lost", message)
@@ -305,7 +305,7 @@ def _log_change(pipe: Any, stream: str, planned: Write[PageSet]) -> None:
 
 
 async def _replicate(link: RedisClient, client: Any, name: str) -> None:
-    """Wait until a replica has received the write; report a write that only the master has.
+    """Wait until a replica has received the write; report a write that only the master has received.
 
     WAIT covers only the writes of its own connection, but the pool may have used another connection for the write. So
     this connection first writes a mark. A replica receives the mark only after all earlier writes.

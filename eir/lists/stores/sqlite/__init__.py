@@ -87,7 +87,7 @@ class SqliteStore(PageSetStore):
     async def _write(
         self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
-        """Apply a request in one transaction. A whole list is first staged in a new set.
+        """Apply a write request in one transaction. The pages of a whole list are staged before it.
 
         If the write fails, the staged pages are deleted.
         """
@@ -121,7 +121,7 @@ class SqliteStore(PageSetStore):
             yield state, batch.pages
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
-        """Return the state and the numbered pages of a list, which are read in one transaction."""
+        """Return the state and the numbered pages of a list from one transaction."""
         batch = await self._file.call(reading.read_some, name, numbers)
         if batch is None:
             return None, []

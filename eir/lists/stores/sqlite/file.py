@@ -1,4 +1,4 @@
-"""SQLite file: its schema, a connection in a separate thread, and the causes of its errors.
+"""SQLite file: its schema, a connection in a thread of its own, and the causes of its errors.
 
 The module does not depend on lists.
 """
@@ -124,11 +124,11 @@ class SqliteFile:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
     def submit(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> "Future[T]":
-        """Schedule an operation in the store's thread; the operation runs even if the caller does not await its result."""
+        """Schedule an operation in the thread of the connection. It runs even if the caller does not await its result."""
         return self._thread.submit(lambda: self._run(operation, *args))
 
     async def call(self, operation: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
-        """Run an operation in the store's thread and return its result.
+        """Run an operation in the thread of the connection, and return its result.
 
         Raises:
             StoreError: if it fails.
@@ -136,7 +136,7 @@ class SqliteFile:
         return await asyncio.wrap_future(self.submit(operation, *args))
 
     async def rows(self, statement: str, **values: object) -> list[tuple[Any, ...]]:
-        """Execute an SQL statement in the store's thread and return all rows.
+        """Execute an SQL statement in the thread of the connection, and return all rows.
 
         Raises:
             StoreError: if it fails.
@@ -213,7 +213,7 @@ class SqliteFile:
 
 
 def _cause(error: sqlite3.Error) -> str:
-    """Return the cause of an SQLite error for metrics, from the second word of a name like SQLITE_IOERR_WRITE.
+    """Return the cause of an SQLite error for metrics: the second word of its name, such as SQLITE_IOERR_WRITE.
 
     Errors of the module sqlite3 itself have no name.
     """
@@ -233,7 +233,7 @@ def _connect(path: Path, busy_s: float, prepare: Callable[[sqlite3.Connection, i
 
 
 def _connect_immutable(path: Path, busy_s: float, error: sqlite3.Error) -> sqlite3.Connection:
-    """Open a connection that reads the file as it is on the disk, after `_connect` failed with `error`.
+    """Open a read-only connection to the file as it is on disk, after `_connect` failed with `error`.
 
     The connection uses no lock, no shared memory and no write-ahead log, so that a node that starts on a full disk has
     its lists. No process writes to the file meanwhile: a writer would have created the shared memory, and `_connect`
@@ -330,7 +330,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Run the block in a transaction: commit all its writes, or after an error none of them."""
+    """Run the `with` block in a transaction, which is rolled back after an error."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -344,7 +344,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Run the block in a read transaction, so that all its reads see the same data."""
+    """Run the `with` block in a read transaction, so that all its reads have the same data."""
     db.execute("BEGIN")
     try:
         yield
@@ -358,7 +358,7 @@ def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -
 
 
 def checkpoint(db: sqlite3.Connection) -> None:
-    """Empty the write-ahead log if no reader uses it; otherwise a later write empties it."""
+    """Empty the write-ahead log, unless a reader uses it; then a later write empties it."""
     ((before_ms,),) = db.execute("PRAGMA busy_timeout").fetchall()
     db.execute("PRAGMA busy_timeout = 0")
     try:

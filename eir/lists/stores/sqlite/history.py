@@ -1,4 +1,4 @@
-"""History in the SQLite file: its chains, its rejections, and its ledgers.
+"""History in the SQLite file: its chains, its counts of refusals, and its ledgers.
 
 The tables `records` and `feed_records` are the chains, number → text, and can be queried with SQL. The table `refusals` has
 key → text (eir.lists.record.history). The table `ledger` has the ledger of each chain as JSON.
@@ -72,7 +72,7 @@ def append(db: sqlite3.Connection, event: Event | None) -> None:
 
 
 def _newest_main_number(db: sqlite3.Connection, chain: str) -> int | None:
-    """Return the number of MAIN's newest record, which records of FEED contain; None for the chain MAIN."""
+    """Return the number of the chain MAIN's newest record, which a record of FEED contains; None for a record of MAIN."""
     return ledger(db).number if chain == FEED else None
 
 
@@ -122,7 +122,7 @@ def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain after record number `after`, and add the folds (counts of equal rejections); if `exact` is set, replace all folds."""
+    """Replace the records of a chain with numbers above `after`, and add folds (counts of refusals); `exact`: replace all folds."""
     table, row_id = TABLES[chain]
     with transaction(db):
         if seen is None:
@@ -177,7 +177,7 @@ def _insert_records(db: sqlite3.Connection, records: Sequence[Record], chain: st
 
 
 def _insert_folds(db: sqlite3.Connection, new: Sequence[Fold]) -> Sequence[Fold]:
-    """Store folds (counts of equal rejections), and delete the oldest folds above FOLDS_MAX; return the deleted folds."""
+    """Store folds (counts of refusals), and delete and return the oldest folds above FOLDS_MAX."""
     db.executemany("INSERT OR REPLACE INTO refusals VALUES (?, ?)", new)
     (count,) = db.execute("SELECT count(*) FROM refusals").fetchone()
     if count <= FOLDS_MAX:

@@ -26,7 +26,7 @@ SELECT {PAGE} FROM pages WHERE id IN (SELECT :page_set << :bits | value FROM jso
 
 
 class Batch(NamedTuple):
-    """Pages and state of a list from one transaction."""
+    """Pages and state of a list, read in one transaction."""
 
     generation: int
     state: str
@@ -47,7 +47,7 @@ def read_some(db: sqlite3.Connection, name: str, numbers: Sequence[int]) -> Batc
 
 
 def read_set(db: sqlite3.Connection, page_set: int, numbers: Sequence[int]) -> list[Page]:
-    """Return the pages of a set that have one of these page numbers; a number without a page is skipped."""
+    """Return the pages of a page set with these numbers, without missing pages."""
     values = {"page_set": page_set, "numbers": str([*numbers]), **BOUND}
     return [Page(*row) for row in db.execute(READ_SOME, values)]
 

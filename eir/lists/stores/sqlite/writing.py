@@ -1,4 +1,4 @@
-"""Writer of lists in the SQLite file: it fills sets of pages, puts them in force, and deletes unused sets."""
+"""Writer of lists in the SQLite file: fills page sets, puts them in force, and deletes unused ones."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def _decode_event(text: str | None) -> Event | None:
 
 
 def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: bool) -> None:
-    """Delete unused sets; raise StoreError (`full`) if the disk then has no room for these pages."""
+    """Delete unused page sets; raise StoreError (`full`) if the disk then has no room for these pages."""
     sizes = [len(keys) + len(extra) for _, keys, extra in pages]
     if amends:
         numbers = json.dumps([page.number for page in pages])
@@ -157,7 +157,7 @@ def _check_disk(db: sqlite3.Connection, needs: int, reserve: int) -> None:
 
 
 def create_set(db: sqlite3.Connection, name: str, seen: int) -> int:
-    """Create an empty set of pages for a list that is at generation `seen`; return the ID of the set."""
+    """Create an empty page set for a new version of a list; return its ID. `seen`: generation that the writer has read."""
     _delete_unused_sets(db)
     with transaction(db):
         check_generation(name, read_stored(db, name), seen)
@@ -165,7 +165,7 @@ def create_set(db: sqlite3.Connection, name: str, seen: int) -> int:
 
 
 def stage(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Add pages to a staged set.
+    """Add pages to a page set that is not in force yet.
 
     Raises:
         StoreError: `staging_lost`, if the set was deleted; `full`, if the reserve for later writes would shrink,
@@ -186,12 +186,12 @@ def _renew_set(db: sqlite3.Connection, page_set: int) -> None:
 
 
 def release_set(db: sqlite3.Connection, page_set: int) -> None:
-    """Mark a set of pages as unused, so that a later load deletes the set unless a list uses it."""
+    """Mark a page set as unused, so that a later load deletes it."""
     db.execute("UPDATE sets SET keep_until = 0 WHERE id = ?", (page_set,))
 
 
 def discard_set(db: sqlite3.Connection, page_set: int) -> None:
-    """Delete the set of a failed load, so that its room is free at once."""
+    """Delete the page set of a failed load, so that its room on the disk is free at once."""
     checkpoint(db)  # on a full disk, the next transactions need the room of the write-ahead log
     release_set(db, page_set)
     _delete_unused_sets(db)
@@ -205,13 +205,13 @@ def _insert_set(db: sqlite3.Connection) -> int:
 
 
 def _row_ids(page_set: int) -> tuple[int, int]:
-    """Return the first and the last possible ID of a row with a page of the set."""
+    """Return the first and the last row ID that a page of the page set can have."""
     first = page_set << NUMBER_BITS
     return first, first | NUMBER_MASK
 
 
 def _delete_unused_sets(db: sqlite3.Connection) -> None:
-    """Delete all unused sets with their pages, in several transactions."""
+    """Delete all unused page sets with their pages, in several transactions."""
     with transaction(db):
         db.execute(DOOM, (time.time(),))
     for (page_set,) in db.execute("SELECT id FROM sets WHERE doomed").fetchall():
@@ -224,7 +224,7 @@ def _delete_unused_sets(db: sqlite3.Connection) -> None:
 
 
 def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
-    """Insert pages into a set by one call of the library, which releases the interpreter's lock only once."""
+    """Insert pages into a page set by one library call, which releases the interpreter's lock only once."""
     base = page_set << NUMBER_BITS
     rows = [(base | number, keys, extra) for number, keys, extra in pages if keys or extra]
     db.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?, ?)", rows)
@@ -236,7 +236,7 @@ def _insert(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> Non
 def commit(
     db: sqlite3.Connection, name: str, seen: int, request: WriteRequest | RollbackRequest, staged_set: int | None
 ) -> ListState:
-    """Apply a request and append its event in one transaction; return the new state.
+    """Apply a write request and append its event to the history in one transaction; return the new state.
 
     `staged_set`: set with the whole list; None if the request has only changed pages.
     """
@@ -268,7 +268,7 @@ def _read_all(db: sqlite3.Connection, page_set: int) -> list[Page]:
 
 
 def _put_pages(db: sqlite3.Connection, write: Write[int]) -> None:
-    """Replace pages in the set in force, copy the replaced pages if they are kept, and release unused sets."""
+    """Replace pages in the page set in force; copy the replaced pages if a rollback needs them."""
     page_set = write.after.page_set
     base = page_set << NUMBER_BITS
     if write.replaced_set is not None:
