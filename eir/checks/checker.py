@@ -123,7 +123,7 @@ class Checker:
         return policy
 
     def tick(self, now: datetime) -> bool:
-        """Compile the policy again if its override has ended or a new day has begun; return True if an override ended.
+        """Compile the policy again if its override has ended or a day has begun; return True if an override has ended.
 
         Called each second.
         """
@@ -135,7 +135,7 @@ class Checker:
         return has_ended
 
     def _day(self) -> int | None:
-        """Return the day for conditions on first sightings; None without a record of first sightings."""
+        """Return today for conditions on first sightings; None without a record of first sightings."""
         record = self._index.first_seen
         return None if record is None else record.today
 
@@ -179,7 +179,7 @@ class Checker:
     def _decide_without_device(
         self, policy: Policy, question: Question, imsi: str
     ) -> tuple[int | None, Verdict | NoDevice]:
-        """Decide a question without a valid IMEI or MEID; return the key of its malformed identifier, and the answer.
+        """Decide a question without a valid IMEI or MEID; return the key of the malformed identifier, and the answer.
 
         The key is None if no rule may match a malformed identifier, or if the identifier has no key.
         """
@@ -225,7 +225,7 @@ class Checker:
     def add_sighting(
         self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False
     ) -> None:
-        """Add a check that was just decided to the record of sightings, unless the peer is a probing peer.
+        """Add a check that was just decided to the record of checks, unless its peer is a probe.
 
         `texts` are the texts that eir.checks.policy.TEXTS lists.
         """
@@ -240,7 +240,7 @@ class Checker:
         self.sightings.add((kind,), bytes(2), "".join(lines).encode())
 
     def _pop_observed(self) -> str:
-        """Return and clear the rules with `observe: true` that matched the current check, in the form of eir.sightings.schema.COLUMNS."""
+        """Return and clear the names of the rules with `observe: true` that matched the current check."""
         if not self._matched:
             return ""
         rules = []
@@ -261,7 +261,7 @@ class Checker:
     def report_checks(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Pass `count` checks with the same verdict to the callback that logs checks. Their status is not `whitelisted`.
+        """Log `count` checks with the same verdict by the callback of the log. Their status is not `whitelisted`.
 
         `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
         None if absent.

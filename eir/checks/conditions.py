@@ -1,4 +1,4 @@
-"""Table of rule conditions. It maps a condition's name to the function that compiles the condition's value to a test.
+"""Table of rule conditions: name of a condition → function that compiles its value to a test.
 
 A new condition needs a row here and a field of `settings.Rule` with the same name.
 """
@@ -32,7 +32,7 @@ NO_SUBSCRIBER = 0
 
 
 class Condition(NamedTuple):
-    """Kind of condition that a policy rule can have."""
+    """Kind of condition in policy rules: its name, and the function that compiles it."""
 
     compile: Callable[[Any, "Index"], Holds]
     """Function that builds the test from the value and the lists.
@@ -152,7 +152,7 @@ def _not_list(name: str, index: "Index") -> Holds:
 
 
 def _elsewhere(lookup: str) -> Callable[[str, "Index"], Holds]:
-    """Return the function that compiles a condition on a list of pairs; `lookup` is a method of PairList."""
+    """Return the compiler of a condition on a list of pairs. `lookup`: method of PairList that the test calls."""
 
     def compile_test(name: str, index: "Index") -> Holds:
         entries = index.lists[name]
@@ -176,7 +176,7 @@ def day_text(day: int) -> str:
 
 
 def _first_seen(is_in_time: Callable[[int, int, int], bool]) -> Callable[[int, "Index"], Holds]:
-    """Return the function that compiles a condition on the first day of a device.
+    """Return the compiler of a condition on the day when a device was first seen.
 
     `is_in_time` receives the first day, today, and the value of the condition.
     """

@@ -113,7 +113,7 @@ class Explanation:
         return "\n".join(lines)
 
     def _cause(self) -> str:
-        """Format the rule that decided, with its conditions and its list."""
+        """Format the deciding rule with its conditions and its list."""
         if isinstance(self.rule, int):
             cause = f"by {_rule_text(self.rule, self.name)}"
         else:
@@ -169,7 +169,7 @@ async def explain(
 
 
 def answer(question: Question, policy: PolicySettings, index: Index, *, now: datetime) -> Explanation:
-    """Answer the question from the lists in memory; the check is neither counted nor reported.
+    """Answer the question by the lists in memory. The check is neither counted nor recorded.
 
     The explanation lacks the reason and the date of the list's entry, which `add_reason` adds.
     """
@@ -201,7 +201,7 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
 
 
 def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | None) -> tuple[str | None, str | None]:
-    """Return the first day of a device and the last day of its period of grace, as texts for a person.
+    """Return the first day of a device, and the last day of its period of grace, as texts.
 
     The period is that of `rule`, which decided, if it has one, else that of the policy (eir.checks.periods).
     """
@@ -248,7 +248,7 @@ async def _load_index(
     *,
     store: ListStore,
 ) -> None:
-    """Load into the index the pages of the store that can affect the answer."""
+    """Load those pages of the store that can affect the answer into the index."""
     bound_lists = {rule.subscriber_bound_elsewhere for rule in policy.rules}
     subscriber = subscriber_key(question.imsi)
     for name, settings in lists.items():
@@ -264,7 +264,7 @@ async def _load_index(
 
 
 def _key_for(kind: str, key: int, imsi: str) -> int | None:
-    """Return the key to look up in a list of this kind: for subscribers that of the IMSI, else that of the device.
+    """Return the key to look up in a list of this kind: that of the IMSI for a list of subscribers, else that of the device.
 
     Without a valid IMSI, the key for a list of subscribers is `None`.
     """

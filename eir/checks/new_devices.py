@@ -109,13 +109,13 @@ class NewDevices:
                 self._send_again_at = min(self._send_again_at, sent + AGAIN_TURNS)
 
     def pop_sightings(self) -> list[Sighted]:
-        """Remove and return the sightings that must be sent now to the process that writes the record."""
+        """Remove and return the queued sightings that must now be sent to the process that writes the record of first sightings."""
         sightings = [Sighted(*group, keys.tobytes()) for group, keys in self._to_send.items()]
         self._to_send = {}
         return sightings
 
     def reject(self, peer: str, keys: Iterable[int]) -> None:
-        """Remove queued devices that exceed the peer's limit over all workers, and mark the peer as full for today."""
+        """Remove queued devices above the peer's limit over all workers; queue no further devices of the peer today."""
         self._full.add(peer)
         for key in keys:
             if key in self._queued:
@@ -131,7 +131,7 @@ class NewDevices:
         return peer in self._full or self._new_today[peer, False] >= self._per_peer_max
 
     def _is_confirmed(self, key: int, peer: str, imsi: str) -> bool:
-        """Return True if the device had a check today with another peer or IMSI, and the peer may confirm more devices.
+        """Return True if the device was checked today with another peer or IMSI, which confirms that it is a real phone.
 
         The first check of a device is stored for later calls.
         """

@@ -69,5 +69,5 @@ def _period_rules(policy: PolicySettings) -> list[Rule]:
 
 
 def _tests_only_first_seen(rule: Rule) -> bool:
-    """Return True if all conditions of the rule are on the first sighting, or `not_list`."""
+    """Return True if all conditions of the rule are on the first sighting of a device, or `not_list`."""
     return all(name == "not_list" or CONDITIONS[name].records for name in rule.conditions)

@@ -21,7 +21,7 @@ from eir.lists.record.settings import SUBSCRIBERS
 
 
 class Decision(NamedTuple):
-    """Verdict as plain texts, for the record of sightings."""
+    """Verdict of a check as texts, for the record of checks."""
 
     status: str
     """Status as in Verdict; `error` if the answer was the protocol's own error."""
@@ -33,7 +33,7 @@ class Decision(NamedTuple):
 
 
 class SightingKind(NamedTuple):
-    """Properties that all checks of one group have in common in a call of `Sightings.add`."""
+    """Properties that all checks in one call of `Sightings.add` have in common."""
 
     decision: Decision
     protocol: str
@@ -55,20 +55,20 @@ A text is empty if the request lacks it.
 
 
 class Sightings(Protocol):
-    """Interface of the record of sightings, which receives decided checks without blocking."""
+    """Interface of the buffer for the record of checks. It receives decided checks without blocking."""
 
     @property
     def full(self) -> Container[str]:
-        """Labels of the peers whose plain checks the buffer does not accept now, because it is full.
+        """Labels of the peers from which the buffer accepts only events now, and no other checks, because it is full.
 
         The caller may drop these checks, and must then count them with `left_out`.
         """
 
     def left_out(self, count: int, peer: str) -> None:
-        """Count plain checks of a peer that were dropped because the buffer had no room."""
+        """Count checks of a peer that were dropped, because the buffer for the record of checks was full."""
 
     def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
-        """Add checks of one peer that were just answered. Plain checks and events need separate calls.
+        """Add checks of one peer that were just answered to the buffer for the record of checks.
 
         Args:
             kinds: kinds of the checks.
@@ -221,7 +221,7 @@ def _answers_without_device(settings: PolicySettings) -> dict[NoDevice, Verdict 
 def _steps(
     rules: Iterable[RuleVerdict], index: Index, observed: Observed, fault: str | None = None
 ) -> tuple[Step, ...]:
-    """Compile rules to steps for identifiers with this fault, which their key does not reveal; `fault` None: without such a fault."""
+    """Compile rules to steps for requests with this fault in the identifier. None: for valid identifiers."""
     steps = []
     for rule, verdict in rules:
         test = _all_of(rule, index, fault)
@@ -242,7 +242,7 @@ def _first_match(steps: tuple[Step, ...], default: Default) -> OfCheck[Verdict |
 
 
 def _observe(holds: Holds, verdict: Verdict, observed: Observed) -> Holds:
-    """Return a test for an observed rule. It reports a match, but returns False, so that the next rules are evaluated."""
+    """Return a test for a rule with `observe: true`: it reports a match, but returns False, so that the next rules decide."""
 
     def observe(key: int, imsi: str, software_version: str, host: str, realm: str) -> bool:
         if holds(key, imsi, software_version, host, realm):
@@ -257,7 +257,7 @@ def _looks_up_device(rule: Rule, index: Index) -> bool:
 
 
 def _all_of(rule: Rule, index: Index, fault: str | None) -> Holds:
-    """Compile the conditions of a rule to one test. A condition `identifier` that names `fault` holds already and is left out.
+    """Compile the conditions of a rule to one test. For requests with this `fault`, its condition on the identifier is left out.
 
     Lookups in lists are the slowest conditions, so they are evaluated after the others.
     """

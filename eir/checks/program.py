@@ -1,4 +1,4 @@
-"""Encoder of a policy into 64-bit words, which the compiled fast path evaluates. It does not depend on protocols.
+"""Encoder of a policy into 64-bit words, which the compiled fast path evaluates for any protocol.
 
 A rule is encoded as the word of its verdict, the number of words that follow, and its conditions. An observed rule has ASK_INSTEAD
 in place of its verdict, because the general path must count a match. A condition is encoded as its code (`ConditionCode`), the number
@@ -92,7 +92,7 @@ class Program:
 
 
 class _ConditionEncoder:
-    """Encoder of the conditions of one policy. It numbers the lists of these conditions."""
+    """Encoder of one policy's conditions. It numbers the lists in them."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -135,7 +135,7 @@ class _ConditionEncoder:
         return code, [number]
 
     def _add(self, name: Hashable, entries: Entries) -> bool:
-        """Add a list to the program; return False if the program has its maximum number of lists."""
+        """Add a list to the encoded policy; return False if it has its maximum number of lists."""
         if name not in self.lists:
             if len(self.lists) == LISTS_MAX:
                 return False
@@ -161,7 +161,7 @@ class _ConditionEncoder:
 
 
 def sightings_and_today(entries: Entries) -> tuple[memoryview | None, int]:
-    """Return the arrays of a record of first sightings, and today as the count of days since 1970-01-01.
+    """Return the arrays of a record of first sightings, and the number of today (days since 1970-01-01), for the fast path.
 
     If the list is not a record of first sightings, the result is (None, 0).
     """
@@ -214,7 +214,7 @@ def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, keys: int) -
 
 
 def encode_names(names: Iterable[bytes]) -> bytes:
-    """Encode names in lower case for a compiled fast path.
+    """Encode names in lower case for the compiled fast path.
 
     Each name is encoded as its length in one word, and its bytes padded to whole words.
     """
@@ -251,7 +251,7 @@ _ENCODERS: Mapping[str, Callable[[_ConditionEncoder, Any], Encoded]] = {
 
 
 def encode_policy(rules: Sequence[tuple[Mapping[str, Any], Any, bool]], default: Any, index: Index) -> Program:
-    """Encode a policy for the compiled fast path.
+    """Encode the rules and the default answer of a policy for the compiled fast path.
 
     Args:
         rules: for each rule its conditions, its verdict, and True if the rule is observed.

@@ -100,7 +100,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """Same answer to every check, regardless of lists and rules. Operators set it when a list is wrong."""
+    """Answer to all checks that overrides lists and rules. Operators set it when a list is wrong."""
 
     answer: Status
     until: datetime | None = None
@@ -123,7 +123,7 @@ class PolicySettings:
 
     @property
     def only_allowing(self) -> frozenset[str]:
-        """Names of the allowlists: lists in `not_list`, or in `list` of rules that whitelist, and in no other `list`."""
+        """Names of the lists that rules use only to allow devices: in `not_list`, or in `list` of rules that whitelist."""
         allowing: set[str | None] = {rule.not_list for rule in self.rules}
         refusing: set[str | None] = {None}
         for rule in self.rules:
@@ -144,7 +144,7 @@ class PolicySettings:
 
 
 class PeerAnswers(Protocol):
-    """Interface of a peer table entry that replaces statuses in the answers to its peer."""
+    """Interface of a peer table entry that replaces some statuses in answers to its peer."""
 
     @property
     def label(self) -> str:
@@ -152,7 +152,7 @@ class PeerAnswers(Protocol):
 
     @property
     def answers(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of a status of the policy and the status that the peer receives instead."""
+        """Pairs of statuses: the status by the policy, and the status that the peer receives instead."""
 
 
 def answers_by_peer(peers: Iterable[PeerAnswers]) -> dict[str, dict[Status, Status]]:

@@ -50,7 +50,7 @@ class TraceFilter(NamedTuple):
 
 
 class Tracer:
-    """Tracer of one worker, which sends the checks that match its filter."""
+    """Sender of trace records in one worker: for each check that matches the filter."""
 
     def __init__(
         self, explain: Callable[[Question], Explanation], send: Callable[[dict[str, Any]], None],
@@ -79,7 +79,7 @@ class Tracer:
         self.refill()
 
     def refill(self) -> None:
-        """Permit RECORDS_MAX trace records for the next second.
+        """Permit RECORDS_MAX trace records in the next second.
 
         Called each second.
         """
@@ -106,7 +106,7 @@ class Tracer:
             })  # fmt: skip
 
     def _admits(self, question: Question) -> bool:
-        """Return True if a record about the question may be sent. The last permitted record is followed by LIMIT."""
+        """Return True if the rate limit permits a trace record about the question. The last permitted record is followed by LIMIT."""
         if self.filter is None or not self.filter.matches(question):
             return False
         if not self._left:

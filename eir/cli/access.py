@@ -30,7 +30,7 @@ DENIED = ("cannot_open", "readonly")
 
 
 def is_named(path: Path) -> bool:
-    """Return True if the path comes from -c or $EIR_CONFIG, not from a default.
+    """Return True if -c or $EIR_CONFIG names the configuration file, False if it is a default.
 
     A default is one of the objects DEFAULT_CONFIG and SYSTEM_CONFIG.
     """
@@ -38,7 +38,7 @@ def is_named(path: Path) -> bool:
 
 
 def _configuration_file(context: typer.Context, path: Path) -> Path:
-    """Return the file that the user named, or else the first default file that exists, readable files first."""
+    """Return the configuration file that the user named, or else the first readable default file."""
     source = context.get_parameter_source("config")
     if source is not None and source.name != "DEFAULT":
         return path
@@ -99,7 +99,7 @@ def whereabouts(path: Path) -> Whereabouts:
 
 
 def opened(config: C) -> C:
-    """Check that this program can use the state folder of a configuration; return the configuration.
+    """Return a configuration, after a check that this program can use its state folder.
 
     Raises EirError if a newer program has changed the form of the folder.
     """
@@ -141,7 +141,7 @@ def with_store(
 
 @contextmanager
 def acting_in(state: Path) -> Iterator[None]:
-    """Run the context as the user who owns the state folder.
+    """Act with the permissions of the state folder's owner during the `with` block.
 
     If root has just created the folder, a warning is printed.
     """

@@ -296,11 +296,11 @@ class _Command(TyperCommand):
 
 
 def _no_type(**_: Any) -> None:
-    """Return None in place of the text for the type of an argument."""
+    """Return None, so that the help shows no type of an argument."""
 
 
 def command_line(word: str | None = None) -> typer.Typer:
-    """Build the command line for one first word, because importing the modules of all commands is slow.
+    """Build the command line for the first word of a command; importing the modules of all commands would be slow.
 
     For an unknown word (for the help or a hint), and for a command that needs all others, the command line has all
     commands.

@@ -55,7 +55,6 @@ def _clients() -> str:
 
 
 def _url_help() -> str:
-    """Return the help text for the URL of an EIR: its form and parameters for each interface."""
     forms = []
     for each in CLIENTS.values():
         parameters = ", ".join(f"{key.path} ({key.says})" for key in each.probe_keys)
@@ -139,7 +138,7 @@ def _reply_of(probed: Probe, interface: Interface, imei: str, imsi: str, softwar
 
 
 def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
-    """Add to a node's answer the reason that the list has for the device, from the store or the node's copy."""
+    """Add to a node's answer the reason in the list for the device, read from the store or the node's copy."""
     if found.list is None or found.list not in states:
         return found
     from eir.checks.explain import add_reason  # noqa: PLC0415 - for `eir check` and `eir trace`

@@ -219,7 +219,7 @@ def _replace_file(path: Path, backup: Path) -> bool:
 
 
 async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
-    """Add an event about the restore to the history in a restored SQLite file."""
+    """Add the event of the restore to the history in a restored SQLite file."""
     store = SqliteStore(path)
     event = Event(time=utc_text(now), who=by, what=RESTORE, outcome=ACCEPTED, detail=detail)
     try:
@@ -271,7 +271,7 @@ def _small_files(folder: Path) -> list[str]:
 
 @contextmanager
 def _room(checked: Config) -> Iterator[Path]:
-    """Create a temporary folder in the state folder, and delete it at the end of the context."""
+    """Create a temporary folder in the state folder for the content of a backup; it is deleted at the end of the `with` block."""
     try:
         with acting_in(checked.state):
             room = Path(tempfile.mkdtemp(prefix=".backup-", dir=checked.state))
@@ -309,7 +309,7 @@ def _input(file: Path) -> Iterator[IO[bytes]]:
 def _write(
     stream: IO[bytes], members: Mapping[str, Path], facts: Mapping[str, Any], advance: Callable[[str, int, int], None]
 ) -> dict[str, str]:
-    """Write the members, and the manifest after them, to a tar file; return the SHA-256 of each member."""
+    """Write the members of a backup, then its manifest, to a tar file; return the SHA-256 of each member."""
     digests = {}
     with tarfile.open(fileobj=stream, mode="w|") as tar:
         for number, (name, path) in enumerate(members.items()):

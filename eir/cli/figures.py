@@ -125,7 +125,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
 
 
 def _period(month: str) -> tuple[datetime, datetime]:
-    """Return the start and the end of a month such as `2026-11` in UTC; for an empty text, of the previous month."""
+    """Return start and end of a month such as `2026-11` in UTC. An empty text is the previous month."""
     previous = datetime.now(UTC).replace(day=1) - timedelta(days=1)
     try:
         begin = datetime.strptime(month or f"{previous:%Y-%m}", "%Y-%m").replace(tzinfo=UTC)
@@ -148,7 +148,7 @@ def _blocking_lists(config: Config) -> dict[str, str]:
 
 
 def _maker_of(config: Config) -> Maker:
-    """Return a function that names the maker of a TAC: the text in the lists of device types, or else the TAC."""
+    """Return a function that returns the maker of a TAC by the lists of device types, or else the TAC itself."""
     types = {each.tac: each.device_type for each in allocated_tacs(config) if each.device_type}
 
     def maker(tac: int) -> str:
@@ -191,7 +191,7 @@ def _tally_refusals(
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
-    """Return the files of the record of checks for the days from `begin` to before `end`."""
+    """Return the files of the record of checks from `begin` to before `end`. `record`: pattern of other files."""
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)
@@ -228,7 +228,7 @@ def _tally_tacs(counts: Counter[int], maker: Maker) -> FigureTally:
 def _tally_copies(
     config: Config, record: str | None, begin: datetime, end: datetime, maker: Maker
 ) -> FigureTally | None:
-    """Count the copied identities in the checks of the month; None without DuckDB."""
+    """Count the copied identities among the devices checked in the month; None without DuckDB."""
     from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
 
     start, stop = begin.replace(tzinfo=None), end.replace(tzinfo=None)
@@ -245,7 +245,7 @@ def _tally_copies(
 
 
 def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
-    """Count the devices whose last decision is a confirmation, made in the period."""
+    """Count the devices that an operator confirmed in the period as tampered with, as the last decision about them."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
     first, after = utc_text(begin), utc_text(end)
     tacs = Counter[int]()

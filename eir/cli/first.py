@@ -260,7 +260,7 @@ workers: 2
 
 
 def _y(value: object) -> str:
-    """Encode a value as JSON, which is also valid YAML, in one line."""
+    """Encode a value as JSON on one line, which is valid YAML."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -281,7 +281,7 @@ def unit(folder: Path, state: str) -> str:
 
 
 def _word(text: str) -> str:
-    """Quote a text as one word of a systemd unit, and escape `%` (systemd.syntax, systemd.unit: specifiers)."""
+    """Quote a text as one argument in a systemd unit, and escape `%` (systemd.syntax, systemd.unit: specifiers)."""
     text = text.replace("%", "%%")
     return f'"{text}"' if " " in text else text
 

@@ -28,14 +28,14 @@ SIGHTINGS = "the record of checks"
 
 
 class Ends(NamedTuple):
-    """Filter for periods of grace: first and last day on which they may end; None for no limit."""
+    """Filter for devices by the last day of their period of grace: first and last such day; None for no limit."""
 
     first: int | None
     last: int | None
 
     @property
     def is_any(self) -> bool:
-        """True if there is no limit, so that also devices without an end are selected."""
+        """True if the filter has no limit, so that it also selects devices whose period of grace does not end."""
         return self.first is None and self.last is None
 
 

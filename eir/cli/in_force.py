@@ -59,7 +59,7 @@ class NodeAnswer:
 def asked(
     config: Config | Whereabouts, command: str, *, store_only: bool, as_json: bool, **arguments: Any
 ) -> NodeAnswer | None:
-    """Request the lists in force from the node on the state folder; None if the store must answer instead.
+    """Ask the node on the state folder for the lists in force; return None if no node runs, so that the store must answer.
 
     Prints the source of the answer (not with `as_json`) and each difference to standard error.
     """
@@ -180,7 +180,7 @@ def _version_text(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store, or else on the node's last good copy: on the first that has the version `held` of the list.
+    """Run `work` on the store, or on the node's last good copy if only the copy has the version `held` of the list.
 
     Returns the result and the name of the place; None if neither has that version.
     """
@@ -206,7 +206,7 @@ def read_as_held(
 
 
 def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
-    """Wait briefly until the node on this host uses the loaded lists; return a message about the result.
+    """Wait briefly until the node on this host has loaded lists in force; return a message about the result.
 
     `loaded`: content digest of each list.
     """

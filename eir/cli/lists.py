@@ -170,7 +170,7 @@ def reset_serial(
 
 
 def _ends(node: NodeAnswer | None) -> list[dict[str, Any]] | None:
-    """Return a row for each of the next days with the count of devices whose period of grace ends; None if no running node has counted."""
+    """Return a row for each of the next days with the number of devices whose period of grace ends then; None without a running node."""
     if node is None or node.answer is None:
         return None
     return [{"day": day, "devices": devices} for day, devices in node.answer.items()]
@@ -193,7 +193,7 @@ def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dic
 
 
 def _state_word(kind: str, found: ListState | StoreError | None) -> str:
-    """Return the state of a list in words. `kind`: its kind in the configuration; empty if the list is not there."""
+    """Return the state of a list in words. `kind`: kind of the list in the configuration, empty if it is not configured."""
     if found is None:
         return "never loaded"
     if not isinstance(found, ListState):
@@ -298,7 +298,7 @@ def _content(path: Path) -> bytes:
 
 
 def _end(until: str) -> int:
-    """Parse `--until`; return the expiry of the entries in Unix seconds, or 0 if they do not expire."""
+    """Parse `--until` to the expiry of the entries in Unix seconds; 0 if they do not expire."""
     with suppress(ValueError):
         end = datetime.now(UTC) + parse_duration(until)
         return int(end.timestamp())
@@ -328,7 +328,7 @@ def _edit(
     config: Path, list_name: str, options: Callable[..., Edit], identifiers: list[str], imsi: list[str] | None, *, tac: bool,
     verbatim: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Edit a local list by the identifiers of a command line. `options` builds the edit from its entries."""
+    """Change a local list by the identifiers of a command line. `options` builds the change (Edit) from the parsed entries."""
     checked = opened(load_config(config))
     settings = list_settings(checked, list_name)
     has_devices = settings.kind != SUBSCRIBERS
@@ -348,14 +348,14 @@ def _edit(
 
 
 def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
-    """Apply an edit to a local list in the store."""
+    """Apply a change (`edit`) to a local list in the store."""
     had = partial(load_in_force, checked.state)
     work = partial(edit_list, edit, settings, who=who(), now=datetime.now(UTC), had=had)
     return with_store(checked, work)
 
 
 class _ListContent(NamedTuple):
-    """Content of a list, or the part of it that concerns one identifier."""
+    """Content of a list, completely or only for one identifier."""
 
     state: ListState
     pages: Sequence[Page]
@@ -420,7 +420,7 @@ def show_list(
 
 
 def _is_covered(entry: ListEntry, keys: range) -> bool:
-    """Return True if the entry has one of the keys, or lists the TAC of the first key."""
+    """Return True if the entry has one of the keys, or is the whole TAC of the first key."""
     if entry.key in keys:
         return True
     return entry.whole_tac and keys.start - entry.key in range(SNR_KEYS)
@@ -439,7 +439,7 @@ def _print_entries(rows: Sequence[dict[str, Any]], kind: str) -> None:
 
 
 def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str, identifier: str) -> _ListContent | None:
-    """Read the version of a list that the running node uses, from the store or the node's copy; None if neither has this version."""
+    """Read the version of a list that the running node has in force, from the store or the node's copy; None if both lack it."""
     if node is None or name not in node.states:
         return None
     read = read_as_held(checked, name, node.states[name], partial(_list_content, checked, name, identifier))
@@ -540,7 +540,7 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
 
 
 def _sought(identifier: str, kind: str) -> range:
-    """Return the keys that an identifier covers: one key for a device or an IMSI, 1,000,000 keys for a TAC."""
+    """Return the keys that an identifier stands for: one for a device or an IMSI, 1,000,000 for a TAC."""
     identifier = strip_separators(identifier)
     try:
         if kind == SUBSCRIBERS:

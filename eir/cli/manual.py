@@ -59,7 +59,7 @@ NAMES: dict[str, Callable[[Path], Iterable[str]]] = {"lists": _list_names, "peer
 
 
 def _named_by(names: tuple[str, ...], command: Any) -> str:
-    """Return the kind of names that complete a command's first argument: `lists`, `peers`, or an empty text."""
+    """Return what kind of name the first argument of a command is: `lists`, `peers`, or neither (empty text)."""
     metavars = [each.metavar for each in _arguments(command)]
     if metavars[:1] in (["LIST"], ["[LIST]"]):
         return "lists"
@@ -129,7 +129,6 @@ def man_page(root: Any) -> str:
 
 
 def _command_section(names: tuple[str, ...], command: Any) -> list[str]:
-    """Return the lines of the manual page about one command."""
     arguments = [each.metavar if each.nargs == 1 else f"{each.metavar} ..." for each in _arguments(command)]
     heading = _roff(" ".join((*names, *arguments)))
     lines = [f'.SS "eir {heading}"']

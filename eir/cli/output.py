@@ -82,7 +82,7 @@ def print_warning(text: str) -> None:
 
 
 def warn(event: str, *, reason: str | None = None, level: str = "warning", **fields: object) -> None:
-    """Print an event to standard error; commands use this function as their `Report` (eir.errors)."""
+    """Print an event to standard error. Commands pass this function as their `Report` callback (eir.errors)."""
     text = fields.get("detail") or reason or event
     print_message(f"{level}: {text}", level)
 

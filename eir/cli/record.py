@@ -1,4 +1,4 @@
-"""Command that shows, verifies and exports the history of the lists."""
+"""Command that shows, verifies and exports the history of lists."""
 
 import socket
 import sys
@@ -114,7 +114,7 @@ async def _events(
 
 
 def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> Sequence[Event]:
-    """Return the history from the running node's copy, because the store does not answer.
+    """Return events from the running node's copy of the history, because the store does not answer.
 
     Raises the store's error if no node answers.
     """
@@ -173,7 +173,7 @@ async def _is_valid(checked: Whereabouts, store: ListStore) -> bool:
 
 
 def _detail(row: dict[str, Any]) -> str:
-    """Return the first line of the detail of an event, after the number of equal events."""
+    """Return the first line of an event's detail; if the event stands for several equal refusals, with their number."""
     line: str = row["detail"].partition("\n")[0]
     if row["count"] > 1:
         return f"{row['count']:,} times since {row['first']}, the last: {line}"
@@ -248,7 +248,7 @@ def _differences(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator
 
 
 def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield a fault if the store's records do not continue the records of the node's copy."""
+    """Yield a fault if the store's records do not continue the records in the node's copy."""
     if not records or not ours:
         return
     oldest, last = records[0].number, max(ours)
@@ -283,7 +283,7 @@ def _print_result(whole: _Whole, *, as_json: bool) -> None:
 
 
 def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:
-    """Return the record numbers of the first and the last of these records; (None, None) without records."""
+    """Return the number of the first and of the last record; (None, None) without records."""
     return (records[0].number, records[-1].number) if records else (None, None)
 
 
@@ -322,7 +322,7 @@ def _export(
 
 
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
-    """Return the records of a chain in their stored form, from the time `since` on and of one list."""
+    """Return the records of a chain in their stored form, only of one list and from the time `since` on."""
     texts = []
     has_begun = since is None
     for record in records:

@@ -109,7 +109,7 @@ async def _loaded(
 
 
 async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
-    """Load one release inside a load process, which reports its progress over `channel`."""
+    """Load one release in a process of its own, which reports its progress over `channel`."""
     with as_owner_of(config.state):
         store = open_store(config.store, config.state, report=warn)
         save = partial(save_mark, config.state)
@@ -185,7 +185,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 
 def _print_parts(*parts: str | None) -> None:
-    """Print the parts of a message that are not empty, separated by colons."""
+    """Print the non-empty parts of a message, separated by colons."""
     print_message(": ".join(part for part in parts if part))
 
 

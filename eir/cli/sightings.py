@@ -238,7 +238,7 @@ def recorded(checked: Config) -> Config:
 
 
 def not_kept(checked: Config) -> str:
-    """Return a text for the end of a message that explains why the record is incomplete; empty if complete."""
+    """Return the end of a message, which explains why the record of checks is incomplete; empty if it is complete."""
     if checked.sightings:
         return ""
     return f"; no check is recorded: {checked.path} has no section 'sightings'"

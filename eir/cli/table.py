@@ -76,7 +76,7 @@ def _widths(cells: Cells, heads: Sequence[str], width_of: Callable[[str], int]) 
 
 
 def _fold(sizes: list[int], least: Sequence[int], room: int) -> bool:
-    """Reduce the widths of the columns to `room`, and none below its `least`; return False if the room is too small."""
+    """Reduce column widths to the total `room`, none below its minimum in `least`; return False if this is impossible."""
     spare = room - sum(least)
     for at in sorted(range(len(sizes)), key=lambda at: sizes[at] - least[at]):
         sizes[at] = min(sizes[at], least[at] + max(spare, 0))
@@ -91,7 +91,7 @@ def _lines_of_highest(cells: Cells, sizes: Sequence[int]) -> int:
 
 
 def _records(cells: Cells, heads: Sequence[str]) -> str:
-    """Format each row as a record of lines with head and value."""
+    """Format each row as several lines, one for each column with its head and value."""
     size = max(map(cell_len, heads)) + GAP
     records = []
     for row in cells:

@@ -241,7 +241,7 @@ def export(
 
 
 def _is_exportable(finding: "Finding", wanted: frozenset[str]) -> bool:
-    """Return True if one of the `wanted` conditions holds (any, if empty), and a SIM box is confirmed by an operator."""
+    """Return True if a finding has one of the conditions `wanted` (empty: any), and a SIM box is confirmed by an operator."""
     if wanted and wanted.isdisjoint(finding.conditions):
         return False
     return finding.confirmed or "sim_box" not in finding.conditions
@@ -357,7 +357,7 @@ def _judged(
     *,
     keep_users: bool = False,
 ) -> "Judgement":
-    """Analyse the record of a period and return its findings."""
+    """Analyse the record of checks of a period, and return the findings."""
     begin, end = _window(since, until)
     with judging(config, begin, end, where, min_score=min_score, keep_users=keep_users) as (_, found):
         return found

@@ -1,4 +1,4 @@
-"""Checks of a whole configuration: they find faults and probable mistakes that involve several values or files.
+"""Checks of a whole configuration: faults and probable mistakes that concern several values or files.
 
 A check receives the configuration that was built from the document, and the document, which knows the lines. In the
 configuration, an invalid value is replaced by its default or None. Checks read the files that the configuration names,
@@ -90,7 +90,7 @@ def _check_service_listeners(config: Config, _: Document) -> Findings:
 
 
 def _connects(config: Config) -> dict[Spot, str]:
-    """Return the URLs to which the node connects, by the position of the setting in the file."""
+    """Return the URLs to which the node connects, by their position in the file."""
     urls: dict[Spot, str | None] = {("peers", at, "connect"): peer.connect for at, peer in enumerate(config.peers)}
     for each in INTERFACES:
         urls |= each.connects(config.of(each))
@@ -413,7 +413,7 @@ def _warn_peers(config: Config, document: Document) -> Findings:
 
 
 def _covers(first: PeerSettings, second: PeerSettings) -> bool:
-    """Return True if every connection that matches the second peer entry also matches the first."""
+    """Return True if each connection that matches the second peer entry also matches the first one."""
     if first.is_titled != second.is_titled:
         return False
     if first.gt is not None and not (second.gt or "").startswith(first.gt):
@@ -433,7 +433,7 @@ def _is_within(network: Network, networks: Iterable[Network]) -> bool:
 
 
 def _warn_open_doors(config: Config, _: Document) -> Findings:
-    """Warn about peer entries without `from` if a listener has no TLS, since the names in a CER are unverified."""
+    """Warn about peer entries without `from` if a listener has no TLS, because the names in a CER are then unverified."""
     urls = [each.url for each in config.listeners]
     if all(is_secure(url) or LOCAL.match(url) for url in urls):
         return
@@ -454,7 +454,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 def _of_interfaces(name: str) -> Check:
-    """Return a check that calls the function `name` of every interface."""
+    """Return a check that calls the function `name` of every interface, if it has one."""
 
     def check(config: Config, document: Document) -> Findings:
         for each in INTERFACES:

@@ -1,4 +1,4 @@
-"""Kinds of configuration values, each with its written form, parser and formatter.
+"""Kinds of configuration values: written form, parser and formatter of each.
 
 Independent of keys and files.
 """

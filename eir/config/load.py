@@ -106,7 +106,7 @@ def render(config: Config) -> str:
 
 
 def digests(shown: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of each section of `Config.shown`, so that two processes can compare their settings."""
+    """Return a digest of each section of a configuration, so that two processes can compare their settings."""
     texts = {name: json.dumps(section, sort_keys=True) for name, section in shown.items()}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
@@ -156,7 +156,7 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 
 def _findings(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
-    """Run the checks; return their findings together with the `more` problems, in file order."""
+    """Run checks of a configuration; return their problems and the problems `more`, in the order of the file."""
     problems = [*more]
     for check in checks:
         for text, spot in check(config, document):

@@ -302,7 +302,7 @@ class _Reader:
         return ()
 
     def default(self, key: Key) -> Read:
-        """Return the default of a key; None or an empty tuple for a required key.
+        """Return the default of a key; for a required key, None or an empty tuple.
 
         A file name in a default is resolved in the folder of the configuration. Defaults with several values contain no
         file names.
@@ -315,7 +315,7 @@ class _Reader:
 
 
 def _both(key: Key, value: Any) -> Read:
-    """Return the value of a key together with its displayed form for JSON."""
+    """Return the value of a key, and the form of it that JSON output shows."""
     kind = key.kind
     is_absent = value is None and (key.required or key.default is None)
     if kind.many:
@@ -330,7 +330,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _in(spot: Spot) -> str:
-    """Format the position of a value for a message, such as ` in lists.stolen` or ` in entry 2 of policy.rules`."""
+    """Format the position of a value as a part of a message, such as ` in lists.stolen` or ` in entry 2 of policy.rules`."""
     if spot and isinstance(spot[-1], int):
         return f" in entry {spot[-1] + 1} of {_dotted(spot[:-1])}"
     return f" in {_dotted(spot)}" if spot else ""

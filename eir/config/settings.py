@@ -64,7 +64,7 @@ class Config(SharedSettings):
     """Settings by the keys of the file for JSON, with defaults filled in and passwords hidden."""
 
     def of(self, interface: Interface) -> Any:
-        """Return the settings of an interface: its section, or the whole configuration if it has no section."""
+        """Return the settings of an interface: its own section, or the whole configuration."""
         return self.interfaces[interface.section] if interface.section else self
 
     @property

@@ -1,4 +1,4 @@
-"""Conversion of checks to a polars frame with one row for each group of similar checks.
+"""Conversion of recorded checks to a polars frame that has one row for each group of similar checks.
 
 The checks come from workers' messages or from another record.
 
@@ -40,7 +40,7 @@ HOUR_US = 3600 * 10**6
 
 
 class CheckRows(NamedTuple):
-    """Frame of checks before grouping, with one check in each row."""
+    """Frame of checks, with one check in each row."""
 
     frame: pl.DataFrame
     """Columns of ROWS: `time` in microseconds, `imei`, `software_version`, `imsi` and `msisdn` (empty if absent), `kind` as an index of `kinds`."""
@@ -97,13 +97,13 @@ def rows_of(messages: Iterable[bytes]) -> CheckRows:
 
 
 def is_imei(*lengths: int) -> pl.Expr:
-    """Return a polars expression that is true if the identifier is an IMEI of one of these lengths."""
+    """Build a polars expression that is true if the identifier is an IMEI of one of these lengths."""
     pattern = "|".join(f"[0-9]{{{length}}}" for length in lengths)
     return pl.col("imei").str.contains(f"^(?:{pattern})$")
 
 
 def _null_if_empty(name: str) -> pl.Expr:
-    """Return the polars expression of a column in which null replaces an empty text."""
+    """Build the polars expression of a column with null in place of an empty text."""
     column = pl.col(name)
     return pl.when(column != "").then(column).alias(name)
 

@@ -1,4 +1,4 @@
-"""Buffer of a worker, which collects answered checks for 10 ms and then sends them to the recorder.
+"""Buffer of a worker: collects answered checks for 10 ms, then sends them to the recorder.
 
 A check calls it, so it never blocks: checks that were answered together are one list entry. Above a maximum rate, plain checks
 (without an event) are dropped, and if the recorder does not receive, the oldest messages are dropped; both are counted. One
@@ -37,7 +37,7 @@ OVER_RATE, NOT_TAKEN = "rate", "buffer"
 
 
 class CheckKind(NamedTuple):
-    """Values that many checks have in common. Each field is a column of the record of checks; None: the check has no value."""
+    """Values that many checks have in common, each a column of the record of checks; None: without a value."""
 
     origin_host: str | None = None
     origin_realm: str | None = None
@@ -52,7 +52,7 @@ class CheckKind(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Checks that were added to the buffer in one call."""
+    """Checks that one call has added to the buffer."""
 
     kinds: Sequence[Any]
     """Kinds as eir.checks.policy.SightingKind."""
@@ -61,11 +61,11 @@ class Part(NamedTuple):
 
     @property
     def checks(self) -> int:
-        """Number of checks that this part of the buffer holds."""
+        """Number of checks that this call has added."""
         return len(self.numbers) // NUMBER.size
 
     def pieces(self) -> Iterator["Part"]:
-        """Split the part into pieces that each fit into one message."""
+        """Split the checks into pieces, each small enough for one message."""
         if len(self.texts) <= MESSAGE_BYTES or self.checks == 1:
             yield self
         else:
@@ -107,7 +107,7 @@ class Buffer:
         """Peers without room, from their first dropped check until the next flush (see Sightings)."""
 
     def add(self, kinds: Sequence[Any], numbers: bytes, texts: bytes) -> None:
-        """Add checks that were just answered. Plain checks above the rate limit are dropped and counted."""
+        """Add checks that were just answered. Above the rate limit, checks that are no events are dropped and counted."""
         self._arm(FLUSH_S)
         part = Part(kinds, numbers, texts)
         count, kind = part.checks, kinds[NUMBER.unpack_from(numbers)[0]]
@@ -122,13 +122,13 @@ class Buffer:
         self._parts[PLAIN if is_plain else EVENTS].append(part)
 
     def left_out(self, count: int, peer: str) -> None:
-        """Count dropped plain checks of a peer, and mark the peer as full until the next flush."""
+        """Count dropped checks of a peer, and reject further ones of this peer until the next flush."""
         self._arm(FLUSH_S)
         self.dropped[OVER_RATE] += count
         self.full.add(peer)
 
     def flush(self) -> None:
-        """Send all collected checks to the recorder. Messages that it cannot receive yet stay in the queue."""
+        """Send all collected checks to the recorder. Messages that it cannot receive yet stay queued."""
         began_us, self._began = round((self._began or 0.0) * 1e6), None
         self.full.clear()
         self._share.clear()
@@ -160,12 +160,12 @@ class MessageQueue:
         self._bytes = 0
 
     def append(self, message: bytes) -> None:
-        """Append a message to the queue."""
+        """Append a message for the recorder to the queue."""
         self._messages.append(message)
         self._bytes += len(message)
 
     def send_all(self) -> bool:
-        """Send messages until the recorder cannot receive more; return True if the queue is then empty.
+        """Send messages until the recorder cannot receive more; return True if the queue is empty.
 
         The oldest messages above `bytes_max` are dropped.
         """
@@ -179,7 +179,7 @@ class MessageQueue:
 
 
 def _messages(kind: bytes, parts: Sequence[Part], began_us: int) -> Iterator[bytes]:
-    """Pack parts into as few messages as possible. No part may be larger than a message."""
+    """Encode collected checks in as few messages as possible."""
     packed: list[list[Part]] = []
     size = MESSAGE_BYTES
     for part in parts:
@@ -208,7 +208,7 @@ def checks_of(message: bytes) -> Iterator[tuple[int, CheckKind, str, str, str, s
 
 @lru_cache(KINDS_MAX)
 def _kind_of(kind: Any, host: str, realm: str) -> CheckKind:
-    """Convert a SightingKind (eir.checks.policy), a host and a realm to a CheckKind. Results are cached."""
+    """Convert a SightingKind (eir.checks.policy) with host and realm to a CheckKind. Results are cached."""
     decision, protocol, peer, observed, early, access = kind
     values = host, realm, peer, protocol, decision.status, decision.rule, decision.list, observed, early, access
     return CheckKind._make(each or None for each in values)

@@ -33,7 +33,7 @@ def load_decisions(state: Path) -> list[dict[str, Any]]:
 
 
 def load_cases(state: Path) -> dict[int, bool]:
-    """Return the last decision about each device: True if confirmed, False if cleared.
+    """Return the last decision of an operator about each device: True if confirmed as tampered with, False if cleared.
 
     Devices whose decision was withdrawn are left out.
     """
@@ -42,7 +42,7 @@ def load_cases(state: Path) -> dict[int, bool]:
 
 
 def add_decision(state: Path, decision: dict[str, Any]) -> Path:
-    """Append a decision to the file of decisions, and return the path of the file.
+    """Append an operator's decision to the file of decisions; return the path of the file.
 
     Raises:
         OSError: if the write fails; a partial line is removed, because it would make the file unreadable.

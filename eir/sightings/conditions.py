@@ -40,7 +40,7 @@ MODULES = re.compile(r"module|iot|m2m|modem|vehicle|router|dongle", re.IGNORECAS
 
 
 class Tac(NamedTuple):
-    """Allocated TAC in a list of device types."""
+    """TAC that is allocated to a maker, from a list of device types."""
 
     tac: int
     allocated: date | None

@@ -79,7 +79,7 @@ class EventSender:
             self._not_empty.set()
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove the names of these subscribers, by IMSI or number, from queued events."""
+        """Remove the IMSI or number of these subscribers from queued events."""
         for event in self._waiting:
             if event.get("previous") in subscribers:
                 event["previous"] = None
@@ -89,7 +89,7 @@ class EventSender:
 
     @property
     def room(self) -> int:
-        """Number of events that can be queued while half of the queue stays free for checks."""
+        """Number of further events that fit into the first half of the queue; the other half stays free for checks."""
         return self._waiting_max // 2 - len(self._waiting)
 
     @property
@@ -166,7 +166,7 @@ def signature(key: bytes, stamp: str, body: bytes) -> str:
 
 
 class _Exchange:
-    """HTTP POST that runs in a thread; another thread can abort it if the receiver is too slow."""
+    """HTTP POST in a thread. Another thread can abort it if the receiver is too slow."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         parts = urlsplit(url)
@@ -204,7 +204,7 @@ class _Exchange:
             raise (Undelivered if later else EventsRejected)(f"{self.where} answered {status}")
 
     def end(self) -> None:
-        """Abort the exchange from another thread, in any state of the connection."""
+        """Abort the POST from another thread, in any state of the connection."""
         self._ended = True  # before the socket is read, because it may be connecting at this moment
         if (connected := self._link.sock) is not None:
             with suppress(OSError):

@@ -28,22 +28,22 @@ class Engine(Protocol):
     """Interface of an SQL engine with named tables. Callers write all SQL in DuckDB's dialect."""
 
     def define(self, name: str, select: str) -> None:
-        """Create or replace a table from a SELECT. The SELECT may read the table that is replaced."""
+        """Create or replace a table by the result of a SELECT, which may read the table that is replaced."""
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Create a table from rows of values; `columns` names each column with its SQL type."""
+        """Create a table from rows of values. `columns`: name → SQL type."""
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         """Run a SELECT and return its rows."""
 
 
 def scalar(engine: Engine, select: str) -> int:
-    """Run a SELECT whose result is one number, and return that number."""
+    """Run a SELECT that returns one number, and return this number."""
     return int(engine.rows(select)[0][0])
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """Return the SELECT of the recorded checks in a window of time, without checks that are no evidence.
+    """Build the SELECT of the recorded checks in a window of time, without checks that are no evidence.
 
     A column `day` counts the days from the start of the window. Early checks are left out, because any phone can claim an
     IMSI before authentication.

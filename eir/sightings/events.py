@@ -23,7 +23,7 @@ WATCHED_MAX = 100_000
 
 
 class Events:
-    """Converter from workers' messages to events.
+    """Converter of workers' messages to events for a receiver.
 
     Args:
         per_second_max: maximum number of events per second.
@@ -49,7 +49,7 @@ class Events:
         """Events of newly listed devices."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove these subscribers from the remembered pairs of device and SIM."""
+        """Remove these subscribers from the pairs of device and SIM that were seen last."""
         self.seen = without_subscribers(self.seen, subscribers)
         for event in self._listed:
             if event["subscriber"] in subscribers:
@@ -57,11 +57,11 @@ class Events:
 
     @property
     def has_listed(self) -> bool:
-        """True while events of newly listed devices wait."""
+        """True while events about newly listed devices wait."""
         return bool(self._listed)
 
     def add_listed(self, events: Iterable[dict[str, Any]]) -> None:
-        """Queue events of newly listed devices, which have an id."""
+        """Queue events about newly listed devices; each event has an id."""
         self._listed += events
 
     def clear_dropped(self) -> int:
@@ -70,14 +70,14 @@ class Events:
         return dropped
 
     def add(self, message: bytes) -> None:
-        """Group the checks of a worker's message with earlier similar checks. Each group becomes an event."""
+        """Add the checks of a worker's message to groups of similar checks. Each group becomes one event."""
         for time_us, kind, identifier, imsi, version, msisdn in checks_of(message):
             group = self._groups.setdefault((kind, identifier, imsi, version, msisdn), [time_us, time_us, 0])
             group[1] = time_us
             group[2] += 1
 
     def due(self, now: float, subscribers: Subscribers, listed_max: int = 0) -> list[dict[str, Any]]:
-        """Return the events to send now: those of each group of checks since the last call, by first check, then those of newly listed devices.
+        """Return the events to send now: first those of groups of checks in the order of their first check, then those of newly listed devices.
 
         `now` in seconds. `listed_max`: maximum number of events of newly listed devices. They wait while there is no room
         under the maximum rate. Other events above the rate are dropped and counted.
@@ -105,7 +105,7 @@ class Events:
         return [*({"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent), *listed]
 
     def _changes(self, kind: CheckKind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
-        """Yield each change of SIM or device in a watched list: the kind of change, and the previous SIM or device.
+        """Yield each change of SIM or device in a watched list: kind of the change, and previous SIM or device.
 
         A check whose SIM was not authenticated yields no change.
         """
@@ -133,7 +133,7 @@ class Events:
 
 
 def without_subscribers(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
-    """Return the remembered pairs of device and SIM, without the pairs that contain one of these subscribers."""
+    """Return pairs of device and SIM without those that contain one of these subscribers."""
     return {
         who: partner
         for who, partner in seen.items()

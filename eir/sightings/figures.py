@@ -44,7 +44,7 @@ Counts: TypeAlias = dict[str, Counter[str]]
 
 
 class Figure(NamedTuple):
-    """Definition of a published figure. The figure has a total, and for each of its dimensions one table with a row for each name."""
+    """Published figure: a total, and one table for each of its dimensions, such as list or maker."""
 
     title: str
     dimensions: tuple[str, ...]
@@ -66,7 +66,7 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(slots=True)
 class FigureTally:
-    """Exact numbers of one figure: in total, and by the names of each dimension."""
+    """Exact numbers of one figure: total, and number for each name in each dimension."""
 
     total: Counter[str] = field(default_factory=Counter)
     by: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
@@ -79,7 +79,7 @@ class FigureTally:
 
 
 def document(month: str, tallies: Mapping[str, FigureTally | None]) -> Document:
-    """Build the document of a month's figures for publication. A tally of None means that this node has no data."""
+    """Build the document of a month's figures for publication. A tally that is None stands for missing data."""
     figures: dict[str, Document | None] = dict.fromkeys(FIGURES)
     for name, tally in tallies.items():
         if tally is not None:
@@ -104,7 +104,7 @@ def _rows(figure: Figure, tally: FigureTally, dimension: str) -> list[Document]:
 
 
 def _fold(counts: Counts) -> Counts:
-    """Merge the small rows of a table: keep up to ROWS_MAX rows of at least BELOW devices, and add all other rows to the row OTHER."""
+    """Shorten a table: keep up to ROWS_MAX rows of at least BELOW devices, and sum the others in the row OTHER."""
     ranked = sorted(sorted(counts), key=lambda name: counts[name][DEVICES], reverse=True)
     largest = {name for name in ranked[:ROWS_MAX] if counts[name][DEVICES] >= BELOW}
     rows: Counts = defaultdict(Counter)
@@ -115,7 +115,7 @@ def _fold(counts: Counts) -> Counts:
 
 
 def hidden_rows(counts: Mapping[str, int], total: int) -> dict[str, str]:
-    """Select the rows of a table whose counts must be hidden: row name → text that is published in place of the count.
+    """Choose the rows of a table whose counts must be hidden; return the text that replaces each count.
 
     Args:
         counts: number of devices of each row. A row of 0 is not hidden.
@@ -132,20 +132,20 @@ def hidden_rows(counts: Mapping[str, int], total: int) -> dict[str, str]:
 
 
 def _values(figure: Figure, numbers: Counter[str], text: str) -> dict[str, Value]:
-    """Return the rounded counts of a row. If `text` is not empty, the counts are hidden: `text` replaces the count of devices."""
+    """Return the rounded counts of a row. If `text` is not empty, it replaces the count of devices."""
     if text:
         return {**dict.fromkeys(figure.numbers, WITHHELD), DEVICES: text}
     return {each: (numbers[each] + BELOW // 2) // BELOW * BELOW for each in figure.numbers}
 
 
 def _place(row: Document) -> tuple[int, str]:
-    """Return the sort key of a row: rows with a visible count of devices, the highest first, then rows with a hidden count, by name."""
+    """Return the sort key of a row: first visible counts of devices, the highest first, then hidden counts by name."""
     devices = row[DEVICES]
     return (-devices if isinstance(devices, int) else 0), row["name"]
 
 
 def public_text(text: str) -> str:
-    """Replace in a free text all digits that may identify a device, a case or a person."""
+    """Replace the digits in a free text that could identify a device, a case or a person."""
     return _IDENTIFIER.sub("…", text)
 
 
@@ -168,7 +168,7 @@ def table_rows(found: Document) -> Iterator[dict[str, Any]]:
 
 
 def merge(documents: Sequence[Document]) -> Document:
-    """Add up several operators' figures of one month. A sum is withheld if one of its numbers is hidden.
+    """Add up the figures of several operators for one month. If a number is hidden, its sum is withheld.
 
     Raises:
         EirError: if the months differ.
@@ -203,7 +203,7 @@ def _sums(figure: Figure, rows: Sequence[Document]) -> dict[str, Value]:
 
 
 def _sum(values: Sequence[Any]) -> Value:
-    """Add up numbers. A sum of several values is withheld if one of the values is hidden."""
+    """Add up numbers; if one of several is hidden, the sum is withheld."""
     if any(value in (FEW, WITHHELD) for value in values):
         return str(values[0]) if len(values) == 1 else WITHHELD
     return sum(map(operator.index, values))

@@ -1,4 +1,4 @@
-"""Page with the figures of a month: one file with bar charts and tables, without scripts or external resources.
+"""Page with the figures of a month: one HTML file with bar charts and tables, without scripts or external resources.
 
 Each bar has its name and its number as text, so the charts can be read without colour, on paper and by a screen reader.
 """

@@ -1,4 +1,4 @@
-"""Files of the record: atomic writing, limits on age and size, and removal of subscribers.
+"""Files of the record of checks: atomic writing, limits on age and size, and removal of subscribers.
 
 A file gets its name after all of it is on the disk. So a killed process leaves only readable files, and at most one unfinished
 file, which the next start removes. A name has the time of the first row and a random part, so a clock that goes back cannot
@@ -128,7 +128,7 @@ def prune(state: Path, *, keep_s: float, max_bytes: int, now: float) -> int:
 
 
 def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
-    """Delete rows and files until at most `bytes_max` bytes remain; return the number of remaining bytes.
+    """Delete rows and files of the record until at most `bytes_max` bytes remain; return the remaining bytes.
 
     `total` is the number of bytes before. A peer that sent more than half of the rows loses its rows first. Then files
     that are larger than `bytes_max` are deleted, then the oldest files.
@@ -151,7 +151,7 @@ def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
 
 
 def _rows_of_peers(path: Path) -> Counter[str]:
-    """Return the number of rows of each peer in a file; empty if the file lacks these numbers or is unreadable."""
+    """Return the number of rows of each peer in a file of the record; empty if the file is unreadable or lacks these numbers."""
     import polars as pl  # noqa: PLC0415 - the process that writes has imported it already
 
     with suppress(OSError, ValueError, pl.exceptions.PolarsError):
@@ -175,7 +175,7 @@ def _bytes_without(file: RecordFile, peer: str, *, has_others: bool) -> int:
 
 
 def clean(state: Path) -> None:
-    """Create the folder of the record, and remove the unfinished files that ended processes left there.
+    """Create the folder of the record of checks, and remove unfinished files that ended processes have left there.
 
     Raises:
         OSError: if that fails.
@@ -196,7 +196,7 @@ def folder_of(state: Path) -> Path:
 
 
 def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], object] = lambda _: None) -> int:
-    """Delete all rows of these subscribers and their entries in `watched.json`; return the number of rows.
+    """Delete all rows of these subscribers from the record, and their pairs in `watched.json`; return the number of rows.
 
     `subscribers`: all names of their IMSIs and numbers in the record. `damaged` receives each unreadable file.
 
@@ -226,7 +226,7 @@ def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], ob
 
 
 def read_watched(state: Path) -> dict[str, str]:
-    """Read the remembered pairs (Events.seen) from `watched.json`; empty if the file is missing or damaged."""
+    """Read the pairs of device and SIM that were seen last from `watched.json`; empty if the file is missing or damaged."""
     try:
         document = json.loads((state / FOLDER / WATCHED).read_text())
     except (OSError, ValueError):
@@ -235,7 +235,7 @@ def read_watched(state: Path) -> dict[str, str]:
 
 
 def write_watched(state: Path, seen: Mapping[str, str]) -> None:
-    """Replace the remembered pairs of identifiers (Events.seen) in `watched.json`.
+    """Replace the pairs of device and SIM that were seen last in `watched.json`.
 
     Raises:
         OSError: if the file cannot be written.

@@ -1,4 +1,4 @@
-"""Analysis of the record: it finds devices with a tampered identity, with a score and evidence for each.
+"""Analysis of the record of checks: finds devices with a tampered identity, each with a score and evidence.
 
 The log odds of a device are the prior share of tampered devices plus the weight of each condition. README.md explains the model
 and its fit. The SQL runs on the engine that the caller passes.
@@ -85,7 +85,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Result of one analysis: findings, and counts of the analysed record."""
+    """Result of one analysis: findings, and numbers that describe the analysed record."""
 
     since: datetime
     until: datetime
@@ -203,7 +203,7 @@ def _reliability(
 
 
 def _build_tables(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int, int], None]) -> None:
-    """Build the tables of the analysis up to `summed`, which has the log odds of each device.
+    """Build the tables of the analysis. The last one, `summed`, has the log odds of each device.
 
     The table `marks` has the evidence of each condition. The table `summed` also names the condition with the highest
     weight.
@@ -258,7 +258,7 @@ def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> Non
 
 
 def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
-    """Return the correction of a condition's log odds that follows from the operators' decisions.
+    """Return the correction of a condition's log odds, computed from the operators' decisions.
 
     `decisions`: for each device its log odds, and True if the device was confirmed.
 
@@ -275,7 +275,7 @@ def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
 
 
 def _build_box(engine: Engine) -> None:
-    """Build the table `box`: the largest set of devices and SIMs that are used like a SIM box.
+    """Build the table `box`: the largest set of devices and SIMs that are used as in a SIM box.
 
     In this set each device has at least four of the SIMs, and each SIM at least two of the devices. At least two thirds
     of a device's checks and half of a SIM's checks are within the set.
@@ -302,7 +302,7 @@ def _build_box(engine: Engine) -> None:
 
 
 def _find_untrusted(engine: Engine) -> set[str]:
-    """Return the distrusted origins and peers: they make many devices suspicious, but report few ordinary phones."""
+    """Return the origins and peers whose reports are ignored: they make many devices suspicious, but report few ordinary phones."""
     claims = engine.rows(f"""
         SELECT DISTINCT steps.device, CAST(steps.subscriber AS VARCHAR) AS subscriber, claims.origin, claims.peer
         FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
@@ -339,7 +339,7 @@ def _findings(
     keep_users: bool = False,
     distrusted: Iterable[str] = (),
 ) -> list[Finding]:
-    """Return the scored devices that no operator cleared, the highest score first."""
+    """Return the findings about scored devices, the highest score first, without devices that an operator has cleared."""
     marks: defaultdict[int, list[tuple[float, str, str]]] = defaultdict(list)
     rows = engine.rows(
         "SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"
@@ -377,5 +377,5 @@ def _findings(
 
 
 def as_text(moment: datetime) -> str:
-    """Format a time of the record in ISO 8601, as in JSON documents."""
+    """Format a time of the record as ISO 8601, for JSON documents."""
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"

@@ -1,4 +1,4 @@
-"""Output of findings: HTML pages, the sheet of one device, and rows for a list that `eir publish` signs.
+"""Output of findings: HTML pages, the sheet of one device, and rows for a list that `eir publish` can sign.
 
 A page is one file with charts and a table, without external resources, light or dark as the browser prefers. `page` is for a
 fraud desk and names devices. `public_page` is for a yearly report: it has only counts, none below ten. `sheet` reads the tables
@@ -141,7 +141,7 @@ def page(found: Judgement) -> str:
 
 
 def public_page(found: Judgement) -> str:
-    """Render the page for a yearly report, without identifiers, places, days, and counts below 10."""
+    """Render the page for a yearly report. It has no identifiers, places or days, and no counts below 10."""
     findings = found.findings
     by_condition = {label: FEW if count < BELOW else count for label, count in _by_condition(findings).items()}
     copies = _by_copies(findings)
@@ -160,7 +160,7 @@ def public_page(found: Judgement) -> str:
 
 
 def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sheet of one device with all evidence, down to single checks, for scripts and for the page.
+    """Build the sheet of one device: all evidence down to single checks, for scripts and for the page.
 
     `engine` must still have the tables of the judgement.
     """
@@ -228,7 +228,7 @@ def sheet_page(made: Mapping[str, Any]) -> str:
 def export_rows(
     findings: Iterable[Finding], layout: str, made: datetime, confirmed: Iterable[str] = (), *, kind: str
 ) -> Iterator[Sequence[str]]:
-    """Yield the header and the rows of a data file with findings, which `eir publish` can sign.
+    """Yield the header and the rows of a data file with findings, for `eir publish`.
 
     `kind`: `pairs` for one row for each IMEI and IMSI of a copy, `tracked` for one row for each finding, `devices` for
     one row for each confirmed device.
@@ -259,7 +259,7 @@ def export_rows(
 
 
 def is_imsi(subscriber: str) -> bool:
-    """Return True if the name of a subscriber in the record is an IMSI, not a keyed hash."""
+    """Return True if the recorded name of a subscriber is an IMSI, not a hash."""
     return subscriber.isdigit() and len(subscriber) in {14, 15}
 
 
@@ -273,7 +273,7 @@ def _by_copies(findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def section(title: str, content: str) -> str:
-    """Render a section of a page. If its table is wider than the screen, it can be scrolled with keys."""
+    """Render a section of a page. A table that is wider than the screen can be scrolled with keys."""
     return f'<section tabindex=0 aria-label="{escape(title)}"><h2>{escape(title)}</h2>{content}</section>'
 
 
@@ -283,7 +283,7 @@ def _figure(count: int, label: str) -> str:
 
 
 def bars(title: str, caption: str, counts: Mapping[str, int | str]) -> str:
-    """Render a bar chart as SVG with a text alternative. A count that is a text is shown instead of a bar."""
+    """Render a bar chart as SVG with a text alternative. A count that is a text is shown without a bar."""
     numbers = {label: count if isinstance(count, int) else 0 for label, count in counts.items()}
     most = max(numbers.values(), default=0) or 1
     texts = {label: count_text(count) for label, count in counts.items()}
@@ -302,7 +302,7 @@ def bars(title: str, caption: str, counts: Mapping[str, int | str]) -> str:
 
 
 def count_text(count: int | str) -> str:
-    """Format a count; a text in place of a count stays."""
+    """Format a count; a text that replaces a count stays unchanged."""
     return count if isinstance(count, str) else f"{count:,}"
 
 
@@ -318,7 +318,7 @@ def _document(title: str, found: Judgement, body: str) -> str:
 
 
 def html_page(title: str, time: str, body: str) -> str:
-    """Render a whole page. `time`: line below the title. `body`: HTML."""
+    """Render a whole HTML page. `time`: line below the title."""
     return f"""<!doctype html>
 <html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><meta name=referrer content=no-referrer>
 <meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'"><title>{escape(title)}</title><style>{STYLE}</style></head>

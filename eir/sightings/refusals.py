@@ -1,4 +1,4 @@
-"""Counts of refused devices in the record of checks, and counts of refused devices that came back after their removal from a list.
+"""Numbers of refused devices in the record of checks, and of refused devices that came back after their removal from a list.
 
 This module imports polars. The files are read some at a time. If many rows are refusals, the devices are counted in
 slices, one pass over the files for each, so that memory is bounded by SLICE_ROWS groups of checks.
@@ -33,7 +33,7 @@ Plan = Callable[[pl.LazyFrame], pl.LazyFrame]
 
 
 class FigureSources(NamedTuple):
-    """Data that the files of checks lack: reasons and removals of the lists, and makers of TACs."""
+    """Data about lists and makers that the files of checks lack: reasons, removals, and makers of TACs."""
 
     reasons: Callable[[str, Sequence[int]], Sequence[str]]
     """Returns for a list and the keys of devices the reason of each."""
@@ -71,7 +71,7 @@ def count_refusals(
 
 
 def _sum_files(paths: Sequence[str], plan: Plan, merge: Plan) -> pl.DataFrame:
-    """Apply `plan` to all files in batches, and combine the results of the batches with `merge`."""
+    """Apply `plan` to all files of the record in batches, and combine the results by `merge`."""
     rows = pl.DataFrame()
     for at in range(0, len(paths), FILES_AT_ONCE):
         part = read_rows([*paths[at : at + FILES_AT_ONCE]], plan)
@@ -93,7 +93,7 @@ def _refusals(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
 
 
 def _newest_of(rows: pl.LazyFrame, chosen: pl.Expr, devices: pl.DataFrame) -> pl.LazyFrame:
-    """Return for each device of the table `devices` its newest row among the rows that meet the condition `chosen`."""
+    """Return the newest row of each device in the table `devices`, among the rows that meet the condition `chosen`."""
     return _newest(rows.filter(chosen).join(devices.lazy(), on="device", how="semi").with_columns(*NAMES))
 
 

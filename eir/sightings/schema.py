@@ -1,4 +1,4 @@
-"""Schema of sightings: the columns of the files, and their paths in the state folder.
+"""Schema of the record of checks: columns of the files, and their paths in the state folder.
 
 A row is a group of similar checks within a few minutes (`sightings.window_s`). Files are Parquet, compressed by zstd,
 in `STATE/sightings/YYYY-MM-DD/HH-START-UNIQUE.parquet` (UTC; START: the first row's time in microseconds), mode 0600.

@@ -39,7 +39,7 @@ SEARCHED_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class SearchTerms:
-    """Search terms for an identifier that a person entered: a device, an IMSI, or both."""
+    """Search for an identifier that a person entered: as a device, as an IMSI, or as both."""
 
     device: int | None
     """Key of eir.device."""
@@ -101,7 +101,7 @@ def find_sightings(
 
 
 def find_answers(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
-    """Return the last checks of a device up to a time, in the form of `find_sightings`.
+    """Return the last checks of a device before a time, in the form of `find_sightings`.
 
     These are the groups of checks that were in progress at that time, or else the newest earlier group.
 
@@ -129,7 +129,7 @@ def find_answers(state: Path, device: int, subscribers: Sequence[str], until: da
 
 
 def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
-    """Return the number of checks since a time, for each device, origin and status.
+    """Return the number of checks since a time, by device, origin and status.
 
     The fields of a row are: identifier as sent, device, Origin-Host, status, checks.
 
@@ -163,7 +163,7 @@ def _sum_rows(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -> pl.DataFrame:
-    """Return the newest row, not before `since`, of each device in `devices` or with a TAC in `tacs`, sorted by device.
+    """Return the newest row, not before `since`, of each device that is in `devices` or has a TAC in `tacs`; sorted by device.
 
     Raises:
         EirError: if a file cannot be read.
@@ -183,7 +183,7 @@ def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -
 
 
 def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
-    """Return the given columns of each device's newest row; the first of the columns must be the time."""
+    """Return some columns of each device's newest row. The first of the columns must be the time."""
     return rows.select("device", *columns).sort(columns).unique("device", keep="last")
 
 
@@ -195,7 +195,7 @@ def _rows(
     *,
     files_at_once: int = FILES_AT_ONCE,
 ) -> pl.DataFrame:
-    """Read the record's files since a time, and apply `plan` (a filter or a sum) to some files at a time.
+    """Read the files of the record since a time, and apply `plan` (a filter or a sum) to a few files at a time.
 
     `form`: columns and types of the frame; None keeps those of the files.
     """
@@ -207,7 +207,7 @@ def _rows(
 def read_rows(
     paths: list[str], plan: Callable[[pl.LazyFrame], pl.LazyFrame], form: Mapping[str, Any] | None = FRAME
 ) -> pl.DataFrame:
-    """Read the rows of files, and apply `plan` (a filter or a sum); with `form` None the files' own columns are kept.
+    """Read the rows of files of the record, and apply `plan` (a filter or a sum). `form` None: the files' own columns are kept.
 
     Raises:
         EirError: if a file cannot be read.
@@ -223,7 +223,7 @@ def read_rows(
 
 
 def _naive_utc(moment: datetime) -> datetime:
-    """Return a time in UTC without a zone, as in the files."""
+    """Convert a time to UTC without a zone, as in the files of the record."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 

@@ -9,7 +9,7 @@ HASHED, FULL, OFF = "hashed", "full", "off"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """HTTP receiver to which the node posts events (webhook)."""
+    """HTTP receiver to which the node posts events."""
 
     url: str
     key_file: Path

@@ -60,7 +60,7 @@ class Spark:
         return [tuple(row) for row in self._session.sql(translate(select)).collect()]
 
     def _write_table(self, name: str, frame: "DataFrame") -> None:
-        """Write a table to the work folder, so that Spark computes it once and later tables can read it."""
+        """Write a table to the work folder, so that Spark computes it once and later SELECTs can read it."""
         path = f"{self._work}/{name}-{secrets.token_hex(8)}"
         frame.write.parquet(path)
         # With the schema given, Spark needs no job to read it.
@@ -128,7 +128,7 @@ def translate(select: str) -> str:
 
 
 def _translate_node(node: "Expression") -> "Expression":
-    """Translate a node that sqlglot cannot translate: `instant_s`, or a decimal number that stands for a double."""
+    """Translate a part of a SELECT that sqlglot cannot translate: `instant_s`, or a decimal number that stands for a double."""
     from sqlglot import exp  # noqa: PLC0415 - where it is needed
 
     if isinstance(node, exp.Anonymous) and node.name.lower() == "instant_s":

@@ -1,4 +1,4 @@
-"""Names of subscribers in the record: their form (keyed hash, IMSI or none), and the keys of the hashes.
+"""Names of subscribers in the record of checks (keyed hash, IMSI or none), and the keys of the hashes.
 
 The key of the hashes is in a file, created at the first start, mode 0600. When it is old, a new key replaces it. A hash begins
 with the number of its key (two hexadecimal digits). With different keys, an IMSI has different hashes, which cannot be related.
@@ -36,20 +36,20 @@ class HashKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subscribers:
-    """Form of the names of subscribers in new rows: keyed hash, IMSI or none."""
+    """Form of subscribers' names in new rows of the record: keyed hash, IMSI or none."""
 
     how: str
     """One of the choices in eir.sightings.settings."""
     key: HashKey | None = None
 
     def of(self, texts: "pl.Series") -> "pl.Series":
-        """Return the recorded name of each IMSI or MSISDN; null if the text is empty or no names are recorded."""
+        """Return the name that the record has for each IMSI or MSISDN; null for an empty text, or if no names are recorded."""
         import polars as pl  # noqa: PLC0415 - callers have imported it already
 
         return pl.Series(texts.name, [self.one(text) for text in texts.to_list()], dtype=pl.String)
 
     def one(self, text: str) -> str | None:
-        """Return the recorded name of an IMSI or MSISDN; None if the text is empty or no names are recorded."""
+        """Return the name that the record has for an IMSI or MSISDN; None for an empty text, or if no names are recorded."""
         if not text:
             return None
         if self.key is not None:
@@ -90,7 +90,7 @@ def read_keys(folder: Path) -> list[HashKey]:
 def load_subscribers(
     folder: Path, how: str, *, rotate_s: float, keep_s: float, now: Callable[[], float] = time.time
 ) -> Subscribers:
-    """Return the form of subscribers' names in new rows; create the first or the next hash key if needed.
+    """Return the form of subscribers' names in new rows of the record; create a hash key if one is due.
 
     Raises:
         EirError: if the key file cannot be read.
@@ -110,7 +110,7 @@ def load_subscribers(
 
 
 def subscriber_names(folder: Path, text: str) -> list[str]:
-    """Return all names that an IMSI or MSISDN may have in the record: the text itself, and its hash with each key.
+    """Return all names that the record may have for an IMSI or MSISDN: the text itself, and its hash with each key.
 
     Raises:
         EirError: if the key file cannot be read.

@@ -1,4 +1,4 @@
-"""Search for distrusted origins and peers, which report SIMs in other peers' devices but few ordinary phones.
+"""Search for untrustworthy origins and peers, which report SIMs in other peers' devices but few ordinary phones.
 
 A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, and other MMEs report
 many of them too; an attacker cannot invent these without knowing real phones and their SIMs. Data only.
@@ -24,7 +24,7 @@ Voices = frozenset[str]
 def find_distrusted(
     told: Iterable[tuple[int, str, str]], ordinary: Iterable[Sequence[str]], *, share: int, sent: Mapping[str, int]
 ) -> set[str]:
-    """Return the distrusted origins or peers. Both are called voices here.
+    """Return the origins or peers (both called voices) whose reports must be ignored.
 
     Args:
         told: device, subscriber and voice of each suspicious device.
@@ -56,7 +56,7 @@ def find_distrusted(
 
 
 def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, set[int]]:
-    """Return for each group of origins and peers (voices) the devices that are suspicious only because of the group's reports.
+    """Return for each group of origins and peers (voices) the devices that only its reports make suspicious.
 
     Other voices must report these devices too.
     """
@@ -74,7 +74,7 @@ def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, s
 
 
 def _worst_first(doubtful: Sequence[tuple[Voices, set[int], float]]) -> set[str]:
-    """Return the origins and peers (voices) to distrust. The worst group is selected first.
+    """Choose the origins and peers (voices) to distrust, the worst group first.
 
     The suspicious devices that a selected group explains no longer count against the remaining groups.
     """
@@ -98,18 +98,18 @@ def _worst_first(doubtful: Sequence[tuple[Voices, set[int], float]]) -> set[str]
 
 
 def _subgroups(group: Voices) -> Iterator[Voices]:
-    """Yield each non-empty subset of a group."""
+    """Yield each non-empty subset of a group of voices (origins or peers)."""
     for size in range(1, len(group) + 1):
         yield from map(frozenset, combinations(sorted(group), size))
 
 
 def _carried_by(group: Voices, carried: Mapping[str, set[int]]) -> set[int]:
-    """Return the ordinary phones that a group reports."""
+    """Return the ordinary phones that a group of voices (origins or peers) reports."""
     return set[int]().union(*(carried.get(voice, ()) for voice in group))
 
 
 def _ordinary_count(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> float:
-    """Return the number of ordinary phones that a group reports.
+    """Return how many ordinary phones a group of voices (origins or peers) reports.
 
     A phone that only this group reports counts 1/UNSEEN.
     """
@@ -119,7 +119,7 @@ def _ordinary_count(group: Voices, carried: Mapping[str, set[int]], phones: Sequ
 
 
 def _with_accomplice(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> Voices:
-    """Return the group with one more voice: the one that shares most of the group's phones, like an accomplice.
+    """Return the group with one more voice (origin or peer): the one that reports most of the phones that the group reports.
 
     A group of TOGETHER_MAX voices, or without such a voice, is returned unchanged.
     """

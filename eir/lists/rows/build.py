@@ -320,7 +320,7 @@ class Rows:
 
 
 def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """Count the rows that repeat the previous row's entry, and those of them that differ in reason or expiry.
+    """Count the rows that repeat the entry of another row, and those of them that differ in reason or expiry.
 
     Args:
         names: columns that identify the entry of each row.

@@ -181,7 +181,7 @@ def _kind_of_list(index: FolderIndex | None, holds: str | None) -> str:
 
 
 def _earlier_manifests(folder: Path, index: FolderIndex | None, base: int | None) -> list[Path]:
-    """Return the manifests of the releases before a new one with the base serial `base`, from the last full release on."""
+    """Return the manifests of the releases before a new delta, from the newest full release on; empty for a new full release."""
     if index is None or base is None:
         return []
     return [folder / offer.folder / offer.manifest for offer in releases_to_load(index, None, 0)]

@@ -33,14 +33,14 @@ Where: TypeAlias = Callable[[Mapping[str, str]], bool]
 
 
 class Trouble(NamedTuple):
-    """Alert whose condition holds now, and the text for the status."""
+    """Alert whose condition holds now, and its text in `eir status`."""
 
     alert: str
     text: str
 
 
 class RecentMetrics:
-    """Current metrics of a node, and the increase of its counters in each past minute."""
+    """Present metrics of a node, and the increase of its counters in each of the past minutes."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -70,14 +70,14 @@ class RecentMetrics:
         self._noted = {name: dict(samples) for name, samples in self._metrics.items() if name in _COUNTERS}
 
     def values(self, name: str, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return the sum of a metric's samples for each value of the label `by`.
+        """Add up the samples of a metric for each value of the label `by`. `where`: labels that the samples must have.
 
         Without `by` the result has one sum, whose key is empty; it is empty for a metric without samples.
         """
         return _sums(name, self._metrics.get(name, {}), by, where)
 
     def rises(self, name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> dict[str, float]:
-        """Return the increase of a counter in the last minutes for each value of the label `by`, as `values` does."""
+        """Return the increase of a counter in the last minutes, for each value of the label `by`."""
         past = islice(reversed(self._rises), minutes)
         total: Counter[str] = Counter()
         for rise in (self._rises_since_noted((name,)), *past):
@@ -96,7 +96,7 @@ class RecentMetrics:
         return _totals(list(islice(reversed(self._checks), minutes, None)))
 
     def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
-        """Return the increases of counters since the end of the last minute.
+        """Return the increases of some counters since the end of the last minute.
 
         If the value of a counter has decreased, the counter has restarted at 0.
         """
@@ -138,7 +138,7 @@ Condition: TypeAlias = Callable[[RecentMetrics], Iterable[str]]
 
 
 class AlertRule(NamedTuple):
-    """Rule for one alert: its condition, and the text of the status while the condition holds."""
+    """Rule of one alert: condition, and text in `eir status` while it holds."""
 
     alert: str
     text: str
@@ -157,22 +157,22 @@ class AlertRule(NamedTuple):
 
 
 def _is(name: str, by: str = "", value: float = 1.0) -> Condition:
-    """Return the condition that a gauge has this value. The subjects are values of the label `by`."""
+    """Build the condition that a gauge has this value. Its subjects, such as peers, are values of the label `by`."""
     return lambda recent: [subject for subject, now in recent.values(name, by).items() if now == value]
 
 
 def _exceeds(name: str, limit: float, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Return the condition that a gauge exceeds a limit. The subjects are values of the label `by`."""
+    """Build the condition that a gauge is above a limit. Its subjects, such as peers, are values of the label `by`."""
     return lambda recent: [subject for subject, now in recent.values(name, by, where).items() if now > limit]
 
 
 def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Return the condition that a counter increased in the last minutes. The subjects are values of the label `by`."""
+    """Build the condition that a counter has increased in the last minutes. Its subjects, such as peers, are values of the label `by`."""
     return lambda recent: recent.rises(name, minutes, by, where)
 
 
 def _errors(name: str, regular: set[str]) -> Condition:
-    """Return the condition that more than 1 % of the answers to a peer in the last 5 minutes are errors.
+    """Build the condition that more than 1 % of the answers to a peer in the last 5 minutes are errors.
 
     `regular`: values of the label `result` that are no errors.
     """
@@ -188,7 +188,7 @@ def _errors(name: str, regular: set[str]) -> Condition:
 
 
 def _either(first: Condition, second: Condition) -> Condition:
-    """Return the condition that one of two conditions holds."""
+    """Build the condition that holds if one of two conditions holds."""
     return lambda recent: dict.fromkeys([*first(recent), *second(recent)])
 
 
@@ -222,7 +222,7 @@ def _peers_without_identity(recent: RecentMetrics) -> Iterator[str]:
 
 
 def _within(name: str, after_s: float, until_s: float) -> Condition:
-    """Return the condition that a list's time in this metric is between `after_s` and `until_s` from now."""
+    """Build the condition that the time in this metric of a list is between `after_s` and `until_s` seconds from now."""
 
     def lists(recent: RecentMetrics) -> Iterator[str]:
         for name_of_list, at in recent.values(name, "list").items():
@@ -240,7 +240,7 @@ def _overdue_lists(recent: RecentMetrics) -> Iterator[str]:
 
 
 def _exceeds_patience(name: str) -> Condition:
-    """Return the condition that a list's time in this metric is longer ago than the list's `source.patience`."""
+    """Build the condition that the time in this metric of a list is longer ago than the list's `source.patience`."""
 
     def lists(recent: RecentMetrics) -> Iterator[str]:
         since = recent.values(name, "list")
@@ -369,7 +369,7 @@ class Alerts:
         self._recent.end_minute()
 
     def troubles(self, snapshot: Snapshot, now: float) -> list[Trouble]:
-        """Return the alerts whose conditions hold now, by the current metrics and the past minutes."""
+        """Return the alerts whose conditions hold now."""
         self._recent.update(snapshot, now)
         before = self._since
         self._since = {}

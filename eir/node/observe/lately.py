@@ -50,7 +50,7 @@ class RecentChecks:
         self._samples.append(_Sample(checks, dict(snapshot.get(DURATIONS, {}))))
 
     def minutes(self) -> list[Minute]:
-        """Return the full minutes of the last hour, the oldest first."""
+        """Return the checks of each complete minute of the last hour, oldest first."""
         minutes = []
         for before, after in pairwise(self._samples):
             checks = dict(after.checks - before.checks)
@@ -60,7 +60,7 @@ class RecentChecks:
 
 
 def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) -> tuple[float | None, float | None]:
-    """Return upper bounds (s) of the median and of the 99th percentile, from the rise of a histogram between two samples.
+    """Return upper bounds (s) of the median and the 99th percentile of durations, from two samples of a histogram.
 
     A percentile above the highest finite bound is returned as this bound.
     """

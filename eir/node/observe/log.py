@@ -118,7 +118,7 @@ def _escape(character: str) -> str:
 
 
 class _Fold(NamedTuple):
-    """Number of checks in a group, and Origin-Host, IMEI and IMSI of its latest check."""
+    """Group of logged checks: their number, and Origin-Host, IMEI and IMSI of the latest one."""
 
     checks: int
     host: str = ""
@@ -163,7 +163,7 @@ class Log:
     def report(
         self, event: str, *, peer: str | None = None, reason: str | None = None, level: str = "info", **fields: object
     ) -> None:
-        """Log an event, unless the rate limit of its kind is reached."""
+        """Write an event to the log, unless the rate limit of its kind is reached."""
         if LEVELS[level] < self._level:
             return
         kind = (event, peer, reason, fields.get("list"), fields.get("entry"))
@@ -205,7 +205,7 @@ class Log:
         return None
 
     def note_check(self, kind: tuple[str, str, str, str], host: str, imei: str, imsi: str, count: int = 1) -> None:
-        """Count checks whose status is not `whitelisted`, in the group of their `kind`. The method `fold` later logs one line per group.
+        """Count checks that are not `whitelisted`, in the group `kind`; `fold` later logs one line per group.
 
         Args:
             kind: status, list (or empty), rule, peer.
@@ -224,7 +224,7 @@ class Log:
         self._observed[rule, status, name] += 1
 
     def fold(self) -> None:
-        """Log one line for each group of checks since the last call, with the device of the latest check."""
+        """Log one line for each group of checks since the last call, with the latest device of the group."""
         folds = self._folds
         self._folds = {}
         for (status, list_name, rule, peer), fold in folds.items():
@@ -288,7 +288,7 @@ def _write(descriptor: int, line: str) -> None:
 
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
-    """Return the `failed` function of `Channel.serve`, which logs an internal error in a call from another process.
+    """Return the function `failed` for `Channel.serve`: it logs internal errors in calls of another process.
 
     `who`: fields that name this process in the log.
     """

@@ -149,7 +149,7 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def lasting_counters(snapshot: Snapshot) -> Snapshot:
-    """Return the counters of an ended worker, to which the counters of its successor are added.
+    """Return those counters of an ended worker to which its successor's counters are added.
 
     Gauges, and values that are equal in all workers, are left out.
     """
@@ -161,12 +161,12 @@ def lasting_counters(snapshot: Snapshot) -> Snapshot:
 
 
 def by_label(values: Mapping[str, float]) -> dict[Labels, float]:
-    """Return the samples of a metric with one label, from a mapping of label value to number."""
+    """Convert a map (label value → number) to the samples of a metric with one label."""
     return {(label,): value for label, value in values.items()}
 
 
 def times(values: Mapping[str, str | None]) -> dict[Labels, float]:
-    """Return the samples of a metric with one label, from a mapping of label value to ISO time.
+    """Convert a map (label value → ISO time) to the samples of a metric with one label.
 
     The samples are Unix times in seconds. Label values without a time are left out.
     """
@@ -189,7 +189,7 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> d
 
 
 def unknown(snapshot: Snapshot) -> list[str]:
-    """Return the metric names that have no row in FAMILIES, which is an error of the program."""
+    """Return names of metrics without a row in FAMILIES, which is an error of the program."""
     return sorted(snapshot.keys() - _FAMILY.keys())
 
 

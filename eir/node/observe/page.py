@@ -164,7 +164,7 @@ def runbook(markdown: str) -> HttpResponse:
 
 
 def _inline(markdown: str) -> str:
-    """Render a cell of a Markdown table: code, anchors, and the text of links."""
+    """Render a cell of a Markdown table as HTML: code, anchors, and the text of links."""
     text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", markdown)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
     return re.sub(r'&lt;a id="(\w+)"&gt;&lt;/a&gt;', r"<a id=\1></a>", text)
@@ -178,12 +178,12 @@ def _document(title: str, body: str) -> HttpResponse:
 
 
 def _section(name: str, head: str, body: str) -> str:
-    """Render a section that the script of the page replaces."""
+    """Render a section of the page that the page's script refreshes."""
     return f"<section class=live id={name}><h2>{head}</h2>{body}</section>"
 
 
 def _trouble(text: str) -> str:
-    """Render a text of the status, with a link to the advice on its alert."""
+    """Render a warning of `eir status`, with a link to the advice on its alert."""
     alert = alert_of(text)
     link = f' <a href="{RUNBOOK}#{alert.lower()}">{alert}</a>' if alert else ""
     return f"<li>{escape(text)}{link}"
@@ -237,7 +237,7 @@ def _durations_chart(minutes: Sequence[Minute]) -> str:
 
 
 def _bar(colour: str, column: int, top: float, height: float) -> str:
-    """Render a bar, or nothing for a bar without a height. `colour`: status whose colour the bar has."""
+    """Render a bar of a chart; nothing for a bar of height 0. `colour`: status that determines the colour."""
     if not height:
         return ""
     return f'<rect class={colour} x={column * BAR_W} y="{top:.1f}" width={BAR_W - 1} height="{height:.1f}"/>'
@@ -359,7 +359,7 @@ def _refused(shown: PageContent) -> str:
 
 
 def _at(time: str | float | None) -> str:
-    """Format a time, which is an ISO text or Unix seconds."""
+    """Format a time, given as ISO text or in Unix seconds."""
     if not time:
         return ""
     at = datetime.fromisoformat(time) if isinstance(time, str) else datetime.fromtimestamp(time, UTC)

@@ -93,7 +93,7 @@ Warnings = Callable[[], Sequence[str]]
 
 
 class NodeHealth:
-    """Evaluator of a node's status. It stores the previous state for readiness, log lines and reminders."""
+    """Computation of a node's status. It keeps the previous state for log lines and reminders."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class NodeHealth:
     def _warnings(
         self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]
     ) -> list[str]:
-        """Return the warnings that do not affect the readiness of the node."""
+        """Return the warnings for `eir status` that do not affect the readiness of the node."""
         now = datetime.fromtimestamp(self._now(), UTC)
         warnings = [StatusText.LIST_EXPIRED.format(name) for name in expired(lists, now)]
         for warnings_of_part in self._warnings_of_parts:
@@ -259,7 +259,7 @@ class NodeHealth:
 
 
 def _oldest_lists(reports: Sequence[WorkerReport]) -> dict[str, ListState]:
-    """Return for each list the oldest state that a worker has in force."""
+    """Return for each list the oldest state that is in force on a worker."""
     lists: dict[str, ListState] = {}
     for report in reports:
         for name, state in report.lists.items():
@@ -278,7 +278,7 @@ def _connections(reports: Sequence[WorkerReport]) -> dict[str, int]:
 
 
 def _absence_warnings(peers: Mapping[str, int], away: Sequence[str]) -> list[str]:
-    """Return the warning about peers without a connection. `peers`: connections by label. `away`: labels of these peers."""
+    """Return a warning about peers without a connection. `peers`: number of connections by label. `away`: labels that count as away."""
     if peers and not any(peers.values()):
         return [StatusText.NO_PEERS.format(len(peers))]
     if not away:
@@ -311,7 +311,7 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
 
 
 def _unconnected_row(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the row for ended connections of one label, or the row of a label without any connection, or no row."""
+    """Return one row of `eir peers` for all ended connections of a label, or for a label without any connection; otherwise no row."""
     without_address = [row for row in rows if row["address"] is None]
     ended = [row for row in without_address if row.get("connections")]
     if ended:
@@ -321,7 +321,7 @@ def _unconnected_row(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _last_error(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, str | None]:
-    """Return time and text of the last error since the newest open connection of the label was opened."""
+    """Return time and text of the last error after the start of the label's newest open connection."""
     opened_at = max((row["since"] for row in rows if row["state"] == "open"), default=0.0)
     errors = []
     for row in rows:

@@ -48,5 +48,5 @@ class StatusText(Enum):
         self.text = text
 
     def format(self, *values: object) -> str:
-        """Return the text with these values in place of each `{}`."""
+        """Return the text in which these values replace `{}` in order."""
         return self.text.format(*values)

@@ -12,10 +12,10 @@ BLOCKED = STOPPING | {signal.SIGHUP}
 
 
 def block() -> None:
-    """Block the signals that stop a node or reload its configuration, because no handlers are installed yet."""
+    """Block the signals for stop and reload until their handlers are installed."""
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
 def deliver() -> None:
-    """Unblock all signals, including pending ones, because the handlers are installed."""
+    """Unblock all signals, after their handlers are installed; pending signals are delivered now."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())

@@ -135,7 +135,7 @@ class Acceptor:
         self._listeners.clear()
 
     def remove(self, source: Counted) -> None:
-        """Remove a connection from the counts after the end of the connection or of its worker."""
+        """Subtract a connection from the counts, after its end or the end of its worker."""
         if source is None:
             self._strangers -= 1
         else:
@@ -180,7 +180,7 @@ class Acceptor:
         self._report("peer_refused", reason=refused, level="warning", address=address, setting=setting_for(refused))
 
     def _may_answer_stranger(self) -> bool:
-        """Return true if the limits permit one more 403 to an HTTP client at an unknown address.
+        """Return true if the limits permit another response 403 to an HTTP client at an unknown address.
 
         With a 403 an AMF learns the reason at once. After a closed connection it would wait for seconds.
         """

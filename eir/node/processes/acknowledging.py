@@ -114,7 +114,7 @@ class Acknowledging:
                 self._jobs.spawn(self._acknowledge(name, content))
 
     def _compare(self, reports: Sequence[WorkerReport]) -> None:
-        """Store the state of each list that all workers have in force."""
+        """Detect and store the state of each list that all workers have in force."""
         changed = False
         for name, state in reports[0].lists.items():
             if not all(report.lists.get(name) == state for report in reports):
@@ -150,7 +150,7 @@ class Acknowledging:
         return _Content(in_force.serial, in_force.content, in_force.since, rejected)
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
-        """Return the time at which each of these list states came into force, by list."""
+        """Return for each of these list states the time from which it has been in force."""
         since = {}
         for name, state in states.items():
             in_force = self._in_force.get(name)

@@ -1,4 +1,4 @@
-"""Tasks that each run in a process of their own, so that a fault caused by a release ends only that process.
+"""Tasks in a process of their own, such as loads, so that a fault caused by a release ends only this process.
 
 The process runs one task, sends the outcome to its caller, and ends. It also ends with its caller. A load has a limit of memory
 and of time. If the host's memory runs out, the kernel kills a load before any other process.
@@ -38,7 +38,7 @@ LOAD_PROCESS = "load"
 
 
 class Outcome(NamedTuple):
-    """Outcome of a task that ran in its own process: its result, or its exception as class, arguments and attributes."""
+    """Outcome of a task in a process of its own: result, or exception in the form of class, arguments and attributes."""
 
     kind: type[BaseException] | None
     value: Any
@@ -149,7 +149,7 @@ def _refusal_after(fault: NoOutcome, memory_max: int) -> ReleaseRefused:
 
 
 async def _end(process: Process) -> None:
-    """Wait for the end of a process whose channel is closed; kill the process after END_S."""
+    """Wait until a process has ended, whose channel is closed; kill it after END_S."""
     try:
         async with asyncio.timeout(END_S):
             await process.ended()
@@ -162,7 +162,7 @@ async def _end(process: Process) -> None:
 
 
 def _run_task(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None, nice: int) -> int:
-    """Run the work in this new process, and send its outcome to the caller."""
+    """Run a task in this new process, and send its outcome to the caller."""
     with suppress(OSError):  # a filter of system calls may forbid it
         present = os.getpriority(os.PRIO_PROCESS, 0)
         os.setpriority(os.PRIO_PROCESS, 0, max(nice, present))
@@ -205,7 +205,7 @@ def _end_with_caller(descriptor: int) -> None:
 
 
 def _confine(memory_max: int) -> None:
-    """Limit the memory and the duration of this process, and let the kernel kill it first if the host's memory runs out."""
+    """Limit memory and duration of this process; if the host runs out of memory, the kernel kills this process first."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_S_MAX)
     page_counts = Path("/proc/self/statm").read_text().split()

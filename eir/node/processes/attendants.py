@@ -36,7 +36,7 @@ class Attendants:
             await attendant.apply(loaded.config.of(each), loaded.config, loaded.tls, listening)
 
     def note(self, readiness: Readiness, reports: Sequence[WorkerReport]) -> None:
-        """Store readiness and load of the node, which attendants announce to other servers."""
+        """Store readiness and load of the node, which the attendants report to other servers."""
         load = max((report.load for report in reports), default=0)
         self._standing = NodeLoad(serving=readiness.word != NOT_READY, load=round(100 * load))
 

@@ -182,7 +182,7 @@ class Channel:
             del self._asked[number]
 
     async def serve(self, handlers: Handlers, *, failed: Callable[[str, Exception], None]) -> None:
-        """Handle the calls of the process at the other end, in order, until it closes the channel.
+        """Handle the calls of the process at the other end in order, until that process closes the channel.
 
         The answer is the result of the handler, or the text of an EirError or OSError. Any other exception is a fault of this
         program: `failed` receives it, the caller receives an error, and the next call is handled.

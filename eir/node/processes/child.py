@@ -81,7 +81,7 @@ class Child:
         """Counters of ended processes."""
 
     async def attend(self, process: Process) -> None:
-        """Send a new process its settings, and handle its calls until its channel closes."""
+        """Send a new process its settings, then handle its calls until it closes the channel."""
         channel = process.channel
         self.channel = channel
         self._greet(process)
@@ -100,7 +100,7 @@ class Child:
             self._left(process)
 
     def count(self, counters: metrics.Snapshot) -> None:
-        """Replace the values of these metrics of the running process; metrics that `counters` lacks stay."""
+        """Update the stored counters of the running process. Counters that `counters` lacks keep their values."""
         self._counters = self._counters | counters
 
     def snapshot(self) -> metrics.Snapshot:
@@ -147,7 +147,7 @@ class Child:
 
 
 class Children:
-    """All child processes of a node. Each is restarted after its end until the node ends."""
+    """All child processes of the supervisor. Each is restarted after its end until the node ends."""
 
     def __init__(
         self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S

@@ -143,7 +143,7 @@ class Commands:
         return document
 
     async def _in_force(self) -> dict[str, Any]:
-        """Return the configuration and the lists in force, which a command compares with the file and the store."""
+        """Return the configuration and lists in force, so that a command can compare them with file and store."""
         reports = await self._overview.workers.reports()
         if not reports:
             raise EirError("no worker has its lists yet; try again in a moment")
@@ -188,7 +188,7 @@ class Commands:
         return True
 
     async def _forget(self, arguments: Mapping[str, Any]) -> bool:
-        """Delete subscribers from the recorder's memory; return false if the node keeps no record of checks."""
+        """Delete subscribers from the memory of the recorder; return false if the node keeps no record of checks."""
         if self._recorded is None:
             return False
         subscribers = [str(subscriber) for subscriber in arguments["subscribers"]]

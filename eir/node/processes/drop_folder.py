@@ -37,7 +37,7 @@ LEVELS = {ACCEPTED: "info", WAITING: "info"}
 
 
 async def make_pass(config: Config, who: str, load: Load) -> Pass:
-    """Load all complete releases in the drop folder once, unless another node holds the lease.
+    """Load all complete releases in the drop folder once (a pass), unless another node has the lease.
 
     Raises:
         EirError: if there is no drop folder, or it cannot be used.
@@ -59,7 +59,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
 
 
 async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
-    """Load the folder's releases once, in a process that the supervisor has started."""
+    """Load the drop folder's releases once, in a process of a running node."""
     return await make_pass(config, who, loading_over(channel))
 
 

@@ -187,7 +187,7 @@ class _FollowerProcess:
             self._keeper.note(sighted)
 
     def _registered_device_lists(self) -> list[DeviceList]:
-        """Return the lists of registered devices. A listed device needs no period of grace, so its first sighting is not recorded."""
+        """Return the lists of registered devices, whose first sightings are not recorded because they need no period of grace."""
         return [self._index.lists[name] for name in self._config.registering]
 
     def _configure(self, config: Config) -> None:
@@ -218,7 +218,7 @@ def _trim(_before: Image | None) -> None:
 
 
 class Followed:
-    """Supervisor's side of the follower: lists in force for all workers, and the follower's status."""
+    """Supervisor's part of the follower: lists in force for all workers, and status of the follower."""
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config = config
@@ -245,7 +245,7 @@ class Followed:
     def deliver_to(
         self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None], reject: Callable[[str, list[int]], None]
     ) -> None:  # fmt: skip
-        """Set the functions that receive the follower's lists.
+        """Set the functions that are called with the lists that the follower sends.
 
         `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` receives a peer's label and
         devices whose first sighting is not recorded (eir.lists.follow.first_seen).
@@ -255,7 +255,7 @@ class Followed:
         self._reject = reject
 
     def note_lists_to(self, note_list: Callable[..., None]) -> None:
-        """Call `note_list` with each list from now on. Its argument `is_change` is False for lists of the node's start."""
+        """Set the function that is called with each list from now on. `is_change` is False for lists at the start of the node."""
         self._note_list = note_list
 
     def _greet(self, process: Process) -> None:
@@ -326,7 +326,7 @@ class Followed:
         self._notify_complete()
 
     def _accept_list(self, listed: Listed, memory: int | None) -> str | None:
-        """Store a list that the follower has sent, and distribute it; return the fault that prevents this, or None."""
+        """Store a list from the follower and send it to the workers; return a fault that prevents this, or None."""
         if memory is None:
             return "the supervisor has no file descriptor left for it"
         try:

@@ -46,7 +46,7 @@ DRAIN_S = 3.0
 
 
 class ServiceProcess:
-    """Supervisor's side of the process of one HTTP/1.1 interface: listeners, settings and faults."""
+    """Supervisor's part of an HTTP/1.1 interface with its own process: listeners, settings and faults."""
 
     def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
         self.interface = interface

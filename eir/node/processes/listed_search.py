@@ -1,4 +1,4 @@
-"""Search of the record for devices that a change of a list has newly listed, and an event for each device that was seen.
+"""Search in the record of checks for devices that a list change has added, and an event for each that was seen.
 
 The search runs in the recorder, in a thread. During the search and the sending of events the recorder has idle priority. The recorder maps each image of a list of devices. The
 difference of two images is the newly listed devices, which are looked up in the record of the last 24 h. Changes that arrive during
@@ -49,7 +49,7 @@ ROWS_AT_ONCE = 1000
 
 
 class Search(NamedTuple):
-    """Change of a list whose newly listed devices are searched."""
+    """Search for the devices that one change has added to a list."""
 
     listed: Listed
     image: Image
@@ -127,7 +127,7 @@ class ListedSearch:
                 self._forgotten.clear()
 
     async def _search_if_known(self, listed: Listed, image: Image) -> None:
-        """Search the newly listed devices of a list, if its previous content is known. That of a new list is empty."""
+        """Search for the added devices of a list, if its previous content is known. A new list was empty before."""
         name = listed.name
         listed_before, before = self._searched.get(name, (None, None))
         if before is None and listed.state.generation > NEW_LIST:
@@ -168,7 +168,7 @@ class ListedSearch:
         return name not in self._config.lists or name in self._config.policy.only_allowing
 
     def _find(self, search: Search, batch: NewlyListed, since: datetime) -> "pl.DataFrame":
-        """Return the newest check of each newly listed device that was seen."""
+        """Return the newest recorded check of each device in a batch of added devices."""
         from eir.sightings.seen import find_newest  # noqa: PLC0415 - polars, which this process has already
 
         rows = find_newest(self._config.state, since, batch.keys, batch.tacs)
@@ -182,7 +182,7 @@ class ListedSearch:
         return events
 
     async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
-        """Return the history event that listed each single entry since the last search.
+        """Return for each entry added singly since the last search the history event that added it.
 
         From it all nodes compute the same id of an event, even if a node receives several changes of a local list at once. If
         the store is away, the id depends on the generation of the list.
@@ -202,7 +202,7 @@ class ListedSearch:
 
 
 def _map(memory: int | None) -> Image | None:
-    """Map an image; return None if this process did not receive it. The next change is then compared with an older image."""
+    """Map an image; return None if it was not received. The next change of the list is then compared with an older image."""
     if memory is not None:
         with suppress(ImageError, OSError):
             return Image.map(memory)

@@ -87,7 +87,7 @@ async def open_pass(
 
 
 def leave(number: int, attempts: Attempts) -> NoReturn:
-    """End this process and its load at once after a signal. The load is not counted as a failed attempt."""
+    """End this process and its load at once after a signal, without counting a failed attempt."""
     attempts.forget()
     os._exit(128 + number)
 

@@ -76,11 +76,11 @@ class OtherProcesses:
             each.apply(loaded)
 
     def addresses(self) -> Mapping[str, Sequence[str]]:
-        """Return the addresses of the open listeners, by interface name, for the interfaces with a process of their own."""
+        """Return the addresses of open listeners, by name, for interfaces with a process of their own."""
         return {each.interface.name: each.addresses for each in self._services if each.addresses}
 
     def warnings(self) -> list[str]:
-        """Return the warnings for `eir status` from the interfaces with a process of their own, such as the feed. They answer no checks."""
+        """Return warnings for `eir status` about interfaces with a process of their own, such as the feed."""
         return [text for each in self._services for text in each.warnings()]
 
     def snapshots(self) -> list[metrics.Snapshot]:

@@ -47,7 +47,7 @@ class Overview:
         return metrics.merge([own, usage, *self._snapshots(), await self.workers.snapshot()])
 
     async def reports_and_document(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
-        """Return the reports of the workers, and the document of `eir status`."""
+        """Return the status reports of all workers, and the document of `eir status`."""
         reports, snapshot = await asyncio.gather(self.workers.reports(), self.snapshot())
         troubles = self._alerts.troubles(snapshot, time.time())
         return reports, self.status.document(reports, troubles)

@@ -58,7 +58,7 @@ def restore_priority_of(pid: int) -> None:
 
 
 class IdlePriority:
-    """Context manager that gives all threads of the process idle priority during heavy work, also threads that a library has started.
+    """Context manager for heavy work: the process runs at idle priority meanwhile.
 
     If other programs starve the process, its priority is restored. If the process could not restore its priority, which
     RLIMIT_NICE (LimitNICE= of a unit) must permit, the priority is not lowered.
@@ -109,7 +109,7 @@ class IdlePriority:
             self._check_later()
 
     def _is_restored(self) -> bool:
-        """Return true if the threads have their normal priority again, because the supervisor has called `restore_priority_of`."""
+        """Return true if the supervisor has restored the normal priority of the threads (`restore_priority_of`)."""
         with suppress(OSError):  # a thread has ended
             return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in _threads())
         return False
@@ -140,7 +140,7 @@ class IdleThread:
 
 
 async def stay_idle(aside: IdlePriority, again_s: float = AGAIN_S) -> None:
-    """Run the process at idle priority until cancelled. After it was starved, it runs at normal priority for `again_s`."""
+    """Run this process at idle priority until cancelled. If other programs starve it, it runs at normal priority for `again_s`."""
     while True:
         with aside():
             await aside.starved.wait()
@@ -148,7 +148,7 @@ async def stay_idle(aside: IdlePriority, again_s: float = AGAIN_S) -> None:
 
 
 def _can_restore() -> bool:
-    """Return true if a thread may restore its priority after lowering it. Changes the priority of the calling thread."""
+    """Test whether a thread may restore its priority after lowering it. The calling thread's priority changes."""
     try:
         (TASKS.parent / "schedstat").read_text()  # a kernel may have no schedstat
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

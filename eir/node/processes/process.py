@@ -76,7 +76,7 @@ Main: TypeAlias = Callable[[ThisProcess], Awaitable[None]]
 
 
 def run_process(end: socket.socket, main: Main, *, nice: int = 0, worker: int | None = None) -> int:
-    """Run the work of this process on a new event loop; return the exit status.
+    """Run the main function of this process on a new event loop; return the exit status.
 
     `end`: end of the channel to the supervisor. `nice`: increase of the nice value. `worker`: as in ThisProcess.
     """

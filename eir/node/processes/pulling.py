@@ -207,7 +207,7 @@ class Pulling:
         self._store_rejection(pulled)
 
     def _store_rejection(self, pulled: Pulled) -> None:
-        """Store the release that the pull rejected, or remove the rejection that the pull made obsolete."""
+        """Store the release that a pull has rejected; remove a rejection that a later pull has made obsolete."""
         name = pulled.list
         before = self.rejected.get(name)
         if pulled.outcome == REFUSED:

@@ -146,7 +146,7 @@ class RecordWriter:
         return True
 
     async def save_watched(self) -> None:
-        """Save the current partner (SIM or device) of each watched entry."""
+        """Save the pairs of device and SIM that were seen last in watched lists."""
         await self._disk.run(self._write_watched)
 
     def _write_watched(self) -> None:

@@ -160,7 +160,7 @@ class _Recorder:
         await self._writer.flush()
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Delete subscribers from memory, and write all messages to disk, where the caller deletes these subscribers."""
+        """Delete subscribers from memory, and write all messages to disk, where the caller then deletes the subscribers."""
         self._receive(all_of_it=True)
         self._queue_events()
         self._events.forget(subscribers)
@@ -230,7 +230,7 @@ class _Recorder:
             self._queue_events()
 
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
-        """Queue events about newly listed devices, and wait until the queue of every event receiver has accepted these events.
+        """Queue events about newly listed devices; return when the queue of every receiver has room for them.
 
         Meanwhile the process has idle priority, because there can be a million such events.
         """
@@ -279,7 +279,7 @@ TO = ("webhook", "stream")
 
 
 class Recorded:
-    """Supervisor's side of the recorder: socket for workers' messages, requests, and counters."""
+    """Supervisor's part of the recorder: socket for the workers' messages, requests, and counters."""
 
     def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -311,7 +311,7 @@ class Recorded:
         """Last content of each of these lists for whose devices the recorder has searched the record."""
 
     def note_list(self, listed: Listed, image: Image, *, is_change: bool) -> None:
-        """Send the recorder the new content of a list. It searches the record of checks for the devices that the change has added.
+        """Send the recorder the new content of a list, so that it searches the record for the devices that the change has added.
 
         `is_change`: False for a list of the node's start, whose devices are not new.
         """
@@ -324,7 +324,7 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder process first the lists whose new devices were already searched in the record, then the lists to search."""
+        """Send a new recorder first the list contents that were already searched, then those that must be searched."""
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)
         for name, (listed, image) in self._lists.items():

@@ -1,4 +1,4 @@
-"""Functions by which several processes of a node use the configuration in the same way, and the watch on its file."""
+"""Functions for the configuration that several processes of a node share, and the watch on the configuration file."""
 
 import asyncio
 import hashlib
@@ -69,7 +69,7 @@ def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
 
 
 def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
-    """Return advice on lists that were never loaded, or are no longer configured, after a reload.
+    """Return advice after a reload: about lists that were never loaded, and lists that are no longer configured.
 
     `before`, `now`: reports of the workers before and after the reload.
     """
@@ -122,7 +122,7 @@ def log_in_force(report: Report, name: str, state: ListState) -> None:
 
 
 class Listed(NamedTuple):
-    """Name, kind and state of a list that is to be put in force."""
+    """Name, kind and state of a list that a process must put in force."""
 
     name: str
     kind: str
@@ -136,7 +136,7 @@ def send_list(channel: Channel, listed: Listed, image: Image) -> None:
 
 
 class ConfigFile:
-    """Watch on the configuration file for changes and faults. `digest`: Config.digest at the node's start."""
+    """Watcher of the configuration file for changes and faults. `digest`: Config.digest at the start of the node."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._file = WatchedFile(path)

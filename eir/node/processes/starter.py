@@ -139,7 +139,7 @@ class Starter:
         self._report = report
 
     def stay(self) -> None:
-        """Keep the present priority of this process for all future starters, even if this process changes its own priority."""
+        """Start all future starters at the present priority of this process, even if its own priority changes later."""
         self._thread.submit(int).result()  # starts the thread that launches starters, which keeps its priority
 
     async def start(
@@ -206,7 +206,7 @@ class Starter:
         self._thread.shutdown()
 
     async def _open_starter(self) -> Process:
-        """Return the starter process: the process that was forked before, or a newly launched process."""
+        """Return the starter process that was forked before, or else launch a new one and return it."""
         if self._forked is not None:
             pid, ours = self._forked
             self._forked = None
@@ -228,7 +228,7 @@ class Starter:
 
 
 def _set_subreaper(on: bool) -> None:
-    """Make this process a child subreaper, or an ordinary process again.
+    """Make this process a child subreaper (it then adopts orphaned descendants), or an ordinary process again.
 
     A subreaper becomes the parent of the process that its starter forks, so that it can wait for the end of that process. It is a
     subreaper only during a start, so that it becomes the parent of no other process.
@@ -249,7 +249,7 @@ def _launch(modules: Sequence[str], keeps: Sequence[int], owned: Path | None) ->
 
 
 def begin(number: int, owned: str, *modules: str) -> NoReturn:
-    """Run a newly launched starter. `number`: descriptor of its end of the channel."""
+    """Run a newly launched starter process. `number`: descriptor of its channel."""
     block()
     for module in modules:
         importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""State folder of a node: lock for one node, format version, Origin-State-Id, and last known time of the clock.
+"""State folder of a node: lock, format version, Origin-State-Id, and last known time.
 
 Commands of root write to the folder with the file permissions of its owner. The owner controls the content: by a link in the folder,
 the owner could otherwise make root truncate, create or delete any file. Root reads with its own permissions. Each new file belongs
@@ -67,7 +67,7 @@ def lock(folder: Path, ending_s: float = ENDING_S) -> int:
 
 
 def known_form(folder: Path) -> tuple[int, str]:
-    """Return the folder's format version (form), and the version of the program that wrote the folder.
+    """Return the format version (form) of the state folder, and the version of the program that wrote it.
 
     An unreadable or truncated file counts as form 0, because a node that does not start would leave phones without service.
 
@@ -88,7 +88,7 @@ def known_form(folder: Path) -> tuple[int, str]:
 
 
 def upgrade_form(folder: Path, report: Report) -> None:
-    """Upgrade a locked folder to this program's format version (form), and log the changes first.
+    """Upgrade a locked state folder to this program's format version (form); log the changes first.
 
     Raises:
         EirError: as `known_form`.
@@ -103,7 +103,7 @@ def upgrade_form(folder: Path, report: Report) -> None:
 
 
 def _is_running(folder: Path) -> bool:
-    """Return true if the node on the folder answers that it runs. A node that does not answer may be ending."""
+    """Return true if a node on the state folder answers that it runs. A node without an answer may be ending."""
     with suppress(ControlError):
         answer = ask(folder, PING, timeout_s=PING_S)
         return bool(answer == RUNNING)
@@ -126,7 +126,7 @@ def next_origin_state_id(folder: Path) -> int:
 
 
 def read_clock(folder: Path) -> TrustedClock:
-    """Return the clock by which rows with an end date expire. It begins with the time in the folder and the present time."""
+    """Create the clock for expiries from the stored time in the state folder and the present time."""
     try:
         saved = int((folder / CLOCK_FILE).read_text())
         clock = TrustedClock(saved)
@@ -189,7 +189,7 @@ def as_owner_of(folder: Path) -> Iterator[None]:
 
 
 def _owner(folder: Path) -> tuple[int, int]:
-    """Return user id and group id of the owner of a folder, or of a link to it; of the parent for a missing folder.
+    """Return user id and group id of a folder's owner; for a missing folder, those of its parent.
 
     If one of folder and link belongs to root, the owner of the other one is returned.
     """

@@ -104,7 +104,7 @@ class StoreWatch:
 
 
 async def _newest_events(store: ListStore) -> list[Event]:
-    """Return the newest events of each chain, so that rows of a feed do not displace loads."""
+    """Return the newest events of each chain of the history separately, so that a feed's rows do not displace loads."""
     events: list[Event] = []
     for chain in CHAINS:
         events += await await_store(store.history(limit=EVENTS_MAX, chain=chain))

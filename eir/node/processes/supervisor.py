@@ -75,7 +75,7 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
 
 
 def end_within(stop_s: float = STOP_S) -> None:
-    """Kill this process if it has not ended after `stop_s`.
+    """Kill this process if it has not ended `stop_s` seconds later.
 
     A thread does this, because a disk may block the loop and all other threads.
     """
@@ -195,7 +195,7 @@ class Supervisor:
         return int(killed)
 
     async def _are_workers_started(self) -> bool:
-        """Wait until every worker has started and has its lists; return false if the node is stopped meanwhile.
+        """Wait until every worker has its lists; return false if the node is stopped meanwhile.
 
         With `boot_without_lists` other than `refuse`, missing lists do not delay the start.
         """

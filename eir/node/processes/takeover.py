@@ -1,4 +1,4 @@
-"""Replacement of a list's image in the memory of a worker.
+"""Replacement of lists in the memory of a worker.
 
 The new image is mapped beside the image in force. Then one reference changes, and the memory of the old image is freed.
 """
@@ -45,7 +45,7 @@ class Takeover:
             self._arrived.put_nowait((listed, image))
 
     def complete(self) -> None:
-        """Queue the note that all lists of the worker's start have arrived."""
+        """Queue a mark after the last list of the worker's start."""
         self._arrived.put_nowait(None)
 
     async def run(self) -> None:
@@ -78,7 +78,7 @@ class Takeover:
             del image
 
     def _switch(self, listed: Listed, image: Image) -> None:
-        """Put a list in force, unless the supervisor has sent a version again that is in force already."""
+        """Put a list in force, unless this version of it is in force already."""
         entries = self._index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return

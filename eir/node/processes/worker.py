@@ -72,7 +72,7 @@ CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with a
 
 
 class Configured(NamedTuple):
-    """Settings that the supervisor sends to a worker at its start and at each reload.
+    """Settings for a worker, as the supervisor sends them at its start and at each reload.
 
     They contain the contents of files, so that all workers use the same contents.
     """
@@ -105,7 +105,7 @@ def run(end: socket.socket, number: int, origin_state_id: int, grants: int | Non
 
 
 def _set_malloc_options() -> None:
-    """Let the C library keep freed memory for the next read and its answers.
+    """Set the C library to keep freed memory for the next messages instead of returning it to the kernel.
 
     By default glibc returns more than 128 KiB of free memory at the end of the heap to the kernel. A full window needs more, and
     the page faults would cost as much as the answers. Other C libraries have no such setting.
@@ -313,7 +313,7 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Remove from the queue of new devices those that are now on record, and send unsent devices to the process that writes the record."""
+        """Remove new devices that are on record now from the queue, and send the unsent ones to the process that writes the record."""
         if self.new_devices is None:
             return
         for _ in self.new_devices.remove_recorded():
@@ -337,7 +337,7 @@ class Worker:
             self.new_devices.reject(peer, keys)
 
     def _log_shed(self) -> None:
-        """Log the number of requests that were shed since the last call, for each peer and limit."""
+        """Log for each peer and limit how many requests were rejected by rate limits since the last call."""
         self.shed_last = self.context.counts.shed - self.shed_logged
         self.shed_logged = self.context.counts.shed.copy()
         for (peer, reason), count in self.shed_last.items():
@@ -470,7 +470,7 @@ class Worker:
         }
 
     def report(self) -> WorkerReport:
-        """Return the worker's status for `eir status`."""
+        """Return the status report of this worker for `eir status`."""
         states = self._loaded()
         shed = (self.context.counts.shed - self.shed_logged) + self.shed_last
         shedding = list(dict.fromkeys(peer for peer, _ in shed))
@@ -531,7 +531,7 @@ class Worker:
 
 
 class RemoteAdmission:
-    """AdmissionControl that reports events to the supervisor. The orders of the supervisor arrive as calls of the channel."""
+    """Admission for a worker's Diameter node: reports events to the supervisor, whose orders arrive as calls."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

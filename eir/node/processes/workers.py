@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """Supervisor's state of one running worker."""
+    """Supervisor's state about one running worker."""
 
     child: Child
     process: Process
@@ -76,7 +76,7 @@ class _Worker:
 
 
 class Workers:
-    """All workers of the node, from the supervisor's side.
+    """All workers of the node, as the supervisor handles them.
 
     `loaded`: function that returns the settings in force. `traced`: function that receives each record of a trace. After the end
     of a worker, the acceptor pauses until the successor has started.
@@ -227,14 +227,14 @@ class Workers:
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:
-        """Record whether a peer without a connection counts as away from now on."""
+        """Record whether a peer without a connection is away, for the warning about absent peers."""
         if is_away:
             self._not_away.discard(label)
         else:
             self._not_away.add(label)
 
     def _order(self, orders: Sequence[Order]) -> None:
-        """Send each order to the worker whose connection it concerns."""
+        """Send each order of the admission to the worker that has the connection."""
         for order in orders:
             worker = self._workers.get(process_of(order.connection))
             if worker is not None:
@@ -245,7 +245,7 @@ class Workers:
     async def _ask_all(
         self, what: str, arguments: Callable[[_Worker], tuple[Any, ...]] | None = None, faults: list[str] | None = None
     ) -> list[tuple[_Worker, Any]]:
-        """Call a handler of every started worker, and return each worker that has answered with its answer.
+        """Call a handler of every started worker; return the answer of each worker that has answered.
 
         A failure is logged, unless the worker was stopped. A call with `arguments` changes settings, so it also goes to workers
         that are starting, with the time limit of a start. The texts of failures are appended to `faults`.
@@ -280,7 +280,7 @@ class Workers:
         return merged
 
     def figures(self) -> metrics.Snapshot:
-        """Return the last known counters of all workers, which are about 1 s old, without a call to the workers."""
+        """Return the last known counters of all workers, about 1 s old, without a call to them."""
         return metrics.merge([child.snapshot() for child in self.children])
 
     async def reports(self) -> list[WorkerReport]:

@@ -133,7 +133,7 @@ async def append(link: RedisClient, event: Event | None, list_write: ListWrite |
 async def _append_commands(
     pipe: Any, read: ReadChain, event: Event, stored_chain: StoredChain
 ) -> tuple[list[Command], Ledger]:
-    """Queue the commands that append an event to its chain, or count it in its fold (count of refusals); return the new ledger."""
+    """Return the commands that append an event to its chain, or count it in its fold (count of refusals), and the new ledger."""
     ledger, stream = stored_chain
     if is_refusal(event):
         return await _fold_commands(pipe, event, ledger)

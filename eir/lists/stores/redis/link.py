@@ -297,7 +297,7 @@ async def _server_of(client: Any) -> tuple[str, int]:
 
 
 async def _replay_denial(client: Any) -> str | None:
-    """Return the reason why Redis would lose transactions of its AOF at a restart; None if it can replay them.
+    """Return the reason why Redis could not replay transactions from its AOF after a restart; None if it can.
 
     Redis replays transactions as the user `default`, which needs permission for the commands of EIR.
     """
