@@ -25,7 +25,7 @@ from eir.schema import Document, Findings, Spot, did_you_mean
 from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds
 from eir.wire.transport.endpoint import is_loopback, is_secure
 from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
-from eir.wire.transport.tls import TlsError, load_tls, read_tls
+from eir.wire.transport.tls import load_tls, read_tls
 from eir.wire.web.denials import TokenSettings, keys_of
 
 CERTIFICATE_SOON = timedelta(days=14)
@@ -118,7 +118,7 @@ def _check_tls(config: Config, document: Document) -> Findings:
     if config.tls is not None:
         try:
             load_tls(read_tls(config.tls))
-        except TlsError as e:
+        except FileError as e:
             yield str(e), ("tls", e.key)
         return
     listeners = (*config.listeners, *config.service_listeners)

@@ -55,7 +55,7 @@ class N5gServer(Server[N5gConnection]):
         """Apply new settings, and end connections that the new settings do not permit.
 
         Raises:
-            KeysError: if the keys are invalid; nothing has changed then.
+            FileError: if the keys are invalid; nothing has changed then.
         """
         self.tokens = tokens_of(context.keys.get(PROTOCOL), self.tokens, SERVICE)
         limits, peers = context.shared.limits, context.shared.peers

@@ -131,7 +131,7 @@ class Configuration:
         """Read the TLS files for all processes, and log names and expiry of the node's certificate.
 
         Raises:
-            TlsError: if a file cannot be used.
+            FileError: if a file cannot be used.
         """
         if config.tls is None:
             return None
@@ -155,7 +155,7 @@ def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict
     An interface without listeners keeps its previous keys.
 
     Raises:
-        KeysError: if a file cannot be used.
+        FileError: if a file cannot be used.
     """
     keys = {}
     for interface in INTERFACES:

@@ -406,7 +406,7 @@ class Worker:
         """Verify access tokens with new keys from now on.
 
         Raises:
-            KeysError: if the keys are invalid; nothing has changed then.
+            FileError: if the keys are invalid; nothing has changed then.
         """
         changed = [each for each in INTERFACES if keys.get(each.name) != self.context.keys.get(each.name)]
         self._apply(self.config, replace(self.context, keys=keys), changed)

@@ -85,10 +85,6 @@ class Tls:
     """Certificate of the node."""
 
 
-class TlsError(FileError):
-    """Unusable TLS files. `key`: setting that names the faulty file."""
-
-
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """Contents of the configured TLS files, read once, so that the supervisor can send them to other processes."""
@@ -99,20 +95,20 @@ class TlsFiles:
 
 
 def read_tls(settings: TlsSettings) -> TlsFiles:
-    """Read all TLS files. Raises TlsError if a file is unreadable."""
+    """Read all TLS files. Raises FileError if a file is unreadable."""
     files = {key: file for key in ("certificate", "key", "ca", "crl") if (file := getattr(settings, key)) is not None}
-    return TlsFiles(settings, {key: _content(key, file) for key, file in files.items()})
+    return TlsFiles(settings, {key: read_named(key, file) for key, file in files.items()})
 
 
 def load_tls(files: TlsFiles) -> Tls:
-    """Create the TLS contexts. Raises TlsError with a text that names the file and the fault."""
+    """Create the TLS contexts. Raises FileError with a text that names the file and the fault."""
     settings, contents = files.settings, files.contents
     try:
         certificate = first_certificate(contents["certificate"])
     except ValueError as e:
-        raise TlsError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
+        raise FileError("certificate", f"{settings.certificate}: {e}; expected the node's certificate in PEM") from None
     if b"PRIVATE KEY-----" not in contents["key"]:
-        raise TlsError("key", f"{settings.key} contains no private key; expected the certificate's key, in PEM")
+        raise FileError("key", f"{settings.key} contains no private key; expected the certificate's key, in PEM")
     with ExitStack() as stack:
         paths = {key: stack.enter_context(_in_memory(content)) for key, content in contents.items()}
         accepting, connecting, http2, passwords = (
@@ -152,26 +148,26 @@ def _context(settings: TlsSettings, paths: Mapping[str, str], protocol: int) -> 
         context.load_cert_chain(paths["certificate"], paths["key"], password=_no_passphrase)
     except (ssl.SSLError, OSError) as e:
         if isinstance(e, ssl.SSLError) and e.reason in MISMATCHES:
-            raise TlsError("key", f"{settings.key} is not the private key of {settings.certificate}") from None
-        raise TlsError("certificate", f"{settings.certificate} and {settings.key}: {_why(e)}") from None
+            raise FileError("key", f"{settings.key} is not the private key of {settings.certificate}") from None
+        raise FileError("certificate", f"{settings.certificate} and {settings.key}: {_why(e)}") from None
     except _PassphraseWantedError:
-        raise TlsError("key", f"{settings.key} requires a passphrase; expected a key without one") from None
+        raise FileError("key", f"{settings.key} requires a passphrase; expected a key without one") from None
     for key in ("ca", "crl"):
         if key in paths:
             try:
                 context.load_verify_locations(paths[key])
             except (ssl.SSLError, OSError) as e:
-                raise TlsError(key, f"{getattr(settings, key)}: {_why(e)}") from None
+                raise FileError(key, f"{getattr(settings, key)}: {_why(e)}") from None
     stored = context.cert_store_stats()
     if not stored["x509"]:
-        raise TlsError(
+        raise FileError(
             "ca", f"{settings.ca} contains no certificate; expected the authorities that issue peers' certificates"
         )
     # Trust each certificate in the file, even if it is not the root of its chain.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if settings.crl is not None:
         if not stored["crl"]:
-            raise TlsError("crl", f"{settings.crl} contains no revocation list")
+            raise FileError("crl", f"{settings.crl} contains no revocation list")
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
 
@@ -184,14 +180,15 @@ def _no_passphrase() -> str:
     raise _PassphraseWantedError
 
 
-def _content(key: str, file: Path) -> bytes:
+def read_named(key: str, file: Path) -> bytes:
+    """Read the file that the setting `key` names. Raises FileError if it is unreadable or too large."""
     try:
         with file.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
     except OSError as e:
-        raise TlsError(key, f"{file} cannot be read: {e.strerror}") from None
+        raise FileError(key, f"{file} cannot be read: {e.strerror}") from None
     if len(octets) > FILE_BYTES_MAX:
-        raise TlsError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
+        raise FileError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
     return octets
 
 

@@ -36,7 +36,7 @@ class TokenSettings:
 def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
     """Read the keys that verify access tokens; None if the settings require no token.
 
-    `before`: earlier content, which is not verified again. Raises KeysError.
+    `before`: earlier content, which is not verified again. Raises FileError.
     """
     if tokens is None:
         return None
@@ -51,7 +51,7 @@ def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "
 def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
     """Return the verifier of access tokens for this scope, or None if the settings require no token.
 
-    `now`: present verifier, to which the new settings and keys are applied. Raises KeysError.
+    `now`: present verifier, to which the new settings and keys are applied. Raises FileError.
     """
     if files is None:
         return None

@@ -10,7 +10,6 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,6 +20,7 @@ from joserfc.jwk import JWKRegistry
 from eir.errors import FileError
 from eir.wire.peers.gate import client_key
 from eir.wire.peers.rate import HIGHEST_PRIORITY, Buckets
+from eir.wire.transport.tls import read_named
 from eir.wire.web.denials import LASTING, Denied, TokenSettings, denials
 
 ALGORITHMS: Final = (
@@ -39,7 +39,6 @@ ALGORITHMS: Final = (
 """Accepted algorithms: signatures only (RFC 7518 3.1, RFC 9864). `none` proves nothing, and a verifier of an HMAC could also create one.
 `EdDSA` is the older name (RFC 8037); only Ed25519 keys are accepted for it."""
 TOKEN_BYTES_MAX: Final = 8192
-FILE_BYTES_MAX: Final = 1 << 20
 KEYS_MAX: Final = 16
 """Maximum number of keys: a token without `kid` is tried with each."""
 RSA_BITS_MIN: Final = 2048
@@ -54,10 +53,6 @@ BAD_A_SECOND: Final = 20
 """Bucket of invalid tokens per peer; if it is empty, only cached tokens are accepted."""
 EARLY_S: Final = 5
 """Seconds before its `nbf` from which a token is accepted, since the clocks of two hosts differ."""
-
-
-class KeysError(FileError):
-    """Unusable keys. `key`: setting that names the file with the keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +89,22 @@ class _Unusable(ValueError):
 
 
 def read_keys(settings: TokenSettings) -> KeyFiles:
-    """Read all key files. Raises KeysError if a file is unreadable."""
+    """Read all key files. Raises FileError if a file is unreadable."""
     named = [("jwks", file) for file in settings.jwks] + [("keys", file) for file in settings.keys]
-    return KeyFiles(settings, tuple((key, str(file), _content(key, file)) for key, file in named))
+    return KeyFiles(settings, tuple((key, str(file), read_named(key, file)) for key, file in named))
 
 
 def load_keys(files: KeyFiles) -> tuple[VerifyKey, ...]:
-    """Parse the public keys. Raises KeysError with a text that names the file and the fault."""
+    """Parse the public keys. Raises FileError with a text that names the file and the fault."""
     public: list[VerifyKey] = []
     for setting, file, content in files.contents:
         try:
             with warnings.catch_warnings(action="ignore", category=SecurityWarning):  # such keys are rejected
                 public += _of_set(content) if setting == "jwks" else [_of_pem(content)]
         except (JoseError, ValueError, TypeError, KeyError, RecursionError) as e:
-            raise KeysError(setting, f"{file}: {e}") from None
+            raise FileError(setting, f"{file}: {e}") from None
     if not 0 < len(public) <= KEYS_MAX:
-        raise KeysError("jwks", f"{len(public)} keys that tokens may be signed with; expected 1 to {KEYS_MAX}")
+        raise FileError("jwks", f"{len(public)} keys that tokens may be signed with; expected 1 to {KEYS_MAX}")
     return tuple(public)
 
 
@@ -261,17 +256,6 @@ def _signed_by(signed: jws.CompactSignature, key: jwk.Key) -> bool:
 
 _REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
 """Registry that ignores unknown headers (RFC 7515 4), except critical ones. Keys and addresses of keys in a token are not used."""
-
-
-def _content(key: str, file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            octets = stream.read(FILE_BYTES_MAX + 1)
-    except OSError as e:
-        raise KeysError(key, f"{file} cannot be read: {e.strerror}") from None
-    if len(octets) > FILE_BYTES_MAX:
-        raise KeysError(key, f"{file} is larger than {FILE_BYTES_MAX} bytes")
-    return octets
 
 
 def _of_set(content: bytes) -> list[VerifyKey]:

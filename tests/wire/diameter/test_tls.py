@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from node import LISTED, children, until, until_async
 from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u32
 
+from eir.errors import FileError
 from eir.wire.diameter.capabilities import Capabilities, certificate_fits
 from eir.wire.peers.settings import PeerSettings
 from eir.wire.transport.settings import TlsSettings
-from eir.wire.transport.tls import TlsError, first_certificate, load_tls, names_of_peer, read_tls
+from eir.wire.transport.tls import first_certificate, load_tls, names_of_peer, read_tls
 
 BLACK = 1
 
@@ -411,7 +412,7 @@ def test_a_chain_that_is_damaged_behind_its_first_certificate_is_named(authority
     files = {name: Path(file) for name, file in authority.write(EIR).items()}
     with files["certificate"].open("a") as chain:
         chain.write("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    with pytest.raises(TlsError, match=r"eir\.pem and .*eir\.key: ") as caught:
+    with pytest.raises(FileError, match=r"eir\.pem and .*eir\.key: ") as caught:
         load_tls(read_tls(TlsSettings(**files)))
     assert caught.value.key == "certificate"
 

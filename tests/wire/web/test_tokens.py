@@ -10,10 +10,11 @@ import pytest
 import trustme
 from issuer import AMF, NRF, Issuer, bearer, jwks, raw
 
+from eir.errors import FileError
 from eir.interfaces.n5g.settings import SERVICE
 from eir.wire.web import tokens
 from eir.wire.web.denials import Denied, TokenSettings, denials
-from eir.wire.web.tokens import KeysError, Tokens, load_keys, read_keys
+from eir.wire.web.tokens import Tokens, load_keys, read_keys
 
 DENIED = denials(SERVICE)
 NOW = 1_900_000_000.0
@@ -359,7 +360,7 @@ def test_keys_that_nothing_can_be_checked_with(tmp_path, issuer, kind, content, 
     elif content == "many":
         content = json.dumps({"keys": [issuer.jwk()] * 17}).encode()
     settings = settings_of(tmp_path, **{kind: [content]})
-    with pytest.raises(KeysError, match=said) as e:
+    with pytest.raises(FileError, match=said) as e:
         load_keys(read_keys(settings))
     assert e.value.key == ("jwks" if kind == "sets" else "keys")
 
@@ -367,7 +368,7 @@ def test_keys_that_nothing_can_be_checked_with(tmp_path, issuer, kind, content, 
 def test_a_key_of_a_curve_that_is_not_taken_under_the_name_of_one_that_is(tmp_path):
     """EdDSA may be Ed448 as well (RFC 8037 3.1)."""
     key = {"kty": "OKP", "crv": "Ed448", "x": "A" * 76, "alg": "EdDSA"}
-    with pytest.raises(KeysError, match="the key fits none of these algorithms"):
+    with pytest.raises(FileError, match="the key fits none of these algorithms"):
         load_keys(read_keys(settings_of(tmp_path, sets=[json.dumps({"keys": [key]}).encode()])))
 
 
@@ -379,7 +380,7 @@ def test_a_weak_key_and_a_file_that_is_not_there(tmp_path):
         rsa.generate_private_key(65537, 1024).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     )
     settings = settings_of(tmp_path, pems=[weak])
-    with pytest.raises(KeysError, match="1024 bits"):
+    with pytest.raises(FileError, match="1024 bits"):
         load_keys(read_keys(settings))
-    with pytest.raises(KeysError, match="cannot be read"):
+    with pytest.raises(FileError, match="cannot be read"):
         read_keys(replace(settings, keys=(tmp_path / "away",)))
