@@ -278,9 +278,11 @@ def test_sightings(found):
 
 
 def test_listed(found):
-    assert set(measured(found)) == {(server, "4 at 20000/s") for server in ("quiet", "beside the search")}
+    assert set(measured(found)) == {
+        (server, "4 at 20000/s") for server in ("quiet", "beside the search", "beside the events")
+    }
     assert found["devices"] == 2000
-    assert len(found["found_s"]) == 1
+    assert len(found["first_event_s"]) == 1 <= found["events"][0]
 
 
 def test_trace(found):
