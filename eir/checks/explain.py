@@ -22,9 +22,8 @@ from eir.lists.images.imaging import image_of
 from eir.lists.images.index import Index
 from eir.lists.pages.first_days import WAS_LISTED
 from eir.lists.pages.pages import Page
-from eir.lists.record.dates import day_of
 from eir.lists.record.entries import read_pages
-from eir.lists.record.reasons import reason_of
+from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, ListSettings
 from eir.lists.record.store import ListState, ListStore
 
@@ -232,9 +231,7 @@ async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, n
     name = explanation.list
     if name is None or key_in_list is None:
         return explanation
-    moment = now.timestamp()
-    reason = await reason_of(store, name, key_in_list, now=moment)
-    day = await day_of(store, name, key_in_list, now=moment)
+    reason, day = await reason_and_day(store, name, key_in_list, now=now.timestamp())
     date = day_text(day) if day else None
     return replace(explanation, reason=reason or explanation.reason, date=date)
 

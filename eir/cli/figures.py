@@ -23,7 +23,7 @@ from eir.cli.tamper import EngineChoice, allocated_tacs, judging
 from eir.config import Config, load_config
 from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
 from eir.errors import EirError, SetupFault
-from eir.lists.changes.listings import Listings, count_first_days, read_listings, read_reasons
+from eir.lists.changes.listings import Parts, count_first_days, read_listings, read_reasons
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.settings import DEVICES, PAIRS
 from eir.lists.record.store import ListStore, utc_text
@@ -116,7 +116,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     listed, unlisted = _tally_listings(listings, maker)
     tallies: dict[str, FigureTally | None] = {"listed": listed, "unlisted": unlisted}
     if paths or config.sightings is not None:
-        tallies["refused"], tallies["returned"] = _tally_refusals(config, paths, begin, end, listings, maker)
+        tallies["refused"], tallies["returned"] = _tally_refusals(config, paths, begin, end, maker)
     tallies["grace_begun"], tallies["grace_ended"] = _tally_grace(config, begin, end, maker)
     if (paths or record is not None) and (copies := _tally_copies(config, record, begin, end, maker)) is not None:
         tallies["copies_found"] = copies
@@ -165,10 +165,10 @@ def _reason_name(reason: str | None) -> str:
     return public_text(reason) or NO_REASON
 
 
-def _tally_listings(listings: Listings, maker: Maker) -> tuple[FigureTally, FigureTally]:
+def _tally_listings(listings: Parts, maker: Maker) -> tuple[FigureTally, FigureTally]:
     """Count the devices that were added to lists, and the devices that were removed."""
     listed, unlisted = FigureTally(), FigureTally()
-    for each, devices in listings.devices.items():
+    for each, devices in listings.items():
         tally = listed if each.is_listed else unlisted
         name = UNKNOWN if each.tac is None else maker(each.tac)
         tally.add(devices, **{LIST: each.list, REASON: _reason_name(each.reason), MAKER: name})
@@ -176,7 +176,7 @@ def _tally_listings(listings: Listings, maker: Maker) -> tuple[FigureTally, Figu
 
 
 def _tally_refusals(
-    config: Config, paths: Sequence[str], begin: datetime, end: datetime, listings: Listings, maker: Maker
+    config: Config, paths: Sequence[str], begin: datetime, end: datetime, maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
     """Count the refused devices, and the refused devices that came back."""
     from eir.sightings.refusals import FigureSources, count_refusals  # noqa: PLC0415 - polars, for this command alone
@@ -186,8 +186,7 @@ def _tally_refusals(
             return [UNKNOWN] * len(keys)
         return [*map(_reason_name, _with_store(config, partial(read_reasons, name=name, keys=keys)))]
 
-    sources = FigureSources(reasons, maker, listings.unlisted_at)
-    return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), sources)
+    return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), FigureSources(reasons, maker))
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:

@@ -535,7 +535,7 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
     else:
         keys = range(0)
         _, pages = await read_pages(store, name)
-    dates = await read_dates(store, name, [page.number for page in pages])
+    _, dates = await read_dates(store, name, [page.number for page in pages])
     return _ListContent(state, pages, dates, keys, await store.history(name))
 
 

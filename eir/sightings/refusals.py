@@ -5,12 +5,10 @@ slices, one pass over the files for each, so that memory is bounded by SLICE_ROW
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
-
-import numpy as np
 
 from eir.device import SNR_KEYS
 from eir.sightings.figures import LIST, MAKER, PEER, REASON, UNKNOWN, FigureTally
@@ -24,8 +22,6 @@ REFUSED = ("blacklisted", "unknown")
 NO_LIST = "no list"
 """Name in place of the list of an answer that no list decided, such as that of the default."""
 SLICE_ROWS = 4_000_000
-LAG_US = 60_000_000
-"""Microseconds in which nodes may still refuse a device after the change that unlisted it."""
 
 NAMES = (pl.col("list").fill_null(NO_LIST), pl.col("peer").fill_null(UNKNOWN).replace("", UNKNOWN))
 
@@ -33,14 +29,12 @@ Plan = Callable[[pl.LazyFrame], pl.LazyFrame]
 
 
 class FigureSources(NamedTuple):
-    """Data about lists and makers that the files of checks lack: reasons, removals, and makers of TACs."""
+    """Data that the files of checks lack: present reasons of the lists, and makers of TACs."""
 
     reasons: Callable[[str, Sequence[int]], Sequence[str]]
-    """Returns for a list and the keys of devices the reason of each."""
+    """Returns for a list and the keys of devices the reason of each; UNKNOWN for a device that is not listed."""
     maker: Callable[[int], str]
     """Returns the name for a TAC."""
-    unlisted_at: Mapping[str, Sequence[int]]
-    """Times (Unix microseconds) of the changes that removed devices, by list."""
 
 
 def count_refusals(
@@ -48,7 +42,7 @@ def count_refusals(
 ) -> tuple[FigureTally, FigureTally]:
     """Count the devices that were refused from `begin` to before `end` (UTC), and the refused devices that came back.
 
-    A device came back if a change of the list that refused it last removed devices, and a later answer was no refusal.
+    A device came back if the list that refused it last does not have it any more, and a later answer was no refusal.
 
     Raises:
         EirError: if a file cannot be read.
@@ -125,14 +119,11 @@ def _with_reasons(name: str, parts: pl.DataFrame, sources: FigureSources) -> pl.
 def _count_returned(tally: FigureTally, parts: pl.DataFrame, accepted: pl.DataFrame, sources: FigureSources) -> None:
     if not len(accepted):
         return
-    last = _newest(parts.lazy()).collect()
+    last = _newest(parts.lazy().filter(pl.col("list") != NO_LIST)).collect()
     rows = last.join(accepted.select("device", "last", "peer"), on="device", suffix="_accepted")
+    rows = rows.filter(pl.col("last_accepted") > pl.col("last"))
     for (name,), of in rows.group_by("list"):
-        times = np.array(sorted(sources.unlisted_at.get(str(name), ())), np.int64)
-        refused_us, accepted_us = (of[column].dt.timestamp("us").to_numpy() for column in ("last", "last_accepted"))
-        places = np.searchsorted(times, refused_us - LAG_US)
-        unlisted_us = np.append(times, np.iinfo(np.int64).max)[places]
-        has_returned = pl.Series(accepted_us > np.maximum(unlisted_us, refused_us))
-        for device, peer in of.filter(has_returned).select("device", "peer_accepted").iter_rows():
-            maker = sources.maker(device // SNR_KEYS)
-            tally.add(1, **{LIST: str(name), PEER: peer, MAKER: maker})
+        reasons = sources.reasons(str(name), of["device"].to_list())
+        for device, peer, reason in zip(of["device"], of["peer_accepted"], reasons, strict=True):
+            if reason == UNKNOWN:
+                tally.add(1, **{LIST: str(name), PEER: peer, MAKER: sources.maker(device // SNR_KEYS)})

@@ -30,7 +30,7 @@ from eir.sightings import cases, figures, refusals
 from eir.sightings.batches import FRAME
 from eir.sightings.conditions import TamperSettings
 from eir.sightings.engine import duck
-from eir.sightings.figures import FEW, OTHER, WITHHELD, FigureTally, document, merge, public_text
+from eir.sightings.figures import FEW, OTHER, UNKNOWN, WITHHELD, FigureTally, document, merge, public_text
 from eir.sightings.figures_page import figures_page
 from eir.sightings.judge import judge
 from eir.sightings.refusals import FigureSources, count_refusals
@@ -352,16 +352,17 @@ def test_refused_devices_and_attempts_are_those_of_the_record(operator):
     assert given(operator, "refused", "peer")["small"] == FEW
 
 
-def test_devices_came_back_after_the_list_that_refused_them_unlisted_devices(operator):
-    unlistings = {"stolen": [day(12), day(26)], "own": [day(20)]}
+def test_devices_came_back_that_the_list_that_refused_them_does_not_have_any_more(operator):
+    listed = {"stolen": RELEASES[3][1], "own": set(ADDED) - set(REMOVED)}
     by_device = defaultdict(list)
     for row in month_rows(operator):
         by_device[row["device"]].append((row["last"].replace(tzinfo=UTC), row["status"], row["list"], row["peer"]))
     back = Counter()
-    for rows in by_device.values():
+    for device, rows in by_device.items():
+        imei = f"{device:014d}"
         refused = max((row for row in rows if row[1] in {"blacklisted", "unknown"}), default=None)
         accepted = max((row for row in rows if row[1] == "whitelisted"), default=None)
-        if refused and accepted and any(refused[0] <= at < accepted[0] for at in unlistings.get(refused[2], ())):
+        if refused and accepted and refused[0] < accepted[0] and imei not in listed.get(refused[2], imei):
             back[accepted[3]] += 1
     assert back.total() >= 14
     assert operator.document["figures"]["returned"]["devices"] == (back.total() + 5) // 10 * 10
@@ -392,14 +393,12 @@ def test_copied_identities_are_those_of_the_report_and_of_the_decisions(operator
 def test_devices_are_the_same_in_any_number_of_files_and_slices_at_a_time(operator, monkeypatch):
     paths = [str(path) for path in sorted(operator.state.glob(f"{FOLDER}/{FILES}"))]
     period = BEGIN.replace(tzinfo=None), END.replace(tzinfo=None)
-    sources = FigureSources(
-        lambda _, keys: ["lost"] * len(keys), maker=str, unlisted_at={"stolen": [round(day(12).timestamp() * 1e6)]}
-    )
+    sources = FigureSources(lambda _, keys: ["lost" if key % 2 else UNKNOWN for key in keys], maker=str)
     whole = count_refusals(paths, *period, sources)
     monkeypatch.setattr(refusals, "FILES_AT_ONCE", 4)
     monkeypatch.setattr(refusals, "SLICE_ROWS", 50)
     assert count_refusals(paths, *period, sources) == whole
-    assert whole[0].total["devices"] > 50
+    assert whole[0].total["devices"] > 50 > whole[1].total["devices"] > 5
 
 
 @pytest.fixture

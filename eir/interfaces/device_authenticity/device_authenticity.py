@@ -1,6 +1,6 @@
 """API DeviceAuthenticity of CAMARA (version `wip`): verifies access tokens, and answers requests.
 
-Paths, words, errors and the served OpenAPI document are data. The owner provides the function that looks a device up in the
+Paths, words and errors are data. `openapi.json` is the served OpenAPI document. The owner provides the function that looks a device up in the
 lists.
 """
 
@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from eir.checks.conditions import day_text
@@ -35,8 +36,6 @@ DOCUMENT_PATH: Final = f"{BASE}/openapi.json"
 CORRELATOR: Final = "x-correlator"
 CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
 IMEI_PATTERN: Final = r"^[0-9]{15}$"
-IMEI_FORMAT: Final = "imei"
-"""Format of 15 digits; the last is the check digit (TS 23.003 annex B), or a spare 0."""
 
 BLACKLISTED: Final = "blacklisted"
 REASONS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -81,64 +80,6 @@ def reason_word(text: str | None) -> str:
     return next((word for word, parts in REASONS.items() if any(part in reason for part in parts)), BLACKLISTED)
 
 
-def _error(*names: str) -> dict[str, Any]:
-    faults = [FAULTS[name] for name in names]
-    schema = {
-        "type": "object", "required": ["status", "code", "message"],
-        "properties": {
-            "status": {"type": "integer", "enum": [fault.status for fault in faults]}, "code": {"type": "string", "enum": [fault.code for fault in faults]},
-            "message": {"type": "string"},
-        },
-    }  # fmt: skip
-    headers = {CORRELATOR: {"schema": {"type": "string", "pattern": CORRELATOR_FORM}}}
-    return {"description": faults[0].message, "headers": headers, "content": {"application/json": {"schema": schema}}}
-
-
-_ANSWER: Final = {
-    "type": "object", "required": ["imei", "operationalStatus", "lastChecked"],
-    "properties": {
-        "imei": {"type": "string", "pattern": IMEI_PATTERN},
-        "operationalStatus": {"type": "string", "enum": list(STATUSES)},
-        "lastChecked": {"type": "string", "format": "date-time", "description": "Time at which the lists were read."},
-        "reportedDate": {"type": "string", "format": "date-time", "description": "Start, in UTC, of the day on which the device was reported; only for a blacklisted device whose list has dates."},
-    },
-}  # fmt: skip
-
-DOCUMENT: Final[Mapping[str, Any]] = {
-    "openapi": "3.0.3",
-    "info": {
-        "title": "DeviceAuthenticity", "version": "wip",
-        "description": f"Status of a device in the lists of this network's equipment identity register. For a device in several lists the first of these statuses counts: {', '.join(STATUSES)}.",
-    },
-    "servers": [{"url": BASE}],
-    "paths": {
-        "/check-status": {
-            "post": {
-                "operationId": "checkImeiStatus", "summary": "Check the status of a device",
-                "security": [{"openId": [AUTHENTICITY_SCOPE]}],
-                "parameters": [{"name": CORRELATOR, "in": "header", "required": False, "schema": {"type": "string", "pattern": CORRELATOR_FORM}}],
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": {
-                        "type": "object", "required": ["imei"], "properties": {"imei": {"type": "string", "pattern": IMEI_PATTERN, "format": IMEI_FORMAT}},
-                    }}},
-                },
-                "responses": {
-                    "200": {
-                        "description": "Status of the device.",
-                        "headers": {CORRELATOR: {"schema": {"type": "string", "pattern": CORRELATOR_FORM}}},
-                        "content": {"application/json": {"schema": _ANSWER}},
-                    },
-                    "404": _error("path", "unlisted"),
-                    **{str(FAULTS[name].status): _error(name) for name in ("argument", "unauthenticated", "denied", "body", "media", "rate", "internal", "store")},
-                },
-            },
-        },
-    },
-    "components": {"securitySchemes": {"openId": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
-}  # fmt: skip
-"""OpenAPI document that the service publishes."""
-
 JSON: Final = "application/json"
 NOBODY: Final = "-"
 CLIENTS_MAX: Final = 1000
@@ -146,7 +87,8 @@ CLIENTS_MAX: Final = 1000
 LABELS_MAX: Final = 100
 """Maximum number of clients with a label of their own in metrics; further ones are `other`."""
 _CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_PATTERN, re.ASCII)
-_DOCUMENT: Final = HttpResponse(200, JSON, json.dumps(DOCUMENT).encode())
+_DOCUMENT: Final = HttpResponse(200, JSON, Path(__file__).with_name("openapi.json").read_bytes())
+"""OpenAPI document that the service publishes."""
 
 
 class DeviceStatus(NamedTuple):

@@ -20,8 +20,7 @@ from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthent
 from eir.interfaces.device_authenticity.settings import ALLOWED, AUTHENTICITY_SCOPE, NAME, UNKNOWN, AuthenticitySettings
 from eir.interfaces.interface import Samples, SharedSettings
 from eir.lists.pages.dates import DAY_MAX
-from eir.lists.record.dates import day_of
-from eir.lists.record.reasons import reason_of
+from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES
 from eir.lists.record.store import ListStore
 from eir.lists.stores.open import open_copy, open_store
@@ -143,5 +142,5 @@ async def _status_by(rule: Rule, store: ListStore, key: int, now: float) -> Devi
         return DeviceStatus(ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN)
     if rule.list is None:
         return DeviceStatus(api.BLACKLISTED)
-    reason = await reason_of(store, rule.list, key, now=now)
-    return DeviceStatus(api.reason_word(reason), await day_of(store, rule.list, key, now=now))
+    reason, day = await reason_and_day(store, rule.list, key, now=now)
+    return DeviceStatus(api.reason_word(reason), day)

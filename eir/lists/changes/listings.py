@@ -6,10 +6,9 @@ read in batches.
 """
 
 import re
-from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from eir.device import SNR_KEYS
 from eir.lists.changes.local import ADD, FILE, REMOVE, added_by
-from eir.lists.pages.content import Content, as_corrupt, decode
+from eir.lists.pages.content import as_corrupt
 from eir.lists.pages.first_days import decode_days
 from eir.lists.pages.pages import PAGE_KEYS, Page
+from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.history import is_refusal, read_record
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.store import CHAINS, Event, ListState, ListStore, Release
@@ -50,28 +50,10 @@ class Listing(NamedTuple):
 
 Parts = Counter[Listing]
 """Listing → count of devices."""
-NO_CONTENT = decode(Page(0, b""))
 
 
-@dataclass(slots=True)
-class Listings:
-    """Numbers of the devices that were added to or removed from lists in a span of time."""
-
-    devices: Parts = field(default_factory=Counter)
-    unlisted_at: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Times (Unix microseconds) of the changes that removed devices, by list."""
-
-    def add(self, event: Event, parts: Parts) -> None:
-        """Add the devices of one change of a list; if the change removed devices, also its time."""
-        self.devices += parts
-        has_removals = any(not listing.is_listed for listing in parts)
-        if event.list is not None and has_removals:
-            time_s = datetime.fromisoformat(event.time).timestamp()
-            self.unlisted_at[event.list].append(round(time_s) * 1_000_000)
-
-
-async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, end: str) -> Listings:
-    """Count the devices that list changes from `begin` until before `end` added and removed.
+async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, end: str) -> Parts:
+    """Count the devices that changes from `begin` until before `end` added and removed.
 
     Args:
         store: store of the lists and of the history.
@@ -83,7 +65,7 @@ async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, 
         StoreError: if the store cannot be read.
     """
     reader = _HistoryReader(store, kinds)
-    listings = Listings()
+    listings = Parts()
     for name in kinds:
         await reader.add_kept(name)
     for chain in CHAINS:
@@ -97,7 +79,7 @@ async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, 
                 in_period = event.time >= begin
                 parts = await reader.count_change(event, name, in_period=in_period)
                 if in_period:
-                    listings.add(event, parts)
+                    listings += parts
     return listings
 
 
@@ -204,27 +186,25 @@ def _count_page(name: str, state: ListState, page: Page | None, other: Page | No
     """Count by reason the devices that are on `page` but not on `other`, the same page in another release of the list."""
     if page is None or page == other:
         return Parts()
-    content = _decode_page(page)
-    rest = NO_CONTENT if other is None else _decode_page(other)
-    if rest.tac is not None:
+    rows = _reasons_on(page)
+    other_rows = {} if other is None else _reasons_on(other)
+    tac = page.number * PAGE_KEYS, True
+    if tac in other_rows:
         return Parts()
-    if content.tac is not None:
-        counts = {content.tac.reason: SNR_KEYS - len(rest.low)}
+    if tac in rows:
+        counts = Counter({rows[tac]: SNR_KEYS - len(other_rows)})
     else:
-        is_missing = ~np.isin(content.low, rest.low, assume_unique=True)
-        reasons = content.reasons[is_missing]
-        counts = dict(enumerate(np.bincount(reasons).tolist()))
+        counts = Counter(reason for row, reason in rows.items() if row not in other_rows)
     parts = Parts()
     for reason, devices in counts.items():
-        if devices:
-            listing = Listing(name, is_listed, reason_text(state, reason), page.number)
-            parts[listing] += devices
+        listing = Listing(name, is_listed, reason_text(state, reason), page.number)
+        parts[listing] += devices
     return parts
 
 
-def _decode_page(page: Page) -> Content:
-    with as_corrupt(f"page {page.number} is damaged"):
-        return decode(page)
+def _reasons_on(page: Page) -> dict[tuple[int, bool], int]:
+    """Return for each entry on a page (key, and whether it is a whole TAC) the index of its reason."""
+    return {(entry.key, entry.whole_tac): entry.reason for entry in entries_of([page])}
 
 
 async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list[str | None]:
@@ -233,32 +213,15 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
     Raises:
         StoreError: if the list cannot be read.
     """
-    lows_by_page: dict[int, list[int]] = defaultdict(list)
-    for key in keys:
-        lows_by_page[key // PAGE_KEYS].append(key % PAGE_KEYS)
-    reasons: dict[int, str] = {}
-    numbers = sorted(lows_by_page)
-    for at in range(0, len(numbers), PAGES_AT_ONCE):
-        state, pages = await store.some_pages(name, numbers[at : at + PAGES_AT_ONCE])
-        if state is None:
-            continue
-        for page in pages:
-            reasons |= _reasons_in(page, state, lows_by_page[page.number])
-    return [reasons.get(key) for key in keys]
-
-
-def _reasons_in(page: Page, state: ListState, lows: Collection[int]) -> Mapping[int, str]:
-    """Return the reasons of listed devices on a page, by key. `lows`: key % 10^6 of each wanted device."""
-    content = _decode_page(page)
-    of_tac = None if content.tac is None else content.tac.reason
-    singles = dict(zip(content.low.tolist(), content.reasons.tolist(), strict=True))
-    first = page.number * PAGE_KEYS
-    reasons: dict[int, str] = {}
-    for low in lows:
-        index = singles.get(low, of_tac)
-        if index is not None:
-            reasons[first + low] = reason_text(state, index)
-    return reasons
+    numbers = {key // PAGE_KEYS for key in keys}
+    state, pages = await read_pages(store, name, lambda page: page.number in numbers)
+    if state is None:
+        return [None] * len(keys)
+    wanted = {*((key, False) for key in keys), *((number * PAGE_KEYS, True) for number in numbers)}
+    texts: dict[tuple[int, bool], str] = {}
+    for page in pages:
+        texts |= {row: reason_text(state, reason) for row, reason in _reasons_on(page).items() if row in wanted}
+    return [texts.get((key, False), texts.get((key // PAGE_KEYS * PAGE_KEYS, True))) for key in keys]
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.lists.pages.pages import content_digest
-from eir.lists.record.dates import read_dates_and_state
+from eir.lists.record.dates import read_dates
 from eir.lists.record.history import CLAIMS
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import BOUND, LOAD_MEMORY, TYPES, ListSettings
@@ -352,7 +352,7 @@ class Loader:
         whole = replace(built, entries=state.entries + built.entries, devices=state.devices + built.devices)
         if not settings.dates:
             return whole
-        dates_state, dates = await read_dates_and_state(self.store, settings.name, numbers)
+        dates_state, dates = await read_dates(self.store, settings.name, numbers)
         amended = amend_dates(before, dates, built.pages, rows_added.dates)
         return with_dates(whole, dates_state, amended)
 

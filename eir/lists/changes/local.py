@@ -19,7 +19,7 @@ from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreC
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.record.dates import read_dates_and_state
+from eir.lists.record.dates import read_dates
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
@@ -493,7 +493,7 @@ async def _add_dates(
     Raises:
         StoreChanged: if another edit has written its dates, but not its pages yet.
     """
-    dates_state, dates = await read_dates_and_state(store, settings.name, numbers)
+    dates_state, dates = await read_dates(store, settings.name, numbers)
     are_sealed = all(is_sealed(page, dates[page.number]) for page in before if page.number in dates)
     if waits and not are_sealed:
         raise StoreChanged(f"the dates of list {settings.name} are being changed")

@@ -8,11 +8,7 @@ the days of these pages are unknown too.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from eir.lists.pages.content import as_corrupt, decode
-from eir.lists.pages.dates import decode_page_days
-from eir.lists.pages.pages import EMPTY_DIGEST, PAGE_KEYS, Page, amended_digest, content_digest
+from eir.lists.pages.pages import EMPTY_DIGEST, Page, amended_digest, content_digest
 from eir.lists.record.store import ListState, ListStore
 
 DATES = "dates"
@@ -31,17 +27,7 @@ def is_dates(name: str) -> bool:
     return name.endswith(_SUFFIX)
 
 
-async def read_dates(store: ListStore, name: str, numbers: Sequence[int]) -> Mapping[int, Page]:
-    """Return the pages of dates of a list with these page numbers, by number.
-
-    Raises:
-        StoreError: if the store cannot be read.
-    """
-    _, dates = await read_dates_and_state(store, name, numbers)
-    return dates
-
-
-async def read_dates_and_state(
+async def read_dates(
     store: ListStore, name: str, numbers: Sequence[int]
 ) -> tuple[ListState | None, Mapping[int, Page]]:
     """Return the state of a list's dates, and its pages of dates with these page numbers, from one consistent read.
@@ -111,26 +97,3 @@ async def kept_dates(store: ListStore, name: str, target: ListState, numbers: Se
 
 def _belongs(dates: ListState, state: ListState) -> bool:
     return dates.release_digest == state.content_digest and dates.loaded_at == state.loaded_at
-
-
-async def day_of(store: ListStore, name: str, key: int, *, now: float = 0) -> int:
-    """Read the date of the entry for a key from the store; 0 without a date.
-
-    Raises:
-        StoreError: if the list cannot be read.
-    """
-    number = key // PAGE_KEYS
-    dates = await read_dates(store, name, [number])
-    _, pages = await store.some_pages(name, [number])
-    if not dates or not pages:
-        return 0
-    with as_corrupt(f"page {number} is damaged"):
-        low, _, until, tac = decode(pages[0])
-        page_days = decode_page_days(pages[0], dates[number])
-    rows = [(int(page_days.days[row]), until[row]) for row in np.flatnonzero(low == key % PAGE_KEYS)]
-    if tac is not None:
-        rows.append((page_days.tac, tac.until))
-    for day, end in rows:
-        if day and (not end or end > now):
-            return day
-    return 0

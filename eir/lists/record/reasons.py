@@ -6,7 +6,9 @@ import numpy as np
 
 from eir.errors import EntryRefused
 from eir.lists.pages.content import as_corrupt, decode
+from eir.lists.pages.dates import decode_page_days
 from eir.lists.pages.pages import PAGE_KEYS, decode_sections
+from eir.lists.record.dates import read_dates
 from eir.lists.record.store import ListState, ListStore
 
 REASON_CHARS_MAX = 200
@@ -91,24 +93,28 @@ def reason_text(state: ListState, byte: int) -> str:
     return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
 
 
-async def reason_of(store: ListStore, name: str, key: int, *, now: float = 0) -> str | None:
-    """Read the reason of the entry for a key from the store; None if the list has no such entry or the entry no reason.
+async def reason_and_day(store: ListStore, name: str, key: int, *, now: float = 0) -> tuple[str | None, int]:
+    """Read from the store the reason and the day that a list has for a key; None without a reason, 0 without a day.
 
     The result is the reason of the identifier's own row. If there is no such row, or if it has no reason, or if it has
-    ended by `now`, the result is the reason of the whole TAC. `now` is in Unix seconds; with 0 no row has ended.
+    ended by `now`, the result is the reason of the whole TAC. The same holds for the day. `now` is in Unix seconds; with
+    0 no row has ended.
 
     Raises:
         StoreError: if the list cannot be read.
     """
-    state, pages = await store.some_pages(name, [key // PAGE_KEYS])
+    number = key // PAGE_KEYS
+    _, dates = await read_dates(store, name, [number])
+    state, pages = await store.some_pages(name, [number])
     if state is None or not pages:
-        return None
-    with as_corrupt(f"page {pages[0].number} is damaged"):
+        return None, 0
+    with as_corrupt(f"page {number} is damaged"):
         low, reasons, until, tac = decode(pages[0])
-    rows = [(int(reasons[row]), until[row]) for row in np.flatnonzero(low == key % PAGE_KEYS)]
+        page_days = decode_page_days(pages[0], dates.get(number))
+    at = np.flatnonzero(low == key % PAGE_KEYS)
+    rows = [*zip(reasons[at].tolist(), until[at].tolist(), page_days.days[at].tolist(), strict=True)]
     if tac is not None:
-        rows.append(tac)
-    for byte, end in rows:
-        if byte and (not end or end > now):
-            return reason_text(state, byte) or None
-    return None
+        rows.append((*tac, page_days.tac))
+    in_force = [(byte, day) for byte, end, day in rows if not end or end > now]
+    reason = next((reason_text(state, byte) for byte, _ in in_force if byte), None)
+    return reason or None, next((day for _, day in in_force if day), 0)

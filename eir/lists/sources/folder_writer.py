@@ -347,7 +347,7 @@ class Contents:
             async for _, batch in store.pages(name):
                 pages += batch
             numbers = [page.number for page in pages]
-            dates = await read_dates(store, name, numbers)
+            _, dates = await read_dates(store, name, numbers)
         finally:
             await store.close()
             for file in self._room.glob("lists.sqlite*"):

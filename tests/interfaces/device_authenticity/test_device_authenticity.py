@@ -22,10 +22,12 @@ from register import Client
 from wire import EIR
 
 from eir.config import load_config
+from eir.interfaces import device_authenticity
 from eir.interfaces.device_authenticity.device_authenticity import (
     CLIENTS_MAX,
-    DOCUMENT,
+    CORRELATOR_FORM,
     FAULTS,
+    IMEI_PATTERN,
     LABELS_MAX,
     PATH,
     STATUSES,
@@ -40,6 +42,7 @@ from eir.lists.stores.open import open_store
 from eir.node.processes import interfaces
 from eir.wire.web.http1 import HttpRequest
 
+DOCUMENT = json.loads(Path(device_authenticity.__file__).with_name("openapi.json").read_bytes())
 AUDIENCE, SCOPE = "eir", "device-authenticity:check-status"
 LISTS = {
     "stolen": {"signers": "signers", "dates": True},
@@ -338,6 +341,22 @@ def test_the_document_by_schemathesis(site):
     assert not node.lines("fault")
 
 
-def test_each_error_is_in_the_document():
-    said = DOCUMENT["paths"]["/check-status"]["post"]["responses"]
-    assert {fault.status for fault in FAULTS.values()} - {405} == {int(status) for status in said} - {200}
+def test_the_document_has_the_words_and_the_errors_of_the_service():
+    operation = DOCUMENT["paths"]["/check-status"]["post"]
+    answers = operation["responses"]
+    faults = {}
+    for fault in FAULTS.values():
+        faults.setdefault(str(fault.status), []).append(fault.code)
+    del faults["405"]
+    assert answers.keys() == {"200", *faults}
+    schemas = {status: answer["content"]["application/json"]["schema"] for status, answer in answers.items()}
+    for status, codes in faults.items():
+        properties = schemas[status]["properties"]
+        assert (set(properties["status"]["enum"]), set(properties["code"]["enum"])) == ({int(status)}, set(codes))
+    assert schemas["200"]["properties"]["operationalStatus"]["enum"] == list(STATUSES)
+    assert ", ".join(STATUSES) in DOCUMENT["info"]["description"]
+    request = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]["imei"]
+    assert {request["pattern"], schemas["200"]["properties"]["imei"]["pattern"]} == {IMEI_PATTERN}
+    headers = [*operation["parameters"], *(answer["headers"]["x-correlator"] for answer in answers.values())]
+    assert {header["schema"]["pattern"] for header in headers} == {CORRELATOR_FORM}
+    assert (operation["security"], f"{DOCUMENT['servers'][0]['url']}/check-status") == ([{"openId": [SCOPE]}], PATH)

@@ -21,8 +21,8 @@ from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
 from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, edit_list
-from eir.lists.record.dates import day_of
 from eir.lists.record.entries import entries_of, read_pages
+from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
 from eir.lists.stores.sqlite import SqliteStore
@@ -329,7 +329,7 @@ async def test_a_list_with_dates_has_those_of_the_rows(writing):
         202,
     ]
     days = [
-        await day_of(writing.store, name, device_key(imei(at)))
+        (await reason_and_day(writing.store, name, device_key(imei(at))))[1]
         for name, at in (("dated", 1), ("dated", 2), ("dated", 3), ("blocked", 1))
     ]
     assert days == [DAY, 0, 0, 0]

@@ -12,7 +12,7 @@ from eir.config import load_layouts
 from eir.errors import ConfigError, ReleaseRefused
 from eir.lists.pages.pages import PAGE_KEYS, decode_sections
 from eir.lists.pages.roaring import decode_keys
-from eir.lists.record.reasons import Reasons, reason_of
+from eir.lists.record.reasons import Reasons, reason_and_day
 from eir.lists.releases.publish import publish
 from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.layout import is_date_form, until_seconds
@@ -84,13 +84,13 @@ async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, l
         "00101010123456": "counterfeit",
         "00101006000003": "Prüfung",
     }
-    assert {imei: await reason_of(store, NAME, int(imei)) for imei in reasons} == reasons
+    assert {imei: (await reason_and_day(store, NAME, int(imei)))[0] for imei in reasons} == reasons
     _, (page,) = await store.some_pages(NAME, [101006])
     assert set(memoryview(decode_sections(page.extra).until).cast("q")) == {0, until_seconds("2030-12-31")}
     report = await agency.load(delta.manifest, store)
     assert report.entries == 104 + 1 - 51
-    assert await reason_of(store, NAME, 101006000005) == "lost"
-    assert await reason_of(store, NAME, 101006000001) is None
+    assert (await reason_and_day(store, NAME, 101006000005))[0] == "lost"
+    assert (await reason_and_day(store, NAME, 101006000001))[0] is None
 
 
 async def test_an_eir_without_the_layout_names_the_place_of_its_declaration(tmp_path, store, layouts):

@@ -21,8 +21,9 @@ from eir.lists.changes.rollback import roll_back
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, amended_digest, content_digest
 from eir.lists.record import history
-from eir.lists.record.dates import day_of, read_dates, write_dates
+from eir.lists.record.dates import read_dates, write_dates
 from eir.lists.record.entries import entries_of
+from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, ListChange, OutcomeCount, Record
 from eir.lists.rows.build import Rows, build_pages
@@ -909,9 +910,9 @@ async def edited(store, what, **days):
 async def days_in(store):
     """Each device by its last digit, and its day."""
     _, pages = await store.some_pages("own", [35 * 10**6])
-    dates = await read_dates(store, "own", [35 * 10**6])
+    _, dates = await read_dates(store, "own", [35 * 10**6])
     days = {entry.key % 10: entry.date // DAY_S for entry in entries_of(pages, dates)}
-    assert days == {at: await day_of(store, "own", 35 * 10**12 + at) for at in days}
+    assert days == {at: (await reason_and_day(store, "own", 35 * 10**12 + at))[1] for at in days}
     return days
 
 
