@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from glob import glob
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -38,6 +38,7 @@ from eir.sightings.figures import (
     UNKNOWN,
     Document,
     FigureTally,
+    Maker,
     document,
     merge,
     public_text,
@@ -48,8 +49,6 @@ from eir.sightings.schema import FILES, FOLDER
 NO_REASON, NO_TAC = "no reason given", "no TAC (MEID)"
 DAYS = 1 << 16
 """Number of days since 1970-01-01 that a record of first sightings can have."""
-Maker: TypeAlias = Callable[[int], str]
-"""Function that returns the name of the maker of a TAC."""
 
 
 def figures(
@@ -179,14 +178,14 @@ def _tally_refusals(
     config: Config, paths: Sequence[str], begin: datetime, end: datetime, maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
     """Count the refused devices, and the refused devices that came back."""
-    from eir.sightings.refusals import FigureSources, count_refusals  # noqa: PLC0415 - polars, for this command alone
+    from eir.sightings.refusals import count_refusals  # noqa: PLC0415 - polars, for this command alone
 
     def reasons(name: str, keys: Sequence[int]) -> list[str]:
         if name not in config.lists:
             return [UNKNOWN] * len(keys)
         return [*map(_reason_name, _with_store(config, partial(read_reasons, name=name, keys=keys)))]
 
-    return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), FigureSources(reasons, maker))
+    return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), reasons, maker)
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
@@ -247,8 +246,8 @@ def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Make
     """Count the devices that an operator confirmed in the period as tampered with, as the last decision about them."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
     first, after = utc_text(begin), utc_text(end)
-    tacs = Counter[int]()
+    tally = FigureTally()
     for imei, decision in last.items():
         if decision["verdict"] == CONFIRMED and first <= decision["time"] < after:
-            tacs[device_key(imei) // SNR_KEYS] += 1
-    return _tally_tacs(tacs, maker)
+            tally.add(1, **{MAKER: maker(device_key(imei) // SNR_KEYS)})
+    return tally

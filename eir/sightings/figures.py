@@ -14,7 +14,7 @@ sum of published figures, so it discloses nothing that these do not. No I/O.
 import operator
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,6 +39,8 @@ Value: TypeAlias = int | str
 """Rounded number, or FEW or WITHHELD."""
 Document: TypeAlias = Mapping[str, Any]
 """JSON object: the figures of a month, one figure, or one row."""
+Maker: TypeAlias = Callable[[int], str]
+"""Function that returns the name of the maker of a TAC."""
 Counts: TypeAlias = dict[str, Counter[str]]
 """Name of each row of a table → the numbers of the row (DEVICES, ATTEMPTS)."""
 
@@ -151,8 +153,7 @@ def public_text(text: str) -> str:
 
 def present_figures(found: Document) -> dict[str, Document]:
     """Return the figures of a document that have data, in the order of FIGURES."""
-    figures = found["figures"]
-    return {name: figures[name] for name in FIGURES if figures.get(name) is not None}
+    return {name: part for name, part in found["figures"].items() if part is not None}
 
 
 def table_rows(found: Document) -> Iterator[dict[str, Any]]:

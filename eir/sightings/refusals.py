@@ -8,11 +8,10 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
 
 from eir.device import SNR_KEYS
-from eir.sightings.figures import LIST, MAKER, PEER, REASON, UNKNOWN, FigureTally
-from eir.sightings.seen import FILES_AT_ONCE, newest_rows, read_rows
+from eir.sightings.figures import LIST, MAKER, PEER, REASON, UNKNOWN, FigureTally, Maker
+from eir.sightings.seen import newest_rows, sum_files
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # reads POLARS_MAX_THREADS when it is imported
@@ -25,20 +24,13 @@ SLICE_ROWS = 4_000_000
 
 NAMES = (pl.col("list").fill_null(NO_LIST), pl.col("peer").fill_null(UNKNOWN).replace("", UNKNOWN))
 
-Plan = Callable[[pl.LazyFrame], pl.LazyFrame]
 
-
-class FigureSources(NamedTuple):
-    """Data that the files of checks lack: present reasons of the lists, and makers of TACs."""
-
-    reasons: Callable[[str, Sequence[int]], Sequence[str]]
-    """Returns for a list and the keys of devices the reason of each; UNKNOWN for a device that is not listed."""
-    maker: Callable[[int], str]
-    """Returns the name for a TAC."""
+Reasons = Callable[[str, Sequence[int]], Sequence[str]]
+"""Function that returns for a list and the keys of devices the reason of each; UNKNOWN for a device that is not listed."""
 
 
 def count_refusals(
-    paths: Sequence[str], begin: datetime, end: datetime, sources: FigureSources
+    paths: Sequence[str], begin: datetime, end: datetime, reasons: Reasons, maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
     """Count the devices that were refused from `begin` to before `end` (UTC), and the refused devices that came back.
 
@@ -49,36 +41,19 @@ def count_refusals(
     """
     is_within = pl.col("device").is_not_null() & (pl.col("time") >= begin) & (pl.col("time") < end)
     is_refused = pl.col("status").is_in(REFUSED)
-    rows = _sum_files(paths, partial(_count_rows, chosen=is_within & is_refused), _total)
-    slices = 1 + (rows.item() if len(rows) else 0) // SLICE_ROWS
+    rows = sum_files(paths, lambda rows: rows.filter(is_within & is_refused).select(pl.len()), lambda rows: rows.sum())
+    slices = 1 + rows.item() // SLICE_ROWS
     refused, returned = FigureTally(), FigureTally()
     for number in range(slices):
         is_selected = is_within & (pl.col("device") % slices == number)
-        parts = _sum_files(paths, partial(_refusals, chosen=is_selected & is_refused), _merge_refusals)
+        parts = sum_files(paths, partial(_refusals, chosen=is_selected & is_refused), _merge_refusals)
         if len(parts):
             others = is_selected & ~is_refused & (pl.col("status") != "error")
             devices = parts.select("device").unique()
-            accepted = _sum_files(paths, partial(_newest_of, chosen=others, devices=devices), _newest)
-            _count_refused(refused, parts, sources)
-            _count_returned(returned, parts, accepted, sources)
+            accepted = sum_files(paths, partial(_newest_of, chosen=others, devices=devices), _newest)
+            _count_refused(refused, parts, reasons, maker)
+            _count_returned(returned, parts, accepted, reasons, maker)
     return refused, returned
-
-
-def _sum_files(paths: Sequence[str], plan: Plan, merge: Plan) -> pl.DataFrame:
-    """Apply `plan` to all files of the record in batches, and combine the results by `merge`."""
-    rows = pl.DataFrame()
-    for at in range(0, len(paths), FILES_AT_ONCE):
-        part = read_rows([*paths[at : at + FILES_AT_ONCE]], plan)
-        rows = merge(pl.concat([rows, part]).lazy()).collect() if len(rows) else part
-    return rows
-
-
-def _count_rows(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
-    return rows.filter(chosen).select(pl.len())
-
-
-def _total(rows: pl.LazyFrame) -> pl.LazyFrame:
-    return rows.sum()
 
 
 def _refusals(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
@@ -99,31 +74,31 @@ def _newest(rows: pl.LazyFrame) -> pl.LazyFrame:
     return newest_rows(rows, ("last", "list", "peer"))
 
 
-def _count_refused(tally: FigureTally, parts: pl.DataFrame, sources: FigureSources) -> None:
+def _count_refused(tally: FigureTally, parts: pl.DataFrame, reasons: Reasons, maker: Maker) -> None:
     tally.total.update(devices=parts["device"].n_unique(), attempts=int(parts["attempts"].sum()))
-    reasons = pl.concat([_with_reasons(str(name), of, sources) for (name,), of in parts.group_by("list")])
+    reason_rows = pl.concat([_with_reasons(str(name), of, reasons) for (name,), of in parts.group_by("list")])
     tacs = parts.with_columns((pl.col("device") // SNR_KEYS).alias(MAKER))
-    for dimension, rows in ((LIST, parts), (PEER, parts), (REASON, reasons), (MAKER, tacs)):
+    for dimension, rows in ((LIST, parts), (PEER, parts), (REASON, reason_rows), (MAKER, tacs)):
         counts = rows.group_by(dimension).agg(pl.col("device").n_unique(), pl.col("attempts").sum())
         for group, devices, attempts in counts.iter_rows():
-            name = sources.maker(group) if dimension == MAKER else group
+            name = maker(group) if dimension == MAKER else group
             tally.by[dimension][name].update(devices=devices, attempts=attempts)
 
 
-def _with_reasons(name: str, parts: pl.DataFrame, sources: FigureSources) -> pl.DataFrame:
+def _with_reasons(name: str, parts: pl.DataFrame, reasons: Reasons) -> pl.DataFrame:
     """Return the devices that a list refused, each with its number of attempts and its reason in the list."""
     rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
-    return rows.with_columns(pl.Series(REASON, sources.reasons(name, rows["device"].to_list()), dtype=pl.String))
+    return rows.with_columns(pl.Series(REASON, reasons(name, rows["device"].to_list()), dtype=pl.String))
 
 
-def _count_returned(tally: FigureTally, parts: pl.DataFrame, accepted: pl.DataFrame, sources: FigureSources) -> None:
-    if not len(accepted):
-        return
-    last = _newest(parts.lazy().filter(pl.col("list") != NO_LIST)).collect()
+def _count_returned(
+    tally: FigureTally, parts: pl.DataFrame, accepted: pl.DataFrame, reasons: Reasons, maker: Maker
+) -> None:
+    last = _newest(parts.lazy()).filter(pl.col("list") != NO_LIST).collect()
     rows = last.join(accepted.select("device", "last", "peer"), on="device", suffix="_accepted")
     rows = rows.filter(pl.col("last_accepted") > pl.col("last"))
     for (name,), of in rows.group_by("list"):
-        reasons = sources.reasons(str(name), of["device"].to_list())
-        for device, peer, reason in zip(of["device"], of["peer_accepted"], reasons, strict=True):
+        present = reasons(str(name), of["device"].to_list())
+        for device, peer, reason in zip(of["device"], of["peer_accepted"], present, strict=True):
             if reason == UNKNOWN:
-                tally.add(1, **{LIST: str(name), PEER: peer, MAKER: sources.maker(device // SNR_KEYS)})
+                tally.add(1, **{LIST: str(name), PEER: peer, MAKER: maker(device // SNR_KEYS)})

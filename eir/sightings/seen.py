@@ -24,6 +24,7 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 Numbers = NDArray[Any]
+Plan = Callable[[pl.LazyFrame], pl.LazyFrame]
 
 ALIKE = tuple(name for name in FRAME if name not in {"time", "last", "checks", "device"})
 """Columns that are equal in all sightings of one row."""
@@ -94,7 +95,7 @@ def find_sightings(
     condition = pl.any_horizontal(False, *alternatives)
     if since is not None:
         condition &= pl.col("last") >= _naive_utc(since)
-    rows = _rows(state, since, lambda rows: rows.filter(condition))
+    rows = sum_files(_paths_since(state, since), lambda rows: rows.filter(condition), lambda rows: rows)
     first, last, checks = pl.col("time").min().alias("first"), pl.col("last").max(), pl.col("checks").sum()
     groups = rows.group_by(ALIKE).agg(first, last, checks, pl.col("device").first())
     return [_as_row(row) for row in groups.sort("first", "last").iter_rows(named=True)]
@@ -138,8 +139,11 @@ def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, i
     """
     condition = pl.col("device").is_not_null() & (pl.col("time") >= _naive_utc(since))
     origin = pl.col("origin_host").fill_null("")
-    rows = _rows(state, since, lambda rows: _sum_rows(rows.filter(condition).with_columns(origin)), None)
-    return _sum_rows(rows.lazy()).collect().rows()
+
+    def plan(rows: pl.LazyFrame) -> pl.LazyFrame:
+        return _sum_rows(rows.filter(condition).with_columns(origin))
+
+    return sum_files(_paths_since(state, since), plan, _sum_rows, form=None).rows()
 
 
 def first_days(state: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -148,7 +152,7 @@ def first_days(state: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     Raises:
         EirError: if a file cannot be read.
     """
-    rows = _first_rows(_rows(state, None, _first_rows, None).lazy()).collect()
+    rows = sum_files(_paths_since(state, None), _first_rows, _first_rows, form=None)
     days = rows["time"].to_physical() // US_OF_DAY
     return rows["device"].cast(pl.UInt64).to_numpy(), days.cast(pl.UInt64).to_numpy()
 
@@ -178,8 +182,11 @@ def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -
         singles = rows.join(wanted, on="device", how="semi")  # for a million devices 8 times as fast as is_in
         return newest_rows(pl.concat([singles, rows.filter(of_tacs)]) if len(tacs) else singles, newest)
 
-    rows = _rows(state, since, plan, files_at_once=SEARCHED_AT_ONCE)
-    return newest_rows(rows.lazy(), newest).sort("device").collect()
+    def merge(rows: pl.LazyFrame) -> pl.LazyFrame:
+        return newest_rows(rows, newest)
+
+    paths = _paths_since(state, since)
+    return sum_files(paths, plan, merge, files_at_once=SEARCHED_AT_ONCE).sort("device")
 
 
 def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
@@ -187,27 +194,30 @@ def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
     return rows.select("device", *columns).sort(columns).unique("device", keep="last")
 
 
-def _rows(
-    state: Path,
-    since: datetime | None,
-    plan: Callable[[pl.LazyFrame], pl.LazyFrame],
-    form: Mapping[str, Any] | None = FRAME,
-    *,
-    files_at_once: int = FILES_AT_ONCE,
-) -> pl.DataFrame:
-    """Read the files of the record since a time, and apply `plan` (a filter or a sum) to a few files at a time.
+def _paths_since(state: Path, since: datetime | None) -> list[str]:
+    """Return the files of the record that may have checks since a time; None: all files."""
+    return [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
+
+
+def sum_files(
+    paths: Sequence[str], plan: Plan, merge: Plan, *, form: Mapping[str, Any] | None = FRAME, files_at_once: int = FILES_AT_ONCE,
+) -> pl.DataFrame:  # fmt: skip
+    """Read files in batches, apply `plan` (a filter or a sum) to each batch, and combine the results of the batches with `merge`.
 
     `form`: columns and types of the frame; None keeps those of the files.
+
+    Raises:
+        EirError: if a file cannot be read.
     """
-    paths = [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
-    parts = (read_rows(paths[at : at + files_at_once], plan, form) for at in range(0, len(paths), files_at_once))
-    return pl.concat([plan(pl.LazyFrame(schema=FRAME)).collect(), *parts])  # the first is empty: there may be no file
+    rows = plan(pl.LazyFrame(schema=FRAME)).collect()  # there may be no file
+    for at in range(0, len(paths), files_at_once):
+        part = read_rows([*paths[at : at + files_at_once]], plan, form)
+        rows = merge(pl.concat([rows, part]).lazy()).collect()
+    return rows
 
 
-def read_rows(
-    paths: list[str], plan: Callable[[pl.LazyFrame], pl.LazyFrame], form: Mapping[str, Any] | None = FRAME
-) -> pl.DataFrame:
-    """Read the rows of files of the record, and apply `plan` (a filter or a sum). `form` None: the files' own columns are kept.
+def read_rows(paths: list[str], plan: Plan, form: Mapping[str, Any] | None = FRAME) -> pl.DataFrame:
+    """Read the rows of files, and apply `plan` (a filter or a sum); with `form` None the files' own columns are kept.
 
     Raises:
         EirError: if a file cannot be read.

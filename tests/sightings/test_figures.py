@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -33,8 +34,9 @@ from eir.sightings.engine import duck
 from eir.sightings.figures import FEW, OTHER, UNKNOWN, WITHHELD, FigureTally, document, merge, public_text
 from eir.sightings.figures_page import figures_page
 from eir.sightings.judge import judge
-from eir.sightings.refusals import FigureSources, count_refusals
+from eir.sightings.refusals import count_refusals
 from eir.sightings.schema import FILES, FOLDER
+from eir.sightings.seen import sum_files
 
 MONTH, BEGIN, END = "2026-10", datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)
 A, B, C = "35209900", "35332811", "86123456"
@@ -393,11 +395,14 @@ def test_copied_identities_are_those_of_the_report_and_of_the_decisions(operator
 def test_devices_are_the_same_in_any_number_of_files_and_slices_at_a_time(operator, monkeypatch):
     paths = [str(path) for path in sorted(operator.state.glob(f"{FOLDER}/{FILES}"))]
     period = BEGIN.replace(tzinfo=None), END.replace(tzinfo=None)
-    sources = FigureSources(lambda _, keys: ["lost" if key % 2 else UNKNOWN for key in keys], maker=str)
-    whole = count_refusals(paths, *period, sources)
-    monkeypatch.setattr(refusals, "FILES_AT_ONCE", 4)
+
+    def reasons(_, keys):
+        return ["lost" if key % 2 else UNKNOWN for key in keys]
+
+    whole = count_refusals(paths, *period, reasons, str)
+    monkeypatch.setattr(refusals, "sum_files", partial(sum_files, files_at_once=4))
     monkeypatch.setattr(refusals, "SLICE_ROWS", 50)
-    assert count_refusals(paths, *period, sources) == whole
+    assert count_refusals(paths, *period, reasons, str) == whole
     assert whole[0].total["devices"] > 50 > whole[1].total["devices"] > 5
 
 

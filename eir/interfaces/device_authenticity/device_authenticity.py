@@ -240,11 +240,6 @@ def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = (
     return HttpResponse(fault.status, JSON, json.dumps(document).encode(), headers)
 
 
-def no_request(status: int) -> HttpResponse:
-    """Return the error response to bytes that are not an HTTP request."""
-    return failed("body" if status == 413 else "argument")
-
-
 def _imei(request: HttpRequest) -> str:
     """Return the IMEI in the body of a request. Raises _RequestRefused."""
     if request.path != PATH:

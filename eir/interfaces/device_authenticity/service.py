@@ -84,7 +84,7 @@ class AuthenticityService:
 
     def refuse(self, status: int) -> HttpResponse:
         """Return the error response to bytes that are not an HTTP request."""
-        return api.no_request(status)
+        return api.failed("body" if status == 413 else "argument")
 
     async def work(self) -> None:
         """Return at once: this service has no background work."""

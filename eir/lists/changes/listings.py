@@ -9,7 +9,6 @@ import re
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +65,6 @@ async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, 
     """
     reader = _HistoryReader(store, kinds)
     listings = Parts()
-    for name in kinds:
-        await reader.add_kept(name)
     for chain in CHAINS:
         async for batch in store.records(chain=chain):
             for record in batch:
@@ -76,9 +73,8 @@ async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, 
                 is_change = event.what in CHANGES and not is_refusal(event)
                 if name not in kinds or not is_change or event.time >= end:
                     continue
-                in_period = event.time >= begin
-                parts = await reader.count_change(event, name, in_period=in_period)
-                if in_period:
+                parts = await reader.count_change(event, name)
+                if event.time >= begin:
                     listings += parts
     return listings
 
@@ -89,26 +85,17 @@ class _HistoryReader:
     def __init__(self, store: ListStore, kinds: Mapping[str, str]) -> None:
         self._store = store
         self._kinds = kinds
-        self._kept: dict[tuple[str, str, str], tuple[Release, Release | None]] = {}
-        """Each stored release, and its predecessor if stored, by list, time and detail of the release's event."""
         self._recent: dict[str, deque[tuple[Event, Parts]]] = {name: deque(maxlen=RECENT_MAX) for name in kinds}
         """Newest changes of each list, which a rollback may undo."""
 
-    async def add_kept(self, name: str) -> None:
-        """Read which releases of a list the store keeps. Only if a release and its predecessor are kept, their difference can be computed."""
-        releases = await self._store.releases(name)
-        for newer, older in zip_longest(releases, releases[1:]):
-            if newer.made is not None:
-                self._kept[name, newer.made.time, newer.made.detail] = newer, older
-
-    async def count_change(self, event: Event, name: str, *, in_period: bool) -> Parts:
-        """Count the devices that the change of an event added and removed. Only if `in_period` is true, pages are compared."""
+    async def count_change(self, event: Event, name: str) -> Parts:
+        """Count the devices that the change of an event added and removed."""
         if event.what == ROLLBACK:
             return self._count_rollback(event, name)
         if event.what in {ADD, REMOVE} and not _FROM_FILE.search(event.detail):
             parts = self._count_named(event, name)
         else:
-            parts = await self._count_differences(event, name) if in_period else Parts()
+            parts = await self._count_differences(event, name)
             for is_listed, devices in zip((True, False), _turnover(event), strict=True):
                 known = sum(count for listing, count in parts.items() if listing.is_listed is is_listed)
                 if devices > known:
@@ -144,9 +131,15 @@ class _HistoryReader:
 
     async def _count_differences(self, event: Event, name: str) -> Parts:
         """Count the devices by which a release differs from its predecessor; empty unless the store keeps both."""
-        newer, older = self._kept.get((name, event.time, event.detail), (None, None))
+        releases = await self._store.releases(name)
+        made = [None if each.made is None else (each.made.time, each.made.detail) for each in releases]
+        if (event.time, event.detail) not in made:
+            return Parts()
+        at = made.index((event.time, event.detail))
+        newer = releases[at]
+        older = releases[at + 1] if at + 1 < len(releases) else None
         is_first = ", before 0;" in event.detail
-        if newer is None or (older is None and not is_first):
+        if older is None and not is_first:
             return Parts()
         parts = Parts()
         numbers = await self._changed_pages(name, newer, older)

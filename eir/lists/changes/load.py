@@ -259,7 +259,7 @@ class Loader:
 
         tally = Tally(
             bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
-            dates=settings.dates, keeps_dates=settings.dates,
+            dates=settings.dates,
         )  # fmt: skip
         rows = read_release(
             manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max

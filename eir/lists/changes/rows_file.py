@@ -65,7 +65,6 @@ def parse_rows_file(
     reasons = Reasons()
     tally = Tally(
         bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
-        keeps_dates=settings.dates,
     )  # fmt: skip
     pieces = pieces_of_lines(io.BytesIO(content), len(content), progress)
     read_rows(

@@ -92,9 +92,7 @@ class Tally:
     check_digits: bool = False
     """Verify the check digits of IMEIs for `wrong_check_digits`. A load needs no check digits, and the verification takes time."""
     dates: bool = False
-    """Parse the column `date` also for another kind of list than device types."""
-    keeps_dates: bool = False
-    """Add the parsed dates to the rows."""
+    """Parse the column `date` also for another kind of list than device types, and add the dates to the rows."""
     now_s: int | None = None
     """Present time in Unix seconds, with which odd rows are found. None: only wrong dates are counted as odd rows."""
     complaints_max: int = COMPLAINTS_MAX
@@ -268,7 +266,7 @@ def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally
         keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
     if plan.subject == BY_TYPE:
         keys.insert(1, dates_s)
-    days = _days(dates_s) if tally.keeps_dates else None
+    days = _days(dates_s) if tally.dates else None
     indexes = _row_reasons(columns, layout, reasons)
     row_columns = _RowColumns(plan, keys, indexes, until, days).select(good)
     if removes is not None:

@@ -3,11 +3,10 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 POLL_S = 2.0
@@ -37,14 +36,11 @@ def set_idle_priority(thread: int = 0) -> None:
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
-def restore_priority(policies: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Restore the normal priority of all threads of this process, if permitted.
-
-    `policies`: scheduling policies to restore, by thread; default: SCHED_OTHER.
-    """
+def restore_priority() -> None:
+    """Restore the normal priority of all threads of this process, if permitted."""
     for thread in _threads():
         with suppress(OSError):  # not permitted, or the thread has ended
-            os.sched_setscheduler(thread, policies.get(thread, os.SCHED_OTHER), os.sched_param(0))
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def restore_priority_of(pid: int) -> None:
@@ -67,8 +63,6 @@ class IdlePriority:
     def __init__(self) -> None:
         """Create the context manager."""
         self._depth = 0
-        self._policies: dict[int, int] = {}
-        """Scheduling policy of each thread before the work."""
         self._timer: asyncio.TimerHandle | None = None
         self.starved = asyncio.Event()
         """Set after the process was starved, so that its priority was restored."""
@@ -82,8 +76,6 @@ class IdlePriority:
         self._depth += 1
         if self._depth == 1 and self.permitted:
             for thread in _threads():
-                with suppress(OSError):  # the thread has ended
-                    self._policies[thread] = os.sched_getscheduler(thread)
                 set_idle_priority(thread)
             self.starved.clear()
             self._check_later()
@@ -118,8 +110,7 @@ class IdlePriority:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            restore_priority(self._policies)
-            self._policies.clear()
+            restore_priority()
 
 
 class IdleThread:

@@ -102,7 +102,7 @@ def test_dates_belong_to_the_entries_of_their_page_alone():
 
 def load(text, layout="eir"):
     rows, reasons = Rows(), Reasons()
-    tally = Tally(bad_rows_max=0, range_tacs_max=1000, dates=True, keeps_dates=True)
+    tally = Tally(bad_rows_max=0, range_tacs_max=1000, dates=True)
     read_rows([text.encode()], name="f.csv", layout=layout, kind="devices", rows=rows, reasons=reasons, tally=tally)
     said = rows.dates
     pages = build_pages(rows).pages
