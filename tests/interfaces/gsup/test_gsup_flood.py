@@ -90,6 +90,17 @@ async def test_a_name_that_is_repeated_is_handled_once():
         assert other.found.count(PING) == 1
 
 
+async def test_a_client_without_a_name_is_open_with_its_first_message():
+    events = []
+    async with serving(lambda event, **_: events.append(event)) as (_, connect):
+        client = await connect()
+        await answered(client)
+        assert "peer_open" not in events
+        await answered(client.send(ipa(0xEE, b"\x05\x12x") * 2))
+        await answered(client.send(ID_RESP))
+        assert events.count("peer_open") == 1
+
+
 async def test_a_client_of_many_names_is_sent_away():
     async with serving() as (server, connect):
         client = await connect()

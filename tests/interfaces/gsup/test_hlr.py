@@ -31,6 +31,7 @@ async def test_one_that_is_over_is_kept_by_nothing():
 
     await until_async(lambda: server.ends and is_kept())
     ours.close()
+    await until_async(ours._task.done)
     await until_async(lambda: not is_kept())
     await server.stop()
 

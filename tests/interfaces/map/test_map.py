@@ -564,6 +564,10 @@ async def test_the_probe_falls_back():
         assert asked == [3, 2, 1, 1]
 
 
+def test_the_first_octet_of_a_tag_tells_whether_it_is_constructed():
+    assert [codec._first(tag) for tag in (0x30, 0x9F21, 0xBF8101, 0x3F818201)] == [0x30, 0x9F, 0xBF, 0x3F]
+
+
 # what a capture shows
 
 

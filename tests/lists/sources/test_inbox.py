@@ -491,6 +491,8 @@ async def test_refused_files_are_bounded(site):
         await site.turn(refused_max=(6, 1 << 30))
         assert f"stolen-{serial}.manifest.json.txt" in site.lying(REFUSED)
     assert len(site.lying(REFUSED)) == 6
+    room = site.drop / REFUSED
+    assert [path.stat().st_mode & 0o777 for path in (room, room / "stolen-4.manifest.json.txt")] == [0o750, 0o640]
     site.deliver(site.publish(5, key=2))
     await site.turn(refused_max=(6, 1))
     assert site.lying(REFUSED) == [

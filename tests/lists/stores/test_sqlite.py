@@ -63,6 +63,13 @@ async def test_file_and_folder_are_for_owner_and_group_only(store):
     assert len(list(store.path.parent.iterdir())) == 3  # the file, its log, its shared memory
 
 
+async def test_each_write_is_on_the_disk_before_it_counts(store):
+    """After a loss of power, which no test brings about."""
+    await store.replace("a", state(A), A, seen=0)
+    full = 2
+    assert await store._file.call(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (full,)
+
+
 async def test_a_new_file_is_no_upgrade(tmp_path):
     reported = []
     store = SqliteStore(tmp_path / "lists.sqlite", report=lambda event, **_: reported.append(event))
