@@ -193,7 +193,8 @@ def _run(files, arguments, environment, folder):
         for name, value in json.loads(environment.pop(CONSTANTS, "{}")).items():
             module, _, constant = name.rpartition(".")
             assert hasattr(import_module(module), constant), name
-            setattr(import_module(module), constant, value)
+            kind = type(getattr(import_module(module), constant))
+            setattr(import_module(module), constant, kind(value))
         os.environ.clear()
         os.environ.update(environment)
         time.tzset()

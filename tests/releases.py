@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,15 @@ def sign(manifest, key, target=None, namespace="eir-release"):
         shutil.move(signature, target)
         return target
     return signature
+
+
+def precede_openssh(monkeypatch, folder, line):
+    """Have each `ssh-keygen` from now on run this line of shell first."""
+    folder.mkdir()
+    program = folder / "ssh-keygen"
+    program.write_text(f'#!/bin/sh\n{line}\nexec {shutil.which("ssh-keygen")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 class Agency:

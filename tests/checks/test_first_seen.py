@@ -8,7 +8,7 @@ import pytest
 
 from eir.checks.checker import Checker
 from eir.checks.explain import answer
-from eir.checks.new_devices import AGAIN_TURNS, ONCE_MAX, NewDevices
+from eir.checks.new_devices import AGAIN_TURNS, COMPARED_AT_ONCE, COMPARED_PER_TURN, ONCE_MAX, NewDevices
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
@@ -119,41 +119,42 @@ def test_a_device_is_sent_again_until_it_is_on_record():
     assert not any(node.sent() for _ in range(2 * AGAIN_TURNS))
 
 
-def test_waiting_devices_have_their_turns(monkeypatch):
+def test_waiting_devices_have_their_turns():
     """Some that are not on record for long do not keep others, which are, from being forgotten."""
-    monkeypatch.setattr("eir.checks.new_devices.COMPARED_PER_TURN", 2)
-    monkeypatch.setattr("eir.checks.new_devices.COMPARED_AT_ONCE", 1)
     node = Node(WITHIN)
-    for device in (OLD, WAITING, NEW):
-        node.ask(device)
+    waiting = {35 * 10**12 + number for number in range(COMPARED_PER_TURN)}
+    for key in (*waiting, device_key(NEW)):
+        node.new.add(key, "mme", "")
     node.on_record(**{f"day{TODAY}": [NEW]})
-    assert len([*node.new.remove_recorded()]) == 2
+    assert len([*node.new.remove_recorded()]) == COMPARED_PER_TURN // COMPARED_AT_ONCE
+    assert device_key(NEW) in node.record.fresh, "its turn comes next"
     node.sent()
-    assert set(node.record.fresh) == {device_key(OLD), device_key(WAITING)}
+    assert set(node.record.fresh) == waiting
 
 
-def test_waiting_devices_are_compared_once_with_each_image(monkeypatch):
-    monkeypatch.setattr("eir.checks.new_devices.COMPARED_AT_ONCE", 1)
+def test_waiting_devices_are_compared_once_with_each_image():
     node = Node(WITHIN)
+    waiting, new = ([f"35{group:06d}{n:06d}" for n in range(COMPARED_AT_ONCE)] for group in (1, 2))
     compared = []
-    for devices in ([OLD], [OLD, WAITING], [OLD, WAITING, NEW]):
-        node.on_record(**{f"day{TODAY}": devices})
-        node.ask(WAITING)
-        node.ask(NEW)
+    for devices in ([OLD], [OLD, *waiting], [OLD, *waiting, *new]):
+        node.on_record(**{f"day{TODAY}": sorted(devices)})
+        for device in (*waiting, *new):
+            node.ask(device)
         compared.append([len([*node.new.remove_recorded()]) for _ in range(3)])
     assert compared == [[2, 0, 0], [2, 0, 0], [1, 0, 0]]
     assert not node.record.fresh
 
 
-def test_a_device_that_is_rejected_in_a_pause_stays_forgotten(monkeypatch):
-    monkeypatch.setattr("eir.checks.new_devices.COMPARED_AT_ONCE", 1)
+def test_a_device_that_is_rejected_in_a_pause_stays_forgotten():
     node = Node(WITHIN)
-    node.ask(NEW)
+    others = {35 * 10**12 + number for number in range(COMPARED_AT_ONCE - 1)}
+    for key in (*others, device_key(NEW)):
+        node.new.add(key, "mme", "")
     pauses = node.new.remove_recorded()
     next(pauses)
     node.new.reject("mme", [device_key(NEW)])
     assert [*pauses] == []
-    assert not node.record.fresh
+    assert set(node.record.fresh) == others
 
 
 def test_a_device_that_is_seen_daily_is_noted_once_per_period():
@@ -234,7 +235,11 @@ class TestFloods:
         for number in range(ONCE_MAX + 500):
             node.new.add(35 * 10**12 + number, "mme", "")
         assert len(node.record.fresh) == 100
-        assert len(node.new._once) == ONCE_MAX
+        oldest, newest = 35 * 10**12 + 100, 35 * 10**12 + ONCE_MAX + 499
+        for key in (oldest, newest):  # confirmed by a second subscriber, if the first one is remembered
+            node.new.add(key, "mme", "262010000000001")
+        assert newest in node.record.fresh
+        assert len(node.record.fresh) == 101, "the first check of the oldest was deleted"
 
     def test_what_the_node_rejects_is_forgotten_until_the_next_day(self):
         node = Node(WITHIN)

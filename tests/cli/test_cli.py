@@ -23,7 +23,6 @@ from node import COMMAND, LISTED, PATIENCE_S, TRACKED, UNLISTED, Publisher, Site
 from typer.main import get_command
 from wire import EIR, HOST, REALM
 
-from eir.cli import access
 from eir.cli.app import command_line, main
 from eir.cli.output import written_to
 from eir.disk import open_replacement
@@ -817,24 +816,21 @@ class TestWithoutANode:
             assert str(file) in err
 
 
-def test_the_first_default_file_that_can_be_read_is_the_configuration(host, tmp_path, monkeypatch, capsys):
+def test_the_first_default_file_that_can_be_read_is_the_configuration(host, tmp_path, constants):
     """A folder stands where a file should: even root cannot read it."""
-    monkeypatch.delenv("EIR_CONFIG", raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(access, "SYSTEM_CONFIG", host.path)
+    constants({"eir.cli.access.SYSTEM_CONFIG": str(host.path)})
 
-    def ends(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments=arguments)
-        return ended.value.code, capsys.readouterr()
+    def config():
+        environment = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
+        return commands().run(["config"], env=environment, cwd=tmp_path, timeout=PATIENCE_S)
 
-    assert ends("config")[0] == 0, "the first is missing"
+    assert config().returncode == 0, "the first is missing"
     (tmp_path / "config" / "eir.yaml").mkdir(parents=True)
-    code, done = ends("config")
-    assert (code, EIR in done.out) == (0, True)
-    monkeypatch.setattr(access, "SYSTEM_CONFIG", tmp_path)
-    code, done = ends("config")
-    assert (code, done.err.partition(":")[0]) == (2, "config/eir.yaml")
+    done = config()
+    assert (done.returncode, EIR in done.stdout) == (0, True)
+    constants({"eir.cli.access.SYSTEM_CONFIG": str(tmp_path)})
+    done = config()
+    assert (done.returncode, done.stderr.partition(":")[0]) == (2, "config/eir.yaml")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives the state folder to somebody else")

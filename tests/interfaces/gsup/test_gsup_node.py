@@ -389,7 +389,7 @@ async def test_a_drain_and_hostile_clients(site, hlr, to):
         )
     )
     deaf = await to(node)
-    deaf.reader._transport.pause_reading()
+    deaf.writer.transport.pause_reading()
     for _ in range(40):
         deaf.send(*[check(UNLISTED)] * 1000)
         assert not await asked(msc, LISTED)

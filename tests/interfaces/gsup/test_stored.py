@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 from osmo_wire import ACK, IMSI, NACK, gsup, tbcd
 
-from eir.interfaces.gsup import stored
-from eir.interfaces.gsup.stored import STORE_S, StoredChecks
+from eir.interfaces.gsup.stored import LATE_MAX, STORE_S, StoredChecks
 
 OURS, OTHER = tbcd(IMSI), tbcd("001010000000002")
 
@@ -79,13 +78,12 @@ def test_all_waiting_checks_are_answered_but_the_late_ones(case):
     assert case.answers == [(OURS, True, False)] * 2 + [(OTHER, True, False)]
 
 
-def test_an_hlr_that_owes_too_many_answers_at_once_is_dropped(case, monkeypatch):
-    monkeypatch.setattr(stored, "LATE_MAX", 2)
-    for _ in range(5):  # each late answer arrives
+def test_an_hlr_that_owes_too_many_answers_at_once_is_dropped(case):
+    for _ in range(LATE_MAX + 1):  # each late answer arrives
         case.checks.add(OURS)
         case.timers[-1].ring()
         assert case.checks.handle([ACK]) == []
-    for count in (0, 0, 1):
+    for count in (*(0,) * LATE_MAX, 1):
         case.checks.add(OURS)
         case.timers[-1].ring()
         assert case.dropped == count

@@ -10,9 +10,8 @@ from followed import QUICK, Node
 from made import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
-from eir.lists.follow import copy
 from eir.lists.follow import follower as follow
-from eir.lists.follow.copy import Relation, relation
+from eir.lists.follow.copy import LARGE_ENTRIES, Relation, relation
 from eir.lists.pages.pages import PAGE_KEYS, content_digest
 from eir.lists.record.store import ListState
 from eir.lists.stores.sqlite import SqliteStore
@@ -159,9 +158,9 @@ async def test_a_load_is_followed_as_soon_as_the_store_reports_it(store):
         assert node.keys() == [1, 2, 5 * PAGE_KEYS]
 
 
-async def test_a_large_list_is_made_aside_but_at_the_start(store, monkeypatch):
-    monkeypatch.setattr(copy, "LARGE_ENTRIES", 3)
-    await store.replace("a", state(A), A, seen=0)
+async def test_a_large_list_is_made_aside_but_at_the_start(store):
+    large = pages_of(range(LARGE_ENTRIES))
+    await store.replace("a", state(large), large, seen=0)
     async with Node(store, {"a": "devices"}) as node:
         assert node.aside == []  # nobody is answered yet
         await store.replace("a", state(B, serial=2), B, seen=1)

@@ -15,7 +15,6 @@ from releases import NAME, NOW, make_key, public, sign, text
 
 from eir.errors import ReleaseRefused
 from eir.lists.releases import openssh
-from eir.lists.releases import release as releases
 from eir.lists.releases.openssh import claims_one_of, distinct_signers, keys_of
 from eir.lists.releases.release import (
     SERIAL_MAX,
@@ -195,10 +194,11 @@ def test_a_signer_nobody_trusts_and_one_trusted_for_another_list(agency):
     assert (refused.reason, refused.list_name, refused.serial) == ("untrusted_signer", NAME, 1)
 
 
-def test_nothing_is_parsed_before_a_signature_holds(agency, monkeypatch):
-    monkeypatch.setattr(releases, "parse_manifest", lambda _content: pytest.fail("parsed"))
-    manifest = agency.release(IMEIS, key=make_key(agency.folder, "stranger"))
-    assert refusal(agency, manifest).reason == "untrusted_signer"
+def test_nothing_is_parsed_before_a_signature_holds(agency):
+    """A fault of the manifest is found only if a trusted key signed it."""
+    stranger = make_key(agency.folder, "stranger")
+    for key, reason in ((stranger, "untrusted_signer"), (None, "manifest")):
+        assert refusal(agency, agency.release(IMEIS, key=key, kind="nonsense")).reason == reason
 
 
 @pytest.mark.parametrize("window", ['valid-before="20260101Z"', 'valid-after="20270101Z"'])

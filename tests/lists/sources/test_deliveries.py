@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from drop import PATIENCE_S
+from made import Altered
 from releases import sign
 
 from eir.errors import EirError, ReleaseRefused, StoreError
@@ -130,7 +131,7 @@ async def test_a_fault_of_the_program_is_a_refusal_of_that_delivery(site, monkey
     assert (await site.serial(), await site.serial("other")) == (2, 1)
 
 
-async def test_a_store_that_fails_for_one_list_leaves_the_others_their_turn(site, monkeypatch):
+async def test_a_store_that_fails_for_one_list_leaves_the_others_their_turn(site):
     site.deliver(site.publish(1) + site.publish(2) + site.publish(1, name="other") + site.publish(7, key=2))
     real = site.store.state
 
@@ -139,11 +140,11 @@ async def test_a_store_that_fails_for_one_list_leaves_the_others_their_turn(site
             raise StoreError("corrupt", "its state cannot be read")
         return await real(name)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(site.store, "state", damaged)
-        site.ahead_s = 10 * PATIENCE_S
-        assert await site.turn() == GOOD | {"stolen-1.manifest.json": (WAITING, "corrupt")}
-        assert site.again_s == 30
+    store, site.store = site.store, Altered(site.store, state=damaged)
+    site.ahead_s = 10 * PATIENCE_S
+    assert await site.turn() == GOOD | {"stolen-1.manifest.json": (WAITING, "corrupt")}
+    assert site.again_s == 30
+    site.store = store
     assert len(site.lying()) == 9
     site.ahead_s = 2.0
     assert [outcome for outcome, _ in (await site.turn()).values()] == [ACCEPTED, ACCEPTED, REFUSED]

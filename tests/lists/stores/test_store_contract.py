@@ -23,6 +23,7 @@ from eir.lists.pages.pages import PAGE_KEYS, amended_digest, content_digest
 from eir.lists.record import history
 from eir.lists.record.dates import read_dates, write_dates
 from eir.lists.record.entries import entries_of
+from eir.lists.record.history import FOLDS_MAX
 from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, ListChange, OutcomeCount, Record
@@ -581,10 +582,14 @@ def batches_of_three(monkeypatch):
         monkeypatch.setattr(f"eir.lists.stores.{module}.history.BATCH", 3)
 
 
-async def test_refusals_are_folded_and_push_out_nothing(store, monkeypatch):
-    monkeypatch.setattr(history, "FOLDS_MAX", 20)
-    for module in ("sqlite", "redis"):
-        monkeypatch.setattr(f"eir.lists.stores.{module}.history.FOLDS_MAX", 20)
+async def test_refusals_are_folded_and_push_out_nothing(store):
+    """But the oldest tenth of the folds."""
+    folds, ledger = [], Ledger()
+    for number in range(FOLDS_MAX - 20):
+        old = event(None, "refused", what="refuse", detail=f"old{number}: …", time="2026-11-23T00:00:00Z")
+        fold, ledger = history.fold_refusal(ledger, old, None)
+        folds.append(fold)
+    await store.rewrite_history(batches_of(), folds, after=0, seen=await store.ledger(), exact=True)
     await store.record(event(detail="before"))
     for number in range(100):
         await store.record(
@@ -602,8 +607,11 @@ async def test_refusals_are_folded_and_push_out_nothing(store, monkeypatch):
     await store.record(event("grey", "refused", what="refuse", detail="bad_signature: …"))
     found = await store.history()
     assert [each.detail for each in found if each.outcome == "accepted"] == ["before", "between"]
-    assert len(found) <= 2 + 20
-    assert (found[0].detail, found[-1].detail) == ("before", "bad_signature: …")
+    assert len(found) <= 2 + FOLDS_MAX
+    kept = [each.detail for each in found if each.detail.startswith("old")]
+    assert kept == [f"old{number}: …" for number in range(FOLDS_MAX - 20 - len(kept), FOLDS_MAX - 20)]
+    assert 20 < len(kept) < FOLDS_MAX - 20
+    assert found[-1].detail == "bad_signature: …"
     assert found[-2].detail == "reason59: …"
     assert await faults_of(store) == []
     assert sum(each.count for each in await store.outcomes() if each.outcome == "refused") == 161

@@ -11,6 +11,7 @@ from eir.errors import GenerationConflict, NothingToRollBack
 from eir.lists.record.store import ListChange
 from eir.lists.stores import write
 from eir.lists.stores.write import (
+    CHANGE_PAGES_MAX,
     Kept,
     Stored,
     WriteRequest,
@@ -137,11 +138,12 @@ def test_a_write_is_on_the_generation_that_was_seen(stored, generation):
             check_generation("a", stored, other)
 
 
-def test_a_change_of_many_pages_is_logged_as_one_of_all(monkeypatch):
-    monkeypatch.setattr(write, "CHANGE_PAGES_MAX", 1)
-    found = plan_write(PLAIN, DELTA, "own")
-    assert found.change == ALL
-    assert found.pages == TOUCHED
+def test_a_change_of_many_pages_is_logged_as_one_of_all():
+    many = [TOUCHED[0]._replace(number=number) for number in range(CHANGE_PAGES_MAX + 1)]
+    for pages, change in ((many, ALL), (many[1:], ListChange(4, 5, tuple(range(1, CHANGE_PAGES_MAX + 1))))):
+        found = plan_write(PLAIN, replace(DELTA, pages=pages), "own")
+        assert found.change == change
+        assert found.pages == pages
 
 
 @pytest.mark.parametrize(

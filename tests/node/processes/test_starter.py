@@ -1,8 +1,8 @@
 """Processes: how they are started, end, start again, and are ended. Real ones, nothing of the register in them."""
 
 import asyncio
-import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +14,6 @@ import pytest
 from node import children, is_gone, until_async
 
 from eir.errors import ConfigError, EirError, Problem, SetupFault
-from eir.node.processes import starter
 from eir.node.processes.channel import Channel, ChannelError, pair
 from eir.node.processes.child import Child, Children
 from eir.node.processes.starter import Starter
@@ -206,18 +205,19 @@ async def test_while_no_other_runs_one_is_started_again_soon(kept):
     await until_async(lambda: len(kept.started) > 2)
 
 
-async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept, monkeypatch):
-    faults = [OSError(errno.ENOMEM, "no memory"), OSError(errno.EMFILE, "no descriptor")]
-
-    def scarce():
-        if faults:
-            raise faults.pop()
-        return pair()
-
-    monkeypatch.setattr(starter, "pair", scarce)
-    kept.keep("worker-0", waits, serves=True)
+async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept):
+    """It has no descriptor left for a while."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        kept.keep("worker-0", waits, serves=True)
+        await until_async(lambda: len(kept.told) > 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     await until_async(lambda: kept.started)
-    assert [event for event, _ in kept.told] == ["start_failed", "process_ended"] * 2
+    assert [event for event, _ in kept.told][:2] == ["start_failed", "process_ended"]
 
 
 async def test_the_end_starts_none_again(kept):
