@@ -42,14 +42,7 @@ class SqliteCase:
 
     def doomed(self, at):
         store, die = self.open(), Die(at)
-        connect = store._file._connection
-
-        def watched():
-            db = connect()
-            db.set_trace_callback(die)
-            return db
-
-        store._file._connection = watched
+        store.file.submit(lambda db: db.set_trace_callback(die)).result()
         return store
 
 

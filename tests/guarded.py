@@ -21,7 +21,7 @@ from made import state
 
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.lists.images.chunks import PageRows
-from eir.lists.images.image import BODY_AT, Image, ImageError, _arrays
+from eir.lists.images.image import BODY_AT, Image, ImageError, open_arrays
 from eir.lists.images.imaging import build_image
 from eir.lists.images.index import Index
 from eir.lists.record.settings import DEVICES
@@ -49,7 +49,7 @@ def guarded(octets):
 def read(octets):
     """Look the keys up in an image of these octets, by the compiled lane and by the general path. Raises ImageError."""
     view = guarded(octets)
-    image = Image(SimpleNamespace(buffer=view), _arrays(view), os.open(os.devnull, os.O_RDONLY))
+    image = Image(SimpleNamespace(buffer=view), open_arrays(view), os.open(os.devnull, os.O_RDONLY))
     lists = Index({"list": DEVICES}, lambda: NOW)
     lists.switch("list", state(), image)
     with_lane, _ = sides(lists, POLICY)

@@ -97,7 +97,7 @@ class Side:
         self.by_lane = 0
         self.lanes = ExpressLanes(self.checker, service.replies)
         application = s13_application(service, self.lane if lane else None)
-        context = NodeContext(
+        self.context = NodeContext(
             identity=IDENTITY,
             limits=limits,
             application=application,
@@ -106,7 +106,7 @@ class Side:
             jitter=lambda: 0.0,
             overload=overload,
         )
-        self.peer = Peer(context, lambda _: mme, addresses=("127.0.0.1",), now=0.0, first_id=1)
+        self.peer = Peer(self.context, lambda _: mme, addresses=("127.0.0.1",), now=0.0, first_id=1)
         self.peer.receive(CER, 0.0)
         assert isinstance(self.peer.events.pop(), Arrived)
         self.peer.limit([Limit(f"rate_{rate}", Bucket(rate, 0.0)) for rate in rates])

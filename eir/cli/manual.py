@@ -102,7 +102,7 @@ def _options(command: Any) -> list[Any]:
     return [parameter for parameter in command.params if parameter.param_type_name == "option"]
 
 
-def _is_runnable(command: Any) -> bool:
+def is_runnable(command: Any) -> bool:
     """Return True if the command runs by itself, and does not only group subcommands."""
     return not hasattr(command, "commands") or bool(command.invoke_without_command)
 
@@ -119,7 +119,7 @@ def man_page(root: Any) -> str:
         ".B eir", "COMMAND [OPTIONS] [ARGUMENTS]", ".SH COMMANDS",
     ]  # fmt: skip
     for names, command in commands_of(root):
-        if names and _is_runnable(command):
+        if names and is_runnable(command):
             lines += _command_section(names, command)
     for title, entries in (("FILES", _FILES), ("EXIT STATUS", _STATUSES)):
         lines.append(f".SH {title}")

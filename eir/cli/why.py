@@ -52,7 +52,7 @@ EVENT_FIELDS = {
 """Members of a list's document that come from the event which put the list in force → fields of the event."""
 
 
-class _AnswerHistory(NamedTuple):
+class AnswerHistory(NamedTuple):
     """Past states of the lists, and later reloads, that explain an answer."""
 
     lists: Mapping[str, tuple[str, Past, Sequence[Event]]]
@@ -90,7 +90,7 @@ def why(
     names = subscriber_names(checked.state, imsi) if imsi else []
     rows = [{name: row[name] for name in ANSWER} for row in find_answers(checked.state, key, names, asked)]
     then = min(datetime.fromisoformat(rows[0]["last"]), asked) if rows else asked
-    work = partial(_answer_history, checked, question=question, key=key, then=then)
+    work = partial(answer_history, checked, question=question, key=key, then=then)
     found = with_store(checked, work, fresh=False, reads=True)
     decided = {row["list"] for row in rows}
     lists = [_list_document(name, *past, imsi=imsi, decided=name in decided) for name, past in found.lists.items()]
@@ -99,13 +99,14 @@ def why(
         "imei": imei, "imsi": imsi or None, "at": utc_text(asked), "answers": rows, "lists": lists,
         "reloads": reloads, "now": found.now.as_json(),
     }  # fmt: skip
-    show_one(document, _sheet(imei, asked, rows, lists, found), as_json=as_json)
+    show_one(document, format_sheet(imei, asked, rows, lists, found), as_json=as_json)
     if not rows:
         sim = f" with {imsi}" if imsi else ""
         raise fail(f"no check of {imei}{sim} is on record up to {utc_text(asked)}{not_kept(checked)}")
 
 
-async def _answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> _AnswerHistory:
+async def answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> AnswerHistory:
+    """Return the lists at the time `then` of an answer, the later reloads, and the explanation of an answer now."""
     lists = {}
     subscriber = imsi_key(question.imsi) if question.imsi else None
     for name, settings in config.lists.items():
@@ -118,7 +119,7 @@ async def _answer_history(config: Config, store: ListStore, question: Any, key: 
         if event.what == RELOAD and not POLICY.isdisjoint(sections):
             reloads.append(event)
     now = await explain(question, config.policy, config.lists_and_record, store, now=datetime.now(UTC))
-    return _AnswerHistory(lists, reloads, now)
+    return AnswerHistory(lists, reloads, now)
 
 
 def _list_document(
@@ -162,12 +163,12 @@ def _event_document(event: Event) -> dict[str, Any]:
     return document
 
 
-def _sheet(
+def format_sheet(
     imei: str,
     asked: datetime,
     rows: Sequence[Mapping[str, Any]],
     lists: Sequence[Mapping[str, Any]],
-    found: _AnswerHistory,
+    found: AnswerHistory,
 ) -> str:
     """Render a past answer as plain text that can be read to a customer."""
     lines = [f"{imei}, as it was at {utc_text(asked)}", ""]

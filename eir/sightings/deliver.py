@@ -62,25 +62,26 @@ class EventSender:
     ) -> None:  # fmt: skip
         self._waiting_max, self._again_s = waiting_max, again_s
         self._to, self._send, self._counted, self._report = to, send, counted, report
-        self._waiting: list[Event] = []
+        self.waiting: list[Event] = []
+        """Queued events, the oldest first."""
         self._under_way = 0
         """Number of events at the head of the queue that are being delivered."""
         self._not_empty = asyncio.Event()
 
     def add(self, events: Sequence[Event]) -> None:
         """Add events to the queue. If the queue is then too long, its oldest events are dropped and counted."""
-        self._waiting += events
-        too_many = len(self._waiting) - self._waiting_max
+        self.waiting += events
+        too_many = len(self.waiting) - self._waiting_max
         if too_many > 0:
-            del self._waiting[:too_many]
+            del self.waiting[:too_many]
             self._under_way = max(0, self._under_way - too_many)
             self._counted("queue", too_many)
-        if self._waiting:
+        if self.waiting:
             self._not_empty.set()
 
     def forget(self, subscribers: Collection[str]) -> None:
         """Remove the IMSI or number of these subscribers from queued events."""
-        for event in self._waiting:
+        for event in self.waiting:
             if event.get("previous") in subscribers:
                 event["previous"] = None
             own = {name: event[name] for name in ("subscriber", "msisdn") if name in event}
@@ -90,19 +91,19 @@ class EventSender:
     @property
     def room(self) -> int:
         """Number of further events that fit into the first half of the queue; the other half stays free for checks."""
-        return self._waiting_max // 2 - len(self._waiting)
+        return self._waiting_max // 2 - len(self.waiting)
 
     @property
     def is_idle(self) -> bool:
         """True if the queue is empty."""
-        return not self._waiting
+        return not self.waiting
 
     async def run(self) -> None:
         """Deliver queued events in batches, with retries, until the task is cancelled."""
         pause_s, again_max_s = self._again_s
         while True:
             await self._not_empty.wait()
-            batch = self._waiting[:BATCH_MAX]
+            batch = self.waiting[:BATCH_MAX]
             self._under_way = len(batch)
             try:
                 await self._send(batch)
@@ -115,7 +116,7 @@ class EventSender:
                     "events_undelivered",
                     reason=self._to,
                     level="warning",
-                    waiting=len(self._waiting),
+                    waiting=len(self.waiting),
                     again_in_s=pause_s,
                     detail=str(e) if isinstance(e, Undelivered) else place_of(e),
                 )
@@ -124,9 +125,9 @@ class EventSender:
                 continue
             # If the oldest events were dropped meanwhile, they are already counted as lost.
             self._counted(outcome, self._under_way)
-            del self._waiting[: self._under_way]
+            del self.waiting[: self._under_way]
             pause_s = self._again_s[0]
-            if not self._waiting:
+            if not self.waiting:
                 self._not_empty.clear()
 
 

@@ -12,12 +12,11 @@ from commands import commands
 from node import PATIENCE_S
 from typer.main import get_command
 
-from eir.cli import access
 from eir.cli.app import EXAMPLES, command_line, main
-from eir.cli.manual import SHELLS, _is_runnable, bash, commands_of, fish, man_page
+from eir.cli.manual import SHELLS, bash, commands_of, fish, is_runnable, man_page
 
 ROOT = get_command(command_line())
-LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and _is_runnable(command)]
+LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and is_runnable(command)]
 
 
 def test_every_command_and_option_is_in_the_manual_page():
@@ -129,17 +128,15 @@ def test_help_has_units_and_no_types(names, capsys):
         (("system",), ["-c", "config/eir.yaml"], None, "config/eir.yaml"),
     ],
 )
-def test_which_configuration_is_read(there, arguments, variable, read, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(access, "SYSTEM_CONFIG", tmp_path / "system")
+def test_which_configuration_is_read(there, arguments, variable, read, tmp_path, monkeypatch, constants):
+    constants({"eir.cli.access.SYSTEM_CONFIG": str(tmp_path / "system")})
     (tmp_path / "config").mkdir()
     for name in there:
         (tmp_path / ("config/eir.yaml" if name == "config" else name)).write_text("nonsense: 1\n")
     monkeypatch.setenv("EIR_CONFIG", variable) if variable else monkeypatch.delenv("EIR_CONFIG", raising=False)
-    with pytest.raises(SystemExit) as ended:
-        main(arguments=["config", *arguments])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[0].split(":")[0].endswith(read)
+    done = commands().run(["config", *arguments], env=dict(os.environ), cwd=tmp_path, timeout=PATIENCE_S)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].split(":")[0].endswith(read)
 
 
 NAMED = {

@@ -12,7 +12,7 @@ from wire import HOST, REALM
 
 from eir.checks.explain import question_of
 from eir.checks.settings import PolicySettings
-from eir.cli.why import ANSWER, _answer_history, _sheet
+from eir.cli.why import ANSWER, answer_history, format_sheet
 from eir.device import device_key
 from eir.interfaces.s13 import INTERFACE
 from eir.lists.stores.sqlite import SqliteStore
@@ -80,7 +80,7 @@ async def explained(tmp_path):
     await store.record(event(None, what="adopt", time="2026-11-24T17:00:00Z", detail="changed: policy"))
     config = SimpleNamespace(lists={}, lists_and_record={}, policy=PolicySettings())
     question = question_of(LISTED, imsi="", software_version="", origin_host="", origin_realm="")
-    yield await _answer_history(config, store, question, device_key(LISTED), NOON)
+    yield await answer_history(config, store, question, device_key(LISTED), NOON)
     await store.close()
 
 
@@ -99,7 +99,7 @@ def test_reloads_since_then_are_those_that_changed_policy_or_peers(explained):
 )  # fmt: skip
 def test_the_sheet_names_the_rule(explained, rule, list_name, line):
     row = dict.fromkeys(ANSWER, "") | {"first": NOON.isoformat(), "last": NOON.isoformat(), "checks": 1}
-    sheet = _sheet(LISTED, NOON, [row | {"rule": rule, "list": list_name}], [], explained)
+    sheet = format_sheet(LISTED, NOON, [row | {"rule": rule, "list": list_name}], [], explained)
     assert line in sheet.splitlines()
     assert "2026-11-24 15:00:00Z tester@host applied a changed configuration (record 4): changed: http, peers" in sheet
 

@@ -50,8 +50,8 @@ def taken(side, data, position=0, **given):
     """The result of the C for these bytes."""
     express = lane.ExpressLane(side.lanes, lanes.terms(side))
     side.lanes.renew()
-    given = {"terms": express._terms, "telling": side.lanes.everything} | given
-    return side.lanes.lane.take(given["terms"], data, position, 99, express._decide, given["telling"])
+    given = {"terms": express.terms, "telling": side.lanes.everything} | given
+    return side.lanes.lane.take(given["terms"], data, position, 99, express.decide, given["telling"])
 
 
 def cuts(rng, index):
@@ -70,7 +70,7 @@ def cuts(rng, index):
 def terms(rng, index):
     """Terms of a peer with other bytes: refused, or obeyed."""
     side = lanes.Side(lane=True, policy=PolicySettings(rules=RULES), index=index)
-    good = lane.ExpressLane(side.lanes, lanes.terms(side))._terms
+    good = lane.ExpressLane(side.lanes, lanes.terms(side)).terms
     octets = bytearray(good)
     for _ in range(rng.randrange(1, 4)):
         octets[rng.randrange(len(octets))] = rng.choice([0, 1, 4, 0x7F, 0xFF, rng.randrange(256)])
@@ -112,7 +112,7 @@ def programs(rng, index):
         )
         express = lane.ExpressLane(side.lanes, lanes.terms(side))
         made.take(
-            express._terms,
+            express.terms,
             b"".join(lanes.an_ecr(rng) for _ in range(9)),
             0,
             9,

@@ -79,7 +79,7 @@ async def test_who_is_forgotten_by_imsi_or_number_is_in_no_queued_event(name):
         )
     )
     sender.forget([name])
-    assert [(event["subscriber"], event["msisdn"]) for event in sender._waiting] == [
+    assert [(event["subscriber"], event["msisdn"]) for event in sender.waiting] == [
         (None, None),
         (None, None),
         (OTHER_IMSI, None),

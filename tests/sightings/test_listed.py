@@ -11,17 +11,16 @@ import numpy as np
 import polars as pl
 import pytest
 import redis
-from made import pages_of
+from made import page, pages_of
 from node import LISTED, TRACKED, UNLISTED, Site, children, until_async
 from servers import Server, programs
 from test_events import desk, told
 from test_sightings import IMSI, asked
 
 from eir.device import device_key
-from eir.lists.images import newly_listed as differences
 from eir.lists.images.imaging import image_of
-from eir.lists.images.newly_listed import newly_listed, without_listed
-from eir.lists.pages.pages import Page, TacEntry
+from eir.lists.images.newly_listed import KEYS_AT_ONCE, newly_listed, without_listed
+from eir.lists.pages.pages import PAGE_KEYS, Page, TacEntry
 from eir.node.processes import priority
 from eir.node.processes.listed_search import _event
 from eir.sightings.batches import FRAME
@@ -40,8 +39,13 @@ def keys(*imeis):
     return sorted(map(device_key, imeis))
 
 
-def test_newly_listed_devices_are_the_difference_of_two_images(monkeypatch):
-    monkeypatch.setattr(differences, "KEYS_AT_ONCE", 2)
+def test_more_newly_listed_devices_than_a_batch_has_come_once():
+    pages = [page(number, range(0, PAGE_KEYS, 100)) for number in range(130)]
+    found = np.concatenate([each.keys for each in newly_listed(None, image_of(pages))])
+    assert len(found) == len(np.unique(found)) == 130 * PAGE_KEYS // 100 > KEYS_AT_ONCE
+
+
+def test_newly_listed_devices_are_the_difference_of_two_images():
     whole = [Page(TAC, b"", TacEntry(0, 0).extra)]
     before, now = (
         image_of(pages_of(keys(LISTED, OTHER))),
@@ -103,7 +107,7 @@ def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber(
     assert (events.has_listed, events.dropped) == (False, 0)
 
 
-@pytest.mark.skipif(not priority._can_restore(), reason="without privilege the priority is not lowered")
+@pytest.mark.skipif(not priority.can_restore(), reason="without privilege the priority is not lowered")
 async def test_the_recorder_has_idle_priority_while_events_of_listed_devices_wait(site, connect):
     """The second event waits 10 s for room under the rate. Meanwhile no thread of the process may delay a check."""
     (site.folder / "webhook.key").write_text("secret\n")

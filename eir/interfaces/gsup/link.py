@@ -37,7 +37,8 @@ class GsupConnection(PeerConnection["GsupServer"]):
 
     def __init__(self, owner: "GsupServer", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner, loop)
-        self._frames = Frames(owner.limits.max_message_bytes)
+        self.frames = Frames(owner.limits.max_message_bytes)
+        """Received bytes that were not handled yet."""
         self._read_at = 0.0
         self._partial_at: float | None = None
         """Time since when the buffer holds an incomplete frame."""
@@ -70,7 +71,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         """Buffer received bytes, and handle them now or in a later loop iteration."""
         self._read_at = time.perf_counter()
         self._heard_at, self._pinged_at, self._doubted = self.loop.time(), None, False
-        self._frames.feed(data)
+        self.frames.feed(data)
         self.request_turn()
 
     def work(self, enough: Callable[[], bool]) -> bool:
@@ -81,7 +82,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         on: list[bytes] = []
         before, frames, more = self.answers, 0, False
         try:
-            for frame in self._frames.whole():
+            for frame in self.frames.whole():
                 self._handle(frame, out, on)
                 frames += 1
                 if self.over or (frames % STRIDE == 0 and enough()):
@@ -95,7 +96,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
             self._pass_on(on)
         if answered := self.answers - before:
             self.owner.answered(self, answered, time.perf_counter() - self._read_at)
-        if not self._frames.unread:
+        if not self.frames.unread:
             self._partial_at = None
         elif frames or self._partial_at is None:
             self._partial_at = self._heard_at
@@ -103,7 +104,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
 
     def wants_bytes(self) -> bool:
         """Return true if the node can handle or buffer more bytes from the client."""
-        return not (self._frames.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self)) and (
+        return not (self.frames.unread > AHEAD_BYTES and self.owner.turns.is_waiting(self)) and (
             self._hlr is None or not self._hlr.full
         )
 

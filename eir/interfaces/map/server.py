@@ -66,7 +66,8 @@ class MapServer(Server[SigtranConnection]):
         """Apply new settings, and end connections that the new settings do not permit."""
         shared = context.shared
         self._ss7, self._overload, self._sctp = ss7, shared.overload_answer, shared.sctp
-        self._point_code = ss7.number
+        self.point_code = ss7.number
+        """The EIR's own point code; None without SS7."""
         self._service.configure(answers_by_peer(shared.peers), shared.policy.bad_identity, ss7.imsi_tags)
         self._askers.clear()
         self.use(shared.peers, shared.limits)
@@ -85,7 +86,7 @@ class MapServer(Server[SigtranConnection]):
         with a global title or point code come first, entries with a host or realm last. Without the section `ss7` the result is
         None for every association: the listener stays open until a restart, but serves no request.
         """
-        if self._point_code is None:
+        if self.point_code is None:
             return None
         gateway = link.gateway
         if gateway is not None:
@@ -193,7 +194,7 @@ class MapServer(Server[SigtranConnection]):
 
         Without the section `ss7`, every connection is rejected.
         """
-        return super().refusal(link, DRAINING if self._point_code is None else fault)
+        return super().refusal(link, DRAINING if self.point_code is None else fault)
 
     def accept(self, link: SigtranConnection) -> Association | None:
         """Create the M3UA association of a new connection; return None if the connection is rejected."""
@@ -243,7 +244,7 @@ class MapServer(Server[SigtranConnection]):
         Raises:
             SccpFault: if a unitdata cannot be parsed, or the answer exceeds its size.
         """
-        if transfer.indicator != m3ua.SCCP or transfer.dpc != self._point_code:
+        if transfer.indicator != m3ua.SCCP or transfer.dpc != self.point_code:
             self.errors["not_sccp" if transfer.indicator != m3ua.SCCP else "not_our_point_code"] += 1
             return None
         variant = self._ss7.variant

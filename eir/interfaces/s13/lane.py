@@ -91,7 +91,8 @@ class ExpressLane:
         self._lanes, self._label = lanes, terms.label
         labels = [result_label(reply.result_code, reply.experimental) for reply in replies]
         self._results = dict(zip(STATUSES, labels, strict=False))
-        self._terms = _packed(terms, replies)
+        self.terms = _packed(terms, replies)
+        """Settings of the connection as the bytes that the C code reads."""
 
     def take(
         self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
@@ -108,7 +109,7 @@ class ExpressLane:
         telling = b""
         if sightings is not None and (PROTOCOL, self._label) not in checker.probes:
             telling = lanes.events if self._label in sightings.full else lanes.everything
-        result_parts = lane.take(self._terms, data, position, messages_max, self._decide, telling)
+        result_parts = lane.take(self.terms, data, position, messages_max, self.decide, telling)
         position, answers, answered, counted, *recorded = result_parts
         if not answered:
             return position, {}
@@ -138,11 +139,11 @@ class ExpressLane:
         """Answer messages with the overload answer, as eir.wire.diameter.application.Lane.shed specifies."""
         if (lane := self._lanes.renew().lane) is None:
             return position, 0
-        position, answers, answered, *_ = lane.take(self._terms, data, position, messages_max, None, b"")
+        position, answers, answered, *_ = lane.take(self.terms, data, position, messages_max, None, b"")
         out.append(answers)
         return position, answered
 
-    def _decide(self, key: int, *about: str) -> int:
+    def decide(self, key: int, *about: str) -> int:
         """Decide a check for the C code by the general policy, record the check, and return the number of the verdict.
 
         `about`: see _lane.Lane.take.

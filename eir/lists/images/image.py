@@ -318,10 +318,10 @@ def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
     if size < BODY_AT:
         raise ImageError(f"an image of {size} bytes is cut short")
     mapped = MappedFile(descriptor)
-    return mapped, _arrays(mapped.buffer)
+    return mapped, open_arrays(mapped.buffer)
 
 
-def _arrays(image: memoryview) -> dict[str, Numbers]:
+def open_arrays(image: memoryview) -> dict[str, Numbers]:
     """Return the arrays in a mapped memory file by name, and check that their sizes are consistent.
 
     Raises:

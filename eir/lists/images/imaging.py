@@ -58,7 +58,7 @@ def build_image(chunks: Sequence[Chunk]) -> Image:
         arrays["imsis"] = whole.imsis
         subscribers = _tables(_subscribers(whole))
         arrays |= {f"subscriber_{name}": values for name, values in subscribers.items()}
-    return Image.map(_write_arrays(arrays))
+    return Image.map(write_arrays(arrays))
 
 
 def _tables(of: Chunk) -> dict[str, Numbers]:
@@ -159,7 +159,7 @@ def _rows_of_pages(of: Chunk) -> Numbers:
     return np.diff(begins(of.counts)[keys])
 
 
-def _write_arrays(arrays: Mapping[str, Numbers]) -> int:
+def write_arrays(arrays: Mapping[str, Numbers]) -> int:
     """Write the arrays of an image to a sealed memory file, and return its descriptor."""
     size, table = BODY_AT, b""
     starts = dict[str, int]()

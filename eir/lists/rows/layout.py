@@ -169,7 +169,7 @@ _IDENTIFIES: Mapping[str, Callable[[str], int]] = {
     "device_type": device_type_key,
 }  # fmt: skip
 """Parser of each column that identifies an entry of a release."""
-_KEY_OF = {**_IDENTIFIES, "first_seen": day_key}
+KEY_OF = {**_IDENTIFIES, "first_seen": day_key}
 """Parser of each column that identifies an entry of a release or of the record of first sightings."""
 
 _DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
@@ -266,7 +266,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
     if layout.underscores:
         names = [column.replace(" ", "_") for column in names]
     at = _positions(layout, names, header, where)
-    present = at.keys() & _KEY_OF.keys()
+    present = at.keys() & KEY_OF.keys()
     # A file in a publisher's own format may have more identifying columns than the kind of list needs.
     more_allowed = layout.junk or layout.declared
     for subject in subjects:
@@ -495,7 +495,7 @@ def row_fault(line: bytes, plan: Plan) -> str:
     if is_incomplete or (layout.answers and not fields["imei"]):
         return _incomplete_fault(plan)
     try:
-        keys = [_KEY_OF[column](fields[column] or "") for column in plan.subject]
+        keys = [KEY_OF[column](fields[column] or "") for column in plan.subject]
         until_seconds(fields.get(UNTIL) or "", layout.dates)
     except IdentifierError as error:
         return str(error)

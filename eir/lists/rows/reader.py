@@ -242,7 +242,7 @@ def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally
             _wrong_check_digits(columns[name], has_plus) for name in plan.subject if name.startswith("imei")
         )
     _close_ranges(columns, plan)
-    parsed = [_KEYS_OF[name](columns[name], has_plus) for name in plan.subject]
+    parsed = [KEYS_OF[name](columns[name], has_plus) for name in plan.subject]
     keys = [numbers for numbers, _ in parsed]
     good = np.logical_and.reduce([is_valid for _, is_valid in parsed])
     until = None
@@ -504,11 +504,11 @@ def _parse_each(texts: pl.Series, parse: Callable[[str], int]) -> tuple[Seconds,
     return numbers.fill_null(0).to_numpy(), numbers.is_not_null().to_numpy()
 
 
-_KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
+KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
     "imei": _device_keys, "identifier": _any_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
     "device_type": _types, "first_seen": _days_seen,
 }  # fmt: skip
-"""Same table as `_KEY_OF` in eir.lists.rows.layout, for whole columns."""
+"""Same table as `KEY_OF` in eir.lists.rows.layout, for whole columns."""
 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:

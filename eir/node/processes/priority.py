@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,7 +67,7 @@ class IdlePriority:
         self.starved = asyncio.Event()
         """Set after the process was starved, so that its priority was restored."""
         with ThreadPoolExecutor(1) as thread:
-            self.permitted = thread.submit(_can_restore).result()
+            self.permitted = thread.submit(can_restore).result()
             """True if the process may restore its priority."""
 
     @contextmanager
@@ -87,14 +87,12 @@ class IdlePriority:
                 self._restore()
 
     def _check_later(self) -> None:
-        ran, waited = _ran_and_waited(_threads())
+        ran, waited = ran_and_waited()
         self._timer = asyncio.get_running_loop().call_later(POLL_S, self._check, ran, waited)
 
     def _check(self, ran: int, waited: int) -> None:
-        now_ran, now_waited = _ran_and_waited(_threads())
-        runnable = now_ran - ran + now_waited - waited
-        is_starved = now_ran - ran < SHARE * runnable
-        if is_starved or self._is_restored():
+        now_ran, now_waited = ran_and_waited()
+        if is_starved(now_ran - ran, now_waited - waited) or self._is_restored():
             self.starved.set()
             self._restore()
         else:
@@ -138,7 +136,7 @@ async def stay_idle(aside: IdlePriority, again_s: float = AGAIN_S) -> None:
         await asyncio.sleep(again_s)
 
 
-def _can_restore() -> bool:
+def can_restore() -> bool:
     """Test whether a thread may restore its priority after lowering it. The calling thread's priority changes."""
     try:
         (TASKS.parent / "schedstat").read_text()  # a kernel may have no schedstat
@@ -153,9 +151,19 @@ def _threads() -> list[int]:
     return [int(each.name) for each in TASKS.iterdir()]
 
 
-def _ran_and_waited(threads: Iterable[int]) -> tuple[int, int]:
-    """Return the time (ns) that these threads ran, and the time (ns) that they waited for a processor."""
-    times = list(map(_schedstat, threads))
+def is_starved(ran: int, waited: int) -> bool:
+    """Return true if a process got less than SHARE of the time in which it could run.
+
+    Args:
+        ran: time (ns) that the process ran.
+        waited: time (ns) that it waited for a processor.
+    """
+    return ran < SHARE * (ran + waited)
+
+
+def ran_and_waited() -> tuple[int, int]:
+    """Return the time (ns) that the threads of this process ran, and the time (ns) that they waited for a processor."""
+    times = list(map(_schedstat, _threads()))
     return sum(ran for ran, _ in times), sum(waited for _, waited in times)
 
 

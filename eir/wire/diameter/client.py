@@ -76,7 +76,8 @@ class Client:
         self.turns = Turns(self._loop)
         self._link: DiameterConnection | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self.waiting: dict[int, asyncio.Future[Answer]] = {}
+        """Unanswered requests by hop-by-hop identifier."""
         self.peer: Capabilities | None = None
         """Contents of the server's CEA; None before the connection is open."""
         self.closed_by = ""
@@ -104,13 +105,13 @@ class Client:
         head = encode_text(SESSION_ID, sending.session) + peer.traffic.names.origin
         hop_by_hop = peer.ask(command, head + avps, sending.end_to_end, T_FLAG if sending.again else 0)
         waiting: asyncio.Future[Answer] = self._loop.create_future()
-        self._waiting[hop_by_hop] = waiting
+        self.waiting[hop_by_hop] = waiting
         link.pump()
         try:
             async with asyncio.timeout(timeout_s):
                 return await waiting
         finally:
-            self._waiting.pop(hop_by_hop, None)
+            self.waiting.pop(hop_by_hop, None)
             peer.forget(hop_by_hop)
 
     async def close(self, timeout_s: float = 2.0) -> None:
@@ -143,7 +144,7 @@ class Client:
                 self.peer = capabilities
                 self._opened.set_result(None)
             case Answered(hop_by_hop, answer):
-                waiting = self._waiting.get(hop_by_hop)
+                waiting = self.waiting.get(hop_by_hop)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(answer)
             case Leaving():
@@ -183,7 +184,7 @@ class Client:
         if not self._opened.done():
             advice = f" ({UNOPENED[why]})" if why in UNOPENED else ""
             self._opened.set_exception(EirError(f"the connection was not accepted: {why}{advice}"))
-        for waiting in self._waiting.values():
+        for waiting in self.waiting.values():
             if not waiting.done():
                 waiting.set_exception(EirError(f"the connection was closed before the answer: {self.closed_by}"))
 

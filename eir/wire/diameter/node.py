@@ -65,7 +65,8 @@ NAMES_SETTING = "peers: as: {host, realm}"
 SETTLED = frozenset({"duplicate", "election_lost", "election", "yielded", "disabled"})
 """Reasons of ends that are no failures: another connection replaces the ended one, or an operator requested the end."""
 
-_jitter = partial(random.uniform, -JITTER_S, JITTER_S)
+watchdog_jitter = partial(random.uniform, -JITTER_S, JITTER_S)
+"""Return a random time in seconds that is added to the interval of a watchdog (RFC 3539 3.4.1)."""
 
 
 class Node(Server[DiameterConnection]):
@@ -75,7 +76,7 @@ class Node(Server[DiameterConnection]):
         self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
         counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
         dials: bool = True, tls: Tls | None = None, rates: RateLimits | None = None, sctp: SctpSettings | None = None,
-        stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = _jitter,
+        stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = watchdog_jitter,
         protocol: str = "diameter",
     ) -> None:  # fmt: skip
         """Create a node without listeners.

@@ -46,7 +46,8 @@ class Turns:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: OrderedDict[PeerConnection[Any], None] = OrderedDict()
+        self.waiting: OrderedDict[PeerConnection[Any], None] = OrderedDict()
+        """Connections with unhandled bytes, in the order of their turns."""
         self._until = 0.0
         """Time when this turn ends."""
         self._next: asyncio.Handle | None = None
@@ -56,24 +57,24 @@ class Turns:
 
         Afterwards the connection reads only if it can buffer more (`wants_bytes`).
         """
-        if link in self._waiting:
+        if link in self.waiting:
             link.set_reading()
             return
         now = time.perf_counter()
         if self._next is None:
             self._until = now + TURN_S
             self._next = self._loop.call_soon(self._turn)
-        if self._waiting or now >= self._until:
+        if self.waiting or now >= self._until:
             self._wait(link)
         else:
             self._run(link, self._until)
 
     def is_waiting(self, link: "PeerConnection[Any]") -> bool:
         """Return true if a connection waits until a later iteration of the event loop."""
-        return link in self._waiting
+        return link in self.waiting
 
     def _wait(self, link: "PeerConnection[Any]") -> None:
-        self._waiting[link] = None
+        self.waiting[link] = None
         link.set_reading()
 
     def _run(self, link: "PeerConnection[Any]", until: float) -> None:
@@ -87,11 +88,11 @@ class Turns:
         self._next = None
         now = time.perf_counter()
         self._until = now + TURN_S
-        while self._waiting and now < self._until:
-            link, _ = self._waiting.popitem(last=False)
+        while self.waiting and now < self._until:
+            link, _ = self.waiting.popitem(last=False)
             self._run(link, self._until)
             now = time.perf_counter()
-        if self._waiting:
+        if self.waiting:
             self._next = self._loop.call_soon(self._turn)
 
 

@@ -141,7 +141,7 @@ class SctpTransport(asyncio.Transport):
         self._closing = False
         self._ended = False
         self._retransmissions = 0
-        self._partial = _PartialMessage(carried)
+        self._partial = PartialMessage(carried)
         self._readiness = SocketReadiness(loop, connection, self._ready)
         protocol.connection_made(self)
         self.resume_reading()
@@ -338,7 +338,7 @@ class SctpTransport(asyncio.Transport):
             parts.clear()  # the restarted peer does not expect answers to its earlier requests
             self._unsent.clear()
             self._unsent_bytes = 0
-            self._partial = _PartialMessage(self._carried)
+            self._partial = PartialMessage(self._carried)
             self._spoken = False
             self._order(unordered=False)
             self._protocol.restarted()
@@ -371,7 +371,7 @@ class SctpTransport(asyncio.Transport):
             self._socket.close()
 
 
-class _PartialMessage:
+class PartialMessage:
     """Received message that is incomplete: the number of octets still expected, and the SCTP stream."""
 
     __slots__ = ("_carried", "_head", "_stream", "octets")

@@ -71,7 +71,7 @@ async def test_a_client_that_sends_faster_than_it_is_served_takes_a_limited_amou
         fast.send(CHECK * count)
         most = 0
         while not reading.done():
-            most = max([most, *(link._frames.unread for link in server.links.values())])
+            most = max([most, *(link.frames.unread for link in server.links.values())])
             await asyncio.sleep(0)
         assert await reading
         assert most <= AHEAD_BYTES + READ_BYTES

@@ -386,13 +386,13 @@ async def test_who_tests_whether_the_subsystem_is_there_hears_that_it_is(variant
 
     def said(octets, at=ours):
         payload = wire.udt(bytes.fromhex(octets[:4] + at + octets[4:]), called=management, calling=management)
-        answer = server.transferred(link, m3ua.Transfer(wire.MSC, server._point_code, 0, payload))
+        answer = server.transferred(link, m3ua.Transfer(wire.MSC, server.point_code, 0, payload))
         return answer and (answer.opc, answer.dpc, sccp.unitdata(answer.payload, variant))
 
     for subsystem in ("09", "01"):  # ours, and SCCP itself (5.2.3)
         opc, dpc, unit = said(f"03{subsystem}00")
         assert (opc, dpc, unit.called.octets, unit.calling.octets) == (
-            server._point_code,
+            server.point_code,
             wire.MSC,
             management,
             management,

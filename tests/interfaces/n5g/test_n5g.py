@@ -318,11 +318,11 @@ async def test_a_request_before_the_end_of_the_stream_is_answered_in_its_turn():
         writer.write(HELLO)
         await until_async(lambda: links and links[0].http.unread == 0)
         (link,) = links
-        owner.turns._waiting[link] = None  # as if others were before it
+        owner.turns.waiting[link] = None  # as if others were before it
         writer.write(get(1, "/"))
         writer.write_eof()
         await until_async(lambda: link._ended)
-        owner.turns._waiting.clear()
+        owner.turns.waiting.clear()
         owner.turns.request(link)
         async with asyncio.timeout(60):
             assert statuses(frames(await reader.read())[0]) == {1: 404}
@@ -343,7 +343,7 @@ async def test_of_a_connection_whose_turn_has_not_come_only_so_much_is_read():
         writer.write(HELLO)
         await until_async(lambda: links and links[0].http.unread == 0)
         (link,) = links
-        owner.turns._waiting[link] = None  # as if others were before it for ever
+        owner.turns.waiting[link] = None  # as if others were before it for ever
         writer.write(bytes(16 << 20))
         await until_async(lambda: not link.transport.is_reading())
         await asyncio.sleep(0.1)

@@ -584,8 +584,8 @@ def test_the_lane_turns_away_what_it_would_take():
     side = Side(lane=True, rates=[40.0])
     side.feed(ecr())
     general = []
-    context = side.peer._context
-    side.peer._context = replace(context, application=replace(context.application, answer=general.append))
+    application = replace(side.context.application, answer=general.append)
+    side.peer.configure(replace(side.context, application=application), None, 0.0)
     proxy = encode(284, encode_text(280, "dra.example") + encode(33, b"1"))
     out = side.feed(ecr(extra=proxy) * 100)
     assert general == []
@@ -593,7 +593,7 @@ def test_the_lane_turns_away_what_it_would_take():
     assert out.count(proxy) == 100
     # RFC 7944: 3 is more urgent than the default, and 15 less.
     urgent, patient = ecr(extra=encode_u32(301, 0)), ecr(extra=encode_u32(301, 15))
-    side.peer._context = context
+    side.peer.configure(side.context, None, 0.0)
     assert side.feed(urgent).count(encode_u32(268, 2001)) == 1
     assert side.feed(patient).count(encode_u32(268, 2001)) == 0
 

@@ -21,8 +21,8 @@ from eir.device import MEID_BASE, imsi_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.lists.images.chunks import PageRows, chunk_of
 from eir.lists.images.day_images import image_of_days
-from eir.lists.images.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, _arrays
-from eir.lists.images.imaging import _write_arrays, build_image, image_of, image_with
+from eir.lists.images.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, open_arrays
+from eir.lists.images.imaging import build_image, image_of, image_with, write_arrays
 from eir.lists.images.index import Index
 from eir.lists.pages.first_days import encode_days, seen_on
 from eir.lists.pages.pages import PAGE_KEYS
@@ -184,9 +184,9 @@ def arrays_of(name):
                 PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk(),
             ]
         )
-    found = _arrays(image.buffer)
+    found = open_arrays(image.buffer)
     assert len(found[name])
-    assert Image.map(_write_arrays(found)).numbers.tolist() == image.numbers.tolist()
+    assert Image.map(write_arrays(found)).numbers.tolist() == image.numbers.tolist()
     return found
 
 
@@ -244,14 +244,14 @@ class TestWhatPasses:
             case _:
                 arrays[name] = np.append(item[:-1], item[-1:] + item.dtype.type(1))
         with pytest.raises(ImageError, match=r"damaged|do not fit"):
-            Image.map(_write_arrays(arrays))
+            Image.map(write_arrays(arrays))
 
     @pytest.mark.parametrize("slots", [0, 3, 12])
     def test_a_hash_without_a_free_slot_or_of_a_size_that_is_no_power_of_two(self, slots):
         arrays = arrays_of("slots")
         arrays["slots"] = np.resize(arrays["slots"], slots * 4)
         with pytest.raises(ImageError, match="do not fit"):
-            Image.map(_write_arrays(arrays))
+            Image.map(write_arrays(arrays))
 
     def test_another_file(self):
         with pytest.raises(ImageError, match="no image"):

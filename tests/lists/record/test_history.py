@@ -410,15 +410,15 @@ async def damage_store(store, chain, records, ledger):
                 for record in records or ():
                     db.execute(f"UPDATE {table} SET text = ? WHERE number = ?", (record.text, record.number))
 
-        await store._file.call(write)
+        await store.file.call(write)
         return
     stream = redis_history.STREAMS[chain]
     if ledger is not None:
-        await store._link.execute("HSET", LEDGER, redis_history.FIELDS[chain][0], ledger)
+        await store.link.execute("HSET", LEDGER, redis_history.FIELDS[chain][0], ledger)
     if records is not None:
-        await store._link.execute("DEL", stream)
+        await store.link.execute("DEL", stream)
         for record in records:
-            await store._link.execute("XADD", stream, f"{record.number}-0", "record", record.text)
+            await store.link.execute("XADD", stream, f"{record.number}-0", "record", record.text)
 
 
 DAMAGED = {"newest record": (change_newest, "forged d"), "ledger": (damage_ledger, "d")}
@@ -640,8 +640,13 @@ async def test_an_event_whose_writer_died_is_shown_and_written_by_the_next(serve
             raise StoreError("refused", "away")
         await append(link, said, about)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("eir.lists.stores.redis.history.append", dead)
+    @contextlib.contextmanager
+    def writer_dies():
+        with monkeypatch.context() as patch:
+            patch.setattr("eir.lists.stores.redis.history.append", dead)
+            yield
+
+    with writer_dies():
         await store.replace("a", state(pages_of([1])), pages_of([1]), seen=0, event=event("a", detail="first"))
     assert await details(store) == ["first"]
     assert await records_of(store) == []
@@ -651,8 +656,7 @@ async def test_an_event_whose_writer_died_is_shown_and_written_by_the_next(serve
     assert await details(store) == ["first"]
     assert [json.loads(text)["detail"] for _, text in await records_of(node.copy)] == ["first"]
     await store.replace("a", state(pages_of([1]), serial=2), pages_of([1]), seen=1, event=event("a", detail="between"))
-    with monkeypatch.context() as patch:
-        patch.setattr("eir.lists.stores.redis.history.append", dead)
+    with writer_dies():
         await store.replace("a", state(pages_of([2])), pages_of([2]), seen=2, event=event("a", detail="second"))
         with pytest.raises(StoreError):  # nothing is written over what is not in the history yet
             await store.replace("a", state(pages_of([3])), pages_of([3]), seen=3, event=event("a", detail="third"))

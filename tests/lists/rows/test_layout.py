@@ -535,7 +535,7 @@ def test_guess(line, layout):
 def test_every_subject_can_be_read_and_explained():
     layouts_of_files = (*LAYOUTS.values(), import_days.LAYOUT)
     subjects = {subject for dialect in layouts_of_files for allowed in dialect.subjects.values() for subject in allowed}
-    assert {column for subject in subjects for column in subject} == set(reader._KEYS_OF) == set(layouts._KEY_OF)
+    assert {column for subject in subjects for column in subject} == set(reader.KEYS_OF) == set(layouts.KEY_OF)
 
 
 @given(st.lists(st.from_regex(r"[0-9]{14,16}", fullmatch=True)))

@@ -35,7 +35,7 @@ class Disk:
 
     def __init__(self, disk):
         self.store = SqliteStore(disk.folder / "lists.sqlite")
-        self.store._file._thread.submit(disk.enter).result()
+        self.store.file._thread.submit(disk.enter).result()
         self.disk, self.fill, self.free = disk, disk.fill, disk.free
 
     def traces(self):
@@ -47,7 +47,7 @@ class Disk:
         )
 
     async def sets(self):
-        return (await self.store._file.rows("SELECT count(*) FROM sets"))[0][0]
+        return (await self.store.file.rows("SELECT count(*) FROM sets"))[0][0]
 
 
 class Memory:

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import time
+from dataclasses import replace
 
 import groups
 import pytest
@@ -191,7 +192,7 @@ class TestFaults:
                 with pytest.raises(StoreError) as caught:
                     await store.states()
                 assert caught.value.cause == "noauth"
-                assert "wrong" not in f"{caught.value}{store._link.where}{parse_url(url)!r}"
+                assert "wrong" not in f"{caught.value}{store.link.where}{parse_url(url)!r}"
         async with opened(server.url.replace("//", "//:right@")) as store:
             assert await store.states() == {}
 
@@ -360,16 +361,15 @@ class TestSwitch:
         assert await store.state("a") == stored
         assert await pages_in(store) == A
 
-    async def test_a_flush_in_the_middle_of_a_load(self, server, store, monkeypatch):
-        await store.replace("a", state(A), A, seen=0)
-        commit = writing.commit
+    async def test_a_flush_in_the_middle_of_a_load(self, server, store):
+        stored = await store.replace("a", state(A), A, seen=0)
 
-        async def flushed(*args, **how):
+        async def flushed():
+            yield B
             server.command("FLUSHALL")
-            await commit(*args, **how)
 
-        monkeypatch.setattr(writing, "commit", flushed)
-        assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
+        newer = replace(state(B, serial=2), generation=2)
+        assert await cause_of(store.restore("a", newer, flushed(), seen=stored.generation)) == "staging_lost"
         assert not {key for key in keys_of(server) if b"{a}" in key}
 
     @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ class TestSwitch:
     async def test_an_exec_whose_answer_is_lost(self, server, store, monkeypatch, meanwhile, cause):
         await store.replace("a", state(A), A, seen=0)
         other, more = RedisStore(server.url), pages_of([7 * PAGE_KEYS])
-        client = await store._link._client("eir:{a}:state")
+        client = await store.link._client("eir:{a}:state")
         pipeline = client.pipeline
 
         def breaking(*args, **how):
@@ -814,7 +814,7 @@ async def test_sentinels_that_are_asked_at_the_same_time_all_stay_known(own, tmp
     watcher = own(folder=tmp_path, sentinel=config)
     async with opened(f"redis+sentinel://127.0.0.1:{away},127.0.0.1:{watcher.port}/lists") as store:
         await asyncio.gather(*(store.replace(name, state(A), A, seen=0) for name in "abcdef"))
-        known = [client.connection_pool.connection_kwargs["port"] for client in store._link._sentinel.sentinels]
+        known = [client.connection_pool.connection_kwargs["port"] for client in store.link._sentinel.sentinels]
         assert sorted(known) == sorted([away, watcher.port])
 
 
@@ -938,18 +938,13 @@ class TestReadingTheNames:
         assert await pages_in(store) == pages
         assert ["NOVALUES" in args for args in scans] == [True, False, False]
 
-    async def test_another_fault_is_one(self, store, monkeypatch):
+    async def test_another_fault_is_one(self, server, store):
         await store.replace("a", state(A), A, seen=0)
-        execute = redis.asyncio.Redis.execute_command
-
-        async def denied(client, command, *args, **options):
-            if command == "HSCAN":
-                raise fault.NoPermissionError("no permissions to run 'hscan'")
-            return await execute(client, command, *args, **options)
-
-        monkeypatch.setattr(redis.asyncio.Redis, "execute_command", denied)
-        assert await cause_of(pages_in(store)) == "noperm"
-        monkeypatch.undo()
+        server.command("ACL", "SETUSER", "default", "-hscan")
+        try:
+            assert await cause_of(pages_in(store)) == "noperm"
+        finally:
+            server.command("ACL", "SETUSER", "default", "+@all")
         assert await pages_in(store) == A
 
     async def test_in_many_steps(self, store):

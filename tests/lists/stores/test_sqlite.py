@@ -194,7 +194,7 @@ async def test_a_claim_made_by_a_clock_that_went_back_since_holds_nobody_up(stor
 async def test_a_claim_is_released_even_if_the_releasing_task_is_cancelled(store):
     assert await store.claim("copy", "one", 60)
     busy = threading.Event()
-    store._file.submit(lambda _: busy.wait(60))
+    store.file.submit(lambda _: busy.wait(60))
     giving_back = asyncio.create_task(store.claim("copy", "one", 0))
     await asyncio.sleep(0)
     giving_back.cancel()
@@ -209,12 +209,12 @@ async def test_a_full_disk_changes_nothing_and_the_next_load_succeeds(store):
     def limit(db, pages):
         db.execute(f"PRAGMA max_page_count = {pages}")
 
-    await store._file.call(limit, 40)
+    await store.file.call(limit, 40)
     assert await cause_of(store.replace("a", state(MANY, serial=2), MANY, seen=1)) == "full"
     assert await cause_of(store.amend("a", state(MANY, serial=2), MANY, seen=1)) == "full"
     assert await store.state("a") == stored
     assert await pages_in(store) == A
-    await store._file.call(limit, 1 << 30)
+    await store.file.call(limit, 1 << 30)
     await store.replace("a", state(MANY, serial=2), MANY, seen=1)
     assert await pages_in(store) == MANY
 
@@ -387,7 +387,7 @@ async def test_a_slow_disk_does_not_hold_the_loop(store):
     def slow(_db):
         return asyncio.run_coroutine_threadsafe(hold.wait(), loop).result()
 
-    slow_one = asyncio.create_task(store._file.call(slow))
+    slow_one = asyncio.create_task(store.file.call(slow))
     waiting = asyncio.create_task(store.states())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -401,9 +401,10 @@ async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
         with os.scandir("/proc/self/fd") as entries:
             return sum("lists.sqlite" in str(Path(entry).resolve()) for entry in entries)
 
+    before = set(threading.enumerate())
     store = SqliteStore(tmp_path / "lists.sqlite")
     await store.replace("a", state(A), A, seen=0)
-    thread = next(iter(store._file._thread._threads))
+    (thread,) = set(threading.enumerate()) - before
     assert descriptors() >= 2
     await store.close()
     assert descriptors() == 0

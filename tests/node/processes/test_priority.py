@@ -14,7 +14,7 @@ from node import until_async
 from eir.node.processes import child, priority
 from eir.node.processes.priority import TASKS, IdlePriority, IdleThread, stay_idle
 
-COMES_BACK = priority._can_restore()
+COMES_BACK = priority.can_restore()
 """Without privilege RLIMIT_NICE decides; then nothing stands back."""
 ASIDE = {os.SCHED_IDLE} if COMES_BACK else {os.SCHED_OTHER}
 TAKES_PART = {os.SCHED_OTHER}
@@ -64,22 +64,10 @@ class TestAside:
             int("none")
         assert policies() == TAKES_PART
 
-    @pytest.mark.parametrize(("ran", "waited", "then"), [(1, 99, TAKES_PART), (50, 50, ASIDE), (0, 0, ASIDE)])
-    async def test_who_gets_nowhere_takes_part_again(self, monkeypatch, ran, waited, then):
-        looked = iter(range(1000))
-        monkeypatch.setattr(priority, "POLL_S", 0.001)
-        monkeypatch.setattr(
-            priority, "_ran_and_waited", lambda _threads: (ran * (number := next(looked)), waited * number)
-        )
-        with IdlePriority()():
-            await until_async(lambda: next(looked) > 100 or (COMES_BACK and policies() == TAKES_PART))
-            assert policies() == then if COMES_BACK else TAKES_PART
-        assert policies() == TAKES_PART
-
     async def test_who_stands_back_always_does_so_again_after_it_took_part(self, monkeypatch):
         looked = iter(range(1000))
         monkeypatch.setattr(priority, "POLL_S", 0.001)
-        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, next(looked)))
+        monkeypatch.setattr(priority, "ran_and_waited", lambda: (0, next(looked)))
         task = asyncio.create_task(stay_idle(IdlePriority(), again_s=0.05))
         for found in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
             await until_async(lambda found=found: policies() == found)
@@ -89,9 +77,7 @@ class TestAside:
         assert policies() == TAKES_PART
 
     @pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
-    async def test_who_was_brought_back_takes_part(self, monkeypatch):
-        monkeypatch.setattr(priority, "POLL_S", 0.001)
-        monkeypatch.setattr(priority, "_ran_and_waited", lambda _threads: (0, 0))
+    async def test_who_was_brought_back_takes_part(self):
         aside = IdlePriority()
         with aside():
             assert policies() == ASIDE
@@ -112,25 +98,31 @@ class TestAside:
         await searching
         assert policies() == TAKES_PART
 
-    async def test_nothing_stands_back_that_could_not_come_back(self, monkeypatch):
-        monkeypatch.setattr(priority, "_can_restore", lambda: False)
-        with IdlePriority()():
+    async def test_nothing_stands_back_that_could_not_come_back(self):
+        aside = IdlePriority()
+        aside.permitted = False
+        with aside():
             assert policies() == TAKES_PART
 
 
 def test_a_kernel_without_statistics_of_its_scheduler_restores_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(priority, "TASKS", tmp_path / "task")
-    assert priority._can_restore() is False
+    assert priority.can_restore() is False
+
+
+@pytest.mark.parametrize(("ran", "waited", "starved"), [(1, 99, True), (10, 90, False), (50, 50, False), (0, 0, False)])
+def test_a_process_is_starved_below_a_share_of_its_time(ran, waited, starved):
+    assert priority.is_starved(ran, waited) == starved
 
 
 async def test_the_processor_is_counted_of_all_threads():
-    ran, waited = priority._ran_and_waited(priority._threads())
+    ran, waited = priority.ran_and_waited()
 
     def spin():
         sum(range(3_000_000))
 
     await asyncio.gather(asyncio.to_thread(spin), asyncio.to_thread(spin))
-    now_ran, now_waited = priority._ran_and_waited(priority._threads())
+    now_ran, now_waited = priority.ran_and_waited()
     assert now_ran - ran > 10_000_000
     assert now_waited >= waited
 
@@ -157,10 +149,8 @@ def standing_back():
 
 
 @pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
-async def test_a_process_that_stands_back_and_answers_late_takes_part(monkeypatch, standing_back):
+async def test_a_process_that_stands_back_and_answers_late_takes_part(standing_back):
     """Where workers want every processor, it gets no time to notice that, and would be killed as one that hangs."""
-    monkeypatch.setattr(child, "COUNTERS_S", 0)
-    monkeypatch.setattr(child, "LATE_S", 0)
     found = asyncio.Event()
 
     async def ask(_what):

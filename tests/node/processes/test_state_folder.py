@@ -1,7 +1,9 @@
 """The state folder: one node at a time, and what it keeps there."""
 
+import json
 import os
 import signal
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -14,12 +16,12 @@ from typer.main import get_command
 
 from eir import __version__
 from eir.cli.app import command_line
-from eir.cli.manual import _is_runnable, commands_of
+from eir.cli.manual import commands_of, is_runnable
 from eir.errors import EirError, SetupFault, silent
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
 from eir.lists.record.store import NO_LIST
 from eir.node.observe.alerts import alert_of
-from eir.node.observe.control import STOPPING
+from eir.node.observe.control import RUNNING, SOCKET_NAME, STOPPING
 from eir.node.observe.status import WorkerReport
 from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
@@ -54,13 +56,25 @@ def test_one_node_holds_it_until_its_last_process_has_ended(tmp_path):
     os.waitpid(child, 0)
 
 
-def test_a_running_node_is_reported_at_once_and_the_end_of_an_ending_node_is_awaited(tmp_path, monkeypatch):
+def _answer(listener, answers):
+    """Answer so many commands as a node does."""
+    for answer in answers:
+        with listener.accept()[0] as link:
+            link.recv(1 << 16)
+            link.sendall(json.dumps({"ok": True, "result": answer}).encode() + b"\n")
+
+
+def test_a_running_node_is_reported_at_once_and_the_end_of_an_ending_node_is_awaited(tmp_path):
     held = state_folder.lock(tmp_path)
-    said = iter([STOPPING, STOPPING, "running"])
-    monkeypatch.setattr(state_folder, "ask", lambda *_, **__: next(said))
-    with pytest.raises(EirError, match="a node already runs"):
-        state_folder.lock(tmp_path)
-    assert next(said, None) is None
+    answers = [STOPPING, STOPPING, RUNNING]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path / SOCKET_NAME}")
+        listener.listen()
+        node = threading.Thread(target=_answer, args=(listener, answers))
+        node.start()
+        with pytest.raises(EirError, match="a node already runs"):
+            state_folder.lock(tmp_path)
+        node.join()
     os.close(held)
 
 
@@ -123,7 +137,7 @@ LEAVES = {
 
 
 def test_every_command_is_one_that_opens_the_folder_or_one_that_does_not():
-    assert {" ".join(names) for names, each in commands_of(ROOT) if names and _is_runnable(each)} == {*OPENS, *LEAVES}
+    assert {" ".join(names) for names, each in commands_of(ROOT) if names and is_runnable(each)} == {*OPENS, *LEAVES}
 
 
 def test_commands_of_an_older_program_leave_a_newer_folder_alone_and_name_both_too(site):

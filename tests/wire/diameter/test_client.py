@@ -76,7 +76,7 @@ async def test_ask():
         answers = await asyncio.gather(*(client.request(324, avps) for _ in range(50)))
         assert [answer.result_codes for answer in answers] == [[2001]] * 50
         assert len({answer.first.get(263).data for answer in answers}) == 50, "each has a session of its own"
-        assert not client._waiting
+        assert not client.waiting
         await client.close()
         with pytest.raises(EirError, match="closed"):
             await client.request(324, avps)
@@ -116,7 +116,7 @@ async def test_no_answer():
         client = await connect(host, port, S13, **AS)
         with pytest.raises(TimeoutError):
             await client.request(324, b"", timeout_s=0.05)
-        assert not client._waiting
+        assert not client.waiting
         await client.close()
 
 

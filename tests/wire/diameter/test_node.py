@@ -24,7 +24,7 @@ from eir.interfaces.s13.application import S13
 from eir.wire.diameter.admission import Admission
 from eir.wire.diameter.link import DiameterConnection
 from eir.wire.diameter.message import Reply
-from eir.wire.diameter.node import Identity, Limits, Node, PeerSettings, _jitter
+from eir.wire.diameter.node import Identity, Limits, Node, PeerSettings, watchdog_jitter
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
 from eir.wire.transport.stream import fault_text
 from eir.wire.transport.tls import Certificate, Tls
@@ -286,7 +286,7 @@ async def test_attempts_come_after_tc_and_its_jitter():
 
 
 def test_watchdogs_have_two_seconds_of_jitter():
-    drawn = [_jitter() for _ in range(1000)]
+    drawn = [watchdog_jitter() for _ in range(1000)]
     assert -2 <= min(drawn) < -1.8
     assert 1.8 < max(drawn) <= 2
 

@@ -32,8 +32,8 @@ WHITE = Reply(2001, avps=wire.u32(277, 1) + wire.u32(1445, 0, wire.TGPP))
 class Driven:
     """A peer and what came of it."""
 
-    def __init__(self, *, application=lambda _: WHITE, limits=None, now=0.0, **kwargs):
-        self.counts, self.reported = Counts(), []
+    def __init__(self, *, application=lambda _: WHITE, limits=None, now=0.0, settings=SETTINGS, **kwargs):
+        self.counts, self.reported, self.settings = Counts(), [], settings
         self.context = NodeContext(
             identity=IDENTITY, limits=limits or Limits(), application=replace(S13, answer=application), counts=self.counts, report=lambda event, **fields: self.reported.append((event, fields)), jitter=lambda: 0.0,
         )  # fmt: skip
@@ -44,7 +44,7 @@ class Driven:
     def identify(self, said):
         if said.host != wire.HOST:
             raise DiameterError(3010, "unknown_peer")
-        return SETTINGS
+        return self.settings
 
     def feed(self, octets):
         self.peer.receive(octets, self.now)
@@ -459,8 +459,7 @@ def test_new_settings():
 
 def test_a_peer_is_shown_the_names_that_are_meant_for_it():
     shown = replace(SETTINGS, as_host="eir.roaming", as_realm="roaming")
-    driven = Driven()
-    driven.peer._identify = lambda _: shown
+    driven = Driven(settings=shown)
     driven.feed(wire.cer())
     driven.peer.admit(0.0)
     (cea,) = driven.out()
@@ -625,7 +624,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         peer, counts = self.driven.peer, self.driven.counts
         self.collect()
-        waiting = peer._pending_cer is not None
+        waiting = peer.state is State.WAIT_ADMISSION
         received = Counter()
         for (_, _, kind, direction), number in counts.messages.items():
             if direction == "in":

@@ -299,9 +299,9 @@ def test_every_order_of_events_between_two_ends():  # noqa: C901
         inputs = [(side, "message") for side in (0, 1) if wires[1 - side]]
         inputs += [(side, what) for side in (0, 1) for what in ("timer", "leave") if not ends[side].over]
         for side, what in inputs:
-            new = [copy.copy(end) for end in ends]
+            new = [copy.deepcopy(end) for end in ends]
             for end in new:
-                end._out, end.events, end.dropped = [], [], copy.copy(end.dropped)
+                end.events = []
             end, there = new[side], [list(each) for each in wires]
             if what == "message":
                 end.receive(there[1 - side].pop(0), 0.0)

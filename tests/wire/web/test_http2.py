@@ -260,9 +260,9 @@ def test_what_was_read_is_not_kept():
     peer = Peer().send(
         HELLO + get(1, "/a", flags=END_HEADERS) + b"".join(frame(wire.DATA, 0, 1, bytes(10_000)) for _ in range(6))
     )
-    assert not peer.connection._in
+    assert not peer.connection.unread
     peer.send(frame(wire.DATA, END_STREAM, 1, b"x")[:-1])
-    assert peer.connection._in
+    assert peer.connection.unread
     assert statuses(peer.send(b"x").found) == {1: 200}
 
 

@@ -227,30 +227,50 @@ def test_a_challenge_names_the_missing_scope():
         assert '"' not in denied.detail
 
 
-def test_a_verified_token_is_not_verified_again_and_ends_in_time(tmp_path, issuer, monkeypatch):
+class CountedKey:
+    """A key that counts the signatures that are verified by it."""
+
+    def __init__(self, key):
+        self._key, self.uses = key, 0
+
+    def __getattr__(self, name):
+        self.uses += name == "key"
+        return getattr(self._key, name)
+
+
+def counted(tmp_path, issuer, **more):
+    """A checker, and its only key."""
+    checks, settings = checker(tmp_path, issuer, **more), settings_of(tmp_path, sets=[jwks(issuer)])
+    key = CountedKey(*load_keys(read_keys(settings)))
+    checks.apply(settings, [key])
+    return checks, key
+
+
+def test_a_verified_token_is_not_verified_again_and_ends_in_time(tmp_path, issuer):
     clock = Clock()
-    checks, token = checker(tmp_path, issuer, clock=clock), bearer(issuer.token(NOW, exp=NOW + 10))
-    assert checks.subject(token) == AMF
-    monkeypatch.setattr(tokens, "_signed_by", lambda *_: pytest.fail("verified again"))
-    assert checks.subject(token) == AMF
-    monkeypatch.undo()
+    (checks, key), token = counted(tmp_path, issuer, clock=clock), bearer(issuer.token(NOW, exp=NOW + 10))
+    assert checks.subject(token) == checks.subject(token) == AMF
+    assert key.uses == 1
     clock.time = NOW + 10
     assert checks.subject(token).reason == "expired"
 
 
 def test_what_is_remembered_is_bounded_and_holds_no_refused_token(tmp_path, issuer):
-    checks = checker(tmp_path, issuer, remembered_max=4)
-    for number in range(9):
-        assert checks.subject(bearer(issuer.token(NOW, sub=f"amf-{number}"))) == f"amf-{number}"
+    checks, key = counted(tmp_path, issuer, remembered_max=4)
+    tokens = [bearer(issuer.token(NOW, sub=f"amf-{number}")) for number in range(9)]
+    for number, token in enumerate(tokens):
+        assert checks.subject(token) == f"amf-{number}"
         assert checks.subject(bearer(issuer.token(NOW, aud="AMF"))).reason == "audience"
-    assert len(checks._verified) == 4
+    verified = key.uses
+    assert [checks.subject(token) for token in tokens[5:]] == [f"amf-{number}" for number in range(5, 9)]
+    assert key.uses == verified
+    assert checks.subject(tokens[4]) == "amf-4"
+    assert key.uses == verified + 1, "the fifth newest is verified again"
 
 
-def test_bad_tokens_of_one_peer_take_only_so_much_time(tmp_path, issuer, monkeypatch):
-    looked, clock = [], Clock()
-    signed_by = tokens._signed_by
-    monkeypatch.setattr(tokens, "_signed_by", lambda *them: looked.append(1) or signed_by(*them))
-    checks = checker(tmp_path, issuer, clock=clock, ticks=clock)
+def test_bad_tokens_of_one_peer_take_only_so_much_time(tmp_path, issuer):
+    clock = Clock()
+    checks, key = counted(tmp_path, issuer, clock=clock, ticks=clock)
     good, bad = (
         bearer(issuer.token(NOW)),
         [bearer(raw({"alg": "ES256"}, GOOD, b"%d" % number)) for number in range(200)],
@@ -262,11 +282,10 @@ def test_bad_tokens_of_one_peer_take_only_so_much_time(tmp_path, issuer, monkeyp
     # What is known is answered all the same, and so is another peer; the same token again and again costs nothing.
     assert checks.subject(good) == AMF
     assert checks.subject(bad[99]).reason == "signature"
-    assert len(looked) == 101
+    assert key.uses == 101
     assert checks.subject(bearer(issuer.token(NOW, sub="new")), "another") == "new"
     clock.time += 1
     assert checks.subject(bearer(issuer.token(NOW, sub="new2"))) == "new2"
-    assert len(checks._refused) <= tokens.REFUSED_MAX
 
 
 def test_a_token_that_is_not_valid_yet_is_verified_again(tmp_path, issuer):

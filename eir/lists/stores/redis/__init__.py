@@ -63,50 +63,51 @@ class RedisStore(PageSetStore):
     def __init__(
         self, url: str, *, report: Report = silent, check: bool = True, replica_wait_ms: int = REPLICA_WAIT_MS
     ) -> None:
-        self._link = RedisClient(parse_url(url, check=check), report, replica_wait_ms)
+        self.link = RedisClient(parse_url(url, check=check), report, replica_wait_ms)
+        """Client of the server, for commands beyond those of a store."""
         self._last_wait: list[Any] = []
         """New entries of the change streams at the end of the last call of `wait`."""
 
     async def _stored(self, name: str) -> reading.ListRow | None:
-        return await reading.read_row(self._link, name, past=True)
+        return await reading.read_row(self.link, name, past=True)
 
     async def _pages_in(
         self, stored: Stored[Any], page_set: reading.PageSet, numbers: Sequence[int]
     ) -> Sequence[Page] | None:
-        return await reading.read_in_set(self._link, cast("reading.ListRow", stored), page_set, numbers)
+        return await reading.read_in_set(self.link, cast("reading.ListRow", stored), page_set, numbers)
 
     async def state(self, name: str) -> ListState | None:
-        row = await reading.read_row(self._link, name)
+        row = await reading.read_row(self.link, name)
         return None if row is None or row.lost else row.state
 
     async def states(self) -> Mapping[str, ListState]:
         """Return the states of all lists, without lists whose pages Redis has lost."""
         states = {}
         for name in await self._names():
-            row = await reading.read_row(self._link, name)
+            row = await reading.read_row(self.link, name)
             if row is not None and not row.lost:
                 states[name] = row.state
         return states
 
     async def _names(self) -> list[str]:
-        members = await self._link.execute("SMEMBERS", writing.LISTS)
-        with self._link.decoding():
+        members = await self.link.execute("SMEMBERS", writing.LISTS)
+        with self.link.decoding():
             return sorted(name.decode() for name in members)
 
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
-        await writing.check_memory(self._link, name, pages, amends=amends)
+        await writing.check_memory(self.link, name, pages, amends=amends)
 
     async def _write(
         self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
-        return await writing.write(self._link, name, seen, request, batches)
+        return await writing.write(self.link, name, seen, request, batches)
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """Yield a list in batches of pages, and read ahead while the caller uses a batch."""
-        row = await reading.read_row(self._link, name)
+        row = await reading.read_row(self.link, name)
         if row is None or row.lost:
             return
-        numbers = await reading.read_numbers(self._link, row, row.page_set)
+        numbers = await reading.read_numbers(self.link, row, row.page_set)
         plain = len(numbers) == row.page_set.fields
         if not len(numbers):
             yield row.state, []
@@ -116,7 +117,7 @@ class RedisStore(PageSetStore):
             while ahead or start < len(numbers):
                 while len(ahead) < BATCHES_AHEAD and start < len(numbers):
                     batch_numbers = numbers[start : start + count].tolist()
-                    read = reading.read_pages(self._link, row, row.page_set, batch_numbers, plain=plain)
+                    read = reading.read_pages(self.link, row, row.page_set, batch_numbers, plain=plain)
                     ahead.append(asyncio.create_task(read))
                     start += len(batch_numbers)
                 batch = await ahead[0]
@@ -132,19 +133,19 @@ class RedisStore(PageSetStore):
         """Return the state and the numbered pages of a list. If the list changes meanwhile, both are read again."""
         sorted_numbers = sorted(set(numbers))
         for _ in range(READ_AGAIN_MAX):
-            row = await reading.read_row(self._link, name)
+            row = await reading.read_row(self.link, name)
             if row is None or row.lost:
                 return None, []
             with suppress(StoreChanged):
-                pages = await reading.read_each(self._link, row, row.page_set, sorted_numbers)
+                pages = await reading.read_each(self.link, row, row.page_set, sorted_numbers)
                 return row.state, [page for page in pages if not page.is_empty]
         raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while its pages were read")
 
     async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
-        row = await reading.read_row(self._link, name)
-        entries = await self._link.execute("XRANGE", reading.key(name, "changes"), f"({after}-0", "+")
+        row = await reading.read_row(self.link, name)
+        entries = await self.link.execute("XRANGE", reading.key(name, "changes"), f"({after}-0", "+")
         changes = []
-        with self._link.decoding():
+        with self.link.decoding():
             for entry_id, fields in entries:
                 generation = int(entry_id.partition(b"-")[0])
                 changes.append(decode_change(int(fields[b"before"]), generation, fields.get(b"pages")))
@@ -160,7 +161,7 @@ class RedisStore(PageSetStore):
             await asyncio.sleep(timeout_s)
             return
         # In a cluster a command must stay in one slot, so each list needs a command of its own.
-        groups = [{name: generation} for name, generation in seen.items()] if self._link.clustered else [seen]
+        groups = [{name: generation} for name, generation in seen.items()] if self.link.clustered else [seen]
         tasks = [asyncio.create_task(self._next_entries(group, timeout_s)) for group in groups]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -182,28 +183,28 @@ class RedisStore(PageSetStore):
         last_ids = [f"{generation}-0" for generation in seen.values()]
         timeout_ms = max(1, int(timeout_s * 1000))
         command = ("XREAD", "COUNT", 1, "BLOCK", timeout_ms, "STREAMS", *streams, *last_ids)
-        return await self._link.execute(*command, key=streams[0])
+        return await self.link.execute(*command, key=streams[0])
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
         key, ttl_ms = f"eir:claim:{what}", int(ttl_s * 1000)
-        return await self._link.run(key, lambda client: _claim(client, key, who, ttl_ms))
+        return await self.link.run(key, lambda client: _claim(client, key, who, ttl_ms))
 
     async def record(self, event: Event) -> None:
         """Append an event to the history in one EXEC.
 
         If the answer is lost, the event may be appended twice.
         """
-        await history.append(self._link, event)
+        await history.append(self.link, event)
 
     async def append_pending(self) -> None:
         for row in await self._pending():
-            await writing.append_pending(self._link, row)
+            await writing.append_pending(self.link, row)
 
     async def _pending(self) -> list[reading.ListRow]:
         """Return the lists whose last write has an event that the history lacks."""
         names = await self._names()
-        rows = [await reading.read_row(self._link, name, past=True) for name in names]
-        appended = await history.read_appended(self._link, names)
+        rows = [await reading.read_row(self.link, name, past=True) for name in names]
+        appended = await history.read_appended(self.link, names)
         return [row for row in rows if row is not None and row.event is not None and row.change != appended[row.name]]
 
     async def history(
@@ -211,21 +212,21 @@ class RedisStore(PageSetStore):
     ) -> Sequence[Event]:
         """Return events of the history, followed by events of writes that are not yet appended to it."""
         pending = [row.event for row in await self._pending()]
-        events = await history.read_history(self._link, name, since, limit, chain)
+        events = await history.read_history(self.link, name, since, limit, chain)
         for event in pending:
             if event is not None and name in {None, event.list} and chain in {None, event.chain}:
                 events.append(event)
         return events if limit is None else events[-limit:]
 
     async def ledger(self, chain: str = MAIN) -> Ledger:
-        stored_chain = await history.read_chain(self._link, chain)
+        stored_chain = await history.read_chain(self.link, chain)
         return stored_chain.ledger
 
     def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
-        return history.read_records(self._link, after, chain)
+        return history.read_records(self.link, after, chain)
 
     async def folds(self) -> Sequence[Fold]:
-        return await history.read_folds(self._link)
+        return await history.read_folds(self.link)
 
     async def rewrite_history(
         self,
@@ -241,7 +242,7 @@ class RedisStore(PageSetStore):
 
         If records are replaced, the new chain is staged first. Records that are only appended are not staged.
         """
-        await history.rewrite(self._link, batches, folds, after=after, seen=seen, exact=exact, chain=chain)
+        await history.rewrite(self.link, batches, folds, after=after, seen=seen, exact=exact, chain=chain)
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
         """Delete the oldest records of a chain; `event` is required.
@@ -250,16 +251,16 @@ class RedisStore(PageSetStore):
         """
         if event is None:
             raise StoreError("error", "an event is required to trim the history in Redis")
-        return await history.trim(self._link, until, bytes_max, event, chain)
+        return await history.trim(self.link, until, bytes_max, event, chain)
 
     async def outcomes(self) -> Sequence[OutcomeCount]:
-        return await history.read_outcomes(self._link)
+        return await history.read_outcomes(self.link)
 
     async def newer(self) -> str | None:
-        return await history.newer(self._link)
+        return await history.newer(self.link)
 
     async def close(self) -> None:
-        await self._link.close()
+        await self.link.close()
 
 
 async def _cancel_all(tasks: Sequence[asyncio.Task[object]]) -> None:

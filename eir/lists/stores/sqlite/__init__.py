@@ -65,24 +65,25 @@ class SqliteStore(PageSetStore):
             times: arguments of SqliteFile in seconds.
         """
         self.path = path
-        self._file = SqliteFile(path, upgrades=upgrades, report=report, **times)
+        self.file = SqliteFile(path, upgrades=upgrades, report=report, **times)
+        """The file with its thread, for operations beyond those of a store."""
 
     async def _stored(self, name: str) -> Stored[int] | None:
-        return await self._file.call(writing.read_stored, name)
+        return await self.file.call(writing.read_stored, name)
 
     async def _pages_in(self, stored: Stored[int], page_set: int, numbers: Sequence[int]) -> Sequence[Page]:  # noqa: ARG002  # a set exists as long as its record
-        return await self._file.call(reading.read_set, page_set, numbers)
+        return await self.file.call(reading.read_set, page_set, numbers)
 
     async def state(self, name: str) -> ListState | None:
-        return await self._file.call(writing.state_of, name)
+        return await self.file.call(writing.state_of, name)
 
     async def states(self) -> Mapping[str, ListState]:
         statement = "SELECT name, iif(length(state) > :most, '', state) FROM lists ORDER BY name"
-        rows = await self._file.rows(statement, most=VALUE_BYTES_MAX)
+        rows = await self.file.rows(statement, most=VALUE_BYTES_MAX)
         return {name: decode_state(state) for name, state in rows}
 
     async def _check_room(self, name: str, pages: Sequence[Page], *, amends: bool) -> None:
-        await self._file.call(writing.make_room, name, pages, amends)
+        await self.file.call(writing.make_room, name, pages, amends)
 
     async def _write(
         self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
@@ -92,43 +93,43 @@ class SqliteStore(PageSetStore):
         If the write fails, the staged pages are deleted.
         """
         if batches is None:
-            return await self._file.call(writing.commit, name, seen, request, None)
-        staged_set = await self._file.call(writing.create_set, name, seen)
+            return await self.file.call(writing.commit, name, seen, request, None)
+        staged_set = await self.file.call(writing.create_set, name, seen)
         try:
             async for batch in batches:
                 for portion in portions(batch, writing.PORTION_PAGES, writing.PORTION_BYTES):
-                    await self._file.call(writing.stage, staged_set, portion)
+                    await self.file.call(writing.stage, staged_set, portion)
                     await asyncio.sleep(PORTION_PAUSE_S)
-            state = await self._file.call(writing.commit, name, seen, request, staged_set)
+            state = await self.file.call(writing.commit, name, seen, request, staged_set)
         except BaseException:
-            self._file.submit(writing.discard_set, staged_set)
+            self.file.submit(writing.discard_set, staged_set)
             raise
-        await self._file.call(checkpoint)
+        await self.file.call(checkpoint)
         return state
 
     async def pages(self, name: str) -> AsyncIterator[tuple[ListState, Sequence[Page]]]:
         """Yield a list in batches of pages, each read in one transaction."""
-        batch = await self._file.call(reading.read_batch, name, 0)
+        batch = await self.file.call(reading.read_batch, name, 0)
         if batch is None:
             return
         state = decode_state(batch.state)
         yield state, batch.pages
         while not batch.is_last:
             next_number = batch.pages[-1].number + 1
-            batch = await self._file.call(reading.read_batch, name, next_number)
+            batch = await self.file.call(reading.read_batch, name, next_number)
             if batch is None or batch.generation != state.generation:
                 raise StoreChanged(f"list {name} changed while its pages were read")
             yield state, batch.pages
 
     async def some_pages(self, name: str, numbers: Sequence[int]) -> tuple[ListState | None, Sequence[Page]]:
         """Return the state and the numbered pages of a list from one transaction."""
-        batch = await self._file.call(reading.read_some, name, numbers)
+        batch = await self.file.call(reading.read_some, name, numbers)
         if batch is None:
             return None, []
         return decode_state(batch.state), batch.pages
 
     async def changes(self, name: str, after: int) -> Sequence[ListChange] | None:
-        rows = await self._file.rows(READ_CHANGES, name=name, after=after)
+        rows = await self.file.rows(READ_CHANGES, name=name, after=after)
         current = 0
         changes = []
         for generation, before, change_after, pages in rows:
@@ -141,7 +142,7 @@ class SqliteStore(PageSetStore):
         """Poll the generations each POLL_S until one differs, because SQLite does not notify other processes."""
         deadline = time.monotonic() + timeout_s
         while (rest_s := deadline - time.monotonic()) > 0:
-            rows = await self._file.rows("SELECT name, generation FROM lists")
+            rows = await self.file.rows("SELECT name, generation FROM lists")
             generations = dict(rows)
             if any(generations.get(name, 0) != generation for name, generation in seen.items()):
                 return
@@ -153,12 +154,12 @@ class SqliteStore(PageSetStore):
         If the caller is cancelled, the lease is still written, because the caller may be releasing it.
         """
         values = {"what": what, "who": who, "ttl_s": ttl_s, "now": time.time()}
-        claim = self._file.call(lambda db: bool(db.execute(CLAIM, values).rowcount))
+        claim = self.file.call(lambda db: bool(db.execute(CLAIM, values).rowcount))
         return await asyncio.shield(claim)
 
     async def record(self, event: Event) -> None:
         """Append an event to the history in one durable transaction."""
-        await self._file.call(history.record, event)
+        await self.file.call(history.record, event)
 
     async def append_pending(self) -> None:
         """Return at once, because a write and its event are in one transaction."""
@@ -166,18 +167,18 @@ class SqliteStore(PageSetStore):
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        return await self._file.call(history.history, name, since, limit, chain)
+        return await self.file.call(history.history, name, since, limit, chain)
 
     async def ledger(self, chain: str = MAIN) -> Ledger:
-        return await self._file.call(history.ledger, chain)
+        return await self.file.call(history.ledger, chain)
 
     async def records(self, after: int = 0, chain: str = MAIN) -> AsyncIterator[Sequence[Record]]:
-        while batch := await self._file.call(history.some_records, after, chain):
+        while batch := await self.file.call(history.some_records, after, chain):
             yield batch
             after = batch[-1].number
 
     async def folds(self) -> Sequence[Fold]:
-        return await self._file.call(history.folds)
+        return await self.file.call(history.folds)
 
     async def rewrite_history(
         self,
@@ -192,17 +193,17 @@ class SqliteStore(PageSetStore):
         """Rewrite a chain of the history in one transaction."""
         records = [record async for batch in batches for record in batch]
         rewrite = partial(history.rewrite, exact=exact, chain=chain)
-        await self._file.call(rewrite, records, folds, after, seen)
+        await self.file.call(rewrite, records, folds, after, seen)
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        return await self._file.call(history.trim, until, bytes_max, event, chain)
+        return await self.file.call(history.trim, until, bytes_max, event, chain)
 
     async def outcomes(self) -> Sequence[OutcomeCount]:
-        rows = await self._file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
+        rows = await self.file.rows("SELECT list, outcome, count, last FROM outcomes ORDER BY list, outcome")
         return [OutcomeCount(*row) for row in rows]
 
     async def newer(self) -> str | None:
-        return await self._file.call(lambda db: newer_form(str(self.path), form_of(db)))
+        return await self.file.call(lambda db: newer_form(str(self.path), form_of(db)))
 
     async def close(self) -> None:
-        await self._file.close()
+        await self.file.close()
