@@ -16,7 +16,8 @@ EVERY_S = 60.0
 class Jobs(list):
     """Jobs that are started or stopped, and never run."""
 
-    def start(self, name, interval_s, _, *, delay_s):
+    def start(self, name, interval_s, work, *, delay_s):
+        self.work = work
         self.append((name, interval_s, delay_s))
 
     def stop(self, name):
@@ -38,17 +39,18 @@ def made(jobs, lists):
     return Pulling(lambda: SimpleNamespace(lists=lists), None, jobs, None, report=lambda *_, **__: None)
 
 
-def test_each_source_has_a_job_that_begins_within_a_second(made, jobs, lists, monkeypatch):
-    monkeypatch.setattr(pulling.random, "uniform", lambda least, most: (least, most))
+def test_each_source_has_a_job_that_begins_within_a_second(made, jobs, lists):
     made.apply()
     made.apply()
-    assert jobs == [("pull stolen", EVERY_S, (0.0, 1.0))]
+    ((name, interval_s, delay_s),) = jobs
+    assert (name, interval_s) == ("pull stolen", EVERY_S)
+    assert 0.0 <= delay_s <= 1.0
     lists["stolen"].source = None
     made.apply()
     assert jobs[1:] == [("pull stolen", None, None)]
 
 
-async def test_the_pause_doubles_with_each_failure_up_to_that_of_the_source(made, monkeypatch):
+async def test_the_pause_doubles_with_each_failure_up_to_that_of_the_source(made, jobs, monkeypatch):
     outcomes = [
         WAITING,
         UNREACHED,
@@ -72,16 +74,18 @@ async def test_the_pause_doubles_with_each_failure_up_to_that_of_the_source(made
     monkeypatch.setattr(pulling.random, "uniform", lambda *span: spreads.append(span) or 0.0)
     made.apply()
     spreads.clear()
-    pauses = [await made._pull("stolen") for _ in outcomes]
+    pauses = [await jobs.work() for _ in outcomes]
     assert pauses == [
         AGAIN_S, 2 * AGAIN_S, 4 * AGAIN_S, 8 * AGAIN_S, 16 * AGAIN_S, EVERY_S, EVERY_S, AGAIN_S, BESIDE_S, AGAIN_S, EVERY_S,
     ]  # fmt: skip
     assert set(spreads) == {(-SPREAD, SPREAD)}
 
 
-def test_half_of_a_pause_is_by_chance(monkeypatch):
-    monkeypatch.setattr(pulling.random, "random", lambda: 1.0)
-    assert [backoff_s(failures, EVERY_S) for failures in (1, 2, 100)] == [AGAIN_S / 2, AGAIN_S, EVERY_S / 2]
+@pytest.mark.parametrize(("failures", "most_s"), [(1, AGAIN_S), (2, 2 * AGAIN_S), (100, EVERY_S)])
+def test_half_of_a_pause_is_by_chance(failures, most_s):
+    drawn = [backoff_s(failures, EVERY_S) / most_s for _ in range(500)]
+    assert 0.5 <= min(drawn) < 0.6
+    assert 0.9 < max(drawn) <= 1.0
 
 
 @pytest.mark.parametrize(
