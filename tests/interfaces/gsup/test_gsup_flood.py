@@ -97,6 +97,7 @@ async def test_a_client_without_a_name_is_open_with_its_first_message():
         await answered(client)
         assert "peer_open" not in events
         await answered(client.send(ipa(0xEE, b"\x05\x12x") * 2))
+        assert events.count("peer_open") == 1
         await answered(client.send(ID_RESP))
         assert events.count("peer_open") == 1
 

@@ -695,6 +695,7 @@ async def test_a_history_is_rewritten(store):
     assert (await store.ledger()).digest == ledger.digest
     await store.rewrite_history(batches_of(records[:4]), folds, after=0, seen=await store.ledger())
     await store.rewrite_history(batches_of(records[4:]), folds, after=4, seen=await store.ledger())
+    await store.rewrite_history(batches_of(), (), after=6, seen=await store.ledger())
     assert (await records_of(store), await store.folds(), await faults_of(store)) == (records, folds, [])
     changed, _ = history.append_events(
         replace(seen, number=3, digest=history.record_digest(records[2].text)), [event(detail="x")]

@@ -3,6 +3,7 @@
 import struct
 from collections import Counter
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import pytest
 import wire
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from eir.errors import DiameterError
 from eir.interfaces.s13.application import S13
-from eir.wire.diameter.capabilities import Capabilities, certificate_fits, find_peer
+from eir.wire.diameter.capabilities import Capabilities, certificate_fits, find_peer, nearest_miss
 from eir.wire.diameter.framing import NO_LANE_SHARE, TURN_BYTES, TURN_COST
 from eir.wire.diameter.message import Reply
 from eir.wire.diameter.peer import Alive, Answered, Arrived, Closed, DisconnectCause, Leaving, Opened, Peer
@@ -524,6 +525,24 @@ def network(text):
     from ipaddress import ip_network
 
     return ip_network(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "source", "keys", "nearest"),
+    [
+        ("mme.example", "192.0.2.1", {}, (None, "")),
+        ("other.example", "192.0.2.1", {}, ("mme", "host")),
+        ("mme.example", "192.0.2.9", {}, ("mme", "from")),
+        ("other.example", "192.0.2.9", {}, (None, "")),
+        ("other.example", "192.0.2.9", {"realm": "example"}, (None, "")),
+        ("mme.example", "192.0.2.1", {"realm": "other"}, ("mme", "realm")),
+        ("other.example", "192.0.2.1", {"sources": ()}, (None, "")),
+    ],
+)
+def test_the_entry_that_differs_in_one_key_is_the_nearest(host, source, keys, nearest):
+    entry = {"host": "mme.example", "sources": (ip_network("192.0.2.1"),)} | keys
+    said = Capabilities(host, "example", None, frozenset(), frozenset())
+    assert nearest_miss([PeerSettings(label="mme", **entry)], said, ip_address(source)) == nearest
 
 
 @pytest.mark.parametrize(

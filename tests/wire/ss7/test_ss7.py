@@ -365,8 +365,9 @@ def test_a_unitdata_goes_back():
     found = sccp.unitdata(wire.udt(b"data", protocol_class=0x80), "itu")
     assert found.returns
     back = sccp.returned(found, sccp.ReturnCause.UNEQUIPPED_USER)
-    assert back[:2] == bytes((sccp.UDTS, 4))
+    assert back[:2] == bytes((0x0A, 4))
     assert back.endswith(b"\4data")
+    assert (sccp.UDT, sccp.XUDT, sccp.XUDTS) == (0x09, 0x11, 0x12), "Q.713 table 1"
 
 
 @pytest.mark.parametrize("kind", [sccp.UDT, sccp.XUDT])
