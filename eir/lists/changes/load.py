@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
+from eir.lists.changes.local import add_dates
 from eir.lists.pages.pages import content_digest
-from eir.lists.record.dates import read_dates
+from eir.lists.record.dates import write_dates
 from eir.lists.record.history import CLAIMS
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import BOUND, LOAD_MEMORY, TYPES, ListSettings
@@ -45,8 +46,8 @@ from eir.lists.releases.release import (
     naming_release,
     verify_release,
 )
-from eir.lists.rows.build import Built, Rows, amend_pages, build_pages, with_dates
-from eir.lists.rows.dates import amend_dates, date_pages, write_built_dates
+from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
+from eir.lists.rows.dates import date_pages
 from eir.lists.rows.delivered import DataFile, Done, Progress, open_folder, sum_progress
 from eir.lists.rows.layout import find_layout
 from eir.lists.rows.turnover import differences, exceeded_limits, force_text, turnover
@@ -303,7 +304,9 @@ class Loader:
         write = self.store.amend if is_delta else self.store.replace
         with self.stage(WRITE, len(built.pages)):
             if settings.dates or not is_delta:
-                await write_built_dates(self.store, manifest.list, state, built, settings.keep)
+                await write_dates(
+                    self.store, manifest.list, built.dates, replaced=built.dates_before, seen=built.dates_state, state=state, keep=settings.keep,
+                )  # fmt: skip
             stored = await write(manifest.list, state, built.pages, seen=seen, keep=settings.keep, event=event)
         self.save_mark(manifest.list, stored.mark)
         return stored
@@ -352,9 +355,9 @@ class Loader:
         whole = replace(built, entries=state.entries + built.entries, devices=state.devices + built.devices)
         if not settings.dates:
             return whole
-        dates_state, dates = await read_dates(self.store, settings.name, numbers)
-        amended = amend_dates(before, dates, built.pages, rows_added.dates)
-        return with_dates(whole, dates_state, amended)
+        return await add_dates(
+            whole, rows_added.dates, settings, self.store, numbers=numbers, before=before, waits=False
+        )
 
 
 def read_release(

@@ -19,13 +19,13 @@ from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreC
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.record.dates import read_dates
+from eir.lists.record.dates import read_dates, write_dates
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import ACCEPTED, FEED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
-from eir.lists.rows.build import Built, Rows, amend_pages, build_pages, with_dates
-from eir.lists.rows.dates import RowDates, amend_dates, write_built_dates
+from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
+from eir.lists.rows.dates import RowDates, amend_dates
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 
@@ -228,7 +228,7 @@ async def _edit(
             following, amended, dates = await _build_edit(edit, settings, store, now, (state, before))
             if settings.dates:
                 waits = attempt < TRIES_MAX // 2
-                amended = await _add_dates(amended, dates, settings, store, numbers=numbers, before=before, waits=waits)
+                amended = await add_dates(amended, dates, settings, store, numbers=numbers, before=before, waits=waits)
             passed = exceeded_limits(settings, state.devices, amended.come, amended.gone)
             if passed and not edit.force:
                 excess = next(iter(passed.values()))
@@ -240,7 +240,10 @@ async def _edit(
                 if lenient:
                     event = replace(event, chain=FEED)
                 if settings.dates:
-                    await write_built_dates(store, settings.name, following, amended, settings.keep)
+                    await write_dates(
+                        store, settings.name, amended.dates, replaced=amended.dates_before, seen=amended.dates_state,
+                        state=following, keep=settings.keep,
+                    )  # fmt: skip
                 following = await store.amend(
                     settings.name, following, amended.pages, seen=state.generation, keep=settings.keep, event=event
                 )
@@ -469,7 +472,7 @@ def _add_rows(
         rows.dates.append(keys, last_keys, days)
 
 
-async def _add_dates(
+async def add_dates(
     amended: Built,
     rows: RowDates,
     settings: ListSettings,
@@ -479,15 +482,15 @@ async def _add_dates(
     before: Sequence[Page],
     waits: bool,
 ) -> Built:
-    """Add the changed pages of dates to the built pages of a local list's change.
+    """Add the changed pages of dates to the built pages of a list's change.
 
     Args:
-        amended: built pages of the edit.
+        amended: built pages of the change.
         rows: dates of the added entries.
         settings: settings of the list.
         store: store of the list.
-        numbers: numbers of the pages with entries of the edit.
-        before: these pages before the edit.
+        numbers: numbers of the pages with entries of the change.
+        before: these pages before the change.
         waits: raise StoreChanged if dates and pages do not belong together.
 
     Raises:
@@ -497,4 +500,5 @@ async def _add_dates(
     are_sealed = all(is_sealed(page, dates[page.number]) for page in before if page.number in dates)
     if waits and not are_sealed:
         raise StoreChanged(f"the dates of list {settings.name} are being changed")
-    return with_dates(amended, dates_state, amend_dates(before, dates, amended.pages, rows))
+    replaced, pages = amend_dates(before, dates, amended.pages, rows)
+    return replace(amended, dates=pages, dates_before=replaced, dates_state=dates_state)

@@ -4,7 +4,7 @@ numpy encodes single identifiers in slabs of thousands of pages. Pages with rang
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -100,18 +100,6 @@ class Built:
         devices = PAGE_KEYS if is_whole_tac else singles
         self.devices += sign * devices
         self.entries += sign * (singles + is_whole_tac)
-
-
-def with_dates(built: Built, state: ListState | None, pages: tuple[Sequence[Page], Sequence[Page]]) -> Built:
-    """Return the result of building pages, with the change of the list's dates added.
-
-    Args:
-        built: change of the list.
-        state: state of the stored dates.
-        pages: replaced pages of dates, and their new versions (amend_dates).
-    """
-    before, after = pages
-    return replace(built, dates=after, dates_before=before, dates_state=state)
 
 
 class _Singles:

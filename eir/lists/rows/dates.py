@@ -4,7 +4,7 @@ If several rows have the same entry, the earliest date counts. A changed row wit
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,11 +21,6 @@ from eir.lists.pages.dates import (
 )
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.pages.roaring import Remainders, decode_keys, is_fresh
-from eir.lists.record.dates import write_dates
-from eir.lists.record.store import ListState, ListStore
-
-if TYPE_CHECKING:
-    from eir.lists.rows.build import Built
 
 DaySpan: TypeAlias = tuple[int, int, int]
 """First and last remainder of a range within one page, and the day of the range."""
@@ -143,21 +138,3 @@ def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
     days[at] = np.where(days[at] > 0, days[at], stored.days[stored_at])
     tac_day = 0 if page.tac is None else rows.tac or stored.tac
     return PageDays(tac_day, rows.low, days)
-
-
-async def write_built_dates(store: ListStore, name: str, state: ListState, built: "Built", keep: int) -> None:
-    """Write the pages of dates for a new version of a list. The caller writes the list itself afterwards.
-
-    Args:
-        store: store of the list.
-        name: name of the list.
-        state: state that the list will have.
-        built: result of the build, with the pages of the list and its pages of dates.
-        keep: number of earlier releases of the list that stay stored for a rollback.
-
-    Raises:
-        GenerationConflict: if the dates have changed since they were read.
-    """
-    await write_dates(
-        store, name, built.dates, replaced=built.dates_before, seen=built.dates_state, state=state, keep=keep
-    )
