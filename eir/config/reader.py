@@ -16,6 +16,7 @@ from eir.errors import ConfigError, Problem
 from eir.schema import Document, Key, Kind, Section, Spot, Unexpected, did_you_mean, mask_secrets
 
 FILE_BYTES_MAX = 1 << 18
+EXPECTED = "expected the configuration, a YAML file"
 DEPTH_MAX = 20
 """Maximum depth of a file; tables of keys are less deep."""
 SHOWN_MAX = 60
@@ -59,9 +60,11 @@ def read_file(path: Path) -> bytes:
         with path.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
     except OSError as e:
-        raise _unreadable(path, 1, f"cannot be read: {e.strerror}; expected the configuration, a YAML file") from None
+        raise _unreadable(
+            path, 1, f"cannot be read: {e.strerror}; {EXPECTED}; -c or EIR_CONFIG names another file"
+        ) from None
     if len(octets) > FILE_BYTES_MAX:
-        raise _unreadable(path, 1, f"larger than {FILE_BYTES_MAX} bytes; expected the configuration, a YAML file")
+        raise _unreadable(path, 1, f"larger than {FILE_BYTES_MAX} bytes; {EXPECTED}")
     return octets
 
 
@@ -112,6 +115,8 @@ def _compose(path: Path, octets: bytes) -> yaml.Node:
         mark = e.problem_mark or e.context_mark
         line = mark.line + 1 if mark else 1
         text = " ".join(part for part in (e.context, e.problem) if part)
+        if any(each.lstrip(b" ").startswith(b"\t") for each in octets.splitlines()[line - 1 : line]):
+            text += "; the line begins with a tab: indent with spaces"
         raise _unreadable(path, line, f"not valid YAML: {text}") from None
     except yaml.reader.ReaderError as e:
         line = octets[: e.position].count(b"\n") + 1

@@ -325,7 +325,7 @@ def test_fault(write, tmp_path, text, line, says):
         ("just a text\n", 1, "found 'just a text'; expected keys"),
         ("a: b: c\n", 1, "not valid YAML: mapping values are not allowed here"),
         (IDENTITY + "peers: [\n", 3, "not valid YAML: while parsing a flow node"),
-        (IDENTITY + "\tlisten: x\n", 2, "not valid YAML"),
+        (IDENTITY + "\tlisten: x\n", 2, "; the line begins with a tab: indent with spaces"),
         (IDENTITY + "---\n" + IDENTITY, 2, "not valid YAML: expected a single document"),
         (IDENTITY + "state: !!python/object/apply:os.system [true]\n", 2, "not valid YAML: found the tag !!python/object/apply:os.system"),
         (IDENTITY + "state: !mine x\n", 2, "found the tag !mine"),
@@ -344,7 +344,8 @@ def test_file_that_is_no_configuration(write, text, line, says):
 
 
 def test_missing_file_and_folder(tmp_path):
-    assert "cannot be read: No such file" in problems_of(tmp_path / "nowhere.yaml")[0][1]
+    assert "cannot be read: No such file" in (text := problems_of(tmp_path / "nowhere.yaml")[0][1])
+    assert text.endswith("; expected the configuration, a YAML file; -c or EIR_CONFIG names another file")
     assert "cannot be read: Is a directory" in problems_of(tmp_path)[0][1]
 
 
