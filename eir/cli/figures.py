@@ -95,7 +95,7 @@ def figures(
 
 
 def _read_document(path: Path) -> Document:
-    """Read a document of figures from a file, without unknown members."""
+    """Read a document of figures from a file; members that this program does not know are left out."""
     with suppress(AttributeError, KeyError, TypeError, ValueError):
         found = json.loads(path.read_text("utf-8"))
         if found["format"] == FORMAT:

@@ -39,7 +39,7 @@ OF_DEVICES = frozenset({
 
 
 def rules_of(shared: SharedSettings) -> PolicySettings:
-    """Return a policy that has only those configured rules whose conditions need nothing but the IMEI.
+    """Return a policy with those configured rules that need only the IMEI of a device.
 
     All rules of the policy are observed, so that a check reports each rule that holds.
     """

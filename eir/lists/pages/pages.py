@@ -41,7 +41,7 @@ class TacEntry(NamedTuple):
 
     @property
     def extra(self) -> bytes:
-        """Encoded entry: section T of a page's field `extra`."""
+        """Encoded form of this entry, as section T in the field `extra` of a stored page."""
         return _TAC_BEGINS + bytes((self.reason,)) + self.until.to_bytes(8, "little", signed=True)
 
 

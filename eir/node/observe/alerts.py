@@ -157,17 +157,17 @@ class AlertRule(NamedTuple):
 
 
 def _is(name: str, by: str = "", value: float = 1.0) -> Condition:
-    """Build the condition that a gauge has this value. Its subjects, such as peers, are values of the label `by`."""
+    """Build the condition that a gauge has this value, for each value of the label `by`, such as each peer."""
     return lambda recent: [subject for subject, now in recent.values(name, by).items() if now == value]
 
 
 def _exceeds(name: str, limit: float, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Build the condition that a gauge is above a limit. Its subjects, such as peers, are values of the label `by`."""
+    """Build the condition that a gauge is above a limit, for each value of the label `by`, such as each peer."""
     return lambda recent: [subject for subject, now in recent.values(name, by, where).items() if now > limit]
 
 
 def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Build the condition that a counter has increased in the last minutes. Its subjects, such as peers, are values of the label `by`."""
+    """Build the condition that a counter has increased in the last minutes, for each value of the label `by`, such as each peer."""
     return lambda recent: recent.rises(name, minutes, by, where)
 
 

@@ -230,7 +230,7 @@ class _Recorder:
             self._queue_events()
 
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
-        """Queue events about newly listed devices; return when the queue of every receiver has room for them.
+        """Queue events about newly listed devices for each receiver, and wait until each queue has room for them.
 
         Meanwhile the process has idle priority, because there can be a million such events.
         """

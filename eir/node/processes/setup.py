@@ -155,7 +155,7 @@ class ConfigFile:
 
 
 def _digest_and_fault(path: Path) -> tuple[str, str | None]:
-    """Return the digest of a configuration file, or an empty text if it cannot be read, and its first fault."""
+    """Read a configuration file; return its digest (empty if it is unreadable) and its first fault."""
     try:
         return load_config(path).digest, None
     except ConfigError as e:

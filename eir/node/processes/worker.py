@@ -313,7 +313,7 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Remove new devices that are on record now from the queue, and send the unsent ones to the process that writes the record."""
+        """Update the queue of new devices: remove those that are on record now, and send the unsent ones to the follower, which writes the record."""
         if self.new_devices is None:
             return
         for _ in self.new_devices.remove_recorded():
