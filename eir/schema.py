@@ -97,7 +97,7 @@ def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.
 
 
 def one_of(words: Mapping[str, Any]) -> Kind:
-    """Build a Kind for a choice of words; `words` maps each word to its value."""
+    """Build a Kind for a choice of words. `words` maps each word to its value."""
     *most, last = words
     listed = f"{', '.join(most)} or {last}" if most else last
 
@@ -111,7 +111,7 @@ def one_of(words: Mapping[str, Any]) -> Kind:
 
 
 def word(*words: str) -> Kind:
-    """Build a Kind for a choice of words, in which each value is the word itself."""
+    """Build a Kind for a choice of words. The value of each word is the word itself."""
     return one_of({each: each for each in words})
 
 

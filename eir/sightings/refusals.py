@@ -32,7 +32,7 @@ Reasons = Callable[[str, Sequence[int]], Sequence[str]]
 def count_refusals(
     paths: Sequence[str], begin: datetime, end: datetime, reasons: Reasons, maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
-    """Count the devices that were refused from `begin` to before `end` (UTC), and the refused devices that came back.
+    """Count the devices that were refused from `begin` to before `end` (UTC), and those that came back after their removal from a list.
 
     A device came back if the list that refused it last does not have it any more, and a later answer was no refusal.
 

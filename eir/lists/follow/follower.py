@@ -282,7 +282,7 @@ class Follower:
         return await self._follow_newer(name, entries, stored)
 
     async def _follow_newer(self, name: str, entries: DeviceList, stored: ListState | None) -> bool:
-        """Put a newer state of a list in force; return False after a fault, or during the pause after a fault."""
+        """Put a newer state of a list in force; return False if this fails, or if the pause after an earlier failure lasts."""
         not_before, pause_s = self._unproved.get(name, (0.0, self._pauses.unproved_s))
         if time.monotonic() < not_before or self._is_of_other_kind(name, entries, stored):
             return False

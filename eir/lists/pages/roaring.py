@@ -121,7 +121,7 @@ def may_be_arrays(stored: bytes) -> bool:
 
 
 class ArrayPages:
-    """Decoder for the stored keys of many pages at once. All their containers must be arrays.
+    """Decoder for the stored keys of many pages at once, if the pages contain only array containers of the Roaring format.
 
     Raises:
         ValueError: if a page has another form or is damaged.

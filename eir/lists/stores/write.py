@@ -205,7 +205,7 @@ class PageSetStore(ABC):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Put changed pages of a list in force. If the list does not exist, the pages are the whole list."""
+        """Put changed pages of a list in force. For a list that does not exist, `pages` has all its pages."""
         if not seen:
             return await self.replace(name, state, pages, seen=seen, keep=keep, event=event)
         await self._check_room(name, pages, amends=True)
@@ -235,7 +235,7 @@ class PageSetStore(ABC):
         whole: bool = True,
         event: Event | None = None,
     ) -> None:
-        """Put a list in force with exactly this state. If the list does not exist, the pages are the whole list."""
+        """Put a list in force with exactly this state. `batches`: all pages (`whole`), or the changed pages of an existing list."""
         if whole or not seen:
             request = WriteRequest(state=state, whole=True, exact=True, keep=0, event=event)
             await self._write(name, seen, request, batches)

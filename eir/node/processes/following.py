@@ -255,7 +255,7 @@ class Followed:
         self._reject = reject
 
     def note_lists_to(self, note_list: Callable[..., None]) -> None:
-        """Set the function that is called with each list from now on. `is_change` is False for lists at the start of the node."""
+        """Call `note_list` with each list that comes into force from now on. Its argument `is_change` is False at the start of the node."""
         self._note_list = note_list
 
     def _greet(self, process: Process) -> None:

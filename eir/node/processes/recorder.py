@@ -324,7 +324,7 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder first the list contents that were already searched, then those that must be searched."""
+        """Send a new recorder process first the lists whose search is done, as a base of the next search, then the lists to search."""
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)
         for name, (listed, image) in self._lists.items():

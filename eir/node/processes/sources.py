@@ -37,7 +37,7 @@ class Sources:
         self.apply()
 
     def apply(self) -> None:
-        """Apply the sources in the settings in force."""
+        """Apply new settings: start and stop the jobs that pull lists from their sources."""
         self._pulling.apply()
 
     def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
