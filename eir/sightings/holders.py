@@ -126,10 +126,10 @@ def copies_by_device(engine: Engine, since: datetime, until: datetime) -> dict[i
 
 
 _VERSIONS = """
-    SELECT DISTINCT sightings.device, sightings.subscriber, sightings.software_version
-    FROM sightings JOIN scores ON sightings.device = scores.device
-    JOIN claims ON sightings.origin_host = claims.origin AND COALESCE(sightings.peer, sightings.origin_host) = claims.peer
-    WHERE claims.is_believed = 1 AND sightings.software_version > '00' AND NOT sightings.subscriber IS NULL
+    SELECT DISTINCT seen.device, seen.subscriber, seen.version
+    FROM seen JOIN scores ON seen.device = scores.device
+    JOIN claims ON seen.origin = claims.origin AND seen.peer = claims.peer
+    WHERE claims.is_believed = 1 AND seen.version > '00' AND NOT seen.subscriber IS NULL
 """
 _PERIODS = """
     SELECT usage.device, devices.tac, usage.subscriber, usage.first_seen, usage.last_seen, usage.day_count

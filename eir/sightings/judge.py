@@ -6,7 +6,7 @@ and its fit. The SQL runs on the engine that the caller passes.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -181,9 +181,20 @@ def _batches(engine: Engine) -> tuple[tuple[str, int], ...]:
 
 
 def _malformed(engine: Engine) -> tuple[tuple[str, int, int], ...]:
+    # Checks without an identifier are subtracted: most files have none, and the statistics of a file show that without a read.
     rows = engine.rows("""
-        SELECT COALESCE(origin_host, ''), SUM(checks), COUNT(DISTINCT subscriber) FROM sightings
-        WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1
+        SELECT COALESCE(origin, ''), SUM(checks), COUNT(DISTINCT subscriber)
+        FROM (
+          SELECT origin, subscriber, SUM(checks) AS checks
+          FROM (
+            SELECT origin, subscriber, checks FROM seen WHERE device IS NULL
+            UNION ALL
+            SELECT origin_host AS origin, subscriber, -CAST(checks AS BIGINT) AS checks FROM sightings WHERE device IS NULL AND imei IS NULL
+          ) AS told
+          GROUP BY origin, subscriber
+        ) AS named
+        WHERE checks > 0
+        GROUP BY 1 ORDER BY 2 DESC, 1
     """)
     return tuple((str(origin), int(checks), int(subscribers)) for origin, checks, subscribers in rows)
 
@@ -202,7 +213,7 @@ def _reliability(
     return tuple(bands)
 
 
-def _build_tables(engine: Engine, untrusted: Iterable[str], progress: Callable[[str, int, int], None]) -> None:
+def _build_tables(engine: Engine, untrusted: Collection[str], progress: Callable[[str, int, int], None]) -> None:
     """Build the tables of the analysis. The last one, `summed`, has the log odds of each device.
 
     The table `marks` has the evidence of each condition. The table `summed` also names the condition with the highest
@@ -212,7 +223,9 @@ def _build_tables(engine: Engine, untrusted: Iterable[str], progress: Callable[[
     stages = [*TABLES, *CONDITIONS]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
-        if name == "watched":
+        if name == "seen" and untrusted:
+            continue  # it does not depend on the distrusted peers
+        if name == "witnessed":
             _build_box(engine)
         path = TABLES.get(name, SQL / "conditions" / f"{name}.sql")
         engine.define(name, path.read_text("utf-8").format_map(WEIGHTS))

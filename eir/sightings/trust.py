@@ -32,21 +32,17 @@ def find_distrusted(
         share: one of `share` ordinary phones is in the sample.
         sent: number of checks of each voice.
     """
-    phones = [frozenset(voices) for voices in ordinary if voices]
-    carried: defaultdict[str, set[int]] = defaultdict(set)
-    for number, voices in enumerate(phones):
-        for voice in voices:
-            carried[voice].add(number)
+    phones = Counter(frozenset(voices) for voices in ordinary if voices)
     victims = _victims_by_group(told)
     all_victims = set[int]().union(*victims.values())
-    shared_phones = share * sum(len(voices) > 1 for voices in phones)
+    shared_phones = share * sum(count for voices, count in phones.items() if len(voices) > 1)
     usual = len(all_victims) / (shared_phones + 1)
     all_checks = sum(sent.values())
-    candidates = {*victims, *(_with_accomplice(group, carried, phones) for group in victims)}
+    candidates = {*victims, *(_with_accomplice(group, phones) for group in victims)}
     doubtful: list[tuple[Voices, set[int], float]] = []
     for group in candidates:
         lies = set[int]().union(*(victims.get(part, ()) for part in _subgroups(group)))
-        phones_carried = share * _ordinary_count(group, carried, phones)
+        phones_carried = share * _ordinary_count(group, phones)
         is_small = sum(sent[voice] for voice in group) * LARGE <= all_checks
         is_idle = len(lies) * ORDINARY_MIN > phones_carried
         is_unusual = len(lies) > OFTEN * usual * phones_carried
@@ -103,29 +99,27 @@ def _subgroups(group: Voices) -> Iterator[Voices]:
         yield from map(frozenset, combinations(sorted(group), size))
 
 
-def _carried_by(group: Voices, carried: Mapping[str, set[int]]) -> set[int]:
-    """Return the ordinary phones that a group of voices (origins or peers) reports."""
-    return set[int]().union(*(carried.get(voice, ()) for voice in group))
-
-
-def _ordinary_count(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> float:
+def _ordinary_count(group: Voices, phones: Mapping[Voices, int]) -> float:
     """Return how many ordinary phones a group of voices (origins or peers) reports.
 
     A phone that only this group reports counts 1/UNSEEN.
     """
-    own = _carried_by(group, carried)
-    shared = sum(not phones[number] <= group for number in own)
-    return shared + (len(own) - shared) / UNSEEN
+    own = sum(count for voices, count in phones.items() if voices <= group)
+    carried = sum(count for voices, count in phones.items() if not voices.isdisjoint(group))
+    return carried - own + own / UNSEEN
 
 
-def _with_accomplice(group: Voices, carried: Mapping[str, set[int]], phones: Sequence[Voices]) -> Voices:
+def _with_accomplice(group: Voices, phones: Mapping[Voices, int]) -> Voices:
     """Return the group with one more voice (origin or peer): the one that reports most of the phones that the group reports.
 
     A group of TOGETHER_MAX voices, or without such a voice, is returned unchanged.
     """
     if len(group) >= TOGETHER_MAX:
         return group
-    others = Counter(voice for number in _carried_by(group, carried) for voice in phones[number] - group)
+    others = Counter[str]()
+    for voices, count in phones.items():
+        if not voices.isdisjoint(group):
+            others.update(dict.fromkeys(voices - group, count))
     if not others:
         return group
     accomplice = min(others, key=lambda voice: (-others[voice], voice))
