@@ -253,7 +253,9 @@ def test_subscribers_seen_on_one_day_are_no_evidence(judge_rows):
     assert judge_rows([*crowd, *phones("a")]).findings == ()
 
 
-@pytest.mark.parametrize(("days", "all_days", "found"), [(4, 4, True), (3, 3, False), (6, 18, True), (6, 19, False)])
+@pytest.mark.parametrize(
+    ("days", "all_days", "found"), [(4, 4, True), (3, 3, False), (6, 18, True), (6, 19, False), (50, 60, True)]
+)
 def test_ports_are_a_box_from_four_days_and_a_third_of_all_days_on(judge_rows, days, all_days, found):
     rows = [
         (turn * 4, f"3520990000{port:04d}", f"card{(turn * 5 + port) % 12}", "mme1", "01")

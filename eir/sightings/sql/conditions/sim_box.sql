@@ -11,7 +11,7 @@ FROM (
     GROUP BY box.device
   ) AS core ON devices.device = core.device
   JOIN (SELECT BIT_COUNT(BIT_OR(days)) AS days FROM devices) AS record ON TRUE
-  WHERE core.checks * 3 >= devices.checks * 2 AND BIT_COUNT(core.days) >= 4 AND BIT_COUNT(core.days) * 3 >= record.days AND core.devices >= 7
+  WHERE core.checks * 3 >= devices.checks * 2 AND BIT_COUNT(core.days) >= 4 AND CAST(BIT_COUNT(core.days) AS BIGINT) * 3 >= record.days AND core.devices >= 7
   UNION ALL
   SELECT
     own.device, {certain} AS says, CONCAT('one of ', CAST(MAX(own.used) AS VARCHAR), ' devices that one SIM used in turn, and nobody else') AS evidence
