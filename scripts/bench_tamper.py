@@ -440,7 +440,7 @@ def fitted(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _columns() -> set[str]:
     """Return the names of the fitted weights: the columns of the table `evidence` without the first."""
-    by_hand = {"certain", "likely", "no_body"}
+    by_hand = {"certain", "likely", "no_body", "alone", "both"}
     return WEIGHTS.keys() - by_hand
 
 

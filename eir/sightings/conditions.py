@@ -27,6 +27,9 @@ WEIGHTS: Mapping[str, float] = {
     # Set by hand: enough for an export; enough for a report but not for an export; a TAC that the list does not have, for
     # which simulated networks give no realistic value.
     "certain": 14.0, "likely": 7.8, "no_body": 9.0,
+    # Correction of `alternates`, set by the scores of fitting networks: reduction if all shared devices have subscribers of several
+    # networks, and maximum increase by evidence of place and version.
+    "alone": 2.4, "both": 1.5,
 }  # fmt: skip
 """Values for the names in braces in the SQL of the conditions."""
 PRIOR, HOLDS_FROM = 0.005, 0.5
