@@ -67,7 +67,7 @@ async def test_each_write_is_on_the_disk_before_it_counts(store):
     """After a loss of power, which no test brings about."""
     await store.replace("a", state(A), A, seen=0)
     full = 2
-    assert await store._file.call(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (full,)
+    assert await store.file.call(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (full,)
 
 
 async def test_a_new_file_is_no_upgrade(tmp_path):
