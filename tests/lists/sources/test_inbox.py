@@ -37,7 +37,15 @@ from eir.lists.record.clock import TrustedClock
 from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.release import parse_manifest
 from eir.lists.sources import delivery
-from eir.lists.sources.drop_folder import Item, Watch, is_settled, missing_part, scan_folder, signed_manifests
+from eir.lists.sources.drop_folder import (
+    Item,
+    Watch,
+    _numbered,
+    is_settled,
+    missing_part,
+    scan_folder,
+    signed_manifests,
+)
 from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
 from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, POLL_S, DropFolder, make_pass
 from eir.node.processes.jobs import Jobs
@@ -79,6 +87,11 @@ def test_hidden_names_and_folders_are_not_read(tmp_path):
     found = scan_folder(tmp_path)
     assert found.keys() == {"a.csv", "link", "pipe"}
     assert len(scan_folder(tmp_path, 2)) == 2
+
+
+def test_a_numbered_name_is_no_longer_than_the_file_system_permits():
+    assert [_numbered("a.csv", number) for number in (1, 2, 10)] == ["a.csv", "a.csv~2", "a.csv~10"]
+    assert [_numbered("x" * 300, number) for number in (2, 10)] == ["x" * 253 + "~2", "x" * 252 + "~10"]
 
 
 @pytest.mark.parametrize(
