@@ -13,7 +13,7 @@ UNFINISHED = ".tmp"
 
 @contextmanager
 def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """Let an OSError that names no file, or the temporary file `unfinished`, name the file `path`.
+    """Raise an OSError of the body with the file name `path`, if it has none or that of the temporary file `unfinished`.
 
     The system's error of a write, such as on a full disk, has no file name.
     """

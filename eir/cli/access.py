@@ -203,6 +203,6 @@ def list_settings(config: Config | Whereabouts, name: str) -> ListSettings:
 
 
 def no_list(name: str, known: Collection[str], path: Path) -> typer.Exit:
-    """Print the error message about an unknown list; return the exception that ends the command."""
+    """Print that no list `name` exists in the file `path`, with the known names; return the exception that ends the command."""
     names = ", ".join(known) or "none"
     return fail(f"no list {name} in {path}; there are: {names}{did_you_mean(name, known)}", EXIT_USAGE)

@@ -122,7 +122,7 @@ def _index_text(folder: Path, index: FolderIndex) -> str:
 
 @contextmanager
 def _bad_rows_to(path: Path | None, files: Sequence[Path]) -> Iterator[Callable[[str, int, str, bytes], None] | None]:
-    """Yield a function that writes a bad row to the new CSV file `path`; yield None if `path` is None.
+    """Yield a function that writes a bad row to the new CSV file `path`; yield None without a `path`.
 
     Only its owner can read the file.
     """

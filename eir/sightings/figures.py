@@ -81,7 +81,7 @@ class FigureTally:
 
 
 def document(month: str, tallies: Mapping[str, FigureTally | None]) -> Document:
-    """Build the document of a month's figures for publication. A tally that is None stands for missing data."""
+    """Build the document of a month's figures for publication. A tally of None stands for missing data."""
     figures: dict[str, Document | None] = dict.fromkeys(FIGURES)
     for name, tally in tallies.items():
         if tally is not None:

@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
 
 
 class FeedWriter:
-    """Writer of a register's rows into local lists, many rows in each transaction.
+    """Writer of rows from external registers into local lists, many rows in each transaction.
 
     `lists`: configured lists. `now`: clock. `failed`: called with an exception. `had`: known lists, for `edit_differences`.
     """

@@ -107,7 +107,7 @@ def name_in(id_resp: bytes) -> str:
 
 
 def id_resp(name: str) -> bytes:
-    """Encode the ID_RESP frame by which a program gives this name."""
+    """Encode the ID_RESP frame in which a program states its own name."""
     encoded = name.encode() + b"\0"
     parts = ((IpaTag.UNIT_ID, b"0/0/0\0"), (IpaTag.UNIT_NAME, encoded), (IpaTag.SERIAL, encoded))
     return frame(

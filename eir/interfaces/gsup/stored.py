@@ -36,7 +36,7 @@ class StoredChecks:
         self._waiting.setdefault(imsi, deque()).append(self._loop.call_later(STORE_S, self._is_late, imsi))
 
     def handle(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Handle the HLR's answers to waiting checks; return the other messages, which are for the client."""
+        """Handle the HLR's answers for which checks wait; return the other messages, which the GSUP client gets."""
         return [each for each in messages if not self._is_answer(each)] if self._waiting else messages
 
     def settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:

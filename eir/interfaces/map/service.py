@@ -49,7 +49,7 @@ class MapService:
     def configure(
         self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
     ) -> None:
-        """Apply new settings: replaced statuses, the status after an internal error, and further tags of an IMSI.
+        """Apply new settings: statuses to send in place of others, the status after an internal error, and more ASN.1 tags of an IMSI.
 
         `answers`: replacements of statuses by peer label. `fallback`: status for a request after an internal error; None:
         systemFailure. `imsi_tags`: further tags of an IMSI.

@@ -408,7 +408,7 @@ def _reject_no_ops(edit: Edit, name: str, present: Container[tuple[int, int, boo
 
 
 def _missing_text(entry: Entry, present: Container[tuple[int, int, bool]]) -> str:
-    """Format an entry that the list lacks, for an error message; if the list has the entry's whole TAC, with a note on the TAC."""
+    """Format an entry that the list lacks, for an error message. The text has a note if the list has the entry's whole TAC."""
     tac = entry.key // PAGE_KEYS
     if entry.whole_tac or (tac * PAGE_KEYS, 0, True) not in present:
         return entry.text

@@ -1,4 +1,4 @@
-"""Keeper of the record of first sightings: keeps memory, the copy on disk and the store equal.
+"""Keeper of the record of first sightings: the record in memory, its copy on disk and the store stay equal.
 
 The image that workers map is the record in memory. Each round reads the changes of other nodes, adds the devices that workers saw,
 removes devices that no longer belong on the record, and writes the pages that differ to each store. If the store knows the changes since

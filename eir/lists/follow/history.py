@@ -407,7 +407,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
 
 
 async def _is_newest(copy: ListStore, chain: str, theirs: Ledger) -> bool:
-    """Return True if the node's copy contains the newest record of the store's chain (`theirs`)."""
+    """Return True if the node's copy of `chain` contains the newest record of the store, which `theirs` names."""
     record = await _first(copy, theirs.number - 1, chain)
     return record is not None and (record.number, record_digest(record.text)) == (theirs.number, theirs.digest)
 

@@ -133,7 +133,7 @@ class Past(NamedTuple):
 
 
 async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """Return the state of a list at a past time, with its entries for `key`; without entries if `key` is None.
+    """Return the state of a list at a past time, with its entries for `key`; without entries if there is no `key`.
 
     Raises:
         StoreError: if the store cannot be read.

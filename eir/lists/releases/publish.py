@@ -261,7 +261,7 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
 
 @contextlib.contextmanager
 def _remove_on_failure() -> Iterator[list[Path]]:
-    """Yield an empty list for paths of new files; if the `with` block fails, delete the files in the list."""
+    """Yield an empty list, to which the caller adds the path of each new file; if the `with` block fails, delete these files."""
     new_files: list[Path] = []
     try:
         yield new_files
@@ -428,7 +428,7 @@ def _kind_of_list(names: Sequence[str], inspected: Sequence["_Inspected"]) -> st
 
 
 def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
-    """Yield warnings about reason texts that an EIR would not store unchanged."""
+    """Yield warnings about reason texts that an EIR shortens or replaces."""
     garbled = next((text for text in texts if REPLACED in text), None)
     if garbled is not None:
         yield f"reasons are not in UTF-8, such as '{garbled}': save the file in UTF-8, or declare its encoding (layouts)"

@@ -50,7 +50,7 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 def select_rows(values: Values, mask: NDArray[np.bool_]) -> Values:
-    """Return the values of the rows in a mask; None for a column that is None."""
+    """Return the values of the rows in a mask; None for an absent column."""
     if values is None or mask.all():
         return values
     return cast("Values", values[mask])
@@ -133,7 +133,7 @@ class _Singles:
         self._used = last
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat a key, and the number of these that contradict (Rows.repeats)."""
+        """Return the number of rows that repeat the key of an earlier row, and how many of these differ in reason or expiry."""
         packed = self._packed[: self._used]
         if self._ends:
             return _repeats((packed >> _REASON_BITS,), (packed, self._until()))
@@ -440,7 +440,7 @@ def _bounds(spans: Sequence[Span]) -> tuple[int, int]:
 
 
 def _with_spans(page: Page, spans: Sequence[Span]) -> Page:
-    """Return a page of single identifiers to which ranges are added."""
+    """Return a copy of a page of single identifiers, with the ranges added."""
     tacs = [TacEntry(span.reason, span.until) for span in spans if span.is_whole_tac]
     tac = min(tacs, key=lambda tac: (tac.until != 0, -tac.until, tac.reason), default=None)
     partial = _partial_spans(spans)

@@ -285,7 +285,7 @@ def _days(dates_s: Keys) -> Days:
 def _probable_mistakes(
     chunk: _Chunk, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
-    """Return masks of valid rows that are probably mistakes, by kind (a key of `ODD`); without masks if `now_s` is None.
+    """Return masks of valid rows that are probably mistakes, by kind (a key of `ODD`); without masks if there is no `now_s`.
 
     `columns`: keys, dates (Unix seconds) and expiries.
     """
@@ -333,7 +333,7 @@ class Actions:
         self._parts: list[_Part] = []
 
     def add(self, part: _Part) -> None:
-        """Add rows whose codes add or remove entries to the collection."""
+        """Add to the collection rows whose codes add or remove entries."""
         self._parts.append(part)
 
     def move_to(self, rows: Rows | None, removed: Rows | None) -> None:

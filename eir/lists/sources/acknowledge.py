@@ -1,4 +1,4 @@
-"""Acknowledgements: signed statements of nodes about the release of a list in force there, and their evaluation by the publisher.
+"""Acknowledgements: a node signs which release of a list it has in force, and the publisher evaluates these statements.
 
 A statement includes the time from which the content is in force, and the release or index that the node rejected last.
 

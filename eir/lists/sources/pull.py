@@ -269,7 +269,7 @@ class _Pull:
 
     @staticmethod
     def _differs(index: FolderIndex, state: ListState) -> bool:
-        """Return True if the index has another content digest for the serial in force than the list in force."""
+        """Return True if the index names the serial in force with a content digest that differs from that of the list in force."""
         return index.content_of(state.serial) not in {None, state.content_digest}
 
     async def _state_and_highest(self) -> tuple[ListState, int]:

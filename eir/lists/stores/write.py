@@ -251,7 +251,7 @@ async def one_batch(batch: Sequence[T]) -> AsyncIterator[Sequence[T]]:
 
 
 def check_generation(name: str, stored: Stored[S] | None, seen: int) -> None:
-    """Raise GenerationConflict if the list's generation is no longer `seen`, which the writer has read."""
+    """Raise GenerationConflict if the list's generation has changed since the writer read it (`seen`)."""
     current = 0 if stored is None else stored.generation
     if current != seen:
         raise GenerationConflict(

@@ -255,7 +255,7 @@ class Followed:
         self._reject = reject
 
     def note_lists_to(self, note_list: Callable[..., None]) -> None:
-        """Call `note_list` with each list that comes into force from now on. Its argument `is_change` is False at the start of the node."""
+        """Call `note_list(list, is_change)` for each list that comes into force from now on. `is_change` is False for the lists of the node's start."""
         self._note_list = note_list
 
     def _greet(self, process: Process) -> None:

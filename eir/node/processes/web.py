@@ -76,7 +76,7 @@ class Web:
         await self._server.close()
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics about refused clients of the pages by name and label values."""
+        """Return the counts of clients that the pages refused: name of the metric → label values → count."""
         refused = self._access.refused
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 

@@ -541,7 +541,7 @@ class Node(Server[DiameterConnection]):
             self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
 
     def _crowded_out(self, link: DiameterConnection, reason: str) -> None:
-        """Close a connection that has sent no CER, because too many connections have sent none."""
+        """Close this connection, which has sent no CER: too many connections have sent none."""
         self.refused(
             reason,
             address=link.address,
