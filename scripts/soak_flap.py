@@ -19,8 +19,6 @@ from hostile import Steady, accounts, at_rest, beside, flap, memory_mb, settled
 from node import LISTED, Publisher, Site
 from parts import enter_sctp
 
-LATE_S = 1.0
-
 
 def main(arguments: list[str]) -> int:
     """Run the part `flap` of scripts/soak."""
@@ -32,6 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--arrivals", type=int, default=0, help="minimum number of connections in all, also beyond the time"
     )
+    parser.add_argument("--late", type=float, default=1.0, help="seconds after which an answer is late (1)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--seed", type=int, default=secrets.randbits(32), help="seed of the peers' actions (default: random)"
@@ -78,7 +77,7 @@ async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
         print(line)
     promises = (
         ("the steady peer's answers are right", not steady.wrong),
-        (f"none is later than {LATE_S:g} s", max(steady.answer_s + steady.watchdog_s) < LATE_S),
+        (f"none is later than {options.late:g} s", max(steady.answer_s + steady.watchdog_s) < options.late),
         ("messages in = answers out + drops", outgoing + drops <= incoming <= outgoing + drops + own),
         (
             "no fault of the node's own",
