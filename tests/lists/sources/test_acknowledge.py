@@ -56,6 +56,12 @@ def said(**changes):
     return Acknowledgement(**given | changes)
 
 
+def _of_another_format(acknowledgement):
+    """Return the document of an acknowledgement, without signature, with another format."""
+    members = json.loads(acknowledgement.split(b"-----")[0])
+    return json.dumps(members | {"format": "x"}).encode() + b"\n"
+
+
 @pytest.fixture
 def register(tmp_path, keys):
     made = Register(tmp_path / "register", keys[0], methods=("PUT",))
@@ -124,6 +130,7 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
         content.replace(b"eir.one", b"eir.two"),
         content[:-40],
         sign_document(b'{"format": "x"}\n', keys[0], NAMESPACE),
+        sign_document(_of_another_format(content), keys[0], NAMESPACE),
         sign_acknowledgement(said(made=text(NOW + HOUR)), keys[0]),
         *(
             sign_acknowledgement(said(rejected=Rejection(**{"reason": "growth", "at": text(NOW)} | wrong)), keys[0])

@@ -461,6 +461,14 @@ def test_what_is_no_index_at_all(document):
         parse_index(document)
 
 
+def test_an_index_has_at_most_a_limited_number_of_releases():
+    offers = [offer(1), *(offer(serial, serial - 1) for serial in range(2, folders.RELEASES_MAX + 2))]
+    most = index_of(*offers[:-1])
+    assert len(parse_index(encode_index(most)).releases) == folders.RELEASES_MAX
+    with pytest.raises(ReleaseRefused, match="an array of 1 to 2000 objects"):
+        parse_index(encode_index(index_of(*offers)))
+
+
 def test_releases_that_do_not_rise_are_no_index():
     index = index_of(offer(1), offer(2, 1))
     for releases in (index.releases[::-1], (*index.releases, index.releases[-1])):
