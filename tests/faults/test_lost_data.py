@@ -17,7 +17,7 @@ def on_record(fleet):
 
 def test_flushall(server, fleet):
     before, record = fleet.failures("lost_data"), on_record(fleet)
-    until(lambda: fleet.sites[0].eir("history", "--verify").stdout.count("this node's copy") == 1)
+    until(lambda: fleet.sites[0].eir("history", "--verify", status=None).stdout.count("this node's copy") == 1)
     with fleet.witness() as witness:
         server.command("FLUSHALL")
         until(lambda: fleet.noticed("lost_data", before))
