@@ -42,6 +42,7 @@ from benchmark.servers import Server, free_port
 from benchmark.site import ENTRIES, TACS, Site, at_rest, await_serial
 
 from eir.cli.table import table
+from eir.node.processes.priority import set_idle_priority
 from eir.sightings import files
 from eir.sightings.schema import SCHEMA
 
@@ -55,7 +56,8 @@ P99_TIMES_MAX = 1.5
 RECORDER = "eir-sightings\n"
 """Name of the process that searches the record and sends events."""
 HOURS, ROWS_PER_FILE = 20, 1_000_000
-FOUND_MAX_S, LOOK_S = 300.0, 0.1
+FOUND_MIN_S, FOUND_S_PER_MILLION, LOOK_S = 60.0, 15.0, 0.1
+"""Limit for the time until the first event: seconds, and seconds more per million rows of the record. Seconds between two looks."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,11 +87,12 @@ def main(arguments: Sequence[str]) -> int:
         releases = _Releases(site, base.keys, np.union1d(base.keys, listed))
         site.load(releases.next(with_listed=False))
         with site.server("eir", free_port(), cores=on.server, **settings) as server:
-            searching = partial(_searching, releases, server, events)
+            found_max_s = FOUND_MIN_S + FOUND_S_PER_MILLION * sightings / 1e6
+            searching = partial(_searching, releases, server, events, found_max_s)
             cases = [
                 Case(QUIET, server),
                 Case(SEARCHING, server, searching),
-                Case(SENDING, server, partial(searching, first_s, sent)),
+                Case(SENDING, server, partial(searching, first_s=first_s, sent=sent)),
             ]
             results = compared(cases, [STEADY], folder / "questions", how, on.generator)
     p99 = {case: ratio(results, case, QUIET, STEADY, percentile("p99")) for case in (SEARCHING, SENDING)}
@@ -126,7 +129,8 @@ class _Releases:
 
 @contextmanager
 def _searching(
-    releases: _Releases, server: Server, events: "Synchronized[int]", first_s: list[float] | None = None, sent: list[int] | None = None,
+    releases: _Releases, server: Server, events: "Synchronized[int]", found_max_s: float, *,
+    first_s: list[float] | None = None, sent: list[int] | None = None,
 ) -> Iterator[None]:  # fmt: skip
     """List the devices. After the run, remove the devices from the list and kill the recorder; the next recorder has no events to send.
 
@@ -136,7 +140,7 @@ def _searching(
     releases.put_in_force(with_listed=True)
     if first_s is not None:
         while not events.value:
-            if time.monotonic() - began > FOUND_MAX_S:
+            if time.monotonic() - began > found_max_s:
                 raise RuntimeError("no event has come")
             time.sleep(LOOK_S)
         first_s.append(round(time.monotonic() - began, 1))
@@ -195,6 +199,7 @@ class _Receiver(BaseHTTPRequestHandler):
 
 def _receive(port: int, on: set[int], events: "Synchronized[int]") -> None:
     os.sched_setaffinity(0, on)
+    set_idle_priority()  # it shares its cores with the load generator
     server = HTTPServer(("127.0.0.1", port), _Receiver)
     server.events = events  # type: ignore[attr-defined]
     server.serve_forever()
