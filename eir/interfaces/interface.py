@@ -1,4 +1,4 @@
-"""Description of an interface. Each interface has one such object, `INTERFACE`, with everything that the program needs of its protocol.
+"""Classes that describe an interface to the program. Each interface has one description, its object `INTERFACE`.
 
 Configuration, supervisor, workers, metrics and commands go through eir.interfaces.INTERFACES and know none by name. Each
 command reads the configuration, so that an interface's folder imports little: servers and services are named as `module:class`,
@@ -45,7 +45,7 @@ TLS_KEYS = (
 
 
 def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str = "") -> tuple[Key, ...]:
-    """Return the configuration keys about access tokens for one section of the file."""
+    """Return the configuration keys of a section that decide about access tokens: public keys, issuers and audiences."""
     return (
         Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys"),
         Key(f"{section}.keys", many(FILE), (), "PEM files of such public keys, or of certificates"),
@@ -91,7 +91,7 @@ class SharedSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Settings in force and shared objects of a worker, as its servers receive them."""
+    """Settings in force and objects of a worker that all its servers use."""
 
     shared: SharedSettings
     """Settings, with this worker's share of the node's limits."""
@@ -119,18 +119,18 @@ class NodeLoad(NamedTuple):
 
 
 class Attendant(Protocol):
-    """Task of an interface that runs in the supervisor, such as the registration at another server."""
+    """Background task of an interface in the supervisor, such as the registration of the node at an NRF."""
 
     async def apply(
         self, settings: Any, shared: SharedSettings, tls: "TlsFiles | None", listening: Sequence[str]
     ) -> None:
-        """Apply settings to the task, at the start and at each reload.
+        """Apply settings to the interface's task in the supervisor, at the start and at each reload.
 
         `listening`: URLs of the open listeners of all interfaces.
         """
 
     async def close(self) -> None:
-        """Stop the task."""
+        """Stop the interface's task in the supervisor."""
 
     def status(self) -> Mapping[str, Any]:
         """Return the interface's fields in the document of `eir status`."""
@@ -139,7 +139,7 @@ class Attendant(Protocol):
         """Return the interface's warnings for `eir status`."""
 
     def numbers(self) -> Samples:
-        """Return the metrics of the task by name and label values."""
+        """Return the metrics of the interface's task in the supervisor, by name and label values."""
 
 
 class Service(Protocol):
@@ -151,10 +151,10 @@ class Service(Protocol):
     """Faults of unusable files, by file; their earlier content stays in use."""
 
     def apply(self, settings: Any, shared: SharedSettings) -> None:
-        """Apply new settings."""
+        """Apply new settings of the node and of this interface to the HTTP service."""
 
     def respond(self, request: "HttpRequest") -> "Answer":
-        """Return the answer to a request. It never raises an exception."""
+        """Return the response to an HTTP request, or an awaitable of the response. This method never raises an exception."""
 
     def refuse(self, status: int) -> "HttpResponse":
         """Return the error response to bytes that are not an HTTP request."""

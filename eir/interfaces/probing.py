@@ -49,7 +49,7 @@ class ProbeFinding:
 
     @property
     def result(self) -> str:
-        """Result of the check: equipment status, or else the result code or experimental result code; `none` without any."""
+        """Result of the check as text: equipment status, else the (experimental) result code, else `none`."""
         code = self.result_code if self.result_code is not None else self.experimental_result_code
         return self.status or (NO_ANSWER if code is None else str(code))
 
@@ -92,7 +92,7 @@ async def many(
     rate: float | None,
     closed_by: Callable[[], str],
 ) -> Summary:
-    """Send `count` checks that go through the IMEIs repeatedly; return a summary of the answers.
+    """Send `count` checks, which cycle through the IMEIs; return a summary of the answers.
 
     The checks stop early if `closed_by` returns the cause of the connection's end. `rate`: checks per second, whether or not
     answers have arrived; None: each check follows the answer to the previous one.
@@ -144,7 +144,7 @@ class ProbeClient(Protocol):
         """Reason for the end of the connection; empty while the connection is open."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
-        """Send one check, and return its answer as a finding."""
+        """Send one check to the EIR; return its answer, or the reason for a missing answer, as a ProbeFinding."""
 
 
 class StreamClient(ProbeClient, Protocol):
@@ -159,7 +159,7 @@ C = TypeVar("C", bound=StreamClient)
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """EIR to probe and parameters of the probe, from its URL (eir.interfaces.interface.Interface.probe_of)."""
+    """EIR to probe, and parameters of the probe, as parsed from a URL by eir.interfaces.interface.Interface.probe_of."""
 
     connect: "Callable[[Probe], AbstractAsyncContextManager[ProbeClient]]"
     """Function of the protocol that connects to the EIR. Raises EirError."""
@@ -196,7 +196,7 @@ class Probe:
     async def ask(
         self, imeis: Sequence[str], *, imsi: str | None = None, software_version: str | None = None
     ) -> list[ProbeFinding]:
-        """Send a check about each IMEI in turn on one connection; return the findings.
+        """Send one check for each IMEI in turn on one connection; return the results (ProbeFinding).
 
         If the connection ends, the remaining IMEIs are not asked about. Raises EirError if no connection can be made.
         """
@@ -213,7 +213,7 @@ class Probe:
     async def ask_many(
         self, imeis: Sequence[str], *, count: int, rate: float | None, imsi: str | None = None, software_version: str | None = None
     ) -> Summary:  # fmt: skip
-        """Send `count` checks on one connection, and return a summary of the answers, as `many` does.
+        """Connect to the EIR, and send `count` checks, which cycle through the IMEIs; return a summary of the answers.
 
         Raises EirError if no connection can be made.
         """

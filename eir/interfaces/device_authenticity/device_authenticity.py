@@ -92,7 +92,7 @@ _DOCUMENT: Final = HttpResponse(200, JSON, Path(__file__).with_name("openapi.jso
 
 
 class DeviceStatus(NamedTuple):
-    """Status of one device by the lists."""
+    """Status of one device according to the lists: a word of STATUSES, and the day on which the device was reported."""
 
     status: str
     """One of STATUSES."""
@@ -101,7 +101,7 @@ class DeviceStatus(NamedTuple):
 
 
 class _RequestRefused(Exception):
-    """Rejection of a request: HTTP error response.
+    """Exception: a request is rejected with an HTTP error response of the API.
 
     `what`: key of FAULTS. `detail`: message for the client. `headers`: headers of the response.
     """
@@ -234,7 +234,7 @@ class DeviceAuthenticity:
 
 
 def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
-    """Return the API's error response for a kind of fault (key of FAULTS)."""
+    """Return the error response of the API for `what`, a kind of fault (key of FAULTS)."""
     fault = FAULTS[what]
     document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
     return HttpResponse(fault.status, JSON, json.dumps(document).encode(), headers)

@@ -1,4 +1,4 @@
-"""DeviceAuthenticity in a process of its own: stores, keys of tokens and counters.
+"""Service process of the interface DeviceAuthenticity: opens the stores, reads the keys of access tokens, and returns the counters.
 
 It evaluates only rules that need nothing but the IMEI. If several hold, the precedence of their statuses counts, not their place in the
 policy; only a rule that asks the record of first sightings excludes the rules after it. It reads lists from the store, or from the node's
@@ -52,7 +52,7 @@ def rules_of(shared: SharedSettings) -> PolicySettings:
 
 
 class AuthenticityService:
-    """Service DeviceAuthenticity in its process; it implements eir.interfaces.interface.Service."""
+    """HTTP service DeviceAuthenticity, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
 
     def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report) -> None:
         self._store = open_store(shared.store, shared.state, report=report, check=False)
@@ -64,7 +64,7 @@ class AuthenticityService:
         self.read_files()()
 
     def apply(self, settings: AuthenticitySettings, shared: SharedSettings) -> None:
-        """Apply new settings."""
+        """Apply new settings: the section `device_authenticity`, and the policy rules and lists that this service uses."""
         self._settings, self._policy = settings, rules_of(shared)
         rules = self._policy.rules
         names = {name for rule in rules for name in rule.lists}
@@ -105,7 +105,7 @@ class AuthenticityService:
         return {"eir_device_authenticity_total": self._check.answers}
 
     async def close(self) -> None:
-        """Close the store and the last good copy."""
+        """Close the list store, and the node's own copy of the lists that replaces an unreachable store."""
         for store in (self._store, self._copy):
             if store is not None:
                 await store.close()
@@ -132,7 +132,7 @@ class AuthenticityService:
 
 
 def _precedence(device: DeviceStatus) -> tuple[int, int]:
-    """Return the sort key of a status: its position in STATUSES, then its date, the earliest first."""
+    """Return the sort key of device statuses: first the position in STATUSES, then the day of the report, the earliest first."""
     return api.STATUSES.index(device.status), device.day or DAY_MAX
 
 

@@ -1,4 +1,4 @@
-"""Interface `feed`: rows that a national register sends over HTTP, for local lists."""
+"""Interface `feed`: a national register adds entries to local lists, or removes entries, by HTTP requests."""
 
 import stat
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Feed: answers the HTTP requests of a national register. Each request has one row for a local list.
+"""Feed: answers the HTTP requests of a national register. Each request adds one entry to a local list, or removes one.
 
 The register authenticates with a password over TLS, or with an access token.
 """
@@ -67,7 +67,7 @@ class Feed:
         self.tokens = tokens
 
     def apply_users(self, users: Users | None) -> None:
-        """Replace the users with passwords. None: the feed accepts no passwords."""
+        """Replace the table of users who log in with a password. None: the feed accepts no passwords."""
         self.users = users
 
     def apply_numbers(self, numbers: Numbers, *, has_all: bool) -> None:
@@ -78,7 +78,7 @@ class Feed:
         self.numbers, self.has_all_numbers = numbers, has_all
 
     def apply(self, settings: FeedSettings) -> None:
-        """Apply new settings: the names of the lists for each role."""
+        """Apply new settings: the local lists for each role, which is the word in the path of a request, such as `allowed-tac`."""
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
         self._roles = frozenset(self._lists)
 
@@ -134,7 +134,7 @@ class Feed:
         return future
 
     def _entry(self, row: FeedRow) -> tuple[str, Entry]:
-        """Convert a row of a request to a list name and the entry to add to or remove from this list. Raises RowRefused."""
+        """Convert the row of a request to the name of a local list, and the entry to add to it or remove from it. Raises RowRefused."""
         imsi = row.imsi
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)

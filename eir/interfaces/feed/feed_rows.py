@@ -1,4 +1,4 @@
-"""Parser of a row from the path of a feed request, and the statuses of the response.
+"""Parser of feed requests: reads the row (identifiers and date) from the path, and gives invalid rows an HTTP status.
 
     POST|DELETE /eir/{block|exception|track}/<IMEI>/<IMSI>/<MSISDN>/<ACTUAL_IMEI>/<yyyy-MM-dd-HH-mm-ss>
     POST|DELETE /eir/{allowed-tac|blocked-tac}/<TAC>/<yyyy-MM-dd-HH-mm-ss>
@@ -103,7 +103,7 @@ def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
 
 
 def _good(text: str, key_of: Callable[[str], int], name: str) -> str:
-    """Check an identifier of a row: return `text` if `key_of` accepts it. Raises RowRefused with status 400."""
+    """Return the identifier `text` of a row if `key_of` accepts it. Otherwise raise RowRefused with status 400."""
     try:
         key_of(text)
     except IdentifierError as e:

@@ -145,7 +145,7 @@ class Users:
         return name in self._users
 
     def known(self, authorization: str, address: str) -> str | None:
-        """Return the user of an Authorization header from the cache of this address; None if the header is not cached."""
+        """Return the user whose Authorization header from this address is in the cache of verified headers, or None."""
         return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:

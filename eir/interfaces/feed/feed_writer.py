@@ -81,7 +81,7 @@ class FeedWriter:
         done: Callable[[int | RowRefused], None],
         day: int = 0,
     ) -> None:
-        """Queue the change of one entry of a local list for a row that a national register sent.
+        """Queue one change of a local list that a national register has requested: add or remove an entry.
 
         Args:
             what: ADD or REMOVE.

@@ -30,7 +30,7 @@ USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
 
 
 class FeedService:
-    """Feed in its process; it implements eir.interfaces.interface.Service."""
+    """HTTP service of the feed, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
 
     def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report) -> None:
         self._report = report
@@ -49,7 +49,7 @@ class FeedService:
         self.read_files()()
 
     def apply(self, settings: FeedSettings, shared: SharedSettings) -> None:
-        """Apply new settings. The next `read_files` reads all files again."""
+        """Apply new settings to the feed. The next call of `read_files` reads all configured files again."""
         self.peers = PeerSettings(label=NAME, sources=settings.sources)
         self._watched = settings, WatchedFile(settings.users), WatchedFile(shared.numbers)
         self.faults = {}
@@ -69,9 +69,9 @@ class FeedService:
         await self._writer.run()
 
     def read_files(self) -> Callable[[], None]:
-        """Read the configured files that have changed: users, keys of tokens, table of numbers.
+        """Read the changed files of users, token keys and phone numbers; return a function that applies their contents.
 
-        A fault of one file does not affect the others. Returns a function that applies the content on the event loop.
+        A fault of one file does not affect the others. The returned function must run on the event loop.
         """
         settings, users, numbers = watched = self._watched
         contents: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Connection to the HLR for one client, under the client's name. When the connection ends, the next one is opened.
+"""Connection to the HLR for one GSUP client, under the client's name. When a connection ends, a new one is opened.
 
 Messages of the client wait for a connection for HOLD_S; after that each request receives an error at once, so that its phone
 tries again later. The same applies while the HLR does not read. While too many messages wait, the client is not read either, at
@@ -66,10 +66,10 @@ class HeldMessages:
 
 
 class Backlog:
-    """Timers that run while the HLR does not read: after HOLD_S it counts as slow, `stalled_write_s` later the connection is dropped.
+    """Timers for an HLR that does not read: they mark the HLR as slow after HOLD_S, and drop the connection `stalled_write_s` later.
 
-    After HOLD_S the HLR is slow; `stalled_write_s` later `drop` is called. `changed` is called when the client may be read
-    again or no longer.
+    `drop` is called to drop the connection. `changed` is called when the node must stop reading from the client, or may
+    read again.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Hlr(asyncio.Protocol):
         return self._backlog.is_new or self._held.is_full
 
     def identified(self) -> None:
-        """Send the client's name, which is known now, to an HLR that has requested it."""
+        """Send the client's name to the HLR, if the HLR requested the name before the name was known."""
         if self._asked and self._transport is not None and self._client.identity is not None:
             self._asked = False
             self._transport.write(self._client.identity + ipa.ID_ACK)
@@ -316,7 +316,7 @@ class Hlr(asyncio.Protocol):
             self._client.not_passed(held, AWAY)
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
-        """Set the only timer of this object: call `then` after `seconds`. `seconds` None: cancel the timer."""
+        """Schedule the call of `then` after `seconds`, and cancel the call scheduled before. `seconds` None: only cancel."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._waiting = None if seconds is None else asyncio.get_running_loop().call_later(seconds, then, *arguments)

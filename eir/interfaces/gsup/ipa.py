@@ -20,7 +20,7 @@ GSUP: Final = 0x05
 
 
 class Ccm(IntEnum):
-    """Types of CCM messages."""
+    """Types of CCM messages of the IPA protocol, which identify a program and check that its connection is alive."""
 
     PING = 0
     PONG = 1

@@ -57,7 +57,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Pass the new connection to the owner, which accepts or rejects it, and request the client's name.
+        """Let the server accept or reject this new connection, and request the client's name.
 
         Returns false if the connection is rejected.
         """
@@ -118,7 +118,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self.close()
 
     def ended(self) -> None:
-        """Close this client's connection to the HLR."""
+        """Close this client's connection to the HLR, because the client's own connection has ended."""
         self._end_hlr()
 
     def pause_writing(self) -> None:
@@ -165,7 +165,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         return "" if self.identity is None else name_in(self.identity)
 
     def doubt(self) -> None:
-        """Send a PING to this client, because a newer connection has given the same name: the old connection may be dead.
+        """Send a PING to this client, because its connection may be dead: a newer connection has given the same client name.
 
         If an earlier PING still waits for its answer, no second PING is sent.
         """

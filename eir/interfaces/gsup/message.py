@@ -64,7 +64,7 @@ def digits(tbcd: bytes) -> str:
 
 
 def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
-    """Parse the information elements of a GSUP message in its frame, by tag.
+    """Parse the information elements of a GSUP frame; return their contents by tag.
 
     The first element with a tag counts. A truncated element keeps its readable part.
     """

@@ -44,7 +44,7 @@ class _GsupClient:
         """Reason for the connection's end; empty while it is open."""
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:  # noqa: ARG002 - GSUP carries none
-        """Send one CHECK-IMEI, and return its answer as a finding."""
+        """Send one CHECK-IMEI; return its answer, or the reason for a missing answer, as a ProbeFinding."""
         subscriber = imsi or TEST_IMSI
         try:
             question = check_imei(subscriber, imei[:KEY_DIGITS] if len(imei) > KEY_DIGITS and imei.isdigit() else imei)

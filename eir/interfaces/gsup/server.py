@@ -29,7 +29,7 @@ PROTOCOL: Final = "gsup"
 
 
 class GsupService:
-    """Converter of CHECK-IMEI requests to questions for the checker, and of verdicts to answers."""
+    """Service that decides each CHECK-IMEI by the status that the policy (Checker) gives to the device."""
 
     def __init__(self, checker: Checker) -> None:
         self._checker = checker
@@ -37,7 +37,7 @@ class GsupService:
         self._unproven: frozenset[str] = frozenset()
 
     def configure(self, peers: Iterable[PeerAnswers], unproven: Iterable[str]) -> None:
-        """Apply new settings of the peers.
+        """Apply the GSUP settings of the peer table: replaced statuses, and peers that check devices before they authenticate the SIM.
 
         `peers`: their replacements of statuses (`answers`). `unproven`: labels of peers that send checks before they
         authenticate the SIM.
@@ -94,7 +94,7 @@ class GsupServer(Server[GsupConnection]):
         self.apply(settings, context)
 
     def apply(self, settings: GsupSettings, context: Context) -> None:
-        """Apply new settings, and end connections that the new settings do not permit."""
+        """Apply new settings to the GSUP server, and close connections of clients that the settings no longer permit."""
         peers, overload = context.shared.peers, context.shared.overload_answer
         self._overloaded = overload is None or is_permitted(overload)
         self._service.configure(peers, [peer.label for peer in peers if peer.early])
@@ -110,7 +110,7 @@ class GsupServer(Server[GsupConnection]):
         return GsupConnection(self, self.loop)
 
     def who(self, link: GsupConnection) -> tuple[PeerSettings, Requester] | None:
-        """Identify a client by its address and name: return its entry in the peer table and its requester.
+        """Identify a client by its address and name: return its entry in the peer table, and its label and name for requests.
 
         GSUP has no realm. Before the client has given its name, an entry for the address without a name is preferred to one
         with a name.
@@ -137,7 +137,7 @@ class GsupServer(Server[GsupConnection]):
         }  # fmt: skip
 
     def gauges(self) -> Mapping[str, Mapping[Any, float]]:
-        """Return for each peer label the gauge of its HLR connections: 1 if the HLR is connected for all clients of the peer, else 0."""
+        """Return the gauges of HLR connections by peer label: 1 if the HLR is connected for all clients of the peer, else 0."""
         up: dict[tuple[str], float] = {}
         for link in self.links.values():
             if link.has_hlr is not None:
@@ -203,7 +203,7 @@ class GsupServer(Server[GsupConnection]):
             return asked.imsi, self._service.permits_after_fault()
 
     def decided(self, link: GsupConnection, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Count the answer to a CHECK-IMEI. If the HLR behind the node has rejected the device, log this."""
+        """Count the answer to a CHECK-IMEI, and log the answer if the HLR has rejected the device."""
         self.answers[link.requester.label, ACK if permitted else NACK] += 1
         if by_hlr and not permitted:
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)

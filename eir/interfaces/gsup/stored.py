@@ -36,11 +36,11 @@ class StoredChecks:
         self._waiting.setdefault(imsi, deque()).append(self._loop.call_later(STORE_S, self._is_late, imsi))
 
     def handle(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Handle the HLR's answers for which checks wait; return the other messages, which the GSUP client gets."""
+        """Handle the HLR's answers to forwarded checks; return all other messages of the HLR, which the GSUP client receives."""
         return [each for each in messages if not self._is_answer(each)] if self._waiting else messages
 
     def settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Remove the oldest forwarded check of this IMSI, and send its answer to the client, unless one was sent before.
+        """Remove the oldest forwarded check of this IMSI, and send its answer to the client.
 
         If the client already has an answer, because the HLR was late, no second answer is sent.
         """

@@ -67,7 +67,7 @@ FAMILIES = (
 
 
 def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
-    """Build the settings of a gateway. The label is its name, or its address if it has none."""
+    """Build the settings of a signalling gateway. Its label is `name`, or without a name the address in `connect`."""
     return GatewaySettings(label=name or (connect or "").partition("://")[2], connect=connect, **more)
 
 

@@ -85,7 +85,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Pass the new connection to the owner, which accepts or rejects it; return false if it is rejected."""
+        """Let the server accept or reject this new connection; return false after a rejection."""
         self.association = self.owner.accept(self)
         if self.association is None:
             return False

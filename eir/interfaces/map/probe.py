@@ -50,7 +50,7 @@ def _point_codes(probe: Probe, variant: str) -> tuple[int, int]:
 
 
 class _MapClient(asyncio.Protocol):
-    """Client of the probe: M3UA association with a gateway or an EIR."""
+    """MAP client of the probe: M3UA association with a signalling gateway or an EIR."""
 
     def __init__(self, probe: Probe) -> None:
         self._loop = asyncio.get_running_loop()
@@ -101,7 +101,7 @@ class _MapClient(asyncio.Protocol):
     # questions
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
-        """Send one checkIMEI, in the latest version that the EIR serves, and return its answer as a finding."""
+        """Send one checkIMEI in the latest version that the EIR serves; return its answer as a ProbeFinding."""
         asked = time.perf_counter()
         number = imei[:14] + software_version if software_version else imei
         try:
@@ -237,7 +237,7 @@ async def _connect(client: _MapClient, to: Endpoint) -> None:
 
 
 def finding_of(imei: str, imsi: str | None, octets: bytes, version: int, round_trip_ms: float) -> ProbeFinding:
-    """Convert the TCAP message that answers a checkIMEI into a finding.
+    """Convert the TCAP message that answers a checkIMEI to the result of the check (ProbeFinding).
 
     `result_code` is the code of a MAP error. `error` is REFUSED if a request of an earlier version may succeed.
     """

@@ -63,7 +63,7 @@ class MapServer(Server[SigtranConnection]):
         self.apply(ss7, context)
 
     def apply(self, ss7: Ss7Settings, context: Context) -> None:
-        """Apply new settings, and end connections that the new settings do not permit."""
+        """Apply new settings to the SIGTRAN server, and close connections that the settings no longer permit."""
         shared = context.shared
         self._ss7, self._overload, self._sctp = ss7, shared.overload_answer, shared.sctp
         self.point_code = ss7.number
@@ -80,7 +80,7 @@ class MapServer(Server[SigtranConnection]):
         return SigtranConnection(self, self.loop)
 
     def who(self, link: SigtranConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the peer table entry and the requester of an association, or None.
+        """Return the peer table entry of an association, and its label for requests (Requester), or None.
 
         An association to a gateway has the gateway's entry. Another association has the first entry for its address; entries
         with a global title or point code come first, entries with a host or realm last. Without the section `ss7` the result is
@@ -279,7 +279,7 @@ class MapServer(Server[SigtranConnection]):
             return self._service.answer(octets, asker.requester)
 
         def above_limit(version: int) -> tuple[bytes, str] | None:
-            """Count one invocation against the rate limits; return the answer to it if a limit is exceeded, else None."""
+            """Count one invocation against the rate limits; if a limit is exceeded, return the overload answer, else None."""
             if not self.past_limit(label, asker.rates):
                 return None
             return self._service.component_of(version, self._overload)

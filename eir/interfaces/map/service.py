@@ -1,4 +1,4 @@
-"""Service checkIMEI for MSCs and SGSNs (TS 29.002 8.7, 25.6, TS 29.305 8.9): converts requests to questions, and verdicts to answers.
+"""Service checkIMEI for MSCs and SGSNs (TS 29.002 8.7, 25.6, TS 29.305 8.9): parses requests, and encodes answers.
 
 Conversion only; eir.checks decides the verdict. Synchronous from request to answer; no transaction is stored.
 """
@@ -37,7 +37,7 @@ Instead = Callable[[int], tuple[bytes, str] | None]
 
 
 class MapService:
-    """Converter of TCAP messages to questions for the checker, and of verdicts to answers."""
+    """Service that answers TCAP messages with a checkIMEI by the status that the policy (Checker) gives to the device."""
 
     def __init__(self, checker: Checker, failed: Callable[[Exception], None] = lambda _: None) -> None:
         self._checker = checker
@@ -49,7 +49,7 @@ class MapService:
     def configure(
         self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
     ) -> None:
-        """Apply new settings: statuses to send in place of others, the status after an internal error, and more ASN.1 tags of an IMSI.
+        """Apply new settings: replaced statuses by peer, the answer after an internal error, and further ASN.1 tags of an IMSI.
 
         `answers`: replacements of statuses by peer label. `fallback`: status for a request after an internal error; None:
         systemFailure. `imsi_tags`: further tags of an IMSI.

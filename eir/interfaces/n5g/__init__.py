@@ -1,6 +1,6 @@
-"""Interface N5g-eir (TS 29.511): converts an AMF's HTTP/2 request to a question, and a verdict to a response.
+"""Interface N5g-eir (TS 29.511): answers the HTTP/2 requests of AMFs by the policy.
 
-service.py converts with sbi.py (headers and errors of 5G services). server.py and link.py have the connections, on top of
+service.py converts requests and verdicts with sbi.py (headers and errors of 5G services). server.py and link.py have the connections, on top of
 eir.wire.peers. registration.py keeps the node registered with an NRF by the requests of nrf.py. probe.py is the client.
 eir.wire.web.denials checks the access token.
 """
@@ -125,7 +125,7 @@ def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | No
 
 
 def _settings_until_restart(old: N5gSettings, new: N5gSettings) -> N5gSettings:
-    """Return the settings that apply after a reload, until the next restart opens or closes listeners.
+    """Return the settings `n5g` that are in force after a reload. Listeners open and close only at a restart.
 
     If the new settings remove the listeners, these stay open until the restart, and still require tokens.
     """

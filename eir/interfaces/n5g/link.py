@@ -28,7 +28,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Pass the new connection to the owner, which accepts or rejects it; return false if it is rejected."""
+        """Let the server accept or reject this new connection; return false after a rejection."""
         tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
         self.http = self.owner.accept(self, None if tls is None else tls.selected_alpn_protocol() or "")
         if self.http is None:

@@ -287,7 +287,7 @@ class Registration:
             self._not_taken(ask, f"status {status}{_problem(body)}", now)
 
     def failed(self, now: float, why: str) -> None:
-        """Handle that the last request has received no answer. `why`: reason for the log."""
+        """Handle the failure of the last request, which the NRF has not answered. `why`: reason for the log."""
         self._not_taken(self._took(NO_ANSWER), why, now)
 
     # inside
@@ -341,7 +341,7 @@ class Registration:
         self._report("nrf_registered", nrf=ask.root, heartbeat_s=self._heartbeat_s, **elsewhere)
 
     def _heard(self, body: bytes, now: float) -> None:
-        """Handle a success: plan the next heartbeat by the interval in the NRF's answer (TS 29.510 5.2.2.3.2)."""
+        """Handle a positive answer of the NRF: plan the next heartbeat by the interval in `body` (TS 29.510 5.2.2.3.2)."""
         timer = _document(body).get("heartBeatTimer")
         if isinstance(timer, int) and not isinstance(timer, bool) and timer > 0:
             self._heartbeat_s = min(max(timer, HEARTBEAT_S_MIN), HEARTBEAT_S_MAX)

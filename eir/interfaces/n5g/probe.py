@@ -80,7 +80,7 @@ class _N5gClient:
         self._send()
 
     async def ask(self, imei: str, imsi: str | None, software_version: str | None) -> ProbeFinding:
-        """Send one request, and return its answer as a finding."""
+        """Send one request to the EIR; return its answer as a ProbeFinding."""
         asked, pei = time.perf_counter(), pei_of(imei, software_version)
         if self.closed_by:
             return ProbeFinding(imei, imsi, fault=f"no answer: {self.closed_by}")
@@ -176,7 +176,7 @@ def connected(probe: Probe) -> AbstractAsyncContextManager[_N5gClient]:
 
 
 def _finding(imei: str, imsi: str | None, answer: _Answer, round_trip_ms: float) -> ProbeFinding:
-    """Convert a response into a finding (TS 29.511 6.1.3.2.3.1).
+    """Convert an HTTP response to the result of a check (ProbeFinding; TS 29.511 6.1.3.2.3.1).
 
     `result_code` of the finding is the HTTP status.
     """

@@ -96,7 +96,7 @@ class Registrar:
         self._task = asyncio.get_running_loop().create_task(self._run(registration))
 
     async def close(self) -> None:
-        """Deregister the node for good."""
+        """Stop the task: deregister the node at the NRF, and never register it again."""
         self._closing = True
         await self._leave()
 

@@ -52,7 +52,7 @@ class N5gServer(Server[N5gConnection]):
         self.apply(settings, context)
 
     def apply(self, _: N5gSettings, context: Context) -> None:
-        """Apply new settings, and end connections that the new settings do not permit.
+        """Apply new settings to the N5g server, and close connections that the settings no longer permit.
 
         Raises:
             FileError: if the keys are invalid; nothing has changed then.
@@ -74,7 +74,7 @@ class N5gServer(Server[N5gConnection]):
         return N5gConnection(self, self.loop)
 
     def who(self, link: N5gConnection) -> tuple[PeerSettings, Requester] | None:
-        """Identify an AMF: return its entry in the peer table and its requester.
+        """Identify an AMF: return its entry in the peer table, and its label and name for requests (Requester).
 
         The names in the AMF's certificate decide, or without TLS its address.
         """

@@ -1,4 +1,4 @@
-"""N5g-eir_EquipmentIdentityCheck (TS 29.511, TS 29.500): converts requests to questions, and verdicts to responses.
+"""N5g-eir_EquipmentIdentityCheck (TS 29.511, TS 29.500): parses requests, and encodes responses.
 
 Conversion only; eir.checks decides the verdict. Synchronous from request to response.
 """
@@ -58,7 +58,7 @@ class N5gReply(NamedTuple):
 
 
 class Refused(Exception):
-    """Error for a request that is rejected with this cause. `param`: name of the invalid parameter."""
+    """Error: an N5g request is rejected with `cause`. `param`: name of the invalid parameter."""
 
     def __init__(self, cause: SbiCause, detail: str, param: str | None = None) -> None:
         super().__init__(detail)
@@ -67,18 +67,18 @@ class Refused(Exception):
 
 
 class N5gService:
-    """Converter of N5g requests to questions for the checker, and of verdicts to responses."""
+    """Service that answers N5g requests by the status that the policy (Checker) gives to the device."""
 
     def __init__(self, checker: Checker, now: Callable[[], float] = time.time) -> None:
         self._checker, self._now = checker, now
         self._replies: dict[str, dict[Status, Status]] = {}
 
     def configure(self, answers: dict[str, dict[Status, Status]]) -> None:
-        """Apply the replaced statuses for each peer label (`answers` in the peer table)."""
+        """Apply `answers` of the peer table: for each peer label, the statuses to send in place of the policy's statuses."""
         self._replies = answers
 
     def answer(self, request: Http2Request, asks: Requester) -> N5gReply:
-        """Return the reply to a request. `asks`: requester."""
+        """Return the reply to a request of an AMF. `asks`: label and name of the AMF."""
         headers = request.headers
         usual = _USUAL.fullmatch(request.path)
         if usual is not None and request.method == "GET" and request.fault is None and not headers.keys() & SPECIAL:

@@ -16,7 +16,7 @@ NOT_REGISTERED: Final = "not registered with any NRF ({}); AMFs that know the no
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NrfSettings:
-    """Settings of the registration: NRFs, and the node's NF profile."""
+    """Settings of the node's registration at an NRF: URIs of NRFs, and contents of the node's NF profile."""
 
     uri: tuple[str, ...]
     """API roots of NRFs, the preferred one first."""

@@ -52,5 +52,5 @@ S13 = Application(
 
 
 def s13_application(service: S13Service, lane: LaneFactory | None = None) -> Application:
-    """Return the application S13 for a node. `service` answers each ECR that the lanes of `lane` leave to the general path."""
+    """Return the Diameter application S13 of a node. `service` answers the ECRs that the fast path (`lane`) leaves unanswered."""
     return replace(S13, answer=service.answer, lane=lane, observer=service.observe)

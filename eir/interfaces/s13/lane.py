@@ -54,7 +54,7 @@ UNTOLD, PLAIN, TOLD = range(3)  # how the sightings record a verdict: not, as pl
 
 
 class ExpressLanes:
-    """State that all express lanes of a worker share: policy, lists, and for each peer label the reply to each status."""
+    """State that the fast paths (express lanes) of a worker's connections share: policy, lists, and replies by peer and status."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies
@@ -62,12 +62,12 @@ class ExpressLanes:
         self._traced, self._version = NO_MATCH, -1
 
     def exclude_traced(self, trace_filter: TraceFilter | None) -> None:
-        """Let the general path answer checks that match the filter of a trace; None: no trace runs."""
+        """Exclude checks that match the filter of a trace from the fast path (express lane). None: no trace runs."""
         self.program = None
         self._traced = NO_MATCH if trace_filter is None else trace_filter.numbers
 
     def renew(self) -> "ExpressLanes":
-        """Load the policy and lists in force into the lanes. Each lane calls this before it answers messages."""
+        """Load the policy and lists in force into the fast paths (lanes). Each lane calls this before it answers messages."""
         policy = self.checker.policy
         if (program := policy.program) is self.program and program.index.version == self._version:
             return self
@@ -82,7 +82,7 @@ class ExpressLanes:
 
 
 class ExpressLane:
-    """Express lane of one connection (implements eir.wire.diameter.application.Lane)."""
+    """Fast path (express lane) for the ECRs of one connection; it implements eir.wire.diameter.application.Lane."""
 
     command = ME_IDENTITY_CHECK_NAME
 
@@ -97,7 +97,7 @@ class ExpressLane:
     def take(
         self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]
     ) -> tuple[int, Mapping[str, int]]:
-        """Answer messages as eir.wire.diameter.application.Lane.take specifies.
+        """Answer the ECRs in `data` by the C code, as eir.wire.diameter.application.Lane.take specifies.
 
         The results are `2001` and `10415:5422`.
         """
@@ -136,7 +136,7 @@ class ExpressLane:
         return position, results
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Answer messages with the overload answer, as eir.wire.diameter.application.Lane.shed specifies."""
+        """Answer the ECRs in `data` with the overload answer, as eir.wire.diameter.application.Lane.shed specifies."""
         if (lane := self._lanes.renew().lane) is None:
             return position, 0
         position, answers, answered, *_ = lane.take(self.terms, data, position, messages_max, None, b"")

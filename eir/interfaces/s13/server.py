@@ -1,4 +1,4 @@
-"""S13 server of a worker: the Diameter node, the S13 service, and the express lanes of its connections."""
+"""S13 server of a worker: the Diameter node, the S13 service, and the fast paths (express lanes) of its connections."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -31,7 +31,7 @@ class S13Server(Node):
         )  # fmt: skip
 
     def apply(self, _: SharedSettings, context: Context) -> None:
-        """Apply new settings, and end connections that the new settings do not permit."""
+        """Apply new settings to the S13 server, and close connections that the settings no longer permit."""
         shared = context.shared
         self._service.apply(shared.peers)
         overload = _overload(shared.overload_answer)
@@ -40,12 +40,12 @@ class S13Server(Node):
         )
 
     def renew(self) -> None:
-        """Load the lists in force into the express lanes."""
+        """Load the lists in force into the fast paths (express lanes) of the connections."""
         if self._lanes is not None:
             self._lanes.renew()
 
     def exclude_traced(self, trace_filter: TraceFilter | None) -> None:
-        """Let the general path answer checks that match the filter of a trace; None: no trace runs."""
+        """Exclude checks that match the filter of a trace from the fast path (express lane). None: no trace runs."""
         if self._lanes is not None:
             self._lanes.exclude_traced(trace_filter)
 
@@ -62,5 +62,5 @@ class S13Server(Node):
 
 
 def _overload(answer: Status | None) -> Reply:
-    """Return the reply to requests above a rate limit: the configured answer, or Result-Code 3004 without an `answer`."""
+    """Return the reply to ECRs above a rate limit: the configured status `answer`, or Result-Code 3004 if `answer` is None."""
     return TOO_BUSY_REPLY if answer is None else REPLIES[answer]

@@ -1,4 +1,4 @@
-"""ME-Identity-Check (TS 29.272 6.2, 7.2.19, 7.2.20): converts an ECR to a question, and a verdict to an ECA.
+"""ME-Identity-Check (TS 29.272 6.2, 7.2.19, 7.2.20): parses ECRs, and answers them by the policy.
 
 eir.checks validates identifiers and decides. The node has verified the ECR by its grammar. The path from request to reply is
 synchronous.
@@ -45,7 +45,7 @@ _ROOT_NAI = re.compile(
 
 
 class S13Service:
-    """Service that answers ECRs by the verdicts of the checker."""
+    """Service that answers ECRs by the status that the policy (Checker) gives to the device."""
 
     def __init__(self, checker: Checker, peers: Iterable[PeerSettings] = (), tracer: Tracer | None = None) -> None:
         self._checker = checker
@@ -53,7 +53,7 @@ class S13Service:
         self.apply(peers)
 
     def apply(self, peers: Iterable[PeerSettings]) -> None:
-        """Apply the replaced statuses for each peer (`answers` in the peer table)."""
+        """Apply `answers` of the peer table: for each peer, the statuses to send in place of the policy's statuses."""
         self._replies = {
             label: REPLIES | {verdict: REPLIES[answer] for verdict, answer in answers.items()}
             for label, answers in answers_by_peer(peers).items()

@@ -19,7 +19,7 @@ FAILED_MAX = 1024
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Order: answer the CER with success."""
+    """Order of the admission control: answer the CER with success."""
 
     connection: int
     failed_before: bool
@@ -28,7 +28,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Order: answer the CER with an error, and close the connection."""
+    """Order of the admission control: answer the CER with an error, and close the connection."""
 
     connection: int
     result_code: int
@@ -38,7 +38,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOldest:
-    """Order: send a DWR on the peer's oldest connection at once, before the watchdog's timer is due.
+    """Order of the admission control: send a DWR on the peer's oldest connection at once, before the watchdog's timer is due.
 
     If the DWA arrives, the owner calls `alive`; if not, it closes the connection with the reason `duplicate_silent`.
     """
@@ -48,7 +48,7 @@ class ProbeOldest:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Order: close the connection at once."""
+    """Order of the admission control: close the connection at once."""
 
     connection: int
     reason: str
@@ -56,7 +56,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Yield:
-    """Order: send a DPR on an outgoing connection, because the peer's own connection replaces it."""
+    """Order of the admission control: send a DPR on an outgoing connection, because the peer's own connection replaces it."""
 
     connection: int
 
@@ -87,7 +87,7 @@ class Attempt(NamedTuple):
 
 
 class AdmissionControl(Protocol):
-    """Interface for admission control: `Node` reports each event of its Diameter connections, and executes the returned orders.
+    """Interface of the admission control: `Node` reports the events of its connections, and executes the returned orders.
 
     An order admits, refuses, probes or closes a connection. If the admission is in another process, the methods return no orders;
     they arrive later at `Node.obey`.
@@ -110,10 +110,10 @@ class AdmissionControl(Protocol):
         """Report that the node has begun to connect to the peer `host` with its own Origin-Host `our_host`."""
 
     def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """Report that an outgoing connection to the peer `host` is open; return the orders that refuse the peer's waiting connections."""
+        """Report that an outgoing connection to the peer `host` is open; return orders to refuse its waiting incoming connections."""
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Report that the oldest connection of a peer has answered a DWR after `ProbeOldest`; return the order that refuses the peer's newer, waiting connection."""
+        """Report that a peer's oldest connection has answered the DWR of `ProbeOldest`; return the order to refuse the newer one."""
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """Report that a connection or an attempt to connect has ended; return the orders for connections of the same peer that waited for this end."""
@@ -195,7 +195,7 @@ class Admission:
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
     def alive(self, connection: int) -> list[Order]:
-        """Return the order that refuses a peer's waiting connection, because the peer's older connection (`connection`) has answered a DWR."""
+        """Return the order to refuse a peer's waiting connection, because the peer's older `connection` has answered a DWR."""
         claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 

@@ -61,7 +61,7 @@ class Dictionary:
         self.groups = frozenset(key for key, definition in avps.items() if definition.type.is_group)
 
     def plus(self, *tables: Mapping[int, Definition]) -> "Dictionary":
-        """Return a new dictionary with the AVPs of this one and of further tables."""
+        """Return a new dictionary with the AVPs of this dictionary and of `tables`."""
         return Dictionary({key: definition for table in (self.avps, *tables) for key, definition in table.items()})
 
     def name(self, key: int) -> str:

@@ -77,7 +77,7 @@ def read_grammar(
 def check(
     message: Message, grammar: Grammar, dictionary: Dictionary, *, unknown_m: bool = False, depth_max: int = 8
 ) -> None:
-    """Check a request against the grammar of its command.
+    """Check a request against the grammar of its command. Raise DiameterError for the first fault.
 
     With `unknown_m`, unknown AVPs are ignored even with the M bit.
 
@@ -101,7 +101,7 @@ _FAULTS = {
 
 
 class _Checker(NamedTuple):
-    """State of the check of one message. Argument `path` of its methods: grouped AVPs around the current AVPs, outermost first."""
+    """Checker of one message. Argument `path` of its methods: grouped AVPs that contain the checked AVPs, outermost first."""
 
     message: Message
     dictionary: Dictionary

@@ -87,7 +87,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
     # link.PeerConnection
 
     def begin(self) -> bool:
-        """Let the owner accept or reject the connection; return false if it is rejected."""
+        """Let the owner (node or client) accept or reject this new connection; return false after a rejection."""
         if self.transport is None:
             return False
         try:
@@ -146,7 +146,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return peer is not None and not peer.more and not self._resting and peer.state is not _WAIT_ADMISSION
 
     def request_turn(self) -> None:
-        """Handle the buffered messages now, unless their handling is scheduled."""
+        """Handle the buffered messages now. If their handling is already scheduled, do nothing."""
         if self._next_turn is None:
             self._run_next_turn()
 
@@ -310,9 +310,9 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
             self._next_turn = None
 
     def _after_others(self) -> None:
-        """Schedule further messages of this connection after the bytes that have arrived on other connections.
+        """Schedule the next messages of this connection, so that bytes from other connections are handled before them.
 
-        A direct `call_soon` would run before these reads.
+        A direct `call_soon` would run before the reads of other connections.
         """
         self._next_turn = self.loop.call_soon(self._run_next_turn)
 

@@ -134,7 +134,7 @@ class Node(Server[DiameterConnection]):
         return listener.address
 
     def starved(self) -> None:
-        """Log that a connection passed to this process was closed for lack of a file descriptor."""
+        """Log that a connection passed to this process was closed, because no file descriptor was left."""
         self.refused("open_files", level="error", detail="no file descriptor is left for a connection")
 
     def dial(self) -> None:
@@ -215,7 +215,7 @@ class Node(Server[DiameterConnection]):
         return {"state": link.peer.state.name.lower(), "watchdog": watchdog, **self._past(link.requester.label)}
 
     def _past(self, label: str) -> dict[str, Any]:
-        """Return status fields of a peer: time of its last connection or request, and its last failure since then."""
+        """Return the fields of a peer's status row about the past: time of its last contact, and last failure after that."""
         seen = [times[label] for times in (self._seen, self.node_counts.last_request) if label in times]
         failure = self._failures.get(label)
         return {
@@ -300,7 +300,7 @@ class Node(Server[DiameterConnection]):
         return DiameterConnection(self, self.loop)
 
     def may_shake_hands(self, link: DiameterConnection) -> bool:
-        """Return whether a connection may begin its TLS handshake, which costs more than a message."""
+        """Accept a connection before its TLS handshake, which is costly, or log its rejection; return true if it is accepted."""
         return self.admit(link)
 
     def refusal(self, link: DiameterConnection, fault: str | None = None) -> str | None:
@@ -322,7 +322,7 @@ class Node(Server[DiameterConnection]):
         link.leave(why)
 
     def reconsider(self, link: DiameterConnection) -> None:
-        """Apply new settings to a connection, or close the connection if the settings do not permit it."""
+        """Apply new settings to an open connection, or close the connection if the settings no longer permit its peer."""
         if (peer := link.peer) is None:
             return
         now, capabilities = self.loop.time(), peer.capabilities
@@ -358,7 +358,7 @@ class Node(Server[DiameterConnection]):
         )  # fmt: skip
 
     def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
-        """Apply new settings. `tls` None: the TLS contexts stay as they are."""
+        """Apply new settings to listeners, connections and outgoing attempts. `tls` None: the TLS contexts stay as they are."""
         if tls is not None:
             self._connecting = tls.connecting
         self.use(peers, limits, self._tls if tls is None else tls.accepting)
@@ -446,7 +446,7 @@ class Node(Server[DiameterConnection]):
         return settings
 
     def obey(self, order: Order) -> None:
-        """Execute an order of the admission, such as to close a connection."""
+        """Execute an order of the admission control, such as to admit or close a connection."""
         link = self.links.get(order.connection)
         if link is None or link.peer is None:
             return  # the connection has closed, and the admission has been notified
@@ -541,7 +541,7 @@ class Node(Server[DiameterConnection]):
             self.context.counts.sctp_retransmissions[link.peer.traffic.label] += again
 
     def _crowded_out(self, link: DiameterConnection, reason: str) -> None:
-        """Close this connection, which has sent no CER: too many connections have sent none."""
+        """Close a connection that has sent no CER, because too many such connections are open."""
         self.refused(
             reason,
             address=link.address,

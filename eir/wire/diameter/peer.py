@@ -233,7 +233,7 @@ class Peer:
         self._asked.discard(hop_by_hop)
 
     def configure(self, context: NodeContext, settings: PeerSettings | None, now: float) -> None:
-        """Apply new settings; the node's names on this connection stay the same."""
+        """Apply new settings to this connection; Origin-Host and Origin-Realm of the node stay as they are."""
         self._context = context
         self.traffic.configure(context, settings)
         if settings is not None:

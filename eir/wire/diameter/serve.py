@@ -62,7 +62,7 @@ def local_names(identity: Identity, host: str, realm: str) -> LocalNames:
 
 
 def check_header_bits(request: Request) -> None:
-    """Reject a request with the E bit; reserved bits are ignored (RFC 6733 3).
+    """Raise DiameterError (3008) for a request with the E bit. Reserved bits are ignored (RFC 6733 3).
 
     Raises:
         DiameterError: 3008.
@@ -72,13 +72,13 @@ def check_header_bits(request: Request) -> None:
 
 
 def check_grammar(request: Request, grammar: Grammar, settings: PeerSettings | None, context: NodeContext) -> None:
-    """Check a request against a grammar. Faults that the peer's settings tolerate (`lenient`) are ignored."""
+    """Check a request against a grammar; raise DiameterError for a fault that the peer's settings (`lenient`) do not tolerate."""
     unknown_m = settings is not None and UNKNOWN_M in settings.lenient
     check(request, grammar, context.application.dictionary, unknown_m=unknown_m, depth_max=context.limits.max_depth)
 
 
 def check_route(request: Request, names: LocalNames, settings: PeerSettings | None) -> None:
-    """Check that the destination of a request is this node, which forwards no request (RFC 6733 6.1.4, 7.1.3).
+    """Check that a request is addressed to this node, because the node forwards no requests (RFC 6733 6.1.4, 7.1.3).
 
     Raises:
         DiameterError: 3002 or 3003.

@@ -53,7 +53,7 @@ class Traffic:
         self.out: list[bytes] = []
 
     def configure(self, context: NodeContext, settings: PeerSettings | None) -> None:
-        """Apply new settings; the node's names on this connection stay the same."""
+        """Apply new settings to the connection's messages; Origin-Host and Origin-Realm of the node stay as they are."""
         self.context = context
         self.names = local_names(context.identity, self.names.host, self.names.realm)
         if settings is not None:

@@ -140,7 +140,7 @@ class Watchdog:
         """Time when `timer` is due, on the clock of `now`."""
 
     def handle(self, event: WatchdogEvent, now: float) -> WatchdogAction:
-        """Handle CONNECTED, DISCONNECTED, DWA or OTHER; return the action for the owner."""
+        """Handle the event CONNECTED, DISCONNECTED, DWA or OTHER; return the action that the owner must execute."""
         if event is OTHER and self.status is _OKAY:
             # The most frequent cell by far: it keeps its interval until the timer expires.
             self.deadline = now + self._interval_s
@@ -162,7 +162,7 @@ class Watchdog:
         return self._step(WatchdogEvent.TIMER_AGAIN if self.num_dwa < 0 else WatchdogEvent.TIMER_PENDING, now)
 
     def ask(self, now: float) -> None:
-        """Restart the timer, because the owner has sent a DWR early, before the timer expired."""
+        """Record that the owner has sent a DWR before the timer expired: mark the DWR as pending, and restart the timer."""
         self.pending = True
         self.deadline = now + self._interval_s
 
