@@ -110,7 +110,7 @@ class GsupServer(Server[GsupConnection]):
         return GsupConnection(self, self.loop)
 
     def who(self, link: GsupConnection) -> tuple[PeerSettings, Requester] | None:
-        """Identify a client by its address and name: return its entry in the peer table, and its label and name for requests.
+        """Identify a client by its address and name: return its entry in the peer table, and the sender of its requests (Requester).
 
         GSUP has no realm. Before the client has given its name, an entry for the address without a name is preferred to one
         with a name.

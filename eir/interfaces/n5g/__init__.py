@@ -1,8 +1,8 @@
-"""Interface N5g-eir (TS 29.511): answers the HTTP/2 requests of AMFs by the policy.
+"""Interface N5g-eir (TS 29.511): answers the HTTP/2 requests of AMFs by the rules of the policy.
 
-service.py converts requests and verdicts with sbi.py (headers and errors of 5G services). server.py and link.py have the connections, on top of
-eir.wire.peers. registration.py keeps the node registered with an NRF by the requests of nrf.py. probe.py is the client.
-eir.wire.web.denials checks the access token.
+service.py converts requests and verdicts with sbi.py (headers and errors of 5G services). server.py and link.py have the
+connections, on top of eir.wire.peers. registration.py keeps the node registered with an NRF by the requests of nrf.py. probe.py
+is the client. eir.wire.web.denials checks the access token.
 """
 
 from collections.abc import Mapping

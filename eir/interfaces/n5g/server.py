@@ -74,7 +74,7 @@ class N5gServer(Server[N5gConnection]):
         return N5gConnection(self, self.loop)
 
     def who(self, link: N5gConnection) -> tuple[PeerSettings, Requester] | None:
-        """Identify an AMF: return its entry in the peer table, and its label and name for requests (Requester).
+        """Identify an AMF: return its entry in the peer table, and the sender of its requests (Requester).
 
         The names in the AMF's certificate decide, or without TLS its address.
         """

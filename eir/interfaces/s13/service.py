@@ -1,4 +1,4 @@
-"""ME-Identity-Check (TS 29.272 6.2, 7.2.19, 7.2.20): parses ECRs, and answers them by the policy.
+"""ME-Identity-Check (TS 29.272 6.2, 7.2.19, 7.2.20): parses ECRs, and answers them by the rules of the policy.
 
 eir.checks validates identifiers and decides. The node has verified the ECR by its grammar. The path from request to reply is
 synchronous.
