@@ -102,7 +102,7 @@ class Checker:
         return self._policy
 
     def apply(self, settings: PolicySettings, now: datetime) -> None:
-        """Replace the policy by one that is compiled from `settings` and the present lists of the index.
+        """Compile `settings` to a new policy that looks devices up in the lists in memory, and put this policy in force.
 
         If the new policy cannot be compiled, the present policy stays in force.
         """
@@ -123,7 +123,7 @@ class Checker:
         return policy
 
     def tick(self, now: datetime) -> bool:
-        """Compile the policy again if its override has ended or a day has begun; return True if an override has ended.
+        """Compile the policy again when its override or the day ends; return True if the override has just ended.
 
         Called each second.
         """
@@ -203,7 +203,7 @@ class Checker:
         return key, verdict
 
     def queue_new_device(self, protocol: str, peer: str, imsi: str) -> None:
-        """Queue the device of the last check for the record of first sightings, if a rule looked the device up there.
+        """Queue the last checked device for the record of first sightings, if a rule has searched this record for the device.
 
         Devices of probing peers are excluded.
         """
@@ -261,7 +261,7 @@ class Checker:
     def report_checks(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Log `count` checks with the same verdict by the callback of the log. Their status is not `whitelisted`.
+        """Log `count` checks that had the same verdict, whose status is not `whitelisted`.
 
         `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
         None if absent.

@@ -152,7 +152,10 @@ def _not_list(name: str, index: "Index") -> Holds:
 
 
 def _elsewhere(lookup: str) -> Callable[[str, "Index"], Holds]:
-    """Return the compiler of a condition on a list of pairs. `lookup`: method of PairList that the test calls."""
+    """Return the compiler of a rule condition that looks a device and an IMSI up in a list of pairs.
+
+    `lookup`: method of PairList that the test calls.
+    """
 
     def compile_test(name: str, index: "Index") -> Holds:
         entries = index.lists[name]
@@ -176,7 +179,7 @@ def day_text(day: int) -> str:
 
 
 def _first_seen(is_in_time: Callable[[int, int, int], bool]) -> Callable[[int, "Index"], Holds]:
-    """Return the compiler of a condition on the day when a device was first seen.
+    """Return the compiler of a rule condition on the day when a device was first seen.
 
     `is_in_time` receives the first day, today, and the value of the condition.
     """

@@ -68,7 +68,7 @@ class Explanation:
     """Last day of the period of grace that begins on the first day; None without a period."""
 
     def as_fields(self) -> dict[str, Any]:
-        """Return all fields except the question as JSON types; `of_fields` reverses this."""
+        """Return the fields of the explanation, except its question, as JSON types. `of_fields` builds the explanation from them."""
         values = asdict(self)
         del values["question"]
         return values
@@ -112,7 +112,7 @@ class Explanation:
         return "\n".join(lines)
 
     def _cause(self) -> str:
-        """Format the deciding rule with its conditions and its list."""
+        """Format the rule that decided the check, with its conditions and its list, as a text for a person."""
         if isinstance(self.rule, int):
             cause = f"by {_rule_text(self.rule, self.name)}"
         else:
@@ -151,7 +151,7 @@ def option_fault(question: Question) -> str | None:
 async def explain(
     question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, now: datetime
 ) -> Explanation:
-    """Answer the question from the lists in the store.
+    """Decide a question about a device by the lists in the store; return the answer with its reason.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -168,7 +168,7 @@ async def explain(
 
 
 def answer(question: Question, policy: PolicySettings, index: Index, *, now: datetime) -> Explanation:
-    """Answer the question by the lists in memory. The check is neither counted nor recorded.
+    """Decide a question about a device by the lists in memory, and return the answer. No check is counted or recorded.
 
     The explanation lacks the reason and the date of the list's entry, which `add_reason` adds.
     """
@@ -200,7 +200,7 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
 
 
 def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | None) -> tuple[str | None, str | None]:
-    """Return the first day of a device, and the last day of its period of grace, as texts.
+    """Return the day when a device was first seen, and the last day of its period of grace, as texts.
 
     The period is that of `rule`, which decided, if it has one, else that of the policy (eir.checks.periods).
     """
@@ -245,7 +245,7 @@ async def _load_index(
     *,
     store: ListStore,
 ) -> None:
-    """Load those pages of the store that can affect the answer into the index."""
+    """Load into the index in memory those pages of the store's lists that can affect the answer to the question."""
     bound_lists = {rule.subscriber_bound_elsewhere for rule in policy.rules}
     subscriber = subscriber_key(question.imsi)
     for name, settings in lists.items():
@@ -261,7 +261,7 @@ async def _load_index(
 
 
 def _key_for(kind: str, key: int, imsi: str) -> int | None:
-    """Return the key to look up in a list of this kind: that of the IMSI for a list of subscribers, else that of the device.
+    """Return the key to look up in a list of this kind: the key of the IMSI in a list of subscribers, else the key of the device.
 
     Without a valid IMSI, the key for a list of subscribers is `None`.
     """
@@ -273,7 +273,9 @@ def _key_for(kind: str, key: int, imsi: str) -> int | None:
 async def _pages_of_pair(
     store: ListStore, name: str, number: int, subscriber: int
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Return the state of a list of pairs, its page of the device (`number`), and all pages that may contain the IMSI.
+    """Read from a list of pairs its state, the page of the device, and all pages that may contain the IMSI.
+
+    `number`: number of the device's page.
 
     A page may contain the IMSI if it contains the bytes of the IMSI's key. The policy then evaluates the page exactly.
     """

@@ -77,7 +77,7 @@ class NewDevices:
         self._once.clear()
 
     def remove_recorded(self) -> Iterator[None]:
-        """Remove queued devices that the image of the record in memory already contains.
+        """Remove from the queue all devices that the record of first sightings in memory already contains.
 
         The generator yields after each COMPARED_AT_ONCE devices, so that the caller can handle checks before it continues.
 
@@ -115,7 +115,7 @@ class NewDevices:
         return sightings
 
     def reject(self, peer: str, keys: Iterable[int]) -> None:
-        """Remove queued devices above the peer's limit over all workers; queue no further devices of the peer today."""
+        """Remove a peer's devices above its limit (over all workers) from the queue, and queue no more of its devices today."""
         self._full.add(peer)
         for key in keys:
             if key in self._queued:

@@ -43,7 +43,7 @@ def last_days(policy: PolicySettings, firsts: NDArray[np.uint16]) -> NDArray[np.
 
 
 def last_day(policy: PolicySettings, first: int) -> int:
-    """Return the last day of the period of grace for a device with this first day, in days since 1970-01-01; NO_END if it has none."""
+    """Return the last day (days since 1970-01-01) of the period of grace of a device first seen on day `first`; NO_END if it has none."""
     firsts = np.array([first], np.uint16)
     return int(last_days(policy, firsts)[0])
 
@@ -69,5 +69,5 @@ def _period_rules(policy: PolicySettings) -> list[Rule]:
 
 
 def _tests_only_first_seen(rule: Rule) -> bool:
-    """Return True if all conditions of the rule are on the first sighting of a device, or `not_list`."""
+    """Return True if each condition of the rule tests the first sighting of a device, or is `not_list` (device not in a list)."""
     return all(name == "not_list" or CONDITIONS[name].records for name in rule.conditions)

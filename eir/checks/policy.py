@@ -33,7 +33,7 @@ class Decision(NamedTuple):
 
 
 class SightingKind(NamedTuple):
-    """Properties that all checks in one call of `Sightings.add` have in common."""
+    """Properties that are equal for all checks in one call of `Sightings.add`."""
 
     decision: Decision
     protocol: str
@@ -59,13 +59,13 @@ class Sightings(Protocol):
 
     @property
     def full(self) -> Container[str]:
-        """Labels of the peers from which the buffer accepts only events now, and no other checks, because it is full.
+        """Labels of peers from which the full buffer for the record of checks accepts only events, and no other checks.
 
         The caller may drop these checks, and must then count them with `left_out`.
         """
 
     def left_out(self, count: int, peer: str) -> None:
-        """Count checks of a peer that were dropped, because the buffer for the record of checks was full."""
+        """Count checks of a peer that the caller dropped because the buffer for the record of checks was full."""
 
     def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
         """Add checks of one peer that were just answered to the buffer for the record of checks.
@@ -221,7 +221,7 @@ def _answers_without_device(settings: PolicySettings) -> dict[NoDevice, Verdict 
 def _steps(
     rules: Iterable[RuleVerdict], index: Index, observed: Observed, fault: str | None = None
 ) -> tuple[Step, ...]:
-    """Compile rules to steps for requests with this fault in the identifier. None: for valid identifiers."""
+    """Compile policy rules to pairs of test and verdict, for requests with this fault in the identifier (None: valid identifiers)."""
     steps = []
     for rule, verdict in rules:
         test = _all_of(rule, index, fault)
@@ -257,7 +257,9 @@ def _looks_up_device(rule: Rule, index: Index) -> bool:
 
 
 def _all_of(rule: Rule, index: Index, fault: str | None) -> Holds:
-    """Compile the conditions of a rule to one test. For requests with this `fault`, its condition on the identifier is left out.
+    """Compile the conditions of a rule to one test, for requests with this fault in the identifier.
+
+    The test omits the condition `identifier` if that condition names the fault.
 
     Lookups in lists are the slowest conditions, so they are evaluated after the others.
     """

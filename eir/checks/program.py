@@ -62,7 +62,7 @@ Entries = DeviceList | TacsOfTypes
 
 
 class Field(IntEnum):
-    """Number of a check that an encoded condition compares."""
+    """Property of a check that an encoded condition compares as a number, such as the IMSI."""
 
     DEVICE = 0
     """Key of the device."""
@@ -135,7 +135,7 @@ class _ConditionEncoder:
         return code, [number]
 
     def _add(self, name: Hashable, entries: Entries) -> bool:
-        """Add a list to the encoded policy; return False if it has its maximum number of lists."""
+        """Add a list to the encoded policy; return False if the policy already has its maximum number of lists."""
         if name not in self.lists:
             if len(self.lists) == LISTS_MAX:
                 return False
@@ -143,7 +143,7 @@ class _ConditionEncoder:
         return True
 
     def first_day(self, earliest: int, latest: int) -> Encoded:
-        """Encode the condition that the first day of a device is in the range from `earliest` to `latest`."""
+        """Encode the condition that a device was first seen on a day from `earliest` to `latest`."""
         record = self.index.first_seen
         if record is None or not self._add(record.name, record):
             return _OTHER
@@ -214,7 +214,7 @@ def _prefixes(field: Field, prefixes: tuple[str, ...], digits: int, keys: int) -
 
 
 def encode_names(names: Iterable[bytes]) -> bytes:
-    """Encode names in lower case for the compiled fast path.
+    """Encode names, such as host names, in lower case for the compiled fast path.
 
     Each name is encoded as its length in one word, and its bytes padded to whole words.
     """

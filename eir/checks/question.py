@@ -17,7 +17,7 @@ SOFTWARE_VERSION_DIGITS = IMEISV_DIGITS - KEY_DIGITS
 
 
 class Question(NamedTuple):
-    """Request for one check. A text is empty if the request lacks it."""
+    """Request for one check of a device. A field that the request lacks is None or an empty text."""
 
     imei: str | None = None
     """IMEI or IMEISV; None if the request has no such field, an empty text if the field is empty."""
@@ -65,7 +65,7 @@ class Question(NamedTuple):
             raise IdentifierError(f"{bad_imei}; {e}") from None
 
     def any_device(self) -> int | None:
-        """Return the key of the device; for a malformed identifier its odd key (eir.device).
+        """Return the key of the device, or for a malformed identifier the key that encodes its text (odd key, eir.device).
 
         The key is `None` if the identifier is empty or too long.
         """

@@ -123,7 +123,7 @@ class PolicySettings:
 
     @property
     def only_allowing(self) -> frozenset[str]:
-        """Names of the lists that rules use only to allow devices: in `not_list`, or in `list` of rules that whitelist."""
+        """Names of lists that only allow devices: rules use them in `not_list`, or in `list` with the answer `whitelisted`."""
         allowing: set[str | None] = {rule.not_list for rule in self.rules}
         refusing: set[str | None] = {None}
         for rule in self.rules:
@@ -144,7 +144,7 @@ class PolicySettings:
 
 
 class PeerAnswers(Protocol):
-    """Interface of a peer table entry that replaces some statuses in answers to its peer."""
+    """Interface of an entry in the peer table, which can replace statuses in the answers that its peer receives."""
 
     @property
     def label(self) -> str:

@@ -34,7 +34,7 @@ class TraceFilter(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """Device key and IMSI as numbers for a fast path (eir.checks.program.Field); ANY matches every value."""
+        """Device key and IMSI of the filter as numbers for the compiled fast path; ANY if the filter accepts every value."""
         device = ANY if self.device is None else self.device
         imsi = int(self.imsi or ANY)
         return device, imsi
@@ -106,7 +106,10 @@ class Tracer:
             })  # fmt: skip
 
     def _admits(self, question: Question) -> bool:
-        """Return True if the rate limit permits a trace record about the question. The last permitted record is followed by LIMIT."""
+        """Return True if the filter and the rate limit permit a trace record about the question.
+
+        With the last permitted record, a record LIMIT is sent.
+        """
         if self.filter is None or not self.filter.matches(question):
             return False
         if not self._left:

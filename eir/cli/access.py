@@ -99,7 +99,7 @@ def whereabouts(path: Path) -> Whereabouts:
 
 
 def opened(config: C) -> C:
-    """Return a configuration, after a check that this program can use its state folder.
+    """Check that this program can use the state folder of a configuration, and return the configuration.
 
     Raises EirError if a newer program has changed the form of the folder.
     """

@@ -164,7 +164,7 @@ async def _ask(
 
 
 class _SeenChecks(NamedTuple):
-    """Checks that others sent to an EIR."""
+    """Checks that clients sent to an EIR, from a capture or from the record of checks."""
 
     checks: list[Check]
     asking: Collection[str] = ()

@@ -156,7 +156,7 @@ def restore(
 async def _restored(
     checked: Config, store: ListStore, room: Path, states: Mapping[str, ListState], facts: Mapping[str, Any], *, force: bool, dry_run: bool
 ) -> list[Restored]:  # fmt: skip
-    """Restore the lists and the history of an unpacked backup; with `dry_run`, only check that this is allowed."""
+    """Restore the lists and the history of an unpacked backup. With `dry_run`, only verify that the restore is allowed."""
     folder = checked.state
     backup = SqliteStore(room / SQLITE_FILE, upgrades=False)
     new_file = store.path if isinstance(store, SqliteStore) and await _is_empty(store) else None
@@ -204,7 +204,7 @@ async def _is_empty(store: SqliteStore) -> bool:
 
 
 def _replace_file(path: Path, backup: Path) -> bool:
-    """Write the SQLite file of a backup in place of an empty store; return False if a node runs, which would use both."""
+    """Write the SQLite file of a backup in place of an empty store. If a running node uses the store, write nothing and return False."""
     try:
         descriptor = lock(path.parent)
     except EirError:
@@ -259,7 +259,7 @@ def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
 
 
 def _clock_times(folder: Path) -> list[int]:
-    """Return the Unix time in a folder's clock file, as a list of one; an empty list if the file cannot be read."""
+    """Return the Unix time in the clock file of a folder as a list with one number, or an empty list if the file is unreadable."""
     with suppress(OSError, ValueError):
         return [int((folder / CLOCK_FILE).read_text())]
     return []

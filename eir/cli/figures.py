@@ -177,7 +177,7 @@ def _tally_listings(listings: Parts, maker: Maker) -> tuple[FigureTally, FigureT
 def _tally_refusals(
     config: Config, paths: Sequence[str], begin: datetime, end: datetime, maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
-    """Count the refused devices, and the refused devices that came back."""
+    """Count the refused devices, and the devices that were accepted again after their removal from a list."""
     from eir.sightings.refusals import count_refusals  # noqa: PLC0415 - polars, for this command alone
 
     def reasons(name: str, keys: Sequence[int]) -> list[str]:
@@ -243,7 +243,7 @@ def _tally_copies(
 
 
 def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
-    """Count the devices that an operator confirmed in the period as tampered with, as the last decision about them."""
+    """Count by maker the devices that an operator confirmed as tampered with in the period, unless a later decision differs."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
     first, after = utc_text(begin), utc_text(end)
     tally = FigureTally()

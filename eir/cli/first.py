@@ -115,7 +115,7 @@ def _ask(question: str, check: Callable[[str], object], default: str | None = No
 
 
 def _check_option(option: str, check: Callable[[str], object], texts: Sequence[str]) -> None:
-    """End the command with a usage error if `check` rejects a value of the option."""
+    """End the command with a usage error if `check` rejects one of the values of an option."""
     for text in filter(None, texts):
         try:
             check(text)
@@ -165,7 +165,7 @@ def _check_kind(text: str, kind: Kind) -> None:
 
 
 def _whole(host: str, realm: str) -> str:
-    """Return the fully qualified name of a host (RFC 6733 4.3.1); the realm is appended to a name without a dot."""
+    """Return the fully qualified name of a host (RFC 6733 4.3.1): append the realm if the name contains no dot."""
     return host if "." in host else f"{host}.{realm}"
 
 

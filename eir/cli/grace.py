@@ -28,7 +28,7 @@ SIGHTINGS = "the record of checks"
 
 
 class Ends(NamedTuple):
-    """Filter for devices by the last day of their period of grace: first and last such day; None for no limit."""
+    """Filter for devices whose period of grace ends from day `first` to day `last`; None means no limit."""
 
     first: int | None
     last: int | None
@@ -119,7 +119,7 @@ def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: P
 
 
 def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> Iterator[tuple[str, str, str | None]]:
-    """Yield a row for each device whose period of grace ends in the range `ends`: identifier, first day, last day (None: no end)."""
+    """Yield identifier, first day and last day (None: no end) of each device whose period of grace ends in the range `ends`."""
     text = cache(day_text)
     with progress() as advance:
         for at in range(0, len(pages), BATCH_PAGES):

@@ -59,7 +59,7 @@ class NodeAnswer:
 def asked(
     config: Config | Whereabouts, command: str, *, store_only: bool, as_json: bool, **arguments: Any
 ) -> NodeAnswer | None:
-    """Ask the node on the state folder for the lists in force; return None if no node runs, so that the store must answer.
+    """Request the lists in force from the node that runs on the state folder; return None if the store must answer instead.
 
     Prints the source of the answer (not with `as_json`) and each difference to standard error.
     """
@@ -104,7 +104,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
-    """Return the states in the store of all lists that the file or the node has, or the store's error."""
+    """Return the state in the store of each list that the configuration or the node has, or the error of the store."""
     names = dict.fromkeys([*config.lists, *states])
 
     async def lookup() -> Stored:
@@ -180,7 +180,7 @@ def _version_text(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store, or on the node's last good copy if only the copy has the version `held` of the list.
+    """Run `work` on the store if it has the version `held` of a list, else on the node's last good copy if that has the version.
 
     Returns the result and the name of the place; None if neither has that version.
     """
@@ -206,7 +206,7 @@ def read_as_held(
 
 
 def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
-    """Wait briefly until the node on this host has loaded lists in force; return a message about the result.
+    """Wait a few seconds until the node on this host uses newly loaded lists; return a message for the operator about the result.
 
     `loaded`: content digest of each list.
     """

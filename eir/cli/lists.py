@@ -170,14 +170,14 @@ def reset_serial(
 
 
 def _ends(node: NodeAnswer | None) -> list[dict[str, Any]] | None:
-    """Return a row for each of the next days with the number of devices whose period of grace ends then; None without a running node."""
+    """Return for each of the next days the number of devices whose period of grace ends; None if no running node has answered."""
     if node is None or node.answer is None:
         return None
     return [{"day": day, "devices": devices} for day, devices in node.answer.items()]
 
 
 def _serial_text(state: ListState | StoreError | None) -> int | str | None:
-    """Return the serial of a list for people; for a list without releases, the number of its last change."""
+    """Return the serial of a list for people, or `change NUMBER` for a list without releases."""
     if not isinstance(state, ListState):
         return None
     return state.serial or f"change {state.generation}"
@@ -193,7 +193,10 @@ def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dic
 
 
 def _state_word(kind: str, found: ListState | StoreError | None) -> str:
-    """Return the state of a list in words. `kind`: kind of the list in the configuration, empty if it is not configured."""
+    """Return the state of a list in words, such as `in force` or `expired`.
+
+    `kind`: kind of the list in the configuration, empty if it is not configured.
+    """
     if found is None:
         return "never loaded"
     if not isinstance(found, ListState):
@@ -420,7 +423,7 @@ def show_list(
 
 
 def _is_covered(entry: ListEntry, keys: range) -> bool:
-    """Return True if the entry has one of the keys, or is the whole TAC of the first key."""
+    """Return True if a list entry covers one of the keys: by the same key, or as the TAC that contains the keys."""
     if entry.key in keys:
         return True
     return entry.whole_tac and keys.start - entry.key in range(SNR_KEYS)
@@ -540,7 +543,7 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
 
 
 def _sought(identifier: str, kind: str) -> range:
-    """Return the keys that an identifier stands for: one for a device or an IMSI, 1,000,000 for a TAC."""
+    """Return the keys of devices or IMSIs that an identifier denotes: one key, or 1,000,000 keys for a TAC."""
     identifier = strip_separators(identifier)
     try:
         if kind == SUBSCRIBERS:

@@ -34,7 +34,7 @@ def cell(value: Any, column: str) -> str:
 
 
 def printable(text: str, *, but: str = "") -> str:
-    """Escape control characters, except those in `but`.
+    """Escape the control characters in a text, except the characters in `but`.
 
     Names come from the wire and from files, and must not control a terminal.
     """
@@ -157,7 +157,7 @@ def show(
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function that draws a progress bar for each stage; None if standard error is not a terminal.
+    """Yield a function that draws progress bars on the terminal; yield None if standard error is not a terminal.
 
     The function is called with the stage, the completed amount and the total amount (0: unknown).
     """

@@ -173,7 +173,7 @@ async def _is_valid(checked: Whereabouts, store: ListStore) -> bool:
 
 
 def _detail(row: dict[str, Any]) -> str:
-    """Return the first line of an event's detail; if the event stands for several equal refusals, with their number."""
+    """Return the first line of an event's detail. For several equal refusals, add their number and the time of the first."""
     line: str = row["detail"].partition("\n")[0]
     if row["count"] > 1:
         return f"{row['count']:,} times since {row['first']}, the last: {line}"
@@ -181,7 +181,7 @@ def _detail(row: dict[str, Any]) -> str:
 
 
 async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
-    """Read the complete history from the store; verify its chains, and compare it with the node's copy."""
+    """Read the complete history from the store, verify its hash chains, and compare it with the node's copy."""
     copy = await _read_copy(checked)  # before the store: each record of the copy must be in the store by then
     ledger = await store.ledger()
     for _ in range(READ_AGAIN_MAX):
@@ -216,7 +216,7 @@ def _open_copy(checked: Whereabouts) -> ListStore | None:
 
 
 async def _read_copy(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
-    """Return the record digests of the node's copy by chain and number; None if no copy is readable."""
+    """Return the digests of the records in the node's copy of the history, by chain and number; None if the copy is unreadable."""
     copy = _open_copy(checked)
     if copy is None:
         return None
@@ -234,7 +234,7 @@ async def _read_copy(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
 
 
 def _differences(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield a fault for each record whose content differs between the store and the node's copy, and one for records that the store lacks."""
+    """Yield a fault for each record that differs between the store and the node's copy, and one for all records missing in the store."""
     stored = {record.number: record_digest(record.text) for record in records}
     oldest = records[0].number if records else 1
     missing = 0
@@ -248,7 +248,7 @@ def _differences(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator
 
 
 def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield a fault if the store's records do not continue the records in the node's copy."""
+    """Yield a fault if the history has a gap between the last record of the node's copy and the first record in the store."""
     if not records or not ours:
         return
     oldest, last = records[0].number, max(ours)
@@ -322,7 +322,7 @@ def _export(
 
 
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
-    """Return the records of a chain in their stored form, only of one list and from the time `since` on."""
+    """Return the records of a chain of the history in their stored form, only those of one list and from the time `since` on."""
     texts = []
     has_begun = since is None
     for record in records:

@@ -125,7 +125,7 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
 
 @asynccontextmanager
 async def starting() -> AsyncIterator[Start]:
-    """Run a starter process in the context, and yield the function that starts load processes through it."""
+    """Start the process that starts load processes, yield the function that requests a load process, and stop it at the end."""
     starter = Starter(__name__, "eir.lists.rows.reader")
     try:
         yield starter.start

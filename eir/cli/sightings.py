@@ -227,7 +227,7 @@ def export(
 
 
 def recorded(checked: Config) -> Config:
-    """Flush the node's sightings to disk and return the configuration.
+    """Request that the node writes its buffered checks to disk, and return the configuration.
 
     Raises EirError if no check is on record.
     """
@@ -238,7 +238,7 @@ def recorded(checked: Config) -> Config:
 
 
 def not_kept(checked: Config) -> str:
-    """Return the end of a message, which explains why the record of checks is incomplete; empty if it is complete."""
+    """Return a text for the end of a message: why the record of checks is incomplete; empty if it is complete."""
     if checked.sightings:
         return ""
     return f"; no check is recorded: {checked.path} has no section 'sightings'"

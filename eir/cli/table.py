@@ -76,7 +76,7 @@ def _widths(cells: Cells, heads: Sequence[str], width_of: Callable[[str], int]) 
 
 
 def _fold(sizes: list[int], least: Sequence[int], room: int) -> bool:
-    """Reduce column widths to the total `room`, none below its minimum in `least`; return False if this is impossible."""
+    """Reduce column widths to the total `room`, each at least its minimum in `least`; return False if the minima exceed `room`."""
     spare = room - sum(least)
     for at in sorted(range(len(sizes)), key=lambda at: sizes[at] - least[at]):
         sizes[at] = min(sizes[at], least[at] + max(spare, 0))
@@ -85,7 +85,7 @@ def _fold(sizes: list[int], least: Sequence[int], room: int) -> bool:
 
 
 def _lines_of_highest(cells: Cells, sizes: Sequence[int]) -> int:
-    """Return the number of lines of the highest cell in columns of these widths."""
+    """Return the largest number of text lines that a cell needs in table columns of these widths."""
     heights = [len(textwrap.wrap(text, size)) for row in cells for text, size in zip(row, sizes, strict=True)]
     return max(heights, default=0)
 

@@ -241,7 +241,10 @@ def export(
 
 
 def _is_exportable(finding: "Finding", wanted: frozenset[str]) -> bool:
-    """Return True if a finding has one of the conditions `wanted` (empty: any), and a SIM box is confirmed by an operator."""
+    """Return True if a finding has a wanted condition; a SIM box must also be confirmed by an operator.
+
+    An empty `wanted` accepts every condition.
+    """
     if wanted and wanted.isdisjoint(finding.conditions):
         return False
     return finding.confirmed or "sim_box" not in finding.conditions

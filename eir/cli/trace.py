@@ -73,7 +73,7 @@ def trace(
 
 @contextmanager
 def _ended(config: Config, number: int) -> Iterator[None]:
-    """Stop the trace at the end of the context.
+    """Stop the node's trace at the end of the `with` block.
 
     If the command dies, the node detects this and stops the trace by itself.
     """

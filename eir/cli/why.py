@@ -106,7 +106,7 @@ def why(
 
 
 async def answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> AnswerHistory:
-    """Return the lists at the time `then` of an answer, the later reloads, and the explanation of an answer now."""
+    """Return the states of all lists at the time of a past answer, the reloads since then, and the explanation of an answer now."""
     lists = {}
     subscriber = imsi_key(question.imsi) if question.imsi else None
     for name, settings in config.lists.items():
@@ -208,7 +208,7 @@ def _answer_lines(row: Mapping[str, Any]) -> list[str]:
 
 
 def _record(chain: str, number: int | None) -> str:
-    """Format the number of a history record, with its chain unless it is the main chain."""
+    """Format the number of a history record; put the name of the chain before it unless it is the main chain."""
     return f"record {number}" if chain == MAIN else f"{chain} record {number}"
 
 
