@@ -135,7 +135,7 @@ class Checker:
         return has_ended
 
     def _day(self) -> int | None:
-        """Return today for conditions on first sightings; None without a record of first sightings."""
+        """Return the present day for conditions on first sightings; None if there is no record of first sightings."""
         record = self._index.first_seen
         return None if record is None else record.today
 

@@ -1,4 +1,4 @@
-"""Policy: an ordered list of rules that is compiled into one function, and the interface for sightings.
+"""Policy: an ordered list of rules that is compiled into one function, and the interface to the record of checks.
 
 The first rule whose conditions all hold determines the status. If no rule matches, `default` does. The module does not depend on
 protocols, the configuration file, clocks and logs: the time is an argument, and a match of an observed rule calls a callback.

@@ -1,4 +1,4 @@
-"""Command that writes the figures of a month for the public, and adds up the figures of several operators."""
+"""Command that writes public statistics (figures) of a month, and adds up the figures of several operators."""
 
 import csv
 import json
@@ -95,7 +95,7 @@ def figures(
 
 
 def _read_document(path: Path) -> Document:
-    """Read a document of figures from a file; members that this program does not know are left out."""
+    """Read a document of figures (statistics of a month) from a file; members that this program does not know are left out."""
     with suppress(AttributeError, KeyError, TypeError, ValueError):
         found = json.loads(path.read_text("utf-8"))
         if found["format"] == FORMAT:

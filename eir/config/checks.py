@@ -90,7 +90,7 @@ def _check_service_listeners(config: Config, _: Document) -> Findings:
 
 
 def _connects(config: Config) -> dict[Spot, str]:
-    """Return the URLs to which the node connects, by their position in the file."""
+    """Return each URL to which the node connects, by the position of its key in the configuration file."""
     urls: dict[Spot, str | None] = {("peers", at, "connect"): peer.connect for at, peer in enumerate(config.peers)}
     for each in INTERFACES:
         urls |= each.connects(config.of(each))
@@ -284,7 +284,7 @@ def _warn_signers(config: Config, _: Document) -> Findings:
 
 
 def check_layouts(config: Config, document: Document) -> Findings:
-    """Find faults of declared layouts that involve several keys."""
+    """Find faults of the layouts of data files in `layouts` that involve several keys."""
     for name, layout in config.layouts.items():
         spot = ("layouts", name)
         if document.faulty(*spot):
@@ -454,7 +454,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 def _of_interfaces(name: str) -> Check:
-    """Return a check that calls the function `name` of every interface, if it has one."""
+    """Return a check that calls the function `name` of every protocol interface for its part of the configuration."""
 
     def check(config: Config, document: Document) -> Findings:
         for each in INTERFACES:

@@ -68,7 +68,7 @@ def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
-    """Split the section `limits` into the limits on one peer and `load_memory`, the memory limit for the load of a release."""
+    """Split the section `limits` into the limits on one peer and the memory limit (`load_memory`) for loading a release."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
 
 
@@ -321,7 +321,7 @@ keys. The node reloads changed files of users, of phone numbers and of token key
 
 
 def reference() -> list[dict[str, Any]]:
-    """Return the rows of the reference in the order of the sample file: key, value, default, meaning, restart."""
+    """Return the rows of the configuration reference in the order of the sample file: key, value, default, meaning, restart."""
     restarted = {section.path for section in SECTIONS if not section.live}
     rows = []
     for key in TABLE:
@@ -335,7 +335,7 @@ def reference() -> list[dict[str, Any]]:
 
 
 def reference_page() -> str:
-    """Render the reference in Markdown, with one table for each section of the file."""
+    """Render the configuration reference in Markdown, with one table for each section of the configuration file."""
     parts = [INTRODUCTION]
     for name, rows in groupby(reference(), lambda row: row["key"].partition(".")[0].removesuffix("[]")):
         parts += [f"## {name}\n", "| Key | Value | Default | Meaning |\n|---|---|---|---|"]

@@ -36,7 +36,7 @@ Found = tuple[int, yaml.Node]
 
 
 def tree(sections: Iterable[Section], table: Iterable[Key]) -> Section:
-    """Build the tree of all keys: one root section that contains every other section.
+    """Build the tree of all configuration keys: one root section that contains every other section.
 
     `sections` are the sections with a builder or with attributes; this function adds their keys to them.
     """
@@ -146,7 +146,7 @@ class _Reader:
         self.document.faults.add(spot)
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
-        """Read a mapping node as a section; a key that the section lacks is recorded as a problem."""
+        """Read a YAML mapping as a section of the configuration; record each unknown key as a problem."""
         pairs = self.pairs(node, spot)
         if pairs is None:
             return self.build(section, spot, {}, None, **more)
@@ -320,7 +320,7 @@ class _Reader:
 
 
 def _both(key: Key, value: Any) -> Read:
-    """Return the value of a key, and the form of it that JSON output shows."""
+    """Return the value of a configuration key twice: as the program uses it, and as JSON output shows it."""
     kind = key.kind
     is_absent = value is None and (key.required or key.default is None)
     if kind.many:

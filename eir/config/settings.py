@@ -1,4 +1,4 @@
-"""Settings of a configuration file as frozen dataclasses: `Config` has every key of the file, in parts or as a single field.
+"""Settings of a configuration file as frozen dataclasses. `Config` contains all of them.
 
 This module reads no file and does not depend on YAML.
 """
@@ -64,7 +64,7 @@ class Config(SharedSettings):
     """Settings by the keys of the file for JSON, with defaults filled in and passwords hidden."""
 
     def of(self, interface: Interface) -> Any:
-        """Return the settings of an interface: its own section, or the whole configuration."""
+        """Return the settings of a protocol interface: its own section, or the whole configuration if the interface has no section."""
         return self.interfaces[interface.section] if interface.section else self
 
     @property

@@ -50,7 +50,7 @@ _PAGE = np.uint64(PAGE_KEYS)
 
 
 def select_rows(values: Values, mask: NDArray[np.bool_]) -> Values:
-    """Return the values of the rows in a mask; None for an absent column."""
+    """Return those values of a column whose rows are in the mask; None for an absent column."""
     if values is None or mask.all():
         return values
     return cast("Values", values[mask])
@@ -269,7 +269,7 @@ class Rows:
         return repeated, contradicting
 
     def devices_min(self) -> int:
-        """Return a lower bound for the number of listed devices, from the whole TACs without an expiry alone."""
+        """Return the number of devices in listed whole TACs without an expiry, as a lower bound for the number of listed devices."""
         whole_tacs = [np.zeros(0, np.int64)]
         for first, last, _, until in self._spans:
             if until.any():
@@ -283,7 +283,7 @@ class Rows:
         return PAGE_KEYS * len(np.unique(np.concatenate(whole_tacs)))
 
     def spans(self) -> dict[int, list[Span]]:
-        """Return the ranges by page number; a range over several TACs is split.
+        """Return the ranges of the collected rows by page number; a range that covers several TACs is split.
 
         Raises:
             ReleaseRefused: `range`, if ranges that cover only a part of their TAC span more than `span_keys_max`
@@ -321,7 +321,7 @@ def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> t
 
 
 def _equal_to_previous(columns: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return a mask of the rows after the first that equal their predecessor in all columns. `order`: order of the rows."""
+    """Return a mask: True for each row after the first in the sequence `order` that equals its predecessor in all columns."""
     equal = np.ones(len(order[1:]), bool)
     for column in columns:
         values = column[order]
@@ -372,7 +372,10 @@ def build_pages(
 
 
 def _add_spans(pages: Sequence[Page], spans: Mapping[int, Sequence[Span]], counts: Built) -> list[Page]:
-    """Add ranges to pages of single identifiers; return the pages, and correct `counts`. `spans`: page number → its ranges."""
+    """Add ranges of identifiers to pages of single identifiers, and return the new pages.
+
+    `spans`: ranges by page number. `counts` is corrected.
+    """
     replaced = {page.number: page for page in pages if page.number in spans}
     result = [page for page in pages if page.number not in spans]
     for number, page_spans in spans.items():
@@ -491,7 +494,7 @@ def _amend_page(old_page: Page, removed_page: Page, added_page: Page, one_each: 
 
 
 def _slabs(packed: Keys, most: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of slices of sorted keys that end at page boundaries and have about `most` keys each."""
+    """Split sorted keys into slices of about `most` keys that end at page boundaries; yield the bounds of each slice."""
     first = 0
     while first < len(packed):
         end = min(first + most, len(packed))

@@ -92,7 +92,10 @@ def date_pages(pages: Sequence[Page], rows: RowDates) -> Iterator[Page]:
 
 
 def _days_of(page: Page, low: Remainders, days: Days, spans: Iterable[DaySpan]) -> PageDays:
-    """Return the earliest day of each entry in a page. `low`, `days`: dated single identifiers; `spans`: dated ranges."""
+    """Return the earliest day of each entry in a page of a list.
+
+    `low`, `days`: dated single identifiers; `spans`: dated ranges.
+    """
     entries = decode_page_days(page, None).low
     earliest = np.full(len(entries), DAY_MAX, np.uint16)
     earliest[np.searchsorted(entries, low)] = days
@@ -110,7 +113,7 @@ def _days_of(page: Page, low: Remainders, days: Days, spans: Iterable[DaySpan]) 
 def amend_dates(
     before: Sequence[Page], dates: Mapping[int, Page], changed: Sequence[Page], rows: RowDates
 ) -> tuple[list[Page], list[Page]]:
-    """Return the pages of dates that a change of a list replaces, and their new versions, which may be empty.
+    """Return the pages of dates that a change of a list replaces, and the new versions of these pages, which may be empty.
 
     Args:
         before: pages of the list before the change, with all page numbers that the change may concern.

@@ -38,7 +38,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def sum_progress(progress: Progress, stage: str, total: int) -> Done:
-    """Return a callback that adds its argument to a sum and reports the sum as `progress` of a stage. It reports 0 at once."""
+    """Return a callback that adds each amount to a sum and reports the sum to `progress`, with the stage and the total.
+
+    It reports 0 at once.
+    """
     so_far = 0
 
     def done(more: int) -> None:

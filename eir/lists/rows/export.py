@@ -185,7 +185,7 @@ def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
 def _first_with_each_reason(
     state: ListState, pages: Sequence[Page], dates: Mapping[int, Page], *, singles: bool
 ) -> Iterator[ListEntry]:
-    """Yield first an entry for each reason in the order of its index, so that a later load assigns the same indexes.
+    """Yield one entry for each reason in index order, so that a load of the exported file assigns the same indexes to the reasons.
 
     The entry for an unused reason is a row without effect, which another row overrides.
 

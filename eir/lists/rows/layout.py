@@ -220,12 +220,12 @@ class Plan:
 
     @property
     def may_be_open(self) -> bool:
-        """True if the end of a range may be missing in a row. Such a row lists only the first identifier."""
+        """True if a row of the file may lack the end of its range. A row without an end lists only the first identifier."""
         return self.layout.declared and self.subject == BY_RANGE
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Return the positions of the columns in a data file (plan), and the lines of `begin` after the header.
+    """Return the positions of the needed columns in a data file (plan), and the rows in `begin`, the first lines of the file.
 
     Args:
         name: name of the file for messages.

@@ -73,7 +73,9 @@ ODD = {
 
 @dataclass(slots=True)
 class OddRows:
-    """Valid but suspicious rows of one kind (a key of ODD): their number, and messages about the first ones.
+    """Valid but suspicious rows of one kind, such as rows with future dates: their number, and messages about the first rows.
+
+    The kinds are the keys of ODD.
 
     A suspect row is valid, but probably a mistake.
     """
@@ -144,7 +146,7 @@ class _RowColumns(NamedTuple):
     """Days of the column `date`, if the list stores dates."""
 
     def select(self, mask: Mask) -> "_RowColumns":
-        """Return the columns of the rows in the mask."""
+        """Return the columns, but only with the rows that the mask selects."""
         keys = [select_rows(column, mask) for column in self.keys]
         reasons = select_rows(self.reasons, mask)
         until = select_rows(self.until, mask)
@@ -152,7 +154,7 @@ class _RowColumns(NamedTuple):
         return _RowColumns(self.plan, keys, reasons, until, days)
 
     def add_to(self, rows: Rows) -> None:
-        """Add these rows to the collection `rows`."""
+        """Add the rows of these columns to the collection `rows`."""
         first, last = self.keys[0], self.keys[-1]
         if self.plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:
             rows.add_pairs(first, last, self.reasons, self.until, *self.keys[1:-1])
@@ -285,7 +287,9 @@ def _days(dates_s: Keys) -> Days:
 def _probable_mistakes(
     chunk: _Chunk, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
-    """Return masks of valid rows that are probably mistakes, by kind (a key of `ODD`); without masks if there is no `now_s`.
+    """Return masks of valid rows that are probably mistakes, by kind (a key of `ODD`), such as rows with future dates.
+
+    Without `now_s`, there are no masks.
 
     `columns`: keys, dates (Unix seconds) and expiries.
     """
@@ -314,7 +318,7 @@ def _long_rows(chunk: _Chunk) -> Mask:
 
 
 class _Part(NamedTuple):
-    """Rows of a file in which a code adds or removes an entry, in the order of the file."""
+    """Rows of a file whose codes add or remove list entries, in the order of the file."""
 
     columns: _RowColumns
     removes: Mask
@@ -324,7 +328,7 @@ class _Part(NamedTuple):
 
 
 class Actions:
-    """Collection of rows in which a code adds or removes an entry. The latest row about an entry decides.
+    """Collection of rows whose codes add or remove list entries. The latest row about an entry decides.
 
     Without times, or at equal times, the row that is last in the files counts.
     """
@@ -333,11 +337,11 @@ class Actions:
         self._parts: list[_Part] = []
 
     def add(self, part: _Part) -> None:
-        """Add to the collection rows whose codes add or remove entries."""
+        """Add rows of a file, whose codes add or remove list entries, to the collection."""
         self._parts.append(part)
 
     def move_to(self, rows: Rows | None, removed: Rows | None) -> None:
-        """Move the deciding rows to `rows` (entry added) or to `removed` (entry removed); drop the other rows."""
+        """Move the latest row about each list entry to `rows` (entry added) or to `removed` (entry removed); drop all other rows."""
         parts = [part for part in self._parts if len(part.removes)]
         self._parts = []
         for part, counts in zip(parts, _latest(parts), strict=True):
@@ -348,7 +352,7 @@ class Actions:
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Return masks of the latest row about each entry, one mask for each part.
+    """Return for each part a mask of the rows that are the latest rows about their list entries.
 
     If the layout has no times and no row removes an entry, all rows of the entry count.
     """
@@ -406,7 +410,7 @@ def _wide_ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> 
 
 
 def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
-    """Return two masks of rows: the code removes the entry; all codes are known."""
+    """Return two masks: the rows whose code removes an entry, and the rows whose codes are all known."""
     rows = len(columns[ACTION])
     removes = np.zeros(rows, bool)
     is_known = np.ones(rows, bool)
@@ -619,7 +623,7 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
 
 
 def _tally_faults(tally: Tally, chunk: _Chunk, faults: _Faults) -> None:
-    """Add the invalid rows of some lines to the counts and messages, and report each of them."""
+    """Add the invalid and suspicious rows among some lines to the counts and messages of `tally`, and report each invalid row."""
     tally.bad += int(faults.bad.sum())
     _name_rows(tally.complaints, chunk, faults.bad, most=tally.complaints_max)
     _name_rows(tally.wide, chunk, faults.wide, most=tally.complaints_max)
@@ -634,7 +638,7 @@ def _tally_faults(tally: Tally, chunk: _Chunk, faults: _Faults) -> None:
 
 
 def _name_rows(names: list[str], chunk: _Chunk, mask: Mask, *, most: int, message: str | None = None) -> None:
-    """Append a message `FILE:LINE: …` about the first rows of a mask to `names`, until it has `most` messages.
+    """Append a message `FILE:LINE: …` for each row of a mask to `names`, until `names` has `most` messages.
 
     `message`: text for all rows; None: the fault of each row.
     """
@@ -647,7 +651,7 @@ def _name_rows(names: list[str], chunk: _Chunk, mask: Mask, *, most: int, messag
 
 
 def _rows_of(chunk: _Chunk, mask: Mask) -> Iterator[tuple[int, bytes]]:
-    """Yield line number and text of the rows of a chunk that are in the mask."""
+    """Yield the line number and the text of each row that the mask selects among some lines of a file."""
     if mask.any():
         lines = ((line, text) for line, text in enumerate(chunk.data.split(b"\n"), chunk.line) if text)
         for numbered_line, is_selected in zip(lines, mask, strict=False):

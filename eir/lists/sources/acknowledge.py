@@ -269,7 +269,7 @@ def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datet
 
 
 def _node_state(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime) -> tuple[str, str]:
-    """Return the state of a node and the detail of it, apart from releases that the node lacks."""
+    """Return the state of a node and its detail, without considering releases that the node has not loaded yet."""
     serial = acknowledgement.serial
     if serial > index.serial:
         return DIFFERS, f"it has serial {serial}, and {index.serial} is the newest in the folder"
@@ -289,7 +289,7 @@ def _node_state(index: FolderIndex, acknowledgement: Acknowledgement, now: datet
 
 
 def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: datetime) -> ReleaseEntries:
-    """Return the entries of the list that a node acknowledges, from the publisher's releases.
+    """Return the entries of a list in the version that a node acknowledges, rebuilt from the publisher's releases.
 
     The entries are computed from the releases in the publisher's folder that contains the acknowledgement.
 
@@ -321,7 +321,7 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
 
 
 def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:
-    """Return the releases whose loads lead to a serial: the newest full release up to it, then deltas."""
+    """Return the releases to load, in order, to reach a serial: the newest full release up to the serial, then the deltas after it."""
     offers = tuple(offer for offer in index.releases if offer.serial <= serial)
     if all(offer.base is not None for offer in offers):
         return ()

@@ -94,7 +94,7 @@ def manifests_by_priority(
 
 
 def order_by_turn(deliveries: Iterable[Delivery], last: Callable[[Delivery], bool]) -> Iterator[tuple[int, Delivery]]:
-    """Yield each delivery with the number of its round. In a round each list has one delivery, the one with the lowest serial.
+    """Yield each delivery with its round number. A round has one delivery of each list; the lowest serials are in the first round.
 
     Deliveries for which `last` returns True follow after all rounds. Unverified deliveries are at the end, by name.
     """

@@ -1,4 +1,4 @@
-"""Drop folder: its files, their completeness, the times of passes (reads of the folder), and its subfolders for processed files.
+"""Drop folder: completeness of its files, times of its passes (reads of the folder), and subfolders for processed files.
 
 A pass processes all files in the folder once.
 
@@ -174,7 +174,7 @@ class Rooms:
     """Names in the subfolders of the files that were moved or written."""
 
     def places(self, names: Iterable[str], room: str) -> dict[str, str]:
-        """Return a free name for each file in a subfolder (`room`). If a name is taken, all files get the same number."""
+        """Return a free file name in the subfolder `room` for each file. If one name is taken, all files get the same number."""
         names = list(names)
         for number in count(1):
             places = {name: _numbered(name, number) for name in names}
@@ -224,7 +224,7 @@ class Rooms:
 
 
 def _numbered(name: str, number: int) -> str:
-    """Return the file name with a number: `name~NUMBER`, shortened to the limit of the file system; for number 1 `name`."""
+    """Return a file name with a number: `name~NUMBER`, shortened to the limit of the file system. Number 1 is omitted."""
     if number == 1:
         return name
     end = f"~{number}".encode()

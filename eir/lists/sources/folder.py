@@ -150,7 +150,7 @@ def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before
 
 
 def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> Sequence[Offer]:
-    """Return the releases to load, in order, to reach the newest serial; empty if it is reached already or out of reach.
+    """Return the releases that a node must load, in order, to reach the newest serial; empty if none is needed or possible.
 
     If deltas lead from `current` to the newest serial, they are the result. Otherwise the result is the newest full
     release and the deltas after it.

@@ -199,7 +199,10 @@ def _deltas_after_full(index: FolderIndex) -> list[Offer]:
 
 
 def _replace_index(folder: Path, before: FolderIndex | None, index: FolderIndex, content: bytes) -> None:
-    """Write the signed index, when all its files are written; then delete the releases that neither index lists."""
+    """Write the new signed index of a publisher's folder; then delete the releases that neither the old nor the new index lists.
+
+    The files of all releases in the index must exist before.
+    """
     write_file(folder / INDEX, content, mode=MODE, durable=True)
     _delete_unused(folder, before, index)
 
@@ -248,7 +251,7 @@ def _signatures_of(manifest: Path) -> list[bytes]:
 
 
 def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[bytes]) -> None:
-    """Reject signatures by a new key: it has signed no release in the folder, and the folder's file `signers` lacks it.
+    """Reject signatures by a new key, which has signed no release in the publisher's folder and is not in its file `signers`.
 
     Nodes may not trust such a key. The first release of a folder without `signers` may have any key.
 
@@ -294,7 +297,7 @@ def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[
 
 
 def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends: datetime) -> bool:
-    """Return True if the deltas after the newest full release must be replaced by a new full release.
+    """Return True if a new full release must replace the deltas after the newest full release.
 
     This is the case if there are at least DELTAS_MAX deltas, if one of them was issued before `until`, or if the full
     release expires before `ends`. A new node cannot load an expired release.
@@ -367,7 +370,7 @@ class Contents:
         expires: datetime,
         keys: Sequence[Path],
     ) -> Offer:
-        """Write the rebuilt content as a full release, signed by each of `keys`; return its row of the index.
+        """Write the rebuilt content of the list as a full release, sign it with all `keys`, and return its row for the index.
 
         Raises:
             ReleaseRefused: if a load of the release would give another content.
@@ -394,7 +397,7 @@ class Contents:
         return replace(_offer(published.manifest, state), folder=staged.name)
 
     def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
-        """Return the data files to write for a full release: label for the name, and whether the file has only TACs."""
+        """Return each data file of a full release as a label for its name, and whether it has only TACs (None: all entries)."""
         has_tacs = self._settings.kind == DEVICES and any(page.tac for page in pages)
         if has_tacs and any(page.keys for page in pages):
             return (("imei", False), ("tac", True))
@@ -436,7 +439,7 @@ def load_index(folder: Path) -> FolderIndex | None:
 
 
 def _delete_unused(folder: Path, before: FolderIndex | None, now: FolderIndex) -> None:
-    """Delete the subfolders of releases that neither the new index nor the one before lists.
+    """Delete the subfolders of releases that are listed neither in the new index `now` nor in the previous index `before`.
 
     A node may still be using the previous index.
     """

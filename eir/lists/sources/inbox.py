@@ -116,7 +116,9 @@ class Attempts:
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
-        """Count the load in the `with` block. The count remains only if the process is killed or the block raises the error `killed`.
+        """Count a load before the `with` block, and delete the count after it, unless the load was killed.
+
+        A load was killed if its process was killed, or if the block raises ReleaseRefused with the reason `killed`.
 
         Raises:
             ReleaseRefused: `crash`, after ATTEMPTS_MAX killed loads of the release with this digest.
@@ -288,7 +290,10 @@ class _Turn:
                 self._stays(Delivery(name, (), None, None), "disk", str(error))
 
     def _is_time_over(self) -> bool:
-        """Return True if this pass has exceeded its time limit. Then the next pass starts at once for the remaining files."""
+        """Return True if this pass over the drop folder has exceeded its time limit.
+
+        The next pass then starts at once for the remaining files.
+        """
         if time.monotonic() - self._began < self.terms.pass_s:
             return False
         self.again.append(0.0)
@@ -439,7 +444,7 @@ class _Turn:
         self.again.append(max(again_s, SETTLED_S))
 
     def _stays(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Let a release wait without a time limit, because a fault of this host must be repaired first."""
+        """Leave a release in the drop folder without a time limit, because a fault of this host must be repaired first."""
         self._waits(delivery, _Delay(reason, detail, bounded=False), AGAIN_S)
 
     def _patience_left_s(self, names: Iterable[str]) -> float:
@@ -467,7 +472,7 @@ class _Turn:
         self._move_files(names, delivery.name, outcome)
 
     def _belongs_to_rejected(self, file: FileEntry) -> bool:
-        """Return True if a data file is moved with a rejected manifest: it matches the manifest, or has waited too long for another one.
+        """Return True if a data file must be moved with a rejected manifest: its content matches, or it has waited for `patience_s`.
 
         A file with other content may belong to another release that uses the same name and is still arriving.
         """
@@ -498,7 +503,7 @@ class _Turn:
         self.taken.append(outcome)
 
     def _sweep(self, strays: Iterable[str]) -> None:
-        """Move files that belong to no release to `refused/`, after they have waited for `patience_s`."""
+        """Move files that belong to no release to `refused/`, after they have waited in the drop folder for `patience_s`."""
         detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
         for name in sorted(strays):
             patience_left_s = self._patience_left_s((name,))

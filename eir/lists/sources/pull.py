@@ -81,7 +81,7 @@ class Pulled:
 
 @dataclass(slots=True)
 class _Note:
-    """State of a list's source that the node stores between two pulls."""
+    """Data about a list's source that the node stores between two pulls."""
 
     etag: str | None = None
     """Entity tag of the stored index."""
@@ -205,7 +205,7 @@ class _Pull:
         return self.pulled(UNCHANGED)
 
     def _open_note(self) -> None:
-        """Read the stored state of the source, without members that a change of settings, source or clock has made stale."""
+        """Load the stored data about the source, and clear fields that a change of the settings, the source or the clock made stale."""
         self.note = _read_note(self.terms.folder / NOTE)
         settings = _digest(self.settings)
         if settings != self.note.settings or self.terms.clock().timestamp() < self.note.refused_at:
@@ -226,7 +226,7 @@ class _Pull:
         return self.pulled(WAITING, "base", f"{in_force}: {fault}")
 
     async def compare(self) -> int:
-        """Store when each serial above the serial in force was first offered; return the serial in force.
+        """Store when the source first offered each serial above the serial in force; return the serial in force.
 
         Raises:
             StoreError: if the store fails.

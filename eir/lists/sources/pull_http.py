@@ -173,7 +173,7 @@ class SourceClient:
     def _request(
         self, name: str, headers: Mapping[str, str], data: bytes | None = None, method: str = "GET"
     ) -> Iterator[Any]:
-        """Send a request and yield the open response; None if the file is unchanged (status 304)."""
+        """Send a request and yield the open HTTP response; yield None if the file is unchanged (status 304)."""
         at = self._at(name)
         request = urllib.request.Request(at, data=data, headers={**self._headers, **headers}, method=method)  # noqa: S310 - of a url that is https, or of this host
         self._redirects.restart()
@@ -212,7 +212,7 @@ class SourceClient:
             raise Unreached("cut_off", f"{at} ended {answer.length} bytes before its end")
 
     def _remaining_s(self) -> float:
-        """Return for how many seconds to wait for the next bytes at most.
+        """Return the maximum number of seconds to wait for the next bytes of the response.
 
         Raises:
             Unreached: `timeout`, if the time limit of the answer has passed.

@@ -41,7 +41,7 @@ def _known_fields(names: Container[str], record: str | bytes | dict[str, Any]) -
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """Return the reason why this program must not change stored data, because its format is newer; None if it may.
+    """Return an error message if stored data has a newer format, so that this program may only read it; otherwise None.
 
     Data without a format version (`form` None) is old.
     """
@@ -56,7 +56,7 @@ def newer_form(where: str, form: str | bytes | int | None) -> str | None:
 
 
 def check_form(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (`schema`) if stored data has a format that this program must not change or cannot read."""
+    """Raise StoreError (`schema`) if the format of stored data is too new or too old for this program."""
     reason = newer_form(where, form)
     if reason is not None:
         raise StoreError("schema", reason)

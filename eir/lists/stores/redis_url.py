@@ -203,7 +203,7 @@ def _files(options: Mapping[str, str]) -> dict[str, Path]:
 
 
 def files_of(url: str) -> Mapping[str, Path]:
-    """Return the files that options of a URL name, by option, and check that each can be opened.
+    """Return the files in the options of a store URL, by option, and check that each file can be opened.
 
     Raises:
         StoreError: `url`, for a file that cannot be read or is empty.
@@ -215,7 +215,7 @@ def files_of(url: str) -> Mapping[str, Path]:
 
 
 def _login_options(user: str | None, options: Mapping[str, str], prefix: str, password: str | None) -> dict[str, Any]:
-    """Return the login arguments of a connection: from the password file in the option PREFIX_file, or else from `password`."""
+    """Return the login arguments of a Redis connection: from the password file in the option PREFIX_file, or else from `password`."""
     path = options.get(f"{prefix}_file")
     if path is not None:
         return {"credential_provider": PasswordFile(user, Path(path))}

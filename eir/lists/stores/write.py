@@ -205,7 +205,7 @@ class PageSetStore(ABC):
         keep: int = KEEP,
         event: Event | None = None,
     ) -> ListState:
-        """Put changed pages of a list in force. For a list that does not exist, `pages` has all its pages."""
+        """Put changed pages of a list in force. If the list does not exist, `pages` must be all its pages."""
         if not seen:
             return await self.replace(name, state, pages, seen=seen, keep=keep, event=event)
         await self._check_room(name, pages, amends=True)
@@ -235,7 +235,7 @@ class PageSetStore(ABC):
         whole: bool = True,
         event: Event | None = None,
     ) -> None:
-        """Put a list in force with exactly this state. `batches`: all pages (`whole`), or the changed pages of an existing list."""
+        """Put a list in force with exactly this state. `batches`: all pages, or without `whole` the changed pages of an existing list."""
         if whole or not seen:
             request = WriteRequest(state=state, whole=True, exact=True, keep=0, event=event)
             await self._write(name, seen, request, batches)
@@ -391,7 +391,7 @@ _MB = 1 << 20
 
 
 def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, reserve: int) -> None:
-    """Raise StoreError (`cause`) if a write needs more than the free bytes without the reserve.
+    """Raise StoreError (`cause`) if a write needs more bytes than are free above the reserve.
 
     Args:
         cause: cause of the error.

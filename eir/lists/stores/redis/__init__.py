@@ -81,7 +81,7 @@ class RedisStore(PageSetStore):
         return None if row is None or row.lost else row.state
 
     async def states(self) -> Mapping[str, ListState]:
-        """Return the states of all lists, without lists whose pages Redis has lost."""
+        """Return the states of all lists, except lists whose pages Redis has lost."""
         states = {}
         for name in await self._names():
             row = await reading.read_row(self.link, name)
@@ -201,7 +201,7 @@ class RedisStore(PageSetStore):
             await writing.append_pending(self.link, row)
 
     async def _pending(self) -> list[reading.ListRow]:
-        """Return the lists whose last write has an event that the history lacks."""
+        """Return the lists whose last write is not in the history yet, although the write has an event."""
         names = await self._names()
         rows = [await reading.read_row(self.link, name, past=True) for name in names]
         appended = await history.read_appended(self.link, names)
@@ -210,7 +210,7 @@ class RedisStore(PageSetStore):
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """Return events of the history, followed by events of writes that are not yet appended to it."""
+        """Return events of the history, followed by the events of list writes that are not yet appended to the history."""
         pending = [row.event for row in await self._pending()]
         events = await history.read_history(self.link, name, since, limit, chain)
         for event in pending:
@@ -238,14 +238,14 @@ class RedisStore(PageSetStore):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Rewrite a chain of the history in one EXEC.
+        """Replace the records of a history chain with numbers above `after`, in one Redis transaction (EXEC).
 
         If records are replaced, the new chain is staged first. Records that are only appended are not staged.
         """
         await history.rewrite(self.link, batches, folds, after=after, seen=seen, exact=exact, chain=chain)
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        """Delete the oldest records of a chain; `event` is required.
+        """Delete the oldest records of a chain of the history, and append `event`, which is required.
 
         The command that appends the event also trims the stream, so the Redis user needs no further permission.
         """

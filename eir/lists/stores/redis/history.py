@@ -65,7 +65,7 @@ Execute = Callable[..., Awaitable[Any]]
 
 
 class StoredChain(NamedTuple):
-    """Ledger of a chain, and the name of the Redis stream with its records."""
+    """Ledger (size, newest number and digest) of a chain of the history, and the name of the Redis stream with its records."""
 
     ledger: Ledger
     stream: str
@@ -81,7 +81,7 @@ Arguments: connection, function for the chains, and the ID of the last write in 
 
 
 async def read_chain(link: RedisClient, chain: str = MAIN) -> StoredChain:
-    """Return the ledger and the stream name of a chain."""
+    """Return the ledger (size, newest number and digest) of a chain of the history, and the name of its Redis stream."""
     values = await link.execute("HMGET", LEDGER, *FIELDS[chain])
     return await _recover_ledger(link, link.execute, chain, _decode_chain(link, chain, values))
 
@@ -98,7 +98,7 @@ async def newer(link: RedisClient) -> str | None:
 
 
 async def append(link: RedisClient, event: Event | None, list_write: ListWrite | None = None) -> None:
-    """Append an event to the history. `list_write`: write of a list that the event belongs to; its event is appended only once.
+    """Append an event to the history. If `list_write` names the list write of the event, the event is appended only once.
 
     If the answer is lost, an event without `list_write` may be appended twice.
     """
@@ -133,7 +133,7 @@ async def append(link: RedisClient, event: Event | None, list_write: ListWrite |
 async def _append_commands(
     pipe: Any, read: ReadChain, event: Event, stored_chain: StoredChain
 ) -> tuple[list[Command], Ledger]:
-    """Return the commands that append an event to its chain, or count it in its fold (count of refusals), and the new ledger."""
+    """Return the commands that append an event to its chain (or increase the count of equal refusals), and the new ledger."""
     ledger, stream = stored_chain
     if is_refusal(event):
         return await _fold_commands(pipe, event, ledger)
@@ -166,7 +166,7 @@ async def _fold_commands(pipe: Any, event: Event, ledger: Ledger) -> tuple[list[
 
 
 async def _execute(pipe: Any, commands: Iterable[Command]) -> None:
-    """Execute commands in one EXEC."""
+    """Execute Redis commands in one transaction (MULTI and EXEC)."""
     pipe.multi()
     for command in commands:
         pipe.execute_command(*command)
@@ -183,7 +183,7 @@ async def _is_stored(link: RedisClient, pipe: Any, stream: str, event: Event) ->
 
 
 async def _recover_ledger(link: RedisClient, execute: Execute, chain: str, stored_chain: StoredChain) -> StoredChain:
-    """Return the state of a chain; if Redis has lost its ledger (size and end), rebuild the ledger from the stream.
+    """Return a chain of the history. If Redis has lost its ledger (size and end), rebuild the ledger from the stream.
 
     The chain then continues after its newest record.
     """
@@ -212,7 +212,7 @@ async def read_records(link: RedisClient, after: int = 0, chain: str = MAIN) -> 
 
 
 async def _read_stream(link: RedisClient, chain: str) -> str:
-    """Return the name of the stream with a chain's records, even if the chain's ledger is damaged."""
+    """Return the name of the stream with the records of a history chain, even if the chain's ledger is damaged."""
     try:
         (stream,) = await link.execute("HMGET", LEDGER, FIELDS[chain][1])
     except StoreError as error:
@@ -245,7 +245,7 @@ async def read_folds(link: RedisClient) -> list[Fold]:
 async def read_history(
     link: RedisClient, name: str | None, since: str | None, limit: int | None, chain: str | None
 ) -> list[Event]:
-    """Return events of the history as ListStore.history; read each chain backwards, only as far as needed."""
+    """Return events of the history, filtered as in ListStore.history. Each chain is read backwards, only as far as needed."""
     records: list[Record] = []
     folds: list[Fold] = []
     fed: list[Record] = []
@@ -352,7 +352,7 @@ async def rewrite(
 async def _replace_damaged(
     link: RedisClient, batches: AsyncIterable[Sequence[Record]], given: Sequence[Fold], chain: str
 ) -> None:
-    """Replace a damaged chain by these records and folds (counts of refusals), in one EXEC.
+    """Replace a damaged chain of the history by the given records and folds (counts of refusals), in one EXEC.
 
     For MAIN the whole hash LEDGER is deleted, because its key may have a wrong type. The fields of FEED are written
     again.
@@ -397,7 +397,7 @@ async def _splice(
 async def _stage_stream(
     link: RedisClient, stream: str, present: Ledger, batches: AsyncIterable[Sequence[Record]]
 ) -> Ledger:
-    """Write records to a new stream that expires, and return the ledger for this stream."""
+    """Write history records to a new Redis stream that expires, and return the ledger (size and end) of this stream."""
     first, last, size = None, None, 0
     async for batch in batches:
         for start in range(0, len(batch), BATCH):
@@ -417,7 +417,7 @@ def _text_size(records: Sequence[Record]) -> int:
 
 
 async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Event, chain: str) -> int:
-    """Delete records that are too old or exceed `bytes_max`, in portions; return the number of deleted records."""
+    """Delete from a chain the records before `until`, and the oldest records above `bytes_max`, in portions; return their number."""
     count, portion = 0, BATCH
 
     async def queue(pipe: Any, read: ReadChain, _done: bytes | None) -> None:
@@ -444,7 +444,7 @@ async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Even
 
 
 async def read_appended(link: RedisClient, names: Sequence[str]) -> dict[str, bytes | None]:
-    """Return for each list the ID of its last write whose event the history has."""
+    """Return for each list the ID of its last write whose event is in the history."""
     if not names:
         return {}
     fields = [f"done:{name}" for name in names]
@@ -453,7 +453,7 @@ async def read_appended(link: RedisClient, names: Sequence[str]) -> dict[str, by
 
 
 async def read_outcomes(link: RedisClient) -> list[OutcomeCount]:
-    """Return the number of outcomes of each kind for each list, and the time of the last one."""
+    """Return for each list how many releases had each outcome, with the time of the last one."""
     values: dict[bytes, bytes] = await link.execute("HGETALL", OUTCOMES)
     outcomes = []
     with link.decoding():
@@ -467,7 +467,7 @@ async def read_outcomes(link: RedisClient) -> list[OutcomeCount]:
 
 
 async def _transact(link: RedisClient, queue: Queue, done_field: str, change: bytes | None = None) -> None:
-    """Run the commands of `queue` in a transaction that fails if a ledger changes meanwhile; repeat it after such a conflict.
+    """Run the commands of `queue` in a transaction, and repeat it if another client changed a ledger meanwhile.
 
     If `change` is already in `done_field`, nothing is written.
     """

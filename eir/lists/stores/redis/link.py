@@ -193,7 +193,7 @@ class RedisClient:
             )  # fmt: skip
 
     async def _is_open_to_all(self, client: Any, key: str) -> bool:
-        """Return True if clients without a password could write to this key, by a test that writes nothing."""
+        """Return True if clients without a password could write to this key. The test queues a write and discards it."""
         host, port = await _server_of(client)
         options = dict(self._address.guide_options)
         for name in ("username", "password", "credential_provider"):
@@ -213,7 +213,7 @@ class RedisClient:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Convert errors of decoding in the `with` block to StoreError (`corrupt`): another program wrote the data."""
+        """Convert decoding errors in the `with` block to StoreError (`corrupt`), because another program wrote the data."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -272,7 +272,7 @@ class RedisClient:
 
 
 class _Sentinels(Sentinel):
-    """Client of the sentinels that keeps its list of sentinels complete during concurrent calls.
+    """Client of Redis Sentinel whose list of sentinels stays complete during concurrent calls.
 
     While the library iterates over the list, it moves the sentinel that answered to the front. Two concurrent calls
     then lose a sentinel. Here each call iterates over its own copy of the list.

@@ -84,7 +84,7 @@ async def read_row(link: RedisClient, name: str, *, past: bool = False) -> ListR
 
 
 def _decode_past(name: str, change: bytes, past: bytes | None) -> dict[str, Any]:
-    """Decode the field `past` of a list's row: releases for a rollback, and events.
+    """Decode the field `past` of a list's row in Redis: the releases kept for a rollback, and the events of writes.
 
     A node of a version without this field writes a list and leaves the field unchanged. `past` then has another
     `change`, and the result is empty.
@@ -211,7 +211,7 @@ async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, number
 
 
 def build_pages(numbers: Sequence[int], values: Sequence[bytes | None], *, plain: bool) -> list[Page]:
-    """Build pages from the reply to HMGET, which has `keys` and, unless `plain`, `extra` of each page."""
+    """Build pages from a reply to HMGET: for each page `keys`, and also `extra` if `plain` is False."""
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, values, strict=True) if keys]
     parts = zip(numbers, values[::2], values[1::2], strict=True)

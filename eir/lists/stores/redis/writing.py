@@ -158,7 +158,7 @@ async def stage(link: RedisClient, hash_key: str, pages: Sequence[Page], *, with
 
 
 def _fields(pages: Sequence[Page], *, with_empty: bool = False) -> list[object]:
-    """Return the names and values of the hash fields for pages, in turn in one list.
+    """Return the Redis hash fields for pages, as a list in which names and values alternate.
 
     `with_empty`: True if an empty page also has a field.
     """
@@ -172,7 +172,7 @@ def _fields(pages: Sequence[Page], *, with_empty: bool = False) -> list[object]:
 
 
 async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Kept[PageSet]) -> list[Page]:
-    """Read the pages that a rollback to the release `kept` restores, because a later release has replaced them.
+    """Read the earlier versions of pages that a rollback to the release `kept` must write back.
 
     If the set of the kept release has all pages of the list, a rollback puts this set in force, so the result is empty.
 
@@ -191,7 +191,7 @@ async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Ke
 
 
 async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]) -> Write[PageSet]:
-    """Stage the pages that a write replaces, for a later rollback; return the write with the field counts of its page sets."""
+    """Store the pages that a write will replace, for a later rollback; return the write with the field counts of its page sets."""
     after, replaced_set = planned.after, planned.replaced_set
     page_set, kept = after.page_set, after.kept
     replaced = await read_each(link, row, page_set, [page.number for page in planned.pages])
@@ -257,7 +257,7 @@ def _conflict_error(name: str, before: bytes | None, now: bytes | None) -> Store
 
 
 def _queue(pipe: Any, name: str, planned: Write[PageSet], change: bytes) -> None:
-    """Queue the commands of a write in the pipeline."""
+    """Queue the Redis commands of a list write in the pipeline."""
     after = planned.after
     page_set = after.page_set
     for portion in portions(planned.pages, PORTION_PAGES, PORTION_BYTES):

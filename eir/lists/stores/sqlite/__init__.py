@@ -88,7 +88,7 @@ class SqliteStore(PageSetStore):
     async def _write(
         self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
-        """Apply a write request in one transaction. The pages of a whole list are staged before it.
+        """Apply a write request to a list in one transaction. The pages of `batches`, if any, are stored before.
 
         If the write fails, the staged pages are deleted.
         """
@@ -139,7 +139,10 @@ class SqliteStore(PageSetStore):
         return contiguous_changes(changes, after, current)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Poll the generations each POLL_S until one differs, because SQLite does not notify other processes."""
+        """Wait until a list's generation differs from `seen`, by reading the generations each POLL_S.
+
+        SQLite does not notify other processes.
+        """
         deadline = time.monotonic() + timeout_s
         while (rest_s := deadline - time.monotonic()) > 0:
             rows = await self.file.rows("SELECT name, generation FROM lists")
@@ -149,7 +152,7 @@ class SqliteStore(PageSetStore):
             await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
-        """Claim, renew or release a lease, which ends by this host's clock; return True if the claim succeeded.
+        """Claim, renew or release a lease, which expires by the clock of this host; return True if the claim succeeded.
 
         If the caller is cancelled, the lease is still written, because the caller may be releasing it.
         """
@@ -190,7 +193,7 @@ class SqliteStore(PageSetStore):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Rewrite a chain of the history in one transaction."""
+        """Replace the records of a history chain with numbers above `after`, in one transaction."""
         records = [record async for batch in batches for record in batch]
         rewrite = partial(history.rewrite, exact=exact, chain=chain)
         await self.file.call(rewrite, records, folds, after, seen)

@@ -222,7 +222,10 @@ def _cause(error: sqlite3.Error) -> str:
 
 
 def _connect(path: Path, busy_s: float, prepare: Callable[[sqlite3.Connection, int], None]) -> sqlite3.Connection:
-    """Open a connection that waits up to `busy_s` for a lock; `prepare` receives the format version of the file."""
+    """Open a connection to the SQLite file that waits up to `busy_s` for a lock.
+
+    `prepare` is called with the connection and the format version of the file.
+    """
     db = _open(path, "mode=rwc", busy_s)
     try:
         prepare(db, _version(db, path))
@@ -233,7 +236,7 @@ def _connect(path: Path, busy_s: float, prepare: Callable[[sqlite3.Connection, i
 
 
 def _connect_immutable(path: Path, busy_s: float, error: sqlite3.Error) -> sqlite3.Connection:
-    """Open a read-only connection to the file as it is on disk, after `_connect` failed with `error`.
+    """Open a read-only connection to the SQLite file without any lock, after `_connect` failed with `error`.
 
     The connection uses no lock, no shared memory and no write-ahead log, so that a node that starts on a full disk has
     its lists. No process writes to the file meanwhile: a writer would have created the shared memory, and `_connect`
@@ -259,7 +262,7 @@ def _open(path: Path, options: str, busy_s: float) -> sqlite3.Connection:
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """Return the format version of the file; 0 for an empty file.
+    """Return the format version of the SQLite file; 0 for an empty file.
 
     Raises:
         StoreError: for a file of another program.
@@ -358,7 +361,7 @@ def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -
 
 
 def checkpoint(db: sqlite3.Connection) -> None:
-    """Empty the write-ahead log, unless a reader uses it; then a later write empties it."""
+    """Empty the write-ahead log of the SQLite file; if a reader uses the log, leave this to a later write."""
     ((before_ms,),) = db.execute("PRAGMA busy_timeout").fetchall()
     db.execute("PRAGMA busy_timeout = 0")
     try:

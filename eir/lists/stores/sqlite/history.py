@@ -43,7 +43,7 @@ DO UPDATE SET count = count + 1, last = max(last, excluded.last)
 
 
 def ledger(db: sqlite3.Connection, chain: str = MAIN) -> Ledger:
-    """Return the ledger of a chain of the history."""
+    """Return the ledger (size, newest number and digest) of a chain of the history."""
     _, row_id = TABLES[chain]
     row = db.execute("SELECT text FROM ledger WHERE id = ?", (row_id,)).fetchone()
     return Ledger() if row is None else decode_ledger(row[0])
@@ -72,7 +72,7 @@ def append(db: sqlite3.Connection, event: Event | None) -> None:
 
 
 def _newest_main_number(db: sqlite3.Connection, chain: str) -> int | None:
-    """Return the number of the chain MAIN's newest record, which a record of FEED contains; None for a record of MAIN."""
+    """Return the number of the newest record of the chain MAIN, which a new record of FEED must contain; None for MAIN itself."""
     return ledger(db).number if chain == FEED else None
 
 
@@ -85,7 +85,7 @@ def record(db: sqlite3.Connection, event: Event) -> None:
 def history(
     db: sqlite3.Connection, name: str | None, since: str | None, limit: int | None, chain: str | None
 ) -> list[Event]:
-    """Return events of the history as ListStore.history, from one read transaction."""
+    """Return events of the history from one read transaction, filtered as in ListStore.history."""
     values = {"name": name, "since": since, "limit": -1 if limit is None else limit}
     records: dict[str, list[Record]] = {MAIN: [], FEED: []}
     refusals: list[Fold] = []
@@ -122,7 +122,7 @@ def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain with numbers above `after`, and add folds (counts of refusals); `exact`: replace all folds."""
+    """Replace the records of a chain with numbers above `after`; add folds (counts of refusals), or replace all folds if `exact`."""
     table, row_id = TABLES[chain]
     with transaction(db):
         if seen is None:
@@ -153,7 +153,7 @@ def rewrite(
 
 
 def trim(db: sqlite3.Connection, until: str, bytes_max: int | None, event: Event | None, chain: str) -> int:
-    """Delete records that are too old or exceed `bytes_max`, in portions; return the number of deleted records."""
+    """Delete from a chain the records before `until`, and the oldest records above `bytes_max`, in portions; return their number."""
     table, _ = TABLES[chain]
     count, portion = 0, BATCH
     while portion == BATCH:

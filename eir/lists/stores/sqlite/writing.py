@@ -135,7 +135,7 @@ def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: 
 
 
 def file_bytes(sizes: Sequence[int]) -> int:
-    """Estimate the bytes that rows with these content sizes need in the file (sqlite.org/fileformat2.html 1.6)."""
+    """Estimate the bytes that rows with contents of these sizes need in the SQLite file (sqlite.org/fileformat2.html 1.6)."""
     row_bytes = np.array(sizes, np.int64) + ROW_BYTES
     share_of_leaf = DB_PAGE_BYTES / (LEAF_BYTES // row_bytes.clip(1, LEAF_BYTES))
     overflow_pages = (row_bytes // LEAF_BYTES + 1) * DB_PAGE_BYTES
@@ -143,7 +143,7 @@ def file_bytes(sizes: Sequence[int]) -> int:
 
 
 def _check_disk(db: sqlite3.Connection, needs: int, reserve: int) -> None:
-    """Raise StoreError (`full`) if a write needs more than the unused bytes of file and disk minus the reserve."""
+    """Raise StoreError (`full`) if a write needs more bytes than file and disk have free above the reserve."""
     path = str(db.execute("PRAGMA database_list").fetchone()[2])
     folder = Path(path).parent
     disk = os.statvfs(folder)
