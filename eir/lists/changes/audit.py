@@ -1,4 +1,4 @@
-"""Audit: measures whether an EIR answers as a signed release demands, by checks of a random sample or by recorded answers.
+"""Audit: compares the answers of an EIR with a signed release, by checks of a random sample of its devices or by recorded answers.
 
 The audit is independent of protocols: the caller passes a function that sends a check, or recorded answers.
 """
@@ -51,7 +51,7 @@ Ask: TypeAlias = Callable[[str], Awaitable[str]]
 
 
 class ReleaseEntries:
-    """Entries of a release at a given time, without expired ones: single identifiers and whole TACs."""
+    """Entries of a signed release (single identifiers and whole TACs) that have not expired at a given time."""
 
     def __init__(self, manifest: Manifest, pages: Sequence[Page], now: datetime) -> None:
         self.manifest = manifest
@@ -76,7 +76,7 @@ class ReleaseEntries:
         return Content(low[in_force], reasons[in_force], until[in_force], tac)
 
     def sample(self, count: int) -> list[int]:
-        """Return the device keys of `count` random entries in random order; of all entries, if there are fewer.
+        """Return the device keys of `count` random entries of the release in random order; if it has fewer entries, those of all entries.
 
         For the entry of a whole TAC, the key of a random device of this TAC is returned.
         """
@@ -152,7 +152,7 @@ def load_entries(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the size of the smallest sample that proves a share of `at_least` of right entries, if all answers are right.
+    """Return the smallest sample size that, if all answers are right, proves that at least a share `at_least` of the entries is right.
 
     A sample proves a share if the lower bound of `interval` is at least this share. If `at_least` is 1, the sample must
     have all entries. `of`: number of entries from which the sample is drawn.
@@ -170,7 +170,7 @@ def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> 
 
 
 def interim_sizes(first: int, most: int) -> Iterator[int]:
-    """Yield the numbers of checked devices, from `first` to `most`, at which an audit computes the share of right answers."""
+    """Yield the numbers of checked devices, from `first` to `most`, after which an audit computes the share of right answers again."""
     size = min(first, most)
     while size < most:
         yield size
@@ -180,7 +180,7 @@ def interim_sizes(first: int, most: int) -> Iterator[int]:
 
 
 def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: int = UNBOUNDED) -> tuple[float, float]:
-    """Return the lower and the upper bound for the share of right entries in a list, from the answers for a sample.
+    """Return the lower and the upper bound for the share of right entries in a whole list, computed from the answers for a sample.
 
     The answers for `right` of `asked` randomly drawn entries were right.
 
@@ -201,11 +201,11 @@ def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: in
     smallest = math.log(1 - confidence) + _log_beta(a + right, b + wrong) - _log_beta(a, b)
 
     def is_plausible(count: int) -> bool:
-        """Return True if the sample does not contradict a number of `count` right entries in the list."""
+        """Return True if the answers for the sample are consistent with exactly `count` right entries in the whole list."""
         return _log_choose(of - asked, count - right) - _log_choose(of, count) >= smallest
 
     def last_plausible(outside: int) -> int:
-        """Search from the most likely count towards `outside`; return the last count that is plausible.
+        """Return the plausible number of right entries that is farthest from the most likely number, in the direction of `outside`.
 
         The likelihood has only one maximum, so a binary search finds this count.
         """
@@ -239,7 +239,7 @@ def _log_choose(n: float, k: float) -> float:
 
 
 class Mistake(NamedTuple):
-    """Answer that differs from the release. The names of the fields are the keys of `--json`."""
+    """Answer of an EIR that differs from the audited release. Each field is a key in the JSON report of the audit."""
 
     imei: str
     """Identifier as it was sent."""
@@ -249,14 +249,14 @@ class Mistake(NamedTuple):
 
 @dataclass(slots=True)
 class AnswerCounts:
-    """Numbers of answers and of right answers about listed devices: of a whole audit, to one MME, or about one device."""
+    """Number of answers about listed devices, and how many of them were right: in a whole audit, for one MME, or for one device."""
 
     asked: int = 0
     as_listed: int = 0
     """Number of answers that agreed with the list."""
 
     def count(self, asked: int, as_listed: int) -> None:
-        """Add answers to the counts."""
+        """Add `asked` further answers, of which `as_listed` agreed with the release."""
         self.asked += asked
         self.as_listed += as_listed
 
@@ -309,7 +309,7 @@ class AuditReport(AnswerCounts):
         return False if high < at_least else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON document for scripts."""
+        """Return the report of the audit as a JSON document for scripts."""
         document: dict[str, Any] = {
             "list": self.list, "serial": self.serial, "asked": self.asked, "as_listed": self.as_listed, "share": self.share,
             "interval": [round(bound, 6) for bound in self.interval], "exceptions": [each._asdict() for each in self.exceptions],
@@ -325,7 +325,7 @@ class AuditReport(AnswerCounts):
 
 
 def forms(key: int, turn: int) -> list[str]:
-    """Return all texts in which MMEs send the identifier of a device.
+    """Return the identifier of a device in all forms that MMEs send, for example an IMEI with 14, 15 and 16 digits.
 
     An IMEI has 14 digits, 15 digits, or 16 digits with a software version (TS 23.003 6.2.1). The 15th digit is the check
     digit if `turn` is odd, otherwise a spare 0.
@@ -433,7 +433,7 @@ async def audit(
 
 
 class Check(NamedTuple):
-    """Recorded checks with equal identifier, device, Origin-Host and answer, and how many they are."""
+    """Group of recorded checks with the same identifier, device, Origin-Host and answer, and the number of checks in the group."""
 
     imei: str
     device: int
@@ -447,7 +447,7 @@ def judge(
     listed: ReleaseEntries, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = (),
     confidence: float = CONFIDENCE,
 ) -> AuditReport:  # fmt: skip
-    """Compare recorded answers with the entries of a release.
+    """Compare recorded answers with the entries of a release, and return the report of the audit.
 
     Args:
         listed: entries of the release.

@@ -65,7 +65,7 @@ class DaysImport(NamedTuple):
     """Number of devices that were left out because a list registers them."""
 
     def as_text(self) -> str:
-        """Format the result in one line."""
+        """Format the result of the import in one line."""
         known = self.devices - self.new - self.earlier - self.registered
         return (
             f"{self.devices:,} devices: {self.new:,} new on record, {self.earlier:,} with an earlier day, {known:,} unchanged, "

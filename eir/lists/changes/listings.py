@@ -89,7 +89,7 @@ class _HistoryReader:
         """Newest changes of each list, which a rollback may undo."""
 
     async def count_change(self, event: Event, name: str) -> Parts:
-        """Count the devices that the change of an event added and removed."""
+        """Count the devices that a list change in the history (`event`) added and removed."""
         if event.what == ROLLBACK:
             return self._count_rollback(event, name)
         if event.what in {ADD, REMOVE} and not _FROM_FILE.search(event.detail):
@@ -130,7 +130,7 @@ class _HistoryReader:
         return parts
 
     async def _count_differences(self, event: Event, name: str) -> Parts:
-        """Count the devices by which a release differs from its predecessor; empty unless the store keeps both."""
+        """Count the devices by which a release differs from its predecessor. Without one of the two in the store, the counts are empty."""
         releases = await self._store.releases(name)
         made = [None if each.made is None else (each.made.time, each.made.detail) for each in releases]
         if (event.time, event.detail) not in made:
@@ -158,7 +158,7 @@ class _HistoryReader:
         return parts
 
     async def _changed_pages(self, name: str, newer: Release, older: Release | None) -> Sequence[int]:
-        """Return the page numbers (TACs) that a release changed; if the change log lacks the release, those of all pages."""
+        """Return the numbers of the pages (TACs) that a release changed; without it in the change log, all page numbers of the list."""
         changes = await self._store.changes(name, older.state.generation) if older else None
         if changes and changes[0].after == newer.state.generation and changes[0].pages is not None:
             return changes[0].pages

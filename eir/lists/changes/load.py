@@ -99,14 +99,14 @@ class LoadReport:
     """Stored state; None for a dry run."""
 
     def as_json(self) -> dict[str, object]:
-        """Return the report as a JSON document for scripts."""
+        """Return the report of the load as a JSON document for scripts."""
         names = [part.name for part in fields(self) if part.name != "state"]
         document = {name: getattr(self, name) for name in names}
         seconds = {stage: round(duration, 3) for stage, duration in self.seconds.items()}
         return document | {"seconds": seconds}
 
     def as_text(self) -> str:
-        """Format the report in one line, followed by a line for each bad row that it names."""
+        """Format the report of the load in one line, followed by one line for each bad row."""
         release = f"{self.list} {self.kind} {self.serial}"
         parts = [f"{release}: {self.entries:,} entries, before {self.entries_before:,}"]
         parts.append(turnover(self.holds, self.come, self.gone))
@@ -271,7 +271,7 @@ class Loader:
         return rows, tally
 
     def _check_growth(self, settings: ListSettings, before: ListState, rows: Rows) -> None:
-        """Reject a full release early, before pages are built, if its whole TACs alone exceed a limit on growth."""
+        """Reject a full release before pages are built, if its entries for whole TACs alone exceed the limit on growth."""
         if before is NO_LIST or self.force:
             return
         come = rows.devices_min() - before.devices

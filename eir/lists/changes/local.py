@@ -47,7 +47,7 @@ KnownLists = Callable[[], Collection[str]]
 
 
 class Entry(NamedTuple):
-    """Entry of a local list: identifier as the operator typed it, and keys."""
+    """Entry of a local list: the identifier as the operator typed it, and the numeric keys by which the list stores it."""
 
     text: str  # as the operator wrote it
     key: int
@@ -110,7 +110,7 @@ class EditReport:
     dry_run: bool
 
     def as_text(self) -> str:
-        """Format the report in one line."""
+        """Format the effect of the change of a local list in one line."""
         if self.come or self.gone:
             change = turnover(self.holds, self.come, self.gone)
         elif self.entries_change:
@@ -299,7 +299,7 @@ def _event(edit: Edit, settings: ListSettings, who: str, now: datetime, *, lifte
 
 
 def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], Event]:
-    """Return for each entry the last event that added it.
+    """Return for each entry of a list the last history event by which an operator added the entry.
 
     An entry is identified by its key, the key of its IMSI (0 for none), and True if it is a whole TAC.
     """
@@ -336,7 +336,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _differs(edit: Edit, end: int | None) -> bool:
-    """Return True if a change (`edit`) has an effect on one entry.
+    """Return True if adding or removing one entry, as the change `edit` demands, has an effect on the list.
 
     `end`: expiry of the entry before the edit; 0 if it does not expire, None if it does not exist.
     """
@@ -348,7 +348,7 @@ def _differs(edit: Edit, end: int | None) -> bool:
 def _present_entries(
     entries: Sequence[Entry], pages: Sequence[Page], now: datetime
 ) -> dict[tuple[int, int, bool], int]:
-    """Find entries, and the whole TACs of these entries, in pages of a list; return the expiry of each that exists (0: none).
+    """Return which of these entries, and of the entries for their whole TACs, exist in pages of a list. Each has its expiry (0: none).
 
     Expired entries are left out. Only the given entries are looked up, because a page may have a million.
     """
@@ -366,7 +366,7 @@ def _present_entries(
 
 
 def _stored_in(page: Page, entries: Sequence[Entry]) -> Iterator[tuple[tuple[int, int, bool], int]]:
-    """Find entries and their TAC in a page; yield the expiry of each that the page contains."""
+    """Yield those of these entries that a page contains, and the entry for the page's whole TAC if it exists, each with its expiry."""
     first = page.number * PAGE_KEYS
     if page.tac is not None:
         yield (first, 0, True), page.tac.until
@@ -482,7 +482,7 @@ async def add_dates(
     before: Sequence[Page],
     waits: bool,
 ) -> Built:
-    """Add the changed pages of dates to the built pages of a list's change.
+    """Return the built change of a list together with its changed pages of dates.
 
     Args:
         amended: built pages of the change.

@@ -1,4 +1,4 @@
-"""Rollback of a list to an earlier release, and reset of its highest serial after a serial that was too high.
+"""Rollback of a list to an earlier release, and reset of its highest accepted serial, if a release had too high a serial by mistake.
 
 The highest serial ever accepted prevents replays of old releases. Only a person can lower this serial, and the history records the
 reset. Nodes accept the lower serial because the list's state counts the resets.

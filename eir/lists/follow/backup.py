@@ -116,7 +116,7 @@ async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str,
 async def behind(
     states: Mapping[str, ListState], stores: Mapping[str, ListStore | None], marks: Mapping[str, Mark]
 ) -> dict[str, str]:
-    """Find the lists that a restore would replace by an older version; return the reason for each.
+    """Find the lists that would be replaced by an older version if the backup were restored; return the reason for each.
 
     Args:
         states: states of the lists in the backup.
@@ -152,7 +152,7 @@ async def restore_store(
     force: bool,
     registering: Sequence[str] = (),
 ) -> list[Restored]:
-    """Restore a backup to a store: first the history, if the store's is empty, damaged or cut off, then the lists.
+    """Restore a backup to a store: first the history, if the history in the store is empty, damaged or cut off; then the lists.
 
     Args:
         backup: store in the backup.

@@ -116,7 +116,7 @@ class _HealRequest:
 
 
 class CopyKeeper:
-    """Writer of a node's last good copy. It processes requests in order; of several requests for one list only the newest.
+    """Task that writes a node's last good copy. It processes requests in order, and of several requests for one list only the newest.
 
     Args:
         store: store that the node follows.
@@ -190,7 +190,7 @@ class CopyKeeper:
                 self._has_requests.set()
 
     def fail(self, name: str, cause: str, error: Exception) -> None:
-        """Count and report a fault of a list's last good copy. It lasts until a request for this list succeeds."""
+        """Count and report a fault of a list's last good copy. The fault is stored until a request for this list succeeds."""
         self.faults[name] = str(error) or type(error).__name__
         self._fault_count += 1
         self._failed(cause, error, name)
@@ -237,7 +237,9 @@ class CopyKeeper:
         return True
 
     def _is_called_for(self, name: str, request: _CopyRequest | _HealRequest, copied: ListState | None) -> bool:
-        """Return True if a request must still be processed. If the copy is too old to be written back, report a fault.
+        """Return True if a request to write a list's last good copy, or to write the copy back to the store, must still be processed.
+
+        If the copy is too old to be written back to the store, a fault is reported.
 
         `copied`: state of the list in the node's last good copy; None if the copy lacks the list.
         """
@@ -282,7 +284,7 @@ class CopyKeeper:
 
 
 async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
-    """Copy the dates of a list to `target`, unless they are up to date; if the changes are known, only the changed pages."""
+    """Copy the dates of a list to the store `target`, if they are newer there than in `target`. If possible, copy only changed pages."""
     name = dates_name(of)
     state = await source.state(name)
     held = await target.state(name)

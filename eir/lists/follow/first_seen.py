@@ -130,7 +130,7 @@ class RecordKeeper:
         self._sighted += sighted
 
     def note_switch(self, name: str, before: Image | None) -> None:
-        """Handle a change of a list. If its devices are registered, store its old image for the next comparison with the record.
+        """Handle a change of a list. If it lists registered devices, keep its old image until the next comparison with the record.
 
         `before`: image of the list in memory before the change; None: the list was empty.
         """
@@ -283,7 +283,10 @@ class RecordKeeper:
     def _merge_batch(
         self, batch: Sequence[Page], changes: dict[int, FirstDays], stale: dict[int, tuple[int, int]]
     ) -> None:
-        """Merge pages of a store with memory; add pages that change in memory to `changes`, and pages that the store lacks to `stale`."""
+        """Merge pages of the record of first sightings in a store with the pages in memory.
+
+        Pages that change in memory are added to `changes`, and pages with devices that the store lacks to `stale`.
+        """
         mine = self._local([page.number for page in batch])
         encoded = {page.number: page for page in encode_days(_joined(mine))}
         differing = [page for page in batch if encoded.get(page.number) != page]
@@ -298,7 +301,7 @@ class RecordKeeper:
                 stale[number] = weights[number]
 
     async def _apply_all(self, replica: _Replica, days: FirstDays, digest: int) -> None:
-        """Put the record that was read from a store in force, because memory has no record yet."""
+        """Use the record of first sightings that was read from a store as the record in memory, which is still empty."""
         image = await asyncio.to_thread(image_of, days)
         self._digest = digest
         self._devices = len(days.keys)
@@ -366,7 +369,10 @@ class RecordKeeper:
         return (in_image | self._changed.keys()) - emptied
 
     def _replace_pages(self, pages: Mapping[int, FirstDays], reason: str, *, source: _Replica | None = None) -> None:
-        """Replace pages in memory, and mark them as different in every store but `source`, from which they come."""
+        """Replace pages of the record in memory. In each store except `source`, mark these pages as different from memory.
+
+        `source`: store from which the pages were read; None if they come from elsewhere.
+        """
         before = self._local(pages)
         changes = {number: days for number, days in pages.items() if not days.is_same(before.get(number, NOTHING))}
         old = _weights(changes, before)
@@ -383,7 +389,7 @@ class RecordKeeper:
         self._changed |= changes
 
     def _state(self) -> ListState:
-        """Return the state of the record in memory; if the shared store has the same content, the state in the store."""
+        """Return the list state of the record in memory. If the shared store has the same content, this is the state in the store."""
         base = self._replicas[-1].base
         digest = digest_text(self._digest)
         if base is not None and base.content_digest == digest:
@@ -516,7 +522,7 @@ class RecordKeeper:
 
 
 def _rest_s(began: float) -> float:
-    """Return the pause in seconds after a round that began at `began`: the longer the round took, the longer."""
+    """Return the pause in seconds after a round of synchronisation that began at `began`. The pause is longer after a longer round."""
     duration = time.monotonic() - began
     return min(max(ROUND_S, REST_TIMES * duration), ROUND_MAX_S)
 

@@ -43,7 +43,7 @@ class Proof:
         self._amended: dict[int, int] = {}
 
     def extend(self, pages: Sequence[Page], marks: Sequence[int]) -> None:
-        """Add the digests of the next pages of a list that is read as a whole."""
+        """Append the digests of further pages, while a whole list is read page by page."""
         self._numbers.extend([page.number for page in pages])
         self._marks.extend(marks)
 
@@ -131,7 +131,7 @@ class Follower:
 
     @property
     def copy_faults(self) -> Mapping[str, str]:
-        """Reason for each list whose last good copy could not be read, written or written back."""
+        """Reason of the fault for each list whose last good copy could not be read, written, or restored to the store."""
         if self._keeper is None:
             return {}
         return {name: reason for name, reason in self._keeper.faults.items() if name in self._index.lists}
@@ -282,7 +282,7 @@ class Follower:
         return await self._follow_newer(name, entries, stored)
 
     async def _follow_newer(self, name: str, entries: DeviceList, stored: ListState | None) -> bool:
-        """Put a newer state of a list in force; return False if this fails, or if the pause after an earlier failure lasts."""
+        """Put a newer state of a list in force. Return False if this fails, or if the pause after an earlier failure has not passed."""
         not_before, pause_s = self._unproved.get(name, (0.0, self._pauses.unproved_s))
         if time.monotonic() < not_before or self._is_of_other_kind(name, entries, stored):
             return False
@@ -407,7 +407,7 @@ class Follower:
     def _catching_faults(
         self, failed: Callable[[str, Exception], None], name: str | None = None, *, of: str = ""
     ) -> Iterator[None]:
-        """Catch an exception of the `with` block, and call `failed` with its cause, which counts and reports it.
+        """Catch an exception of the `with` block, and pass its cause and the exception to `failed`, which counts and reports it.
 
         `of`: prefix of the cause.
         """

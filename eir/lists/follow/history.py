@@ -337,7 +337,10 @@ async def _readable_state(store: ListStore, name: str) -> ListState | None:
 
 
 async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger) -> str:
-    """Return the reason why the store's records of a chain do not continue the node's copy (its end: `ours`), or an empty text."""
+    """Return the reason why the store's records of a chain do not continue the node's copy of this chain; empty if they continue the copy.
+
+    `ours` and `theirs`: ledgers of the chain in the copy and in the store.
+    """
     number = ours.number
     digest = ours.digest if number else None  # an empty copy accepts all records
     async for batch in store.records(ours.number, chain):
@@ -375,7 +378,10 @@ async def restore_history(
 
 
 async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> tuple[str, str]:
-    """Write one chain of the history from the copy back to the store; return the texts of `restore_history` for this chain."""
+    """Restore one chain of the history in the store from the node's copy, if it is damaged, cut off or empty.
+
+    Returns the texts of `restore_history` for this chain.
+    """
     ours = await copy.ledger(chain)
     theirs, damage = await _read_ends(store, chain)
     is_whole = not damage and theirs.number >= ours.number
@@ -407,7 +413,7 @@ async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str
 
 
 async def _is_newest(copy: ListStore, chain: str, theirs: Ledger) -> bool:
-    """Return True if the node's copy of `chain` contains the newest record of the store, which `theirs` names."""
+    """Return True if the node's copy of a chain contains the newest record of this chain in the store (`theirs`: ledger in the store)."""
     record = await _first(copy, theirs.number - 1, chain)
     return record is not None and (record.number, record_digest(record.text)) == (theirs.number, theirs.digest)
 
@@ -417,7 +423,7 @@ def _chain_name(chain: str) -> str:
 
 
 async def _has_newer(store: ListStore, chain: str, theirs: Ledger, number: int) -> bool:
-    """Return True if the store has a readable record of a damaged chain with a number above `number`.
+    """Return True if a damaged chain of the history in the store has a readable record with a number above `number`.
 
     `theirs` is the chain's ledger. If the ledger is lost (its number is 0), any readable record counts.
     """
@@ -524,7 +530,10 @@ async def _readable_records(store: ListStore, chain: str, after: int = 0) -> lis
 
 
 async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Record], feed: Ledger | None) -> None:
-    """Rebuild the feed's chain from its readable records. Their new numbers are above those that the main chain mentions."""
+    """Rebuild the feed's chain of the history from its readable records, which get new, higher numbers.
+
+    The new numbers are above all numbers of feed records that the main chain mentions.
+    """
     heads = [event.head or 0 for event in readable_events(main) if event.what == ANCHOR]
     newest = max((record.number for record in fed), default=0) if feed is None else feed.number
     last = max(newest, *heads, 0)
@@ -552,7 +561,7 @@ async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
 
 
 async def _is_forgotten(store: ListStore, chain: str, state: ListState) -> bool:
-    """Return True if the records of the time when the list was loaded were already deleted from the chain."""
+    """Return True if the chain's records from the time when the list was loaded have already been deleted."""
     ledger = await store.ledger(chain)
     if ledger.first <= 1 or state.loaded_at is None:
         return False

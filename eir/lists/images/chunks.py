@@ -159,12 +159,15 @@ def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
 
 
 def _page_ranges(of: Chunk, numbers: Numbers) -> Numbers:
-    """Return the positions of numbered pages in a chunk, as an array of first and an array of end indexes. A missing page has an empty range."""
+    """Return the range of positions of each numbered page in a chunk: an array of first indexes and an array of end indexes.
+
+    A page that the chunk lacks has an empty range.
+    """
     return np.stack([np.searchsorted(of.numbers, numbers, side) for side in ("left", "right")])
 
 
 def _bounds(of: Chunk) -> Chunk:
-    """Return, for each array of a chunk, the index at which each page begins; the last index is the length of the array."""
+    """Return, for each array of a chunk, the indexes at which the pages begin. The last index is the length of the array."""
     pages = np.arange(len(of.numbers) + 1)
     blocks = begins(blocks_of(of.bits))
     keys = begins(of.sizes)[blocks]
@@ -213,7 +216,7 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def begins(counts: Numbers) -> Numbers:
-    """Return the start index of each group in an array of consecutive groups, from the sizes of the groups; the last index is the end.
+    """Compute from the sizes of consecutive groups the index at which each group begins. One more index at the end is the total size.
 
     All indexes are below 2^32.
     """
@@ -223,7 +226,7 @@ def begins(counts: Numbers) -> Numbers:
 
 
 def blocks_of(bits: Numbers) -> Numbers:
-    """Return the number of key blocks in each page, which the array `bits` of a chunk encodes."""
+    """Return the number of key blocks (ranges of 2^16 keys) in each page. It is the number of bits set in the block mask of the page."""
     counts = bits & BLOCKS
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         counts = (counts & mask) + (counts >> np.uint32(shift) & mask)

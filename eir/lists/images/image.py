@@ -57,7 +57,7 @@ class ImageError(ValueError):
 
 
 class _Table:
-    """Arrays for the lookup of devices, or of subscribers, in an image. The same arrays as memoryviews read single values faster."""
+    """Arrays of an image for the lookup of devices, or of subscribers. Memoryviews of these arrays make reads of single values faster."""
 
     __slots__ = (
         "arrays",

@@ -128,7 +128,7 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Build arrays for the compiled fast path (`Image.lane_arrays`) with all TACs that lists of pairs bind to one of the keys `to`.
+    """Build arrays of all TACs that lists of pairs bind to one of the keys `to`. The compiled fast path reads these arrays.
 
     The arrays list each TAC as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL: then the compiled
     lookup leaves the check to the general path.
@@ -197,7 +197,7 @@ def image_of(pages: Sequence[Page]) -> Image:
 
 
 def image_with(image: Image, pages: Sequence[Page]) -> Image:
-    """Build the image (content in memory) of a changed list: the old `image`, in which the changed `pages` replace those with the same numbers.
+    """Build the image (content in memory) of a changed list from the old `image` and the changed `pages`, which replace old pages.
 
     Raises:
         ValueError: if a page is damaged.
@@ -208,7 +208,9 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
-    """Convert pages of a store, in ascending order, to one chunk (arrays) in a list; without pages the list is empty.
+    """Convert pages of a store to a chunk (arrays). The result is a list with this one chunk; it is empty if there are no pages.
+
+    The pages must be in ascending order.
 
     Raises:
         ValueError: if a page is damaged.
