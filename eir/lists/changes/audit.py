@@ -68,7 +68,7 @@ class ReleaseEntries:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def _content(self, number: int) -> Content:
-        """Decode a page of the release to its rows, without the rows that have expired."""
+        """Decode a page of the release to its rows (single identifiers) and its entry of the whole TAC. Expired entries are left out."""
         low, reasons, until, tac = decode(self._pages[number])
         in_force = (until == 0) | (until > self._now)
         if tac is not None and 0 < tac.until <= self._now:

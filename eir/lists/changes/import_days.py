@@ -194,7 +194,7 @@ def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: Fi
 
 
 async def _load(store: ListStore, name: str, numbers: Sequence[int], now: datetime) -> DeviceList:
-    """Read the pages with these numbers of the record of first sightings from the store, as a list with an image in memory."""
+    """Read the pages with these numbers of the record of first sightings from the store; return their devices as a list in memory."""
     devices = DeviceList(name, DEVICES, now.timestamp)
     state, pages = await store.some_pages(name, numbers)
     if state is not None and state.kind == DEVICES:

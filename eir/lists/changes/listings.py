@@ -116,7 +116,7 @@ class _HistoryReader:
         return parts
 
     def _count_rollback(self, event: Event, name: str) -> Parts:
-        """Count the devices of a rollback: it removes the devices that the undone changes added, and adds those that they removed."""
+        """Count the devices that a rollback added and removed: the opposite of the additions and removals by the changes that it undid."""
         match = _UNDONE.match(event.detail)
         serials = {int(text) for text in match[1].split(",")} if match else set()
         parts = Parts()
@@ -218,7 +218,7 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
-    """Count by TAC the devices whose first sighting is on one of the chosen days; one result for each element of `chosen`.
+    """Count by TAC the devices whose first sighting is on a chosen day. `chosen`: several choices of days; the result has counts for each.
 
     Args:
         store: store with the record of first sightings.

@@ -163,7 +163,10 @@ class Loader:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Done]:
-        """Measure the duration of a stage (the `with` block). The yielded function is called with each completed part of `total`."""
+        """Measure the duration of a stage (the `with` block). Yield a function that the block calls with the size of each completed part.
+
+        `total`: sum of the sizes of all parts.
+        """
         began = time.monotonic()
         yield sum_progress(self.progress, name, total)
         self.seconds[name] = time.monotonic() - began

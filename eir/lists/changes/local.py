@@ -129,7 +129,7 @@ class EditReport:
 def parse_entries(
     kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False
 ) -> list[Entry]:
-    """Parse the identifiers in a command to entries for a list of this kind, without repetitions.
+    """Parse the identifiers that a command gives to entries for a list of this kind. A repeated identifier gives one entry.
 
     Args:
         kind: kind of the list.
@@ -209,7 +209,7 @@ async def edit_differences(
 async def _edit(
     edit: Edit, settings: ListSettings, store: ListStore, who: str, now: datetime, *, had: KnownLists, lenient: bool
 ) -> tuple[EditReport, Sequence[Entry]]:
-    """Apply a change (`edit`) to a local list; return the report of its effect, and the changed entries.
+    """Apply a change (`edit`) to a local list; return a report of the change, and the entries that it added or removed.
 
     If `lenient` is true, entries without a change are skipped; otherwise they are an error.
     """
@@ -454,7 +454,7 @@ async def _build_edit(
 def _add_rows(
     rows: Rows, group: Sequence[tuple[Entry, EntryDetails]], indexes: Mapping[str, int], *, is_dated: bool
 ) -> None:
-    """Add entries of one form (pairs, TACs or single identifiers) to a collection of rows. `indexes`: index of each reason."""
+    """Add entries that are all pairs, all TACs or all single identifiers to a collection of rows. `indexes`: reason text → its index."""
     keys = np.array([entry.key for entry, _ in group], np.uint64)
     reasons = np.array([indexes.get(details.reason, 0) for _, details in group], np.uint8)
     until = np.array([details.until for _, details in group], np.int64)

@@ -80,7 +80,7 @@ def _advice(name: str, state: ListState) -> str:
 
 
 async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who: str, now: datetime) -> ListState:
-    """Lower the highest serial of a list to `to`, and return the stored state.
+    """Lower the highest accepted serial of a list to `to`, and return the new state of the list.
 
     The release in force stays.
 

@@ -103,7 +103,7 @@ def parse_rows_file(
 
 
 def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str | None) -> str:
-    """Return the layout of a data file: the name `layout` if it is given, else the layout guessed from the first line.
+    """Return the name of a data file's layout: the argument `layout` if it is given, else a layout guessed from the first line.
 
     Raises:
         ReleaseRefused: `layout` if there is no layout for entries of a local list, `rows` if the file is too large.
@@ -133,7 +133,7 @@ def _entry_of(listed: ListEntry, kind: str) -> Entry:
 
 
 def pieces_of_lines(stream: BinaryIO, size: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
-    """Yield the content of a file in pieces of whole lines, and report the progress.
+    """Yield the content of a file in pieces that end at a line end, and report the progress after each piece.
 
     `size`: bytes of the file.
     """

@@ -210,7 +210,7 @@ async def _read_days(backup: ListStore, name: str, state: ListState, now: dateti
 
 
 def _forced_state(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
-    """Return the state of a list for a forced restore, which every node accepts as newer than its own version.
+    """Return the state that a forced restore gives to a list, so that every node accepts the list as newer than its own version.
 
     Args:
         state: state of the list in the backup.

@@ -65,7 +65,7 @@ def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) ->
 
 
 class Relation(Enum):
-    """Relation between a list's state in the store and its state in force on the node: same, newer or lost data."""
+    """Result of the comparison of a list in the store with the list in force on the node: same, newer, or data lost in the store."""
 
     SAME = auto()
     NEWER = auto()
@@ -162,7 +162,7 @@ class CopyKeeper:
         self._has_requests.set()
 
     def request_heal(self, name: str, held: ListState, stored: ListState | None) -> None:
-        """Request that a list is written from the last good copy back to the store, if the copy still equals the list in force."""
+        """Request that a list lost in the store is written back to it from the last good copy, if the copy equals the list in force."""
         before = self._requests.get(name)
         if isinstance(before, _CopyRequest) and before.pages is not None:
             return  # this copy has its pages in memory and is written first; another one can no longer read the store

@@ -72,7 +72,7 @@ class _Replica:
         """Pages that differ from memory, by number: digest and number of devices of the page in the store."""
 
     def update(self, base: ListState | None, stale: dict[int, tuple[int, int]]) -> None:
-        """Set the state of the record in this store, and the pages that differ from memory."""
+        """Set the state that the record has in this store, and the pages that differ between the store and memory."""
         self.base = base
         self.stale = stale
 
@@ -532,7 +532,7 @@ def _joined(pages: Mapping[int, FirstDays]) -> FirstDays:
 
 
 def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = None) -> dict[int, FirstDays]:
-    """Remove the devices in the mask `is_removed` from `days`; return the pages that change.
+    """Return the pages of the record of first sightings that change if the devices in the mask `is_removed` are removed from `days`.
 
     `is_touched`: mask of devices; a page with one of these devices is returned. None: the mask `is_removed`.
     """

@@ -543,7 +543,7 @@ async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Re
 
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
-    """Return True if the newest change of a list in the history led to this state."""
+    """Return True if the newest record in the history about changes of a list describes the change that led to its state."""
     is_local = not state.serial
     chain = None if is_local else MAIN  # only local lists have a feed
     newest: Event | None = None

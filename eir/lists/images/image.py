@@ -115,7 +115,7 @@ class _Table:
         return at if at < end and self.lows[at] == low else -1
 
     def keys(self, place: int) -> range:
-        """Return the range of positions that the keys of one page have among all keys. `place`: index of the page."""
+        """Return the positions that the keys of one page have among all keys of the list, as a range. `place`: index of the page."""
         return range(self.offsets[self.firsts[place]], self.offsets[self.firsts[place + 1]])
 
     def remainders(self, place: int) -> list[int]:
@@ -372,5 +372,5 @@ def _check_sizes(of: Mapping[str, Numbers]) -> None:
 
 
 def _are_starts(starts: Numbers, groups: int, items: int) -> bool:
-    """Return True if an array of start indexes is consistent: one index for each group, then the number of all items."""
+    """Return True if an array of start indexes is consistent: it has one index for each group, and ends with the number of all items."""
     return len(starts) == groups + 1 > 0 and starts[-1] == items

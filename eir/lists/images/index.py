@@ -66,7 +66,7 @@ class PairList(DeviceList):
     __slots__ = ()
 
     def binds(self, device: int, imsi: int) -> bool:
-        """Return True if the list binds this device to this IMSI (keys of eir.device)."""
+        """Return True if the list binds this device to this IMSI. Both are integer keys (see eir.device)."""
         return imsi in self.imsis(device)
 
     def imsis(self, device: int) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ class PairList(DeviceList):
         return self.image is not None and self.image.has_subscriber(imsi, self.time)
 
     def is_of_type(self, device: int, types: frozenset[int]) -> bool:
-        """For a list of device types: return True if the TAC of the device has one of these types (device_type_key)."""
+        """Return True if this list of device types assigns one of the types `types` (device_type_key) to the TAC of the device."""
         return not types.isdisjoint(self.imsis(device // SNR_KEYS * SNR_KEYS))
 
     def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
@@ -115,7 +115,7 @@ class FirstSeenList(DeviceList):
         return None if self.image is None else self.image.sightings
 
     def on_record(self, key: int) -> tuple[int, int] | None:
-        """Return a device's day of first sighting and period of last sighting (index of PERIOD_DAYS days) in the shared image; None without a record.
+        """Return the day of a device's first sighting, and the index of the period (PERIOD_DAYS days) of its last sighting.
 
         The lookup uses only the image of the record in memory. Returns None if the image lacks the device.
         """
@@ -136,7 +136,7 @@ class FirstSeenList(DeviceList):
 
 
 class TacsOfTypes:
-    """Set of all TACs that have one of `types` in the lists of device types, in the form of a device list.
+    """Set of all TACs that the lists of device types assign to one of the types `types`. It can be looked up like a device list.
 
     A compiled lookup uses them.
     """
@@ -153,7 +153,7 @@ class TacsOfTypes:
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """Arrays of these TACs for the compiled fast path, built from the lists of device types in force."""
+        """Arrays of all TACs that have one of the wanted types, for the compiled fast path; built from lists of device types in force."""
         if (states := [table.state for table in self.tables]) != self._states:
             images = [table.image for table in self.tables if table.image is not None]
             self._states, self._arrays = states, tacs_bound(images, self._types) if images else None

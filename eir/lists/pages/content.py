@@ -51,7 +51,7 @@ def decode(page: Page) -> Content:
 
 @contextmanager
 def as_corrupt(fault: str) -> Iterator[None]:
-    """Convert a ValueError of the `with` block, which decodes stored pages, to StoreError (`corrupt`). `fault`: begin of the text."""
+    """Convert a ValueError in the `with` block, about damaged stored pages, to the StoreError `corrupt`. `fault`: start of its text."""
     try:
         yield
     except ValueError as error:
@@ -69,7 +69,7 @@ def encode(number: int, content: Content) -> Page:
 
 
 def encode_column(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
-    """Encode one column of the rows of many pages: one section (R, U or D) for each page.
+    """Encode one column of the rows (reasons R, expiries U or dates D) of many pages as one section for each page.
 
     The values of page i are `values[starts[i]:starts[i] + sizes[i]]`. A section has one value for each row, or a single
     value if all rows share it. It is empty if that value is 0.
@@ -87,7 +87,7 @@ def encode_column(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iter
 
 
 def decode_column(section: bytes, kind: type[Any], rows: int) -> NDArray[Any]:
-    """Decode a section of a page that `encode_column` has encoded, to an array with one value for each row.
+    """Decode a section of a page that `encode_column` has encoded; return an array with one value for each row of the page.
 
     Raises:
         ValueError: if the section has neither one value nor `rows` values.
@@ -252,7 +252,7 @@ class PairRows:
             first = last
 
     def in_order(self) -> Pairs:
-        """Return all pairs, sorted by device and then by IMSI. Of equal pairs, the one that is used is first."""
+        """Return all pairs, sorted by device and then by IMSI. Of equal pairs, the one with the latest expiry comes first; only it is used."""
         if not self._sorted:
             keys = [self._imsis.whole(), self._devices.whole()]
             if self._until.has_values:
@@ -339,7 +339,7 @@ def amend_pairs(old: Page, gone: Page, new: Page, *, one_each: bool) -> Page:
 
 
 def _encode_pairs(number: int, devices: Mapping[int, Paired]) -> Page:
-    """Encode the pairs of one page. `devices`: key % 10^6 → IMSIs of the device. `decode_pairs` reverses this."""
+    """Encode pairs as the page with this page number. `devices`: key of a device modulo 10^6 → IMSIs bound to the device."""
     base = number * PAGE_KEYS
     rows = [
         (base + low, imsi, paired.reason, until, paired.date)

@@ -39,7 +39,7 @@ class PageDays(NamedTuple):
 
 
 def _seal(page: Page) -> bytes:
-    """Return the first bytes of a digest over the entries of a page, without their reasons and expiries."""
+    """Return the seal of a page: the first bytes of a digest over its entries, without their reasons and expiries."""
     tac = b"" if page.tac is None else b"T"
     return hashlib.sha256(page.keys + tac).digest()[:SEAL_BYTES]
 

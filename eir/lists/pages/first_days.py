@@ -46,11 +46,11 @@ class FirstDays(NamedTuple):
     """Index of the period in which each device was last seen (see `period`)."""
 
     def where(self, wanted: NDArray[Any] | slice) -> "FirstDays":
-        """Return only the selected devices with their days; `wanted` is a mask, a slice or an array of indexes."""
+        """Return a part of these devices with their days. `wanted` selects it as a mask, a slice or an array of indexes."""
         return FirstDays(self.keys[wanted], self.firsts[wanted], self.lasts[wanted])
 
     def is_same(self, other: "FirstDays") -> bool:
-        """Return True if the other object has the same devices with the same days."""
+        """Return True if another record of first sightings (`other`) has the same devices with the same days."""
         return all(starmap(np.array_equal, zip(self, other, strict=True)))
 
 
@@ -58,7 +58,7 @@ NOTHING = FirstDays(np.empty(0, np.uint64), np.empty(0, np.uint16), np.empty(0, 
 
 
 class Sighted(NamedTuple):
-    """Devices that one peer showed to a worker on one day, as the worker sends them to the process that writes the record of first sightings."""
+    """Devices that one peer checked on one day: message of a worker to the process that writes the record of first sightings."""
 
     peer: str
     day: int
@@ -83,7 +83,10 @@ def periods(day: int, keys: Keys) -> NDArray[np.uint8]:
 
 
 def _shifts(keys: Keys) -> NDArray[np.int64]:
-    """Return for each device by how many days its periods begin before PERIODS_BEGIN, so that not all devices begin a period on one day."""
+    """Return for each device the number of days by which its periods are shifted, so that not all devices begin a period on the same day.
+
+    The periods of a device begin this number of days before PERIODS_BEGIN.
+    """
     return (keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
 
 

@@ -41,7 +41,7 @@ class TacEntry(NamedTuple):
 
     @property
     def extra(self) -> bytes:
-        """Encoded form of this entry, as section T in the field `extra` of a stored page."""
+        """Encoded entry of the whole TAC: section T of a stored page's field `extra`."""
         return _TAC_BEGINS + bytes((self.reason,)) + self.until.to_bytes(8, "little", signed=True)
 
 
@@ -114,7 +114,7 @@ EMPTY_DIGEST = digest_text(0)
 
 
 class Sections(NamedTuple):
-    """Sections R, U, S, D and F of a page's field `extra`. A missing section is empty."""
+    """Sections of a page's field `extra`: reasons (R), expiries (U), IMSIs (S), dates (D) and sightings (F). A missing section is empty."""
 
     reasons: bytes = b""
     until: bytes = b""
@@ -129,7 +129,9 @@ class Sections(NamedTuple):
 
 
 def decode_sections(extra: bytes) -> Sections:
-    """Decode the sections R, U, S, D and F of a page's field `extra`; a section T (whole TAC) before them is skipped.
+    """Decode a page's field `extra` to its sections: reasons (R), expiries (U), IMSIs (S), dates (D) and sightings (F).
+
+    A section T (entry of the whole TAC) is skipped.
 
     Raises:
         ValueError: if a section is cut short.

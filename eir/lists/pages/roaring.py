@@ -114,7 +114,10 @@ def encode_many(low: Remainders, starts: Indexes, sizes: Indexes) -> list[bytes]
 
 
 def may_be_arrays(stored: bytes) -> bool:
-    """Return True if `ArrayPages` may be able to decode a page's stored keys. `ArrayPages` verifies this."""
+    """Return False if `ArrayPages` cannot decode the stored keys of a page. This fast check reads only the header and the length.
+
+    After True, `ArrayPages` may still find another form.
+    """
     if stored[:4] != _COOKIE or len(stored) < 2 * _HEAD:
         return False
     return len(stored) <= 2 * (_HEAD + _CONTAINER * stored[4] + ARRAY_KEYS)

@@ -36,7 +36,7 @@ class TrustedClock:
 
     @property
     def jumped(self) -> bool:
-        """True while the wall clock is ahead by a jump that this clock does not follow yet."""
+        """True if the wall clock has jumped ahead, and the trusted clock does not follow the jump yet."""
         return self._jumped_at is not None
 
     @property

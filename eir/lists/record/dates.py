@@ -87,7 +87,7 @@ async def roll_back_dates(store: ListStore, name: str, target: ListState) -> Non
 
 
 async def kept_dates(store: ListStore, name: str, target: ListState, numbers: Sequence[int]) -> Mapping[int, Page]:
-    """Return the pages of dates of an earlier release (`target`), by page number; empty if the store does not have them."""
+    """Return the pages of dates that belong to an earlier release (`target`), by page number; empty if the store lacks them."""
     for release in await store.releases(dates_name(name)):
         if _belongs(release.state, target):
             pages = await store.kept_pages(dates_name(name), release.state.generation, numbers)

@@ -120,7 +120,7 @@ RESET = "reset-serial"
 
 
 class Past(NamedTuple):
-    """State of a list at a past time, and the later changes of the list."""
+    """State of a list at a past time, and the changes of the list since then."""
 
     event: Event | None
     """Event that led to the state; None if the list had not been loaded, or if the event is no longer in the history."""
@@ -133,7 +133,7 @@ class Past(NamedTuple):
 
 
 async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """Return the state of a list at a past time, with its entries for `key`; without entries if there is no `key`.
+    """Return the state of a list at a past time, with the entries that it had for `key`. If `key` is None, no entries are read.
 
     Raises:
         StoreError: if the store cannot be read.

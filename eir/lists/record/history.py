@@ -71,7 +71,9 @@ def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = N
 
 
 def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
-    """Add number and digest of the chain FEED's newest record to an anchor; return it, and the new ledger (end) of FEED.
+    """Add to an anchor the number and digest of the newest record of the chain FEED; return the anchor and the new ledger of FEED.
+
+    An anchor is a record in the chain MAIN by which the records of FEED are verified.
 
     If the last anchor has the same record, the result has None in place of the anchor.
     """
@@ -115,7 +117,7 @@ def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
 
 
 def replace_folds(ledger: Ledger, removed: Sequence[Fold], added: Sequence[Fold] = ()) -> Ledger:
-    """Return the ledger of the chain MAIN after some folds (counts of equal refusals) are deleted and others stored."""
+    """Return the ledger of the chain MAIN after the folds (counts of equal refusals) `removed` are deleted and `added` are stored."""
     refused = ledger.refused
     for fold in (*removed, *added):
         refused = max(refused, _read_fold(fold.text)["at"])
@@ -178,7 +180,7 @@ def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes
 def trim_records(
     ledger: Ledger, overdue: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """Return the record that documents the deletion of old records, and the ledger of the chain after the deletion.
+    """Document the deletion of the oldest records of a chain: return the record about it, and the ledger of the chain after the deletion.
 
     Without `event`, there is no record. `after` is that of `append_events`.
     """
@@ -206,7 +208,7 @@ def read_record(record: Record, chain: str = MAIN) -> Event:
 
 
 def preceding_main_number(record: Record) -> int:
-    """Return the number of the chain MAIN's newest record at the time when a record of the chain FEED was written.
+    """Return the `after` field of a record of the chain FEED: the number of the newest record in the chain MAIN when it was written.
 
     Raises:
         StoreError: `corrupt`.
@@ -338,7 +340,7 @@ def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledge
 
 
 def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
-    """Verify the chain FEED by the anchors in the chain MAIN; yield a message about each fault.
+    """Verify the chain FEED by the digests of its records in the chain MAIN (anchors); yield a message about each fault.
 
     Args:
         records: records of MAIN.

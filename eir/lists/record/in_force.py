@@ -41,7 +41,7 @@ def load_in_force(folder: Path) -> dict[str, InForce]:
 def save_in_force(
     folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
 ) -> dict[str, InForce]:
-    """Save which lists are in force, and the marks (highest serials) of lists; return the new content of the file.
+    """Save which lists are in force, and the marks (highest serials) of lists, in the state folder. Return the new content of the file.
 
     A mark in the file never decreases. Several processes of a host may call the function at the same time.
 
@@ -69,7 +69,7 @@ def save_in_force(
 
 
 def save_mark(folder: Path, name: str, mark: Mark) -> None:
-    """Save the mark (highest serial) of a list on disk, before the caller reports the change.
+    """Save the mark (highest accepted serial) of a list on disk. The caller reports the change of the list only after this.
 
     Nothing is saved if there is no state folder, because the host then has no node. If the disk is full, the node saves
     the mark one second later.

@@ -39,7 +39,7 @@ class Reasons:
 
     @property
     def known(self) -> Sequence[str]:
-        """Reason texts that have an index of their own."""
+        """Reason texts of the table that have their own index; later texts share the index of the text `other`."""
         return self._texts[:REASONS_MAX]
 
     def index(self, text: str) -> int:
@@ -56,7 +56,7 @@ class Reasons:
 async def reason_bytes(
     texts: Iterable[str], state: ListState, store: ListStore, name: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the index of each reason text in the table of a list, and the whole table with the texts that were missing.
+    """Return the index of each reason text in the table of a list, and the whole table. Texts that the table lacks are added.
 
     A full release replaces all reasons, but the reasons of operators accumulate over the years. So if the table is full,
     the index of a reason that no entry has is reused. If another writer changes the list meanwhile, the store rejects

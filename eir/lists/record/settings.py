@@ -156,5 +156,5 @@ class FirstSeenSettings:
 
     @property
     def as_list(self) -> ListSettings:
-        """These settings as the settings of a list, for code that handles the record of first sightings like a list."""
+        """Settings of the record of first sightings in the form of list settings, for code that handles the record like a list."""
         return ListSettings(name=self.list, kind=FIRST_SEEN, local=True)

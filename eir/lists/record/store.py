@@ -226,7 +226,7 @@ class ListStore(Protocol):
         """
 
     async def rollback(self, name: str, *, seen: int, to: int | None = None, event: Event | None = None) -> ListState:
-        """Put the stored release of generation `to` in force again, as a new generation. None: the previous release.
+        """Put a stored release in force again, as a new generation. `to`: generation of the release; None: the previous release.
 
         Undone releases are deleted; releases before them stay available for a rollback.
 
@@ -257,7 +257,7 @@ class ListStore(Protocol):
         self, name: str, state: ListState, batches: AsyncIterable[Sequence[Page]], *, seen: int, whole: bool = True,
         event: Event | None = None,
     ) -> None:  # fmt: skip
-        """Put a list in force with exactly this state, including the generation and highest serial in it.
+        """Put a list in force with exactly the given state. Its generation and highest serial are not computed, but taken from this state.
 
         It is used for a node's last good copy, and to write such a copy back to a store that lost it. If `whole` is
         False, the pages replace those with the same numbers, as in `amend`. Stored releases are deleted.
@@ -325,7 +325,7 @@ class ListStore(Protocol):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Replace all records of a chain with numbers above `after`, and add folds (counts of equal refusals) to the chain MAIN.
+        """Replace all records of a chain with numbers above `after`, and add folds (counts of equal refusals) to the history.
 
         If `exact` is set, all other folds are deleted.
 

@@ -1,4 +1,4 @@
-"""Signatures in OpenSSH's format (SSHSIG), created and verified by `ssh-keygen -Y`, and the number of distinct signers.
+"""Signatures in OpenSSH's format (SSHSIG): `ssh-keygen -Y` creates and verifies them. Signers are counted by person.
 
 A signature counts only if `verify` returns exit status 0. Other output of OpenSSH is used only for messages about rejections.
 
@@ -68,7 +68,7 @@ class Signature:
 
 
 class Verifier:
-    """Verifier of signatures over one message. It copies all files first, and has one time limit for all calls of ssh-keygen."""
+    """Verifier of signatures over one message. It copies each file before use; all calls of ssh-keygen share one time limit."""
 
     def __init__(
         self, folder: Path, message: bytes, now: datetime, namespace: str = NAMESPACE, what: str = "the manifest"
@@ -89,7 +89,7 @@ class Verifier:
         return path
 
     def check(self, signature: Path, signers_file: Path, revoked_file: Path | None) -> Signature | str:
-        """Verify a signature by a signers file and a revocation file; return the valid signature, or a word for the reason if it is invalid.
+        """Verify a signature by a signers file and a revocation file; return the valid signature, or a reason word for an invalid one.
 
         A repeated call with the same files returns the first result.
 
@@ -177,7 +177,7 @@ class Verifier:
 
 
 def keys_of(signers: bytes) -> set[bytes]:
-    """Return the public keys in an allowed_signers file in SSH encoding: all words that begin like an encoded key."""
+    """Return the public keys (in SSH encoding) in an allowed_signers file, without parsing: all words that begin like an encoded key."""
     keys = set()
     for word in signers.split():
         if word.startswith(b"AAAA"):
@@ -302,7 +302,7 @@ ANY, ONE = "*", "?"
 
 
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Choose one signer name (principal) for each key, so that no two names can belong to one person.
+    """Choose for each key the name of one signer (principal), so that two chosen names never belong to the same person.
 
     Two keys of one person count once, and one key of two persons counts once. The choice gives as many keys as possible
     a name. A key without a free name gets a pattern, if the pattern matches no chosen principal. A key without such a

@@ -261,7 +261,7 @@ def _check_arguments(list_name: str, serial: int, base: int | None, issued: date
 
 @contextlib.contextmanager
 def _remove_on_failure() -> Iterator[list[Path]]:
-    """Yield an empty list, to which the caller adds the path of each new file; if the `with` block fails, delete these files."""
+    """Yield an empty list, in which the caller collects the paths of new files. If the `with` block fails, delete these files."""
     new_files: list[Path] = []
     try:
         yield new_files
@@ -318,7 +318,7 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: l
 
 
 def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
-    """Select members of a zip by name: the file for a full release or those for a delta of DIRBS, else every CSV.
+    """Select members of a zip by name: from a DIRBS zip the file of a full release, or those of a delta; from other zips every CSV file.
 
     A DIRBS zip has the full file and the deltas of one run. DIRBS writes blacklist, notifications and exceptions to
     separate zips, one for each operator.

@@ -159,7 +159,7 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
 
 @contextmanager
 def naming_release(manifest: Manifest) -> Iterator[None]:
-    """Add list and serial of a verified manifest to a ReleaseRefused that the `with` block raises."""
+    """Catch a ReleaseRefused in the `with` block, add list and serial of the verified manifest to the exception, and raise it again."""
     try:
         yield
     except ReleaseRefused as refused:
@@ -236,7 +236,7 @@ def _verify(
 
 
 def _require_any(copies: Mapping[str, Path], trusts: Sequence[Trust], openssh: Verifier) -> None:
-    """Reject a release that has no valid signature for any configured list. Its manifest is not parsed yet."""
+    """Reject a release, before its manifest is parsed, unless it has a valid signature by a signer of at least one configured list."""
     if not trusts:
         raise ReleaseRefused("unknown_list", "no list with signers is configured")
     reasons: list[str] = []

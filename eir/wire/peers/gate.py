@@ -84,7 +84,7 @@ class SourceCounts:
 
 
 class Gate(Generic[A]):
-    """Incoming connections of a node. If a limit is exceeded, the gate calls `drop` for each connection that must close, with the limit."""
+    """Counter of a node's incoming connections. It passes each connection above a limit, with the limit's name, to the callback `drop`."""
 
     def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop
@@ -110,7 +110,7 @@ class Gate(Generic[A]):
             self._soon = loop.call_soon(loop.call_soon, self._trim)
 
     def identified(self, link: A) -> None:
-        """Count a connection with a valid CER as identified."""
+        """Count a connection as identified, because its peer has sent a valid CER."""
         self._unidentified.pop(link, None)
 
     def leave(self, link: A) -> None:
@@ -150,7 +150,7 @@ class Gate(Generic[A]):
         return min(GRACE_S, self._limits.cer_timeout_s / 2)
 
     def _thin(self, links: Sequence[A], most: int, reason: str) -> set[A]:
-        """Close connections above the limit `most`; return the connections above the limit that stay open for a short time.
+        """Close connections if there are more than the limit `most`; return those above the limit that may stay open for a short time.
 
         A connection is tolerated for a short time, because its CER may be unread or on its way.
         """
@@ -169,7 +169,7 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return how many connections the peer table permits to known peers from the IP networks of `links`.
+    """Return how many connections known peers may open from the IP networks of `links`, according to the peer table.
 
     A known peer has an entry with its host or with its single address.
     """
@@ -188,7 +188,7 @@ def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
 
 
 def _surplus(links: Sequence[A], count: int) -> list[A]:
-    """Choose the `count` connections to close, and return them. `links`: connections, the oldest first.
+    """Choose the connections that must close, at most `count`, and return them. `links`: open connections, the oldest first.
 
     Each choice is the oldest connection of the address that has the most connections at that moment.
     """

@@ -1,4 +1,4 @@
-"""Base class of a connection with a peer, in any protocol: source, share of the loop's time, limit on a slow reader.
+"""Base class of a connection with a peer, in any protocol. It limits its share of event loop time, and closes if the peer stops reading.
 
 A protocol derives from PeerConnection. Requests are answered in the callback that read them, or under load in the next turn of
 the loop. All connections together have a fraction of a millisecond per turn, so that connections of other protocols are not
@@ -109,7 +109,7 @@ class Alarm:
         self._at = 0.0
 
     def set(self, due: float | None) -> None:
-        """Call `ring` at `due` on the loop's clock, or earlier. None: no deadline."""
+        """Set the alarm so that `ring` is called at the time `due` on the loop's clock, or earlier. If `due` is None, nothing changes."""
         if due is None or (self._timer is not None and self._at <= due):
             return  # an early timer finds nothing due, and sets the next deadline
         self.cancel()
@@ -175,11 +175,11 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
     # Implemented by a protocol
 
     def begin(self) -> bool:
-        """Start the protocol on a new connection; return false if the connection must be closed at once."""
+        """Start the protocol on a new connection; return False if the owner must close the connection at once."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
-        """Handle received bytes."""
+        """Handle bytes that were received from the peer."""
         raise NotImplementedError
 
     def work(self, enough: Callable[[], bool]) -> bool:
@@ -191,7 +191,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         raise NotImplementedError
 
     def tick(self, now: float) -> None:
-        """Close the connection if a time limit has passed. Only a server that calls `watch` calls this method."""
+        """Close the connection if one of its time limits has passed. A server calls this periodically after `Server.watch`."""
 
     def wants_bytes(self) -> bool:
         """Return true if the connection can handle or buffer more received bytes."""
@@ -207,7 +207,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
 
     @property
     def end(self) -> str:
-        """Reason for the end of the connection; empty if the other end closed it."""
+        """Reason for the end of the connection; empty if the peer closed it."""
         return self.over
 
     @property
@@ -264,7 +264,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
     # Calls of a protocol and of the owner
 
     def expect(self, connection: socket.socket) -> None:
-        """Prepare the connection for its TLS handshake. During the handshake `abort` works too.
+        """Store the socket of a connection before its TLS handshake, so that `abort` can close the connection during the handshake.
 
         Raises:
             OSError: if the other end has closed.

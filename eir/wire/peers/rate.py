@@ -50,7 +50,10 @@ class Grants:
         self._worker = worker
 
     def by_others(self, limit: int) -> int:
-        """Return the number of requests that all other workers have granted under a limit, modulo 2^64. `limit`: index of the limit."""
+        """Return how many requests all other workers have granted under the limit with the index `limit`, modulo 2^64.
+
+        The caller uses the increase since its last call.
+        """
         begin = limit % LIMITS_MAX * self._workers
         return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
 
@@ -99,7 +102,7 @@ class Bucket:
         return max(0, int(self._tokens - kept_back))
 
     def spend(self, count: int) -> None:
-        """Remove one token for each of `count` requests."""
+        """Remove `count` tokens from the bucket, one for each request."""
         self._tokens -= count
         if self._grants is not None and count:
             self._grants.add(self.limit, count)

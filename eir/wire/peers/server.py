@@ -34,7 +34,7 @@ DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "un
 
 @dataclass(slots=True)
 class _Ended:
-    """Sums over all ended connections of a peer, shown as one row, because many clients open one connection per request."""
+    """Sums over all ended connections of one peer. `eir peers` has one row for them, because many clients connect for each request."""
 
     requester: Requester
     """Requester of the last one."""
@@ -45,7 +45,7 @@ class _Ended:
     """True if the last one ended without a fault."""
 
     def add(self, requester: Requester, tally: tuple[int, int], why: str) -> None:
-        """Add an ended connection to the sums: its requester, its numbers of requests and answers, and the reason of its end."""
+        """Add an ended connection to the sums. `tally`: number of its requests, and number of its answers. `why`: reason of its end."""
         self.requester = requester
         self.connections += 1
         self.requests += tally[0]
@@ -137,13 +137,13 @@ class Server(Generic[C]):
     # Calls of the worker
 
     def doubt(self, name: str) -> None:
-        """Test whether the clients of this worker with the name `name` are alive, because a new client of another worker has the same name.
+        """Test whether this worker's clients named `name` are still alive, because a new client of another worker has the same name.
 
         Only one client of the node may have the name.
         """
 
     def dial(self) -> None:
-        """Start outgoing connections of the protocol. Before this call the server opens none."""
+        """Start the outgoing connections of the protocol. The server opens no outgoing connection before this call."""
 
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
         """Apply new settings, and close the connections that they do not permit."""
@@ -223,7 +223,7 @@ class Server(Generic[C]):
     # Calls of a protocol
 
     def refusal(self, link: C, fault: str | None = None) -> str | None:
-        """Identify the peer of a connection; return the reason to reject the connection, or None to accept it.
+        """Identify the peer of a connection; return the reason why the connection must be rejected, or None if it is accepted.
 
         `fault`: reason that the protocol has found before.
         """
@@ -313,7 +313,7 @@ class Server(Generic[C]):
         return PeerStatus(**{**shown, **self.standing(link)})
 
     def absent(self, label: str, state: str, **more: Any) -> PeerStatus:
-        """Return the row of `eir peers` for a peer without a connection."""
+        """Return the row of `eir peers` for a configured peer that has no connection."""
         last_seen = self.node_counts.last_request.get(label)
         return PeerStatus(**{"label": label, "protocol": self.protocol, "state": state, "last_seen": last_seen} | more)
 

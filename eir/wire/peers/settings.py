@@ -212,7 +212,7 @@ def requester(
 
 
 def realm_of(name: str) -> str:
-    """Return the realm of a host name: the domain of the operator's 5G core, or else the parent domain."""
+    """Return the realm of a host name: the domain of the operator's 5G core if the name contains one, otherwise the parent domain."""
     core = name.lower().find(CORE)
     return name[core:] if core >= 0 else name.partition(".")[2]
 

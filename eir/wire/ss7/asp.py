@@ -113,7 +113,7 @@ class Association:
             self._request_next(now)
 
     def drain_events(self) -> list[AssociationEvent]:
-        """Return and clear the events."""
+        """Return the events of the association that are not logged yet, and clear the queue of events."""
         events, self.events = self.events, []
         return events
 
@@ -269,7 +269,7 @@ class Association:
     # sent messages
 
     def messages_to_send(self) -> list[bytes]:
-        """Return and clear the messages for the peer."""
+        """Return the encoded messages that must be sent to the peer, and clear the queue of messages."""
         out, self._out = self._out, []
         return out
 
@@ -293,7 +293,7 @@ class Association:
     # time
 
     def deadline(self) -> float | None:
-        """Return the time at which the owner calls `timer`, or None after the end of the association."""
+        """Return the time at which the owner must call `timer`, or None after the end of the association."""
         if self.over:
             return None
         due = [self._beat_due()]
@@ -324,7 +324,10 @@ class Association:
     # internal
 
     def _request_next(self, now: float) -> None:
-        """Send the request (ASPUP or ASPAC) for the next state, unless the association is active or the peer sends these requests."""
+        """Send the next request (such as ASPUP or ASPAC) that the association needs on its way to the wanted state.
+
+        The number of tries is limited. If the peer sends these requests, nothing is sent.
+        """
         self.asked_at = None
         if self.leaving and self.state == AssociationState.DOWN:
             self._end("left")

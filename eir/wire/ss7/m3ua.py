@@ -78,7 +78,7 @@ CLASSES = frozenset(kind >> 8 for kind in MessageKind)
 
 
 class M3uaFault(Exception):
-    """Invalid or unexpected message. `error`: error code for the answer to the sender."""
+    """Exception for an invalid or unexpected M3UA message. `error`: error code for the ERR message to the sender."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(error.name.lower())

@@ -384,7 +384,7 @@ class PartialMessage:
         self._stream: int | None = None
 
     def add(self, data: bytes, stream: int | None) -> None:
-        """Subtract received octets from the number of expected octets.
+        """Update the number of octets that the incomplete message still lacks, after `data` was received on an SCTP stream.
 
         Raises:
             OSError: if the data continue a message that began on another stream.

@@ -34,7 +34,7 @@ class TokenSettings:
 
 
 def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
-    """Read the keys that verify access tokens; None if the settings require no token.
+    """Read the files with the keys that verify access tokens, and check the keys. Return None if the settings require no token.
 
     `before`: earlier content, which is not verified again. Raises FileError.
     """
@@ -117,7 +117,7 @@ _NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("
 
 
 def token_setting(section: str, reason: str) -> str:
-    """Return the setting to change if tokens are rejected for this reason: a key, or the whole section."""
+    """Return which setting an operator must change if access tokens are rejected for this reason: keys, or the section of the settings."""
     if reason == "no_token":
         return f"{section}, left out: no token is required"
     return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section

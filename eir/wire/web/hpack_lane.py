@@ -29,7 +29,7 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """Compute the state of the Huffman decoder after one more byte, from the library's table of 4-bit steps."""
+    """Compute one step of the Huffman decoder, for one more byte, from two steps for 4 bits each in the table of the library hpack."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]
@@ -71,7 +71,7 @@ def huffman(octets: bytes) -> bytes:
 
 
 def _text(block: bytes, at: int) -> tuple[bytes, int]:
-    """Decode the string at an offset; return it and the offset behind it (RFC 7541 5.2)."""
+    """Decode the string that begins at the offset `at`; return the string and the offset after its end (RFC 7541 5.2)."""
     first = block[at]
     length, at = first & 0x7F, at + 1
     if length == 0x7F:

@@ -57,7 +57,7 @@ class Conversation:
     """
 
     def __init__(self, requests_max: int, body_bytes_max: int | None = None) -> None:
-        """Create the state of a new connection.
+        """Create the state of a new HTTP/1.1 connection.
 
         `requests_max`: number of requests after which the connection closes. `body_bytes_max`: maximum size of a request's body; a longer one is
         refused with 413. None: bodies are discarded.

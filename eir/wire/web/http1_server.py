@@ -73,7 +73,7 @@ class HttpConnections:
         self.links[link] = None
 
     def make_room(self, *, authenticated: bool) -> None:
-        """Close one connection if a limit on the number of clients is reached; authenticated and other clients have separate limits."""
+        """Close one connection if there are too many, to make room for a new one. Authenticated and other clients have separate limits."""
         same = [link for link in self.links if link.authenticated == authenticated]
         if len(same) >= self.limits.connections_max:
             closable = [link for link in same if not link.answering] or same
@@ -144,7 +144,7 @@ class HttpConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(min(self._due_s, self._last_s), self._check_deadline)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes.
+        """Parse bytes that were received from the client.
 
         Reading pauses while a response is computed, or while the client does not read its response.
         """
@@ -242,14 +242,17 @@ class HttpConnection(asyncio.Protocol):
         self._next = self._loop.call_soon(self._answer_next)
 
     def _set_deadline(self) -> None:
-        """Set the deadline of the awaited event. A client that has begun a request, or does not read its response, is not idle."""
+        """Set the time by which the client must act: `idle_s` for an idle client, otherwise `request_s`.
+
+        A client that has begun a request, or does not read its response, is not idle.
+        """
         limits = self._owner.limits
         idle_s = None if self._stalled or self._conversation.has_begun_request() else limits.idle_s
         self._idle = idle_s is not None
         self._due_s = self._loop.time() + (limits.request_s if idle_s is None else idle_s)
 
     def _wait_or_close(self) -> None:
-        """Wait for more bytes. If no further request can follow, close the connection, after an error response to an invalid request."""
+        """Wait for more bytes, or close the connection if no further request can follow. An invalid request first gets an error."""
         conversation, transport = self._conversation, self._transport
         if transport is None:
             return

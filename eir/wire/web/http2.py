@@ -193,7 +193,7 @@ class Http2Connection:
         self.answers = 0
 
     def data_to_send(self) -> bytes:
-        """Return the bytes for the client, and clear them."""
+        """Return the bytes that must be sent to the client, and clear the send buffer."""
         out, self._out = self._out, []
         return out[0] if len(out) == 1 else b"".join(out)
 
@@ -296,7 +296,7 @@ class Http2Connection:
 
     @property
     def _is_amid(self) -> bool:
-        """True if the received bytes end inside a frame or a header block."""
+        """True if the bytes received so far end in the middle of a frame or of a header block."""
         return self._block is not None or (self._at < len(self._in) and not self.more)
 
     # ---- frames ----
@@ -328,7 +328,7 @@ class Http2Connection:
             self._since = now
 
     def _other_frame(self, kind: int, flags: int, stream_id: int, octets: bytes, now: float) -> None:
-        """Process a complete frame of any type except HEADERS, which has its own method."""
+        """Process a complete frame that is not a HEADERS frame; another method handles HEADERS."""
         if self._block is not None:
             self._continue(kind, flags, stream_id, octets, now)
             return
@@ -411,7 +411,7 @@ class Http2Connection:
     def _usual(
         self, stream_id: int, values: list[bytes], shape: Shape, headers: Sequence[tuple[bytes, bytes]], now: float
     ) -> None:
-        """Answer a complete request without the library h2, because all its header names are known.
+        """Answer a complete request that has no body and only known header names. This fast path avoids the library h2.
 
         If the response's body exceeds the flow-control window, the response is sent by h2.
         """
@@ -438,7 +438,7 @@ class Http2Connection:
         names: tuple[bytes, ...],
         now: float,
     ) -> None:
-        """Process a decoded header block by the library h2.
+        """Process a decoded header block with the library h2, because the fast path for known header names cannot handle it.
 
         The block is encoded again without the header table, so that the decoder's table does not change twice.
         """

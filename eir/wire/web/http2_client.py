@@ -91,7 +91,7 @@ class Exchange:
         self._send_rest()
 
     def data_to_send(self) -> bytes:
-        """Return the bytes for the server, and clear them."""
+        """Return the bytes that must be sent to the server, and clear the send buffer."""
         return self._h2.data_to_send()
 
     def receive(self, data: bytes) -> None:

@@ -112,7 +112,7 @@ class Shapes:
         self.get = self._known.get
 
     def learn(self, names: tuple[bytes, ...]) -> None:
-        """Add a sequence of header names to the cache, unless its headers must be validated by h2 in each request."""
+        """Add a sequence of header names to the cache. Sequences whose headers h2 must validate in each request are not added."""
         if (
             len(set(names)) < len(names)
             or not {b":method", b":path", b":scheme", b":authority"} <= set(names)

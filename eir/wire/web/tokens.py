@@ -127,7 +127,7 @@ class Tokens:
         self._settings, self._keys, self._audience = settings, tuple(keys), _audience(settings)
 
     def apply(self, settings: TokenSettings, keys: Sequence[VerifyKey]) -> None:
-        """Apply new settings and keys.
+        """Apply new settings and keys for access tokens.
 
         Tokens verified with a remaining key stay cached if the settings are equal; all other tokens are verified again.
         """
