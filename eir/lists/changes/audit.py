@@ -256,7 +256,7 @@ class AnswerCounts:
     """Number of answers that agreed with the list."""
 
     def count(self, asked: int, as_listed: int) -> None:
-        """Add `asked` further answers, of which `as_listed` agreed with the release."""
+        """Add answers to the counts: `asked` answers in total, and `as_listed` answers that agreed with the release."""
         self.asked += asked
         self.as_listed += as_listed
 

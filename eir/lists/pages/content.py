@@ -252,7 +252,7 @@ class PairRows:
             first = last
 
     def in_order(self) -> Pairs:
-        """Return all pairs, sorted by device and then by IMSI. Of equal pairs, the one with the latest expiry comes first; only it is used."""
+        """Return all pairs, sorted by device and then by IMSI. Of equal pairs, the one with the latest expiry is first; only it is used."""
         if not self._sorted:
             keys = [self._imsis.whole(), self._devices.whole()]
             if self._until.has_values:
