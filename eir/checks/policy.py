@@ -157,7 +157,7 @@ class Policy:
 
 
 def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed, now: datetime) -> Policy:
-    """Compile the settings to a policy that looks up the lists of `index`.
+    """Compile the settings to a policy that looks devices up in the lists of `index`.
 
     An override applies if it has no end or `now` is before it; the caller compiles the policy again at
     `override_until`.

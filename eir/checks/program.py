@@ -92,7 +92,7 @@ class Program:
 
 
 class _ConditionEncoder:
-    """Encoder of one policy's conditions. It numbers the lists in them."""
+    """Encoder of the conditions in one policy. It gives each list in the conditions a number."""
 
     def __init__(self, index: Index) -> None:
         self.index = index

@@ -93,7 +93,7 @@ class Question(NamedTuple):
         return self.imsi if is_digits(self.imsi) else ""
 
     def version(self) -> str:
-        """Return the software version of the request, else that of its IMEISV: two digits, or an empty text."""
+        """Return the software version of the request (two digits), or else that of its IMEISV; an empty text if both are absent."""
         version, imei = self.software_version, self.imei
         if not is_digits(version):
             is_imeisv = imei and len(imei) == IMEISV_DIGITS and is_digits(imei)

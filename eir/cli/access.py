@@ -91,7 +91,7 @@ def config_with_warnings(path: Path) -> Config:
 
 
 def whereabouts(path: Path) -> Whereabouts:
-    """Load the locations of a node's state, store and lists, and print faults of the file as warnings."""
+    """Load the locations of a node's state, store and lists, and print faults of the configuration file as warnings."""
     found = load_whereabouts(path)
     for problem in found.problems:
         print_message(f"warning: {problem}")

@@ -174,7 +174,7 @@ class _SeenChecks(NamedTuple):
 
 
 def _captured(capture: Path, ports: list[int], config: Config) -> _SeenChecks:
-    """Return the checks and the clients in a capture."""
+    """Return the device checks in a network capture, and the clients that sent them."""
     from eir.device import device_key  # noqa: PLC0415 - for --passive alone
     from eir.errors import IdentifierError  # noqa: PLC0415 - for --passive alone
 

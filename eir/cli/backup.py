@@ -192,7 +192,7 @@ async def _restored(
 
 
 async def _is_empty(store: SqliteStore) -> bool:
-    """Return True if the file of a store is absent, or has neither a list nor a record, so that a backup may replace it."""
+    """Return True if the file of a store is absent, or has neither lists nor history records, so that a backup may replace it."""
     if not store.path.exists():
         return True
     reader = SqliteStore(store.path, upgrades=False)

@@ -189,7 +189,7 @@ def _tally_refusals(
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
-    """Return the files of the record of checks from `begin` to before `end`. `record`: pattern of other files."""
+    """Return the files with checks from `begin` to before `end`, of the node's record or by the file pattern `record`."""
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)

@@ -347,7 +347,7 @@ def reference_page() -> str:
 
 
 def _default(key: Key) -> Any:
-    """Return the default of a key in the form of the file; None if the key is required or has no default."""
+    """Return the default of a key as the configuration file writes it; None if the key is required or has no default."""
     if key.default is REQUIRED or key.default is None or key.default == ():
         return None
     show = key.kind.show

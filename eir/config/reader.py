@@ -222,7 +222,7 @@ class _Reader:
         return self.listed_mappings(node, entry, spot)
 
     def listed_mappings(self, node: yaml.Node, section: Section, spot: Spot) -> Read:
-        """Read a list of mappings."""
+        """Read a YAML list whose entries are mappings with the keys of one section."""
         if not isinstance(node, yaml.SequenceNode):
             expected = "expected a list, each entry with '- ' before it"
             self.wrong(spot, _line(node), f"found {_node_text(node)} for '{_dotted(spot)}'; {expected}")
@@ -237,7 +237,7 @@ class _Reader:
         return tuple(values), shown
 
     def named_mappings(self, node: yaml.Node, section: Section, spot: Spot) -> Read:
-        """Read a mapping of mappings, whose keys are names of the user's choice."""
+        """Read a YAML mapping from names of the user's choice to mappings with the keys of one section."""
         values, shown = {}, {}
         for name, (_, inner) in (self.pairs(node, spot) or {}).items():
             values[name], shown[name] = self.mapping(inner, section, (*spot, name), name=name)

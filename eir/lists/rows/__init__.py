@@ -1,1 +1,1 @@
-"""Data files: their delivery, the layouts of rows, and conversion between rows and pages."""
+"""Data files: their delivery, the layouts of rows, and conversion between rows and pages (list entries of one TAC each)."""

@@ -68,7 +68,7 @@ class FolderIndex:
 
     @property
     def serial(self) -> int:
-        """Newest serial in the folder."""
+        """Serial of the newest release in the publisher's folder."""
         return self.releases[-1].serial
 
     @property

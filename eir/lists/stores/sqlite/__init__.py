@@ -165,7 +165,7 @@ class SqliteStore(PageSetStore):
         await self.file.call(history.record, event)
 
     async def append_pending(self) -> None:
-        """Return at once, because a write and its event are in one transaction."""
+        """Return at once: SQLite stores a list write and its history event in one transaction."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
