@@ -43,7 +43,7 @@ def _use_large_pages() -> None:
 
 
 def _first_word(arguments: Sequence[str]) -> str | None:
-    """Return the command in the arguments: the first that is neither an option nor the value of -c."""
+    """Return the name of the command in the arguments: the first argument that is neither an option nor the value of -c."""
     rest = iter(arguments)
     for argument in rest:
         if argument in {"-c", "--config"}:

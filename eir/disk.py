@@ -13,7 +13,7 @@ UNFINISHED = ".tmp"
 
 @contextmanager
 def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """Raise an OSError of the body with the file name `path`, if it has none or that of the temporary file `unfinished`.
+    """Run a `with` block, and put the file name `path` into its OSError if the error names no file or the temporary file `unfinished`.
 
     The system's error of a write, such as on a full disk, has no file name.
     """
@@ -90,7 +90,7 @@ class WatchedFile:
         self._seen: tuple[int, ...] | None = ()
 
     def changed(self) -> bool:
-        """Return True once after each change or removal of the file, as soon as two checks in a row see the same state.
+        """Return True once after each change or removal of the file, when two calls in a row find the same inode, size and time.
 
         The first check reports an existing file at once.
         """

@@ -88,11 +88,11 @@ class ReleaseRefused(EirError):
         """List and serial in an unverified manifest: for people only, never for a decision."""
 
     def name_release(self, list_name: str, serial: int) -> None:
-        """Add the list name and the serial of a verified manifest to the error."""
+        """Store in this error the list name and the serial of the rejected release, whose manifest is verified."""
         self.list_name, self.serial = list_name, serial
 
     def name_claims(self, claims: tuple[str, int], advice: str = "") -> None:
-        """Add the list name and the serial of an unverified manifest to the error, and append advice to its detail."""
+        """Store in this error the list name and the serial of an unverified manifest, and append advice to the error's detail."""
         self.claims = claims
         self.detail += advice
 
@@ -114,7 +114,7 @@ def place_of(fault: BaseException) -> str:
 
 
 def detail_of(fault: BaseException) -> str:
-    """Return the message of an EirError, or only type and line of any other exception, for the log."""
+    """Return the text that the log shows for an exception: the message of an EirError, or type and code line of another exception."""
     return str(fault) if isinstance(fault, EirError) else place_of(fault)
 
 
@@ -186,7 +186,7 @@ class DiameterError(EirError):
         self.nearest = nearest
 
     def name_entry(self, entry: str | None, nearest: str | None = None) -> None:
-        """Add peer table labels to the error: the entry that matches the sender, and the entry that almost matches."""
+        """Store in this error the label of the peer table entry that matches the sender, and the label of the entry that almost matches."""
         self.entry, self.nearest = entry, nearest
 
 
@@ -198,7 +198,7 @@ class ConnectionFault(DiameterError):
 
 
 class Report(Protocol):
-    """Type of the callback that reports an event to the log, which limits the rate of lines.
+    """Type of the function `report`, which writes an event to the log. The log limits the rate of lines.
 
     `reason` is a short word for each cause, `level` a key of the log's levels, `fields` further values.
     """

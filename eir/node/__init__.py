@@ -1,1 +1,1 @@
-"""Running node: its processes, and their observation."""
+"""Running node: its processes, metrics, log and status."""

@@ -54,7 +54,7 @@ class RecentMetrics:
         """Number of blocked checks and of all checks in each minute, without checks of probes."""
 
     def update(self, snapshot: Snapshot, now: float) -> None:
-        """Replace the current metrics.
+        """Store the node's current metrics in place of the previous ones.
 
         Of the Diameter messages, which have the most samples, only requests for a check are stored.
         """
@@ -85,18 +85,18 @@ class RecentMetrics:
         return dict(total)
 
     def blocked(self, minutes: int) -> tuple[float, float]:
-        """Return the number of blocked checks and of all checks in the last minutes, without checks of probes."""
+        """Return two numbers for the last `minutes`: blocked checks and all checks. Checks of probes are not counted."""
         samples = self._rises_since_noted((CHECKS,)).get(CHECKS, {})
         by_status = _sums(CHECKS, samples, "status", _equal("probe", ""))
         current = (by_status.get("blacklisted", 0.0), sum(by_status.values()))
         return _totals([current, *islice(reversed(self._checks), minutes)])
 
     def blocked_before(self, minutes: int) -> tuple[float, float]:
-        """Return the number of blocked checks and of all checks in the day before the last minutes."""
+        """Return two numbers for the day before the last `minutes`: blocked checks and all checks."""
         return _totals(list(islice(reversed(self._checks), minutes, None)))
 
     def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
-        """Return the increases of some counters since the end of the last minute.
+        """Return by how much some counters have increased since the end of the last complete minute.
 
         If the value of a counter has decreased, the counter has restarted at 0.
         """
@@ -114,7 +114,7 @@ class RecentMetrics:
 
 
 def _totals(minutes: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the number of blocked checks and of all checks in these minutes."""
+    """Return the sum of blocked checks and the sum of all checks over some minutes. Each minute is a pair of the two numbers."""
     return sum(blocked for blocked, _ in minutes), sum(checks for _, checks in minutes)
 
 
@@ -148,7 +148,7 @@ class AlertRule(NamedTuple):
     """Seconds for which the condition must hold before the status has the text."""
 
     def text_for(self, subjects: Sequence[str]) -> str:
-        """Return the text with at most SUBJECTS_SHOWN of these subjects."""
+        """Return the alert's text for `eir status`, with the names of at most SUBJECTS_SHOWN affected peers, lists or other subjects."""
         names = list(subjects[:SUBJECTS_SHOWN])
         left_out = len(subjects) - len(names)
         if left_out:
@@ -157,22 +157,22 @@ class AlertRule(NamedTuple):
 
 
 def _is(name: str, by: str = "", value: float = 1.0) -> Condition:
-    """Build the condition that a gauge has this value, for each value of the label `by`, such as each peer."""
+    """Return an alert condition that yields each value of the label `by`, such as each peer, for which a gauge equals `value`."""
     return lambda recent: [subject for subject, now in recent.values(name, by).items() if now == value]
 
 
 def _exceeds(name: str, limit: float, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Build the condition that a gauge is above a limit, for each value of the label `by`, such as each peer."""
+    """Return an alert condition that yields each value of the label `by`, such as each peer, for which a gauge is above `limit`."""
     return lambda recent: [subject for subject, now in recent.values(name, by, where).items() if now > limit]
 
 
 def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Build the condition that a counter has increased in the last minutes, for each value of the label `by`, such as each peer."""
+    """Return an alert condition that yields each value of the label `by`, such as each peer, for which a counter rose in `minutes`."""
     return lambda recent: recent.rises(name, minutes, by, where)
 
 
 def _errors(name: str, regular: set[str]) -> Condition:
-    """Build the condition that more than 1 % of the answers to a peer in the last 5 minutes are errors.
+    """Return an alert condition that yields each peer to which more than 1 % of the answers in the last 5 minutes are errors.
 
     `regular`: values of the label `result` that are no errors.
     """
@@ -188,7 +188,7 @@ def _errors(name: str, regular: set[str]) -> Condition:
 
 
 def _either(first: Condition, second: Condition) -> Condition:
-    """Build the condition that holds if one of two conditions holds."""
+    """Return an alert condition that holds if at least one of two conditions holds."""
     return lambda recent: dict.fromkeys([*first(recent), *second(recent)])
 
 
@@ -222,7 +222,7 @@ def _peers_without_identity(recent: RecentMetrics) -> Iterator[str]:
 
 
 def _within(name: str, after_s: float, until_s: float) -> Condition:
-    """Build the condition that the time in this metric of a list is between `after_s` and `until_s` seconds from now."""
+    """Return an alert condition that yields each list whose time in the metric `name` is `after_s` to `until_s` seconds from now."""
 
     def lists(recent: RecentMetrics) -> Iterator[str]:
         for name_of_list, at in recent.values(name, "list").items():
@@ -240,7 +240,7 @@ def _overdue_lists(recent: RecentMetrics) -> Iterator[str]:
 
 
 def _exceeds_patience(name: str) -> Condition:
-    """Build the condition that the time in this metric of a list is longer ago than the list's `source.patience`."""
+    """Return an alert condition that yields each list whose time in the metric `name` is longer ago than the list's `source.patience`."""
 
     def lists(recent: RecentMetrics) -> Iterator[str]:
         since = recent.values(name, "list")

@@ -57,11 +57,11 @@ class ControlAway(ControlError):
 
 
 class ControlDenied(ControlError):
-    """Error: the user must not open the socket. It is unknown whether a node runs."""
+    """Error: the user lacks the permission to open the control socket, so it is unknown whether a node runs."""
 
 
 class ControlServer:
-    """Server of commands on a Unix socket in a folder.
+    """Server on a Unix socket of a node, which runs the commands that it receives.
 
     `commands`: function of each command, which receives the arguments. `accepts`: permitted arguments of each command that has
     arguments. A request with other arguments is answered with an error and not logged.
@@ -78,7 +78,7 @@ class ControlServer:
         timeout_s: float = TIMEOUT_S,
         links_max: int = LINKS_MAX,
     ) -> None:
-        """Create a server whose socket is not open yet.
+        """Create a control server. The method `listen` opens its socket later.
 
         `timeout_s`: limit for the request and its answer together. `links_max`: maximum number of open connections.
         """
@@ -211,7 +211,7 @@ def _user(uid: int, *, otherwise: str = "uid {}") -> str:
 
 @contextmanager
 def _short_path(folder: Path, name: str) -> Iterator[str]:
-    """Yield a path of the socket by an open descriptor of its folder, because a socket's path has at most 107 bytes."""
+    """Yield a short path of a Unix socket, through an open descriptor of its folder: a socket's path has at most 107 bytes."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}"
@@ -309,7 +309,7 @@ class ReadOnlyRunner:
     """Runner of commands for read-only users, at most AT_ONCE at the same time."""
 
     def __init__(self, config: Path, *, time_s: float = TIME_S, out_bytes_max: int = OUT_BYTES_MAX) -> None:
-        """Store the limits. A command that runs longer than `time_s` or writes more than `out_bytes_max` is killed."""
+        """Store the limits for each command of a read-only user. A command above `time_s` or `out_bytes_max` of output is killed."""
         self._config = config
         self._time_s = time_s
         self._out_bytes_max = out_bytes_max

@@ -84,7 +84,7 @@ def pages(
     *,
     report: Report,
 ) -> dict[str, Page]:
-    """Return the pages for programs, by path.
+    """Return the HTTP pages for programs (/metrics, /live, /ready): map from path to function.
 
     `snapshot` returns all metrics of the node, `reports` the reports of its workers.
     """

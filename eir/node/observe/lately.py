@@ -1,4 +1,4 @@
-"""Recent events of a node: checks of the last hour by minute; last release of each list, and interval between its releases.
+"""Recent events of a node: checks by minute in the last hour; time of each list's last release, and interval of its releases.
 
 The supervisor passes a snapshot of the workers' counters each minute. Releases are read from the history.
 """
@@ -60,7 +60,7 @@ class RecentChecks:
 
 
 def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) -> tuple[float | None, float | None]:
-    """Return upper bounds (s) of the median and the 99th percentile of durations, from two samples of a histogram.
+    """Return the median and the 99th percentile of durations between two samples of a histogram, as upper bounds in seconds.
 
     A percentile above the highest finite bound is returned as this bound.
     """
@@ -98,7 +98,7 @@ class ReleaseTimes:
         """Number of releases put in force up to the last read of the history, by list."""
 
     async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
-        """Read the history of each list for which a release has been put in force since the last call.
+        """Read from the store the release times of each list for which a release came into force since the last call.
 
         Raises:
             StoreError: if the store cannot be read.

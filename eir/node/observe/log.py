@@ -118,7 +118,7 @@ def _escape(character: str) -> str:
 
 
 class _Fold(NamedTuple):
-    """Group of logged checks: their number, and Origin-Host, IMEI and IMSI of the latest one."""
+    """Group of similar checks for one log line: number of checks, and Origin-Host, IMEI and IMSI of the latest check."""
 
     checks: int
     host: str = ""
@@ -153,7 +153,7 @@ class Log:
         self.configure(level=level, full_identifiers=full_identifiers)
 
     def configure(self, *, level: str, full_identifiers: bool) -> None:
-        """Set the minimum level (a key of LEVELS).
+        """Set the minimum level of logged events (a key of LEVELS).
 
         `full_identifiers`: True to log whole IMEIs and IMSIs.
         """
@@ -288,7 +288,7 @@ def _write(descriptor: int, line: str) -> None:
 
 
 def call_failed(report: Report, **who: Any) -> Callable[[str, Exception], None]:
-    """Return the function `failed` for `Channel.serve`: it logs internal errors in calls of another process.
+    """Return a function that logs internal errors of calls from another process. It is the argument `failed` of `Channel.serve`.
 
     `who`: fields that name this process in the log.
     """

@@ -149,7 +149,7 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def lasting_counters(snapshot: Snapshot) -> Snapshot:
-    """Return those counters of an ended worker to which its successor's counters are added.
+    """Return the counters in a worker's metrics that remain after its end, because the next worker's counters are added to them.
 
     Gauges, and values that are equal in all workers, are left out.
     """
@@ -161,12 +161,12 @@ def lasting_counters(snapshot: Snapshot) -> Snapshot:
 
 
 def by_label(values: Mapping[str, float]) -> dict[Labels, float]:
-    """Convert a map (label value → number) to the samples of a metric with one label."""
+    """Convert a map (label value → number) to samples of a metric that has one label."""
     return {(label,): value for label, value in values.items()}
 
 
 def times(values: Mapping[str, str | None]) -> dict[Labels, float]:
-    """Convert a map (label value → ISO time) to the samples of a metric with one label.
+    """Convert a map (label value → ISO time) to samples of a metric that has one label.
 
     The samples are Unix times in seconds. Label values without a time are left out.
     """
@@ -256,7 +256,7 @@ def usage_metrics(supervisor: int) -> Snapshot:
 
 
 def usage(supervisor: int) -> Mapping[str, Usage]:
-    """Return the resource usage of the supervisor (`front`) and its child processes, by name.
+    """Return memory, processor time and open files of the supervisor (`front`) and of each child process, by process name.
 
     A process that ends during the call is left out.
     """

@@ -103,7 +103,7 @@ HEADERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageContent:
-    """Content of the web page."""
+    """Content of the web page for people: status, peers, lists, checks and refused releases of the node."""
 
     host: str
     """Origin-Host of the node."""
@@ -154,7 +154,7 @@ def page(shown: PageContent) -> HttpResponse:
 
 
 def runbook(markdown: str) -> HttpResponse:
-    """Render the advice on each alert.
+    """Render the web page with the runbook's advice on each alert.
 
     `markdown`: text of deploy/RUNBOOK.md, whose table "By alert" has the advice.
     """
@@ -281,7 +281,7 @@ def _cell(head: str, text: str) -> str:
 
 
 def _peers(shown: PageContent) -> str:
-    """Render the peers, first those without a connection or with an error."""
+    """Render the peers for the web page: first those without a connection or with an error."""
     if not shown.peers:
         return "<p>None is configured.</p>"
     troubled_first = sorted(shown.peers, key=lambda peer: peer["state"] == "open" and not peer["last_error"])
@@ -301,7 +301,7 @@ def _peer(peer: Mapping[str, Any], now: datetime) -> Sequence[str]:
 
 
 def _lists(shown: PageContent) -> str:
-    """Render the lists, first those that a warning names."""
+    """Render the lists for the web page: first the lists that a warning names."""
     if not shown.lists:
         return "<p>None was ever loaded.</p>"
     troubles = "\n".join(shown.status["troubles"])
@@ -321,7 +321,7 @@ def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
 
 
 def _ending(shown: PageContent) -> str:
-    """Render the periods of grace that end in the next days, or an empty element without a record of first sightings."""
+    """Render for the next days how many devices' periods of grace end; an empty element if the node records no first sightings."""
     if shown.ending is None:
         return "<div class=live id=ending></div>"
     return _section("ending", "Periods of grace that end", _ends_by_day(shown.ending, shown.now.date()))

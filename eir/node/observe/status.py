@@ -157,7 +157,7 @@ class NodeHealth:
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
     def log_readiness(self, reports: Sequence[WorkerReport]) -> None:
-        """Log the readiness of the node if the readiness or its reasons have changed. The first line has the version."""
+        """Log a change of the node's readiness or of its reasons. The first line has the version."""
         readiness = self.readiness(reports)
         if self._running().is_stopping or readiness == self._logged:
             return
@@ -242,7 +242,10 @@ class NodeHealth:
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
-        """Return for each peer the text of its last refused connection, if no worker has opened a connection of the peer after this refusal."""
+        """Return the text of each peer's last refused connection.
+
+        A peer is left out if a worker has opened a connection of this peer after the refusal.
+        """
         opened_at: dict[str, float] = {}
         for report in reports:
             for label, at in report.newest.items():
@@ -259,7 +262,7 @@ class NodeHealth:
 
 
 def _oldest_lists(reports: Sequence[WorkerReport]) -> dict[str, ListState]:
-    """Return for each list the oldest state that is in force on a worker."""
+    """Return for each list the oldest version that any worker still has in force."""
     lists: dict[str, ListState] = {}
     for report in reports:
         for name, state in report.lists.items():
@@ -278,7 +281,10 @@ def _connections(reports: Sequence[WorkerReport]) -> dict[str, int]:
 
 
 def _absence_warnings(peers: Mapping[str, int], away: Sequence[str]) -> list[str]:
-    """Return a warning about peers without a connection. `peers`: number of connections by label. `away`: labels that count as away."""
+    """Return a warning if no peer has a connection, or if the peers in `away` have none.
+
+    `peers`: number of connections by label.
+    """
     if peers and not any(peers.values()):
         return [StatusText.NO_PEERS.format(len(peers))]
     if not away:
@@ -311,7 +317,10 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
 
 
 def _unconnected_row(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row of `eir peers` for all ended connections of a label, or for a label without any connection; otherwise no row."""
+    """Merge a peer's rows of `eir peers` that have no open connection into at most one row.
+
+    This row sums all ended connections. A row without any connection is returned only if the peer has no other row.
+    """
     without_address = [row for row in rows if row["address"] is None]
     ended = [row for row in without_address if row.get("connections")]
     if ended:
@@ -321,7 +330,7 @@ def _unconnected_row(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _last_error(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, str | None]:
-    """Return time and text of the last error after the start of the label's newest open connection."""
+    """Return time and text of a peer's last error, without errors before the start of the peer's newest open connection."""
     opened_at = max((row["since"] for row in rows if row["state"] == "open"), default=0.0)
     errors = []
     for row in rows:
@@ -339,7 +348,7 @@ def _list_figures(state: ListState) -> dict[str, Any]:
 
 
 def expired(states: Mapping[str, ListState], now: datetime) -> list[str]:
-    """Return the names of lists whose release is past its `expires`, which a local list does not have."""
+    """Return the names of lists whose release is past its expiry time (`expires`). Local lists never expire."""
     return [name for name, state in states.items() if state.expires and datetime.fromisoformat(state.expires) <= now]
 
 

@@ -48,5 +48,5 @@ class StatusText(Enum):
         self.text = text
 
     def format(self, *values: object) -> str:
-        """Return the text in which these values replace `{}` in order."""
+        """Return the text, with each `{}` replaced by the next of the values."""
         return self.text.format(*values)

@@ -135,7 +135,7 @@ class Acceptor:
         self._listeners.clear()
 
     def remove(self, source: Counted) -> None:
-        """Subtract a connection from the counts, after its end or the end of its worker."""
+        """Subtract a closed connection from the acceptor's counts of open connections."""
         if source is None:
             self._strangers -= 1
         else:

@@ -59,7 +59,7 @@ async def _send_in_process(config: Config, acknowledgement: Acknowledgement, _: 
 
 
 class _Content(NamedTuple):
-    """Content of an acknowledgement. If the content changes, a new acknowledgement is sent."""
+    """Content of an acknowledgement to a list's source. If the content changes, a new acknowledgement is sent."""
 
     serial: int
     content: str
@@ -114,7 +114,7 @@ class Acknowledging:
                 self._jobs.spawn(self._acknowledge(name, content))
 
     def _compare(self, reports: Sequence[WorkerReport]) -> None:
-        """Detect and store the state of each list that all workers have in force."""
+        """Find and store the version of each list that all workers have in force."""
         changed = False
         for name, state in reports[0].lists.items():
             if not all(report.lists.get(name) == state for report in reports):
@@ -150,7 +150,7 @@ class Acknowledging:
         return _Content(in_force.serial, in_force.content, in_force.since, rejected)
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
-        """Return for each of these list states the time from which it has been in force."""
+        """Return by list name the time from which a list version has been in force. `states`: list versions by name."""
         since = {}
         for name, state in states.items():
             in_force = self._in_force.get(name)

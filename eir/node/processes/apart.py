@@ -149,7 +149,7 @@ def _refusal_after(fault: NoOutcome, memory_max: int) -> ReleaseRefused:
 
 
 async def _end(process: Process) -> None:
-    """Wait until a process has ended, whose channel is closed; kill it after END_S."""
+    """Wait for the end of a process whose channel is closed already, and kill the process after END_S."""
     try:
         async with asyncio.timeout(END_S):
             await process.ended()

@@ -24,7 +24,7 @@ class Attendants:
 
     @property
     def all(self) -> list[Attendant]:
-        """Attendants of all interfaces that have one."""
+        """Attendants of all interfaces: tasks in the supervisor, such as a registration with an NRF."""
         return [attendant for _, attendant in self._by_interface]
 
     async def apply(self, loaded: Loaded, listening: Sequence[str]) -> None:

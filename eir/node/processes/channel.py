@@ -64,7 +64,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def parts_of(message: ChannelMessage) -> list[bytes]:
-    """Encode a message as packets. The sender attaches the message's file descriptors to the last packet."""
+    """Encode a channel message as packets. The sender attaches the message's file descriptors to the last packet."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     parts = [data[at : at + PART_BYTES] for at in range(0, len(data), PART_BYTES)]
     return [*(MORE + part for part in parts[:-1]), LAST + parts[-1]]
@@ -78,7 +78,7 @@ class Receiver:
         self._received = bytearray()
 
     def next(self) -> tuple[ChannelMessage, list[int | None]] | None:
-        """Return the next message and its file descriptors, or None if the other end has closed.
+        """Return the next message from the socket with its file descriptors, or None if the other end has closed.
 
         If this process cannot have all descriptors of the message, all are closed, and the result has None for each.
 

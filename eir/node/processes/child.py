@@ -100,11 +100,11 @@ class Child:
             self._left(process)
 
     def count(self, counters: metrics.Snapshot) -> None:
-        """Update the stored counters of the running process. Counters that `counters` lacks keep their values."""
+        """Store new values of the running process's counters. A counter that is missing in `counters` keeps its last value."""
         self._counters = self._counters | counters
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the sum of the running process's counters and the counters of the processes that it replaced after their end."""
+        """Return the counters of the child: values of its running process plus those of its earlier, ended processes."""
         return metrics.merge([self._past, self._counters])
 
     def notify(self, what: str, *arguments: Any, **options: Any) -> None:

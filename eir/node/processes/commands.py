@@ -64,7 +64,7 @@ class ControlSockets:
         self._path = path
 
     async def open(self) -> None:
-        """Open the sockets.
+        """Open the control socket, and the read-only socket if the configuration has one.
 
         Raises:
             EirError: if the read-only socket cannot be opened.
@@ -80,14 +80,14 @@ class ControlSockets:
             ) from None
 
     async def close(self) -> None:
-        """Close and remove the sockets."""
+        """Close the control socket and the read-only socket, and remove their files."""
         await self._control.close()
         if self._read_only is not None:
             await self._read_only.close()
 
 
 class Commands:
-    """Commands of the control socket. Each command calls parts of the supervisor."""
+    """Commands of the node's control socket, such as `eir status`. Each command calls functions of the supervisor's parts."""
 
     def __init__(
         self,

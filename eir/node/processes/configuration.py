@@ -86,7 +86,7 @@ class Configuration:
         self.loaded = loaded
 
     def accept(self, needs_restart: Sequence[str]) -> None:
-        """Record that all processes have applied the last reload. `needs_restart`: keys whose new values need a restart."""
+        """Record that all processes have applied a reload. `needs_restart`: changed keys that take effect only after a restart."""
         self._is_refused = False
         self._needs_restart = needs_restart
 
@@ -143,14 +143,14 @@ class Configuration:
 
 
 def certificate_warnings(ends: datetime | None, now: datetime) -> list[str]:
-    """Return a warning if the node's certificate expires soon. `ends`: time of its expiry; None without TLS."""
+    """Return a warning if the node's TLS certificate expires soon. `ends`: time of its expiry; None without TLS."""
     if ends is None or ends - now >= CERTIFICATE_WARNED:
         return []
     return [StatusText.CERTIFICATE_EXPIRES.format(f"{ends:%Y-%m-%dT%H:%M:%SZ}")]
 
 
 def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":
-    """Read the keys that verify access tokens, by interface.
+    """Read the keys with which each interface verifies access tokens; return them by interface name.
 
     An interface without listeners keeps its previous keys.
 
