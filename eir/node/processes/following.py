@@ -116,14 +116,14 @@ class _FollowerProcess:
             )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
-        """Return the functions that the supervisor may call, by name."""
+        """Return the follower's functions that the supervisor may call, by name."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "first_seen": self._note_sightings,
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Wait for the lists in force from the supervisor, then follow the store until cancelled."""
+        """Wait until the supervisor has sent the lists in force, then copy changed lists from the store until cancelled."""
         await self._has_all_lists.wait()
         await self._follower.start()
         if self._keeper is not None:
@@ -146,13 +146,13 @@ class _FollowerProcess:
         self._channel.notify("counted", self._counters(), latest="counted")
 
     def _ending(self) -> Mapping[str, int] | None:
-        """Return the number of periods of grace that end on each of the next days, by day."""
+        """Return by date how many devices' periods of grace end on each of the next days."""
         if self._keeper is None:
             return None
         return count_ends(self._config.policy, self._keeper.first_days, self._record.today)
 
     async def close(self) -> None:
-        """Write the remaining first sightings, and close the store and the last good copy."""
+        """Write the remaining first sightings to their record, and close the store and the last good copy."""
         if self._keeper is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_S):
@@ -245,7 +245,7 @@ class Followed:
     def deliver_to(
         self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None], reject: Callable[[str, list[int]], None]
     ) -> None:  # fmt: skip
-        """Set the functions that are called with the lists that the follower sends.
+        """Set the functions that the supervisor calls when the follower sends lists.
 
         `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` receives a peer's label and
         devices whose first sighting is not recorded (eir.lists.follow.first_seen).
@@ -298,7 +298,7 @@ class Followed:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Let the follower follow the lists of a new configuration, which the workers have applied already."""
+        """Send the follower a new configuration, after the workers have applied it. The follower then follows the lists of this configuration."""
         self._config = config
         kinds = kinds_of(config)
         for name, (listed, _) in list(self._lists.items()):
@@ -326,7 +326,7 @@ class Followed:
         self._notify_complete()
 
     def _accept_list(self, listed: Listed, memory: int | None) -> str | None:
-        """Store a list from the follower and send it to the workers; return a fault that prevents this, or None."""
+        """Store a list from the follower and send the list to the workers. Return an error text if this is impossible, else None."""
         if memory is None:
             return "the supervisor has no file descriptor left for it"
         try:

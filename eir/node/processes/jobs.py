@@ -19,7 +19,7 @@ class Jobs:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, interval_s: float, work: Work, *, delay_s: float = 0.0) -> None:
-        """Run `work` after `delay_s`, then again `interval_s` after the end of each run.
+        """Run the function `work` after `delay_s`, then repeatedly, each time `interval_s` after the end of the last run.
 
         A failed run is logged under `name`.
         """

@@ -89,17 +89,17 @@ class ListedSearch:
         """Subscribers that were deleted from the record during the present search."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Leave deleted subscribers out of the events that the present search still sends."""
+        """Remove deleted subscribers from the events that the running search still sends."""
         self._forgotten.update(subscribers)
 
     def set_baseline(self, listed: Listed, memory: int | None) -> None:
-        """Store the content of a list as the base of its next search: only devices that are added later are searched."""
+        """Store a list's content as already searched, so that the next search looks only for devices that are added later."""
         image = _map(memory)
         if image is not None:
             self._searched[listed.name] = listed, image
 
     def queue_search(self, listed: Listed, memory: int | None) -> None:
-        """Queue a search of the record for the devices that the new content of a list has and its last searched content lacks."""
+        """Queue a search in the record of checks for the devices that have been added to a list since its last search."""
         image = _map(memory)
         if image is None:
             return
@@ -127,7 +127,10 @@ class ListedSearch:
                 self._forgotten.clear()
 
     async def _search_if_known(self, listed: Listed, image: Image) -> None:
-        """Search for the added devices of a list, if its previous content is known. A new list was empty before."""
+        """Search the record for the devices that a change has added to a list.
+
+        A list whose previous content is unknown is searched only if it is new, because a new list was empty before.
+        """
         name = listed.name
         listed_before, before = self._searched.get(name, (None, None))
         if before is None and listed.state.generation > NEW_LIST:
@@ -182,7 +185,7 @@ class ListedSearch:
         return events
 
     async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
-        """Return for each entry added singly since the last search the history event that added it.
+        """Return the history event that added each single entry to a local list since the last search; empty for other lists.
 
         From it all nodes compute the same id of an event, even if a node receives several changes of a local list at once. If
         the store is away, the id depends on the generation of the list.
@@ -202,7 +205,10 @@ class ListedSearch:
 
 
 def _map(memory: int | None) -> Image | None:
-    """Map an image; return None if it was not received. The next change of the list is then compared with an older image."""
+    """Map the shared memory of a list; return None if no usable memory was received.
+
+    The next change of the list is then compared with an older image.
+    """
     if memory is not None:
         with suppress(ImageError, OSError):
             return Image.map(memory)
@@ -216,7 +222,7 @@ def _build_events(
 
 
 def _event(search: Search, row: Mapping[str, Any], marks: Mapping[tuple[int, int, bool], Event]) -> dict[str, Any]:
-    """Return the event of a newly listed device, by its newest check."""
+    """Build the event that a newly listed device was seen before, with the data of the device's newest recorded check."""
     listed = search.listed
     device = row["device"]
     first_of_tac = device // SNR_KEYS * SNR_KEYS

@@ -37,7 +37,7 @@ Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, Mark]], Awaitabl
 
 
 def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
-    """Return a function that loads a release in a new process. `force`: as in Loader."""
+    """Return a function that loads a release in a new process. `force`: True to lift the limits on shrinking, growth and ranges."""
 
     async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
         job = release, folder, marks, force

@@ -70,7 +70,7 @@ class OtherProcesses:
             self._children.start(each.child)
 
     def apply(self, loaded: Loaded) -> None:
-        """Apply new settings to all processes except the workers."""
+        """Apply new settings to the follower and to the interfaces with a process of their own."""
         self.followed.configure(loaded.config)
         for each in self._services:
             each.apply(loaded)

@@ -44,7 +44,7 @@ def restore_priority() -> None:
 
 
 def restore_priority_of(pid: int) -> None:
-    """Restore the normal priority of the process `pid`, if permitted. At a low priority the process itself may get no processor time for this."""
+    """Restore the normal priority of the process `pid`, if permitted. The process may get too little processor time to do so itself."""
     with suppress(OSError):  # the process has ended
         threads = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
         for thread in threads:
@@ -61,7 +61,7 @@ class IdlePriority:
     """
 
     def __init__(self) -> None:
-        """Create the context manager."""
+        """Test whether this process is permitted to restore a lowered priority. Its priority is not changed."""
         self._depth = 0
         self._timer: asyncio.TimerHandle | None = None
         self.starved = asyncio.Event()
@@ -72,7 +72,7 @@ class IdlePriority:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Run a `with` block at idle priority. Blocks may overlap."""
+        """Run a `with` block with this process at idle priority. Blocks may overlap."""
         self._depth += 1
         if self._depth == 1 and self.permitted:
             for thread in _threads():
@@ -115,7 +115,7 @@ class IdleThread:
     """Thread for work at a lower priority than checks. If other programs starve the process, its priority is restored."""
 
     def __init__(self, name: str, aside: IdlePriority) -> None:
-        """Start the thread. `aside`: sets the priority of the process during the work."""
+        """Start the thread. `aside`: context manager that lowers the priority of the process while the thread works."""
         self._executor = ThreadPoolExecutor(1, name)
         thread = self._executor.submit(threading.get_native_id).result()
         self._aside = aside
@@ -123,7 +123,7 @@ class IdleThread:
             set_idle_priority(thread)  # for the whole life of the thread
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run work in the thread and return its result."""
+        """Run a function in the idle thread and return its result."""
         with self._aside():
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
@@ -137,7 +137,7 @@ async def stay_idle(aside: IdlePriority, again_s: float = AGAIN_S) -> None:
 
 
 def can_restore() -> bool:
-    """Test whether a thread may restore its priority after lowering it. The calling thread's priority changes."""
+    """Return true if a thread may lower and then restore its priority. The test does both to the calling thread."""
     try:
         (TASKS.parent / "schedstat").read_text()  # a kernel may have no schedstat
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -45,7 +45,7 @@ class ThisProcess:
             serving.add_done_callback(lambda _: self.stop.set())
 
     def work(self, name: str, work: Coroutine[None, None, None]) -> None:
-        """Run the process's main work, and stop the process when the work ends.
+        """Run the main work of this process, and stop the process when the work ends.
 
         An exception is logged under `name`, and the exit status is 1.
         """

@@ -31,7 +31,7 @@ PRUNE_S = 600.0
 
 
 class _Waiting:
-    """Queue of messages with checks, the oldest message first."""
+    """Queue of workers' messages with checks for the record, the oldest message first."""
 
     def __init__(self) -> None:
         self.messages: deque[bytes] = deque()
@@ -47,7 +47,7 @@ class _Waiting:
             self._count(message, 1)
 
     def drop_oldest(self) -> int:
-        """Drop the oldest message, and return its number of checks."""
+        """Drop the oldest message from the queue, and return the number of checks in the message."""
         return self._count(self.messages.popleft(), -1)
 
     def _count(self, message: bytes, sign: int) -> int:
@@ -96,7 +96,7 @@ class RecordWriter:
         self._clock = state_folder.read_clock(state)
 
     def add(self, message: bytes) -> None:
-        """Queue a message. Above the limit the oldest messages are dropped."""
+        """Queue a worker's message for the record. If the queue is above its limit, its oldest messages are dropped."""
         self._waiting.add(message)
         if self._waiting.rows >= WRITE_ROWS:
             self._wake.set()
@@ -122,7 +122,7 @@ class RecordWriter:
                 await asyncio.sleep(min(AGAIN_S, self._settings.window_s))
 
     async def write(self) -> bool:
-        """Write the queued messages; return true if this succeeds.
+        """Write the queued messages to the record of checks; return true if this succeeds.
 
         After a failure the messages are queued again, up to the limit.
         """
@@ -146,7 +146,7 @@ class RecordWriter:
         return True
 
     async def save_watched(self) -> None:
-        """Save the pairs of device and SIM that were seen last in watched lists."""
+        """Write to disk which SIM each device of a watched list used last, or which device each SIM used last."""
         await self._disk.run(self._write_watched)
 
     def _write_watched(self) -> None:

@@ -126,7 +126,7 @@ class _Recorder:
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Run until the workers have ended or the process is stopped.
+        """Run the recorder until the workers have ended or the process is stopped.
 
         If the supervisor has ended, the recorder waits at most ORPHANED_S for the workers.
         """
@@ -324,7 +324,7 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder process first the lists whose search is done, as a base of the next search, then the lists to search."""
+        """Send a new recorder first the lists that were searched already, as a base for comparison, then the lists to search."""
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)
         for name, (listed, image) in self._lists.items():
@@ -375,7 +375,7 @@ class Recorded:
         raise EirError("the latest checks could not be written; see event=sightings_failed in the log")
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of record and events by name and label values."""
+        """Return the metrics of the record of checks and of its events by name and label values."""
         return metrics.merge([self._zeros, self._size, self.child.snapshot()])
 
     def _count(self, counters: metrics.Snapshot) -> None:

@@ -31,7 +31,7 @@ class Reload:
         jobs: Jobs,
         report: Report,
     ) -> None:
-        """Store the parts that a reload needs.
+        """Store the node's parts that take part in a reload of the configuration.
 
         `apply`: function that applies settings to all parts except the workers. `on_change`: True to reload also when the file
         changes.

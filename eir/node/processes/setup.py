@@ -1,4 +1,4 @@
-"""Functions for the configuration that several processes of a node share, and the watch on the configuration file."""
+"""Functions for the configuration, the lists and the limits that several processes of a node share."""
 
 import asyncio
 import hashlib
@@ -63,13 +63,13 @@ def kinds_of(config: Config) -> dict[str, str]:
 
 
 def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
-    """Return the lists of policy rules that have never been loaded, without local lists, which may be empty."""
+    """Return the lists that policy rules use but that were never loaded. Local lists, which may be empty, are left out."""
     used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
     return [name for name in used if name not in states and not config.lists[name].local]
 
 
 def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
-    """Return advice after a reload: about lists that were never loaded, and lists that are no longer configured.
+    """Return texts of advice after a reload, for each list that was never loaded and each list that is no longer configured.
 
     `before`, `now`: reports of the workers before and after the reload.
     """
@@ -136,7 +136,7 @@ def send_list(channel: Channel, listed: Listed, image: Image) -> None:
 
 
 class ConfigFile:
-    """Watcher of the configuration file for changes and faults. `digest`: Config.digest at the start of the node."""
+    """Watcher that detects changes and faults of the configuration file. `digest`: Config.digest at the start of the node."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._file = WatchedFile(path)

@@ -106,7 +106,7 @@ class Starter:
     """
 
     def __init__(self, *modules: str, keeps: Sequence[int] = (), owned: Path | None = None) -> None:
-        """Store the settings; no starter process runs yet.
+        """Create a client of the starter. The starter process is started later.
 
         `modules`: modules that a new starter loads for its children. `keeps`: descriptors that stay open in all these processes.
         `owned`: folder for as_owner_of.
@@ -120,7 +120,7 @@ class Starter:
         self._thread = ThreadPoolExecutor(1, NAME)
 
     def fork(self) -> None:
-        """Fork the first starter process, which shares the memory of this process.
+        """Fork the first starter process from this process, whose memory it shares.
 
         This process must have neither an event loop nor a thread.
         """
@@ -139,7 +139,7 @@ class Starter:
         self._report = report
 
     def stay(self) -> None:
-        """Start all future starters at the present priority of this process, even if its own priority changes later."""
+        """Launch all future starters at this process's present priority, even if its priority changes later."""
         self._thread.submit(int).result()  # starts the thread that launches starters, which keeps its priority
 
     async def start(
@@ -166,7 +166,7 @@ class Starter:
                 return await self._started(name, call, carrying, within_s)
 
     async def _started(self, name: str, call: bytes, carrying: Sequence[HasDescriptor], within_s: float) -> Process:
-        """Let the running starter start a process, and return the process.
+        """Request a new process from the starter, and return it. A starter that has ended is replaced first.
 
         Raises:
             ChannelError: as `start`.
@@ -319,7 +319,7 @@ def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]
 
 
 def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
-    """Run the work of the new process, and exit with its status.
+    """Run the main function of the new process, and exit with the status that it returns.
 
     Signals of a terminal are ignored, because the supervisor handles them.
     """

@@ -137,7 +137,10 @@ def read_clock(folder: Path) -> TrustedClock:
 
 
 def save_clock(clock: TrustedClock, folder: Path) -> None:
-    """Store the time of the clock for the next start, unless the disk is full. Without it the next start is more cautious."""
+    """Store the time of the clock for the next start; a full disk is ignored.
+
+    Without this time the next start is more cautious about expiries.
+    """
     _save(folder / CLOCK_FILE, f"{clock.time:.0f}\n")
 
 

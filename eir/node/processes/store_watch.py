@@ -24,7 +24,7 @@ UNKNOWN_LIST = "unknown"
 
 
 class StoreWatch:
-    """Poll of the store by the supervisor, and its last result."""
+    """Poll of the store by the supervisor, with the results of the last poll."""
 
     def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
         """Create a watch that has not polled yet. `config`: function that returns the settings in force."""
@@ -104,7 +104,7 @@ class StoreWatch:
 
 
 async def _newest_events(store: ListStore) -> list[Event]:
-    """Return the newest events of each chain of the history separately, so that a feed's rows do not displace loads."""
+    """Return the newest events of each history chain. Each chain is read alone: a feed's many events must not displace loads."""
     events: list[Event] = []
     for chain in CHAINS:
         events += await await_store(store.history(limit=EVENTS_MAX, chain=chain))

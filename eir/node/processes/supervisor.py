@@ -217,7 +217,7 @@ class Supervisor:
         return False
 
     def _report_missing(self, lists: Sequence[str]) -> None:
-        """Log that these lists have never been loaded, and inform the service manager if the start waits for them."""
+        """Log which lists have never been loaded. If the start waits for them, send a status text to the service manager."""
         boot = self._configuration.config.boot_without_lists
         self._log.report("lists_missing", level="warning", lists=",".join(lists), boot_without_lists=boot)
         if boot == "refuse":  # the service manager may delay the loader until the node has started

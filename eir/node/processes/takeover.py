@@ -34,7 +34,7 @@ class Takeover:
         """Longest time in seconds for which a switch blocked the loop."""
 
     def enqueue(self, listed: Listed, memory: int | None) -> None:
-        """Map the memory of a list, and queue the list to be put in force."""
+        """Map the shared memory of a list, and queue the list, which `run` then puts in force."""
         if memory is None:
             return  # the supervisor sends the list again
         try:
@@ -45,7 +45,7 @@ class Takeover:
             self._arrived.put_nowait((listed, image))
 
     def complete(self) -> None:
-        """Queue a mark after the last list of the worker's start."""
+        """Add an end mark to the queue after the last list of the worker's start."""
         self._arrived.put_nowait(None)
 
     async def run(self) -> None:
@@ -63,7 +63,7 @@ class Takeover:
                     self._process.log.report("fault", reason="lists", level="error", detail=detail_of(e))
 
     async def free(self) -> None:
-        """Free the memory of replaced images, with pauses, until cancelled.
+        """Free the memory of replaced lists in small parts with pauses, until cancelled.
 
         Other workers do the same at that time. With pauses, none waits on a shared processor for another's time slice.
         """
@@ -78,7 +78,7 @@ class Takeover:
             del image
 
     def _switch(self, listed: Listed, image: Image) -> None:
-        """Put a list in force, unless this version of it is in force already."""
+        """Put a list in force in this worker, unless the same version of the list is in force already."""
         entries = self._index.lists.get(listed.name)
         if entries is None or entries.kind != listed.kind or entries.state == listed.state:
             return

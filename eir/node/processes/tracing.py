@@ -41,7 +41,7 @@ class Tracing:
         idle_s: float = IDLE_S,
         read_s: float = READ_S,
     ) -> None:
-        """Create the state; no trace is running.
+        """Create the tracing of the supervisor. No trace is running yet.
 
         `seek`: function that sets the filter of checks that all workers report from now on; None: no checks. `record`: function
         that adds an event to the history. `idle_s`: as IDLE_S. `read_s`: as READ_S.
@@ -129,7 +129,7 @@ class Tracing:
             self._news.set()
 
     async def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the records since the last read, and whether the trace is `over`.
+        """Return the records of the trace since the last read, and in `over` whether the trace has ended.
 
         A read waits for records at most `read_s`. Argument `number`: number of the trace; default: the last trace.
         """
@@ -149,7 +149,7 @@ class Tracing:
         return {"records": records, "over": self.sought is None}
 
     async def end(self, arguments: Mapping[str, Any]) -> None:
-        """End the running trace. Argument `number`: as in `read`."""
+        """End the running trace. Argument `number`: number of the trace; default: the last trace."""
         number = arguments.get("number", self._number)
         await self._end(lambda: number == self._number)
 

@@ -81,7 +81,7 @@ class Web:
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 
     async def _page(self, request: HttpRequest) -> HttpResponse:
-        """Return the page for people. For an `imei` in form or query it shows the output of `eir check`."""
+        """Return the web page for people. For an identifier `imei` in form or query the page shows the output of `eir check`."""
 
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)
@@ -111,7 +111,10 @@ class Web:
 
 @cache
 def _advice_page() -> HttpResponse:
-    """Render deploy/RUNBOOK.md, which a wheel has beside this module (setup.py), at the first request."""
+    """Read deploy/RUNBOOK.md and render its page of advice.
+
+    A wheel has the file beside this module (setup.py).
+    """
     in_wheel = Path(__file__).with_name("RUNBOOK.md")
     in_source = Path(__file__).parents[3] / "deploy" / "RUNBOOK.md"
     file = in_wheel if in_wheel.exists() else in_source

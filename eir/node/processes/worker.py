@@ -231,7 +231,7 @@ class Worker:
 
     @property
     def node(self) -> S13Server:
-        """Diameter node of the worker. The supervisor's admission decides about the node's connections."""
+        """Diameter node of the worker. The supervisor decides about this node's connections."""
         node: S13Server = self.servers[S13]
         return node
 
@@ -313,7 +313,7 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Update the queue of new devices: remove those that are on record now, and send the unsent ones to the follower, which writes the record."""
+        """Remove recorded devices from the queue of new devices, and send the unsent devices to the supervisor for the follower."""
         if self.new_devices is None:
             return
         for _ in self.new_devices.remove_recorded():
@@ -329,7 +329,7 @@ class Worker:
             self.process.channel.notify("first_seen", sightings)
 
     def reject_first_seen(self, peer: str, keys: list[int]) -> None:
-        """Remove these devices from the queue of new devices, because their first sightings are not recorded.
+        """Remove devices from the queue of new devices, because their first sightings are not recorded.
 
         `peer`: label of the peer above its limit.
         """
@@ -422,7 +422,7 @@ class Worker:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
 
     def counters(self) -> metrics.Snapshot:
-        """Return the counters of this worker, which are kept after its end."""
+        """Return the worker's counters that the supervisor keeps after the worker's end."""
         counts = self.context.counts
         checker = self.context.checker
         durations = counts.durations
@@ -486,7 +486,7 @@ class Worker:
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
-        """Return the answer to a question at present, and its reasons. The question is not counted as a check."""
+        """Return the answer that a check would get at present, and the reasons. The call is not counted as a check."""
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
@@ -531,13 +531,13 @@ class Worker:
 
 
 class RemoteAdmission:
-    """Admission for a worker's Diameter node: reports events to the supervisor, whose orders arrive as calls."""
+    """Client of the supervisor's admission, in a worker: reports events of Diameter connections. Orders arrive as calls."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return whether the supervisor permits an outgoing connection. Without an answer it is not permitted."""
+        """Ask the supervisor whether an outgoing connection is permitted; return false if the supervisor does not answer."""
         with suppress(ChannelError):
             return bool(await self._channel.ask("may_dial", host, label, now))
         return False

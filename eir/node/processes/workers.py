@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """Supervisor's state about one running worker."""
+    """Running worker as the supervisor sees it: process, connections and whether it accepts connections."""
 
     child: Child
     process: Process
@@ -55,13 +55,13 @@ class _Worker:
         self.started = True
 
     def remove(self, source: Counted) -> None:
-        """Remove an ended connection from the counts."""
+        """Remove an ended connection from the worker's count of open connections."""
         self.connections[source] -= 1
         if not self.connections[source]:
             del self.connections[source]
 
     def leave(self) -> None:
-        """Record that the worker accepts no further connections."""
+        """Record that this worker was stopped and accepts no further connections."""
         self.leaving = True
 
     @property
@@ -187,7 +187,7 @@ class Workers:
             worker.channel.notify("first_seen_rejected", peer, keys)
 
     def complete(self) -> None:
-        """Inform every worker that all lists of the follower have been sent."""
+        """Inform every worker that the supervisor has sent it all lists."""
         for worker in self._workers.values():
             worker.channel.notify("complete")
 
@@ -203,7 +203,7 @@ class Workers:
             self._acceptor.remove(source)
 
         def reported(what: str, connection: int, *details: Any) -> None:
-            """Call the method `what` of the admission for an event of a Diameter connection, and send the orders that it returns to workers."""
+            """Pass the event `what` of a Diameter connection to the admission, and send the resulting orders to the workers."""
             worker.named.add(connection)
             if what == "closed":
                 worker.named.discard(connection)
@@ -215,7 +215,7 @@ class Workers:
             self._order(self._admission.arrived(claim))
 
         def client_named(protocol: str, name: str) -> None:
-            """Send the name of a new GSUP client to all other workers, which test their clients with this name: only one may use the name."""
+            """Send the name of a new GSUP client to all other workers, which test their own client of this name."""
             for other in self._workers.values():
                 if other is not worker:
                     other.channel.try_notify("doubt", protocol, name)
@@ -227,14 +227,14 @@ class Workers:
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:
-        """Record whether a peer without a connection is away, for the warning about absent peers."""
+        """Record after the end of a connection whether its peer counts as absent (`is_away`), for the warning about absent peers."""
         if is_away:
             self._not_away.discard(label)
         else:
             self._not_away.add(label)
 
     def _order(self, orders: Sequence[Order]) -> None:
-        """Send each order of the admission to the worker that has the connection."""
+        """Send each order of the supervisor's admission to the worker that has the connection named in the order."""
         for order in orders:
             worker = self._workers.get(process_of(order.connection))
             if worker is not None:
@@ -280,7 +280,7 @@ class Workers:
         return merged
 
     def figures(self) -> metrics.Snapshot:
-        """Return the last known counters of all workers, about 1 s old, without a call to them."""
+        """Return the sum of all workers' counters as last reported, about 1 s old. The call sends no request to workers."""
         return metrics.merge([child.snapshot() for child in self.children])
 
     async def reports(self) -> list[WorkerReport]:
@@ -294,7 +294,7 @@ class Workers:
         return reports
 
     async def explain(self, question: Question) -> Explanation:
-        """Return the answer to a question and its reasons, from the first worker that has its lists.
+        """Return the answer that a check would get at present, and the reasons, from the first worker that has its lists.
 
         Raises:
             EirError: if no worker has its lists, or the worker rejects the question.
