@@ -67,13 +67,13 @@ class Kind:
 
     @property
     def form(self) -> str:
-        """Description of how a value is written, without an article, for the reference page."""
+        """Description of how a configuration value is written, without an article, for the reference page."""
         text = re.sub(r"^(an?|the) ", "", self.expected)
         return f"{text}, or a list" if self.many else text
 
     @property
     def form_with_example(self) -> str:
-        """Description of how a value is written, with examples. It completes "expected …" in error messages."""
+        """Description of how a configuration value is written, with examples. The text completes "expected …" in error messages."""
         text = self.expected
         if self.example:
             text += f", such as {self.example}"
@@ -81,7 +81,7 @@ class Kind:
 
 
 class Unexpected(ValueError):
-    """Error for an invalid configuration value, with a more precise message than the kind's `expected`."""
+    """Error for an invalid configuration value, whose message is more precise than the text `expected` of the value's kind."""
 
 
 def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.Match.group, **more: Any) -> Kind:
@@ -149,7 +149,10 @@ def quantity(
     one: int = 1,
     **more: Any,
 ) -> Kind:
-    """Build a Kind for a number with a unit, from `low` to `high`. One unit of the value is `one` base units."""
+    """Build a Kind for a number with a unit, from `low` to `high`.
+
+    `units` maps each unit to its number of base units; `one` is the number of base units in a value of 1.
+    """
 
     def read(written: str) -> Any:
         amount = parse_amount(written, units) / one
@@ -369,7 +372,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Section of the configuration file: one mapping of keys, or several mappings with the same keys in a list or by name."""
+    """Section of the configuration file: one mapping of keys, a list of such mappings, or such mappings by name."""
 
     path: str
     """Path as in Key."""
@@ -387,7 +390,7 @@ class Section:
 
     @property
     def shape(self) -> str:
-        """Suffix of the section's path: `[]` for a list of mappings, `.*` for named mappings, empty for one mapping."""
+        """Suffix of the configuration section's path: `[]` for a list of mappings, `.*` for named mappings, empty for one mapping."""
         return self.path[-2:] if self.path.endswith(("[]", ".*")) else ""
 
     @property
@@ -415,11 +418,11 @@ class Document:
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:
-        """Return True if the value or section at this position, or a value inside it, is invalid."""
+        """Return True if the value or section at a position of the configuration file, or a value inside the section, is invalid."""
         return any(fault[: len(spot)] == spot for fault in self.faults)
 
     def line(self, *spot: Hashable) -> int:
-        """Return the line of the value at this position; for a missing value, the line of the section around it."""
+        """Return the line of a value in the configuration file. If the value is missing, return the line of its section."""
         while spot and spot not in self.lines:
             spot = spot[:-1]
         return self.lines.get(spot, 1)

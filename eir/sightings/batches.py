@@ -47,7 +47,7 @@ class CheckRows(NamedTuple):
     kinds: Sequence[CheckKind]
 
     def grouped(self, subscribers: Subscribers) -> pl.DataFrame:
-        """Group similar checks of one hour; return a frame with one row for each group, sorted by device.
+        """Group similar checks of the same hour. Return a frame with one row for each group, sorted by device.
 
         The frame has the columns of schema.COLUMNS.
         """
@@ -97,7 +97,7 @@ def rows_of(messages: Iterable[bytes]) -> CheckRows:
 
 
 def is_imei(*lengths: int) -> pl.Expr:
-    """Build a polars expression that is true if the identifier is an IMEI of one of these lengths."""
+    """Build a polars expression that is true if the identifier has only digits and is as long as one of these lengths."""
     pattern = "|".join(f"[0-9]{{{length}}}" for length in lengths)
     return pl.col("imei").str.contains(f"^(?:{pattern})$")
 

@@ -37,7 +37,7 @@ OVER_RATE, NOT_TAKEN = "rate", "buffer"
 
 
 class CheckKind(NamedTuple):
-    """Values that many checks have in common, each a column of the record of checks; None: without a value."""
+    """Values that are equal for many checks: each is a column of the record of checks; None if there is no value."""
 
     origin_host: str | None = None
     origin_realm: str | None = None
@@ -52,7 +52,7 @@ class CheckKind(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Checks that one call has added to the buffer."""
+    """Checks that one call of `Buffer.add` has added to a worker's buffer."""
 
     kinds: Sequence[Any]
     """Kinds as eir.checks.policy.SightingKind."""
@@ -61,11 +61,11 @@ class Part(NamedTuple):
 
     @property
     def checks(self) -> int:
-        """Number of checks that this call has added."""
+        """Number of checks in this part of the buffer."""
         return len(self.numbers) // NUMBER.size
 
     def pieces(self) -> Iterator["Part"]:
-        """Split the checks into pieces, each small enough for one message."""
+        """Split this part of the buffer into pieces, each small enough for one message."""
         if len(self.texts) <= MESSAGE_BYTES or self.checks == 1:
             yield self
         else:
@@ -107,7 +107,7 @@ class Buffer:
         """Peers without room, from their first dropped check until the next flush (see Sightings)."""
 
     def add(self, kinds: Sequence[Any], numbers: bytes, texts: bytes) -> None:
-        """Add checks that were just answered. Above the rate limit, checks that are no events are dropped and counted."""
+        """Add answered checks to the buffer. Above the rate limit, ordinary checks are dropped and counted, unusual checks are added."""
         self._arm(FLUSH_S)
         part = Part(kinds, numbers, texts)
         count, kind = part.checks, kinds[NUMBER.unpack_from(numbers)[0]]
@@ -122,13 +122,13 @@ class Buffer:
         self._parts[PLAIN if is_plain else EVENTS].append(part)
 
     def left_out(self, count: int, peer: str) -> None:
-        """Count dropped checks of a peer, and reject further ones of this peer until the next flush."""
+        """Count a peer's checks that were dropped, and drop all further ordinary checks of this peer until the next flush."""
         self._arm(FLUSH_S)
         self.dropped[OVER_RATE] += count
         self.full.add(peer)
 
     def flush(self) -> None:
-        """Send all collected checks to the recorder. Messages that it cannot receive yet stay queued."""
+        """Send all collected checks to the recorder. Messages that the recorder cannot receive yet stay queued."""
         began_us, self._began = round((self._began or 0.0) * 1e6), None
         self.full.clear()
         self._share.clear()
@@ -160,12 +160,12 @@ class MessageQueue:
         self._bytes = 0
 
     def append(self, message: bytes) -> None:
-        """Append a message for the recorder to the queue."""
+        """Append a message for the recorder to the worker's queue."""
         self._messages.append(message)
         self._bytes += len(message)
 
     def send_all(self) -> bool:
-        """Send messages until the recorder cannot receive more; return True if the queue is empty.
+        """Send queued messages until the recorder cannot receive more; return True if the queue is then empty.
 
         The oldest messages above `bytes_max` are dropped.
         """

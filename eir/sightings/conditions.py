@@ -43,7 +43,7 @@ MODULES = re.compile(r"module|iot|m2m|modem|vehicle|router|dongle", re.IGNORECAS
 
 
 class Tac(NamedTuple):
-    """TAC that is allocated to a maker, from a list of device types."""
+    """TAC (type allocation code) that was allocated to a device maker, from a list of device types."""
 
     tac: int
     allocated: date | None

@@ -90,7 +90,7 @@ class EventSender:
 
     @property
     def room(self) -> int:
-        """Number of further events that fit into the first half of the queue; the other half stays free for checks."""
+        """Number of events about newly listed devices that still fit into the queue. They use its first half only."""
         return self._waiting_max // 2 - len(self.waiting)
 
     @property
@@ -205,7 +205,7 @@ class _Exchange:
             raise (Undelivered if later else EventsRejected)(f"{self.where} answered {status}")
 
     def end(self) -> None:
-        """Abort the POST from another thread, in any state of the connection."""
+        """Abort the POST request from another thread, whatever the state of the connection is."""
         self._ended = True  # before the socket is read, because it may be connecting at this moment
         if (connected := self._link.sock) is not None:
             with suppress(OSError):

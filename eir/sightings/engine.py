@@ -28,7 +28,7 @@ class Engine(Protocol):
     """Interface of an SQL engine with named tables. Callers write all SQL in DuckDB's dialect."""
 
     def define(self, name: str, select: str) -> None:
-        """Create or replace a table by the result of a SELECT, which may read the table that is replaced."""
+        """Create a table from the result of a SELECT, or replace it. The SELECT may read the old table of this name."""
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
         """Create a table from rows of values. `columns`: name → SQL type."""
@@ -43,7 +43,7 @@ def scalar(engine: Engine, select: str) -> int:
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """Build the SELECT of the recorded checks in a window of time, without checks of probes and early checks.
+    """Build the SELECT of the recorded checks in a window of time, without checks of probes and checks before authentication.
 
     A column `day` counts the days from the start of the window. Early checks are left out, because any phone can claim an
     IMSI before authentication.

@@ -23,7 +23,7 @@ WATCHED_MAX = 100_000
 
 
 class Events:
-    """Converter of workers' messages to events for a receiver.
+    """Converter of workers' messages with checks to events for a receiver, such as a webhook.
 
     Args:
         per_second_max: maximum number of events per second.
@@ -49,7 +49,7 @@ class Events:
         """Events of newly listed devices."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove these subscribers from the pairs of device and SIM that were seen last."""
+        """Remove these subscribers from the last SIM of each watched device, the last device of each watched SIM, and queued events."""
         self.seen = without_subscribers(self.seen, subscribers)
         for event in self._listed:
             if event["subscriber"] in subscribers:
@@ -57,11 +57,11 @@ class Events:
 
     @property
     def has_listed(self) -> bool:
-        """True while events about newly listed devices wait."""
+        """True while events about newly listed devices are queued."""
         return bool(self._listed)
 
     def add_listed(self, events: Iterable[dict[str, Any]]) -> None:
-        """Queue events about newly listed devices; each event has an id."""
+        """Queue events about newly listed devices. Each event has an id already."""
         self._listed += events
 
     def clear_dropped(self) -> int:
@@ -77,7 +77,7 @@ class Events:
             group[2] += 1
 
     def due(self, now: float, subscribers: Subscribers, listed_max: int = 0) -> list[dict[str, Any]]:
-        """Return the events to send now: first those of groups of checks in the order of their first check, then those of newly listed devices.
+        """Return the events to send now: first one for each group of similar checks, then events about newly listed devices.
 
         `now` in seconds. `listed_max`: maximum number of events of newly listed devices. They wait while there is no room
         under the maximum rate. Other events above the rate are dropped and counted.
@@ -105,7 +105,7 @@ class Events:
         return [*({"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent), *listed]
 
     def _changes(self, kind: CheckKind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
-        """Yield each change of SIM or device in a watched list: kind of the change, and previous SIM or device.
+        """Yield the kind of each change of SIM or device in a watched list, with the previous SIM or device.
 
         A check whose SIM was not authenticated yields no change.
         """
@@ -133,7 +133,7 @@ class Events:
 
 
 def without_subscribers(seen: Mapping[str, str], subscribers: Collection[str]) -> dict[str, str]:
-    """Return pairs of device and SIM without those that contain one of these subscribers."""
+    """Return a copy of the pairs of device and SIM, without pairs that contain one of these subscribers."""
     return {
         who: partner
         for who, partner in seen.items()

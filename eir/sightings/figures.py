@@ -46,7 +46,7 @@ Counts: TypeAlias = dict[str, Counter[str]]
 
 
 class Figure(NamedTuple):
-    """Published figure: a total, and one table for each of its dimensions, such as list or maker."""
+    """Figure that is published each month: a total, and a table for each dimension, such as list or maker."""
 
     title: str
     dimensions: tuple[str, ...]
@@ -74,7 +74,7 @@ class FigureTally:
     by: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
 
     def add(self, devices: int, **names: str) -> None:
-        """Count devices once in the total, and once in the row of each name."""
+        """Add a number of devices to the figure's total, and in each dimension to the row of the given name."""
         self.total[DEVICES] += devices
         for dimension, name in names.items():
             self.by[dimension][name][DEVICES] += devices
@@ -134,14 +134,14 @@ def hidden_rows(counts: Mapping[str, int], total: int) -> dict[str, str]:
 
 
 def _values(figure: Figure, numbers: Counter[str], text: str) -> dict[str, Value]:
-    """Return the rounded counts of a row. If `text` is not empty, it replaces the count of devices."""
+    """Return the numbers of a row for publication, rounded. If `text` is not empty, it replaces the number of devices."""
     if text:
         return {**dict.fromkeys(figure.numbers, WITHHELD), DEVICES: text}
     return {each: (numbers[each] + BELOW // 2) // BELOW * BELOW for each in figure.numbers}
 
 
 def _place(row: Document) -> tuple[int, str]:
-    """Return the sort key of a row: first visible counts of devices, the highest first, then hidden counts by name."""
+    """Return the sort key of a table row: the highest number of devices comes first, rows with a hidden number last, by name."""
     devices = row[DEVICES]
     return (-devices if isinstance(devices, int) else 0), row["name"]
 
@@ -152,12 +152,12 @@ def public_text(text: str) -> str:
 
 
 def present_figures(found: Document) -> dict[str, Document]:
-    """Return the figures of a document that have data, in the order of FIGURES."""
+    """Return the figures of a month's document that have data, in the order of FIGURES."""
     return {name: part for name, part in found["figures"].items() if part is not None}
 
 
 def table_rows(found: Document) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a document as a table with COLUMNS: each figure with its total, then by each dimension."""
+    """Yield a month's figures as rows with COLUMNS: for each figure first its total, then its rows by dimension."""
     for figure, part in present_figures(found).items():
         total = {**part, "name": ""}
         for dimension, rows in {"": [total], **part["by"]}.items():
@@ -169,7 +169,7 @@ def table_rows(found: Document) -> Iterator[dict[str, Any]]:
 
 
 def merge(documents: Sequence[Document]) -> Document:
-    """Add up the figures of several operators for one month. If a number is hidden, its sum is withheld.
+    """Add up the monthly figures of several operators. If an operator's number is hidden, the sum is withheld.
 
     Raises:
         EirError: if the months differ.
@@ -204,7 +204,7 @@ def _sums(figure: Figure, rows: Sequence[Document]) -> dict[str, Value]:
 
 
 def _sum(values: Sequence[Any]) -> Value:
-    """Add up numbers; if one of several is hidden, the sum is withheld."""
+    """Add up numbers. If one of several numbers is hidden, withhold the sum."""
     if any(value in (FEW, WITHHELD) for value in values):
         return str(values[0]) if len(values) == 1 else WITHHELD
     return sum(map(operator.index, values))

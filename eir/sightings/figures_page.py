@@ -44,7 +44,7 @@ def _total(title: str, part: Document) -> str:
 
 
 def _charts(figure: Figure, part: Document) -> str:
-    """Render a chart and a table for each dimension of a figure that has rows."""
+    """Render a figure as one bar chart for each dimension that has rows, with a table if the figure counts attempts."""
     charts, tables = "", ""
     for dimension, rows in part["by"].items():
         if rows:

@@ -160,7 +160,7 @@ def _rows_of_peers(path: Path) -> Counter[str]:
 
 
 def _bytes_without(file: RecordFile, peer: str, *, has_others: bool) -> int:
-    """Rewrite a file without the rows of one peer, and return its new size in bytes.
+    """Rewrite a file of the record without the rows of one peer, and return the file's new size in bytes.
 
     If the file has no other rows, or if the rewrite fails, the file is deleted.
     """
@@ -226,7 +226,10 @@ def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], ob
 
 
 def read_watched(state: Path) -> dict[str, str]:
-    """Read the pairs of device and SIM that were seen last from `watched.json`; empty if the file is missing or damaged."""
+    """Read from `watched.json` the last SIM of each watched device and the last device of each watched SIM.
+
+    Empty if the file is missing or damaged.
+    """
     try:
         document = json.loads((state / FOLDER / WATCHED).read_text())
     except (OSError, ValueError):
@@ -235,7 +238,7 @@ def read_watched(state: Path) -> dict[str, str]:
 
 
 def write_watched(state: Path, seen: Mapping[str, str]) -> None:
-    """Replace the pairs of device and SIM that were seen last in `watched.json`.
+    """Write to `watched.json` the last SIM of each watched device and the last device of each watched SIM.
 
     Raises:
         OSError: if the file cannot be written.

@@ -1,4 +1,4 @@
-"""Holders of copies: subscribers whom an export blocks for a copied IMEI, while its owner can still use it.
+"""Search for subscribers whose phone certainly has a copied IMEI. An export then blocks them, but not the owner of the IMEI.
 
 An export must never block the owner of the genuine phone. Two facts show a copy: a software version that phones of this model
 do not have, and an arrival while a phone of this model was already in use. Without versions an owner who was absent in the first
@@ -40,7 +40,7 @@ class SubscriberPeriod(NamedTuple):
 def find_copies(
     periods: Sequence[SubscriberPeriod], since: datetime, until: datetime, *, has_gaps: bool
 ) -> tuple[str, ...]:
-    """Return, sorted, the subscribers of a device whose phones are certainly copies; empty if one of them may be the owner.
+    """Return, sorted, the subscribers who use a device's IMEI and whose phones are certainly copies of the device.
 
     Args:
         periods: subscribers of the device.
@@ -62,13 +62,13 @@ def find_copies(
 
 
 def _phones_of_lots(periods: Sequence[SubscriberPeriod]) -> list[SubscriberPeriod]:
-    """Return the subscribers whose software version is that of at least `LOT_MIN` phones with this IMEI."""
+    """Return the subscribers whose phones have a software version that at least `LOT_MIN` phones with this IMEI have."""
     phones = Counter(version for each in periods for version in each.versions)
     return [each for each in periods if any(phones[version] >= LOT_MIN for version in each.versions)]
 
 
 def _protected(periods: Sequence[SubscriberPeriod], *, is_owner_left: bool) -> set[str]:
-    """Return the subscribers who may own the device, so that they never count as holders of a copy.
+    """Return the subscribers who may own the genuine device. They never count as users of a copy.
 
     These are the first subscriber and the subscriber with the most days, if their lead over the next subscriber is large enough.
     Without a possible owner (`is_owner_left` False), both count without a lead.
@@ -84,7 +84,7 @@ def _protected(periods: Sequence[SubscriberPeriod], *, is_owner_left: bool) -> s
 
 
 def _newcomers(periods: Sequence[SubscriberPeriod], early: Collection[SubscriberPeriod], until: datetime) -> set[str]:
-    """Return the subscribers whose first check came when a phone of the model was already in use.
+    """Return the subscribers who first used an IMEI while a genuine phone with this IMEI was already in use.
 
     A newcomer came `CLEAR_DAYS` later, while the earlier phone was still in use, because a buyer comes after the owner has
     stopped. It has been seen on every other day since then, because an owner may return from a place where no MME reports,
@@ -105,7 +105,7 @@ def _newcomers(periods: Sequence[SubscriberPeriod], early: Collection[Subscriber
 
 
 def copies_by_device(engine: Engine, since: datetime, until: datetime) -> dict[int, tuple[str, ...]]:
-    """Return the certain holders of copies for each device of the table `scores`."""
+    """Return for each device of the table `scores` the subscribers who certainly use a copy of the device."""
     engine.define("models", (SQL / "pairs" / "models.sql").read_text("utf-8"))
     models = defaultdict[int, dict[int, int]](dict)
     for tac, version, phones in engine.rows("SELECT tac, version, phones FROM models"):
@@ -139,7 +139,7 @@ _PERIODS = """
 
 
 def _usual_versions(phones_by_version: Mapping[int, int]) -> tuple[int, ...]:
-    """Return the software versions that ordinary phones of a model have; empty if too few such phones are known."""
+    """Return the software versions that ordinary phones of one model (TAC) have; empty if too few such phones are known."""
     phones = sum(phones_by_version.values())
     if phones < MODEL_PHONES_MIN:
         return ()
@@ -147,7 +147,7 @@ def _usual_versions(phones_by_version: Mapping[int, int]) -> tuple[int, ...]:
 
 
 def _is_of_model(versions: Sequence[int], usual: Sequence[int]) -> bool | None:
-    """Return whether a phone with these software versions is of the model; None if this is unknown."""
+    """Return whether a phone with these software versions is of a model with the versions `usual`; None if this is unknown."""
     if not versions or not usual:
         return None
     if not set(versions).isdisjoint(usual):
@@ -157,7 +157,7 @@ def _is_of_model(versions: Sequence[int], usual: Sequence[int]) -> bool | None:
 
 
 def _has_gaps(engine: Engine, since: datetime) -> bool:
-    """Return True if many ordinary phones appear late in the record, so that an owner may also appear late."""
+    """Return True if many ordinary phones first appear late in the record, because a phone's owner may then also appear late."""
     clear = since + timedelta(days=CLEAR_DAYS)
     ((late, phones),) = engine.rows(f"""
         SELECT COALESCE(SUM(CASE WHEN first_seen >= TIMESTAMP '{clear:%Y-%m-%d %H:%M:%S}' THEN 1 ELSE 0 END), 0), COUNT(*)

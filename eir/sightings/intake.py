@@ -56,7 +56,7 @@ class ImportReport:
     files: list[Path] = field(default_factory=list)
 
     def add(self, rows: int, bad: int, complaints: Iterable[str]) -> None:
-        """Add the result of importing one piece of the log."""
+        """Add the result of one imported piece of the log to this report."""
         self.rows += rows
         self.bad += bad
         self.complaints.extend(complaints)

@@ -66,7 +66,7 @@ class Finding:
 
     @property
     def sure(self) -> str:
-        """Score as text: `confirmed`, or how many of 100 devices with this score are tampered with."""
+        """Score as text: `confirmed`, or how many of 100 devices with the same score are tampered with."""
         if self.confirmed:
             return "confirmed"
         for least, share in SAID:
@@ -166,7 +166,7 @@ def judge(
 
 
 def _fill_inputs(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac], cases: Mapping[int, bool]) -> None:
-    """Create the tables that come from settings, lists and operators, not from the record."""
+    """Create the tables with positions, TACs and confirmed devices, which come from settings, lists and operators."""
     places = [(origin, *place) for origin, place in settings.origins.items()]
     engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
@@ -315,7 +315,7 @@ def _build_box(engine: Engine) -> None:
 
 
 def _find_untrusted(engine: Engine) -> set[str]:
-    """Return the origins and peers whose reports are ignored: they make many devices suspicious, but report few ordinary phones."""
+    """Return the origins and peers to ignore: their reports make many devices suspicious, but include few ordinary phones."""
     claims = engine.rows(f"""
         SELECT DISTINCT steps.device, CAST(steps.subscriber AS VARCHAR) AS subscriber, claims.origin, claims.peer
         FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim

@@ -283,7 +283,7 @@ def _figure(count: int, label: str) -> str:
 
 
 def bars(title: str, caption: str, counts: Mapping[str, int | str]) -> str:
-    """Render a bar chart as SVG with a text alternative. A count that is a text is shown without a bar."""
+    """Render a bar chart as SVG with a text alternative. A count that is hidden, so that it is a text, has no bar."""
     numbers = {label: count if isinstance(count, int) else 0 for label, count in counts.items()}
     most = max(numbers.values(), default=0) or 1
     texts = {label: count_text(count) for label, count in counts.items()}
@@ -302,7 +302,7 @@ def bars(title: str, caption: str, counts: Mapping[str, int | str]) -> str:
 
 
 def count_text(count: int | str) -> str:
-    """Format a count; a text that replaces a count stays unchanged."""
+    """Format a count of devices for a page. A text in place of a hidden count is returned unchanged."""
     return count if isinstance(count, str) else f"{count:,}"
 
 

@@ -1,4 +1,4 @@
-"""Numbers of refused devices in the record of checks, and of refused devices that came back after their removal from a list.
+"""Count of devices that were refused, and of those that were accepted again after their removal from the refusing list.
 
 This module imports polars. The files are read some at a time. If many rows are refusals, the devices are counted in
 slices, one pass over the files for each, so that memory is bounded by SLICE_ROWS groups of checks.
@@ -32,7 +32,7 @@ Reasons = Callable[[str, Sequence[int]], Sequence[str]]
 def count_refusals(
     paths: Sequence[str], begin: datetime, end: datetime, reasons: Reasons, maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
-    """Count the devices that were refused from `begin` to before `end` (UTC), and those that came back after their removal from a list.
+    """Count devices that were refused from `begin` to before `end` (UTC), and devices that were accepted after removal from a list.
 
     A device came back if the list that refused it last does not have it any more, and a later answer was no refusal.
 
@@ -62,7 +62,7 @@ def _refusals(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
 
 
 def _newest_of(rows: pl.LazyFrame, chosen: pl.Expr, devices: pl.DataFrame) -> pl.LazyFrame:
-    """Return the newest row of each device in the table `devices`, among the rows that meet the condition `chosen`."""
+    """Return each device's newest row among those that meet the condition `chosen`. `devices`: table of the devices to include."""
     return _newest(rows.filter(chosen).join(devices.lazy(), on="device", how="semi").with_columns(*NAMES))
 
 
@@ -86,7 +86,7 @@ def _count_refused(tally: FigureTally, parts: pl.DataFrame, reasons: Reasons, ma
 
 
 def _with_reasons(name: str, parts: pl.DataFrame, reasons: Reasons) -> pl.DataFrame:
-    """Return the devices that a list refused, each with its number of attempts and its reason in the list."""
+    """Return the devices that the list `name` refused, each with the number of attempts and the reason in the list."""
     rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
     return rows.with_columns(pl.Series(REASON, reasons(name, rows["device"].to_list()), dtype=pl.String))
 

@@ -102,7 +102,7 @@ def find_sightings(
 
 
 def find_answers(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
-    """Return the last checks of a device before a time, in the form of `find_sightings`.
+    """Return the checks of a device that were last before a time, as rows like those of `find_sightings`.
 
     These are the groups of checks that were in progress at that time, or else the newest earlier group.
 
@@ -130,7 +130,7 @@ def find_answers(state: Path, device: int, subscribers: Sequence[str], until: da
 
 
 def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, int]]:
-    """Return the number of checks since a time, by device, origin and status.
+    """Return how many checks there were since a time, for each combination of device, origin and status.
 
     The fields of a row are: identifier as sent, device, Origin-Host, status, checks.
 
@@ -190,7 +190,7 @@ def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -
 
 
 def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
-    """Return some columns of each device's newest row. The first of the columns must be the time."""
+    """Return the columns `columns`, of which the first must be the time, from each device's newest row."""
     return rows.select("device", *columns).sort(columns).unique("device", keep="last")
 
 
@@ -217,7 +217,7 @@ def sum_files(
 
 
 def read_rows(paths: list[str], plan: Plan, form: Mapping[str, Any] | None = FRAME) -> pl.DataFrame:
-    """Read the rows of files, and apply `plan` (a filter or a sum); with `form` None the files' own columns are kept.
+    """Read the rows of record files, and apply `plan` (a filter or a sum). `form`: schema of the rows; None: as in the files.
 
     Raises:
         EirError: if a file cannot be read.

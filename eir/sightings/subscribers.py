@@ -36,20 +36,26 @@ class HashKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subscribers:
-    """Form of subscribers' names in new rows of the record: keyed hash, IMSI or none."""
+    """Form in which new rows of the record name subscribers: keyed hash, IMSI or no name."""
 
     how: str
     """One of the choices in eir.sightings.settings."""
     key: HashKey | None = None
 
     def of(self, texts: "pl.Series") -> "pl.Series":
-        """Return the name that the record has for each IMSI or MSISDN; null for an empty text, or if no names are recorded."""
+        """Return for each IMSI or MSISDN its recorded form: keyed hash or plain text.
+
+        Null for an empty text, or if subscribers are not recorded.
+        """
         import polars as pl  # noqa: PLC0415 - callers have imported it already
 
         return pl.Series(texts.name, [self.one(text) for text in texts.to_list()], dtype=pl.String)
 
     def one(self, text: str) -> str | None:
-        """Return the name that the record has for an IMSI or MSISDN; None for an empty text, or if no names are recorded."""
+        """Return the recorded form of an IMSI or MSISDN: keyed hash or plain text.
+
+        None for an empty text, or if subscribers are not recorded.
+        """
         if not text:
             return None
         if self.key is not None:
@@ -90,7 +96,7 @@ def read_keys(folder: Path) -> list[HashKey]:
 def load_subscribers(
     folder: Path, how: str, *, rotate_s: float, keep_s: float, now: Callable[[], float] = time.time
 ) -> Subscribers:
-    """Return the form of subscribers' names in new rows of the record; create a hash key if one is due.
+    """Return the form in which new rows of the record name subscribers. Create a new hash key if one is due.
 
     Raises:
         EirError: if the key file cannot be read.

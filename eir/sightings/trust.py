@@ -1,4 +1,4 @@
-"""Search for untrustworthy origins and peers, which report SIMs in other peers' devices but few ordinary phones.
+"""Search for untrustworthy origins and peers. They report other SIMs for many devices, but few ordinary phones.
 
 A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, and other MMEs report
 many of them too; an attacker cannot invent these without knowing real phones and their SIMs. Data only.
@@ -24,7 +24,7 @@ Voices = frozenset[str]
 def find_distrusted(
     told: Iterable[tuple[int, str, str]], ordinary: Iterable[Sequence[str]], *, share: int, sent: Mapping[str, int]
 ) -> set[str]:
-    """Return the origins or peers (both called voices) whose reports must be ignored.
+    """Return the origins or peers (both called voices) whose reports the analysis must ignore.
 
     Args:
         told: device, subscriber and voice of each suspicious device.
@@ -52,7 +52,7 @@ def find_distrusted(
 
 
 def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, set[int]]:
-    """Return for each group of origins and peers (voices) the devices that only its reports make suspicious.
+    """Return for each group of origins or peers (voices) the devices that are suspicious only because of this group's reports.
 
     Other voices must report these devices too.
     """
@@ -70,7 +70,7 @@ def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, s
 
 
 def _worst_first(doubtful: Sequence[tuple[Voices, set[int], float]]) -> set[str]:
-    """Choose the origins and peers (voices) to distrust, the worst group first.
+    """Choose the origins or peers (voices) to distrust, and begin with the worst group.
 
     The suspicious devices that a selected group explains no longer count against the remaining groups.
     """
@@ -100,7 +100,7 @@ def _subgroups(group: Voices) -> Iterator[Voices]:
 
 
 def _ordinary_count(group: Voices, phones: Mapping[Voices, int]) -> float:
-    """Return how many ordinary phones a group of voices (origins or peers) reports.
+    """Return how many ordinary phones a group of voices (origins or peers) reports. Sampled phones are counted.
 
     A phone that only this group reports counts 1/UNSEEN.
     """
@@ -110,7 +110,7 @@ def _ordinary_count(group: Voices, phones: Mapping[Voices, int]) -> float:
 
 
 def _with_accomplice(group: Voices, phones: Mapping[Voices, int]) -> Voices:
-    """Return the group with one more voice (origin or peer): the one that reports most of the phones that the group reports.
+    """Add to a group of voices (origins or peers) the one that reports most of the same ordinary phones, and return the new group.
 
     A group of TOGETHER_MAX voices, or without such a voice, is returned unchanged.
     """
