@@ -119,7 +119,7 @@ def detail_of(fault: BaseException) -> str:
 
 
 def refused_by(fault: Exception) -> ReleaseRefused:
-    """Convert an unexpected exception of the program during a load to a rejection of the release (ReleaseRefused).
+    """Convert an unexpected exception during the load of a release to a rejection of this release (ReleaseRefused).
 
     The error names the last line of this package in the traceback, but no values of the release.
     """

@@ -205,7 +205,7 @@ class _Exchange:
             raise (Undelivered if later else EventsRejected)(f"{self.where} answered {status}")
 
     def end(self) -> None:
-        """Abort the POST request from another thread, whatever the state of the connection is."""
+        """Abort the POST request from another thread, in any state of the connection."""
         self._ended = True  # before the socket is read, because it may be connecting at this moment
         if (connected := self._link.sock) is not None:
             with suppress(OSError):

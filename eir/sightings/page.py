@@ -283,7 +283,7 @@ def _figure(count: int, label: str) -> str:
 
 
 def bars(title: str, caption: str, counts: Mapping[str, int | str]) -> str:
-    """Render a bar chart as SVG with a text alternative. A count that is hidden, so that it is a text, has no bar."""
+    """Render a bar chart as SVG with a text alternative. A hidden count, which is replaced by a text, has no bar."""
     numbers = {label: count if isinstance(count, int) else 0 for label, count in counts.items()}
     most = max(numbers.values(), default=0) or 1
     texts = {label: count_text(count) for label, count in counts.items()}

@@ -32,7 +32,7 @@ Reasons = Callable[[str, Sequence[int]], Sequence[str]]
 def count_refusals(
     paths: Sequence[str], begin: datetime, end: datetime, reasons: Reasons, maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
-    """Count devices that were refused from `begin` to before `end` (UTC), and devices that were accepted after removal from a list.
+    """Count the devices refused from `begin` to before `end` (UTC), and those of them accepted again after they left the list.
 
     A device came back if the list that refused it last does not have it any more, and a later answer was no refusal.
 

@@ -147,7 +147,7 @@ def sum_checks(state: Path, since: datetime) -> list[tuple[str, int, str, str, i
 
 
 def first_days(state: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return all devices in the record of checks, and the day of each one's first check in days since 1970-01-01.
+    """Return all devices in the record of checks with the day of their first check, in days since 1970-01-01.
 
     Raises:
         EirError: if a file cannot be read.
@@ -167,7 +167,7 @@ def _sum_rows(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -> pl.DataFrame:
-    """Return the newest row, not before `since`, of each device that is in `devices` or has a TAC in `tacs`; sorted by device.
+    """Return, sorted by device, the newest row since `since` of each device that is in `devices` or has a TAC in `tacs`.
 
     Raises:
         EirError: if a file cannot be read.
@@ -190,7 +190,7 @@ def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -
 
 
 def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
-    """Return the columns `columns`, of which the first must be the time, from each device's newest row."""
+    """Return the columns `columns` of each device's newest row. The first of these columns must be the time."""
     return rows.select("device", *columns).sort(columns).unique("device", keep="last")
 
 

@@ -100,7 +100,7 @@ def _subgroups(group: Voices) -> Iterator[Voices]:
 
 
 def _ordinary_count(group: Voices, phones: Mapping[Voices, int]) -> float:
-    """Return how many ordinary phones a group of voices (origins or peers) reports. Sampled phones are counted.
+    """Return how many ordinary phones of the sample a group of voices (origins or peers) reports.
 
     A phone that only this group reports counts 1/UNSEEN.
     """

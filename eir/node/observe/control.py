@@ -94,7 +94,7 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
-        """Open the socket, and replace the socket file of a killed node.
+        """Open the control socket. The socket file of a killed node is replaced.
 
         No other node uses that file, because each node locks its state folder.
         """
@@ -116,7 +116,7 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=REQUEST_MAX_BYTES)
 
     async def close(self) -> None:
-        """Close the socket, and remove its file."""
+        """Close the control socket, and remove its file."""
         if self._server is not None:
             self._server.close()
             (self._folder / self._name).unlink(missing_ok=True)

@@ -264,17 +264,17 @@ class _Writer(threading.Thread):
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
 
     def write(self, line: str) -> None:
-        """Queue a line, or drop the line if the queue is full."""
+        """Queue a log line, or drop the line if the queue is full."""
         with suppress(queue.Full):
             self._lines.put_nowait(line)
 
     def run(self) -> None:
-        """Write queued lines until `stop` is called."""
+        """Write queued log lines until `stop` is called."""
         while (line := self._lines.get()) is not None:
             _write(self._descriptor, line)
 
     def stop(self) -> None:
-        """Write all queued lines, and end the thread. If the reader is slow, drop the remaining lines after CLOSE_S."""
+        """Write all queued log lines, and end the thread. If the reader is slow, drop the remaining lines after CLOSE_S."""
         with suppress(queue.Full):
             self._lines.put(None, timeout=CLOSE_S)
             self.join(CLOSE_S)

@@ -194,7 +194,7 @@ def unknown(snapshot: Snapshot) -> list[str]:
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """Render metrics in Prometheus' text format (CONTENT_TYPE), without those that `unknown` returns."""
+    """Render metrics in Prometheus' text format (CONTENT_TYPE). Metrics without a row in FAMILIES are left out."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)

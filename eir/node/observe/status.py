@@ -361,7 +361,7 @@ class ExpiryReminder:
         self._reported_at: dict[str, float] = {}
 
     def due(self, states: Mapping[str, ListState], *, now: datetime, monotonic: float) -> list[str]:
-        """Return the expired lists to log now: each at once, then every REMIND_S until its next release.
+        """Return the expired lists that must be logged now: each list at once, then every REMIND_S until its next release.
 
         `monotonic`: time on the monotonic clock.
         """

@@ -68,10 +68,10 @@ class _Content(NamedTuple):
 
 
 class Acknowledging:
-    """Detector of releases that all workers have in force, or that were rejected. It sends the acknowledgements of both."""
+    """Detector of releases that all workers have in force and of rejected releases. It sends acknowledgements about both."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """Create a detector. `config`: function that returns the settings in force."""
+        """Create a detector of releases in force and of rejected releases. `config`: function that returns the settings in force."""
         self._config = config
         self._start = start
         self._jobs = jobs

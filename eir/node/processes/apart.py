@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     attributes: dict[str, Any]
 
     def result(self) -> Any:
-        """Return the result of the task, or raise its exception."""
+        """Return the result of the finished task, or raise the task's exception."""
         if self.kind is None:
             return self.value
         error = self.kind.__new__(self.kind, *self.value)

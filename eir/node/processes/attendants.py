@@ -36,15 +36,15 @@ class Attendants:
             await attendant.apply(loaded.config.of(each), loaded.config, loaded.tls, listening)
 
     def note(self, readiness: Readiness, reports: Sequence[WorkerReport]) -> None:
-        """Store readiness and load of the node, which the attendants report to other servers."""
+        """Store the node's readiness and load, which the attendants (tasks of interfaces) report to other servers."""
         load = max((report.load for report in reports), default=0)
         self._standing = NodeLoad(serving=readiness.word != NOT_READY, load=round(100 * load))
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of all attendants by name and label values."""
+        """Return the metrics of all attendants (tasks of interfaces) by name and label values."""
         return {name: samples for each in self.all for name, samples in each.numbers().items()}
 
     async def close(self) -> None:
-        """Stop all attendants."""
+        """Stop all attendants (tasks of interfaces in the supervisor)."""
         for each in self.all:
             await each.close()

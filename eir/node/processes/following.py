@@ -298,7 +298,7 @@ class Followed:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Send the follower a new configuration, after the workers have applied it. The follower then follows the lists of this configuration."""
+        """Send the follower a configuration that the workers have applied already, so that it follows the lists of this configuration."""
         self._config = config
         kinds = kinds_of(config)
         for name, (listed, _) in list(self._lists.items()):

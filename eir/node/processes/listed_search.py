@@ -115,7 +115,7 @@ class ListedSearch:
             self._waiting.remove(newest)
 
     async def run(self) -> None:
-        """Search until cancelled."""
+        """Run the queued searches for newly listed devices until cancelled."""
         while True:
             await self._has_work.wait()
             self._has_work.clear()

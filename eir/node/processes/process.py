@@ -20,10 +20,10 @@ from eir.node.processes.priority import lower_priority
 
 
 class ThisProcess:
-    """Log, channel and jobs of the running process, for the code that does the process's work."""
+    """Log, channel to the supervisor, and jobs of the running process."""
 
     def __init__(self, end: socket.socket, worker: int | None) -> None:
-        """Create log, channel and jobs.
+        """Create the log, the channel to the supervisor, and the jobs of this process.
 
         `worker`: number of the worker in each log line; None for other processes.
         """

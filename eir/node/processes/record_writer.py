@@ -146,7 +146,7 @@ class RecordWriter:
         return True
 
     async def save_watched(self) -> None:
-        """Write to disk which SIM each device of a watched list used last, or which device each SIM used last."""
+        """Save to disk the last SIM of each watched device and the last device of each watched SIM."""
         await self._disk.run(self._write_watched)
 
     def _write_watched(self) -> None:

@@ -146,7 +146,7 @@ class ConfigFile:
         """First fault of the file, which would prevent a start; None: no fault."""
 
     async def poll(self) -> bool:
-        """Read the file if it changed; return true if its content differs from the last read."""
+        """Read the configuration file if it changed; return true if its content differs from the last read."""
         if not await asyncio.to_thread(self._file.changed):
             return False
         before = self._digest

@@ -103,7 +103,7 @@ def upgrade_form(folder: Path, report: Report) -> None:
 
 
 def _is_running(folder: Path) -> bool:
-    """Return true if a node on the state folder answers that it runs. A node without an answer may be ending."""
+    """Return true if a node on the state folder answers that it runs. A node that does not answer may be stopping."""
     with suppress(ControlError):
         answer = ask(folder, PING, timeout_s=PING_S)
         return bool(answer == RUNNING)

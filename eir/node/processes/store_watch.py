@@ -27,7 +27,7 @@ class StoreWatch:
     """Poll of the store by the supervisor, with the results of the last poll."""
 
     def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
-        """Create a watch that has not polled yet. `config`: function that returns the settings in force."""
+        """Create the poll of the store; nothing is read yet. `config`: function that returns the settings in force."""
         self._config = config
         self._report = report
         settings = config()
@@ -65,7 +65,7 @@ class StoreWatch:
             await store.close()
 
     def form_warnings(self) -> list[str]:
-        """Return a warning if the data of the store have the form of a newer eir."""
+        """Return a warning if the store's data have the format of a newer version of this program."""
         return [] if self._newer is None else [self._newer]
 
     def warnings(self) -> list[str]:

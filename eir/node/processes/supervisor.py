@@ -263,7 +263,7 @@ class Supervisor:
             await self._attendants.apply(loaded, self._acceptor.addresses)
 
     async def _poll(self) -> None:
-        """Collect the reports of the workers, log the readiness, send acknowledgements, and inform the attendants."""
+        """Collect the workers' reports, log the readiness, send acknowledgements, and inform the tasks of interfaces (attendants)."""
         status = self.overview.status
         reports = await self._others.workers.reports()
         status.log_readiness(reports)

@@ -490,7 +490,7 @@ class Worker:
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
-        """Return the rows of `eir peers`: connections of this worker, and entries without a connection to this worker.
+        """Return the rows of `eir peers` from this worker: its connections, and peer table entries without a connection to it.
 
         A row of an entry without a connection may have no protocol.
         """

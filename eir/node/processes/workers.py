@@ -51,7 +51,7 @@ class _Worker:
     """Numbers of the worker's connections in the admission table."""
 
     def start(self) -> None:
-        """Record that the worker has its lists and accepts connections."""
+        """Record that this worker has its lists and accepts connections."""
         self.started = True
 
     def remove(self, source: Counted) -> None:
