@@ -824,7 +824,10 @@ class TestFirstSightings:
         index = Index({"first-seen": FIRST_SEEN}, lambda: self.TODAY * 86400)
         parts = [seen_on(np.array([key], np.uint64), last, first) for key, (first, last) in days.items()]
         state = ListState(kind=FIRST_SEEN, serial=0, generation=1, highest_serial=0, release_digest="")
-        index.switch("first-seen", state, image_of_days(encode_days(merge(parts))))
+        image = image_of_days(encode_days(merge(parts)))
+        # The bytes before the days are those of a device on record: a device without a place must not read there.
+        image.sightings = memoryview(b"\x01\x00\xff" + bytes(image.sightings))[3:]
+        index.switch("first-seen", state, image)
         return index
 
     def asked(self, days, requests):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from eir.checks.program import LISTS_MAX, VERDICTS_MAX
 from eir.interfaces.s13.lane import COMPILED, CONSTANTS
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +48,18 @@ def test_a_program_that_cannot_be_one_is_refused(verdicts, program, is_one):
     lane = pytest.importorskip("eir.interfaces.s13._lane", reason="no C compiler was there")
     with nullcontext() if is_one else pytest.raises(ValueError, match="not the program of a policy"):
         lane.Lane(struct.pack(f"={len(program)}Q", *program), verdicts, (), False, b"", b"", 0, 0)
+
+
+def test_the_limits_of_lists_and_verdicts_are_inclusive():
+    lane = pytest.importorskip("eir.interfaces.s13._lane", reason="no C compiler was there")
+    absent = (None, lane.DEVICES, b"", 0)
+    for lists, verdicts, fits in (
+        (LISTS_MAX, VERDICTS_MAX, True), (LISTS_MAX + 1, VERDICTS_MAX, False), (LISTS_MAX, VERDICTS_MAX + 1, False),
+    ):  # fmt: skip
+        with (
+            nullcontext() if fits else pytest.raises(ValueError, match="more lists or verdicts than the lane can have")
+        ):
+            lane.Lane(struct.pack("=Q", 0), verdicts, (absent,) * lists, False, b"", b"", 0, 0)
 
 
 @pytest.fixture(scope="module")
