@@ -94,7 +94,7 @@ class Side:
         )  # fmt: skip
         self.counts = Counts()
         service = S13Service(self.checker, (mme,))
-        self.by_lane = 0
+        self.by_lane = self.shed_by_lane = 0
         self.lanes = ExpressLanes(self.checker, service.replies)
         application = s13_application(service, self.lane if lane else None)
         self.context = NodeContext(
@@ -115,16 +115,21 @@ class Side:
         self.peer.data_to_send()
 
     def lane(self, terms):
-        """The lane of a connection, whose answers are counted in `by_lane`."""
+        """The lane of a connection, whose answers are counted in `by_lane`, and its overload answers in `shed_by_lane`."""
         made, side = ExpressLane(self.lanes, terms), self
 
         class Counted:
-            command, shed = made.command, staticmethod(made.shed)
+            command = made.command
 
             def take(self, *what):
                 position, results = made.take(*what)
                 side.by_lane += sum(results.values())
                 return position, results
+
+            def shed(self, *what):
+                position, answered = made.shed(*what)
+                side.shed_by_lane += answered
+                return position, answered
 
         return Counted()
 
