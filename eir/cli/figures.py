@@ -158,9 +158,7 @@ def _maker_of(config: Config) -> Maker:
     return maker
 
 
-def _reason_name(reason: str | None) -> str:
-    if reason is None:
-        return UNKNOWN
+def _reason_name(reason: str) -> str:
     return public_text(reason) or NO_REASON
 
 
@@ -169,8 +167,9 @@ def _tally_listings(listings: Parts, maker: Maker) -> tuple[FigureTally, FigureT
     listed, unlisted = FigureTally(), FigureTally()
     for each, devices in listings.items():
         tally = listed if each.is_listed else unlisted
+        reason = UNKNOWN if each.reason is None else _reason_name(each.reason)
         name = UNKNOWN if each.tac is None else maker(each.tac)
-        tally.add(devices, **{LIST: each.list, REASON: _reason_name(each.reason), MAKER: name})
+        tally.add(devices, **{LIST: each.list, REASON: reason, MAKER: name})
     return listed, unlisted
 
 
@@ -180,12 +179,13 @@ def _tally_refusals(
     """Count the refused devices, and the devices that were accepted again after their removal from a list."""
     from eir.sightings.refusals import count_refusals  # noqa: PLC0415 - polars, for this command alone
 
-    def reasons(name: str, keys: Sequence[int]) -> list[str]:
-        if name not in config.lists:
-            return [UNKNOWN] * len(keys)
-        return [*map(_reason_name, _with_store(config, partial(read_reasons, name=name, keys=keys)))]
+    def read(name: str, keys: Sequence[int]) -> list[str | None]:
+        reasons = _with_store(config, partial(read_reasons, name=name, keys=keys))
+        return [None if reason is None else _reason_name(reason) for reason in reasons]
 
-    return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), reasons, maker)
+    has_devices = {DEVICES, PAIRS}
+    lists = {name: partial(read, name) for name, settings in config.lists.items() if settings.kind in has_devices}
+    return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), lists, maker)
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:

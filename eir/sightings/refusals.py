@@ -5,7 +5,7 @@ slices, one pass over the files for each, so that memory is bounded by SLICE_ROW
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -24,17 +24,24 @@ SLICE_ROWS = 4_000_000
 
 NAMES = (pl.col("list").fill_null(NO_LIST), pl.col("peer").fill_null(UNKNOWN).replace("", UNKNOWN))
 
-
-Reasons = Callable[[str, Sequence[int]], Sequence[str]]
-"""Function that returns for a list and the keys of devices the reason of each; UNKNOWN for a device that is not listed."""
+ReadReasons = Callable[[Sequence[int]], Sequence[str | None]]
+"""Function that returns for the keys of devices the reason of each in one list; None for a device that is not listed."""
 
 
 def count_refusals(
-    paths: Sequence[str], begin: datetime, end: datetime, reasons: Reasons, maker: Maker
+    paths: Sequence[str], begin: datetime, end: datetime, lists: Mapping[str, ReadReasons], maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
     """Count the devices refused from `begin` to before `end` (UTC), and those of them accepted again after they left the list.
 
     A device came back if the list that refused it last does not have it any more, and a later answer was no refusal.
+
+    Args:
+        paths: files of the record.
+        begin: start of the period.
+        end: end of the period.
+        lists: reader of the reasons of each configured list of devices, by its name. A list that is not in `lists` does not show
+            that a device came back, because its present devices are not known.
+        maker: returns the maker of a TAC.
 
     Raises:
         EirError: if a file cannot be read.
@@ -49,10 +56,11 @@ def count_refusals(
         parts = sum_files(paths, partial(_refusals, chosen=is_selected & is_refused), _merge_refusals)
         if len(parts):
             others = is_selected & ~is_refused & (pl.col("status") != "error")
-            devices = parts.select("device").unique()
-            accepted = sum_files(paths, partial(_newest_of, chosen=others, devices=devices), _newest)
-            _count_refused(refused, parts, reasons, maker)
-            _count_returned(returned, parts, accepted, reasons, maker)
+            accepted = _accepted_later(paths, parts, others)
+            by_list = {str(name): _with_reasons(of, lists.get(str(name))) for (name,), of in parts.group_by("list")}
+            _count_refused(refused, parts, pl.concat(by_list.values()), maker)
+            for name in by_list.keys() & lists.keys():
+                _count_returned(returned, accepted.filter(pl.col("list") == name), by_list[name], maker)
     return refused, returned
 
 
@@ -74,31 +82,47 @@ def _newest(rows: pl.LazyFrame) -> pl.LazyFrame:
     return newest_rows(rows, ("last", "list", "peer"))
 
 
-def _count_refused(tally: FigureTally, parts: pl.DataFrame, reasons: Reasons, maker: Maker) -> None:
+def _accepted_later(paths: Sequence[str], parts: pl.DataFrame, others: pl.Expr) -> pl.DataFrame:
+    """Return the refused devices whose newest answer is no refusal, with the list that refused each last, and the peer of its newest answer.
+
+    `others`: condition of the answers that are no refusals.
+    """
+    devices = parts.select("device").unique()
+    accepted = sum_files(paths, partial(_newest_of, chosen=others, devices=devices), _newest)
+    last = _newest(parts.lazy()).collect()
+    rows = last.join(accepted.select("device", "last", "peer"), on="device", suffix="_accepted")
+    rows = rows.filter(pl.col("last_accepted") > pl.col("last"))
+    return rows.select("device", "list", peer="peer_accepted")
+
+
+def _with_reasons(parts: pl.DataFrame, read_reasons: ReadReasons | None) -> pl.DataFrame:
+    """Return the devices that one list refused, each with its number of attempts and its reason, or null if it is not listed now."""
+    rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
+    keys = rows["device"].to_list()
+    reasons = [None] * len(keys) if read_reasons is None else read_reasons(keys)
+    return rows.with_columns(pl.Series(REASON, reasons, dtype=pl.String))
+
+
+def _count_refused(tally: FigureTally, parts: pl.DataFrame, reasons: pl.DataFrame, maker: Maker) -> None:
     tally.total.update(devices=parts["device"].n_unique(), attempts=int(parts["attempts"].sum()))
-    reason_rows = pl.concat([_with_reasons(str(name), of, reasons) for (name,), of in parts.group_by("list")])
+    texts = reasons.with_columns(pl.col(REASON).fill_null(UNKNOWN))
     tacs = parts.with_columns((pl.col("device") // SNR_KEYS).alias(MAKER))
-    for dimension, rows in ((LIST, parts), (PEER, parts), (REASON, reason_rows), (MAKER, tacs)):
+    for dimension, rows in ((LIST, parts), (PEER, parts), (REASON, texts), (MAKER, tacs)):
         counts = rows.group_by(dimension).agg(pl.col("device").n_unique(), pl.col("attempts").sum())
         for group, devices, attempts in counts.iter_rows():
             name = maker(group) if dimension == MAKER else group
             tally.by[dimension][name].update(devices=devices, attempts=attempts)
 
 
-def _with_reasons(name: str, parts: pl.DataFrame, reasons: Reasons) -> pl.DataFrame:
-    """Return the devices that the list `name` refused, each with the number of attempts and the reason in the list."""
-    rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
-    return rows.with_columns(pl.Series(REASON, reasons(name, rows["device"].to_list()), dtype=pl.String))
+def _count_returned(tally: FigureTally, accepted: pl.DataFrame, reasons: pl.DataFrame, maker: Maker) -> None:
+    """Count the accepted devices that the list which refused them last does not have any more.
 
-
-def _count_returned(
-    tally: FigureTally, parts: pl.DataFrame, accepted: pl.DataFrame, reasons: Reasons, maker: Maker
-) -> None:
-    last = _newest(parts.lazy()).filter(pl.col("list") != NO_LIST).collect()
-    rows = last.join(accepted.select("device", "last", "peer"), on="device", suffix="_accepted")
-    rows = rows.filter(pl.col("last_accepted") > pl.col("last"))
-    for (name,), of in rows.group_by("list"):
-        present = reasons(str(name), of["device"].to_list())
-        for device, peer, reason in zip(of["device"], of["peer_accepted"], present, strict=True):
-            if reason == UNKNOWN:
-                tally.add(1, **{LIST: str(name), PEER: peer, MAKER: maker(device // SNR_KEYS)})
+    Args:
+        tally: receives the devices.
+        accepted: devices that this list refused last.
+        reasons: the same and other devices, each with its reason in this list.
+        maker: returns the maker of a TAC.
+    """
+    rows = accepted.join(reasons.filter(pl.col(REASON).is_null()), on="device", how="semi")
+    for device, name, peer in rows.iter_rows():
+        tally.add(1, **{LIST: name, PEER: peer, MAKER: maker(device // SNR_KEYS)})

@@ -157,6 +157,8 @@ RELEASES = {  # serial → time, and rows
         | dict.fromkeys(imeis(C, *range(5)), "lost") | dict.fromkeys(imeis(C, *range(5, 17)), f"seen with {SECRET}")
         | dict.fromkeys(imeis(C, *range(20, 31)), "fraud")),
 }  # fmt: skip
+NOT_BACK = ("unconfigured", "sims")
+"""Lists that cannot show that a device came back: one that the configuration has no longer, and one of SIMs."""
 ADDED, REMOVED = imeis(C, *range(100, 113)), imeis(C, *range(100, 103))
 
 
@@ -197,6 +199,10 @@ def checks():
     for imei in imeis(A, *range(14)):  # refused, unlisted by release 3, and there again
         yield day(11), imei, "mme1", "blacklisted", "stolen", 1, None
         yield day(13), imei, "mme2", "whitelisted", None, 1, None
+    for number, name in enumerate(NOT_BACK):  # accepted again, but no list of devices has removed them
+        for imei in imeis(B, *range(950 + 10 * number, 960 + 10 * number)):
+            yield day(11), imei, "mme1", "blacklisted", name, 1, None
+            yield day(13), imei, "mme2", "whitelisted", None, 1, None
     for number in range(12):
         places = {"a": NEAR, "b": FAR}
         for hours, imei, who, origin, _ in phones("ab", imei=f"3520995{number:07d}", places=places, seed=number):
@@ -237,7 +243,8 @@ def write_checks(state, rows):
 def operator(shared):
     """A node's state folder after a month."""
     shared.configure(
-        lists={"stolen": {"signers": "signers", "growth_max": "100%"}, "own": {"local": True}, "registered": {"local": True}},
+        lists={"stolen": {"signers": "signers", "growth_max": "100%"}, "own": {"local": True}, "registered": {"local": True},
+               "sims": {"local": True, "kind": "subscribers"}},
         policy={"rules": [
             {"list": "registered", "answer": "whitelisted"}, {"list": "stolen", "answer": "blacklisted"},
             {"list": "own", "answer": "blacklisted"}, {"first_seen_within": f"{GRACE_DAYS}d", "answer": "greylisted"},
@@ -396,14 +403,21 @@ def test_devices_are_the_same_in_any_number_of_files_and_slices_at_a_time(operat
     paths = [str(path) for path in sorted(operator.state.glob(f"{FOLDER}/{FILES}"))]
     period = BEGIN.replace(tzinfo=None), END.replace(tzinfo=None)
 
-    def reasons(_, keys):
-        return ["lost" if key % 2 else UNKNOWN for key in keys]
+    reads = Counter()
 
-    whole = count_refusals(paths, *period, reasons, str)
+    def read(name, keys):
+        reads[name] += 1
+        return ["lost" if key % 2 else None for key in keys]
+
+    lists = {name: partial(read, name) for name in ("stolen", "own")}
+    whole = count_refusals(paths, *period, lists, str)
+    assert reads == {"stolen": 1, "own": 1}, "one read of each list serves both figures"
     monkeypatch.setattr(refusals, "sum_files", partial(sum_files, files_at_once=4))
     monkeypatch.setattr(refusals, "SLICE_ROWS", 50)
-    assert count_refusals(paths, *period, reasons, str) == whole
+    assert count_refusals(paths, *period, lists, str) == whole
     assert whole[0].total["devices"] > 50 > whole[1].total["devices"] > 5
+    unclear = dict.fromkeys(lists, lambda keys: [UNKNOWN] * len(keys))
+    assert count_refusals(paths, *period, unclear, str)[1] == FigureTally(), "a listed device may have this reason"
 
 
 @pytest.fixture
