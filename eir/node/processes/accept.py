@@ -12,7 +12,7 @@ from functools import partial
 
 from eir.errors import EirError, Report
 from eir.node.observe import metrics
-from eir.wire.peers.gate import Address, SourceCounts
+from eir.wire.peers.gate import Counted, SourceCounts, network_of
 from eir.wire.peers.settings import Limits, PeerSettings, setting_for
 from eir.wire.transport.begin import SocketListener, open_listener
 from eir.wire.transport.endpoint import SCTP, address_text, is_http, listening_at
@@ -36,12 +36,10 @@ STRANGERS_MAX, STRANGERS_PER_S = 32, 20
 """Limits on connections from addresses without an entry in the peer table that are answered 403 over HTTP: number at the same time,
 and number per second. Further connections are closed without an answer."""
 
-Counted = Address | None
-"""Source address for which the acceptor counts a connection; None for a connection that a worker only answers with a 403."""
 HandOver = Callable[[int, Counted, socket.socket], bool]
 """Function that passes a connection to a worker, and returns true if a worker has received it.
 
-Its arguments are the number of the listener, the address for which the connection counts, and the connection.
+Its arguments are the number of the listener, the source for which the connection counts (None: the worker only answers with a 403), and the connection.
 """
 
 
@@ -65,11 +63,8 @@ class Acceptor:
         """Open listeners as URLs with their bound addresses."""
         self._held: asyncio.TimerHandle | None = None
         """Timer that ends the present pause; None without a pause."""
-        self._sources = SourceCounts()
-        self._connections = 0
-        """Number of open connections of all workers from known addresses."""
-        self._strangers = 0
-        """Number of open connections that a worker only answers with a 403."""
+        self._connections = SourceCounts()
+        """Open connections of all workers. Those with the source None are only answered with a 403."""
         self._stranger_times: deque[float] = deque(maxlen=STRANGERS_PER_S)
         """Times of the last connections from unknown addresses that were answered 403."""
         self._refused: Counter[str] = Counter()
@@ -136,11 +131,7 @@ class Acceptor:
 
     def remove(self, source: Counted) -> None:
         """Subtract a closed connection from the acceptor's counts of open connections."""
-        if source is None:
-            self._strangers -= 1
-        else:
-            self._connections -= 1
-            self._sources.remove(source)
+        self._connections.remove(source)
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about rejected connections by name and label values."""
@@ -164,15 +155,16 @@ class Acceptor:
             except OSError:
                 return  # the client has closed the connection
             source = source_address(host)
-            refused = self._sources.refusal(source, self._peers, self._limits, self._connections)
+            known = self._connections.total - self._connections[None]
+            refused = self._connections.refusal(source, self._peers, self._limits, known)
             answers_stranger = refused == "source" and http and self._may_answer_stranger()
             if answers_stranger and hand_over(listener, None, connection):
-                self._strangers += 1  # the worker counts and logs the rejection
+                self._connections.add(None)  # the worker counts and logs the rejection
                 return
             if refused is None:
-                if hand_over(listener, source, connection):
-                    self._connections += 1
-                    self._sources.add(source)
+                counted = network_of(source)
+                if hand_over(listener, counted, connection):
+                    self._connections.add(counted)
                     return
                 refused = "no_worker"
         self._refused[refused] += 1
@@ -187,7 +179,7 @@ class Acceptor:
         now = asyncio.get_running_loop().time()
         times = self._stranger_times
         is_too_fast = len(times) == STRANGERS_PER_S and now - times[0] < 1
-        if is_too_fast or self._strangers >= STRANGERS_MAX:
+        if is_too_fast or self._connections[None] >= STRANGERS_MAX:
             return False
         times.append(now)
         return True

@@ -38,7 +38,6 @@ from eir.lists.record.store import ListState
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
-from eir.node.processes.accept import Counted
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.recorder import buffer_for
@@ -47,6 +46,7 @@ from eir.node.processes.takeover import Takeover
 from eir.sightings.buffer import Buffer
 from eir.wire.diameter.admission import Claim, Order
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
+from eir.wire.peers.gate import Counted
 from eir.wire.peers.rate import Grants, RateLimits, shared_memory
 from eir.wire.transport.endpoint import is_secure
 from eir.wire.transport.tls import TlsFiles, load_tls
@@ -267,7 +267,7 @@ class Worker:
     def connection(self, listener: int, source: Counted, descriptor: int | None) -> None:
         """Serve a connection that the supervisor has passed, and report its end.
 
-        `source`: address for which the supervisor counts the connection. `descriptor`: None if this process had no descriptor left.
+        `source`: network for which the supervisor counts the connection. `descriptor`: None if this process had no descriptor left.
         """
         if descriptor is None:
             self.node.starved()

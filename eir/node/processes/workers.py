@@ -6,7 +6,6 @@ their connections, and receive orders. The counters of an ended worker are kept 
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +18,7 @@ from eir.errors import EirError, Report
 from eir.lists.images.image import Image
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport, merged_peers
-from eir.node.processes.accept import Acceptor, Counted
+from eir.node.processes.accept import Acceptor
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
@@ -27,6 +26,7 @@ from eir.node.processes.setup import Listed, send_list
 from eir.node.processes.starter import START_S, Process, Start
 from eir.node.processes.worker import Configured, run
 from eir.wire.diameter.admission import Admission, Claim, Order
+from eir.wire.peers.gate import Counted, SourceCounts
 from eir.wire.peers.link import process_of
 from eir.wire.peers.rate import memory_file
 
@@ -45,20 +45,14 @@ class _Worker:
     """True if the worker has its lists and accepts connections."""
     leaving: bool = False
     """True if the worker was stopped, so that it accepts no further connections."""
-    connections: Counter[Counted] = field(default_factory=Counter)
-    """Number of the worker's open connections for each address for which the acceptor counts them."""
+    connections: SourceCounts = field(default_factory=SourceCounts)
+    """Open connections of the worker."""
     named: set[int] = field(default_factory=set)
     """Numbers of the worker's connections in the admission table."""
 
     def start(self) -> None:
         """Record that this worker has its lists and accepts connections."""
         self.started = True
-
-    def remove(self, source: Counted) -> None:
-        """Remove an ended connection from the worker's count of open connections."""
-        self.connections[source] -= 1
-        if not self.connections[source]:
-            del self.connections[source]
 
     def leave(self) -> None:
         """Record that this worker was stopped and accepts no further connections."""
@@ -166,10 +160,10 @@ class Workers:
         Workers that do not answer the supervisor in time come last.
         """
         ready = [worker for worker in self._workers.values() if worker.started and not worker.leaving]
-        ready.sort(key=lambda worker: (worker.child.is_late, worker.connections.total(), worker.number))
+        ready.sort(key=lambda worker: (worker.child.is_late, worker.connections.total, worker.number))
         for worker in ready:
             if worker.channel.try_notify("connection", listener, source, carrying=[connection]):
-                worker.connections[source] += 1
+                worker.connections.add(source)
                 return True
         return False
 
@@ -199,7 +193,7 @@ class Workers:
             self._change()
 
         def gone(source: Counted) -> None:
-            worker.remove(source)
+            worker.connections.remove(source)
             self._acceptor.remove(source)
 
         def reported(what: str, connection: int, *details: Any) -> None:

@@ -1,11 +1,11 @@
 """Limits on the number of unidentified connections, in total and for each source network.
 
-A node has a Gate. A process that accepts connections for several nodes counts with Sources.
+A node has a Gate. The supervisor, which accepts connections for several nodes, counts with SourceCounts.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 from typing import Generic, Protocol, TypeVar
 
@@ -25,6 +25,8 @@ CROWD = 3
 Address = IPv4Address | IPv6Address
 Network = tuple[int, int]
 """IP version, and the leading bits."""
+Counted = Network | None
+"""Source network for which a connection counts; None: an address without an entry in the peer table."""
 
 
 class Arrival(Protocol):
@@ -54,10 +56,15 @@ def client_key(address: str) -> str:
 
 
 class SourceCounts:
-    """Number of incoming connections from each source network."""
+    """Number of open incoming connections, in total and from each source network."""
 
     def __init__(self) -> None:
-        self._by_network: Counter[Network] = Counter()
+        self.total = 0
+        """Number of connections from all sources."""
+        self._by_source: Counter[Counted] = Counter()
+
+    def __getitem__(self, source: Counted) -> int:
+        return self._by_source[source]
 
     def refusal(self, source: Address, peers: Sequence[PeerSettings], limits: Limits, connections: int) -> str | None:
         """Return the reason to reject a further connection from a source, or None to accept the connection.
@@ -68,19 +75,24 @@ class SourceCounts:
             return "source"
         if connections >= limits.connections_max:
             return "connections_max"
-        full = self._by_network[network_of(source)] >= limits.source_connections_max
+        full = self._by_source[network_of(source)] >= limits.source_connections_max
         return "source_connections_max" if full else None
 
-    def add(self, source: Address) -> None:
-        """Count a new connection for the network of its source."""
-        self._by_network[network_of(source)] += 1
+    def add(self, source: Counted) -> None:
+        """Count a new connection."""
+        self.total += 1
+        self._by_source[source] += 1
 
-    def remove(self, source: Address) -> None:
-        """Subtract an ended connection from the count of its source network."""
-        network = network_of(source)
-        self._by_network[network] -= 1
-        if not self._by_network[network]:
-            del self._by_network[network]
+    def remove(self, source: Counted) -> None:
+        """Subtract an ended connection."""
+        self.total -= 1
+        self._by_source[source] -= 1
+        if not self._by_source[source]:
+            del self._by_source[source]
+
+    def elements(self) -> Iterable[Counted]:
+        """Return the source of each connection."""
+        return self._by_source.elements()
 
 
 class Gate(Generic[A]):
@@ -101,7 +113,7 @@ class Gate(Generic[A]):
         """Count an accepted connection for its source network, and as unidentified."""
         loop = asyncio.get_running_loop()
         self._peers, self._limits = peers, limits
-        self.sources.add(link.source)
+        self.sources.add(network_of(link.source))
         self._unidentified[link] = loop.time()
         if self._soon is None and len(self._unidentified) > min(
             limits.source_unidentified_max, limits.unidentified_max
@@ -116,7 +128,7 @@ class Gate(Generic[A]):
     def leave(self, link: A) -> None:
         """Subtract an ended connection from all counts."""
         self._unidentified.pop(link, None)
-        self.sources.remove(link.source)
+        self.sources.remove(network_of(link.source))
         if not self._unidentified and self._later is not None:
             self._later.cancel()
             self._later = None

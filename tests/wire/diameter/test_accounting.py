@@ -115,7 +115,7 @@ async def run_mix(plans, rate_max):
         connection.writer.transport.abort()
         await connection.close()
     assert node.pending == 0
-    assert node.links == node._probes == node._gate._unidentified == node._gate.sources._by_network == {}
+    assert node.links == node._probes == node._gate._unidentified == node._gate.sources._by_source == {}
     assert asyncio.all_tasks() == tasks
     incoming, answers, asked = sums(counts)
     # A request of the node's own (a DPR at its end, a DWR to the oldest of too many connections) that is answered comes in, too.
