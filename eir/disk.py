@@ -1,11 +1,15 @@
 """Atomic writing of files, flushing of folders to disk, and detection of changed files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 UNFINISHED = ".tmp"
 """Ending of the name of an incomplete file."""
@@ -15,18 +19,46 @@ UNFINISHED = ".tmp"
 def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
     """Run a `with` block, and put the file name `path` into its OSError if the error names no file or the temporary file `unfinished`.
 
-    The system's error of a write, such as on a full disk, has no file name.
+    The body may use only this file: the system's error of a write, such as on a full disk, has no file name.
     """
     try:
         yield
     except OSError as e:
-        if e.filename in {None, str(unfinished)}:
+        if e.filename is None or (unfinished is not None and str(e.filename) == str(unfinished)):
             e.filename = str(path)
         raise
 
 
+class _NamedFile(FileIO):
+    """File for writing whose errors have the name `path`."""
+
+    def __init__(self, file: Path, path: Path, mode: str, opener: Callable[[str, int], int] | None) -> None:
+        self._path = path
+        with errors_name(path, file):
+            super().__init__(str(file), mode, opener=opener)
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        with errors_name(self._path):
+            return super().write(data)
+
+    def close(self) -> None:
+        with errors_name(self._path):
+            super().close()
+
+
+def open_named(
+    file: Path, path: Path, mode: str = "wb", opener: Callable[[str, int], int] | None = None
+) -> BufferedWriter:
+    """Open a file for writing. Each OSError of the file has the name `path`, also if `file` is a temporary file.
+
+    Raises:
+        OSError: if the file cannot be opened.
+    """
+    return BufferedWriter(_NamedFile(file, path, mode, opener))
+
+
 @contextmanager
-def open_replacement(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
+def open_replacement(path: Path, *, mode: int | None = None, durable: bool = False) -> Iterator[BufferedWriter]:
     """Open a temporary file for writing. When the context ends without an error, the file replaces `path`.
 
     If the block fails, the temporary file is removed, so that it uses no space on a full disk.
@@ -41,18 +73,22 @@ def open_replacement(path: Path, *, mode: int | None = None, durable: bool = Fal
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     opener = partial(os.open, mode=0o666 if mode is None else mode)
+    with errors_name(path, fresh):
+        fresh.unlink(missing_ok=True)  # of a killed process with the same number
     try:
-        with errors_name(path, fresh):
-            with open(fresh, "wb", opener=opener) as file:
-                if mode is not None:
-                    os.fchmod(file.fileno(), mode)  # the umask may have removed bits
-                yield file
-                if durable:
-                    file.flush()
+        with open_named(fresh, path, "xb", opener) as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)  # the umask may have removed bits
+            yield file
+            if durable:
+                file.flush()
+                with errors_name(path):
                     os.fsync(file.fileno())
+        with errors_name(path, fresh):
             fresh.replace(path)
     finally:
-        fresh.unlink(missing_ok=True)
+        with errors_name(path, fresh):
+            fresh.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes, *, mode: int | None = None, durable: bool = False) -> None:

@@ -4,19 +4,18 @@ Values are formatted for people: times in UTC, `-` for an absent value, control 
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from io import BufferedWriter, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
 import typer
 
-from eir.disk import errors_name
+from eir.disk import open_named, open_replacement
 from eir.node.observe.log import with_priority
 from eir.schema import parse_duration
 
@@ -189,16 +188,8 @@ def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
         yield sys.stdout
         return
     if out.exists() and not out.is_file():
-        with errors_name(out), out.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        return
-    place = out.resolve() if out.is_symlink() else out
-    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
-    opener = partial(os.open, mode=0o600 if private else 0o666)
-    try:
-        with errors_name(out, unfinished):
-            with open(unfinished, "x", encoding="utf-8", newline="", opener=opener) as file:
-                yield file
-            unfinished.replace(place)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        opened: AbstractContextManager[BufferedWriter] = open_named(out, out)
+    else:
+        opened = open_replacement(out.resolve() if out.is_symlink() else out, mode=0o600 if private else None)
+    with opened as file, TextIOWrapper(file, encoding="utf-8", newline="") as stream:
+        yield stream

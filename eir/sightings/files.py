@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from eir.disk import UNFINISHED, open_replacement, sync_folder, write_file
+from eir.disk import UNFINISHED, errors_name, open_replacement, sync_folder, write_file
 from eir.sightings.events import without_subscribers
 from eir.sightings.schema import FILES, FOLDER
 
@@ -73,7 +73,7 @@ def _write(path: Path, rows: "pl.DataFrame", written: float) -> RecordFile:
     if room.f_bavail * room.f_frsize < min(FREE_BYTES_MIN, room.f_blocks * room.f_frsize // SMALL_DISK_SHARE):
         raise OSError(28, "the disk is nearly full; the rest is reserved for lists and their history", str(path))
     try:
-        with open_replacement(path, mode=FILE_MODE, durable=True) as stream:
+        with open_replacement(path, mode=FILE_MODE, durable=True) as stream, errors_name(path):
             peers = (
                 rows["peer"].fill_null("") if "peer" in rows.columns else rows.clear().to_series(0)
             )  # files from before there were peers

@@ -1,6 +1,7 @@
 """The commands: exit status, what goes to which stream, documents for scripts, tables for people, and how they end early."""
 
 import csv
+import errno
 import json
 import os
 import pty
@@ -981,6 +982,19 @@ class TestEndings:
                 out.write("0" * (1 << 14) if opened is written_to else bytes(1 << 14))
             assert caught.value.filename == str(path)
         assert not [*tmp_path.iterdir()]
+        with pytest.raises(IsADirectoryError) as caught, opened(tmp_path / "x"):
+            (tmp_path / "x").mkdir()
+        assert str(caught.value.filename) == str(tmp_path / "x")
+
+    @pytest.mark.parametrize("opened", [written_to, open_replacement])
+    @pytest.mark.parametrize(
+        "fault", [ConnectionResetError(errno.ECONNRESET, "reset"), FileNotFoundError(errno.ENOENT, "none", "None")]
+    )
+    def test_an_error_of_something_else_does_not_name_the_file(self, tmp_path, opened, fault):
+        for path in (tmp_path / "x", Path(os.devnull)) if opened is written_to else (tmp_path / "x",):
+            with pytest.raises(type(fault)) as caught, opened(path):
+                raise type(fault)(fault.errno, fault.strerror, fault.filename)
+            assert caught.value.filename == fault.filename
 
     def test_ctrl_c_is_130(self, host):
         with socket.create_server(("127.0.0.1", 0)) as silent:

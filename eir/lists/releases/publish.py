@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from eir.disk import errors_name
+from eir.disk import errors_name, open_named, write_file
 from eir.errors import ReleaseRefused
 from eir.lists.pages.content import has_pairs
 from eir.lists.pages.pages import Page
@@ -192,10 +192,10 @@ def _write_signed(path: Path, manifest: Mapping[str, object], keys: Sequence[Pat
         signature.unlink(missing_ok=True)
     text = json.dumps(manifest, indent=1) + "\n"
     document = text.encode()
-    _write(path, document)
+    write_file(path, document)
     contents = [sign(document, key) for key in keys]
     for signature, content in zip(signatures, contents, strict=False):
-        _write(signature, content)
+        write_file(signature, content)
 
 
 def _check_bad(tally: "Tally", bad_rows_max: int) -> None:
@@ -351,8 +351,9 @@ def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) 
 
 def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]) -> None:
     """Write `size` bytes of a stream to the file `target`. If it exists with other content, reject the release."""
-    with _temporary(target) as temporary:
-        with temporary.open("wb") as file:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".eir-publish-") as folder:
+        temporary = Path(folder) / target.name
+        with open_named(temporary, target) as file:
             rest = size
             while data := source.read(min(CHUNK_BYTES, rest + 1)):
                 rest -= len(data)
@@ -360,24 +361,11 @@ def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]
                     raise ReleaseRefused("expanded", f"{target.name} is larger than the archive declares")
                 file.write(data)
         if not os.path.lexists(target):
-            temporary.replace(target)
+            with errors_name(target, temporary):
+                temporary.replace(target)
             new_files.append(target)
         elif target.is_symlink() or not target.is_file() or not filecmp.cmp(target, temporary, shallow=False):
             raise ReleaseRefused("file_exists", f"{target} already exists with other content; remove it first")
-
-
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".eir-publish-") as folder:
-        temporary = Path(folder) / target.name
-        with errors_name(target, temporary):
-            yield temporary
-
-
-def _write(target: Path, content: bytes) -> None:
-    with _temporary(target) as temporary:
-        temporary.write_bytes(content)
-        temporary.replace(target)
 
 
 def _describe_files(
