@@ -6,6 +6,7 @@ The tables are TS 29.511 6.1 and TS 29.500 5.2.7; every response is held to the 
 import asyncio
 import json
 import time
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
@@ -305,7 +306,9 @@ class Owner:
         pass
 
 
-async def test_a_request_before_the_end_of_the_stream_is_answered_in_its_turn():
+@asynccontextmanager
+async def connection_behind_others():
+    """Yield the client's two streams and the server's side of a connection whose turn has not come."""
     loop = asyncio.get_running_loop()
     owner, links = Owner(loop), []
 
@@ -318,35 +321,26 @@ async def test_a_request_before_the_end_of_the_stream_is_answered_in_its_turn():
         writer.write(HELLO)
         await until_async(lambda: links and links[0].http.unread == 0)
         (link,) = links
-        owner.turns.waiting[link] = None  # as if others were before it
-        writer.write(get(1, "/"))
-        writer.write_eof()
-        await until_async(lambda: link._ended)
-        owner.turns.waiting.clear()
-        owner.turns.request(link)
-        async with asyncio.timeout(60):
-            assert statuses(frames(await reader.read())[0]) == {1: 404}
+        owner.turns.waiting[link] = None
+        yield reader, writer, link
         writer.close()
 
 
+async def test_a_request_before_the_end_of_the_stream_is_answered_in_its_turn():
+    async with connection_behind_others() as (reader, writer, link):
+        writer.write(get(1, "/"))
+        writer.write_eof()
+        await until_async(lambda: link._ended)
+        link.owner.turns.waiting.clear()
+        link.owner.turns.request(link)
+        async with asyncio.timeout(60):
+            assert statuses(frames(await reader.read())[0]) == {1: 404}
+
+
 async def test_of_a_connection_whose_turn_has_not_come_only_so_much_is_read():
-    loop = asyncio.get_running_loop()
-    owner, links = Owner(loop), []
-
-    def made():
-        links.append(N5gConnection(owner, loop))
-        return links[-1]
-
-    server = await loop.create_server(made, "127.0.0.1", 0)
-    async with server:
-        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(HELLO)
-        await until_async(lambda: links and links[0].http.unread == 0)
-        (link,) = links
-        owner.turns.waiting[link] = None  # as if others were before it for ever
+    async with connection_behind_others() as (_, writer, link):
         writer.write(bytes(16 << 20))
         await until_async(lambda: not link.transport.is_reading())
         await asyncio.sleep(0.1)
         assert link.http.unread < 1 << 20
         link.abort()
-        writer.close()
