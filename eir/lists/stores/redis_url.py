@@ -84,6 +84,13 @@ class RedisAddress:
         hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
         return f"{self.form} {hosts}"
 
+    @property
+    def first_server(self) -> str:
+        """URL of the first host for `redis-cli -u`, without user and password."""
+        host, port = self.hosts[0]
+        scheme = "rediss" if "ssl" in self.options else "redis"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
 
 class PasswordFile(CredentialProvider):
     """User and password for Redis connections. The password file is read again for each connection."""

@@ -192,6 +192,7 @@ class TestFaults:
                 with pytest.raises(StoreError) as caught:
                     await store.states()
                 assert caught.value.cause == "noauth"
+                assert str(caught.value).endswith("; correct the user and the password that `store` names")
                 assert "wrong" not in f"{caught.value}{store.link.where}{parse_url(url)!r}"
         async with opened(server.url.replace("//", "//:right@")) as store:
             assert await store.states() == {}
@@ -605,16 +606,19 @@ class TestUrls:
     @pytest.mark.parametrize(
         ("url", "expected"),
         [
-            ("redis://host", ("single", (("host", 6379),), "", 0)),
-            ("redis://u:p@[::1]:7000/3", ("single", (("::1", 7000),), "", 3)),
-            ("redis+sentinel://a,b:26380/lists", ("sentinel", (("a", 26379), ("b", 26380)), "lists", 0)),
-            ("redis+sentinel://a/lists/2", ("sentinel", (("a", 26379),), "lists", 2)),
-            ("redis+cluster://a:1,b:2", ("cluster", (("a", 1), ("b", 2)), "", 0)),
+            ("redis://host", ("single", (("host", 6379),), "", 0, "redis://host:6379")),
+            ("redis://u:p@[::1]:7000/3", ("single", (("::1", 7000),), "", 3, "redis://[::1]:7000")),
+            (
+                "redis+sentinel://a,b:26380/lists",
+                ("sentinel", (("a", 26379), ("b", 26380)), "lists", 0, "redis://a:26379"),
+            ),
+            ("rediss+sentinel://a/lists/2", ("sentinel", (("a", 26379),), "lists", 2, "rediss://a:26379")),
+            ("redis+cluster://a:1,b:2", ("cluster", (("a", 1), ("b", 2)), "", 0, "redis://a:1")),
         ],
     )
     def test_forms(self, url, expected):
         found = parse_url(url, {})
-        assert (found.form, found.hosts, found.service, found.database) == expected
+        assert (found.form, found.hosts, found.service, found.database, found.first_server) == expected
 
     def test_secrets_come_from_the_files_that_the_url_names(self, tmp_path):
         file = tmp_path / "password"
@@ -979,7 +983,10 @@ async def test_a_fault_is_reported_without_details_of_python(url, says):
     async with opened(url) as store:
         with pytest.raises(StoreError) as caught:
             await store.state("stolen")
-    assert says in str(caught.value)
+    text, _, advice = str(caught.value).partition("; ")
+    assert says in text
+    server = url.removesuffix("/eir").replace("+sentinel", "").replace("+cluster", "")
+    assert advice == f"start Redis, or correct `store`; test it with: redis-cli -u {server} ping"
     assert not re.search(r"[<>]|\('|Error|object|\[Errno", str(caught.value)), str(caught.value)
 
 

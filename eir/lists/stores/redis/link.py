@@ -70,6 +70,12 @@ CAUSES: dict[str, tuple[type[Exception], ...]] = {
     "error": (fault.RedisError,),
 }
 """Cause → classes of errors. The first match counts, so special classes precede general ones."""
+START = "start Redis, or correct `store`; test it with: redis-cli -u {} ping"
+REMEDIES = {
+    **dict.fromkeys(("refused", "timeout", "masterdown", "clusterdown"), START),
+    "noauth": "correct the user and the password that `store` names",
+}
+"""Advice for an operator by cause, with `{}` for the URL of a server."""
 OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, then try again"
 REPLIES = ("LOADING", "NOAUTH", "NOPERM", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS")
 WORDS = {"WRONGPASS": "noauth", "WRONGTYPE": "corrupt", **{word: word.lower() for word in REPLIES}}
@@ -157,6 +163,8 @@ class RedisClient:
                 text = f"{key}, or a key beside it, has another type than eir writes there: another program wrote it"
             elif cause == "oom":
                 text += f"; nothing was changed: {OUT_OF_MEMORY}"
+            elif cause in REMEDIES:
+                text += "; " + REMEDIES[cause].format(self._address.first_server)
             raise StoreError(cause, f"Redis ({self.where}): {text}") from error
 
     async def _with_client(self, key: str, operation: Callable[[Any], Awaitable[T]]) -> T:
