@@ -17,7 +17,7 @@ UNFINISHED = ".tmp"
 
 @contextmanager
 def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """Run a `with` block, and put the file name `path` into its OSError if the error names no file or the temporary file `unfinished`.
+    """Name the file `path` in an OSError of the `with` block, if the error names no file or only the temporary file `unfinished`.
 
     The body may use only this file: the system's error of a write, such as on a full disk, has no file name.
     """

@@ -134,7 +134,7 @@ def refused_by(fault: Exception) -> ReleaseRefused:
 
 
 class EntryRefused(EirError):
-    """Error for an operator's change of a list that would have no effect or exceeds a limit; the list is unchanged."""
+    """Error for a rejected change by an operator: it would have no effect, or exceeds a limit. The list is unchanged."""
 
 
 class StoreError(EirError):

@@ -273,7 +273,7 @@ def _key_for(kind: str, key: int, imsi: str) -> int | None:
 async def _pages_of_pair(
     store: ListStore, name: str, number: int, subscriber: int
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Read from a list of pairs its state, the page of the device, and all pages that may contain the IMSI.
+    """Read a list of pairs (device and IMSI) from the store: its state, the device's page, and all pages that may contain the IMSI.
 
     `number`: number of the device's page.
 

@@ -115,7 +115,10 @@ class NewDevices:
         return sightings
 
     def reject(self, peer: str, keys: Iterable[int]) -> None:
-        """Remove a peer's devices above its limit (over all workers) from the queue, and queue no more of its devices today."""
+        """Remove the devices `keys` from the queue, because their peer has reached its daily limit over all workers.
+
+        For the rest of the day, only confirmed devices of this peer can be queued.
+        """
         self._full.add(peer)
         for key in keys:
             if key in self._queued:

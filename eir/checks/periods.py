@@ -1,4 +1,4 @@
-"""Computation of the last day of grace of many devices by the rules of the policy.
+"""Last days of grace: computation for many devices by the policy rules.
 
 The periods of grace are those of rules that test only the first sighting of a device (and `not_list`), because these periods hold
 for every device in the record. If the policy has no such rule, the periods are those of all rules with a condition on the first
@@ -49,7 +49,7 @@ def last_day(policy: PolicySettings, first: int) -> int:
 
 
 def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int) -> dict[str, int]:
-    """Count the devices whose period of grace ends on each of the next AHEAD_DAYS days: date → count, without days on which none ends.
+    """Count by date the devices whose period of grace ends in the next AHEAD_DAYS days. Days without an end are left out.
 
     `first_days`: first day → count of devices.
     """

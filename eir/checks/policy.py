@@ -59,7 +59,7 @@ class Sightings(Protocol):
 
     @property
     def full(self) -> Container[str]:
-        """Labels of peers from which the full buffer for the record of checks accepts only events, and no other checks.
+        """Labels of peers for which the buffer is full. From these peers, the buffer accepts only unusual checks (events).
 
         The caller may drop these checks, and must then count them with `left_out`.
         """

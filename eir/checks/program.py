@@ -161,7 +161,7 @@ class _ConditionEncoder:
 
 
 def sightings_and_today(entries: Entries) -> tuple[memoryview | None, int]:
-    """Return the arrays of a record of first sightings, and the number of today (days since 1970-01-01), for the fast path.
+    """Return two values for the fast path: the arrays of a record of first sightings, and today as days since 1970-01-01.
 
     If the list is not a record of first sightings, the result is (None, 0).
     """

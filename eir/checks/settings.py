@@ -100,7 +100,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """Answer to all checks that overrides lists and rules. Operators set it when a list is wrong."""
+    """One fixed answer to all checks. Lists and rules then have no effect. Operators set it when a list is wrong."""
 
     answer: Status
     until: datetime | None = None
@@ -144,7 +144,7 @@ class PolicySettings:
 
 
 class PeerAnswers(Protocol):
-    """Interface of an entry in the peer table, which can replace statuses in the answers that its peer receives."""
+    """Interface of a peer table entry. The entry can replace statuses in the answers to its peer."""
 
     @property
     def label(self) -> str:

@@ -50,7 +50,7 @@ class TraceFilter(NamedTuple):
 
 
 class Tracer:
-    """Sender of trace records in one worker: for each check that matches the filter."""
+    """Sender of trace records in one worker. Each check that matches the filter gets a record."""
 
     def __init__(
         self, explain: Callable[[Question], Explanation], send: Callable[[dict[str, Any]], None],

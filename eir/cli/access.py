@@ -56,7 +56,7 @@ def _configuration_file(context: typer.Context, path: Path) -> Path:
 
 
 def optional_config(path: Path) -> Path | None:
-    """Return the configuration's path for a command that also runs without it; None if no default is readable.
+    """Return the path of the configuration file; None if no file was named and the default file is unreadable.
 
     Raises ConfigError if a file that the user named cannot be read.
     """

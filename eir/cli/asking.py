@@ -138,7 +138,10 @@ def _reply_of(probed: Probe, interface: Interface, imei: str, imsi: str, softwar
 
 
 def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
-    """Add to a node's answer the reason of the device's list entry, read from the store or from the node's copy of the lists."""
+    """Add a reason to a node's answer: the reason of the list entry that caused the answer.
+
+    The entry is read from the store, or from the node's copy of the lists.
+    """
     if found.list is None or found.list not in states:
         return found
     from eir.checks.explain import add_reason  # noqa: PLC0415 - for `eir check` and `eir trace`
@@ -206,7 +209,7 @@ def probe(
 
 
 def _read_config(config: Path) -> Mapping[str, Any]:
-    """Return the settings as `eir config` shows them, even if some are invalid; return no settings without a readable default file.
+    """Return the settings as `eir config` shows them, even if some are invalid. If no default file is readable, the result is empty.
 
     Raises ConfigError if a configuration was named and cannot be read.
     """

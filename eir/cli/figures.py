@@ -104,7 +104,7 @@ def _read_document(path: Path) -> Document:
 
 
 def _compute_figures(config: Config, month: str, record: str | None) -> Document:
-    """Compute the figures of a month; checks come from this node's record or from the files of the pattern `record`."""
+    """Compute the figures of a month from lists and recorded checks. `record`: file pattern of the checks; None: this node's record."""
     begin, end = _period(month)
     if end > datetime.now(UTC):
         print_message(f"warning: the month {begin:%Y-%m} is not over, so its figures are incomplete")
@@ -147,7 +147,7 @@ def _blocking_lists(config: Config) -> dict[str, str]:
 
 
 def _maker_of(config: Config) -> Maker:
-    """Return a function that returns the maker of a TAC by the lists of device types, or else the TAC itself."""
+    """Return a function from TAC to maker, which uses the lists of device types. For a TAC that they lack, it returns the TAC as text."""
     types = {each.tac: each.device_type for each in allocated_tacs(config) if each.device_type}
 
     def maker(tac: int) -> str:
@@ -189,7 +189,10 @@ def _tally_refusals(
 
 
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
-    """Return the files with checks from `begin` to before `end`, of the node's record or by the file pattern `record`."""
+    """Return the paths of files with checks from `begin` to before `end`.
+
+    `record`: pattern of the files to search; None: the files in the node's record of checks.
+    """
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)

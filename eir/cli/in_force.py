@@ -104,7 +104,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
-    """Return the state in the store of each list that the configuration or the node has, or the error of the store."""
+    """Read from the store the states of all lists in the configuration or in the node. If the store fails, return its error."""
     names = dict.fromkeys([*config.lists, *states])
 
     async def lookup() -> Stored:
@@ -180,7 +180,7 @@ def _version_text(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store if it has the version `held` of a list, else on the node's last good copy if that has the version.
+    """Run `work` on the store or on the node's last good copy: the first of them that has the version `held` of the list.
 
     Returns the result and the name of the place; None if neither has that version.
     """

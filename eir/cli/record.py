@@ -322,7 +322,7 @@ def _export(
 
 
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
-    """Return the records of a chain of the history in their stored form, only those of one list and from the time `since` on."""
+    """Select records by list and by time (from `since` on); return their stored texts. None: no restriction."""
     texts = []
     has_begun = since is None
     for record in records:

@@ -125,7 +125,10 @@ async def _load(config: Config, manifest: Path, options: dict[str, Any], channel
 
 @asynccontextmanager
 async def starting() -> AsyncIterator[Start]:
-    """Start the process that starts load processes, yield the function that requests a load process, and stop it at the end."""
+    """Run a helper process that starts load processes. Yield the function that requests a load process.
+
+    The helper process ends with the `with` block.
+    """
     starter = Starter(__name__, "eir.lists.rows.reader")
     try:
         yield starter.start

@@ -238,7 +238,7 @@ def recorded(checked: Config) -> Config:
 
 
 def not_kept(checked: Config) -> str:
-    """Return a text for the end of a message: why the record of checks is incomplete; empty if it is complete."""
+    """Return a message part about a configuration that records no checks; return an empty text if checks are recorded."""
     if checked.sightings:
         return ""
     return f"; no check is recorded: {checked.path} has no section 'sightings'"

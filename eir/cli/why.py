@@ -106,7 +106,7 @@ def why(
 
 
 async def answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> AnswerHistory:
-    """Return the states of all lists at the time of a past answer, the reloads since then, and the explanation of an answer now."""
+    """Return the facts that explain an answer at the time `then`: past list states, later reloads, and the answer that is given now."""
     lists = {}
     subscriber = imsi_key(question.imsi) if question.imsi else None
     for name, settings in config.lists.items():

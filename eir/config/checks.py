@@ -454,7 +454,7 @@ def _warn_override(config: Config, _: Document) -> Findings:
 
 
 def _of_interfaces(name: str) -> Check:
-    """Return a check that calls the function `name` of every protocol interface for its part of the configuration."""
+    """Return a check of the configuration that calls the function `name` of each protocol interface."""
 
     def check(config: Config, document: Document) -> Findings:
         for each in INTERFACES:

@@ -58,7 +58,7 @@ def load_to_ask(path: Path) -> Config:
 
 
 def load_whereabouts(path: Path) -> Whereabouts:
-    """Read from a configuration file only the locations of a node's state and store, and its lists; report faults of other keys in the result.
+    """Read a node's state folder, store and lists from a configuration file. Other keys may be faulty: the result reports their faults.
 
     A running node may still use an earlier, valid configuration. If the file as a whole is not YAML, only the lines
     that begin with `state:` and `store:` are read. Raises ConfigError if the file cannot be read, or if `state` or

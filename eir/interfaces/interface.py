@@ -45,7 +45,7 @@ TLS_KEYS = (
 
 
 def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str = "") -> tuple[Key, ...]:
-    """Return the configuration keys of a section that decide about access tokens: public keys, issuers and audiences."""
+    """Return the configuration keys for access tokens in a section: accepted public keys, issuers and audiences."""
     return (
         Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys"),
         Key(f"{section}.keys", many(FILE), (), "PEM files of such public keys, or of certificates"),
@@ -91,7 +91,7 @@ class SharedSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Settings in force and objects of a worker that all its servers use."""
+    """Settings and objects that all servers of one worker share."""
 
     shared: SharedSettings
     """Settings, with this worker's share of the node's limits."""

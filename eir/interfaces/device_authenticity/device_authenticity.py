@@ -75,7 +75,7 @@ FAULTS: Final = {
 
 
 def reason_word(text: str | None) -> str:
-    """Return the status word (REASONS) of a blacklisted device, such as stolen, from the text of its reason in a list."""
+    """Convert the reason of a list entry (free text) to a status of REASONS, such as `stolen`."""
     reason = (text or "").casefold()
     return next((word for word, parts in REASONS.items() if any(part in reason for part in parts)), BLACKLISTED)
 

@@ -15,7 +15,7 @@ FEED_SCOPE: Final = "eir-feed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedLists:
-    """Names of the local lists that the feed changes, for each word in the path of a request (role), such as `allowed-tac`.
+    """Names of the local lists that the feed changes, by role. The role is a word in the path of a request, such as `allowed-tac`.
 
     If a role has several lists, the feed uses the list whose kind fits the row.
     """

@@ -203,7 +203,7 @@ class GsupServer(Server[GsupConnection]):
             return asked.imsi, self._service.permits_after_fault()
 
     def decided(self, link: GsupConnection, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Count the answer to a CHECK-IMEI, and log the answer if the HLR has rejected the device."""
+        """Count the answer to a CHECK-IMEI. If the HLR decided the answer (`by_hlr`) and rejected the device, log this."""
         self.answers[link.requester.label, ACK if permitted else NACK] += 1
         if by_hlr and not permitted:
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)

@@ -108,7 +108,7 @@ def asked(
 
 
 def _imsi(octets: bytes, among: list[Element], tags: Collection[int], named: Collection[int], depth: int) -> str:
-    """Find the first IMSI in the BER elements `among` or inside them; return an empty text if there is no IMSI.
+    """Return the first IMSI in BER elements, also in nested elements; empty if there is no IMSI. `among`: elements to search.
 
     Inside an extension, an octet string is an IMSI only if it has 15 digits, because extensions hold other numbers too.
     """

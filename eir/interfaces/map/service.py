@@ -135,7 +135,7 @@ class MapService:
 
     @staticmethod
     def component_of(version: int, status: Status | None) -> tuple[bytes, str]:
-        """Encode the component that answers with this status, with the invoke id 0; return it and its result for metrics.
+        """Return the encoded component that carries this status (with invoke id 0), and the label of its result in metrics.
 
         `status` None: the error systemFailure.
         """

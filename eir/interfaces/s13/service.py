@@ -132,7 +132,7 @@ def msisdn_text(octets: bytes) -> str:
 
 
 def meid_text(octets: bytes) -> str:
-    """Decode the MEID in a 3GPP2-MEID AVP, whose form TS 29.272 7.3.6 leaves to 3GPP2 A.S0022.
+    """Decode the MEID in a 3GPP2-MEID AVP. TS 29.272 7.3.6 refers to 3GPP2 A.S0022 for the encoding.
 
     Accepted are 14 characters, 7 octets of two digits each, and the 8 octets of the A.S0022 mobile identity. The first of these
     8 octets holds digit 1 and the type, and the last one ends with a filler. Other octets return a text that is not a MEID.

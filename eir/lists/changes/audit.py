@@ -1,4 +1,4 @@
-"""Audit: compares the answers of an EIR with a signed release, by checks of a random sample of its devices or by recorded answers.
+"""Audit: compares an EIR's answers with a signed release. The answers come from checks of randomly chosen devices, or from records.
 
 The audit is independent of protocols: the caller passes a function that sends a check, or recorded answers.
 """
@@ -76,7 +76,7 @@ class ReleaseEntries:
         return Content(low[in_force], reasons[in_force], until[in_force], tac)
 
     def sample(self, count: int) -> list[int]:
-        """Return the device keys of `count` random entries of the release in random order; if it has fewer entries, those of all entries.
+        """Choose `count` random entries of the release (all entries if it has fewer); return their device keys in random order.
 
         For the entry of a whole TAC, the key of a random device of this TAC is returned.
         """
@@ -152,7 +152,7 @@ def load_entries(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the smallest sample size that, if all answers are right, proves that at least a share `at_least` of the entries is right.
+    """Return the smallest sample size that can prove a share of right entries, if all answers are right. `at_least`: the share.
 
     A sample proves a share if the lower bound of `interval` is at least this share. If `at_least` is 1, the sample must
     have all entries. `of`: number of entries from which the sample is drawn.
@@ -170,7 +170,7 @@ def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> 
 
 
 def interim_sizes(first: int, most: int) -> Iterator[int]:
-    """Yield the numbers of checked devices, from `first` to `most`, after which an audit computes the share of right answers again."""
+    """Yield increasing sample sizes from `first` to `most`. After each of them, an audit computes the share of right answers again."""
     size = min(first, most)
     while size < most:
         yield size
@@ -205,7 +205,7 @@ def interval(right: float, asked: int, confidence: float = CONFIDENCE, *, of: in
         return _log_choose(of - asked, count - right) - _log_choose(of, count) >= smallest
 
     def last_plausible(outside: int) -> int:
-        """Return the plausible number of right entries that is farthest from the most likely number, in the direction of `outside`.
+        """Search from the most likely number of right entries towards `outside`; return the last plausible number.
 
         The likelihood has only one maximum, so a binary search finds this count.
         """

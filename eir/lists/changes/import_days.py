@@ -162,7 +162,7 @@ class _Change(NamedTuple):
 
 
 def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: FirstDays, now: datetime) -> _Change:
-    """Merge imported devices into the pages of the record that the store has, and return the change.
+    """Merge imported devices into stored pages of the record of first sightings, and return the change.
 
     Raises:
         EirError: if a list has the name of the record.

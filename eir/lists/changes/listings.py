@@ -36,7 +36,7 @@ _AFTER_REASON = re.compile(r"(?:, until \d{4}-[^\s,;]+Z)?(?:; [\d,]+ \w+ come, .
 
 
 class Listing(NamedTuple):
-    """Key of a number of devices: list, reason, TAC, and whether the devices were added or removed."""
+    """Key under which added or removed devices are counted: list, reason, TAC, and whether they were added or removed."""
 
     list: str
     is_listed: bool
@@ -116,7 +116,7 @@ class _HistoryReader:
         return parts
 
     def _count_rollback(self, event: Event, name: str) -> Parts:
-        """Count the devices that a rollback added and removed: the opposite of the additions and removals by the changes that it undid."""
+        """Count the devices that a rollback added and removed. Devices that an undone change added count as removed, and vice versa."""
         match = _UNDONE.match(event.detail)
         serials = {int(text) for text in match[1].split(",")} if match else set()
         parts = Parts()
@@ -130,7 +130,7 @@ class _HistoryReader:
         return parts
 
     async def _count_differences(self, event: Event, name: str) -> Parts:
-        """Count the devices by which a release differs from its predecessor. Without one of the two in the store, the counts are empty."""
+        """Count the devices that a release added and removed. If the store lacks this or the previous release, the counts are empty."""
         releases = await self._store.releases(name)
         made = [None if each.made is None else (each.made.time, each.made.detail) for each in releases]
         if (event.time, event.detail) not in made:
@@ -158,7 +158,7 @@ class _HistoryReader:
         return parts
 
     async def _changed_pages(self, name: str, newer: Release, older: Release | None) -> Sequence[int]:
-        """Return the numbers of the pages (TACs) that a release changed; without it in the change log, all page numbers of the list."""
+        """Return the numbers of the pages (TACs) that a release changed. If the change log lacks the release, return all page numbers."""
         changes = await self._store.changes(name, older.state.generation) if older else None
         if changes and changes[0].after == newer.state.generation and changes[0].pages is not None:
             return changes[0].pages
@@ -196,7 +196,10 @@ def _count_page(name: str, state: ListState, page: Page | None, other: Page | No
 
 
 def _reasons_on(page: Page) -> dict[tuple[int, bool], int]:
-    """Return for each entry on a page (key, and whether it is a whole TAC) the index of its reason."""
+    """Return a map from entry to the index of its reason, for all entries on a page.
+
+    An entry is its key, and True if it covers a whole TAC.
+    """
     return {(entry.key, entry.whole_tac): entry.reason for entry in entries_of([page])}
 
 
@@ -218,7 +221,7 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
-    """Count by TAC the devices whose first sighting is on a chosen day. `chosen`: several choices of days; the result has counts for each.
+    """Count by TAC the devices that were first seen on chosen days. The result has one Counter for each choice in `chosen`.
 
     Args:
         store: store with the record of first sightings.

@@ -301,7 +301,7 @@ class Loader:
     async def _write(
         self, manifest: Manifest, settings: ListSettings, state: ListState, built: Built, event: Event
     ) -> ListState:
-        """Write the built pages of the list, and their dates, to the store; return the stored state."""
+        """Write the built pages, and the dates of their entries, to the store; return the stored state of the list."""
         is_delta = manifest.kind == DELTA
         seen = state.generation - 1
         write = self.store.amend if is_delta else self.store.replace

@@ -129,7 +129,7 @@ class EditReport:
 def parse_entries(
     kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False
 ) -> list[Entry]:
-    """Parse the identifiers that a command gives to entries for a list of this kind. A repeated identifier gives one entry.
+    """Parse the identifiers in a command; return them as entries for a list of this kind. A repeated identifier gives one entry.
 
     Args:
         kind: kind of the list.
@@ -348,7 +348,7 @@ def _differs(edit: Edit, end: int | None) -> bool:
 def _present_entries(
     entries: Sequence[Entry], pages: Sequence[Page], now: datetime
 ) -> dict[tuple[int, int, bool], int]:
-    """Return which of these entries, and of the entries for their whole TACs, exist in pages of a list. Each has its expiry (0: none).
+    """Look entries and their whole TACs up in pages of a list. Return the existing entries, each with its expiry (0: none).
 
     Expired entries are left out. Only the given entries are looked up, because a page may have a million.
     """
@@ -366,7 +366,7 @@ def _present_entries(
 
 
 def _stored_in(page: Page, entries: Sequence[Entry]) -> Iterator[tuple[tuple[int, int, bool], int]]:
-    """Yield those of these entries that a page contains, and the entry for the page's whole TAC if it exists, each with its expiry."""
+    """Look `entries` up in a page, and yield each existing entry with its expiry. An entry for the page's whole TAC is also yielded."""
     first = page.number * PAGE_KEYS
     if page.tac is not None:
         yield (first, 0, True), page.tac.until
@@ -454,7 +454,10 @@ async def _build_edit(
 def _add_rows(
     rows: Rows, group: Sequence[tuple[Entry, EntryDetails]], indexes: Mapping[str, int], *, is_dated: bool
 ) -> None:
-    """Add entries that are all pairs, all TACs or all single identifiers to a collection of rows. `indexes`: reason text → its index."""
+    """Add a group of entries to a collection of rows. The group has only pairs, only TACs or only single identifiers.
+
+    `indexes`: reason text → its index.
+    """
     keys = np.array([entry.key for entry, _ in group], np.uint64)
     reasons = np.array([indexes.get(details.reason, 0) for _, details in group], np.uint8)
     until = np.array([details.until for _, details in group], np.int64)
@@ -482,7 +485,7 @@ async def add_dates(
     before: Sequence[Page],
     waits: bool,
 ) -> Built:
-    """Return the built change of a list together with its changed pages of dates.
+    """Add the dates of changed entries to a built change of a list, and return the change.
 
     Args:
         amended: built pages of the change.

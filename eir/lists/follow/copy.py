@@ -116,7 +116,7 @@ class _HealRequest:
 
 
 class CopyKeeper:
-    """Task that writes a node's last good copy. It processes requests in order, and of several requests for one list only the newest.
+    """Task that writes a node's last good copy by requests, in order. A new request for a list replaces a waiting one for this list.
 
     Args:
         store: store that the node follows.
@@ -284,7 +284,7 @@ class CopyKeeper:
 
 
 async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
-    """Copy the dates of a list to the store `target`, if they are newer there than in `target`. If possible, copy only changed pages."""
+    """Copy the dates of a list from `source` to `target` if the dates in `source` are newer. If possible, copy only changed pages."""
     name = dates_name(of)
     state = await source.state(name)
     held = await target.state(name)

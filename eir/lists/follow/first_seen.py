@@ -532,7 +532,7 @@ def _joined(pages: Mapping[int, FirstDays]) -> FirstDays:
 
 
 def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = None) -> dict[int, FirstDays]:
-    """Return the pages of the record of first sightings that change if the devices in the mask `is_removed` are removed from `days`.
+    """Remove devices from `days`, and return the new content of the changed pages. `is_removed`: mask of the devices to remove.
 
     `is_touched`: mask of devices; a page with one of these devices is returned. None: the mask `is_removed`.
     """
@@ -543,7 +543,7 @@ def _without(days: FirstDays, is_removed: Numbers, is_touched: Numbers | None = 
 
 
 def _weights(numbers: Collection[int], pages: Mapping[int, FirstDays]) -> dict[int, tuple[int, int]]:
-    """Return digest and number of devices of each numbered page; both are 0 for a page that is not in `pages`."""
+    """Return for each page number the page's digest and its count of devices. Both are 0 if `pages` lacks the page."""
     days = {number: pages.get(number, NOTHING) for number in sorted(numbers)}
     digests = {page.number: page.digest() for page in encode_days(join(days.values()))}
     return {number: (digests.get(number, 0), len(each.keys)) for number, each in days.items()}

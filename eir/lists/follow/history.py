@@ -205,7 +205,10 @@ class HistoryKeeper:
         return Event(time=now, who=self._who, what=what, outcome=ACCEPTED, detail=detail, chain=chain)
 
     async def _limit_feed(self, store: ListStore, settings: HistorySettings) -> None:
-        """Daily, or when the feed's chain is full: record the chain's newest record in the main chain, then delete its oldest records."""
+        """Delete the oldest records of the feed's chain, daily or when this chain is full.
+
+        Before, the main chain records the number and digest of the newest record in the feed's chain.
+        """
         feed = await await_store(store.ledger(FEED))
         is_full = feed.bytes > settings.feed_max_bytes
         pause_s = FEED_TRIM_S if is_full else ANCHOR_S
@@ -543,7 +546,10 @@ async def _renew_feed(store: ListStore, main: Sequence[Record], fed: Sequence[Re
 
 
 async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
-    """Return True if the newest record in the history about changes of a list describes the change that led to its state."""
+    """Return True if the history records the change that led to this state of a list.
+
+    A missing record is accepted if it may have been deleted because of its age.
+    """
     is_local = not state.serial
     chain = None if is_local else MAIN  # only local lists have a feed
     newest: Event | None = None
