@@ -209,7 +209,7 @@ def byte_size(low: int, high: int) -> Kind:
 
 
 def percentage(high: int) -> Kind:
-    """Build a Kind for a percentage, whose value is a fraction.
+    """Build a Kind for a percentage, which is stored as a fraction: `20%` is 0.2.
 
     The percent sign is required, because `0.2` would be ambiguous.
     """

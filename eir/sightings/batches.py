@@ -97,7 +97,7 @@ def rows_of(messages: Iterable[bytes]) -> CheckRows:
 
 
 def is_imei(*lengths: int) -> pl.Expr:
-    """Build a polars expression that is true if the identifier has only digits and is as long as one of these lengths."""
+    """Build a polars expression that is true if the identifier consists of digits and its length is one of `lengths`."""
     pattern = "|".join(f"[0-9]{{{length}}}" for length in lengths)
     return pl.col("imei").str.contains(f"^(?:{pattern})$")
 

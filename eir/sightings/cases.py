@@ -33,7 +33,7 @@ def load_decisions(state: Path) -> list[dict[str, Any]]:
 
 
 def load_cases(state: Path) -> dict[int, bool]:
-    """Return by device an operator's last decision: True if the device is confirmed as tampered with, False if it is cleared.
+    """Return the operators' last decision on each device: True if the device is confirmed as tampered with, False if it is cleared.
 
     Devices whose decision was withdrawn are left out.
     """

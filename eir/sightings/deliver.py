@@ -90,7 +90,7 @@ class EventSender:
 
     @property
     def room(self) -> int:
-        """Number of events about newly listed devices that still fit into the queue. They use its first half only."""
+        """Number of further events about newly listed devices that the queue still accepts: none if the queue is half full."""
         return self._waiting_max // 2 - len(self.waiting)
 
     @property

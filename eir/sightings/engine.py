@@ -43,7 +43,7 @@ def scalar(engine: Engine, select: str) -> int:
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """Build the SELECT of the recorded checks in a window of time, without checks of probes and checks before authentication.
+    """Build the SELECT of the recorded checks in a window of time. It leaves out checks by probes and checks before authentication.
 
     A column `day` counts the days from the start of the window. Early checks are left out, because any phone can claim an
     IMSI before authentication.

@@ -49,7 +49,7 @@ class Events:
         """Events of newly listed devices."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove these subscribers from the last SIM of each watched device, the last device of each watched SIM, and queued events."""
+        """Remove these subscribers from the memory of watched devices and SIMs, and from queued events about newly listed devices."""
         self.seen = without_subscribers(self.seen, subscribers)
         for event in self._listed:
             if event["subscriber"] in subscribers:

@@ -74,7 +74,7 @@ class FigureTally:
     by: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
 
     def add(self, devices: int, **names: str) -> None:
-        """Add a number of devices to the figure's total, and in each dimension to the row of the given name."""
+        """Add a number of devices to the total, and to one row of each given dimension. `names`: dimension → name of the row."""
         self.total[DEVICES] += devices
         for dimension, name in names.items():
             self.by[dimension][name][DEVICES] += devices
@@ -106,7 +106,7 @@ def _rows(figure: Figure, tally: FigureTally, dimension: str) -> list[Document]:
 
 
 def _fold(counts: Counts) -> Counts:
-    """Shorten a table: keep up to ROWS_MAX rows of at least BELOW devices, and sum the others in the row OTHER."""
+    """Shorten a table to its largest rows: at most ROWS_MAX, each with at least BELOW devices. Add up all other rows in the row OTHER."""
     ranked = sorted(sorted(counts), key=lambda name: counts[name][DEVICES], reverse=True)
     largest = {name for name in ranked[:ROWS_MAX] if counts[name][DEVICES] >= BELOW}
     rows: Counts = defaultdict(Counter)
@@ -141,7 +141,7 @@ def _values(figure: Figure, numbers: Counter[str], text: str) -> dict[str, Value
 
 
 def _place(row: Document) -> tuple[int, str]:
-    """Return the sort key of a table row: the highest number of devices comes first, rows with a hidden number last, by name."""
+    """Return the sort key of a table row. Rows with more devices come first, rows with a hidden number last, equal rows by name."""
     devices = row[DEVICES]
     return (-devices if isinstance(devices, int) else 0), row["name"]
 

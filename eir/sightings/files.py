@@ -196,7 +196,7 @@ def folder_of(state: Path) -> Path:
 
 
 def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], object] = lambda _: None) -> int:
-    """Delete all rows of these subscribers from the record, and their pairs in `watched.json`; return the number of rows.
+    """Delete all rows of these subscribers from the record, and their entries in `watched.json`. Return the number of deleted rows.
 
     `subscribers`: all names of their IMSIs and numbers in the record. `damaged` receives each unreadable file.
 

@@ -62,7 +62,7 @@ def find_copies(
 
 
 def _phones_of_lots(periods: Sequence[SubscriberPeriod]) -> list[SubscriberPeriod]:
-    """Return the subscribers whose phones have a software version that at least `LOT_MIN` phones with this IMEI have."""
+    """Return the subscribers whose phone has a common software version: at least `LOT_MIN` phones with this IMEI have this version."""
     phones = Counter(version for each in periods for version in each.versions)
     return [each for each in periods if any(phones[version] >= LOT_MIN for version in each.versions)]
 
@@ -157,7 +157,7 @@ def _is_of_model(versions: Sequence[int], usual: Sequence[int]) -> bool | None:
 
 
 def _has_gaps(engine: Engine, since: datetime) -> bool:
-    """Return True if many ordinary phones first appear late in the record, because a phone's owner may then also appear late."""
+    """Return True if many ordinary phones first appear late in the record. A late first check is then no evidence of a copy."""
     clear = since + timedelta(days=CLEAR_DAYS)
     ((late, phones),) = engine.rows(f"""
         SELECT COALESCE(SUM(CASE WHEN first_seen >= TIMESTAMP '{clear:%Y-%m-%d %H:%M:%S}' THEN 1 ELSE 0 END), 0), COUNT(*)

@@ -1,4 +1,4 @@
-"""Count of devices that were refused, and of those that were accepted again after their removal from the refusing list.
+"""Counts of devices for the monthly figures: refused devices, and devices that left the refusing list and were accepted again.
 
 This module imports polars. The files are read some at a time. If many rows are refusals, the devices are counted in
 slices, one pass over the files for each, so that memory is bounded by SLICE_ROWS groups of checks.
@@ -31,7 +31,7 @@ ReadReasons = Callable[[Sequence[int]], Sequence[str | None]]
 def count_refusals(
     paths: Sequence[str], begin: datetime, end: datetime, lists: Mapping[str, ReadReasons], maker: Maker
 ) -> tuple[FigureTally, FigureTally]:
-    """Count the devices refused from `begin` to before `end` (UTC), and those of them accepted again after they left the list.
+    """Count the devices that were refused from `begin` to before `end` (UTC), and how many of them left the list and were accepted again.
 
     A device came back if the list that refused it last does not have it any more, and a later answer was no refusal.
 

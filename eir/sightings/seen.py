@@ -102,7 +102,7 @@ def find_sightings(
 
 
 def find_answers(state: Path, device: int, subscribers: Sequence[str], until: datetime) -> list[dict[str, Any]]:
-    """Return the checks of a device that were last before a time, as rows like those of `find_sightings`.
+    """Return the last checks of a device up to a time, as rows like those of `find_sightings`.
 
     These are the groups of checks that were in progress at that time, or else the newest earlier group.
 
@@ -167,7 +167,7 @@ def _sum_rows(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def find_newest(state: Path, since: datetime, devices: Numbers, tacs: Numbers) -> pl.DataFrame:
-    """Return, sorted by device, the newest row since `since` of each device that is in `devices` or has a TAC in `tacs`.
+    """Return the newest row since a time for each device in `devices`, and for each device with a TAC in `tacs`, sorted by device.
 
     Raises:
         EirError: if a file cannot be read.

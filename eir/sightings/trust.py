@@ -110,7 +110,7 @@ def _ordinary_count(group: Voices, phones: Mapping[Voices, int]) -> float:
 
 
 def _with_accomplice(group: Voices, phones: Mapping[Voices, int]) -> Voices:
-    """Add to a group of voices (origins or peers) the one that reports most of the same ordinary phones, and return the new group.
+    """Add to a group of voices (origins or peers) the voice that shares most ordinary phones with the group. Return the new group.
 
     A group of TOGETHER_MAX voices, or without such a voice, is returned unchanged.
     """

@@ -194,7 +194,7 @@ class Pulling:
         return pulled
 
     def _store(self, pulled: Pulled) -> None:
-        """Store the result of a pull: last contact, offered serial, time since which the list is behind its source, and rejection."""
+        """Store the result of a pull: last contact, offered serial, rejection, and the time since which the list is behind its source."""
         name = pulled.list
         if pulled.reached:
             self._reached[name] = time.time()

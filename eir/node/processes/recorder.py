@@ -160,7 +160,7 @@ class _Recorder:
         await self._writer.flush()
 
     async def forget(self, subscribers: Sequence[str]) -> None:
-        """Delete subscribers from memory, and write all messages to disk, where the caller then deletes the subscribers."""
+        """Delete these subscribers from memory, and write all messages to disk. The caller then deletes the subscribers on disk."""
         self._receive(all_of_it=True)
         self._queue_events()
         self._events.forget(subscribers)
@@ -279,7 +279,7 @@ TO = ("webhook", "stream")
 
 
 class Recorded:
-    """Supervisor's part of the recorder: socket for the workers' messages, requests, and counters."""
+    """Recorder as the supervisor sees it: child process, socket for messages from workers, requests and counters."""
 
     def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -324,7 +324,7 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder first the lists that were searched already, as a base for comparison, then the lists to search."""
+        """Send a new recorder the lists that were searched before, for comparison. Then send the lists that have changed since."""
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)
         for name, (listed, image) in self._lists.items():
@@ -375,7 +375,7 @@ class Recorded:
         raise EirError("the latest checks could not be written; see event=sightings_failed in the log")
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of the record of checks and of its events by name and label values."""
+        """Return the recorder's metrics by name and label values: size of the record of checks, and counts of checks and events."""
         return metrics.merge([self._zeros, self._size, self.child.snapshot()])
 
     def _count(self, counters: metrics.Snapshot) -> None:

@@ -45,7 +45,7 @@ class Sources:
         self._acknowledging.update(reports, self._pulling.rejected)
 
     def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
-        """Return for lists in force the time since which each is in force, and each list's last rejected release."""
+        """Return two tables by list name: when the version in force took effect (`since`), and the last rejected release (`rejected`)."""
         rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}
 

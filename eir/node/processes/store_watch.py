@@ -104,7 +104,7 @@ class StoreWatch:
 
 
 async def _newest_events(store: ListStore) -> list[Event]:
-    """Return the newest events of each history chain. Each chain is read alone: a feed's many events must not displace loads."""
+    """Return the newest events from each history chain. Each chain has its own limit, so that many feed events do not hide loads."""
     events: list[Event] = []
     for chain in CHAINS:
         events += await await_store(store.history(limit=EVENTS_MAX, chain=chain))

@@ -263,7 +263,7 @@ class Supervisor:
             await self._attendants.apply(loaded, self._acceptor.addresses)
 
     async def _poll(self) -> None:
-        """Collect the workers' reports, log the readiness, send acknowledgements, and inform the tasks of interfaces (attendants)."""
+        """Collect the workers' reports, log the readiness and send acknowledgements. Pass readiness and load to the tasks of interfaces."""
         status = self.overview.status
         reports = await self._others.workers.reports()
         status.log_readiness(reports)

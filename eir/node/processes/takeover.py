@@ -45,7 +45,7 @@ class Takeover:
             self._arrived.put_nowait((listed, image))
 
     def complete(self) -> None:
-        """Add an end mark to the queue after the last list of the worker's start."""
+        """Queue a mark after the last list for the start. At this mark, `run` reports to the supervisor that the worker has started."""
         self._arrived.put_nowait(None)
 
     async def run(self) -> None:

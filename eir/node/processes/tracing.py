@@ -129,7 +129,7 @@ class Tracing:
             self._news.set()
 
     async def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the records of the trace since the last read, and in `over` whether the trace has ended.
+        """Return the trace's records since the last read. In the result, `over` is true if the trace has ended.
 
         A read waits for records at most `read_s`. Argument `number`: number of the trace; default: the last trace.
         """

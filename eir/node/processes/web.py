@@ -81,7 +81,7 @@ class Web:
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 
     async def _page(self, request: HttpRequest) -> HttpResponse:
-        """Return the web page for people. For an identifier `imei` in form or query the page shows the output of `eir check`."""
+        """Return the web page for people. If the form or query has an `imei`, the page shows the result of `eir check` for it."""
 
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)

@@ -189,7 +189,7 @@ def build_worker(
 
 
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
-    """Return protocol and label of the peers that are probes, whose checks are about no real phone."""
+    """Return the peers that are probes, as pairs of protocol and label. A probe's checks are about no real phone."""
     probes = set()
     for interface in INTERFACES:
         for peer in config.peers:
@@ -313,7 +313,7 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Remove recorded devices from the queue of new devices, and send the unsent devices to the supervisor for the follower."""
+        """Update the queue of new devices: remove recorded devices, and send devices that were not sent yet to the supervisor."""
         if self.new_devices is None:
             return
         for _ in self.new_devices.remove_recorded():
@@ -531,7 +531,10 @@ class Worker:
 
 
 class RemoteAdmission:
-    """Client of the supervisor's admission, in a worker: reports events of Diameter connections. Orders arrive as calls."""
+    """Proxy in a worker for the supervisor's admission control. It reports the events of Diameter connections to the supervisor.
+
+    The supervisor's orders arrive later, as calls of `Node.obey`.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

@@ -80,7 +80,7 @@ class Workers:
         self, wanted: int, start: Start, loaded: Callable[[], Loaded], lists: "Followed", acceptor: Acceptor, *,
         origin_state_id: int, sightings: socket.socket | None, traced: Callable[[dict[str, Any]], None], report: Report,
     ) -> None:  # fmt: skip
-        """Create the workers' child processes; no worker is started yet.
+        """Prepare a child process for each worker. No process is started yet.
 
         `sightings`: socket over which workers send checks to the recorder.
         """
@@ -209,7 +209,7 @@ class Workers:
             self._order(self._admission.arrived(claim))
 
         def client_named(protocol: str, name: str) -> None:
-            """Send the name of a new GSUP client to all other workers, which test their own client of this name."""
+            """Send the name of a new GSUP client to all other workers. Each tests whether its own client with this name still answers."""
             for other in self._workers.values():
                 if other is not worker:
                     other.channel.try_notify("doubt", protocol, name)
@@ -221,14 +221,14 @@ class Workers:
         }  # fmt: skip
 
     def _note_end(self, label: str, is_away: bool) -> None:
-        """Record after the end of a connection whether its peer counts as absent (`is_away`), for the warning about absent peers."""
+        """Record whether a peer counts as absent (`is_away`) after its connection has ended. A warning names absent peers."""
         if is_away:
             self._not_away.discard(label)
         else:
             self._not_away.add(label)
 
     def _order(self, orders: Sequence[Order]) -> None:
-        """Send each order of the supervisor's admission to the worker that has the connection named in the order."""
+        """Send each order about a connection, such as to close it, to the worker that has this connection."""
         for order in orders:
             worker = self._workers.get(process_of(order.connection))
             if worker is not None:

@@ -113,7 +113,7 @@ class AdmissionControl(Protocol):
         """Report that an outgoing connection to the peer `host` is open; return orders to refuse its waiting incoming connections."""
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Report that a peer's oldest connection has answered a DWR (`ProbeOldest`); return the order to refuse the new connection."""
+        """Report that a peer's oldest connection answered a DWR (`ProbeOldest`); return the order to refuse the peer's new connection."""
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
         """Report that a connection or an attempt to connect has ended; return the orders for connections of the same peer that waited for this end."""

@@ -49,7 +49,7 @@ class Lane(Protocol):
         """
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Reject the messages that `take` would answer: append the overload answer for each to `out`, because a rate limit is reached.
+        """Append the overload answer to `out` for each message that `take` would answer, because a rate limit is reached.
 
         Returns:
             Position behind the last answered message, and number of answers.

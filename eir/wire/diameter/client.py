@@ -47,7 +47,7 @@ SERVER = PeerSettings(label="server", lenient=frozenset({APPLICATIONS}))
 
 
 class Sending(NamedTuple):
-    """Identifiers of a request, which are the same in its repetitions: Session-Id and end-to-end identifier (RFC 6733 3, 8.8)."""
+    """Identifiers of a request: Session-Id and end-to-end identifier. A repeated request keeps them (RFC 6733 3, 8.8)."""
 
     session: str
     end_to_end: int
@@ -84,7 +84,7 @@ class Client:
         """Reason for the end of the connection; empty while it is open."""
 
     def certificate_names(self) -> Sequence[str] | None:
-        """Return the names in the server's certificate, so that the caller can compare them with `peer`; None without TLS."""
+        """Return the names in the server's certificate, or None without TLS. The caller can compare them with the CEA (`peer`)."""
         return None if self._link is None else self._link.names
 
     async def request(

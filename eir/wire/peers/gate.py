@@ -162,7 +162,7 @@ class Gate(Generic[A]):
         return min(GRACE_S, self._limits.cer_timeout_s / 2)
 
     def _thin(self, links: Sequence[A], most: int, reason: str) -> set[A]:
-        """Close connections if there are more than the limit `most`; return those above the limit that may stay open for a short time.
+        """Close connections if there are more than the limit `most`. Return the surplus connections that are tolerated for a short time.
 
         A connection is tolerated for a short time, because its CER may be unread or on its way.
         """
@@ -181,7 +181,7 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return how many connections known peers may open from the IP networks of `links`, according to the peer table.
+    """Return how many connections the peer table permits to known peers in the IP networks from which `links` come.
 
     A known peer has an entry with its host or with its single address.
     """

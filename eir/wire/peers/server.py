@@ -34,7 +34,7 @@ DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "un
 
 @dataclass(slots=True)
 class _Ended:
-    """Sums over all ended connections of one peer. `eir peers` has one row for them, because many clients connect for each request."""
+    """Sums over all ended connections of one peer, for its row of `eir peers`. Many clients open a new connection for each request."""
 
     requester: Requester
     """Requester of the last one."""

@@ -99,7 +99,7 @@ class SctpProtocol(Protocol):
         """Reset the state of the connection, because the peer has restarted the association."""
 
     def path_changed(self, address: str, *, up: bool) -> None:
-        """Handle that the path to an address of the peer has failed or works again."""
+        """Handle a change of a path: the path to this address of the peer has failed, or works again (`up`)."""
 
 
 class SctpTransport(asyncio.Transport):
@@ -409,7 +409,7 @@ class PartialMessage:
 
 
 async def connect(protocol: SctpProtocol, to: Endpoint, settings: SctpSettings, carried: Carried = DIAMETER) -> None:
-    """Connect a protocol to the first address of a peer that answers. Raises OSError.
+    """Connect a protocol to a peer, over the first address that answers. Raises OSError.
 
     The association has paths to all addresses of the peer.
     """

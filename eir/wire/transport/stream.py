@@ -69,7 +69,7 @@ async def addresses(host: str, port: int, flags: int = 0) -> Sequence[tuple[int,
 
 
 async def connected(host: str, port: int, each_s: float = EACH_S) -> socket.socket:
-    """Connect a TCP socket to the first address of a host name that accepts the connection, and return the socket. Raises OSError.
+    """Resolve a host name, connect a TCP socket to the first address that accepts, and return the socket. Raises OSError.
 
     `each_s`: seconds before the next address is tried, for addresses behind a firewall or over broken IPv6.
     """

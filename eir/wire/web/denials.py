@@ -117,7 +117,7 @@ _NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("
 
 
 def token_setting(section: str, reason: str) -> str:
-    """Return which setting an operator must change if access tokens are rejected for this reason: keys, or the section of the settings."""
+    """Return the configuration keys to change if access tokens are rejected for this reason; the section if no single key is the cause."""
     if reason == "no_token":
         return f"{section}, left out: no token is required"
     return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section

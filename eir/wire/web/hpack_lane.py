@@ -29,7 +29,7 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """Compute one step of the Huffman decoder, for one more byte, from two steps for 4 bits each in the table of the library hpack."""
+    """Compute the Huffman step for a whole byte from two steps for 4 bits each, which are in the table of the library hpack."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]

@@ -88,7 +88,7 @@ class Conversation:
         return self._parsed.has_begun_request()
 
     def interim_response(self) -> bytes:
-        """Return the response 100 (Continue) if the client waits for it before it sends the body; otherwise no bytes.
+        """Return the response 100 (Continue) if the client sends the body only after this response; otherwise no bytes.
 
         RFC 9110 10.1.1.
         """
@@ -134,7 +134,7 @@ class RequestParser:
         """Number of bytes of the current request from the first whole piece on, and of its body."""
 
     def is_continue_due(self) -> bool:
-        """Return True if the client waits for the response 100 (Continue); once per request."""
+        """Return True if the client waits for the response 100 (Continue). Further calls for the same request return False."""
         is_due, self.expects_continue = self.expects_continue, False
         return is_due
 

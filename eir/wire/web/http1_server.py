@@ -68,7 +68,7 @@ class HttpConnections:
         return HttpConnection(self, asyncio.get_running_loop())
 
     def add(self, link: "HttpConnection") -> None:
-        """Add an open connection. If too many clients are unauthenticated, first close a connection of the address that has the most."""
+        """Add an open connection. If there are too many unauthenticated ones, first close a connection from the address with the most."""
         self.make_room(authenticated=False)
         self.links[link] = None
 
