@@ -226,9 +226,9 @@ class HistoryKeeper:
         return utc_text(now - span) < time < utc_text(now + span)
 
     async def _limit_copied_feed(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
-        """Delete the oldest records of the feed's chain in this node's copy if the chain exceeds its size limit.
+        """Delete the oldest records of the copied feed if this copy exceeds its size limit.
 
-        The chain in the copy never becomes smaller than the chain in the store, whose size in bytes is `stored`.
+        The copied feed is a chain of the history. It never becomes smaller than the feed in the store, which has `stored` bytes.
         """
         copied = await copy.ledger(FEED)
         if copied.bytes > max(settings.feed_max_bytes, stored):

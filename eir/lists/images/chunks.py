@@ -159,7 +159,7 @@ def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
 
 
 def _page_ranges(of: Chunk, numbers: Numbers) -> Numbers:
-    """Return the range of positions of each numbered page in a chunk: an array of first indexes and an array of end indexes.
+    """Find pages of a chunk by their numbers; return an array of their start positions and an array of their end positions.
 
     A page that the chunk lacks has an empty range.
     """

@@ -113,7 +113,7 @@ def count_first_days(image: Image | None) -> dict[int, int]:
 
 
 def left(before: Image, now: Image) -> Iterator[Numbers]:
-    """Yield in batches the devices that a list contained before a change (`before`), and does not contain after it (`now`)."""
+    """Yield in batches the devices that a change has removed from a list. `before`, `now`: contents before and after the change."""
     was = before.chunk()
     for at in range(0, len(was.numbers), BATCH_PAGES):
         keys, _ = _keys_in(was, was.numbers[at : at + BATCH_PAGES])

@@ -87,7 +87,7 @@ class _Table:
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
-        """Return the index of the page of a TAC in the arrays; -1 if the list has no such page. `number`: page number."""
+        """Return the index at which the arrays have the page with this number; -1 if they lack the page."""
         if number >= HASHED:
             place = int(np.searchsorted(self.numbers, np.uint64(number)))
             return place if place < len(self.numbers) and self.numbers[place] == number else -1
@@ -115,7 +115,7 @@ class _Table:
         return at if at < end and self.lows[at] == low else -1
 
     def keys(self, place: int) -> range:
-        """Return the positions that the keys of one page have among all keys of the list, as a range. `place`: index of the page."""
+        """Return the range of positions at which the list has the keys of one page. `place`: index of the page."""
         return range(self.offsets[self.firsts[place]], self.offsets[self.firsts[place + 1]])
 
     def remainders(self, place: int) -> list[int]:
@@ -182,7 +182,7 @@ class Image:
 
     @classmethod
     def map(cls, descriptor: int) -> "Image":
-        """Map an image from the memory file with this descriptor. The image closes the descriptor when it is deleted.
+        """Map an image from the memory file with this descriptor. The deletion of the image closes the descriptor.
 
         Raises:
             ImageError: if the file is not an image of this version.
@@ -211,7 +211,7 @@ class Image:
         return bool(len(self._devices.ends) or len(self._tac_ends))
 
     def holds(self, key: int, now: float) -> bool:
-        """Return True if the list has a row for this key that has not expired at `now`."""
+        """Return True if the list has an unexpired row for this key at the time `now`."""
         number, remainder = divmod(key, PAGE_KEYS)
         table = self._devices
         place = table.page(number)
@@ -227,7 +227,7 @@ class Image:
         return any(not end or end > now for end in ends)
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
-        """Return the IMSIs to which the list binds a device, in rows that have not expired."""
+        """Return the IMSIs to which unexpired rows of the list bind a device."""
         place = self._devices.page(key // PAGE_KEYS)
         position = self._devices.position(place, key % PAGE_KEYS)
         if position < 0 or not len(self._imsis):
@@ -237,9 +237,9 @@ class Image:
         return tuple(imsi for imsi, end in bound if not end or end > now)
 
     def first_seen(self, key: int) -> tuple[int, int] | None:
-        """Return the day of a device's first sighting and the index of the period of its last sighting; None for a device without a record.
+        """Return the day on which a device was first seen, and the index of the period in which it was last seen.
 
-        A period is PERIOD_DAYS days (eir.lists.pages.first_days).
+        A period is PERIOD_DAYS days (eir.lists.pages.first_days). Returns None for a device without a record.
         """
         table = self._devices
         position = table.position(table.page(key // PAGE_KEYS), key % PAGE_KEYS)
@@ -249,7 +249,7 @@ class Image:
         return first, last
 
     def has_subscriber(self, imsi: int, now: float) -> bool:
-        """Return True if the list has a row with this IMSI that has not expired."""
+        """Return True if the list has an unexpired row with this IMSI."""
         table = self._subscribers
         place = table.page(imsi // PAGE_KEYS)
         position = table.position(place, imsi % PAGE_KEYS)
@@ -259,7 +259,7 @@ class Image:
         return not end or end > now
 
     def keys(self, now: float) -> Iterator[int]:
-        """Yield in ascending order each key that has a row which has not expired at `now`."""
+        """Yield in ascending order each key that has an unexpired row at the time `now`."""
         for place, number in enumerate(self.numbers.tolist()):
             bits, base = self._devices.bits[place], number * PAGE_KEYS
             if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_end(place) > now):
@@ -294,11 +294,11 @@ class Image:
         return self._map.drop(done)
 
     def _tac_end(self, place: int) -> int:
-        """Return the expiry of the entry for a whole TAC in Unix seconds. `place`: index of the TAC's page in the arrays."""
+        """Return the expiry (Unix seconds) of the list entry for a whole TAC. `place`: index of the TAC's page in the arrays."""
         return int(self._tac_ends[np.searchsorted(self._tac_pages, place)])
 
     def _rows(self, position: int) -> range:
-        """Return the indexes of the rows of a key: in a list of pairs one row for each bound IMSI, otherwise a single row."""
+        """Return the indexes of a key's rows. In a list of pairs, a key has one row for each bound IMSI; otherwise it has one row."""
         if not len(self._pair_ends):
             return range(position, position + 1)
         return range(self._pair_ends[position - 1] if position else 0, self._pair_ends[position])

@@ -107,7 +107,7 @@ def _slots(numbers: Numbers, firsts: Numbers, bits: Numbers) -> Numbers:
 
 
 def _subscribers(of: Chunk) -> Chunk:
-    """Return a chunk that has each IMSI of a list of pairs once, with the latest expiry of its rows, for lookups by IMSI."""
+    """Build a chunk for lookups by IMSI from a list of pairs. The chunk has each IMSI once, with the latest expiry of this IMSI."""
     if not len(of.ends):
         imsis = np.sort(of.imsis)
         return chunk_of(imsis[is_fresh(imsis)] if len(imsis) else imsis)
@@ -128,7 +128,7 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Build arrays of all TACs that lists of pairs bind to one of the keys `to`. The compiled fast path reads these arrays.
+    """Build arrays for the compiled fast path: all TACs that the lists bind to one of the keys `to`, such as device types.
 
     The arrays list each TAC as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL: then the compiled
     lookup leaves the check to the general path.
@@ -208,7 +208,7 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
-    """Convert pages of a store to a chunk (arrays). The result is a list with this one chunk; it is empty if there are no pages.
+    """Convert pages of a store to a list of one chunk (pages as arrays). Without pages, the list is empty.
 
     The pages must be in ascending order.
 

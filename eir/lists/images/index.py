@@ -70,7 +70,7 @@ class PairList(DeviceList):
         return imsi in self.imsis(device)
 
     def imsis(self, device: int) -> tuple[int, ...]:
-        """Return the IMSIs to which the list binds a device, in rows that have not expired."""
+        """Return the IMSIs to which unexpired rows of the list bind a device."""
         return () if self.image is None else self.image.imsis(device, self.time)
 
     def has_subscriber(self, imsi: int) -> bool:
@@ -115,20 +115,23 @@ class FirstSeenList(DeviceList):
         return None if self.image is None else self.image.sightings
 
     def on_record(self, key: int) -> tuple[int, int] | None:
-        """Return the day of a device's first sighting, and the index of the period (PERIOD_DAYS days) of its last sighting.
+        """Return the day on which a device was first seen, and the index of the period (PERIOD_DAYS days) in which it was last seen.
 
         The lookup uses only the image of the record in memory. Returns None if the image lacks the device.
         """
         return None if self.image is None else self.image.first_seen(key)
 
     def day(self, key: int) -> int | None:
-        """Return the day on which a device was first seen, by the shared image or newer sightings of this worker; None if it was never seen."""
+        """Return the day on which a device was first seen; None if it was never seen. Newer sightings of this worker are included."""
         recorded, fresh = self.on_record(key), self.fresh.get(key)
         days = [day for day in (recorded and recorded[0], fresh) if day is not None]
         return min(days, default=None)
 
     def ask(self, key: int) -> int:
-        """Return the first day of a device that is checked now. If this sighting must be recorded, set `asked` to the device."""
+        """Return the day on which the checked device was first seen: today for a new device.
+
+        If the present sighting must be recorded, set `asked` to the device.
+        """
         today, recorded, first = self.today, self.on_record(key), self.day(key)
         if recorded is None or recorded[0] > today or recorded[1] < period(today, key):
             self.asked = key
@@ -153,7 +156,7 @@ class TacsOfTypes:
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """Arrays of all TACs that have one of the wanted types, for the compiled fast path; built from lists of device types in force."""
+        """Arrays for the compiled fast path: all TACs to which the lists of device types in force assign one of the wanted types."""
         if (states := [table.state for table in self.tables]) != self._states:
             images = [table.image for table in self.tables if table.image is not None]
             self._states, self._arrays = states, tacs_bound(images, self._types) if images else None

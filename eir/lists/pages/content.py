@@ -51,7 +51,7 @@ def decode(page: Page) -> Content:
 
 @contextmanager
 def as_corrupt(fault: str) -> Iterator[None]:
-    """Convert a ValueError in the `with` block, about damaged stored pages, to the StoreError `corrupt`. `fault`: start of its text."""
+    """Convert a ValueError in the `with` block to the StoreError `corrupt`, for damaged stored pages. `fault`: start of the error text."""
     try:
         yield
     except ValueError as error:
@@ -116,7 +116,7 @@ def _encode_extra(reasons: bytes, until: bytes) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _encode_shared(reasons: bytes, until: bytes) -> bytes:
-    """Encode one reason and one expiry for all rows of a page. The result is cached, because many pages share the same two."""
+    """Encode one reason and one expiry for all rows of a page. The result is cached, because many pages have equal reasons and expiries."""
     return Sections(reasons, until).encode()
 
 
@@ -233,7 +233,7 @@ class PairRows:
         self._sorted = False
 
     def repeats(self) -> tuple[int, int]:
-        """Count the rows that repeat the pair of an earlier row, and of these the rows with a different reason or expiry."""
+        """Return the number of rows that repeat the pair of an earlier row, and how many of these differ in reason or expiry."""
         devices, imsis, reasons, until, _ = self.in_order()
         repeats = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
         differs = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])

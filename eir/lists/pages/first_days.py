@@ -37,7 +37,7 @@ ROW_BYTES = 3
 
 
 class FirstDays(NamedTuple):
-    """Devices in ascending order, with the day of the first sighting and the period (of PERIOD_DAYS days) of the last sighting of each."""
+    """Devices in ascending order, each with the day on which it was first seen, and the period (PERIOD_DAYS days) of its last sighting."""
 
     keys: Keys
     firsts: NDArray[np.uint16]
@@ -109,7 +109,7 @@ def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
 
 
 def merge(parts: Sequence[FirstDays]) -> FirstDays:
-    """Merge records of first sightings: each device keeps the earliest first day and the latest period of last sighting."""
+    """Merge records of first sightings. If several records have a device, its earliest first day and its latest period are kept."""
     joined = join(parts)
     if not len(joined.keys):
         return NOTHING

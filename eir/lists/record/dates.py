@@ -1,4 +1,4 @@
-"""Dates of a list's entries in a store. The store has them as a second list, whose pages are those of eir.lists.pages.dates.
+"""Dates of a list's entries. They form a second list in the store, and eir.lists.pages.dates defines the pages of this list.
 
 The second list has a content digest of its own. So the digest of the first list does not depend on dates, and a node of a version
 without dates can follow the first list. Dates are written before their list. If a load is interrupted between both writes, it is
@@ -23,7 +23,7 @@ def dates_name(name: str) -> str:
 
 
 def is_dates(name: str) -> bool:
-    """Return True if a name is that of a list's dates."""
+    """Return True if a list with this name is a list of dates."""
     return name.endswith(_SUFFIX)
 
 

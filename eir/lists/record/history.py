@@ -71,9 +71,9 @@ def append_events(ledger: Ledger, events: Iterable[Event], after: int | None = N
 
 
 def complete_anchor(anchor: Event, feed: Ledger) -> tuple[Event | None, Ledger]:
-    """Add to an anchor the number and digest of the newest record of the chain FEED; return the anchor and the new ledger of FEED.
+    """Complete an anchor (record in the chain MAIN) with data about the chain FEED; return the anchor and the new ledger of FEED.
 
-    An anchor is a record in the chain MAIN by which the records of FEED are verified.
+    The anchor gets the number and the digest of FEED's newest record. By anchors the records of FEED are verified.
 
     If the last anchor has the same record, the result has None in place of the anchor.
     """
@@ -180,7 +180,7 @@ def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes
 def trim_records(
     ledger: Ledger, overdue: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """Document the deletion of the oldest records of a chain: return the record about it, and the ledger of the chain after the deletion.
+    """Compute the deletion of a chain's oldest records: return the record that documents this deletion, and the new ledger.
 
     Without `event`, there is no record. `after` is that of `append_events`.
     """
@@ -208,7 +208,7 @@ def read_record(record: Record, chain: str = MAIN) -> Event:
 
 
 def preceding_main_number(record: Record) -> int:
-    """Return the `after` field of a record of the chain FEED: the number of the newest record in the chain MAIN when it was written.
+    """Return the field `after` of a FEED record: the number that the newest MAIN record had when the FEED record was written.
 
     Raises:
         StoreError: `corrupt`.
@@ -340,7 +340,7 @@ def chain_faults(records: Iterable[Record], folds: Iterable[Fold], ledger: Ledge
 
 
 def feed_faults(records: Iterable[Record], fed: Iterable[Record], ledger: Ledger) -> Iterator[str]:
-    """Verify the chain FEED by the digests of its records in the chain MAIN (anchors); yield a message about each fault.
+    """Verify the chain FEED by its anchors: records in the chain MAIN with digests of FEED records. Yield a message about each fault.
 
     Args:
         records: records of MAIN.

@@ -1,4 +1,4 @@
-"""File in the state folder that names the lists in force on this node, for the time after a restart."""
+"""File in the state folder that names the lists in force on this node. The node reads it after a restart."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ class InForce(NamedTuple):
 
 
 def load_in_force(folder: Path) -> dict[str, InForce]:
-    """Load from the state folder which lists were last in force; empty without a valid file."""
+    """Load from the state folder the lists that were last in force, by name; return an empty map without a valid file."""
     entries = {}
     with suppress(OSError, ValueError, TypeError):
         text = (folder / IN_FORCE_FILE).read_text()
@@ -41,7 +41,7 @@ def load_in_force(folder: Path) -> dict[str, InForce]:
 def save_in_force(
     folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
 ) -> dict[str, InForce]:
-    """Save which lists are in force, and the marks (highest serials) of lists, in the state folder. Return the new content of the file.
+    """Save the lists in force, and the marks (highest serials) of lists, in the state folder. Return the new content of the file.
 
     A mark in the file never decreases. Several processes of a host may call the function at the same time.
 

@@ -279,7 +279,7 @@ class ListStore(Protocol):
         """Return all changes of a list after generation `after`, oldest first; None if the change log does not reach back so far."""
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Wait until the generation of a list may differ from that in `seen` (0: no list), for at most `timeout_s`."""
+        """Wait until a list may have a new generation, for at most `timeout_s`. `seen`: last known generation by list; 0: no list."""
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
         """Claim or renew the lease on the task `what` for `ttl_s` seconds; return False while another node has this lease.
@@ -295,7 +295,7 @@ class ListStore(Protocol):
         """
 
     async def append_pending(self) -> None:
-        """Append events to the history that are missing there, because their writer ended between its write of a list and the event."""
+        """Append missing events to the history. An event is missing if its writer ended after the list write and before the append."""
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
@@ -346,7 +346,7 @@ class ListStore(Protocol):
         """
 
     async def outcomes(self) -> Sequence[OutcomeCount]:
-        """Return for each list how many releases had each outcome, with the time of the last one."""
+        """Return the number of releases for each list and outcome, with the time of the latest release that had this outcome."""
 
     async def newer(self) -> str | None:
         """Return the reason why this program must not write to a store whose format is newer; None if it may write."""

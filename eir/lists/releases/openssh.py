@@ -253,7 +253,7 @@ def _reason(stderr: bytes, otherwise: str) -> str:
 
 
 def most_specific(reasons: Iterable[str]) -> str:
-    """Return the most specific reason word of several that explain invalid signatures.
+    """Return the most specific of several reason words for invalid signatures.
 
     A reason from a signers file with the key is more specific than `untrusted_signer`, from a file without the key.
     """

@@ -235,7 +235,7 @@ def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
 
 
 def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
-    """Return True if another manifest exists at this path, with other data files than the new one.
+    """Return True if a manifest already exists at this path and its data differ from the data of the new manifest.
 
     The same data may be signed again with a later expiry.
     """
@@ -318,7 +318,7 @@ def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: l
 
 
 def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
-    """Select members of a zip by name: from a DIRBS zip the file of a full release, or those of a delta; from other zips every CSV file.
+    """Select the data files in a zip by name: in a DIRBS zip the full file or the deltas (`kind`), in another zip all CSV files.
 
     A DIRBS zip has the full file and the deltas of one run. DIRBS writes blacklist, notifications and exceptions to
     separate zips, one for each operator.

@@ -269,7 +269,7 @@ class Rows:
         return repeated, contradicting
 
     def devices_min(self) -> int:
-        """Return the number of devices in listed whole TACs without an expiry, as a lower bound for the number of listed devices."""
+        """Count the devices in listed whole TACs without an expiry. At least this number of devices is listed."""
         whole_tacs = [np.zeros(0, np.int64)]
         for first, last, _, until in self._spans:
             if until.any():
@@ -308,7 +308,7 @@ class Rows:
 
 
 def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """Count the rows that repeat the entry of another row, and those of them that differ in reason or expiry.
+    """Return the number of rows that repeat the entry of another row, and how many of these differ in reason or expiry.
 
     Args:
         names: columns that identify the entry of each row.

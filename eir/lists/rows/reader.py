@@ -352,7 +352,7 @@ class Actions:
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Return for each part a mask of the rows that are the latest rows about their list entries.
+    """Find the latest row about each list entry in all parts; return these rows as one mask for each part.
 
     If the layout has no times and no row removes an entry, all rows of the entry count.
     """

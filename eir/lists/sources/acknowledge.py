@@ -1,4 +1,4 @@
-"""Acknowledgements: a node signs which release of a list it has in force, and the publisher evaluates these statements.
+"""Acknowledgements: signed statements of nodes about their lists in force, and the evaluation of these statements by the publisher.
 
 A statement includes the time from which the content is in force, and the release or index that the node rejected last.
 

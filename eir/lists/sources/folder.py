@@ -126,7 +126,7 @@ def parse_index(document: bytes) -> FolderIndex:
 
 
 def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before: datetime | None) -> None:
-    """Reject the index of a publisher's folder: wrong list or kind, time in the future, or older than the index `before`.
+    """Reject an index that has the wrong list or kind, has a time in the future, or is older than the time `before`.
 
     Args:
         index: index whose signature is verified.

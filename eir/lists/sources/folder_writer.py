@@ -181,7 +181,7 @@ def _kind_of_list(index: FolderIndex | None, holds: str | None) -> str:
 
 
 def _earlier_manifests(folder: Path, index: FolderIndex | None, base: int | None) -> list[Path]:
-    """Return the manifests of the releases before a new delta, from the newest full release on; empty for a new full release."""
+    """Return the manifests on which a new delta builds: the newest full release, then its deltas. Empty for a new full release."""
     if index is None or base is None:
         return []
     return [folder / offer.folder / offer.manifest for offer in releases_to_load(index, None, 0)]
@@ -251,9 +251,9 @@ def _signatures_of(manifest: Path) -> list[bytes]:
 
 
 def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[bytes]) -> None:
-    """Reject signatures by a new key, which has signed no release in the publisher's folder and is not in its file `signers`.
+    """Reject signatures by an unknown key. The known keys are in the folder's file `signers`, or have signed a release in the folder.
 
-    Nodes may not trust such a key. The first release of a folder without `signers` may have any key.
+    Nodes may not trust an unknown key. The first release of a folder without `signers` may have any key.
 
     Raises:
         ReleaseRefused: `untrusted_signer`.
@@ -397,7 +397,7 @@ class Contents:
         return replace(_offer(published.manifest, state), folder=staged.name)
 
     def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
-        """Return each data file of a full release as a label for its name, and whether it has only TACs (None: all entries)."""
+        """Choose the data files of a full release: for each a label in its name, and True if it has only TACs (None: all entries)."""
         has_tacs = self._settings.kind == DEVICES and any(page.tac for page in pages)
         if has_tacs and any(page.keys for page in pages):
             return (("imei", False), ("tac", True))

@@ -1,4 +1,4 @@
-"""Loads of delivered releases, in a pass over the drop folder, or of one release that a pull has fetched.
+"""Loading of delivered releases: all releases in the drop folder (a pass), or one release that a pull has fetched.
 
 eir.lists.releases.release and eir.lists.changes.load verify each release. An incomplete release waits. A loaded release is moved to
 `accepted/`, a rejected one to `refused/` with a text file that gives the reason. If this host causes the failure (the store is
@@ -147,7 +147,7 @@ class Attempts:
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """Delete the count of killed loads of one release; without a digest, of the release that is being loaded."""
+        """Delete the stored number of killed loads of a release. `digest`: release; empty: the release that is being loaded."""
         counts = self._read()
         counts.pop(digest or self._loading, None)
         self._write(counts)
@@ -425,7 +425,7 @@ class _Turn:
         return None
 
     def _incomplete_fault(self, delivery: Delivery) -> str:
-        """Return a message if the manifest or a signature seems incomplete by its time or its end, or an empty text."""
+        """Return a message if the manifest or a signature was changed just now, or is cut off; otherwise an empty text."""
         files = [(delivery.name, MANIFEST_BYTES_MAX, b"}")]
         files += [(name, SIGNATURE_BYTES_MAX, b"-----END SSH SIGNATURE-----") for name in delivery.signatures]
         for name, bytes_max, end in files:
@@ -472,7 +472,7 @@ class _Turn:
         self._move_files(names, delivery.name, outcome)
 
     def _belongs_to_rejected(self, file: FileEntry) -> bool:
-        """Return True if a data file must be moved with a rejected manifest: its content matches, or it has waited for `patience_s`.
+        """Return True if a data file must be moved with a rejected manifest: it matches the manifest, or has waited for `patience_s`.
 
         A file with other content may belong to another release that uses the same name and is still arriving.
         """

@@ -226,7 +226,7 @@ class _Pull:
         return self.pulled(WAITING, "base", f"{in_force}: {fault}")
 
     async def compare(self) -> int:
-        """Store when the source first offered each serial above the serial in force; return the serial in force.
+        """Store the time at which the source first offered each serial above the serial in force; return the serial in force.
 
         Raises:
             StoreError: if the store fails.
@@ -269,7 +269,7 @@ class _Pull:
 
     @staticmethod
     def _differs(index: FolderIndex, state: ListState) -> bool:
-        """Return True if the index names the serial in force with a content digest that differs from that of the list in force."""
+        """Return True if the index contains the serial in force, but with another content digest than the list in force."""
         return index.content_of(state.serial) not in {None, state.content_digest}
 
     async def _state_and_highest(self) -> tuple[ListState, int]:

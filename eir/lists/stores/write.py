@@ -235,7 +235,7 @@ class PageSetStore(ABC):
         whole: bool = True,
         event: Event | None = None,
     ) -> None:
-        """Put a list in force with exactly this state. `batches`: all pages, or without `whole` the changed pages of an existing list."""
+        """Put a list in force with exactly this state. `batches`: all pages; if `whole` is False, the changed pages of an existing list."""
         if whole or not seen:
             request = WriteRequest(state=state, whole=True, exact=True, keep=0, event=event)
             await self._write(name, seen, request, batches)

@@ -92,7 +92,7 @@ class RecentMetrics:
         return _totals([current, *islice(reversed(self._checks), minutes)])
 
     def blocked_before(self, minutes: int) -> tuple[float, float]:
-        """Return two numbers for the day before the last `minutes`: blocked checks and all checks."""
+        """Return two numbers for the day that ended `minutes` ago: blocked checks and all checks."""
         return _totals(list(islice(reversed(self._checks), minutes, None)))
 
     def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
@@ -157,17 +157,17 @@ class AlertRule(NamedTuple):
 
 
 def _is(name: str, by: str = "", value: float = 1.0) -> Condition:
-    """Return an alert condition that yields each value of the label `by`, such as each peer, for which a gauge equals `value`."""
+    """Return an alert condition: a gauge equals `value`. It yields the affected values of the label `by`, such as peers."""
     return lambda recent: [subject for subject, now in recent.values(name, by).items() if now == value]
 
 
 def _exceeds(name: str, limit: float, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Return an alert condition that yields each value of the label `by`, such as each peer, for which a gauge is above `limit`."""
+    """Return an alert condition: a gauge is above `limit`. It yields the affected values of the label `by`, such as peers."""
     return lambda recent: [subject for subject, now in recent.values(name, by, where).items() if now > limit]
 
 
 def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) -> Condition:
-    """Return an alert condition that yields each value of the label `by`, such as each peer, for which a counter rose in `minutes`."""
+    """Return an alert condition: a counter rose in the last `minutes`. It yields the affected values of the label `by`, such as peers."""
     return lambda recent: recent.rises(name, minutes, by, where)
 
 
@@ -396,5 +396,5 @@ _PATTERNS = [(re.compile(".*".join(map(re.escape, text.split("{}"))), re.DOTALL)
 
 
 def alert_of(status_text: str) -> str | None:
-    """Return the name of the alert whose entry in the runbook explains a text of the status, or None."""
+    """Return the name of the alert whose runbook entry explains this text of `eir status`; None without such an alert."""
     return next((alert for pattern, alert in _PATTERNS if pattern.fullmatch(status_text)), None)

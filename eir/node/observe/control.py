@@ -309,7 +309,7 @@ class ReadOnlyRunner:
     """Runner of commands for read-only users, at most AT_ONCE at the same time."""
 
     def __init__(self, config: Path, *, time_s: float = TIME_S, out_bytes_max: int = OUT_BYTES_MAX) -> None:
-        """Store the limits for each command of a read-only user. A command above `time_s` or `out_bytes_max` of output is killed."""
+        """Create a runner. It kills a command that takes longer than `time_s` or writes more than `out_bytes_max`."""
         self._config = config
         self._time_s = time_s
         self._out_bytes_max = out_bytes_max

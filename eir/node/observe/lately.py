@@ -120,7 +120,7 @@ class ReleaseTimes:
             self._seen[name] = count
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics about the times of releases by name and label values."""
+        """Return the samples of the metrics about release times, by metric name and label values."""
         return {
             "eir_release_last_accepted_timestamp_seconds": metrics.by_label(self._last),
             "eir_release_interval_seconds": metrics.by_label(self._interval_s),

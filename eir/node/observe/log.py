@@ -52,7 +52,7 @@ def is_journal() -> bool:
 
 
 def with_priority(level: str, text: str) -> str:
-    """Return the text for standard error: in the systemd journal, the prefix of the priority precedes each line."""
+    """Return a text for standard error. In the systemd journal, each line begins with the prefix of the level's priority."""
     if not is_journal():
         return text
     prefix = PRIORITIES[level]

@@ -149,7 +149,7 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def lasting_counters(snapshot: Snapshot) -> Snapshot:
-    """Return the counters in a worker's metrics that remain after its end, because the next worker's counters are added to them.
+    """Return those counters of a worker that outlast the worker. The counters of the next worker are added to them.
 
     Gauges, and values that are equal in all workers, are left out.
     """

@@ -223,7 +223,7 @@ def _checks_chart(minutes: Sequence[Minute]) -> str:
 
 
 def _durations_chart(minutes: Sequence[Minute]) -> str:
-    """Render the median of the durations of each minute as a bar, in front of the bar of their 99th percentile."""
+    """Render a chart with two bars for each minute: the median duration of checks in front, the 99th percentile behind."""
     longest = max((minute.p99_s for minute in minutes if minute.p99_s is not None), default=0.0)
     bars = []
     for column, minute in enumerate(minutes, MINUTES - len(minutes)):
@@ -321,7 +321,7 @@ def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
 
 
 def _ending(shown: PageContent) -> str:
-    """Render for the next days how many devices' periods of grace end; an empty element if the node records no first sightings."""
+    """Render a chart of the periods of grace that end on each of the next days; an empty element if the node records no first sightings."""
     if shown.ending is None:
         return "<div class=live id=ending></div>"
     return _section("ending", "Periods of grace that end", _ends_by_day(shown.ending, shown.now.date()))

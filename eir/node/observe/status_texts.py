@@ -1,4 +1,4 @@
-"""Texts of `eir status` about conditions of the node, each with the alert whose entry in the runbook explains the condition.
+"""Texts of `eir status` about conditions of the node. Each text belongs to an alert, whose entry in the runbook explains the condition.
 
 The texts of alert rules (alerts.py) and of interfaces (eir.interfaces.interface) are further texts of the status.
 """

@@ -68,10 +68,10 @@ class _Content(NamedTuple):
 
 
 class Acknowledging:
-    """Detector of releases that all workers have in force and of rejected releases. It sends acknowledgements about both."""
+    """Sender of acknowledgements. It detects releases that all workers have in force, and rejected releases."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """Create a detector of releases in force and of rejected releases. `config`: function that returns the settings in force."""
+        """Create the sender of acknowledgements. `config`: function that returns the settings in force."""
         self._config = config
         self._start = start
         self._jobs = jobs
@@ -150,7 +150,7 @@ class Acknowledging:
         return _Content(in_force.serial, in_force.content, in_force.since, rejected)
 
     def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
-        """Return by list name the time from which a list version has been in force. `states`: list versions by name."""
+        """Return the time from which each list version has been in force, by list name. `states`: list versions by name."""
         since = {}
         for name, state in states.items():
             in_force = self._in_force.get(name)
@@ -165,7 +165,7 @@ class Acknowledging:
         return lost + older
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics about acknowledgements and lost lists by name and label values."""
+        """Return the samples of the metrics about acknowledgements and lost lists, by metric name and label values."""
         lost = [*self._lost, *self.older]
         return {
             "eir_source_acknowledgements_total": dict(self._counts),

@@ -119,7 +119,7 @@ class Configuration:
         return warnings + certificate_warnings(self._certificate_ends, datetime.now(UTC))
 
     def snapshot(self) -> Snapshot:
-        """Return the metrics about reloads and the node's certificate by name and label values."""
+        """Return the samples of the metrics about reloads and the node's certificate, by metric name and label values."""
         ends = self._certificate_ends
         return {
             "eir_config_last_reload_successful": {(): float(not self._is_refused)},

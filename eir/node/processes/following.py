@@ -146,13 +146,13 @@ class _FollowerProcess:
         self._channel.notify("counted", self._counters(), latest="counted")
 
     def _ending(self) -> Mapping[str, int] | None:
-        """Return by date how many devices' periods of grace end on each of the next days."""
+        """Return the number of periods of grace that end on each of the next days, by date; None if the node records no first sightings."""
         if self._keeper is None:
             return None
         return count_ends(self._config.policy, self._keeper.first_days, self._record.today)
 
     async def close(self) -> None:
-        """Write the remaining first sightings to their record, and close the store and the last good copy."""
+        """Write the first sightings that are still in memory to the record, then close the store and the last good copy."""
         if self._keeper is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_S):
@@ -298,7 +298,7 @@ class Followed:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Send the follower a configuration that the workers have applied already, so that it follows the lists of this configuration."""
+        """Send the follower a configuration that the workers have already applied. It names the lists to follow from now on."""
         self._config = config
         kinds = kinds_of(config)
         for name, (listed, _) in list(self._lists.items()):
@@ -307,7 +307,7 @@ class Followed:
         self.child.notify("configure", config)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics about store, lists and copies by name and label values."""
+        """Return the samples of the metrics about store, lists and copies, by metric name and label values."""
         status = self.status
         lag_s = max(0.0, time.monotonic() - status.in_step_at)
         own: metrics.Snapshot = {

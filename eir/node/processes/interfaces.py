@@ -1,4 +1,4 @@
-"""Processes of HTTP/1.1 interfaces that answer no checks, such as the feed. Checks have a higher priority.
+"""Processes of HTTP/1.1 interfaces, such as the feed, that answer no checks. Their priority is lower than that of checks.
 
 The supervisor opens the listeners, so that connections wait in them while such a process restarts. It passes listeners and
 configuration to the process, which runs an eir.interfaces.interface.Service. `ServiceProcess` is the part of the supervisor, `run`

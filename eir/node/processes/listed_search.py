@@ -1,8 +1,8 @@
-"""Search in the record of checks for devices that a list change has added, and an event for each that was seen.
+"""Search for newly listed devices in the record of checks. An event is sent for each device that was seen before.
 
-The search runs in the recorder, in a thread. During the search and the sending of events the recorder has idle priority. The recorder maps each image of a list of devices. The
-difference of two images is the newly listed devices, which are looked up in the record of the last 24 h. Changes that arrive during
-a search are queued.
+The search runs in the recorder, in a thread. During the search and the sending of events the recorder has idle priority. The
+recorder maps each image of a list of devices. The difference of two images is the newly listed devices, which are looked up in the
+record of the last 24 h. Changes that arrive during a search are queued.
 """
 
 import asyncio
@@ -185,10 +185,10 @@ class ListedSearch:
         return events
 
     async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
-        """Return the history event that added each single entry to a local list since the last search; empty for other lists.
+        """Return a map from single entries to the history events that added them to a local list since the last search.
 
-        From it all nodes compute the same id of an event, even if a node receives several changes of a local list at once. If
-        the store is away, the id depends on the generation of the list.
+        The map is empty for other lists. From the history event all nodes compute the same id of an event, even if a node receives
+        several changes of a local list at once. If the store is away, the id depends on the generation of the list.
         """
         settings = self._config.lists[search.listed.name]
         since = search.state_before.loaded_at if search.state_before else None
@@ -222,7 +222,7 @@ def _build_events(
 
 
 def _event(search: Search, row: Mapping[str, Any], marks: Mapping[tuple[int, int, bool], Event]) -> dict[str, Any]:
-    """Build the event that a newly listed device was seen before, with the data of the device's newest recorded check."""
+    """Build the event for a newly listed device that was seen before. The event has the data of the device's newest recorded check."""
     listed = search.listed
     device = row["device"]
     first_of_tac = device // SNR_KEYS * SNR_KEYS

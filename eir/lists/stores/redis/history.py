@@ -98,7 +98,7 @@ async def newer(link: RedisClient) -> str | None:
 
 
 async def append(link: RedisClient, event: Event | None, list_write: ListWrite | None = None) -> None:
-    """Append an event to the history. If `list_write` names the list write of the event, the event is appended only once.
+    """Append an event to the history. If `list_write` is given, the event belongs to this list write and is appended only once.
 
     If the answer is lost, an event without `list_write` may be appended twice.
     """
@@ -417,7 +417,10 @@ def _text_size(records: Sequence[Record]) -> int:
 
 
 async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Event, chain: str) -> int:
-    """Delete from a chain the records before `until`, and the oldest records above `bytes_max`, in portions; return their number."""
+    """Delete from a chain the records before `until` and the oldest records above `bytes_max`; return the number of deleted records.
+
+    The records are deleted in portions.
+    """
     count, portion = 0, BATCH
 
     async def queue(pipe: Any, read: ReadChain, _done: bytes | None) -> None:
@@ -444,7 +447,7 @@ async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Even
 
 
 async def read_appended(link: RedisClient, names: Sequence[str]) -> dict[str, bytes | None]:
-    """Return for each list the ID of its last write whose event is in the history."""
+    """Return for each list the ID of the last write that has its event in the history."""
     if not names:
         return {}
     fields = [f"done:{name}" for name in names]
@@ -453,7 +456,7 @@ async def read_appended(link: RedisClient, names: Sequence[str]) -> dict[str, by
 
 
 async def read_outcomes(link: RedisClient) -> list[OutcomeCount]:
-    """Return for each list how many releases had each outcome, with the time of the last one."""
+    """Return the number of releases for each list and outcome, with the time of the latest release that had this outcome."""
     values: dict[bytes, bytes] = await link.execute("HGETALL", OUTCOMES)
     outcomes = []
     with link.decoding():

@@ -191,7 +191,7 @@ async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Ke
 
 
 async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]) -> Write[PageSet]:
-    """Store the pages that a write will replace, for a later rollback; return the write with the field counts of its page sets."""
+    """Copy the pages that a write will replace (for a rollback), and count the fields of page sets; return the write with the counts."""
     after, replaced_set = planned.after, planned.replaced_set
     page_set, kept = after.page_set, after.kept
     replaced = await read_each(link, row, page_set, [page.number for page in planned.pages])

@@ -88,7 +88,7 @@ class SqliteStore(PageSetStore):
     async def _write(
         self, name: str, seen: int, request: WriteRequest | RollbackRequest, batches: Batches | None = None
     ) -> ListState:
-        """Apply a write request to a list in one transaction. The pages of `batches`, if any, are stored before.
+        """Apply a write request to a list in one transaction. If there are `batches`, their pages are stored first.
 
         If the write fails, the staged pages are deleted.
         """

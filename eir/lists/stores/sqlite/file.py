@@ -222,7 +222,7 @@ def _cause(error: sqlite3.Error) -> str:
 
 
 def _connect(path: Path, busy_s: float, prepare: Callable[[sqlite3.Connection, int], None]) -> sqlite3.Connection:
-    """Open a connection to the SQLite file that waits up to `busy_s` for a lock.
+    """Open a connection to the SQLite file. The connection waits up to `busy_s` for a lock.
 
     `prepare` is called with the connection and the format version of the file.
     """

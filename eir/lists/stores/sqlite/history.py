@@ -72,7 +72,7 @@ def append(db: sqlite3.Connection, event: Event | None) -> None:
 
 
 def _newest_main_number(db: sqlite3.Connection, chain: str) -> int | None:
-    """Return the number of the newest record of the chain MAIN, which a new record of FEED must contain; None for MAIN itself."""
+    """Return the number that a new record of the chain FEED must contain: the newest record number in MAIN. None for a record of MAIN."""
     return ledger(db).number if chain == FEED else None
 
 
@@ -153,7 +153,10 @@ def rewrite(
 
 
 def trim(db: sqlite3.Connection, until: str, bytes_max: int | None, event: Event | None, chain: str) -> int:
-    """Delete from a chain the records before `until`, and the oldest records above `bytes_max`, in portions; return their number."""
+    """Delete from a chain the records before `until` and the oldest records above `bytes_max`; return the number of deleted records.
+
+    The records are deleted in portions, each in one transaction.
+    """
     table, _ = TABLES[chain]
     count, portion = 0, BATCH
     while portion == BATCH:

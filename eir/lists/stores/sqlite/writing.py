@@ -143,7 +143,7 @@ def file_bytes(sizes: Sequence[int]) -> int:
 
 
 def _check_disk(db: sqlite3.Connection, needs: int, reserve: int) -> None:
-    """Raise StoreError (`full`) if a write needs more bytes than file and disk have free above the reserve."""
+    """Raise StoreError (`full`) if a write needs more bytes than are free in the file and on the disk. `reserve`: bytes that stay free."""
     path = str(db.execute("PRAGMA database_list").fetchone()[2])
     folder = Path(path).parent
     disk = os.statvfs(folder)
