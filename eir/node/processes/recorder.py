@@ -211,8 +211,9 @@ class _Recorder:
         hook = self._settings.webhook
         if hook is not None:
             senders.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
-        if self._settings.stream is not None and self._config.store != SQLITE:
-            senders.append(("stream", _stream(self._config.store, self._settings.stream, self._report)))
+        key = _stream_key(self._config, self._settings)
+        if key is not None:
+            senders.append(("stream", _stream(self._config.store, key, self._report)))
         return [
             (to, deliver.EventSender(to, send, partial(self._sent, to), report=self._report)) for to, send in senders
         ]
@@ -232,7 +233,8 @@ class _Recorder:
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
         """Queue events about newly listed devices for each receiver, and wait until each queue has room for them.
 
-        Meanwhile the process has idle priority, because there can be a million such events.
+        The only caller, a search, sends at least one event. The supervisor queues a search only if there is a receiver. Meanwhile
+        the process has idle priority, because there can be a million such events.
         """
         self._events.add_listed(events)
         self._listed_sent.clear()
@@ -248,6 +250,11 @@ class _Recorder:
         for to, delivery in self._deliveries.items():
             delivery.add(events)
             self._sent(to, RATE, dropped)
+
+
+def _stream_key(config: Config, settings: SightingsSettings) -> str | None:
+    """Return the key of the Redis stream of events; None without a stream, or if the store is SQLite, which has no streams."""
+    return None if settings.stream is None or config.store == SQLITE else settings.stream
 
 
 def _stream(store: str, key: str, report: Report) -> deliver.Send:
@@ -275,7 +282,6 @@ SOCKET_BYTES = 1 << 22
 SETTLE_S, WRITE_S = 0.04, 20.0
 """Seconds in which workers send pending messages, and maximum seconds in which the recorder writes them."""
 QUEUE, REFUSED, RATE = "queue", "refused", "rate"
-TO = ("webhook", "stream")
 
 
 class Recorded:
@@ -296,7 +302,8 @@ class Recorded:
             is_asked=False,
         )
         """Killing it at the node's end is no failure: it may wait for a receiver of events, and systemd restarts a failed node."""
-        receivers = [to for to in TO if getattr(settings, to)]
+        sent_to = {"webhook": settings.webhook, "stream": _stream_key(config, settings)}
+        receivers = [to for to, setting in sent_to.items() if setting is not None]
         self._zeros: metrics.Snapshot = {
             "eir_sightings_total": {(): 0.0}, "eir_sightings_dropped_total": {("disk",): 0.0},
             "eir_events_total": {(to,): 0.0 for to in receivers},

@@ -1,11 +1,18 @@
-"""The record as the supervisor has it: what recorders have counted."""
+"""The record as the supervisor has it: what recorders have counted, and the lists that it sends to them."""
 
 import asyncio
+import os
+from types import SimpleNamespace
 
+import pytest
 from node import until_async
 from test_supervisor import PID, PlayedProcess
 
+from eir.lists.images.imaging import image_of
+from eir.lists.record.settings import DEVICES
+from eir.lists.record.store import ListState
 from eir.node.processes.recorder import Recorded
+from eir.node.processes.setup import Listed
 from eir.sightings.settings import SightingsSettings
 
 
@@ -24,4 +31,29 @@ async def test_what_a_recorder_has_counted_outlives_it_and_is_counted_once():
         await attending
         process.channel.close()
         assert shown() == [3.0 * number, 7.0]
+    recorded.end()
+
+
+@pytest.mark.parametrize(("store", "searches"), [("sqlite", []), ("redis://127.0.0.1", ["stolen"])])
+async def test_only_events_that_are_sent_are_searched_for(store, searches):
+    """A stream needs Redis. With SQLite no event leaves the queue, and the recorder would wait for that for good, at idle priority."""
+    recorded = Recorded(SimpleNamespace(store=store), SightingsSettings(stream="events"), None, lambda *_, **__: None)
+    state = ListState(kind=DEVICES, serial=1, generation=1, highest_serial=1, release_digest="")
+    recorded.note_list(Listed("stolen", DEVICES, state), image_of([]), is_change=True)
+    searched, is_greeted = [], asyncio.Event()
+
+    def search(listed, memory):
+        os.close(memory)
+        searched.append(listed.name)
+
+    process = PlayedProcess("sightings", PID, {"put_in_force": search, "greeted": is_greeted.set})
+    attending = asyncio.create_task(recorded.child.attend(process))
+    await until_async(lambda: recorded.child.channel is not None)
+    process.channel.notify("greeted")
+    await is_greeted.wait()
+    assert searched == searches
+    assert [*recorded.snapshot()["eir_events_total"]] == [("stream",)] * len(searches)
+    process.end()
+    await attending
+    process.channel.close()
     recorded.end()
