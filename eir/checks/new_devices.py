@@ -9,10 +9,14 @@ of the same size. The module does no I/O.
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING
 
 from eir.lists.images.index import FirstSeenList
 from eir.lists.pages.first_days import Sighted, period
+
+if TYPE_CHECKING:
+    from eir.lists.record.store import ListState
 
 FRESH_MAX = 1 << 20
 """Maximum number of queued devices."""
@@ -40,14 +44,11 @@ class NewDevices:
         """Peers whose devices on all workers together have reached the limit of today."""
         self._once: dict[int, tuple[str, str]] = {}
         """Device above a limit → peer and IMSI of its first check today."""
-        self._queued: dict[int, tuple[str, bool, int]] = {}
-        """Queued device → peer, True if confirmed, and the turn in which the device was sent last."""
-        self._state = record.state
-        """State of the record with which the queued devices are compared."""
-        self._uncompared = 0
-        """Number of queued devices, from the head of the queue, that must be compared with this state."""
-        self._send_again_at = 0
-        """Turn from which queued devices must be sent again."""
+        self._queued: dict[int, tuple[str, bool, int, ListState | None]] = {}
+        """Queued device → peer, True if confirmed, the turn in which the device was sent last, and the state of the record with which it was compared last.
+
+        The device whose comparison is the oldest is first.
+        """
         self._to_send: dict[tuple[str, int, bool], array[int]] = {}
         """(peer, day, True if confirmed) → devices for the next call of `pop_sightings`."""
         self.unrecorded: Counter[str] = Counter()
@@ -86,18 +87,13 @@ class NewDevices:
         """
         self._turn += 1
         record = self._record
-        if record.state is not self._state or self._turn >= self._send_again_at:
-            self._state = record.state
-            self._uncompared = len(self._queued)
-            self._send_again_at = self._turn + AGAIN_TURNS
-        compared = list(islice(self._queued, min(self._uncompared, COMPARED_PER_TURN)))
-        self._uncompared -= len(compared)
-        for number, key in enumerate(compared, 1):
+        keys = list(islice(takewhile(self._must_compare, self._queued), COMPARED_PER_TURN))
+        for number, key in enumerate(keys, 1):
             if number % COMPARED_AT_ONCE == 0:
                 yield
             if key not in self._queued:
                 continue  # rejected in a pause
-            peer, confirmed, sent = self._queued.pop(key)
+            peer, confirmed, sent, _ = self._queued.pop(key)
             day = record.fresh[key]
             recorded = record.on_record(key)
             if recorded is not None and recorded[0] <= day and recorded[1] >= period(day, key):
@@ -105,8 +101,12 @@ class NewDevices:
             elif self._turn - sent >= AGAIN_TURNS:
                 self._send(key, peer, day, confirmed)
             else:
-                self._queued[key] = peer, confirmed, sent  # at the end of the queue
-                self._send_again_at = min(self._send_again_at, sent + AGAIN_TURNS)
+                self._queued[key] = peer, confirmed, sent, record.state
+
+    def _must_compare(self, key: int) -> bool:
+        """Return True if a queued device was not yet compared with the present image of the record, or must be sent again."""
+        _, _, sent, state = self._queued[key]
+        return state is not self._record.state or self._turn - sent >= AGAIN_TURNS
 
     def pop_sightings(self) -> list[Sighted]:
         """Remove and return the queued sightings that must now be sent to the process that writes the record of first sightings."""
@@ -126,7 +126,8 @@ class NewDevices:
                 self._record.fresh.pop(key, None)
 
     def _send(self, key: int, peer: str, day: int, confirmed: bool) -> None:
-        self._queued[key] = peer, confirmed, self._turn
+        self._queued.pop(key, None)  # a device that is queued again moves to the end
+        self._queued[key] = peer, confirmed, self._turn, self._record.state
         keys = self._to_send.setdefault((peer, day, confirmed), array("Q"))
         keys.append(key)
 

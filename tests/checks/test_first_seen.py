@@ -141,8 +141,19 @@ def test_waiting_devices_are_compared_once_with_each_image():
         for device in (*waiting, *new):
             node.ask(device)
         compared.append([len([*node.new.remove_recorded()]) for _ in range(3)])
-    assert compared == [[2, 0, 0], [2, 0, 0], [1, 0, 0]]
+    assert compared == [[0, 0, 0], [2, 0, 0], [1, 0, 0]], "the check of a device compares it with the first image"
     assert not node.record.fresh
+
+
+def test_a_device_that_is_queued_again_delays_no_other():
+    node = Node(WITHIN)
+    for device in (NEW, OLD):
+        node.ask(device)
+    node.on_record(**{f"day{TODAY}": [OLD]})
+    node.today -= 1
+    node.ask(NEW)
+    node.sent()
+    assert node.record.fresh == {device_key(NEW): TODAY - 1}
 
 
 def test_a_device_that_is_rejected_in_a_pause_stays_forgotten():
@@ -150,6 +161,7 @@ def test_a_device_that_is_rejected_in_a_pause_stays_forgotten():
     others = {35 * 10**12 + number for number in range(COMPARED_AT_ONCE - 1)}
     for key in (*others, device_key(NEW)):
         node.new.add(key, "mme", "")
+    node.on_record(**{f"day{TODAY}": [OLD]})
     pauses = node.new.remove_recorded()
     next(pauses)
     node.new.reject("mme", [device_key(NEW)])
