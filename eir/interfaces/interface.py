@@ -48,7 +48,7 @@ def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str =
     """Return the configuration keys for access tokens in a section: accepted public keys, issuers and audiences."""
     return (
         Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys"),
-        Key(f"{section}.keys", many(FILE), (), "PEM files of such public keys, or of certificates"),
+        Key(f"{section}.keys", many(FILE), (), "PEM files of the issuers' public keys or certificates"),
         Key(f"{section}.issuer", many(CLAIM, may_be_empty=True), (), f"accepted issuers (claim `iss`{issuer_is}); if left out, any issuer that has one of the keys"),
         Key(f"{section}.audience", many(CLAIM), audience, f"accepted audiences (claim `aud`); {audience_says}"),
     )  # fmt: skip

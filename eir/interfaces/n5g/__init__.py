@@ -69,7 +69,7 @@ KEYS = (
     Key("n5g.nrf.plmns", many(PLMN), (), "networks that the node serves; default: the NRF's network"),
     Key("n5g.nrf.capacity", whole(0, 65535), 100, "capacity of the node relative to other EIRs"),
     Key("n5g.nrf.priority", whole(0, 65535), 0, "priority of the node; AMFs prefer the lowest number"),
-    Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; those of `uri` are always allowed"),
+    Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; hosts of `uri` are always allowed"),
     Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "time between heartbeats that the node requests; the NRF decides"),
 )  # fmt: skip
 PROBE_KEYS = (
