@@ -69,7 +69,7 @@ class Kind:
     def form(self) -> str:
         """Description of how a configuration value is written, without an article, for the reference page."""
         text = re.sub(r"^(an?|the) ", "", self.expected)
-        return f"{text}, or a list" if self.many else text
+        return f"{text}, or several" if self.many else text
 
     @property
     def form_with_example(self) -> str:

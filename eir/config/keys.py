@@ -208,7 +208,7 @@ TABLE = (
     Key("sctp.association_retransmissions", schema.whole(1, 60), SCTP.association_retransmissions, "number of consecutive timeouts, over all paths, after which the connection is lost (Association.Max.Retrans)"),
     Key("sctp.optional", schema.FLAG, SCTP.optional, "whether the node starts without its SCTP listeners if the kernel has no SCTP; false makes that an error"),
     Key("state", schema.FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
-    Key("control_read", schema.FILE, None, "file of a read-only control socket (`$EIR_CONTROL`), which belongs to the group of its folder; none if left out", live=False),
+    Key("control_read", schema.FILE, None, "file of a read-only control socket (`$EIR_CONTROL`), which belongs to the group of its folder", live=False),
     Key("store", kinds.STORE, SQLITE, "store of the lists", live=False),
     Key("heal", schema.FLAG, True, "whether the node writes its copy of a list back to a store that lost the list or has an older one", live=False),
     Key("boot_without_lists", schema.word("serve", "refuse"), "serve", "behaviour of a start without a copy of a list: serve answers by the other rules (/ready responds 503), refuse opens no listener until the lists are loaded", live=False),
@@ -227,7 +227,7 @@ TABLE = (
     Key("lists.*.dates", schema.FLAG, False, "whether the date of each entry is stored: column `date` of data files, and date of a register's row"),
     Key("lists.*.source.url", kinds.SOURCE, REQUIRED, "URL of the folder of `eir publish --to`; http only for the host's own addresses; short form: `source: URL`"),
     Key("lists.*.source.ca", schema.FILE, None, "PEM file of authorities for the server's certificate; default: the host's authorities"),
-    Key("lists.*.source.certificate", schema.FILE, None, "PEM file of the client certificate; none if left out"),
+    Key("lists.*.source.certificate", schema.FILE, None, "PEM file of the client certificate"),
     Key("lists.*.source.key", schema.FILE, None, "PEM file of the client certificate's private key, without a passphrase"),
     Key("lists.*.source.token", schema.FILE, None, "file of a token, sent as Authorization: Bearer"),
     Key("lists.*.source.every", schema.seconds(1, 86400), SOURCE.every_s, "time between two polls of the index; shorter after a poll that failed", field="every_s"),
@@ -255,7 +255,7 @@ TABLE = (
     Key("layouts.*.trailer.date", kinds.POSITION, None, "as in the header record"),
     *(key for each in INTERFACES if each.service for key in each.keys),
     Key("numbers", schema.FILE, None, "CSV file of MSISDN,IMSI, by which a row or a command may name a subscriber by number"),
-    Key("inbox", schema.FOLDER, None, "drop folder: the node loads signed releases from it and moves them to its accepted/ or refused/; none if left out", live=False),
+    Key("inbox", schema.FOLDER, None, "drop folder: the node loads signed releases from it and moves them to its accepted/ or refused/", live=False),
     Key("inbox_patience_s", schema.seconds(1, 30 * 86400), 3600, "time after which an incomplete release, or a file that no release names, moves to refused/", live=False),
     Key("policy.rules[].name", kinds.RULE_NAME, None, "name of the rule in metrics and logs; its number if left out"),
     Key("policy.rules[].answer", kinds.STATUS, REQUIRED, "status if all conditions of the rule hold"),
@@ -314,7 +314,7 @@ INTRODUCTION = """\
 For engineers who look up the values, the default and the meaning of a key. [README.md](README.md) names the pages with worked examples.
 `eir config --reference` prints this page, with `--json` as data. `eir config` prints the values in force.
 
-`[]` stands for each entry of a list, `*` for a name of your choice. A key with the default `-` may be left out; an interface without `listen` is not
+`[]` stands for each entry of a list, `*` for a name of your choice. Several values are a YAML list. A key with the default `-` may be left out; an interface without `listen` is not
 served. Seconds and bytes may have a unit (`500ms`, `2m`, `64KiB`). A changed key marked "restart" waits for a restart. A reload applies all other
 keys. The node reloads changed files of users, of phone numbers and of token keys.
 """

@@ -219,7 +219,7 @@ def test_its_keys_are_those_of_the_configuration(program, publisher):
         assert "toys like another port" in site.eir("config").stderr
         keys = {key["key"]: key for key in site.json("config", "--reference")}
         assert keys["toy.listen"]["restart"]
-        assert "| `toy.listen` | tcp://ADDRESS:PORT, or a list |" in site.eir("config", "--reference").stdout
+        assert "| `toy.listen` | tcp://ADDRESS:PORT, or several |" in site.eir("config", "--reference").stdout
         site.configure(toy={"listen": "udp://127.0.0.1"})
         assert "expected tcp://ADDRESS:PORT" in site.eir("config", status=2).stderr
 

@@ -54,7 +54,7 @@ PEER_METRICS = (
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
 )  # fmt: skip
 LIST_METRICS = (
-    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings or removed, by change: new, listed (in a registering list), unseen (for `remember`), left_list (no longer in such a list), merged (from another node, an import or a copy)"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to or removed from the record of first sightings, by change: new, listed (now registered), unseen (for `remember`), left_list (no longer registered), merged (from another node, an import or a copy)"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, in addition to its single devices", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
