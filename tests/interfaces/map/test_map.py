@@ -564,22 +564,6 @@ async def test_the_probe_falls_back():
         assert asked == [3, 2, 1, 1]
 
 
-async def test_the_probe_does_not_wait_on_a_closed_connection():
-    """The first question is pending when the other end closes the connection; the second comes afterwards."""
-    from eir.interfaces.map import INTERFACE
-    from eir.wire.ss7.asp import Association
-
-    async def serve(reader, writer):
-        end = Association(0.0, dials=False)
-        while (octets := await reader.read(65536)) and not list(end.receive(octets, 0.0)):
-            writer.write(b"".join(end.messages_to_send()))
-
-    async with accepting(serve) as address:
-        probe = INTERFACE.probe_of("map://{}:{}?to_point_code={}".format(*address, wire.EIR), timeout_s=5)
-        found = await probe.ask([LISTED, FREE])
-        assert {each.fault for each in found} == {"no answer: the other end has closed the connection"}
-
-
 def test_the_first_octet_of_a_tag_tells_whether_it_is_constructed():
     assert [codec._first(tag) for tag in (0x30, 0x9F21, 0xBF8101, 0x3F818201)] == [0x30, 0x9F, 0xBF, 0x3F]
 
