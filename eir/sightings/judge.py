@@ -190,9 +190,9 @@ def _malformed(engine: Engine) -> tuple[tuple[str, int, int], ...]:
             SELECT origin, subscriber, checks FROM seen WHERE device IS NULL
             UNION ALL
             SELECT origin_host AS origin, subscriber, -CAST(checks AS BIGINT) AS checks FROM sightings WHERE device IS NULL AND imei IS NULL
-          ) AS told
+          ) AS differences
           GROUP BY origin, subscriber
-        ) AS named
+        ) AS malformed
         WHERE checks > 0
         GROUP BY 1 ORDER BY 2 DESC, 1
     """)
@@ -219,7 +219,7 @@ def _build_tables(engine: Engine, untrusted: Collection[str], progress: Callable
     The table `marks` has the evidence of each condition. The table `summed` also names the condition with the highest
     weight.
     """
-    engine.fill("distrusted", "voice VARCHAR", [(voice,) for voice in sorted(untrusted)])
+    engine.fill("distrusted", "reporter VARCHAR", [(reporter,) for reporter in sorted(untrusted)])
     stages = [*TABLES, *CONDITIONS]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
@@ -232,7 +232,9 @@ def _build_tables(engine: Engine, untrusted: Collection[str], progress: Callable
     marks = " UNION ALL ".join(
         f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
     )
-    engine.define("marks", f"SELECT * FROM ({marks}) AS told WHERE NOT device IN (SELECT batches.device FROM batches)")
+    engine.define(
+        "marks", f"SELECT * FROM ({marks}) AS all_marks WHERE NOT device IN (SELECT batches.device FROM batches)"
+    )
     # Each port of a SIM box is one phone, so evidence for one phone must not outweigh the box, the TAC list or a placeholder.
     alone = "MAX(CASE WHEN name IN ('sim_box', 'tac', 'placeholder') THEN says ELSE -30 END)"
     engine.define(
@@ -333,11 +335,11 @@ def _find_untrusted(engine: Engine) -> set[str]:
     untrusted = set[str]()
     for at, column in ((0, "origin"), (1, "peer")):
         ordinary: defaultdict[int, set[str]] = defaultdict(set)
-        for device, *voices, _ in carried:
-            ordinary[device].add(voices[at])
+        for device, *origin_and_peer, _ in carried:
+            ordinary[device].add(origin_and_peer[at])
         checks = engine.rows(f"SELECT {column}, SUM(checks) FROM claims GROUP BY 1")
-        sent = {voice: int(count) for voice, count in checks}
-        reports = [(device, subscriber, voices[at]) for device, subscriber, *voices in claims]
+        sent = {reporter: int(count) for reporter, count in checks}
+        reports = [(device, subscriber, origin_and_peer[at]) for device, subscriber, *origin_and_peer in claims]
         if column == "peer":
             reports += boxes
         untrusted |= find_distrusted(reports, map(sorted, ordinary.values()), share=share, sent=sent)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 TOGETHER_MAX = 4
-"""Maximum number of voices (origins or peers) of a group that is distrusted together."""
+"""Maximum number of reporters (origins or peers) in a group that is distrusted together."""
 ORDINARY_MIN, UNSEEN = 2, 50
 """A group with fewer ordinary phones that others report too, for each device that only the group makes suspicious, is distrusted. UNSEEN phones that only the group reports, such as those of a small operator, count as one, because they can be invented."""
 
@@ -18,32 +18,33 @@ LARGE = 10
 OFTEN = 5
 """A group is distrusted if it makes this many times as many devices suspicious for each ordinary phone as all peers together."""
 
-Voices = frozenset[str]
+Group = frozenset[str]
+"""Names of reporters that report the same SIM or phone. The reporters of one search are either all origins or all peers."""
 
 
 def find_distrusted(
-    told: Iterable[tuple[int, str, str]], ordinary: Iterable[Sequence[str]], *, share: int, sent: Mapping[str, int]
+    reports: Iterable[tuple[int, str, str]], ordinary: Iterable[Sequence[str]], *, share: int, sent: Mapping[str, int]
 ) -> set[str]:
-    """Return the origins or peers (both called voices) whose reports the analysis must ignore.
+    """Return the reporters (origins or peers) whose reports the analysis must ignore.
 
     Args:
-        told: device, subscriber and voice of each suspicious device.
-        ordinary: voices of each ordinary phone in the sample.
+        reports: device, subscriber and reporter of each report about a suspicious device.
+        ordinary: reporters of each ordinary phone in the sample.
         share: one of `share` ordinary phones is in the sample.
-        sent: number of checks of each voice.
+        sent: number of checks of each reporter.
     """
-    phones = Counter(frozenset(voices) for voices in ordinary if voices)
-    victims = _victims_by_group(told)
+    phones = Counter(frozenset(reporters) for reporters in ordinary if reporters)
+    victims = _victims_by_group(reports)
     all_victims = set[int]().union(*victims.values())
-    shared_phones = share * sum(count for voices, count in phones.items() if len(voices) > 1)
+    shared_phones = share * sum(count for reporters, count in phones.items() if len(reporters) > 1)
     usual = len(all_victims) / (shared_phones + 1)
     all_checks = sum(sent.values())
     candidates = {*victims, *(_with_accomplice(group, phones) for group in victims)}
-    doubtful: list[tuple[Voices, set[int], float]] = []
+    doubtful: list[tuple[Group, set[int], float]] = []
     for group in candidates:
         lies = set[int]().union(*(victims.get(part, ()) for part in _subgroups(group)))
         phones_carried = share * _ordinary_count(group, phones)
-        is_small = sum(sent[voice] for voice in group) * LARGE <= all_checks
+        is_small = sum(sent[reporter] for reporter in group) * LARGE <= all_checks
         is_idle = len(lies) * ORDINARY_MIN > phones_carried
         is_unusual = len(lies) > OFTEN * usual * phones_carried
         if is_small and is_idle and is_unusual:
@@ -51,32 +52,32 @@ def find_distrusted(
     return _worst_first(doubtful)
 
 
-def _victims_by_group(told: Iterable[tuple[int, str, str]]) -> Mapping[Voices, set[int]]:
-    """Return for each group of origins or peers (voices) the devices that are suspicious only because of this group's reports.
+def _victims_by_group(reports: Iterable[tuple[int, str, str]]) -> Mapping[Group, set[int]]:
+    """Return for each group of reporters (origins or peers) the devices that are suspicious only because of this group's reports.
 
-    Other voices must report these devices too.
+    Other reporters must report these devices too.
     """
-    reporters: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for device, subscriber, voice in told:
-        reporters[device][subscriber].add(voice)
-    victims: defaultdict[Voices, set[int]] = defaultdict(set)
-    for device, voices_by_subscriber in reporters.items():
-        groups = {frozenset(voices) for voices in voices_by_subscriber.values()}
+    by_device: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for device, subscriber, reporter in reports:
+        by_device[device][subscriber].add(reporter)
+    victims: defaultdict[Group, set[int]] = defaultdict(set)
+    for device, by_subscriber in by_device.items():
+        groups = {frozenset(reporters) for reporters in by_subscriber.values()}
         for group in groups:
-            is_beside_others = any(not voices <= group for voices in groups)
+            is_beside_others = any(not other <= group for other in groups)
             if len(group) <= TOGETHER_MAX and is_beside_others:
                 victims[group].add(device)
     return victims
 
 
-def _worst_first(doubtful: Sequence[tuple[Voices, set[int], float]]) -> set[str]:
-    """Choose the origins or peers (voices) to distrust, and begin with the worst group.
+def _worst_first(doubtful: Sequence[tuple[Group, set[int], float]]) -> set[str]:
+    """Choose the reporters (origins or peers) to distrust, and begin with the worst group.
 
     The suspicious devices that a selected group explains no longer count against the remaining groups.
     """
     distrusted, explained = set[str](), set[int]()
 
-    def badness(candidate: tuple[Voices, set[int], float]) -> tuple[float, list[str]]:
+    def badness(candidate: tuple[Group, set[int], float]) -> tuple[float, list[str]]:
         group, lies, phones_carried = candidate
         return len(lies - explained) / (phones_carried + 1), sorted(group)
 
@@ -93,34 +94,34 @@ def _worst_first(doubtful: Sequence[tuple[Voices, set[int], float]]) -> set[str]
     return distrusted
 
 
-def _subgroups(group: Voices) -> Iterator[Voices]:
-    """Yield each non-empty subset of a group of voices (origins or peers)."""
+def _subgroups(group: Group) -> Iterator[Group]:
+    """Yield each non-empty subset of a group of reporters (origins or peers)."""
     for size in range(1, len(group) + 1):
         yield from map(frozenset, combinations(sorted(group), size))
 
 
-def _ordinary_count(group: Voices, phones: Mapping[Voices, int]) -> float:
-    """Return how many ordinary phones of the sample a group of voices (origins or peers) reports.
+def _ordinary_count(group: Group, phones: Mapping[Group, int]) -> float:
+    """Return how many ordinary phones of the sample a group of reporters (origins or peers) reports.
 
     A phone that only this group reports counts 1/UNSEEN.
     """
-    own = sum(count for voices, count in phones.items() if voices <= group)
-    carried = sum(count for voices, count in phones.items() if not voices.isdisjoint(group))
+    own = sum(count for reporters, count in phones.items() if reporters <= group)
+    carried = sum(count for reporters, count in phones.items() if not reporters.isdisjoint(group))
     return carried - own + own / UNSEEN
 
 
-def _with_accomplice(group: Voices, phones: Mapping[Voices, int]) -> Voices:
-    """Add to a group of voices (origins or peers) the voice that shares most ordinary phones with the group. Return the new group.
+def _with_accomplice(group: Group, phones: Mapping[Group, int]) -> Group:
+    """Add to a group the reporter (origin or peer) that shares most ordinary phones with the group. Return the new group.
 
-    A group of TOGETHER_MAX voices, or without such a voice, is returned unchanged.
+    A group of TOGETHER_MAX reporters, or without such a reporter, is returned unchanged.
     """
     if len(group) >= TOGETHER_MAX:
         return group
     others = Counter[str]()
-    for voices, count in phones.items():
-        if not voices.isdisjoint(group):
-            others.update(dict.fromkeys(voices - group, count))
+    for reporters, count in phones.items():
+        if not reporters.isdisjoint(group):
+            others.update(dict.fromkeys(reporters - group, count))
     if not others:
         return group
-    accomplice = min(others, key=lambda voice: (-others[voice], voice))
+    accomplice = min(others, key=lambda reporter: (-others[reporter], reporter))
     return group | {accomplice}

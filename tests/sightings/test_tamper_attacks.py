@@ -113,8 +113,8 @@ def lost(made, before, found):
     return len(tampered - {finding.device for finding in found.findings}) / len(tampered)
 
 
-def ordinary(voices, phones):
-    return [voices] * phones
+def ordinary(reporters, phones):
+    return [reporters] * phones
 
 
 CITY = [*ordinary(["city", "town"], 100), *ordinary(["city", "port"], 300)]
@@ -122,7 +122,7 @@ CITY = [*ordinary(["city", "town"], 100), *ordinary(["city", "port"], 300)]
 
 
 @pytest.mark.parametrize(
-    ("told", "carried", "found"),
+    ("reports", "carried", "found"),
     [
         # A peer that carries no phone that anybody else sees
         ([(1, "own", "city"), (1, "invented", "liar")], CITY, {"liar"}),
@@ -144,20 +144,20 @@ CITY = [*ordinary(["city", "town"], 100), *ordinary(["city", "port"], 300)]
         ([row for device in range(80) for row in ((device, "own", "town"), (device, "x", "liar"))], CITY, {"liar"}),
     ],
 )  # fmt: skip
-def test_who_is_distrusted(told, carried, found):
+def test_who_is_distrusted(reports, carried, found):
     sent = {"city": 10_000, "town": 2000, "port": 3000, "hamlet": 20, "liar": 600, "second": 600}
-    assert find_distrusted(told, carried, share=1, sent=sent) == found
+    assert find_distrusted(reports, carried, share=1, sent=sent) == found
 
 
 def test_who_sends_a_tenth_of_all_checks_is_believed():
-    told = [row for device in range(9) for row in ((device, "own", "small"), (device, "copy", "large"))]
-    assert find_distrusted(told, [], share=1, sent={"large": 10_000, "small": 1000}) == {"small"}
-    assert find_distrusted(told, [], share=1, sent={"large": 10_000, "small": 1200}) == set()
+    reports = [row for device in range(9) for row in ((device, "own", "small"), (device, "copy", "large"))]
+    assert find_distrusted(reports, [], share=1, sent={"large": 10_000, "small": 1000}) == {"small"}
+    assert find_distrusted(reports, [], share=1, sent={"large": 10_000, "small": 1200}) == set()
 
 
 def test_a_sample_of_ordinary_phones_counts_for_all():
-    told = [row for device in range(10) for row in ((device, "own", "city"), (device, "copy", "town"))]
+    reports = [row for device in range(10) for row in ((device, "own", "city"), (device, "copy", "town"))]
     few = [*ordinary(["city", "town"], 5), *ordinary(["city", "port"], 30)]
     sent = {"city": 1000, "town": 100, "port": 100}
-    assert find_distrusted(told, few, share=1, sent=sent) == {"town"}
-    assert find_distrusted(told, few, share=4, sent=sent) == set()
+    assert find_distrusted(reports, few, share=1, sent=sent) == {"town"}
+    assert find_distrusted(reports, few, share=4, sent=sent) == set()

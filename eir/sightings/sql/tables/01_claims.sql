@@ -3,7 +3,7 @@
 SELECT
   origin, peer, realm, checks, CAST(DENSE_RANK() OVER (ORDER BY origin) AS INTEGER) AS number, CAST(ROW_NUMBER() OVER (ORDER BY origin, peer) AS INTEGER) AS claim,
   CASE
-    WHEN checks * 10 >= of_all AND NOT peer IN (SELECT distrusted.voice FROM distrusted) AND NOT origin IN (SELECT distrusted.voice FROM distrusted) THEN 1
+    WHEN checks * 10 >= of_all AND NOT peer IN (SELECT distrusted.reporter FROM distrusted) AND NOT origin IN (SELECT distrusted.reporter FROM distrusted) THEN 1
     ELSE 0
   END AS is_believed
 FROM (

@@ -6,7 +6,7 @@ FROM (
     device, subscriber, CAST(SUM(checks) AS BIGINT) AS checks, MIN(first_seen) AS first_seen, MAX(last_seen) AS last_seen,
     BIT_OR(days) AS days, MIN(home) AS home
   FROM seen
-  WHERE device IS NOT NULL AND NOT COALESCE(origin, '') IN (SELECT distrusted.voice FROM distrusted)
-    AND NOT COALESCE(peer, '') IN (SELECT distrusted.voice FROM distrusted)
+  WHERE device IS NOT NULL AND NOT COALESCE(origin, '') IN (SELECT distrusted.reporter FROM distrusted)
+    AND NOT COALESCE(peer, '') IN (SELECT distrusted.reporter FROM distrusted)
   GROUP BY device, subscriber
 ) AS pairs

@@ -12,9 +12,9 @@ FROM (
     LAST_VALUE(version IGNORE NULLS) OVER (PARTITION BY device ORDER BY time, subscriber, origin ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_version,
     LAST_VALUE(version IGNORE NULLS) OVER (PARTITION BY device, subscriber ORDER BY time, origin ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS own_version
   FROM (
-    SELECT steps.device, steps.day, steps.time, steps.subscriber, steps.before_subscriber, steps.gap_s, steps.origin, steps.before_origin, CASE WHEN telling.origin IS NULL THEN NULL ELSE steps.version END AS version
-    FROM steps LEFT JOIN (SELECT origin FROM steps WHERE NOT version IS NULL GROUP BY origin HAVING MAX(version) > '00') AS telling ON steps.origin = telling.origin
-  ) AS told
+    SELECT steps.device, steps.day, steps.time, steps.subscriber, steps.before_subscriber, steps.gap_s, steps.origin, steps.before_origin, CASE WHEN versioned.origin IS NULL THEN NULL ELSE steps.version END AS version
+    FROM steps LEFT JOIN (SELECT origin FROM steps WHERE NOT version IS NULL GROUP BY origin HAVING MAX(version) > '00') AS versioned ON steps.origin = versioned.origin
+  ) AS versioned_steps
   WINDOW own AS (PARTITION BY device, subscriber ORDER BY time, origin)
 ) AS trail
 LEFT JOIN ways AS from_device ON trail.origin = from_device.origin AND trail.before_origin = from_device.other

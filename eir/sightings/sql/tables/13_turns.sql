@@ -22,6 +22,6 @@ FROM (
         before AS (PARTITION BY usage.subscriber ORDER BY usage.first_seen, usage.device ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),
         after AS (PARTITION BY usage.subscriber ORDER BY usage.first_seen, usage.device ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
     ) AS used_by_sim
-  ) AS told
+  ) AS candidates
 ) AS counted
 WHERE is_in_turn = 1 AND used >= 2 AND used * 10 >= of_all * 9
