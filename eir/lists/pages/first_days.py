@@ -69,15 +69,15 @@ class Sighted(NamedTuple):
 
 
 def period(day: int, key: int) -> int:
-    """Return the index of the period (of PERIOD_DAYS days) that contains a day, for the device with this key.
+    """Return the index of a device's period that contains a day. Each device has its own periods, so that not all records change together.
 
-    Periods last PERIOD_DAYS days. Their first day depends on the key. The last index is PERIOD_MAX.
+    A period lasts PERIOD_DAYS days. Its first day depends on `key`, the key of the device. The last index is PERIOD_MAX.
     """
     return min(max((day - PERIODS_BEGIN + key % PERIOD_DAYS) // PERIOD_DAYS, 0), PERIOD_MAX)
 
 
 def periods(day: int, keys: Keys) -> NDArray[np.uint8]:
-    """Return for each device the index of the period (of PERIOD_DAYS days) that contains a day."""
+    """Return for each device the index of its period (PERIOD_DAYS days) that contains a day."""
     numbers = (day - PERIODS_BEGIN + _shifts(keys)) // PERIOD_DAYS
     return np.clip(numbers, 0, PERIOD_MAX).astype(np.uint8)
 

@@ -173,7 +173,7 @@ def _parse_options(query: str) -> dict[str, str]:
 
 
 def _parse_path(form: str, path: str) -> tuple[str, int]:
-    """Return the name of the master in Sentinel, or an empty text, and the number of the database."""
+    """Parse the path of a store URL; return the master's name (empty without Sentinel) and the database number."""
     steps = [step for step in path.split("/") if step]
     service = ""
     if form == SENTINEL:

@@ -172,7 +172,7 @@ def _rose(name: str, minutes: int, by: str = "", where: Where = lambda _: True) 
 
 
 def _errors(name: str, regular: set[str]) -> Condition:
-    """Return an alert condition that yields each peer to which more than 1 % of the answers in the last 5 minutes are errors.
+    """Return an alert condition: more than 1 % of the answers to a peer in the last 5 minutes were errors. It yields the affected peers.
 
     `regular`: values of the label `result` that are no errors.
     """

@@ -223,7 +223,7 @@ def _checks_chart(minutes: Sequence[Minute]) -> str:
 
 
 def _durations_chart(minutes: Sequence[Minute]) -> str:
-    """Render a chart with two bars for each minute: the median duration of checks in front, the 99th percentile behind."""
+    """Render a chart of check durations. Each minute has a bar for the 99th percentile, and over it a bar for the median."""
     longest = max((minute.p99_s for minute in minutes if minute.p99_s is not None), default=0.0)
     bars = []
     for column, minute in enumerate(minutes, MINUTES - len(minutes)):

@@ -242,9 +242,10 @@ class NodeHealth:
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
-        """Return the text of each peer's last refused connection.
+        """Return by peer label the reason for which the last connection was refused.
 
-        A peer is left out if a worker has opened a connection of this peer after the refusal.
+        A peer is left out if a worker has opened a connection of this peer after the refusal. A peer with an earlier open
+        connection is left out REFUSED_S after the refusal.
         """
         opened_at: dict[str, float] = {}
         for report in reports:

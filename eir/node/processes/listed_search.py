@@ -127,9 +127,9 @@ class ListedSearch:
                 self._forgotten.clear()
 
     async def _search_if_known(self, listed: Listed, image: Image) -> None:
-        """Search the record for the devices that a change has added to a list.
+        """Search the record for the devices that a change has added to a list, if the list's previous content is known.
 
-        A list whose previous content is unknown is searched only if it is new, because a new list was empty before.
+        The previous content of a new list is known: it was empty. A failure of the search is logged.
         """
         name = listed.name
         listed_before, before = self._searched.get(name, (None, None))

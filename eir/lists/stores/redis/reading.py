@@ -211,7 +211,10 @@ async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, number
 
 
 def build_pages(numbers: Sequence[int], values: Sequence[bytes | None], *, plain: bool) -> list[Page]:
-    """Build pages from a reply to HMGET: for each page `keys`, and also `extra` if `plain` is False."""
+    """Build pages from the values of an HMGET reply, without missing pages.
+
+    Each page has one value, its keys, if `plain` is True. Otherwise it has two values: its keys, then its `extra`.
+    """
     if plain:
         return [Page(number, keys) for number, keys in zip(numbers, values, strict=True) if keys]
     parts = zip(numbers, values[::2], values[1::2], strict=True)

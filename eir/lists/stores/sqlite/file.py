@@ -277,9 +277,10 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _prepare(db: sqlite3.Connection, version: int, *, path: Path, upgrades: bool, report: Report) -> None:
-    """Prepare a connection for this program's format; `version` is the format version of the file, 0 if it is empty.
+    """Set the write mode of a new connection (WAL, durable commits), and create or upgrade the tables of the file.
 
-    A file of a newer format can only be read, and without `upgrades` a file of an older format.
+    `version`: format version of the file; 0 if it is empty. The connection is read-only if the format is newer than this
+    program, or if it is older and `upgrades` is False.
     """
     is_older = 0 < version < FORM
     if is_older and not upgrades:

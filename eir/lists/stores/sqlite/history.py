@@ -72,7 +72,7 @@ def append(db: sqlite3.Connection, event: Event | None) -> None:
 
 
 def _newest_main_number(db: sqlite3.Connection, chain: str) -> int | None:
-    """Return the number that a new record of the chain FEED must contain: the newest record number in MAIN. None for a record of MAIN."""
+    """Return the newest record number of MAIN, which each new record of FEED contains; None if `chain` is MAIN."""
     return ledger(db).number if chain == FEED else None
 
 
