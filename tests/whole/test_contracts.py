@@ -4,6 +4,7 @@ The snapshot is `contracts.json` beside this file. Moves and renames inside the 
 write it again, and review its difference: `EIR_WRITE_CONTRACTS=1 .venv/bin/python -m pytest tests/whole/test_contracts.py`.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -25,9 +26,10 @@ from node import COMMAND, LISTED, TRACKED, UNLISTED, until
 from pages import ROOT, section
 from register import Client, basic, device
 from servers import Server, free_port, programs
-from wire import Message, ecr, vector
+from wire import Connection, Message, ecr, vector
 
 from eir.cli.app import command_line
+from eir.disk import UNFINISHED
 from eir.interfaces.feed.feed_users import user_line
 from eir.node.observe.metrics import FAMILIES
 
@@ -147,14 +149,23 @@ def masked(answer):
     return [head, [avp.raw.hex() if avp.code not in {263, 278} else avp.code for avp in message.avps]]
 
 
-async def test_bytes_of_answers(host, connect):
-    client = await connect(host.node, opened=False)
+@pytest.fixture(scope="module")
+def answers(host):
+    """Answers over each protocol, by the names that the snapshot gives them; the checks are on record."""
+    answers = asyncio.run(ask_over_each(host))
+    until(lambda: len(host.json("seen", LISTED, status=None)["sightings"]) >= 3)  # over S13, GSUP and N5g
+    return answers
+
+
+async def ask_over_each(host):
+    client = Connection(*await asyncio.open_connection(*host.node.address))
     diameter = {"cer": masked(await client.ask(vector("cer")))}
     for name in ("ecr", "ecr-tbit", "ecr-noimei", "dwr"):
         diameter[name] = masked(await client.ask(vector(name)))
     devices = {"blocked": LISTED, "tracked": TRACKED, "not listed": UNLISTED, "letters": "letters"}
     for name, imei in devices.items():
         diameter[name] = masked(await client.ask(ecr(imei=imei)))
+    await client.close()
 
     msc = await Msc.to("127.0.0.1", host.sigtran_port)
     dialogues = {}
@@ -192,11 +203,15 @@ async def test_bytes_of_answers(host, connect):
         answer = await register.ask(method, target)
         feed[name] = [answer.status, sorted(answer.headers), answer.body.decode()]
     await register.close()
-    hold("answers", {"diameter": diameter, "map": dialogues, "gsup": gsup, "n5g": sbi, "feed": feed})
+    return {"diameter": diameter, "map": dialogues, "gsup": gsup, "n5g": sbi, "feed": feed}
 
 
+def test_bytes_of_answers(answers):
+    hold("answers", answers)
+
+
+@pytest.mark.usefixtures("answers")
 def test_documents_and_exit_statuses(host):
-    until(lambda: len(host.json("seen", LISTED)["sightings"]) >= 3)  # over S13, GSUP and N5g
     until(
         lambda: any(event["list"] is None for event in host.json("history"))
     )  # of the start, which the node records beside checks
@@ -238,10 +253,12 @@ def test_documents_and_exit_statuses(host):
     hold("documents", found)
 
 
+@pytest.mark.usefixtures("answers")
 def test_stored_forms(host):
-    host.node.end()
-    files = sorted(str(path.relative_to(host.state)) for path in host.state.rglob("*") if path.is_file())
-    hold("state folder", sorted({re.sub(r"[\d-]+/\d+-\d+\S*", "DAY/CHECKS", name) for name in files}))
+    """The node runs on for the other tests: files that it is writing, and SQLite's own of an open database, are left out."""
+    files = [str(path.relative_to(host.state)) for path in host.state.rglob("*") if path.is_file()]
+    kept = [name for name in files if not name.endswith((UNFINISHED, "-wal", "-shm"))]
+    hold("state folder", sorted({re.sub(r"[\d-]+/\d+-\d+\S*", "DAY/CHECKS", name) for name in kept}))
     with closing(sqlite3.connect(f"file:{host.state / 'lists.sqlite'}?mode=ro", uri=True)) as db:
         tables = db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
         version = db.execute("PRAGMA user_version").fetchone()[0]
