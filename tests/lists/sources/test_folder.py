@@ -22,6 +22,7 @@ from eir.lists.record.settings import ListSettings
 from eir.lists.releases.openssh import verify_document
 from eir.lists.releases.publish import publish
 from eir.lists.sources import folder as folders
+from eir.lists.sources import folder_writer
 from eir.lists.sources.folder import (
     INDEX,
     FolderIndex,
@@ -181,6 +182,18 @@ def test_deltas_are_folded_and_every_way_leads_to_the_same_list(keeper, tmp_path
     assert releases_to_load(index, None, 0) == (full, *behind)
     assert [offer.base for offer in releases_to_load(index, oldest, oldest)][:1] == [oldest]
     assert releases_to_load(index, oldest, oldest)[-1].serial == index.serial
+
+
+def test_deltas_are_folded_at_their_maximum_number_and_not_at_the_end_of_a_time(keeper, monkeypatch):
+    """At the second delta the first is as old as deltas are kept, and the full release ends in the middle of the delta's time."""
+    monkeypatch.setattr(folder_writer, "DELTAS_MAX", 3)
+    keeper.publish(full=ROWS[:10], expires=keeper.now + timedelta(days=7, minutes=3))
+    how = {"keep": timedelta(minutes=1)}
+    folded = [
+        keeper.publish(added=[row], minutes=minutes, **how).folded
+        for row, minutes in zip(ROWS[10:], (1, 1, 0), strict=False)
+    ]
+    assert folded == [False, False, True]
 
 
 def test_a_list_with_tacs_and_devices_is_folded_too(keeper, tmp_path):

@@ -318,6 +318,8 @@ async def test_what_was_refused_is_tried_again_by_other_settings(register, node,
     (register.folder / INDEX).write_bytes(sign_document(_document(register), register.key))
     assert await node.pull() == ("refused", "untrusted_signer")
     assert await node.pull() == ("refused", "untrusted_signer")
+    rejection = (await node.store.history())[-1]
+    assert (rejection.list, rejection.serial, rejection.detail.partition(":")[0]) == ("stolen", 3, "untrusted_signer")
     register.signers.write_text(f"{register.signers.read_text()}\nother {public(other)}")
     assert await node.pull() == ("loaded", "")
     assert node.loads == [1, 2, 2, 3]
