@@ -261,7 +261,7 @@ class Checker:
     def report_checks(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Log checks that had this verdict. Its status is not `whitelisted`. `count`: number of checks.
+        """Log checks with this verdict, whose status is not `whitelisted`. `count`: number of checks.
 
         `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
         None if absent.

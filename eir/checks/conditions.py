@@ -152,7 +152,7 @@ def _not_list(name: str, index: "Index") -> Holds:
 
 
 def _elsewhere(lookup: str) -> Callable[[str, "Index"], Holds]:
-    """Return the compiler of a rule condition that looks a device and an IMSI up in a list of pairs.
+    """Return the compiler of a rule condition: a list of pairs has the device (or the IMSI), but not with this IMSI (or device).
 
     `lookup`: method of PairList that the test calls.
     """

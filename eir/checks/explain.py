@@ -221,7 +221,7 @@ def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | Non
 
 
 async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
-    """Add to the explanation the reason and the date of the device's entry in the list, and return it. `kind`: kind of the list.
+    """Return the explanation with the reason and the date of the list entry that caused the answer. `kind`: kind of the list.
 
     Raises:
         StoreError: if the store cannot be read.

@@ -1,4 +1,4 @@
-"""Last days of grace: computation for many devices by the policy rules.
+"""Computation of the day on which the period of grace ends, for many devices, by the policy rules.
 
 The periods of grace are those of rules that test only the first sighting of a device (and `not_list`), because these periods hold
 for every device in the record. If the policy has no such rule, the periods are those of all rules with a condition on the first

@@ -68,7 +68,7 @@ class Sightings(Protocol):
         """Count checks of a peer that the caller dropped because the buffer for the record of checks was full."""
 
     def add(self, kinds: Sequence[SightingKind], numbers: bytes, texts: bytes) -> None:
-        """Add checks of one peer that were just answered to the buffer for the record of checks.
+        """Add answered checks of one peer to the buffer for the record of checks.
 
         Args:
             kinds: kinds of the checks.
@@ -146,7 +146,7 @@ class Policy:
     malformed: DecideMalformed | None = None
     """Variant of `decide` for an identifier that is neither IMEI nor MEID; None if no rule can match such an identifier.
 
-    The key is the identifier's odd key (eir.device), or NO_KEY.
+    The key is the result of `odd_key` (eir.device) for the identifier, or NO_KEY.
     """
     settings: PolicySettings = field(default_factory=PolicySettings)
     """Settings from which the policy was compiled; set by the checker."""

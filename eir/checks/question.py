@@ -65,7 +65,7 @@ class Question(NamedTuple):
             raise IdentifierError(f"{bad_imei}; {e}") from None
 
     def any_device(self) -> int | None:
-        """Return the key of the device, or for a malformed identifier the key that encodes its text (odd key, eir.device).
+        """Return the key of the device. If the identifier is malformed, return the key of its text by `odd_key` (eir.device).
 
         The key is `None` if the identifier is empty or too long.
         """

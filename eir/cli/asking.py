@@ -1,4 +1,4 @@
-"""Commands that show the answer for a device: of this EIR with the reason, or of any EIR over the network."""
+"""Commands that show the answer for a device: from this EIR with the reason, or from any EIR over the network."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

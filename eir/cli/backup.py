@@ -1,4 +1,4 @@
-"""Commands that write the lists, history, keys and clock marks of a node to a backup, and restore them."""
+"""Commands that write the lists, history, keys, clock time and highest serials of a node to a backup, and restore them."""
 
 import asyncio
 import hashlib
@@ -64,7 +64,7 @@ def backup(
     sightings: Annotated[bool, typer.Option("--sightings", help="With the record of checks, which may be large.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write lists, history, keys and clock marks to one file.
+    """Write lists, history, keys, clock time and highest serials to one file.
 
     The node may run meanwhile. The file is verified: each list by its digest, the history by its chain, and each part
     of the written file by its SHA-256. Only its owner can read the file. From a store in SQLite, the file also has the
@@ -229,7 +229,7 @@ async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
 
 
 def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
-    """Write the keys, clock marks and checks of a backup to the state folder; return notes for the operator."""
+    """Write the keys, clock time, highest serials and checks of a backup to the state folder; return notes for the operator."""
     notes = []
     for name in KEYS:
         path, saved = folder / name, room / name

@@ -246,7 +246,7 @@ def _tally_copies(
 
 
 def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
-    """Count by maker the devices that an operator confirmed as tampered with in the period, unless a later decision differs."""
+    """Count by maker the devices whose last decision by an operator is `confirmed` (tampered with) and was made in the period."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
     first, after = utc_text(begin), utc_text(end)
     tally = FigureTally()

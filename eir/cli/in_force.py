@@ -180,7 +180,7 @@ def _version_text(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store or on the node's last good copy: the first of them that has the version `held` of the list.
+    """Run `work` on the store if it has the version `held` of the list, else on the node's copy of the lists if the copy has this version.
 
     Returns the result and the name of the place; None if neither has that version.
     """

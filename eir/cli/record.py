@@ -299,7 +299,7 @@ def _span(records: Sequence[Record]) -> str:
 def _export(
     whole: _Whole, file: Path, list_name: str | None, since: str | None, chain: str | None, *, as_json: bool
 ) -> None:
-    """Write records and rejections of the history to a file, in their stored form.
+    """Write the records of the history, and its counts of refusals (Fold), to a file in their stored form.
 
     `since`: time of the first record; all later records follow without a gap.
     """

@@ -63,7 +63,7 @@ def _peer_settings(
 
 
 def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
-    """Return the keys of a section that the file sets, with their values."""
+    """Return the keys that the file sets in a section, with their values."""
     return tuple((name, value) for name, value in values.items() if value is not None)
 
 
