@@ -159,9 +159,9 @@ def replace_pages(old: Chunk, numbers: Numbers, new: Chunk) -> Chunk:
 
 
 def _page_ranges(of: Chunk, numbers: Numbers) -> Numbers:
-    """Find pages of a chunk by their numbers; return an array of their start positions and an array of their end positions.
+    """Find pages of a chunk by their numbers; return the index range of each page: one row of starts, one row of ends.
 
-    A page that the chunk lacks has an empty range.
+    The indexes count the pages of the chunk. A page that the chunk lacks has an empty range.
     """
     return np.stack([np.searchsorted(of.numbers, numbers, side) for side in ("left", "right")])
 

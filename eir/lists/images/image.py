@@ -99,9 +99,9 @@ class _Table:
         return -1
 
     def position(self, place: int, remainder: int) -> int:
-        """Return the index of a key among all keys of the list; -1 if the list does not have the key.
+        """Find a key by its page and its remainder; return its index among all keys of the list, or -1 if the list lacks the key.
 
-        `place` is the index of the key's page.
+        `place`: index of the page (`page`). `remainder`: key modulo PAGE_KEYS.
         """
         if place < 0:
             return -1

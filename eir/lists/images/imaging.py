@@ -128,10 +128,10 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Build arrays for the compiled fast path: all TACs that the lists bind to one of the keys `to`, such as device types.
+    """Build arrays for the compiled fast path: all TACs to which lists of device types assign one of the types `to` (device_type_key).
 
-    The arrays list each TAC as a whole. If only rows that end bind a TAC, its flag is WHOLE_UNTIL: then the compiled
-    lookup leaves the check to the general path.
+    The arrays list each TAC as a whole. If all rows that assign the type to a TAC have an expiry, the flag of the TAC is
+    WHOLE_UNTIL: then the compiled lookup leaves the check to the general path.
     """
     tagged_tacs = [np.empty(0, np.uint64)]
     for image in images:
@@ -208,7 +208,7 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
-    """Convert pages of a store to a list of one chunk (pages as arrays). Without pages, the list is empty.
+    """Convert pages of a store to one chunk (pages as arrays). The result is a Python list with this chunk; empty without pages.
 
     The pages must be in ascending order.
 

@@ -128,9 +128,9 @@ class FirstSeenList(DeviceList):
         return min(days, default=None)
 
     def ask(self, key: int) -> int:
-        """Return the day on which the checked device was first seen: today for a new device.
+        """Return the day on which the checked device was first seen (today for a new device); set `asked` if a sighting must be recorded.
 
-        If the present sighting must be recorded, set `asked` to the device.
+        A sighting must be recorded if the image lacks the device, has a first day after today, or has an earlier period.
         """
         today, recorded, first = self.today, self.on_record(key), self.day(key)
         if recorded is None or recorded[0] > today or recorded[1] < period(today, key):
@@ -141,7 +141,7 @@ class FirstSeenList(DeviceList):
 class TacsOfTypes:
     """Set of all TACs that the lists of device types assign to one of the types `types`. It can be looked up like a device list.
 
-    A compiled lookup uses them.
+    The compiled fast path uses the arrays of the set.
     """
 
     __slots__ = ("_arrays", "_states", "_types", "tables")
@@ -201,7 +201,10 @@ class Index:
         return next((each for each in self.lists.values() if isinstance(each, FirstSeenList)), None)
 
     def switch(self, name: str, state: ListState, image: Image) -> Image | None:
-        """Put a new state and content (image) of a list in force; return the previous image if it was replaced."""
+        """Put a new state and content (image) of a list in force; return the previous image, so that the caller can release it.
+
+        Returns None if the list had no image, or if `image` is the previous image.
+        """
         before = self.lists[name].image
         self.lists[name].replace(state, image)
         self.version += 1

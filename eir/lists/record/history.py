@@ -108,7 +108,10 @@ def fold_refusal(ledger: Ledger, event: Event, before: str | None) -> tuple[Fold
 
 
 def excess_folds(folds: Sequence[Fold]) -> Sequence[Fold]:
-    """Return the oldest folds (counts of equal refusals) above FOLDS_MAX, which must be deleted."""
+    """Return the oldest folds (counts of equal refusals) for deletion, if there are more than FOLDS_MAX; otherwise no fold.
+
+    After the deletion, the number of folds is a tenth below FOLDS_MAX.
+    """
     excess = len(folds) - FOLDS_MAX
     if excess <= 0:
         return ()

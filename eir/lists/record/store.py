@@ -161,7 +161,10 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """State of a list that is or was in force, after a release or after a change of a local list."""
+    """Release of a list, in force or stored for a rollback, and the event that put this release in force.
+
+    In a local list, each change counts as a release.
+    """
 
     state: ListState
     """State of the list when the release came into force."""
@@ -279,7 +282,10 @@ class ListStore(Protocol):
         """Return all changes of a list after generation `after`, oldest first; None if the change log does not reach back so far."""
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Wait until a list may have a new generation, for at most `timeout_s`. `seen`: last known generation by list; 0: no list."""
+        """Wait for at most `timeout_s` until a list may have another generation than in `seen`.
+
+        `seen`: generation that the caller knows for each list; 0 for a list that does not exist.
+        """
 
     async def claim(self, what: str, who: str, ttl_s: float) -> bool:
         """Claim or renew the lease on the task `what` for `ttl_s` seconds; return False while another node has this lease.
@@ -300,10 +306,10 @@ class ListStore(Protocol):
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
-        """Return the newest events of the history, oldest first.
+        """Return the newest events of one list or of all lists from the history, oldest first.
 
-        `name`: only of this list. `since`: only from this time on. `chain`: only of this chain; rejections belong to
-        MAIN.
+        `name`: only of this list. `limit`: maximum number of events. `since`: only from this time on. `chain`: only of this
+        chain; rejections belong to MAIN. With None, an argument has no effect.
         """
 
     async def ledger(self, chain: str = MAIN) -> Ledger:

@@ -203,7 +203,7 @@ def key_in(signature: bytes) -> bytes:
 def claims_one_of(keys: Collection[bytes], signature: bytes) -> bool:
     """Return True if a signature names one of these keys, or a certificate signed by one of them. The signature is not verified.
 
-    The signature is not verified: the result may only decide about the order of verifications and about advice.
+    The result may only decide about the order of verifications and about advice.
     """
     key = key_in(signature)
     if key in keys:

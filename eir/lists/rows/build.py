@@ -269,7 +269,10 @@ class Rows:
         return repeated, contradicting
 
     def devices_min(self) -> int:
-        """Count the devices in listed whole TACs without an expiry. At least this number of devices is listed."""
+        """Return a lower bound for the number of listed devices: the number of devices in all TACs that are listed whole.
+
+        A batch of added ranges is not counted if at least one of its rows has an expiry.
+        """
         whole_tacs = [np.zeros(0, np.int64)]
         for first, last, _, until in self._spans:
             if until.any():

@@ -190,7 +190,10 @@ class DataFile(AbstractContextManager["DataFile"]):
 
 
 class _Delivered:
-    """Stream of a delivered file from its first byte on, which updates a digest with the bytes that are read."""
+    """Stream of a delivered file from its first byte on. Each read updates a digest, and reports the number of bytes to a callback.
+
+    Without a digest, the bytes are not hashed.
+    """
 
     def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
         self._read_at = read_at

@@ -76,8 +76,6 @@ class OddRows:
     """Valid but suspicious rows of one kind, such as rows with future dates: their number, and messages about the first rows.
 
     The kinds are the keys of ODD.
-
-    A suspect row is valid, but probably a mistake.
     """
 
     count: int = 0
@@ -125,7 +123,7 @@ class _Chunk(NamedTuple):
 
 
 class _Faults(NamedTuple):
-    """Masks of the invalid rows among lines that are parsed together."""
+    """Masks of the invalid and suspicious rows among lines that are parsed together."""
 
     bad: Mask
     wide: Mask
@@ -231,7 +229,7 @@ def read_rows(
 
 
 def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
-    """Parse some lines of a file; add their valid rows to `rows` or `actions`, and return the invalid rows."""
+    """Parse some lines of a file; add their valid rows to `rows` or `actions`, and return masks of the invalid and suspicious rows."""
     plan = chunk.plan
     layout = plan.layout
     columns = _columns(chunk.data, plan)

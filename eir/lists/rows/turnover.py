@@ -77,7 +77,7 @@ def force_text(lifted: Collection[str]) -> str:
 
 
 def _listed_part(page: Page) -> tuple[object, ...]:
-    """Return the content of a page without reasons: identifiers and expiries only."""
+    """Return the content of a page without reasons and dates: identifiers, IMSIs and expiries."""
     sections = decode_sections(page.extra)
     return page.keys, page.tac and page.tac.until, sections.until, sections.imsis
 

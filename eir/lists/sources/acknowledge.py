@@ -269,7 +269,7 @@ def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datet
 
 
 def _node_state(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime) -> tuple[str, str]:
-    """Return the state of a node and its detail, without considering releases that the node has not loaded yet."""
+    """Return the state of a node, and a text that explains the state. Releases that the node has not loaded yet are not considered."""
     serial = acknowledgement.serial
     if serial > index.serial:
         return DIFFERS, f"it has serial {serial}, and {index.serial} is the newest in the folder"

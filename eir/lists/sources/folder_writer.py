@@ -397,7 +397,10 @@ class Contents:
         return replace(_offer(published.manifest, state), folder=staged.name)
 
     def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
-        """Choose the data files of a full release: for each a label in its name, and True if it has only TACs (None: all entries)."""
+        """Choose the data files of a full release: for each file, return the label in the file name, and the entries of the file.
+
+        The entries are given as for `export`: True for whole TACs, False for single identifiers, None for both.
+        """
         has_tacs = self._settings.kind == DEVICES and any(page.tac for page in pages)
         if has_tacs and any(page.keys for page in pages):
             return (("imei", False), ("tac", True))

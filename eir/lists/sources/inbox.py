@@ -304,7 +304,7 @@ class _Turn:
         return delivery.release is not None and self.terms.attempts.of(delivery.release.digest) > 0
 
     async def process(self, delivery: Delivery, others: set[str]) -> None:
-        """Process one delivered release. An error affects only this release; a failure of the store affects its whole list.
+        """Process one delivered release. An error affects only this release; if the store fails, later releases of the list are skipped.
 
         `others`: names of data files that other releases need too.
         """
