@@ -1,6 +1,7 @@
-"""Checks that a probe sends to an EIR over any protocol, their results, and checks in capture files.
+"""Common code of all probes: sends checks to an EIR over any protocol, and summarizes the answers. It also reads capture files.
 
-A capture shows the checks of other nodes; Wireshark's tshark reads it. The folder of a protocol interprets its messages.
+A capture file shows the checks of other nodes. Wireshark's tshark reads the file, and the folder of each protocol interprets
+the messages.
 """
 
 import asyncio

@@ -167,7 +167,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
     def doubt(self) -> None:
         """Send a PING to this client, because its connection may be dead: a newer connection has given the same client name.
 
-        If an earlier PING still waits for its answer, no second PING is sent.
+        If the client has sent nothing since an earlier call, no second PING is sent.
         """
         if not self._doubted:
             self._pinged_at, self._doubted = self.loop.time(), True
@@ -203,9 +203,9 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self.owner.passed(self, "out", count)
 
     def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
-        """Answer messages that could not be sent to the HLR with an error. `reason`: for the counters.
+        """Answer messages that could not be sent to the HLR. `reason`: for the counters.
 
-        A check is answered without the HLR; any other request receives an error.
+        A check is answered as permitted (ACK); any other request receives an error.
         """
         self.owner.not_passed(self, len(messages), reason)
         for message in messages:

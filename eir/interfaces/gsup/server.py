@@ -37,10 +37,10 @@ class GsupService:
         self._unproven: frozenset[str] = frozenset()
 
     def configure(self, peers: Iterable[PeerAnswers], unproven: Iterable[str]) -> None:
-        """Apply the GSUP settings of the peer table: replaced statuses, and peers that check devices before they authenticate the SIM.
+        """Apply settings of the peer table: replacements for the policy's statuses, and peers that check devices before SIM authentication.
 
-        `peers`: their replacements of statuses (`answers`). `unproven`: labels of peers that send checks before they
-        authenticate the SIM.
+        `peers`: peers with their replacements (`answers`). `unproven`: labels of peers that send a check before they authenticate
+        the SIM.
         """
         self._answers, self._unproven = answers_by_peer(peers), frozenset(unproven)
 
@@ -184,10 +184,9 @@ class GsupServer(Server[GsupConnection]):
         return False
 
     def permits(self, link: GsupConnection, frame: bytes) -> tuple[bytes, bool] | None:
-        """Decide a CHECK-IMEI by rate limits and policy; return true if the device may attach.
+        """Decide a CHECK-IMEI by rate limits and policy; return its IMSI, and whether the device may attach.
 
-        Returns:
-            IMSI, and whether the device may attach; None if the request has no IMSI, so that no answer is possible.
+        If the request has no IMSI, no answer is possible, and None is returned.
         """
         label = link.requester.label
         asked = read_check_imei(frame)

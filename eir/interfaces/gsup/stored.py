@@ -1,4 +1,4 @@
-"""Checks that the node answers and also forwards to the HLR, so that the HLR stores the IMEI.
+"""Storage of IMEIs in the HLR: the node forwards each permitted check to the HLR, and waits for the HLR's answer.
 
 The node answers the client when the HLR has answered, but at the latest after STORE_S.
 """
@@ -57,7 +57,7 @@ class StoredChecks:
         self._answer(imsi, permitted=permitted, by_hlr=by_hlr)
 
     def answer_all(self) -> None:
-        """Answer all waiting checks with `permitted`, because no answers from the HLR can arrive any more."""
+        """Answer all waiting checks as permitted (ACK), because no more answers from the HLR can arrive."""
         stored, self._waiting, self._late = self._waiting, {}, 0
         for imsi, waiting in stored.items():
             for timer in waiting:
@@ -80,7 +80,7 @@ class StoredChecks:
         return True
 
     def _is_late(self, imsi: bytes) -> None:
-        """Answer the oldest unanswered check of this IMSI with `permitted`, because the HLR has not answered for STORE_S."""
+        """Answer the oldest unanswered check of this IMSI as permitted (ACK), because the HLR has not answered for STORE_S."""
         waiting = self._waiting[imsi]
         waiting[waiting.index(next(timer for timer in waiting if timer is not None))] = None
         self._late += 1

@@ -211,7 +211,10 @@ class MapServer(Server[SigtranConnection]):
         )  # fmt: skip
 
     def transferred(self, link: SigtranConnection, transfer: Transfer) -> Transfer | None:
-        """Return the answer to a received DATA message, or None if no answer is sent."""
+        """Return the answer to a received DATA message, or None if no answer is sent.
+
+        If the message causes an error, the error is counted, and no answer is sent.
+        """
         try:
             return self._answer(link, transfer)
         except SccpFault as e:

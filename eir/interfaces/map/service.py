@@ -37,7 +37,7 @@ Instead = Callable[[int], tuple[bytes, str] | None]
 
 
 class MapService:
-    """Service that answers TCAP messages with a checkIMEI by the status that the policy (Checker) gives to the device."""
+    """Service that answers checkIMEI requests (TCAP messages) by the status that the policy (Checker) gives to the device."""
 
     def __init__(self, checker: Checker, failed: Callable[[Exception], None] = lambda _: None) -> None:
         self._checker = checker
@@ -49,10 +49,10 @@ class MapService:
     def configure(
         self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
     ) -> None:
-        """Apply new settings: replaced statuses by peer, the answer after an internal error, and further ASN.1 tags of an IMSI.
+        """Apply new settings: replacements for the policy's statuses, the answer after an internal error, and ASN.1 tags of an IMSI.
 
-        `answers`: replacements of statuses by peer label. `fallback`: status for a request after an internal error; None:
-        systemFailure. `imsi_tags`: further tags of an IMSI.
+        `answers`: replacements by peer label. `fallback`: status for a request after an internal error; None: systemFailure.
+        `imsi_tags`: tags that mark an IMSI in a request, in addition to the built-in tags.
         """
         self._replies, self._fallback, self._imsi_tags = answers, fallback, imsi_tags
 

@@ -51,7 +51,6 @@ def led_to(url: str, location: str | None, hops: int, hosts: Collection[str] | N
         hops: number of redirects before.
         hosts: permitted hosts.
 
-
     Raises:
         NotFollowed: if the redirect must not be followed.
     """
@@ -128,7 +127,7 @@ class AccessToken:
         self.is_untried, self.wanted_at = False, None
 
     def accepted(self) -> None:
-        """Record that an NRF has accepted a request with this token, so that the token works."""
+        """Record that the token works, because an NRF has accepted a request with this token."""
         self.is_untried = False
 
     def request_at(self, index: int) -> None:

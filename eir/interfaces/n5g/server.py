@@ -145,7 +145,7 @@ class N5gServer(Server[N5gConnection]):
     # inside
 
     def _by_token(self, tokens: "Tokens", request: Http2Request, link: N5gConnection) -> N5gReply:
-        """Verify the access token of a request; return the reply to the request, or the rejection of the token (TS 33.501 13.4.1.1).
+        """Answer a request if its access token is valid, else return an error response (TS 33.501 13.4.1.1).
 
         The token's subject is the requester. Invalid tokens count against the source address, because one entry may be for all
         AMFs.

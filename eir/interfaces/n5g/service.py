@@ -107,7 +107,7 @@ SPECIAL = frozenset({b"accept", sbi.SENDER_TIMESTAMP, sbi.MAX_RSP_TIME})
 
 
 def question_of(request: Http2Request, asks: Requester, now: float | None = None) -> Question:
-    """Validate a request by TS 29.500 5.2.7 and TS 29.511 6.1.3.2, and convert it to a question.
+    """Validate a request by TS 29.500 5.2.7 and TS 29.511 6.1.3.2, and convert it to a check of a device (Question).
 
     `now`: Unix time; None: the current time.
 
@@ -165,7 +165,7 @@ def _digits(values: dict[str, list[str]], name: str, kind: str) -> str:
 
 
 def _question(pei: str, imsi: str, msisdn: str, asks: Requester) -> Question:
-    """Return the question about a PEI of any kind, such as IMEI or MAC address (TS 29.571 5.3.2)."""
+    """Build the check (Question) of a PEI of any kind, such as IMEI or MAC address (TS 29.571 5.3.2)."""
     kind, _, digits = pei.partition("-")
     other = pei if _OTHER.fullmatch(pei) else None
     imei = None if other else digits if kind in {"imei", "imeisv"} else pei

@@ -146,7 +146,10 @@ def _name(code: int) -> str:
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
-    """Return the fault of an ECA that has no valid Equipment-Status. An ECA with one error result has no fault: return None."""
+    """Return the fault of an ECA without a valid Equipment-Status; None if the ECA is a plain error answer.
+
+    A plain error answer has exactly one result, which is an error but not a redirect.
+    """
     results = [*map(str, codes), *(f"{vendor}:{code}" for vendor, code in experimental)]
     if len(results) != 1:
         return f"{len(results)} results in one answer: {', '.join(results)}" if results else "no result in the answer"

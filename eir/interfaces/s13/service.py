@@ -60,7 +60,7 @@ class S13Service:
         }
 
     def replies(self, peer: str) -> Mapping[Status, Reply]:
-        """Return the reply that a peer gets for each status of a verdict. `peer`: label of the peer."""
+        """Return a map from each status of the policy to the reply for this peer. `peer`: label of the peer."""
         return self._replies.get(peer, REPLIES)
 
     def answer(self, request: Request) -> Reply:

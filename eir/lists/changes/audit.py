@@ -401,7 +401,10 @@ async def audit(
     listed: ReleaseEntries, keys: Sequence[int], ask: Ask, *, wanted: str, rate: float | None, confidence: float = CONFIDENCE,
     first: int | None = None, at_least: float | None = None, progress: Progress = lambda *_: None,
 ) -> AuditReport:  # fmt: skip
-    """Check each device of `keys` in all forms of its identifier, until the share of right answers is decided or no check is possible.
+    """Check devices of a release in all forms of their identifiers, and return the report of the audit.
+
+    The audit stops early if the answers prove that the share of right answers is at least `at_least`, or that it is lower. It
+    also stops if `ask` raises EirError.
 
     Args:
         listed: entries of the release.

@@ -194,7 +194,10 @@ def _merge(name: str, stored: tuple[ListState | None, Sequence[Page]], added: Fi
 
 
 async def _load(store: ListStore, name: str, numbers: Sequence[int], now: datetime) -> DeviceList:
-    """Read the pages with these numbers of the record of first sightings from the store; return their devices as a list in memory."""
+    """Read pages of a list of registered devices from the store; return the devices on these pages as a list in memory.
+
+    `numbers`: page numbers. If the store lacks the list, or has a list of another kind, the result is empty.
+    """
     devices = DeviceList(name, DEVICES, now.timestamp)
     state, pages = await store.some_pages(name, numbers)
     if state is not None and state.kind == DEVICES:

@@ -221,12 +221,12 @@ async def read_reasons(store: ListStore, name: str, keys: Sequence[int]) -> list
 
 
 async def count_first_days(store: ListStore, name: str, chosen: Sequence[NDArray[np.bool_]]) -> list[Counter[int]]:
-    """Count by TAC the devices that were first seen on chosen days. The result has one Counter for each choice in `chosen`.
+    """Count by TAC the devices that were first seen on selected days. The result has one Counter for each selection in `chosen`.
 
     Args:
         store: store with the record of first sightings.
         name: name of that record.
-        chosen: choices of days; each has for every day since 1970-01-01 whether the day is chosen.
+        chosen: selections of days; each is a mask that has one element for every day since 1970-01-01.
 
     Raises:
         StoreError: if the record cannot be read.

@@ -28,7 +28,7 @@ from eir.lists.stores.write import one_batch
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Pauses and time limits of a follower in seconds. The defaults are those of a node."""
+    """Pauses and time limits of a follower in seconds. A running node uses the defaults."""
 
     wait_s: float = 1.0
     """Maximum time between two reads of the states, without a notification of the store."""
@@ -56,9 +56,9 @@ Heavy = Callable[[], AbstractContextManager[None]]
 
 
 def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
-    """Return a context manager for work on a list: `heavy()` if the list is large or changes often, otherwise one without effect.
+    """Return the context manager for work on a list: `heavy()` if the list is large or changes often, otherwise a null context.
 
-    For another list, the context manager has no effect.
+    `heavy()` lowers the priority of the process. The list is large if one of its `states` has at least LARGE_ENTRIES entries.
     """
     is_large = any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
     return heavy() if often or is_large else nullcontext()
@@ -237,9 +237,10 @@ class CopyKeeper:
         return True
 
     def _is_called_for(self, name: str, request: _CopyRequest | _HealRequest, copied: ListState | None) -> bool:
-        """Return True if a request to write a list's last good copy, or to write the copy back to the store, must still be processed.
+        """Return True if a request must still be processed.
 
-        If the copy is too old to be written back to the store, a fault is reported.
+        A copy is written if the state in the request is newer than the copy. A list is written back to the store if the copy
+        equals the list in force and the store has lost data. If the copy is older than the list in force, a fault is reported.
 
         `copied`: state of the list in the node's last good copy; None if the copy lacks the list.
         """
@@ -297,7 +298,7 @@ async def _copy_dates(source: ListStore, target: ListStore, of: str) -> None:
 
 
 async def _copy_changes(source: ListStore, target: ListStore, name: str, held: ListState) -> bool:
-    """Copy the changed pages of a list to the last good copy; return False if the whole list must be copied.
+    """Copy the changed pages of a list from `source` to `target`; return False if the whole list must be copied.
 
     `held`: state of the list in `target`.
     """

@@ -226,9 +226,9 @@ class HistoryKeeper:
         return utc_text(now - span) < time < utc_text(now + span)
 
     async def _limit_copied_feed(self, copy: ListStore, settings: HistorySettings, stored: int) -> None:
-        """Delete the oldest records of the copied feed if this copy exceeds its size limit.
+        """Delete the oldest records of the feed's chain in the node's copy, if this chain exceeds its size limit.
 
-        The copied feed is a chain of the history. It never becomes smaller than the feed in the store, which has `stored` bytes.
+        The chain in the copy never becomes smaller than the feed's chain in the store, which has `stored` bytes.
         """
         copied = await copy.ledger(FEED)
         if copied.bytes > max(settings.feed_max_bytes, stored):
@@ -381,7 +381,7 @@ async def restore_history(
 
 
 async def _restore_chain(store: ListStore, copy: ListStore, who: str, chain: str, source: str) -> tuple[str, str]:
-    """Restore one chain of the history in the store from the node's copy, if it is damaged, cut off or empty.
+    """Restore one chain of the history in the store from the node's copy, if the chain in the store is damaged, cut off or empty.
 
     Returns the texts of `restore_history` for this chain.
     """
@@ -426,9 +426,10 @@ def _chain_name(chain: str) -> str:
 
 
 async def _has_newer(store: ListStore, chain: str, theirs: Ledger, number: int) -> bool:
-    """Return True if a damaged chain of the history in the store has a readable record with a number above `number`.
+    """Return True if a damaged chain of the history in the store has records with numbers above `number`.
 
-    `theirs` is the chain's ledger. If the ledger is lost (its number is 0), any readable record counts.
+    `theirs`: ledger of the chain, which has the highest number. If the ledger is lost (its number is 0), the chain's readable
+    records decide.
     """
     if theirs.number:
         return theirs.number > number
