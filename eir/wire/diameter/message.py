@@ -90,7 +90,7 @@ class Message:
         return self.buffer[avp.start : avp.end] + bytes(avp.start - avp.end & 3)
 
     def failed(self, avp: Avp, *groups: Avp) -> bytes:
-        """Return the contents of a Failed-AVP: the bytes of this AVP inside the grouped AVPs `groups`, outermost first (RFC 6733 7.5)."""
+        """Encode the contents of a Failed-AVP: the AVP as received, in the `groups` that contain it (outermost first, RFC 6733 7.5)."""
         return nest(self.raw(avp), groups)
 
 
@@ -197,7 +197,7 @@ def encode_answer(
 
 
 def error_answer(request: Message, fault: DiameterError, origin: bytes, avps: bytes, *, session: bool) -> bytes:
-    """Encode the error answer to a request. `avps`: further AVPs that the grammar of the command's answer requires.
+    """Encode the error answer to a request. `avps`: encoded AVPs that an answer to this command must also contain.
 
     The E bit selects the answer-message grammar. Protocol errors (3xxx) always have it. Permanent failures (5xxx) have it only
     if the command's own grammar requires a Session-Id (`session`) and the request has none (RFC 6733 7.1.3, 7.1.5, 7.2).

@@ -304,7 +304,7 @@ class Node(Server[DiameterConnection]):
         return self.admit(link)
 
     def refusal(self, link: DiameterConnection, fault: str | None = None) -> str | None:
-        """Return the reason to reject a connection by its source or a limit, or None.
+        """Return the reason to reject a connection: unknown source, reached limit, drain, or `fault`. Return None to accept the connection.
 
         The peer is unknown before its CER.
         """
@@ -384,7 +384,7 @@ class Node(Server[DiameterConnection]):
     # Outgoing connections
 
     async def _is_wanted(self, settings: PeerSettings) -> bool:
-        """Return true if the node should connect to this peer, because it has no connection to or from the peer."""
+        """Return true if the node may connect to this peer: no connection with the peer exists, and attempts are not paused."""
         peers = [
             link.peer for link in self.links.values() if link.peer is not None and link.peer.state is not State.CLOSED
         ]

@@ -28,7 +28,7 @@ class WatchdogStatus(IntEnum):
 
 
 class WatchdogEvent(IntEnum):
-    """Event of the watchdog. An expiry of Tw has a separate event for each state of the pending DWR (RFC 3539 appendix A)."""
+    """Event of the watchdog. An expiry of Tw is a different event if a DWR is still unanswered (RFC 3539 appendix A)."""
 
     CONNECTED = 0
     DISCONNECTED = 1

@@ -96,7 +96,7 @@ class SourceCounts:
 
 
 class Gate(Generic[A]):
-    """Counter of a node's incoming connections. It passes each connection above a limit, with the limit's name, to the callback `drop`."""
+    """Counter of a node's incoming connections. It calls `drop` for each surplus unidentified connection, with the name of the limit."""
 
     def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop
@@ -181,7 +181,7 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return how many connections the peer table permits to known peers in the IP networks from which `links` come.
+    """Return how many connections known peers may open in total from the source networks of `links`, by the peer table.
 
     A known peer has an entry with its host or with its single address.
     """

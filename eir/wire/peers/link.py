@@ -1,4 +1,4 @@
-"""Base class of a connection with a peer, in any protocol. It limits its share of event loop time, and closes if the peer stops reading.
+"""Connection with a peer in any protocol, as a base class. Its event loop time is limited, and it closes if the peer stops reading.
 
 A protocol derives from PeerConnection. Requests are answered in the callback that read them, or under load in the next turn of
 the loop. All connections together have a fraction of a millisecond per turn, so that connections of other protocols are not

@@ -58,7 +58,7 @@ class Grants:
         return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
 
     def add(self, limit: int, count: int) -> None:
-        """Add requests that this worker has granted under a limit to the shared counter of the worker. `limit`: index of the limit."""
+        """Increase this worker's counter of requests granted under the limit with the index `limit`. All workers can read the counter."""
         at = limit % LIMITS_MAX * self._workers + self._worker
         self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
 

@@ -218,7 +218,7 @@ def realm_of(name: str) -> str:
 
 
 def _name(settings: PeerSettings, names: Sequence[str]) -> str | None:
-    """Identify a client by one entry of the peer table: return its name, or None if the entry rejects its certificate."""
+    """Return the client's name according to one entry of the peer table, or None if the entry rejects the client's certificate."""
     own = names[0] if names else ""
     if settings.tls_names:
         allowed = any(holds(names, name) for name in settings.tls_names)

@@ -145,7 +145,7 @@ def _digits(kind: int, title: bytes, variant: str) -> str:
 def encoded_address(
     variant: str, *, pc: int | None = None, ssn: int = 0, kind: int = 0, title: bytes = b"", by_ssn: bool = True
 ) -> bytes:
-    """Encode this called or calling party address."""
+    """Encode a called or calling party address from its parts."""
     indicator = kind << 2 | (_BY_SSN if by_ssn else 0)
     if variant == ANSI:
         indicator |= _NATIONAL | bool(ssn) | (2 if pc is not None else 0)
@@ -252,7 +252,7 @@ def returned(unit: Unitdata, cause: ReturnCause) -> bytes:
 
 
 def allowed(unit: Unitdata, pc: int, subsystems: Collection[int], variant: str) -> bytes | None:
-    """Encode the answer "subsystem allowed" (SSA) to a subsystem status test (SST), or return None (Q.714 5.3.4).
+    """Encode the answer "subsystem allowed" (SSA) to a subsystem status test (SST); None if the message needs no SSA (Q.714 5.3.4).
 
     Only a test of one of these subsystems at this point code has an answer. Raises SccpFault like `encoded`.
     """

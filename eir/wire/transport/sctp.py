@@ -66,7 +66,7 @@ _ABORT = struct.pack("ii", 1, 0)
 
 
 class Carried(NamedTuple):
-    """Properties of a protocol over SCTP whose messages contain their own length."""
+    """Properties of a protocol over SCTP. Each message of the protocol contains its own length."""
 
     ppid: int
     """Payload protocol identifier of sent messages."""

@@ -117,7 +117,7 @@ _NAMED = {"unknown_key": ("jwks", "keys"), "issuer": ("issuer",), "audience": ("
 
 
 def token_setting(section: str, reason: str) -> str:
-    """Return the configuration keys to change if access tokens are rejected for this reason; the section if no single key is the cause."""
+    """Return a text with the configuration keys that can cause token rejections for this reason, or the section if no such key is known."""
     if reason == "no_token":
         return f"{section}, left out: no token is required"
     return ", ".join(f"{section}.{key}" for key in _NAMED.get(reason, ())) or section

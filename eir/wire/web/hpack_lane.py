@@ -29,7 +29,7 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """Compute the Huffman step for a whole byte from two steps for 4 bits each, which are in the table of the library hpack."""
+    """Compute and cache the decoder's step for one byte from two 4-bit steps in hpack's Huffman table. `at`: state << 8 | byte."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]
@@ -93,7 +93,7 @@ _Field = tuple[int, bytes | None, bytes | None, bool]
 
 
 def _parsed(block: bytes) -> list[_Field]:
-    """Parse a header block into fields, in which header table entries are still indexes.
+    """Parse a header block into fields. If a field refers to the header table, it has only the index of the table entry.
 
     Raises _UnusualError, or IndexError if the block ends too soon.
     """
@@ -142,7 +142,7 @@ def _check_sizes(block: bytes) -> None:
 
 
 def decoded(block: bytes, decoder: Decoder) -> list[tuple[bytes, bytes]]:
-    """Decode a header block into (name, value) pairs in order. Raises the exceptions of the decoder of the library hpack."""
+    """Decode a header block into (name, value) pairs in order. Raises the same exceptions as the library hpack."""
     try:
         fields = _parsed(block)
     except (_UnusualError, IndexError):

@@ -68,12 +68,12 @@ class HttpConnections:
         return HttpConnection(self, asyncio.get_running_loop())
 
     def add(self, link: "HttpConnection") -> None:
-        """Add an open connection. If there are too many unauthenticated ones, first close a connection from the address with the most."""
+        """Add an open connection of an unauthenticated client. If their limit is reached, `make_room` first closes another connection."""
         self.make_room(authenticated=False)
         self.links[link] = None
 
     def make_room(self, *, authenticated: bool) -> None:
-        """Close one connection if there are too many, to make room for a new one. Authenticated and other clients have separate limits."""
+        """If the limit is reached, close a connection of the address that has the most. Authenticated clients have a separate limit."""
         same = [link for link in self.links if link.authenticated == authenticated]
         if len(same) >= self.limits.connections_max:
             closable = [link for link in same if not link.answering] or same

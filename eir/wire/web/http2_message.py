@@ -112,7 +112,7 @@ class Shapes:
         self.get = self._known.get
 
     def learn(self, names: tuple[bytes, ...]) -> None:
-        """Add a sequence of header names to the cache. Sequences whose headers h2 must validate in each request are not added."""
+        """Add a sequence of header names to the cache, unless the library h2 must validate every request with these names."""
         if (
             len(set(names)) < len(names)
             or not {b":method", b":path", b":scheme", b":authority"} <= set(names)
@@ -127,7 +127,7 @@ class Shapes:
 
 
 def are_clean(values: Sequence[bytes]) -> bool:
-    """Return whether all header values are valid: no NUL, CR or LF, and no space or tab at begin or end (RFC 9113 8.2.1)."""
+    """Return whether all header values are valid: no NUL, CR or LF, and no space or tab at the start or end (RFC 9113 8.2.1)."""
     joined = b"\n".join((b"", *values, b""))
     return joined.count(b"\n") == len(values) + 1 and not (
         b"\0" in joined
