@@ -81,7 +81,7 @@ class Kind:
 
 
 class Unexpected(ValueError):
-    """Error for an invalid configuration value, whose message is more precise than the text `expected` of the value's kind."""
+    """Error for an invalid configuration value. The error's message is more precise than the text `expected` of the value's kind."""
 
 
 def text(expected: str, pattern: str, read: Callable[[re.Match[str]], Any] = re.Match.group, **more: Any) -> Kind:

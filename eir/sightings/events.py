@@ -1,4 +1,4 @@
-"""Events for immediate reports: unusual checks, and changes of SIM or device in watched lists.
+"""Events for immediate reports: unusual checks, new SIMs in watched devices, and new devices of watched SIMs.
 
 An event is a check that was not plainly whitelisted (blocked, tracked, unknown, overridden, or a match of an observed rule). It
 is also a device of a watched list with another SIM, or a SIM of a watched list in another device. Similar checks within a second
@@ -105,7 +105,7 @@ class Events:
         return [*({"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent), *listed]
 
     def _changes(self, kind: CheckKind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
-        """Yield the kind of each change of SIM or device in a watched list, with the previous SIM or device.
+        """Yield the kind of change and the previous partner if a watched device has another SIM, or a watched SIM is in another device.
 
         A check whose SIM was not authenticated yields no change.
         """

@@ -147,7 +147,10 @@ def _place(row: Document) -> tuple[int, str]:
 
 
 def public_text(text: str) -> str:
-    """Replace the digits in a free text that could identify a device, a case or a person."""
+    """Replace each long number in a free text by `…`, because it could identify a device, a case or a person.
+
+    A long number has at least 6 characters: digits, with spaces or hyphens between them.
+    """
     return _IDENTIFIER.sub("…", text)
 
 

@@ -83,8 +83,9 @@ def _newest(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _accepted_later(paths: Sequence[str], parts: pl.DataFrame, others: pl.Expr) -> pl.DataFrame:
-    """Return the refused devices whose newest answer is no refusal, with the list that refused each last, and the peer of its newest answer.
+    """Return the refused devices whose newest answer is no refusal.
 
+    Columns: `device`, `list` (the list that refused the device last), and `peer` (the peer of the newest answer).
     `others`: condition of the answers that are no refusals.
     """
     devices = parts.select("device").unique()
@@ -96,7 +97,11 @@ def _accepted_later(paths: Sequence[str], parts: pl.DataFrame, others: pl.Expr) 
 
 
 def _with_reasons(parts: pl.DataFrame, read_reasons: ReadReasons | None) -> pl.DataFrame:
-    """Return the devices that one list refused, each with its number of attempts and its reason, or null if it is not listed now."""
+    """Return the devices that a list refused, each with its number of attempts and its present reason in this list.
+
+    The reason is null for a device that is not in the list any more, and for all devices if `read_reasons` is None.
+    `parts`: refusals by this list.
+    """
     rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
     keys = rows["device"].to_list()
     reasons = [None] * len(keys) if read_reasons is None else read_reasons(keys)
@@ -115,7 +120,7 @@ def _count_refused(tally: FigureTally, parts: pl.DataFrame, reasons: pl.DataFram
 
 
 def _count_returned(tally: FigureTally, accepted: pl.DataFrame, reasons: pl.DataFrame, maker: Maker) -> None:
-    """Count the accepted devices that the list which refused them last does not have any more.
+    """Count the accepted devices that are no longer in the list by which they were refused last.
 
     Args:
         tally: receives the devices.

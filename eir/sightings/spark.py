@@ -128,7 +128,10 @@ def translate(select: str) -> str:
 
 
 def _translate_node(node: "Expression") -> "Expression":
-    """Translate a part of a SELECT that sqlglot cannot translate: `instant_s`, or a decimal number that stands for a double."""
+    """Replace a node that sqlglot cannot translate: a call of `instant_s`, or a decimal number, which becomes a DOUBLE.
+
+    `instant_s` converts a time to Unix seconds.
+    """
     from sqlglot import exp  # noqa: PLC0415 - where it is needed
 
     if isinstance(node, exp.Anonymous) and node.name.lower() == "instant_s":

@@ -1,4 +1,4 @@
-"""Search for untrustworthy origins and peers. They report other SIMs for many devices, but few ordinary phones.
+"""Search for untrustworthy origins and peers. For many devices they report SIMs that no others report, but few ordinary phones.
 
 A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, and other MMEs report
 many of them too; an attacker cannot invent these without knowing real phones and their SIMs. Data only.

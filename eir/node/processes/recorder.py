@@ -331,7 +331,10 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder the lists that were searched before, for comparison. Then send the lists that have changed since."""
+        """Send a new recorder the lists for whose devices the record was searched before. Then send the lists that have changed since.
+
+        The recorder searches the record only for devices that a changed list has added.
+        """
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)
         for name, (listed, image) in self._lists.items():

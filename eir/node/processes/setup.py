@@ -58,7 +58,7 @@ def prepare(config: Config) -> None:
 
 
 def kinds_of(config: Config) -> dict[str, str]:
-    """Return the kind of each configured list and of the record of first sightings, by name."""
+    """Return the kind of each configured list, by name. The record of first sightings, if configured, has the kind FIRST_SEEN."""
     return {name: settings.kind for name, settings in config.lists_and_record.items()}
 
 
@@ -69,7 +69,7 @@ def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
 
 
 def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
-    """Return texts of advice after a reload, for each list that was never loaded and each list that is no longer configured.
+    """Return advice for the operator after a reload: a text for each list that was never loaded or is no longer configured.
 
     `before`, `now`: reports of the workers before and after the reload.
     """

@@ -1,4 +1,4 @@
-"""Sources of lists in the supervisor: drop folder, pulls, and acknowledgements."""
+"""Sources of lists in the supervisor: drop folder, pulls, and acknowledgements of releases."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -41,7 +41,10 @@ class Sources:
         self._pulling.apply()
 
     def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
-        """Send the acknowledgements that are due, according to the workers' reports."""
+        """Send the lists' sources the acknowledgements of releases that are due.
+
+        `reports`: status of each worker, which shows the releases in force.
+        """
         self._acknowledging.update(reports, self._pulling.rejected)
 
     def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:

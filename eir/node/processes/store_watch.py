@@ -104,7 +104,10 @@ class StoreWatch:
 
 
 async def _newest_events(store: ListStore) -> list[Event]:
-    """Return the newest events from each history chain. Each chain has its own limit, so that many feed events do not hide loads."""
+    """Return the newest events of the history, at most EVENTS_MAX from each chain.
+
+    Many rows of registers (chain FEED) thus do not displace the loads of lists (chain MAIN).
+    """
     events: list[Event] = []
     for chain in CHAINS:
         events += await await_store(store.history(limit=EVENTS_MAX, chain=chain))

@@ -263,7 +263,11 @@ class Supervisor:
             await self._attendants.apply(loaded, self._acceptor.addresses)
 
     async def _poll(self) -> None:
-        """Collect the workers' reports, log the readiness and send acknowledgements. Pass readiness and load to the tasks of interfaces."""
+        """Collect the workers' reports, and pass them to status, acknowledgements and attendants.
+
+        The status logs the readiness and the expired lists. The attendants (tasks of interfaces in the supervisor) report
+        readiness and load to other servers.
+        """
         status = self.overview.status
         reports = await self._others.workers.reports()
         status.log_readiness(reports)

@@ -45,7 +45,10 @@ class Takeover:
             self._arrived.put_nowait((listed, image))
 
     def complete(self) -> None:
-        """Queue a mark after the last list for the start. At this mark, `run` reports to the supervisor that the worker has started."""
+        """Queue a mark after the last list of the worker's start.
+
+        When `run` reaches the mark, it reports to the supervisor that the worker has started.
+        """
         self._arrived.put_nowait(None)
 
     async def run(self) -> None:

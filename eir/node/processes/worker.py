@@ -321,7 +321,10 @@ class Worker:
         self._send_first_seen()
 
     def _send_first_seen(self) -> None:
-        """Send the supervisor the devices that this worker saw for the first time. The supervisor passes them to the follower, which records them."""
+        """Send the supervisor the devices that this worker saw for the first time.
+
+        The supervisor passes them to the follower process, which writes them to the record of first sightings.
+        """
         if self.new_devices is None:
             return
         sightings = self.new_devices.pop_sightings()
