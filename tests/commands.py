@@ -136,7 +136,7 @@ class Forked:
 
 
 def _serve(path, life):
-    """Fork a command for each connection until `life` is closed."""
+    """Fork a command for each connection until `life` is closed; then end those that still run."""
     for package in IMPORTED:
         for module in walk_packages(import_module(package).__path__, f"{package}."):
             if module.name not in THREADED:
@@ -150,6 +150,15 @@ def _serve(path, life):
     waiting.register(listener, selectors.EVENT_READ)
     gc.freeze()  # a collection in a command copies none of this memory
     os.write(life, b"1")
+    try:
+        _fork_all(listener, life, waiting)
+    finally:  # the tests have ended, or were killed
+        for key in waiting.get_map().values():
+            if key.data is not None:
+                os.kill(key.data[0], signal.SIGKILL)
+
+
+def _fork_all(listener, life, waiting):
     while True:
         for key, _ in waiting.select():
             if key.fileobj == life:
@@ -172,12 +181,10 @@ def _fork(link, files):
     """Fork the command that a client sends; return its process id."""
     octets, files, *_ = socket.recv_fds(link, LENGTH_BYTES, 3)
     size = int.from_bytes(octets)
-    request = b""
-    while len(request) < size:
-        request += link.recv(size - len(request))
+    request = json.loads(link.recv(size, socket.MSG_WAITALL))
     pid = os.fork()
     if pid == 0:
-        _run(files, **json.loads(request))
+        _run(files, **request)
     for file in files:
         os.close(file)
     return pid

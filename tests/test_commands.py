@@ -1,0 +1,39 @@
+"""The process that forks the commands of tests (tests/commands.py)."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from commands import Forked
+
+SERVE = "import sys, commands; commands.IMPORTED = (); commands._serve(sys.argv[1], int(sys.argv[2]))"
+
+
+def test_a_command_ends_with_the_process_of_the_tests(tmp_path):
+    """Else a killed run of the tests leaves nodes behind."""
+    path, silent = str(tmp_path / "socket"), tmp_path / "eir.yaml"
+    os.mkfifo(silent)
+    theirs, life = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, path, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            cwd=Path(__file__).parent,
+        )
+    assert life.recv(1)
+    command = Forked(path, ["lists", "-c", str(silent)], dict(os.environ), tmp_path, [0, 1, 2])
+    watched = os.pidfd_open(command.pid)
+    try:
+        life.close()
+        assert select.select([watched], [], [], 60)[0]
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(watched, signal.SIGKILL)
+        os.close(watched)
+    assert process.wait(60) == 0
+    command.wait(60)
