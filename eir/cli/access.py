@@ -112,7 +112,8 @@ def with_store(
 ) -> T:
     """Open the store, run `work` on it, close it, and return the result of `work`.
 
-    If `fresh` is false, the state folder must exist. If `reads` is true, the form of the store is not upgraded.
+    If `fresh` is false, the state folder must exist. If `reads` is true, the store is not upgraded, and a missing SQLite file is not
+    created.
     """
     folder = f"the state folder {config.state} (`state` in {config.path})"
     try:

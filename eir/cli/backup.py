@@ -123,15 +123,16 @@ def restore(
     that is empty, damaged or cut off is restored; a history that continues the backup's stays. Existing keys stay.
     """
     checked = opened(load_config(config))
-    with acting_in(checked.state):
-        prepare(checked.state)
+    if not dry_run:
+        with acting_in(checked.state):
+            prepare(checked.state)
     with _room(checked) as room:
         with acting_in(checked.state), _input(file) as stream:
             facts = _unpack(stream, file, room)
             states, _ = asyncio.run(verify_copy(room / SQLITE_FILE))
         work = partial(_restored, checked, room=room, states=states, facts=facts, force=force, dry_run=dry_run)
         try:
-            restored = with_store(checked, work)
+            restored = with_store(checked, work, reads=dry_run)
         except GenerationConflict as e:
             raise EirError(f"{e}; the lists restored before it stay; run the command again") from None
         notes = []
@@ -271,10 +272,13 @@ def _small_files(folder: Path) -> list[str]:
 
 @contextmanager
 def _room(checked: Config) -> Iterator[Path]:
-    """Create a temporary folder in the state folder for the content of a backup; it is deleted at the end of the `with` block."""
+    """Create a temporary folder for the content of a backup; it is deleted at the end of the `with` block.
+
+    Its place is the state folder, or if that is missing the system's folder for temporary files.
+    """
     try:
         with acting_in(checked.state):
-            room = Path(tempfile.mkdtemp(prefix=".backup-", dir=checked.state))
+            room = Path(tempfile.mkdtemp(prefix=".backup-", dir=checked.state if checked.state.is_dir() else None))
     except OSError as e:
         raise EirError(
             f"the state folder {checked.state} (`state` in {checked.path}): {e.strerror}{owner_advice(checked.state)}"

@@ -222,7 +222,7 @@ def rollback(
     checked = opened(whereabouts(config))
     local = not checked.lists or list_settings(checked, list_name).local  # `lists` is empty if the file is not YAML
     work = partial(roll_back, list_name, who=who(), now=datetime.now(UTC), to=to, dry_run=dry_run)
-    state = with_store(checked, work, fresh=False)
+    state = with_store(checked, work, fresh=False, reads=dry_run)
     entries = f"{state.entries:,} entries"
     if dry_run:
         version = f"change {state.generation}, of {state.loaded_at},"
@@ -354,7 +354,7 @@ def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
     """Apply a change (`edit`) to a local list in the store."""
     had = partial(load_in_force, checked.state)
     work = partial(edit_list, edit, settings, who=who(), now=datetime.now(UTC), had=had)
-    return with_store(checked, work)
+    return with_store(checked, work, reads=edit.dry_run)
 
 
 class _ListContent(NamedTuple):

@@ -54,7 +54,7 @@ def load(
     loaded: dict[str, str] = {}
     work = partial(_load_all, config=checked, manifests=manifests, loaded=loaded, dry_run=dry_run, force=force)
     try:
-        reports = with_store(checked, work)
+        reports = with_store(checked, work, reads=dry_run)
     except KeyboardInterrupt:
         result = "what is reported above stays in force" if loaded else "no release was reported as loaded"
         print_message(f"interrupted; {result}; eir lists shows what is in force")
@@ -111,7 +111,7 @@ async def _loaded(
 async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
     """Load one release in a process of its own, which reports its progress over `channel`."""
     with as_owner_of(config.state):
-        store = open_store(config.store, config.state, report=warn)
+        store = open_store(config.store, config.state, report=warn, upgrades=not options["dry_run"])
         save = partial(save_mark, config.state)
         try:
             loader = Loader(

@@ -468,6 +468,13 @@ class TestLists:
             done = site.eir("history", "stollen", status=2)
             assert "there are: stolen, tracked; did you mean 'stolen'?" in done.stderr
 
+    def test_a_dry_run_on_a_fresh_host_leaves_no_state_folder(self, host, tmp_path):
+        with Site(tmp_path / "fresh", host.publisher) as site:
+            site.configure(lists={"stolen": {"signers": "signers"}, "own": {"local": True}}, policy={"rules": []})
+            assert "would load" in site.eir("load", "--dry-run", site.release([LISTED])).stderr
+            assert "nothing was changed" in site.eir("add", "own", LISTED, "--reason", "x", "--dry-run").stdout
+            assert not site.state.exists()
+
     def test_dry_run_counts_added_devices_and_changes_nothing(self, eir, host):
         before = document(eir("lists", "--json"))
         manifest = host.release([LISTED, f"{UNLISTED}7", f"{UNLISTED[:-1]}0"], serial=2)

@@ -27,7 +27,8 @@ def open_store(
         report: receives events that are not errors.
         check: True to verify now that the files and variables in the URL exist. A process of a running node passes
             False: then a missing file or variable is an error (`noauth`, `refused`) of each call that must connect.
-        upgrades: True to upgrade a file of an older format, after an event about the upgrade.
+        upgrades: True to upgrade a file of an older format, after an event about the upgrade, and to create a missing
+            file; False to read only.
 
     Raises:
         StoreError: `url`, if the URL is invalid.

@@ -52,7 +52,7 @@ A lease that ends in more than an hour has no effect, because it was claimed bef
 class SqliteStore(PageSetStore):
     """Store of lists in one SQLite file, which implements eir.lists.record.store.ListStore.
 
-    The file is created or opened at the first call.
+    The first call opens the file. A missing file is created, or counts as empty if `upgrades` is False.
     """
 
     def __init__(self, path: Path, *, upgrades: bool = True, report: Report = silent, **times: float) -> None:

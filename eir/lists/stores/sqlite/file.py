@@ -91,7 +91,7 @@ IMMUTABLE_S = 1.0
 
 
 class SqliteFile:
-    """Connection to an SQLite file, which is created if it does not exist.
+    """Connection to an SQLite file. A missing file is created, or counts as empty if `upgrades` is False.
 
     The first operation opens the connection. It is opened again after an error, or if another file has replaced the
     file. An operation is a function of the connection. All operations run in one thread, in the order of their calls.
@@ -116,6 +116,7 @@ class SqliteFile:
         self.path = path
         self._busy_s = busy_s
         self._immutable_s = immutable_s
+        self._creates = upgrades
         self._prepare = partial(_prepare, path=path, upgrades=upgrades, report=report)
         self._db: sqlite3.Connection | None = None
         self._immutable: tuple[float, str] | None = None
@@ -186,6 +187,10 @@ class SqliteFile:
                 if is_same_file and is_current:
                     return self._db
             self._disconnect()
+        if not self._creates and not self.path.exists():
+            self._db = _open(":memory:", self._busy_s)
+            self._prepare(self._db, 0)
+            return self._db
         self.path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         # SQLite would create the file with the umask. It creates its side files with the mode of the file.
         with suppress(FileExistsError):
@@ -226,7 +231,7 @@ def _connect(path: Path, busy_s: float, prepare: Callable[[sqlite3.Connection, i
 
     `prepare` is called with the connection and the format version of the file.
     """
-    db = _open(path, "mode=rwc", busy_s)
+    db = _open(_uri(path, "mode=rwc"), busy_s)
     try:
         prepare(db, _version(db, path))
     except BaseException:
@@ -245,7 +250,7 @@ def _connect_immutable(path: Path, busy_s: float, error: sqlite3.Error) -> sqlit
     Raises:
         sqlite3.Error: `error`, if the file is empty.
     """
-    db = _open(path, "mode=ro&immutable=1", busy_s)
+    db = _open(_uri(path, "mode=ro&immutable=1"), busy_s)
     try:
         if not _version(db, path):
             raise error  # noqa: TRY301  # the connection is closed as after any other fault
@@ -255,8 +260,11 @@ def _connect_immutable(path: Path, busy_s: float, error: sqlite3.Error) -> sqlit
     return db
 
 
-def _open(path: Path, options: str, busy_s: float) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?{options}"
+def _uri(path: Path, options: str) -> str:
+    return f"{path.absolute().as_uri()}?{options}"
+
+
+def _open(uri: str, busy_s: float) -> sqlite3.Connection:
     # One thread at a time uses the connection: the store's thread, or the thread that closes it.
     return sqlite3.connect(uri, uri=True, timeout=busy_s, isolation_level=None, check_same_thread=False)
 
