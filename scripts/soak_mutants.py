@@ -101,7 +101,7 @@ OUTSIDE = {
     "eir/node/processes/child.py": ("test_starter",),
     "eir/node/processes/listed_search.py": ("test_listed",),
     "eir/node/processes/loading.py": ("test_apart", "test_inbox"),
-    "eir/node/processes/others.py": ("test_sightings",),
+    "eir/node/processes/others.py": ("test_sightings", "test_feed_node"),
     "eir/node/processes/pulling.py": ("test_pulling", "test_pull", "test_acknowledge"),
     "eir/node/processes/record_writer.py": ("test_recorder", "test_sightings", "test_record_faults"),
     "eir/node/processes/sources.py": ("test_pull", "test_inbox"),

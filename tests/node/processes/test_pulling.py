@@ -1,5 +1,6 @@
 """Schedule of pulls, and what the results of pulls leave, without processes. Pulls themselves: lists/sources/test_pull.py."""
 
+import fcntl
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from eir.lists.record.store import REFUSED
 from eir.lists.sources.inbox import WAITING
 from eir.lists.sources.pull import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, Pulled
 from eir.node.processes import pulling
-from eir.node.processes.pulling import AGAIN_S, BESIDE_S, SPREAD, Pulling, backoff_s
+from eir.node.processes.pulling import AGAIN_S, BESIDE_S, SPREAD, Pulling, backoff_s, pull_once
 
 EVERY_S = 60.0
 
@@ -48,6 +49,15 @@ def test_each_source_has_a_job_that_begins_within_a_second(made, jobs, lists):
     lists["stolen"].source = None
     made.apply()
     assert jobs[1:] == [("pull stolen", None, None)]
+
+
+async def test_a_list_that_another_process_of_this_host_pulls_is_left_to_it(tmp_path):
+    folder = tmp_path / pulling.PULLS_FOLDER / "stolen"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pulled = await pull_once(SimpleNamespace(state=tmp_path), "stolen", "", None)
+    assert (pulled.outcome, pulled.detail) == (ELSEWHERE, "another process on this host is pulling it")
 
 
 async def test_the_pause_doubles_with_each_failure_up_to_that_of_the_source(made, jobs, monkeypatch):
