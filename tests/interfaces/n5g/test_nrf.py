@@ -454,7 +454,7 @@ NO_SERVER = "is not a URL of a server"
     ("location", "why"),
     [
         (None, "no Location"), ("", "no Location"), ("http://a b/", "its Location is no URL"), ("http://a/\x7f", "its Location is no URL"),
-        ("http://\xe9/", "its Location is no URL"), (f"http://a/{'b' * 3000}", "its Location is no URL"),
+        ("http://\xe9/", "its Location is no URL"), ("http://a/".ljust(2049, "b"), "its Location is no URL"),
         ("ftp://127.0.0.1/", NO_SERVER), ("file:///etc/passwd", NO_SERVER), ("http:", NO_SERVER), ("http://", NO_SERVER), ("http://:80/", NO_SERVER),
         ("http://me:it@127.0.0.1/", NO_SERVER), ("http://127.0.0.1:0/", NO_SERVER), ("http://127.0.0.1:99999/", NO_SERVER),
         ("http://127.0.0.1:x/", NO_SERVER), ("http://[::1/", NO_SERVER), ("http://a..b/", NO_SERVER), (f"http://{'a' * 70}.org/", NO_SERVER),
@@ -475,8 +475,9 @@ def test_a_redirect_that_is_not_followed(location, why):
 def test_without_tls_is_not_reached_by_a_detour():
     play = Play(TWO)
     play.asks()
-    play.answers(307, location="HTTPS://127.0.0.1:8000/")
-    assert play.asks().url == "https://127.0.0.1:8000/"
+    longest = "HTTPS://127.0.0.1:8000/".ljust(2048, "b")
+    play.answers(307, location=longest)
+    assert play.asks().url == longest.lower()
     play.answers(307, location="http://127.0.0.1:8000/")
     assert play.registration.last_error.endswith("is without TLS")
 
