@@ -337,7 +337,7 @@ FLAG = text(
 )
 FILE, FOLDER = _path("a file path"), _path("a folder path")
 PEER_NAME = text("1 to 64 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z0-9._:-]{1,64}")
-LIST_NAME = text("the name of a list under `lists`", r".{1,200}")
+LIST_NAME = text("a name under `lists`", r".{1,200}")
 
 
 # The table of keys

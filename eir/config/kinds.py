@@ -144,7 +144,7 @@ STORE = Kind(
     _store_url, mask_password, _with_files,
 )  # fmt: skip
 COLUMN = text(
-    "a column's name, or its position from 1", r"([1-9][0-9]{0,2})|([^0-9].{0,99})", lambda match: int(match[1]) if match[1] else match[2].strip().lower(),
+    "a column's name or position from 1", r"([1-9][0-9]{0,2})|([^0-9].{0,99})", lambda match: int(match[1]) if match[1] else match[2].strip().lower(),
     show=lambda column: column,
 )  # fmt: skip
 SEPARATOR = text(

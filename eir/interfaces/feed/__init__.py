@@ -41,7 +41,7 @@ SECTIONS = (
     Section("feed.tokens", TokenSettings, optional=True),
 )
 FAMILIES = (
-    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows from registers, by user, by word in the path, and by HTTP status of the answer"),
+    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows from registers, by user, by word after /eir/ in the path, and by HTTP status of the answer"),
     Family("eir_feed_transactions_total", "counter", (), "Store transactions with rows from registers"),
 )  # fmt: skip
 

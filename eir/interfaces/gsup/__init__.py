@@ -15,9 +15,9 @@ PORTS = {TCP: PORT}
 LISTEN_GSUP = url(PORTS, f"tcp://127.0.0.1:{PORT}")
 HLR = url(PORTS, "tcp://127.0.0.1:4223", connects=True)
 KEYS = (
-    Key("gsup.listen", many(LISTEN_GSUP), (), "addresses for OsmoMSCs, whose HLR is the node (GSUP); default port 4222", live=False),
+    Key("gsup.listen", many(LISTEN_GSUP), (), "addresses for OsmoMSCs that use the node as their HLR (GSUP); default port 4222", live=False),
     Key("gsup.hlr", HLR, None, "address of the OsmoHLR, which gets all messages except CHECK-IMEI; if left out, these messages get an error"),
-    Key("gsup.store", FLAG, False, "whether the HLR also gets the CHECK-IMEI of an accepted device (its `store-imei`); its NACK then rejects the device"),
+    Key("gsup.store", FLAG, False, "whether the node forwards the CHECK-IMEI of an accepted device to the OsmoHLR (`store-imei` there); a NACK from the OsmoHLR rejects the device"),
 )  # fmt: skip
 PROBE_KEYS = (Key("name", text("a name without blanks", r"\S{1,255}"), "eir-probe", "name of the probe (ipa-name)"),)
 FAMILIES = (
@@ -25,7 +25,7 @@ FAMILIES = (
     Family("eir_gsup_passed_total", "counter", ("peer", "direction"), "Forwarded messages, `out` to the HLR and `in` from it"),
     Family("eir_gsup_not_passed_total", "counter", ("peer", "reason"), "Messages not forwarded to the HLR: no_hlr (not configured), hlr_away, hlr_slow"),
     Family("eir_gsup_errors_total", "counter", ("reason",), "GSUP connections closed for a fault"),
-    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 if the HLR is connected for all clients of the peer", "min"),
+    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 if each connection of the peer has a connection to the OsmoHLR", "min"),
 )  # fmt: skip
 
 

@@ -54,9 +54,9 @@ PEER_METRICS = (
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
 )  # fmt: skip
 LIST_METRICS = (
-    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to or removed from the record of first sightings, by change: new, listed (now registered), unseen (for `remember`), left_list (no longer registered), merged (from another node, an import or a copy)"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings: new, left_list (no longer registered), merged (from another node, an import or a copy); devices removed from it: listed (now registered), unseen (for `remember`)"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
-    Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, in addition to its single devices", "min"),
+    Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, each device listed under it also as 1", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_content_digest", "gauge", ("list",), "First 48 bits of the content digest of the list: equal for equal lists", "min"),
     Family("eir_list_issued_timestamp_seconds", "gauge", ("list",), "Time of issue of the release in force", "min"),
@@ -85,16 +85,16 @@ SOURCE_METRICS = (
 STORE_METRICS = (
     Family("eir_store_up", "gauge", (), "1 if the store answers", "min"),
     Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store"),
-    Family("eir_store_lost_data", "gauge", ("list",), "1 if the store has less of the list than the node has or had in force", "max"),
+    Family("eir_store_lost_data", "gauge", ("list",), "1 if the store lost the list, or has an older state of it than the node put in force", "max"),
     Family("eir_copy_failed", "gauge", ("list",), "1 if the last good copy of the list cannot be read, written or written back", "max"),
     Family("eir_history_last_record", "gauge", (), "Number of the newest history record in the store", "max"),
     Family("eir_history_last_digest", "gauge", (), "First 48 bits of the SHA-256 of the newest history record: equal for equal histories", "max"),
     Family("eir_history_bytes", "gauge", ("chain",), "Size (bytes) of the history in the store: main, and the rows of registers (feed)", "max"),
     Family("eir_history_max_bytes", "gauge", ("chain",), "Value (bytes) of `history.max_bytes` (main) and `history.feed_max_bytes` (feed)", "max"),
     Family("eir_history_differs", "gauge", (), "1 if the history in the store does not continue this node's copy", "max"),
-    Family("eir_list_unrecorded", "gauge", ("list",), "1 if the history has no record of the list's content in the store", "max"),
+    Family("eir_list_unrecorded", "gauge", ("list",), "1 if the store's content of the list has no record in the history", "max"),
     Family("eir_follow_lag_seconds", "gauge", (), "Time (s) since the node last verified that it holds the content of the store", "max"),
-    Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time (s) for which the switch of a list blocked the event loop", "max"),
+    Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time (s) for which a list's switch to new content blocked the event loop", "max"),
     Family("eir_override_active", "gauge", (), "1 if the policy's override answers every check", "max"),
 )  # fmt: skip
 RECORD_METRICS = (
@@ -114,7 +114,7 @@ PROCESS_METRICS = (
     Family("eir_process_open_fds", "gauge", ("process",), "Number of open files and connections of the process", "max"),
     Family("eir_process_max_fds", "gauge", ("process",), "Maximum number of open files of the process; absent without a limit", "min"),
     Family("eir_start_timestamp_seconds", "gauge", (), "Time of the node's start", "max"),
-    Family("eir_build_info", "gauge", ("version", "lane"), "1, with the running version and the express lane: `compiled`, or `none` (slow)", "max"),
+    Family("eir_build_info", "gauge", ("version", "lane"), "1, with the running version and the fast path (lane): `compiled`, or `none` (slow)", "max"),
 )  # fmt: skip
 
 FAMILIES = (

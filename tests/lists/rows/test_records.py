@@ -282,7 +282,7 @@ def test_forms_that_are_none(form):
         ("own: {columns: {imei: 1, reason: 1}}", 2, "two columns of own are the same"),
         ("own: {columns: {imei: 1}, added: [A]}", 2, "columns.action, added and removed of own need each other"),
         ("own: {columns: {imei: 1, action: 2}, added: [A], removed: [A]}", 2, "A is in both added and removed of own"),
-        ("own: {columns: {imei: 0}}", 2, "expected a column's name, or its position from 1"),
+        ("own: {columns: {imei: 0}}", 2, "expected a column's name or position from 1"),
         ("own: {columns: {reasn: 1}}", 2, "unknown key 'reasn' in layouts.own.columns; did you mean 'reason'?"),
         ("own: {columns: {imei: 1}, separator: a}", 2, "expected tab, space, or one sign"),
         ("own: {columns: {imei: 1}, dates: soon}", 2, "expected a form such as YYYYMMDD"),
