@@ -104,6 +104,7 @@ OUTSIDE = {
     "eir/node/processes/others.py": ("test_sightings", "test_feed_node"),
     "eir/node/processes/pulling.py": ("test_pulling", "test_pull", "test_acknowledge"),
     "eir/node/processes/record_writer.py": ("test_recorder", "test_sightings", "test_record_faults"),
+    "eir/node/processes/recorder.py": ("test_recorder", "test_sightings"),
     "eir/node/processes/sources.py": ("test_pull", "test_inbox"),
     "eir/node/processes/state_folder.py": ("test_owner",),
     "eir/node/processes/store_watch.py": ("test_following", "test_lost_data"),

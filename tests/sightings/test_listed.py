@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,6 +184,9 @@ async def test_two_nodes_raise_the_same_event_for_each_listing(tmp_path, publish
         b.eir("add", "own", TRACKED, "--reason", "stolen")
         by_hand = await await_events(6)
         assert {(event["list"], event["imei"], event["serial"]) for event in by_hand} == {("own", TRACKED, 0)}
+        listing = a.json("history", "own")[-1]["number"]
+        digest = sha256(f"own\0{device_key(TRACKED)}\0main {listing}".encode()).hexdigest()
+        assert {event["id"] for event in by_hand} == {f"{EVENT}-{digest[:32]}"}
         b.eir("add", "own", UNLISTED[:8], "--tac", "--force", "--reason", "recalled")
         model = await await_events(8)
         assert {(event["list"], event["imei"]) for event in model} == {("own", UNLISTED)}

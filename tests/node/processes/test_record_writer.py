@@ -1,0 +1,21 @@
+"""Writer of the record of checks, without a node. Its files and faults: tests/sightings."""
+
+import asyncio
+
+from eir.node.processes.priority import IdlePriority
+from eir.node.processes.record_writer import RecordWriter
+from eir.sightings.settings import SightingsSettings
+
+LIMIT_S = 60
+WINDOW_S = 10 * LIMIT_S
+
+
+async def test_a_request_to_write_does_not_wait_for_the_window_or_after_another_write(tmp_path, monkeypatch):
+    monkeypatch.setattr("eir.node.processes.record_writer.AGAIN_S", WINDOW_S)
+    settings = SightingsSettings(window_s=WINDOW_S)
+    writer = RecordWriter(tmp_path, settings, IdlePriority(), dict, count=lambda *_, **__: None, report=print)
+    running = asyncio.create_task(writer.run())
+    async with asyncio.timeout(LIMIT_S):
+        await writer.flush()
+        await writer.flush()
+    running.cancel()
