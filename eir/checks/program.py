@@ -124,7 +124,7 @@ class _ConditionEncoder:
         return self._lookup(ConditionCode.NOT_LISTED, name, entries)
 
     def device_types(self, types: tuple[str, ...]) -> Encoded:
-        """Encode the condition that the device has one of these types, as a lookup in the set of all TACs of these types."""
+        """Encode the condition that the device has one of these types. The lookup uses the set of all TACs of these types."""
         type_keys = frozenset(map(device_type_key, types))
         return self._lookup(ConditionCode.LISTED, type_keys, TacsOfTypes(self.index, type_keys))
 

@@ -87,7 +87,7 @@ class _Table:
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
-        """Return the index at which the arrays have the page with this number; -1 if they lack the page."""
+        """Find a page by its number; return its index in the arrays of the image, or -1 if the image lacks the page."""
         if number >= HASHED:
             place = int(np.searchsorted(self.numbers, np.uint64(number)))
             return place if place < len(self.numbers) and self.numbers[place] == number else -1

@@ -128,10 +128,10 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Build arrays for the compiled fast path: all TACs to which lists of device types assign one of the types `to` (device_type_key).
+    """Build arrays of TACs for the compiled fast path. A TAC is included if a list of device types gives it one of the types `to`.
 
-    The arrays list each TAC as a whole. If all rows that assign the type to a TAC have an expiry, the flag of the TAC is
-    WHOLE_UNTIL: then the compiled lookup leaves the check to the general path.
+    `to` contains keys of types (device_type_key). The arrays list each TAC as a whole. If all rows that assign the type to
+    a TAC have an expiry, the flag of the TAC is WHOLE_UNTIL: then the compiled lookup leaves the check to the general path.
     """
     tagged_tacs = [np.empty(0, np.uint64)]
     for image in images:
@@ -208,7 +208,7 @@ def image_with(image: Image, pages: Sequence[Page]) -> Image:
 
 
 def chunks_of(pages: Sequence[Page]) -> list[Chunk]:
-    """Convert pages of a store to one chunk (pages as arrays). The result is a Python list with this chunk; empty without pages.
+    """Convert stored pages to one chunk (pages as arrays). Return a list with this chunk, or an empty list if there are no pages.
 
     The pages must be in ascending order.
 
@@ -246,7 +246,7 @@ def _chunks(pages: Sequence[Page], form: int) -> Iterator[Chunk]:
 
 
 def rows_of(page: Page) -> PageRows | None:
-    """Decode a page of a store to its rows, without reasons; return None if the page is empty.
+    """Decode the keys, IMSIs and expiries in a stored page; return None if the page is empty.
 
     Raises:
         ValueError: if the page is damaged.

@@ -156,7 +156,7 @@ class TacsOfTypes:
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
-        """Arrays for the compiled fast path: all TACs to which the lists of device types in force assign one of the wanted types."""
+        """Arrays of this set of TACs for the compiled fast path; None until a list of device types is loaded."""
         if (states := [table.state for table in self.tables]) != self._states:
             images = [table.image for table in self.tables if table.image is not None]
             self._states, self._arrays = states, tacs_bound(images, self._types) if images else None

@@ -1,4 +1,4 @@
-"""Newly listed devices: the devices that a change has added to a list, by comparison of the list's contents before and after."""
+"""Finder of newly listed devices: compares the contents of a list before and after a change."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -69,10 +69,10 @@ def encode(number: int, content: Content) -> Page:
 
 
 def encode_column(values: NDArray[Any], starts: Indexes, sizes: Indexes) -> Iterable[bytes]:
-    """Encode one column of the rows (reasons R, expiries U or dates D) of many pages as one section for each page.
+    """Encode one column (reasons R, expiries U or dates D) of many pages; return one section for each page.
 
-    The values of page i are `values[starts[i]:starts[i] + sizes[i]]`. A section has one value for each row, or a single
-    value if all rows share it. It is empty if that value is 0.
+    `values` has one value for each row. The values of page i are `values[starts[i]:starts[i] + sizes[i]]`. A section has
+    one value for each row, or a single value if all rows share it. It is empty if that value is 0.
     """
     if not values.any():
         return repeat(b"", len(starts))
@@ -362,7 +362,7 @@ def _encode_pairs(number: int, devices: Mapping[int, Paired]) -> Page:
 
 
 def decode_pairs(page: Page) -> dict[int, Paired]:
-    """Decode a page of pairs to its devices, by key % 10^6.
+    """Decode a page of pairs to a map: key % 10^6 of each device → its IMSIs, reason and date.
 
     Raises:
         ValueError: if the page is damaged.

@@ -55,7 +55,7 @@ def encode_days(days: Days) -> bytes:
 
 
 def encode_page_days(page: Page, entries: PageDays) -> Page:
-    """Build the page of dates for a page from the day of each entry; it is empty if no entry has a day."""
+    """Build the page of dates for a page from the day of each entry. If no entry has a day, the page of dates is empty."""
     if not entries.tac and not entries.days.any():
         return Page(page.number, b"")
     tac = b"" if page.tac is None else entries.tac.to_bytes(DAY_BYTES, "little")

@@ -41,7 +41,7 @@ class TrustedClock:
 
     @property
     def time(self) -> float:
-        """Last result of `now` in Unix seconds. The node stores it, so that the clock continues there at the next start."""
+        """Last result of `now` in Unix seconds. The node saves this time, and the clock starts from the saved time after a restart."""
         return self._time
 
     def now(self, wall: float, monotonic: float) -> float:

@@ -30,7 +30,7 @@ def is_dates(name: str) -> bool:
 async def read_dates(
     store: ListStore, name: str, numbers: Sequence[int]
 ) -> tuple[ListState | None, Mapping[int, Page]]:
-    """Return the state of a list's dates, and its pages of dates with these page numbers, from one consistent read.
+    """Read the pages of dates with these page numbers, and the state of the list of dates, in one consistent read.
 
     Raises:
         StoreError: if the store cannot be read.

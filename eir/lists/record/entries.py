@@ -69,7 +69,7 @@ def date_text(date: int) -> str:
 async def read_pages(
     store: ListStore, name: str, is_selected: Callable[[Page], bool] = lambda _: True
 ) -> tuple[ListState | None, Sequence[Page]]:
-    """Read the state and the selected pages of a list, all of the same generation; the pages ascend.
+    """Read the state of a list and its selected pages in ascending order. The state and the pages have the same generation.
 
     Raises:
         StoreError: if the list cannot be read.

@@ -36,7 +36,7 @@ _TEXTS = ("time", "who", "what", "outcome", "detail")
 
 
 def record_digest(text: str) -> str:
-    """Return the digest of a record, which the next record of the chain contains as `before`."""
+    """Return the digest of a record. The next record of the chain contains this digest as `before`."""
     return sha256(text.encode()).hexdigest()
 
 
@@ -183,7 +183,7 @@ def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes
 def trim_records(
     ledger: Ledger, overdue: Sequence[Record], event: Event | None, after: int | None = None
 ) -> tuple[Sequence[Record], Ledger]:
-    """Compute the deletion of a chain's oldest records: return the record that documents this deletion, and the new ledger.
+    """Return the record that documents the deletion of a chain's oldest records, and the ledger after this deletion.
 
     Without `event`, there is no record. `after` is that of `append_events`.
     """
@@ -430,7 +430,7 @@ def _read_fold(text: str) -> dict[str, Any]:
 
 
 def _event(fields: dict[str, Any], **more: Any) -> Event:
-    """Build an event from the JSON fields of a record or of a fold (count of equal refusals); the fields of `more` have priority."""
+    """Build an event from the JSON fields of a record or of a fold (count of equal refusals). Keyword arguments replace fields."""
     known = {name: value for name, value in fields.items() if name in _EVENT_FIELDS}
     known |= more
     try:

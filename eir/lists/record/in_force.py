@@ -27,7 +27,7 @@ class InForce(NamedTuple):
 
 
 def load_in_force(folder: Path) -> dict[str, InForce]:
-    """Load from the state folder the lists that were last in force, by name; return an empty map without a valid file."""
+    """Load the lists in force from the state folder; return them by name, or an empty map if the file is missing or damaged."""
     entries = {}
     with suppress(OSError, ValueError, TypeError):
         text = (folder / IN_FORCE_FILE).read_text()

@@ -355,7 +355,7 @@ class ListStore(Protocol):
         """Return the number of releases for each list and outcome, with the time of the latest release that had this outcome."""
 
     async def newer(self) -> str | None:
-        """Return the reason why this program must not write to a store whose format is newer; None if it may write."""
+        """Return an error message if the store has a newer format, so that this program may only read it; otherwise None."""
 
     async def close(self) -> None:
         """Close all files and connections of the store."""

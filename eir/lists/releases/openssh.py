@@ -302,7 +302,7 @@ ANY, ONE = "*", "?"
 
 
 def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Choose for each key the name of one signer (principal), so that two chosen names never belong to the same person.
+    """Choose one principal (signer name) for each key, so that no person is chosen twice. Some keys may get no principal.
 
     Two keys of one person count once, and one key of two persons counts once. The choice gives as many keys as possible
     a name. A key without a free name gets a pattern, if the pattern matches no chosen principal. A key without such a

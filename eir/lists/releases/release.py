@@ -125,7 +125,7 @@ def check_times(manifest: Manifest, now: datetime) -> None:
 
 
 def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_max: int) -> None:
-    """Reject a release whose serial is not above all accepted serials or is too far above them, or a delta whose base is not in force.
+    """Reject a release if its serial is at most `highest` or too far above it. Reject a delta if its base is not in force.
 
     Args:
         manifest: manifest of the release.

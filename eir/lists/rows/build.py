@@ -324,7 +324,7 @@ def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> t
 
 
 def _equal_to_previous(columns: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return a mask: True for each row after the first in the sequence `order` that equals its predecessor in all columns."""
+    """Compare each row with the previous row of the sequence `order`; return a mask of the equal rows, from the second row on."""
     equal = np.ones(len(order[1:]), bool)
     for column in columns:
         values = column[order]

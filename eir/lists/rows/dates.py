@@ -69,7 +69,7 @@ class RowDates:
 
 
 def date_pages(pages: Sequence[Page], rows: RowDates) -> Iterator[Page]:
-    """Yield the page of dates for each page of a list; it is empty if no entry of the page has a date.
+    """Yield the page of dates for each page of a list. If no entry of a page has a date, its page of dates is empty.
 
     `rows`: dates of the rows of a full release; each row is an entry of one of `pages`.
     """
@@ -135,7 +135,7 @@ def amend_dates(
 
 
 def _amended(page: Page, stored: PageDays, rows: PageDays) -> PageDays:
-    """Return the day of each entry in a changed page: from the new rows, or else the day in the store."""
+    """Return the day of each entry in a changed page. An entry without a day in the new rows keeps its stored day."""
     days = rows.days.copy()
     _, at, stored_at = np.intersect1d(rows.low, stored.low, assume_unique=True, return_indices=True)
     days[at] = np.where(days[at] > 0, days[at], stored.days[stored_at])

@@ -55,7 +55,7 @@ def sum_progress(progress: Progress, stage: str, total: int) -> Done:
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[int]:
-    """Open the folder of a release for the context, and yield its descriptor.
+    """Open the folder of a release, yield its descriptor, and close it after the `with` block.
 
     Raises:
         ReleaseRefused: `file_missing`.

@@ -225,7 +225,7 @@ class Plan:
 
 
 def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Return the positions of the needed columns in a data file (plan), and the rows in `begin`, the first lines of the file.
+    """Parse the first lines of a data file; return the positions of the needed columns (plan), and the rows among these lines.
 
     Args:
         name: name of the file for messages.

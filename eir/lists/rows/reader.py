@@ -316,7 +316,7 @@ def _long_rows(chunk: _Chunk) -> Mask:
 
 
 class _Part(NamedTuple):
-    """Rows of a file whose codes add or remove list entries, in the order of the file."""
+    """Rows of one file, in the order of the file. The code of each row adds or removes a list entry."""
 
     columns: _RowColumns
     removes: Mask
@@ -335,7 +335,7 @@ class Actions:
         self._parts: list[_Part] = []
 
     def add(self, part: _Part) -> None:
-        """Add rows of a file, whose codes add or remove list entries, to the collection."""
+        """Add rows of one file to the collection."""
         self._parts.append(part)
 
     def move_to(self, rows: Rows | None, removed: Rows | None) -> None:

@@ -31,7 +31,7 @@ class Frame:
         """Row count in the header record and in the trailer record, by the name of the record."""
 
     def lines(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
-        """Yield the line with the column names and the rows in UTF-8, in pieces of whole lines.
+        """Yield UTF-8 text in pieces of whole lines: first the line of column names, if the file has it, then the rows.
 
         Raises:
             ReleaseRefused: `layout` if the header record is not as the layout declares it; `rows` if the trailer record

@@ -100,7 +100,7 @@ def _count_changes(old: Page, page: Page, now: float) -> tuple[int, int]:
 
 
 def _count_gains(before: dict[int, set[int]], after: dict[int, set[int]]) -> int:
-    """Count the devices in a list of pairs that gained an IMSI between the states `before` and `after`."""
+    """Count the devices that gained an IMSI between the states `before` and `after` of a page of pairs."""
     return sum(not imsis <= before.get(low, set()) for low, imsis in after.items())
 
 

@@ -204,7 +204,7 @@ class Rooms:
                 os.rename(name, place, src_dir_fd=self.drop, dst_dir_fd=room_fd)
 
     def prune(self, files_max: int, bytes_max: int) -> None:
-        """Delete the oldest files in `refused/` above limits on number and bytes, except files that were just moved there."""
+        """Delete the oldest files in `refused/` if their number or total size exceeds a limit. Keep files that were just moved there."""
         room_fd = self.rooms[REFUSED]
         items = scan_folder(room_fd)
         newest_first = sorted(items, key=lambda name: items[name].changed, reverse=True)
@@ -234,7 +234,7 @@ def _numbered(name: str, number: int) -> str:
 
 @contextmanager
 def open_rooms(folder: Path) -> Iterator[Rooms]:
-    """Open a drop folder for the context, and create the subfolders that do not exist.
+    """Open a drop folder and its subfolders, and close them after the `with` block. Create missing subfolders.
 
     Raises:
         EirError: if the folder or a subfolder cannot be used.

@@ -174,7 +174,10 @@ def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> S
 
 
 def _chain(deltas: dict[int | None, Offer], serial: int, highest: int) -> Sequence[Offer]:
-    """Return the consecutive deltas that begin at a serial; empty if the first delta has a serial of at most `highest`."""
+    """Return the consecutive deltas from the base `serial` on; empty if the first delta's own serial is at most `highest`.
+
+    `deltas`: delta by base.
+    """
     chain: list[Offer] = []
     offer = deltas.get(serial)
     if offer is None or offer.serial <= highest:

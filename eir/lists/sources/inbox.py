@@ -116,7 +116,7 @@ class Attempts:
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
-        """Count a load before the `with` block, and delete the count after it, unless the load was killed.
+        """Increment the number of killed loads before the `with` block. Reset it to 0 after the block, unless the load was killed.
 
         A load was killed if its process was killed, or if the block raises ReleaseRefused with the reason `killed`.
 
@@ -147,7 +147,7 @@ class Attempts:
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """Delete the stored number of killed loads of a release. `digest`: release; empty: the release that is being loaded."""
+        """Delete the number of killed loads of the release `digest`. An empty `digest` means the release that is being loaded."""
         counts = self._read()
         counts.pop(digest or self._loading, None)
         self._write(counts)

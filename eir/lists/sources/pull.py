@@ -367,7 +367,7 @@ class _Pull:
 
     @staticmethod
     def _fetch_data(server: SourceClient, offer: Offer, manifest: Manifest, place: Path) -> None:
-        """Fetch the data files of a release that the folder `place` does not have yet.
+        """Fetch those data files of a release that are missing or damaged in the folder `place`.
 
         Raises:
             Unreached: if a file cannot be fetched.
