@@ -153,7 +153,7 @@ class SourceClient:
             raise Unreached("cut_off", f"{self._at(name)} ended after {stored_bytes} of {size} bytes")
 
     def upload(self, name: str, content: bytes) -> None:
-        """Upload a document by POST; by PUT if the server, such as a file server, does not support POST.
+        """Upload a document by POST. If the server, such as a file server, answers 405 or 501, upload the document by PUT.
 
         Raises:
             Unreached: if the document cannot be uploaded.

@@ -156,7 +156,7 @@ def decode_event(text: str | bytes | dict[str, Any]) -> Event:
 
 
 def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
-    """Encode the page numbers that a list change concerns as 8 bytes each, little-endian; None (all pages) stays None."""
+    """Encode the page numbers of a list change: 8 bytes for each number, little-endian. None (all pages) stays None."""
     return None if pages is None else array("Q", pages).tobytes()
 
 

@@ -44,7 +44,7 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackRequest:
-    """Request for a rollback to the stored release of generation `to`; None: to the previous release."""
+    """Request for a rollback to the stored release of generation `to`, or to the previous release if `to` is None."""
 
     to: int | None = None
     event: Event | None = None
@@ -92,7 +92,7 @@ class Stored(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Write(Generic[S]):
-    """Computed write: the changes of a list that the store must make."""
+    """Computed write: the changes that the store must make to a list."""
 
     after: Stored[S]
     """New record of the list."""

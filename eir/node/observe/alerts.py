@@ -96,7 +96,7 @@ class RecentMetrics:
         return _totals(list(islice(reversed(self._checks), minutes, None)))
 
     def _rises_since_noted(self, names: Iterable[str] = _COUNTERS) -> Snapshot:
-        """Return by how much some counters have increased since the end of the last complete minute.
+        """Return the increase of each counter since the end of the last complete minute, without unchanged counters.
 
         If the value of a counter has decreased, the counter has restarted at 0.
         """

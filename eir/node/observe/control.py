@@ -211,7 +211,7 @@ def _user(uid: int, *, otherwise: str = "uid {}") -> str:
 
 @contextmanager
 def _short_path(folder: Path, name: str) -> Iterator[str]:
-    """Yield a short path of a Unix socket, through an open descriptor of its folder: a socket's path has at most 107 bytes."""
+    """Yield a path of a Unix socket through an open descriptor of its folder, because the full path may exceed the limit of 107 bytes."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}"

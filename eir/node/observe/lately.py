@@ -98,7 +98,7 @@ class ReleaseTimes:
         """Number of releases put in force up to the last read of the history, by list."""
 
     async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
-        """Read from the store the release times of each list for which a release came into force since the last call.
+        """Update the release times of each list with a new release since the last call. The times are read from the store's history.
 
         Raises:
             StoreError: if the store cannot be read.

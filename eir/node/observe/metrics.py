@@ -149,7 +149,7 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def lasting_counters(snapshot: Snapshot) -> Snapshot:
-    """Return those counters of a worker that outlast the worker. The counters of the next worker are added to them.
+    """Return the counters that are kept after a process has ended. The counters of the next process are added to them.
 
     Gauges, and values that are equal in all workers, are left out.
     """

@@ -120,7 +120,7 @@ class PageContent:
     minutes: Sequence[Minute]
     """Minutes of the last hour."""
     ending: Mapping[str, int] | None = None
-    """Number of periods of grace that end on each of the next days, by day; None without a record of first sightings."""
+    """Number of periods of grace that end on a day, for each of the next days; None without a record of first sightings."""
     asked: str = ""
     """Identifier that the client sent to check, or an empty text."""
     answer: str = ""
@@ -223,7 +223,7 @@ def _checks_chart(minutes: Sequence[Minute]) -> str:
 
 
 def _durations_chart(minutes: Sequence[Minute]) -> str:
-    """Render a chart of check durations. Each minute has a bar for the 99th percentile, and over it a bar for the median."""
+    """Render a chart of check durations. Each minute has a bar for the 99th percentile, and in front of this bar one for the median."""
     longest = max((minute.p99_s for minute in minutes if minute.p99_s is not None), default=0.0)
     bars = []
     for column, minute in enumerate(minutes, MINUTES - len(minutes)):
@@ -321,7 +321,7 @@ def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
 
 
 def _ending(shown: PageContent) -> str:
-    """Render a chart of the periods of grace that end on each of the next days; an empty element if the node records no first sightings."""
+    """Render a chart: periods of grace that end, by day. If the node records no first sightings, return an empty element."""
     if shown.ending is None:
         return "<div class=live id=ending></div>"
     return _section("ending", "Periods of grace that end", _ends_by_day(shown.ending, shown.now.date()))

@@ -68,7 +68,7 @@ class WorkerReport:
 
 
 class Readiness(NamedTuple):
-    """Readiness of the node for traffic, and the reasons if it is not ready or degraded."""
+    """Readiness of the node for traffic, and the reasons if the node is degraded or not ready."""
 
     word: str
     """`ready`, `degraded` (the node answers but has a warning of `losses`) or `not ready`."""
@@ -131,7 +131,7 @@ class NodeHealth:
         self._reminder = ExpiryReminder()
 
     def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
-        """Return the readiness of the node, and the reasons if it is not ready or degraded.
+        """Return the readiness of the node, and the reasons if the node is degraded or not ready.
 
         A node does not become ready before each of its lists was loaded. If a reload adds a list that was never loaded, a ready
         node only becomes degraded, because it answers other checks as before.
@@ -242,7 +242,7 @@ class NodeHealth:
         return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
-        """Return by peer label the reason for which the last connection was refused.
+        """Return the reason why each peer's last connection was refused, by peer label.
 
         A peer is left out if a worker has opened a connection of this peer after the refusal. A peer with an earlier open
         connection is left out REFUSED_S after the refusal.
@@ -318,7 +318,7 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
 
 
 def _unconnected_row(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge a peer's rows of `eir peers` that have no open connection into at most one row.
+    """Merge a peer's rows without an open connection into at most one row of `eir peers`.
 
     This row sums all ended connections. A row without any connection is returned only if the peer has no other row.
     """

@@ -134,7 +134,7 @@ class Acceptor:
         self._connections.remove(source)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics about rejected connections by name and label values."""
+        """Return the samples of the metrics about rejected connections, by metric name and label values."""
         return {
             "eir_peers_refused_total": metrics.by_label(self._refused),
             "eir_diameter_errors_total": {("accept_failed",): self._failures} if self._failures else {},

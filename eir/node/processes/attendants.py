@@ -41,7 +41,7 @@ class Attendants:
         self._standing = NodeLoad(serving=readiness.word != NOT_READY, load=round(100 * load))
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of all attendants (tasks of interfaces) by name and label values."""
+        """Return the samples of the attendants' metrics, by metric name and label values. Attendants are tasks of interfaces."""
         return {name: samples for each in self.all for name, samples in each.numbers().items()}
 
     async def close(self) -> None:

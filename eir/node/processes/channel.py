@@ -78,7 +78,7 @@ class Receiver:
         self._received = bytearray()
 
     def next(self) -> tuple[ChannelMessage, list[int | None]] | None:
-        """Return the next message from the socket with its file descriptors, or None if the other end has closed.
+        """Return the next message, and the file descriptors that came with the message; None if the other end has closed.
 
         If this process cannot have all descriptors of the message, all are closed, and the result has None for each.
 

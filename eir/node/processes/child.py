@@ -147,7 +147,7 @@ class Child:
 
 
 class Children:
-    """All child processes of the supervisor. Each is restarted after its end until the node ends."""
+    """All child processes of the supervisor. A child that ends is restarted, unless the node is stopping."""
 
     def __init__(
         self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S

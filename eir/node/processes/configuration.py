@@ -58,7 +58,7 @@ class Configuration:
         return self.loaded.config
 
     def read(self, who: str) -> tuple[Loaded, list[str]]:
-        """Read the configuration file and the files that it names again, but do not apply them.
+        """Read again the configuration file and the files that it names, without applying the new settings.
 
         `who`: user or signal that caused the reload. Returns the new settings, and the keys whose new values need a restart.
 

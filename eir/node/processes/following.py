@@ -60,7 +60,7 @@ class Following:
     copy_faults: Mapping[str, str] = field(default_factory=dict)
     """Fault of the last good copy (writing, reading, restoring), by list."""
     ending: Mapping[str, int] | None = None
-    """Number of periods of grace that end on each of the next days, by day; None without a record of first sightings."""
+    """Number of periods of grace that end on a day, for each of the next days; None without a record of first sightings."""
 
     def loss_warnings(self) -> list[str]:
         """Return a warning for each list that has lost data in the store."""
@@ -146,7 +146,7 @@ class _FollowerProcess:
         self._channel.notify("counted", self._counters(), latest="counted")
 
     def _ending(self) -> Mapping[str, int] | None:
-        """Return the number of periods of grace that end on each of the next days, by date; None if the node records no first sightings."""
+        """Count the periods of grace that end on each of the next days. Return None if the node records no first sightings."""
         if self._keeper is None:
             return None
         return count_ends(self._config.policy, self._keeper.first_days, self._record.today)

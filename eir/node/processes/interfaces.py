@@ -1,4 +1,4 @@
-"""Processes of HTTP/1.1 interfaces, such as the feed, that answer no checks. Their priority is lower than that of checks.
+"""Processes of HTTP/1.1 interfaces that do not answer checks, such as the feed. Processes that answer checks have a higher priority.
 
 The supervisor opens the listeners, so that connections wait in them while such a process restarts. It passes listeners and
 configuration to the process, which runs an eir.interfaces.interface.Service. `ServiceProcess` is the part of the supervisor, `run`
@@ -91,7 +91,7 @@ class ServiceProcess:
         self.child.notify("configure", loaded.config, loaded.tls)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics of the interface by name and label values."""
+        """Return the samples of the interface's metrics, by metric name and label values."""
         faulty = {(self.interface.name, part): 1.0 for part in self._faults}
         return metrics.merge([{"eir_interface_faulty": faulty}, self.child.snapshot()])
 
@@ -101,7 +101,7 @@ class ServiceProcess:
         return [StatusText.INTERFACE_FAULTY.format(name, part, fault) for part, fault in self._faults.items()]
 
     def stop(self) -> None:
-        """Let the process finish its pending answers and end, and close the listeners."""
+        """Close the listeners, and let the process answer its pending requests before it ends."""
         self.child.stop()
         for _, each in self._sockets:
             each.close()
@@ -263,7 +263,7 @@ class _InterfaceProcess:
         self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
 
     async def _read_files(self) -> None:
-        """Let the service read its changed files and apply them, and log each new fault of a file."""
+        """Let the service read and apply its changed files. Log each new fault of a file, and send all faults to the supervisor."""
         if self._service is None:
             return
         faults = dict[str, str]()

@@ -99,7 +99,7 @@ class ListedSearch:
             self._searched[listed.name] = listed, image
 
     def queue_search(self, listed: Listed, memory: int | None) -> None:
-        """Queue a search in the record of checks for the devices that have been added to a list since its last search."""
+        """Queue a search for the devices that were added to a list after the list's last search. The record of checks is searched."""
         image = _map(memory)
         if image is None:
             return

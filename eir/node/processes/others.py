@@ -60,7 +60,7 @@ class OtherProcesses:
             self._children.start(child)
 
     async def start_services(self, loaded: Loaded) -> None:
-        """Open the listeners of the interfaces with a process of their own, such as the feed, and start these processes.
+        """Open the listeners of each interface that has its own process, such as the feed. Start the process.
 
         Raises:
             EirError: if a listener cannot be opened.

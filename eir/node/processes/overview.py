@@ -38,7 +38,7 @@ class Overview:
         self._alerts = Alerts()
 
     async def snapshot(self) -> metrics.Snapshot:
-        """Return all metrics of the node by name and label values."""
+        """Return the samples of all metrics of the node, by metric name and label values."""
         own: metrics.Snapshot = {
             "eir_start_timestamp_seconds": {(): self.status.started},
             "eir_build_info": {(__version__, LANE): 1.0},

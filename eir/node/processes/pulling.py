@@ -1,4 +1,4 @@
-"""Pulls: polls of the sources of lists, which download and load new releases. Each pull has its own process.
+"""Pulls: each pull polls the source of a list, and downloads and loads new releases, in a process of its own.
 
 `pull_once` is the work of that process, and of `eir pull`. If several nodes share a store, one of them loads a new release.
 `Pulling` is the part of the supervisor: it schedules the pulls, and stores their results.
@@ -129,7 +129,7 @@ class Pulling:
             self._jobs.start(f"pull {name}", source.every_s, partial(self._pull, name), delay_s=spread_s)
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the metrics about sources and pulls by name and label values."""
+        """Return the samples of the metrics about sources and pulls, by metric name and label values."""
         sources = self._sources()
 
         def of_sources(values: Mapping[str, float]) -> Mapping[tuple[str], float]:
@@ -194,7 +194,7 @@ class Pulling:
         return pulled
 
     def _store(self, pulled: Pulled) -> None:
-        """Store the result of a pull: last contact, offered serial, rejection, and the time since which the list is behind its source."""
+        """Store the result of a pull: last contact, offered serial, rejection, and the time when the list fell behind its source."""
         name = pulled.list
         if pulled.reached:
             self._reached[name] = time.time()

@@ -110,7 +110,7 @@ class RecordWriter:
         await written
 
     async def run(self) -> None:
-        """Write queued messages every `window_s`, or earlier if many wait, until cancelled."""
+        """Write queued messages every `window_s`, or as soon as the queue has WRITE_ROWS checks. Run until cancelled."""
         await self.write()  # loads the key and prunes the record, because there are no messages yet
         self.is_prepared.set()
         while True:

@@ -285,7 +285,7 @@ QUEUE, REFUSED, RATE = "queue", "refused", "rate"
 
 
 class Recorded:
-    """Recorder as the supervisor sees it: child process, socket for messages from workers, requests and counters."""
+    """Supervisor's part of the recorder: child process, socket for messages from workers, requests and counters."""
 
     def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

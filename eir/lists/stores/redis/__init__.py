@@ -238,7 +238,7 @@ class RedisStore(PageSetStore):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Replace the records of a history chain with numbers above `after`, in one Redis transaction (EXEC).
+        """Replace the records of a history chain after record number `after` by the records of `batches`, in one EXEC.
 
         If records are replaced, the new chain is staged first. Records that are only appended are not staged.
         """

@@ -87,7 +87,7 @@ async def read_chain(link: RedisClient, chain: str = MAIN) -> StoredChain:
 
 
 async def newer(link: RedisClient) -> str | None:
-    """Return the reason why the history must not be changed because its format is newer, or None."""
+    """Return an error message if the history has a newer format, so that this program may only read it; otherwise None."""
     try:
         (form,) = await link.execute("HMGET", LEDGER, "form")
     except StoreError as error:
@@ -307,9 +307,9 @@ async def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain with numbers above `after` in one EXEC.
+    """Replace the records of a chain after record number `after` by the records of `batches`, in one EXEC.
 
-    If the chain ends with that record, the new records are appended to its stream. Otherwise they are written to a new
+    If the chain ends with record `after`, the new records are appended to its stream. Otherwise they are written to a new
     stream, with copies of the records up to `after`, and the new stream is put in force.
     """
     if seen is None:

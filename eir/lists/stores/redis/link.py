@@ -29,7 +29,7 @@ class TooLong(RedisError):
 
 
 class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]  # redis chooses the class, depending on hiredis
-    """Parser of Redis replies with a limited buffer: VALUE_BYTES_MAX and one read from the socket."""
+    """Parser of Redis replies that buffers at most VALUE_BYTES_MAX, plus the bytes of one read from the socket."""
 
     async def read_from_socket(self) -> bool:
         """Read more bytes of a reply from the socket; return True.

@@ -189,7 +189,7 @@ async def read_each(link: RedisClient, row: ListRow, page_set: PageSet, numbers:
 
 
 async def read_in_set(link: RedisClient, row: ListRow, page_set: PageSet, numbers: Sequence[int]) -> list[Page] | None:
-    """Return the pages of a page set with these numbers, including pages that are stored as empty.
+    """Return the pages of a page set with these numbers, without missing pages. Pages that are stored as empty are included.
 
     If the set is incomplete, the result is `None`.
 

@@ -191,7 +191,7 @@ async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Ke
 
 
 async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]) -> Write[PageSet]:
-    """Copy the pages that a write will replace, if a rollback needs them; return the write with new field counts of its page sets."""
+    """Return a planned write with the field counts that its page sets will have. Copy the replaced pages if a rollback needs them."""
     after, replaced_set = planned.after, planned.replaced_set
     page_set, kept = after.page_set, after.kept
     replaced = await read_each(link, row, page_set, [page.number for page in planned.pages])

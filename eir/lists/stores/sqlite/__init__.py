@@ -139,7 +139,7 @@ class SqliteStore(PageSetStore):
         return contiguous_changes(changes, after, current)
 
     async def wait(self, seen: Mapping[str, int], timeout_s: float) -> None:
-        """Wait until a list's generation differs from `seen`, by reading the generations each POLL_S.
+        """Poll the lists' generations every POLL_S until one of them differs from `seen`, or until the timeout.
 
         SQLite does not notify other processes.
         """
@@ -193,7 +193,7 @@ class SqliteStore(PageSetStore):
         exact: bool = False,
         chain: str = MAIN,
     ) -> None:
-        """Replace the records of a history chain with numbers above `after`, in one transaction."""
+        """Replace the records of a history chain after record number `after` by the records of `batches`, in one transaction."""
         records = [record async for batch in batches for record in batch]
         rewrite = partial(history.rewrite, exact=exact, chain=chain)
         await self.file.call(rewrite, records, folds, after, seen)

@@ -91,7 +91,7 @@ IMMUTABLE_S = 1.0
 
 
 class SqliteFile:
-    """Connection to an SQLite file. A missing file is created, or counts as empty if `upgrades` is False.
+    """Connection to an SQLite file. A missing file is created; if `upgrades` is False, a missing file counts as empty.
 
     The first operation opens the connection. It is opened again after an error, or if another file has replaced the
     file. An operation is a function of the connection. All operations run in one thread, in the order of their calls.
@@ -370,7 +370,7 @@ def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -
 
 
 def checkpoint(db: sqlite3.Connection) -> None:
-    """Empty the write-ahead log of the SQLite file; if a reader uses the log, leave this to a later write."""
+    """Empty the write-ahead log of the SQLite file. If a reader uses the log, a later write empties the log instead."""
     ((before_ms,),) = db.execute("PRAGMA busy_timeout").fetchall()
     db.execute("PRAGMA busy_timeout = 0")
     try:

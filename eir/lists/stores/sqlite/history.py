@@ -122,7 +122,10 @@ def rewrite(
     exact: bool,
     chain: str,
 ) -> None:
-    """Replace the records of a chain with numbers above `after`; add folds (counts of refusals), or replace all folds if `exact`."""
+    """Replace the records of a chain after record number `after` by `records`.
+
+    The folds `given` (counts of refusals) are added to the stored folds. If `exact`, they replace all stored folds.
+    """
     table, row_id = TABLES[chain]
     with transaction(db):
         if seen is None:

@@ -89,7 +89,7 @@ def read_stored(db: sqlite3.Connection, name: str) -> Stored[int] | None:
 
 
 def state_of(db: sqlite3.Connection, name: str) -> ListState | None:
-    """Return the state of a list that is in force; None if the list does not exist.
+    """Return a list's state in force; None if the list does not exist.
 
     Raises:
         StoreError: `corrupt`.
