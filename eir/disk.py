@@ -17,9 +17,10 @@ UNFINISHED = ".tmp"
 
 @contextmanager
 def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """Name the file `path` in an OSError of the `with` block, if the error names no file or only the temporary file `unfinished`.
+    """Set the file name of an OSError in the `with` block to `path`, if the error has no file name or names the file `unfinished`.
 
-    The body may use only this file: the system's error of a write, such as on a full disk, has no file name.
+    `unfinished`: temporary file in place of `path`. The body may use only this file: the system's error of a write, such as
+    on a full disk, has no file name.
     """
     try:
         yield
@@ -30,7 +31,7 @@ def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
 
 
 class _NamedFile(FileIO):
-    """File for writing whose errors have the name `path`."""
+    """File for writing. Its errors (OSError) have `path` as the file name."""
 
     def __init__(self, file: Path, path: Path, mode: str, opener: Callable[[str, int], int] | None) -> None:
         self._path = path
@@ -49,7 +50,7 @@ class _NamedFile(FileIO):
 def open_named(
     file: Path, path: Path, mode: str = "wb", opener: Callable[[str, int], int] | None = None
 ) -> BufferedWriter:
-    """Open a file for writing. Each OSError of the file has the name `path`, also if `file` is a temporary file.
+    """Open a file for writing. Its errors (OSError) have `path` as the file name, also if `file` is a temporary file.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -126,9 +127,10 @@ class WatchedFile:
         self._seen: tuple[int, ...] | None = ()
 
     def changed(self) -> bool:
-        """Return True once after each change or removal of the file, when two calls in a row find the same inode, size and time.
+        """Return True once after each change or removal of the file.
 
-        The first check reports an existing file at once.
+        A change is reported when two calls in a row find the same inode, size and modification time. The first call reports
+        an existing file at once.
         """
         now = None
         if self.path is not None:

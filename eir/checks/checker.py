@@ -179,7 +179,7 @@ class Checker:
     def _decide_without_device(
         self, policy: Policy, question: Question, imsi: str
     ) -> tuple[int | None, Verdict | NoDevice]:
-        """Decide a question without a valid IMEI or MEID; return the key of the malformed identifier, and the answer.
+        """Decide a question without a valid IMEI or MEID. Return the key of the malformed identifier and the answer to the question.
 
         The key is None if no rule may match a malformed identifier, or if the identifier has no key.
         """
@@ -251,7 +251,7 @@ class Checker:
         return " ".join(rules)
 
     def count(self, protocol: str, verdicts: Mapping[Verdict, int], peer: str = "") -> None:
-        """Count checks of one peer that a compiled fast path has answered. `verdicts`: verdict → count of checks."""
+        """Count the checks that a compiled fast path has answered for one peer. `verdicts`: number of checks for each verdict."""
         requester = self._requester_labels(protocol, peer)
         self._answered[requester].update(verdicts)
 
@@ -261,7 +261,7 @@ class Checker:
     def report_checks(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Log checks with this verdict, whose status is not `whitelisted`. `count`: number of checks.
+        """Log checks with this verdict. The status of the verdict must not be `whitelisted`. `count`: number of checks.
 
         `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
         None if absent.

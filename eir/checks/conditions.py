@@ -152,9 +152,10 @@ def _not_list(name: str, index: "Index") -> Holds:
 
 
 def _elsewhere(lookup: str) -> Callable[[str, "Index"], Holds]:
-    """Return the compiler of a rule condition: a list of pairs has the device (or the IMSI), but not with this IMSI (or device).
+    """Return the compiler of the condition `device_bound_elsewhere` or `subscriber_bound_elsewhere`, which names a list of pairs.
 
-    `lookup`: method of PairList that the test calls.
+    The first condition holds if the list has the device, but not with this IMSI. The second condition holds if the list
+    has the IMSI, but not with this device. `lookup`: method of PairList that the test calls.
     """
 
     def compile_test(name: str, index: "Index") -> Holds:

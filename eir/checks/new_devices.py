@@ -104,7 +104,7 @@ class NewDevices:
                 self._queued[key] = peer, confirmed, sent, record.state
 
     def _must_compare(self, key: int) -> bool:
-        """Return True if a queued device was not yet compared with the present image of the record, or must be sent again."""
+        """Return True if a queued device must be sent again, or compared with a changed image of the record."""
         _, _, sent, state = self._queued[key]
         return state is not self._record.state or self._turn - sent >= AGAIN_TURNS
 

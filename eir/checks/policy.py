@@ -1,4 +1,4 @@
-"""Policy: an ordered list of rules that is compiled into one function, and the interface to the record of checks.
+"""Policy: ordered rules that are compiled into one function; and `Sightings`, the interface to the record of checks.
 
 The first rule whose conditions all hold determines the status. If no rule matches, `default` does. The module does not depend on
 protocols, the configuration file, clocks and logs: the time is an argument, and a match of an observed rule calls a callback.
@@ -21,7 +21,7 @@ from eir.lists.record.settings import SUBSCRIBERS
 
 
 class Decision(NamedTuple):
-    """Verdict of a check as texts, for the record of checks."""
+    """Verdict in the form that the record of checks receives: its status and its rule are texts."""
 
     status: str
     """Status as in Verdict; `error` if the answer was the protocol's own error."""
@@ -221,7 +221,10 @@ def _answers_without_device(settings: PolicySettings) -> dict[NoDevice, Verdict 
 def _steps(
     rules: Iterable[RuleVerdict], index: Index, observed: Observed, fault: str | None = None
 ) -> tuple[Step, ...]:
-    """Compile policy rules to pairs of test and verdict, for requests with this fault in the identifier (None: valid identifiers)."""
+    """Compile each policy rule to a pair: test and verdict.
+
+    `fault`: fault of the identifiers that the tests receive. If it is None, the identifiers are valid.
+    """
     steps = []
     for rule, verdict in rules:
         test = _all_of(rule, index, fault)
@@ -257,9 +260,10 @@ def _looks_up_device(rule: Rule, index: Index) -> bool:
 
 
 def _all_of(rule: Rule, index: Index, fault: str | None) -> Holds:
-    """Compile the conditions of a rule to one test, for requests with this fault in the identifier.
+    """Compile the conditions of a rule to one test.
 
-    The test omits the condition `identifier` if that condition names the fault.
+    `fault`: fault of the identifiers that the test receives. If it is None, the identifiers are valid. The
+    test omits the condition `identifier` if that condition names the fault.
 
     Lookups in lists are the slowest conditions, so they are evaluated after the others.
     """

@@ -65,7 +65,7 @@ class Question(NamedTuple):
             raise IdentifierError(f"{bad_imei}; {e}") from None
 
     def any_device(self) -> int | None:
-        """Return the key of the device. If the identifier is malformed, return the key of its text by `odd_key` (eir.device).
+        """Return the key of the device. If the identifier is malformed, compute the key from its text with `odd_key` (eir.device).
 
         The key is `None` if the identifier is empty or too long.
         """
@@ -93,7 +93,10 @@ class Question(NamedTuple):
         return self.imsi if is_digits(self.imsi) else ""
 
     def version(self) -> str:
-        """Return the software version of the request (two digits), or else that of its IMEISV; an empty text if both are absent."""
+        """Return the software version in the request (two digits), or else the last two digits of the IMEISV.
+
+        The text is empty if the request has neither.
+        """
         version, imei = self.software_version, self.imei
         if not is_digits(version):
             is_imeisv = imei and len(imei) == IMEISV_DIGITS and is_digits(imei)

@@ -300,7 +300,7 @@ def _no_type(**_: Any) -> None:
 
 
 def command_line(word: str | None = None) -> typer.Typer:
-    """Build the command line with only the command of this first word, because importing all commands would be slow.
+    """Build the command line with only the command or group `word`, because importing all commands would be slow.
 
     For an unknown word (for the help or a hint), and for a command that needs all others, the command line has all
     commands.

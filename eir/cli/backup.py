@@ -1,4 +1,7 @@
-"""Commands that write the lists, history, keys, clock time and highest serials of a node to a backup, and restore them."""
+"""Commands that write the state of a node to a backup, and restore the state.
+
+The state is the lists, the history, the keys, the clock time, and the highest accepted serial of each list.
+"""
 
 import asyncio
 import hashlib
@@ -64,9 +67,10 @@ def backup(
     sightings: Annotated[bool, typer.Option("--sightings", help="With the record of checks, which may be large.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write lists, history, keys, clock time and highest serials to one file.
+    """Write the state of the node to one file.
 
-    The node may run meanwhile. The file is verified: each list by its digest, the history by its chain, and each part
+    The state is the lists, the history, the keys, the clock time, and the highest accepted serial of each list. The
+    node may run meanwhile. The file is verified: each list by its digest, the history by its chain, and each part
     of the written file by its SHA-256. Only its owner can read the file. From a store in SQLite, the file also has the
     releases that a rollback can restore. It does not contain the configuration, the certificates and the signers files.
     """

@@ -104,7 +104,10 @@ def _read_document(path: Path) -> Document:
 
 
 def _compute_figures(config: Config, month: str, record: str | None) -> Document:
-    """Compute the figures of a month from lists and recorded checks. `record`: file pattern of the checks; None: this node's record."""
+    """Compute the figures of a month from lists and recorded checks.
+
+    `record`: pattern for the names of the files with checks. If it is None, the record of this node is read.
+    """
     begin, end = _period(month)
     if end > datetime.now(UTC):
         print_message(f"warning: the month {begin:%Y-%m} is not over, so its figures are incomplete")
@@ -147,7 +150,7 @@ def _blocking_lists(config: Config) -> dict[str, str]:
 
 
 def _maker_of(config: Config) -> Maker:
-    """Return a function from TAC to maker, which uses the lists of device types. For a TAC that they lack, it returns the TAC as text."""
+    """Return a function that finds the maker of a TAC in the lists of device types. For an unlisted TAC, it returns the TAC as text."""
     types = {each.tac: each.device_type for each in allocated_tacs(config) if each.device_type}
 
     def maker(tac: int) -> str:
@@ -246,7 +249,7 @@ def _tally_copies(
 
 
 def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
-    """Count by maker the devices whose last decision by an operator is `confirmed` (tampered with) and was made in the period."""
+    """Count by maker the devices that an operator confirmed as tampered with in the period. The last decision on each device counts."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
     first, after = utc_text(begin), utc_text(end)
     tally = FigureTally()

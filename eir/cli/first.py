@@ -102,7 +102,7 @@ def init(
 
 
 def _ask(question: str, check: Callable[[str], object], default: str | None = None) -> str:
-    """Prompt for an answer until `check` accepts it (raises no ValueError); return the answer."""
+    """Prompt until `check` accepts the answer; return the answer. `check` rejects an answer with a ValueError."""
 
     def value(answer: str) -> str:
         try:
@@ -146,7 +146,7 @@ def _signers_of_option(key: Path, signer: str) -> str:
 
 
 def check_identity(text: str) -> None:
-    """Raise ValueError unless the text is a domain name, as a realm and a host are."""
+    """Raise ValueError if a realm or the name of a host is not a domain name."""
     _check_kind(text, IDENTITY)
 
 

@@ -1,4 +1,4 @@
-"""Requests for the lists in force: to the running node, or to the store if no node runs.
+"""Lists in force for commands: read from the running node, or from the store if no node runs.
 
 A difference between node, configuration file and store is reported. A node follows its store within 1 s, so a
 difference is checked again before the report. Reasons, authors and times are not in a node's memory. They are read from
@@ -104,7 +104,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
-    """Read from the store the states of all lists in the configuration or in the node. If the store fails, return its error."""
+    """Read from the store the state of each list that the configuration or the node has. If the store fails, return the error."""
     names = dict.fromkeys([*config.lists, *states])
 
     async def lookup() -> Stored:
@@ -180,7 +180,7 @@ def _version_text(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the store if it has the version `held` of the list, else on the node's copy of the lists if the copy has this version.
+    """Run `work` on the first place that has the version `held` of the list: the store, or else the node's copy of the lists.
 
     Returns the result and the name of the place; None if neither has that version.
     """

@@ -180,7 +180,7 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
 
 @contextmanager
 def written_to(out: Path | None, *, private: bool = False) -> Iterator[TextIO]:
-    """Open a temporary file that replaces `out` when it is complete, or standard output if `out` is `None`.
+    """Open a temporary file that replaces `out` when it is complete. If `out` is `None`, yield standard output instead.
 
     A device or a pipe is written directly. If `private` is true, only the owner can read the file.
     """

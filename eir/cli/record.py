@@ -173,7 +173,10 @@ async def _is_valid(checked: Whereabouts, store: ListStore) -> bool:
 
 
 def _detail(row: dict[str, Any]) -> str:
-    """Return the first line of an event's detail. For several equal refusals, add their number and the time of the first."""
+    """Return the first line of an event's detail.
+
+    If the event counts several equal refusals, their number and the time of the first refusal precede the line.
+    """
     line: str = row["detail"].partition("\n")[0]
     if row["count"] > 1:
         return f"{row['count']:,} times since {row['first']}, the last: {line}"
@@ -234,7 +237,10 @@ async def _read_copy(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
 
 
 def _differences(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield a fault for each record that differs between the store and the node's copy, and one for all records missing in the store."""
+    """Yield a fault for each record that differs between the store and the node's copy.
+
+    If the store lacks records, one more fault has their number.
+    """
     stored = {record.number: record_digest(record.text) for record in records}
     oldest = records[0].number if records else 1
     missing = 0
@@ -299,7 +305,7 @@ def _span(records: Sequence[Record]) -> str:
 def _export(
     whole: _Whole, file: Path, list_name: str | None, since: str | None, chain: str | None, *, as_json: bool
 ) -> None:
-    """Write the records of the history, and its counts of refusals (Fold), to a file in their stored form.
+    """Write the history to a file: the stored text of each record, and of each count of equal refusals (Fold).
 
     `since`: time of the first record; all later records follow without a gap.
     """
@@ -322,7 +328,10 @@ def _export(
 
 
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
-    """Select records by list and by time (from `since` on); return their stored texts. None: no restriction."""
+    """Return the stored texts of the records about one list, from the time `since` on.
+
+    If `list_name` is None, the records about all lists are returned; if `since` is None, the records of all times.
+    """
     texts = []
     has_begun = since is None
     for record in records:

@@ -76,7 +76,10 @@ def _widths(cells: Cells, heads: Sequence[str], width_of: Callable[[str], int]) 
 
 
 def _fold(sizes: list[int], least: Sequence[int], room: int) -> bool:
-    """Reduce column widths to the total `room`, each at least its minimum in `least`; return False if the minima exceed `room`."""
+    """Reduce column widths so that their sum is at most `room`; return False if this is impossible.
+
+    No width falls below its minimum in `least`.
+    """
     spare = room - sum(least)
     for at in sorted(range(len(sizes)), key=lambda at: sizes[at] - least[at]):
         sizes[at] = min(sizes[at], least[at] + max(spare, 0))

@@ -100,7 +100,7 @@ def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a trace record to a JSON document, and add the reason that the list has for the device."""
+    """Convert a trace record to a JSON document. If a list entry caused the answer, add the reason of this entry."""
     question = Question(**record["question"])
     found = Explanation.of_fields(question, record["answer"])
     if found.list is not None:

@@ -53,7 +53,7 @@ EVENT_FIELDS = {
 
 
 class AnswerHistory(NamedTuple):
-    """Past states of the lists, and later reloads, that explain an answer."""
+    """Facts that explain a past answer: past states of the lists, reloads after the answer, and the present answer."""
 
     lists: Mapping[str, tuple[str, Past, Sequence[Event]]]
     """Lists by name: kind, past states, and history."""

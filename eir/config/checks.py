@@ -90,7 +90,7 @@ def _check_service_listeners(config: Config, _: Document) -> Findings:
 
 
 def _connects(config: Config) -> dict[Spot, str]:
-    """Return each URL to which the node connects, by the position of its key in the configuration file."""
+    """Return the URLs to which the node connects, as a map: position of the key in the configuration file → URL."""
     urls: dict[Spot, str | None] = {("peers", at, "connect"): peer.connect for at, peer in enumerate(config.peers)}
     for each in INTERFACES:
         urls |= each.connects(config.of(each))

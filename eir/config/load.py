@@ -156,7 +156,7 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 
 def _findings(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
-    """Run the checks of a configuration. Return its known problems (`*more`) and the problems found by the checks, sorted by line."""
+    """Run the checks of a configuration. Return the problems that they find, together with the problems `more`, sorted by line."""
     problems = [*more]
     for check in checks:
         for text, spot in check(config, document):

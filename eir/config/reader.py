@@ -237,7 +237,7 @@ class _Reader:
         return tuple(values), shown
 
     def named_mappings(self, node: yaml.Node, section: Section, spot: Spot) -> Read:
-        """Read a YAML mapping from names of the user's choice to mappings with the keys of one section."""
+        """Read a YAML mapping that has one section for each name. The user chooses the names, such as the names of lists."""
         values, shown = {}, {}
         for name, (_, inner) in (self.pairs(node, spot) or {}).items():
             values[name], shown[name] = self.mapping(inner, section, (*spot, name), name=name)

@@ -69,7 +69,7 @@ class Config(SharedSettings):
 
     @property
     def registering(self) -> list[str]:
-        """Names of the lists of registered devices, which need no period of grace (`registering` of the policy)."""
+        """Names of the device lists in `policy.registering`. Their devices are registered and need no period of grace."""
         return [name for name in self.policy.registering if self.lists[name].kind == DEVICES]
 
     @property
@@ -85,7 +85,7 @@ class Config(SharedSettings):
 
     @property
     def service_listeners(self) -> tuple[Listener, ...]:
-        """Listeners of the interfaces that answer no device checks and run in a process of their own, such as the feed."""
+        """Listeners of service interfaces, such as the feed. A service runs in a process of its own and answers no device checks."""
         return tuple(listener for each in INTERFACES if each.service for listener in self._listeners(each))
 
     def _listeners(self, interface: Interface) -> Iterator[Listener]:

@@ -49,7 +49,7 @@ STATUSES: Final = (*REASONS, ALLOWED, UNKNOWN)
 
 
 class ApiFault(NamedTuple):
-    """Error response of the API: HTTP status, and code and message of its body."""
+    """Error response of the API: HTTP status, and the fields `code` and `message` of the body."""
 
     status: int
     code: str

@@ -78,7 +78,7 @@ class Feed:
         self.numbers, self.has_all_numbers = numbers, has_all
 
     def apply(self, settings: FeedSettings) -> None:
-        """Apply new settings: the local lists for each role, which is the word in the path of a request, such as `allowed-tac`."""
+        """Apply new settings: the local lists for each role. A role is a word in the path of a request, such as `allowed-tac`."""
         self._lists = {role: names for role, names in settings.lists.by_role.items() if names}
         self._roles = frozenset(self._lists)
 
@@ -134,7 +134,7 @@ class Feed:
         return future
 
     def _entry(self, row: FeedRow) -> tuple[str, Entry]:
-        """Convert the row of a request to the name of a local list, and the entry to add to it or remove from it. Raises RowRefused."""
+        """Return the name of the local list that a row changes, and the entry to add or remove. Raises RowRefused."""
         imsi = row.imsi
         if row.msisdn and not imsi:
             known = self.numbers.imsi(row.msisdn)

@@ -1,4 +1,4 @@
-"""Users of the feed with passwords (RFC 7617): file with hashed passwords, and verification of a header.
+"""Users of the feed with passwords (RFC 7617): reader of the file with hashed passwords, and verifier of Authorization headers.
 
 A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), created by `eir feed user NAME`. A verified header
 is cached by a keyed digest, so that a row costs a dictionary lookup. Any other header costs one scrypt hash, in a thread and
@@ -145,7 +145,7 @@ class Users:
         return name in self._users
 
     def known(self, authorization: str, address: str) -> str | None:
-        """Return the user whose Authorization header from this address is in the cache of verified headers, or None."""
+        """Return the user of an Authorization header that was already verified for this address; None if it is not in the cache."""
         return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:

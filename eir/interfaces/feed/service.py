@@ -69,7 +69,7 @@ class FeedService:
         await self._writer.run()
 
     def read_files(self) -> Callable[[], None]:
-        """Read the changed files of users, token keys and phone numbers; return a function that applies their contents.
+        """Read those configured files that have changed (users, token keys, phone numbers). Return a function that applies their contents.
 
         A fault of one file does not affect the others. The returned function must run on the event loop.
         """

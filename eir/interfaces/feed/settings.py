@@ -28,7 +28,7 @@ class FeedLists:
 
     @property
     def by_role(self) -> dict[str, tuple[str, ...]]:
-        """Names of the lists by role: the word in the path of a request, such as `allowed-tac`."""
+        """Map from each role, such as `allowed-tac`, to the names of its lists. The role is a word in the path of a request."""
         return {each.name.replace("_", "-"): getattr(self, each.name) for each in fields(self)}
 
 

@@ -1,4 +1,4 @@
-"""Connection to the HLR for one GSUP client, under the client's name. When a connection ends, a new one is opened.
+"""Connection to the HLR for one GSUP client. The node uses the client's name, and connects again when the connection ends.
 
 Messages of the client wait for a connection for HOLD_S; after that each request receives an error at once, so that its phone
 tries again later. The same applies while the HLR does not read. While too many messages wait, the client is not read either, at
@@ -81,7 +81,7 @@ class Backlog:
 
     @property
     def is_new(self) -> bool:
-        """True during the first HOLD_S after the HLR has stopped reading. Meanwhile the node does not read from the client."""
+        """True if the HLR stopped reading less than HOLD_S ago. During this time the node does not read from the client."""
         return self._timer is not None and not self.is_slow
 
     def start(self) -> None:
@@ -316,7 +316,7 @@ class Hlr(asyncio.Protocol):
             self._client.not_passed(held, AWAY)
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
-        """Schedule the call of `then` after `seconds`, and cancel the call scheduled before. `seconds` None: only cancel."""
+        """Cancel the scheduled call, then schedule a call of `then` after `seconds`. If `seconds` is None, only cancel."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._waiting = None if seconds is None else asyncio.get_running_loop().call_later(seconds, then, *arguments)
