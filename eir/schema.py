@@ -418,7 +418,7 @@ class Document:
     faults: set[Spot] = field(default_factory=set)
 
     def faulty(self, *spot: Hashable) -> bool:
-        """Return True if the value or section at a position of the configuration file, or a value inside the section, is invalid."""
+        """Return True if a value is invalid, or if a section is invalid or contains an invalid value. `spot`: position in the file."""
         return any(fault[: len(spot)] == spot for fault in self.faults)
 
     def line(self, *spot: Hashable) -> int:

@@ -103,13 +103,13 @@ def is_imei(*lengths: int) -> pl.Expr:
 
 
 def _null_if_empty(name: str) -> pl.Expr:
-    """Build the polars expression of a column with null in place of an empty text."""
+    """Build a polars expression that returns a text column and replaces each empty text by null."""
     column = pl.col(name)
     return pl.when(column != "").then(column).alias(name)
 
 
 def _device(identifiers: pl.Series) -> pl.Series:
-    """Return the key of each identifier that is an IMEI, an IMEISV or a MEID; null for other identifiers."""
+    """Convert each IMEI, IMEISV or MEID to the integer key of its device. Other identifiers become null."""
     frame = identifiers.alias("imei").to_frame()
     identifier = pl.col("imei")
     is_meid = identifier.str.contains("^[0-9A-Fa-f]{14}$")

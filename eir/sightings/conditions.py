@@ -43,7 +43,7 @@ MODULES = re.compile(r"module|iot|m2m|modem|vehicle|router|dongle", re.IGNORECAS
 
 
 class Tac(NamedTuple):
-    """TAC (type allocation code) that was allocated to a device maker, from a list of device types."""
+    """Entry of a list of device types: an allocated TAC (type allocation code), with date and device type."""
 
     tac: int
     allocated: date | None

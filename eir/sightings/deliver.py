@@ -162,7 +162,7 @@ def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post
 
 
 def signature(key: bytes, stamp: str, body: bytes) -> str:
-    """Return the HMAC-SHA256 of a delivery in hexadecimal digits, which the receiver compares with its own."""
+    """Return the HMAC-SHA256 of a delivery in hexadecimal digits. The receiver computes and compares the same HMAC."""
     return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 

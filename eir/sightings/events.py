@@ -23,7 +23,7 @@ WATCHED_MAX = 100_000
 
 
 class Events:
-    """Converter of workers' messages with checks to events for a receiver, such as a webhook.
+    """Events for a receiver, such as a webhook, built from the checks in the workers' messages.
 
     Args:
         per_second_max: maximum number of events per second.
@@ -105,8 +105,9 @@ class Events:
         return [*({"id": f"{self._origin}-{next(self._numbers)}", **event} for event in sent), *listed]
 
     def _changes(self, kind: CheckKind, identifier: str, subscriber: str | None) -> Iterator[tuple[str, str]]:
-        """Yield the kind of change and the previous partner if a watched device has another SIM, or a watched SIM is in another device.
+        """Yield the changes of a check: a watched device has another SIM, or a watched SIM is in another device.
 
+        Each result is the kind of change, and the previous SIM or the previous device.
         A check whose SIM was not authenticated yields no change.
         """
         lists = {kind.list, *(rule.partition("@")[2] for rule in (kind.observed or "").split())}

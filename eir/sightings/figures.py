@@ -207,7 +207,7 @@ def _sums(figure: Figure, rows: Sequence[Document]) -> dict[str, Value]:
 
 
 def _sum(values: Sequence[Any]) -> Value:
-    """Add up numbers. If one of several numbers is hidden, withhold the sum."""
+    """Add up numbers. If any of them is hidden, return WITHHELD. A single hidden number is returned unchanged."""
     if any(value in (FEW, WITHHELD) for value in values):
         return str(values[0]) if len(values) == 1 else WITHHELD
     return sum(map(operator.index, values))

@@ -166,7 +166,7 @@ def judge(
 
 
 def _fill_inputs(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac], cases: Mapping[int, bool]) -> None:
-    """Create the tables with positions, TACs and confirmed devices, which come from settings, lists and operators."""
+    """Create three tables: positions from the settings, TACs from the lists, and devices that operators have confirmed."""
     places = [(origin, *place) for origin, place in settings.origins.items()]
     engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
@@ -290,7 +290,7 @@ def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
 
 
 def _build_box(engine: Engine) -> None:
-    """Build the table `box`: the largest set of devices and SIMs that are used as in a SIM box.
+    """Build the table `box`: the largest set of devices and SIMs with the usage pattern of a SIM box.
 
     In this set each device has at least four of the SIMs, and each SIM at least two of the devices. At least two thirds
     of a device's checks and half of a SIM's checks are within the set.
@@ -317,7 +317,7 @@ def _build_box(engine: Engine) -> None:
 
 
 def _find_untrusted(engine: Engine) -> set[str]:
-    """Return the origins and peers to ignore: their reports make many devices suspicious, but include few ordinary phones."""
+    """Return the origins and peers to ignore. They make many devices suspicious by their reports, but report few ordinary phones."""
     claims = engine.rows(f"""
         SELECT DISTINCT steps.device, CAST(steps.subscriber AS VARCHAR) AS subscriber, claims.origin, claims.peer
         FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim

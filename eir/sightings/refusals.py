@@ -120,11 +120,11 @@ def _count_refused(tally: FigureTally, parts: pl.DataFrame, reasons: pl.DataFram
 
 
 def _count_returned(tally: FigureTally, accepted: pl.DataFrame, reasons: pl.DataFrame, maker: Maker) -> None:
-    """Count the accepted devices that are no longer in the list by which they were refused last.
+    """Count the devices that a list refused last, that were accepted later, and that are no longer in this list.
 
     Args:
-        tally: receives the devices.
-        accepted: devices that this list refused last.
+        tally: receives the counts.
+        accepted: accepted devices that this list refused last.
         reasons: the same and other devices, each with its reason in this list.
         maker: returns the maker of a TAC.
     """

@@ -1,4 +1,4 @@
-"""Search for untrustworthy origins and peers. For many devices they report SIMs that no others report, but few ordinary phones.
+"""Search for untrustworthy origins and peers. They report few ordinary phones, but many devices with SIMs that only they report.
 
 A peer that may send checks can invent another SIM for a phone. A real MME also carries ordinary phones, and other MMEs report
 many of them too; an attacker cannot invent these without knowing real phones and their SIMs. Data only.
@@ -111,9 +111,9 @@ def _ordinary_count(group: Group, phones: Mapping[Group, int]) -> float:
 
 
 def _with_accomplice(group: Group, phones: Mapping[Group, int]) -> Group:
-    """Add to a group the reporter (origin or peer) that shares most ordinary phones with the group. Return the new group.
+    """Add a reporter (origin or peer) to a group: the reporter with the most ordinary phones in common with the group.
 
-    A group of TOGETHER_MAX reporters, or without such a reporter, is returned unchanged.
+    The new group is returned. A group of TOGETHER_MAX reporters, or without such a reporter, stays unchanged.
     """
     if len(group) >= TOGETHER_MAX:
         return group

@@ -331,9 +331,10 @@ class Recorded:
             self._send(self.child.channel, listed, image, is_searched=not is_change)
 
     def _greet(self, process: Process) -> None:
-        """Send a new recorder the lists for whose devices the record was searched before. Then send the lists that have changed since.
+        """Send the lists to a new recorder.
 
-        The recorder searches the record only for devices that a changed list has added.
+        The version of each list that the previous recorder has searched for is sent first, as the baseline. The present
+        version follows if it differs. The recorder then searches the record only for devices that are new in this version.
         """
         for listed, image in self._searched.values():
             self._send(process.channel, listed, image, is_searched=True)

@@ -58,7 +58,7 @@ def prepare(config: Config) -> None:
 
 
 def kinds_of(config: Config) -> dict[str, str]:
-    """Return the kind of each configured list, by name. The record of first sightings, if configured, has the kind FIRST_SEEN."""
+    """Return the kind of each configured list by name. A configured record of first sightings is included, with kind FIRST_SEEN."""
     return {name: settings.kind for name, settings in config.lists_and_record.items()}
 
 

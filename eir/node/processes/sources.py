@@ -21,7 +21,7 @@ class Sources:
     """Drop folder, pulls and acknowledgements of a node."""
 
     def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
-        """Create drop folder, pulls and acknowledgements, without jobs.
+        """Create the objects for drop folder, pulls and acknowledgements. No job is started yet.
 
         `config`: function that returns the settings in force.
         """

@@ -284,9 +284,9 @@ def _serve(end: socket.socket) -> NoReturn:
 
 
 def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]) -> int:
-    """Fork a process whose parent ends at once, and return the process id.
+    """Fork a process twice, and return the process id of the grandchild, which runs `call`.
 
-    The parent is an intermediate process, so that the requesting process can adopt the new one.
+    The child between them ends at once, so that the requesting process adopts the grandchild.
 
     Raises:
         OSError: if the fork fails.

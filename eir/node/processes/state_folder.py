@@ -103,7 +103,7 @@ def upgrade_form(folder: Path, report: Report) -> None:
 
 
 def _is_running(folder: Path) -> bool:
-    """Return true if a node on the state folder answers that it runs. A node that does not answer may be stopping."""
+    """Return true if the node that uses the state folder answers a ping with RUNNING. Without an answer the node may be stopping."""
     with suppress(ControlError):
         answer = ask(folder, PING, timeout_s=PING_S)
         return bool(answer == RUNNING)
@@ -213,7 +213,7 @@ def _can_be_read(file: Path) -> bool:
 
 
 def _read_everything() -> None:
-    """Permit this thread to read every file, if root has this capability on the host."""
+    """Give this thread CAP_DAC_READ_SEARCH, so that it can read every file. The call has no effect if the host forbids this."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     words = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and the same for capabilities above 31
     _LIBC.capget(header, words)

@@ -263,10 +263,10 @@ class Supervisor:
             await self._attendants.apply(loaded, self._acceptor.addresses)
 
     async def _poll(self) -> None:
-        """Collect the workers' reports, and pass them to status, acknowledgements and attendants.
+        """Collect the workers' reports; pass them to the status, the acknowledgements and the interfaces' tasks in the supervisor.
 
-        The status logs the readiness and the expired lists. The attendants (tasks of interfaces in the supervisor) report
-        readiness and load to other servers.
+        The status logs the readiness and the expired lists. The interfaces' tasks (attendants) report readiness and load to
+        other servers.
         """
         status = self.overview.status
         reports = await self._others.workers.reports()

@@ -45,7 +45,7 @@ class Takeover:
             self._arrived.put_nowait((listed, image))
 
     def complete(self) -> None:
-        """Queue a mark after the last list of the worker's start.
+        """Queue an end mark, because the supervisor has sent all lists for the worker's start.
 
         When `run` reaches the mark, it reports to the supervisor that the worker has started.
         """

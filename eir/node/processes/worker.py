@@ -313,7 +313,7 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Update the queue of new devices: remove recorded devices, and send devices that were not sent yet to the supervisor."""
+        """Remove recorded devices from the queue of new devices, then send the supervisor all devices that are still unsent."""
         if self.new_devices is None:
             return
         for _ in self.new_devices.remove_recorded():
@@ -340,7 +340,7 @@ class Worker:
             self.new_devices.reject(peer, keys)
 
     def _log_shed(self) -> None:
-        """Log for each peer and limit how many requests were rejected by rate limits since the last call."""
+        """Log the number of requests that rate limits have rejected since the last call: one line for each peer and limit."""
         self.shed_last = self.context.counts.shed - self.shed_logged
         self.shed_logged = self.context.counts.shed.copy()
         for (peer, reason), count in self.shed_last.items():
@@ -393,7 +393,7 @@ class Worker:
         self.context = context
 
     def dial(self) -> None:
-        """Start outgoing connections to peers, in all protocols. Only one worker of the node does."""
+        """Start outgoing connections to peers, in all protocols. The supervisor calls this in one worker only."""
         for server in self.servers.values():
             server.dial()
 
@@ -566,7 +566,7 @@ class RemoteAdmission:
         return self._notify("opened", connection, host, origin_state_id)
 
     def alive(self, connection: int) -> Sequence[Order]:
-        """Report to the supervisor that a connection has answered the DWR by which the supervisor probed it."""
+        """Report to the supervisor that a connection has answered the DWR of a `ProbeOldest` order."""
         return self._notify("alive", connection)
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:

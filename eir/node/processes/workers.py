@@ -80,7 +80,7 @@ class Workers:
         self, wanted: int, start: Start, loaded: Callable[[], Loaded], lists: "Followed", acceptor: Acceptor, *,
         origin_state_id: int, sightings: socket.socket | None, traced: Callable[[dict[str, Any]], None], report: Report,
     ) -> None:  # fmt: skip
-        """Prepare a child process for each worker. No process is started yet.
+        """Create the `Child` object of each worker. No process is started yet.
 
         `sightings`: socket over which workers send checks to the recorder.
         """

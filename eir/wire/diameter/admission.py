@@ -195,7 +195,7 @@ class Admission:
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
     def alive(self, connection: int) -> list[Order]:
-        """Return a `Refuse` for a peer's new connection, because the older `connection` answered the DWR; [] if no new one waits."""
+        """Refuse the peer's new connection, because its older `connection` has answered a DWR. Without a new connection return []."""
         claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 

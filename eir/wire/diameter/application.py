@@ -49,7 +49,9 @@ class Lane(Protocol):
         """
 
     def shed(self, data: bytes | memoryview, position: int, messages_max: int, out: list[bytes]) -> tuple[int, int]:
-        """Append the overload answer to `out` for each message that `take` would answer, because a rate limit is reached.
+        """Answer the same messages as `take`, but with the overload answer, because a rate limit is reached.
+
+        The answers are appended to `out`.
 
         Returns:
             Position behind the last answered message, and number of answers.

@@ -75,7 +75,7 @@ def encode_address(key: int, address: str) -> bytes:
 
 
 def u32(avp: Avp) -> int:
-    """Return the value of an Unsigned32 AVP whose length of 4 bytes the grammar has checked."""
+    """Return the value of an Unsigned32 AVP. The grammar check has ensured that its data are 4 bytes long."""
     return int.from_bytes(avp.data)
 
 

@@ -230,7 +230,7 @@ class _Server:
 
 
 class Servers:
-    """Client of several servers of one application. Each request goes to the first server of the list that works.
+    """Client of several servers of one application. Each request goes to the first working server of the list.
 
     A server is connected at its first request and stays connected.
     """

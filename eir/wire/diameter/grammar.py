@@ -101,7 +101,10 @@ _FAULTS = {
 
 
 class _Checker(NamedTuple):
-    """Checker of one message. Argument `path` of its methods: grouped AVPs that contain the checked AVPs, outermost first."""
+    """Checker of one message.
+
+    `path` in its methods: the grouped AVPs that contain the checked AVPs, outermost first.
+    """
 
     message: Message
     dictionary: Dictionary

@@ -146,7 +146,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return peer is not None and not peer.more and not self._resting and peer.state is not _WAIT_ADMISSION
 
     def request_turn(self) -> None:
-        """Handle the buffered messages now. If their handling is already scheduled, do nothing."""
+        """Handle the next portion of the buffered messages now, unless a later turn for this connection is already scheduled."""
         if self._next_turn is None:
             self._run_next_turn()
 
@@ -246,7 +246,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return self.peer
 
     def pump(self) -> None:
-        """Send the state machine's output, pass its events to the owner, set its timer, and close if it has ended."""
+        """Send the state machine's output, pass its events to the owner, and set its timer. After its end, close the connection."""
         peer, transport = self.peer, self.transport
         if peer is None or transport is None:
             return

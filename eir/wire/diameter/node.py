@@ -134,7 +134,7 @@ class Node(Server[DiameterConnection]):
         return listener.address
 
     def starved(self) -> None:
-        """Log that a connection passed to this process was closed, because no file descriptor was left."""
+        """Log that the node has closed a new connection, because this process had no free file descriptor for it."""
         self.refused("open_files", level="error", detail="no file descriptor is left for a connection")
 
     def dial(self) -> None:
@@ -242,7 +242,7 @@ class Node(Server[DiameterConnection]):
         return times
 
     def count_retransmissions(self) -> None:
-        """Add the SCTP retransmissions of all connections since the last call to the counters."""
+        """Update the counters of SCTP retransmissions: add those of all connections since the last call."""
         for link in self.links.values():
             self._count_retransmissions(link)
 
@@ -300,7 +300,7 @@ class Node(Server[DiameterConnection]):
         return DiameterConnection(self, self.loop)
 
     def may_shake_hands(self, link: DiameterConnection) -> bool:
-        """Accept a connection before its TLS handshake, which is costly, or log its rejection; return true if it is accepted."""
+        """Accept or reject a connection before its costly TLS handshake; return true if it is accepted. A rejection is logged."""
         return self.admit(link)
 
     def refusal(self, link: DiameterConnection, fault: str | None = None) -> str | None:
