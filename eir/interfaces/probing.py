@@ -50,7 +50,7 @@ class ProbeFinding:
 
     @property
     def result(self) -> str:
-        """Result of the check as text: equipment status, else the (experimental) result code, else `none`."""
+        """Result of the check as text: equipment status; if it is missing, the (experimental) result code; if both are missing, `none`."""
         code = self.result_code if self.result_code is not None else self.experimental_result_code
         return self.status or (NO_ANSWER if code is None else str(code))
 

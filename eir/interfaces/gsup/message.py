@@ -92,7 +92,7 @@ def read_check_imei(message: bytes) -> CheckImei:
 
 
 def check_imei(imsi: str, imei: str) -> bytes:
-    """Encode the frame of a CHECK-IMEI, in the form of an OsmoMSC. The IMEI may have any number of digits."""
+    """Encode a CHECK-IMEI frame as OsmoMSC does. The IMEI may have any number of digits."""
     device = _tbcd(imei)
     return _frame(
         CHECK_IMEI, (Ie.IMSI, _tbcd(imsi)), (Ie.IMEI, bytes((len(device),)) + device), (Ie.MESSAGE_CLASS, b"\x01")

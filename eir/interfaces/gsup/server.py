@@ -37,7 +37,7 @@ class GsupService:
         self._unproven: frozenset[str] = frozenset()
 
     def configure(self, peers: Iterable[PeerAnswers], unproven: Iterable[str]) -> None:
-        """Apply settings of the peer table: replacements for the policy's statuses, and peers that check devices before SIM authentication.
+        """Apply settings of peers: replacements of the policy's statuses, and labels of peers that check devices before SIM authentication.
 
         `peers`: peers with their replacements (`answers`). `unproven`: labels of peers that send a check before they authenticate
         the SIM.
@@ -58,7 +58,7 @@ class GsupService:
         return is_permitted(status)
 
     def permits_after_fault(self) -> bool:
-        """Return true if a device may attach after an internal error; the policy's answer to malformed identifiers decides."""
+        """Return true if a device may attach after an internal error. The node then gives the policy's answer to malformed identifiers."""
         verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
         return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
 

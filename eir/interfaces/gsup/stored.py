@@ -36,11 +36,11 @@ class StoredChecks:
         self._waiting.setdefault(imsi, deque()).append(self._loop.call_later(STORE_S, self._is_late, imsi))
 
     def handle(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Handle the HLR's answers to forwarded checks; return all other messages of the HLR, which the GSUP client receives."""
+        """Handle the HLR's answers to forwarded checks. Return all other messages from the HLR; the caller sends them to the client."""
         return [each for each in messages if not self._is_answer(each)] if self._waiting else messages
 
     def settle(self, imsi: bytes, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Remove the oldest forwarded check of this IMSI, and send its answer to the client.
+        """Answer the oldest forwarded check of this IMSI with an ACK (`permitted`) or a NACK, and remove this check.
 
         If the client already has an answer, because the HLR was late, no second answer is sent.
         """
@@ -66,7 +66,7 @@ class StoredChecks:
                     self._answer(imsi, permitted=True)
 
     def _is_answer(self, message: bytes) -> bool:
-        """Return true if a message from the HLR answers a waiting check, and answer this check to the client."""
+        """Handle a message from the HLR. If it answers a waiting check, send this answer to the client and return true."""
         if (
             message[2] != OSMO
             or message[HEADER_BYTES:TYPE_AT] != _GSUP

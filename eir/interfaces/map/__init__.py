@@ -67,7 +67,7 @@ FAMILIES = (
 
 
 def _gateway(*, name: str | None, connect: Any, **more: Any) -> GatewaySettings:
-    """Build the settings of a signalling gateway. Its label is `name`, or without a name the address in `connect`."""
+    """Build the settings of a signalling gateway. Its label is `name`; if `name` is missing, its label is the address in `connect`."""
     return GatewaySettings(label=name or (connect or "").partition("://")[2], connect=connect, **more)
 
 

@@ -44,7 +44,7 @@ def context_of(version: int) -> bytes:
 
 
 def version_of(context: bytes) -> int | None:
-    """Return the version of checkIMEI in an application context name, or None if the node does not serve it."""
+    """Return the version of checkIMEI in an application context name; None if the node does not serve this context."""
     return context[-1] if context[:-1] == CONTEXT and context[-1] in VERSIONS else None
 
 

@@ -113,7 +113,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
         return len(self._unread) - self._at < AHEAD_BYTES
 
     def leave(self) -> None:
-        """Take the M3UA association down in order: send ASPIA, then ASPDN."""
+        """Take the M3UA association down gracefully: send ASPIA, then ASPDN."""
         if self.association is not None:
             self.association.leave(self.loop.time())
             self.flush()

@@ -98,7 +98,7 @@ class MapServer(Server[SigtranConnection]):
         return None if entry is None else (entry, Requester(entry.label))
 
     async def drain(self, timeout_s: float) -> None:
-        """Leave all associations in order, and close the remaining connections after `timeout_s`."""
+        """Take all associations down gracefully, and close the remaining connections after `timeout_s`."""
         self._dials = False
         self.dial_all()
         await super().drain(timeout_s)

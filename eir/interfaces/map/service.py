@@ -49,7 +49,7 @@ class MapService:
     def configure(
         self, answers: Mapping[str, Mapping[Status, Status]], fallback: Status | None, imsi_tags: Collection[int]
     ) -> None:
-        """Apply new settings: replacements for the policy's statuses, the answer after an internal error, and ASN.1 tags of an IMSI.
+        """Apply new settings: statuses to send in place of the policy's statuses, the answer after an internal error, and tags of an IMSI.
 
         `answers`: replacements by peer label. `fallback`: status for a request after an internal error; None: systemFailure.
         `imsi_tags`: tags that mark an IMSI in a request, in addition to the built-in tags.
@@ -174,7 +174,7 @@ def _opened(octets: bytes, message: TcapMessage) -> tuple[int, bytes]:
 
 
 def _alternative(context: bytes) -> bytes:
-    """Return the application context that the refusal of a dialogue proposes to the sender.
+    """Return the application context to propose to the sender when the node refuses a dialogue.
 
     For an unserved version of checkIMEI it is the latest version that the node serves, otherwise the requested context.
     """

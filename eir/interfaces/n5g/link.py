@@ -60,7 +60,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
         )
 
     def leave(self) -> None:
-        """Start to close the connection in order: send GOAWAY, and answer pending requests."""
+        """Start to close the connection gracefully: send GOAWAY, and answer pending requests."""
         if self.http is not None:
             self.http.leave(self.loop.time())
             self.flush()

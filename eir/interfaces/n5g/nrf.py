@@ -161,7 +161,7 @@ class NrfTurns:
         self.prefer_later(now)
 
     def prefer_later(self, now: float) -> None:
-        """Postpone the next attempt to register at the preferred NRF, the first of the configuration."""
+        """Postpone the next attempt to register at the preferred NRF (the first NRF in the configuration)."""
         self.prefer_at = now + PREFER_S
 
     def wait_at_least(self, seconds: float) -> None:
@@ -236,7 +236,7 @@ class Registration:
         return self._asked
 
     def redirected(self) -> Ask | None:
-        """Return the last request, changed to the URL of its redirect; None if it was not redirected."""
+        """Return the last request with the URL to which the NRF redirected it; None if the NRF did not redirect it."""
         if self._redirected is not None:
             self._asked, self._redirected = self._redirected, None
             return self._asked
@@ -316,7 +316,7 @@ class Registration:
         self._redirected, self.due = ask._replace(url=url, hops=ask.hops + 1), now
 
     def _below(self, root: str, what: str) -> str:
-        """Return the URL of a request at the NRF with this API root, before any redirect."""
+        """Return the original URL of a request, without redirects. `root`: API root of the NRF. `what`: kind of the request."""
         return root.rstrip("/") + (ISSUES_AT if what == TOKEN else f"/nnrf-nfm/v1/nf-instances/{self._instance}")
 
     def _token_request(self) -> bytes:

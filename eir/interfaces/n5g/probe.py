@@ -37,7 +37,7 @@ def check_digit(first14: str) -> int:
 
 
 def pei_of(imei: str, software_version: str | None = None) -> str:
-    """Convert an identifier that an operator typed to a PEI (TS 29.571 5.3.2).
+    """Return the PEI (TS 29.571 5.3.2) for an identifier that an operator typed.
 
     14 to 16 digits become `imei-` or `imeisv-`. A text with a hyphen stays the same.
     """

@@ -159,7 +159,7 @@ def _check_parameters(values: dict[str, list[str]]) -> None:
 
 
 def _digits(values: dict[str, list[str]], name: str, kind: str) -> str:
-    """Return the digits of an optional identifier; empty if the identifier is missing or of another kind."""
+    """Return the digits of an optional identifier, without its prefix `kind`; empty if the identifier is missing or has another prefix."""
     text = values.get(name, [""])[0]
     return text.removeprefix(kind) if text.startswith(kind) else ""
 
@@ -182,7 +182,7 @@ def _question(pei: str, imsi: str, msisdn: str, asks: Requester) -> Question:
 
 
 def parameters(query: bytes) -> dict[str, list[str]]:
-    """Parse a query into lists of values by parameter name, in order (RFC 3986 3.4).
+    """Parse a query (RFC 3986 3.4) to a map from parameter names to values. The values of a name stay in the order of the query.
 
     Raises:
         Refused: if a known parameter is not UTF-8.

@@ -146,7 +146,7 @@ def _name(code: int) -> str:
 
 
 def _fault(answer: Answer, codes: list[int], experimental: list[tuple[int, int]], statuses: list[bytes]) -> str | None:
-    """Return the fault of an ECA without a valid Equipment-Status; None if the ECA is a plain error answer.
+    """Return the reason why an ECA has no valid Equipment-Status; None if the ECA is a plain error answer.
 
     A plain error answer has exactly one result, which is an error but not a redirect.
     """

@@ -112,7 +112,7 @@ def _question(request: Request, inside: Mapping[int, Avp]) -> Question:
 
 
 def user_name_imsi(octets: bytes) -> str:
-    """Return the IMSI in a User-Name that is digits, a root NAI or a private identity.
+    """Return the IMSI in a User-Name. The User-Name may be plain digits, a root NAI or a private identity.
 
     Any other text is returned unchanged. A root NAI has 0 (EAP-AKA) or 6 (EAP-AKA') before the IMSI (TS 23.003 19.3.2). An IMSI
     may begin with either digit, so the digit is removed only if 15 digits follow, or the MCC of the realm.
@@ -126,7 +126,7 @@ def user_name_imsi(octets: bytes) -> str:
 
 
 def msisdn_text(octets: bytes) -> str:
-    """Return the digits of an MSISDN AVP, or an empty text if it has another form (TBCD, TS 29.329 6.3.2)."""
+    """Decode an MSISDN AVP (TBCD, TS 29.329 6.3.2) to digits; return an empty text if the AVP has another form."""
     digits = "".join(f"{octet & 0xF:x}{octet >> 4:x}" for octet in octets[: MSISDN_LENGTHS.stop]).removesuffix("f")
     return digits if len(digits) in MSISDN_LENGTHS and is_digits(digits) else ""
 

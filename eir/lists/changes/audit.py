@@ -152,7 +152,7 @@ def load_entries(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the smallest sample size that can prove a share of right entries, if all answers are right. `at_least`: the share.
+    """Return the smallest sample size that proves the share `at_least` of right entries, provided that all answers are right.
 
     A sample proves a share if the lower bound of `interval` is at least this share. If `at_least` is 1, the sample must
     have all entries. `of`: number of entries from which the sample is drawn.

@@ -52,7 +52,7 @@ Parts = Counter[Listing]
 
 
 async def read_listings(store: ListStore, kinds: Mapping[str, str], begin: str, end: str) -> Parts:
-    """Count the devices that changes from `begin` until before `end` added and removed.
+    """Count the devices that were added to or removed from lists, from `begin` until before `end`.
 
     Args:
         store: store of the lists and of the history.
@@ -116,7 +116,7 @@ class _HistoryReader:
         return parts
 
     def _count_rollback(self, event: Event, name: str) -> Parts:
-        """Count the devices that a rollback added and removed. Devices that an undone change added count as removed, and vice versa."""
+        """Count the devices that a rollback added and removed. It removed the devices that the undone changes added, and vice versa."""
         match = _UNDONE.match(event.detail)
         serials = {int(text) for text in match[1].split(",")} if match else set()
         parts = Parts()
@@ -176,7 +176,7 @@ def _turnover(event: Event) -> tuple[int, int]:
 
 
 def _count_page(name: str, state: ListState, page: Page | None, other: Page | None, *, is_listed: bool) -> Parts:
-    """Count by reason the devices that are on `page` but not on `other`, the same page in another release of the list."""
+    """Count the devices that are on `page` but not on `other`, by reason. `other`: the same page in another release of the list."""
     if page is None or page == other:
         return Parts()
     rows = _reasons_on(page)

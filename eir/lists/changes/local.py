@@ -336,7 +336,7 @@ def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:
 
 
 def _differs(edit: Edit, end: int | None) -> bool:
-    """Return True if adding or removing one entry, as the change `edit` demands, has an effect on the list.
+    """Return True if `edit` has an effect on an entry: it removes an existing entry, adds a missing entry, or extends an expiry.
 
     `end`: expiry of the entry before the edit; 0 if it does not expire, None if it does not exist.
     """
@@ -348,7 +348,7 @@ def _differs(edit: Edit, end: int | None) -> bool:
 def _present_entries(
     entries: Sequence[Entry], pages: Sequence[Page], now: datetime
 ) -> dict[tuple[int, int, bool], int]:
-    """Look entries and their whole TACs up in pages of a list. Return the existing entries, each with its expiry (0: none).
+    """Find the given entries and their whole TACs in pages of a list. Return the existing entries, each with its expiry (0: none).
 
     Expired entries are left out. Only the given entries are looked up, because a page may have a million.
     """
@@ -366,7 +366,7 @@ def _present_entries(
 
 
 def _stored_in(page: Page, entries: Sequence[Entry]) -> Iterator[tuple[tuple[int, int, bool], int]]:
-    """Look `entries` up in a page, and yield each existing entry with its expiry. An entry for the page's whole TAC is also yielded."""
+    """Find `entries` in a page, and yield each existing entry with its expiry. An entry for the page's whole TAC is also yielded."""
     first = page.number * PAGE_KEYS
     if page.tac is not None:
         yield (first, 0, True), page.tac.until

@@ -17,7 +17,7 @@ from eir.lists.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListStat
 async def roll_back(
     name: str, store: ListStore, *, who: str, now: datetime, to: int | None = None, dry_run: bool = False
 ) -> ListState:
-    """Undo all changes of a list after a stored earlier release, and return the new state.
+    """Restore a stored earlier release of a list by undoing all later changes; return the new state of the list.
 
     `to` is the serial of the earlier release; for a local list, the number of its change (its generation). None undoes
     the last release. The serials of undone releases cannot be used again.
@@ -46,7 +46,7 @@ def release_number(state: ListState) -> int:
 
 
 def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: int | None) -> int:
-    """Return how many releases a rollback to release `to` undoes."""
+    """Return the number of releases that a rollback undoes. `to`: number of the release to restore; None: the previous release."""
     if len(releases) < 2:  # the release in force, and its predecessor
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, before)}")
     for steps, release in enumerate(releases[1:], 1):

@@ -162,7 +162,7 @@ class CopyKeeper:
         self._has_requests.set()
 
     def request_heal(self, name: str, held: ListState, stored: ListState | None) -> None:
-        """Request that a list lost in the store is written back to it from the last good copy, if the copy equals the list in force."""
+        """Queue a request to restore a list that the store has lost, from the last good copy. The copy must equal the list in force."""
         before = self._requests.get(name)
         if isinstance(before, _CopyRequest) and before.pages is not None:
             return  # this copy has its pages in memory and is written first; another one can no longer read the store

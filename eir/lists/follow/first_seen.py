@@ -283,7 +283,7 @@ class RecordKeeper:
     def _merge_batch(
         self, batch: Sequence[Page], changes: dict[int, FirstDays], stale: dict[int, tuple[int, int]]
     ) -> None:
-        """Merge pages of the record of first sightings in a store with the pages in memory.
+        """Merge each page that was read from a store with the same page in memory.
 
         Pages that change in memory are added to `changes`, and pages with devices that the store lacks to `stale`.
         """
@@ -311,7 +311,7 @@ class RecordKeeper:
         await self._switch_to(self._state(), image)
 
     async def _push(self, replica: _Replica) -> None:
-        """Write the pages that differ from memory to a store.
+        """Update a store from the record in memory: write all pages that differ.
 
         Raises:
             GenerationConflict: if another node wrote first.
@@ -389,7 +389,7 @@ class RecordKeeper:
         self._changed |= changes
 
     def _state(self) -> ListState:
-        """Return the list state of the record in memory. If the shared store has the same content, this is the state in the store."""
+        """Return the state in the shared store if the store has the same content as the record in memory, otherwise a new list state."""
         base = self._replicas[-1].base
         digest = digest_text(self._digest)
         if base is not None and base.content_digest == digest:

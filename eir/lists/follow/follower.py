@@ -311,7 +311,7 @@ class Follower:
         return True
 
     def _is_of_other_kind(self, name: str, entries: DeviceList, state: ListState | None) -> bool:
-        """Check the kind of a list in the store (such as devices or pairs); if it is not the configured one, report this and return True."""
+        """Return True if a list's kind in the store (such as devices or pairs) differs from the configured kind, and report this."""
         if state is None or state.kind == entries.kind:
             return False
         kinds = f"{name} is a list of {state.kind} in the store, and of {entries.kind} in the configuration"

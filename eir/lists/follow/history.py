@@ -362,7 +362,7 @@ async def _link_fault(store: ListStore, chain: str, ours: Ledger, theirs: Ledger
 async def restore_history(
     store: ListStore, copy: ListStore, who: str, source: str = "this node's copy"
 ) -> tuple[str, str]:
-    """Write the history in a node's copy back to a store whose history is empty, damaged or shorter than the copy.
+    """Restore the history in a store from a node's copy, if the history in the store is empty, damaged or shorter than the copy.
 
     This is done for each chain separately. A damaged chain with records that are newer than the copy stays as it is.
 
@@ -568,7 +568,7 @@ async def _is_recorded(store: ListStore, name: str, state: ListState) -> bool:
 
 
 async def _is_forgotten(store: ListStore, chain: str, state: ListState) -> bool:
-    """Return True if the chain's records from the time when the list was loaded have already been deleted."""
+    """Return True if old records of a chain have been deleted, and its oldest remaining record is newer than the load of the list."""
     ledger = await store.ledger(chain)
     if ledger.first <= 1 or state.loaded_at is None:
         return False

@@ -216,7 +216,7 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def begins(counts: Numbers) -> Numbers:
-    """Compute from the sizes of consecutive groups the index at which each group begins. One more index at the end is the total size.
+    """Return the index at which each of several consecutive groups begins, and then the total size. `counts`: sizes of the groups.
 
     All indexes are below 2^32.
     """

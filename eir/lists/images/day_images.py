@@ -59,7 +59,7 @@ def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Im
 
 
 def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
-    """Return the devices, with their days, on some pages of the record of first sightings. The page numbers must ascend."""
+    """Return the devices on some pages of the record of first sightings, and their days. The page numbers must ascend."""
     if image is None:
         return NOTHING
     whole = image.chunk()
