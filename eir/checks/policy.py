@@ -223,7 +223,7 @@ def _steps(
 ) -> tuple[Step, ...]:
     """Compile each policy rule to a pair: test and verdict.
 
-    `fault`: fault of the identifiers that the tests receive. If it is None, the identifiers are valid.
+    `fault`: fault of the identifiers that the tests receive. None: the identifiers are valid.
     """
     steps = []
     for rule, verdict in rules:
@@ -262,7 +262,7 @@ def _looks_up_device(rule: Rule, index: Index) -> bool:
 def _all_of(rule: Rule, index: Index, fault: str | None) -> Holds:
     """Compile the conditions of a rule to one test.
 
-    `fault`: fault of the identifiers that the test receives. If it is None, the identifiers are valid. The
+    `fault`: fault of the identifiers that the test receives. None: the identifiers are valid. The
     test omits the condition `identifier` if that condition names the fault.
 
     Lookups in lists are the slowest conditions, so they are evaluated after the others.

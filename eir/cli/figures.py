@@ -106,7 +106,7 @@ def _read_document(path: Path) -> Document:
 def _compute_figures(config: Config, month: str, record: str | None) -> Document:
     """Compute the figures of a month from lists and recorded checks.
 
-    `record`: pattern for the names of the files with checks. If it is None, the record of this node is read.
+    `record`: pattern for the names of the files with checks. Without a pattern, the record of this node is read.
     """
     begin, end = _period(month)
     if end > datetime.now(UTC):
@@ -208,7 +208,7 @@ def _tally_grace(
 ) -> tuple[FigureTally | None, FigureTally | None]:
     """Count by maker the devices whose period of grace began, and those whose period ended, from `begin` to before `end`.
 
-    Both are None without a record of first sightings, and if no rule gives a period that ends.
+    Returns (None, None) without a record of first sightings, and if no rule gives a period that ends.
     """
     first_days = np.arange(DAYS, dtype=np.uint16)
     last = last_days(config.policy, first_days)

@@ -330,7 +330,7 @@ def _export(
 def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
     """Return the stored texts of the records about one list, from the time `since` on.
 
-    If `list_name` is None, the records about all lists are returned; if `since` is None, the records of all times.
+    Without `list_name`, the records about all lists are returned; without `since`, the records of all times.
     """
     texts = []
     has_begun = since is None

@@ -99,7 +99,7 @@ def _accepted_later(paths: Sequence[str], parts: pl.DataFrame, others: pl.Expr) 
 def _with_reasons(parts: pl.DataFrame, read_reasons: ReadReasons | None) -> pl.DataFrame:
     """Return the devices that a list refused, each with its number of attempts and its present reason in this list.
 
-    The reason is null for a device that is not in the list any more, and for all devices if `read_reasons` is None.
+    The reason is null for a device that is not in the list any more, and, without `read_reasons`, for all devices.
     `parts`: refusals by this list.
     """
     rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")

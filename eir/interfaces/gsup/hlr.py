@@ -316,7 +316,7 @@ class Hlr(asyncio.Protocol):
             self._client.not_passed(held, AWAY)
 
     def _wait(self, seconds: float | None, then: Callable[..., None] = lambda: None, *arguments: str) -> None:
-        """Cancel the scheduled call, then schedule a call of `then` after `seconds`. If `seconds` is None, only cancel."""
+        """Cancel the scheduled call, then schedule a call of `then` after `seconds`. Without `seconds`, only cancel."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._waiting = None if seconds is None else asyncio.get_running_loop().call_later(seconds, then, *arguments)

@@ -62,5 +62,5 @@ class S13Server(Node):
 
 
 def _overload(answer: Status | None) -> Reply:
-    """Return the reply to ECRs above a rate limit: the configured status `answer`, or Result-Code 3004 if `answer` is None."""
+    """Return the reply to ECRs above a rate limit: the configured status `answer`, or Result-Code 3004 without one."""
     return TOO_BUSY_REPLY if answer is None else REPLIES[answer]

@@ -226,7 +226,7 @@ class PairRows:
         until: Seconds | None = None,
         dates: Keys | None = None,
     ) -> None:
-        """Append rows of device and IMSI. A column of reasons, expiries or dates is None if no row has a value in it."""
+        """Append rows of device and IMSI. Pass None for a column of reasons, expiries or dates if no row has a value in it."""
         for column, values in zip(self._all, (devices, imsis, reasons, until, dates), strict=True):
             column.append(values, len(devices))
         self._rows += len(devices)

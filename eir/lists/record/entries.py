@@ -133,7 +133,7 @@ class Past(NamedTuple):
 
 
 async def load_past(store: ListStore, name: str, key: int | None, moment: datetime) -> Past:
-    """Return the state of a list at a past time, with the entries that it had for `key`. If `key` is None, no entries are read.
+    """Return the state of a list at a past time, with the entries that it had for `key`. Without a key, no entries are read.
 
     Raises:
         StoreError: if the store cannot be read.

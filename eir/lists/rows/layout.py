@@ -479,7 +479,7 @@ def csv_fields(line: bytes, separator: str) -> list[str]:
 def fields_of(line: bytes, plan: Plan) -> dict[str, str | None]:
     """Return the fields of one line by the names of its columns.
 
-    A missing field is None. If the line is not valid CSV, all fields are None.
+    A missing field has the value None, and so have all fields of a line that is not valid CSV.
     """
     fields = dict(enumerate(csv_fields(line, plan.layout.separator)))
     return {column: fields.get(position) for column, position in plan.at.items()}

@@ -44,7 +44,7 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackRequest:
-    """Request for a rollback to the stored release of generation `to`, or to the previous release if `to` is None."""
+    """Request for a rollback to the stored release of generation `to`, or, without `to`, to the previous release."""
 
     to: int | None = None
     event: Event | None = None

@@ -76,7 +76,7 @@ class Traffic:
     def request(
         self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None
     ) -> int:
-        """Append a request to `out`; return its hop-by-hop id. If `end_to_end` is None, both ids of the request are equal."""
+        """Append a request to `out`; return its hop-by-hop id. Without `end_to_end`, both ids of the request are equal."""
         self._next_id = self._next_id + 1 & 0xFFFFFFFF
         ids = (self._next_id, self._next_id if end_to_end is None else end_to_end)
         self.out.append(encode_message(R_FLAG | flags, code, application_id, ids, avps))
