@@ -525,7 +525,7 @@ class Node(Server[DiameterConnection]):
         self._follow(self._admission.closed(link.number, event.reason))
 
     def _dial_ended(self, link: DiameterConnection, peer: Peer, settings: PeerSettings, event: Closed) -> None:
-        """Handle the end of an outgoing connection, or of its capabilities exchange."""
+        """Record why an outgoing connection has failed. If the peer has rejected the CER, pause further attempts."""
         if event.entry is None and event.reason not in SETTLED:
             self._failures[settings.label] = Failure(time.time(), event.detail or event.reason, refusal=False)
         if event.reason == CEA_REFUSED:

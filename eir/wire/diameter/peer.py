@@ -178,7 +178,7 @@ class Peer:
             self._watch(self.watchdog.timer(now), now)
 
     def end(self, now: float) -> None:
-        """Handle the end of the stream, after all received messages."""
+        """Handle the end of the received stream: end the connection. The owner no longer passes received bytes."""
         if self._framer.buffered and self.state not in {State.WAIT_ADMISSION, State.CLOSED}:
             self._context.counts.errors["truncated"] += 1
         self._feed(Input.END, _Occasion(now, reason="peer_closed"))

@@ -1,4 +1,4 @@
-"""Outgoing messages of one connection, and its counters and log events under the peer's label.
+"""Encoder of the outgoing messages of one connection. It also counts and logs the connection's events by the label of the peer.
 
 No state of the connection is known here.
 """

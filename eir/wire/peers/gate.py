@@ -110,7 +110,7 @@ class Gate(Generic[A]):
         """Next checks of their number."""
 
     def enter(self, link: A, peers: Sequence[PeerSettings], limits: Limits) -> None:
-        """Count an accepted connection for its source network, and as unidentified."""
+        """Add an accepted connection to two counts: of its source network, and of unidentified connections."""
         loop = asyncio.get_running_loop()
         self._peers, self._limits = peers, limits
         self.sources.add(network_of(link.source))
@@ -181,7 +181,7 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return how many connections known peers may open in total from the source networks of `links`, by the peer table.
+    """Return the number of connections that the peer table permits to known peers in the source networks of `links`.
 
     A known peer has an entry with its host or with its single address.
     """

@@ -1,4 +1,4 @@
-"""Connection with a peer in any protocol, as a base class. Its event loop time is limited, and it closes if the peer stops reading.
+"""Base class of connections with peers in any protocol. It limits the time of a connection in each iteration of the event loop.
 
 A protocol derives from PeerConnection. Requests are answered in the callback that read them, or under load in the next turn of
 the loop. All connections together have a fraction of a millisecond per turn, so that connections of other protocols are not
@@ -254,7 +254,7 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.set_reading()
 
     def resume_writing(self) -> None:
-        """Cancel the timer that would close the connection, and read requests again: the peer reads its answers."""
+        """Cancel the timer that would close the connection, and read requests again. The peer now reads its answers."""
         if self.stalled is not None:
             self.stalled.cancel()
             self.stalled = None

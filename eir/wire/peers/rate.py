@@ -1,4 +1,4 @@
-"""Token buckets: limits on requests per second with priorities (RFC 7944 DRMP), and on other events of one client.
+"""Token buckets. They limit requests per second by the request's priority (RFC 7944 DRMP), and other events of one client.
 
 Time is an argument. With several workers a limit is that of the node: since a peer's connections may be in any worker, the
 workers write the requests that they grant to shared memory.
@@ -84,7 +84,7 @@ class Bucket:
         self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
-        """Return how many further requests of a priority, from 0 (highest) to 15, the limit permits now.
+        """Return the number of further requests that the limit permits now for this priority: 0 (highest) to 15.
 
         The caller must `spend` the requests that it handles.
         """

@@ -99,7 +99,7 @@ class Server(Generic[C]):
         raise NotImplementedError
 
     def who(self, link: C) -> tuple[PeerSettings, Requester] | None:
-        """Return a client's entry in the peer table and its requester, or None if no entry matches."""
+        """Return the client's entry in the peer table, and its identity for checks (Requester); None if no entry matches."""
         raise NotImplementedError
 
     def counters(self) -> Mapping[str, Mapping[Any, float]]:
@@ -137,7 +137,7 @@ class Server(Generic[C]):
     # Calls of the worker
 
     def doubt(self, name: str) -> None:
-        """Test whether this worker's clients named `name` are still alive, because a new client of another worker has the same name.
+        """Test whether clients with this name are still alive. A newer client with the same name has connected to another worker.
 
         Only one client of the node may have the name.
         """

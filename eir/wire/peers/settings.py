@@ -183,7 +183,7 @@ CORE = "5gc.mnc"
 
 
 class Requester(NamedTuple):
-    """Sender of a request: label, name and realm, as checks receive it."""
+    """Identity of a request's sender for checks: label, name and realm."""
 
     label: str
     """Label of its entry in the peer table."""
@@ -195,7 +195,7 @@ class Requester(NamedTuple):
 def requester(
     peers: Sequence[PeerSettings], names: Sequence[str] | None, source: IPv4Address | IPv6Address
 ) -> tuple[PeerSettings, Requester] | None:
-    """Return a client's entry in the peer table and its requester, or None if no entry matches.
+    """Return the client's entry in the peer table, and its identity for checks (Requester); None if no entry matches.
 
     `names`: names in the client's certificate; None without TLS. Without TLS, the first entry for the address that requires no
     name is preferred to one that does.
@@ -212,7 +212,7 @@ def requester(
 
 
 def realm_of(name: str) -> str:
-    """Return the realm of a host name: the domain of the operator's 5G core if the name contains one, otherwise the parent domain."""
+    """Return the realm of a host name: the part from `5gc.mnc` (domain of a 5G core) if the name has it, otherwise the parent domain."""
     core = name.lower().find(CORE)
     return name[core:] if core >= 0 else name.partition(".")[2]
 

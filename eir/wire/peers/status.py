@@ -1,4 +1,4 @@
-"""Rows of `eir peers`. Each row shows one connection, or a peer without a connection and the reason."""
+"""Rows of `eir peers`. A row shows a connection, or the reason why a peer has no connection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -35,7 +35,7 @@ class AssociationState(StrEnum):
 
 
 class AssociationEvent(NamedTuple):
-    """Event of an M3UA association for the log of its owner."""
+    """Event of an M3UA association. The owner of the association logs the event."""
 
     event: str
     reason: str

@@ -144,7 +144,7 @@ def data(sent: Transfer) -> bytes:
 
 
 def split(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
-    """Split received octets into complete messages, and an incomplete message at the end. Raises FramingFault.
+    """Return the complete messages in received octets, and the remaining octets of an incomplete message. Raises FramingFault.
 
     The length field of each message delimits it, over TCP (as in OsmoSTP) and over SCTP.
     """

@@ -175,7 +175,7 @@ def e164(digits: str, variant: str) -> tuple[int, bytes]:
 
 
 def with_ssn(called: PartyAddress, ssn: int, variant: str) -> bytes:
-    """Return the calling address of an answer: the called address of the request, with the subsystem number `ssn` if it had none."""
+    """Encode the called address of a request as calling address of the answer. If the address has no subsystem number, add `ssn`."""
     if called.ssn:
         return called.octets
     return encoded_address(variant, pc=called.pc, ssn=ssn, kind=called.kind, title=called.title, by_ssn=called.by_ssn)

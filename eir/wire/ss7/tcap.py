@@ -36,7 +36,7 @@ class AbortCause(IntEnum):
 
 
 class RejectProblem(NamedTuple):
-    """Problem for which a component is rejected (Q.773 3.3): tag for the kind of problem, and code."""
+    """Reason to reject a component (Q.773 3.3): the tag shows the kind of problem, and the code shows the problem."""
 
     tag: int
     code: int

@@ -134,7 +134,7 @@ async def accept(
     protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None = None, timeout_s: float | None = None,
     carried: Carried = DIAMETER,
 ) -> None:  # fmt: skip
-    """Attach a protocol object to an accepted socket, so that the protocol receives its bytes. Raises OSError.
+    """Attach a protocol object to an accepted socket. The object then receives the bytes of the connection. Raises OSError.
 
     With `tls`, a TLS handshake of at most `timeout_s` comes first. For SCTP, `protocol` must be a sctp.SctpProtocol; `carried`:
     properties of its messages over SCTP.

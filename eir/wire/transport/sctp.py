@@ -87,7 +87,7 @@ class SctpProtocol(Protocol):
     """Interface of a protocol over SCTP: the methods of asyncio.Protocol, and callbacks for restarts and paths."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Handle the start of the connection. This and the next 5 methods are those of asyncio.Protocol."""
+        """Handle the start of the connection. The methods from here to `resume_writing` are the same as in asyncio.Protocol."""
 
     def data_received(self, data: bytes) -> None: ...  # noqa: D102
     def eof_received(self) -> bool | None: ...  # noqa: D102
@@ -149,7 +149,7 @@ class SctpTransport(asyncio.Transport):
     # asyncio.Transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return information on the transport by name; the class lists the additional names."""
+        """Return information on the transport by name. The docstring of SctpTransport lists the names that only this class has."""
         match name:
             case "paths":
                 return {address: bool(up) for address, up in self._paths.items()}

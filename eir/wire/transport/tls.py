@@ -51,7 +51,7 @@ def first_certificate(pem: bytes) -> Certificate:
 
 
 def names_of_peer(certificate: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names in a verified certificate, which has the form of `SSLSocket.getpeercert`."""
+    """Return the host names in a verified certificate. `certificate`: result of `SSLSocket.getpeercert`."""
     names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
     return names or [
         value for attributes in certificate.get("subject", ()) for kind, value in attributes if kind == "commonName"

@@ -1,1 +1,1 @@
-"""HTTP servers and clients, and access control, independent of the content that they serve."""
+"""HTTP servers, HTTP clients and access control. They are independent of the content of requests and responses."""

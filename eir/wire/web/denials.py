@@ -34,7 +34,7 @@ class TokenSettings:
 
 
 def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
-    """Read the files with the keys that verify access tokens, and check the keys. Return None if the settings require no token.
+    """Read and check the key files for access tokens; return their contents, or None if the settings require no token.
 
     `before`: earlier content, which is not verified again. Raises FileError.
     """

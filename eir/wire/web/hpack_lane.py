@@ -29,7 +29,7 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """Compute and cache the decoder's step for one byte from two 4-bit steps in hpack's Huffman table. `at`: state << 8 | byte."""
+    """Return the effect of one byte on the Huffman decoder, and cache it. hpack's table has only 4-bit steps. `at`: state << 8 | byte."""
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]
@@ -93,7 +93,7 @@ _Field = tuple[int, bytes | None, bytes | None, bool]
 
 
 def _parsed(block: bytes) -> list[_Field]:
-    """Parse a header block into fields. If a field refers to the header table, it has only the index of the table entry.
+    """Parse a header block into fields. A reference to the header table is returned as the index of the table entry.
 
     Raises _UnusualError, or IndexError if the block ends too soon.
     """

@@ -68,12 +68,15 @@ class HttpConnections:
         return HttpConnection(self, asyncio.get_running_loop())
 
     def add(self, link: "HttpConnection") -> None:
-        """Add an open connection of an unauthenticated client. If their limit is reached, `make_room` first closes another connection."""
+        """Add an open connection of an unauthenticated client. If too many such connections are open, `make_room` first closes another."""
         self.make_room(authenticated=False)
         self.links[link] = None
 
     def make_room(self, *, authenticated: bool) -> None:
-        """If the limit is reached, close a connection of the address that has the most. Authenticated clients have a separate limit."""
+        """If the limit is reached, close a connection of the client address with the most connections.
+
+        Connections of authenticated clients and other connections are counted separately, each up to `connections_max`.
+        """
         same = [link for link in self.links if link.authenticated == authenticated]
         if len(same) >= self.limits.connections_max:
             closable = [link for link in same if not link.answering] or same
@@ -196,7 +199,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.abort()
 
     def drain(self) -> None:
-        """Close the connection after the pending response, or at once without one."""
+        """Close the connection after the pending response. If no response is pending, close it at once."""
         self._draining = True
         if not self.answering and self._transport is not None:
             self._transport.close()

@@ -126,7 +126,7 @@ class Exchange:
 
     @staticmethod
     def _check_goaway(goaway: GoAway) -> None:
-        """Raise NoAnswer if a GOAWAY of the server means that it will not answer the request."""
+        """Raise NoAnswer if the server's GOAWAY contains an error or excludes the request's stream."""
         if goaway.error or goaway.last < STREAM:
             raise NoAnswer(f"the connection was ended (error {goaway.error})")
 

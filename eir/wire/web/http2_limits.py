@@ -54,7 +54,7 @@ HEAVY_BYTES, HEAVY_HEADERS = 8192, 64
 
 
 def weight(size: int, headers: int) -> int:
-    """Return the number of tokens that a header block spends from the rate limit of control frames: 0 for a block of usual size."""
+    """Return the number of tokens that a header block costs in the token bucket of control frames: 0 for a block of usual size."""
     return (size >> 8 if size > HEAVY_BYTES else 0) + (headers >> 3 if headers > HEAVY_HEADERS else 0)
 
 

@@ -237,7 +237,7 @@ def _audience(settings: TokenSettings) -> frozenset[str]:
 
 
 def _time(value: object) -> float | None:
-    """Return a claim that contains a time as Unix seconds, or None if it is not a valid time.
+    """Return the value of a time claim, in Unix seconds, or None if the value is not a valid time.
 
     Python's JSON parser accepts NaN, for which every comparison is false.
     """
@@ -259,7 +259,7 @@ _REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
 
 
 def _of_set(content: bytes) -> list[VerifyKey]:
-    """Parse a JWK set; skip keys of unknown types and keys for other uses (RFC 7517 5)."""
+    """Parse a JWK set; skip keys of unknown types and keys that are not for signatures (RFC 7517 5)."""
     try:
         keys = json.loads(content)["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
