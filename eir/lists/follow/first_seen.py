@@ -180,7 +180,7 @@ class RecordKeeper:
     # Between memory and a store
 
     async def _synchronize(self, replica: _Replica, *, writes: bool) -> None:
-        """Merge the changes of a store into memory. If `writes` is true, also write the differing pages to the store."""
+        """Merge the changes of a store into memory. If `writes` is true, also write the pages that differ from memory to the store."""
         for _ in range(AGAIN_MAX):
             try:
                 await self._pull(replica)
@@ -442,7 +442,7 @@ class RecordKeeper:
         self._taken.clear()
 
     def _add_sighted(self) -> None:
-        """Add the queued devices to the record, up to the limit of each peer."""
+        """Add the queued devices to the record, up to the number of new devices that each peer may add."""
         queued, self._sighted = self._sighted, []
         for sighted in queued:
             keys = np.unique(np.frombuffer(sighted.keys, "<u8"))

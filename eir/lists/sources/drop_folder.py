@@ -174,7 +174,7 @@ class Rooms:
     """Names in the subfolders of the files that were moved or written."""
 
     def places(self, names: Iterable[str], room: str) -> dict[str, str]:
-        """Return a free file name in the subfolder `room` for each file. If one name is taken, all files get the same number."""
+        """Return a free file name in the subfolder `room` for each file. If a name is taken, the same number is added to all names."""
         names = list(names)
         for number in count(1):
             places = {name: _numbered(name, number) for name in names}

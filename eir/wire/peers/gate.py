@@ -96,7 +96,7 @@ class SourceCounts:
 
 
 class Gate(Generic[A]):
-    """Counter of a node's incoming connections. It calls `drop` for each surplus unidentified connection, with the name of the limit."""
+    """Counter of a node's incoming connections. For each surplus unidentified connection it calls `drop` with the name of the exceeded limit."""
 
     def __init__(self, drop: Callable[[A, str], None]) -> None:
         self._drop = drop

@@ -133,7 +133,10 @@ async def append(link: RedisClient, event: Event | None, list_write: ListWrite |
 async def _append_commands(
     pipe: Any, read: ReadChain, event: Event, stored_chain: StoredChain
 ) -> tuple[list[Command], Ledger]:
-    """Return the commands that append an event to its chain (or increase the count of equal refusals), and the new ledger."""
+    """Return the commands that append an event to its chain, and the ledger (totals and digests) that the chain then has.
+
+    For a refusal equal to a recorded one, the commands increase its count.
+    """
     ledger, stream = stored_chain
     if is_refusal(event):
         return await _fold_commands(pipe, event, ledger)
