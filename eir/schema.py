@@ -169,8 +169,8 @@ def quantity(
 
 
 def whole(low: int, high: int) -> Kind:
-    """Build a Kind for a whole number from `low` to `high`."""
-    expected = f"a whole number from {low} to {high}"
+    """Build a Kind for an integer from `low` to `high`."""
+    expected = f"an integer from {low} to {high}"
     kind = quantity(expected, low, high, {"": 1}, of=int, bare=True)
 
     def read(written: str) -> Any:
@@ -199,7 +199,7 @@ def days(low: int, high: int) -> Kind:
     def show(value: int) -> str:
         return f"{value}d" if value % YEAR_DAYS else f"{value // YEAR_DAYS}y"
 
-    expected = f"a time in whole days from {show(low)} to {show(high)}, such as 90d or 10y"
+    expected = f"whole days from {show(low)} to {show(high)}, such as 90d"
     return quantity(expected, low, high, DURATIONS, of=int, one=DAY_S, show=show)
 
 

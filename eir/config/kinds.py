@@ -155,7 +155,7 @@ ENCODING = word("utf-8", "utf-16", "latin-1", *(f"windows-{page}" for page in ra
 DATES = text("a form such as YYYYMMDD, DD.MM.YYYY, DD-Mon-YYYY or YYYY-MM-DD hh:mm:ss", ".{1,40}", _date_form)
 CODE = text("a text of 1 to 40 characters", "[^\0\n]{1,40}")
 CODE_AND_REASON = text(
-    "a code, an equals sign and the reason that it stands for, such as 10=stolen", "([^=]{1,40})=(.{1,200})", lambda match: (match[1].strip(), match[2].strip()),
+    "a code, an equals sign and its reason, such as 10=stolen", "([^=]{1,40})=(.{1,200})", lambda match: (match[1].strip(), match[2].strip()),
     show="=".join,
 )  # fmt: skip
 SOURCE = text(
@@ -171,4 +171,4 @@ RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'",
 STATUS = one_of(_STATUSES)
 STATUS_OR_TOO_BUSY = one_of({TOO_BUSY: TOO_BUSY, **_STATUSES})
 STATUS_OR_ERROR = one_of({**_STATUSES, ERROR: None})
-WORKERS = Kind(f"a whole number from 1 to {WORKERS_MAX}, or auto", _workers, int, bare=True)
+WORKERS = Kind(f"an integer from 1 to {WORKERS_MAX}, or auto", _workers, int, bare=True)

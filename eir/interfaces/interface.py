@@ -49,7 +49,7 @@ def token_keys(section: str, audience: Any, audience_says: str, issuer_is: str =
     return (
         Key(f"{section}.jwks", many(FILE), (), "files of JWK sets with the issuers' public keys"),
         Key(f"{section}.keys", many(FILE), (), "PEM files of the issuers' public keys or certificates"),
-        Key(f"{section}.issuer", many(CLAIM, may_be_empty=True), (), f"accepted issuers (claim `iss`{issuer_is}); if left out, any issuer that has one of the keys"),
+        Key(f"{section}.issuer", many(CLAIM, may_be_empty=True), (), f"accepted issuers (claim `iss`{issuer_is}); default: any issuer with one of the keys"),
         Key(f"{section}.audience", many(CLAIM), audience, f"accepted audiences (claim `aud`); {audience_says}"),
     )  # fmt: skip
 

@@ -209,7 +209,7 @@ class TestConfiguration:
         rows = document(eir("config", "--reference", "--json"))
         assert [row["key"] for row in rows] == re.findall(r"^\| `(.*?)` \|", out, re.MULTILINE)
         assert next(row for row in rows if row["key"] == "workers") == {
-            "key": "workers", "value": "whole number from 1 to 64, or auto", "required": False, "default": 1,
+            "key": "workers", "value": "integer from 1 to 64, or auto", "required": False, "default": 1,
             "says": "number of processes that answer; `auto`: one per processor", "restart": True,
         }  # fmt: skip
 

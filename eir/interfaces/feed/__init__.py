@@ -28,9 +28,9 @@ KEYS = (
     Key("feed.listen", many(LISTEN_HTTP), (), "addresses for registers (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address", live=False),
     Key("feed.users", FILE, None, "file of users with hashed passwords, one line each, from `eir feed user NAME`"),
     Key("feed.from", many(NETWORK), (), "networks from which registers may connect; any if left out", field="sources"),
-    Key("feed.lists.block", many(LIST_NAME), (), "local lists for rows under /eir/block; the node uses the list whose kind fits the row"),
-    Key("feed.lists.exception", many(LIST_NAME), (), "local lists for rows under /eir/exception, as for `block`"),
-    Key("feed.lists.track", many(LIST_NAME), (), "local lists for rows under /eir/track, as for `block`"),
+    Key("feed.lists.block", many(LIST_NAME), (), "local lists that receive rows sent to the HTTP path /eir/block; the kind of the row selects the list"),
+    Key("feed.lists.exception", many(LIST_NAME), (), "local lists that receive rows sent to /eir/exception, selected as in `block`"),
+    Key("feed.lists.track", many(LIST_NAME), (), "local lists that receive rows sent to /eir/track, selected as in `block`"),
     Key("feed.lists.allowed-tac", many(LIST_NAME), (), "local list of kind devices that receives the TACs sent to /eir/allowed-tac", field="allowed_tac"),
     Key("feed.lists.blocked-tac", many(LIST_NAME), (), "local list of kind devices that receives the TACs sent to /eir/blocked-tac", field="blocked_tac"),
     *token_keys("feed.tokens", REQUIRED, f"the scope must be {FEED_SCOPE}"),
@@ -41,7 +41,7 @@ SECTIONS = (
     Section("feed.tokens", TokenSettings, optional=True),
 )
 FAMILIES = (
-    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows from registers, by user, by word after /eir/ in the path, and by HTTP status of the answer"),
+    Family("eir_feed_rows_total", "counter", ("user", "rows", "result"), "Rows from registers, by user, by HTTP path (`block` for /eir/block), and by HTTP status of the answer"),
     Family("eir_feed_transactions_total", "counter", (), "Store transactions with rows from registers"),
 )  # fmt: skip
 

@@ -25,7 +25,7 @@ FAMILIES = (
     Family("eir_gsup_passed_total", "counter", ("peer", "direction"), "Forwarded messages, `out` to the HLR and `in` from it"),
     Family("eir_gsup_not_passed_total", "counter", ("peer", "reason"), "Messages not forwarded to the HLR: no_hlr (not configured), hlr_away, hlr_slow"),
     Family("eir_gsup_errors_total", "counter", ("reason",), "GSUP connections closed for a fault"),
-    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 if each connection of the peer has a connection to the OsmoHLR", "min"),
+    Family("eir_gsup_hlr_up", "gauge", ("peer",), "1 if the node has a connection to the OsmoHLR for each connection of the peer", "min"),
 )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ KEYS = (
     Key("n5g.nrf.capacity", whole(0, 65535), 100, "capacity of the node relative to other EIRs"),
     Key("n5g.nrf.priority", whole(0, 65535), 0, "priority of the node; AMFs prefer the lowest number"),
     Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; hosts of `uri` are always allowed"),
-    Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "time between heartbeats that the node requests; the NRF decides"),
+    Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "heartbeat interval that the node requests; an interval in the NRF's answer replaces it"),
 )  # fmt: skip
 PROBE_KEYS = (
     *TLS_KEYS,

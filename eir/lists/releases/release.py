@@ -371,7 +371,7 @@ def _list_name(document: Mapping[str, Any]) -> str:
 
 
 def _number(document: Mapping[str, Any], name: str, least: int, *, most: int = SERIAL_MAX) -> int:
-    return member(document, name, int, lambda value: least <= value <= most, f"a whole number from {least} to {most}")
+    return member(document, name, int, lambda value: least <= value <= most, f"an integer from {least} to {most}")
 
 
 def _time(document: Mapping[str, Any], name: str) -> datetime:

@@ -54,9 +54,9 @@ PEER_METRICS = (
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
 )  # fmt: skip
 LIST_METRICS = (
-    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings: new, left_list (no longer registered), merged (from another node, an import or a copy); devices removed from it: listed (now registered), unseen (for `remember`)"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings: new, left_list (no longer registered) or merged (from another node, an import or a copy); devices removed: listed (now registered) or unseen (for the time `remember`)"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
-    Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, each device listed under it also as 1", "min"),
+    Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, and each listed device of this TAC also as 1", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_content_digest", "gauge", ("list",), "First 48 bits of the content digest of the list: equal for equal lists", "min"),
     Family("eir_list_issued_timestamp_seconds", "gauge", ("list",), "Time of issue of the release in force", "min"),
@@ -70,10 +70,10 @@ LIST_METRICS = (
 SOURCE_METRICS = (
     *(family for each in INTERFACES if each.service for family in each.families),
     Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Refused connections, and connections closed for a fault, of clients that are not peers; `page`: requests with a wrong password"),
-    Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 if the interface's process has ended, or a file of the interface is not usable: users, tokens, numbers", "max"),
+    Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 if the interface has lost its process (process), or cannot use a file (users, tokens, numbers, files)", "max"),
     Family("eir_inbox_usable", "gauge", (), "1 if the node can process the drop folder; absent without a drop folder", "min"),
     Family("eir_inbox_waiting_releases", "gauge", (), "Number of waiting releases in the drop folder; absent without a drop folder", "max"),
-    Family("eir_source_reached_timestamp_seconds", "gauge", ("list",), "Time at which the node last received a valid index from the list's source; at first, the start of the node", "max"),
+    Family("eir_source_reached_timestamp_seconds", "gauge", ("list",), "Time at which the node last received a valid index from the list's source; before the first index, the node's start", "max"),
     Family("eir_source_patience_seconds", "gauge", ("list",), "Value (s) of `lists.*.source.patience`", "max"),
     Family("eir_source_ahead_timestamp_seconds", "gauge", ("list",), "Time at which the source first offered a serial above the one in force; absent if it offers none", "max"),
     Family("eir_source_serial", "gauge", ("list",), "Newest serial offered by the source", "max"),
@@ -98,7 +98,7 @@ STORE_METRICS = (
     Family("eir_override_active", "gauge", (), "1 if the policy's override answers every check", "max"),
 )  # fmt: skip
 RECORD_METRICS = (
-    Family("eir_sightings_total", "counter", (), "Checks in the files of the record"),
+    Family("eir_sightings_total", "counter", (), "Checks written to the record of checks"),
     Family("eir_sightings_dropped_total", "counter", ("reason",), "Checks missing in the record: above `rate_max` (rate), recorder too slow (buffer), or disk fault (disk)"),
     Family("eir_sightings_bytes", "gauge", (), "Size (bytes) of the record of checks"),
     Family("eir_events_total", "counter", ("to",), "Events accepted by the receiver: webhook or stream"),
@@ -114,7 +114,7 @@ PROCESS_METRICS = (
     Family("eir_process_open_fds", "gauge", ("process",), "Number of open files and connections of the process", "max"),
     Family("eir_process_max_fds", "gauge", ("process",), "Maximum number of open files of the process; absent without a limit", "min"),
     Family("eir_start_timestamp_seconds", "gauge", (), "Time of the node's start", "max"),
-    Family("eir_build_info", "gauge", ("version", "lane"), "1, with the running version and the fast path (lane): `compiled`, or `none` (slow)", "max"),
+    Family("eir_build_info", "gauge", ("version", "lane"), "1; the labels have the running version and the fast path (lane): `compiled`, or `none` (slow)", "max"),
 )  # fmt: skip
 
 FAMILIES = (

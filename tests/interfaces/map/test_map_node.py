@@ -174,7 +174,7 @@ def test_the_probe_and_the_audit_ask_as_an_msc(site):
     )
     for query, said in (
         ("gt=x", "gt: expected digits, got x"),
-        ("routing_context=x", "routing_context: expected a whole number"),
+        ("routing_context=x", "routing_context: expected an integer"),
         ("token=x", "unknown parameter token; expected gt, point_code, to_point_code, routing_context"),
     ):
         assert said in site.eir("probe", f"{target}?{query}", LISTED, status=2).stderr

@@ -287,7 +287,7 @@ def test_forms_that_are_none(form):
         ("own: {columns: {imei: 1}, separator: a}", 2, "expected tab, space, or one sign"),
         ("own: {columns: {imei: 1}, dates: soon}", 2, "expected a form such as YYYYMMDD"),
         ("own: {columns: {imei: 1}, encoding: ebcdic}", 2, "expected utf-8, utf-16, latin-1"),
-        ("own: {columns: {imei: 1}, reasons: [10]}", 2, "a code, an equals sign and the reason"),
+        ("own: {columns: {imei: 1}, reasons: [10]}", 2, "a code, an equals sign and its reason"),
         ("own: {columns: {imei: 1}, header: {count: 2}}", 2, "the key 'begins' is missing in layouts.own.header"),
     ],
 )  # fmt: skip
