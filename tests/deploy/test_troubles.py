@@ -87,7 +87,7 @@ def test_a_certificate_with_another_name(site):
     probe(1)
     line = until(lambda: next(iter(site.node.lines("peer_refused", host=HOST)), None))
     assert "tls_names" in line["setting"]
-    row("the handshake fails, `detail` names a certificate", "`tls_names` of the entry")
+    row("the handshake fails, `detail` names a certificate", "`tls_names` in the peer's entry")
     with changed(
         site, peers=[{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "tls_names": ["gateway.partner.example"]}]
     ):
