@@ -71,7 +71,7 @@ async def _soak(node: Any, options: argparse.Namespace) -> list[str]:
     incoming, outgoing, drops, own = accounts(node)
     print(f"{options.peers} peers came {came:,} times in {took:.0f} s; memory {memory_mb(node.pid) - memory:+.1f} MB")
     print(
-        f"descriptors {before[0]} and tasks {before[1]} as before; {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped"
+        f"descriptors {before[0].total()} and tasks {before[1]} as before; {incoming:,.0f} in, {outgoing:,.0f} answered, {drops:,.0f} dropped"
     )
     for line in steady.lines():
         print(line)

@@ -8,8 +8,10 @@ import random
 import socket
 import struct
 import time
+from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 
 import sctp_wire
@@ -421,14 +423,14 @@ def memory_mb(pid):
 
 
 def descriptors(pid):
-    """Open files of each of a node's processes, but for the spare one (/dev/null) that libuv keeps from the first connection on."""
-    found = []
+    """Open files of each of a node's processes, by its name; without the spare one (/dev/null) that libuv keeps from the first connection on."""
+    found = Counter()
     for each in processes(pid):
         count = 0
         for path in Path(f"/proc/{each}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 count += str(path.readlink()) != os.devnull
-        found.append(count)
+        found[Path(f"/proc/{each}/comm").read_text()] += count
     return found
 
 
@@ -460,7 +462,7 @@ def _most(node):
         seen.append(state(node))
         time.sleep(0.05)
     files, tasks, connections = zip(*seen, strict=True)
-    return [max(each) for each in zip(*files, strict=True)], max(tasks), max(connections)
+    return reduce(or_, files), max(tasks), max(connections)
 
 
 async def settled(node, before, *, patience_s=180):
@@ -468,7 +470,7 @@ async def settled(node, before, *, patience_s=180):
     end = time.monotonic() + patience_s
     while True:
         now = await asyncio.to_thread(state, node)
-        if all(files <= then for files, then in zip(now[0], before[0], strict=True)) and now[1:] == before[1:]:
+        if now[0] <= before[0] and now[1:] == before[1:]:
             return
         assert time.monotonic() < end, f"descriptors, tasks, connections: {before} before, {now} now"
         await asyncio.sleep(0.05)

@@ -48,7 +48,7 @@ def assert_no_more(fleet, tasks, files):
     """Nothing queues up for a store that does not answer."""
     for node, tasks_before, files_before in zip(fleet.nodes, tasks, files, strict=True):
         assert node.status()["tasks"] < tasks_before + MORE
-        assert all(now < then + MORE for now, then in zip(descriptors(node.pid), files_before, strict=True))
+        assert all(now < files_before[name] + MORE for name, now in descriptors(node.pid).items())
 
 
 def locked_out(server):
