@@ -17,10 +17,9 @@ UNFINISHED = ".tmp"
 
 @contextmanager
 def errors_name(path: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """Set the file name of an OSError in the `with` block to `path`, if the error has no file name or names the file `unfinished`.
+    """Set the file name of an OSError in the `with` block to `path`, if it is missing or is that of the temporary file `unfinished`.
 
-    `unfinished`: temporary file in place of `path`. The body may use only this file: the system's error of a write, such as
-    on a full disk, has no file name.
+    The body may use only the temporary file: the system's error of a write, such as on a full disk, has no file name.
     """
     try:
         yield

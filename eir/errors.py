@@ -134,7 +134,7 @@ def refused_by(fault: Exception) -> ReleaseRefused:
 
 
 class EntryRefused(EirError):
-    """Error for a rejected change by an operator: it would have no effect, or exceeds a limit. The list is unchanged."""
+    """Error for an operator's change that the program rejects: it would have no effect, or is not permitted. The list is unchanged."""
 
 
 class StoreError(EirError):
@@ -186,7 +186,7 @@ class DiameterError(EirError):
         self.nearest = nearest
 
     def name_entry(self, entry: str | None, nearest: str | None = None) -> None:
-        """Store in this error the label of the peer table entry that matches the sender, and the label of the entry that almost matches."""
+        """Store in this error two labels of the peer table: of the entry that matches the sender, and of the entry that almost matches."""
         self.entry, self.nearest = entry, nearest
 
 

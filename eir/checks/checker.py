@@ -135,7 +135,7 @@ class Checker:
         return has_ended
 
     def _day(self) -> int | None:
-        """Return the present day for conditions on first sightings; None if there is no record of first sightings."""
+        """Return the number of days from 1970-01-01 to today; None if there is no record of first sightings."""
         record = self._index.first_seen
         return None if record is None else record.today
 
@@ -225,7 +225,7 @@ class Checker:
     def add_sighting(
         self, decision: Decision, protocol: str, peer: str, texts: Iterable[str], *, early: bool = False
     ) -> None:
-        """Add a check that was just decided to the record of checks, unless its peer is a probe.
+        """Add a check to the record of checks directly after its decision, unless its peer is a probing peer.
 
         `texts` are the texts that eir.checks.policy.TEXTS lists.
         """
@@ -261,7 +261,7 @@ class Checker:
     def report_checks(
         self, verdict: Verdict, peer: str, origin_host: str, key: int | None, imsi: str, *, count: int = 1
     ) -> None:
-        """Log checks with this verdict. The status of the verdict must not be `whitelisted`. `count`: number of checks.
+        """Log that checks received this verdict. Its status must not be `whitelisted`. `count`: number of the checks.
 
         `peer` is the label of the peer. `origin_host`, `key` and `imsi` are those of the last check; they are empty or
         None if absent.
@@ -271,7 +271,7 @@ class Checker:
         self._note_check(kind, origin_host, device, imsi, count)
 
     def checks(self) -> Counter[Labels]:
-        """Return the number of checks since the start under all policies, by the labels of `eir_checks_total`."""
+        """Return the number of answered checks since the start of the worker, by the label values of the metric `eir_checks_total`."""
         answered = self._answered_before.copy()
         for requester, verdicts in self._answered.items():
             for verdict, count in verdicts.items():

@@ -152,10 +152,11 @@ def _not_list(name: str, index: "Index") -> Holds:
 
 
 def _elsewhere(lookup: str) -> Callable[[str, "Index"], Holds]:
-    """Return the compiler of the condition `device_bound_elsewhere` or `subscriber_bound_elsewhere`, which names a list of pairs.
+    """Return the function that compiles the rule condition `device_bound_elsewhere` or `subscriber_bound_elsewhere`.
 
-    The first condition holds if the list has the device, but not with this IMSI. The second condition holds if the list
-    has the IMSI, but not with this device. `lookup`: method of PairList that the test calls.
+    The value of each condition is the name of a list of pairs. The first condition holds if the list has the device, but not
+    with this IMSI. The second condition holds if the list has the IMSI, but not with this device. `lookup`: method of PairList
+    that the test calls.
     """
 
     def compile_test(name: str, index: "Index") -> Holds:
@@ -180,7 +181,7 @@ def day_text(day: int) -> str:
 
 
 def _first_seen(is_in_time: Callable[[int, int, int], bool]) -> Callable[[int, "Index"], Holds]:
-    """Return the compiler of a rule condition on the day when a device was first seen.
+    """Return the function that compiles a rule condition which tests the day when a device was first seen.
 
     `is_in_time` receives the first day, today, and the value of the condition.
     """

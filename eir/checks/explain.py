@@ -68,14 +68,17 @@ class Explanation:
     """Last day of the period of grace that begins on the first day; None without a period."""
 
     def as_fields(self) -> dict[str, Any]:
-        """Return the fields of the explanation, except its question, as JSON types. `of_fields` builds the explanation from them."""
+        """Return all fields of the explanation except the question, as a dict of JSON types. `of_fields` is the inverse function."""
         values = asdict(self)
         del values["question"]
         return values
 
     @classmethod
     def of_fields(cls, question: Question, values: Mapping[str, Any]) -> "Explanation":
-        """Build an explanation from its question and the result of `as_fields`, also if the result was sent as JSON."""
+        """Build an explanation from its question and from its other fields, which `as_fields` has returned.
+
+        `values` may also be decoded from JSON.
+        """
         arguments = dict(values)
         if arguments["status"] is not None:
             arguments["status"] = Status(arguments["status"])
@@ -200,7 +203,7 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
 
 
 def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | None) -> tuple[str | None, str | None]:
-    """Return the day when a device was first seen, and the last day of its period of grace, as texts.
+    """Return two texts: the day when a device was first seen, and the last day of its period of grace.
 
     The period is that of `rule`, which decided, if it has one, else that of the policy (eir.checks.periods).
     """

@@ -104,7 +104,7 @@ class NewDevices:
                 self._queued[key] = peer, confirmed, sent, record.state
 
     def _must_compare(self, key: int) -> bool:
-        """Return True if a queued device must be sent again, or compared with a changed image of the record."""
+        """Return True if a queued device must be sent again, or if the record of first sightings in memory has changed."""
         _, _, sent, state = self._queued[key]
         return state is not self._record.state or self._turn - sent >= AGAIN_TURNS
 
@@ -135,7 +135,7 @@ class NewDevices:
         return peer in self._full or self._new_today[peer, False] >= self._per_peer_max
 
     def _is_confirmed(self, key: int, peer: str, imsi: str) -> bool:
-        """Return True if the device was checked today with another peer or IMSI, which confirms that it is a real phone.
+        """Return True if the device is confirmed as a real phone: its first check of the day came from another peer or IMSI.
 
         The first check of a device is stored for later calls.
         """

@@ -21,7 +21,7 @@ from eir.lists.record.settings import SUBSCRIBERS
 
 
 class Decision(NamedTuple):
-    """Verdict in the form that the record of checks receives: its status and its rule are texts."""
+    """Answer to a check, as the record of checks stores it. The fields `status` and `rule` are texts."""
 
     status: str
     """Status as in Verdict; `error` if the answer was the protocol's own error."""
@@ -59,9 +59,10 @@ class Sightings(Protocol):
 
     @property
     def full(self) -> Container[str]:
-        """Labels of peers for which the buffer is full. From these peers, the buffer accepts only unusual checks (events).
+        """Labels of peers whose next ordinary checks do not fit into the buffer for the record of checks.
 
-        The caller may drop these checks, and must then count them with `left_out`.
+        The caller may drop the ordinary checks of these peers, and must then count the dropped checks with `left_out`. The
+        buffer still accepts unusual checks (events).
         """
 
     def left_out(self, count: int, peer: str) -> None:
@@ -129,7 +130,7 @@ Step = tuple[Holds, Verdict]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Compiled policy: functions that decide checks, and the program for a fast path."""
+    """Compiled policy: functions that decide checks, and the same rules encoded for the compiled fast path."""
 
     decide: Decide
     """Function that decides checks of devices with a valid identifier."""

@@ -93,7 +93,7 @@ class Rule:
 
     @property
     def lists(self) -> tuple[str, ...]:
-        """Names of all lists in the conditions of the rule. Metrics and logs have only the first name."""
+        """Names of all lists in the conditions of the rule. Metrics and log lines show only the first list."""
         names = dict.fromkeys(value for name, value in self.conditions.items() if CONDITIONS[name].names_list)
         return tuple(names)
 
@@ -123,7 +123,7 @@ class PolicySettings:
 
     @property
     def only_allowing(self) -> frozenset[str]:
-        """Names of lists that only allow devices: rules use them in `not_list`, or in `list` with the answer `whitelisted`."""
+        """Names of lists that only allow devices: rules use these lists in `not_list`, or in `list` with the answer `whitelisted`."""
         allowing: set[str | None] = {rule.not_list for rule in self.rules}
         refusing: set[str | None] = {None}
         for rule in self.rules:

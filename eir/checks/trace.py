@@ -79,7 +79,7 @@ class Tracer:
         self.refill()
 
     def refill(self) -> None:
-        """Permit RECORDS_MAX trace records in the next second.
+        """Permit RECORDS_MAX more trace records: reset the rate limit.
 
         Called each second.
         """

@@ -30,7 +30,7 @@ DENIED = ("cannot_open", "readonly")
 
 
 def is_named(path: Path) -> bool:
-    """Return True if -c or $EIR_CONFIG names the configuration file, False if it is a default.
+    """Return True if the user named the configuration file `path` with -c or $EIR_CONFIG, False if `path` is a default.
 
     A default is one of the objects DEFAULT_CONFIG and SYSTEM_CONFIG.
     """
@@ -167,7 +167,7 @@ def who() -> str:
 
 
 def imsi_named(config: Config, text: str) -> str:
-    """Return the IMSI that an argument names: the digits of an IMSI, or +NUMBER from the table `numbers`.
+    """Return the digits of an IMSI that a user typed. For a phone number (+NUMBER), return its IMSI in the table `numbers`.
 
     If the table has no IMSI for the number, the command ends with a usage error.
     """

@@ -234,7 +234,10 @@ async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
 
 
 def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
-    """Write the keys, clock time, highest serials and checks of a backup to the state folder; return notes for the operator."""
+    """Restore the files of a backup to the state folder: keys, clock file, highest serial of each list, and recorded checks.
+
+    Returns notes for the operator about key files that were not replaced.
+    """
     notes = []
     for name in KEYS:
         path, saved = folder / name, room / name
@@ -296,7 +299,7 @@ def _room(checked: Config) -> Iterator[Path]:
 
 @contextmanager
 def _output(file: Path) -> Iterator[IO[bytes]]:
-    """Open the backup file for writing, or standard output for `-`. The file appears when it is complete."""
+    """Open the backup file for writing, or standard output for `-`. The file gets its name only when it is complete."""
     if str(file) == "-":
         yield sys.stdout.buffer
         return

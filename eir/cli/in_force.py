@@ -104,7 +104,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
 
 
 def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
-    """Read from the store the state of each list that the configuration or the node has. If the store fails, return the error."""
+    """Read from the store the state of all lists in the configuration and in `states`. If the store fails, return its error."""
     names = dict.fromkeys([*config.lists, *states])
 
     async def lookup() -> Stored:
@@ -180,9 +180,9 @@ def _version_text(state: ListState | None) -> str:
 def read_as_held(
     config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
-    """Run `work` on the first place that has the version `held` of the list: the store, or else the node's copy of the lists.
+    """Run `work` on the store if it contains the version `held` of the list, else on the node's copy of the lists.
 
-    Returns the result and the name of the place; None if neither has that version.
+    Returns the result, and the name of the store or of the copy; None if neither contains the version.
     """
 
     async def read() -> tuple[T, str] | None:

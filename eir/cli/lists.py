@@ -423,7 +423,7 @@ def show_list(
 
 
 def _is_covered(entry: ListEntry, keys: range) -> bool:
-    """Return True if a list entry covers one of the keys: by the same key, or as the TAC that contains the keys."""
+    """Return True if a list entry covers a key in `keys`: the entry has this key, or is for the whole TAC of these keys."""
     if entry.key in keys:
         return True
     return entry.whole_tac and keys.start - entry.key in range(SNR_KEYS)

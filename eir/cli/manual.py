@@ -59,7 +59,7 @@ NAMES: dict[str, Callable[[Path], Iterable[str]]] = {"lists": _list_names, "peer
 
 
 def _named_by(names: tuple[str, ...], command: Any) -> str:
-    """Return `lists` or `peers` if the first argument of a command is a name of a list or a peer, otherwise an empty text."""
+    """Return `lists` if a command's first argument is the name of a list, `peers` for the name of a peer, else an empty text."""
     metavars = [each.metavar for each in _arguments(command)]
     if metavars[:1] in (["LIST"], ["[LIST]"]):
         return "lists"

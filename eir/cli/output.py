@@ -33,7 +33,7 @@ def cell(value: Any, column: str) -> str:
 
 
 def printable(text: str, *, but: str = "") -> str:
-    """Escape the control characters in a text, except the characters in `but`.
+    """Escape the control characters in a text. `but`: characters to keep unescaped.
 
     Names come from the wire and from files, and must not control a terminal.
     """

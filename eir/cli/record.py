@@ -294,7 +294,7 @@ def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:
 
 
 def _span(records: Sequence[Record]) -> str:
-    """Format the number of records, with the numbers and the times of the first and the last record."""
+    """Format a text with the count of history records, and with the position and the time of the first and the last record."""
     text = f"{len(records):,} records"
     if not records:
         return text
@@ -305,7 +305,7 @@ def _span(records: Sequence[Record]) -> str:
 def _export(
     whole: _Whole, file: Path, list_name: str | None, since: str | None, chain: str | None, *, as_json: bool
 ) -> None:
-    """Write the history to a file: the stored text of each record, and of each count of equal refusals (Fold).
+    """Write the history to a file: one line for each record, and one line for each stored count of equal refusals (Fold).
 
     `since`: time of the first record; all later records follow without a gap.
     """

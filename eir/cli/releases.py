@@ -188,7 +188,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 
 def _print_parts(*parts: str | None) -> None:
-    """Print the non-empty parts of a message, separated by colons."""
+    """Print one message from several parts, separated by colons. Empty parts are left out."""
     print_message(": ".join(part for part in parts if part))
 
 

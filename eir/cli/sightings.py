@@ -238,7 +238,7 @@ def recorded(checked: Config) -> Config:
 
 
 def not_kept(checked: Config) -> str:
-    """Return a message part about a configuration that records no checks; return an empty text if checks are recorded."""
+    """If the node records no checks, return a note for the end of a message; otherwise return an empty text."""
     if checked.sightings:
         return ""
     return f"; no check is recorded: {checked.path} has no section 'sightings'"

@@ -88,7 +88,7 @@ def _fold(sizes: list[int], least: Sequence[int], room: int) -> bool:
 
 
 def _lines_of_highest(cells: Cells, sizes: Sequence[int]) -> int:
-    """Return the largest number of text lines that a cell needs in table columns of these widths."""
+    """Return how many text lines the highest cell of a table needs, if its columns have the widths `sizes`."""
     heights = [len(textwrap.wrap(text, size)) for row in cells for text, size in zip(row, sizes, strict=True)]
     return max(heights, default=0)
 

@@ -170,7 +170,7 @@ def format_sheet(
     lists: Sequence[Mapping[str, Any]],
     found: AnswerHistory,
 ) -> str:
-    """Render a past answer as plain text that can be read to a customer."""
+    """Render a past answer and its reason as plain text, which a support agent can read out to a customer."""
     lines = [f"{imei}, as it was at {utc_text(asked)}", ""]
     for row in rows:
         lines += _answer_lines(row)

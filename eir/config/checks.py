@@ -284,7 +284,7 @@ def _warn_signers(config: Config, _: Document) -> Findings:
 
 
 def check_layouts(config: Config, document: Document) -> Findings:
-    """Find faults of the layouts of data files in `layouts` that involve several keys."""
+    """Find faults in the section `layouts` (layouts of data files) that involve several keys, such as two equal columns."""
     for name, layout in config.layouts.items():
         spot = ("layouts", name)
         if document.faulty(*spot):

@@ -134,7 +134,7 @@ def changed_settings(old: Config, new: Config) -> list[str]:
 
 
 def _value(config: Config, path: str) -> Any:
-    """Return the value at a path of the configuration: a setting, an interface's section, or a setting in such a section."""
+    """Return the value at a path of the configuration: `SETTING`, `INTERFACE`, or `INTERFACE.SETTING`."""
     section, _, name = path.partition(".")
     value = config.interfaces[section] if section in config.interfaces else getattr(config, section)
     return getattr(value, name) if name else value
@@ -156,7 +156,7 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
 
 
 def _findings(checks: Iterable[Check], config: Config, document: Document, *more: Problem) -> tuple[Problem, ...]:
-    """Run the checks of a configuration. Return the problems that they find, together with the problems `more`, sorted by line."""
+    """Run the checks on a configuration. Return the found problems and the earlier problems `more`, sorted by line."""
     problems = [*more]
     for check in checks:
         for text, spot in check(config, document):

@@ -74,7 +74,7 @@ class Config(SharedSettings):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of all peer table entries, and of outgoing connections that have no entry there."""
+        """Labels of all peer table entries, and of the outgoing connections that are not in the peer table."""
         own = (label for each in INTERFACES for label in each.labels(self.of(each)))
         return (*(peer.label for peer in self.peers), *own)
 

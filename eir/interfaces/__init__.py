@@ -1,4 +1,4 @@
-"""Interfaces: protocols over which others ask the register or change its lists. Each interface is one folder."""
+"""Interfaces: protocols over which other systems check devices in this register or change its lists. Each interface is one folder."""
 
 from importlib import import_module
 

@@ -45,7 +45,7 @@ _DONE: Final = {
 
 
 class Feed:
-    """Handler of a national register's HTTP requests: it authenticates the sender, and adds or removes the request's row in a local list.
+    """Handler of a national register's HTTP requests: authenticates the sender, and adds a row to a local list or removes it.
 
     `host`: name of this node for the history. Users, tokens and numbers are set later, when their files have been read.
     """
@@ -63,11 +63,11 @@ class Feed:
         self._token_users: set[str] = set()
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
-        """Replace the verifier of access tokens. None: the feed accepts no access tokens."""
+        """Replace the verifier of access tokens. If `tokens` is None, the feed accepts no access tokens."""
         self.tokens = tokens
 
     def apply_users(self, users: Users | None) -> None:
-        """Replace the table of users who log in with a password. None: the feed accepts no passwords."""
+        """Replace the table of users who log in with a password. If `users` is None, the feed accepts no passwords."""
         self.users = users
 
     def apply_numbers(self, numbers: Numbers, *, has_all: bool) -> None:

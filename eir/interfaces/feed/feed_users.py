@@ -145,7 +145,7 @@ class Users:
         return name in self._users
 
     def known(self, authorization: str, address: str) -> str | None:
-        """Return the user of an Authorization header that was already verified for this address; None if it is not in the cache."""
+        """Return the user name of an Authorization header from the cache; None if the cache lacks this header from this address."""
         return self._good.get(self._digest(authorization, address))
 
     async def user(self, authorization: str, address: str) -> tuple[str, str]:

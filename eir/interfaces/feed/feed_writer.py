@@ -123,7 +123,7 @@ class FeedWriter:
                 return
 
     def _taken(self) -> list[Waiting]:
-        """Remove the rows for the next transactions from the queue, and return them.
+        """Remove from the queue the rows that the next transactions write, and return these rows.
 
         They contain at most one row for each entry, so that their order is irrelevant.
         """

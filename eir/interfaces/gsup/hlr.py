@@ -1,4 +1,4 @@
-"""Connection to the HLR for one GSUP client. The node uses the client's name, and connects again when the connection ends.
+"""Connection to the HLR for one GSUP client. The node sends the client's name to the HLR, and reconnects when the connection ends.
 
 Messages of the client wait for a connection for HOLD_S; after that each request receives an error at once, so that its phone
 tries again later. The same applies while the HLR does not read. While too many messages wait, the client is not read either, at
@@ -107,7 +107,7 @@ class Backlog:
 
 
 class Hlr(asyncio.Protocol):
-    """Connection to the HLR for one client. After each end a new connection is opened, until `close` is called."""
+    """Connection to the HLR for one client. When the connection ends, the node opens a new one, until `close` is called."""
 
     def __init__(self, client: "GsupConnection", url: str) -> None:
         """Start the first attempt to connect."""

@@ -109,7 +109,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         )
 
     def leave(self) -> None:
-        """Close the connection without notice, because IPA has no message for this.
+        """Close the connection without notice to the client, because IPA has no message that announces a close.
 
         Checks that wait for the HLR are answered without it.
         """
@@ -203,7 +203,7 @@ class GsupConnection(PeerConnection["GsupServer"]):
         self.owner.passed(self, "out", count)
 
     def not_passed(self, messages: Sequence[bytes], reason: str) -> None:
-        """Answer messages that could not be sent to the HLR. `reason`: for the counters.
+        """Answer messages that could not be sent to the HLR, and count the messages under the label `reason`.
 
         A check is answered as permitted (ACK); any other request receives an error.
         """

@@ -80,7 +80,7 @@ def elements(message: bytes, at: int = TYPE_AT + 1) -> dict[int, bytes]:
 
 
 def read_check_imei(message: bytes) -> CheckImei:
-    """Parse a frame with a CHECK-IMEI. Invalid content never raises an exception.
+    """Parse a frame with a CHECK-IMEI. The function raises no exception, even if the content is invalid.
 
     An IMEI begins with its number of octets (OsmoMSC: 7, which are 14 digits), or has no such octet.
     """

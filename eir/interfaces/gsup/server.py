@@ -58,7 +58,7 @@ class GsupService:
         return is_permitted(status)
 
     def permits_after_fault(self) -> bool:
-        """Return true if a device may attach after an internal error. The node then gives the policy's answer to malformed identifiers."""
+        """Return true if a check receives an ACK after an internal error. The policy's answer to a malformed identifier decides."""
         verdict = self._checker.policy.unidentified[NoDevice.MALFORMED]
         return isinstance(verdict, NoDevice) or is_permitted(verdict.status)
 
@@ -202,7 +202,7 @@ class GsupServer(Server[GsupConnection]):
             return asked.imsi, self._service.permits_after_fault()
 
     def decided(self, link: GsupConnection, *, permitted: bool, by_hlr: bool = False) -> None:
-        """Count the answer to a CHECK-IMEI. If the HLR decided the answer (`by_hlr`) and rejected the device, log this."""
+        """Count the answer to a CHECK-IMEI. If the HLR rejected the device, log this rejection. `by_hlr`: the HLR has decided."""
         self.answers[link.requester.label, ACK if permitted else NACK] += 1
         if by_hlr and not permitted:
             self.report("hlr_refused", peer=link.requester.label, protocol=PROTOCOL)

@@ -78,7 +78,7 @@ def _account(transfers: Iterator[tuple[int, int, bytes]], variant: str) -> Captu
 
 
 def _asked(octets: bytes, message: tcap.TcapMessage, origin: str) -> _Asked | None:
-    """Return the checkIMEI request in a Begin, or None if the Begin has no valid checkIMEI."""
+    """Return the checkIMEI request in a TCAP Begin message, or None if the message has no valid checkIMEI."""
     try:
         version = 1 if message.dialogue is None else codec.version_of(tcap.apdu(octets, message.dialogue).context)
         if version is None or message.components is None:

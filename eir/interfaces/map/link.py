@@ -79,7 +79,7 @@ class SigtranConnection(PeerConnection["MapServer"]):
 
     @property
     def outgoing(self) -> bool:
-        """True if the node opened the connection, which then leads to a gateway."""
+        """True if the node opened the connection (to a gateway), false if the other end opened it."""
         return self.gateway is not None
 
     # link.PeerConnection

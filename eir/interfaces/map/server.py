@@ -80,7 +80,7 @@ class MapServer(Server[SigtranConnection]):
         return SigtranConnection(self, self.loop)
 
     def who(self, link: SigtranConnection) -> tuple[PeerSettings, Requester] | None:
-        """Return the peer table entry of an association, and the sender of its requests (Requester); None without an entry.
+        """Return an association's peer table entry and the sender of its requests (Requester), or None if no entry matches.
 
         An association to a gateway has the gateway's entry. Another association has the first entry for its address; entries
         with a global title or point code come first, entries with a host or realm last. Without the section `ss7` the result is

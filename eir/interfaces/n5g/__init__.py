@@ -113,7 +113,7 @@ def _connects(settings: N5gSettings) -> Mapping[Spot, str]:
 
 
 def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | None:
-    """Build the rules for access tokens from the section `n5g`; None: no token is required.
+    """Build the rules for access tokens from the section `n5g`. Return None if the section requires no token.
 
     The node's own NF instance is accepted as an audience in addition to the configured audiences.
     """
@@ -125,9 +125,10 @@ def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | No
 
 
 def _settings_until_restart(old: N5gSettings, new: N5gSettings) -> N5gSettings:
-    """Return the settings `n5g` that are in force after a reload. Listeners open and close only at a restart.
+    """Return the settings of `n5g` that apply after a reload, until the next restart.
 
-    If the new settings remove the listeners, these stay open until the restart, and still require tokens.
+    Listeners open and close only at a restart. If the new settings remove the listeners, these stay open until the restart, and
+    still require tokens.
     """
     return new if new.listen else replace(new, tokens=old.tokens)
 

@@ -44,7 +44,7 @@ class N5gConnection(PeerConnection["N5gServer"]):
             self.request_turn()
 
     def eof_received(self) -> bool:
-        """Handle the end of the received stream: answer all requests received before, then let the transport close."""
+        """Handle the end of the received stream: answer all requests that have arrived, then let the transport close."""
         self._ended = self.http is not None and (self.http.more or self.owner.turns.is_waiting(self))
         return self._ended
 

@@ -213,7 +213,7 @@ class Registration:
 
     @property
     def where(self) -> str | None:
-        """API root of the NRF at which the node is registered; None: not registered."""
+        """API root of the NRF at which the node is registered; None if the node is not registered."""
         return self._settings.uri[self._turns.at] if self.registered else None
 
     def step(self, now: float, standing: NodeLoad) -> Ask:
@@ -325,7 +325,7 @@ class Registration:
         }).encode()  # fmt: skip
 
     def _took(self, result: str) -> Ask:
-        """End the wait for an answer: count the request under `result` (label of a metric), and return the request."""
+        """Return the request that waits for an answer, and end the wait. Count the request with the metric label `result`."""
         if self._asked is None:
             raise RuntimeError("nothing was asked")
         ask, self._asked = self._asked, None

@@ -38,7 +38,7 @@ INSTANCE_FILE = "nf-instance-id"
 
 
 def instance_of(nrf: NrfSettings | None, folder: Path) -> str:
-    """Return the NF instance id of the node: the configured one, or the one that the node has created."""
+    """Return the node's NF instance id: from the configuration, or from the state folder if the configuration has no id."""
     return nrf.instance if nrf is not None and nrf.instance is not None else own_instance(folder)
 
 

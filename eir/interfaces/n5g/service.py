@@ -74,7 +74,7 @@ class N5gService:
         self._replies: dict[str, dict[Status, Status]] = {}
 
     def configure(self, answers: dict[str, dict[Status, Status]]) -> None:
-        """Apply `answers` of the peer table: for each peer label, the statuses to send in place of the policy's statuses."""
+        """Apply replacements of the policy's statuses. `answers`: label of the peer → status by the policy → status to send."""
         self._replies = answers
 
     def answer(self, request: Http2Request, asks: Requester) -> N5gReply:

@@ -36,7 +36,7 @@ class NrfSettings:
 
     @property
     def redirect_hosts(self) -> frozenset[str] | None:
-        """Hosts to which an NRF may redirect the node, as names or addresses in lower case; None: any host."""
+        """Hosts to which an NRF may redirect the node, in lower case. None means that every host is permitted."""
         if self.redirects is None:
             return None
         return frozenset(urlsplit(uri).hostname or "" for uri in self.uri) | {
