@@ -54,7 +54,7 @@ UNTOLD, PLAIN, TOLD = range(3)  # how the sightings record a verdict: not, as pl
 
 
 class ExpressLanes:
-    """State that the fast paths (express lanes) of a worker's connections share: policy, lists, and replies by peer and status."""
+    """Data shared by the fast paths (express lanes) of all connections of a worker: policy, lists, and replies by peer and status."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies
@@ -144,7 +144,7 @@ class ExpressLane:
         return position, answered
 
     def decide(self, key: int, *about: str) -> int:
-        """Decide a check for the C code by the general policy, record the check, and return the number of the verdict.
+        """Decide a check for the C code by the general policy, record the check, and return the verdict as an integer (status and index).
 
         `about`: see _lane.Lane.take.
         """

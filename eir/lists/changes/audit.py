@@ -152,7 +152,7 @@ def load_entries(
 
 
 def sample_size(at_least: float, confidence: float = CONFIDENCE, *, of: int) -> int:
-    """Return the smallest sample size that proves the share `at_least` of right entries, provided that all answers are right.
+    """Return the smallest sample size whose answers, if all are right, prove that the share of right entries is at least `at_least`.
 
     A sample proves a share if the lower bound of `interval` is at least this share. If `at_least` is 1, the sample must
     have all entries. `of`: number of entries from which the sample is drawn.
@@ -239,7 +239,7 @@ def _log_choose(n: float, k: float) -> float:
 
 
 class Mistake(NamedTuple):
-    """Answer of an EIR that differs from the audited release. Each field is a key in the JSON report of the audit."""
+    """Wrong answer of an EIR: the audited release requires another answer. Each field is a key in the JSON report of the audit."""
 
     imei: str
     """Identifier as it was sent."""
@@ -378,7 +378,7 @@ class _Inquiry:
                     break
 
     async def _check_device(self, texts: Sequence[str], begin: float) -> None:
-        """Send checks of one device in all its forms. `begin`: time of the first check on the loop's clock."""
+        """Send one check for each form of a device's identifier. `begin`: time of the event loop's clock for the first check."""
         loop = asyncio.get_running_loop()
         wrong: list[Mistake] = []
         for number, text in enumerate(texts):

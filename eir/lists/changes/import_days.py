@@ -74,7 +74,7 @@ class DaysImport(NamedTuple):
 
 
 def seen_now(keys: Keys, firsts: Keys, now: datetime) -> FirstDays:
-    """Convert imported devices and first days to first sightings. The last sighting of each device is set to the day of `now`.
+    """Convert devices, each with its first day, to first sightings. The last sighting of each device is set to the day of `now`.
 
     Args:
         keys: devices in any order; a device may occur several times.

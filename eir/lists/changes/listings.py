@@ -104,7 +104,7 @@ class _HistoryReader:
         return parts
 
     def _count_named(self, event: Event, name: str) -> Parts:
-        """Count the devices that an event names, because an operator added or removed them."""
+        """Count the devices that an operator added or removed. The event of this change names each device."""
         before_entries = event.detail.rpartition(": ")[0]
         reason = _AFTER_REASON.sub("", before_entries, count=1)
         entries = added_by([replace(event, what=ADD)], self._kinds[name])

@@ -168,7 +168,7 @@ def parse_entries(
 
 
 def _check_command(kind: str, *, imsis: Sequence[str], tacs: bool, verbatim: bool) -> None:
-    """Raise IdentifierError if a list of this kind cannot have the entries of a command, such as TACs in a list of pairs."""
+    """Raise IdentifierError if a command has entries that a list of this kind cannot contain, such as TACs for a list of pairs."""
     if kind == TYPES:
         raise IdentifierError("a list of device types changes only by releases: eir publish --layout tacs")
     if tacs and kind != DEVICES:

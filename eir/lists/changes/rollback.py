@@ -19,8 +19,8 @@ async def roll_back(
 ) -> ListState:
     """Restore a stored earlier release of a list by undoing all later changes; return the new state of the list.
 
-    `to` is the serial of the earlier release; for a local list, the number of its change (its generation). None undoes
-    the last release. The serials of undone releases cannot be used again.
+    `to` is the serial of the earlier release; for a local list, the generation of the list after the earlier change. None
+    undoes the last release. The serials of undone releases cannot be used again.
     """
     releases = await store.releases(name)
     before = releases[0].state if releases else NO_LIST
@@ -41,12 +41,12 @@ async def roll_back(
 
 
 def release_number(state: ListState) -> int:
-    """Return the serial of a release; for a local list, the number of its change."""
+    """Return the serial of a release; for a change of a local list, the generation of the list after the change."""
     return state.serial or state.generation
 
 
 def _count_steps(name: str, before: ListState, releases: Sequence[Release], to: int | None) -> int:
-    """Return the number of releases that a rollback undoes. `to`: number of the release to restore; None: the previous release."""
+    """Count the releases that a rollback undoes. `to`: serial or generation of the release to restore; None: the previous release."""
     if len(releases) < 2:  # the release in force, and its predecessor
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, before)}")
     for steps, release in enumerate(releases[1:], 1):

@@ -1,4 +1,4 @@
-"""Parser of a data file with entries for a local list, which are all added in one atomic change."""
+"""Parser of a data file for a local list. All entries of the file are added to the list in one atomic change."""
 
 import hashlib
 import io

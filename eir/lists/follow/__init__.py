@@ -1,4 +1,4 @@
-"""Follower: keeps the lists in memory and this node's last good copy equal to the lists in the store.
+"""Follower: updates the lists in memory and this node's last good copy, so that both equal the lists in the store.
 
 It works with any store.
 """

@@ -301,7 +301,7 @@ class RecordKeeper:
                 stale[number] = weights[number]
 
     async def _apply_all(self, replica: _Replica, days: FirstDays, digest: int) -> None:
-        """Use the record of first sightings that was read from a store as the record in memory, which is still empty."""
+        """Fill the empty record of first sightings in memory with the record that was read from a store."""
         image = await asyncio.to_thread(image_of, days)
         self._digest = digest
         self._devices = len(days.keys)
@@ -468,7 +468,7 @@ class RecordKeeper:
         self._replace_pages(merged, reason)
 
     async def _tidy(self) -> None:
-        """Remove registered devices and long unseen devices from the record; add devices that are no longer registered."""
+        """Delete registered devices, and devices not seen for `remember` days, from the record; add devices no longer registered."""
         began = time.monotonic()
         await self._switch()
         before, self._before = self._before, {}

@@ -79,7 +79,7 @@ REPORT_AGAIN_S = 60.0
 
 
 class Follower:
-    """Follower of a store, which keeps an index of lists in memory up to date.
+    """Follower of a store: updates the lists in memory (index) after each change in the store.
 
     Lists that are already in the index are in force.
 

@@ -291,7 +291,7 @@ class HistoryKeeper:
                 ours = await copy.ledger(chain)
 
     def _log_heads(self, ledgers: dict[str, Ledger], settings: HistorySettings) -> None:
-        """Log number and digest of the main chain's newest record, so that the history can later be compared with the log."""
+        """Write number and digest of the main chain's newest record to the log, so that the history can later be compared with the log."""
         before = self.ledgers[MAIN]
         now = ledgers[MAIN]
         if (now.number, now.digest) != (before.number, before.digest):
@@ -437,7 +437,7 @@ async def _has_newer(store: ListStore, chain: str, theirs: Ledger, number: int) 
 
 
 async def _read_ends(store: ListStore, chain: str) -> tuple[Ledger, str]:
-    """Read the first and last records of a chain; return the chain's ledger, and the first fault or an empty text.
+    """Read the first and last records of a chain; return the chain's ledger, and a message about the first fault (empty without a fault).
 
     If the ledger cannot be read, an empty ledger is returned.
     """

@@ -128,7 +128,7 @@ def _subscribers(of: Chunk) -> Chunk:
 
 
 def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview, memoryview, memoryview]:
-    """Build arrays of TACs for the compiled fast path. A TAC is included if a list of device types gives it one of the types `to`.
+    """Build arrays of TACs for the compiled fast path. A TAC is included if a list of device types gives the TAC a type in `to`.
 
     `to` contains keys of types (device_type_key). The arrays list each TAC as a whole. If all rows that assign the type to
     a TAC have an expiry, the flag of the TAC is WHOLE_UNTIL: then the compiled lookup leaves the check to the general path.
@@ -154,7 +154,7 @@ def tacs_bound(images: Sequence[Image], to: Collection[int]) -> tuple[memoryview
 
 
 def _rows_of_pages(of: Chunk) -> Numbers:
-    """Return the number of device and IMSI pairs in each page of a chunk."""
+    """Return the number of pairs (device, IMSI) on each page of a chunk."""
     keys = begins(of.sizes)[begins(blocks_of(of.bits))]
     return np.diff(begins(of.counts)[keys])
 

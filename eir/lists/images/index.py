@@ -78,7 +78,7 @@ class PairList(DeviceList):
         return self.image is not None and self.image.has_subscriber(imsi, self.time)
 
     def is_of_type(self, device: int, types: frozenset[int]) -> bool:
-        """Return True if this list of device types assigns one of the types `types` (device_type_key) to the TAC of the device."""
+        """Return True if this list of device types assigns a type in `types` (device_type_key) to the TAC of the device."""
         return not types.isdisjoint(self.imsis(device // SNR_KEYS * SNR_KEYS))
 
     def device_bound_elsewhere(self, device: int, imsi: int) -> bool:
@@ -93,7 +93,7 @@ class PairList(DeviceList):
 
 
 class FirstSeenList(DeviceList):
-    """Record of first sightings in memory: the image that all workers share, and the newer sightings of this worker."""
+    """Record of first sightings in memory: the image that all workers share, and this worker's sightings that the image still lacks."""
 
     __slots__ = ("asked", "fresh")
 
@@ -122,7 +122,10 @@ class FirstSeenList(DeviceList):
         return None if self.image is None else self.image.first_seen(key)
 
     def day(self, key: int) -> int | None:
-        """Return the day on which a device was first seen; None if it was never seen. Newer sightings of this worker are included."""
+        """Return the day on which a device was first seen; None if it was never seen.
+
+        The day is the earliest of the first day in the shared image and the day of this worker's sighting that the image lacks.
+        """
         recorded, fresh = self.on_record(key), self.fresh.get(key)
         days = [day for day in (recorded and recorded[0], fresh) if day is not None]
         return min(days, default=None)
@@ -139,7 +142,7 @@ class FirstSeenList(DeviceList):
 
 
 class TacsOfTypes:
-    """Set of all TACs that the lists of device types assign to one of the types `types`. It can be looked up like a device list.
+    """Set of all TACs to which the lists of device types assign a type in `types`. Devices are looked up in this set as in a device list.
 
     The compiled fast path uses the arrays of the set.
     """

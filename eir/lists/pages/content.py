@@ -200,7 +200,7 @@ class _Column:
 
 
 class PairRows:
-    """Collection of rows (device, IMSI) in any order. Of equal pairs, the row with the latest expiry is used.
+    """Collection of rows (device, IMSI) in any order. If several rows have the same pair, the row with the latest expiry is used.
 
     Sorting 100 million pairs uses little more than twice the memory of the values.
     """
@@ -233,7 +233,7 @@ class PairRows:
         self._sorted = False
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat the pair of an earlier row, and how many of these differ in reason or expiry."""
+        """Return how many rows repeat an earlier row's pair, and how many repeats have another reason or expiry than the earlier row."""
         devices, imsis, reasons, until, _ = self.in_order()
         repeats = (devices[1:] == devices[:-1]) & (imsis[1:] == imsis[:-1])
         differs = (reasons[1:] != reasons[:-1]) | (until[1:] != until[:-1])
@@ -252,7 +252,7 @@ class PairRows:
             first = last
 
     def in_order(self) -> Pairs:
-        """Return all pairs, sorted by device and then by IMSI. Of equal pairs, the one with the latest expiry is first; only it is used."""
+        """Return all pairs, sorted by device, IMSI and expiry (latest first). If rows have the same pair, only the first row is used."""
         if not self._sorted:
             keys = [self._imsis.whole(), self._devices.whole()]
             if self._until.has_values:
@@ -276,7 +276,7 @@ class PairRows:
 
 
 def pair_pages(pairs: Pairs) -> list[Page]:
-    """Build the pages of a list of pairs from its sorted pairs. Of equal pairs, the first is used.
+    """Build the pages of a list of pairs from its sorted rows. If several rows have the same pair, the first row is used.
 
     A device gets the reason of its pair with the latest expiry, and its earliest date. If several pairs have the latest
     expiry, the lowest reason index counts.

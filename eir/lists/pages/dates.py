@@ -68,7 +68,7 @@ def seal_page_days(page: Page, encoded: bytes) -> Page:
 
 
 def decode_page_days(page: Page, dates: Page | None) -> PageDays:
-    """Return the day of each entry in a page from its page of dates. If this page is missing or belongs to other entries, all days are 0."""
+    """Return the day of each entry in a page from its page of dates; all days are 0 if `dates` is None or belongs to other entries."""
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
     tacs = int(page.tac is not None)
     if dates is None or not is_sealed(page, dates) or len(dates.keys) != SEAL_BYTES + 2 * (tacs + len(low)):

@@ -46,7 +46,7 @@ class TacEntry(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Entries of a list in one TAC, in stored form. Pages with equal content are equal byte for byte."""
+    """Entries that a list has in one TAC, in stored form. Pages with equal content are equal byte for byte."""
 
     number: int
     """Key // 10^6 of every identifier in the page."""

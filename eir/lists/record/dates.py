@@ -18,7 +18,7 @@ _SUFFIX = "+dates"
 
 
 def dates_name(name: str) -> str:
-    """Return the name of the second list in which a store has the dates of a list."""
+    """Return the name of the list of dates that a store has beside the list `name`."""
     return name + _SUFFIX
 
 

@@ -167,7 +167,7 @@ def rewritten_ledger(ledger: Ledger, first: Record | None, last: Record | None, 
 
 
 def overdue_records(records: Sequence[Record], ledger: Ledger, until: str, bytes_max: int | None) -> Sequence[Record]:
-    """Return the oldest records of a chain that must be deleted: those before `until`, and those above `bytes_max`.
+    """Return the records to delete, oldest first: all records before the time `until`, and more while the chain exceeds `bytes_max`.
 
     The newest record of the chain always stays.
     """

@@ -174,7 +174,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCount:
-    """Number of a list's releases with one outcome, such as `accepted`, and the time of the last one."""
+    """Number of a list's releases with the same outcome, such as `accepted`, and the time of the latest release with this outcome."""
 
     list: str | None
     outcome: str
@@ -343,7 +343,7 @@ class ListStore(Protocol):
         """
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        """Delete the oldest records of a chain: those before `until`, and those above the size limit `bytes_max`.
+        """Delete the oldest records of a chain: all records before the time `until`, and more while the chain exceeds `bytes_max`.
 
         The result is the number of deleted records.
 
@@ -362,7 +362,7 @@ class ListStore(Protocol):
 
 
 async def try_record(store: ListStore, event: Event) -> bool:
-    """Write an event to the history; return False if the store fails, instead of an exception.
+    """Write an event to the history, and return True. If the store fails, return False and raise no exception.
 
     The event has already happened, so an error of the store must not stop the caller.
     """

@@ -339,7 +339,7 @@ def distinct_signers(keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def may_be_same_person(first: str, second: str) -> bool:
-    """Return True if two principals (name patterns) have a matching name in common, ignoring case."""
+    """Return True if two principals (name patterns) can match the same name, ignoring case."""
     first = first.casefold()
     second = second.casefold()
     seen = set()

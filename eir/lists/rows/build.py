@@ -133,7 +133,7 @@ class _Singles:
         self._used = last
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat the key of an earlier row, and how many of these differ in reason or expiry."""
+        """Return how many rows repeat an earlier row's key, and how many repeats have another reason or expiry than the earlier row."""
         packed = self._packed[: self._used]
         if self._ends:
             return _repeats((packed >> _REASON_BITS,), (packed, self._until()))
@@ -253,7 +253,7 @@ class Rows:
         self.pairs.append(keys, imsis, reasons, until, dates)
 
     def repeats(self) -> tuple[int, int]:
-        """Return the number of rows that repeat the entry of an earlier row, and how many of these differ in reason or expiry.
+        """Return how many rows repeat an earlier row's entry, and how many repeats have another reason or expiry than the earlier row.
 
         A row contradicts if its reason or its expiry differs. A range or TAC is compared with other ranges and TACs, but
         not with single identifiers. `build_pages` empties the rows, so this method must be called before.
@@ -311,7 +311,7 @@ class Rows:
 
 
 def _repeats(names: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """Return the number of rows that repeat the entry of another row, and how many of these differ in reason or expiry.
+    """Return how many rows repeat another row's entry, and how many repeats have another reason or expiry than the other row.
 
     Args:
         names: columns that identify the entry of each row.

@@ -113,7 +113,7 @@ def _days_of(page: Page, low: Remainders, days: Days, spans: Iterable[DaySpan]) 
 def amend_dates(
     before: Sequence[Page], dates: Mapping[int, Page], changed: Sequence[Page], rows: RowDates
 ) -> tuple[list[Page], list[Page]]:
-    """Return the pages of dates that a change of a list replaces, and the new versions of these pages, which may be empty.
+    """Return the pages of dates that a change of a list replaces, and their new versions. A new version without dates is an empty page.
 
     Args:
         before: pages of the list before the change, with all page numbers that the change may concern.

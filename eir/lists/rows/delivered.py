@@ -105,7 +105,7 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class DataFile(AbstractContextManager["DataFile"]):
-    """Open data file of a release. The end of the `with` block closes it."""
+    """Data file of a release, opened for reading. The end of the `with` block closes the file."""
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name

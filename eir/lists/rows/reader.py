@@ -563,7 +563,7 @@ def _matches(texts: pl.Series, pattern: str) -> Mask:
 
 
 def _columns(data: bytes, plan: Plan) -> dict[str, pl.Series]:
-    """Parse CSV lines; return the needed columns without blank lines."""
+    """Parse CSV lines except blank lines; return the needed columns."""
     if data.startswith(BOM):  # the BOM of the file is already removed; polars would remove a second one
         return _columns_by_line(data, plan)
     positions = sorted(set(plan.at.values()))

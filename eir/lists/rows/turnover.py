@@ -64,13 +64,13 @@ def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) 
 
 
 def turnover(kind: str, come: int, gone: int) -> str:
-    """Format the number of added devices (or subscribers) and the number of removed ones for a person."""
+    """Format the number of added and the number of removed devices (or subscribers) as a text for operators."""
     noun = SUBSCRIBERS if kind == SUBSCRIBERS else "devices"
     return f"{come:,} {noun} come, {gone:,} go"
 
 
 def force_text(lifted: Collection[str]) -> str:
-    """Describe the effect of `--force` for a person, with the limits that it lifted."""
+    """Return a text for operators that names the limits that `--force` lifted."""
     if not lifted:
         return "--force, which lifted no limit"
     return f"--force lifted the limit on {', '.join(lifted)}"

@@ -140,7 +140,7 @@ class Watch:
         return since_pass_s >= CHANGED_AGAIN_S or any(_are_settled(group, now) for group in groups)
 
     def _changed_groups(self, listing: Listing) -> Collection[Sequence[Item]]:
-        """Return the new and changed files in groups that belong together: a manifest with its signatures, or a single file."""
+        """Return the new and changed files in groups. A group is a manifest with its signatures, or a single other file."""
         groups: dict[str, list[Item]] = {}
         for name, item in listing.items():
             if self._seen.get(name) != item:
@@ -164,7 +164,7 @@ def _are_settled(items: Iterable[Item], now: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """Open drop folder with its subfolders `accepted` and `refused`, to which processed files are moved."""
+    """Descriptors of the drop folder, and of its subfolders `accepted` and `refused` for processed files."""
 
     drop: int
     """Descriptor of the drop folder."""

@@ -433,7 +433,7 @@ def _place_release(offer: Offer, staged: Path, folder: Path) -> None:
 
 
 def load_index(folder: Path) -> FolderIndex | None:
-    """Load the present index of a publisher's folder without a check of its signature; return None if it does not exist."""
+    """Load the present index of a publisher's folder without a check of its signature; return None if the folder has no index."""
     try:
         content = (folder / INDEX).read_bytes()
     except FileNotFoundError:

@@ -47,9 +47,9 @@ UNRECORDED = frozenset({CRASH, KILLED, "memory", "time", "fault"})
 """Reasons of rejections that the process of the load cannot write to the history itself."""
 
 ATTEMPTS_MAX = 3
-"""Number of killed loads of a release after which the release is rejected."""
+"""Number of processes killed while they loaded the same release, after which the release is rejected."""
 ATTEMPTED_MAX = 100
-"""Maximum number of releases whose killed loads are counted."""
+"""Maximum number of releases that have a counter of killed processes."""
 NOT_MOVED_AGAIN_S = 600.0
 TEXT_NAME_BYTES_MAX = 240
 """Maximum number of bytes of a rejected file's name that are part of the name of its text file."""
@@ -108,7 +108,7 @@ class Pass:
 
 @dataclass(slots=True)
 class Attempts:
-    """File with the number of killed loads of each release. After ATTEMPTS_MAX killed loads a release is rejected."""
+    """File with a counter for each release: number of processes that were killed while they loaded the release, at most ATTEMPTS_MAX."""
 
     _path: Path
     _loading: str = ""
@@ -116,12 +116,13 @@ class Attempts:
 
     @contextmanager
     def one(self, digest: str) -> Iterator[None]:
-        """Increment the number of killed loads before the `with` block. Reset it to 0 after the block, unless the load was killed.
+        """Increment a release's counter of killed processes before a load; after the load, delete the counter unless a process was killed.
 
-        A load was killed if its process was killed, or if the block raises ReleaseRefused with the reason `killed`.
+        The load is the `with` block. A process was killed if the block does not end, or if the block raises ReleaseRefused with the
+        reason `killed`.
 
         Raises:
-            ReleaseRefused: `crash`, after ATTEMPTS_MAX killed loads of the release with this digest.
+            ReleaseRefused: `crash`, after ATTEMPTS_MAX processes were killed while they loaded the release with this digest.
         """
         counts = self._read()
         before = counts.pop(digest, 0)
@@ -143,11 +144,11 @@ class Attempts:
         self.forget(digest)
 
     def of(self, digest: str) -> int:
-        """Return the number of killed loads of the release with this digest."""
+        """Return how many processes were killed while they loaded the release with this digest."""
         return self._read().get(digest, 0)
 
     def forget(self, digest: str = "") -> None:
-        """Delete the number of killed loads of the release `digest`. An empty `digest` means the release that is being loaded."""
+        """Delete a release's counter of killed processes. `digest`: digest of the release; empty: the release that is being loaded."""
         counts = self._read()
         counts.pop(digest or self._loading, None)
         self._write(counts)
