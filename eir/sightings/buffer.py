@@ -37,7 +37,7 @@ OVER_RATE, NOT_TAKEN = "rate", "buffer"
 
 
 class CheckKind(NamedTuple):
-    """Values that a group of checks has in common. Each field is a column of the record of checks. None: the checks have no such value."""
+    """Values that a group of checks has in common. Each field is a column of the record of checks. A field without a value is None."""
 
     origin_host: str | None = None
     origin_realm: str | None = None

@@ -28,7 +28,7 @@ class Engine(Protocol):
     """Interface of an SQL engine with named tables. Callers write all SQL in DuckDB's dialect."""
 
     def define(self, name: str, select: str) -> None:
-        """Create a table from the result of a SELECT, or replace it. The SELECT may read the old table of this name."""
+        """Create or replace the table `name` from the result of a SELECT. The SELECT may read the table that is replaced."""
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
         """Create a table from rows of values. `columns`: name → SQL type."""

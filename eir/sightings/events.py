@@ -77,7 +77,7 @@ class Events:
             group[2] += 1
 
     def due(self, now: float, subscribers: Subscribers, listed_max: int = 0) -> list[dict[str, Any]]:
-        """Return the events to send now: first one for each group of similar checks, then events about newly listed devices.
+        """Return the events to send now: first the events of groups of similar checks, then events about newly listed devices.
 
         `now` in seconds. `listed_max`: maximum number of events of newly listed devices. They wait while there is no room
         under the maximum rate. Other events above the rate are dropped and counted.

@@ -1,4 +1,4 @@
-"""Figures of a month for the public: counts of devices by list, reason, maker and peer, with small counts suppressed.
+"""Public statistics of one month: counts of devices by list, reason, maker and peer. Small counts are suppressed.
 
 Three steps make sure that no published number stands for fewer than ten devices, and that none can be computed from the others:
 
@@ -68,7 +68,7 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(slots=True)
 class FigureTally:
-    """Exact numbers of one figure: total, and number for each name in each dimension."""
+    """Exact counts of one published figure: the total, and a count for each row (name) of each table (dimension)."""
 
     total: Counter[str] = field(default_factory=Counter)
     by: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
@@ -141,7 +141,7 @@ def _values(figure: Figure, numbers: Counter[str], text: str) -> dict[str, Value
 
 
 def _place(row: Document) -> tuple[int, str]:
-    """Return the sort key of a table row. Rows with more devices come first, rows with a hidden number last, equal rows by name."""
+    """Return the sort key of a table row: most devices first, hidden counts last. Rows with equal counts are sorted by name."""
     devices = row[DEVICES]
     return (-devices if isinstance(devices, int) else 0), row["name"]
 

@@ -41,7 +41,7 @@ def _known_fields(names: Container[str], record: str | bytes | dict[str, Any]) -
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """Return an error message if stored data has a newer format, so that this program may only read it; otherwise None.
+    """If stored data has a newer format than this program supports, return the message that the program only reads the data; otherwise None.
 
     Data without a format version (`form` None) is old.
     """
@@ -130,7 +130,7 @@ def _invalid_field(state: ListState) -> str | None:
 
 
 def decode_ledger(text: str | bytes) -> Ledger:
-    """Decode the ledger (size, newest number and digest) of a chain of the history from JSON text.
+    """Decode JSON text to a ledger: size, newest number and digest of one chain of the history.
 
     Raises:
         StoreError: `corrupt`.

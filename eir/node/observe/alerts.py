@@ -40,7 +40,7 @@ class Trouble(NamedTuple):
 
 
 class RecentMetrics:
-    """Present metrics of a node, and the increase of its counters in each of the past minutes."""
+    """Current metrics of a node, and the increase of the node's counters in each past minute."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -114,7 +114,7 @@ class RecentMetrics:
 
 
 def _totals(minutes: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the sum of blocked checks and the sum of all checks over some minutes. Each minute is a pair of the two numbers."""
+    """Add up the blocked checks and all checks of several minutes. The argument has a pair (blocked, all) for each minute."""
     return sum(blocked for blocked, _ in minutes), sum(checks for _, checks in minutes)
 
 
@@ -222,7 +222,7 @@ def _peers_without_identity(recent: RecentMetrics) -> Iterator[str]:
 
 
 def _within(name: str, after_s: float, until_s: float) -> Condition:
-    """Return an alert condition that yields each list whose time in the metric `name` is `after_s` to `until_s` seconds from now."""
+    """Return an alert condition: a list's time in the metric `name` is from now + `after_s` to now + `until_s`. It yields these lists."""
 
     def lists(recent: RecentMetrics) -> Iterator[str]:
         for name_of_list, at in recent.values(name, "list").items():
@@ -240,7 +240,7 @@ def _overdue_lists(recent: RecentMetrics) -> Iterator[str]:
 
 
 def _exceeds_patience(name: str) -> Condition:
-    """Return an alert condition that yields each list whose time in the metric `name` is longer ago than the list's `source.patience`."""
+    """Return an alert condition: the age of a list's time in the metric `name` exceeds `source.patience`. It yields these lists."""
 
     def lists(recent: RecentMetrics) -> Iterator[str]:
         since = recent.values(name, "list")
@@ -396,5 +396,5 @@ _PATTERNS = [(re.compile(".*".join(map(re.escape, text.split("{}"))), re.DOTALL)
 
 
 def alert_of(status_text: str) -> str | None:
-    """Return the name of the alert whose runbook entry explains this text of `eir status`; None without such an alert."""
+    """Return the name of the alert to which a text of `eir status` belongs; None if the text belongs to no alert."""
     return next((alert for pattern, alert in _PATTERNS if pattern.fullmatch(status_text)), None)

@@ -344,7 +344,7 @@ class ReadOnlyRunner:
                 await process.wait()
 
     async def check(self, identifier: str) -> str:
-        """Run `eir check` for an identifier; return the output, or the text of an error. Empty for an empty identifier."""
+        """Run `eir check` for an identifier; return the output or an error text. If the identifier is empty, return an empty string."""
         if not identifier:
             return ""
         if not identifier.isalnum():

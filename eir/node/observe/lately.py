@@ -98,7 +98,7 @@ class ReleaseTimes:
         """Number of releases put in force up to the last read of the history, by list."""
 
     async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
-        """Update the release times of each list with a new release since the last call. The times are read from the store's history.
+        """Read the store's history for each list that has had a new release since the last call, and update the list's release times.
 
         Raises:
             StoreError: if the store cannot be read.

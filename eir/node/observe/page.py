@@ -321,7 +321,10 @@ def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
 
 
 def _ending(shown: PageContent) -> str:
-    """Render a chart: periods of grace that end, by day. If the node records no first sightings, return an empty element."""
+    """Render a chart with a bar for each day: number of devices whose period of grace ends on this day.
+
+    If the node records no first sightings, the function returns an empty element.
+    """
     if shown.ending is None:
         return "<div class=live id=ending></div>"
     return _section("ending", "Periods of grace that end", _ends_by_day(shown.ending, shown.now.date()))

@@ -180,7 +180,7 @@ class NodeHealth:
             self._report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
 
     def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
-        """Return the document of `eir status`: Nagios state and code, a summary line, and numbers.
+        """Return the document of `eir status`: Nagios state and code, a summary line, and data about workers, lists, peers and checks.
 
         `alerts`: alerts whose conditions hold. An alert that another warning names already is left out.
         """
@@ -318,7 +318,7 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
 
 
 def _unconnected_row(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge a peer's rows without an open connection into at most one row of `eir peers`.
+    """Select the rows of a peer that have no open connection, and merge them into at most one row of `eir peers`.
 
     This row sums all ended connections. A row without any connection is returned only if the peer has no other row.
     """

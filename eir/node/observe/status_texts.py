@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class StatusText(Enum):
-    """Alert and text of each condition; `{}` in the text stands for a value."""
+    """Conditions in `eir status`. Each member has the name of an alert, and a text in which `{}` stands for a value."""
 
     LIST_MISSING = "EirListMissing", "list {} has never been loaded"
     NO_WORKER = "EirDown", "no worker answers"

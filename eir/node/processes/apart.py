@@ -65,7 +65,7 @@ class NoOutcome(EirError):
 
 
 def progress_over(channel: Channel) -> Progress:
-    """Return a function that sends the progress of a task to the caller of its process."""
+    """Return a function that sends the progress of a task over the channel to the process that requested the task."""
     return lambda *done: channel.notify(PROGRESS, *done)
 
 

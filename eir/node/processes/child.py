@@ -174,7 +174,7 @@ class Children:
         task.add_done_callback(self._keeping.discard)
 
     def stop(self) -> None:
-        """Restart no child from now on."""
+        """Disable the restart of children that end."""
         self._stopping = True
 
     async def end(self, within_s: float) -> bool:

@@ -143,7 +143,7 @@ class Commands:
         return document
 
     async def _in_force(self) -> dict[str, Any]:
-        """Return the configuration and lists in force, so that a command can compare them with file and store."""
+        """Return the configuration and the lists in force. A command compares them with the configuration file and the store."""
         reports = await self._overview.workers.reports()
         if not reports:
             raise EirError("no worker has its lists yet; try again in a moment")

@@ -146,7 +146,7 @@ class _FollowerProcess:
         self._channel.notify("counted", self._counters(), latest="counted")
 
     def _ending(self) -> Mapping[str, int] | None:
-        """Count the periods of grace that end on each of the next days. Return None if the node records no first sightings."""
+        """Count by date the devices whose period of grace ends within AHEAD_DAYS. If first sightings are not recorded, return None."""
         if self._keeper is None:
             return None
         return count_ends(self._config.policy, self._keeper.first_days, self._record.today)
@@ -187,7 +187,7 @@ class _FollowerProcess:
             self._keeper.note(sighted)
 
     def _registered_device_lists(self) -> list[DeviceList]:
-        """Return the lists of registered devices, whose first sightings are not recorded because they need no period of grace."""
+        """Return the lists of registered devices. Registered devices need no period of grace, so their first sightings are not recorded."""
         return [self._index.lists[name] for name in self._config.registering]
 
     def _configure(self, config: Config) -> None:
@@ -218,7 +218,7 @@ def _trim(_before: Image | None) -> None:
 
 
 class Followed:
-    """Supervisor's part of the follower: lists in force for all workers, and status of the follower."""
+    """Object in the supervisor that starts the follower process, and stores the follower's last status and the lists in force."""
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config = config
@@ -282,7 +282,7 @@ class Followed:
         self.child.notify("first_seen", sighted)
 
     def send_all(self, channel: Channel) -> None:
-        """Send a process all lists in force, and then `complete` if the follower has sent all lists."""
+        """Send all lists in force to a new worker. If the follower has sent all lists, then also call the worker's handler `complete`."""
         for listed, image in self._lists.values():
             send_list(channel, listed, image)
         if self._complete:
@@ -298,7 +298,7 @@ class Followed:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Send the follower a configuration that the workers have already applied. It names the lists to follow from now on."""
+        """Send a new configuration to the follower after the workers have applied it. The configuration names the lists to follow."""
         self._config = config
         kinds = kinds_of(config)
         for name, (listed, _) in list(self._lists.items()):

@@ -46,7 +46,7 @@ DRAIN_S = 3.0
 
 
 class ServiceProcess:
-    """Supervisor's part of an HTTP/1.1 interface with its own process: listeners, settings and faults."""
+    """Object in the supervisor that starts the process of an HTTP/1.1 interface, opens the listeners, and stores the interface's faults."""
 
     def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
         self.interface = interface

@@ -185,7 +185,7 @@ class ListedSearch:
         return events
 
     async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
-        """Return a map from single entries to the history events that added them to a local list since the last search.
+        """Return the history events that have added single entries to a local list since the last search, by entry.
 
         The map is empty for other lists. From the history event all nodes compute the same id of an event, even if a node receives
         several changes of a local list at once. If the store is away, the id depends on the generation of the list.

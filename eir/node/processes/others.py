@@ -60,7 +60,7 @@ class OtherProcesses:
             self._children.start(child)
 
     async def start_services(self, loaded: Loaded) -> None:
-        """Open the listeners of each interface that has its own process, such as the feed. Start the process.
+        """For each interface that has its own process, such as the feed: open the listeners, then start the process.
 
         Raises:
             EirError: if a listener cannot be opened.
@@ -92,11 +92,11 @@ class OtherProcesses:
         return snapshots + [service.snapshot() for service in self._services]
 
     def stop(self) -> None:
-        """Restart no process from now on."""
+        """Disable the restart of processes that end."""
         self._children.stop()
 
     async def end(self) -> bool:
-        """End all processes, the workers with their connections first.
+        """Stop all processes, and wait for their end. The workers are stopped first, and close their connections.
 
         Returns false if a process had to be killed. Killed processes of children with `is_spared` do not count.
         """

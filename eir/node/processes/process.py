@@ -20,7 +20,7 @@ from eir.node.processes.priority import lower_priority
 
 
 class ThisProcess:
-    """Log, channel to the supervisor, and jobs of the running process."""
+    """Running process of a node: its log, its channel to the supervisor, and its jobs."""
 
     def __init__(self, end: socket.socket, worker: int | None) -> None:
         """Create the log, the channel to the supervisor, and the jobs of this process.

@@ -114,7 +114,7 @@ class Pulling:
         self._bytes: Counter[str] = Counter()
 
     def apply(self) -> None:
-        """Start a job for each source in the settings in force, and stop the jobs of all other sources."""
+        """Apply the settings in force: start a job for each new or changed source, and stop the jobs of removed sources."""
         sources = self._sources()
         for name, source in list(self._pulled.items()):
             if sources.get(name) != source:

@@ -155,7 +155,7 @@ class _Recorder:
             task.cancel()
 
     async def write_now(self) -> None:
-        """Write all messages that have arrived to disk, and wait until this is done."""
+        """Receive all messages that the workers have sent, write them to disk, and wait until they are written."""
         self._receive(all_of_it=True)
         await self._writer.flush()
 
@@ -285,7 +285,7 @@ QUEUE, REFUSED, RATE = "queue", "refused", "rate"
 
 
 class Recorded:
-    """Supervisor's part of the recorder: child process, socket for messages from workers, requests and counters."""
+    """Object in the supervisor that starts the recorder process, sends requests to the recorder, and stores the recorder's counters."""
 
     def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -41,7 +41,7 @@ class Sources:
         self._pulling.apply()
 
     def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
-        """Send the lists' sources the acknowledgements of releases that are due.
+        """Send acknowledgements of releases to the sources of the lists, if acknowledgements are due.
 
         `reports`: status of each worker, which shows the releases in force.
         """

@@ -120,7 +120,7 @@ class Starter:
         self._thread = ThreadPoolExecutor(1, NAME)
 
     def fork(self) -> None:
-        """Fork the first starter process from this process, whose memory it shares.
+        """Fork this process to start the first starter. The starter shares the memory of this process.
 
         This process must have neither an event loop nor a thread.
         """

@@ -103,7 +103,10 @@ def upgrade_form(folder: Path, report: Report) -> None:
 
 
 def _is_running(folder: Path) -> bool:
-    """Return true if the node that uses the state folder answers a ping with RUNNING. Without an answer the node may be stopping."""
+    """Return true if the node that uses the state folder answers a ping with RUNNING.
+
+    Without an answer, the function returns false: the node may be stopping.
+    """
     with suppress(ControlError):
         answer = ask(folder, PING, timeout_s=PING_S)
         return bool(answer == RUNNING)

@@ -217,14 +217,14 @@ class Supervisor:
         return False
 
     def _report_missing(self, lists: Sequence[str]) -> None:
-        """Log which lists have never been loaded. If the start waits for them, send a status text to the service manager."""
+        """Log the lists that have never been loaded. If the start of the node waits for these lists, inform the service manager."""
         boot = self._configuration.config.boot_without_lists
         self._log.report("lists_missing", level="warning", lists=",".join(lists), boot_without_lists=boot)
         if boot == "refuse":  # the service manager may delay the loader until the node has started
             notify_service(READY, f"STATUS=opens no listener before these lists are loaded: {', '.join(lists)}")
 
     async def _listen(self) -> None:
-        """Open the listeners, connect to peers, and start the jobs of a serving node.
+        """Open the listeners, connect to peers, and start the repeated jobs that the node runs while it serves peers.
 
         Raises:
             EirError: if a listener cannot be opened.

@@ -22,7 +22,7 @@ class Takeover:
     """Queue of lists that a worker receives and puts in force one after another."""
 
     def __init__(self, index: Index, process: ThisProcess, switched: Callable[[], object]) -> None:
-        """Create an empty queue. `switched`: called after each list that is put in force."""
+        """Create an empty queue. `switched`: function to call each time that a list has been put in force."""
         self._index = index
         self._process = process
         self._switched = switched

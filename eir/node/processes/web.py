@@ -111,7 +111,7 @@ class Web:
 
 @cache
 def _advice_page() -> HttpResponse:
-    """Read deploy/RUNBOOK.md and render its page of advice.
+    """Read deploy/RUNBOOK.md, and render the web page with the runbook's advice on alerts.
 
     A wheel has the file beside this module (setup.py).
     """

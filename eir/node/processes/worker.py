@@ -493,7 +493,7 @@ class Worker:
         return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
-        """Return the rows of `eir peers` from this worker: its connections, and peer table entries without a connection to it.
+        """Return this worker's rows of `eir peers`: its connections, and entries of the peer table for peers that are not connected to it.
 
         A row of an entry without a connection may have no protocol.
         """

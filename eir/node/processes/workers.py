@@ -1,4 +1,4 @@
-"""Supervisor's side of the workers: their settings, calls to them, and the table of all connections of peers.
+"""Workers, as the supervisor manages them: their settings, calls to workers, and the table of all connections of peers.
 
 The table decides which connections of a peer may stay open (eir.wire.diameter.admission). For this, the workers report events of
 their connections, and receive orders. The counters of an ended worker are kept here.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """Running worker as the supervisor sees it: process, connections and whether it accepts connections."""
+    """Supervisor's data about a running worker: process, open connections, and whether the worker accepts connections."""
 
     child: Child
     process: Process
@@ -181,7 +181,7 @@ class Workers:
             worker.channel.notify("first_seen_rejected", peer, keys)
 
     def complete(self) -> None:
-        """Inform every worker that the supervisor has sent it all lists."""
+        """Inform every worker that it has received all lists."""
         for worker in self._workers.values():
             worker.channel.notify("complete")
 
@@ -228,7 +228,7 @@ class Workers:
             self._not_away.add(label)
 
     def _order(self, orders: Sequence[Order]) -> None:
-        """Send each order about a connection, such as to close it, to the worker that has this connection."""
+        """Send orders about connections, such as to close a connection. Each order goes to the worker that has the connection."""
         for order in orders:
             worker = self._workers.get(process_of(order.connection))
             if worker is not None:
@@ -342,7 +342,7 @@ class Workers:
         await self._ask_all("set_keys", lambda _: (keys,))
 
     async def trace(self, sought: TraceFilter | None) -> None:
-        """Let all workers report the checks that match this filter. None: no checks."""
+        """Let all workers report the checks that match the filter `sought`. If the filter is None, workers report no checks."""
         self._sought = sought
         await self._ask_all("trace", lambda _: (sought,))
 

@@ -245,7 +245,7 @@ class RedisStore(PageSetStore):
         await history.rewrite(self.link, batches, folds, after=after, seen=seen, exact=exact, chain=chain)
 
     async def trim_history(self, until: str, bytes_max: int | None, event: Event | None, chain: str = MAIN) -> int:
-        """Delete the oldest records of a chain of the history, and append `event`, which must not be None.
+        """Delete the oldest records of a history chain by the limits `until` and `bytes_max`, and append `event`, which must not be None.
 
         The command that appends the event also trims the stream, so the Redis user needs no further permission.
         """

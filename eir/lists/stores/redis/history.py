@@ -1,4 +1,4 @@
-"""History in Redis: its chains as streams, its counts of refusals, and its ledgers, all under one hash tag.
+"""History of lists in Redis: chains of records as streams, counts of refused releases, and ledgers, all under one hash tag.
 
 The module does not depend on lists.
 
@@ -87,7 +87,7 @@ async def read_chain(link: RedisClient, chain: str = MAIN) -> StoredChain:
 
 
 async def newer(link: RedisClient) -> str | None:
-    """Return an error message if the history has a newer format, so that this program may only read it; otherwise None."""
+    """If the history has a newer format than this program supports, return the message that the program only reads it; otherwise None."""
     try:
         (form,) = await link.execute("HMGET", LEDGER, "form")
     except StoreError as error:
@@ -186,7 +186,7 @@ async def _is_stored(link: RedisClient, pipe: Any, stream: str, event: Event) ->
 
 
 async def _recover_ledger(link: RedisClient, execute: Execute, chain: str, stored_chain: StoredChain) -> StoredChain:
-    """Return a chain of the history. If Redis has lost its ledger (size and end), rebuild the ledger from the stream.
+    """Return a history chain with its ledger (size and end). If Redis has lost the ledger, rebuild the ledger from the chain's stream.
 
     The chain then continues after its newest record.
     """
@@ -240,7 +240,7 @@ async def _read_batches(link: RedisClient, execute: Execute, stream: str, after:
 
 
 async def read_folds(link: RedisClient) -> list[Fold]:
-    """Return all folds of the history. A fold counts the rejections of one day with equal list, sender and reason."""
+    """Return all folds of the history. A fold counts the refused releases of one day that have the same list, sender and reason."""
     with link.decoding():
         return await _read_folds(link.execute)
 
@@ -420,7 +420,9 @@ def _text_size(records: Sequence[Record]) -> int:
 
 
 async def trim(link: RedisClient, until: str, bytes_max: int | None, event: Event, chain: str) -> int:
-    """Delete from a chain the records before `until` and the oldest records above `bytes_max`; return the number of deleted records.
+    """Delete the records of a chain before `until`, and further oldest records until the chain has at most `bytes_max`.
+
+    The function returns the number of deleted records.
 
     The records are deleted in portions.
     """

@@ -342,7 +342,7 @@ _TEXTS: dict[tuple[type[Exception], ...], str] = {
 
 
 def error_text(error: Exception) -> str:
-    """Return the text of an error for people, without socket tuples, objects and class names of Python."""
+    """Format an error of the Redis library for users: remove Python class names, object texts and socket tuples."""
     text = str(error)
     no_master = re.match(r"No master found for '(.+?)'", text)  # the text continues with objects of the library
     if no_master is not None:

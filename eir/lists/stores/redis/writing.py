@@ -121,7 +121,7 @@ async def _append_pending_after_repair(link: RedisClient, row: ListRow) -> None:
 
 
 async def append_pending(link: RedisClient, row: ListRow) -> None:
-    """Append the event of a list's last write to the history, unless its writer has done so."""
+    """Append the event of a list's last write to the history, unless the history already has this event."""
     await history.append(link, row.event, (row.name, row.change))
 
 
@@ -191,7 +191,10 @@ async def _pages_to_restore(link: RedisClient, name: str, row: ListRow, kept: Ke
 
 
 async def _count_fields(link: RedisClient, row: ListRow, planned: Write[PageSet]) -> Write[PageSet]:
-    """Return a planned write with the field counts that its page sets will have. Copy the replaced pages if a rollback needs them."""
+    """Compute the number of Redis fields in each page set after a planned write, and return the write with these numbers.
+
+    If a rollback needs the replaced pages, copy them to a page set of their own.
+    """
     after, replaced_set = planned.after, planned.replaced_set
     page_set, kept = after.page_set, after.kept
     replaced = await read_each(link, row, page_set, [page.number for page in planned.pages])

@@ -1,4 +1,4 @@
-"""History in the SQLite file: its chains, its counts of refusals, and its ledgers.
+"""History of lists in the SQLite file: chains of records, counts of refused releases, and ledgers.
 
 The tables `records` and `feed_records` are the chains, number → text, and can be queried with SQL. The table `refusals` has
 key → text (eir.lists.record.history). The table `ledger` has the ledger of each chain as JSON.
@@ -72,7 +72,7 @@ def append(db: sqlite3.Connection, event: Event | None) -> None:
 
 
 def _newest_main_number(db: sqlite3.Connection, chain: str) -> int | None:
-    """Return the newest record number of MAIN, which each new record of FEED contains; None if `chain` is MAIN."""
+    """If `chain` is FEED, return the number of the newest record in MAIN, for new records of FEED; otherwise return None."""
     return ledger(db).number if chain == FEED else None
 
 
@@ -108,7 +108,7 @@ def some_records(db: sqlite3.Connection, after: int, chain: str) -> list[Record]
 
 
 def folds(db: sqlite3.Connection) -> list[Fold]:
-    """Return all folds of the history. A fold counts the rejections of one day with equal list, sender and reason."""
+    """Return all folds of the history. A fold counts the refused releases of one day that have the same list, sender and reason."""
     return [Fold(*row) for row in db.execute("SELECT key, text FROM refusals")]
 
 
@@ -156,7 +156,9 @@ def rewrite(
 
 
 def trim(db: sqlite3.Connection, until: str, bytes_max: int | None, event: Event | None, chain: str) -> int:
-    """Delete from a chain the records before `until` and the oldest records above `bytes_max`; return the number of deleted records.
+    """Delete the records of a chain before `until`, and further oldest records until the chain has at most `bytes_max`.
+
+    The function returns the number of deleted records.
 
     The records are deleted in portions, each in one transaction.
     """
@@ -183,7 +185,7 @@ def _insert_records(db: sqlite3.Connection, records: Sequence[Record], chain: st
 
 
 def _insert_folds(db: sqlite3.Connection, new: Sequence[Fold]) -> Sequence[Fold]:
-    """Store folds (counts of refusals), and delete and return the oldest folds above FOLDS_MAX."""
+    """Store new folds (counts of refused releases). If there are then more than FOLDS_MAX folds, delete the oldest and return them."""
     db.executemany("INSERT OR REPLACE INTO refusals VALUES (?, ?)", new)
     (count,) = db.execute("SELECT count(*) FROM refusals").fetchone()
     if count <= FOLDS_MAX:
