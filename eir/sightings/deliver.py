@@ -80,7 +80,7 @@ class EventSender:
             self._not_empty.set()
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove the IMSI or number of these subscribers from queued events."""
+        """Remove these subscribers from queued events: their IMSI and MSISDN become null."""
         for event in self.waiting:
             if event.get("previous") in subscribers:
                 event["previous"] = None

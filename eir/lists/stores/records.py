@@ -41,7 +41,7 @@ def _known_fields(names: Container[str], record: str | bytes | dict[str, Any]) -
 
 
 def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """If stored data has a newer format than this program supports, return the message that the program only reads the data; otherwise None.
+    """If stored data has a newer format than this program supports, return the message that it only reads the data; otherwise None.
 
     Data without a format version (`form` None) is old.
     """

@@ -119,7 +119,7 @@ class Commands:
         self._report = report
 
     def by_name(self) -> Mapping[str, Command]:
-        """Return the function of each command by the command's name."""
+        """Return all commands of the control socket: map from the name of a command to its function."""
         return {
             PING: lambda _: STOPPING if self._is_stopping() else RUNNING,
             "status": lambda _: self._status(),

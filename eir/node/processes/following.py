@@ -116,7 +116,7 @@ class _FollowerProcess:
             )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
-        """Return the follower's functions that the supervisor may call, by name."""
+        """Return the follower's functions that the supervisor may call: map from name to function."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "first_seen": self._note_sightings,

@@ -154,7 +154,7 @@ class _InterfaceProcess:
         """Number of connections that were rejected, or closed for a fault, by reason."""
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
-        """Return the functions that the supervisor may call, by name."""
+        """Return the functions that the supervisor may call: map from name to function."""
         return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
 
     async def drain(self) -> None:

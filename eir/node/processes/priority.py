@@ -72,7 +72,7 @@ class IdlePriority:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Run a `with` block with this process at idle priority. Blocks may overlap."""
+        """Keep this process at idle priority during a `with` block. Blocks may overlap."""
         self._depth += 1
         if self._depth == 1 and self.permitted:
             for thread in _threads():

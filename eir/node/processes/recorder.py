@@ -119,7 +119,7 @@ class _Recorder:
         )  # fmt: skip
 
     def handlers(self) -> Handlers:
-        """Return the functions that the supervisor may call, by name."""
+        """Return the functions that the supervisor may call: map from name to function."""
         return {
             "write": self.write_now, "forget": self.forget, "baseline": self._search.set_baseline,
             "put_in_force": self._search.queue_search,

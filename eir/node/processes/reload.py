@@ -81,7 +81,7 @@ class Reload:
         return "; ".join([result, *advice])
 
     async def poll_file(self) -> None:
-        """Read the configuration file if it has changed, to detect faults. If `on_change` is set, reload it."""
+        """Detect a change of the configuration file, and the file's faults. If `on_change` is set, reload the changed configuration."""
         has_changed = await self._configuration.has_file_changed()
         if has_changed and self._on_change:
             await self.reload_and_log("file")

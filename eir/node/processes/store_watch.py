@@ -1,4 +1,4 @@
-"""Poll of the store by the supervisor: outcomes of releases, history, and format version of the data.
+"""Watcher of the store in the supervisor: polls outcomes of releases, the history, and the format version of the data.
 
 The supervisor opens the store for each poll, and closes it afterwards.
 """
@@ -24,10 +24,10 @@ UNKNOWN_LIST = "unknown"
 
 
 class StoreWatch:
-    """Poll of the store by the supervisor, with the results of the last poll."""
+    """Watcher in the supervisor that polls the store, and keeps the results of the last poll."""
 
     def __init__(self, config: Callable[[], Config], *, report: Report) -> None:
-        """Create the poll of the store; nothing is read yet. `config`: function that returns the settings in force."""
+        """Create the watcher, without reading the store yet. `config`: function that returns the settings in force."""
         self._config = config
         self._report = report
         settings = config()

@@ -236,7 +236,7 @@ class Worker:
         return node
 
     def handlers(self) -> Handlers:
-        """Return the functions that the supervisor may call, by name."""
+        """Return the functions that the supervisor may call: map from name to function."""
         return {
             "connection": self.connection, "put_in_force": self.lists.enqueue, "complete": self.lists.complete,
             "prepare": self.prepare, "take_over": self.apply_prepared, "order": self.node.obey, "dial": self.dial,
