@@ -74,7 +74,7 @@ class FigureTally:
     by: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
 
     def add(self, devices: int, **names: str) -> None:
-        """Add a number of devices to the total, and to one row of each given dimension. `names`: dimension → name of the row."""
+        """Add `devices` to the total count of devices, and to one row of each dimension in `names` (dimension → row's name)."""
         self.total[DEVICES] += devices
         for dimension, name in names.items():
             self.by[dimension][name][DEVICES] += devices
@@ -207,7 +207,7 @@ def _sums(figure: Figure, rows: Sequence[Document]) -> dict[str, Value]:
 
 
 def _sum(values: Sequence[Any]) -> Value:
-    """Add up numbers. If any of them is hidden, return WITHHELD. A single hidden number is returned unchanged."""
+    """Return the sum of the values. If one of several values is hidden, return WITHHELD; if the only value is hidden, return its text."""
     if any(value in (FEW, WITHHELD) for value in values):
         return str(values[0]) if len(values) == 1 else WITHHELD
     return sum(map(operator.index, values))

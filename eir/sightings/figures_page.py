@@ -44,7 +44,7 @@ def _total(title: str, part: Document) -> str:
 
 
 def _charts(figure: Figure, part: Document) -> str:
-    """Render a figure as one bar chart for each dimension that has rows, with a table if the figure counts attempts."""
+    """Render one bar chart for each dimension of a figure that has rows. If the figure counts attempts, render also one table per chart."""
     charts, tables = "", ""
     for dimension, rows in part["by"].items():
         if rows:

@@ -151,7 +151,7 @@ def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
 
 
 def _rows_of_peers(path: Path) -> Counter[str]:
-    """Return the number of rows of each peer in a file of the record; empty if the file is unreadable or lacks these numbers."""
+    """Read from the metadata of a record file how many rows each peer has; return an empty Counter if the metadata cannot be read."""
     import polars as pl  # noqa: PLC0415 - the process that writes has imported it already
 
     with suppress(OSError, ValueError, pl.exceptions.PolarsError):

@@ -147,7 +147,7 @@ def _usual_versions(phones_by_version: Mapping[int, int]) -> tuple[int, ...]:
 
 
 def _is_of_model(versions: Sequence[int], usual: Sequence[int]) -> bool | None:
-    """Return whether a phone with these software versions is of a model with the versions `usual`; None if this is unknown."""
+    """Compare a phone's software `versions` with a model's `usual` versions; return whether the phone is of this model, None if unknown."""
     if not versions or not usual:
         return None
     if not set(versions).isdisjoint(usual):

@@ -166,7 +166,7 @@ def judge(
 
 
 def _fill_inputs(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac], cases: Mapping[int, bool]) -> None:
-    """Create three tables: positions from the settings, TACs from the lists, and devices that operators have confirmed."""
+    """Create three tables: positions of origins from the settings, TACs from the lists, and devices that operators have confirmed."""
     places = [(origin, *place) for origin, place in settings.origins.items()]
     engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
@@ -273,7 +273,7 @@ def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> Non
 
 
 def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
-    """Return the correction of a condition's log odds, computed from the operators' decisions.
+    """Return the correction to add to the log odds of devices with the same main condition, computed from operators' decisions.
 
     `decisions`: for each device its log odds, and True if the device was confirmed.
 

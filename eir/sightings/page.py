@@ -302,7 +302,7 @@ def bars(title: str, caption: str, counts: Mapping[str, int | str]) -> str:
 
 
 def count_text(count: int | str) -> str:
-    """Format a count of devices for a page. A text in place of a hidden count is returned unchanged."""
+    """Format a count of devices for a page. If the count is hidden, `count` is already a text, and is returned unchanged."""
     return count if isinstance(count, str) else f"{count:,}"
 
 

@@ -120,7 +120,7 @@ def _count_refused(tally: FigureTally, parts: pl.DataFrame, reasons: pl.DataFram
 
 
 def _count_returned(tally: FigureTally, accepted: pl.DataFrame, reasons: pl.DataFrame, maker: Maker) -> None:
-    """Count the devices that a list refused last, that were accepted later, and that are no longer in this list.
+    """Count the devices that were accepted after their last refusal by a list, and that are no longer in this list.
 
     Args:
         tally: receives the counts.

@@ -40,7 +40,7 @@ SEARCHED_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class SearchTerms:
-    """Search for an identifier that a person entered: as a device, as an IMSI, or as both."""
+    """Identifier that a person entered, parsed for a search: as a device, as an IMSI, or as both."""
 
     device: int | None
     """Key of eir.device."""
@@ -195,7 +195,7 @@ def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
 
 
 def _paths_since(state: Path, since: datetime | None) -> list[str]:
-    """Return the files of the record that may have checks since a time; None: all files."""
+    """Return the files of the record that may have checks since the time `since`. If `since` is None, return all files."""
     return [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
 
 

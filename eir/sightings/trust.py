@@ -71,7 +71,9 @@ def _victims_by_group(reports: Iterable[tuple[int, str, str]]) -> Mapping[Group,
 
 
 def _worst_first(doubtful: Sequence[tuple[Group, set[int], float]]) -> set[str]:
-    """Choose the reporters (origins or peers) to distrust. Add one group of reporters at a time, each time the worst remaining group.
+    """Return the reporters (origins or peers) to distrust.
+
+    In each step, distrust the group with the most suspicious devices per ordinary phone among the remaining groups.
 
     The suspicious devices that a selected group explains no longer count against the remaining groups.
     """

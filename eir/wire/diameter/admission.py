@@ -116,7 +116,7 @@ class AdmissionControl(Protocol):
         """Report that a peer's oldest connection answered a DWR (`ProbeOldest`); return the order to refuse the peer's new connection."""
 
     def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Report that a connection or an attempt to connect has ended; return the orders for connections of the same peer that waited for this end."""
+        """Report the end of a connection or connection attempt; return the orders for waiting connections of the same peer."""
 
 
 class Admission:
@@ -195,12 +195,12 @@ class Admission:
         return [Refuse(other, ELECTION_LOST, "election_lost", "our own connection is open") for other in lost]
 
     def alive(self, connection: int) -> list[Order]:
-        """Refuse the peer's new connection, because its older `connection` has answered a DWR. Without a new connection return []."""
+        """Return the order to refuse the new connection that waits for the place of `connection`, because `connection` answered a DWR."""
         claim = self.probed.pop(connection, None)
         return [_one_too_many(claim.connection)] if claim is not None else []
 
     def closed(self, connection: int, reason: str = "") -> list[Order]:
-        """Remove a connection or an attempt to connect that has ended; return the orders for connections of the same peer that waited for this end.
+        """Remove an ended connection or connection attempt; return the orders for waiting connections of the same peer.
 
         If the `reason` is `watchdog`, the peer's next connection begins in REOPEN (RFC 3539).
         """

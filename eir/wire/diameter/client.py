@@ -84,7 +84,10 @@ class Client:
         """Reason for the end of the connection; empty while it is open."""
 
     def certificate_names(self) -> Sequence[str] | None:
-        """Return the names in the server's certificate, or None without TLS. The caller can compare them with the CEA (`peer`)."""
+        """Return the names in the server's TLS certificate, or None for a connection without TLS.
+
+        The caller can compare the names with the Origin-Host and Origin-Realm in the server's CEA (`self.peer`).
+        """
         return None if self._link is None else self._link.names
 
     async def request(
@@ -194,7 +197,7 @@ async def connect(
     timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None, scheme: str = TCP,
     sctp: SctpSettings | None = None,
 ) -> Client:  # fmt: skip
-    """Connect to a Diameter node as a client with this Origin-Host and Origin-Realm.
+    """Connect to a Diameter node as a client with the Origin-Host `origin_host` and the Origin-Realm `origin_realm`.
 
     With `scheme` SCTP, `host` may hold several addresses, separated by commas. The client sends requests whether or not the
     node offers the application.

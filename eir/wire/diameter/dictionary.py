@@ -79,7 +79,7 @@ class Dictionary:
         return encode(key, bytes(least), flags=definition.flags)
 
     def corrected(self, key: int, flags: int) -> bytes:
-        """Encode an AVP of wrong length for a Failed-AVP: the same header, a correct length, and zeros as payload.
+        """Encode a Failed-AVP's example for an AVP of wrong length: the AVP's code, flags and vendor, a correct length, and zeros as data.
 
         RFC 6733 7.1.5 (5014): minimum payload of its type; empty for a group or an AVP without a definition.
         """

@@ -134,7 +134,7 @@ class Framer:
         self._lane = None
 
     def _express(self, lane: Lane, data: bytes | memoryview, position: int, wanted: int, now: float) -> tuple[int, int]:
-        """Answer up to `wanted` buffered messages on the fast path (lane); return the offset after the last one, and the count of answers."""
+        """Answer at most `wanted` buffered messages on the fast path (lane); return the offset after these messages, and their count."""
         traffic = self._traffic
         granted, reached = allowed(self.rates, now, wanted) if self.rates else (wanted, "")
         before = len(traffic.out)

@@ -32,7 +32,7 @@ _WAIT_ADMISSION = State.WAIT_ADMISSION
 
 
 class _Place(threading.local):
-    """Read buffer that all connections of a thread share.
+    """Buffer for received bytes that all connections of a thread share.
 
     The bytes of a read are handled or copied before the next read. Each thread has its own buffer, so that event loops in
     several threads do not overwrite each other's.
@@ -246,7 +246,7 @@ class DiameterConnection(PeerConnection[DiameterOwner], asyncio.BufferedProtocol
         return self.peer
 
     def pump(self) -> None:
-        """Send the state machine's output, pass its events to the owner, and set its timer. After its end, close the connection."""
+        """Send the state machine's output, pass its events to the owner, and set its timer. After a `Closed` event, close the transport."""
         peer, transport = self.peer, self.transport
         if peer is None or transport is None:
             return

@@ -215,7 +215,10 @@ class Node(Server[DiameterConnection]):
         return {"state": link.peer.state.name.lower(), "watchdog": watchdog, **self._past(link.requester.label)}
 
     def _past(self, label: str) -> dict[str, Any]:
-        """Return the fields of a peer's status row about the past: time of its last contact, and last failure after that."""
+        """Return the fields `last_seen`, `last_error` and `last_error_at` of a peer's row in `eir peers`.
+
+        The error is the last failure after the last successful opening of a connection.
+        """
         seen = [times[label] for times in (self._seen, self.node_counts.last_request) if label in times]
         failure = self._failures.get(label)
         return {
@@ -242,7 +245,7 @@ class Node(Server[DiameterConnection]):
         return times
 
     def count_retransmissions(self) -> None:
-        """Update the counters of SCTP retransmissions: add those of all connections since the last call."""
+        """Add to the counters the SCTP retransmissions of all connections since the last call."""
         for link in self.links.values():
             self._count_retransmissions(link)
 
@@ -262,7 +265,7 @@ class Node(Server[DiameterConnection]):
         return link.new_peer(partial(self._identify, link))
 
     def handle(self, link: DiameterConnection, event: Event) -> None:
-        """Handle an event of a connection: update the admitted connections and the peer's status, and log it."""
+        """Handle an event of a connection: inform the admission control, update the peer's status, and log a start or end."""
         match event:
             case Arrived(capabilities, settings):
                 self._gate.identified(link)
@@ -358,7 +361,7 @@ class Node(Server[DiameterConnection]):
         )  # fmt: skip
 
     def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
-        """Apply new settings to listeners, connections and outgoing attempts. `tls` None: the TLS contexts stay as they are."""
+        """Apply new settings to listeners, connections and outgoing attempts. If `tls` is None, the TLS contexts do not change."""
         if tls is not None:
             self._connecting = tls.connecting
         self.use(peers, limits, self._tls if tls is None else tls.accepting)

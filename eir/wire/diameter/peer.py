@@ -83,7 +83,7 @@ Event = Arrived | Opened | Leaving | Alive | Answered | Closed
 
 
 class _Occasion(NamedTuple):
-    """Arguments for an action of the state machine: the time, and the received message or details of the owner's call (such as `stop`)."""
+    """Arguments for an action of the state machine: the time, and the received message or the arguments of a call such as `stop`."""
 
     now: float
     message: bytes = b""

@@ -40,7 +40,7 @@ class NodeContext:
 
 
 class LocalNames(NamedTuple):
-    """Names of the node on one connection: Origin-Host and Origin-Realm of its messages, and destination names of requests that it accepts."""
+    """Names of the node on one connection: Origin-Host and Origin-Realm to send, Destination-Hosts and Destination-Realms to accept."""
 
     host: str
     realm: str

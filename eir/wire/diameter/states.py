@@ -96,7 +96,7 @@ _UNOPENED = dict.fromkeys(("REFUSE", "STOP"), (_A.DISCONNECT, _S.CLOSED))
 
 
 def _talking(state: State, **cells: tuple[Action, State]) -> tuple[Transition, ...]:
-    """Return the table row of a state in which the node answers requests. `cells` replace some of the usual cells of such a row."""
+    """Return the table row of a state in which the node answers requests. `cells` replace default cells of the row."""
     same = {
         "CER": _A.CER_AGAIN, "CEA": _A.DROP, "DWR": _A.SEND_DWA, "DWA": _A.PROCESS_DWA, "DPA": _A.DROP,
         "REQUEST": _A.SERVE, "ANSWER": _A.PROCESS_ANSWER,

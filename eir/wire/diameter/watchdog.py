@@ -28,7 +28,7 @@ class WatchdogStatus(IntEnum):
 
 
 class WatchdogEvent(IntEnum):
-    """Event of the watchdog. An expiry of Tw is a different event if a DWR is still unanswered (RFC 3539 appendix A)."""
+    """Event of the watchdog. TIMER is an expiry of Tw without a pending DWR, TIMER_PENDING with a pending DWR (RFC 3539 appendix A)."""
 
     CONNECTED = 0
     DISCONNECTED = 1

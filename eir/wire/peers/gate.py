@@ -84,7 +84,7 @@ class SourceCounts:
         self._by_source[source] += 1
 
     def remove(self, source: Counted) -> None:
-        """Subtract an ended connection."""
+        """Subtract 1 from the number of open connections, in total and from the source network `source`."""
         self.total -= 1
         self._by_source[source] -= 1
         if not self._by_source[source]:
@@ -162,9 +162,9 @@ class Gate(Generic[A]):
         return min(GRACE_S, self._limits.cer_timeout_s / 2)
 
     def _thin(self, links: Sequence[A], most: int, reason: str) -> set[A]:
-        """Close connections if there are more than the limit `most`. Return the surplus connections that are tolerated for a short time.
+        """Close connections above the limit `most`. Return the connections above the limit that stay open for a short time.
 
-        A connection is tolerated for a short time, because its CER may be unread or on its way.
+        They stay open for that time, because their CERs may be unread or on their way.
         """
         if len(links) <= most:
             return set()
@@ -181,7 +181,7 @@ class Gate(Generic[A]):
 
 
 def named_connections(peers: Sequence[PeerSettings], links: Sequence[A]) -> int:
-    """Return the number of connections that the peer table permits to known peers in the source networks of `links`.
+    """Return how many connections the peer table permits to known peers that may connect from the source networks of `links`.
 
     A known peer has an entry with its host or with its single address.
     """

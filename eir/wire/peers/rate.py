@@ -84,7 +84,7 @@ class Bucket:
         self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
-        """Return the number of further requests that the limit permits now for this priority: 0 (highest) to 15.
+        """Return the number of further requests that the limit permits now. `priority`: priority of the requests, from 0 (highest) to 15.
 
         The caller must `spend` the requests that it handles.
         """

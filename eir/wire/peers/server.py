@@ -34,7 +34,10 @@ DRAINING, SOURCE, DISABLED, UNKNOWN_PEER = "draining", "source", "disabled", "un
 
 @dataclass(slots=True)
 class _Ended:
-    """Sums over all ended connections of one peer, for its row of `eir peers`. Many clients open a new connection for each request."""
+    """Counts of the ended connections of one peer, and of their requests and answers, for one row of `eir peers`.
+
+    The connections share a row, because many clients open a new connection for each request.
+    """
 
     requester: Requester
     """Requester of the last one."""
@@ -137,7 +140,7 @@ class Server(Generic[C]):
     # Calls of the worker
 
     def doubt(self, name: str) -> None:
-        """Test whether clients with this name are still alive. A newer client with the same name has connected to another worker.
+        """Test whether this worker's clients named `name` are alive, because a client with this name has connected to another worker.
 
         Only one client of the node may have the name.
         """
@@ -146,7 +149,7 @@ class Server(Generic[C]):
         """Start the outgoing connections of the protocol. The server opens no outgoing connection before this call."""
 
     def use(self, peers: Sequence[PeerSettings], limits: Limits, tls: ssl.SSLContext | None = None) -> None:
-        """Apply new settings, and close the connections that they do not permit."""
+        """Apply new settings, and close the connections that the new settings do not permit."""
         self.peers, self.limits, self._tls = tuple(peers), limits, tls
         for link in list(self.links.values()):
             self.reconsider(link)

@@ -212,7 +212,7 @@ def requester(
 
 
 def realm_of(name: str) -> str:
-    """Return the realm of a host name: the part from `5gc.mnc` (domain of a 5G core) if the name has it, otherwise the parent domain."""
+    """Return the realm of a host name: if `5gc.mnc` (5G core) is in the name, the part that begins there, otherwise the parent domain."""
     core = name.lower().find(CORE)
     return name[core:] if core >= 0 else name.partition(".")[2]
 

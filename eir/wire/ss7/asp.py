@@ -278,7 +278,7 @@ class Association:
         self._out.append(m3ua.data(transfer))
 
     def leave(self, now: float) -> None:
-        """Start to take the association down by ASPIA and ASPDN. It ends with the peer's last acknowledgement, or after LEAVE_S."""
+        """Start to end the association by ASPIA and ASPDN. The association ends with the peer's last acknowledgement, or after LEAVE_S."""
         if self.over or self.leaving:
             return
         self.leaving = True

@@ -13,7 +13,7 @@ _INDEFINITE = 0x80
 
 
 class BerError(ValueError):
-    """Invalid BER: truncated, or with an invalid length or tag."""
+    """Error: the BER data are truncated, or contain an invalid length or tag."""
 
 
 class Element(NamedTuple):

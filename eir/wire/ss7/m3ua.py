@@ -86,7 +86,7 @@ class M3uaFault(Exception):
 
 
 class FramingFault(Exception):
-    """Invalid message length, so that the start of the next message is unknown."""
+    """Exception for an invalid message length. The start of the next message is then unknown."""
 
 
 class Transfer(NamedTuple):
@@ -161,7 +161,7 @@ def split(octets: bytes, longest: int) -> tuple[list[bytes], bytes]:
 
 
 def parameters(octets: bytes) -> dict[int, bytes]:
-    """Parse the parameters of an M3UA message, by tag. Of several parameters with one tag, the first is used. Raises M3uaFault."""
+    """Return an M3UA message's parameter values by tag; if a tag occurs several times, the first value. Raises M3uaFault."""
     values: dict[int, bytes] = {}
     at, end = HEADER_BYTES, len(octets)
     while at < end:

@@ -36,7 +36,7 @@ class AbortCause(IntEnum):
 
 
 class RejectProblem(NamedTuple):
-    """Reason to reject a component (Q.773 3.3): the tag shows the kind of problem, and the code shows the problem."""
+    """Reason to reject a component (Q.773 3.3): tag of the problem's type (such as General or Invoke), and problem code of this type."""
 
     tag: int
     code: int

@@ -25,7 +25,7 @@ from eir.wire.transport.settings import SctpSettings, source_address
 
 
 class SocketReadiness:
-    """Watcher of a socket that calls `ready` while a wanted event (readable, writable) is possible. A socket error counts as an event.
+    """Watcher of a socket. It calls `ready` while the socket has an error, or is readable or writable and `want` has selected that event.
 
     uvloop stops watching a descriptor after POLLERR without a call, so that the end of an association would go unnoticed.
     Therefore the loop watches an epoll instance, which never has an error, and the epoll instance watches the socket.
@@ -87,7 +87,7 @@ class SctpProtocol(Protocol):
     """Interface of a protocol over SCTP: the methods of asyncio.Protocol, and callbacks for restarts and paths."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Handle the start of the connection. The methods from here to `resume_writing` are the same as in asyncio.Protocol."""
+        """Handle the start of the connection, as in asyncio.Protocol."""
 
     def data_received(self, data: bytes) -> None: ...  # noqa: D102
     def eof_received(self) -> bool | None: ...  # noqa: D102
@@ -149,7 +149,7 @@ class SctpTransport(asyncio.Transport):
     # asyncio.Transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return information on the transport by name. The docstring of SctpTransport lists the names that only this class has."""
+        """Return information on the transport by name: a name of asyncio, or an additional name from the docstring of SctpTransport."""
         match name:
             case "paths":
                 return {address: bool(up) for address, up in self._paths.items()}

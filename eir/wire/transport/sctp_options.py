@@ -79,7 +79,7 @@ class Option(IntEnum):
 
 
 class AssociationChange(IntEnum):
-    """Change of an association or path, for each kind of SCTP notification that the transport handles."""
+    """Kind of change of an SCTP association or path, as the kernel's notification reports it."""
 
     RESTART = 0
     """Restart of the association by the peer (RFC 9260 5.2): SCTP_ASSOC_CHANGE with SCTP_RESTART (RFC 6458 6.1.1)."""
@@ -143,7 +143,7 @@ def settings_layout(settings: SctpSettings) -> Sequence[_Layout]:
 
 
 def send_layout(*, unordered: bool, ppid: int = PPID_DIAMETER) -> _Layout:
-    """Return the socket option that sets the defaults of sent messages: stream 0, order, and payload protocol identifier `ppid`."""
+    """Return the socket option with the defaults of sent messages: stream 0, ordered or unordered delivery, payload protocol identifier."""
     return _Layout(
         Option.DEFAULT_SNDINFO, struct.pack("=HH4sIi", 0, _UNORDERED if unordered else 0, ppid.to_bytes(4), 0, 0)
     )

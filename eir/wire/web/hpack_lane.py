@@ -29,7 +29,10 @@ _prefixes: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _step(at: int) -> _Step:
-    """Return the effect of one byte on the Huffman decoder, and cache it. hpack's table has only 4-bit steps. `at`: state << 8 | byte."""
+    """Return the Huffman decoder's next state and output after one byte, and cache them. `at`: state << 8 | byte.
+
+    The byte is decoded in two steps, because the table of the library hpack has 4-bit steps.
+    """
     state, out, complete = at >> 8, b"", False
     for half in (at >> 4 & 0xF, at & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[(state << 4) + half]

@@ -69,7 +69,7 @@ class Conversation:
         self.fault = 0
 
     def receive(self, data: bytes) -> None:
-        """Add received bytes. Empty `data`: the client has closed its side."""
+        """Add received bytes. If `data` is empty, the client has closed its side of the connection."""
         self._parsed.receive(data)
 
     def next_request(self) -> HttpRequest | None:
@@ -139,7 +139,7 @@ class RequestParser:
         return is_due
 
     def receive(self, data: bytes) -> None:
-        """Add received bytes. Empty `data`: the client has closed its side."""
+        """Add received bytes. If `data` is empty, the client has closed its side of the connection."""
         self._unparsed += data
         if not data:
             self._finish()
@@ -153,7 +153,7 @@ class RequestParser:
         return self._requests.popleft() if self._requests else None
 
     def has_begun_request(self) -> bool:
-        """Return true if a request was received, completely or in part, that `next_request` has not returned yet."""
+        """Return true if the received bytes hold a complete or partial request that `next_request` has not returned yet."""
         return self._has_begun or bool(self._requests) or bool(self._unparsed.strip(b"\r\n"))
 
     def _finish(self) -> None:

@@ -68,7 +68,7 @@ class HttpConnections:
         return HttpConnection(self, asyncio.get_running_loop())
 
     def add(self, link: "HttpConnection") -> None:
-        """Add an open connection of an unauthenticated client. If too many such connections are open, `make_room` first closes another."""
+        """Add an open connection of an unauthenticated client. If `connections_max` unauthenticated connections are open, close one."""
         self.make_room(authenticated=False)
         self.links[link] = None
 

@@ -79,7 +79,7 @@ class _NoTable(Encoder):
 
 
 class ServerConnection(H2Connection):
-    """Connection of the library h2, with limits on the memory that a client can make it use.
+    """Connection of the library h2, with limits on the memory that the client's frames can occupy.
 
     By default h2 keeps a header table as large as the client allows and searches it for each response. It also stores unknown
     settings and closed streams.
@@ -249,7 +249,7 @@ class Http2Connection:
         self._finish()
 
     def leave(self, now: float, reason: str = "drained") -> None:
-        """Start to close the connection in order: answer pending requests, accept no further ones (RFC 9113 6.8).
+        """Start an orderly close of the connection: answer pending requests, but accept no further requests (RFC 9113 6.8).
 
         Send a GOAWAY that permits all streams and a PING; after the PING's acknowledgement send a GOAWAY with the last stream.
         `reason`: value of `over` at the end.
@@ -602,7 +602,7 @@ class Http2Connection:
         self._out.append(frame(floods.GOAWAY, 0, 0, last.to_bytes(4) + int(code).to_bytes(4)))
 
     def _finish(self) -> None:
-        """Set `over` when all requests are answered and the connection is drained or the client has left."""
+        """Set `over` if all requests are answered, and either the drain is complete or the client has sent a GOAWAY."""
         if not self.over and not self.under_way and not self.more:
             if self._last_stream is not None and self._draining is not None:
                 self.over = self._draining[1]

@@ -95,7 +95,7 @@ class Exchange:
         return self._h2.data_to_send()
 
     def receive(self, data: bytes) -> None:
-        """Process received bytes. Empty `data`: the server has closed its side.
+        """Process received bytes. If `data` is empty, the server has closed its side of the connection.
 
         Raises:
             NoAnswer: if no valid answer can follow.
