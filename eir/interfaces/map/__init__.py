@@ -52,7 +52,7 @@ KEYS = (
     Key("ss7.gateways[].asp_identifier", whole(0, 4294967295), None, "ASP identifier, if the gateway requires one"),
     Key("ss7.gateways[].reconnect_after_s", seconds(0.1, 3600), 1, "pause before the node connects to the gateway again; it doubles up to 30 s"),
     Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905", live=False),
-    Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "BER tags that mark an IMSI in a request, in addition to 00 and 04; in extensions, 04 needs 15 digits"),
+    Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "BER tags that mark an IMSI in a request, in addition to 00 and 04; in an extension, 04 marks only an IMSI of 15 digits"),
 )  # fmt: skip
 PROBE_KEYS = (
     Key("gt", text("digits", r"[0-9]+"), None, "global title that the probe calls from; its point code if left out"),

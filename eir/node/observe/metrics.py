@@ -54,7 +54,7 @@ PEER_METRICS = (
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
 )  # fmt: skip
 LIST_METRICS = (
-    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings: new, left_list (no longer registered) or merged (from another node, an import or a copy); devices removed: listed (now registered) or unseen (for the time `remember`)"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node, an import or a copy), or removed from this record (listed: now registered; unseen: for the time `remember`)"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, and each listed device of this TAC also as 1", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
@@ -69,8 +69,8 @@ LIST_METRICS = (
 )  # fmt: skip
 SOURCE_METRICS = (
     *(family for each in INTERFACES if each.service for family in each.families),
-    Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Refused connections, and connections closed for a fault, of clients that are not peers; `page`: requests with a wrong password"),
-    Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 if the interface has lost its process (process), or cannot use a file (users, tokens, numbers, files)", "max"),
+    Family("eir_clients_refused_total", "counter", ("interface", "reason"), "Connections of clients (not peers) that the node refused, or closed for a fault; `page`: requests with a wrong password"),
+    Family("eir_interface_faulty", "gauge", ("interface", "part"), "1 if the interface has no running process (process), or cannot use its file (users, tokens, numbers, files)", "max"),
     Family("eir_inbox_usable", "gauge", (), "1 if the node can process the drop folder; absent without a drop folder", "min"),
     Family("eir_inbox_waiting_releases", "gauge", (), "Number of waiting releases in the drop folder; absent without a drop folder", "max"),
     Family("eir_source_reached_timestamp_seconds", "gauge", ("list",), "Time at which the node last received a valid index from the list's source; before the first index, the node's start", "max"),
@@ -114,7 +114,7 @@ PROCESS_METRICS = (
     Family("eir_process_open_fds", "gauge", ("process",), "Number of open files and connections of the process", "max"),
     Family("eir_process_max_fds", "gauge", ("process",), "Maximum number of open files of the process; absent without a limit", "min"),
     Family("eir_start_timestamp_seconds", "gauge", (), "Time of the node's start", "max"),
-    Family("eir_build_info", "gauge", ("version", "lane"), "1; the labels have the running version and the fast path (lane): `compiled`, or `none` (slow)", "max"),
+    Family("eir_build_info", "gauge", ("version", "lane"), "Always 1; `version`: running version; `lane`: fast path for Diameter checks, `compiled`, or `none` (slow)", "max"),
 )  # fmt: skip
 
 FAMILIES = (
