@@ -195,7 +195,7 @@ def newest_rows(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
 
 
 def _paths_since(state: Path, since: datetime | None) -> list[str]:
-    """Return the files of the record that may have checks since the time `since`. If `since` is None, return all files."""
+    """Return the files of the record that may have checks since the time `since`. Without `since`, return all files."""
     return [str(file.path) for file in list_files(state) if since is None or file.written >= since.timestamp()]
 
 

@@ -63,11 +63,11 @@ class Feed:
         self._token_users: set[str] = set()
 
     def apply_tokens(self, tokens: "Tokens | None") -> None:
-        """Replace the verifier of access tokens. If `tokens` is None, the feed accepts no access tokens."""
+        """Replace the verifier of access tokens. Without a verifier, the feed accepts no access tokens."""
         self.tokens = tokens
 
     def apply_users(self, users: Users | None) -> None:
-        """Replace the table of users who log in with a password. If `users` is None, the feed accepts no passwords."""
+        """Replace the table of users who log in with a password. Without a table, the feed accepts no passwords."""
         self.users = users
 
     def apply_numbers(self, numbers: Numbers, *, has_all: bool) -> None:

@@ -134,7 +134,7 @@ def _first(tag: int) -> int:
 
 
 def result(version: int, status: int | None) -> bytes:
-    """Encode a checkIMEI result with the EquipmentStatus `status` (17.7.1). If `status` is None, the result has no status."""
+    """Encode a checkIMEI result with the EquipmentStatus `status` (17.7.1). Without `status`, the result has no status."""
     encoded = b"" if status is None else bytes((0x0A, 1, status))
     return bytes((_SEQUENCE, len(encoded))) + encoded if version == 3 else encoded
 

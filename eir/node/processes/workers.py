@@ -342,7 +342,7 @@ class Workers:
         await self._ask_all("set_keys", lambda _: (keys,))
 
     async def trace(self, sought: TraceFilter | None) -> None:
-        """Let all workers report the checks that match the filter `sought`. If the filter is None, workers report no checks."""
+        """Let all workers report the checks that match the filter `sought`. Without a filter, workers report no checks."""
         self._sought = sought
         await self._ask_all("trace", lambda _: (sought,))
 

@@ -361,7 +361,7 @@ class Node(Server[DiameterConnection]):
         )  # fmt: skip
 
     def _use(self, peers: Sequence[PeerSettings], limits: Limits, tls: Tls | None) -> None:
-        """Apply new settings to listeners, connections and outgoing attempts. If `tls` is None, the TLS contexts do not change."""
+        """Apply new settings to listeners, connections and outgoing attempts. Without `tls`, the TLS contexts do not change."""
         if tls is not None:
             self._connecting = tls.connecting
         self.use(peers, limits, self._tls if tls is None else tls.accepting)

@@ -109,7 +109,7 @@ class Alarm:
         self._at = 0.0
 
     def set(self, due: float | None) -> None:
-        """Set the alarm to the time `due` (loop's clock), unless it is already set to an earlier time. If `due` is None, do nothing."""
+        """Set the alarm to the time `due` (loop's clock), unless it is already set to an earlier time. Without `due`, do nothing."""
         if due is None or (self._timer is not None and self._at <= due):
             return  # an early timer finds nothing due, and sets the next deadline
         self.cancel()
