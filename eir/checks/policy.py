@@ -59,10 +59,11 @@ class Sightings(Protocol):
 
     @property
     def full(self) -> Container[str]:
-        """Labels of peers whose next ordinary checks do not fit into the buffer for the record of checks.
+        """Labels of peers whose ordinary checks are dropped until the next flush of the buffer, because a rate limit was exceeded.
 
-        The caller may drop the ordinary checks of these peers, and must then count the dropped checks with `left_out`. The
-        buffer still accepts unusual checks (events).
+        An ordinary check is `whitelisted` without an override, and matches no observed rule. The buffer still accepts all
+        other checks (events). The caller need not add the ordinary checks of these peers, but must then count these checks
+        with `left_out`.
         """
 
     def left_out(self, count: int, peer: str) -> None:

@@ -159,9 +159,17 @@ class _Reader:
         return self.build(section, spot, pairs, _line(node), **more)
 
     def build(self, section: Section, spot: Spot, pairs: Mapping[str, Found], line: int | None, **more: Any) -> Read:
-        """Build the object of a section from the nodes of its keys.
+        """Build the object that represents a section of the configuration.
 
-        A missing required key is recorded as a problem in `line`; if `line` is `None`, it is not recorded.
+        Args:
+            section: definition of the section and its keys.
+            spot: position of the section in the configuration.
+            pairs: for each key that the file contains, its line and the YAML node of its value.
+            line: line in which a missing required key is recorded as a problem; None: it is not recorded.
+            more: further values for the object.
+
+        Returns:
+            The object, and its form for JSON.
         """
         values, shown = more, {}
         for name, entry in section.entries.items():

@@ -90,7 +90,10 @@ class EventSender:
 
     @property
     def room(self) -> int:
-        """Number of further events about newly listed devices that the queue still accepts: none if the queue is half full."""
+        """Number of further events about newly listed devices that may be queued now; 0 or negative if the queue is at least half full.
+
+        One change of a list can cause a million such events. Half of the queue is therefore reserved for other events.
+        """
         return self._waiting_max // 2 - len(self.waiting)
 
     @property

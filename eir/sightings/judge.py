@@ -166,7 +166,11 @@ def judge(
 
 
 def _fill_inputs(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac], cases: Mapping[int, bool]) -> None:
-    """Create three tables: positions of origins from the settings, TACs from the lists, and devices that operators have confirmed."""
+    """Create the tables of the analysis that do not come from the record of checks.
+
+    The table `places` has latitude and longitude of each Origin-Host in `tamper.origins`. The table `allocations` has the
+    allocated TACs. The table `confirmed` has the devices that an operator confirmed as tampered with.
+    """
     places = [(origin, *place) for origin, place in settings.origins.items()]
     engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]

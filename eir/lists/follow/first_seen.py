@@ -468,7 +468,12 @@ class RecordKeeper:
         self._replace_pages(merged, reason)
 
     async def _tidy(self) -> None:
-        """Delete registered devices, and devices not seen for `remember` days, from the record; add devices no longer registered."""
+        """Update the record of first sightings after a change of a list of registered devices, and at the start of a day.
+
+        The record has the first day and the latest period of sightings of each unregistered device. Devices that a list now
+        registers are deleted. Once a day, devices without a sighting for `remember` days are deleted too. Devices that left
+        a list of registered devices are added with the first day WAS_LISTED, so that they get no period of grace.
+        """
         began = time.monotonic()
         await self._switch()
         before, self._before = self._before, {}

@@ -621,7 +621,13 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
 
 
 def _tally_faults(tally: Tally, chunk: _Chunk, faults: _Faults) -> None:
-    """Add the invalid and suspicious rows among some lines to the counts and messages of `tally`, and report each invalid row."""
+    """Add the faulty rows of one chunk of a file to the counts and messages of a tally.
+
+    Args:
+        tally: counts and messages for all files of a release. Its callback `each_bad` receives each invalid row.
+        chunk: lines that were parsed together.
+        faults: masks of the rows in `chunk` that are invalid, have a too large range, or are odd (valid, but probably a mistake).
+    """
     tally.bad += int(faults.bad.sum())
     _name_rows(tally.complaints, chunk, faults.bad, most=tally.complaints_max)
     _name_rows(tally.wide, chunk, faults.wide, most=tally.complaints_max)

@@ -89,7 +89,10 @@ class ListedSearch:
         """Subscribers that were deleted from the record during the present search."""
 
     def forget(self, subscribers: Collection[str]) -> None:
-        """Remove deleted subscribers from the events that the running search still sends."""
+        """Remove subscribers from the events that the running search has not sent yet: their field `subscriber` becomes null.
+
+        `subscribers`: subscribers that are being deleted from the record of checks. The search may have read their rows before.
+        """
         self._forgotten.update(subscribers)
 
     def set_baseline(self, listed: Listed, memory: int | None) -> None:

@@ -197,7 +197,7 @@ async def connect(
     timeout_s: float = 5.0, tls: ssl.SSLContext | None = None, counts: Counts | None = None, scheme: str = TCP,
     sctp: SctpSettings | None = None,
 ) -> Client:  # fmt: skip
-    """Connect to a Diameter node as a client with the Origin-Host `origin_host` and the Origin-Realm `origin_realm`.
+    """Connect to a Diameter node as a client, and send a CER under the identity given by the keyword arguments.
 
     With `scheme` SCTP, `host` may hold several addresses, separated by commas. The client sends requests whether or not the
     node offers the application.
