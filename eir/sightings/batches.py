@@ -6,17 +6,14 @@ Properties with few values (decision, origin) are numbers until the rows are gro
 module is imported only by the process that writes the record and by commands that need it.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eir.device import MEID_BASE
+from eir.frames import pl
 from eir.sightings.buffer import CheckKind, checks_of
 from eir.sightings.schema import COLUMNS, HOME_DIGITS, IDENTIFIER_CHARS_MAX
 from eir.sightings.subscribers import Subscribers
-
-os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 TYPES: Mapping[str, Any] = {
     "TIMESTAMP": pl.Datetime("us"),

@@ -152,7 +152,7 @@ def _shrink(files: Sequence[RecordFile], total: int, bytes_max: int) -> int:
 
 def _rows_of_peers(path: Path) -> Counter[str]:
     """Read from the metadata of a record file how many rows each peer has; return an empty Counter if the metadata cannot be read."""
-    import polars as pl  # noqa: PLC0415 - the process that writes has imported it already
+    from eir.frames import pl  # noqa: PLC0415 - the process that writes has imported it already
 
     with suppress(OSError, ValueError, pl.exceptions.PolarsError):
         return Counter(json.loads(pl.read_parquet_metadata(path).get(PEERS, "{}")))
@@ -164,7 +164,7 @@ def _bytes_without(file: RecordFile, peer: str, *, has_others: bool) -> int:
 
     If the file has no other rows, or if the rewrite fails, the file is deleted.
     """
-    import polars as pl  # noqa: PLC0415 - as above
+    from eir.frames import pl  # noqa: PLC0415 - as above
 
     with suppress(OSError, pl.exceptions.PolarsError):  # a full disk
         if has_others:
@@ -203,7 +203,7 @@ def forget(state: Path, subscribers: Sequence[str], damaged: Callable[[Path], ob
     Raises:
         OSError: if a file cannot be written.
     """
-    import polars as pl  # noqa: PLC0415 - only needed here
+    from eir.frames import pl  # noqa: PLC0415 - only needed here
 
     gone = 0
     for file in list_files(state):

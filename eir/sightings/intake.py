@@ -6,20 +6,17 @@ The log is read in pieces. Imports polars.
 reported by file and line, never with its identifiers. Times are ISO 8601 (UTC if there is no zone) or Unix seconds.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from eir.errors import EirError
+from eir.frames import pl
 from eir.sightings.batches import ROWS, CheckRows
 from eir.sightings.buffer import CheckKind
 from eir.sightings.files import write
 from eir.sightings.subscribers import Subscribers
-
-os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 REQUIRED, OPTIONAL = ("time", "imei"), ("software_version", "imsi", "origin_host", "status")
 STATUSES = ("whitelisted", "blacklisted", "greylisted", "unknown", "error")

@@ -4,17 +4,14 @@ This module imports polars. The files are read some at a time. If many rows are 
 slices, one pass over the files for each, so that memory is bounded by SLICE_ROWS groups of checks.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
 from eir.device import SNR_KEYS
+from eir.frames import pl
 from eir.sightings.figures import LIST, MAKER, PEER, REASON, UNKNOWN, FigureTally, Maker
 from eir.sightings.seen import newest_rows, sum_files
-
-os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 REFUSED = ("blacklisted", "unknown")
 """Answers after which an MME refuses a phone."""

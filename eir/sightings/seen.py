@@ -5,7 +5,6 @@ Imports polars.
 Files are sorted by device, so a search for one device skips most of each file.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -17,11 +16,9 @@ from numpy.typing import NDArray
 
 from eir.device import IMSI_LENGTHS, ODD_OCTETS_MAX, SNR_KEYS, device_key, is_digits, key_text, strip_separators
 from eir.errors import EirError, IdentifierError
+from eir.frames import pl
 from eir.sightings.batches import FRAME
 from eir.sightings.files import list_files
-
-os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 Numbers = NDArray[Any]
 Plan = Callable[[pl.LazyFrame], pl.LazyFrame]

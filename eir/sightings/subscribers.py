@@ -47,7 +47,7 @@ class Subscribers:
 
         Null for an empty text, or if subscribers are not recorded.
         """
-        import polars as pl  # noqa: PLC0415 - callers have imported it already
+        from eir.frames import pl  # noqa: PLC0415 - callers have imported it already
 
         return pl.Series(texts.name, [self.one(text) for text in texts.to_list()], dtype=pl.String)
 

@@ -7,7 +7,6 @@ polars uses one thread, because a load shares the host with a server and may use
 0.2 s, so a module that does not always read data files imports this module inside the function that uses it.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_type_key, odd_key
 from eir.errors import IdentifierError, ReleaseRefused
+from eir.frames import pl
 from eir.lists.pages.content import Keys, ReasonIndexes, Seconds
 from eir.lists.pages.dates import DAY_MAX, Days
 from eir.lists.pages.first_days import DAY_S
@@ -48,9 +48,6 @@ from eir.lists.rows.layout import (
     until_seconds,
 )  # fmt: skip
 from eir.lists.rows.records import Frame
-
-os.environ.setdefault("POLARS_MAX_THREADS", "1")
-import polars as pl  # reads POLARS_MAX_THREADS when it is imported
 
 COMPLAINTS_MAX = 10
 """Maximum number of named bad rows. A message has file, line and expected form, but never the identifier. All bad rows are counted."""
