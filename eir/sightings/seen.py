@@ -207,10 +207,17 @@ def sum_files(
         EirError: if a file cannot be read.
     """
     rows = plan(pl.LazyFrame(schema=FRAME)).collect()  # there may be no file
+    unmerged: list[pl.DataFrame] = []
+    unmerged_rows = 0
     for at in range(0, len(paths), files_at_once):
         part = read_rows([*paths[at : at + files_at_once]], plan, form)
-        rows = merge(pl.concat([rows, part]).lazy()).collect()
-    return rows
+        unmerged.append(part)
+        unmerged_rows += len(part)
+        if unmerged_rows > len(rows):  # a merge costs as much as the merged rows, so it waits for as many new ones
+            rows = merge(pl.concat([rows, *unmerged]).lazy()).collect()
+            unmerged.clear()
+            unmerged_rows = 0
+    return merge(pl.concat([rows, *unmerged]).lazy()).collect()
 
 
 def read_rows(paths: list[str], plan: Plan, form: Mapping[str, Any] | None = FRAME) -> pl.DataFrame:
