@@ -30,11 +30,7 @@ from eir.lists.record.store import ListStore, utc_text
 from eir.sightings.cases import CONFIRMED, load_decisions
 from eir.sightings.figures import (
     COLUMNS,
-    CONDITION,
     FORMAT,
-    LIST,
-    MAKER,
-    REASON,
     UNKNOWN,
     Document,
     FigureTally,
@@ -82,16 +78,15 @@ def figures(
 
         with written_to(html_file) as out:
             out.write(figures_page(found))
-    rows = [*table_rows(found)]
     if as_json:
         print_json(found)
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(table_rows(found))
     elif html_file is None:
         print_message(f"figures of {found['month']} (UTC)")
-        show(rows, COLUMNS, as_json=False)
+        show([*table_rows(found)], COLUMNS, as_json=False)
 
 
 def _read_document(path: Path) -> Document:
@@ -109,21 +104,25 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     `record`: pattern for the names of the files with checks. Without a pattern, the record of this node is read.
     """
     begin, end = _period(month)
+    month = f"{begin:%Y-%m}"
     if end > datetime.now(UTC):
-        print_message(f"warning: the month {begin:%Y-%m} is not over, so its figures are incomplete")
+        print_message(f"warning: the month {month} is not over, so its figures are incomplete")
     maker = _maker_of(config)
     kinds = _blocking_lists(config)
     listings = _with_store(config, partial(read_listings, kinds=kinds, begin=utc_text(begin), end=utc_text(end)))
-    paths = _paths(config, record, begin, end)
+    paths = _paths(config, record, month)
     listed, unlisted = _tally_listings(listings, maker)
-    tallies: dict[str, FigureTally | None] = {"listed": listed, "unlisted": unlisted}
+    tallies = {"listed": listed, "unlisted": unlisted}
     if paths or config.sightings is not None:
         tallies["refused"], tallies["returned"] = _tally_refusals(config, paths, begin, end, maker)
-    tallies["grace_begun"], tallies["grace_ended"] = _tally_grace(config, begin, end, maker)
-    if (paths or record is not None) and (copies := _tally_copies(config, record, begin, end, maker)) is not None:
-        tallies["copies_found"] = copies
-        tallies["copies_confirmed"] = _tally_confirmed(config, begin, end, maker)
-    return document(f"{begin:%Y-%m}", tallies)
+    tallies |= _tally_grace(config, begin, end, maker)
+    if paths or record is not None:
+        try:
+            tallies["copies_found"] = _tally_copies(config, record, begin, end, maker)
+            tallies["copies_confirmed"] = _tally_confirmed(config, month, maker)
+        except SetupFault as e:
+            print_message(f"warning: copied identities are not counted: {e}")
+    return document(month, tallies)
 
 
 def _period(month: str) -> tuple[datetime, datetime]:
@@ -143,10 +142,13 @@ def _with_store(config: Config, work: Callable[[ListStore], Any]) -> Any:
 
 def _blocking_lists(config: Config) -> dict[str, str]:
     """Return the names and kinds of all lists of devices, except lists that the rules use only to allow devices."""
-    kinds = {name: settings.kind for name, settings in config.lists.items() if settings.kind in {DEVICES, PAIRS}}
-    for name in config.policy.only_allowing:
-        kinds.pop(name, None)
-    return kinds
+    allowing = config.policy.only_allowing
+    return {name: kind for name, kind in _device_lists(config).items() if name not in allowing}
+
+
+def _device_lists(config: Config) -> dict[str, str]:
+    """Return the names and kinds of all lists of devices."""
+    return {name: settings.kind for name, settings in config.lists.items() if settings.kind in {DEVICES, PAIRS}}
 
 
 def _maker_of(config: Config) -> Maker:
@@ -156,7 +158,7 @@ def _maker_of(config: Config) -> Maker:
     def maker(tac: int) -> str:
         if tac >= MEID_BASE // SNR_KEYS:
             return NO_TAC
-        return types.get(tac) or f"TAC {tac:0{TAC_DIGITS}d}"
+        return types.get(tac, f"TAC {tac:0{TAC_DIGITS}d}")
 
     return maker
 
@@ -172,7 +174,7 @@ def _tally_listings(listings: Parts, maker: Maker) -> tuple[FigureTally, FigureT
         tally = listed if each.is_listed else unlisted
         reason = UNKNOWN if each.reason is None else _reason_name(each.reason)
         name = UNKNOWN if each.tac is None else maker(each.tac)
-        tally.add(devices, **{LIST: each.list, REASON: reason, MAKER: name})
+        tally.add(devices, list=each.list, reason=reason, maker=name)
     return listed, unlisted
 
 
@@ -186,74 +188,67 @@ def _tally_refusals(
         reasons = _with_store(config, partial(read_reasons, name=name, keys=keys))
         return [None if reason is None else _reason_name(reason) for reason in reasons]
 
-    has_devices = {DEVICES, PAIRS}
-    lists = {name: partial(read, name) for name, settings in config.lists.items() if settings.kind in has_devices}
+    lists = {name: partial(read, name) for name in _device_lists(config)}
     return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), lists, maker)
 
 
-def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
-    """Return the paths of files with checks from `begin` to before `end`.
+def _paths(config: Config, record: str | None, month: str) -> list[str]:
+    """Return the paths of files with checks of the month.
 
     `record`: pattern of the files to search; None: the files in the node's record of checks.
     """
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)
-    first, after = f"{begin:%Y-%m-%d}", f"{end:%Y-%m-%d}"
-    return [path for path in sorted(glob(record)) if first <= Path(path).parent.name < after]  # noqa: PTH207 - a pattern of the user
+    return [path for path in sorted(glob(record)) if Path(path).parent.name.startswith(f"{month}-")]  # noqa: PTH207 - a pattern of the user
 
 
-def _tally_grace(
-    config: Config, begin: datetime, end: datetime, maker: Maker
-) -> tuple[FigureTally | None, FigureTally | None]:
+def _tally_grace(config: Config, begin: datetime, end: datetime, maker: Maker) -> dict[str, FigureTally]:
     """Count by maker the devices whose period of grace began, and those whose period ended, from `begin` to before `end`.
 
-    Returns (None, None) without a record of first sightings, and if no rule gives a period that ends.
+    Returns an empty dictionary without a record of first sightings, and if no rule gives a period that ends.
     """
     first_days = np.arange(DAYS, dtype=np.uint16)
     last = last_days(config.policy, first_days)
     if config.first_seen is None or (last == NO_END).all():
-        return None, None
+        return {}
     start, stop = (int(time.timestamp()) // DAY_S for time in (begin, end))
     has_begun = (first_days >= start) & (first_days < stop) & (last != NO_END)
     has_ended = (last >= start) & (last < stop)
     counts = _with_store(config, partial(count_first_days, name=config.first_seen.list, chosen=(has_begun, has_ended)))
     begun, ended = (_tally_tacs(count, maker) for count in counts)
-    return begun, ended
+    return {"grace_begun": begun, "grace_ended": ended}
 
 
 def _tally_tacs(counts: Counter[int], maker: Maker) -> FigureTally:
     tally = FigureTally()
     for tac, devices in counts.items():
-        tally.add(devices, **{MAKER: maker(tac)})
+        tally.add(devices, maker=maker(tac))
     return tally
 
 
-def _tally_copies(
-    config: Config, record: str | None, begin: datetime, end: datetime, maker: Maker
-) -> FigureTally | None:
-    """Count the copied identities among the devices checked in the month; None without DuckDB."""
+def _tally_copies(config: Config, record: str | None, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
+    """Count the copied identities among the devices checked in the month.
+
+    Raises:
+        SetupFault: without DuckDB.
+    """
     from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
 
     start, stop = begin.replace(tzinfo=None), end.replace(tzinfo=None)
     tally = FigureTally()
-    try:
-        with judging(config, start, stop, EngineChoice(record, None, None), min_score=None) as (_, judgement):
-            for finding in judgement.findings:
-                evidence = CONDITIONS[finding.conditions[0]] if finding.conditions else CONFIRMED
-                tally.add(1, **{CONDITION: evidence, MAKER: maker(finding.device // SNR_KEYS)})
-    except SetupFault as e:
-        print_message(f"warning: copied identities are not counted: {e}")
-        return None
+    with judging(config, start, stop, EngineChoice(record, None, None), min_score=None) as (_, judgement):
+        for finding in judgement.findings:
+            evidence = CONDITIONS[finding.conditions[0]] if finding.conditions else CONFIRMED
+            tally.add(1, condition=evidence, maker=maker(finding.device // SNR_KEYS))
     return tally
 
 
-def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
-    """Count by maker the devices that an operator confirmed as tampered with in the period. The last decision on each device counts."""
+def _tally_confirmed(config: Config, month: str, maker: Maker) -> FigureTally:
+    """Count by maker the devices that an operator confirmed as tampered with in the month. The last decision on each device counts."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
-    first, after = utc_text(begin), utc_text(end)
     tally = FigureTally()
     for imei, decision in last.items():
-        if decision["verdict"] == CONFIRMED and first <= decision["time"] < after:
-            tally.add(1, **{MAKER: maker(device_key(imei) // SNR_KEYS)})
+        if decision["verdict"] == CONFIRMED and decision["time"].startswith(month):
+            tally.add(1, maker=maker(device_key(imei) // SNR_KEYS))
     return tally

@@ -80,12 +80,11 @@ class FigureTally:
             self.by[dimension][name][DEVICES] += devices
 
 
-def document(month: str, tallies: Mapping[str, FigureTally | None]) -> Document:
-    """Build the document of a month's figures for publication. A tally of None stands for missing data."""
+def document(month: str, tallies: Mapping[str, FigureTally]) -> Document:
+    """Build the document of a month's figures for publication. A figure without a tally has no data."""
     figures: dict[str, Document | None] = dict.fromkeys(FIGURES)
     for name, tally in tallies.items():
-        if tally is not None:
-            figures[name] = _published(FIGURES[name], tally)
+        figures[name] = _published(FIGURES[name], tally)
     return {"format": FORMAT, "month": month, "operators": 1, "figures": figures}
 
 
@@ -208,6 +207,6 @@ def _sums(figure: Figure, rows: Sequence[Document]) -> dict[str, Value]:
 
 def _sum(values: Sequence[Any]) -> Value:
     """Return the sum of the values. If one of several values is hidden, return WITHHELD; if the only value is hidden, return its text."""
-    if any(value in (FEW, WITHHELD) for value in values):
+    if not {FEW, WITHHELD}.isdisjoint(values):
         return str(values[0]) if len(values) == 1 else WITHHELD
     return sum(map(operator.index, values))

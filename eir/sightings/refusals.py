@@ -43,9 +43,9 @@ def count_refusals(
     Raises:
         EirError: if a file cannot be read.
     """
-    is_within = pl.col("device").is_not_null() & (pl.col("time") >= begin) & (pl.col("time") < end)
+    is_within = pl.col("device").is_not_null() & pl.col("time").is_between(begin, end, closed="left")
     is_refused = pl.col("status").is_in(REFUSED)
-    rows = sum_files(paths, lambda rows: rows.filter(is_within & is_refused).select(pl.len()), lambda rows: rows.sum())
+    rows = sum_files(paths, lambda rows: rows.filter(is_within & is_refused).select(pl.len()), pl.LazyFrame.sum)
     slices = 1 + rows.item() // SLICE_ROWS
     refused, returned = FigureTally(), FigureTally()
     for number in range(slices):
@@ -54,21 +54,16 @@ def count_refusals(
         if len(parts):
             others = is_selected & ~is_refused & (pl.col("status") != "error")
             accepted = _accepted_later(paths, parts, others)
-            by_list = {str(name): _with_reasons(of, lists.get(str(name))) for (name,), of in parts.group_by("list")}
-            _count_refused(refused, parts, pl.concat(by_list.values()), maker)
-            for name in by_list.keys() & lists.keys():
-                _count_returned(returned, accepted.filter(pl.col("list") == name), by_list[name], maker)
+            by_list = [_with_reasons(of, lists.get(str(name))) for (name,), of in parts.group_by("list")]
+            reasons = pl.concat(by_list)
+            _count_refused(refused, parts, reasons, maker)
+            _count_returned(returned, accepted, reasons, maker)
     return refused, returned
 
 
 def _refusals(rows: pl.LazyFrame, chosen: pl.Expr) -> pl.LazyFrame:
     attempts = pl.col("checks").cast(pl.Int64).alias("attempts")
     return _merge_refusals(rows.filter(chosen).with_columns(*NAMES, attempts))
-
-
-def _newest_of(rows: pl.LazyFrame, chosen: pl.Expr, devices: pl.DataFrame) -> pl.LazyFrame:
-    """Return each device's newest row among those that meet the condition `chosen`. `devices`: table of the devices to include."""
-    return _newest(rows.filter(chosen).join(devices.lazy(), on="device", how="semi").with_columns(*NAMES))
 
 
 def _merge_refusals(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -85,10 +80,14 @@ def _accepted_later(paths: Sequence[str], parts: pl.DataFrame, others: pl.Expr) 
     Columns: `device`, `list` (the list that refused the device last), and `peer` (the peer of the newest answer).
     `others`: condition of the answers that are no refusals.
     """
-    devices = parts.select("device").unique()
-    accepted = sum_files(paths, partial(_newest_of, chosen=others, devices=devices), _newest)
+    devices = parts.select("device").unique().lazy()
+
+    def newest_accepted(rows: pl.LazyFrame) -> pl.LazyFrame:
+        return _newest(rows.filter(others).join(devices, on="device", how="semi").with_columns(*NAMES))
+
+    accepted = sum_files(paths, newest_accepted, _newest)
     last = _newest(parts.lazy()).collect()
-    rows = last.join(accepted.select("device", "last", "peer"), on="device", suffix="_accepted")
+    rows = last.join(accepted, on="device", suffix="_accepted")
     rows = rows.filter(pl.col("last_accepted") > pl.col("last"))
     return rows.select("device", "list", peer="peer_accepted")
 
@@ -96,12 +95,12 @@ def _accepted_later(paths: Sequence[str], parts: pl.DataFrame, others: pl.Expr) 
 def _with_reasons(parts: pl.DataFrame, read_reasons: ReadReasons | None) -> pl.DataFrame:
     """Return the devices that a list refused, each with its number of attempts and its present reason in this list.
 
-    The reason is null for a device that is not in the list any more, and, without `read_reasons`, for all devices.
+    The reason is null for a device that is not in the list any more. Without `read_reasons`, the reason of all devices is UNKNOWN.
     `parts`: refusals by this list.
     """
-    rows = parts.group_by("device").agg(pl.col("attempts").sum()).sort("device")
+    rows = parts.group_by("list", "device").agg(pl.col("attempts").sum()).sort("device")
     keys = rows["device"].to_list()
-    reasons = [None] * len(keys) if read_reasons is None else read_reasons(keys)
+    reasons = [UNKNOWN] * len(keys) if read_reasons is None else read_reasons(keys)
     return rows.with_columns(pl.Series(REASON, reasons, dtype=pl.String))
 
 
@@ -121,10 +120,10 @@ def _count_returned(tally: FigureTally, accepted: pl.DataFrame, reasons: pl.Data
 
     Args:
         tally: receives the counts.
-        accepted: accepted devices that this list refused last.
-        reasons: the same and other devices, each with its reason in this list.
+        accepted: accepted devices, each with the list that refused it last.
+        reasons: the same and other devices, each with its reason in each list that refused it.
         maker: returns the maker of a TAC.
     """
-    rows = accepted.join(reasons.filter(pl.col(REASON).is_null()), on="device", how="semi")
+    rows = accepted.join(reasons.filter(pl.col(REASON).is_null()), on=("list", "device"), how="semi")
     for device, name, peer in rows.iter_rows():
-        tally.add(1, **{LIST: name, PEER: peer, MAKER: maker(device // SNR_KEYS)})
+        tally.add(1, list=name, peer=peer, maker=maker(device // SNR_KEYS))
