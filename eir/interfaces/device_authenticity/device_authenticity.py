@@ -7,10 +7,10 @@ lists.
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from eir.checks.conditions import day_text
 from eir.checks.question import has_wrong_check_digit
@@ -25,7 +25,6 @@ from eir.interfaces.device_authenticity.settings import (
 from eir.wire.peers.rate import Buckets
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.wire.web.http1 import HttpRequest, HttpResponse
-from eir.wire.web.http1_server import Answer
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import Tokens
@@ -38,22 +37,22 @@ CORRELATOR_FORM: Final = r"^[a-zA-Z0-9-_:;.\/<>{}]{0,256}$"
 IMEI_PATTERN: Final = r"^[0-9]{15}$"
 
 BLACKLISTED: Final = "blacklisted"
-REASONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "blocked": ("block",), BLACKLISTED: (), "lost": ("lost",),
-    "regulatory": ("regulat", "customs", "tax", "type approval", "unregistered"),
-    "non-payment": ("non-payment", "nonpayment", "unpaid", "debt"), "fraud": ("fraud", "tamper", "clone"), "stolen": ("stolen", "theft", "robbery"),
+REASONS: Final = {
+    "blocked": "block", BLACKLISTED: "", "lost": "lost", "regulatory": "regulat|customs|tax|type approval|unregistered",
+    "non-payment": "non-payment|nonpayment|unpaid|debt", "fraud": "fraud|tamper|clone", "stolen": "stolen|theft|robbery",
 }  # fmt: skip
-"""Statuses of a blacklisted device, with words in a list's reason that indicate them. The first match counts, else BLACKLISTED."""
+"""Statuses of a blacklisted device, with patterns of words in a list's reason that indicate them. The first match counts, else BLACKLISTED."""
 STATUSES: Final = (*REASONS, ALLOWED, UNKNOWN)
 """All statuses, in order of precedence if several rules hold for a device."""
 
 
 class ApiFault(NamedTuple):
-    """Error response of the API: HTTP status, and the fields `code` and `message` of the body."""
+    """Error response of the API: HTTP status, the fields `code` and `message` of the body, and headers."""
 
     status: int
     code: str
     message: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 FAULTS: Final = {
@@ -64,12 +63,14 @@ FAULTS: Final = {
     "denied": ApiFault(403, "PERMISSION_DENIED", "Client does not have sufficient permissions to perform this action."),
     "unlisted": ApiFault(404, "IDENTIFIER_NOT_FOUND", "Device identifier not found."),
     "path": ApiFault(404, "NOT_FOUND", "The specified resource is not found."),
-    "method": ApiFault(405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource."),
+    "method": ApiFault(
+        405, "METHOD_NOT_ALLOWED", "The requested method is not allowed on this resource.", (("Allow", "POST"),)
+    ),
     "body": ApiFault(413, "PAYLOAD_TOO_LARGE", "The request is larger than this server takes."),
     "media": ApiFault(415, "UNSUPPORTED_MEDIA_TYPE", "The server takes application/json."),
-    "rate": ApiFault(429, "TOO_MANY_REQUESTS", "Rate limit reached."),
+    "rate": ApiFault(429, "TOO_MANY_REQUESTS", "Rate limit reached.", (("Retry-After", "1"),)),
     "internal": ApiFault(500, "INTERNAL", "Unknown server error."),
-    "store": ApiFault(503, "UNAVAILABLE", "Service Unavailable."),
+    "store": ApiFault(503, "UNAVAILABLE", "Service Unavailable.", (("Retry-After", "5"),)),
 }
 """Error responses by their internal name."""
 
@@ -77,7 +78,7 @@ FAULTS: Final = {
 def reason_word(text: str | None) -> str:
     """Convert the reason of a list entry (free text) to a status of REASONS, such as `stolen`."""
     reason = (text or "").casefold()
-    return next((word for word, parts in REASONS.items() if any(part in reason for part in parts)), BLACKLISTED)
+    return next((word for word, pattern in REASONS.items() if pattern and re.search(pattern, reason)), BLACKLISTED)
 
 
 JSON: Final = "application/json"
@@ -86,7 +87,6 @@ CLIENTS_MAX: Final = 1000
 """Maximum number of clients with a rate; a further client replaces the oldest."""
 LABELS_MAX: Final = 100
 """Maximum number of clients with a label of their own in metrics; further ones are `other`."""
-_CORRELATOR, _IMEI = re.compile(CORRELATOR_FORM, re.ASCII), re.compile(IMEI_PATTERN, re.ASCII)
 _DOCUMENT: Final = HttpResponse(200, JSON, Path(__file__).with_name("openapi.json").read_bytes())
 """OpenAPI document that the service publishes."""
 
@@ -103,12 +103,12 @@ class DeviceStatus(NamedTuple):
 class _RequestRefused(Exception):
     """Exception: a request is rejected with an HTTP error response of the API.
 
-    `what`: key of FAULTS. `detail`: message for the client. `headers`: headers of the response.
+    `what`: key of FAULTS. `detail`: message for the client. `challenge`: value of the WWW-Authenticate header; empty: no such header.
     """
 
-    def __init__(self, what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(self, what: str, detail: str = "", challenge: str = "") -> None:
         super().__init__(what)
-        self.what, self.detail, self.headers = what, detail, headers
+        self.what, self.detail, self.challenge = what, detail, challenge
 
 
 class DeviceAuthenticity:
@@ -136,15 +136,13 @@ class DeviceAuthenticity:
         self._not_listed = settings.not_listed
         self._rates = Buckets(settings.rate_max, max(1.0, settings.rate_max), CLIENTS_MAX)
 
-    def respond(self, request: HttpRequest) -> Answer:
+    async def respond(self, request: HttpRequest) -> HttpResponse:
         """Return the response to an HTTP request: the OpenAPI document, or the status of a device."""
         if request.path == DOCUMENT_PATH and request.method in {"GET", "HEAD"}:
             return _DOCUMENT
-        return self._answered(request)
-
-    async def _answered(self, request: HttpRequest) -> HttpResponse:
-        client, correlator = NOBODY, request.headers.get(CORRELATOR, "")
-        headers = ((CORRELATOR, correlator),) if correlator and _CORRELATOR.fullmatch(correlator) else ()
+        client = NOBODY
+        correlator = request.headers.get(CORRELATOR, "")
+        headers = ((CORRELATOR, correlator),) if correlator and re.fullmatch(CORRELATOR_FORM, correlator) else ()
         try:
             client = self._client(request)
             self._check_rate(client)
@@ -155,15 +153,13 @@ class DeviceAuthenticity:
             if device.status == ERROR:
                 raise _RequestRefused("unlisted")  # noqa: TRY301 - like the calls below
         except _RequestRefused as e:
-            return self._refused(e, client, headers, request.address)
+            return self._refused(e, client, headers, request)
         except StoreError as e:
             self._report("device_authenticity_failed", level="error", reason=e.cause, detail=str(e))
-            return self._refused(
-                _RequestRefused("store", headers=(("Retry-After", "5"),)), client, headers, request.address
-            )
+            return self._refused(_RequestRefused("store"), client, headers, request)
         except Exception as e:  # noqa: BLE001 - whatever it is: the client gets an answer
             self._report("fault", reason="device-authenticity", level="error", detail=place_of(e))
-            return self._refused(_RequestRefused("internal"), client, headers, request.address)
+            return self._refused(_RequestRefused("internal"), client, headers, request)
         self.answers[self._label(client), device.status] += 1
         document = {
             "imei": imei,
@@ -181,9 +177,7 @@ class DeviceAuthenticity:
         """
         authorization = request.headers.get("authorization")
         if self.tokens is None:
-            raise _RequestRefused(
-                "unauthenticated", headers=(("WWW-Authenticate", denials(AUTHENTICITY_SCOPE)["no_token"].challenge),)
-            )
+            raise _RequestRefused("unauthenticated", challenge=denials(AUTHENTICITY_SCOPE)["no_token"].challenge)
         subject = self.tokens.subject(
             None if authorization is None else authorization.encode("latin-1", "replace"), request.address
         )
@@ -194,11 +188,9 @@ class DeviceAuthenticity:
             setting=token_setting("device_authenticity.tokens", subject.reason) if subject.reason != "no_token" else None,
         )  # fmt: skip
         if subject.status == TOO_MANY_REQUESTS:
-            raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
+            raise _RequestRefused("rate")
         raise _RequestRefused(
-            "denied" if subject.status == 403 else "unauthenticated",
-            subject.detail,
-            (("WWW-Authenticate", subject.challenge),),
+            "denied" if subject.status == 403 else "unauthenticated", subject.detail, subject.challenge
         )
 
     def _check_rate(self, client: str) -> None:
@@ -208,23 +200,25 @@ class DeviceAuthenticity:
         """
         now = self._ticks()
         if not self._rates.of(client, now).try_spend(now):
-            raise _RequestRefused("rate", headers=(("Retry-After", "1"),))
+            raise _RequestRefused("rate")
 
     def _refused(
-        self, why: _RequestRefused, client: str, headers: tuple[tuple[str, str], ...], address: str
+        self, why: _RequestRefused, client: str, headers: tuple[tuple[str, str], ...], request: HttpRequest
     ) -> HttpResponse:
-        fault = FAULTS[why.what]
-        self.answers[self._label(client), str(fault.status)] += 1
+        if why.challenge:
+            headers = (*headers, ("WWW-Authenticate", why.challenge))
+        response = failed(why.what, why.detail, headers)
+        self.answers[self._label(client), str(response.status)] += 1
         if why.what == "rate":
             self._report(
                 "device_authenticity_rate",
                 reason="rate",
                 level="warning",
                 client=client,
-                address=address,
+                address=request.address,
                 setting="device_authenticity.rate_max",
             )
-        return failed(why.what, why.detail, (*headers, *why.headers))._replace(authenticated=client != NOBODY)
+        return response._replace(authenticated=client != NOBODY)
 
     def _label(self, client: str) -> str:
         if client == NOBODY or client in self._labels or len(self._labels) < LABELS_MAX:
@@ -237,7 +231,7 @@ def failed(what: str, detail: str = "", headers: tuple[tuple[str, str], ...] = (
     """Return the error response of the API for `what`, a kind of fault (key of FAULTS)."""
     fault = FAULTS[what]
     document = {"status": fault.status, "code": fault.code, "message": detail or fault.message}
-    return HttpResponse(fault.status, JSON, json.dumps(document).encode(), headers)
+    return HttpResponse(fault.status, JSON, json.dumps(document).encode(), (*headers, *fault.headers))
 
 
 def _imei(request: HttpRequest) -> str:
@@ -245,16 +239,16 @@ def _imei(request: HttpRequest) -> str:
     if request.path != PATH:
         raise _RequestRefused("path")
     if request.method != "POST":
-        raise _RequestRefused("method", headers=(("Allow", "POST"),))
+        raise _RequestRefused("method")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise _RequestRefused("media")
     try:
-        document: Any = json.loads(request.body)
+        document = json.loads(request.body)
     except (ValueError, RecursionError):
         raise _RequestRefused("argument", "the body is not JSON") from None
-    imei = document.get("imei") if isinstance(document, dict) else None
-    if not isinstance(imei, str) or not _IMEI.fullmatch(imei):
-        raise _RequestRefused("argument", "expected an object with imei: 15 digits")
-    if has_wrong_check_digit(imei):
-        raise _RequestRefused("argument", "the check digit of imei is wrong")
-    return imei
+    match document:
+        case {"imei": str(imei)} if re.fullmatch(IMEI_PATTERN, imei):
+            if has_wrong_check_digit(imei):
+                raise _RequestRefused("argument", "the check digit of imei is wrong")
+            return imei
+    raise _RequestRefused("argument", "expected an object with imei: 15 digits")
