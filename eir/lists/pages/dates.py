@@ -71,8 +71,8 @@ def decode_page_days(page: Page, dates: Page | None) -> PageDays:
     """Return the day of each entry in a page from its page of dates; all days are 0 if `dates` is None or belongs to other entries."""
     low = np.frombuffer(decode_keys(page.keys).to_array(), np.uint32)
     tacs = int(page.tac is not None)
-    if dates is None or not is_sealed(page, dates) or len(dates.keys) != SEAL_BYTES + 2 * (tacs + len(low)):
-        return PageDays(0, low, np.zeros(len(low), np.uint16))
-    days = np.frombuffer(dates.keys, "<u2", offset=SEAL_BYTES).astype(np.uint16, copy=False)
+    days = np.zeros(tacs + len(low), np.uint16)
+    if dates is not None and is_sealed(page, dates) and len(dates.keys) == SEAL_BYTES + days.nbytes:
+        days = np.frombuffer(dates.keys, "<u2", offset=SEAL_BYTES)
     tac_day = int(days[0]) if tacs else 0
     return PageDays(tac_day, low, days[tacs:])

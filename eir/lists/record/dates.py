@@ -9,7 +9,7 @@ the days of these pages are unknown too.
 from collections.abc import Iterable, Mapping, Sequence
 
 from eir.lists.pages.pages import EMPTY_DIGEST, Page, amended_digest, content_digest
-from eir.lists.record.store import ListState, ListStore
+from eir.lists.record.store import NO_LIST, ListState, ListStore
 
 DATES = "dates"
 """Kind of a list of dates."""
@@ -57,22 +57,22 @@ async def write_dates(
     Raises:
         GenerationConflict: if the dates have changed since they were read.
     """
-    present = await store.state(dates_name(name)) if replaced is None else seen
-    present_digest, generation = EMPTY_DIGEST, 0
-    if present is not None:
-        present_digest, generation = present.content_digest, present.generation
     new_pages = list(pages)
     if replaced is None:
-        digest, write = content_digest(new_pages), store.replace
+        present = await store.state(dates_name(name)) or NO_LIST
+        digest = content_digest(new_pages)
+        write = store.replace
     else:
-        digest, write = amended_digest(present_digest, replaced, new_pages), store.amend
-    if digest == present_digest == EMPTY_DIGEST:
+        present = seen or NO_LIST
+        digest = amended_digest(present.content_digest, replaced, new_pages)
+        write = store.amend
+    if digest == present.content_digest == EMPTY_DIGEST:
         return
     new_state = ListState(
         kind=DATES, serial=0, generation=0, highest_serial=0, release_digest=state.content_digest, content_digest=digest,
         loaded_at=state.loaded_at,
     )  # fmt: skip
-    await write(dates_name(name), new_state, new_pages, seen=generation, keep=keep)
+    await write(dates_name(name), new_state, new_pages, seen=present.generation, keep=keep)
 
 
 async def roll_back_dates(store: ListStore, name: str, target: ListState) -> None:

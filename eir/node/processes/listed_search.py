@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,9 +23,9 @@ from eir.errors import EirError, Report, StoreError, detail_of
 from eir.lists.changes.local import added_by
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.newly_listed import NewlyListed, newly_listed, without_listed
-from eir.lists.record.clock import STORE_TIMEOUT_S, await_store
+from eir.lists.record.clock import await_store
 from eir.lists.record.settings import DEVICES
-from eir.lists.record.store import Event, ListState
+from eir.lists.record.store import Event
 from eir.lists.stores.open import open_store
 from eir.node.processes.priority import IdlePriority, IdleThread
 from eir.node.processes.setup import Listed
@@ -47,15 +47,15 @@ ID_DIGITS = 32
 ROWS_AT_ONCE = 1000
 """Maximum number of events that are built at once."""
 
+ListingMarks: TypeAlias = Mapping[tuple[int, int, bool], Event]
+"""History event that has added an entry to a list, by entry as in `added_by`."""
 
-class Search(NamedTuple):
-    """Search for the devices that one change has added to a list."""
+
+class ListContent(NamedTuple):
+    """Content of a list of devices after one change."""
 
     listed: Listed
     image: Image
-    state_before: ListState | None
-    before: Image | None
-    """Previous content of the list, whose devices were searched before; None: the list is new."""
 
 
 class ListedSearch:
@@ -79,9 +79,9 @@ class ListedSearch:
         self._send = send
         self._done = done
         self._report = report
-        self._searched: dict[str, tuple[Listed, Image]] = {}
+        self._searched: dict[str, ListContent] = {}
         """Last searched content of each list."""
-        self._waiting: deque[tuple[Listed, Image]] = deque()
+        self._waiting: deque[ListContent] = deque()
         self._has_work = asyncio.Event()
         self._flushed_at = -FLUSH_EVERY_S
         self._thread = IdleThread("search", aside)
@@ -97,25 +97,26 @@ class ListedSearch:
 
     def set_baseline(self, listed: Listed, memory: int | None) -> None:
         """Store a list's content as already searched, so that the next search looks only for devices that are added later."""
-        image = _map(memory)
-        if image is not None:
-            self._searched[listed.name] = listed, image
+        content = _map(listed, memory)
+        if content is not None:
+            self._searched[listed.name] = content
 
     def queue_search(self, listed: Listed, memory: int | None) -> None:
         """Queue a search for the devices that were added to a list after the list's last search. The record of checks is searched."""
-        image = _map(memory)
-        if image is None:
+        content = _map(listed, memory)
+        if content is None:
             return
-        waiting_bytes = sum(len(waiting.buffer) for _, waiting in self._waiting)
+        waiting_bytes = sum(len(waiting.image.buffer) for waiting in self._waiting)
         if waiting_bytes > WAITING_BYTES_MAX:
             self._drop_newest(listed.name)
-        self._waiting.append((listed, image))
+        self._waiting.append(content)
         self._has_work.set()
 
     def _drop_newest(self, name: str) -> None:
-        newest = next((each for each in reversed(self._waiting) if each[0].name == name), None)
-        if newest is not None:
-            self._waiting.remove(newest)
+        for waiting in reversed(self._waiting):
+            if waiting.listed.name == name:
+                self._waiting.remove(waiting)
+                return
 
     async def run(self) -> None:
         """Run the queued searches for newly listed devices until cancelled."""
@@ -123,110 +124,108 @@ class ListedSearch:
             await self._has_work.wait()
             self._has_work.clear()
             while self._waiting:
-                listed, image = self._waiting.popleft()
-                await self._search_if_known(listed, image)
-                self._searched[listed.name] = listed, image
+                now = self._waiting.popleft()
+                await self._search_if_known(now)
+                listed = now.listed
+                self._searched[listed.name] = now
                 self._done(listed.name, listed.state.generation)
                 self._forgotten.clear()
 
-    async def _search_if_known(self, listed: Listed, image: Image) -> None:
+    async def _search_if_known(self, now: ListContent) -> None:
         """Search the record for the devices that a change has added to a list, if the list's previous content is known.
 
         The previous content of a new list is known: it was empty. A failure of the search is logged.
         """
-        name = listed.name
-        listed_before, before = self._searched.get(name, (None, None))
+        listed = now.listed
+        before = self._searched.get(listed.name)
         if before is None and listed.state.generation > NEW_LIST:
             return  # the list is new in the configuration, or this process did not receive its previous content
-        state_before = listed_before.state if listed_before else None
         try:
-            await self._search(Search(listed, image, state_before, before))
+            await self._search(now, before)
         except Exception as e:  # noqa: BLE001 - a fault of a search must not end the process that records checks
             detail = str(e) if isinstance(e, EirError | OSError) else detail_of(e)
-            self._report("sightings_failed", reason="search", level="error", list=name, detail=detail)
+            self._report("sightings_failed", reason="search", level="error", list=listed.name, detail=detail)
 
-    async def _search(self, search: Search) -> None:
-        name = search.listed.name
+    async def _search(self, now: ListContent, before: ListContent | None) -> None:
+        """Search the record for the devices that a change has added to a list, and send an event for each.
+
+        `before`: previous content of the list, whose devices were searched before; None: the list is new.
+        """
+        name = now.listed.name
         since = datetime.now(UTC) - SEEN_WITHIN
-        if self._only_allows(name):
+        if name not in self._config.lists or name in self._config.policy.only_allowing:
             return
-        batches = newly_listed(search.before, search.image)
+        image_before = before.image if before else None
+        batches = newly_listed(image_before, now.image)
         is_flushed = False
-        marks = None
+        marks: ListingMarks | None = None
         while (batch := await self._thread.run(partial(next, batches, None))) is not None:
             if not is_flushed:
                 await self._flush_buffered()
                 is_flushed = True
-            rows = await self._thread.run(partial(self._find, search, batch, since))
-            if len(rows) and marks is None:
-                marks = await self._listing_marks(search)
-            for at in range(0, len(rows), ROWS_AT_ONCE):
-                part = rows.slice(at, ROWS_AT_ONCE)
-                events = await self._thread.run(partial(_build_events, search, part, marks or {}))
-                await self._send(self._without_forgotten(events))
+            rows = await self._thread.run(partial(self._find, image_before, batch, since))
+            for part in rows.iter_slices(ROWS_AT_ONCE):
+                if marks is None:
+                    marks = await self._listing_marks(name, before)
+                events = await self._thread.run(partial(_build_events, now, part, marks))
+                await self._send_without_forgotten(events)
 
     async def _flush_buffered(self) -> None:
         await asyncio.sleep(self._flushed_at + FLUSH_EVERY_S - time.monotonic())
         await self._flush()
         self._flushed_at = time.monotonic()
 
-    def _only_allows(self, name: str) -> bool:
-        return name not in self._config.lists or name in self._config.policy.only_allowing
-
-    def _find(self, search: Search, batch: NewlyListed, since: datetime) -> "pl.DataFrame":
+    def _find(self, before: Image | None, batch: NewlyListed, since: datetime) -> "pl.DataFrame":
         """Return the newest recorded check of each device in a batch of added devices."""
         from eir.sightings.seen import find_newest  # noqa: PLC0415 - polars, which this process has already
 
         rows = find_newest(self._config.state, since, batch.keys, batch.tacs)
         devices = rows["device"].to_numpy().astype(np.uint64)
-        return rows.filter(without_listed(search.before, devices))
+        return rows.filter(without_listed(before, devices))
 
-    def _without_forgotten(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def _send_without_forgotten(self, events: list[dict[str, Any]]) -> None:
         for event in events:
             if event["subscriber"] in self._forgotten:
                 event["subscriber"] = None
-        return events
+        await self._send(events)
 
-    async def _listing_marks(self, search: Search) -> Mapping[tuple[int, int, bool], Event]:
+    async def _listing_marks(self, name: str, before: ListContent | None) -> ListingMarks:
         """Return the history events that have added single entries to a local list since the last search, by entry.
 
         The map is empty for other lists. From the history event all nodes compute the same id of an event, even if a node receives
         several changes of a local list at once. If the store is away, the id depends on the generation of the list.
         """
-        settings = self._config.lists[search.listed.name]
-        since = search.state_before.loaded_at if search.state_before else None
-        if not settings.local:
+        since = before.listed.state.loaded_at if before else None
+        if not self._config.lists[name].local:
             return {}
         store = open_store(self._config.store, self._config.state, report=self._report, check=False)
         try:
             with suppress(StoreError):
-                reading = store.history(settings.name, limit=CHANGES_READ, since=since)
-                return added_by(await await_store(reading, STORE_TIMEOUT_S), DEVICES)
+                reading = store.history(name, limit=CHANGES_READ, since=since)
+                return added_by(await await_store(reading), DEVICES)
         finally:
             await store.close()
         return {}
 
 
-def _map(memory: int | None) -> Image | None:
-    """Map the shared memory of a list; return None if no usable memory was received.
+def _map(listed: Listed, memory: int | None) -> ListContent | None:
+    """Map the shared memory of a list and return the list's content; return None if no usable memory was received.
 
     The next change of the list is then compared with an older image.
     """
     if memory is not None:
         with suppress(ImageError, OSError):
-            return Image.map(memory)
+            return ListContent(listed, Image.map(memory))
     return None
 
 
-def _build_events(
-    search: Search, rows: "pl.DataFrame", marks: Mapping[tuple[int, int, bool], Event]
-) -> list[dict[str, Any]]:
-    return [_event(search, row, marks) for row in rows.iter_rows(named=True)]
+def _build_events(now: ListContent, rows: "pl.DataFrame", marks: ListingMarks) -> list[dict[str, Any]]:
+    return [_event(now, row, marks) for row in rows.iter_rows(named=True)]
 
 
-def _event(search: Search, row: Mapping[str, Any], marks: Mapping[tuple[int, int, bool], Event]) -> dict[str, Any]:
+def _event(now: ListContent, row: Mapping[str, Any], marks: ListingMarks) -> dict[str, Any]:
     """Build the event for a newly listed device that was seen before. The event has the data of the device's newest recorded check."""
-    listed = search.listed
+    listed = now.listed
     device = row["device"]
     first_of_tac = device // SNR_KEYS * SNR_KEYS
     mark = marks.get((device, 0, False)) or marks.get((first_of_tac, 0, True))
