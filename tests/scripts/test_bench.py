@@ -279,7 +279,7 @@ def test_sightings(found):
 
 def test_listed(found):
     assert set(measured(found)) == {
-        (server, "4 at 20000/s") for server in ("quiet", "beside the search", "beside the events")
+        (server, "4 at 20000/s") for server in ("quiet", "beside a loop", "beside the search", "beside the events")
     }
     assert found["devices"] == 2000
     assert len(found["first_event_s"]) == 1 <= found["events"][0]
