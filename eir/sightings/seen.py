@@ -217,7 +217,7 @@ def sum_files(
             rows = merge(pl.concat([rows, *unmerged]).lazy()).collect()
             unmerged.clear()
             unmerged_rows = 0
-    return merge(pl.concat([rows, *unmerged]).lazy()).collect()
+    return merge(pl.concat([rows, *unmerged]).lazy()).collect() if unmerged else rows
 
 
 def read_rows(paths: list[str], plan: Plan, form: Mapping[str, Any] | None = FRAME) -> pl.DataFrame:
