@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from eir.lists.images.index import FirstSeenList
 from eir.lists.pages.first_days import Sighted, period
@@ -30,6 +30,17 @@ AGAIN_TURNS = 120
 """Turns (seconds) after which a device is sent again."""
 
 
+class _Queued(NamedTuple):
+    """A queued device."""
+
+    peer: str
+    is_confirmed: bool
+    sent: int
+    """Turn in which the device was sent last."""
+    compared: "ListState | None"
+    """State of the record with which the device was compared last."""
+
+
 class NewDevices:
     """Queue in a worker: devices that must be added to the record of first sightings."""
 
@@ -44,11 +55,8 @@ class NewDevices:
         """Peers whose devices on all workers together have reached the limit of today."""
         self._once: dict[int, tuple[str, str]] = {}
         """Device above a limit → peer and IMSI of its first check today."""
-        self._queued: dict[int, tuple[str, bool, int, ListState | None]] = {}
-        """Queued device → peer, True if confirmed, the turn in which the device was sent last, and the state of the record with which it was compared last.
-
-        The device whose comparison is the oldest is first.
-        """
+        self._queued: dict[int, _Queued] = {}
+        """Queued devices. The device that has waited longest for its next comparison is first."""
         self._to_send: dict[tuple[str, int, bool], array[int]] = {}
         """(peer, day, True if confirmed) → devices for the next call of `pop_sightings`."""
         self.unrecorded: Counter[str] = Counter()
@@ -93,20 +101,20 @@ class NewDevices:
                 yield
             if key not in self._queued:
                 continue  # rejected in a pause
-            peer, confirmed, sent, _ = self._queued.pop(key)
+            queued = self._queued.pop(key)
             day = record.fresh[key]
             recorded = record.on_record(key)
             if recorded is not None and recorded[0] <= day and recorded[1] >= period(day, key):
                 del record.fresh[key]
-            elif self._turn - sent >= AGAIN_TURNS:
-                self._send(key, peer, day, confirmed)
+            elif self._turn - queued.sent >= AGAIN_TURNS:
+                self._send(key, queued.peer, day, queued.is_confirmed)
             else:
-                self._queued[key] = peer, confirmed, sent, record.state
+                self._queued[key] = queued._replace(compared=record.state)
 
     def _must_compare(self, key: int) -> bool:
         """Return True if a queued device must be sent again, or if the record of first sightings in memory has changed."""
-        _, _, sent, state = self._queued[key]
-        return state is not self._record.state or self._turn - sent >= AGAIN_TURNS
+        queued = self._queued[key]
+        return queued.compared is not self._record.state or self._turn - queued.sent >= AGAIN_TURNS
 
     def pop_sightings(self) -> list[Sighted]:
         """Remove and return the queued sightings that must now be sent to the process that writes the record of first sightings."""
@@ -127,7 +135,7 @@ class NewDevices:
 
     def _send(self, key: int, peer: str, day: int, confirmed: bool) -> None:
         self._queued.pop(key, None)  # a device that is queued again moves to the end
-        self._queued[key] = peer, confirmed, self._turn, self._record.state
+        self._queued[key] = _Queued(peer, confirmed, self._turn, self._record.state)
         keys = self._to_send.setdefault((peer, day, confirmed), array("Q"))
         keys.append(key)
 
