@@ -110,7 +110,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     maker = _maker_of(config)
     kinds = _blocking_lists(config)
     listings = _with_store(config, partial(read_listings, kinds=kinds, begin=utc_text(begin), end=utc_text(end)))
-    paths = _paths(config, record, month)
+    paths = _paths(config, record, begin, end)
     listed, unlisted = _tally_listings(listings, maker)
     tallies = {"listed": listed, "unlisted": unlisted}
     if paths or config.sightings is not None:
@@ -119,7 +119,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     if paths or record is not None:
         try:
             tallies["copies_found"] = _tally_copies(config, record, begin, end, maker)
-            tallies["copies_confirmed"] = _tally_confirmed(config, month, maker)
+            tallies["copies_confirmed"] = _tally_confirmed(config, begin, end, maker)
         except SetupFault as e:
             print_message(f"warning: copied identities are not counted: {e}")
     return document(month, tallies)
@@ -192,15 +192,16 @@ def _tally_refusals(
     return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), lists, maker)
 
 
-def _paths(config: Config, record: str | None, month: str) -> list[str]:
-    """Return the paths of files with checks of the month.
+def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
+    """Return the paths of files with checks from `begin` to before `end`. These files are in a folder for each day.
 
     `record`: pattern of the files to search; None: the files in the node's record of checks.
     """
     if record is None:
         write_down(config)
         record = str(config.state / FOLDER / FILES)
-    return [path for path in sorted(glob(record)) if Path(path).parent.name.startswith(f"{month}-")]  # noqa: PTH207 - a pattern of the user
+    first, after = f"{begin:%Y-%m-%d}", f"{end:%Y-%m-%d}"
+    return [path for path in sorted(glob(record)) if first <= Path(path).parent.name < after]  # noqa: PTH207 - a pattern of the user
 
 
 def _tally_grace(config: Config, begin: datetime, end: datetime, maker: Maker) -> dict[str, FigureTally]:
@@ -244,11 +245,11 @@ def _tally_copies(config: Config, record: str | None, begin: datetime, end: date
     return tally
 
 
-def _tally_confirmed(config: Config, month: str, maker: Maker) -> FigureTally:
-    """Count by maker the devices that an operator confirmed as tampered with in the month. The last decision on each device counts."""
+def _tally_confirmed(config: Config, begin: datetime, end: datetime, maker: Maker) -> FigureTally:
+    """Count by maker the devices that an operator confirmed as tampered with, from `begin` to before `end`. The last decision on each device counts."""
     last = {each["imei"][:KEY_DIGITS]: each for each in load_decisions(config.state)}
     tally = FigureTally()
     for imei, decision in last.items():
-        if decision["verdict"] == CONFIRMED and decision["time"].startswith(month):
+        if decision["verdict"] == CONFIRMED and utc_text(begin) <= decision["time"] < utc_text(end):
             tally.add(1, maker=maker(device_key(imei) // SNR_KEYS))
     return tally
