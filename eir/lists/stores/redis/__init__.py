@@ -201,7 +201,7 @@ class RedisStore(PageSetStore):
             await writing.append_pending(self.link, row)
 
     async def _pending(self) -> list[reading.ListRow]:
-        """Return the lists whose last write has an event that is missing in the history."""
+        """Return the lists whose last write is missing in the history."""
         names = await self._names()
         rows = [await reading.read_row(self.link, name, past=True) for name in names]
         appended = await history.read_appended(self.link, names)
