@@ -387,7 +387,9 @@ class TestEnd:
     def test_nothing_is_left_behind(self, loaded):
         node = loaded.start()
         node.end()
-        assert "control.sock" not in {path.name for path in loaded.state.iterdir()}
+        assert not {"control.sock", "lists.sqlite-wal", "lists.sqlite-shm"} & {
+            path.name for path in loaded.state.iterdir()
+        }
         assert loaded.eir("status", status=2).stdout.startswith("EIR CRITICAL - no node runs")
 
 
