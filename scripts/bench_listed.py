@@ -14,7 +14,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -75,7 +75,9 @@ def main(arguments: Sequence[str]) -> int:
     listed = np.setdiff1d(seen.keys[::SEEN_PER_LISTED], base.keys)
     first_s: list[float] = []
     sent: list[int] = []
-    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, _receiver(on.server) as (port, events):
+    port, events = free_port(), multiprocessing.get_context("spawn").Value("q", 0)
+    receiver = _running(_receive, port, on.server, events)
+    with tempfile.TemporaryDirectory(prefix="eir-bench-") as made, receiver:
         folder = Path(made)
         site = Site(folder / "site", loader_cores=on.generator)
         _write_record(site.state, seen.keys, listed, sightings)
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
             searching = partial(_searching, releases, server, events, found_max_s)
             cases = [
                 Case(QUIET, server),
-                Case(LOOPING, server, partial(_looping, on.server)),
+                Case(LOOPING, server, partial(_running, _loop, on.server)),
                 Case(SEARCHING, server, searching),
                 Case(SENDING, server, partial(searching, first_s=first_s, sent=sent)),
             ]
@@ -162,9 +164,9 @@ def _searching(
 
 
 @contextmanager
-def _looping(on: set[int]) -> Iterator[None]:
-    """Run a process of idle priority that never waits on these cores."""
-    process = multiprocessing.get_context("spawn").Process(target=_loop, args=(on,), daemon=True)
+def _running(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
+    """Run a function in a process of its own, which ends with the context."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments, daemon=True)
     process.start()
     try:
         yield
@@ -174,6 +176,7 @@ def _looping(on: set[int]) -> Iterator[None]:
 
 
 def _loop(on: set[int]) -> None:
+    """Use the free time of these cores at idle priority until the process is ended."""
     os.sched_setaffinity(0, on)
     set_idle_priority()
     while True:
@@ -222,22 +225,9 @@ class _Receiver(BaseHTTPRequestHandler):
 
 
 def _receive(port: int, on: set[int], events: "Synchronized[int]") -> None:
+    """Count on these cores the events that a webhook receives, until the process is ended."""
     os.sched_setaffinity(0, on)
     set_idle_priority()  # it must delay neither the worker nor the load generator
     server = HTTPServer(("127.0.0.1", port), _Receiver)
     server.events = events  # type: ignore[attr-defined]
     server.serve_forever()
-
-
-@contextmanager
-def _receiver(on: set[int]) -> Iterator[tuple[int, "Synchronized[int]"]]:
-    """Run a webhook on these cores that receives events; yield its port, and the number of its events."""
-    context = multiprocessing.get_context("spawn")
-    port, events = free_port(), context.Value("q", 0)
-    process = context.Process(target=_receive, args=(port, on, events), daemon=True)
-    process.start()
-    try:
-        yield port, events
-    finally:
-        process.terminate()
-        process.join()
