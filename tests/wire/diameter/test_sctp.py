@@ -219,6 +219,8 @@ def test_what_is_configured_is_what_the_kernel_does():
             assert struct.unpack_from("=4xH", accepted.getsockopt(SCTP, ASSOCINFO, 20)) == (6,)
             assert struct.unpack_from("=132xIH", parameters(accepted)) == (2500, 3)
             assert accepted.getsockopt(SCTP, 3) == 1, "NODELAY"
+            # RFC 6458 6.2.1: association and address events, no data events.
+            assert accepted.getsockopt(SCTP, Option.EVENTS, 8) == bytes([0, 1, 1, 0, 0, 0, 0, 0])
             for off in (Option.AUTH_SUPPORTED, Option.ASCONF_SUPPORTED):
                 assert struct.unpack("=4xI", accepted.getsockopt(SCTP, off, 8)) == (0,)
             # A reload changes what is accepted from then on.
