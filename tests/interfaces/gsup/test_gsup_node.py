@@ -283,6 +283,8 @@ async def test_who_may_ask(site, hlr, to):
     assert node.metrics()["eir_shed_total{peer=one,reason=rate_max}"] == found.count(False)
     site.eir("peer", "disable", "one")
     assert not await msc.until(lambda _: False)
+    again = await to(node)
+    assert not await again.until(lambda _: False)
     site.eir("peer", "enable", "one")
     site.configure(peers=[{"name": "other", "host": "MSC-2"}])
     site.eir("reload")
@@ -290,6 +292,8 @@ async def test_who_may_ask(site, hlr, to):
     assert not await stranger.until(lambda _: False)
     (line,) = await until_async(lambda: node.lines("peer_refused", reason="unknown_peer"))
     assert line["host"] == "MSC-1"
+    ends = [*node.lines("peer_closed"), *node.lines("connection_fault")]
+    assert [line["reason"] for line in ends] == ["left"], "a rejected connection has no other line"
 
 
 async def test_an_msc_that_comes_back_after_it_vanished_without_a_word_is_alone_with_its_name(site, hlr, to):
