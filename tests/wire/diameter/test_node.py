@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 import ssl
 import time
@@ -22,7 +23,7 @@ from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 from eir.errors import EirError
 from eir.interfaces.s13.application import S13
 from eir.wire.diameter.admission import Admission
-from eir.wire.diameter.link import DiameterConnection
+from eir.wire.diameter.link import REST_BYTES, DiameterConnection
 from eir.wire.diameter.message import Reply
 from eir.wire.diameter.node import Identity, Limits, Node, PeerSettings, watchdog_jitter
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
@@ -145,6 +146,24 @@ async def test_no_more_connections_than_the_limit():
         await until(lambda: len(setup.node.status()) == 1)
         await setup.open(cer("c.localdomain"))
         assert (await second.ask(ecr())).result == 2001
+
+
+async def test_a_connection_that_cannot_be_accepted_is_counted_and_waits():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with running() as setup:
+        with socket.socket() as client:
+            client.setblocking(False)
+            free = os.dup(client.fileno())
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            try:
+                await asyncio.get_running_loop().sock_connect(client, setup.address)
+                await until(lambda: setup.counts.errors["accept_failed"])
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            (reason,) = {fields["reason"] for event, fields in setup.reported if event == "accept_failed"}
+            assert reason == "EMFILE"
+            await until(lambda: len(setup.node.links) == 1)
 
 
 async def test_a_flood_of_silent_connections_leaves_room():
@@ -662,6 +681,22 @@ async def test_a_peer_that_reads_a_little_at_the_end_is_not_waited_for_for_ever(
         link.resume_writing()
         await until(lambda: transport.done[-1] == "abort")
         link.connection_lost(None)
+
+
+async def test_a_connection_with_much_input_lets_the_others_be_read_first():
+    """One large message, so that nothing else stops the reading."""
+    async with running(limits=Limits(max_message_bytes=4 * REST_BYTES)) as setup:
+        link, transport = DiameterConnection(setup.node, asyncio.get_running_loop()), Transport()
+        link.connection_made(transport)
+        link.data_received(cer())
+        message = ecr(extra=wire.avp(999, bytes(2 * REST_BYTES), flags=0))
+        link.data_received(message[:REST_BYTES])
+        rests = link.wants_bytes()
+        link.set_reading()
+        await asyncio.sleep(0)
+        found = [rests, *transport.done, link.wants_bytes()]
+        link.connection_lost(None)
+    assert found == [False, "pause_reading", "resume_reading", True]
 
 
 async def test_connections_are_read_into_one_place_and_keep_what_is_theirs():

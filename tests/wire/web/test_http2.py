@@ -313,6 +313,14 @@ def test_requests_past_the_limit_at_once_may_be_sent_again_elsewhere():
     assert statuses(peer.found) == {1: 200, 9: 200}
 
 
+@pytest.mark.parametrize(("requests", "reason"), [(49, ""), (51, "slow_body")])
+def test_a_client_is_sent_away_after_too_many_requests_without_an_end(requests, reason):
+    """Each costs 10 tokens of a bucket of 500."""
+    peer = Peer().send(HELLO + b"".join(get(1 + 2 * n, "/", flags=END_HEADERS) for n in range(requests)))
+    peer.wait(11)
+    assert peer.connection.over == reason
+
+
 def run(peer, attack, most=5000):
     """Let a client attack until the server has had enough; how many times it sent."""
     peer.send(attack.first)
