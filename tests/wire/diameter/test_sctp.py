@@ -200,6 +200,22 @@ def test_addresses_of_both_versions_are_one_endpoint():
     run(case())
 
 
+def test_addresses_of_one_version_have_a_socket_of_that_version():
+    async def case():
+        async with running(peers=(replace(PEER, sources=()),), exact=False) as setup:
+            for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+                _, port = await setup.node.listen(f"sctp://{f'[{host}]' if ':' in host else host}:0")
+                with socket.socket(family, socket.SOCK_STREAM, SCTP) as made:
+                    made.setblocking(False)
+                    await asyncio.get_running_loop().sock_connect(made, (host, port))
+                    await until(lambda: setup.node.links)
+                    (link,) = links(setup)
+                    assert socket_of(link).family == family
+                await until(lambda: not setup.node.links)
+
+    run(case())
+
+
 def test_what_is_configured_is_what_the_kernel_does():
     settings = SctpSettings(
         rto_initial_s=0.7,

@@ -111,6 +111,21 @@ def test_a_header_block_in_parts():
     assert statuses(peer.found) == {1: 200}
 
 
+@pytest.mark.parametrize(("parts", "reason"), [(8, ""), (9, "continuation_flood")])
+def test_a_header_block_has_at_most_eight_parts(parts, reason):
+    whole = wire.block("/parts")
+    octets = frame(wire.HEADERS, END_STREAM, 1, whole) + frame(wire.CONTINUATION, 0, 1, b"") * (parts - 2)
+    peer = Peer().send(HELLO + octets + frame(wire.CONTINUATION, END_HEADERS, 1, b""))
+    assert peer.connection.over == reason
+
+
+@pytest.mark.parametrize(("piece", "reason"), [(b"", "data_flood"), (b"a", "")])
+def test_data_frames_without_data_are_control_frames(piece, reason):
+    """Their bucket has 500 tokens, that of frames which usually come with a request 2000."""
+    peer = Peer().send(HELLO + get(1, "/x", flags=END_HEADERS) + frame(wire.DATA, 0, 1, piece) * 600)
+    assert peer.connection.over == reason
+
+
 def test_padding_and_priority_are_taken_off():
     padded = frame(
         wire.HEADERS, END_HEADERS | END_STREAM | wire.PADDED | 0x20, 1, b"\x03" + bytes(5) + wire.block("/p") + bytes(3)
