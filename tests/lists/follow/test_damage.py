@@ -104,6 +104,7 @@ DAMAGE = {
     "entries of a wrong type": lambda damaged: damaged.state(with_state(entries=[1])),
     "entries below 0": lambda damaged: damaged.state(with_state(entries=-1)),
     "generation 10^400": lambda damaged: damaged.state(with_state(generation=10**400)),
+    "generation 2^63": lambda damaged: damaged.state(with_state(generation=1 << 63)),
     "changes of impossible pages": lambda damaged: damaged.changes(),
 }
 

@@ -120,6 +120,13 @@ async def test_what_is_too_large_is_refused_before_anything_is_written(small, wr
     await all_else_works(small.store)
 
 
+async def test_what_others_have_written_is_not_free(small):
+    small.fill(2 * MB)
+    with pytest.raises(StoreError, match=r"needs about \d+ MB, and [0-3] MB are free") as caught:
+        await small.store.replace("a", state(large(4), serial=3), large(4), seen=2)
+    assert caught.value.cause == small.cause
+
+
 @pytest.mark.parametrize("leave", [0, 2 * MB])
 async def test_what_stops_in_the_middle_leaves_nothing_behind(small, leave):
     """Someone else takes the room while a list is written: all of it, or nearly all."""
