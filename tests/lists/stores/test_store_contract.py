@@ -451,6 +451,11 @@ async def test_wait_returns_on_a_change_and_not_before(store, other):
     await asyncio.wait_for(waiting, 180)
     await asyncio.wait_for(other.wait({"stolen": 1}, 3600), 180)
     await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), 180)
+    waiting = asyncio.create_task(other.wait({"stolen": 2, "later": 1}, 3600))
+    await asyncio.wait([waiting], timeout=0.1)
+    waiting.cancel()
+    await asyncio.wait([waiting], timeout=180)
+    assert waiting.cancelled()
 
 
 async def test_a_claim_is_one_holders_until_it_ends(store, other):
