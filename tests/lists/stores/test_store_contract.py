@@ -451,9 +451,17 @@ async def test_wait_returns_on_a_change_and_not_before(store, other):
     await asyncio.wait_for(waiting, 180)
     await asyncio.wait_for(other.wait({"stolen": 1}, 3600), 180)
     await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), 180)
-    waiting = asyncio.create_task(other.wait({"stolen": 2, "later": 1}, 3600))
+
+
+async def test_a_wait_that_is_cancelled_cancels_its_own_tasks(store):
+    await store.replace("stolen", state(A), A, seen=0)
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(store.wait({"stolen": 1}, 3600))
     await asyncio.wait([waiting], timeout=0.1)
+    own = asyncio.all_tasks() - before - {waiting}
     waiting.cancel()
+    await asyncio.sleep(0)
+    assert all(task.done() or task.cancelling() for task in own)
     await asyncio.wait([waiting], timeout=180)
     assert waiting.cancelled()
 
