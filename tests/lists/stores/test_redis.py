@@ -346,6 +346,26 @@ async def test_a_reader_that_is_cancelled_ends(store):
         assert reading.cancelled()
 
 
+async def test_the_event_of_an_earlier_write_is_not_appended_again(store, monkeypatch):
+    """A node may read a list's row, and append its event only after another node has written the list again."""
+    await store.replace("a", state(A), A, seen=0, event=event("a", detail="first"))
+    row = await reading.read_row(store.link, "a", past=True)
+    await store.replace("a", state(B, serial=2), B, seen=1, event=event("a", detail="second"))
+    await writing.append_pending(store.link, row)
+    await store.append_pending()
+    assert [each.detail for each in await store.history("a")] == ["first", "second"]
+
+    read_appended = redis_store.history.read_appended
+
+    async def third_first(*what):
+        monkeypatch.setattr(redis_store.history, "read_appended", read_appended)
+        await store.replace("a", state(A, serial=3), A, seen=2, event=event("a", detail="third"))
+        return await read_appended(*what)
+
+    monkeypatch.setattr(redis_store.history, "read_appended", third_first)
+    assert [each.detail for each in await store.history("a")] == ["first", "second", "third"]
+
+
 class TestSwitch:
     async def test_a_staged_set_that_vanishes(self, server, store, monkeypatch):
         stored = await store.replace("a", state(A), A, seen=0)

@@ -205,7 +205,11 @@ class RedisStore(PageSetStore):
         names = await self._names()
         rows = [await reading.read_row(self.link, name, past=True) for name in names]
         appended = await history.read_appended(self.link, names)
-        return [row for row in rows if row is not None and row.event is not None and row.change != appended[row.name]]
+        pending = [
+            row for row in rows if row is not None and row.event is not None and row.change != appended[row.name]
+        ]
+        # A list that was written again meanwhile has the event of this row in the history.
+        return [row for row in pending if await reading.read_change(self.link, row.name) == row.change]
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
@@ -214,7 +218,9 @@ class RedisStore(PageSetStore):
         pending = [row.event for row in await self._pending()]
         events = await history.read_history(self.link, name, since, limit, chain)
         for event in pending:
-            if event is not None and name in {None, event.list} and chain in {None, event.chain}:
+            if event is None or event in events:  # its writer may have appended it meanwhile
+                continue
+            if name in {None, event.list} and chain in {None, event.chain}:
                 events.append(event)
         return events if limit is None else events[-limit:]
 

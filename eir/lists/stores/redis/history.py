@@ -42,6 +42,7 @@ from eir.lists.record.history import (
 from eir.lists.record.store import ANCHOR, CHAINS, FEED, MAIN, Event, Fold, Ledger, OutcomeCount, Record
 from eir.lists.stores.records import FORM, check_form, decode_ledger, encode, log_upgrade, newer_form
 from eir.lists.stores.redis.link import RedisClient
+from eir.lists.stores.redis.reading import read_change
 
 LEDGER, RECORDS, REFUSALS = "eir:{history}:ledger", "eir:{history}:records", "eir:{history}:refusals"
 FED, OUTCOMES = "eir:{history}:feed", "eir:{history}:outcomes"
@@ -100,6 +101,7 @@ async def newer(link: RedisClient) -> str | None:
 async def append(link: RedisClient, event: Event | None, list_write: ListWrite | None = None) -> None:
     """Append an event to the history. If `list_write` is given, the event belongs to this list write and is appended only once.
 
+    If the list has been written again, nothing is appended, because each writer first appends the event of the write before.
     If the answer is lost, an event without `list_write` may be appended twice.
     """
     if event is None:
@@ -108,6 +110,8 @@ async def append(link: RedisClient, event: Event | None, list_write: ListWrite |
     done_field = f"done:{name}"
 
     async def queue(pipe: Any, read: ReadChain, done: bytes | None) -> None:
+        if change is not None and await read_change(link, name) not in {None, change}:
+            return  # written again; no list: it was lost, and the event is still missing
         stored_chain = await read(event.chain)
         # A key of another type fails here; in EXEC the ledger would count a record that does not exist.
         await pipe.execute_command("XREVRANGE", stored_chain.stream, "+", "-", "COUNT", 1)
