@@ -366,6 +366,13 @@ async def test_the_event_of_an_earlier_write_is_not_appended_again(store, monkey
     assert [each.detail for each in await store.history("a")] == ["first", "second", "third"]
 
 
+async def test_pages_are_read_in_batches_of_bounded_size(store):
+    pages = [page(n, range(0, 1_000_000, 997)) for n in range(400)]
+    await store.replace("a", state(pages), pages, seen=0)
+    sizes = [sum(len(each.keys) + len(each.extra) for each in batch) async for _, batch in store.pages("a")]
+    assert 1 << 15 < max(sizes) < 3 << 15
+
+
 class TestSwitch:
     async def test_a_staged_set_that_vanishes(self, server, store, monkeypatch):
         stored = await store.replace("a", state(A), A, seen=0)
