@@ -188,7 +188,8 @@ def _tally_refusals(
         reasons = _with_store(config, partial(read_reasons, name=name, keys=keys))
         return [None if reason is None else _reason_name(reason) for reason in reasons]
 
-    lists = {name: partial(read, name) for name in _device_lists(config)}
+    stored = _with_store(config, lambda store: store.states())
+    lists = {name: partial(read, name) for name in _device_lists(config) if name in stored}
     return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), lists, maker)
 
 

@@ -36,8 +36,8 @@ def count_refusals(
         paths: files of the record.
         begin: start of the period.
         end: end of the period.
-        lists: reader of the reasons of each configured list of devices, by its name. A list that is not in `lists` does not show
-            that a device came back, because its present devices are not known.
+        lists: reader of the reasons of each configured list of devices in the store, by its name. A list that is not in `lists` does
+            not show that a device came back, because its present devices are not known.
         maker: returns the maker of a TAC.
 
     Raises:

@@ -157,8 +157,8 @@ RELEASES = {  # serial → time, and rows
         | dict.fromkeys(imeis(C, *range(5)), "lost") | dict.fromkeys(imeis(C, *range(5, 17)), f"seen with {SECRET}")
         | dict.fromkeys(imeis(C, *range(20, 31)), "fraud")),
 }  # fmt: skip
-NOT_BACK = ("unconfigured", "sims")
-"""Lists that cannot show that a device came back: one that the configuration has no longer, and one of SIMs."""
+NOT_BACK = ("unconfigured", "sims", "lost")
+"""Lists that cannot show that a device came back: one that the configuration has no longer, one of SIMs, one that the store lacks."""
 ADDED, REMOVED = imeis(C, *range(100, 113)), imeis(C, *range(100, 103))
 
 
@@ -244,7 +244,7 @@ def operator(shared):
     """A node's state folder after a month."""
     shared.configure(
         lists={"stolen": {"signers": "signers", "growth_max": "100%"}, "own": {"local": True}, "registered": {"local": True},
-               "sims": {"local": True, "kind": "subscribers"}},
+               "sims": {"local": True, "kind": "subscribers"}, "lost": {"local": True}},
         policy={"rules": [
             {"list": "registered", "answer": "whitelisted"}, {"list": "stolen", "answer": "blacklisted"},
             {"list": "own", "answer": "blacklisted"}, {"first_seen_within": f"{GRACE_DAYS}d", "answer": "greylisted"},
