@@ -257,7 +257,19 @@ class TestFaults:
         master = own()
         replica = own("--replicaof", "127.0.0.1", str(master.port))
         async with opened(replica.url) as store:
-            assert await cause_of(store.record(event())) == "readonly"
+            with pytest.raises(StoreError, match=r"; name the primary in `store`, or its Sentinels$") as caught:
+                await store.record(event())
+            assert caught.value.cause == "readonly"
+
+    async def test_a_user_without_a_permission(self, own):
+        server = own()
+        server.command("ACL", "SETUSER", "reader", "on", ">right", "%R~*", "+@read", "+info", "+acl|dryrun")
+        async with opened(server.url.replace("//", "//reader:right@")) as store:
+            with pytest.raises(
+                StoreError, match="; permit the command to this user in the user file of Redis"
+            ) as caught:
+                await store.record(event())
+            assert caught.value.cause == "noperm"
 
     async def test_memory_is_full(self, own):
         server = own("--maxmemory", "3mb")
