@@ -189,6 +189,16 @@ async def test_a_tag_is_sent_back(register, node, tag):
     assert register.web.asked[-1] == (f"/{INDEX}", 304)
 
 
+async def test_the_tag_of_an_index_without_news_is_sent_back_too(register, node):
+    register.publish(ROWS[:20])
+    register.web.tag = '"a"'
+    assert await node.pull() == ("loaded", "")
+    register.web.tag = '"b"'
+    for _ in range(2):
+        assert await node.pull() == ("unchanged", "")
+    assert register.web.conditions == ['"a"', '"b"']
+
+
 @pytest.mark.parametrize("fault", ["status_400", "drop"])
 async def test_a_tag_that_a_server_fails_over_is_forgotten(register, node, fault):
     """The next request has no condition, so that no tag stops a pull for good; a tag of an earlier version neither."""
