@@ -106,7 +106,7 @@ class FeedWriter:
             await self._gather()
             try:
                 await self._write(self._taken())
-            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it says so, and goes on
+            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it logs the fault and continues
                 self._failed(e)
 
     async def _gather(self) -> None:

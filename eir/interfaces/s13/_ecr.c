@@ -112,7 +112,7 @@ static inline __attribute__((always_inline)) int read_level(const Terms *terms, 
 			switch (avp.key) {
 			case OF_3GPP(IMEI): ecr->imei = data, see(seen, DEVICE_ID); continue;
 			case OF_3GPP(SOFTWARE_VERSION): ecr->version = data, see(seen, DEVICE_VERSION); continue;
-			case OF_3GPP(MEID): see(seen, OTHER_ID); continue;	/* beside a good IMEI it says nothing */
+			case OF_3GPP(MEID): see(seen, OTHER_ID); continue;	/* not needed beside a valid IMEI */
 			}
 		else if (level == IN_APPLICATION_ID)	/* a vendor and one application id, that of the header (RFC 6733 6.8, 6.11), and nothing else */
 			switch (avp.key) {

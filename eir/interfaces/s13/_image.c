@@ -82,7 +82,7 @@ void search_places(const List *in, Search *all, int count) {
 	}
 }
 
-/* The last step: NO, YES, or MAYBE: Python says whether a row that ends has ended. */
+/* The last step: NO, YES, or MAYBE. For MAYBE, Python checks whether a row with an end has ended. */
 int search_key(const Search *one) {
 	if (one->found != MAYBE)
 		return one->found;
