@@ -84,6 +84,7 @@ class ListedSearch:
         self._waiting: deque[ListContent] = deque()
         self._has_work = asyncio.Event()
         self._flushed_at = -FLUSH_EVERY_S
+        self._aside = aside
         self._thread = IdleThread("search", aside)
         self._forgotten: set[str] = set()
         """Subscribers that were deleted from the record during the present search."""
@@ -125,7 +126,8 @@ class ListedSearch:
             self._has_work.clear()
             while self._waiting:
                 now = self._waiting.popleft()
-                await self._search_if_known(now)
+                with self._aside():  # also while events are built and sent, because there can be a million
+                    await self._search_if_known(now)
                 listed = now.listed
                 self._searched[listed.name] = now
                 self._done(listed.name, listed.state.generation)

@@ -56,16 +56,15 @@ def restore_priority_of(pid: int) -> None:
 class IdlePriority:
     """Context manager for heavy work: the process runs at idle priority meanwhile.
 
-    If other programs starve the process, its priority is restored. If the process could not restore its priority, which
-    RLIMIT_NICE (LimitNICE= of a unit) must permit, the priority is not lowered.
+    If other programs starve the process, its priority is restored for `again_s` seconds. If the process could not restore its
+    priority, which RLIMIT_NICE (LimitNICE= of a unit) must permit, the priority is not lowered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, again_s: float = AGAIN_S) -> None:
         """Test whether this process is permitted to restore a lowered priority. Its priority is not changed."""
+        self._again_s = again_s
         self._depth = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.starved = asyncio.Event()
-        """Set after the process was starved, so that its priority was restored."""
         with ThreadPoolExecutor(1) as thread:
             self.permitted = thread.submit(can_restore).result()
             """True if the process may restore its priority."""
@@ -75,16 +74,18 @@ class IdlePriority:
         """Keep this process at idle priority during a `with` block. Blocks may overlap."""
         self._depth += 1
         if self._depth == 1 and self.permitted:
-            for thread in _threads():
-                set_idle_priority(thread)
-            self.starved.clear()
-            self._check_later()
+            self._lower()
         try:
             yield
         finally:
             self._depth -= 1
             if not self._depth:
                 self._restore()
+
+    def _lower(self) -> None:
+        for thread in _threads():
+            set_idle_priority(thread)
+        self._check_later()
 
     def _check_later(self) -> None:
         ran, waited = ran_and_waited()
@@ -93,8 +94,8 @@ class IdlePriority:
     def _check(self, ran: int, waited: int) -> None:
         now_ran, now_waited = ran_and_waited()
         if is_starved(now_ran - ran, now_waited - waited) or self._is_restored():
-            self.starved.set()
-            self._restore()
+            restore_priority()
+            self._timer = asyncio.get_running_loop().call_later(self._again_s, self._lower)
         else:
             self._check_later()
 
@@ -128,12 +129,10 @@ class IdleThread:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-async def stay_idle(aside: IdlePriority, again_s: float = AGAIN_S) -> None:
-    """Run this process at idle priority until cancelled. If other programs starve it, it runs at normal priority for `again_s`."""
-    while True:
-        with aside():
-            await aside.starved.wait()
-        await asyncio.sleep(again_s)
+async def stay_idle(aside: IdlePriority) -> None:
+    """Run this process at idle priority until cancelled."""
+    with aside():
+        await asyncio.Event().wait()
 
 
 def can_restore() -> bool:

@@ -106,15 +106,15 @@ class _Recorder:
         seen = files.read_watched(config.state)
         origin = f"{time.time_ns():x}"
         self._events = Events(per_second_max=settings.events_max, watched=watched, seen=seen, origin=origin)
-        self._aside = IdlePriority()
+        aside = IdlePriority()
         self._writer = RecordWriter(
-            config.state, settings, self._aside, lambda: self._events.seen, count=self._count, report=self._report
+            config.state, settings, aside, lambda: self._events.seen, count=self._count, report=self._report
         )
         self._deliveries = dict(self._build_deliveries())
         self._listed_sent = asyncio.Event()
         """Set while no event of a newly listed device is queued."""
         self._search = ListedSearch(
-            config, self._aside, flush=self.write_now, send=self._send_listed, report=self._report,
+            config, aside, flush=self.write_now, send=self._send_listed, report=self._report,
             done=lambda name, generation: self._channel.notify("searched", name, generation),
         )  # fmt: skip
 
@@ -233,13 +233,11 @@ class _Recorder:
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
         """Queue events about newly listed devices for each receiver, and wait until each queue has room for them.
 
-        The only caller, a search, sends at least one event. The supervisor queues a search only if there is a receiver. Meanwhile
-        the process has idle priority, because there can be a million such events.
+        The only caller, a search, sends at least one event. The supervisor queues a search only if there is a receiver.
         """
         self._events.add_listed(events)
         self._listed_sent.clear()
-        with self._aside():
-            await self._listed_sent.wait()
+        await self._listed_sent.wait()
 
     def _queue_events(self) -> None:
         room = min((delivery.room for delivery in self._deliveries.values()), default=0)

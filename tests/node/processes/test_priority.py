@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -68,7 +69,7 @@ class TestAside:
         looked = iter(range(1000))
         monkeypatch.setattr(priority, "POLL_S", 0.001)
         monkeypatch.setattr(priority, "ran_and_waited", lambda: (0, next(looked)))
-        task = asyncio.create_task(stay_idle(IdlePriority(), again_s=0.05))
+        task = asyncio.create_task(stay_idle(IdlePriority(again_s=0.05)))
         for found in (ASIDE, TAKES_PART, ASIDE, TAKES_PART):
             await until_async(lambda found=found: policies() == found)
         task.cancel()
@@ -77,15 +78,17 @@ class TestAside:
         assert policies() == TAKES_PART
 
     @pytest.mark.skipif(not COMES_BACK, reason="without privilege nothing stands back")
-    async def test_who_was_brought_back_takes_part(self):
-        aside = IdlePriority()
+    async def test_who_was_brought_back_takes_part_for_a_while(self, monkeypatch):
+        monkeypatch.setattr(priority, "POLL_S", 0.001)
+        aside = IdlePriority(again_s=0.2)
         with aside():
             assert policies() == ASIDE
             priority.restore_priority_of(os.getpid())
-            await aside.starved.wait()
+            began = time.monotonic()
             assert policies() == TAKES_PART
-        with aside():
-            assert not aside.starved.is_set()
+            await until_async(lambda: policies() == ASIDE)
+            assert time.monotonic() - began >= 0.2
+        assert policies() == TAKES_PART
 
     async def test_work_that_ends_leaves_other_work_at_idle_priority(self):
         aside = IdlePriority()
