@@ -590,25 +590,25 @@ async def test_a_folder_that_lets_nothing_be_moved(site, monkeypatch):
 
 
 async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site):
-    """Each time the other lists have their turn before it."""
-    site.deliver(site.publish(1))
+    """Each time the other lists have their turn before it, also those that follow by name."""
+    site.deliver(site.publish(1, name="other"))
 
     async def killed(release, folder):
-        if release.manifest.list == "stolen":
+        if release.manifest.list == "other":
             raise ReleaseRefused(KILLED, "the process was killed")
         return await Loader(site.lists, site.store, "tester", datetime.now(UTC)).load(release, folder)
 
     for serial in range(1, ATTEMPTS_MAX + 1):
-        site.deliver(site.publish(serial, name="other"))
+        site.deliver(site.publish(serial))
         taken = await site.turn(load=killed)
-        assert taken == {f"other-{serial}.manifest.json": (ACCEPTED, ""), "stolen-1.manifest.json": (WAITING, KILLED)}
-        assert serial == 1 or next(iter(taken)).startswith("other")
+        assert taken == {f"stolen-{serial}.manifest.json": (ACCEPTED, ""), "other-1.manifest.json": (WAITING, KILLED)}
+        assert serial == 1 or next(iter(taken)).startswith("stolen")
     assert site.again_s == 30
-    assert await site.turn(load=killed) == {"stolen-1.manifest.json": (REFUSED, "crash")}
+    assert await site.turn(load=killed) == {"other-1.manifest.json": (REFUSED, "crash")}
     assert await site.refusals() == ["crash"]
     assert not (site.state / "attempt").exists()
-    site.deliver(site.publish(2))
-    assert await site.turn() == {"stolen-2.manifest.json": (ACCEPTED, "")}
+    site.deliver(site.publish(2, name="other"))
+    assert await site.turn() == {"other-2.manifest.json": (ACCEPTED, "")}
 
 
 @pytest.mark.parametrize(("reason", "count"), [("memory", 1), ("time", 1), ("fault", 1), ("expired", 0)])
