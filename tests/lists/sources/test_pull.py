@@ -1,5 +1,6 @@
 """Lists that are pulled: what becomes of a folder that is as it should be, and of every other one; with real servers and real TLS."""
 
+import json
 import os
 import re
 import signal
@@ -312,6 +313,16 @@ async def test_what_passes_a_limit_is_fetched_once_and_by_force(register, node):
     )
     assert await node.pull(force=True) == ("loaded", "")
     assert await node.serial() == 2
+
+
+async def test_only_the_newest_rejections_are_remembered(register, node):
+    node.settings = replace(node.settings, change_min=0)
+    register.publish(ROWS[:1])
+    await node.pull()
+    for number in range(21):
+        register.publish(ROWS[: 20 + number])
+        assert await node.pull() == ("refused", "growth")
+    assert len(json.loads((node.room / "note.json").read_text())["refused"]) == 20
 
 
 async def test_what_was_refused_is_tried_again_by_other_settings(register, node, tmp_path):
