@@ -822,7 +822,8 @@ class TestCommand:
         assert second["before"] == hashlib.sha256(lines[0].encode()).hexdigest()
         for since, left in ((refused["time"], ["count"]), ("2100-01-01T00:00:00Z", [])):
             out = site.folder / "part.jsonl"
-            site.eir("history", "--export", out, "--since", since)
+            done = site.eir("history", "--export", out, "--since", since)
+            assert done.stderr == f"{out}: {len(left)} lines; SHA-256 of the newest record: {said['digest']}\n"
             assert ["count" for line in out.read_text().splitlines() if "count" in json.loads(line)] == left
 
     def test_a_record_that_was_changed_is_found(self, site):
