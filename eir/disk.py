@@ -73,7 +73,8 @@ def open_replacement(path: Path, *, mode: int | None = None, durable: bool = Fal
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     opener = partial(os.open, mode=0o666 if mode is None else mode)
-    fresh.unlink(missing_ok=True)  # of a killed process with the same number
+    with errors_name(path, fresh):
+        fresh.unlink(missing_ok=True)  # of a killed process with the same number
     try:
         with open_named(fresh, path, "xb", opener) as file:
             if mode is not None:
@@ -86,7 +87,8 @@ def open_replacement(path: Path, *, mode: int | None = None, durable: bool = Fal
         with errors_name(path, fresh):
             fresh.replace(path)
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):  # an error of the block is more important
+            fresh.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes, *, mode: int | None = None, durable: bool = False) -> None:

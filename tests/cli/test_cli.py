@@ -992,6 +992,10 @@ class TestEndings:
         with pytest.raises(IsADirectoryError) as caught, opened(tmp_path / "x"):
             (tmp_path / "x").mkdir()
         assert str(caught.value.filename) == str(tmp_path / "x")
+        (tmp_path / "file").touch()
+        with pytest.raises(NotADirectoryError) as caught, opened(tmp_path / "file" / "x"):
+            raise AssertionError("not reached")
+        assert str(caught.value.filename) == str(tmp_path / "file" / "x")
 
     @pytest.mark.parametrize("opened", [written_to, open_replacement])
     @pytest.mark.parametrize(
