@@ -56,12 +56,15 @@ def restore_priority_of(pid: int) -> None:
 class IdlePriority:
     """Context manager for heavy work: the process runs at idle priority meanwhile.
 
-    If other programs starve the process, its priority is restored for `again_s` seconds. If the process could not restore its
-    priority, which RLIMIT_NICE (LimitNICE= of a unit) must permit, the priority is not lowered.
+    If other programs starve the process, its priority is restored for `again_s` seconds, at most until the work ends. If the
+    process could not restore its priority, which RLIMIT_NICE (LimitNICE= of a unit) must permit, the priority is not lowered.
     """
 
     def __init__(self, again_s: float = AGAIN_S) -> None:
-        """Test whether this process is permitted to restore a lowered priority. Its priority is not changed."""
+        """Test whether this process is permitted to restore a lowered priority. Its priority is not changed.
+
+        `again_s`: seconds at normal priority before a starved process lowers its priority again.
+        """
         self._again_s = again_s
         self._depth = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -81,6 +84,11 @@ class IdlePriority:
             self._depth -= 1
             if not self._depth:
                 self._restore()
+
+    def end(self) -> None:
+        """Restore the normal priority for the rest of the process's life, also for work that begins later."""
+        self.permitted = False
+        self._restore()
 
     def _lower(self) -> None:
         for thread in _threads():

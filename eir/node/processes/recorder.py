@@ -25,7 +25,7 @@ from eir.node.observe import metrics
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.listed_search import ListedSearch
-from eir.node.processes.priority import IdlePriority, restore_priority
+from eir.node.processes.priority import IdlePriority
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.record_writer import RecordWriter
 from eir.node.processes.setup import Listed, send_list
@@ -106,15 +106,15 @@ class _Recorder:
         seen = files.read_watched(config.state)
         origin = f"{time.time_ns():x}"
         self._events = Events(per_second_max=settings.events_max, watched=watched, seen=seen, origin=origin)
-        aside = IdlePriority()
+        self._aside = IdlePriority()
         self._writer = RecordWriter(
-            config.state, settings, aside, lambda: self._events.seen, count=self._count, report=self._report
+            config.state, settings, self._aside, lambda: self._events.seen, count=self._count, report=self._report
         )
         self._deliveries = dict(self._build_deliveries())
         self._listed_sent = asyncio.Event()
         """Set while no event of a newly listed device is queued."""
         self._search = ListedSearch(
-            config, aside, flush=self.write_now, send=self._send_listed, report=self._report,
+            config, self._aside, flush=self.write_now, send=self._send_listed, report=self._report,
             done=lambda name, generation: self._channel.notify("searched", name, generation),
         )  # fmt: skip
 
@@ -139,7 +139,7 @@ class _Recorder:
         delivering = [asyncio.create_task(delivery.run()) for delivery in self._deliveries.values()]
         await self._ended.wait()
         loop.remove_reader(self._receiver)
-        restore_priority()  # there are no more checks, and the node waits for this process
+        self._aside.end()  # there are no more checks, and the node waits for this process
         self._receive(all_of_it=True)
         for task in own:
             task.cancel()

@@ -88,7 +88,18 @@ class TestAside:
             assert policies() == TAKES_PART
             await until_async(lambda: policies() == ASIDE)
             assert time.monotonic() - began >= 0.2
+            priority.restore_priority_of(os.getpid())
         assert policies() == TAKES_PART
+        await asyncio.sleep(0.3)
+        assert policies() == TAKES_PART, "no timer is left"
+
+    async def test_after_the_end_no_work_stands_back(self):
+        aside = IdlePriority()
+        with aside():
+            aside.end()
+            assert policies() == TAKES_PART
+        with aside():
+            assert policies() == TAKES_PART
 
     async def test_work_that_ends_leaves_other_work_at_idle_priority(self):
         aside = IdlePriority()
