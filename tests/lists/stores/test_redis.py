@@ -252,12 +252,14 @@ class TestFaults:
             while cause == "timeout":  # of a busy machine: the server loads for 40 s and answers now and then
                 cause = await cause_of(store.states())
             assert cause == "loading"
+            with pytest.raises(StoreError, match="; wait until Redis has loaded its data"):
+                await store.states()
 
     async def test_a_replica_is_not_for_writing(self, own):
         master = own()
         replica = own("--replicaof", "127.0.0.1", str(master.port))
         async with opened(replica.url) as store:
-            with pytest.raises(StoreError, match=r"; name the primary in `store`, or its Sentinels$") as caught:
+            with pytest.raises(StoreError, match="; name the primary in `store`, or its Sentinels") as caught:
                 await store.record(event())
             assert caught.value.cause == "readonly"
 
@@ -265,9 +267,7 @@ class TestFaults:
         server = own()
         server.command("ACL", "SETUSER", "reader", "on", ">right", "%R~*", "+@read", "+info", "+acl|dryrun")
         async with opened(server.url.replace("//", "//reader:right@")) as store:
-            with pytest.raises(
-                StoreError, match="; permit the command to this user in the user file of Redis"
-            ) as caught:
+            with pytest.raises(StoreError, match=r"; give this user the rights in config/LISTS.md") as caught:
                 await store.record(event())
             assert caught.value.cause == "noperm"
 
@@ -358,24 +358,69 @@ async def test_a_reader_that_is_cancelled_ends(store):
         assert reading.cancelled()
 
 
-async def test_the_event_of_an_earlier_write_is_not_appended_again(store, monkeypatch):
-    """A node may read a list's row, and append its event only after another node has written the list again."""
-    await store.replace("a", state(A), A, seen=0, event=event("a", detail="first"))
-    row = await reading.read_row(store.link, "a", past=True)
-    await store.replace("a", state(B, serial=2), B, seen=1, event=event("a", detail="second"))
-    await writing.append_pending(store.link, row)
-    await store.append_pending()
-    assert [each.detail for each in await store.history("a")] == ["first", "second"]
+async def details_of(store, **selected):
+    return [each.detail for each in await store.history("a", **selected)]
 
-    read_appended = redis_store.history.read_appended
 
-    async def third_first(*what):
-        monkeypatch.setattr(redis_store.history, "read_appended", read_appended)
-        await store.replace("a", state(A, serial=3), A, seen=2, event=event("a", detail="third"))
-        return await read_appended(*what)
+class TestPendingEvents:
+    """A node reads the row of a list, and appends its event only after something else has happened."""
 
-    monkeypatch.setattr(redis_store.history, "read_appended", third_first)
-    assert [each.detail for each in await store.history("a")] == ["first", "second", "third"]
+    @pytest.fixture
+    async def row(self, store, monkeypatch):
+        """Row of a write whose event is not in the history yet."""
+
+        async def dead(*_):
+            raise StoreError("refused", "the writer died")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(redis_store.history, "append", dead)
+            await store.replace("a", state(A), A, seen=0, event=event("a", detail="first"))
+        return await reading.read_row(store.link, "a", past=True)
+
+    async def test_another_node_has_written_the_list_again(self, store, row):
+        await store.replace("a", state(B, serial=2), B, seen=1, event=event("a", detail="second"))
+        await writing.append_pending(store.link, row)
+        await store.append_pending()
+        assert await details_of(store) == ["first", "second"]
+
+    async def test_the_list_is_lost(self, server, store, row):
+        server.command("DEL", "eir:{a}:state")
+        for _ in range(2):
+            await writing.append_pending(store.link, row)
+        assert await details_of(store) == ["first"]
+
+    async def test_the_list_is_lost_and_loaded_again(self, server, store, row):
+        server.command("DEL", "eir:{a}:state")
+        await store.replace("a", state(B), B, seen=0, event=event("a", detail="second"))
+        for _ in range(2):
+            await writing.append_pending(store.link, row)
+            await store.append_pending()
+        assert await details_of(store) == ["second", "first"]
+
+    async def test_the_history_is_read_while_others_append(self, store, row, monkeypatch):
+        read_history, asked = redis_store.history.read_history, []
+
+        async def later(*what):
+            asked.append(what)
+            if len(asked) == 1:
+                await store.replace("a", state(B, serial=2), B, seen=row.generation, event=event("a", detail="second"))
+            return await read_history(*what)
+
+        monkeypatch.setattr(redis_store.history, "read_history", later)
+        assert await details_of(store, limit=1) == ["second"]
+        assert len(asked) == 2
+
+    async def test_a_list_is_written_while_pending_events_are_sought(self, store, row, monkeypatch):
+        read_appended, asked = redis_store.history.read_appended, []
+
+        async def later(*what):
+            asked.append(what)
+            if len(asked) == 1:
+                await store.replace("a", state(B, serial=2), B, seen=row.generation, event=event("a", detail="second"))
+            return await read_appended(*what)
+
+        monkeypatch.setattr(redis_store.history, "read_appended", later)
+        assert await store._pending() == []
 
 
 async def test_pages_are_read_in_batches_of_bounded_size(store):

@@ -1,6 +1,7 @@
 """The node on real sockets: limits on connections, reconfiguration, peers in and out of service, elections, TLS, draining."""
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -153,6 +154,7 @@ async def test_a_connection_that_cannot_be_accepted_is_counted_and_waits():
     async with running() as setup:
         with socket.socket() as client:
             client.setblocking(False)
+            gc.collect()  # so that no descriptor gets free meanwhile
             free = os.dup(client.fileno())
             os.close(free)
             resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))

@@ -201,26 +201,28 @@ class RedisStore(PageSetStore):
             await writing.append_pending(self.link, row)
 
     async def _pending(self) -> list[reading.ListRow]:
-        """Return the lists whose last write is missing in the history."""
-        names = await self._names()
-        rows = [await reading.read_row(self.link, name, past=True) for name in names]
-        appended = await history.read_appended(self.link, names)
-        pending = [
-            row for row in rows if row is not None and row.event is not None and row.change != appended[row.name]
-        ]
-        # A list that was written again meanwhile has the event of this row in the history.
-        return [row for row in pending if await reading.read_change(self.link, row.name) == row.change]
+        """Return the rows of the lists whose last write is missing in the history."""
+        rows = [await reading.read_row(self.link, name, past=True) for name in await self._names()]
+        return await self._still_pending([row for row in rows if row is not None and row.event is not None])
+
+    async def _still_pending(self, rows: Sequence[reading.ListRow]) -> list[reading.ListRow]:
+        """Return those rows whose write is missing in the history, and was the last one of its list until now."""
+        appended = await history.read_appended(self.link, [row.name for row in rows])
+        missing = [row for row in rows if row.change != appended[row.name]]
+        # If Redis has lost a list, it has no write, and the row has the only copy of the event.
+        return [row for row in missing if await reading.read_change(self.link, row.name) in {None, row.change}]
 
     async def history(
         self, name: str | None = None, *, limit: int | None = None, since: str | None = None, chain: str | None = None
     ) -> Sequence[Event]:
         """Return events of the history, followed by the events of list writes that are not yet appended to the history."""
-        pending = [row.event for row in await self._pending()]
-        events = await history.read_history(self.link, name, since, limit, chain)
-        for event in pending:
-            if event is None or event in events:  # its writer may have appended it meanwhile
-                continue
-            if name in {None, event.list} and chain in {None, event.chain}:
+        while True:
+            pending = await self._pending()
+            events = await history.read_history(self.link, name, since, limit, chain)
+            if len(await self._still_pending(pending)) == len(pending):  # none was appended meanwhile
+                break
+        for event in (row.event for row in pending):
+            if event is not None and name in {None, event.list} and chain in {None, event.chain}:
                 events.append(event)
         return events if limit is None else events[-limit:]
 

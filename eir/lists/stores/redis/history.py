@@ -1,6 +1,6 @@
 """History of lists in Redis: chains of records as streams, counts of refused releases, and ledgers, all under one hash tag.
 
-The module does not depend on lists.
+Of the lists, the module reads only the ID of the last write.
 
     eir:{history}:ledger       hash: ledger (JSON, of the main chain and the refusals); stream (name of its stream in force); feed
                                and feed_stream (the same for the feed's chain); form (version of the format); done:LIST (ID of
@@ -101,7 +101,7 @@ async def newer(link: RedisClient) -> str | None:
 async def append(link: RedisClient, event: Event | None, list_write: ListWrite | None = None) -> None:
     """Append an event to the history. If `list_write` is given, the event belongs to this list write and is appended only once.
 
-    If the list has been written again, nothing is appended, because each writer first appends the event of the write before.
+    The next writer of the list may have appended the event already. It is then among the newest records.
     If the answer is lost, an event without `list_write` may be appended twice.
     """
     if event is None:
@@ -110,19 +110,20 @@ async def append(link: RedisClient, event: Event | None, list_write: ListWrite |
     done_field = f"done:{name}"
 
     async def queue(pipe: Any, read: ReadChain, done: bytes | None) -> None:
-        if change is not None and await read_change(link, name) not in {None, change}:
-            return  # written again; no list: it was lost, and the event is still missing
+        is_newest = change is not None and await read_change(link, name) == change
         stored_chain = await read(event.chain)
         # A key of another type fails here; in EXEC the ledger would count a record that does not exist.
         await pipe.execute_command("XREVRANGE", stored_chain.stream, "+", "-", "COUNT", 1)
-        if change is not None and done is None and await _is_stored(link, pipe, stored_chain.stream, event):
-            pipe.multi()
-            pipe.execute_command("HSET", LEDGER, done_field, change)
-            await pipe.execute()
+        is_unclear = change is not None and (done is None or not is_newest)
+        if is_unclear and await _is_stored(link, pipe, stored_chain.stream, event):
+            if is_newest:
+                pipe.multi()
+                pipe.execute_command("HSET", LEDGER, done_field, change)
+                await pipe.execute()
             return
         commands, ledger = await _append_commands(pipe, read, event, stored_chain)
         fields: list[object] = [FIELDS[event.chain][0], encode(ledger), "form", FORM]
-        if change is not None:
+        if is_newest:
             fields += [done_field, change]
         commands.append(("HSET", LEDGER, *fields))
         if is_counted(event):
@@ -183,7 +184,7 @@ async def _execute(pipe: Any, commands: Iterable[Command]) -> None:
 async def _is_stored(link: RedisClient, pipe: Any, stream: str, event: Event) -> bool:
     """Return True if the event is among the newest records of a stream.
 
-    If Redis has lost the ledger, this is the only sign that the event of a list's write was appended.
+    If Redis has lost the ledger, or if the list was written again, this is the only sign that the event of a write was appended.
     """
     entries = await pipe.execute_command("XREVRANGE", stream, "+", "-", "COUNT", BATCH)
     return event in readable_events(_decode_records(link, entries))

@@ -74,9 +74,9 @@ START = "start Redis, or correct `store`; test it with: redis-cli -u {} ping"
 REMEDIES = {
     **dict.fromkeys(("refused", "timeout", "masterdown", "clusterdown"), START),
     "noauth": "correct the user and the password that `store` names",
-    "noperm": "permit the command to this user in the user file of Redis (config/LISTS.md has the lines)",
-    "readonly": "name the primary in `store`, or its Sentinels",
-    "loading": "Redis is reading its data from disk; try again when it has finished",
+    "noperm": "give this user the rights in config/LISTS.md, in the user file of Redis",
+    "readonly": "name the primary in `store`, or its Sentinels; during a failover, try again",
+    "loading": "wait until Redis has loaded its data, then try again",
 }
 """Advice for an operator by cause, with `{}` for the URL of a server."""
 OUT_OF_MEMORY = "raise maxmemory of Redis, or make room in it, then try again"
