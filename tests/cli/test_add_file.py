@@ -18,6 +18,7 @@ LISTS = {
     "old": {"local": True},
     "new": {"local": True},
     "few": {"local": True},
+    "bad": {"local": True, "bad_rows_max": 20},
     "small": {"local": True, "change_min": 10},
     "wide": {"local": True, "change_min": 10**7},
     "piped": {"local": True},
@@ -118,6 +119,9 @@ def test_bad_rows_ranges_and_ends_are_checked_as_those_of_a_release(host):
     assert "warning: a bad row was left out: rows.csv:3: " in done.stderr
     assert "warning: 1 IMEIs of 15 digits end in a wrong check digit" in done.stderr
     assert [*entries(host, "own")] == [LISTED]
+    done = add(host, "bad", "imei", UNLISTED, *["one"] * 11)
+    assert done.stderr.count("a bad row was left out: ") == 10
+    assert done.stderr.endswith("\nwarning: 11 bad rows in all\n")
 
 
 def test_a_list_goes_into_another_one_with_its_reasons_and_ends(host):
