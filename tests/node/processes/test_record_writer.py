@@ -2,6 +2,8 @@
 
 import asyncio
 
+from wire import until
+
 from eir.node.processes.priority import IdlePriority
 from eir.node.processes.record_writer import RecordWriter
 from eir.sightings.settings import SightingsSettings
@@ -18,4 +20,22 @@ async def test_a_request_to_write_does_not_wait_for_the_window_or_after_another_
     async with asyncio.timeout(LIMIT_S):
         await writer.flush()
         await writer.flush()
+    running.cancel()
+
+
+async def test_who_waits_for_a_write_waits_until_one_succeeds(tmp_path, monkeypatch):
+    monkeypatch.setattr("eir.node.processes.record_writer.AGAIN_S", 0.01)
+    failed = []
+    (tmp_path / "sightings.key").mkdir()  # the key cannot be read
+    writer = RecordWriter(
+        tmp_path, SightingsSettings(window_s=0.01), IdlePriority(), dict, count=lambda *_, **__: None,
+        report=lambda *what, **_: failed.append(what),
+    )  # fmt: skip
+    running = asyncio.create_task(writer.run())
+    flushing = asyncio.create_task(writer.flush())
+    async with asyncio.timeout(LIMIT_S):
+        await until(lambda: len(failed) > 1)
+        assert not flushing.done()
+        (tmp_path / "sightings.key").rmdir()
+        await flushing
     running.cancel()
