@@ -215,3 +215,17 @@ def test_many_subjects_are_cut():
     }
     ((alert, text),) = Alerts().troubles(paths, 0.0)
     assert (alert, text[-12:]) == ("EirPathLost", "mme9, 3 more")
+
+
+@pytest.mark.parametrize(("errors", "alerts"), [(10, []), (11, ["EirErrorAnswers"])])
+def test_errors_are_a_trouble_above_one_in_a_hundred_answers(errors, alerts):
+    trouble, names = Alerts(), FAMILY["eir_diameter_answers_total"].labels
+    for minute in range(8):
+        counts = {"2001": 1000.0 - errors, "5012": float(errors)}
+        answers = {
+            tuple({"peer": "mme", "result": result}.get(label, "") for label in names): minute * count
+            for result, count in counts.items()
+        }
+        snapshot = {"eir_diameter_answers_total": answers, "eir_list_serial": {("l",): 1.0}}
+        found = trouble.troubles(snapshot, 60.0 * minute)
+    assert [alert for alert, _ in found if alert == "EirErrorAnswers"] == alerts
