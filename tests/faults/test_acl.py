@@ -16,6 +16,7 @@ from servers import Server
 from eir.errors import StoreError
 from eir.lists.follow.history import HistoryKeeper
 from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.record.history import read_record
 from eir.lists.record.settings import HistorySettings
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
@@ -139,6 +140,7 @@ async def heal(server, folder, store):
             await comes(server, node, lambda: node.follower.errors["lost_data"])
             await comes(server, node, lambda: not node.follower.lost)
             await until(lambda: is_there(store), server.patience_s)  # healed, and not yet to be found lost
+            await until(lambda: is_recorded(store), server.patience_s)
     finally:
         await copy.close()
 
@@ -155,6 +157,12 @@ async def comes(server, node, condition):
 
 async def is_there(copy):
     return await copy.state("a") is not None
+
+
+async def is_recorded(store):
+    """The event of the healing is in the history, and not only beside the list."""
+    records = [each async for batch in store.records() for each in batch]
+    return any(read_record(each).what == "heal" for each in records)
 
 
 async def follow(server, _, user=WORKER):

@@ -1,7 +1,6 @@
 """Rows that a register feeds, as it and the operator see them: a whole node, its answers, its history, kill -9."""
 
 import asyncio
-import itertools
 import os
 import resource
 import signal
@@ -21,6 +20,7 @@ from eir.interfaces.feed.feed_users import read_users, user_line
 from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.stores.open import open_store
 from eir.node.observe.control import ControlError, ask
+from eir.node.observe.log import BURST
 from eir.node.processes import interfaces
 
 PASSWORD = "correct horse battery"
@@ -300,16 +300,14 @@ async def test_a_red_teams_list(site, client):
 async def test_a_client_that_cannot_be_accepted_is_counted_and_waits(site, client):
     node = serve(site)
     front = children(node.pid)["feed"]
-    used = {int(name) for name in os.listdir(f"/proc/{front}/fd")}  # noqa: PTH208 - an async test
-    free = next(number for number in itertools.count() if number not in used)
     before = resource.prlimit(front, resource.RLIMIT_NOFILE)
-    resource.prlimit(front, resource.RLIMIT_NOFILE, (free, before[1]))
+    resource.prlimit(front, resource.RLIMIT_NOFILE, (3, before[1]))
     register = await client(node, basic("register", PASSWORD))
     await until_async(lambda: node.lines("accept_failed"))
     resource.prlimit(front, resource.RLIMIT_NOFILE, before)
     assert (await register.ask("POST", device(LISTED))).status == 201
     refused = "eir_clients_refused_total{interface=feed,reason=accept_failed}"
-    await until_async(lambda: node.metrics().get(refused) == len(node.lines("accept_failed")))
+    await until_async(lambda: min(node.metrics().get(refused, 0), BURST) == len(node.lines("accept_failed")))
 
 
 @pytest.fixture(params=["sqlite", *programs()][:2])
