@@ -225,7 +225,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("what is known of it", f"eir tamper show {PHONE}"),
     ),
     "tamper export": (
-        ("copies, by IMEI and IMSI", "eir tamper export --out copies.csv"),
+        ("copies of confirmed devices, by IMEI and IMSI", "eir tamper export --out copies.csv"),
         ("sign them as a release",
          "eir publish --list copies --serial 1 --expires 14d --key key copies.csv"),
         ("IMEIs to watch", "eir tamper export --rows tracked --out tracked.csv"),

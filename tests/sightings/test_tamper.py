@@ -274,11 +274,16 @@ def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidde
 
 
 @pytest.mark.parametrize("layout", ["eir", "dirbs-notifications"])
-def test_copies_are_exported_as_pairs_that_block_no_owner(operator, tmp_path, layout):
+def test_confirmed_copies_are_exported_as_pairs_that_block_no_owner(operator, tmp_path, layout):
     data = tmp_path / "copies.csv"
-    operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout, "--condition", "conflict", "--out", data)
+    export = ("tamper", "export", *UNTIL_DAY, "--as", layout, "--condition", "conflict", "--out", data)
+    assert "no device is confirmed (eir tamper confirm)" in operator.eir(*export, status=1).stderr
+    assert not data.exists()
+    for number in (1, 2):
+        operator.eir("tamper", "confirm", f"352099008800{number:02d}", "--reason", "both phones were seen")
+    operator.eir(*export)
     written = {(row["imei"], row["imsi"]) for row in csv.DictReader(io.StringIO(data.read_text()))}
-    assert written == {(f"352099008800{number:02d}", COPY.format(number)) for number in range(12)}
+    assert written == {(f"352099008800{number:02d}", COPY.format(number)) for number in (1, 2)}, "confirmed ones only"
     lists = operator.settings["lists"] | {"copies": {"kind": "pairs", "signers": "signers"}}
     operator.configure(lists=lists, policy={"rules": [{"list": "copies", "answer": "blacklisted"}]}, sightings={})
     operator.load(data, list_name="copies")
