@@ -172,7 +172,7 @@ def _notes(found: "Judgement") -> None:
 
 def export(
     layout: Annotated[str, typer.Option("--as", metavar="eir|dirbs-notifications", help="The form of the rows.")] = "eir",
-    kind: Annotated[str, typer.Option("--rows", metavar="pairs|tracked|devices", help="pairs: copies, to block; tracked: IMEIs to watch; devices: confirmed IMEIs, to block.")] = "pairs",
+    kind: Annotated[str, typer.Option("--rows", metavar="pairs|tracked|devices", help="pairs: copies of confirmed devices, to block; tracked: IMEIs to watch; devices: confirmed IMEIs, to block.")] = "pairs",
     since: Since = SINCE, until: Until = None, min_score: MinScore = None,
     condition: Annotated[list[str] | None, typer.Option("--condition", metavar="NAME", help="Only devices for which this condition holds; may be given several times.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write; standard output if not given.")] = None,
@@ -181,12 +181,12 @@ def export(
 ) -> None:  # fmt: skip
     """Export findings as rows that `eir publish` signs.
 
-    Exported are devices with a score of tamper.export_min or more, and devices that an operator confirmed. Devices that
-    an operator cleared, devices with a test TAC, and findings that depend on distrusted peers are never exported.
+    Devices that an operator cleared, devices with a test TAC, and findings that depend on distrusted peers are never
+    exported.
 
-    `pairs` are for a list of kind pairs that blocks: the IMEI, and the IMSI of each subscriber who certainly holds a
-    copy, but never of a subscriber who may be the owner. They need `sightings.subscribers: full`; without IMSIs, only
-    confirmed devices are written. `tracked` are IMEIs for a list that answers greylisted. `devices` are for a list that
+    `pairs` are for a list of kind pairs that blocks: of each device that an operator confirmed, the IMEI, and the IMSI of
+    each subscriber who certainly holds a copy, but never of a subscriber who may be the owner. They need
+    `sightings.subscribers: full`; without IMSIs, only confirmed devices are written. `tracked` are IMEIs of findings with a score of tamper.export_min or more, for a list that answers greylisted. `devices` are for a list that
     blocks the IMEI with every SIM, including the owner's, so only confirmed devices are written. SIM boxes are exported
     only if an operator confirmed them. Exit status 1 if there is nothing to write.
     """
@@ -225,7 +225,7 @@ def export(
     confirmed = map(key_text, sorted(others))
     head, *rows = export_rows(chosen, layout, found.until, confirmed, kind=kind)
     if not rows and chosen:
-        reasons = "no subscriber certainly holds a copy, or no device is confirmed"
+        reasons = "none of these is confirmed (`eir tamper confirm IMEI`), or no subscriber certainly holds a copy"
         raise fail(
             f"{len(chosen):,} devices were found, but none can be written as {kind}: {reasons}; --rows tracked writes them"
         )

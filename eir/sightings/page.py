@@ -230,7 +230,7 @@ def export_rows(
 ) -> Iterator[Sequence[str]]:
     """Yield the header and the rows of a data file with findings, for `eir publish`.
 
-    `kind`: `pairs` for one row for each IMEI and IMSI of a copy, `tracked` for one row for each finding, `devices` for
+    `kind`: `pairs` for one row for each IMEI and IMSI of a copy of a confirmed device, `tracked` for one row for each finding, `devices` for
     one row for each confirmed device.
 
     `confirmed`: further devices, for which only an operator's decision exists. The reason is the condition that weighs
@@ -246,7 +246,7 @@ def export_rows(
     rows: Iterator[tuple[str, str, str]] = (
         (finding.imei, imsi, (*finding.conditions, CONFIRMED)[0])
         for finding in findings
-        if kind == "tracked" or finding.confirmed or has_imsi
+        if kind == "tracked" or finding.confirmed
         for imsi in (filter(is_imsi, finding.users) if has_imsi else ("",))
     )
     for imei, imsi, why in chain(rows, () if has_imsi else ((imei, "", CONFIRMED) for imei in confirmed)):

@@ -276,9 +276,13 @@ def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidde
 @pytest.mark.parametrize("layout", ["eir", "dirbs-notifications"])
 def test_copies_are_exported_as_pairs_that_block_no_owner(operator, tmp_path, layout):
     data = tmp_path / "copies.csv"
-    operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout, "--condition", "conflict", "--out", data)
+    arguments = ("tamper", "export", *UNTIL_DAY, "--as", layout, "--condition", "conflict", "--out", data)
+    assert "none of these is confirmed (`eir tamper confirm IMEI`)" in operator.eir(*arguments, status=1).stderr
+    for number in (1, 5):
+        operator.eir("tamper", "confirm", f"352099008800{number:02d}", "--reason", "seen at the counter")
+    operator.eir(*arguments)
     written = {(row["imei"], row["imsi"]) for row in csv.DictReader(io.StringIO(data.read_text()))}
-    assert written == {(f"352099008800{number:02d}", COPY.format(number)) for number in range(12)}
+    assert written == {(f"352099008800{number:02d}", COPY.format(number)) for number in (1, 5)}
     lists = operator.settings["lists"] | {"copies": {"kind": "pairs", "signers": "signers"}}
     operator.configure(lists=lists, policy={"rules": [{"list": "copies", "answer": "blacklisted"}]}, sightings={})
     operator.load(data, list_name="copies")
