@@ -75,10 +75,13 @@ def init(
         listen = listen or [_ask("Where peers connect to", check_listen, default=LISTEN)]
         peer = peer or _asked_peers()
         signers = signers or _asked_signers(signer)
-    if not realm:
-        raise fail("which realm is it (--realm)?", EXIT_USAGE)
-    if not peer:
-        raise fail("which peers may ask (--peer)?", EXIT_USAGE)
+    if not realm or not peer:
+        raise fail(
+            "without a terminal, --realm and --peer are required: --realm REALM: realm of the node; --peer HOST@ADDRESS or --peer NETWORK:"
+            f" peers that may send checks; optional are --host HOST: host name of the node (eir1.REALM), --listen URL: where peers connect to"
+            f" ({LISTEN}), and --key FILE: public key of the publisher (none: only a local list)",
+            EXIT_USAGE,
+        )
     peers = [parse_peer(text, realm) for text in peer]
     is_system = folder.absolute() == SYSTEM_CONFIG.parent
     state_folder = state or (SYSTEM_STATE if is_system else STATE)
