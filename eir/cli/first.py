@@ -77,9 +77,9 @@ def init(
         signers = signers or _asked_signers(signer)
     if not realm or not peer:
         raise fail(
-            "without a terminal, --realm and --peer are required: --realm REALM: realm of the node; --peer HOST@ADDRESS or --peer NETWORK:"
-            f" peers that may send checks; optional are --host HOST: host name of the node (eir1.REALM), --listen URL: where peers connect to"
-            f" ({LISTEN}), and --key FILE: public key of the publisher (none: only a local list)",
+            "without a terminal, options answer the questions: realm of the node: --realm REALM (required); its host name: --host HOST"
+            f" (default eir1.REALM); where peers connect to: --listen URL (default {LISTEN}); peers that may send checks:"
+            " --peer HOST@ADDRESS or --peer NETWORK (required); file of the publisher's public key: --key FILE (default none)",
             EXIT_USAGE,
         )
     peers = [parse_peer(text, realm) for text in peer]

@@ -35,7 +35,7 @@ from eir.lists.record.store import (
 )
 from eir.lists.stores.records import FORM, VALUE_BYTES_MAX, check_form
 from eir.lists.stores.sqlite import SqliteStore
-from eir.lists.stores.sqlite.file import transaction
+from eir.lists.stores.sqlite.file import APPLICATION_ID, transaction
 from eir.lists.stores.sqlite.writing import DB_PAGE_BYTES
 
 RESTORE = "restore"
@@ -139,6 +139,8 @@ def _copy_rows(db: sqlite3.Connection, source: Path, is_ours: bool) -> None:
         db.execute(f"PRAGMA {setting}")
     db.execute("ATTACH DATABASE ? AS source", (str(source),))
     (form,) = db.execute("PRAGMA source.user_version").fetchone()
+    if db.execute("PRAGMA source.application_id").fetchone() != (APPLICATION_ID,):
+        raise StoreError("schema", "it was written by another program")
     check_form(source.name, form)
     foreign = None if is_ours else db.execute(FOREIGN).fetchone()
     if foreign is not None:
