@@ -141,7 +141,7 @@ def restore(
     checked = opened(load_config(config))
     with _room(checked, creates=not dry_run) as room:
         with acting_in(checked.state), _input(file) as stream:
-            facts, small = _unpack(stream, file, room)
+            facts, keys = _unpack(stream, file, room)
             states = asyncio.run(_verified(file, room))
         work = partial(_restored, checked, room=room, states=states, facts=facts, force=force, dry_run=dry_run)
         try:
@@ -151,7 +151,7 @@ def restore(
         notes = []
         if not dry_run:
             with acting_in(checked.state):
-                notes = _restore_files(small, room, checked.state, force=force)
+                notes = _restore_files(keys, room, checked.state, force=force)
     for note in notes:
         print_message(f"note: {note}")
     document = {
@@ -267,13 +267,13 @@ async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
         await store.close()
 
 
-def _restore_files(small: Mapping[str, bytes], room: Path, folder: Path, *, force: bool) -> list[str]:
+def _restore_files(keys: Mapping[str, bytes], room: Path, folder: Path, *, force: bool) -> list[str]:
     """Restore the files of a backup to the state folder: keys, clock file, highest serial of each list, and recorded checks.
 
-    `small`: content of the keys. Returns notes for the operator about key files that were not replaced.
+    `keys`: content of each key file by its name. Returns notes for the operator about key files that were not replaced.
     """
     notes = []
-    for name, content in small.items():
+    for name, content in keys.items():
         path = folder / name
         if path.exists():
             if path.read_bytes() == content:
@@ -343,7 +343,7 @@ def _locked_room(state: Path, stack: ExitStack) -> Path:
         return Path(tempfile.mkdtemp(prefix=ROOM))
     with _locked(state):  # no other command then finds the new folder without its lock
         for path in state.glob(f"{ROOM}*/"):
-            with suppress(BlockingIOError), _locked(path, fcntl.LOCK_NB):
+            with suppress(OSError), _locked(path, fcntl.LOCK_NB):  # a command that runs has the lock
                 shutil.rmtree(path, ignore_errors=True)
         room = Path(tempfile.mkdtemp(prefix=ROOM, dir=state))
         stack.enter_context(_locked(room))
@@ -353,7 +353,7 @@ def _locked_room(state: Path, stack: ExitStack) -> Path:
 @contextmanager
 def _locked(folder: Path, option: int = 0) -> Iterator[None]:
     """Lock a folder during the `with` block. With the option LOCK_NB, raise BlockingIOError if another command has the lock."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | option)
         yield

@@ -388,7 +388,7 @@ COLUMNS = "id INTEGER PRIMARY KEY, keys BLOB NOT NULL"
         (["UPDATE records SET text = json_set(text, '$.before', json('[]'))"], "invalid value"),
         (["UPDATE records SET text = json_set(text, '$.number', json('[]'))"], "history is damaged"),
         (["UPDATE pages SET keys = x'00'"], "digest"),
-        (["UPDATE pages SET keys = zeroblob(200000000) WHERE id = (SELECT min(id) FROM pages)"], "too big"),
+        (["UPDATE pages SET keys = zeroblob(140000000) WHERE id = (SELECT min(id) FROM pages)"], "too big"),
         (["PRAGMA application_id = 1"], "another program"),
         (["PRAGMA user_version = 1"], "form 1"),
         (["PRAGMA user_version = 99"], "newer eir"),
@@ -399,6 +399,52 @@ def test_a_hostile_sqlite_file_is_refused(host, members, tmp_path, statements, s
     contents, facts = members
     altered = altered_lists(tmp_path, contents, *statements)
     is_refused(host, packed(altered, facts_of(altered, facts)), says)
+
+
+def varint(content, at):
+    """A number of SQLite of up to 8 bytes (fileformat2.html 1.6), and the place behind it."""
+    value = 0
+    while True:
+        value = value << 7 | content[at] & 127
+        at += 1
+        if content[at - 1] < 128:
+            return value, at
+
+
+def sharing_overflow(contents, tmp_path):
+    """The SQLite file with 60 pages of 160 kB each, all of whose content is in the same pages of the file."""
+    count, blob = 60, 4092 * 40 + 500
+    grown = altered_lists(
+        tmp_path,
+        contents,
+        f"INSERT INTO pages SELECT value, zeroblob(600), x'' FROM json_each('{[*range(1 << 60, (1 << 60) + count)]}')",
+        *(f"UPDATE pages SET keys = zeroblob({blob}) WHERE id = {(1 << 60) + number}" for number in range(count)),
+    )
+    content = bytearray(grown["lists.sqlite"])
+    shared = None
+    for page in range(4096, len(content), 4096):
+        if content[page] != 13:  # not a leaf of a table
+            continue
+        for cell in range(int.from_bytes(content[page + 3 : page + 5])):
+            at = page + int.from_bytes(content[page + 8 + 2 * cell : page + 10 + 2 * cell])
+            size, at = varint(content, at)
+            _, at = varint(content, at)
+            if size > blob:
+                at += 489 + (size - 489) % 4092
+                shared = shared or int.from_bytes(content[at : at + 4])
+                content[at : at + 4] = shared.to_bytes(4)
+    end = shared + 41
+    content[28:40] = end.to_bytes(4) + bytes(8)  # number of pages; no free ones
+    return {**contents, "lists.sqlite": bytes(content[: end * 4096])}
+
+
+def test_rows_that_share_their_content_do_not_fill_the_disk(host, members, tmp_path):
+    contents, facts = members
+    altered = sharing_overflow(contents, tmp_path)
+    with closing(sqlite3.connect(tmp_path / "altered.sqlite")) as db:
+        (tmp_path / "altered.sqlite").write_bytes(altered["lists.sqlite"])
+        assert db.execute("SELECT sum(length(keys)) FROM pages").fetchone()[0] > 10 * len(altered["lists.sqlite"])
+    is_refused(host, packed(altered, facts_of(altered, facts)), "cannot be copied: database or disk is full")
 
 
 def test_what_is_no_sqlite_file_is_refused(host, members):
@@ -418,6 +464,8 @@ def test_a_restored_file_has_the_schema_of_the_program(members, tmp_path, publis
     (tmp_path / "eir.tar").write_bytes(packed(altered, facts_of(altered, facts)))
     with Site(tmp_path / "new", publisher) as new:
         new.configure(lists=LISTS, policy=POLICY)
+        (tmp_path / "disk").mkdir()
+        new.state.symlink_to(tmp_path / "disk")
         new.eir("restore", tmp_path / "eir.tar")
         with closing(sqlite3.connect(new.state / "lists.sqlite")) as db:
             assert not db.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE '%CHECK%'").fetchall()

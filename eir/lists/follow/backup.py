@@ -126,17 +126,13 @@ async def copy_rows(source: Path, to: Path, *, is_ours: bool = True) -> None:
 def _copy_rows(db: sqlite3.Connection, source: Path, is_ours: bool) -> None:
     """Copy the rows of `source`, which may be hostile, into the empty tables of `db`.
 
-    No expression of the source's schema is evaluated. The copy is limited to twice the size of the source.
+    No expression of the source's schema is evaluated. The copy of a foreign file is limited to twice its size.
     """
-    pages_max = PAGES_MIN + 2 * source.stat().st_size // DB_PAGE_BYTES
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * VALUE_BYTES_MAX)
-    for setting in (
-        "trusted_schema = OFF",
-        "cell_size_check = ON",
-        "journal_mode = OFF",
-        f"max_page_count = {pages_max}",
-    ):
+    for setting in ("trusted_schema = OFF", "cell_size_check = ON", "journal_mode = OFF"):
         db.execute(f"PRAGMA {setting}")
+    if not is_ours:  # our own file may have most of its rows in its write-ahead log
+        db.execute(f"PRAGMA max_page_count = {PAGES_MIN + 2 * source.stat().st_size // DB_PAGE_BYTES}")
     db.execute("ATTACH DATABASE ? AS source", (str(source),))
     (form,) = db.execute("PRAGMA source.user_version").fetchone()
     if db.execute("PRAGMA source.application_id").fetchone() != (APPLICATION_ID,):
