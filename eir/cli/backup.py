@@ -21,7 +21,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -53,6 +53,8 @@ MANIFEST = "backup.json"
 """First member of the file: facts about the backup, and the size and SHA-256 of each other member in their order."""
 SMALL_BYTES_MAX = 16 << 20
 """Maximum size in bytes of the manifest, and of each member that is read into memory."""
+Member = tuple[str, int, str]
+"""Name, size in bytes, and SHA-256 in hexadecimal digits."""
 KEYS = (KEY_FILE, KEY, f"{KEY}.pub", INSTANCE_FILE, CASES_FILE)
 """Files of the state folder that no program can create again: keys, the node's identity at an NRF, decisions about findings."""
 MARKS = (CLOCK_FILE, IN_FORCE_FILE)
@@ -187,6 +189,7 @@ async def _restored(
 ) -> list[Restored]:  # fmt: skip
     """Restore the lists and the history of an unpacked backup. With `dry_run`, only verify that the restore is allowed."""
     folder = checked.state
+    backup = SqliteStore(room / SQLITE_FILE, upgrades=False)
     new_file = store.path if isinstance(store, SqliteStore) and await _is_empty(store) else None
     marks = {name: entry.mark for name, entry in load_in_force(folder).items()}
     copy = open_copy(checked.store, folder, upgrades=False) if (folder / COPY_FILE).exists() else None
@@ -205,26 +208,16 @@ async def _restored(
         if new_file is not None and not found and _replace_file(new_file, room / SQLITE_FILE):
             await _record(new_file, f"the backup of {facts['made']} by {facts['node']}", now, by)
         else:
-            backup = SqliteStore(room / SQLITE_FILE, upgrades=False)
-            try:
-                restored = await restore_store(
-                    backup,
-                    store,
-                    marks,
-                    who=by,
-                    now=now,
-                    made=facts["made"],
-                    force=force,
-                    registering=checked.registering,
-                )
-            finally:
-                await backup.close()
+            restored = await restore_store(
+                backup, store, marks, who=by, now=now, made=facts["made"], force=force, registering=checked.registering
+            )
             states = await store.states()
         for name, state in states.items():
             if not is_dates(name):
                 save_mark(folder, name, state.mark)
         return restored
     finally:
+        await backup.close()
         if copy is not None:
             await copy.close()
 
@@ -409,15 +402,6 @@ def _content(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
-class Member(NamedTuple):
-    """Member of a backup, as the manifest describes it."""
-
-    name: str
-    size: int
-    digest: str
-    """SHA-256 in hexadecimal digits."""
-
-
 def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Verify a backup; return its manifest, and the content of its keys. The other members are written to the folder `room`.
 
@@ -431,25 +415,26 @@ def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> tuple[dict[str,
         facts, members = _read_manifest(stream, file)
         if room is not None:
             _check_disk(file, room, members)
-        for member in members:
-            pieces = _verified_pieces(stream, member)
+        for name, size, digest in members:
+            pieces = _verified_pieces(stream, name, size, digest)
             if room is None:
                 deque(pieces, maxlen=0)
-            elif member.name in KEYS:
-                keys[member.name] = b"".join(pieces)
+            elif name in KEYS:
+                keys[name] = b"".join(pieces)
             else:
-                path = room / member.name
+                path = room / name
                 path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
                 with open_named(path, path, "xb", partial(os.open, mode=KEY_MODE)) as out:
                     out.writelines(pieces)
-        _check_end(stream)
     except (tarfile.TarError, ValueError) as e:
         raise EirError(f"{file} is not a complete backup: {e}; copy it again, or use another backup") from None
+    if stream.read(tarfile.RECORDSIZE).strip(b"\0"):
+        raise EirError(f"{file} has further content after the members that its manifest names; use another backup")
     return facts, keys
 
 
 def _read_manifest(stream: IO[bytes], file: Path) -> tuple[dict[str, Any], list[Member]]:
-    """Read the manifest of a backup; return it, and the members that follow it.
+    """Read the manifest of a backup; return it, and name, size and SHA-256 of each member that follows it.
 
     Raises:
         EirError: if the backup has another format.
@@ -467,17 +452,17 @@ def _read_manifest(stream: IO[bytes], file: Path) -> tuple[dict[str, Any], list[
                 f"{file} has the format {form}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it"
             )
         sizes = facts["bytes"]
-        members = [Member(name, sizes[name], digest) for name, digest in facts["files"].items()]
+        members = [(name, sizes[name], digest) for name, digest in facts["files"].items()]
         valid = utc_text(datetime.fromisoformat(facts["made"])), IDENTITY.read(facts["node"])
     except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise ValueError(f"its manifest is invalid: {type(e).__name__} {e}") from None
     if valid != (facts["made"], facts["node"]):
         raise ValueError("its manifest has an invalid time or host")
-    for member in members:
-        is_large = member.name == SQLITE_FILE or RECORD.fullmatch(member.name) is not None
-        size_max = sys.maxsize if is_large else SMALL_BYTES_MAX if member.name in (*KEYS, *MARKS) else -1
-        if type(member.size) is not int or not 0 <= member.size <= size_max:
-            raise ValueError(f"its manifest names {member.name!r:.80} of {member.size!r:.40} bytes")
+    for name, size, _ in members:
+        is_large = name == SQLITE_FILE or RECORD.fullmatch(name) is not None
+        size_max = sys.maxsize if is_large else SMALL_BYTES_MAX if name in (*KEYS, *MARKS) else -1
+        if type(size) is not int or not 0 <= size <= size_max:
+            raise ValueError(f"its manifest names {name!r:.80} of {size!r:.40} bytes")
     if SQLITE_FILE not in sizes:
         raise ValueError(f"its manifest does not name {SQLITE_FILE}")
     return facts, members
@@ -485,7 +470,7 @@ def _read_manifest(stream: IO[bytes], file: Path) -> tuple[dict[str, Any], list[
 
 def _check_disk(file: Path, room: Path, members: Sequence[Member]) -> None:
     """Raise EirError if the disk has no room for the members of a backup, and for a copy of the lists."""
-    needs = sum(member.size * (1 + (member.name == SQLITE_FILE)) for member in members)
+    needs = sum(2 * size if name == SQLITE_FILE else size for name, size, _ in members)
     free = shutil.disk_usage(room).free
     if needs > free:
         raise EirError(
@@ -493,18 +478,16 @@ def _check_disk(file: Path, room: Path, members: Sequence[Member]) -> None:
         )
 
 
-def _verified_pieces(stream: IO[bytes], member: Member) -> Iterator[bytes]:
-    """Yield the content of the next member; raise ValueError if it is not this member."""
-    name, size = _read_header(stream)
-    if (name, size) != (member.name, member.size):
-        raise ValueError(
-            f"it has {name!r:.80} of {size:,} bytes, and its manifest {member.name} of {member.size:,} bytes"
-        )
-    digest = hashlib.sha256()
+def _verified_pieces(stream: IO[bytes], name: str, size: int, digest: str) -> Iterator[bytes]:
+    """Yield the content of the next member; raise ValueError if it differs from the manifest's `name`, `size` or `digest`."""
+    found = _read_header(stream)
+    if found != (name, size):
+        raise ValueError(f"it has {found[0]!r:.80} of {found[1]:,} bytes, and its manifest {name} of {size:,} bytes")
+    computed = hashlib.sha256()
     for piece in _read(stream, size):
-        digest.update(piece)
+        computed.update(piece)
         yield piece
-    if digest.hexdigest() != member.digest:
+    if computed.hexdigest() != digest:
         raise ValueError(f"its member {name} is damaged")
 
 
@@ -526,9 +509,3 @@ def _read(stream: IO[bytes], size: int) -> Iterator[bytes]:
         rest -= len(piece)
         yield piece
     stream.read(-size % tarfile.BLOCKSIZE)
-
-
-def _check_end(stream: IO[bytes]) -> None:
-    """Raise ValueError if further content follows the last member of the manifest."""
-    if stream.read(tarfile.RECORDSIZE).strip(b"\0"):
-        raise ValueError("it has further content after the members that its manifest names")
