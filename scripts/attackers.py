@@ -156,6 +156,16 @@ async def stay_a_stranger(place: Place, counts: Counter[str]) -> None:
                 await discard(reader)
 
 
+async def pipeline_as_stranger(place: Place, counts: Counter[str]) -> None:
+    """Client without a password that pipelines 2,000 requests on each connection, and reads no response."""
+    requests = b"GET /x HTTP/1.1\r\nHost: eir\r\n\r\n" * 2000
+    for name in ("feed", "authenticity", "page"):
+        async with connected(place[name], register.trusting() if name == "feed" else None) as (_, writer):
+            writer.write(requests)
+            await writer.drain()
+            counts[f"pipelined to {name}"] += 1
+
+
 async def ask_device_authenticity(place: Place, counts: Counter[str]) -> None:
     """Client of DeviceAuthenticity far above its rate."""
     await _ask_authenticity(place, f"Bearer {place['token']}", counts)
@@ -215,6 +225,7 @@ FLOODS: Mapping[str, tuple[tuple[Attack, int], ...]] = {
     "n5g": ((ask_by_n5g, 2),),
     "feed": ((feed_rows, ROWS),),
     "feed-strangers": ((stay_a_stranger, 64),),
+    "pipelining-strangers": ((pipeline_as_stranger, 32),),
     "device-authenticity": ((ask_device_authenticity, 4), (forge_token, 4)),
     "control": ((ask_control, 16),),
     "page": ((guess_password, 60),),

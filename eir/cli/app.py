@@ -110,7 +110,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("undo all after release 41", "eir rollback stolen-national --to 41"),
     ),
     "backup": (
-        ("one file, verified", "eir backup /srv/backup/eir.tar"),
+        ("one file, verified", "eir backup /srv/backup/eir-$(date +%F).tar"),
         ("from a pod", "eir backup - >eir.tar"),
     ),
     "restore": (

@@ -4,6 +4,7 @@ The state is the lists, the history, the keys, the clock time, and the highest a
 """
 
 import asyncio
+import fcntl
 import hashlib
 import io
 import json
@@ -13,7 +14,8 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,33 +30,39 @@ from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, 
 from eir.cli.output import print_message, progress, show_one
 from eir.cli.sightings import write_down
 from eir.config import Config, load_config
-from eir.disk import open_replacement, write_file
-from eir.errors import EirError, GenerationConflict
+from eir.disk import open_named, open_replacement, sync_folder, write_file
+from eir.errors import EirError, GenerationConflict, StoreError
 from eir.interfaces.n5g.registration import INSTANCE_FILE
-from eir.lists.follow.backup import RESTORE, Restored, behind, copy_store, restore_store, verify_copy
-from eir.lists.record.dates import is_dates
+from eir.lists.follow.backup import RESTORE, Restored, behind, copy_rows, copy_store, restore_store, verify_copy
+from eir.lists.record.dates import dates_name, is_dates
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
+from eir.lists.record.settings import is_list_name
 from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.lists.sources.acknowledge import KEY
 from eir.lists.stores.open import COPY_FILE, SQLITE_FILE, open_copy
 from eir.lists.stores.sqlite import SqliteStore
 from eir.node.observe.control import owner_advice
 from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, lock, prepare
+from eir.schema import IDENTITY
 from eir.sightings.cases import FILE as CASES_FILE
 from eir.sightings.schema import FOLDER
 from eir.sightings.subscribers import KEY_FILE
 
-FORMAT = "eir-backup/1"
+FORMAT = "eir-backup/2"
 MANIFEST = "backup.json"
-"""Last member of the file: facts about the backup, and the SHA-256 of each other member."""
-MANIFEST_BYTES_MAX = 16 << 20
+"""First member of the file: facts about the backup, and the size and SHA-256 of each other member in their order."""
+SMALL_BYTES_MAX = 16 << 20
+"""Maximum size in bytes of the manifest, and of each member that is read into memory."""
+Member = tuple[str, int, str]
+"""Name, size in bytes, and SHA-256 in hexadecimal digits."""
 KEYS = (KEY_FILE, KEY, f"{KEY}.pub", INSTANCE_FILE, CASES_FILE)
 """Files of the state folder that no program can create again: keys, the node's identity at an NRF, decisions about findings."""
 MARKS = (CLOCK_FILE, IN_FORCE_FILE)
-KNOWN = {SQLITE_FILE, MANIFEST, *KEYS, *MARKS}
 RECORD = re.compile(rf"{FOLDER}/[0-9-]{{10}}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")
 KEY_MODE, PUBLIC_MODE = 0o600, 0o644
 PIECE_BYTES = 1 << 20
+ROOM = ".backup-"
+"""Begin of the name of the folder in which a command has the content of a backup. The command locks the folder."""
 
 BackupFile = Annotated[
     Path,
@@ -67,7 +75,7 @@ def backup(
     sightings: Annotated[bool, typer.Option("--sightings", help="With the record of checks, which may be large.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write the state of the node to one file.
+    """Write the state of the node to one new file.
 
     The state is the lists, the history, the keys, the clock time, and the highest accepted serial of each list. The
     node may run meanwhile. The file is verified: each list by its digest, the history by its chain, and each part
@@ -75,6 +83,10 @@ def backup(
     releases that a rollback can restore. It does not contain the configuration, the certificates and the signers files.
     """
     checked = opened(load_config(config))
+    if str(file) != "-" and os.path.lexists(file):
+        raise EirError(
+            f"{file} exists already, and a backup is a new file; give another name, or remove the file first"
+        )
     if sightings:
         write_down(checked)
     with _room(checked) as room:
@@ -82,7 +94,9 @@ def backup(
         with_store(checked, lambda store: copy_store(store, copied), fresh=False, reads=True)
         with acting_in(checked.state):
             states, ledgers = asyncio.run(verify_copy(copied))
-            members = {name: Path(shutil.copy(checked.state / name, room)) for name in _small_files(checked.state)}
+            members: dict[str, Path | bytes] = {
+                name: (checked.state / name).read_bytes() for name in _small_files(checked.state)
+            }
         members[SQLITE_FILE] = copied
         if sightings:
             for path in sorted((checked.state / FOLDER).glob("*/*.parquet")):
@@ -94,7 +108,7 @@ def backup(
         }  # fmt: skip
         with progress() as advance, _output(file) as stream:
             shown = advance or (lambda *_: None)
-            facts["files"] = _write(stream, members, facts, shown)
+            facts |= _write(stream, members, facts, shown)
             if stream is not sys.stdout.buffer:
                 stream.flush()
                 with Path(stream.name).open("rb") as written:
@@ -127,13 +141,10 @@ def restore(
     that is empty, damaged or cut off is restored; a history that continues the backup's stays. Existing keys stay.
     """
     checked = opened(load_config(config))
-    if not dry_run:
-        with acting_in(checked.state):
-            prepare(checked.state)
-    with _room(checked) as room:
+    with _room(checked, creates=not dry_run) as room:
         with acting_in(checked.state), _input(file) as stream:
-            facts = _unpack(stream, file, room)
-            states, _ = asyncio.run(verify_copy(room / SQLITE_FILE))
+            facts, keys = _unpack(stream, file, room)
+            states = asyncio.run(_verified(file, room))
         work = partial(_restored, checked, room=room, states=states, facts=facts, force=force, dry_run=dry_run)
         try:
             restored = with_store(checked, work, reads=dry_run)
@@ -142,7 +153,7 @@ def restore(
         notes = []
         if not dry_run:
             with acting_in(checked.state):
-                notes = _restore_files(room, checked.state, force=force)
+                notes = _restore_files(keys, room, checked.state, force=force)
     for note in notes:
         print_message(f"note: {note}")
     document = {
@@ -156,6 +167,21 @@ def restore(
             note = "" if each.is_written else " (as in the store)"
             lines.append(f"{each.list}: serial {each.serial}, {each.entries:,} entries{note}")
     show_one(document, "\n".join(lines), as_json=as_json)
+
+
+async def _verified(file: Path, room: Path) -> Mapping[str, ListState]:
+    """Replace the SQLite file of an unpacked backup by a copy of its rows; verify the copy and return the states of its lists."""
+    path, copied = room / SQLITE_FILE, room / COPY_FILE
+    try:
+        await copy_rows(path, copied, is_ours=False)
+        copied.replace(path)
+        states, _ = await verify_copy(path)
+    except StoreError as e:
+        raise EirError(f"{file} is damaged: {e}; use another backup") from None
+    for name in states:
+        if not is_list_name(name.removesuffix(dates_name(""))):
+            raise EirError(f"{file} is damaged: {name!r:.80} is not the name of a list; use another backup")
+    return states
 
 
 async def _restored(
@@ -209,7 +235,7 @@ async def _is_empty(store: SqliteStore) -> bool:
 
 
 def _replace_file(path: Path, backup: Path) -> bool:
-    """Write the SQLite file of a backup in place of an empty store. If a running node uses the store, write nothing and return False."""
+    """Move the SQLite file of a backup to the place of an empty store. If a running node uses the store, return False."""
     try:
         descriptor = lock(path.parent)
     except EirError:
@@ -217,7 +243,8 @@ def _replace_file(path: Path, backup: Path) -> bool:
     try:
         for journal in path.parent.glob(f"{path.name}-*"):
             journal.unlink()
-        write_file(path, backup.read_bytes(), mode=FILE_MODE, durable=True)
+        backup.replace(path)
+        sync_folder(path.parent)
     finally:
         os.close(descriptor)
     return True
@@ -233,17 +260,14 @@ async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
         await store.close()
 
 
-def _restore_files(room: Path, folder: Path, *, force: bool) -> list[str]:
+def _restore_files(keys: Mapping[str, bytes], room: Path, folder: Path, *, force: bool) -> list[str]:
     """Restore the files of a backup to the state folder: keys, clock file, highest serial of each list, and recorded checks.
 
-    Returns notes for the operator about key files that were not replaced.
+    `keys`: content of each key file by its name. Returns notes for the operator about key files that were not replaced.
     """
     notes = []
-    for name in KEYS:
-        path, saved = folder / name, room / name
-        if not saved.exists():
-            continue
-        content = saved.read_bytes()
+    for name, content in keys.items():
+        path = folder / name
         if path.exists():
             if path.read_bytes() == content:
                 continue
@@ -278,23 +302,56 @@ def _small_files(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _room(checked: Config) -> Iterator[Path]:
-    """Create a temporary folder for the content of a backup; it is deleted at the end of the `with` block.
+def _room(checked: Config, *, creates: bool = False) -> Iterator[Path]:
+    """Create a locked temporary folder for the content of a backup; it is deleted at the end of the `with` block.
 
-    Its place is the state folder, or if that is missing the system's folder for temporary files.
+    Its place is the state folder, or if that is missing the system's folder for temporary files. Folders of killed commands are
+    deleted first. `creates`: create a missing state folder, and remove it at the end if it is empty.
     """
+    state = checked.state
+    is_new = creates and not state.is_dir()
+    with ExitStack() as stack:
+        try:
+            with acting_in(state):
+                if creates:
+                    prepare(state)
+                room = _locked_room(state, stack)
+        except OSError as e:
+            raise EirError(
+                f"the state folder {state} (`state` in {checked.path}): {e.strerror}{owner_advice(state)}"
+            ) from None
+        try:
+            yield room
+        finally:
+            with acting_in(state):
+                shutil.rmtree(room, ignore_errors=True)
+                if is_new:
+                    with suppress(OSError):  # it has content
+                        state.rmdir()
+
+
+def _locked_room(state: Path, stack: ExitStack) -> Path:
+    """Create the temporary folder of a command, locked until `stack` closes; delete folders of commands that no longer run."""
+    if not state.is_dir():
+        return Path(tempfile.mkdtemp(prefix=ROOM))
+    with _locked(state):  # no other command then finds the new folder without its lock
+        for path in state.glob(f"{ROOM}*/"):
+            with suppress(OSError), _locked(path, fcntl.LOCK_NB):  # a command that runs has the lock
+                shutil.rmtree(path, ignore_errors=True)
+        room = Path(tempfile.mkdtemp(prefix=ROOM, dir=state))
+        stack.enter_context(_locked(room))
+    return room
+
+
+@contextmanager
+def _locked(folder: Path, option: int = 0) -> Iterator[None]:
+    """Lock a folder during the `with` block. With the option LOCK_NB, raise BlockingIOError if another command has the lock."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with acting_in(checked.state):
-            room = Path(tempfile.mkdtemp(prefix=".backup-", dir=checked.state if checked.state.is_dir() else None))
-    except OSError as e:
-        raise EirError(
-            f"the state folder {checked.state} (`state` in {checked.path}): {e.strerror}{owner_advice(checked.state)}"
-        ) from None
-    try:
-        yield room
+        fcntl.flock(descriptor, fcntl.LOCK_EX | option)
+        yield
     finally:
-        with acting_in(checked.state):
-            shutil.rmtree(room, ignore_errors=True)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -318,75 +375,137 @@ def _input(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _write(
-    stream: IO[bytes], members: Mapping[str, Path], facts: Mapping[str, Any], advance: Callable[[str, int, int], None]
-) -> dict[str, str]:
-    """Write the members of a backup, then its manifest, to a tar file; return the SHA-256 of each member."""
-    digests = {}
-    with tarfile.open(fileobj=stream, mode="w|") as tar:
-        for number, (name, path) in enumerate(members.items()):
-            advance("write", number, len(members))
-            with path.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256")
-                digests[name] = digest.hexdigest()
-                size = content.tell()
-                content.seek(0)
-                tar.addfile(_member(name, size), content)
-        manifest = json.dumps({**facts, "files": digests}, indent=1).encode()
-        tar.addfile(_member(MANIFEST, len(manifest)), io.BytesIO(manifest))
-    return digests
+    stream: IO[bytes],
+    members: Mapping[str, Path | bytes],
+    facts: Mapping[str, Any],
+    advance: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Write the manifest of a backup and its members to a tar file; return the size and the SHA-256 of each member."""
+    sizes, digests = {}, {}
+    for name, source in members.items():
+        with _content(source) as content:
+            digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
+            sizes[name] = content.seek(0, os.SEEK_END)
+    contents = {"bytes": sizes, "files": digests}
+    manifest = json.dumps({**facts, **contents}, indent=1).encode()
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+        for number, (name, source) in enumerate({MANIFEST: manifest, **members}.items()):
+            advance("write", number, len(members) + 1)
+            with _content(source) as content:
+                header = tarfile.TarInfo(name)
+                header.size, header.mode = sizes.get(name, len(manifest)), KEY_MODE
+                tar.addfile(header, content)
+    return contents
 
 
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, KEY_MODE
-    return member
+def _content(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
-def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> dict[str, Any]:
-    """Verify a backup and return its manifest; unless `room` is `None`, extract its members to that folder.
+def _unpack(stream: IO[bytes], file: Path, room: Path | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Verify a backup; return its manifest, and the content of its keys. The other members are written to the folder `room`.
 
-    Raises EirError if the backup is damaged or incomplete.
+    If `room` is `None`, the backup is only verified. The manifest limits the size of each member.
+
+    Raises:
+        EirError: if the backup is damaged or incomplete.
     """
-    digests: dict[str, str] = {}
-    facts: dict[str, Any] = {}
+    keys = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in tar:
-                name = member.name
-                content = tar.extractfile(member)
-                is_known = name in KNOWN or RECORD.fullmatch(name)
-                if content is None or facts or not is_known:
-                    raise EirError(f"{file} is not a backup of an EIR: it contains {name!r}")
-                if name == MANIFEST:
-                    facts = json.loads(content.read(MANIFEST_BYTES_MAX))
-                    continue
-                to = None if room is None else room / name
-                digests[name] = _extract(content, to)
-    except (tarfile.TarError, ValueError, EOFError) as e:
-        raise EirError(f"{file} is not a complete backup: {e}") from None
-    if not facts or SQLITE_FILE not in digests:
-        raise EirError(f"{file} is an incomplete backup; copy it again")
-    if facts.get("format") != FORMAT:
-        form = repr(facts.get("format"))
+        facts, members = _read_manifest(stream, file)
+        if room is not None:
+            _check_disk(file, room, members)
+        for name, size, digest in members:
+            pieces = _verified_pieces(stream, name, size, digest)
+            if room is None:
+                deque(pieces, maxlen=0)
+            elif name in KEYS:
+                keys[name] = b"".join(pieces)
+            else:
+                path = room / name
+                path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+                with open_named(path, path, "xb", partial(os.open, mode=KEY_MODE)) as out:
+                    out.writelines(pieces)
+    except (tarfile.TarError, ValueError) as e:
+        raise EirError(f"{file} is not a complete backup: {e}; copy it again, or use another backup") from None
+    if stream.read(tarfile.RECORDSIZE).strip(b"\0"):
+        raise EirError(f"{file} has further content after the members that its manifest names; use another backup")
+    return facts, keys
+
+
+def _read_manifest(stream: IO[bytes], file: Path) -> tuple[dict[str, Any], list[Member]]:
+    """Read the manifest of a backup; return it, and name, size and SHA-256 of each member that follows it.
+
+    Raises:
+        EirError: if the backup has another format.
+        ValueError: if the manifest is invalid.
+    """
+    name, size = _read_header(stream)
+    if name != MANIFEST or size > SMALL_BYTES_MAX:
+        raise ValueError(f"it begins with {name!r:.80} of {size:,} bytes, and not with its manifest")
+    content = b"".join(_read(stream, size))
+    try:
+        facts = json.loads(content)
+        if facts["format"] != FORMAT:
+            form = f"{facts['format']!r:.40}"
+            raise EirError(
+                f"{file} has the format {form}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it"
+            )
+        sizes = facts["bytes"]
+        members = [(name, sizes[name], digest) for name, digest in facts["files"].items()]
+        valid = utc_text(datetime.fromisoformat(facts["made"])), IDENTITY.read(facts["node"])
+    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+        raise ValueError(f"its manifest is invalid: {type(e).__name__} {e}") from None
+    if valid != (facts["made"], facts["node"]):
+        raise ValueError("its manifest has an invalid time or host")
+    for name, size, _ in members:
+        is_large = name == SQLITE_FILE or RECORD.fullmatch(name) is not None
+        size_max = sys.maxsize if is_large else SMALL_BYTES_MAX if name in (*KEYS, *MARKS) else -1
+        if type(size) is not int or not 0 <= size <= size_max:
+            raise ValueError(f"its manifest names {name!r:.80} of {size!r:.40} bytes")
+    if SQLITE_FILE not in sizes:
+        raise ValueError(f"its manifest does not name {SQLITE_FILE}")
+    return facts, members
+
+
+def _check_disk(file: Path, room: Path, members: Sequence[Member]) -> None:
+    """Raise EirError if the disk has no room for the members of a backup, and for a copy of the lists."""
+    needs = sum(2 * size if name == SQLITE_FILE else size for name, size, _ in members)
+    free = shutil.disk_usage(room).free
+    if needs > free:
         raise EirError(
-            f"{file} has the format {form}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it"
+            f"{file} needs {needs:,} bytes on the disk of {room.parent}, which has {free:,}; make room there, then try again"
         )
-    damaged = [name for name, digest in facts["files"].items() if digests.get(name) != digest]
-    if damaged:
-        raise EirError(f"{file} is damaged: {', '.join(damaged)}")
-    return facts
 
 
-def _extract(content: IO[bytes], to: Path | None) -> str:
-    """Return the SHA-256 of a member of the tar file; unless `to` is `None`, write the member to that file."""
-    digest = hashlib.sha256()
-    with ExitStack() as stack:
-        out = None
-        if to is not None:
-            to.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            out = stack.enter_context(to.open("xb"))
-        while piece := content.read(PIECE_BYTES):
-            digest.update(piece)
-            if out is not None:
-                out.write(piece)
-    return digest.hexdigest()
+def _verified_pieces(stream: IO[bytes], name: str, size: int, digest: str) -> Iterator[bytes]:
+    """Yield the content of the next member; raise ValueError if it differs from the manifest's `name`, `size` or `digest`."""
+    found = _read_header(stream)
+    if found != (name, size):
+        raise ValueError(f"it has {found[0]!r:.80} of {found[1]:,} bytes, and its manifest {name} of {size:,} bytes")
+    computed = hashlib.sha256()
+    for piece in _read(stream, size):
+        computed.update(piece)
+        yield piece
+    if computed.hexdigest() != digest:
+        raise ValueError(f"its member {name} is damaged")
+
+
+def _read_header(stream: IO[bytes]) -> tuple[str, int]:
+    """Read the header of the next member; return its name and size. Raise ValueError unless it is a plain file."""
+    header = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "ascii", "backslashreplace")
+    if header.type != tarfile.REGTYPE or header.size < 0:
+        raise ValueError(f"it has {header.name!r:.80}, which is not a plain file")
+    return header.name, header.size
+
+
+def _read(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """Yield the content of a member in pieces, and skip its padding; raise ValueError if the stream ends before."""
+    rest = size
+    while rest:
+        piece = stream.read(min(rest, PIECE_BYTES))
+        if not piece:
+            raise ValueError("its end is missing")
+        rest -= len(piece)
+        yield piece
+    stream.read(-size % tarfile.BLOCKSIZE)

@@ -25,24 +25,32 @@ from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
 from eir.errors import EirError, SetupFault
 from eir.lists.changes.listings import Parts, count_first_days, read_listings, read_reasons
 from eir.lists.pages.first_days import DAY_S
+from eir.lists.record.history import read_record
 from eir.lists.record.settings import DEVICES, PAIRS
-from eir.lists.record.store import ListStore, utc_text
+from eir.lists.record.store import CHAINS, MAIN, SIGHTED, Event, ListStore, utc_text
 from eir.sightings.cases import CONFIRMED, load_decisions
 from eir.sightings.figures import (
     COLUMNS,
-    FORMAT,
+    FIGURES,
     UNKNOWN,
+    Coverage,
     Document,
     FigureTally,
     Maker,
     document,
     merge,
     public_text,
+    read_document,
     table_rows,
 )
 from eir.sightings.schema import FILES, FOLDER
 
 NO_REASON, NO_TAC = "no reason given", "no TAC (MEID)"
+FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of a text that a spreadsheet computes as a formula."""
+FILE_BYTES_MAX = 64 << 20
+"""Maximum size of a file of figures."""
+DAY = timedelta(days=1)
 DAYS = 1 << 16
 """Number of days since 1970-01-01 that a record of first sightings can have."""
 
@@ -83,19 +91,33 @@ def figures(
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table_rows(found))
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in table_rows(found))
     elif html_file is None:
         print_message(f"figures of {found['month']} (UTC)")
         show([*table_rows(found)], COLUMNS, as_json=False)
 
 
+def _cell(value: Any) -> Any:
+    """Return a value for a CSV file. A text that a spreadsheet would compute as a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_BEGINS) else value
+
+
 def _read_document(path: Path) -> Document:
-    """Read a document of figures (statistics of a month) from a file; members that this program does not know are left out."""
-    with suppress(AttributeError, KeyError, TypeError, ValueError):
-        found = json.loads(path.read_text("utf-8"))
-        if found["format"] == FORMAT:
-            return merge([found])
-    raise EirError(f"{path}: no figures of the form {FORMAT}; eir figures --json writes them")
+    """Read a document of figures (statistics of a month) from a file.
+
+    Raises:
+        EirError: if the file cannot be read, or has no figures.
+    """
+    try:
+        with path.open("rb") as file:
+            octets = file.read(FILE_BYTES_MAX)  # the JSON of a longer file is cut short
+        return read_document(json.loads(octets))
+    except OSError as error:
+        raise EirError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise EirError(f"{path}: JSON that is nested too deep") from None
+    except ValueError as error:
+        raise EirError(f"{path}: {error}") from None
 
 
 def _compute_figures(config: Config, month: str, record: str | None) -> Document:
@@ -105,24 +127,65 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     """
     begin, end = _period(month)
     month = f"{begin:%Y-%m}"
-    if end > datetime.now(UTC):
-        print_message(f"warning: the month {month} is not over, so its figures are incomplete")
+    now = datetime.now(UTC)
+    if begin > now:
+        raise fail(f"--month {month}: the month has not begun", EXIT_USAGE)
     maker = _maker_of(config)
-    kinds = _blocking_lists(config)
-    listings = _with_store(config, partial(read_listings, kinds=kinds, begin=utc_text(begin), end=utc_text(end)))
-    paths = _paths(config, record, begin, end)
-    listed, unlisted = _tally_listings(listings, maker)
-    tallies = {"listed": listed, "unlisted": unlisted}
-    if paths or config.sightings is not None:
+    days = _recorded_days(config, record)
+    grace = "" if config.first_seen is None else config.first_seen.list
+    coverage = _with_store(config, partial(_history_coverage, grace=grace, now=now))
+    checks = (
+        Coverage(days[0], now if record is None and config.sightings is not None else days[-1] + DAY) if days else None
+    )
+    sources = coverage | dict.fromkeys(("refused", "returned", "copies_found", "copies_confirmed"), checks)
+    covered = {
+        name: source and source.days(begin, end)
+        for name, source in sources.items()
+        if not source or not source.holds(begin, end)
+    }
+    tallies: dict[str, FigureTally] = {}
+    if "listed" not in covered:
+        kinds = _blocking_lists(config)
+        listings = _with_store(config, partial(read_listings, kinds=kinds, begin=utc_text(begin), end=utc_text(end)))
+        tallies["listed"], tallies["unlisted"] = _tally_listings(listings, maker)
+    if "grace_begun" not in covered:
+        tallies |= _tally_grace(config, begin, end, maker)
+    if "refused" not in covered:
+        paths = _paths(config, record, begin, end)
         tallies["refused"], tallies["returned"] = _tally_refusals(config, paths, begin, end, maker)
-    tallies |= _tally_grace(config, begin, end, maker)
-    if paths or record is not None:
         try:
             tallies["copies_found"] = _tally_copies(config, record, begin, end, maker)
             tallies["copies_confirmed"] = _tally_confirmed(config, begin, end, maker)
         except SetupFault as e:
             print_message(f"warning: copied identities are not counted: {e}")
-    return document(month, tallies)
+    for name in FIGURES:
+        if covered.get(name):
+            print_message(f"warning: {name}: no number, because only {' to '.join(covered[name] or ())} are covered")
+    return document(config.identity.realm, month, tallies, covered)
+
+
+async def _history_coverage(store: ListStore, *, grace: str, now: datetime) -> dict[str, Coverage | None]:
+    """Return the period that the history covers, for the figures of lists and for those of periods of grace.
+
+    `grace`: name of the record of first sightings, whose first summary begins the latter; empty without one.
+    """
+    begins = []
+    for chain in CHAINS:
+        first = await _first_event(store, chain)
+        if first is not None and (chain == MAIN or (await store.ledger(chain)).first > 1):
+            begins.append(datetime.fromisoformat(first.time))
+    lists = Coverage(max(begins), now) if begins else None
+    summaries = [event.time for event in await store.history(grace) if event.what == SIGHTED] if grace else []
+    periods = Coverage(datetime.fromisoformat(summaries[0]), now) if summaries else None
+    return {"listed": lists, "unlisted": lists, "grace_begun": periods, "grace_ended": periods}
+
+
+async def _first_event(store: ListStore, chain: str) -> Event | None:
+    """Return the oldest event of a chain of the history; None if the chain is empty."""
+    async for batch in store.records(chain=chain):
+        for record in batch:
+            return read_record(record, chain)
+    return None
 
 
 def _period(month: str) -> tuple[datetime, datetime]:
@@ -193,14 +256,28 @@ def _tally_refusals(
     return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), lists, maker)
 
 
+def _recorded_days(config: Config, record: str | None) -> list[datetime]:
+    """Return the days that have files with checks, in order. `record`: as in `_paths`."""
+    if record is None:
+        write_down(config)
+    names = {Path(path).parent.name for path in glob(_pattern(config, record))}  # noqa: PTH207 - a pattern of the user
+    days = []
+    for name in names:
+        with suppress(ValueError):  # a folder of another program
+            days.append(datetime.strptime(name, "%Y-%m-%d").replace(tzinfo=UTC))
+    return sorted(days)
+
+
+def _pattern(config: Config, record: str | None) -> str:
+    return record or str(config.state / FOLDER / FILES)
+
+
 def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
     """Return the paths of files with checks from `begin` to before `end`. These files are in a folder for each day.
 
     `record`: pattern of the files to search; None: the files in the node's record of checks.
     """
-    if record is None:
-        write_down(config)
-        record = str(config.state / FOLDER / FILES)
+    record = _pattern(config, record)
     first, after = f"{begin:%Y-%m-%d}", f"{end:%Y-%m-%d}"
     return [path for path in sorted(glob(record)) if first <= Path(path).parent.name < after]  # noqa: PTH207 - a pattern of the user
 

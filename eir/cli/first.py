@@ -75,10 +75,13 @@ def init(
         listen = listen or [_ask("Where peers connect to", check_listen, default=LISTEN)]
         peer = peer or _asked_peers()
         signers = signers or _asked_signers(signer)
-    if not realm:
-        raise fail("which realm is it (--realm)?", EXIT_USAGE)
-    if not peer:
-        raise fail("which peers may ask (--peer)?", EXIT_USAGE)
+    if not realm or not peer:
+        raise fail(
+            "without a terminal, options answer the questions: realm of the node: --realm REALM (required); its host name: --host HOST"
+            f" (default eir1.REALM); where peers connect to: --listen URL (default {LISTEN}); peers that may send checks:"
+            " --peer HOST@ADDRESS or --peer NETWORK (required); file of the publisher's public key: --key FILE (default none)",
+            EXIT_USAGE,
+        )
     peers = [parse_peer(text, realm) for text in peer]
     is_system = folder.absolute() == SYSTEM_CONFIG.parent
     state_folder = state or (SYSTEM_STATE if is_system else STATE)

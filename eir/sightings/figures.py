@@ -7,15 +7,17 @@ Three steps make sure that no published number stands for fewer than ten devices
   least ten devices together by the difference of the total and the visible rows.
 - All counts are rounded to tens.
 
-Reasons and makers below ten devices are one row, because a reason is free text and there are thousands of TACs. A merged figure is the
+A figure whose source does not cover the whole month has no numbers: a 0 would claim that nothing happened. The document states the covered
+days. Reasons and makers below ten devices are one row, because a reason is free text and there are thousands of TACs. A merged figure is the
 sum of published figures, so it discloses nothing that these do not. No I/O.
 """
 
-import operator
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from eir.errors import EirError
@@ -80,12 +82,50 @@ class FigureTally:
             self.by[dimension][name][DEVICES] += devices
 
 
-def document(month: str, tallies: Mapping[str, FigureTally]) -> Document:
-    """Build the document of a month's figures for publication. A figure without a tally has no data."""
+class Coverage(NamedTuple):
+    """Period that a source of figures covers: begin, and time after its end (UTC)."""
+
+    begin: datetime
+    end: datetime
+
+    def holds(self, begin: datetime, end: datetime) -> bool:
+        """Return True if the source covers the whole period from `begin` until before `end`."""
+        return self.begin <= begin and end <= self.end
+
+    def days(self, begin: datetime, end: datetime) -> list[str] | None:
+        """Return the first and the last day of the period that the source covers; None if it covers none."""
+        first, last = max(self.begin, begin), min(self.end, end) - timedelta(microseconds=1)
+        return [f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}"] if first <= last else None
+
+
+def document(
+    operator: str, month: str, tallies: Mapping[str, FigureTally], covered: Mapping[str, list[str] | None] = MappingProxyType({})
+) -> Document:  # fmt: skip
+    """Build the document of a month's figures for publication.
+
+    Args:
+        operator: name of the operator.
+        month: month, such as `2026-11`.
+        tallies: counts of each figure whose source covers the whole month. A figure without a tally is null.
+        covered: for each figure whose source does not, the first and the last day that it covers; None for no day.
+    """
     figures: dict[str, Document | None] = dict.fromkeys(FIGURES)
     for name, tally in tallies.items():
         figures[name] = _published(FIGURES[name], tally)
-    return {"format": FORMAT, "month": month, "operators": 1, "figures": figures}
+    return {**_document([operator], month, figures), "covered": {**covered}}
+
+
+def _document(names: Iterable[str], month: str, figures: Mapping[str, Document | None]) -> Document:
+    """Build the document of one or more operators' figures."""
+    ordered = sorted(names)
+    return {
+        "format": FORMAT,
+        "month": month,
+        "operators": len(ordered),
+        "names": ordered,
+        "figures": figures,
+        "covered": {},
+    }
 
 
 def _published(figure: Figure, tally: FigureTally) -> Document:
@@ -170,33 +210,79 @@ def table_rows(found: Document) -> Iterator[dict[str, Any]]:
 # Several operators
 
 
+COUNT_MAX = 10**12
+"""Numbers of a file must be below this."""
+
+
+def read_document(found: Any) -> Document:
+    """Check the parsed JSON of a file, and return its figures; members that this program does not know are left out.
+
+    Raises:
+        ValueError: if the file has no figures of this format, or numbers that cannot be published.
+    """
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"no figures of the form {FORMAT}; eir figures --json writes them")
+    try:
+        names, month, parts = found["names"], found["month"], found["figures"]
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("names: expected a list of operators")
+        figures = {name: None if parts.get(name) is None else _read_figure(name, parts[name]) for name in FIGURES}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"no figures of the form {FORMAT}: {error} is missing or has another type") from None
+    return _document(names, str(month), figures)
+
+
+def _read_figure(name: str, part: Document) -> Document:
+    figure = FIGURES[name]
+    by = {
+        dimension: [{"name": str(row["name"]), **_read_values(figure, row, name)} for row in part["by"][dimension]]
+        for dimension in figure.dimensions
+    }
+    operators = part["operators"]
+    if type(operators) is not int or not 0 < operators < COUNT_MAX:
+        raise ValueError(f"{name}: operators: expected a whole number from 1")
+    return {"operators": operators, **_read_values(figure, part, name), "by": by}
+
+
+def _read_values(figure: Figure, row: Document, name: str) -> dict[str, Value]:
+    return {each: _read_value(row[each], f"{name}: {each}") for each in figure.numbers}
+
+
+def _read_value(value: Any, place: str) -> Value:
+    if isinstance(value, str) and value in {FEW, WITHHELD}:
+        return value
+    if type(value) is int and (value == 0 or BELOW <= value < COUNT_MAX):
+        return value
+    raise ValueError(f"{place}: expected 0, a whole number from {BELOW} below 10^12, `{FEW}` or `{WITHHELD}`")
+
+
 def merge(documents: Sequence[Document]) -> Document:
     """Add up the monthly figures of several operators. If an operator's number is hidden, the sum is withheld.
 
     Raises:
-        EirError: if the months differ.
+        EirError: if the months differ, or an operator occurs twice.
     """
-    months = sorted({str(each["month"]) for each in documents})
+    months = sorted({each["month"] for each in documents})
     if len(months) != 1:
         raise EirError(f"the files are of several months: {', '.join(months)}; merge the files of one month")
+    names = Counter(name for each in documents for name in each["names"])
+    if twice := [name for name, files in names.items() if files > 1]:
+        raise EirError(f"several files have figures of {', '.join(twice)}; merge one file of each operator")
     figures: dict[str, Document | None] = dict.fromkeys(FIGURES)
     for name, figure in FIGURES.items():
         present = [each["figures"].get(name) for each in documents]
         if parts := [part for part in present if part is not None]:
             by = {dimension: _merged_rows(figure, parts, dimension) for dimension in figure.dimensions}
-            figures[name] = {"operators": _operators(parts), **_sums(figure, parts), "by": by}
-    return {"format": FORMAT, "month": months[0], "operators": _operators(documents), "figures": figures}
-
-
-def _operators(parts: Sequence[Document]) -> int:
-    return sum(int(part["operators"]) for part in parts)
+            counted = sum(part["operators"] for part in parts)
+            figures[name] = {"operators": counted, **_sums(figure, parts), "by": by}
+    return _document(names, months[0], figures)
 
 
 def _merged_rows(figure: Figure, parts: Sequence[Document], dimension: str) -> list[Document]:
     same = defaultdict[str, list[Document]](list)
     for part in parts:
         for row in part["by"][dimension]:
-            same[str(row["name"])].append(row)
+            same[row["name"]].append(row)
     rows = [{"name": name, **_sums(figure, found)} for name, found in same.items()]
     return sorted(rows, key=_place)
 
@@ -209,4 +295,4 @@ def _sum(values: Sequence[Any]) -> Value:
     """Return the sum of the values. If one of several values is hidden, return WITHHELD; if the only value is hidden, return its text."""
     if not {FEW, WITHHELD}.isdisjoint(values):
         return str(values[0]) if len(values) == 1 else WITHHELD
-    return sum(map(operator.index, values))
+    return sum(map(int, values))

@@ -27,7 +27,7 @@ def figures_page(document: Document) -> str:
     """Render the page of a document (eir.sightings.figures.document or merge)."""
     figures = present_figures(document)
     totals = "".join(_total(FIGURES[name].title, part) for name, part in figures.items())
-    missing = [figure.title for name, figure in FIGURES.items() if name not in figures]
+    missing = [f"{figure.title}{_covered(document, name)}" for name, figure in FIGURES.items() if name not in figures]
     absent = f"<p>No data: {escape('; '.join(missing))}.</p>" if missing else ""
     parts = "".join(_charts(FIGURES[name], part) for name, part in figures.items())
     notes = "".join(f"<p class=soft>{escape(note)}</p>" for note in NOTES)
@@ -36,6 +36,11 @@ def figures_page(document: Document) -> str:
         scope += f", {document['operators']:,} operators together: a device that two of them count is counted twice"
     body = f"<div class=figures>{totals}</div>{absent}{parts}{notes}"
     return html_page(f"Blocked devices, {document['month']}", scope, body)
+
+
+def _covered(document: Document, name: str) -> str:
+    days = document["covered"].get(name)
+    return f" (only {days[0]} to {days[1]} are covered)" if days else ""
 
 
 def _total(title: str, part: Document) -> str:

@@ -114,6 +114,18 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, key, arguments,
     assert not (tmp_path / "there").exists()
 
 
+def test_without_a_terminal_the_message_names_each_question_with_its_option(tmp_path):
+    stderr = init(tmp_path / "there", status=2).stderr
+    for part in (
+        "realm of the node: --realm",
+        "host name: --host",
+        "connect to: --listen",
+        "checks: --peer",
+        "key: --key",
+    ):
+        assert part in stderr
+
+
 def test_on_a_terminal_it_asks(tmp_path, key):
     leader, follower = pty.openpty()
     process = subprocess.Popen(

@@ -25,13 +25,24 @@ from eir.lists.changes.rollback import roll_back
 from eir.lists.pages.first_days import FirstDays, encode_days
 from eir.lists.pages.pages import content_digest
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import ListState
+from eir.lists.record.store import ACCEPTED, SIGHTED, Event, ListState, utc_text
 from eir.lists.stores.open import open_store
 from eir.sightings import cases, figures, refusals
 from eir.sightings.batches import FRAME
 from eir.sightings.conditions import TamperSettings
 from eir.sightings.engine import duck
-from eir.sightings.figures import FEW, OTHER, UNKNOWN, WITHHELD, FigureTally, document, merge, public_text
+from eir.sightings.figures import (
+    FEW,
+    OTHER,
+    UNKNOWN,
+    WITHHELD,
+    Coverage,
+    FigureTally,
+    document,
+    merge,
+    public_text,
+    read_document,
+)
 from eir.sightings.figures_page import figures_page
 from eir.sightings.judge import judge
 from eir.sightings.refusals import count_refusals
@@ -66,7 +77,9 @@ def tally(total, attempts=0, **by):
 
 def rows_of(total, **rows):
     """Published rows of the lists of refused devices."""
-    made = document(MONTH, {"refused": tally(total, 9 * total, list={name: (n, 9 * n) for name, n in rows.items()})})
+    made = document(
+        "alpha", MONTH, {"refused": tally(total, 9 * total, list={name: (n, 9 * n) for name, n in rows.items()})}
+    )
     part = made["figures"]["refused"]
     return part["devices"], {row["name"]: (row["devices"], row["attempts"]) for row in part["by"]["list"]}
 
@@ -110,11 +123,11 @@ def test_whatever_is_published_hides_at_least_ten_devices():
 
 def test_reasons_and_makers_below_ten_are_one_row():
     made = tally(40, maker={"x": (25, 0), "y": (8, 0), "z": (7, 0)}, reason={f"r{n}": (1, 0) for n in range(40)})
-    part = document(MONTH, {"listed": made})["figures"]["listed"]
+    part = document("alpha", MONTH, {"listed": made})["figures"]["listed"]
     assert part["by"]["maker"] == [{"name": "x", "devices": 30}, {"name": OTHER, "devices": 20}]
     assert part["by"]["reason"] == [{"name": OTHER, "devices": 40}]
     many = tally(100 * 50, maker={f"m{n}": (100, 0) for n in range(50)})
-    assert len(document(MONTH, {"listed": many})["figures"]["listed"]["by"]["maker"]) == figures.ROWS_MAX + 1
+    assert len(document("alpha", MONTH, {"listed": many})["figures"]["listed"]["by"]["maker"]) == figures.ROWS_MAX + 1
 
 
 def test_a_reason_names_nobody():
@@ -124,8 +137,10 @@ def test_a_reason_names_nobody():
 
 def test_a_sum_hides_what_one_operator_hides():
     parts = [
-        document(MONTH, {"refused": tally(100, 500, list={"x": (60, 300), "y": (40, 200)}), "listed": tally(20)}),
-        document(MONTH, {"refused": tally(33, 90, list={"x": (30, 80), "y": (3, 10)})}),
+        document(
+            "alpha", MONTH, {"refused": tally(100, 500, list={"x": (60, 300), "y": (40, 200)}), "listed": tally(20)}
+        ),
+        document("beta", MONTH, {"refused": tally(33, 90, list={"x": (30, 80), "y": (3, 10)})}),
     ]
     found = merge(parts)
     refused = found["figures"]["refused"]
@@ -135,9 +150,62 @@ def test_a_sum_hides_what_one_operator_hides():
     ]  # fmt: skip
     assert (found["figures"]["listed"]["operators"], found["figures"]["listed"]["devices"]) == (1, 20)
     assert found["figures"]["returned"] is None
-    assert merge([found, parts[0]])["operators"] == 3
+    assert (found["names"], found["covered"]) == (["alpha", "beta"], {})
+    assert merge([found, document("gamma", MONTH, {})])["operators"] == 3
+    with pytest.raises(EirError, match="several files have figures of alpha; merge one file of each operator"):
+        merge([found, parts[0]])
     with pytest.raises(EirError, match="several months"):
-        merge([parts[0], document("2026-09", {})])
+        merge([parts[0], document("beta", "2026-09", {})])
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "is_whole", "days"),
+    [
+        (BEGIN, END, True, ["2026-10-01", "2026-10-31"]),
+        (day(1, 0) - timedelta(days=9), END + timedelta(days=9), True, ["2026-10-01", "2026-10-31"]),
+        (day(1, 1), END, False, ["2026-10-01", "2026-10-31"]),
+        (BEGIN, day(31, 23), False, ["2026-10-01", "2026-10-31"]),
+        (BEGIN, day(5, 0), False, ["2026-10-01", "2026-10-04"]),
+        (END, END + timedelta(days=1), False, None),
+        (BEGIN - timedelta(days=3), BEGIN, False, None),
+    ],
+)
+def test_a_source_covers_the_whole_month_or_names_its_days(begin, end, is_whole, days):
+    assert (Coverage(begin, end).holds(BEGIN, END), Coverage(begin, end).days(BEGIN, END)) == (is_whole, days)
+
+
+def altered(change):
+    """Document of a month with one change."""
+    found = json.loads(
+        json.dumps(document("alpha", MONTH, {"refused": tally(100, 500, list={"x": (60, 300), "y": (40, 200)})}))
+    )
+    change(found)
+    return found
+
+
+@pytest.mark.parametrize("value", [1, 9, -10, True, 10.0, "10", "many", 10**12, None, [10], float("nan")])
+def test_a_number_that_no_operator_publishes_is_refused(value):
+    for place in ("devices", "attempts"):
+        for part in (
+            lambda found: found["figures"]["refused"],
+            lambda found: found["figures"]["refused"]["by"]["list"][0],
+        ):
+            with pytest.raises(ValueError, match=f"refused: {place}: expected 0, a whole number from 10"):
+                read_document(altered(lambda found, part=part, place=place: part(found).update({place: value})))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.pop("names"), lambda found: found.update(names=[]), lambda found: found.update(names="alpha"), lambda found: found.update(format="x"),
+        lambda found: found["figures"].update(refused=5), lambda found: found["figures"]["refused"].update(operators=0),
+        lambda found: found["figures"]["refused"]["by"].pop("peer"), lambda found: found["figures"]["refused"]["by"].update(list=[7]),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_shape_is_refused(change):
+    with pytest.raises(ValueError, match=r"expected|no figures of the form"):
+        read_document(altered(change))
+    assert read_document(altered(lambda found: found["figures"].update(unknown=5)))["names"] == ["alpha"]
 
 
 # A node's files
@@ -182,7 +250,14 @@ async def change_lists(config):
         state = ListState(
             kind=FIRST_SEEN, serial=0, generation=1, highest_serial=0, release_digest="", content_digest=content_digest(pages),
         )  # fmt: skip
-        await store.replace("first-seen", state, pages, seen=0, keep=0)
+        summary = Event(
+            time=utc_text(BEGIN - timedelta(days=1)),
+            who="test@localhost",
+            what=SIGHTED,
+            list="first-seen",
+            outcome=ACCEPTED,
+        )
+        await store.replace("first-seen", state, pages, seen=0, keep=0, event=summary)
         return {int(key): int(first) - begin for key, first in zip(keys, firsts, strict=True)}
     finally:
         await store.close()
@@ -450,36 +525,70 @@ def test_no_output_has_an_identifier(operator, run):
 
 
 def test_several_operators_by_the_command(operator, run):
-    other = {**operator.document, "month": "2026-09"}
+    other = {**operator.document, "names": ["beta"]}
+    evil = json.loads(json.dumps(other))
+    for row, name in zip(evil["figures"]["refused"]["by"]["peer"], ("=1+1", "+1", "-1", "@x", "\tx"), strict=False):
+        row["name"] = name
     for name, part in (
         ("a.json", operator.document),
-        ("b.json", operator.document),
-        ("old.json", other),
+        ("b.json", other),
+        ("old.json", {**other, "month": "2026-09"}),
         ("no.json", []),
+        ("evil.json", evil),
     ):
         (operator.folder / name).write_text(json.dumps(part))
+    (operator.folder / "deep.json").write_text("[" * 200_000)
+    (operator.folder / "text.json").write_text("x")
     status, text, _ = run("--merge", "a.json", "b.json", "--json")
     found = json.loads(text)
     assert (status, found["operators"]) == (0, 2)
     assert found["figures"]["refused"]["attempts"] == 2 * operator.document["figures"]["refused"]["attempts"]
     for words, status, message in (
-        (["--merge", "a.json", "old.json"], 1, "several months"), (["--merge", "no.json"], 1, "no figures of the form"), (["--merge"], 2, "go together"),
+        (["--merge", "a.json", "old.json"], 1, "several months"), (["--merge", "no.json"], 1, "no.json: no figures of the form"), (["--merge"], 2, "go together"),
+        (["--merge", "a.json", "a.json"], 1, "several files have figures of"), (["--merge", "deep.json"], 1, "deep.json: JSON that is nested too deep"),
+        (["--merge", "text.json"], 1, "text.json: Expecting value"), (["--merge", "none.json"], 1, "none.json: No such file"),
+        (["--month", f"{datetime.now(UTC) + timedelta(days=40):%Y-%m}"], 2, "has not begun"),
         (["a.json"], 2, "go together"), (["--month", "2026-13"], 2, "expected a month"), (["--csv", "--json"], 2, "expected one of them"),
     ):  # fmt: skip
         code, _, said = run(*words)
         assert (code, message in said) == (status, True), said
 
 
+def test_a_name_is_no_formula_of_a_spreadsheet(operator, run):
+    test_several_operators_by_the_command(operator, run)
+    status, table, _ = run("--merge", "evil.json", "--csv")
+    names = {
+        row["name"] for row in csv.DictReader(io.StringIO(table)) if row["by"] == "peer" and row["figure"] == "refused"
+    }
+    assert status == 0
+    assert {"'=1+1", "'+1", "'-1"} <= names
+
+
+def test_a_month_that_a_source_does_not_cover_has_no_numbers(operator, run):
+    """The history begins on 28 September, the record of checks with October."""
+    before = json.loads(run("--month", "2026-09", "--json")[1])
+    assert before["figures"] == dict.fromkeys(figures.FIGURES)
+    assert before["covered"]["listed"] == ["2026-09-28", "2026-09-30"]
+    assert (before["covered"]["refused"], before["covered"]["grace_begun"]) == (None, ["2026-09-30", "2026-09-30"])
+    assert json.loads(run("--month", "2020-01", "--json")[1])["figures"] == dict.fromkeys(figures.FIGURES)
+    assert operator.document["covered"] == {}
+    kept = run("--month", MONTH, "--json", "--record", operator.state / FOLDER / "2026-10-2*" / "*.parquet")
+    assert json.loads(kept[1])["covered"]["refused"] == ["2026-10-20", "2026-10-29"]
+    assert "warning: refused: no number, because only 2026-10-20 to 2026-10-29 are covered" in kept[2]
+
+
 def test_without_a_record_there_are_the_figures_of_the_lists_alone(site):
     site.load(["imei,reason", *(f"{imei},lost" for imei in imeis(A, *range(12)))])
-    found = site.json("figures", "--month", f"{datetime.now(UTC):%Y-%m}")
-    given_ = {name: part and part["devices"] for name, part in found["figures"].items()}
-    assert given_ == dict.fromkeys(figures.FIGURES) | {"listed": 10, "unlisted": 0}
+    month = f"{datetime.now(UTC):%Y-%m}"
+    found = site.json("figures", "--month", month)
+    assert found["figures"] == dict.fromkeys(figures.FIGURES), "the month is not over"
+    assert found["covered"]["refused"] is None
+    assert found["covered"]["listed"][1] >= f"{month}-01"
 
 
 @in_chromium
 def test_the_page_opens_in_a_browser_in_each_colour_scheme_and_prints(operator, tmp_path):
-    two = figures_page(merge([operator.document, operator.document]))
+    two = figures_page(merge([operator.document, {**operator.document, "names": ["beta"]}]))
     assert [each["wrong"] for each in looked_at(tmp_path, [operator.page, two])] == [[]] * 4
     assert "<svg" in operator.page
     assert not re.search(r"<script|\ssrc=|https?:|url\(|@import", operator.page)

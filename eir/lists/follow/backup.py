@@ -4,10 +4,8 @@ A restored list is never older than the list in the store or on the node, unless
 the store has an older one (eir.lists.follow.copy). A record of first sightings is merged, so that no device loses its earliest day.
 """
 
-import asyncio
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -35,12 +33,25 @@ from eir.lists.record.store import (
     Mark,
     utc_text,
 )
+from eir.lists.stores.records import FORM, VALUE_BYTES_MAX, check_form
 from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.stores.sqlite.file import APPLICATION_ID, transaction
+from eir.lists.stores.sqlite.writing import DB_PAGE_BYTES
 
 RESTORE = "restore"
 """Name of the event that a restore records."""
 READ_AGAIN_MAX = 10
 """Maximum number of reads of a store that changes while it is read."""
+PAGES_MIN = 256
+"""Pages of SQLite that a copy may always have: each table and each index has at least one."""
+# Views, triggers, tables and indexes that this program does not create.
+FOREIGN = (
+    "SELECT type, name FROM source.sqlite_master WHERE (type, name) NOT IN (SELECT type, name FROM main.sqlite_master)"
+)
+# Stored columns of a table: name, type in lower case, 1 if a value is required, and default value.
+COLUMNS = """
+SELECT name, lower(type), "notnull" OR pk, dflt_value FROM pragma_table_xinfo(?, ?) WHERE hidden = 0 ORDER BY name
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,7 @@ async def copy_store(store: ListStore, to: Path) -> None:
     if isinstance(store, SqliteStore):
         if not store.path.exists():
             raise StoreError("cannot_open", f"{store.path} does not exist; load a list first")
-        await asyncio.to_thread(_vacuum, store.path, to)
+        await copy_rows(store.path, to)
         return
     for number in range(READ_AGAIN_MAX):
         copy = SqliteStore(to.with_name(f"{to.name}.{number}"))
@@ -84,9 +95,70 @@ async def copy_store(store: ListStore, to: Path) -> None:
         finally:
             await copy.close()
         if is_level:
-            await asyncio.to_thread(_vacuum, copy.path, to)
+            copy.path.rename(to)
             return
     raise StoreChanged(f"the store changed {READ_AGAIN_MAX} times while it was read: try again")
+
+
+async def copy_rows(source: Path, to: Path, *, is_ours: bool = True) -> None:
+    """Copy the rows of a store's SQLite file into a new file with the schema of this program.
+
+    Args:
+        source: SQLite file, whose views, triggers and further tables are not copied.
+        to: new file.
+        is_ours: False for a file from a backup, in which a view, a trigger or a further table is an error.
+
+    Raises:
+        StoreError: if the file cannot be read, or was not written by this program.
+    """
+    copy = SqliteStore(to)
+    try:
+        await copy.file.call(_copy_rows, source, is_ours)
+    except StoreError as error:
+        reason = error.__cause__ or error
+        raise StoreError(
+            error.cause, f"the lists and the history in {source.name} cannot be copied: {reason}"
+        ) from None
+    finally:
+        await copy.close()
+
+
+def _copy_rows(db: sqlite3.Connection, source: Path, is_ours: bool) -> None:
+    """Copy the rows of `source`, which may be hostile, into the empty tables of `db`.
+
+    No expression of the source's schema is evaluated. The copy of a foreign file is limited to twice its size.
+    """
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * VALUE_BYTES_MAX)
+    for setting in ("trusted_schema = OFF", "cell_size_check = ON", "journal_mode = OFF"):
+        db.execute(f"PRAGMA {setting}")
+    if not is_ours:  # our own file may have most of its rows in its write-ahead log
+        db.execute(f"PRAGMA max_page_count = {PAGES_MIN + 2 * source.stat().st_size // DB_PAGE_BYTES}")
+    db.execute("ATTACH DATABASE ? AS source", (str(source),))
+    (form,) = db.execute("PRAGMA source.user_version").fetchone()
+    if db.execute("PRAGMA source.application_id").fetchone() != (APPLICATION_ID,):
+        raise StoreError("schema", "it was written by another program")
+    check_form(source.name, form)
+    foreign = None if is_ours else db.execute(FOREIGN).fetchone()
+    if foreign is not None:
+        raise StoreError("corrupt", "it has the {} {!r:.80}, which eir does not write".format(*foreign))
+    tables = db.execute(
+        "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    ).fetchall()
+    with transaction(db):
+        for (table,) in tables:
+            columns = db.execute(COLUMNS, (table, "main")).fetchall()
+            present = db.execute(COLUMNS, (table, "source")).fetchall()
+            if not present and form < FORM:
+                continue
+            if present != columns:
+                raise StoreError("corrupt", f"its table {table} is missing or has other columns")
+            names = ", ".join(name for name, *_ in columns)
+            db.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM source.{table} NOT INDEXED")  # noqa: S608  # names of our own
+            wrong = " OR ".join(
+                f"iif({name} IS NULL, {needed}, typeof({name}) <> '{kind}')" for name, kind, needed, _ in columns
+            )
+            if db.execute(f"SELECT 1 FROM main.{table} WHERE {wrong} LIMIT 1").fetchone():  # noqa: S608  # as above
+                raise StoreError("corrupt", f"its table {table} has a value of another type")
 
 
 async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str, Ledger]]:
@@ -106,6 +178,8 @@ async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str,
         faults = [*chain_faults(main, await copy.folds(), ledgers[MAIN])]
         faults += chain_faults(fed, (), ledgers[FEED])
         faults += feed_faults(main, fed, ledgers[FEED])
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise StoreError("corrupt", f"a list or the history has an invalid value: {error}") from None
     finally:
         await copy.close()
     if faults:
@@ -224,11 +298,3 @@ def _forced_state(state: ListState, stored: ListState | None, mark: Mark) -> Lis
     known_resets, _ = known
     resets = state.serial_resets if state.mark >= known else known_resets + 1
     return replace(state, generation=generation, serial_resets=resets)
-
-
-def _vacuum(path: Path, to: Path) -> None:
-    try:
-        with closing(sqlite3.connect(path)) as db:
-            db.execute("VACUUM INTO ?", (str(to),))
-    except sqlite3.Error as error:
-        raise StoreError("sqlite", f"{path} cannot be copied: {error}") from None

@@ -29,7 +29,7 @@ class InForce(NamedTuple):
 def load_in_force(folder: Path) -> dict[str, InForce]:
     """Load the lists in force from the state folder; return them by name, or an empty map if the file is missing or damaged."""
     entries = {}
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         text = (folder / IN_FORCE_FILE).read_text()
         for name, (serial, content, since, *marks) in json.loads(text).items():
             mark = _mark(marks[0]) if marks else (0, int(serial))  # an old version stored no mark

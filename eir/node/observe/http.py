@@ -13,7 +13,7 @@ from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
 TEXT = "text/plain; charset=utf-8"
-LIMITS = HttpLimits(request_body_max=4096)
+LIMITS = HttpLimits(requests_max=100, request_body_max=4096)
 
 Page = Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
 

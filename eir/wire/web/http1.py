@@ -56,14 +56,20 @@ class Conversation:
     connection is closed. `fault` is then the status with which an invalid request must be refused, or 0.
     """
 
-    def __init__(self, requests_max: int, body_bytes_max: int | None = None) -> None:
+    def __init__(
+        self, requests_max: int, body_bytes_max: int | None = None, unauthenticated_max: int | None = None
+    ) -> None:
         """Create the state of a new HTTP/1.1 connection.
 
-        `requests_max`: number of requests after which the connection closes. `body_bytes_max`: maximum size of a request's body; a longer one is
-        refused with 413. None: bodies are discarded.
+        Args:
+            requests_max: number of requests after which the connection closes.
+            body_bytes_max: maximum size of a request's body; a longer one is refused with 413. None: bodies are discarded.
+            unauthenticated_max: number of requests after which the connection of a client that has not authenticated closes; None: requests_max.
         """
         self._parsed = RequestParser(body_bytes_max)
         self._left = requests_max
+        self._left_unauthenticated = unauthenticated_max
+        """Number of requests that the client may still send without authentication; None without a limit."""
         self._asked = ParsedRequest(HttpRequest("", ""), is_last=False)
         self.over = False
         self.fault = 0
@@ -97,7 +103,11 @@ class Conversation:
     def answer(self, response: HttpResponse) -> bytes:
         """Encode the response to the request that `next_request` returned last."""
         self._left -= 1
-        self.over = self._asked.is_last or not self._left
+        if response.authenticated:
+            self._left_unauthenticated = None
+        elif self._left_unauthenticated is not None:
+            self._left_unauthenticated -= 1
+        self.over = self._asked.is_last or not self._left or self._left_unauthenticated == 0
         body = b"" if self._asked.request.method == "HEAD" else response.body
         return _encode(response, body, closes=self.over)
 
@@ -125,6 +135,8 @@ class RequestParser:
         """True while the client waits for an interim response."""
         self._llhttp = httptools.HttpRequestParser(self)
         self._unparsed = bytearray()
+        self._is_complete = False
+        """True after the client has closed its side of the connection."""
         self._requests: deque[ParsedRequest] = deque()
         self._body_max = body_bytes_max
         self._has_begun = self._has_headers = False
@@ -141,30 +153,28 @@ class RequestParser:
     def receive(self, data: bytes) -> None:
         """Add received bytes. If `data` is empty, the client has closed its side of the connection."""
         self._unparsed += data
-        if not data:
-            self._finish()
+        self._is_complete = self._is_complete or not data
 
     def next_request(self) -> ParsedRequest | None:
-        """Return the next complete request, or None if more bytes are needed."""
+        """Return the next complete request, or None if more bytes are needed.
+
+        After the client has closed its side, an incomplete request is invalid.
+        """
         while not self._requests and self._unparsed and not self.ended:
             piece = bytes(self._unparsed[:PIECE_BYTES])
             del self._unparsed[:PIECE_BYTES]
             self._parse(piece)
-        return self._requests.popleft() if self._requests else None
+        if self._requests:
+            return self._requests.popleft()
+        if self._is_complete and not self.ended:
+            if self._has_begun:
+                self._refuse(BAD_REQUEST)
+            self.ended = True
+        return None
 
     def has_begun_request(self) -> bool:
         """Return true if the received bytes hold a complete or partial request that `next_request` has not returned yet."""
         return self._has_begun or bool(self._requests) or bool(self._unparsed.strip(b"\r\n"))
-
-    def _finish(self) -> None:
-        """Parse the remaining bytes after the client has closed its side. An incomplete request is invalid."""
-        while self._unparsed and not self.ended:
-            piece = bytes(self._unparsed)
-            self._unparsed.clear()
-            self._parse(piece)
-        if self._has_begun and not self.ended:
-            self._refuse(BAD_REQUEST)
-        self.ended = True
 
     def _parse(self, piece: bytes) -> None:
         self._bytes += len(piece)

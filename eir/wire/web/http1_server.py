@@ -30,6 +30,8 @@ class HttpLimits:
     """Maximum seconds that a connection lasts."""
     requests_max: int = 1000
     """Maximum number of requests on one connection; the last response closes the connection."""
+    unauthenticated_max: int | None = None
+    """Maximum number of requests on the connection of a client that has not authenticated; None: requests_max."""
     connections_max: int = 100
     """Maximum number of connections of clients that have not authenticated, and of clients that have. A further connection replaces one of the
     same kind, if possible one without a pending response: the oldest of the address with most such connections. So unauthenticated
@@ -113,7 +115,9 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, owner: HttpConnections, loop: asyncio.AbstractEventLoop) -> None:
         self._owner, self._loop = owner, loop
-        self._conversation = Conversation(owner.limits.requests_max, owner.limits.request_body_max)
+        self._conversation = Conversation(
+            owner.limits.requests_max, owner.limits.request_body_max, owner.limits.unauthenticated_max
+        )
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_s = 0.0
@@ -166,7 +170,7 @@ class HttpConnection(asyncio.Protocol):
         self._conversation.receive(b"")
         if not self.answering and self._next is None:
             self._answer_next()
-        return self.answering or self._next is not None
+        return self.answering or self._stalled or self._next is not None
 
     def pause_writing(self) -> None:
         """Stop answering a client that does not read its responses."""

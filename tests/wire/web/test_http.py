@@ -1,6 +1,7 @@
 """The pages over HTTP/1.1: good clients, bad ones, silent ones, too many."""
 
 import asyncio
+import socket
 import urllib.request
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from wire import until
 
 from eir.node.observe.http import HttpServer
-from eir.wire.web.http1 import Conversation, HttpResponse
+from eir.wire.web.http1 import PIECE_BYTES, Conversation, HttpResponse
 from eir.wire.web.http1_server import SLOW, HttpConnections, HttpLimits
 
 PAGE = HttpResponse(200, "text/plain; charset=utf-8", b"page\n")
@@ -403,6 +404,50 @@ async def test_others_have_their_turn_beside_clients_that_pipeline(pages, connec
     assert max(held) <= 10
 
 
+async def test_others_have_their_turn_beside_clients_that_end_after_thousands_of_requests(pages, connect):
+    """Ten connections with 3,000 requests each, all received and ended before the first answer, and a client who comes then."""
+    made, held, loop = [], [], asyncio.get_running_loop()
+
+    def page(_):
+        made.append(loop.time())
+        return PAGE
+
+    def turn(before):
+        held.append(len(made) - before)
+        loop.call_soon(turn, len(made))
+
+    pages["/page"] = page
+    loop.call_soon(turn, 0)
+    clients = [await connect() for _ in range(10)]
+    for client in clients:
+        client.writer.write(GET * 3000)
+        client.writer.write_eof()
+    await until(lambda: made)
+    assert (await (await connect()).ask(GET.replace(b"/page", b"/mine")))[0] == 200
+    assert len(made) < 5000
+    assert max(held) <= 10
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(unauthenticated_max=10)])
+async def test_a_stranger_has_ten_requests_a_connection(connect):
+    stranger, user = await connect(), await connect()
+    answers = [await stranger.ask(GET) for _ in range(10)]
+    assert ["connection" in headers for _, headers, _ in answers] == [False] * 9 + [True]
+    assert await stranger.ended() == b""
+    for _ in range(9):
+        await user.ask(GET)
+    assert [(await user.ask(request))[0] for request in (MINE, *[GET] * 20)] == [200] * 21
+
+
+async def test_an_end_before_the_response_is_read_loses_no_response(connect):
+    """The client ends its side while more is written than it reads, and reads everything then."""
+    client = await connect()
+    client.writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.writer.write(GET * 900)
+    client.writer.write_eof()
+    assert (await client.ended()).count(PAGE.body) == 900
+
+
 @pytest.mark.parametrize("limits", [HttpLimits(body_bytes_max=3)])
 async def test_a_page_too_large_is_not_sent(connect, told):
     assert (await (await connect()).ask(GET))[0] == 500
@@ -440,6 +485,17 @@ class TestWithoutIo:
         conversation.receive(b"")
         assert conversation.next_request() is None
         assert conversation.over
+
+    def test_an_end_has_no_more_parsed_than_the_next_requests(self):
+        conversation = Conversation(10_000)
+        conversation.receive(GET * 9000 + GET[:-1])
+        conversation.receive(b"")
+        for _ in range(9000):
+            assert conversation.next_request()[:2] == ("GET", "/page")
+            assert len(conversation._parsed._requests) <= PIECE_BYTES // len(GET)
+            conversation.answer(PAGE)
+        assert conversation.next_request() is None
+        assert (conversation.over, conversation.fault) == (True, 400)
 
     def test_a_client_that_ends_within_a_request(self):
         conversation = Conversation(1000)

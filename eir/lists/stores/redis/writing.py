@@ -126,18 +126,23 @@ async def append_pending(link: RedisClient, row: ListRow) -> None:
 
 
 async def check_memory(link: RedisClient, name: str, pages: Sequence[Page], *, amends: bool) -> None:
-    """Raise StoreError (`oom`) if Redis does not have enough memory for these pages.
-
-    The check is skipped if Redis has no memory limit, or if it may evict keys.
-    """
+    """Raise StoreError (`oom`) if Redis does not have enough memory for these pages."""
     fields = sum([2 if extra else 1 for *_, extra in pages])
     content = sum([len(keys) + len(extra) for _, keys, extra in pages])
     needs = int(content * VALUE_FACTOR + fields * FIELD_BYTES)
     if amends:
         needs *= AMENDMENT_FACTOR
+    await check_free(link, key(name, "state"), needs)
+
+
+async def check_free(link: RedisClient, on: str, needs: int) -> None:
+    """Raise StoreError (`oom`) if the server of the key `on` has less free memory than a write needs. `needs` is in bytes.
+
+    The check is skipped if Redis has no memory limit, or if it may evict keys.
+    """
     if needs <= SMALL_BYTES:
         return
-    memory = await link.run(key(name, "state"), lambda client: client.info("memory"))
+    memory = await link.run(on, lambda client: client.info("memory"))
     limit = int(memory.get("maxmemory", 0))
     policy = memory.get("maxmemory_policy", POLICY_SAFE)
     if limit and policy == POLICY_SAFE:
@@ -247,7 +252,7 @@ async def commit(
             if await read_change(link, name) != change:
                 raise
             await link.execute("UNLINK", key(name, "changes"))
-    await _replicate(link, client, name)
+    await replicate(link, client, key(name, "written"))
     return change
 
 
@@ -307,18 +312,18 @@ def _log_change(pipe: Any, stream: str, planned: Write[PageSet]) -> None:
     pipe.execute_command("XADD", stream, "MAXLEN", CHANGES_MAX, entry_id, "before", change.before, *fields)
 
 
-async def _replicate(link: RedisClient, client: Any, name: str) -> None:
+async def replicate(link: RedisClient, client: Any, mark_key: str) -> None:
     """Wait until a replica has received the write; report a write that only the master has received.
 
     WAIT covers only the writes of its own connection, but the pool may have used another connection for the write. So
-    this connection first writes a mark. A replica receives the mark only after all earlier writes.
+    this connection first writes a mark, the key `mark_key`. A replica receives the mark only after all earlier writes.
     """
     with suppress(fault.RedisError):
         replication = await client.info("replication")
         if not int(replication.get("connected_slaves", 0)):
             return
         async with client.client() as connection:
-            await connection.execute_command("SET", key(name, "written"), "1", "PX", 10 * link.replica_wait_ms)
+            await connection.execute_command("SET", mark_key, "1", "PX", 10 * link.replica_wait_ms)
             if not await connection.execute_command("WAIT", 1, link.replica_wait_ms):
                 link.report(
                     "store_not_replicated", level="warning",

@@ -65,7 +65,7 @@ class SqliteStore(PageSetStore):
             times: arguments of SqliteFile in seconds.
         """
         self.path = path
-        self.file = SqliteFile(path, upgrades=upgrades, report=report, **times)
+        self.file = SqliteFile(path, upgrades=upgrades, report=report, prepare=None, **times)
         """The file with its thread, for operations beyond those of a store."""
 
     async def _stored(self, name: str) -> Stored[int] | None:

@@ -102,6 +102,7 @@ class SqliteFile:
         report: receives events that are not errors.
         busy_s: time for which a write waits for another process's transaction.
         immutable_s: time after which a file that was opened as immutable is opened again.
+        prepare: function of a new connection and the format version of its file, which creates the tables; None for those of SCHEMA.
     """
 
     def __init__(
@@ -112,12 +113,13 @@ class SqliteFile:
         report: Report = silent,
         busy_s: float = BUSY_TIMEOUT_S,
         immutable_s: float = IMMUTABLE_S,
+        prepare: Callable[[sqlite3.Connection, int], None] | None = None,
     ) -> None:
         self.path = path
         self._busy_s = busy_s
         self._immutable_s = immutable_s
         self._creates = upgrades
-        self._prepare = partial(_prepare, path=path, upgrades=upgrades, report=report)
+        self._prepare = prepare or partial(_prepare, path=path, upgrades=upgrades, report=report)
         self._db: sqlite3.Connection | None = None
         self._immutable: tuple[float, str] | None = None
         """For a file that was opened as immutable: time of the next open (time.monotonic), and the reason."""
@@ -296,10 +298,7 @@ def _prepare(db: sqlite3.Connection, version: int, *, path: Path, upgrades: bool
     if version > FORM or (is_older and not upgrades):
         db.execute("PRAGMA query_only = 1")
         return
-    _use_wal(db)
-    # An accepted release must survive a power cut, and so must its serial, below which releases are rejected.
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+    use_durable_wal(db)
     if version < FORM:
         with transaction(db):
             version = form_of(db)  # another process may have upgraded the file meanwhile
@@ -317,7 +316,17 @@ def _execute_all(db: sqlite3.Connection, statements: str) -> None:
         db.execute(statement)
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
+def use_durable_wal(db: sqlite3.Connection) -> None:
+    """Use a write-ahead log and durable commits.
+
+    An accepted release must survive a power cut, and so must its serial, below which releases are rejected.
+    """
+    _switch_to_wal(db)
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
+
+
+def _switch_to_wal(db: sqlite3.Connection) -> None:
     """Switch the file to WAL mode; retry while SQLite reports `busy`, because another process creates the file."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:

@@ -131,7 +131,7 @@ def make_room(db: sqlite3.Connection, name: str, pages: Sequence[Page], amends: 
         needs *= AMENDMENT_FACTOR
     if needs > SMALL_BYTES:
         _delete_unused_sets(db)
-        _check_disk(db, needs, RESERVE_BYTES)
+        check_disk(db, needs)
 
 
 def file_bytes(sizes: Sequence[int]) -> int:
@@ -142,7 +142,7 @@ def file_bytes(sizes: Sequence[int]) -> int:
     return int(np.where(row_bytes <= LEAF_BYTES, share_of_leaf, overflow_pages).sum())
 
 
-def _check_disk(db: sqlite3.Connection, needs: int, reserve: int) -> None:
+def check_disk(db: sqlite3.Connection, needs: int, reserve: int = RESERVE_BYTES) -> None:
     """Raise StoreError (`full`) if a write needs more bytes than are free in the file and on the disk. `reserve`: bytes that stay free."""
     path = str(db.execute("PRAGMA database_list").fetchone()[2])
     folder = Path(path).parent
@@ -172,7 +172,7 @@ def stage(db: sqlite3.Connection, page_set: int, pages: Sequence[Page]) -> None:
             because another writer used the room.
     """
     needs = file_bytes([len(keys) + len(extra) for _, keys, extra in pages])
-    _check_disk(db, needs, RESERVE_BYTES - WAL_BYTES_MAX)
+    check_disk(db, needs, RESERVE_BYTES - WAL_BYTES_MAX)
     with transaction(db):
         _renew_set(db, page_set)
         _insert(db, page_set, pages)

@@ -1,0 +1,200 @@
+"""Records of a list: its changes, which form a hash chain, and its head, the state in force."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeAlias, TypeVar
+
+from eir.lists.table.digest import EMPTY_CONTENT
+
+SerialMark: TypeAlias = tuple[int, int]
+"""Number of serial resets, and highest serial accepted since then. The mark of a list never decreases."""
+NO_CHANGE = "0" * 64
+"""Digest that the first change of a list has as the digest of the change before it."""
+RELEASE_KINDS = frozenset({"load", "rollback"})
+"""Kinds of change after which another release is in force."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Change of a list."""
+
+    generation: int
+    """Number of the change; a later change of the list has a higher one."""
+    before: str = NO_CHANGE
+    """Digest of the change before."""
+    continues: str = ""
+    """Digest of a change of another chain whose content this change continues; for a write-back, a restore or a re-application."""
+    time: str
+    """Time in UTC, as `2026-12-02T08:00:00Z`."""
+    who: str
+    """User and host."""
+    what: str
+    """Kind: load, rollback, reset-serial, add, remove, feed, heal, restore, apply-again."""
+    serial: int = 0
+    """Serial of the release in force after the change; 0 for a local list."""
+    highest_serial: int = 0
+    """Highest serial of all accepted releases."""
+    serial_resets: int = 0
+    """Number of times that an operator set the highest serial back."""
+    release: str = ""
+    """SHA-256 of the manifest in force after the change."""
+    issued: str | None = None
+    expires: str | None = None
+    signers: tuple[str, ...] = ()
+    """Principals whose signatures count, each with its key's fingerprint: `name SHA256:…`."""
+    reasons: tuple[str, ...] = ()
+    """Reason texts by the index in the table, if they differ from those before or the change has a base; otherwise empty.
+
+    A change with rows only appends texts, so that indexes keep their meaning.
+    """
+    rows: str = ""
+    """SHA-256 of the encoded rows; empty if the change has only a base."""
+    rows_id: str = ""
+    """ID of the parts with the rows; empty if the log entry has them."""
+    rows_parts: int = 0
+    rows_bytes: int = 0
+    """Size of the encoded rows."""
+    base: str = ""
+    """SHA-256 of the base that this change writes: the whole content after it. Empty without a base."""
+    base_id: str = ""
+    base_parts: int = 0
+    base_bytes: int = 0
+    last_base: str = NO_CHANGE
+    """Digest of the newest change before this one that has a base."""
+    content: str = EMPTY_CONTENT
+    """Content digest of the list after the change."""
+    added: int = 0
+    """Number of rows that the list has only after the change."""
+    removed: int = 0
+    lifted: tuple[str, ...] = ()
+    """Limits that the operator lifted."""
+    detail: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the encoded change, which the next change contains."""
+        return hashlib.sha256(encode(self)).hexdigest()
+
+    @property
+    def part_ids(self) -> tuple[str, ...]:
+        """IDs of the parts that this change needs: of its rows and of its base."""
+        return tuple(part_id for part_id in (self.rows_id, self.base_id) if part_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """State of a list in force. Times are texts in UTC with a Z at the end, or None."""
+
+    kind: str
+    generation: int = 0
+    digest: str = NO_CHANGE
+    """Digest of the newest change."""
+    content: str = EMPTY_CONTENT
+    """Content digest."""
+    base: int = 0
+    """Generation of the newest change that has a base."""
+    base_digest: str = NO_CHANGE
+    """Digest of that change."""
+    entries: int = 0
+    """Number of rows."""
+    devices: int = 0
+    """Number of listed identifiers; a whole TAC has a million."""
+    reasons: tuple[str, ...] = ()
+    """Reason texts by the index in the table; after 255 texts the last one is `other`."""
+    serial: int = 0
+    highest_serial: int = 0
+    serial_resets: int = 0
+    release: str = ""
+    issued: str | None = None
+    expires: str | None = None
+    signers: tuple[str, ...] = ()
+    loaded_at: str | None = None
+    """Time of the change that put the release in force."""
+    releases: tuple[str, ...] = ()
+    """Times of the newest releases, oldest first; at most RELEASE_TIMES_MAX."""
+
+    @property
+    def mark(self) -> SerialMark:
+        """Number of serial resets, and highest accepted serial; the serial of the next release must be higher."""
+        return self.serial_resets, self.highest_serial
+
+
+RELEASE_TIMES_MAX = 8
+STATE = ("serial", "highest_serial", "serial_resets", "release", "issued", "expires", "signers")
+"""Fields of a head that each change states."""
+RecordType = TypeVar("RecordType", Change, Head)
+
+
+def state_of(record: Change | Head) -> dict[str, Any]:
+    """Return the fields of STATE, from which a change and a head are built."""
+    return {name: getattr(record, name) for name in STATE}
+
+
+def following(head: Head, change: Change, *, entries: int, devices: int) -> Head:
+    """Return the head after a change. `entries` and `devices` are those of the table after it."""
+    is_release = change.what in RELEASE_KINDS
+    return replace(
+        head,
+        generation=change.generation,
+        digest=change.digest,
+        content=change.content,
+        base=change.generation if change.base_id else head.base,
+        base_digest=change.digest if change.base_id else head.base_digest,
+        entries=entries,
+        devices=devices,
+        reasons=change.reasons or head.reasons,
+        loaded_at=change.time if is_release or head.loaded_at is None else head.loaded_at,
+        releases=(*head.releases, *[change.time] * (change.what == "load"))[-RELEASE_TIMES_MAX:],
+        **state_of(change),
+    )
+
+
+def encode(record: Change | Head) -> bytes:
+    """Encode a record as JSON. Equal records have equal bytes."""
+    return json.dumps(asdict(record), separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def decode(kind: type[RecordType], octets: str | bytes) -> RecordType:
+    """Decode a record. Every field must be there with its type, so that the decoded record has the digest of the encoded one.
+
+    Raises:
+        ValueError: if the record is damaged.
+    """
+    document: Any = json.loads(octets)
+    expected = {field.name: field.type for field in fields(kind)}
+    if not isinstance(document, dict) or document.keys() != expected.keys():
+        raise ValueError(f"a {kind.__name__.lower()} must have the fields {', '.join(expected)}")
+    values = {name: _value(value, str(expected[name]), name) for name, value in document.items()}
+    return kind(**values)
+
+
+def _value(value: Any, form: str, name: str) -> Any:
+    """Return the value of a field if it has the field's type; a JSON array as a tuple of texts."""
+    if "tuple[str" in form and isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return tuple(value)
+    is_valid = (
+        (value is None and "None" in form)
+        or (type(value) is int and "int" in form and value >= 0)
+        or (isinstance(value, str) and "str" in form and "tuple" not in form)
+    )
+    if not is_valid:
+        raise ValueError(f"field {name} must have the type {form}")
+    return value
+
+
+def first_break(changes: Sequence[Change], before: str) -> Change | None:
+    """Return the first change that does not name the digest of the change before it; None if all do. `before`: digest that the first one names."""
+    for change in changes:
+        if change.before != before:
+            return change
+        before = change.digest
+    return None
+
+
+def digests_of(changes: Iterable[Change]) -> frozenset[str]:
+    """Return the digests that a chain contains: those of its changes, of the changes before, and of the changes that these continue."""
+    return frozenset(
+        digest for change in changes for digest in (change.digest, change.before, change.continues, change.last_base)
+    )

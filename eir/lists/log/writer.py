@@ -1,0 +1,248 @@
+"""Writer of one list: computes a change, commits it if the newest change is unchanged, else reads the log and computes it again."""
+
+import asyncio
+import hashlib
+import random
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from eir.errors import GenerationConflict, StoreError
+from eir.lists.log.change import RELEASE_KINDS, Change, following, state_of
+from eir.lists.log.reader import ListContent, advance, empty_content, join_parts
+from eir.lists.log.store import LogEntry, LogStore
+from eir.lists.table.codec import encode as encode_table
+from eir.lists.table.codec import encode_change
+from eir.lists.table.columns import NO_ROWS, TableRows
+from eir.lists.table.digest import digest_tree, updated_tree
+from eir.lists.table.table import Table, TableEffect, change, device_count, difference, replacement
+
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+TRIES_MAX = 10
+"""Number of times that a change is computed if other writers are faster."""
+PAUSE_S_MAX = 0.02
+"""Longest pause in seconds before a change is computed again."""
+INLINE_BYTES_MAX = 1 << 20
+"""Size in bytes up to which the rows of a change are in its log entry; longer rows are staged in parts."""
+WHOLE_SHARE = 10
+"""A change of more than a tenth of the list has no rows, but a base."""
+BASE_ROWS, BASE_ENTRIES, BASE_BYTES = 100_000, 20_000, 1 << 20
+"""A base is due if the log since the last one has more rows than this and a tenth of the list, more entries than this and a hundredth of the
+list's rows, or more bytes than this and the last base."""
+KEEP = 5
+"""Default number of earlier releases that stay available for a rollback."""
+LOCAL_KEPT = timedelta(days=1)
+"""Time for which each change of a local list can be undone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListUpdate:
+    """Update of a list, as a load, a local change, a rollback or a write-back computes it from the present content."""
+
+    what: str
+    """Kind of the change (Change.what)."""
+    added: TableRows = NO_ROWS
+    removed: TableRows = NO_ROWS
+    table: Table | None = None
+    """Whole new content in place of `added` and `removed`."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """Fields of the release in force after the change (change.STATE) that differ from those before."""
+    reasons: tuple[str, ...] = ()
+    """Reason texts of the list after the change; empty if they do not change. With rows, they begin with those before."""
+    continues: str = ""
+    lifted: tuple[str, ...] = ()
+    detail: str = ""
+
+
+Make = Callable[[ListContent], "ListUpdate | None"]
+"""Function that computes an update from the present content; None if there is nothing to change."""
+
+
+class ListWriter:
+    """Writer of one list. It keeps the content that it has read last, so that a feed reads only the log.
+
+    Args:
+        store: store of the list.
+        name: name of the list.
+        kind: kind of the list (eir.lists.record.settings).
+        who: user and host, for the changes.
+        keep: number of earlier releases (of a local list: changes) that stay available.
+        now: clock in UTC.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        name: str,
+        kind: str,
+        who: str,
+        *,
+        keep: int = KEEP,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.name = name
+        self.content = empty_content(kind)
+        """Content of the list as read or written last."""
+        self._store, self._who, self._keep, self._now = store, who, keep, now
+        self._spare: tuple[Table, tuple[str, str, int, int]] | None = None
+        """Base that was staged before a conflict, with the table that it encodes."""
+
+    async def catch_up(self) -> ListContent:
+        """Read the changes of other writers, and return the present content.
+
+        Raises:
+            StoreError: if the store fails.
+        """
+        head = (await self._store.heads()).get(self.name)
+        if head is None:
+            self.content = empty_content(self.content.head.kind)
+        elif head.digest != self.content.head.digest:
+            self.content = await advance(self._store, self.name, self.content, head)
+        return self.content
+
+    async def write(
+        self, make: Make, check: Callable[[ListContent, TableEffect], None] = lambda *_: None
+    ) -> Change | None:
+        """Change the list; return the change, or None if there was nothing to change.
+
+        Args:
+            make: computes the update from the present content.
+            check: raises an exception to reject the update because of its effect.
+
+        Raises:
+            GenerationConflict: if other writers were faster TRIES_MAX times.
+            StoreError: if the store fails; then nothing was written, unless the answer of the store was lost.
+        """
+        tries = 0
+        while True:
+            update = make(await self.catch_up())
+            if update is None:
+                return None
+            effect = await asyncio.to_thread(_effect, self.content.table, update)
+            check(self.content, effect)
+            try:
+                made = await self._commit(update, effect, is_first_try=not tries)
+            except GenerationConflict:
+                tries += 1
+                if tries == TRIES_MAX:
+                    raise
+            except StoreError:
+                self._spare = None  # its parts may have expired, or a change whose answer is lost may name them
+                raise
+            else:
+                return made
+            await asyncio.sleep(random.uniform(0, PAUSE_S_MAX))  # noqa: S311 - no secret
+
+    async def _commit(self, update: ListUpdate, effect: TableEffect, *, is_first_try: bool) -> Change:
+        before, table = self.content.head, effect.table
+        reasons = update.reasons or before.reasons
+        is_whole = update.table is not None and (effect.rows_added + effect.rows_removed) * WHOLE_SHARE > len(table)
+        if update.table is not None and before.reasons != reasons[: len(before.reasons)]:
+            is_whole = True
+        tree = await asyncio.to_thread(
+            lambda: (
+                digest_tree(table, reasons)
+                if is_whole
+                else updated_tree(self.content.tree, table, reasons, effect.blocks)
+            )
+        )
+        rows = b""
+        made = Change(
+            generation=before.generation + 1,
+            before=before.digest,
+            continues=update.continues,
+            time=self._now().strftime(TIME_FORMAT),
+            who=self._who,
+            what=update.what,
+            last_base=before.base_digest,
+            content=tree.root,
+            added=effect.rows_added,
+            removed=effect.rows_removed,
+            lifted=update.lifted,
+            detail=update.detail,
+            reasons=update.reasons if update.reasons != before.reasons else (),
+            **state_of(before) | update.state,
+        )
+        if not is_whole:
+            made, rows = await self._with_rows(made, update, effect)
+        # A base takes long to stage, so that other writers may be faster again: a repeated change leaves it to the next one.
+        if is_whole or not self.content.since_base or (is_first_try and self._is_base_due(made, len(table))):
+            made = await self._with_base(made, table, reasons)
+        head = following(before, made, entries=len(table), devices=device_count(table))
+        oldest = await self._oldest_wanted(made) if made.base_id else 0
+        await self._store.commit(self.name, head, LogEntry(made, rows or None), seen=before.digest, oldest=oldest)
+        self._spare = None
+        since_base = (made,) if made.base_id else (*self.content.since_base, made)
+        self.content = ListContent(head, table, tree, since_base)
+        return made
+
+    async def _with_rows(self, made: Change, update: ListUpdate, effect: TableEffect) -> tuple[Change, bytes]:
+        """Encode the rows of a change; stage them if they are long."""
+        added, removed = (update.added, update.removed)
+        if update.table is not None:
+            added, removed = await asyncio.to_thread(difference, self.content.table, effect.table)
+        parts = await asyncio.to_thread(lambda: [*encode_change(added, removed)])
+        if sum(map(len, parts)) <= INLINE_BYTES_MAX:
+            rows = join_parts(parts)
+            return replace(made, rows=hashlib.sha256(rows).hexdigest(), rows_bytes=len(rows)), rows
+        rows_id, digest, count, size = await self._staged(parts)
+        return replace(made, rows=digest, rows_id=rows_id, rows_parts=count, rows_bytes=size), b""
+
+    async def _with_base(self, made: Change, table: Table, reasons: tuple[str, ...]) -> Change:
+        """Stage the base of a change; a base of the same table that was staged before a conflict is used again."""
+        if self._spare is None or self._spare[0] is not table:
+            self._spare = table, await self._staged(encode_table(table))
+        base_id, digest, count, size = self._spare[1]
+        return replace(made, base=digest, base_id=base_id, base_parts=count, base_bytes=size, reasons=reasons)
+
+    async def _staged(self, parts: Iterable[bytes]) -> tuple[str, str, int, int]:
+        """Stage parts; return their ID, SHA-256, number and total size in bytes."""
+        part_id, total, size = secrets.token_hex(8), hashlib.sha256(), 0
+
+        def summed() -> Iterator[bytes]:
+            nonlocal size
+            for part in parts:
+                total.update(part)
+                size += len(part)
+                yield part
+
+        count = await self._store.stage(self.name, part_id, summed())
+        return part_id, total.hexdigest(), count, size
+
+    def _is_base_due(self, made: Change, rows: int) -> bool:
+        content = self.content
+        logged = content.rows_since_base + made.added + made.removed
+        size = content.bytes_since_base + made.rows_bytes
+        has_many_entries = len(content.since_base) >= BASE_ENTRIES and logged * 100 >= rows
+        return (
+            has_many_entries
+            or logged > max(BASE_ROWS, rows // 10)
+            or size > max(BASE_BYTES, content.since_base[0].base_bytes)
+        )
+
+    async def _oldest_wanted(self, made: Change) -> int:
+        """Return the generation of the oldest base that must stay, so that `keep` earlier releases can be restored; 0 keeps all.
+
+        In a local list, each change but those of a feed counts as a release, and those of the last day stay besides.
+        """
+        changes = [entry.change for entry in await self._store.log(self.name, 0)]
+        bases = [change.generation for change in changes if change.base_id]
+        is_local = not made.highest_serial
+        restorable = [
+            change for change in changes if (change.what != "feed" if is_local else change.what in RELEASE_KINDS)
+        ]
+        wanted = [change.generation for change in restorable[-self._keep :]]
+        if is_local:
+            begin = (self._now() - LOCAL_KEPT).strftime(TIME_FORMAT)
+            wanted += [change.generation for change in restorable if change.time >= begin]
+        limit = min([*bases[-1:], *wanted], default=0)
+        return max((generation for generation in bases if generation <= limit), default=0)
+
+
+def _effect(table: Table, update: ListUpdate) -> TableEffect:
+    """Return the effect of an update on the present table."""
+    if update.table is None:
+        return change(table, update.added, update.removed)
+    return replacement(table, update.table)

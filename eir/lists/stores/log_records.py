@@ -1,0 +1,47 @@
+"""Parts that all stores of logs share: format version, decoding of records, and errors."""
+
+from collections.abc import Sequence
+
+from eir.errors import StoreError
+from eir.lists.log.change import Change, RecordType, decode
+
+LOG_FORM = 4
+"""Version of the store's format. A program does not use a store of another format."""
+RECORD_BYTES_MAX = 1 << 20
+"""Maximum size in bytes of a head or a change; another program wrote a longer one."""
+
+
+def other_form(where: str, form: object) -> str:
+    """Return the message for a store of another format."""
+    return (
+        f"{where} has format {form}, and this program has format {LOG_FORM}: write the lists with `eir export` of the program that wrote it, "
+        "and load them into an empty store with `eir load` or `eir add --file`"
+    )
+
+
+def decode_stored(kind: type[RecordType], octets: str | bytes, subject: str) -> RecordType:
+    """Decode a stored record. `subject`: the record, for the error.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
+    if len(octets) > RECORD_BYTES_MAX:
+        raise StoreError("corrupt", f"{subject} has more than {RECORD_BYTES_MAX} bytes")
+    try:
+        return decode(kind, octets)
+    except (ValueError, RecursionError) as error:
+        raise StoreError("corrupt", f"{subject} is damaged: {error}") from error
+
+
+def part_counts(change: Change) -> Sequence[tuple[str, int]]:
+    """Return ID and number of the parts that a change names."""
+    counts = ((change.rows_id, change.rows_parts), (change.base_id, change.base_parts))
+    return [(part_id, count) for part_id, count in counts if part_id]
+
+
+def staging_lost(name: str) -> StoreError:
+    """Return the error for a change whose staged parts are incomplete."""
+    return StoreError(
+        "staging_lost",
+        f"staged parts of list {name} are no longer in the store (expired, flushed, evicted); nothing was written: try again",
+    )

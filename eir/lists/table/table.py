@@ -1,0 +1,273 @@
+"""Table: content of a list as compact columns, and the effect of a change on it.
+
+Keys are stored as blocks (eir.lists.table.columns): number of the block, index of its first row, and for each row the lower 16 bits.
+The blocks are those of an image, so that both can share memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from eir.device import SNR_KEYS
+from eir.lists.table.columns import (
+    BLOCKS_PER_TAC,
+    COLUMNS,
+    NO_COLUMNS,
+    SECONDS,
+    WHOLE,
+    Columns,
+    Numbers,
+    TableRows,
+    block_numbers,
+    distinct,
+    is_first,
+    join,
+    keys_of,
+    low_halves,
+    matches,
+    merge_runs,
+    tacs_and_snrs,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Content of a list in compact form. A table is immutable."""
+
+    blocks: Numbers
+    """Numbers of the blocks, ascending."""
+    starts: Numbers
+    """Index of the first row of each block, and at the end the number of rows."""
+    lows: Numbers
+    """Position of each row's key in its block."""
+    columns: Columns = NO_COLUMNS
+
+    def __len__(self) -> int:
+        return len(self.lows)
+
+    def rows(self, numbers: Numbers | None = None) -> TableRows:
+        """Return the rows of the blocks with these numbers, in this order; None: of all blocks."""
+        if numbers is None:
+            return TableRows(keys_of(np.repeat(self.blocks, np.diff(self.starts)), self.lows), self.columns)
+        spans = _locate(self, numbers)
+        sizes = spans.last - spans.first
+        index = np.arange(int(sizes.sum())) + np.repeat(spans.first - (np.cumsum(sizes) - sizes), sizes)
+        columns = tuple(None if values is None else values[index] for values in self.columns)
+        return TableRows(keys_of(np.repeat(numbers, sizes), self.lows[index]), columns)
+
+    def find(self, key: int) -> TableRows:
+        """Return the rows of a key."""
+        rows = self.rows(block_numbers(np.array([key], "<u8")))
+        return rows.select(rows.keys == np.uint64(key))
+
+    def find_device(self, key: int) -> TableRows:
+        """Return the rows that list a device: first its own, then that of its whole TAC."""
+        return join((self.find(key), self.find(WHOLE | key // SNR_KEYS)))
+
+
+EMPTY = Table(np.empty(0, "<u8"), np.zeros(1, "<u4"), np.empty(0, "<u2"))
+
+
+def table_of(rows: TableRows) -> Table:
+    """Build the table of sorted rows.
+
+    Raises:
+        ValueError: if there are 2^32 rows or more.
+    """
+    if len(rows) >= 1 << 32:
+        raise ValueError("a list has more rows than a table can hold")
+    blocks = block_numbers(rows.keys)
+    first = np.flatnonzero(is_first(blocks))
+    columns = tuple(None if values is None or not values.any() else values for values in rows.columns)
+    return Table(blocks[first], np.append(first, len(rows)).astype("<u4"), low_halves(rows.keys), columns)
+
+
+class TableEffect(NamedTuple):
+    """Effect of a change on a table."""
+
+    table: Table
+    """Content after the change."""
+    blocks: Numbers
+    """Numbers of the changed blocks, ascending."""
+    rows_added: int
+    rows_removed: int
+    devices_added: int
+    """Number of identifiers that the list has only after the change; a whole TAC has a million."""
+    devices_removed: int
+
+
+def change(old: Table, added: TableRows, removed: TableRows) -> TableEffect:
+    """Remove rows from a table, then add rows. An added row and a present row with the same keys are merged (`merge_runs`).
+
+    Only the blocks of these rows are decoded.
+    """
+    numbers = distinct(np.concatenate((block_numbers(added.keys), block_numbers(removed.keys))))
+    before = old.rows(numbers)
+    kept = before.select(matches(before, removed) < 0)
+    after = merge(kept, added)
+    table = _splice(old, numbers, table_of(after))
+    tacs = _Coverage(old, table, before, after)
+    return TableEffect(
+        table,
+        numbers,
+        int((matches(after, before) < 0).sum()),
+        int((matches(before, after) < 0).sum()),
+        tacs.count(after, before),
+        tacs.count(before, after),
+    )
+
+
+def replacement(old: Table, new: Table) -> TableEffect:
+    """Return the effect of a whole new content in place of an old one."""
+    before, after = old.rows(), new.rows()
+    coverage = _Coverage(old, new, before, after)
+    return TableEffect(
+        new,
+        distinct(np.concatenate((old.blocks, new.blocks))),
+        int((matches(after, before) < 0).sum()),
+        int((matches(before, after) < 0).sum()),
+        coverage.count(after, before),
+        coverage.count(before, after),
+    )
+
+
+def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
+    """Return the rows that a change adds to the table `old` and removes from it, so that it has the content of `new`.
+
+    A row with another value in a column is removed and added.
+    """
+    before, after = old.rows(), new.rows()
+    at = matches(after, before)
+    same = at >= 0
+    for index in range(len(COLUMNS)):
+        if after.columns[index] is not None or before.columns[index] is not None:
+            same[same] &= after.column(index)[same] == before.column(index)[at[same]]
+    gone = np.ones(len(before), bool)
+    gone[at[same]] = False
+    return after.select(~same), before.select(gone)
+
+
+def merge(rows: TableRows, later: TableRows) -> TableRows:
+    """Merge sorted rows with later ones: earliest begin, latest end, and the later reason and day unless they are 0."""
+    if not len(rows) or not len(later):
+        return rows if len(rows) else later
+    both = join((rows, later))
+    seconds = both.columns[SECONDS]
+    columns = [both.keys] if seconds is None else [seconds, both.keys]
+    ordered = both.select(np.lexsort(columns))  # a stable sort: a later row is behind
+    return merge_runs(ordered, is_first(ordered.keys, *([] if seconds is None else [ordered.column(SECONDS)])))
+
+
+def fold(changes: Sequence[tuple[TableRows, TableRows]]) -> tuple[TableRows, TableRows]:
+    """Combine successive changes, each of added and removed rows, to one with the same effect."""
+    added, removed = changes[0]
+    for more, fewer in changes[1:]:
+        if len(fewer):
+            added = added.select(matches(added, fewer) < 0)
+            removed = merge(removed, fewer)
+        added = merge(added, more)
+    return added, removed
+
+
+def device_count(table: Table) -> int:
+    """Return the number of listed identifiers: a whole TAC has a million, and identifiers of it do not count again."""
+    sizes = np.diff(table.starts)
+    if table.columns[SECONDS] is not None and len(table):
+        first = is_first(table.lows)
+        first[table.starts[:-1]] = True
+        sizes = np.add.reduceat(first, table.starts[:-1], dtype=np.int64)
+    is_single = table.blocks < block_numbers(np.array([WHOLE], "<u8"))
+    tacs = _split(table.rows(table.blocks[~is_single]).keys)[1]
+    is_covered = np.isin(table.blocks // np.uint64(BLOCKS_PER_TAC), tacs)
+    return int(sizes[is_single & ~is_covered].sum()) + len(tacs) * SNR_KEYS
+
+
+class _Coverage:
+    """Identifiers that a list covers before and after a change, in the changed blocks and in the TACs that begin or end as a whole."""
+
+    def __init__(self, old: Table, new: Table, before: TableRows, after: TableRows) -> None:
+        self._tables = {id(before): old, id(after): new}
+
+    def count(self, rows: TableRows, others: TableRows) -> int:
+        """Return the number of identifiers that are covered with `rows` and not with `others`."""
+        table, other_table = self._tables[id(rows)], self._tables[id(others)]
+        singles, tacs = _split(distinct(rows.keys))
+        other_singles, other_tacs = _split(distinct(others.keys))
+        fresh_tacs = np.setdiff1d(tacs, other_tacs)
+        alone = np.setdiff1d(singles, other_singles)
+        # A TAC that is whole in either state is counted as a whole, or not at all.
+        of_tacs = tacs_and_snrs(alone)[0]
+        alone = alone[~(_has_tacs(table, of_tacs) | _has_tacs(other_table, of_tacs))]
+        left = [SNR_KEYS - len(_singles_of(other_table, tac)) for tac in fresh_tacs.tolist()]
+        return len(alone) + sum(left)
+
+
+def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
+    """Split keys into those of identifiers, and TACs that are listed as a whole."""
+    is_whole = keys >= np.uint64(WHOLE)
+    return keys[~is_whole], keys[is_whole] & np.uint64(WHOLE - 1)
+
+
+def _has_tacs(table: Table, tacs: Numbers) -> Numbers:
+    """Return for each TAC whether the table lists it as a whole."""
+    whole = distinct(tacs) | np.uint64(WHOLE)
+    present = table.rows(distinct(block_numbers(whole))).keys if len(whole) else whole
+    return np.isin(tacs | np.uint64(WHOLE), present)
+
+
+def _singles_of(table: Table, tac: int) -> Numbers:
+    """Return the keys of the identifiers that the table lists singly in a TAC."""
+    first = int(block_numbers(np.array([tac * SNR_KEYS], "<u8"))[0])
+    keys: Numbers = distinct(table.rows(np.arange(first, first + BLOCKS_PER_TAC, dtype="<u8")).keys)
+    return keys
+
+
+class _Spans(NamedTuple):
+    """Places of blocks in a table: ranges of the arrays by block and by row."""
+
+    block: Numbers
+    block_end: Numbers
+    """Equal to `block` if the table lacks the block."""
+    first: Numbers
+    last: Numbers
+
+
+def _locate(table: Table, numbers: Numbers) -> _Spans:
+    at = np.searchsorted(table.blocks, numbers)
+    inside = at < len(table.blocks)
+    after = at.copy()
+    after[inside] += table.blocks[at[inside]] == numbers[inside]
+    return _Spans(at, after, table.starts[at].astype(np.int64), table.starts[after].astype(np.int64))
+
+
+def _splice(old: Table, numbers: Numbers, new: Table) -> Table:
+    """Replace the blocks with these numbers by those of another table; a block that it lacks is removed."""
+    places, sources = _locate(old, numbers), _locate(new, numbers)
+    block_spans = [*zip(*(column.tolist() for column in (*places[:2], *sources[:2])), strict=True)]
+    row_spans = [*zip(*(column.tolist() for column in (*places[2:], *sources[2:])), strict=True)]
+
+    def spliced(before: Numbers, after: Numbers, spans: Sequence[tuple[int, ...]]) -> Numbers:
+        pieces, done = [], 0
+        for low, high, start, stop in spans:
+            pieces += [before[done:low], after[start:stop]]
+            done = high
+        return np.concatenate([*pieces, before[done:]])
+
+    columns: list[Numbers | None] = []
+    for before, after, form in zip(old.columns, new.columns, COLUMNS.values(), strict=True):
+        if before is None and after is None:
+            columns.append(None)
+            continue
+        full = [
+            np.zeros(len(table), form) if values is None else values for values, table in ((before, old), (after, new))
+        ]
+        column = spliced(full[0], full[1], row_spans)
+        columns.append(column if column.any() else None)
+    sizes = spliced(np.diff(old.starts), np.diff(new.starts), block_spans)
+    starts = np.zeros(len(sizes) + 1, "<u4")
+    np.cumsum(sizes, out=starts[1:])
+    return Table(
+        spliced(old.blocks, new.blocks, block_spans), starts, spliced(old.lows, new.lows, row_spans), tuple(columns)
+    )
