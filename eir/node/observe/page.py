@@ -61,15 +61,15 @@ section{background:var(--card);border:1px solid var(--line);border-radius:8px;pa
 .soft,figcaption{color:var(--soft)}
 ul{margin:0;padding-left:20px}
 figure{margin:0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:20px}
-svg{width:100%;height:auto;display:block;border:solid var(--line);border-width:1px 0}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:20px;align-items:end}
+svg{width:100%;height:96px;display:block;border:solid var(--line);border-width:1px 0}
 path{fill:none;stroke:var(--line);vector-effect:non-scaling-stroke}
-figcaption{min-height:3em}
+figcaption{font-size:15px}figcaption span{white-space:nowrap}
 .top,.ticks{font-size:13px;color:var(--soft)}
 .ticks{display:flex;justify-content:space-between}
-.facts{display:flex;flex-wrap:wrap;gap:0 20px;margin-top:0}
+.facts{display:flex;flex-wrap:wrap;gap:0 16px;font-size:14px}
 .whitelisted{fill:var(--whitelisted)}.greylisted{fill:var(--greylisted)}.blacklisted{fill:var(--blacklisted)}.unknown{fill:var(--unknown)}
-.key{display:inline-block;width:12px;height:12px;margin-right:4px}
+.key{display:inline-block;width:12px;height:12px;margin-right:4px;border:0}
 table{border-collapse:collapse;width:100%;font-size:15px}
 th{text-align:left;font-weight:600;color:var(--soft);white-space:nowrap}
 td:first-child{min-width:6em}
@@ -245,7 +245,7 @@ def _facts(shown: PageContent) -> str:
     )
     disk = "unknown"
     if shown.disk is not None:
-        disk = f"{_size(shown.disk.free)} free of {_size(shown.disk.total)}"
+        disk = f"{_size(shown.disk.free)} free ({100 * shown.disk.free / shown.disk.total:.0f} %)"
     facts = {
         f"Store ({shown.store})": "answers" if is_up else "does not answer",
         "Disk": disk,
@@ -253,8 +253,8 @@ def _facts(shown: PageContent) -> str:
     }
     learned = [state for state in shown.lists.values() if state.kind == FIRST_SEEN]
     if learned:
-        facts["Record of first sightings"] = f"{learned[0].entries:,} devices"
-    facts["Certificate"] = "none" if expires is None else f"expires {_at(expires)}"
+        facts["First sightings"] = f"{learned[0].entries:,} devices"
+    facts["Certificate"] = "none" if expires is None else f"expires {_at(expires)[:10]}"
     return " ".join(f"<span>{escape(name)}: {text}</span>" for name, text in facts.items())
 
 
@@ -295,8 +295,7 @@ def _checks_chart(minutes: Sequence[Minute], ticks: Sequence[str]) -> str:
     total: Counter[str] = Counter()
     for minute in minutes:
         total.update(minute.checks)
-    statuses = [*STATUSES, *sorted(total.keys() - {*STATUSES})]
-    totals = ", ".join(f"{total[status]:,} {status}" for status in statuses if total[status]) or "none"
+    totals = {status: f"{total[status]:,} {status}" for status in [*STATUSES, *sorted(total)] if total[status]}
     most = max(sum(minute.checks.values()) for minute in minutes)
     bars = []
     for column, minute in enumerate(minutes, MINUTES - len(minutes)):
@@ -305,9 +304,10 @@ def _checks_chart(minutes: Sequence[Minute], ticks: Sequence[str]) -> str:
             height = CHART_H * minute.checks.get(status, 0) / (most or 1)
             top -= height
             bars.append(_bar(status, column, top, height))
-    keys = "".join(_key(status, status) for status in STATUSES if total[status])
-    text = f"Checks a minute: {totals}."
-    return _figure(bars, label=text, caption=f"{text} {keys}", highest=f"{most:,}", ticks=ticks)
+    keys = "".join(_key(status, text) for status, text in totals.items())
+    label = f"Checks a minute. Sum of the hour: {', '.join(totals.values()) or 'none'}"
+    caption = f"Checks a minute. Sum of the hour:<br>{keys or 'none'}"
+    return _figure(bars, label=label, caption=caption, highest=f"{most:,}", ticks=ticks)
 
 
 def _durations_chart(shown: PageContent, ticks: Sequence[str]) -> str:
@@ -324,7 +324,7 @@ def _durations_chart(shown: PageContent, ticks: Sequence[str]) -> str:
     text = "No checks."
     if median_s is not None and p99_s is not None:
         text = f"Half of the checks took {_at_most(median_s)}, 99 of 100 {_at_most(p99_s)}."
-    caption = f"{text} {_key('whitelisted', 'half')}{_key('greylisted', '99 of 100')}"
+    caption = f"{text}<br>{_key('whitelisted', 'half')}{_key('greylisted', '99 of 100')}"
     return _figure(bars, label=text, caption=caption, highest=_ms(highest), ticks=ticks)
 
 
@@ -347,13 +347,13 @@ def _figure(
     """Render a chart. `label`: text for screen readers. `highest`: value at the top. `ticks`: times on the axis, at equal distances."""
     width = columns * BAR_W
     lines = "".join(f"M{width * each / (len(ticks) - 1):g} 0v{CHART_H}" for each in range(1, len(ticks) - 1))
-    svg = f'<svg viewBox="0 0 {width} {CHART_H}" role=img aria-label="{escape(label)}"><path d="{lines}"/>{"".join(bars)}</svg>'
+    svg = f'<svg viewBox="0 0 {width} {CHART_H}" preserveAspectRatio=none role=img aria-label="{escape(label)}"><path d="{lines}"/>{"".join(bars)}</svg>'
     axis = "".join(f"<span>{tick}</span>" for tick in ticks)
     return f"<figure><figcaption>{caption}</figcaption><div class=top>{highest}</div>{svg}<div class=ticks>{axis}</div></figure>"
 
 
 def _key(name: str, caption: str) -> str:
-    return f'<span><svg class=key viewBox="0 0 12 12" aria-hidden=true style="width:12px;display:inline-block;border:0"><rect class={name} width=12 height=12 /></svg>{caption}</span> '
+    return f'<span><svg class=key viewBox="0 0 12 12" aria-hidden=true><rect class={name} width=12 height=12 /></svg>{caption}</span> '
 
 
 def _ms(seconds: float) -> str:
@@ -424,7 +424,7 @@ def _peer(peer: Mapping[str, Any], shown: PageContent) -> Sequence[str]:
         f"{state}, silent" if _is_silent(peer, shown.now) else state,
         str(peer["address"] or ""),
         f"{traffic.checks_per_s:,.1f}",
-        f"{traffic.error_share:.1%}",
+        f"{100 * traffic.error_share:.1f} %",
         _ago(shown.now, peer["last_seen"]),
         shown.shorten(str(peer["last_error"] or "")),
     )

@@ -117,7 +117,7 @@ def _disk_space(folder: Path) -> DiskSpace | None:
         usage = shutil.disk_usage(folder)
     except OSError:
         return None
-    return DiskSpace(usage.free, usage.total)
+    return DiskSpace(usage.free, usage.total) if usage.total else None
 
 
 @cache
