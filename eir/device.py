@@ -200,4 +200,4 @@ def shorten_in_text(text: str, *, subscribers: bool = False) -> str:
     """
     imsi = _IMSI_IN_TEXT if subscribers else _IMSI_OF_PAIR_IN_TEXT
     text = imsi.sub(lambda match: shorten(match[0], MCC_MNC_DIGITS), text)
-    return _IMEI_IN_TEXT.sub(lambda match: shorten(match[0]), text)
+    return _IMEI_IN_TEXT.sub(lambda match: shorten(match[0][:KEY_DIGITS]), text)

@@ -16,7 +16,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from eir.checks.periods import AHEAD_DAYS
-from eir.device import MCC_MNC_DIGITS, TAC_DIGITS, shorten, shorten_in_text
+from eir.device import MCC_MNC_DIGITS, shorten, shorten_in_text
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS
 from eir.lists.record.store import Event, ListState
 from eir.node.observe.alerts import TRAFFIC_MIN, PeerTraffic, alert_of
@@ -264,9 +264,9 @@ def _ask(shown: PageContent) -> str:
     if shown.imei:
         text = shown.answer
         if not shown.full_identifiers:
-            text = _without(text, shown.imei, TAC_DIGITS)
-            text = _without(text, shown.imsi, MCC_MNC_DIGITS)
-        answer = f"<pre>{escape(shown.shorten(text))}</pre>"
+            text = _without(text, shown.imsi, shorten(shown.imsi, MCC_MNC_DIGITS))
+            text = _without(shown.shorten(text), shown.imei, shorten(shown.imei))
+        answer = f"<pre>{escape(text)}</pre>"
     fields = "".join(
         f"<label>{label}<br><input name={name} autocomplete=off maxlength=40></label>"
         for label, name in (("IMEI, IMEISV or MEID", "imei required"), ("IMSI, if known", "imsi"))
@@ -277,9 +277,9 @@ def _ask(shown: PageContent) -> str:
     )
 
 
-def _without(text: str, identifier: str, first: int) -> str:
-    """Shorten an identifier in a text, unless it is too short to identify a device or subscriber. `first`: as for `shorten`."""
-    return text.replace(identifier, shorten(identifier, first)) if len(identifier) > first + 2 else text
+def _without(text: str, identifier: str, short: str) -> str:
+    """Replace an identifier in a text by its short form; an identifier whose short form is `…` alone identifies nothing and stays."""
+    return text if short == "…" else text.replace(identifier, short)
 
 
 def _charts(shown: PageContent) -> str:

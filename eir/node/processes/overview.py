@@ -62,8 +62,8 @@ class Overview:
     async def end_minute(self) -> None:
         """End the current minute: store its checks, and evaluate the alert rules and the status."""
         self._recent_checks.end_minute(self.workers.figures())
-        self._alerts.end_minute(await self.snapshot(), time.time())
         await self.reports_and_document()
+        self._alerts.end_minute(self.metrics, time.time())
 
     def minutes(self) -> Sequence[Minute]:
         """Return the checks in each minute of the last hour, the oldest minute first."""
