@@ -186,3 +186,18 @@ def shorten(identifier: str, first: int = TAC_DIGITS) -> str:
     `first`: number of characters at the beginning: the TAC of an IMEI, or MCC and MNC of an IMSI.
     """
     return f"{identifier[:first]}…{identifier[-2:]}" if len(identifier) > first + 2 else "…"
+
+
+_IMEI_IN_TEXT = re.compile(rf"\b[0-9A-F]{{{IMEI_LENGTHS[0]},{IMEI_LENGTHS[-1]}}}\b", re.ASCII | re.IGNORECASE)
+_IMSI_IN_TEXT = re.compile(rf"\b[0-9]{{{IMSI_LENGTHS[0]},{IMSI_LENGTHS[-1]}}}\b", re.ASCII)
+_IMSI_OF_PAIR_IN_TEXT = re.compile(rf"(?<=\+){_IMSI_IN_TEXT.pattern}", re.ASCII)
+
+
+def shorten_in_text(text: str, *, subscribers: bool = False) -> str:
+    """Shorten each IMEI, IMEISV and MEID in a text for people, and each IMSI or MSISDN behind a `+`.
+
+    `subscribers`: True if the text names IMSIs without a `+`, as the history of a list of subscribers does.
+    """
+    imsi = _IMSI_IN_TEXT if subscribers else _IMSI_OF_PAIR_IN_TEXT
+    text = imsi.sub(lambda match: shorten(match[0], MCC_MNC_DIGITS), text)
+    return _IMEI_IN_TEXT.sub(lambda match: shorten(match[0][:KEY_DIGITS]), text)

@@ -301,7 +301,7 @@ TABLE = (
     Key("page.password_file", schema.FILE, None, "file of the status page's password for clients outside `from`; without the file they are rejected"),
     Key("workers", kinds.WORKERS, 1, "number of processes that answer; `auto`: one per processor", live=False),
     Key("log.level", schema.word("debug", "info", "warning", "error"), "info", "lowest level of log lines", field="log_level"),
-    Key("privacy.identifiers", schema.one_of({"short": False, "full": True}), False, "form of IMEI and IMSI in logs: first and last digits (short), or whole (full)", field="full_identifiers"),
+    Key("privacy.identifiers", schema.one_of({"short": False, "full": True}), False, "form of IMEI and IMSI in logs and on the web page: first and last digits (short), or whole (full)", field="full_identifiers"),
 )  # fmt: skip
 
 ROOT = tree(SECTIONS, TABLE)

@@ -6,7 +6,7 @@ no I/O, and its clock is an argument.
 """
 
 import re
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeAlias
@@ -23,6 +23,8 @@ WINDOW_MIN, DAY_MIN = 30, 24 * 60
 SUBJECTS_SHOWN = 10
 """Maximum number of subjects (lists, peers, …) that the text of a rule names."""
 
+TRAFFIC_MIN = 5
+"""Number of the last complete minutes for which the traffic of peers is computed."""
 CHECKS, DURATIONS = "eir_checks_total", "eir_check_duration_seconds"
 _LABELS = {family.name: ("le",) if family.kind == "histogram" else family.labels for family in FAMILIES}
 MESSAGES, CHECK_REQUEST = "eir_diameter_messages_total", ("ME-Identity-Check", "request", "in")
@@ -37,6 +39,14 @@ class Trouble(NamedTuple):
 
     alert: str
     text: str
+
+
+class PeerTraffic(NamedTuple):
+    """Traffic of one peer in the last TRAFFIC_MIN complete minutes."""
+
+    checks_per_s: float
+    error_share: float
+    """Number of error answers, divided by the number of all answers."""
 
 
 class RecentMetrics:
@@ -83,6 +93,26 @@ class RecentMetrics:
         for rise in (self._rises_since_noted((name,)), *past):
             total.update(_sums(name, rise.get(name, {}), by, where))
         return dict(total)
+
+    def traffic(self) -> dict[str, PeerTraffic]:
+        """Return the traffic of each peer that had a message in the last TRAFFIC_MIN complete minutes, by peer label."""
+        minutes = list(islice(reversed(self._rises), TRAFFIC_MIN))
+        checks: dict[str, float] = defaultdict(float)
+        answers: dict[str, float] = defaultdict(float)
+        errors: dict[str, float] = defaultdict(float)
+        for minute in minutes:
+            for (peer, *_), count in minute.get(MESSAGES, {}).items():
+                checks[peer] += count
+            for name, regular in REGULAR.items():
+                for (peer, result), count in minute.get(name, {}).items():
+                    answers[peer] += count
+                    errors[peer] += 0 if result in regular else count
+                    checks[peer] += 0 if name == DIAMETER_ANSWERS else count  # those include DWAs
+        seconds = len(minutes) * EVERY_S
+        return {
+            peer: PeerTraffic(checks[peer] / seconds, errors[peer] / answers[peer] if answers[peer] else 0.0)
+            for peer in checks.keys() | answers.keys()
+        }
 
     def blocked(self, minutes: int) -> tuple[float, float]:
         """Return two numbers for the last `minutes`: blocked checks and all checks. Checks of probes are not counted."""
@@ -301,6 +331,12 @@ REGULAR_DIAMETER = {"2001", "10415:5422"}
 REGULAR_N5G = {"200", "404:ERROR_EQUIPMENT_UNKNOWN"}
 REGULAR_MAP = {"whitelisted", "blacklisted", "greylisted", "unknown", "context_not_supported"}
 """Results that are no errors, by protocol."""
+DIAMETER_ANSWERS = "eir_diameter_answers_total"
+REGULAR = {
+    DIAMETER_ANSWERS: REGULAR_DIAMETER, "eir_sbi_responses_total": REGULAR_N5G, "eir_map_answers_total": REGULAR_MAP,
+    "eir_gsup_answers_total": {"ack", "nack"},
+}  # fmt: skip
+"""Results that are no errors, by the metric that counts the answers to peers."""
 
 NODE_RULES = (
     AlertRule("EirInternalErrors", "an internal error occurred, and its request was answered 5012 (event=fault)", _rose("eir_diameter_errors_total", 5, where=_equal("reason", "internal"))),
@@ -384,6 +420,21 @@ class Alerts:
             if subjects:
                 troubles.append(Trouble(rule.alert, rule.text_for(subjects)))
         return troubles
+
+    def since(self, status_text: str) -> float | None:
+        """Return the Unix time since which the alert of a text of `eir status` holds; None if no rule holds for the text.
+
+        If the text names subjects of the alert, the earliest time of these subjects counts.
+        """
+        words = {word.strip(",:;()") for word in status_text.split()}
+        alert = alert_of(status_text)
+        times = {subject: at for (name, subject), at in self._since.items() if name == alert}
+        named = [at for subject, at in times.items() if subject in words]
+        return min(named or times.values(), default=None)
+
+    def traffic(self) -> dict[str, PeerTraffic]:
+        """Return the traffic of each peer in the last minutes, by peer label."""
+        return self._recent.traffic()
 
 
 TEXTS = (

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
+from eir.device import is_digits
 from eir.errors import EirError, Report, place_of
 
 SOCKET_NAME = "control.sock"
@@ -343,14 +344,19 @@ class ReadOnlyRunner:
                     process.kill()
                 await process.wait()
 
-    async def check(self, identifier: str) -> str:
-        """Run `eir check` for an identifier; return the output or an error text. If the identifier is empty, return an empty string."""
+    async def check(self, identifier: str, imsi: str = "") -> str:
+        """Run `eir check` for a device, and for a subscriber if `imsi` is given; return the output or an error text.
+
+        If the identifier of the device is empty, return an empty string.
+        """
         if not identifier:
             return ""
         if not identifier.isalnum():
             return "not an identifier of a device; expected an IMEI, IMEISV or MEID"
+        if imsi and not is_digits(imsi):
+            return "not an IMSI; expected 6 to 15 digits"
         try:
-            result = await self.run({"arguments": ["check", identifier]})
+            result = await self.run({"arguments": ["check", identifier, f"--imsi={imsi}"]})
         except EirError as e:
             return str(e)
         return str(result["out"] or result["err"]).strip()

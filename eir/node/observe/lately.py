@@ -26,7 +26,7 @@ class Minute(NamedTuple):
     checks: Mapping[str, int]
     """Checks by status."""
     median_s: float | None
-    """Upper bound (s) of the duration of 50 % of the checks; None: there were no checks."""
+    """Upper bound (s) of the duration of 50 % of the checks; infinite above the highest bound; None: there were no checks."""
     p99_s: float | None
     """Upper bound (s) of the duration of 99 % of the checks."""
 
@@ -54,25 +54,25 @@ class RecentChecks:
         minutes = []
         for before, after in pairwise(self._samples):
             checks = dict(after.checks - before.checks)
-            median_s, p99_s = _percentiles(before.durations, after.durations)
-            minutes.append(Minute(checks, median_s, p99_s))
+            minutes.append(Minute(checks, *_percentiles(before.durations, after.durations)))
         return minutes
+
+    def percentiles(self) -> tuple[float | None, float | None]:
+        """Return the median and the 99th percentile of the durations of the last hour's checks, as in `Minute`."""
+        if not self._samples:
+            return None, None
+        return _percentiles(self._samples[0].durations, self._samples[-1].durations)
 
 
 def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) -> tuple[float | None, float | None]:
-    """Return the median and the 99th percentile of durations between two samples of a histogram, as upper bounds in seconds.
-
-    A percentile above the highest finite bound is returned as this bound.
-    """
+    """Return the median and the 99th percentile of durations between two samples of a histogram, as upper bounds in seconds."""
     below = {float(bound): count - before.get((bound,), 0.0) for (bound,), count in after.items() if bound != "sum"}
     total = max(below.values(), default=0.0)
     if not total:
         return None, None
-    highest = max(bound for bound in below if bound != float("inf"))
 
     def percentile(share: float) -> float:
-        reached = (bound for bound, count in sorted(below.items()) if count >= share * total)
-        return min(next(reached), highest)
+        return next(bound for bound, count in sorted(below.items()) if count >= share * total)
 
     return percentile(0.5), percentile(0.99)
 

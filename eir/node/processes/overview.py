@@ -9,7 +9,7 @@ from typing import Any
 from eir import __version__
 from eir.interfaces.s13.lane import LANE
 from eir.node.observe import metrics
-from eir.node.observe.alerts import Alerts
+from eir.node.observe.alerts import Alerts, PeerTraffic
 from eir.node.observe.lately import Minute, RecentChecks
 from eir.node.observe.status import NodeHealth, WorkerReport
 from eir.node.processes.workers import Workers
@@ -36,6 +36,10 @@ class Overview:
         self.ending = ending
         self._recent_checks = RecentChecks()
         self._alerts = Alerts()
+        self.metrics: metrics.Snapshot = {}
+        """Metrics of the node at the last evaluation of the alerts."""
+        self.since: dict[str, float] = {}
+        """Unix time since which each warning of `eir status` holds, by its text."""
 
     async def snapshot(self) -> metrics.Snapshot:
         """Return the samples of all metrics of the node, by metric name and label values."""
@@ -49,14 +53,26 @@ class Overview:
     async def reports_and_document(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
         """Return the status reports of all workers, and the document of `eir status`."""
         reports, snapshot = await asyncio.gather(self.workers.reports(), self.snapshot())
-        troubles = self._alerts.troubles(snapshot, time.time())
-        return reports, self.status.document(reports, troubles)
+        now = time.time()
+        document = self.status.document(reports, self._alerts.troubles(snapshot, now))
+        self.metrics = snapshot
+        self.since = {text: self._alerts.since(text) or self.since.get(text, now) for text in document["troubles"]}
+        return reports, document
 
     async def end_minute(self) -> None:
-        """End the current minute: store its checks, and evaluate the alert rules."""
+        """End the current minute: store its checks, and evaluate the alert rules and the status."""
         self._recent_checks.end_minute(self.workers.figures())
-        self._alerts.end_minute(await self.snapshot(), time.time())
+        await self.reports_and_document()
+        self._alerts.end_minute(self.metrics, time.time())
 
     def minutes(self) -> Sequence[Minute]:
         """Return the checks in each minute of the last hour, the oldest minute first."""
         return self._recent_checks.minutes()
+
+    def percentiles(self) -> tuple[float | None, float | None]:
+        """Return the median and the 99th percentile (s) of the durations of the last hour's checks."""
+        return self._recent_checks.percentiles()
+
+    def traffic(self) -> Mapping[str, PeerTraffic]:
+        """Return the traffic of each peer in the last minutes, by peer label."""
+        return self._alerts.traffic()

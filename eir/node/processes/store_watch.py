@@ -4,13 +4,13 @@ The supervisor opens the store for each poll, and closes it afterwards.
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eir.config import Config
 from eir.errors import Report, StoreError, silent
 from eir.lists.follow.history import HistoryKeeper
 from eir.lists.record.clock import STOOD_STILL, await_store
-from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, ListStore, OutcomeCount
+from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, Ledger, ListStore, OutcomeCount
 from eir.lists.stores.open import SQLITE, open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.observe.lately import ReleaseTimes
@@ -40,6 +40,8 @@ class StoreWatch:
         self._outcomes: tuple[OutcomeCount, ...] = ()
         self.events: Sequence[Event] = ()
         """Newest events of the history, the oldest first."""
+        self._ledgers: Mapping[str, Ledger] = {}
+        """Ledger of each chain of the history when `events` were read."""
         self._newer: str | None = None
         """Reason for writing nothing to the store, whose data have the form of a newer eir; None: the form is known."""
 
@@ -52,8 +54,10 @@ class StoreWatch:
             self._newer = await await_store(store.newer())
             await self.history.maintain(store, config.history, [*config.lists])
             outcomes = tuple(await await_store(store.outcomes()))
-            if outcomes != self._outcomes or not self.events:
+            ledgers = self.history.ledgers
+            if ledgers != self._ledgers:
                 self.events = await _newest_events(store)
+                self._ledgers = ledgers
             self._outcomes = outcomes
             await self._release_times.update(self._outcomes, store)
         except StoreError as e:

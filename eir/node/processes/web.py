@@ -1,6 +1,7 @@
 """HTTP pages of a node: the page for people, and the pages for programs."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
 from eir.node.observe.control import ReadOnlyRunner
 from eir.node.observe.http import HttpServer, Page, pages
-from eir.node.observe.page import RUNBOOK, PageContent, page, runbook
+from eir.node.observe.page import RUNBOOK, DiskSpace, PageContent, page, runbook
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.overview import Overview
 from eir.node.processes.store_watch import StoreWatch
@@ -81,7 +82,7 @@ class Web:
         return {"eir_clients_refused_total": {(PAGE, reason): count for reason, count in refused.items()}}
 
     async def _page(self, request: HttpRequest) -> HttpResponse:
-        """Return the web page for people. If the form or query has an `imei`, the page shows the result of `eir check` for it."""
+        """Return the web page for people. If the form or query has an `imei`, the page shows the result of `eir check` for it, and for its `imsi`."""
 
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)
@@ -96,17 +97,27 @@ class Web:
         events = self._store.events
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
-        form = request.body.decode("latin-1") if request.method == "POST" else request.query
+        form = parse_qs(request.body.decode("latin-1") if request.method == "POST" else request.query)
         refusals = [event for event in events if event.outcome == REFUSED]
-        identifiers = parse_qs(form).get("imei", [""])
-        asked = strip_separators(identifiers[0])[:IDENTIFIER_MAX]
+        imei, imsi = (strip_separators(form.get(name, [""])[0])[:IDENTIFIER_MAX] for name in ("imei", "imsi"))
         peers = await self._overview.workers.peers()
-        answer = await self._read_only.check(asked)
         content = PageContent(
-            host=config.identity.host, status=status, peers=peers, lists=lists, changes=changes, refusals=refusals,
-            minutes=self._overview.minutes(), ending=self._overview.ending(), asked=asked, answer=answer, now=datetime.now(UTC),
+            host=config.identity.host, status=status, since=self._overview.since, peers=peers, traffic=self._overview.traffic(),
+            lists=lists, changes=changes, events=events, refusals=refusals, minutes=self._overview.minutes(),
+            percentiles=self._overview.percentiles(), ending=self._overview.ending(), metrics=self._overview.metrics,
+            store=config.store.partition(":")[0], disk=await asyncio.to_thread(_disk_space, config.state), imei=imei, imsi=imsi,
+            answer=await self._read_only.check(imei, imsi), full_identifiers=config.full_identifiers, now=datetime.now(UTC),
         )  # fmt: skip
         return page(content)._replace(authenticated=True)
+
+
+def _disk_space(folder: Path) -> DiskSpace | None:
+    """Return the space of the disk that has a folder; None if the disk cannot be read."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return DiskSpace(usage.free, usage.total) if usage.total else None
 
 
 @cache

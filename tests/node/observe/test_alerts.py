@@ -16,6 +16,7 @@ from test_status import reports, status_of
 
 from eir.node.observe.alerts import CHECKS, EVERY_S, RULES, SUBJECTS_SHOWN, Alerts, RecentMetrics, alert_of
 from eir.node.observe.metrics import FAMILIES
+from eir.node.observe.status_texts import StatusText
 
 PROMETHEUS = Path(__file__).parents[3] / "deploy" / "prometheus"
 SEVERE = {
@@ -229,3 +230,38 @@ def test_errors_are_a_trouble_above_one_in_a_hundred_answers(errors, alerts):
         snapshot = {"eir_diameter_answers_total": answers, "eir_list_serial": {("l",): 1.0}}
         found = trouble.troubles(snapshot, 60.0 * minute)
     assert [alert for alert, _ in found if alert == "EirErrorAnswers"] == alerts
+
+
+def test_since_when_an_alert_holds():
+    """Of the subjects that a text names, the earliest time counts: of `a` not that of `ab`."""
+    alerts, expired = Alerts(), "eir_list_expires_timestamp_seconds"
+    alerts.troubles({expired: {("ab",): 100.0, ("a",): 300.0}, "eir_store_up": {(): 0.0}}, 200.0)
+    alerts.troubles({expired: {("ab",): 100.0, ("a",): 300.0}, "eir_store_up": {(): 0.0}}, 400.0)
+    assert alerts.since("list ab is past its expiry") == 200.0
+    assert alerts.since("list a is past its expiry") == 400.0
+    assert alerts.since("lists past their expiry: ab, a") == 200.0
+    assert alerts.since(StatusText.STORE_AWAY.text) == 200.0
+    alerts.troubles({"eir_store_up": {(): 1.0}}, 500.0)
+    assert alerts.since(StatusText.STORE_AWAY.text) is None
+    assert alerts.since("peer mme is disabled") is None
+
+
+def test_the_traffic_of_each_peer_in_the_last_5_minutes():
+    """Answers of Diameter include those to watchdogs, which are no checks."""
+    recent = RecentMetrics()
+    assert recent.traffic() == {}
+    for minute in range(1, 11):
+        checks = 600.0 * max(0, minute - 5)
+        recent.update({
+            "eir_diameter_messages_total": {
+                ("mme", "ME-Identity-Check", "request", "in"): checks, ("mme", "Device-Watchdog", "request", "in"): 2.0 * minute,
+            },
+            "eir_diameter_answers_total": {("mme", "2001"): 0.9 * checks, ("mme", "5012"): 0.1 * checks, ("idle", "2001"): 2.0 * minute},
+            "eir_sbi_responses_total": {("amf", "200"): 54.0 * minute, ("amf", "500"): 6.0 * minute},
+            "eir_map_answers_total": {("msc", "unknown"): 60.0 * minute},
+            "eir_gsup_answers_total": {("osmo", "ack"): 60.0 * minute, ("osmo", "nack"): 60.0 * minute},
+        }, 60.0 * minute)  # fmt: skip
+        recent.end_minute()
+    assert recent.traffic() == {
+        "mme": (10.0, pytest.approx(0.1)), "idle": (0.0, 0.0), "amf": (1.0, 0.1), "msc": (1.0, 0.0), "osmo": (2.0, 0.0),
+    }  # fmt: skip

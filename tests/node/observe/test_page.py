@@ -8,6 +8,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from ipaddress import ip_network
@@ -18,13 +19,14 @@ from browser import dom_after, in_chromium, looked_at
 from colours import contrast
 from node import LISTED, until
 
+from eir.lists.record.settings import DEVICES, FIRST_SEEN, PAIRS, SUBSCRIBERS
 from eir.lists.record.store import Event, ListState
 from eir.node.observe import alerts
 from eir.node.observe import page as pages
-from eir.node.observe.alerts import alert_of
+from eir.node.observe.alerts import PeerTraffic, alert_of
 from eir.node.observe.http import LIMITS, HttpServer
 from eir.node.observe.lately import Minute, RecentChecks
-from eir.node.observe.page import STATUSES, PageContent, page, runbook
+from eir.node.observe.page import STATUSES, DiskSpace, PageContent, page, runbook
 from eir.node.observe.status_texts import StatusText
 from eir.wire.web.access import PageAccess, PageSettings
 from eir.wire.web.http1 import HttpRequest
@@ -69,6 +71,9 @@ def shown(**changes):
     ]
     values = {
         "host": "eir1.example", "status": STATUS, "lists": {"stolen": state}, "changes": {}, "refusals": [refused], "minutes": minutes, "now": NOW,
+        "since": {StatusText.STORE_AWAY.text: NOW.timestamp() - 1080}, "traffic": {"mme1": PeerTraffic(12.04, 0.005)}, "events": [refused],
+        "percentiles": (0.0001, 0.0005), "store": "redis", "disk": DiskSpace(12_300_000_000, 50_000_000_000),
+        "metrics": {"eir_store_up": {(): 0.0}, "eir_sightings_bytes": {(): 3_200_000.0}, "eir_tls_certificate_expires_timestamp_seconds": {(): NOW.timestamp() + 90 * 86400}},
         "peers": [PEER, {**PEER, "label": "mme2", "state": "closed", "address": None, "last_error": "3010 <script>", "last_error_at": NOW.timestamp() - 60}],
     } | changes  # fmt: skip
     return PageContent(**values)
@@ -92,7 +97,8 @@ def test_the_page_begins_with_the_state_of_the_node_in_words():
     text = page(shown()).body.decode()
     first = re.search(r"<main>(.*?)<section>", text, re.DOTALL)[1]
     assert "The node answers, but has faults:" in first
-    assert f'{StatusText.STORE_AWAY.text} <a href="/runbook#eirstoreaway">EirStoreAway</a>' in first
+    since = "<span class=soft>since 2026-11-28 11:42</span>"
+    assert f'{StatusText.STORE_AWAY.text} {since} <a href="/runbook#eirstoreaway">EirStoreAway</a>' in first
     assert "list &lt;b&gt;x&lt;/b&gt; is past its expiry" in first
     assert "up for 2 h; 12,345 checks" in first
     for said in (
@@ -116,13 +122,115 @@ def test_lists_come_before_peers_and_rows_with_a_trouble_first():
     peers[27] |= {"last_error": "3010"}
     state = shown().lists["stolen"]
     text = page(shown(peers=peers, lists={"good": state, "<b>x</b>": state})).body.decode()
-    assert re.findall("<h2>(.*?)</h2>", text)[1:] == ["Checks of the last hour", "Lists", "Peers", "Refused lately"]
+    assert re.findall("<h2>(.*?)</h2>", text)[1:] == [
+        "Checks of the last hour", "Lists", "Peers", "Last entries of the history", "Refused lately",
+    ]  # fmt: skip
     assert re.findall('data-is="List"><span>(.*?)<', text) == ["&lt;b&gt;x&lt;/b&gt;", "good"]
     assert re.findall('data-is="Peer"><span>(.*?)<', text)[:3] == ["mme25", "mme27", "mme0"]
     visible, folded = re.search(
         r"<h2>Peers</h2>(.*?)<details id=peers-more><summary>10 more</summary>(.*?)</details>", text
     ).groups()
     assert (visible.count('data-is="Peer"'), folded.count('data-is="Peer"')) == (20, 10)
+
+
+def visible(answer):
+    """Return the text of a page as a reader sees it."""
+    return " ".join(re.sub("<[^>]+>", " ", answer.body.decode().partition("<main>")[2]).split())
+
+
+def test_one_line_has_store_disk_records_and_certificate():
+    lists = {"first-seen": replace(shown().lists["stolen"], kind=FIRST_SEEN)}
+    text = visible(page(shown(lists=lists)))
+    assert (
+        "Store (redis): does not answer Disk: 12.3 GB free (25 %) Record of checks: 3.2 MB "
+        "First sightings: 61,234 devices Certificate: expires 2027-02-26"
+    ) in text
+    assert "Lists None was ever loaded." in text, "a learned record is no list"
+    bare = visible(page(shown(metrics={"eir_store_up": {(): 1.0}}, disk=None, store="sqlite")))
+    assert "Store (sqlite): answers Disk: unknown Record of checks: off Certificate: none" in bare
+
+
+def test_charts_have_an_axis_of_times_and_their_highest_value():
+    answer = page(shown(now=NOW.replace(minute=7), ending={"2026-12-01": 3}))
+    ticks = re.findall("<div class=ticks>(.*?)</div>", answer.body.decode())
+    hour = ["11:07", "11:22", "11:37", "11:52", "12:07"]
+    assert [re.findall("<span>(.*?)</span>", each) for each in ticks] == [
+        hour, hour, ["28 Nov", "28 Dec", "27 Jan", "26 Feb"],
+    ]  # fmt: skip
+    assert re.findall("<div class=top>(.*?)</div>", answer.body.decode()) == ["1,016", "0.5 ms", "3"]
+    assert "Half of the checks took at most 0.1 ms, 99 of 100 at most 0.5 ms." in visible(answer)
+    slow = page(shown(minutes=[Minute({"whitelisted": 1}, 1.0, float("inf"))], percentiles=(1.0, float("inf"))))
+    assert "Half of the checks took at most 1,000 ms, 99 of 100 more than 1,000 ms." in visible(slow)
+    assert "No checks." in visible(page(shown(minutes=[Minute({}, None, None)], percentiles=(None, None))))
+
+
+def test_a_peer_has_its_rate_and_its_share_of_errors_and_silent_peers_are_named():
+    quiet = {**PEER, "label": "<i>sgsn</i>", "last_seen": NOW.timestamp() - 1500}
+    fresh = {**PEER, "label": "mme3", "last_seen": NOW.timestamp() - 599}
+    answer = page(shown(peers=[fresh, PEER, quiet, {**quiet, "label": "mme4", "state": "closed"}]))
+    assert re.findall('data-is="Peer"><span>(.*?)<', answer.body.decode()) == [
+        "mme4", "&lt;i&gt;sgsn&lt;/i&gt;", "mme3", "mme1",
+    ]  # fmt: skip
+    text = visible(answer)
+    assert "Silent for 10 min or longer: &lt;i&gt;sgsn&lt;/i&gt;." in text
+    assert "mme1 s13 open 10.0.0.1:40000 12.0 0.5 % 3 s ago" in text
+    assert "&lt;i&gt;sgsn&lt;/i&gt; s13 open, silent 10.0.0.1:40000 0.0 0.0 % 25 min ago" in text
+    assert "Silent for" not in visible(page(shown()))
+    many = [{**quiet, "label": f"mme{number}"} for number in range(12)]
+    assert "mme8, mme9 and 2 more." in visible(page(shown(peers=many)))
+
+
+def test_the_last_five_entries_of_the_history_the_newest_first():
+    events = [
+        Event(time=f"2026-11-28T0{hour}:00:00Z", who="dave@host", what="load", list="stolen", serial=hour, outcome="accepted")
+        for hour in range(1, 8)
+    ]  # fmt: skip
+    events.append(
+        Event(time="2026-11-28T09:00:00Z", who="<b>", what="reload", outcome="accepted", detail="<i>" + 300 * "x")
+    )
+    text = page(shown(events=events, refusals=[], peers=[PEER])).body.decode()
+    entries = re.findall('data-is="Entry"><span>(.*?)<', text)
+    assert entries == ["reload", "load stolen 7", "load stolen 6", "load stolen 5", "load stolen 4"]
+    assert 'data-is="By"><span>&lt;b&gt;<' in text
+    assert f"&lt;i&gt;{197 * 'x'}…" in text
+
+
+IMSI = "262019876543210"
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "short"),
+    [
+        (DEVICES, f"lost: {LISTED}, {LISTED}0, {LISTED}01", "lost: 35209900…48, 35209900…48, 35209900…48"),
+        (DEVICES, "MEID: A0000049f1acbd", "MEID: A0000049…bd"),
+        (PAIRS, f"lent: {LISTED}+{IMSI}", "lent: 35209900…48+26201…10"),
+        (SUBSCRIBERS, f"lent: {IMSI}, 26201987654", "lent: 26201…10, 26201…54"),
+        (DEVICES, f"61234 entries, {'a1' * 32}, TACs 35209900", f"61234 entries, {'a1' * 32}, TACs 35209900"),
+    ],
+)
+def test_history_and_refusals_show_identifiers_as_privacy_says(kind, detail, short):
+    state = replace(shown().lists["stolen"], kind=kind)
+    event = Event(
+        time="2026-11-28T11:00:00Z", who="dave@host", what="add", list="stolen", outcome="refused", detail=detail
+    )
+    content = {"lists": {"stolen": state}, "events": [event], "refusals": [event], "peers": [PEER]}
+    assert visible(page(shown(**content))).count(short) == 2
+    assert visible(page(shown(**content, full_identifiers=True))).count(detail) == 2
+
+
+def test_the_form_shows_identifiers_as_privacy_says():
+    reason = f"reason: {LISTED}, lent to +{IMSI}"
+    asked = {"imei": f"{LISTED}0", "imsi": IMSI, "answer": f"{LISTED}0: blacklisted\n  {reason}\n  imsi {IMSI}"}
+    text = page(shown(**asked)).body.decode()
+    assert LISTED not in text
+    assert IMSI not in text
+    short = "35209900…48: blacklisted\n  reason: 35209900…48, lent to +26201…10\n  imsi 26201…10"
+    assert f"<pre>{short}</pre>" in text
+    assert f"<pre>{asked['answer']}</pre>" in page(shown(**asked, full_identifiers=True)).body.decode()
+    odd = {"imei": "352099001761", "imsi": "1", "answer": "352099001761: unknown\n  by rule 1"}
+    assert "<pre>35209900…61: unknown\n  by rule 1</pre>" in page(shown(**odd)).body.decode()
+    few = {"imei": "12", "imsi": "", "answer": "12: unknown\n  by rule 12"}
+    assert f"<pre>{few['answer']}</pre>" in page(shown(**few)).body.decode()
 
 
 def test_an_alert_leads_to_its_advice():
@@ -176,7 +284,7 @@ def test_a_node_that_hangs_is_away_and_a_print_has_the_folded_tables(tmp_path):
 
 
 def test_nothing_comes_from_elsewhere_and_its_one_script_is_the_one_that_is_allowed():
-    answer = page(shown(asked='"><script>', answer="<b>"))
+    answer = page(shown(imei='"><script>', answer="<b>"))
     seen = Seen(answer.body.decode())
     assert [
         value for _, attributes in seen.tags for name, value in attributes.items() if name in {"src", "href", "action"}
@@ -203,7 +311,7 @@ def test_each_trouble_leads_to_an_alert_of_the_runbook():
 
 def test_the_last_hour():
     lately = RecentChecks()
-    assert lately.minutes() == []
+    assert (lately.minutes(), lately.percentiles()) == ([], (None, None))
 
     def snapshot(white, black, fast, slow):
         return {
@@ -221,6 +329,7 @@ def test_the_last_hour():
     first, second = lately.minutes()
     assert first == Minute({"whitelisted": 90, "blacklisted": 10}, 0.001, 0.01)
     assert second == Minute({}, None, None)
+    assert lately.percentiles() == (0.001, 0.01)
     for _ in range(100):
         lately.end_minute({})
     assert len(lately.minutes()) == 60
@@ -300,10 +409,10 @@ class TestWrongPasswords:
         assert answer("2001:db8:0:1::1", PASSWORD) is None
 
 
-def get(url, password=None, asked=None):
+def get(url, password=None, asked=None, imsi=""):
     request = urllib.request.Request(
         url,
-        None if asked is None else f"imei={asked}".encode(),
+        None if asked is None else f"imei={asked}&imsi={imsi}".encode(),
         headers={}
         if password is None
         else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"},
@@ -342,9 +451,14 @@ def test_of_a_running_node(shared):
         assert " load by " in text, "who changed the list last"
         assert "mme" in text
         _, text = get(url, "secret", f"{LISTED[:8]}+{LISTED[8:]}")
-        assert f"{LISTED}: blacklisted" in text
+        assert f"{LISTED[:8]}…{LISTED[-2:]}: blacklisted" in text
         assert "reason: stolen in transit" in text
+        assert LISTED not in text
         assert "not an identifier of a device" in get(f"{url}?imei=--store", "secret")[1]
+        assert "35123456…12: whitelisted" in get(url, "secret", "35123456789012", IMSI)[1]
+        assert "--imsi 2620: an IMSI has 6 to 15 digits" in get(url, "secret", LISTED, "2620")[1]
+        assert "not an IMSI" in get(url, "secret", LISTED, "--store")[1]
+        assert re.search(r"list tracked has never been loaded <span class=soft>since \d{4}", text)
         assert get(url, "wrong", LISTED)[0] == 401
         assert get(f"{url}ready", "secret", LISTED)[0] == 405
         with contextlib.ExitStack() as held:
@@ -362,6 +476,7 @@ def test_of_a_running_node(shared):
         shared.configure(page={"from": ["127.0.0.0/8"]})
         shared.eir("reload")
         assert get(url)[0] == 200
+        until(lambda: 'data-is="Entry"><span>reload<' in get(url)[1])
         assert get(f"http://{node.http}/ready")[0] == 503
 
 
@@ -402,10 +517,12 @@ def test_everybody_can_use_it_in_light_and_dark_and_on_a_narrow_screen(tmp_path)
         time="2026-11-20T01:00:00Z", who="operator@host.core.example", what="load", list="stolen", outcome="ok"
     )
     long = shown(
-        asked=LISTED, answer=f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)\n  reason: {'x' * 200}",
-        changes={"stolen": load},
+        imei=LISTED, answer=f"{LISTED}: blacklisted\n  by rule 1, list stolen (serial 1)\n  reason: {'x' * 200}",
+        changes={"stolen": load}, events=[load], ending={"2026-12-01": 3},
     )  # fmt: skip
-    bare = shown(status={**STATUS, "state": "OK", "troubles": []}, peers=[], lists={}, refusals=[], minutes=[])
+    bare = shown(
+        status={**STATUS, "state": "OK", "troubles": []}, peers=[], lists={}, events=[], refusals=[], minutes=[]
+    )
     found = looked_at(tmp_path, [page(each).body.decode() for each in (long, bare)])
     assert [each["wrong"] for each in found] == [[]] * 4
     assert [each["ground"] for each in found] == ["rgb(251, 251, 249)", "rgb(21, 23, 26)"] * 2
