@@ -18,6 +18,7 @@ from hostile import Steady, at_rest, beside, memory_mb, settled
 from http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
 from luhn import check_digit
 from node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from patience import PATIENCE_S, PROGRAM_S
 from wire import EIR, REALM, TGPP, ecr
 
 from eir.node.observe.control import ask as control
@@ -59,7 +60,7 @@ class Client:
         self.writer.write(octets)
         return self
 
-    async def until(self, condition, *, patience_s=180):
+    async def until(self, condition, *, patience_s=PATIENCE_S):
         """Read until it holds; False if the connection ended first."""
         async with asyncio.timeout(patience_s):
             while not condition(self.found):
@@ -154,10 +155,16 @@ def test_curl(shared):
 
 def test_nghttp_and_h2load(shared):
     url = f"{at(shared.node)}{RESOURCE}?pei=imei-{LISTED}1"
-    done = subprocess.run(["nghttp", "-v", "-m", "3", url], capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(
+        ["nghttp", "-v", "-m", "3", url], capture_output=True, text=True, timeout=PROGRAM_S, check=True
+    )
     assert done.stdout.count('{"status":"BLACKLISTED"}') == 3
     done = subprocess.run(
-        ["h2load", "-n", "4000", "-c", "4", "-m", "100", url], capture_output=True, text=True, timeout=600, check=True
+        ["h2load", "-n", "4000", "-c", "4", "-m", "100", url],
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_S,
+        check=True,
     )
     assert "4000 succeeded, 0 failed, 0 errored, 0 timeout" in done.stdout
 
@@ -221,7 +228,7 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shar
         it = ATTACKS[name]
         client = await to(node)
         client.send(it.first)
-        reading = asyncio.create_task(client.until(lambda _: False, patience_s=100))
+        reading = asyncio.create_task(client.until(lambda _: False, patience_s=PATIENCE_S))
         with contextlib.suppress(ConnectionError):
             for n in range(100_000):
                 client.send(it.again(n))
@@ -422,6 +429,7 @@ def test_requests_and_connections_of_amfs_that_connect_for_each_are_counted(own,
     assert "near" in own.eir("peers").stdout
 
 
+@pytest.mark.long
 def test_an_idle_libcurl_is_sent_away_in_order_and_its_next_request_is_answered(own):
     """It answers no PING while it asks nothing, for longer here than the node waits; another --rate than this is a test of nothing."""
     own.configure(peers=AMFS)
@@ -495,7 +503,7 @@ async def test_a_client_that_reads_nothing_is_dropped(own):
     deaf = socket.socket()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.connect((host, int(port)))
-    deaf.settimeout(10)
+    deaf.settimeout(PATIENCE_S)
     octets, long = HELLO, ("3gpp-sbi-correlation-info", "x" * 8000)  # which comes back
     with contextlib.suppress(OSError):
         for n in range(2000):
@@ -543,6 +551,7 @@ def test_check_prints_the_answer_that_goes_over_the_wire(shared):
     assert "400:MANDATORY_QUERY_PARAM_INCORRECT" in shared.eir("check", "imei-12", "--protocol", "n5g", status=1).stderr
 
 
+@pytest.mark.long
 async def test_handshakes_that_do_not_go_on_end_and_keep_nobody_out(shared, to):
     """Nothing, half a ClientHello, or HTTP/2 without TLS, from many connections at once."""
     host, _, port = at(shared.node, "https").partition("://")[2].rpartition(":")
@@ -552,7 +561,7 @@ async def test_handshakes_that_do_not_go_on_end_and_keep_nobody_out(shared, to):
         writer.write(halves[number % 3])
     client = (await to(shared.node)).send(HELLO)
     assert await client.ask(1, f"{LISTED}1") == "BLACKLISTED"
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(PATIENCE_S):
         for reader, writer in waiting:
             with contextlib.suppress(ConnectionError):
                 await reader.read()

@@ -19,6 +19,7 @@ import trustme
 import uvloop
 import wire
 from accepting import accepting
+from patience import PATIENCE_S
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
 from eir.errors import EirError
@@ -544,7 +545,7 @@ async def test_plain_text_at_a_tls_listener():
         connection = await setup.connect()
         await connection.send(uncounted=cer())
         connection.writer.write_eof()
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             await connection.reader.read()
         assert setup.node.status()[0].state == "down"
         ((event, told),) = setup.reported
@@ -629,7 +630,7 @@ def test_errors_of_openssl_in_a_handshake():
 async def test_drain_does_not_wait_for_ever():
     async with running(limits=Limits(close_after_dpa_s=3600)) as setup:
         await setup.open()
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             await setup.node.drain(0.1)
         assert [row.state for row in setup.node.status()] == ["down"]
         await setup.node.drain(0.1)
