@@ -18,7 +18,7 @@ from hostile import Steady, at_rest, beside, memory_mb, settled
 from http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
 from luhn import check_digit
 from node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
-from patience import PATIENCE_S, PROGRAM_S
+from patience import FACTOR, PATIENCE_S, PROGRAM_S
 from wire import EIR, REALM, TGPP, ecr
 
 from eir.node.observe.control import ask as control
@@ -114,7 +114,7 @@ def shared(tmp_path_factory, publisher):
 
 @pytest.fixture
 def own(site):
-    """A node of the test's own, over HTTP without TLS."""
+    """A host of the test's own, over HTTP without TLS."""
     site.configure(peers=PEERS, n5g={"listen": "http://127.0.0.1:0"})
     site.load([LISTED])
     return site
@@ -189,23 +189,22 @@ async def test_mutual_tls(shared, version, to):
     assert shared.node.metrics()["eir_peer_up{peer=amf}"] == 1
 
 
-async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(shared, to):
-    other = Authority(shared.folder / "other")
-    for context in (shared.authority.peer(), other.peer(AMF, trusts=shared.authority), other.peer(AMF)):
+async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(own, to):
+    """On a node of its own, because lines of refusals are limited. The first line of each reason always comes."""
+    authority, other = Authority(own.folder / "tls"), Authority(own.folder / "other")
+    own.configure(n5g={"listen": "https://127.0.0.1:0"}, tls=authority.write(EIR, "127.0.0.1"))
+    node = own.start()
+    for context in (other.peer(AMF), authority.peer(), other.peer(AMF, trusts=authority)):
         context.set_alpn_protocols(["h2"])
         with contextlib.suppress(OSError):
-            assert not await (await to(shared.node, context)).send(HELLO).until(lambda found: found)
-    old = shared.authority.peer(AMF)
+            assert not await (await to(node, context)).send(HELLO).until(lambda found: found)
+    old = authority.peer(AMF)
     old.set_alpn_protocols(["http/1.1"])
     with contextlib.suppress(ssl.SSLError, ConnectionError):
-        assert not await (await to(shared.node, old)).until(lambda found: found)
-    await until_async(
-        lambda: (
-            {line["reason"] for line in shared.node.lines("peer_refused", protocol="n5g")} >= {"tls_handshake", "alpn"}
-        )
-    )
-    lines = shared.node.lines("peer_refused", protocol="n5g", reason="tls_handshake")
-    assert any("check that it trusts this certificate" in line["detail"] for line in lines)
+        assert not await (await to(node, old)).until(lambda found: found)
+    await until_async(lambda: {line["reason"] for line in node.lines("peer_refused")} >= {"tls_handshake", "alpn"})
+    first, *_ = node.lines("peer_refused", protocol="n5g", reason="tls_handshake")
+    assert "check that it trusts this certificate" in first["detail"]
 
 
 def test_it_is_seen_and_counted_as_its_own_protocol(shared):
@@ -218,9 +217,12 @@ def test_it_is_seen_and_counted_as_its_own_protocol(shared):
     assert shared.node.get("/ready") == (200, "ready\n")
 
 
-async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shared, to):
+@pytest.mark.long
+async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(own, to):
     """Every attack at once, with a Diameter peer and an h2load client beside it that get right answers in time."""
-    node, steady = shared.node, Steady()
+    limits = {"partial_message_timeout_s": 2, "stalled_write_s": 2, "cer_timeout_s": 4 * FACTOR}  # each begins in time
+    own.configure(limits=limits, workers=2)
+    node, steady = own.start(prefix=["env"]), Steady()
     before, memory = at_rest(node), memory_mb(node.pid)
     ended = {}
 

@@ -19,6 +19,7 @@ import trustme
 import uvloop
 import wire
 from accepting import accepting
+from clock import Clock
 from patience import PATIENCE_S
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
@@ -291,20 +292,26 @@ async def test_a_disabled_peer_is_not_connected_to():
             assert len(listener.made) == 2
 
 
-async def test_attempts_come_after_tc_and_its_jitter():
+async def test_attempts_come_after_tc_and_its_jitter(monkeypatch):
     """RFC 6733 2.1: nodes that lost the same agent do not all come back to it in the same moment."""
+    loop, clock, waits = asyncio.get_running_loop(), Clock(), []
+    call_later = loop.call_later
+
+    def recorded(delay, *what, **context):
+        if 500 < delay < 2000:
+            waits.append(delay)
+        return call_later(delay, *what, **context)
+
+    monkeypatch.setattr(loop, "call_later", recorded)
     async with Listener() as listener:
-        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=0.2)
+        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=1000)
         async with running(peer):
-            ends, waits = None, []
-            while len(waits) < 8:
-                connection = await listener.accept()
-                if ends is not None:
-                    waits.append(time.monotonic() - ends)
-                await connection.close()
-                ends = time.monotonic()
-    assert min(waits) > 0.17
-    assert max(waits) - min(waits) > 0.004
+            for attempt in range(1, 9):
+                await (await listener.accept()).close()
+                await until(lambda attempt=attempt: len(waits) == attempt)
+                clock.forward(waits[-1])
+    assert all(900 <= each <= 1100 for each in waits)
+    assert len(set(waits)) == 8
 
 
 def test_watchdogs_have_two_seconds_of_jitter():
