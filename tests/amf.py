@@ -7,6 +7,7 @@ from typing import NamedTuple
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded
+from patience import PATIENCE_S
 
 RESOURCE = "/n5g-eir-eic/v1/equipment-status"
 
@@ -49,7 +50,7 @@ class Amf:
         self._h2.send_headers(stream, list(said.items()), end_stream=True)
         self._writer.write(self._h2.data_to_send())
         found, body = {}, b""
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 data = await self._reader.read(65536)
                 assert data, "the node closed the connection"

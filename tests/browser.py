@@ -8,6 +8,7 @@ from html import escape, unescape
 from pathlib import Path
 
 import pytest
+from patience import PROGRAM_S
 
 AXE = Path(__file__).parents[1] / ".venv" / "share" / "axe.min.js"
 LOOKS = """<script src=axe.min.js></script><script>addEventListener('load',()=>axe.run().then(({violations})=>{
@@ -48,5 +49,5 @@ def dom_after(url, folder, seconds=60):
     return subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}",
          f"--virtual-time-budget={seconds * 1000}", "--dump-dom", url],
-        check=True, capture_output=True, text=True, timeout=600,
+        check=True, capture_output=True, text=True, timeout=PROGRAM_S,
     ).stdout  # fmt: skip

@@ -53,6 +53,11 @@ class Commands:
         self._life.recv(1)  # it listens
         atexit.register(self.close)
 
+    @property
+    def pid(self):
+        """Process that forks."""
+        return self._process.pid
+
     def close(self):
         """End the process."""
         self._life.close()

@@ -5,12 +5,14 @@ import json
 import os
 import random
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import clock
 import drop
 import in_kernel
-import long_runs
+import patience
+import processor_time
 import pytest
 from commands import CONSTANTS
 from hypothesis import HealthCheck, settings
@@ -26,10 +28,11 @@ settings.register_profile("long", deadline=None, suppress_health_check=[HealthCh
 settings.register_profile("same", settings.get_profile("long"), derandomize=True)
 """The same examples each time: who changes one thing is told of that alone. Others are for `--long`."""
 settings.load_profile("same")
+os.environ.setdefault("PYTEST_TIMEOUT", str(patience.TEST_S))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="also those tests that take long (tests/long_runs.py)")
+    parser.addoption("--long", action="store_true", help="also tests with the mark `long`")
     parser.addoption("--shuffle", type=int, metavar="SEED", help="random order of the files and of the tests in a file")
 
 
@@ -48,21 +51,44 @@ def pytest_configure(config):
         settings.load_profile("long")
     if in_kernel.REPORTS in os.environ:
         config.pluginmanager.register(_Reports(config))
+    else:
+        config.pluginmanager.register(processor_time.ProcessorTime(config), "processor_time")
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave long tests to `--long`, or to whoever names them.
 
-    Begin with the files that take longest, so that none runs on alone at the end; with `--shuffle` the order is random.
+    Begin with the files that take most processor time, so that none runs on alone at the end; with `--shuffle` the order is random.
     """
     if not config.getoption("--long") and not any("::" in argument for argument in config.args):
-        left = [item for item in items if long_runs.is_long(item)]
-        items[:] = [item for item in items if not long_runs.is_long(item)]
-        config.hook.pytest_deselected(items=left)
-    if (seed := config.getoption("--shuffle")) is None:
-        items.sort(key=long_runs.place)
-    else:
+        _check_short_cases(items)
+        long = [item for item in items if _is_long(item)]
+        items[:] = [item for item in items if not _is_long(item)]
+        config.hook.pytest_deselected(items=long)
+    if (seed := config.getoption("--shuffle")) is not None:
         items[:] = _shuffled(items, random.Random(seed))
+    elif costs := config.pluginmanager.get_plugin("processor_time"):
+        items.sort(key=costs.place)
+
+
+def _is_long(item):
+    """True for a test with the mark `long`, unless the mark names its case as short."""
+    return any(
+        item.callspec.id not in mark.kwargs["short"] if mark.kwargs else True for mark in item.iter_markers("long")
+    )
+
+
+def _check_short_cases(items):
+    """Raise pytest.UsageError for a mark `long` that names a case that is not there."""
+    cases, named = defaultdict(set), defaultdict(set)
+    for item in items:
+        for mark in item.iter_markers("long"):
+            if mark.kwargs:
+                cases[item.location[0], item.originalname].add(item.callspec.id)
+                named[item.location[0], item.originalname].update(mark.kwargs["short"])
+    for (file, test), short in named.items():
+        if unknown := short - cases[file, test]:
+            raise pytest.UsageError(f"{file}: {test}: no case {unknown} for the mark `long`")
 
 
 def _shuffled(items, chance):

@@ -6,11 +6,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from patience import PATIENCE_S
 from servers import Server, free_port
 
 CLUSTER_NODES, SENTINELS = 3, 3
 SLOTS = 16384
-PATIENCE_S = 180
 
 
 def until(condition):

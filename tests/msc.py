@@ -4,13 +4,13 @@ import asyncio
 import itertools
 
 import m3ua_wire as wire
+from patience import PATIENCE_S
 from pycrate_asn1dir import TCAP_MAPv2v3
 
 from eir.interfaces.map import checkimei as codec
 from eir.wire.ss7 import m3ua, sccp
 from eir.wire.ss7.m3ua import MessageKind, ParameterTag, parameter
 
-PATIENCE_S = 180
 CONTEXT = (0, 4, 0, 0, 1, 0, 13)
 DIALOGUE_AS = (0, 0, 17, 773, 1, 1, 1)
 PDU = TCAP_MAPv2v3.TCAP_MAP_Messages.TCAP_MAP_Message

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import yaml
 from commands import CONSTANTS, commands
+from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
 from wire import EIR, REALM
 
@@ -33,8 +34,6 @@ from eir.lists.stores.open import open_store
 from eir.node.observe.control import ControlError, ask
 
 COMMAND = [sys.executable, "-m", "eir"]
-PATIENCE_S = 180
-"""On a host where other programs want every processor; nothing is decided by it."""
 
 PERIODS = {"eir.node.processes.supervisor.STORE_S": 0.5}
 """Periods of a forked node that are shorter than usual, so that tests wait less."""
@@ -311,7 +310,9 @@ class Node:
         """Log lines as dictionaries, those of an event only, and with these values only."""
         found = [fields(line) for line in self.text().splitlines()]
         wanted = {name: str(value) for name, value in wanted.items()}
-        return [line for line in found if (event is None or line["event"] == event) and wanted.items() <= line.items()]
+        return [
+            line for line in found if (event is None or line.get("event") == event) and wanted.items() <= line.items()
+        ]
 
     def get(self, path):
         """Status and text of a page."""

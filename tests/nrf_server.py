@@ -10,6 +10,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 from h2.exceptions import ProtocolError
+from patience import PATIENCE_S
 
 TIMER = 1
 
@@ -27,7 +28,7 @@ class Nrf:
         self._ssl, self._started = ssl, threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(port)), daemon=True)
         self._thread.start()
-        assert self._started.wait(180)
+        assert self._started.wait(PATIENCE_S)
 
     @property
     def uri(self):
@@ -37,7 +38,7 @@ class Nrf:
         """As if its process ended; what it knew is gone with it."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(180)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def forget(self):

@@ -4,6 +4,7 @@ import asyncio
 import struct
 
 from accepting import accepting
+from patience import PATIENCE_S
 
 ID_GET = bytes.fromhex("0011fe0401080107010201030104010501010100")
 ID_RESP = bytes.fromhex(
@@ -80,7 +81,7 @@ class End:
         self.ended = not data
         return bool(data)
 
-    async def until(self, condition, *, patience_s=180):
+    async def until(self, condition, *, patience_s=PATIENCE_S):
         """Read until it holds of the frames that came; False if the connection ended first."""
         async with asyncio.timeout(patience_s):
             while not condition(self.found):

@@ -6,6 +6,8 @@ import contextlib
 import ssl
 from typing import NamedTuple
 
+from patience import PATIENCE_S
+
 DATE = "2026-11-28-16-00-00"
 
 
@@ -64,7 +66,7 @@ class Client:
         return await self.answer()
 
     async def answer(self):
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status, *lines = head.rstrip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -73,7 +75,7 @@ class Client:
 
     async def ended(self):
         """The bytes that still come before the other side closes."""
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             try:
                 return await self.reader.read()
             except ConnectionError:

@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from patience import PATIENCE_S, PROGRAM_S
+
 PROGRAMS = {"redis": "redis-server", "valkey": "valkey-server"}
 
 
@@ -86,7 +88,7 @@ class Server:
 
     def await_answer(self):
         """Wait until it has started, and loaded what it has on its disk."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
                 if self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-NOPERM")):
@@ -107,7 +109,7 @@ class Server:
 
     def command(self, *words, then=()):
         """The raw reply to one command (its first 64 KiB), or to a second one after it."""
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=600)) as one:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=PROGRAM_S)) as one:
             for said in filter(None, (words, then)):
                 one.sendall(_said(said))
                 reply = one.recv(1 << 16)
@@ -170,7 +172,7 @@ class Protected(Server):
         return f"redis://{user}:{self.PASSWORD}@127.0.0.1:{self.port}"
 
     def command(self, *words, then=()):
-        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=600)) as one:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=PROGRAM_S)) as one:
             for said in filter(None, (("AUTH", "admin", self.PASSWORD), words, then)):
                 one.sendall(_said(said))
                 reply = one.recv(1 << 16)

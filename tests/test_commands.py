@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from commands import Forked
+from patience import PATIENCE_S
 
 SERVE = "import sys, commands; commands.IMPORTED = (); commands._serve(sys.argv[1], int(sys.argv[2]))"
 
@@ -35,5 +36,5 @@ def test_a_command_ends_with_the_process_of_the_tests(tmp_path):
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(watched, signal.SIGKILL)
         os.close(watched)
-    assert process.wait(60) == 0
-    command.wait(60)
+    assert process.wait(PATIENCE_S) == 0
+    command.wait(PATIENCE_S)

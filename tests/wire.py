@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import sctp_wire
 from accepting import accepting
+from patience import PATIENCE_S
 
 APP = 16777252
 TGPP = 10415
 HOST, REALM = "mme.localdomain", "localdomain"
 EIR = "eir.localdomain"
 VECTORS = Path(__file__).parent / "vectors"
-PATIENCE_S = 180
 
 
 def vector(name):

@@ -10,6 +10,7 @@ import subprocess
 import lanes
 import pytest
 from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until
+from patience import PATIENCE_S
 from servers import free_port
 from wire import HOST, REALM, TGPP, Message, cer, ecr
 
@@ -60,7 +61,7 @@ class Trace:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        self.process.wait(180)
+        self.process.wait(PATIENCE_S)
 
     def records(self, kind):
         return [record for record in map(json.loads, self.out.read_text().splitlines()) if record["kind"] == kind]

@@ -58,6 +58,7 @@ def facts(site):
     return lists, history, site.eir("acknowledge", "--key").stdout
 
 
+@pytest.mark.long(short=["sqlite-redis"])
 @pytest.mark.parametrize("into", ["sqlite", "redis"])
 def test_a_host_comes_back_from_its_backup(tmp_path, publisher, store, into, request):
     site = made(tmp_path / "site", publisher, store)
@@ -90,6 +91,7 @@ def test_a_host_comes_back_from_its_backup(tmp_path, publisher, store, into, req
         new.eir("load", new.release([LISTED], serial=3))
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_nothing_goes_behind_what_nodes_have_unless_it_is_forced(tmp_path, publisher, store):
     with made(tmp_path / "site", publisher, store) as site:
         file = tmp_path / "eir.tar"
@@ -144,6 +146,7 @@ def test_a_key_that_is_there_stays(tmp_path, publisher):
         assert (new.state / "acknowledgement.key").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.long
 def test_the_record_of_checks_goes_along_if_it_is_wanted(tmp_path, publisher):
     with made(tmp_path / "site", publisher, "sqlite") as site, Site(tmp_path / "new", publisher) as new:
         site.configure(lists=LISTS, policy=POLICY, sightings={"subscribers": "hashed"})
@@ -160,6 +163,7 @@ def test_the_record_of_checks_goes_along_if_it_is_wanted(tmp_path, publisher):
         assert "sightings.key" in names(tmp_path / "without.tar")
 
 
+@pytest.mark.long
 def test_through_pipes(tmp_path, publisher):
     with made(tmp_path / "site", publisher, "sqlite") as site, Site(tmp_path / "new", publisher) as new:
         new.configure(lists=LISTS, policy=POLICY)

@@ -20,7 +20,8 @@ from certificates import Authority
 from commands import commands
 from full_disk import no_file_above
 from luhn import check_digit
-from node import COMMAND, LISTED, PATIENCE_S, TRACKED, UNLISTED, Publisher, Site, until
+from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
+from patience import PATIENCE_S, PROGRAM_S
 from typer.main import get_command
 from wire import EIR, HOST, REALM
 
@@ -732,7 +733,7 @@ def on_terminal(host, *arguments, columns=80):
     except OSError:  # EIO: the other side is closed
         pass
     os.close(ours)
-    assert process.wait(180) == 0
+    assert process.wait(PATIENCE_S) == 0
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r\n", "\n")
 
 
@@ -1019,7 +1020,7 @@ class TestEndings:
             with connection:
                 connection.recv(1)
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=600)
+                out, err = process.communicate(timeout=PROGRAM_S)
         assert process.returncode == 130
         assert out == ""
         assert "Traceback" not in err
@@ -1052,7 +1053,7 @@ class TestEndings:
             assert found[0]["status"] == "blacklisted"
         finally:
             process.terminate()
-            assert process.wait(180) == 0
+            assert process.wait(PATIENCE_S) == 0
 
 
 class TestProbe:

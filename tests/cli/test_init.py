@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from commands import commands
-from node import COMMAND, PATIENCE_S, until
+from node import COMMAND, until
 from pages import blocks, section
+from patience import PATIENCE_S
 from servers import free_port
 
 from eir.config import load_config
@@ -143,13 +144,14 @@ def test_on_a_terminal_it_asks(tmp_path, key):
         while piece := os.read(leader, 4096):
             said += piece
     os.close(leader)
-    assert process.wait(180) == 0, said
+    assert process.wait(PATIENCE_S) == 0, said
     config = load_config(tmp_path / "asked" / "eir.yaml")
     assert config.identity.host == f"eir1.{REALM}"
     assert list(config.listen) == ["tcp://127.0.0.1:3868"]
     assert "stolen" in config.lists
 
 
+@pytest.mark.long
 def test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter(tmp_path):
     if in_a_network_of_its_own(
         f"{__file__}::test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter"
@@ -207,7 +209,7 @@ def test_a_wrong_answer_is_asked_again_at_once(tmp_path, key):
         while piece := os.read(leader, 4096):
             said += piece
     os.close(leader)
-    assert process.wait(180) == 0, said
+    assert process.wait(PATIENCE_S) == 0, said
     assert [error.split(":")[0] for error in re.findall(r"Error: (.*)\r", said.decode())] == [
         "no realm", "a host", "http", "mme1", "@127.0.0.1", "10.0.0.1/8", str(tmp_path / "none"), f"{tmp_path / 'key'} is not an OpenSSH public key; expected the .pub file that ssh-keygen writes",
     ]  # fmt: skip

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from commands import commands
-from node import PATIENCE_S
+from patience import PATIENCE_S
 from typer.main import get_command
 
 from eir.cli.app import EXAMPLES, command_line, main

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from certificates import Authority
 from node import LISTED, Site, until
+from patience import PATIENCE_S, PROGRAM_S
 from wire import EIR
 
 from eir import __version__
@@ -97,7 +98,7 @@ def helm(command, values, *arguments):
     full = {"identity": {"realm": REALM}} | values
     return subprocess.run(
         [HELM, command, *arguments, "-f", "-"],
-        input=json.dumps(full), capture_output=True, text=True, check=False, timeout=600,
+        input=json.dumps(full), capture_output=True, text=True, check=False, timeout=PROGRAM_S,
     )  # fmt: skip
 
 
@@ -141,6 +142,7 @@ def _schema_problem(text, version):
 
 
 class TestRendering:
+    @pytest.mark.long(short=["two on a Redis"])
     @every_way
     def test_helm_finds_no_fault(self, values):
         done = helm("lint", values, "--strict", CHART)
@@ -160,7 +162,7 @@ class TestRendering:
         assert not any(found.values()), found
 
     def test_lint_passes_without_values(self):
-        done = subprocess.run([HELM, "lint", CHART], capture_output=True, text=True, check=False, timeout=600)
+        done = subprocess.run([HELM, "lint", CHART], capture_output=True, text=True, check=False, timeout=PROGRAM_S)
         assert done.returncode == 0, done.stdout
 
     def test_the_schemas_name_each_fault(self):
@@ -544,7 +546,7 @@ def test_a_node_takes_over_what_the_kubelet_puts_there(site):
     mounted(folder, site, "v3")
     until(lambda: "event=reload_refused" in node.text())
     site.eir(*container({})["lifecycle"]["preStop"]["exec"]["command"][1:], prefix=user)
-    assert node.process.wait(180) == 0
+    assert node.process.wait(PATIENCE_S) == 0
     assert {line.split()[2] for line in node.text().splitlines() if "who=file" in line} == {
         "event=reloaded",
         "event=reload_refused",

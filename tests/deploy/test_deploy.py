@@ -21,6 +21,7 @@ import pytest
 import yaml
 from certificates import Authority
 from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from patience import PATIENCE_S, PROGRAM_S
 from servers import Server, free_port
 from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
@@ -47,7 +48,7 @@ SERIES = {family.name for family in FAMILIES} | {
 def run(*command, **options):
     """A command's output; it has to exit with 0."""
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=600, **options
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=PROGRAM_S, **options
     )
     assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
@@ -73,6 +74,7 @@ class TestAlerts:
     def test_promtool_accepts_configuration_and_rules(self):
         assert "FAILED" not in run("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
 
+    @pytest.mark.long
     def test_promtool_runs_the_examples(self):
         run("promtool", "test", "rules", "alerts_test.yml", cwd=PROMETHEUS)
 
@@ -109,7 +111,7 @@ def test_alertmanager_inhibits_the_alerts_of_single_peers_where_there_is_none(tm
         url = f"http://127.0.0.1:{port}/api/v2"
 
         def get(path):
-            with suppress(OSError), urllib.request.urlopen(f"{url}/{path}", timeout=60) as answer:
+            with suppress(OSError), urllib.request.urlopen(f"{url}/{path}", timeout=PATIENCE_S) as answer:
                 return json.load(answer)
 
         until(lambda: get("status"))
@@ -119,7 +121,7 @@ def test_alertmanager_inhibits_the_alerts_of_single_peers_where_there_is_none(tm
         ]  # fmt: skip
         body = json.dumps([{"labels": each} for each in labels]).encode()
         request = urllib.request.Request(f"{url}/alerts", body, {"Content-Type": "application/json"})
-        urllib.request.urlopen(request, timeout=60).close()
+        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
 
         def states():
             return {
@@ -199,14 +201,14 @@ class Prometheus:
 
     def __exit__(self, *_):
         self.process.terminate()
-        self.process.wait(180)
+        self.process.wait(PATIENCE_S)
 
     def get(self, path, **parameters):
         """The `data` of an answer of Prometheus' API; None while it does not answer yet."""
         assert self.process.poll() is None, self.log.read_text()
         try:
             with urllib.request.urlopen(
-                f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=600
+                f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=PROGRAM_S
             ) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
@@ -264,6 +266,7 @@ QUIET = (
 """Have no series until the store fails, and somebody connects over SCTP or HTTP/2, and without a drop folder, a source, a feed, a record of checks or of first sightings, and before a list's fourth release."""
 
 
+@pytest.mark.long
 async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, connect, tmp_path):
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
@@ -294,7 +297,7 @@ async def test_a_real_prometheus_answers_each_query_of_the_dashboard(site, conne
             assert not traffic.done(), traffic.exception()
             return await asyncio.to_thread(unanswered) == quiet
 
-        await until_async(only_the_quiet_are_empty, patience_s=180)
+        await until_async(only_the_quiet_are_empty, patience_s=PATIENCE_S)
 
         def rules():
             found = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
@@ -324,6 +327,7 @@ SLOW = {rule.alert for rule in RULES if rule.wait_s} | {"EirListContentDiffers",
 """Alerts that `eir status` names after a while, and those that compare nodes."""
 
 
+@pytest.mark.long
 async def test_alerts_fire_for_what_really_happens(site, connect, tmp_path, publisher):
     """Two nodes to which all of it is done, and a Prometheus that waits for nothing."""
     lists = site.settings["lists"] | {"own": {"local": True}}
@@ -368,7 +372,7 @@ async def test_alerts_fire_for_what_really_happens(site, connect, tmp_path, publ
                 return await asyncio.to_thread(firing) >= PROVOKED
 
             try:
-                await until_async(all_fire, patience_s=180)
+                await until_async(all_fire, patience_s=PATIENCE_S)
             except TimeoutError:
                 raise AssertionError(f"missing: {PROVOKED - firing()}") from None
             finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from node import until
 from pages import Installation
+from patience import PROGRAM_S
 from servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,7 @@ def folder():
     shutil.rmtree(made)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
 def test_the_lines_of_the_page_have_the_described_effect(folder):
     shutil.copytree(ROOT / "config", folder / "config")
@@ -73,7 +75,7 @@ def test_the_lines_of_the_page_have_the_described_effect(folder):
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        out, _ = shell.communicate(timeout=600)
+        out, _ = shell.communicate(timeout=PROGRAM_S)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)

@@ -9,6 +9,7 @@ from shlex import quote
 
 import pytest
 from pages import ROOT, Installation
+from patience import PROGRAM_S
 
 WHEELS = Path(sys.prefix) / "wheels"
 """Made by `scripts/setup --test`, by the page's own line."""
@@ -24,7 +25,7 @@ def alone(lines, folder):
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "LANG": "C.UTF-8"}
     done = subprocess.run(
         [*ALONE, "sh", "-euc", lines.replace("/opt/", f"{quote(str(folder))}/opt/")], cwd=folder / "clone", env=environment,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=PROGRAM_S,
     )  # fmt: skip
     return done.returncode, done.stdout
 
@@ -46,6 +47,7 @@ def clone(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not ABLE, reason="no network namespace may be made here")
 @pytest.mark.skipif(not WHEELS.exists(), reason="the tests run in an environment that scripts/test --long has not made")
 def test_the_lines_without_the_internet_install_without_a_network(clone):

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from patience import PROGRAM_S
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import releasing
@@ -62,6 +63,7 @@ def package(source, tmp_path_factory):
     return releasing.package(folder / "tree", source, "0.1.0~20261128", folder)
 
 
+@pytest.mark.long
 def test_a_wheel_that_is_built_twice_is_the_same(source, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     second = source.with_name("a-second-place")
@@ -74,6 +76,7 @@ def test_a_wheel_that_is_built_twice_is_the_same(source, monkeypatch):
     assert sysconfig.get_config_var("LIBDIR").encode() not in lane, "it would look for libraries where it was built"
 
 
+@pytest.mark.long
 def test_what_is_in_the_package(package):
     control = subprocess.run(["dpkg-deb", "--info", package], capture_output=True, text=True, check=True).stdout
     assert re.search(r"Depends: python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+~\), openssh-client", control)
@@ -93,6 +96,7 @@ def test_what_is_in_the_package(package):
     ], "nobody else may write to it"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("adduser"),
     reason="a system to install it in takes root, unshare and adduser",
@@ -106,11 +110,13 @@ def test_its_life(package, tmp_path):
     releasing.check(package, tmp_path / "again", SHORT)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not installed")
 def test_lintian_finds_nothing(package):
     releasing.lint(package)
 
 
+@pytest.mark.long
 def test_a_fresh_clone_sets_up_what_a_release_needs(tmp_path):
     """From the package index, as a clone on another host does; whatever of the system's packages is missing is installed as well."""
     if not (ROOT / ".git").exists():
@@ -122,7 +128,7 @@ def test_a_fresh_clone_sets_up_what_a_release_needs(tmp_path):
     bare = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
     done = subprocess.run(
         ["/usr/bin/python3", "scripts/release", "--wheel-only"], cwd=clone, env=bare | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        capture_output=True, text=True, check=False, timeout=600,
+        capture_output=True, text=True, check=False, timeout=PROGRAM_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in (clone / "dist").iterdir()} == {".whl", ".tgz", ""}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from patience import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "deploy" / "requirements.lock").read_text()
@@ -35,7 +36,7 @@ def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     gone.parent.mkdir(parents=True)
     gone.write_text("")
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
-    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, timeout=600)
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, timeout=PROGRAM_S)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("eir/")}
@@ -59,7 +60,7 @@ def test_without_a_compiler_the_installation_goes_through(tmp_path):
         check=True,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PROGRAM_S,
         env={**os.environ, "CC": "/bin/false"},
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
@@ -130,6 +131,6 @@ def test_what_the_tests_run_fetches_nothing_after_setup_for_tests(what):
         "https_proxy": "http://127.0.0.1:9",
     }
     done = subprocess.run(
-        [ROOT / "scripts" / "setup", *what], env=away, capture_output=True, text=True, check=False, timeout=600
+        [ROOT / "scripts" / "setup", *what], env=away, capture_output=True, text=True, check=False, timeout=PROGRAM_S
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from node import COMMAND, LISTED
+from patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def manager(tmp_path):
     """A service manager's socket; `told` gives what came, as lines, up to one that begins so."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
         link.bind(str(tmp_path / "notify"))
-        link.settimeout(180)
+        link.settimeout(PATIENCE_S)
 
         def told(begins):
             lines = []
@@ -44,7 +45,7 @@ def test_ready_is_sent_when_the_node_answers_and_stopping_before_its_end(site, m
     socket.create_connection((host, int(port))).close()
     site.eir("drain")
     assert "READY=1" not in told("STOPPING=1")
-    assert node.wait(180) == 0
+    assert node.wait(PATIENCE_S) == 0
 
 
 def test_a_node_that_cannot_start_never_reports_ready(site, manager):
@@ -52,7 +53,7 @@ def test_a_node_that_cannot_start_never_reports_ready(site, manager):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         site.configure(listen=[f"tcp://127.0.0.1:{taken.getsockname()[1]}"], boot_without_lists="serve")
         node = serve(site, address)
-        assert node.wait(180) != 0
+        assert node.wait(PATIENCE_S) != 0
     log = (site.folder / "serve.log").read_text()
     assert "Address already in use" in log, log
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
@@ -68,7 +69,7 @@ def test_one_that_waits_for_a_release_holds_nobody_back_who_is_to_load_it(site, 
         line.startswith("STATUS=opens no listener before these lists are loaded: stolen") for line in told("READY=1")
     )
     node.terminate()
-    assert node.wait(180) == 0
+    assert node.wait(PATIENCE_S) == 0
 
 
 def test_an_address_in_the_abstract_namespace(monkeypatch):

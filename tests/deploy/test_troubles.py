@@ -105,6 +105,7 @@ def test_rules_in_the_wrong_order(site):
         assert site.json("check", LISTED)["status"] == "blacklisted"
 
 
+@pytest.mark.long
 def test_a_full_disk(tmp_path, publisher):
     (tmp_path / "disk").mkdir()
     if not full_disk.is_possible(tmp_path / "disk"):

@@ -8,6 +8,7 @@ import threading
 from contextlib import suppress
 
 from accepting import accepting
+from patience import PATIENCE_S
 
 CHUNK = 1 << 16
 
@@ -33,12 +34,12 @@ class Proxy:
 
     def __enter__(self):
         self._thread.start()
-        assert self._ready.wait(180)
+        assert self._ready.wait(PATIENCE_S)
         return self
 
     def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(180)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def stop_before(self, word, times=1):
@@ -46,7 +47,7 @@ class Proxy:
         self._stopped.clear()
         self._word, self._left = word, times
 
-    def wait_until_stopped(self, patience_s=180):
+    def wait_until_stopped(self, patience_s=PATIENCE_S):
         assert self._stopped.wait(patience_s), f"no client said {self._word}"
 
     def hold(self):

@@ -11,6 +11,7 @@ from followed import QUICK, Node
 from groups import Cluster, Watched
 from made import event, page, pages_of, state, until
 from node import until as wait_until
+from patience import PATIENCE_S
 from servers import Server
 
 from eir.errors import StoreError
@@ -127,8 +128,10 @@ async def nothing():
 
 
 OFTEN = replace(QUICK, wait_s=0.05)
-PATIENCE_S, LESS_S = 180, 3
-"""The second one for what a missing right keeps from coming."""
+LESS_S = 3
+"""Limit for a condition that a missing right prevents."""
+WAITS = {(HEALER, "+acl|dryrun"), (HEALER, "+client|setinfo"), (HEALER, "+hscan")}
+"""Without these rights a node waits for the limit."""
 
 
 async def heal(server, folder, store):
@@ -223,7 +226,12 @@ def test_with_these_rights_all_works(server, user, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("user", "right"), [(user, right) for user in (LOADER, HEALER, WORKER) for right in rights(user)]
+    ("user", "right"),
+    [
+        pytest.param(user, right, marks=[pytest.mark.long] * ((user, right) in WAITS))
+        for user in (LOADER, HEALER, WORKER)
+        for right in rights(user)
+    ],
 )
 def test_without_one_it_does_not(server, user, right, tmp_path):
     allow(server, user, without=(right,))

@@ -113,6 +113,7 @@ CAUSES = {
 """Cause as the metric has it → how Redis comes to it, and out of it. `refused` and `timeout` are in tests of their own."""
 
 
+@pytest.mark.long(short=["noperm"])
 @pytest.mark.parametrize("cause", CAUSES)
 def test_each_cause_is_counted(server, fleet, cause):
     begin, end = CAUSES[cause]
@@ -133,6 +134,7 @@ def test_each_cause_is_counted(server, fleet, cause):
     assert all("secret" not in node.text() for node in fleet.nodes)
 
 
+@pytest.mark.long
 def test_latency_and_cut_connections(redis_program, tmp_path, publisher):
     """500 ms between a word and its answer, then connections that end at any moment, also during a load."""
     with ExitStack() as stack:
@@ -182,6 +184,7 @@ class TestStart:
             until(lambda: node.get("/ready") == (200, "ready\n"))
         fleet.settle()
 
+    @pytest.mark.long(short=["serve"])
     @pytest.mark.parametrize("boot", ["serve", "refuse"])
     def test_without_one(self, server, fleet, boot):
         server.kill()

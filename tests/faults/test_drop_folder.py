@@ -4,12 +4,14 @@ import os
 import shutil
 import signal
 
+import pytest
 from fleet import LIST, Fleet
 from hostile import processes
 from node import until
 from servers import Server
 
 
+@pytest.mark.long
 def test_one_of_two_nodes_loads_and_the_other_when_that_one_died(redis_program, tmp_path, publisher):
     drop = tmp_path / "drop"
     drop.mkdir()

@@ -3,12 +3,15 @@
 import subprocess
 from contextlib import ExitStack
 
+import pytest
 from fleet import LIST, Fleet
 from groups import Cluster, Watched
 from node import COMMAND, until
+from patience import PATIENCE_S, PROGRAM_S
 from proxy import Proxy
 
 
+@pytest.mark.long
 def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
     """The promoted replica shows an older list: it is not followed, and a node writes the newer one back to it."""
     with ExitStack() as stack:
@@ -30,14 +33,14 @@ def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
             with subprocess.Popen(
                 [*COMMAND, "load", str(manifest)], env=site.environment(), stderr=subprocess.PIPE, text=True
             ) as load:
-                said = load.communicate(timeout=600)[1]
+                said = load.communicate(timeout=PROGRAM_S)[1]
             assert load.returncode == 0, said
             assert "no replica had the change" in said
             fleet.serial += 1
             fleet.settle()
             group.master.kill()
             until(lambda: fleet.degraded("the store is away"))
-            until(group.promoted, patience_s=180)
+            until(group.promoted, patience_s=PATIENCE_S)
             until(lambda: fleet.noticed("lost_data", before))
             fleet.settle()
             witness.goes_on()
@@ -46,6 +49,7 @@ def test_a_failover_to_a_replica_that_lags(redis_program, tmp_path, publisher):
         assert "heal" in [event["what"] for event in fleet.loader.json("history", LIST)]
 
 
+@pytest.mark.long
 def test_a_cluster_node_is_lost(redis_program, tmp_path, publisher):
     """It comes back with nothing, as a node without persistence does."""
     with Cluster(redis_program) as group, Fleet(tmp_path, publisher, group.url) as fleet, fleet.witness() as witness:
@@ -66,6 +70,7 @@ def test_a_cluster_node_is_lost(redis_program, tmp_path, publisher):
         witness.goes_on()
 
 
+@pytest.mark.long
 def test_a_cluster_node_without_the_list_is_lost(redis_program, tmp_path, publisher):
     """A cluster that does not insist on all its slots goes on with the others; so does the list that they have."""
     with (

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 from fleet import LIST
 from node import COMMAND, until
+from patience import PROGRAM_S
 from proxy import Proxy
 
 STAGING, CHECKING, SWITCHING = b"HSET", b"\r\nHLEN\r\n", b"\r\nEXEC\r\n"
@@ -34,7 +35,7 @@ def a_load_that_stops(fleet, proxy, word, times=1):
             yield load
         finally:
             proxy.go()
-            load.said = load.communicate(timeout=600)[1]
+            load.said = load.communicate(timeout=PROGRAM_S)[1]
 
 
 def fails(fleet, load, *why):
@@ -44,6 +45,7 @@ def fails(fleet, load, *why):
     fleet.truth.failed()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 4), (SWITCHING, 1)])
 def test_redis_is_killed(server, fleet, proxy, word, times):
     with fleet.witness() as witness:
@@ -58,6 +60,7 @@ def test_redis_is_killed(server, fleet, proxy, word, times):
         witness.goes_on()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("word", "times"), [(STAGING, 2), (CHECKING, 4), (SWITCHING, 1)])
 @pytest.mark.parametrize("how", ["evicted", "flushed"])
 def test_the_staged_set_vanishes(server, fleet, proxy, word, times, how):
@@ -85,6 +88,7 @@ def staged(server):
     return {key for key in keys if key.rpartition(b":")[2] != in_force}
 
 
+@pytest.mark.long
 def test_another_loader_is_faster(fleet, proxy):
     """Both have the same serial; the one that comes too late is told why, and nothing of it remains."""
     with fleet.witness() as witness:
@@ -98,6 +102,7 @@ def test_another_loader_is_faster(fleet, proxy):
         assert "conflict" in fleet.loader.json("history", LIST)[-1]["detail"]
 
 
+@pytest.mark.long
 def test_a_loader_is_killed_and_leaves_nothing(server, fleet, proxy):
     """What it had filled expires; until then it is in nobody's way."""
     before = staged(server)

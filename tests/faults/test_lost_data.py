@@ -2,8 +2,10 @@
 
 import subprocess
 
+import pytest
 from fleet import LIST
 from node import COMMAND, until
+from patience import PROGRAM_S
 
 
 def on_record(fleet):
@@ -31,6 +33,7 @@ def test_flushall(server, fleet):
         until(lambda site=site: site.eir("history", "--verify", status=None).returncode == 0)
 
 
+@pytest.mark.long
 def test_killed_and_restarted_empty(server, fleet):
     with fleet.witness() as witness:
         server.kill()
@@ -44,6 +47,7 @@ def test_killed_and_restarted_empty(server, fleet):
         witness.goes_on()
 
 
+@pytest.mark.long
 def test_an_old_release_after_a_flush_is_refused(server, fleet):
     """Signed, unexpired, and once in force: nothing but what the nodes remember speaks against it."""
     fleet.load_and_follow()
@@ -65,6 +69,7 @@ def test_an_old_release_after_a_flush_is_refused(server, fleet):
         witness.goes_on()
 
 
+@pytest.mark.long
 def test_evicted(server, fleet, calm):
     """`maxmemory` with an eviction policy, and others who fill the memory until the list is gone.
 
@@ -88,6 +93,7 @@ def test_evicted(server, fleet, calm):
     calm.close()
 
 
+@pytest.mark.long
 def test_the_names_of_lists_are_lost(server, fleet):
     """A key of its own, in a cluster on another node perhaps: nobody needs it who knows the name."""
     server.command("DEL", "eir:lists")
@@ -100,6 +106,7 @@ def test_the_names_of_lists_are_lost(server, fleet):
     assert LIST.encode() in server.command("SMEMBERS", "eir:lists")
 
 
+@pytest.mark.long
 def test_two_loaders_with_the_same_serial(fleet):
     """One wins, the other is told why, whichever is faster."""
     other = fleet.site("other-loader", fleet.url)
@@ -116,7 +123,7 @@ def test_two_loaders_with_the_same_serial(fleet):
             )
             for site, manifest in releases
         ]
-        said = [command.communicate(timeout=600)[1] for command in commands]
+        said = [command.communicate(timeout=PROGRAM_S)[1] for command in commands]
         fleet.serial += 1
         assert sorted(command.returncode for command in commands) == [0, 1], said
         lost = said[[command.returncode for command in commands].index(1)]

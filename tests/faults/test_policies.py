@@ -6,6 +6,7 @@ from policies import Run
 from servers import Server
 
 
+@pytest.mark.long(short=["SQLite"])
 @pytest.mark.parametrize(("with_redis", "policies"), [(False, 8), (True, 4)], ids=["SQLite", "Redis"])
 async def test_each_answer_follows_from_policy_and_rows(tmp_path, publisher, redis_program, with_redis, policies):
     with Server(redis_program) as server, Site(tmp_path / "site", publisher) as site:

@@ -88,6 +88,7 @@ async def test_a_history_that_was_overwritten_is_reported_and_kept_until_it_is_a
     assert "requires" in site.eir("history", "stolen", "--reason", "x", status=2).stderr
 
 
+@pytest.mark.long
 async def test_a_history_that_was_destroyed_is_given_back_and_loads_go_on(site, redis):
     site.load([LISTED])
     node = site.start()
@@ -116,6 +117,7 @@ async def test_after_a_flush_the_history_is_there_before_the_first_new_record(si
     assert not node.lines("history_differs")
 
 
+@pytest.mark.long
 async def test_a_forged_list_is_reported_as_unrecorded(site, redis, constants):
     """With the digest of a release that was loaded, and its signer's name."""
     constants({"eir.lists.follow.history.UNRECORDED_S": 1.0})
@@ -134,6 +136,7 @@ async def test_a_forged_list_is_reported_as_unrecorded(site, redis, constants):
     until(lambda: node.metrics()["eir_list_unrecorded{list=stolen}"] == 0)
 
 
+@pytest.mark.long
 def test_while_the_store_is_away_the_node_shows_its_history(site, redis):
     site.load([LISTED])
     site.eir("add", "own", TRACKED, "--reason", "a case")
@@ -151,6 +154,7 @@ def test_while_the_store_is_away_the_node_shows_its_history(site, redis):
         assert "start Redis, or correct `store`; test it with: redis-cli" in site.eir(*command, status=1).stderr
 
 
+@pytest.mark.long
 def test_a_copy_that_cannot_be_kept_degrades_the_node(site):
     """As after a downgrade: the copy has the form of a newer eir."""
     site.load([LISTED])
@@ -173,6 +177,7 @@ def test_a_copy_that_cannot_be_kept_degrades_the_node(site):
     until(lambda: node.metrics()["eir_copy_failed{list=stolen}"] == 0)
 
 
+@pytest.mark.long
 def test_a_store_of_a_newer_form_is_followed_and_not_changed(site, redis):
     site.load([LISTED])
     node = site.start()
@@ -212,6 +217,7 @@ def test_an_sqlite_store_of_a_newer_form_is_followed_and_not_changed(tmp_path, p
         assert "this eir only reads it" in site.eir("load", site.release([UNLISTED], serial=2), status=1).stderr
 
 
+@pytest.mark.long(short=["a pipe"])
 @pytest.mark.parametrize("odd", ["a pipe", "a pipe in the place of a file", "a file", "a link to nowhere"])
 def test_whatever_lies_where_images_were_kept_keeps_no_node_from_starting(tmp_path, publisher, odd):
     with Site(tmp_path / "site", publisher) as site:

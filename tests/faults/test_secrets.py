@@ -33,6 +33,7 @@ def guarded(redis_program, tmp_path):
         yield f"rediss://eir@127.0.0.1:{port}?ca_file={tmp_path}/ca.pem&cert_file={tmp_path}/client.pem&key_file={tmp_path}/client.key"
 
 
+@pytest.mark.long(short=["file"])
 @pytest.mark.parametrize("where", ["file", "environment"])
 def test_a_password_from(guarded, where, tmp_path, publisher, monkeypatch):
     url = guarded

@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 
 from node import until
+from patience import PATIENCE_S
 from servers import free_port
 from wire import REALM
 
@@ -84,7 +85,7 @@ def relay(
     finally:
         process.terminate()
         try:
-            process.wait(180)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from node import until
+from patience import PATIENCE_S
 from servers import free_port
 
 ERROR = 0x800000
@@ -105,7 +106,7 @@ def capturing(path, *ports, last=(282, False), secure=(), keys=None, sctp=()):
         until(lambda: path.stat().st_size and _ends_with(capture, last))
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(180)
+        process.wait(PATIENCE_S)
 
 
 def _ends_with(capture, last):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sctp_wire
 from node import until
+from patience import PATIENCE_S
 
 PROGRAMS = ("osmo-stp", "osmo-hlr", "osmo-hlr-db-tool", "osmo-msc")
 HLR, STP = "127.0.0.2", ("127.0.0.1", 2905)
@@ -198,7 +199,7 @@ class Bsc:
 
     def reset(self):
         """BSSMAP RESET, until the MSC acknowledges it."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             self._udt(bytes.fromhex("000430040120"))
             while (sccp := self._sccp(1)) is not None:
@@ -208,7 +209,7 @@ class Bsc:
                     self._udt(bytes.fromhex("000131"))
         raise AssertionError("the MSC acknowledges no reset")
 
-    def location_update(self, imsi, imei, *, patience_s=180):
+    def location_update(self, imsi, imei, *, patience_s=PATIENCE_S):
         """A phone's location update: what it is answered last, the accept (5, 2) or the reject and its cause (5, 4, cause)."""
         self._reference += 1
         mine = self._reference.to_bytes(3)

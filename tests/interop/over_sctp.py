@@ -14,6 +14,8 @@ import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
+from patience import PATIENCE_S
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agent import DRA, DRA_REALM, EIR_REALM, relay
@@ -109,11 +111,11 @@ def main(folder, ebin):
             )
             found["workers"] = sorted(children(node.pid))
             found["peers"], found["listening"] = control(site.state, "peers"), node.status()["listening"]
-            found["metrics"] = until(lambda: watched(node.metrics()), patience_s=180)
+            found["metrics"] = until(lambda: watched(node.metrics()), patience_s=PATIENCE_S)
         for mme in mmes.values():
             mme.stdin.close()
             mme.stdin = None
-        found["ends"] = {label: mme.wait(180) for label, mme in mmes.items()}
+        found["ends"] = {label: mme.wait(PATIENCE_S) for label, mme in mmes.items()}
         until(lambda: not any(node.status()["peers"].values()))
         until(lambda: len(set(DPA.findall(capture.read_bytes()))) >= len(OTP) + len(AGENTS) + 1)  # and the probe
     (folder / "found.json").write_text(json.dumps(found))

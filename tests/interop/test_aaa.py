@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from agent import EIR_REALM, in_a_network_of_its_own, relay
 from node import LISTED, UNLISTED, until
+from patience import PATIENCE_S
 
 AAA, AAA_REALM = "aaa1.aaa.test", "aaa.test"
 IMSI = "001010000000001"
@@ -21,7 +22,7 @@ def test_an_aaa_server_is_answered_and_recorded_with_its_access(site, tmp_path):
         return
     extension, fifo = tmp_path / "aaa.fdx", tmp_path / "devices"
     subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-o", extension, Path(__file__).with_name("aaa.c")], check=True, timeout=120
+        ["gcc", "-shared", "-fPIC", "-o", extension, Path(__file__).with_name("aaa.c")], check=True, timeout=PATIENCE_S
     )
     os.mkfifo(fifo)
     site.configure(

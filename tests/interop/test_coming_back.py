@@ -7,6 +7,7 @@ import pytest
 from agent import DRA, DRA_REALM, EIR_REALM, in_a_network_of_its_own, relay
 from diameter.node.application import RequestTimeout
 from node import LISTED, UNLISTED, Site, until
+from patience import FACTOR
 from pymme import connected
 from servers import free_port
 
@@ -14,7 +15,7 @@ from eir.node.observe.control import ask as control
 
 EIR = "eir1.eir.test"
 TABLE = [{"name": "dra", "host": DRA, "realm": DRA_REALM}]
-BACK_S = 120
+BACK_S = 120 * FACTOR
 """Every check is to be answered again within this time."""
 TC_S = 3
 
@@ -58,6 +59,7 @@ def gone(node):
     time.sleep(0.5)  # as a person would: it has begun to wait for its next attempt
 
 
+@pytest.mark.long
 def test_an_agent_comes_back_to_service_and_into_the_table(eir, tmp_path):
     if in_a_network_of_its_own(f"{Path(__file__)}::test_an_agent_comes_back_to_service_and_into_the_table"):
         return
@@ -81,6 +83,7 @@ def test_an_agent_comes_back_to_service_and_into_the_table(eir, tmp_path):
         back(node, lambda: answered(mme))
 
 
+@pytest.mark.long
 def test_an_agent_that_we_connect_to_as_well(eir, tmp_path):
     if in_a_network_of_its_own(f"{Path(__file__)}::test_an_agent_that_we_connect_to_as_well"):
         return
@@ -99,6 +102,7 @@ def test_an_agent_that_we_connect_to_as_well(eir, tmp_path):
             back(node, lambda: answered(mme))
 
 
+@pytest.mark.long
 def test_an_mme_that_refuses_our_connection_comes_in_by_its_own(eir, tmp_path):
     """It offers no S13, so it would answer our CER with 5010, and would not come any more."""
     if in_a_network_of_its_own(f"{Path(__file__)}::test_an_mme_that_refuses_our_connection_comes_in_by_its_own"):
@@ -128,6 +132,7 @@ def test_an_mme_that_refuses_our_connection_comes_in_by_its_own(eir, tmp_path):
         assert (line["entry"], line["address"]) == ("dra", f"127.0.0.1:{port}")
 
 
+@pytest.mark.long
 def test_an_mme_whose_cer_is_rejected_comes_again_until_the_entry_forgives_it(eir, tmp_path):
     """It offers no S13. At a CER of ours it would give the node up until it is restarted."""
     if in_a_network_of_its_own(

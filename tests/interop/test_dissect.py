@@ -1,9 +1,11 @@
 """That Wireshark's opinion is heard at all: what it should object to, it does."""
 
+import pytest
 from dissect import capturing
 from wire import avp, cer, dpr, ecr
 
 
+@pytest.mark.long
 async def test_bad_messages_are_objected_to_and_good_ones_are_not(site, connect, tmp_path):
     node = site.start()
     client = await connect(node, opened=False)

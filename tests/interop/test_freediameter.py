@@ -40,6 +40,7 @@ def nodes(tmp_path, publisher):
         site.node.end()
 
 
+@pytest.mark.long(short=["9"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_one_of_two_nodes_stops_while_requests_flow(nodes, tmp_path, how):
     if in_a_network_of_its_own(f"{Path(__file__)}::test_one_of_two_nodes_stops_while_requests_flow"):

@@ -34,6 +34,7 @@ def node(tmp_path, publisher, authority):
         yield site.start()
 
 
+@pytest.mark.long
 def test_an_agent_over_tls_with_certificates_on_both_sides(node, authority, tmp_path):
     if in_a_network_of_its_own(f"{Path(__file__)}::test_an_agent_over_tls_with_certificates_on_both_sides"):
         return
@@ -57,6 +58,7 @@ def test_an_agent_over_tls_with_certificates_on_both_sides(node, authority, tmp_
     assert capture.read(f"tcp.port == {node.address[1]} && diameter && !tls", "frame.number") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["another authority", "another name"])
 def test_an_agent_that_is_not_whom_it_should_be(node, authority, tmp_path, what):
     if in_a_network_of_its_own(f"{Path(__file__)}::test_an_agent_that_is_not_whom_it_should_be"):

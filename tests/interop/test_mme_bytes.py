@@ -20,6 +20,7 @@ def lists_s13(cea):
     return any(avp.raw == VSAI for avp in cea.every(260)) or any(avp.data == APP.to_bytes(4) for avp in cea.every(258))
 
 
+@pytest.mark.long(short=["cer-lenient0-True", "cer-relay-lenient1-False"])
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize(("cer", "lenient"), [("cer", ["applications"]), ("cer-relay", [])])
 async def test_each_message_is_answered_so_that_the_phone_attaches_or_is_rejected_as_meant(

@@ -36,6 +36,7 @@ def attaching(site, folder, mode, transport):
             yield core, bsc
 
 
+@pytest.mark.long(short=["early"])
 @INSTALLED
 @pytest.mark.parametrize("mode", ["1", "early"])
 def test_a_phone_attaches_or_is_refused(site, tmp_path, mode):
@@ -45,6 +46,7 @@ def test_a_phone_attaches_or_is_refused(site, tmp_path, mode):
         go_through(site, core, bsc, mode)
 
 
+@pytest.mark.long
 @INSTALLED
 @pytest.mark.sctp
 def test_a_phone_attaches_or_is_refused_over_sctp(site, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from dissect import capturing
 from node import LISTED, TRACKED, UNLISTED, until
+from patience import PATIENCE_S, PROGRAM_S
 from servers import free_port
 from wire import REALM
 
@@ -47,7 +48,7 @@ def ask(ebin, node, *imeis, realm=REALM):
         REALM,
         *imeis,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     return done.returncode, [tuple(line.split(" ", 2)) for line in done.stdout.splitlines()], done
 
 
@@ -68,10 +69,11 @@ def asking(ebin, node, **environment):
         yield ask_about
     finally:
         process.stdin.close()
-        process.wait(180)
+        process.wait(PATIENCE_S)
         process.stdout.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("both", [False, True])
 def test_it_comes_back(site, ebin, both):
     """Out of service and in, out of the table and in; `both`: we connect to it as well, whose election OTP does not know."""

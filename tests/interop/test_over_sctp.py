@@ -14,7 +14,10 @@ from dissect import Capture
 from in_kernel import ROOT, has_sctp
 from node import LISTED, TRACKED, UNLISTED
 from over_sctp import AGENTS, IMEIS, NEAR, OTP, OURS, PORT, THEIRS
+from patience import PROGRAM_S
 from test_otp import ebin  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.long
 
 CLIENTS = (*OTP, *AGENTS)
 PATHS = {"otp-one": 1, "otp-two": 2, "agent-two": 2}
@@ -37,7 +40,7 @@ def folder(tmp_path_factory, ebin):  # noqa: F811 - the fixture
         [*kernel, "sh", "-c", f'{NETWORK} && exec "$@"', "sh", *run],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PROGRAM_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,6 +17,7 @@ from accepting import accepting
 from hostile import processes
 from in_kernel import has_sctp
 from node import is_gone, until
+from patience import PATIENCE_S, PROGRAM_S
 from wire import TGPP, Message, avp, message, u32
 
 from eir.interfaces.s13.lane import COMPILED
@@ -118,7 +119,7 @@ def running(pictures, request):
         command = [SCRIPTS / "bench", part.partition("-over-")[0], *parts[part], "--quick", "--json"]
         return subprocess.run(
             [sys.executable, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
-            check=False, timeout=600,
+            check=False, timeout=PROGRAM_S,
         )  # fmt: skip
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -161,6 +162,7 @@ def measured(document):
     return {(row["server"], row["load"]): row for row in document["measured"]}
 
 
+@pytest.mark.long
 def test_ecr(found):
     assert set(measured(found)) == {
         (server, load) for server in ("eir", "floor", "echo") for load in ("2 x 1", "2 x 16", "4 at 20000/s")
@@ -169,6 +171,7 @@ def test_ecr(found):
     assert [target["what"] for target in found["targets"]] == ["p99 at 20,000/s above the floor's"]
 
 
+@pytest.mark.long
 def test_ecr_over_sctp(printed):
     answers = {
         (row["server"], row["load"]): row["answers_per_s"] for row in printed["measured"]
@@ -184,6 +187,7 @@ def test_ecr_over_sctp(printed):
     }
 
 
+@pytest.mark.long
 def test_peers(found):
     assert found["missing"] == {}
     rows = measured(found)
@@ -197,6 +201,7 @@ def test_peers(found):
     assert len(found["targets"]) == 7
 
 
+@pytest.mark.long
 def test_gsup(found):
     assert {(row["server"], row["under way"]) for row in found["measured"]} == {
         (server, window) for server in ("eir", "echo") for window in (1, 64)
@@ -204,23 +209,27 @@ def test_gsup(found):
     assert all(row["cpu_us"] > 0 for row in found["measured"])
 
 
+@pytest.mark.long
 def test_map(found):
     assert found["answers_per_cpu_second"].keys() == {"this node", "echo", "pycrate"}
     assert min(found["answers_per_cpu_second"].values()) > 0
 
 
+@pytest.mark.long
 def test_n5g(found):
     assert {row["server"] for row in found["measured"]} == {"eir", "bare"}
     assert found["diameter_p99"]["beside_us"] > 0
     assert len(found["targets"]) == 2
 
 
+@pytest.mark.long
 def test_workers(found):
     assert set(measured(found)) == {("workers: 1", "4 x 256"), ("workers: 2", "4 x 256")}
     assert found["connections_by_worker"] == {"workers: 1": [4], "workers: 2": [2, 2]}
     assert found["cost_ratio"]["1"]["median"] == 1
 
 
+@pytest.mark.long
 def test_sizes(found):
     small, large = found["measured"]
     assert (small["entries"], large["entries"]) == (1000, 50000)
@@ -233,6 +242,7 @@ def test_sizes(found):
     assert len(found["targets"]) == 5
 
 
+@pytest.mark.long
 def test_sizes_of_pairs():
     document = finished("sizes", "--pairs", *PARTS["sizes"])
     assert document["wrong_answers"] == 0
@@ -245,17 +255,21 @@ def test_sizes_of_pairs():
 def finished(part, *more):
     """The document of a part that runs on its own."""
     command = [sys.executable, SCRIPTS / "bench", part, *more, "--quick", "--json"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROGRAM_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 def test_switch(found):
     assert set(measured(found)) == {("quiet", "4 at 2000/s"), ("during the switch", "4 at 2000/s")}
     assert found["entries"] == 20000
     assert len(found["p99_times_quiet"]) == len(found["followed_s"]) == len(found["generator_late_us_p99"]) == 1
 
 
+@pytest.mark.long
 def test_odd(found):
     beside = ["beside odd requests", "beside 11 odd requests at once"]
     assert set(measured(found)) == {(name, "64 at 20000/s") for name in ("alone", *beside)}
@@ -263,12 +277,14 @@ def test_odd(found):
     assert found["wrong_answers"] == 0
 
 
+@pytest.mark.long
 def test_switch_with_redis():
     document = finished("switch", "--redis", *PARTS["switch"])
     assert set(measured(document)) == {("quiet", "4 at 2000/s"), ("during the switch", "4 at 2000/s")}
     assert document["wrong_answers"] == 0
 
 
+@pytest.mark.long
 def test_sightings(found):
     loads = ("4 x 256", "4 x 16", "1 x 1", "4 at 20000/s")
     assert set(measured(found)) == {(server, load) for server in ("with sightings", "without") for load in loads}
@@ -277,6 +293,7 @@ def test_sightings(found):
     assert found["checks"]["total"] > 1000
 
 
+@pytest.mark.long
 def test_listed(found):
     assert set(measured(found)) == {
         (server, "4 at 20000/s") for server in ("quiet", "beside a loop", "beside the search", "beside the events")
@@ -285,6 +302,7 @@ def test_listed(found):
     assert len(found["first_event_s"]) == 1 <= found["events"][0]
 
 
+@pytest.mark.long
 def test_trace(found):
     loads = ("4 x 256", "4 at 50000/s")
     assert set(measured(found)) == {(server, load) for server in ("with a trace", "without") for load in loads}
@@ -292,6 +310,7 @@ def test_trace(found):
     assert [target["wanted"] for target in found["targets"]] == ["at least 0.95", "at most 1.2"]
 
 
+@pytest.mark.long
 def test_first_seen(found):
     servers = ("with the record", "with a plain list", "without")
     assert set(measured(found)) == {(server, load) for server in servers for load in ("4 x 256", "4 at 20000/s")}
@@ -301,6 +320,7 @@ def test_first_seen(found):
     assert [target["wanted"] for target in found["targets"]] == wanted
 
 
+@pytest.mark.long
 def test_feed(found):
     assert all(row["rows_per_s"] > 0 for row in found["measured"])
     assert (list(found["answered"]), found["wrong_answers"]) == (["201"], 0)
@@ -308,6 +328,7 @@ def test_feed(found):
     assert [target["wanted"] for target in found["targets"]] == ["at least 5000", "at most 1.5"]
 
 
+@pytest.mark.long
 def test_device_authenticity(found):
     assert all(row["answers_per_s"] > 0 for row in found["measured"])
     assert (list(found["answered"]), found["wrong_answers"]) == (["200"], 0)
@@ -315,6 +336,7 @@ def test_device_authenticity(found):
     assert [target["wanted"] for target in found["targets"]] == ["at most 2"]
 
 
+@pytest.mark.long
 def test_profile(found):
     stages = {row["stage"]: row["us"] for row in found["stages"]}
     assert {"read and poll", "write", "lane" if COMPILED else "general path"} <= set(stages)
@@ -323,6 +345,7 @@ def test_profile(found):
     assert found["floor_us"] > 0
 
 
+@pytest.mark.long
 def test_follow(printed):
     assert printed["entries"] == 100_000
     waited = {what: turns for what, turns in printed["turns"].items() if "processor" not in what}
@@ -346,6 +369,7 @@ def test_load(printed):
     assert all(row["load_s"] > 0 < row["csv_s"] for row in printed)
 
 
+@pytest.mark.long
 def test_tamper(printed):
     assert {row["kind"] for row in printed["measured"]} >= {
         "clone, 2 copies",
@@ -363,6 +387,7 @@ def test_tamper(printed):
     assert all(0 <= band["was"] <= 1 and 0 <= band["said"] <= 1 for band in printed["reliability"])
 
 
+@pytest.mark.long
 def test_redis_memory(printed):
     (row,) = printed
     assert 0 < row["pages of bitmaps"] < row["one plain set"] < row["one key each"]
@@ -374,6 +399,7 @@ def command_line(pid):
     return b""  # it has ended meanwhile
 
 
+@pytest.mark.long
 def test_a_part_that_is_stopped_leaves_nothing_behind(tmp_path):
     command = [sys.executable, SCRIPTS / "bench", "switch", "--quick", "--entries", "20000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -384,7 +410,7 @@ def test_a_part_that_is_stopped_leaves_nothing_behind(tmp_path):
             serving = until(lambda: [pid for pid in processes(process.pid) if b"serve" in command_line(pid)])
         finally:
             process.terminate()
-        assert process.wait(180) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
     assert all(until(lambda pid=pid: is_gone(pid)) for pid in serving)
     assert list(tmp_path.iterdir()) == []
 

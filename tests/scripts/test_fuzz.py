@@ -12,6 +12,7 @@ from fuzz import codec, releases, session
 from fuzz.mutate import CORPUS, Mutator, good_messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PROGRAM_S
 from wire import cer
 
 FILES = sorted(CORPUS.iterdir())
@@ -74,7 +75,7 @@ def test_harnesses_of_atheris(harness, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=PROGRAM_S,
     )
     if importlib.util.find_spec("atheris"):
         assert done.returncode == 0, done.stderr[-2000:]

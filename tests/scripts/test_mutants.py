@@ -140,6 +140,7 @@ def soak(tree, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_mutant_that_no_test_noticed_is_reported_with_file_line_and_diff(tree):
     before = {path: path.read_bytes() for path in tree.rglob("*.py")}
     with soak(tree, "--faults", 100, "--seed", 1, "--json", "--at-once", 2) as run:
@@ -164,6 +165,7 @@ def test_a_mutant_that_no_test_noticed_is_reported_with_file_line_and_diff(tree)
     assert {path: path.read_bytes() for path in tree.rglob("*.py")} == before
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_a_run_that_is_ended(tree, tmp_path_factory, monkeypatch):
     temporary = tmp_path_factory.mktemp("t")
     began = tree / "began"

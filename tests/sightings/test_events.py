@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until_async
+from patience import PATIENCE_S
 from servers import Server, programs
 from test_sightings import BLACK, IMSI, NOON, NUMBER, OTHER_IMSI, Handed, asked, each
 
@@ -358,7 +359,7 @@ async def test_a_webhook_that_drips_its_answer_has_one_deadline(key_file):
         with pytest.raises(Undelivered, match=r"no answer in 0\.3 s"):
             await deliver.webhook(url, key_file, post_s=0.3)(numbered(1))
         # Its thread ends too: a loop that is closed waits for it.
-        await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 180)
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), PATIENCE_S)
 
 
 async def test_a_drain_ends_with_0_while_a_webhook_drips(site, connect):

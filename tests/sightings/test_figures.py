@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from browser import in_chromium, looked_at
+from patience import PROGRAM_S
 from tampered import FAR, NEAR, phones
 
 from eir.cli.app import main
@@ -586,6 +587,7 @@ def test_without_a_record_there_are_the_figures_of_the_lists_alone(site):
     assert found["covered"]["listed"][1] >= f"{month}-01"
 
 
+@pytest.mark.long
 @in_chromium
 def test_the_page_opens_in_a_browser_in_each_colour_scheme_and_prints(operator, tmp_path):
     two = figures_page(merge([operator.document, {**operator.document, "names": ["beta"]}]))
@@ -599,6 +601,6 @@ def test_the_page_opens_in_a_browser_in_each_colour_scheme_and_prints(operator, 
     subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
          f"--print-to-pdf={tmp_path / 'print.pdf'}", (tmp_path / "print.html").as_uri()],
-        check=True, capture_output=True, timeout=600,
+        check=True, capture_output=True, timeout=PROGRAM_S,
     )  # fmt: skip
     assert (tmp_path / "print.pdf").read_bytes().startswith(b"%PDF")

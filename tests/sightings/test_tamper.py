@@ -425,6 +425,7 @@ SHEET_MADE = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @in_chromium
 def test_everybody_can_use_the_pages_in_light_and_dark_and_on_a_narrow_screen(judged, tmp_path):
     pages = [page.page(judged[0]), page.public_page(judged[0]), page.sheet_page(SHEET_MADE)]

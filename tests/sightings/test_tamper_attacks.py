@@ -47,6 +47,7 @@ def after(made, rows, *, keep_users=False):
         planted.unlink()
 
 
+@pytest.mark.long(short=["a second phone-4"])
 @pytest.mark.parametrize(
     ("attack", "count"),
     [*((attack, attacks.VICTIMS) for attack in attacks.PLANTED), ("a second phone", 4), ("SIMs that go round", 4)],

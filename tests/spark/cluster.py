@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pyspark
 from node import until
+from patience import PATIENCE_S
 from servers import free_port
 
 HOME = Path(pyspark.__file__).parent
 WORKERS = 2
-PATIENCE_S = 120
 DEFAULTS = {
     "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.driver.memory": "1g", "spark.executor.memory": "512m",
     "spark.executor.cores": 1, "spark.cores.max": WORKERS, "spark.sql.shuffle.partitions": WORKERS, "spark.sql.files.maxPartitionBytes": "1m",

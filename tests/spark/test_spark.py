@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from patience import PROGRAM_S, TEST_S
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/test --spark brings it")
 
@@ -25,7 +26,7 @@ PEOPLE = 500
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 """127.0.0.1 as /proc/net has it, of IPv4 and as an IPv6 address."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(TEST_S)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_the_command_on_a_cluster(standalone, world, site, tmp_path):
     day = world.since + timedelta(days=9)
     what = ("tamper", "report", "--until", f"{day:%Y-%m-%d}", "--since", "9d", "--json")
     on_spark = ("--spark", standalone.master, "--work", tmp_path / "work", "--record", files(world.folder))
-    done = site.eir(*what, *on_spark, timeout=600)
+    done = site.eir(*what, *on_spark, timeout=PROGRAM_S)
     assert json.loads(done.stdout) == json.loads(site.eir(*what).stdout) != []
     assert list((tmp_path / "work").iterdir()) == []
 

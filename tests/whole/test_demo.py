@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PROGRAM_S
 from servers import programs
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 600
 DEVICE = "001010070000003"
 STOLEN, COPIED = "35209900176148", "35209900881234"
 OWNER, HOLDER = "001010000000001", "001010000000002"
@@ -34,7 +34,7 @@ def steps_of(folder, option):
     bare = {name: value for name, value in os.environ.items() if name not in {"EIR_CONFIG", "COLUMNS", "FORCE_COLOR"}}
     done = subprocess.run(
         ["scripts/demo", option], cwd=folder, env=bare, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        check=False, timeout=PATIENCE_S,
+        check=False, timeout=PROGRAM_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     left = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and is_in(entry, folder)]
@@ -42,6 +42,7 @@ def steps_of(folder, option):
     return dict(re.findall(r"^== (\w+).*\n((?:(?!== ).*\n)*)", done.stdout, re.MULTILINE))
 
 
+@pytest.mark.long
 def test_the_demo_runs_as_described(tmp_path):
     steps = steps_of(tmp_path, "--redis")
     assert re.findall(rf"{DEVICE} +- +(\w+)", steps["Ask"]) == ["whitelisted", "whitelisted"]
@@ -51,6 +52,7 @@ def test_the_demo_runs_as_described(tmp_path):
     assert "heal" in steps["Redis"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_a_country_on_one_machine(tmp_path):
     """Of two operators with three nodes, one ends up as the one that does not apply the list."""

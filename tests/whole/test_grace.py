@@ -111,6 +111,7 @@ def hosts(request, tmp_path, publisher):
         yield made
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_one_period_and_then_none(hosts):
     """Row 62: holds, holds, does not hold, the register's rule decides, does not hold."""
     there = hosts()
@@ -135,6 +136,7 @@ def test_one_period_and_then_none(hosts):
     until(lambda: last.answers() == {BLACK} == first.answers())
 
 
+@pytest.mark.long
 def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
     """Row 63: the start of a period is the earliest day that is known anywhere."""
     there = hosts()
@@ -152,6 +154,7 @@ def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
     assert last.answers() == {BLACK} == first.answers()
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
     """Row 63: the node goes on by the time that it saw last, and a day that is a guess is not earlier than the right one."""
     there = hosts()
@@ -164,6 +167,7 @@ def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
     assert first.answers() == {GREY}
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_a_flood_of_one_peer_is_answered_and_not_recorded(hosts):
     """Row 64: above the limit of a peer nothing is recorded; the devices of another peer are."""
     peers = [{"name": "mme", "host": HOST}, {"name": "amf", "from": ["127.0.0.0/8"]}]

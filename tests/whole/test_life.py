@@ -217,6 +217,7 @@ def opened(tmp_path_factory):
         yield open_one
 
 
+@pytest.mark.long(short=["subscribers-sqlite"])
 @pytest.mark.parametrize("store_kind", KINDS)
 @pytest.mark.parametrize("kind", ["devices", "subscribers", "pairs"])
 def test_any_chain_of_deltas_equals_the_list_that_it_leads_to(agency, opened, monkeypatch, kind, store_kind):

@@ -1,11 +1,13 @@
 """A load beside traffic: no wrong answer, nobody turned away, every watchdog answered. How long it all takes: `scripts/soak load`."""
 
+import pytest
 from node import until
 from traffic import lists_of, load_beside_traffic, write_list
 
 ENTRIES = 1_000_000
 
 
+@pytest.mark.long
 async def test_a_load_while_a_client_keeps_asking(site, capsys):
     old, new = lists_of(ENTRIES, seed=7)
     manifests = []

@@ -103,6 +103,7 @@ def signed(site, data, *, list_name):
     return folder
 
 
+@pytest.mark.long
 async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parties, connect):
     a, register, b = parties
     # Operator A sees a clone, and only that; somebody has both phones in hand, and A signs it.

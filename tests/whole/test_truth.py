@@ -89,6 +89,7 @@ def million(tmp_path_factory, publisher):
         yield site, truth, asked
 
 
+@pytest.mark.long
 async def test_a_million_answers_equal_those_of_a_plain_set(million):
     site, truth, asked = million
     config = load_config(site.path)
@@ -108,6 +109,7 @@ async def test_a_million_answers_equal_those_of_a_plain_set(million):
     assert all(decide(int(imei), "", "", "", "").status is Status.BLACKLISTED for imei in truth)
 
 
+@pytest.mark.long
 async def test_the_same_on_the_wire_in_every_form_that_clients_send(million, connect):
     site, truth, asked = million
     sample = asked[:ASKED_ON_THE_WIRE]

@@ -18,6 +18,7 @@ from certificates import Authority
 from issuer import Issuer, jwks
 from luhn import check_digit
 from node import LISTED, TRACKED, UNLISTED, children, until, until_async
+from patience import PROGRAM_S
 from register import Client
 from wire import EIR
 
@@ -320,12 +321,13 @@ schemathesis.openapi.format("imei", numbers.map(lambda digits: digits + str(chec
 """
 
 
+@pytest.mark.long
 def test_the_document_by_schemathesis(site):
     issuer = Issuer()
     node = serve(site, issuer)
     base = node.status()["interfaces"]["device-authenticity"][0]
     document = f"{base}/device-authenticity/vwip/openapi.json"
-    with urllib.request.urlopen(document, timeout=600) as answer:
+    with urllib.request.urlopen(document, timeout=PROGRAM_S) as answer:
         assert json.load(answer)["paths"].keys() == {"/check-status"}
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", document, "--url", f"{base}/device-authenticity/vwip", "--max-examples", "10",
@@ -335,7 +337,7 @@ def test_the_document_by_schemathesis(site):
     (site.folder / "hooks.py").write_text(HOOKS)
     hooks = {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": f"{Path(__file__).parents[2]}:{site.folder}"}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=site.folder, timeout=600, env=os.environ | hooks
+        command, capture_output=True, text=True, check=False, cwd=site.folder, timeout=PROGRAM_S, env=os.environ | hooks
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
     assert not node.lines("fault")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from doomed import CASES, fork
+from patience import PROGRAM_S
 
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.lists.changes.local import ADD, REMOVE, added_by, parse_entries
@@ -151,12 +152,13 @@ def each_step(kind, folder, stride):
             return
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stride", [SHORT_STEP, 1])
 @pytest.mark.parametrize("kind", CASES)
 def test_each_row_that_was_answered_is_there(kind, stride, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import test_feed_kill; test_feed_kill.each_step({kind!r}, {str(tmp_path)!r}, {stride})"],
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, timeout=600, check=False,
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, timeout=PROGRAM_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answered = [*map(int, done.stdout.split())]

@@ -242,6 +242,7 @@ ATTACKS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 async def test_a_red_teams_list(site, client):
     node = serve(site)
     begin = b"POST " + device(LISTED).encode() + b" HTTP/1.1\r\nHost: a\r\n"
@@ -320,6 +321,7 @@ def store(request):
     server.stop()
 
 
+@pytest.mark.long(short=["sqlite"])
 async def test_each_row_that_was_answered_is_there_after_kill_9(site, store):
     """A register that sends again what was not answered; the feed's process is killed under it, and then the whole node."""
     node = serve(site, store=store)

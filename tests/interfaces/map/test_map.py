@@ -13,6 +13,7 @@ import pytest
 from accepting import accepting
 from clock import Clock
 from made import fill, pages_of
+from patience import PATIENCE_S
 from pycrate_asn1dir import TCAP_MAPv2v3
 
 from eir.checks.checker import Checker
@@ -370,7 +371,7 @@ async def test_a_silent_msc_is_disconnected_after_its_time_limit():
     server = map_server(lambda event, *, reason, **_: told.append((event, reason)), cer_timeout_s=0.01)
     listener = await server.loop.create_server(lambda: SigtranConnection(server, server.loop), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
-    assert await asyncio.wait_for(reader.read(), 180) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     writer.close()
     listener.close()
     assert told == [("connection_fault", "cer_timeout")]

@@ -15,6 +15,7 @@ from accepting import accepting
 from far import LINKS, OURS, THEIRS, far, linked, switch
 from msc import Msc
 from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
+from patience import PATIENCE_S
 from servers import free_port
 
 from eir.interfaces.map import INTERFACE
@@ -183,6 +184,7 @@ def test_the_probe_and_the_audit_ask_as_an_msc(site):
     assert (report["asked"], report["as_listed"]) == (1, 1)
 
 
+@pytest.mark.long
 @pytest.mark.sctp
 async def test_over_sctp_with_two_addresses(site):
     """The probe's association has both addresses of the node; DATA goes over a stream of its own."""
@@ -197,6 +199,7 @@ async def test_over_sctp_with_two_addresses(site):
         assert node.metrics()["eir_sctp_paths{peer=near,state=up}"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.sctp
 async def test_one_of_two_paths_is_cut_and_comes_back(site):
     """Each question is answered meanwhile, over the path that is left; the node tells of both."""
@@ -213,7 +216,7 @@ async def test_one_of_two_paths_is_cut_and_comes_back(site):
                 ask = await stack.enter_async_context(probe.asking())
 
             async def paths(*, up, down):
-                async with asyncio.timeout(180):
+                async with asyncio.timeout(PATIENCE_S):
                     while True:
                         for imei, status in (
                             (LISTED, "blacklisted"),
@@ -282,7 +285,7 @@ class Stp:
     def stop(self):
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(180)
+            self.process.wait(PATIENCE_S)
             self.process = None
 
     def gateway(self, **more):
@@ -295,7 +298,7 @@ class Stp:
         } | more
 
     async def msc(self):
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 with contextlib.suppress(OSError):
                     if self.transport == "tcp":

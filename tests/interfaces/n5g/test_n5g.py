@@ -16,6 +16,7 @@ from http2_wire import HELLO, frames, get, statuses
 from lanes import Kept
 from made import fill, pages_of
 from node import until_async
+from patience import PATIENCE_S
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
@@ -333,7 +334,7 @@ async def test_a_request_before_the_end_of_the_stream_is_answered_in_its_turn():
         await until_async(lambda: link._ended)
         link.owner.turns.waiting.clear()
         link.owner.turns.request(link)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             assert statuses(frames(await reader.read())[0]) == {1: 404}
 
 

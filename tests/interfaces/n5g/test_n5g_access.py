@@ -86,6 +86,7 @@ async def in_force(node, times):
     await until_async(lambda: len(node.lines("keys_in_force")) == times)
 
 
+@pytest.mark.long
 async def test_access_tokens_and_a_change_of_keys_under_load(site, amf):
     old, new, other = Issuer(), Issuer("RS256", "key-2"), Issuer(kid="key-1")
     give(site, old)
@@ -182,6 +183,7 @@ async def test_bad_tokens_of_one_amf_keep_no_other_of_its_entry_out(tmp_path):
     assert (status(one), status(another)) == (429, 200)
 
 
+@pytest.mark.long
 def test_the_probe_and_the_audit_bring_a_token(site, tmp_path):
     issuer, authority = Issuer(), Authority(tmp_path / "tls")
     give(site, issuer)

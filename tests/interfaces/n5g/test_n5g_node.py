@@ -18,6 +18,7 @@ from hostile import Steady, at_rest, beside, memory_mb, settled
 from http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
 from luhn import check_digit
 from node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from patience import FACTOR, PATIENCE_S, PROGRAM_S
 from wire import EIR, REALM, TGPP, ecr
 
 from eir.node.observe.control import ask as control
@@ -59,7 +60,7 @@ class Client:
         self.writer.write(octets)
         return self
 
-    async def until(self, condition, *, patience_s=180):
+    async def until(self, condition, *, patience_s=PATIENCE_S):
         """Read until it holds; False if the connection ended first."""
         async with asyncio.timeout(patience_s):
             while not condition(self.found):
@@ -113,7 +114,7 @@ def shared(tmp_path_factory, publisher):
 
 @pytest.fixture
 def own(site):
-    """A node of the test's own, over HTTP without TLS."""
+    """A host of the test's own, over HTTP without TLS."""
     site.configure(peers=PEERS, n5g={"listen": "http://127.0.0.1:0"})
     site.load([LISTED])
     return site
@@ -154,10 +155,16 @@ def test_curl(shared):
 
 def test_nghttp_and_h2load(shared):
     url = f"{at(shared.node)}{RESOURCE}?pei=imei-{LISTED}1"
-    done = subprocess.run(["nghttp", "-v", "-m", "3", url], capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(
+        ["nghttp", "-v", "-m", "3", url], capture_output=True, text=True, timeout=PROGRAM_S, check=True
+    )
     assert done.stdout.count('{"status":"BLACKLISTED"}') == 3
     done = subprocess.run(
-        ["h2load", "-n", "4000", "-c", "4", "-m", "100", url], capture_output=True, text=True, timeout=600, check=True
+        ["h2load", "-n", "4000", "-c", "4", "-m", "100", url],
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_S,
+        check=True,
     )
     assert "4000 succeeded, 0 failed, 0 errored, 0 timeout" in done.stdout
 
@@ -182,23 +189,22 @@ async def test_mutual_tls(shared, version, to):
     assert shared.node.metrics()["eir_peer_up{peer=amf}"] == 1
 
 
-async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(shared, to):
-    other = Authority(shared.folder / "other")
-    for context in (shared.authority.peer(), other.peer(AMF, trusts=shared.authority), other.peer(AMF)):
+async def test_who_has_no_certificate_or_one_of_nobody_here_is_refused(own, to):
+    """On a node of its own, because lines of refusals are limited. The first line of each reason always comes."""
+    authority, other = Authority(own.folder / "tls"), Authority(own.folder / "other")
+    own.configure(n5g={"listen": "https://127.0.0.1:0"}, tls=authority.write(EIR, "127.0.0.1"))
+    node = own.start()
+    for context in (other.peer(AMF), authority.peer(), other.peer(AMF, trusts=authority)):
         context.set_alpn_protocols(["h2"])
         with contextlib.suppress(OSError):
-            assert not await (await to(shared.node, context)).send(HELLO).until(lambda found: found)
-    old = shared.authority.peer(AMF)
+            assert not await (await to(node, context)).send(HELLO).until(lambda found: found)
+    old = authority.peer(AMF)
     old.set_alpn_protocols(["http/1.1"])
     with contextlib.suppress(ssl.SSLError, ConnectionError):
-        assert not await (await to(shared.node, old)).until(lambda found: found)
-    await until_async(
-        lambda: (
-            {line["reason"] for line in shared.node.lines("peer_refused", protocol="n5g")} >= {"tls_handshake", "alpn"}
-        )
-    )
-    lines = shared.node.lines("peer_refused", protocol="n5g", reason="tls_handshake")
-    assert any("check that it trusts this certificate" in line["detail"] for line in lines)
+        assert not await (await to(node, old)).until(lambda found: found)
+    await until_async(lambda: {line["reason"] for line in node.lines("peer_refused")} >= {"tls_handshake", "alpn"})
+    first, *_ = node.lines("peer_refused", protocol="n5g", reason="tls_handshake")
+    assert "check that it trusts this certificate" in first["detail"]
 
 
 def test_it_is_seen_and_counted_as_its_own_protocol(shared):
@@ -211,9 +217,12 @@ def test_it_is_seen_and_counted_as_its_own_protocol(shared):
     assert shared.node.get("/ready") == (200, "ready\n")
 
 
-async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shared, to):
+@pytest.mark.long
+async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(own, to):
     """Every attack at once, with a Diameter peer and an h2load client beside it that get right answers in time."""
-    node, steady = shared.node, Steady()
+    limits = {"partial_message_timeout_s": 2, "stalled_write_s": 2, "cer_timeout_s": 4 * FACTOR}  # each begins in time
+    own.configure(limits=limits, workers=2)
+    node, steady = own.start(prefix=["env"]), Steady()
     before, memory = at_rest(node), memory_mb(node.pid)
     ended = {}
 
@@ -221,7 +230,7 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(shar
         it = ATTACKS[name]
         client = await to(node)
         client.send(it.first)
-        reading = asyncio.create_task(client.until(lambda _: False, patience_s=100))
+        reading = asyncio.create_task(client.until(lambda _: False, patience_s=PATIENCE_S))
         with contextlib.suppress(ConnectionError):
             for n in range(100_000):
                 client.send(it.again(n))
@@ -422,6 +431,7 @@ def test_requests_and_connections_of_amfs_that_connect_for_each_are_counted(own,
     assert "near" in own.eir("peers").stdout
 
 
+@pytest.mark.long
 def test_an_idle_libcurl_is_sent_away_in_order_and_its_next_request_is_answered(own):
     """It answers no PING while it asks nothing, for longer here than the node waits; another --rate than this is a test of nothing."""
     own.configure(peers=AMFS)
@@ -495,7 +505,7 @@ async def test_a_client_that_reads_nothing_is_dropped(own):
     deaf = socket.socket()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.connect((host, int(port)))
-    deaf.settimeout(10)
+    deaf.settimeout(PATIENCE_S)
     octets, long = HELLO, ("3gpp-sbi-correlation-info", "x" * 8000)  # which comes back
     with contextlib.suppress(OSError):
         for n in range(2000):
@@ -543,6 +553,7 @@ def test_check_prints_the_answer_that_goes_over_the_wire(shared):
     assert "400:MANDATORY_QUERY_PARAM_INCORRECT" in shared.eir("check", "imei-12", "--protocol", "n5g", status=1).stderr
 
 
+@pytest.mark.long
 async def test_handshakes_that_do_not_go_on_end_and_keep_nobody_out(shared, to):
     """Nothing, half a ClientHello, or HTTP/2 without TLS, from many connections at once."""
     host, _, port = at(shared.node, "https").partition("://")[2].rpartition(":")
@@ -552,7 +563,7 @@ async def test_handshakes_that_do_not_go_on_end_and_keep_nobody_out(shared, to):
         writer.write(halves[number % 3])
     client = (await to(shared.node)).send(HELLO)
     assert await client.ask(1, f"{LISTED}1") == "BLACKLISTED"
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(PATIENCE_S):
         for reader, writer in waiting:
             with contextlib.suppress(ConnectionError):
                 await reader.read()

@@ -778,6 +778,7 @@ def test_a_new_policy_is_in_force_at_once():
     assert with_lane.state() == without.state()
 
 
+@pytest.mark.long
 def test_the_soak_finds_nothing_in_its_short_form_and_a_fault_that_is_put_in():
     run = [sys.executable, ROOT / "scripts" / "soak", "lane", "--messages", "6000", "--processes", "2"]
     done = subprocess.run(run, capture_output=True, text=True, check=False)

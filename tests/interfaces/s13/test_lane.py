@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from patience import PROGRAM_S
 
 from eir.checks.program import LISTS_MAX, VERDICTS_MAX
 from eir.interfaces.s13.lane import COMPILED, CONSTANTS
@@ -73,6 +74,7 @@ def build(tmp_path_factory):
     return made
 
 
+@pytest.mark.long
 def test_no_byte_too_far(build):
     asan = subprocess.run(
         ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
@@ -89,12 +91,13 @@ def test_no_byte_too_far(build):
         text=True,
         check=False,
         env=environment,
-        timeout=600 + float(SECONDS),
+        timeout=PROGRAM_S + float(SECONDS),
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split()[0]) > 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("build")
 def test_a_byte_too_far_is_seen(tmp_path):
     """The harness sees a fault that is there: a message is taken although its last bytes are not."""
@@ -118,6 +121,6 @@ def test_a_byte_too_far_is_seen(tmp_path):
         text=True,
         check=False,
         env=environment,
-        timeout=600,
+        timeout=PROGRAM_S,
     )
     assert "ERROR: AddressSanitizer: heap-" in done.stderr

@@ -228,6 +228,7 @@ def gap(document, missed=MISSED):
     }
 
 
+@pytest.mark.long
 def test_an_eir_that_misses_one_in_a_hundred_is_found_and_one_that_misses_none_passes(site):
     site.load([imei for imei in IMEIS if imei not in MISSED])
     wanted = site.release(IMEIS, serial=2)

@@ -14,6 +14,7 @@ from datetime import timedelta
 import pytest
 import zstandard
 from made import Altered, devices_of, tacs_of
+from patience import PATIENCE_S
 from releases import NAME, NOW, make_key, public, sign, text
 
 from eir.device import MEID_BASE, device_key, imsi_key
@@ -181,7 +182,7 @@ async def test_data_that_is_no_regular_file(agency, store, put):
     data = agency.drop / "data-1.csv"
     data.rename(agency.drop / "elsewhere.csv")
     {"link": lambda: data.symlink_to("elsewhere.csv"), "pipe": lambda: os.mkfifo(data), "folder": data.mkdir}[put]()
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await refused(agency, manifest, store)).reason == "not_a_file"
 
 

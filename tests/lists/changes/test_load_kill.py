@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from doomed import CASES, Die, fork
 from made import event, pages_of, state
+from patience import PROGRAM_S
 from releases import NAME, NOW, Agency
 
 from eir.lists.changes.load import load_release
@@ -121,12 +122,13 @@ def each_step(level, kind, folder):
     print(outcomes["old"], outcomes["new"], step)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", ["store", "release"])
 @pytest.mark.parametrize("kind", CASES)
 def test_every_step(kind, level, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import test_load_kill; test_load_kill.each_step({level!r}, {kind!r}, {str(tmp_path)!r})"],
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, timeout=600, check=False,
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, timeout=PROGRAM_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     old, new, steps = map(int, done.stdout.split())

@@ -11,6 +11,7 @@ from made import directly, page, pages_in, pages_of, state, until
 from test_follow import Faulty
 
 from eir.errors import StoreError
+from eir.lists.follow.copy import CopyKeeper, Relation, _HealRequest, relation
 from eir.lists.pages.dates import PageDays, encode_page_days
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.pages.roaring import decode_keys
@@ -21,6 +22,10 @@ from eir.lists.stores.sqlite import SqliteStore
 A = pages_of([1, 2, 5 * PAGE_KEYS])
 B = [page(0, [3], reasons=b"\x00"), *pages_of([7 * PAGE_KEYS])]
 A_KEYS, B_KEYS = [1, 2, 5 * PAGE_KEYS], [3, 7 * PAGE_KEYS]
+
+
+HELD = state(A, serial=2, generation=5)
+OTHER = state(B).content_digest
 
 
 class Meddled(SqliteStore):
@@ -55,6 +60,45 @@ async def is_level(copy, node, name="a"):
 def test_only_a_store_that_is_elsewhere_needs_one(tmp_path):
     assert open_copy("sqlite", tmp_path) is None
     assert isinstance(open_copy("redis://127.0.0.1", tmp_path), SqliteStore)
+
+
+@pytest.mark.parametrize(
+    ("held", "stored", "expected"),
+    [
+        (None, None, Relation.SAME),
+        (None, HELD, Relation.NEWER),
+        (HELD, None, Relation.LOST),
+        (HELD, HELD, Relation.SAME),
+        (HELD, replace(HELD, highest_serial=3), Relation.NEWER),
+        (HELD, replace(HELD, highest_serial=1), Relation.LOST),
+        (HELD, replace(HELD, highest_serial=1, serial_resets=1), Relation.NEWER),
+        (HELD, replace(HELD, content_digest=OTHER), Relation.LOST),
+        (HELD, replace(HELD, content_digest=OTHER, generation=6), Relation.NEWER),
+        (HELD, replace(HELD, content_digest=OTHER, generation=4), Relation.LOST),
+        (HELD, replace(HELD, generation=6), Relation.NEWER),
+        (HELD, replace(HELD, generation=4), Relation.NEWER),
+        (HELD, replace(HELD, generation=4, serial=1), Relation.LOST),
+    ],
+)
+def test_a_list_in_the_store_is_the_same_or_newer_or_lost(held, stored, expected):
+    assert relation(held, stored) is expected
+
+
+@pytest.mark.parametrize(
+    ("copied", "is_written", "fault"),
+    [
+        (HELD, True, False),
+        (None, False, True),
+        (replace(HELD, serial=1, highest_serial=1), False, True),
+        (replace(HELD, content_digest=OTHER, generation=6), False, False),
+        (replace(HELD, serial=3, highest_serial=3), False, False),
+    ],
+)
+def test_only_a_copy_of_the_list_in_force_is_written_back(stores, copied, is_written, fault):
+    faults = []
+    keeper = CopyKeeper(stores("store"), stores("copy"), print, lambda cause, *_: faults.append(cause), "node-1")
+    assert keeper._is_called_for("a", _HealRequest(HELD, None), copied) is is_written
+    assert faults == ["heal_behind"] * fault
 
 
 async def test_it_is_kept_level_with_what_is_in_force(stores):

@@ -322,6 +322,7 @@ class TestTwoNodes:
         assert (await again.stores[-1].store.state(NAME)).entries == 2
 
 
+@pytest.mark.long
 def test_the_soak_in_its_short_form(server, capsys):  # noqa: ARG001  # without a Redis it is skipped
     """Weeks of two nodes with every fault, and a flood: scripts/soak first-seen."""
     short = ["--devices", "3000", "--days", "18", "--period", "5", "--flood", "22000"]

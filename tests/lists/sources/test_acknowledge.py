@@ -311,6 +311,7 @@ def test_two_processes_that_create_the_key_at_once_have_the_same_one(tmp_path, m
     assert (key.stat().st_size > 0, key.with_name(f"{key.name}.pub").exists()) == (True, True)
 
 
+@pytest.mark.long
 def test_the_soak_in_its_short_form():
     """Nodes, a folder that changes, and a server that fails; for as long as an hour has minutes: scripts/soak sources."""
     soak = Path(__file__).parents[3] / "scripts" / "soak"

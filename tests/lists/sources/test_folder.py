@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from node import COMMAND, until
 from pages import blocks
+from patience import PROGRAM_S
 from releases import make_key, precede_openssh, public
 
 from eir.errors import EirError, ReleaseRefused
@@ -564,7 +565,7 @@ def test_two_signers_on_their_own_hosts_make_a_release_that_is_offered(site):
         check=True,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PROGRAM_S,
     )
     assert "offers stolen-national 44" in done.stdout
     (report,) = site.json("load", folder / "www/stolen-national/44/stolen-national-44.manifest.json")

@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
+import patience
 import pytest
 from commands import commands
 from drop import IMEIS, PATIENCE_S, Site
@@ -708,7 +709,11 @@ WORDS = ["inbox", "--json", "-c"]
 async def run_inbox(config):
     """Run `eir inbox` to its end."""
     return await asyncio.to_thread(
-        commands().run, [*WORDS, str(config.path)], env=dict(os.environ), cwd=config.path.parent, timeout=180
+        commands().run,
+        [*WORDS, str(config.path)],
+        env=dict(os.environ),
+        cwd=config.path.parent,
+        timeout=patience.PATIENCE_S,
     )
 
 
@@ -745,7 +750,7 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
 
     assert await made() == {"taken": [], "again_s": CLAIM_S / 3}
     assert await site.store.claim(CLAIM, "a node that is at it", 0.05)  # and dies
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(patience.PATIENCE_S):
         while not (taken := (await made())["taken"]):
             pass
     assert taken[0]["outcome"] == ACCEPTED

@@ -670,6 +670,7 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
         assert not any(name.startswith("eir_source_patience") for name in node.metrics())
 
 
+@pytest.mark.long
 def test_a_node_that_is_behind_its_source_warns(site, tmp_path, publisher):
     """The server gives the newest index and withholds the release: the source counts as reached."""
     register = Register(tmp_path / "register", publisher.key)
@@ -706,6 +707,7 @@ def test_a_node_that_is_behind_its_source_warns(site, tmp_path, publisher):
         assert "behind its source" not in node.status()["summary"]
 
 
+@pytest.mark.long
 def test_two_nodes_on_one_redis_fetch_once(tmp_path, publisher):
     """Both look at the index; what is new is fetched and loaded by one of them, and in force on both."""
     register = Register(tmp_path / "register", publisher.key)

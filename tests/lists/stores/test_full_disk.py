@@ -151,6 +151,7 @@ async def test_what_stops_in_the_middle_leaves_nothing_behind(small, leave):
     await all_else_works(small.store)
 
 
+@pytest.mark.long
 async def test_a_release_for_a_disk_that_is_too_small(tmp_path, publisher):
     """By the commands: the refusal says why and what to do, and what an operator does after it works."""
     (tmp_path / "disk").mkdir()

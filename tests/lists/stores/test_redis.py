@@ -17,6 +17,7 @@ import trustme
 from accepting import accepting
 from followed import Node
 from made import Altered, cause_of, event, page, pages_in, pages_of, state, until
+from patience import PATIENCE_S
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged, StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page
@@ -354,7 +355,7 @@ async def test_a_reader_that_is_cancelled_ends(store):
         for _ in range(moment):
             await asyncio.sleep(0)
         reading.cancel()
-        await asyncio.wait([reading], timeout=60)
+        await asyncio.wait([reading], timeout=PATIENCE_S)
         assert reading.cancelled()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from made import cause_of, directly, event, page, pages_in, pages_of, state, until
+from patience import PATIENCE_S
 
 from eir.errors import StoreError
 from eir.lists.stores.open import open_store
@@ -194,7 +195,7 @@ async def test_a_claim_made_by_a_clock_that_went_back_since_holds_nobody_up(stor
 async def test_a_claim_is_released_even_if_the_releasing_task_is_cancelled(store):
     assert await store.claim("copy", "one", 60)
     busy = threading.Event()
-    store.file.submit(lambda _: busy.wait(60))
+    store.file.submit(lambda _: busy.wait(PATIENCE_S))
     giving_back = asyncio.create_task(store.claim("copy", "one", 0))
     await asyncio.sleep(0)
     giving_back.cancel()

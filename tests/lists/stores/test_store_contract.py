@@ -14,6 +14,7 @@ import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import event, page, pages_of, state, until
+from patience import PATIENCE_S
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
 from eir.lists.changes.local import ADD, REMOVE, Edit, EntryDetails, edit_list, parse_entries
@@ -32,6 +33,9 @@ from eir.lists.rows.dates import date_pages
 from eir.lists.stores.open import open_store
 
 KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
+
+SHORT = ("sqlite", "redis")
+"""Kinds of store that tests without `--long` use."""
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +61,7 @@ def running():
         yield server
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.long] * (kind not in SHORT)) for kind in KINDS])
 def kind(request):
     return request.param
 
@@ -445,12 +449,12 @@ async def test_wait_returns_on_a_change_and_not_before(store, other):
     done, _ = await asyncio.wait([waiting], timeout=0.3)
     assert not done
     await store.replace("stolen", state(B, serial=2), B, seen=1)
-    await asyncio.wait_for(waiting, 180)
+    await asyncio.wait_for(waiting, PATIENCE_S)
     waiting = asyncio.create_task(other.wait({"stolen": 2, "later": 0}, 3600))
     await store.replace("later", state(B), B, seen=0)
-    await asyncio.wait_for(waiting, 180)
-    await asyncio.wait_for(other.wait({"stolen": 1}, 3600), 180)
-    await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), 180)
+    await asyncio.wait_for(waiting, PATIENCE_S)
+    await asyncio.wait_for(other.wait({"stolen": 1}, 3600), PATIENCE_S)
+    await asyncio.wait_for(other.wait({"stolen": 2, "later": 1}, 0.2), PATIENCE_S)
 
 
 async def test_a_wait_that_is_cancelled_cancels_its_own_tasks(store):
@@ -462,7 +466,7 @@ async def test_a_wait_that_is_cancelled_cancels_its_own_tasks(store):
     waiting.cancel()
     await asyncio.sleep(0)
     assert not own or any(task.cancelling() for task in own)
-    await asyncio.wait([waiting], timeout=180)
+    await asyncio.wait([waiting], timeout=PATIENCE_S)
     assert waiting.cancelled()
     assert all(task.done() for task in own)
 

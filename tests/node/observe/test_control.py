@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from node import until_async
+from patience import PATIENCE_S
 
 from eir.checks.question import Question
 from eir.errors import EirError, silent
@@ -56,7 +57,7 @@ async def raw(folder, octets, *, eof=True):
     writer.write(octets)
     if eof:
         writer.write_eof()
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(PATIENCE_S):
         try:
             return await reader.read()
         except ConnectionError:

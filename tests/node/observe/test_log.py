@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from node import fields
+from patience import PROGRAM_S
 
 from eir.node.observe.log import BURST, FOLDS_MAX, INTERVAL_S, VALUE_MAX, Log, logfmt
 
@@ -187,7 +188,7 @@ def test_a_reader_that_does_not_read_holds_up_neither_reports_nor_the_end(reader
         os.close(ours)
     process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=theirs, text=True)
     os.close(theirs)
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=PROGRAM_S)
     assert (process.returncode, out) == (0, "reported\n")
     if reader == "stopped":
         assert b"event=event_0 " in os.read(ours, 200)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 from commands import commands
-from node import COMMAND, LISTED, PATIENCE_S, UNLISTED, Site
+from node import COMMAND, LISTED, UNLISTED, Site
+from patience import PATIENCE_S
 from wire import REALM
 
 from eir.cli.app import command_line

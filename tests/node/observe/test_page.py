@@ -18,6 +18,7 @@ import pytest
 from browser import dom_after, in_chromium, looked_at
 from colours import contrast
 from node import LISTED, until
+from patience import PROGRAM_S
 
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, PAIRS, SUBSCRIBERS
 from eir.lists.record.store import Event, ListState
@@ -418,7 +419,7 @@ def get(url, password=None, asked=None, imsi=""):
         else {"Authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=600) as answer:
+        with urllib.request.urlopen(request, timeout=PROGRAM_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -462,13 +463,13 @@ def test_of_a_running_node(shared):
         assert get(url, "wrong", LISTED)[0] == 401
         assert get(f"{url}ready", "secret", LISTED)[0] == 405
         with contextlib.ExitStack() as held:
-            mine = held.enter_context(contextlib.closing(http.client.HTTPConnection(node.http, timeout=600)))
+            mine = held.enter_context(contextlib.closing(http.client.HTTPConnection(node.http, timeout=PROGRAM_S)))
             mine.auto_open = False
             mine.connect()
             assert page_status(mine, "secret") == 200
             address = node.http.rpartition(":")
             others = [
-                held.enter_context(socket.create_connection((address[0], int(address[2])), timeout=600))
+                held.enter_context(socket.create_connection((address[0], int(address[2])), timeout=PROGRAM_S))
                 for _ in range(LIMITS.connections_max + 1)
             ]
             assert others[0].recv(1) == b"", "strangers close a connection of their own"

@@ -205,6 +205,7 @@ LONG_RANGES = b"imei_from,imei_to\n" + b"".join(
 )
 
 
+@pytest.mark.long(short=["ranges.csv-content3-2000-range"])
 @pytest.mark.parametrize(
     ("name", "content", "rows", "reason"),
     [

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from node import until_async
+from patience import PATIENCE_S
 
 from eir.node.processes.jobs import Jobs
 
@@ -68,7 +69,7 @@ async def test_a_job_that_is_stopped_ends_in_the_middle_of_its_run(jobs):
     jobs.start("one", 0, work)
     await began.wait()
     jobs.stop("one")
-    await asyncio.wait_for(ended.wait(), 60)
+    await asyncio.wait_for(ended.wait(), PATIENCE_S)
     again = Work(pause_s=NEVER_S)
     jobs.start("one", 0, again)
     await until_async(lambda: again.runs == 1)

@@ -78,6 +78,7 @@ async def answered(running, connect, imei, status):
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestKilled:
+    @pytest.mark.long(short=["front"])
     async def test_at_the_start(self, node, connect, kind):
         running = node.start(ready=False)
         there = await killed(running, kind)
@@ -89,6 +90,7 @@ class TestKilled:
         if kind == "sightings":
             await until_async(lambda: running.metrics()["eir_sightings_total"] > 0)
 
+    @pytest.mark.long(short=["follower"])
     async def test_at_a_reload(self, node, connect, kind):
         """All workers go by the new configuration then, or all by the old one."""
         running = node.start()
@@ -105,6 +107,7 @@ class TestKilled:
         for _ in range(2):  # each worker has one
             await answered(running, connect, LISTED, GREY if taken else BLACK)
 
+    @pytest.mark.long(short=["worker-0"])
     async def test_at_a_switch(self, node, connect, kind):
         running = node.start()
         load = asyncio.create_task(asyncio.to_thread(node.load, [TRACKED], list_name="tracked"))
@@ -118,6 +121,7 @@ class TestKilled:
         await answered(running, connect, TRACKED, GREY)
         await answered(running, connect, LISTED, BLACK)
 
+    @pytest.mark.long(short=["starter"])
     async def test_at_the_stop(self, node, connect, kind):
         running = node.start()
         client = await connect(running)

@@ -63,6 +63,7 @@ def test_the_link_of_a_file_that_is_written_beside_another_is_not_followed(their
     assert untouched(victim)
 
 
+@pytest.mark.long(short=["sightings.key-precious"])
 @pytest.mark.parametrize(
     ("name", "target"),
     [

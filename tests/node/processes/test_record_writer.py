@@ -2,14 +2,14 @@
 
 import asyncio
 
+from patience import PATIENCE_S
 from wire import until
 
 from eir.node.processes.priority import IdlePriority
 from eir.node.processes.record_writer import RecordWriter
 from eir.sightings.settings import SightingsSettings
 
-LIMIT_S = 60
-WINDOW_S = 10 * LIMIT_S
+WINDOW_S = 10 * PATIENCE_S
 
 
 async def test_a_request_to_write_does_not_wait_for_the_window_or_after_another_write(tmp_path, monkeypatch):
@@ -17,7 +17,7 @@ async def test_a_request_to_write_does_not_wait_for_the_window_or_after_another_
     settings = SightingsSettings(window_s=WINDOW_S)
     writer = RecordWriter(tmp_path, settings, IdlePriority(), dict, count=lambda *_, **__: None, report=print)
     running = asyncio.create_task(writer.run())
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         await writer.flush()
         await writer.flush()
     running.cancel()
@@ -33,7 +33,7 @@ async def test_who_waits_for_a_write_waits_until_one_succeeds(tmp_path, monkeypa
     )  # fmt: skip
     running = asyncio.create_task(writer.run())
     flushing = asyncio.create_task(writer.flush())
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         await until(lambda: len(failed) > 1)
         assert not flushing.done()
         (tmp_path / "sightings.key").rmdir()

@@ -449,6 +449,7 @@ class TestStart:
         assert "cannot listen on tcp://203.0.113.7:3868" in done.stderr
         assert "no interface of this host has that address" in done.stderr
 
+    @pytest.mark.long(short=["two workers"])
     @pytest.mark.parametrize("what", ["one worker", "two workers", "http"])
     def test_a_port_below_1024_without_the_privilege_for_it(self, loaded, what):
         if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 1024:
@@ -647,6 +648,7 @@ class TestSignalsInTheFirstMoments:
 
         return by
 
+    @pytest.mark.long(short=["SIGTERM-before0-processes-2"])
     @pytest.mark.parametrize(("which", "before"), [("SIGTERM", ()), ("SIGINT", ("-c", "eir.yaml"))])
     def test_it_ends_as_one_that_has_started(self, loaded, signalled, which, before):
         signalled(which)
@@ -655,6 +657,7 @@ class TestSignalsInTheFirstMoments:
         assert "event=ready" not in said
         assert "error" not in said
 
+    @pytest.mark.long(short=["processes-2"])
     def test_a_reload_is_none_the_worse(self, loaded, signalled):
         signalled("SIGHUP")
         node = loaded.start()
@@ -665,6 +668,7 @@ class TestSignalsInTheFirstMoments:
 class TestLargePages:
     """The heap is asked for in large pages, before anything is in it."""
 
+    @pytest.mark.long(short=["None"])
     @pytest.mark.parametrize("set_before", [None, "glibc.malloc.perturb=0"])
     def test_the_environment_of_the_node(self, site, monkeypatch, set_before):
         if set_before is not None:

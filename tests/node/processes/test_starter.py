@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from node import children, is_gone, until_async
+from patience import PATIENCE_S
 
 from eir.errors import ConfigError, EirError, Problem, SetupFault
 from eir.node.processes.channel import Channel, ChannelError, pair
@@ -334,7 +335,7 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
     kept.children.start(kept.child("follower", start, is_spared=True))
     await until_async(lambda: kept.started)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             assert await kept.children.end(0.05)
     finally:
         process.disk.set()
@@ -345,6 +346,6 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
 def test_a_node_whose_end_is_overdue_ends_whatever_hangs():
     """In a process of its own: the thread that is to end it would end the tests."""
     code = "import threading; from eir.node.processes.supervisor import end_within; end_within(0.01); threading.Event().wait()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert "event=killed reason=drain process=front" in done.stderr

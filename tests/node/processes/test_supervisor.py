@@ -11,6 +11,7 @@ import pytest
 from certificates import Authority
 from node import until_async
 from nrf_server import Nrf
+from patience import PATIENCE_S
 from wire import EIR
 
 from eir.config import load_config
@@ -246,7 +247,7 @@ async def test_a_connection_that_arrives_while_no_worker_is_ready(site, lines):
             await player.end()
         await node.has_lost(2)
         reader = await node.come()
-        assert await asyncio.wait_for(reader.read(), 180) == b""
+        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
         refused = [(event, reason) for event, reason, _ in lines if event == "peer_refused"]
         assert refused == [("peer_refused", "no_worker")]
         assert (await node.supervisor.overview.snapshot())["eir_peers_refused_total"] == {("no_worker",): 1}

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import pytest
 from node import LISTED, TRACKED, UNLISTED, children, is_gone, until, until_async
+from patience import PATIENCE_S
 from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
 from eir.node.observe.control import ask as control
@@ -115,7 +116,7 @@ class TestOneNode:
     async def test_a_load_reaches_both_workers(self, crew, connect):
         clients = await four(crew.start(), connect)
         await crew.eir_beside("load", "--force", crew.release([LISTED, UNLISTED], serial=2))
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             for host, client in clients.items():
                 while await ask(client, UNLISTED, host) != BLACK:
                     pass
@@ -284,6 +285,7 @@ class TestAdmission:
 
 
 class TestOverload:
+    @pytest.mark.long(short=["rate_max-2", "rate_max_all-3"])
     @pytest.mark.parametrize("peers", [1, 2, 3])
     @pytest.mark.parametrize("limit", ["rate_max", "rate_max_all"])
     async def test_a_limit_is_the_nodes_wherever_the_connections_are(self, crew, connect, limit, peers):

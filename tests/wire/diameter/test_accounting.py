@@ -88,6 +88,7 @@ def sums(counts):
     return found["in"], found["answer"], found["request"]
 
 
+@pytest.mark.long
 @settings(max_examples=20)
 @given(st.sampled_from([None, 30.0]), st.lists(visits, min_size=1, max_size=6))
 def test_answers_and_drops_add_up_to_the_messages_received(rate_max, plans):
@@ -138,6 +139,7 @@ def open_files():
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.long(short=["1"])
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_a_running_node(site, workers):
     site.load([LISTED])

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hostile import at_rest, memory_mb
 from node import LISTED
 from wire import Connection, cer, ecr, until
@@ -10,6 +11,7 @@ CONNECTIONS, MOST_MB = 1000, 20
 READ_AT_ONCE = 20
 
 
+@pytest.mark.long
 async def test_a_thousand_connections_take_20_mb_at_most(site):
     site.load([LISTED, *(f"{number:014d}" for number in range(35_000_000_000_000, 35_000_000_001_000))])
     site.configure(workers=2, limits={"connections_max": 1100, "source_connections_max": 1100})

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hostile import Steady, accounts, at_rest, beside, descriptors, memory_mb, seconds_of_processor, settled
 from node import LISTED, until_async
+from patience import PATIENCE_S, PROGRAM_S
 from wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
 
 from eir.node.observe.control import ask as control
@@ -29,12 +30,13 @@ def soak(*arguments):
     """A part of scripts/soak in its short form; what it printed."""
     done = subprocess.run(
         [sys.executable, SCRIPTS / "soak", *map(str, arguments)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        timeout=600, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=PROGRAM_S, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.mark.long
 class TestSoak:
     @pytest.mark.parametrize("workers", [2])
     def test_fuzz(self, workers):
@@ -110,11 +112,12 @@ async def gone(one):
     """Wait until the other side has closed."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             while await loop.sock_recv(one, 65536):
                 pass
 
 
+@pytest.mark.long
 async def test_thousands_of_connections(loaded, crowd):
     node = loaded.start(prefix=["env"])
     before, memory = at_rest(node), []
@@ -181,6 +184,7 @@ async def test_silent_clients_are_limited_by_all_workers_together(loaded, crowd,
     assert refused("source_unidentified_max") == 26
 
 
+@pytest.mark.long(short=["2"])
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd, workers):
     """As after an outage: 64 of one network, each with its CER as soon as it is connected."""
@@ -197,6 +201,7 @@ async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd, workers
     assert node.lines("peer_refused") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2])
 async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd, workers):
     """A CER comes a round trip after the connection; a flood from the same network has come meanwhile."""
@@ -241,6 +246,7 @@ async def test_strangers_by_the_hundred_take_nobodys_place(loaded, crowd, worker
     assert (await until_async(lambda: node.lines("peer_refused")))[0]["setting"] == "peers: from"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_more_connections_than_open_files(loaded, crowd, workers):
     wide = {
@@ -332,6 +338,7 @@ LONG = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2])
 async def test_long_messages_cost_little_and_leave_nothing(loaded, connect, workers):
     loaded.configure(workers=workers)
@@ -390,6 +397,7 @@ async def test_messages_of_any_size_do_not_keep_others_waiting(loaded, connect):
         assert max(used) < 1
 
 
+@pytest.mark.long
 async def test_storms_of_resets(loaded, crowd):
     node = loaded.start()
     before, steady = at_rest(node), Steady()
@@ -408,6 +416,7 @@ async def test_storms_of_resets(loaded, crowd):
     assert outgoing + drops <= incoming <= outgoing + drops + own
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2])
 async def test_peers_that_never_read(loaded, crowd, workers):
     loaded.configure(limits={"write_buffer_bytes": 65536, "stalled_write_s": 2}, workers=workers)
@@ -425,7 +434,7 @@ async def test_peers_that_never_read(loaded, crowd, workers):
                 while True:
                     await loop.sock_sendall(one, ecr(session=avp(263, "s" * 20_000), host=avp(264, host)) * 20)
 
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             most = asyncio.create_task(highest(node, memory + 60))
             await asyncio.gather(*(ask(number, one) for number, one in enumerate(mute)))
             most.cancel()

@@ -19,6 +19,8 @@ import trustme
 import uvloop
 import wire
 from accepting import accepting
+from clock import Clock
+from patience import PATIENCE_S
 from wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
 from eir.errors import EirError
@@ -290,20 +292,26 @@ async def test_a_disabled_peer_is_not_connected_to():
             assert len(listener.made) == 2
 
 
-async def test_attempts_come_after_tc_and_its_jitter():
+async def test_attempts_come_after_tc_and_its_jitter(monkeypatch):
     """RFC 6733 2.1: nodes that lost the same agent do not all come back to it in the same moment."""
+    loop, clock, waits = asyncio.get_running_loop(), Clock(), []
+    call_later = loop.call_later
+
+    def recorded(delay, *what, **context):
+        if 500 < delay < 2000:
+            waits.append(delay)
+        return call_later(delay, *what, **context)
+
+    monkeypatch.setattr(loop, "call_later", recorded)
     async with Listener() as listener:
-        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=0.2)
+        peer = replace(MME, host=wire.HOST, connect=f"tcp://127.0.0.1:{listener.port}", reconnect_after_s=1000)
         async with running(peer):
-            ends, waits = None, []
-            while len(waits) < 8:
-                connection = await listener.accept()
-                if ends is not None:
-                    waits.append(time.monotonic() - ends)
-                await connection.close()
-                ends = time.monotonic()
-    assert min(waits) > 0.17
-    assert max(waits) - min(waits) > 0.004
+            for attempt in range(1, 9):
+                await (await listener.accept()).close()
+                await until(lambda attempt=attempt: len(waits) == attempt)
+                clock.forward(waits[-1])
+    assert all(900 <= each <= 1100 for each in waits)
+    assert len(set(waits)) == 8
 
 
 def test_watchdogs_have_two_seconds_of_jitter():
@@ -544,7 +552,7 @@ async def test_plain_text_at_a_tls_listener():
         connection = await setup.connect()
         await connection.send(uncounted=cer())
         connection.writer.write_eof()
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             await connection.reader.read()
         assert setup.node.status()[0].state == "down"
         ((event, told),) = setup.reported
@@ -629,7 +637,7 @@ def test_errors_of_openssl_in_a_handshake():
 async def test_drain_does_not_wait_for_ever():
     async with running(limits=Limits(close_after_dpa_s=3600)) as setup:
         await setup.open()
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             await setup.node.drain(0.1)
         assert [row.state for row in setup.node.status()] == ["down"]
         await setup.node.drain(0.1)

@@ -49,6 +49,7 @@ def check(world, path):
                 assert end.state in {State.OPEN, State.CLOSING, State.LEAVING}, (end.state, path(world))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mischief", STATES)
 def test_every_order_of_things_between_two_nodes(mischief):
     began = time.monotonic()

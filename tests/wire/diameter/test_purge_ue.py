@@ -17,6 +17,7 @@ from diameter.message.avp.grouped import ExperimentalResult, VendorSpecificAppli
 from diameter.message.commands.purge_ue import PurgeUeRequest
 from diameter.node import Node as OtherNode
 from diameter.node.application import SimpleThreadingApplication
+from patience import PATIENCE_S, PROGRAM_S
 
 import eir.wire.diameter
 from eir.wire.diameter import EirError, Servers
@@ -209,7 +210,7 @@ async def test_an_hss_that_nobody_here_wrote_is_asked(page, unused_tcp_port):
         async with stranger(lambda _: b"") as (mute, _), asking(page, mute, ("127.0.0.1", unused_tcp_port)) as servers:
             assert await page["purge"](servers, IMSI) == "purged"
             assert await page["purge"](servers, OTHER) == "refused: [(10415, 5001)]"
-    assert [flags.get(timeout=600), flags.get(timeout=60)] == [True, False]
+    assert [flags.get(timeout=PROGRAM_S), flags.get(timeout=PATIENCE_S)] == [True, False]
 
 
 async def test_an_mme_that_nobody_here_wrote_asks(page):
@@ -234,7 +235,7 @@ async def test_an_mme_that_nobody_here_wrote_asks(page):
                     REALM.encode(),
                 )
                 request.user_name = imsi
-                return application.send_request(request, timeout=600)
+                return application.send_request(request, timeout=PROGRAM_S)
 
             answer = await asyncio.to_thread(ask, IMSI)
             assert (answer.result_code, answer.pua_flags) == (2001, 1)

@@ -17,6 +17,7 @@ import pytest
 import sctp_wire
 import uvloop
 from far import OURS, THEIRS, far, linked, switch
+from patience import PATIENCE_S
 from sctp_wire import SCTP, connected, receive, sctp_socket
 from test_conformance import LISTED, OVER, PEER, running
 from wire import TGPP, VSAI, Connection, Message, cer, dwr, ecr, u32, until
@@ -56,6 +57,7 @@ async def send(made, octets, *, stream=0, ppid=0):
     made.sendmsg([octets], [(SCTP, SNDINFO, info)])
 
 
+@pytest.mark.long
 def test_each_message_of_ours_is_one_of_sctp():
     async def case():
         async with running(exact=False) as setup:
@@ -74,6 +76,7 @@ def test_each_message_of_ours_is_one_of_sctp():
     run(case())
 
 
+@pytest.mark.long
 def test_any_stream_any_identifier_any_cut_is_taken():
     async def case():
         async with running(exact=False) as setup:
@@ -171,7 +174,7 @@ def test_one_that_never_reads_is_dropped():
             made, _ = await opened(setup.port)
             loop = asyncio.get_running_loop()
             with pytest.raises(OSError):  # noqa: PT011, PT012 - how often it may ask is the kernel's matter; an ABORT is a reset or a broken pipe
-                async with asyncio.timeout(180):
+                async with asyncio.timeout(PATIENCE_S):
                     while True:
                         await loop.sock_sendall(made, ecr())
             assert setup.counts.errors["stalled_write"] == 1
@@ -347,7 +350,7 @@ class Flow:
 
     async def more(self, number):
         wanted = len(self.waits) + number
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.waits) < wanted:
                 assert not self._task.done(), self._task.result()
                 await asyncio.sleep(0.01)

@@ -21,6 +21,7 @@ from hostile import processes
 from hypothesis import given
 from hypothesis import strategies as st
 from node import LISTED, children, until, until_async
+from patience import PATIENCE_S
 from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u32
 
 from eir.errors import FileError
@@ -140,7 +141,7 @@ async def test_what_is_no_tls_at_a_tls_listener_and_tls_at_one_for_tcp(secure, a
     for octets in (cer(), b"GET / HTTP/1.1\r\n\r\n", bytes(100)):
         plain = Connection(*await asyncio.open_connection(*node.address))
         await plain.send(uncounted=octets)
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             answer = await plain.reader.read()
         assert answer[:1] in {b"", b"\x15"}  # at most a TLS alert
         await plain.close()
@@ -317,7 +318,7 @@ class Listener:
         self.waiting.put_nowait(Connection(*ends))
 
     async def accept(self):
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.waiting.get()
 
 

@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import pytest
+from patience import PATIENCE_S
 
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.link import Alarm, PeerConnection
@@ -53,7 +54,7 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_lo
     )
     server.enter(link)
     link.pause_writing()
-    await asyncio.wait_for(link.closed, 180)
+    await asyncio.wait_for(link.closed, PATIENCE_S)
     assert told == [("connection_fault", "stalled_write")]
     assert server.errors == {"stalled_write": 1}
 

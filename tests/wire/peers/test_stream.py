@@ -6,6 +6,7 @@ import errno
 import socket
 
 import pytest
+from patience import PATIENCE_S
 
 from eir.wire.transport import stream
 from eir.wire.transport.begin import listening_sockets
@@ -47,7 +48,7 @@ async def test_an_address_that_never_answers_keeps_nobody_from_the_next(silent, 
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     there = server.sockets[0].getsockname()
     named(silent, there)
-    async with server, asyncio.timeout(180):
+    async with server, asyncio.timeout(PATIENCE_S):
         with await stream.connected("peer", 3868, 0.01) as connection:
             assert connection.getpeername() == there
 

@@ -6,8 +6,10 @@ import urllib.request
 from itertools import pairwise
 
 import pytest
+from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S, PROGRAM_S
 from wire import until
 
 from eir.node.observe.http import HttpServer
@@ -77,7 +79,7 @@ class Client:
         return int(status.split()[1]), headers, body
 
     async def ended(self):
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_S):
             try:
                 return await self.reader.read()
             except ConnectionError:
@@ -124,7 +126,7 @@ async def test_a_plain_client(server):
     url = "http://{}:{}/page".format(*server.address)
 
     def get():
-        with urllib.request.urlopen(url, timeout=600) as answer:
+        with urllib.request.urlopen(url, timeout=PROGRAM_S) as answer:
             return answer.read()
 
     assert await asyncio.to_thread(get) == PAGE.body
@@ -226,7 +228,7 @@ async def test_the_deadline_of_an_idle_client_is_checked_once_per_time_limit(mon
     client = Client(*await asyncio.open_connection(*listener.sockets[0].getsockname()))
     assert (await client.ask(GET))[0] == 200
     due, call_at = [], loop.call_at
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(PATIENCE_S):
         monkeypatch.setattr(loop, "call_at", lambda when, *what: due.append(when) or call_at(when, *what))
         while len(due) < 2:  # noqa: ASYNC110 - a sleep that ends would be in the list
             await asyncio.sleep(0)
@@ -238,7 +240,7 @@ async def test_the_deadline_of_an_idle_client_is_checked_once_per_time_limit(mon
 
 @pytest.mark.parametrize(("reads", "idle_s", "reasons"), [(False, 3600, [SLOW]), (True, 0.01, [])])
 async def test_a_client_that_does_not_read_its_response_is_slow_and_not_idle(reads, idle_s, reasons):
-    ended, page = [], HttpResponse(200, "text/plain", bytes(1 << 24))
+    ended, page, clock = [], HttpResponse(200, "text/plain", bytes(1 << 24)), Clock()
     connections = HttpConnections(
         lambda _: page,
         limits=HttpLimits(request_s=0.05 if reasons else 60, idle_s=idle_s),
@@ -249,7 +251,11 @@ async def test_a_client_that_does_not_read_its_response_is_slow_and_not_idle(rea
     client.writer.write(GET)
     if reads:
         await until(lambda: connections.links and next(iter(connections.links))._stalled)
-        assert len(await client.ended()) > len(page.body)
+        (link,) = connections.links
+        reading = asyncio.create_task(client.ended())
+        await until(lambda: not link._stalled)
+        clock.forward(60)
+        assert len(await reading) > len(page.body)
     else:
         await until(lambda: ended)
     client.writer.close()
@@ -336,7 +342,7 @@ async def test_the_address_with_most_connections_loses_one(connect):
 async def test_close_does_not_wait_for_clients(connect, server):
     client = await connect()
     await client.ask(GET)
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(PATIENCE_S):
         await server.close()
     assert await client.ended() == b""
     with pytest.raises(ConnectionRefusedError):
