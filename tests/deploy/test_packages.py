@@ -156,6 +156,10 @@ def test_a_bill_of_materials_names_what_is_there(tmp_path):
     assert bill == releasing.materials("0.1.0", tmp_path, "1700000000")
 
 
+def test_the_licence_is_the_text_as_published():
+    assert releasing.digest(ROOT / "LICENSE") == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
 @pytest.mark.parametrize(
     ("metadata", "expression"),
     [
