@@ -28,6 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path("opt/eir")
 NAMESPACE = "eir-build"
 """Namespace of signatures of checksums; signatures of lists have another one."""
+PERMITTED = frozenset(
+    {"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-0", "PSF-2.0", "Zlib"}
+)
+"""SPDX identifiers of licences that a packaged dependency may have."""
+CLASSIFIERS = {"Apache Software License": "Apache-2.0", "ISC License (ISCL)": "ISC", "MIT License": "MIT"}
+"""Licence classifiers of the Python index that name one licence → its SPDX identifier."""
 HOST, REALM = "eir1.epc.mnc001.mcc001.3gppnetwork.org", "epc.mnc001.mcc001.3gppnetwork.org"
 CONTROL = """\
 Package: eir
@@ -78,8 +84,11 @@ if [ -d /run/systemd/system ]; then
 fi
 """
 COPYRIGHT = """\
-Copyright: {year} the owner of this program, who has chosen no licence for it yet: agree with them.
-Packages in /opt/eir have their own in their *.dist-info folders.
+Copyright: {year} the authors of eir
+License: Apache-2.0
+ The text is in /usr/share/common-licenses/Apache-2.0.
+
+Packages in /opt/eir have their own licences, in their *.dist-info folders.
 """
 CHANGES = """\
 eir ({version}) stable; urgency=medium
@@ -310,16 +319,33 @@ def purl(of: Distribution) -> str:
 
 
 def component(of: Distribution) -> dict[str, object]:
-    """Return one component of the bill."""
-    expression = of.metadata.get("License-Expression")
-    found: dict[str, object] = {
+    """Return one component of the bill. Raises Broken if its licence is not permitted."""
+    return {
         "type": "library",
         "name": of.name,
         "version": of.version,
         "purl": purl(of),
         "bom-ref": purl(of),
+        "licenses": [{"expression": licence(of)}],
     }
-    return found | ({"licenses": [{"expression": expression}]} if expression else {})
+
+
+def licence(of: Distribution) -> str:
+    """Return the SPDX expression of a package's licence, from its metadata; older metadata have a word or classifiers instead.
+
+    Every identifier of the expression must be permitted. Raises Broken.
+    """
+    word, prefix = of.metadata.get("License", ""), "License :: OSI Approved :: "
+    named = [line.removeprefix(prefix) for line in of.metadata.get_all("Classifier", []) if line.startswith(prefix)]
+    expression = of.metadata.get("License-Expression") or (
+        word if word in PERMITTED else " AND ".join(CLASSIFIERS.get(name, name) for name in named)
+    )
+    if not set(re.split(r"(?: (?:AND|OR) |[()])+", expression)) - {""} <= PERMITTED or not expression:
+        raise Broken(
+            f"{of.name} {of.version}: the licence is {expression or 'not in its metadata'}; permitted are {', '.join(sorted(PERMITTED))}: "
+            "replace the dependency, or add its licence to PERMITTED in scripts/releasing.py if the licence permits distribution"
+        )
+    return expression
 
 
 def package(

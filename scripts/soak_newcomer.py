@@ -1,4 +1,4 @@
-"""An operator's first hours in a fresh Debian under systemd: installation, upgrade and first day by the commands of the pages, with and without network.
+"""An operator's first hours in a fresh Debian under systemd: installation, upgrade, first day, first peer and demos by the commands of the pages.
 
 Needs root. Each host has its own root folder over one that debootstrap makes, with systemd as its first process and a network of
 loopback only. Debian's packages are fetched over this machine's network. A script does the operator's edits (`sudoedit`) and the work of
@@ -180,6 +180,11 @@ class Host:
         done = self._enter(*command, check=False)
         return done.returncode, done.stdout
 
+    def has_an_address(self) -> None:
+        """Give the host an address beside loopback, without which freeDiameter does not start."""
+        make = "(ip link add eir0 type dummy || ip link add eir0 type veth peer name eir1) && ip addr add 192.0.2.1/24 dev eir0 && ip link set eir0 up"
+        _run("nsenter", f"--target={self._first}", "--net", "sh", "-c", make)
+
     def home(self) -> Path:
         """Return the path of the clone, seen from outside."""
         return Path(f"/proc/{self._first}/root/home/newcomer/clone")
@@ -264,6 +269,18 @@ def _base(folder: Path, release: str, mirror: str) -> Path:
     return base
 
 
+def _answers(said: str) -> bool:
+    """Return whether `eir probe` printed that the listed phone is blacklisted and the other one is not."""
+    return re.findall(r"^\d{14} +\S+ +(\w+)", said, re.MULTILINE) == ["blacklisted", "whitelisted"]
+
+
+def _needs(host: Host, page: str) -> None:
+    """Install Debian's packages that the page names."""
+    needs = re.search(r"You need ((?:`[\w-]+`(?: and |, )?)+)", page)
+    _holds("the page names the packages that it needs", needs)
+    host.does(f"sudo apt-get install {' '.join(re.findall('`([^`]+)`', needs[1]))}", network=True)  # type: ignore[index]
+
+
 def _first_lines(block: str, upto: str) -> tuple[str, str]:
     """Return the block in two parts: before the line, and from the line on."""
     at = block.index(upto)
@@ -273,12 +290,7 @@ def _first_lines(block: str, upto: str) -> tuple[str, str]:
 def _works(host: Host, promises: list[str]) -> None:
     """Test the promises of an installation: a service that answers, reloads, refuses a faulty file, restarts, drains."""
     said = host.does(Installation.alias.replace("eir status\n", "") + LOADS)
-    answers = dict(re.findall(r"^(\d{14}) +\S+ +(\w+)", said, re.MULTILINE))
-    _holds(
-        "a listed phone is blacklisted, and another is not",
-        list(answers.values()) == ["blacklisted", "whitelisted"],
-        said,
-    )
+    _holds("a listed phone is blacklisted, and another is not", _answers(said), said)
     _holds(
         "the compiled lane is there",
         "_lane.abi3.so" in host.does("ls /opt/eir/lib/python3*/site-packages/eir/interfaces/s13"),
@@ -332,14 +344,20 @@ def _with_network(host: Host, promises: list[str]) -> None:
     promises.append("the installation with network")
     _works(host, promises)
     _upgrades(host, Installation.upgrade, True, promises)
-    needs = re.search(r"You need ((?:`[\w-]+`(?: and |, )?)+)", Installation.FIRST_DAY)
-    _holds("the page says what a first day needs", needs)
-    host.does(f"sudo apt-get install {' '.join(re.findall('`([^`]+)`', needs[1]))}", network=True)  # type: ignore[index]
+    _needs(host, Installation.FIRST_DAY)
     code, _ = host.asks("systemctl", "is-active", "redis-server")
     _holds("Debian's redis-server runs, on the usual port", code == 0)
     said = host.does("PATH=/opt/eir/bin:$PATH\n" + "".join(Installation.first_day))
     _holds("a first day ends drained", said.count("draining") == 2, said)
     promises.append("the first day, beside the service and Debian's redis-server")
+    _needs(host, Installation.CONNECT)
+    host.has_an_address()
+    begin, ask, end = Installation.first_hour
+    opened = "for try in $(seq 300); do ! eir peers -c first/eir.yaml | grep -qw open || break; sleep 0.1; done\n"
+    said = host.does(f"PATH=/opt/eir/bin:$PATH\nmkdir hour && cd hour\n{begin}{opened}{ask}{end}")
+    _holds("a listed phone is blacklisted by way of the agent, and another is not", _answers(said), said)
+    host.does(Installation.alias)  # the installed node answers as before
+    promises.append("the first hour with a peer, after the first day on the same host")
 
 
 def _without_network(fetcher: Host, host: Host, promises: list[str]) -> None:
@@ -363,6 +381,12 @@ def _locked(host: Host, promises: list[str]) -> None:
     promises.append("the installation of the same versions everywhere")
 
 
+def _demos(host: Host, promises: list[str]) -> None:
+    for demo in ("scripts/demo", "scripts/demo --country", "scripts/demo --redis"):
+        host.does(demo, network=True)  # they install what they need
+        promises.append(demo)
+
+
 def main(arguments: list[str]) -> int:
     """Run the part `newcomer` of scripts/soak."""
     parser = argparse.ArgumentParser(
@@ -370,7 +394,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--release", default="stable", help="name of the Debian release")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
-    parser.add_argument("--only", choices=("network", "locked", "no-network"), help="only one of the three hosts")
+    parser.add_argument("--only", choices=("network", "demos", "locked", "no-network"), help="only one of these parts")
     options = parser.parse_args(arguments)
     if os.geteuid():
         print("soak newcomer: needs root, for namespaces and mounts", file=sys.stderr)
@@ -384,6 +408,8 @@ def main(arguments: list[str]) -> int:
             start = lambda name: hosts.enter_context(Host(folder, base, name))  # noqa: E731
             if options.only in {None, "network"}:
                 _with_network(start("day"), promises)
+            if options.only in {None, "demos"}:
+                _demos(start("demos"), promises)
             if options.only in {None, "locked"}:
                 _locked(start("locked"), promises)
             if options.only in {None, "no-network"}:

@@ -20,12 +20,14 @@ def blocks(text, language="sh"):
 
 
 class Installation:
-    """The lines of deploy/INSTALL.md that install and upgrade a node, and those of deploy/FIRST-DAY.md."""
+    """The lines of deploy/INSTALL.md that install and upgrade a node, those of deploy/FIRST-DAY.md, and the first hour of deploy/CONNECT.md."""
 
     PAGE = (ROOT / "deploy" / "INSTALL.md").read_text()
     FIRST_DAY = (ROOT / "deploy" / "FIRST-DAY.md").read_text()
+    CONNECT = (ROOT / "deploy" / "CONNECT.md").read_text()
     FROM_THE_INDEX = "sudo /opt/eir/bin/pip install '.[analysis]'\n"
     """The line that others take the place of."""
     service, alias, locked, fetch, offline, package = blocks(section(PAGE, "## Installation"))
     (upgrade,) = blocks(section(PAGE, "## Upgrade"))
     first_day = blocks(FIRST_DAY)
+    first_hour = blocks(section(CONNECT, "## The first hour"))

@@ -1,29 +1,21 @@
-"""`eir init`: what it writes from options and from answers, what it refuses; and the first hour of deploy/CONNECT.md by its very lines."""
+"""`eir init`: what it writes from options and from answers, and what it refuses."""
 
 import os
 import pty
 import re
-import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from commands import commands
-from node import COMMAND, until
-from pages import blocks, section
+from node import COMMAND
 from patience import PATIENCE_S
-from servers import free_port
 
 from eir.config import load_config
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
-from agent import in_a_network_of_its_own
-
 ROOT = Path(__file__).parents[2]
 REALM = "core.operator.example"
-PAGE = (ROOT / "deploy" / "CONNECT.md").read_text()
 
 
 @pytest.fixture
@@ -149,47 +141,6 @@ def test_on_a_terminal_it_asks(tmp_path, key):
     assert config.identity.host == f"eir1.{REALM}"
     assert list(config.listen) == ["tcp://127.0.0.1:3868"]
     assert "stolen" in config.lists
-
-
-@pytest.mark.long
-def test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter(tmp_path):
-    if in_a_network_of_its_own(
-        f"{__file__}::test_the_first_hour_of_the_page_ends_with_an_answer_by_way_of_freediameter"
-    ):
-        return
-    begin, ask = blocks(section(PAGE, "## The first hour"))
-    ports = {"3868": free_port(), "3867": free_port()}
-    at = [re.sub(r"\b(3868|3867)\b", lambda found: str(ports[found[0]]), text) for text in (begin, ask)]
-    assert (
-        len(begin.splitlines()) - len(re.search(r"<<END\n(.*?)^END\n", begin, re.MULTILINE | re.DOTALL)[0].splitlines())
-        < 11
-    )
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "eir").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"\n')
-    (tmp_path / "bin" / "eir").chmod(0o755)
-    http = free_port()
-    at[0] = at[0].replace("eir publish", f"sed -i s/9868/{http}/ first/eir.yaml\neir publish", 1)
-    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
-    script = (
-        f"set -eu\n{at[0]}\nfor try in $(seq 300); do ! grep -q STATE_OPEN agent.log || break; sleep 0.1; done\n{at[1]}"
-    )
-    with (tmp_path / "errors").open("w") as errors:
-        shell = subprocess.Popen(
-            ["bash", "-c", script], cwd=tmp_path, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=errors, start_new_session=True,
-        )  # fmt: skip
-    try:
-        until(lambda: shell.poll() is not None)
-        with suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGTERM)
-        out, _ = shell.communicate()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
-    told = "".join((tmp_path / name).read_text() for name in ("errors", "agent.log") if (tmp_path / name).exists())
-    assert shell.returncode == 0, told
-    found = [(row.split()[0], row.split()[2]) for row in out.splitlines() if re.match("[0-9]{14} ", row)]
-    assert found == [("00101001000001", "blacklisted"), ("00101009000009", "whitelisted")], out + told
 
 
 def test_a_wrong_answer_is_asked_again_at_once(tmp_path, key):

@@ -181,7 +181,11 @@ class TestRendering:
             ({"multus": {"enabled": True}}, "multus.enabled needs multus.networks"),
             ({"terminationGracePeriodSeconds": 30}, "/terminationGracePeriodSeconds"),
             ({"config": {"peers": [{"realm": REALM, "watchdog_s": 60}]}}, "longer than watchdog_s of every peer: 60"),
-            ({"config": {"store": "sqlite"}}, "/config/store"),
+            ({"config": {"state": "/srv"}}, "config.state is set by the chart: remove it"),
+            ({"config": {"listen": [], "store": "sqlite"}}, "config.listen is set by the chart: remove it"),
+            ({"config": {"store": "sqlite"}}, "config.store is set by the chart: remove it"),
+            ({"config": {"identity": {"realm": "a.example"}}}, "config.identity.realm is set by the chart: remove it"),
+            ({"config": {"n5g": {"listen": None}}}, "config.n5g.listen is set by the chart: remove it"),
             ({"image": {"tag": "latest"}}, "/image/tag"),
             ({"resources": {"limits": {"memory": None}}}, "/resources/limits"),
             ({"replica": 2}, "replica"),
@@ -262,6 +266,24 @@ class TestConfiguration:
         one, two = map(yaml.safe_load, blocks)
         for values in (one, one | two):
             self.test_the_node_takes_each_pods_file(values, authority, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("memory", "config", "load_memory"),
+        [
+            ("1Gi", {}, 512 << 20),
+            ("2.5G", {}, 1_250_000_000),
+            (8 << 30, {}, 4 << 30),
+            ("2147483648000m", {}, 1 << 30),
+            ("100Mi", {}, 128 << 20),  # the least that the key may have
+            ("1Gi", {"limits": {"load_memory": "700MiB"}}, 700 << 20),
+            ("1Gi", {"limits": {"rate_max": 5}}, 512 << 20),
+        ],
+    )
+    def test_a_load_gets_half_of_the_containers_memory(self, tmp_path, memory, config, load_memory):
+        resources = {"limits": {"cpu": "2", "memory": memory}}
+        file = tmp_path / "eir.yaml"
+        file.write_text(rendered({"resources": resources, "config": config})["ConfigMap", "eir"]["data"]["eir-0.yaml"])
+        assert load_config(file).load_memory == load_memory
 
     def test_each_pod_has_its_own(self):
         names = {each["name"]: each for each in container({})["env"]}

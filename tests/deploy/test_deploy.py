@@ -505,6 +505,8 @@ class TestContainers:
                 assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
         last = len(instructions) - 1 - [name for name, _ in instructions][::-1].index("FROM")
         assert dict(instructions[last:])["USER"] == "986:986"  # Kubernetes cannot see by a name that it is not root
+        assert ["LABEL", "org.opencontainers.image.licenses=Apache-2.0"] in instructions[last:]
+        assert ["COPY", "LICENSE /usr/share/doc/eir/"] in instructions[last:]
         ignored = (DEPLOY / "Containerfile.dockerignore").read_text().split()
         assert {line[1:] for line in ignored if line.startswith("!")} == {
             source

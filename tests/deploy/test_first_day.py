@@ -1,4 +1,4 @@
-"""The operator's first day of deploy/FIRST-DAY.md, as a new user has it: its very lines, in a folder of its own, as a user of its own."""
+"""Lines of deploy/FIRST-DAY.md and then of deploy/CONNECT.md, as a new user runs them beside an installed node, in an own folder and as an own user."""
 
 import os
 import pwd
@@ -17,11 +17,20 @@ from pages import Installation
 from patience import PROGRAM_S
 from servers import free_port
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+from agent import in_a_network_of_its_own
+
 ROOT = Path(__file__).parents[2]
 SOMEBODY = pwd.getpwnam("nobody")
 """Another user than the one who runs the tests; OpenSSH wants one that is in the table of users."""
-PORTS = ("13868", "13869", "15868", "15869", "16379", "18080", "18443", "19868", "19869")
+INSTALLED = ("3868", "9868")
+"""Ports of a node as deploy/INSTALL.md installs it."""
+PORTS = (
+    *INSTALLED, "13868", "13869", "15868", "15869", "16379", "18080", "18443", "19868", "19869", "23867", "23868", "29868",
+)  # fmt: skip
 BLOCKS = Installation.first_day
+BEGIN, *REST = Installation.first_hour
+OPENED = "soon sh -c 'eir peers -c first/eir.yaml | grep -qw open'\n"
 LISTED, FREE, FIRST = "00101008000001", "00101009000009", "00101006000001"
 
 
@@ -58,31 +67,44 @@ def folder():
 
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
-def test_the_lines_of_the_page_have_the_described_effect(folder):
+def test_the_lines_of_the_pages_have_the_described_effect_one_page_after_the_other(folder):
+    if in_a_network_of_its_own(
+        f"{__file__}::test_the_lines_of_the_pages_have_the_described_effect_one_page_after_the_other"
+    ):
+        return
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "bin").mkdir()
     (folder / "bin" / "eir").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"\n')
     (folder / "bin" / "eir").chmod(0o755)
     marked = "".join(f"echo '== {number}'\n{block}" for number, block in enumerate(BLOCKS))
-    for port in PORTS:
-        marked = re.sub(rf"\b{port}\b", f"{{{port}}}", marked)
-    for port in PORTS:
-        marked = marked.replace(f"{{{port}}}", str(free_port()))
+    marked += "echo '== hour'\nmkdir hour && cd hour\n" + BEGIN + OPENED + "".join(REST)
+    installed = folder / "config" / "eir.yaml"
+    sample = f"{installed.read_text()}\nhttp: 127.0.0.1:{INSTALLED[1]}\nstate: {folder}/installed\n"
+    ports = {port: str(free_port()) for port in PORTS}
+    sample, marked = (re.sub(r"\b\d{4,5}\b", lambda at: ports.get(at[0], at[0]), text) for text in (sample, marked))
+    installed.write_text(sample)
     (folder / "day.sh").write_text(f"set -euo pipefail\n{marked}")
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "LANG": "C.UTF-8"}
-    shell = subprocess.Popen(
-        [*another_user(folder), "bash", "day.sh"], cwd=folder, env=environment, text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    become = another_user(folder)
+    usual = {"cwd": folder, "env": environment, "start_new_session": True, "stdin": subprocess.DEVNULL}
+    with (folder / "installed.log").open("w") as log:
+        service = subprocess.Popen([*become, "eir", "serve", "-c", installed], stderr=log, **usual)
+    shell = None
     try:
-        out, _ = shell.communicate(timeout=PROGRAM_S)
+        until(lambda: f"http://127.0.0.1:{ports[INSTALLED[1]]}" in (folder / "installed.log").read_text())
+        with (folder / "out").open("w") as log:
+            shell = subprocess.Popen([*become, "bash", "day.sh"], stdout=log, stderr=subprocess.STDOUT, **usual)
+        shell.wait(PROGRAM_S)  # for the shell alone: if a line fails, nodes go on
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
+        for process in filter(None, (shell, service)):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    out = (folder / "out").read_text()
     assert shell.returncode == 0, out
-    said = re.split(r"^== \d+\n", out, flags=re.MULTILINE)[1:]
-    assert len(said) == len(BLOCKS), out
-    _, _, configured, loaded, probed, fed, pulled, undone, emergency, exported = said
+    said = re.split(r"^== \w+\n", out, flags=re.MULTILINE)[1:]
+    assert len(said) == len(BLOCKS) + 1, out
+    _, _, configured, loaded, probed, fed, pulled, undone, emergency, exported, hour = said
     assert "warning" not in configured, configured
     assert re.search(r"^stolen-national +devices +3 ", loaded, re.MULTILINE), "the second node follows"
     assert answers(probed) == [(LISTED, "blacklisted"), (FREE, "whitelisted")] * 2, probed
@@ -100,5 +122,9 @@ def test_the_lines_of_the_page_have_the_described_effect(folder):
     assert FIRST in rows
     assert LISTED not in rows, "rolled back"
     assert exported.count("draining") == 2
+    assert answers(hour) == [("00101001000001", "blacklisted"), (FREE, "whitelisted")], hour
+    assert hour.count("draining") == 1, hour
+    commands = re.sub(r"<<END\n.*?^END\n", "", BEGIN, flags=re.MULTILINE | re.DOTALL).splitlines()
+    assert len(commands) < 11, "the page's first hour is a few lines"
     until(lambda: "event=stopped" in (folder / "day" / "b.log").read_text())
     assert "store_unprotected" not in (folder / "day" / "a.log").read_text()

@@ -35,7 +35,7 @@ def clone(tmp_path):
     """A clone in a folder, with the fetched files as the page has them brought, and an empty environment in opt/eir."""
     made = tmp_path / "clone"
     made.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, made)
     shutil.copytree(ROOT / "eir", made / "eir", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     shutil.copytree(ROOT / "deploy", made / "deploy")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source") / "first"
     for name in ("eir", "deploy"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "CHANGELOG.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder)
     return folder
 
@@ -72,6 +73,9 @@ def test_a_wheel_that_is_built_twice_is_the_same(source, monkeypatch):
     assert releasing.digest(made[0]) == releasing.digest(made[1])
     with zipfile.ZipFile(made[0]) as archive:
         assert "eir/cli/eir.service" in archive.namelist()
+        (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        assert "License-Expression: Apache-2.0\n" in archive.read(about).decode()
+        assert archive.read(about.replace("METADATA", "licenses/LICENSE")) == (ROOT / "LICENSE").read_bytes()
         lane = archive.read("eir/interfaces/s13/_lane.abi3.so") if shutil.which("gcc") else b""
     assert sysconfig.get_config_var("LIBDIR").encode() not in lane, "it would look for libraries where it was built"
 
@@ -90,6 +94,10 @@ def test_what_is_in_the_package(package):
     ):
         assert f" {name}\n" in listed, name
     assert "./usr/bin/eir -> /opt/eir/bin/eir" in listed
+    shown = ["dpkg-deb", "--fsys-tarfile", package], ["tar", "-xO", "./usr/share/doc/eir/copyright"]
+    packed = subprocess.run(shown[0], capture_output=True, check=True).stdout
+    copyright_file = subprocess.run(shown[1], input=packed, capture_output=True, check=True).stdout.decode()
+    assert "License: Apache-2.0\n The text is in /usr/share/common-licenses/Apache-2.0." in copyright_file
     assert {line.split()[1] for line in listed.splitlines()} == {"root/root"}
     assert not [
         line for line in listed.splitlines() if re.match(r".....w|........w", line) and not line.startswith("l")
@@ -152,3 +160,53 @@ def test_a_bill_of_materials_names_what_is_there(tmp_path):
     ]  # fmt: skip
     assert bill["dependencies"][0]["dependsOn"] == ["pkg:pypi/h11@0.16.0", "pkg:pypi/some-thing@1.0"]
     assert bill == releasing.materials("0.1.0", tmp_path, "1700000000")
+
+
+def test_the_licence_is_the_text_as_published():
+    assert releasing.digest(ROOT / "LICENSE") == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expression"),
+    [
+        ("License-Expression: Apache-2.0 OR BSD-3-Clause", "Apache-2.0 OR BSD-3-Clause"),
+        ("License-Expression: (MIT AND Zlib) OR 0BSD", "(MIT AND Zlib) OR 0BSD"),
+        ("License: BSD-3-Clause\nClassifier: License :: OSI Approved :: BSD License", "BSD-3-Clause"),
+        ("License: as is\nClassifier: License :: OSI Approved :: MIT License", "MIT"),
+        (
+            "Classifier: License :: OSI Approved :: Apache Software License\nClassifier: License :: OSI Approved :: MIT License",
+            "Apache-2.0 AND MIT",
+        ),
+    ],
+)
+def test_the_licence_of_a_dependency_is_in_the_bill(tmp_path, metadata, expression):
+    assert releasing.component(distribution(tmp_path, metadata))["licenses"] == [{"expression": expression}]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "why"),
+    [
+        ("License-Expression: GPL-3.0-only", "the licence is GPL-3.0-only; permitted are 0BSD, Apache-2.0"),
+        ("License-Expression: MIT AND GPL-2.0-only WITH Classpath-exception-2.0", "GPL-2.0-only WITH"),
+        ("License: BSD\nClassifier: License :: OSI Approved :: BSD License", "the licence is BSD License;"),
+        ("License: MIT style", "the licence is not in its metadata;"),
+    ],
+)
+def test_a_dependency_without_a_permitted_licence_stops_the_release(tmp_path, metadata, why):
+    with pytest.raises(releasing.Broken, match=rf"^thing 1\.0: .*{re.escape(why)}"):
+        releasing.component(distribution(tmp_path, metadata))
+
+
+def distribution(folder, metadata):
+    """An installed package with these lines in its metadata."""
+    folder = folder / "thing-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: thing\nVersion: 1.0\n{metadata}\n")
+    return Distribution.at(folder)
+
+
+def test_every_locked_package_has_a_permitted_licence():
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "deploy" / "requirements.lock").read_text(), re.MULTILINE))
+    installed = {re.sub(r"[-_.]+", "-", each.name).lower(): each for each in distributions()}
+    checked = [releasing.licence(installed[name]) for name in locked & set(installed)]
+    assert len(checked) > 20

@@ -25,7 +25,7 @@ def name_of(requirement):
 def copy_sources(folder):
     """Copy the files from which a wheel is built."""
     (folder / "deploy").mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "deploy/RUNBOOK.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "deploy/RUNBOOK.md"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "eir", folder / "eir", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
 

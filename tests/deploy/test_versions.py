@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from datetime import date
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def test_every_version_of_the_changelog_has_its_day_and_the_first_is_this_progra
         versions.released(page), key=lambda number: tuple(map(int, number.split("."))), reverse=True
     )
     assert len(headings) == 1 or headings[1].startswith(f"## {__version__}, ")
+
+
+def test_before_the_first_release_the_changelog_is_one_short_entry():
+    page = (ROOT / versions.CHANGES).read_text()
+    if versions.released(page):
+        return
+    assert len(re.findall(r"^- ", page, re.MULTILINE)) == 1
+    assert len(page.split()) <= 150
 
 
 def test_a_commit_that_was_prepared_is_taken_by_its_tag(source):
@@ -104,10 +113,15 @@ def test_a_build_comes_before_its_release_and_after_the_one_before(source):
 def test_the_chart_of_a_build_is_the_same_twice_and_runs_that_build(source, tmp_path):
     helm = shutil.which("helm", path=str(Path(sys.executable).parent))
     shutil.copytree(ROOT / "deploy", source / "deploy", symlinks=True, dirs_exist_ok=True)
+    shutil.copy(ROOT / "LICENSE", source)
     version = Version("0.1.1", "20231114221320")
     versions.stamp(source, version)
     made = [releasing.chart(source, version.chart, folder, int(EPOCH)) for folder in (tmp_path, source / "deploy")]
     assert releasing.digest(made[0]) == releasing.digest(made[1])
+    with tarfile.open(made[0]) as archive:
+        assert archive.extractfile("eir/LICENSE").read() == (ROOT / "LICENSE").read_bytes()
+        about = yaml.safe_load(archive.extractfile("eir/Chart.yaml"))
+    assert about["annotations"] == {"artifacthub.io/license": "Apache-2.0"}
     if helm is None:
         pytest.skip("Helm comes with scripts/setup --test, on x86-64")
     done = subprocess.run(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif("redis" not in programs(), reason="redis-server 
 
 def steps_of(folder, option):
     """Run a demo in a copy of the repository; return the output of each step by its first word."""
-    for name in ("scripts", "config", "deploy", "eir", "pyproject.toml", "README.md"):
+    for name in ("scripts", "config", "deploy", "eir", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, folder / name)
     # The environment of this test run takes the part of the one that the demo would make.

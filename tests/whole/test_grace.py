@@ -146,12 +146,24 @@ def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
     for process in ("follower", "worker-0", "worker-1"):
         os.kill(children(first.site.node.pid)[process], signal.SIGKILL)
         until(lambda: first.ask("s13") == {GREY})
+    devices = len(DEVICES)
     if hosts.server is not None:
-        hosts.server.flush()
+        hosts.server.kill()
+        assert first.ask("n5g", ANOTHER) == {GREY}
+        until(lambda: [first.entries(), last.entries()] == [devices + 1, devices])
+        first.restart(1)  # its own disk has the record
+        until(lambda: first.entries() == devices + 1)
+        last.restart(61)  # the clock of the node ends periods while the store is away
+        assert last.answers() == {BLACK}
+        assert last.ask("n5g", ANOTHER) == {GREY}, "new to this node"
+        hosts.server.start()  # empty
+        devices += 1
     for host in there:
         host.restart(61)
-    until(lambda: {host.entries() for host in there} == {3})
+    until(lambda: {host.entries() for host in there} == {devices})
     assert last.answers() == {BLACK} == first.answers()
+    if hosts.server is not None:
+        until(lambda: last.ask("n5g", ANOTHER) == {BLACK} == first.ask("n5g", ANOTHER))  # the earliest day counts
 
 
 @pytest.mark.long(short=["sqlite"])
