@@ -18,7 +18,7 @@ from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader, LoadReport
 from eir.lists.record.in_force import save_mark
-from eir.lists.record.store import REFUSED, ListStore, utc_text
+from eir.lists.record.store import REFUSED, ListState, ListStore, utc_text
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
@@ -51,7 +51,7 @@ def load(
     is printed here and recorded in `eir history`.
     """
     checked = opened(load_config(config))
-    loaded: dict[str, str] = {}
+    loaded: dict[str, ListState] = {}
     work = partial(_load_all, config=checked, manifests=manifests, loaded=loaded, dry_run=dry_run, force=force)
     try:
         reports = with_store(checked, work, reads=dry_run)
@@ -71,7 +71,7 @@ async def _load_all(
     store: ListStore,
     config: Config,
     manifests: list[Path],
-    loaded: dict[str, str],
+    loaded: dict[str, ListState],
     *,
     dry_run: bool,
     force: bool,
@@ -86,7 +86,12 @@ async def _load_all(
 
 
 async def _loaded(
-    store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, str], options: dict[str, Any]
+    store: ListStore,
+    config: Config,
+    start: Start,
+    manifest: Path,
+    loaded: dict[str, ListState],
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Load one release, print the result, and return the result as a JSON document."""
     try:
@@ -103,7 +108,7 @@ async def _loaded(
         return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
     outcome = "would load" if options["dry_run"] else "loaded"
     if report.state is not None:
-        loaded[report.list] = report.state.content_digest
+        loaded[report.list] = report.state
     print_message(f"{manifest}: {outcome}: {report.as_text()}")
     return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
 
