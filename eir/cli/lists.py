@@ -237,7 +237,7 @@ def rollback(
         text += f"the next release needs a serial above {state.highest_serial}"
     show_one(_list_row(list_name, state.kind, state), f"{list_name}: {text}", as_json=as_json)
     if not dry_run:
-        print_message(taken_over(checked.state, {list_name: state}))
+        print_message(taken_over(checked, {list_name: state}))
 
 
 def add(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, list_settings, opened, who, with_store
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, ask_node, list_settings, opened, who, with_store
 from eir.cli.in_force import taken_over
 from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, print_message, progress, show, warn
 from eir.config import Config, load_config
@@ -23,7 +23,6 @@ from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
 from eir.lists.stores.open import open_store, serial_marks
-from eir.node.observe import control
 from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start, Starter
@@ -62,7 +61,7 @@ def load(
     if as_json:
         print_json(reports)
     if loaded:
-        print_message(taken_over(checked.state, loaded))
+        print_message(taken_over(checked, loaded))
     if any(report["outcome"] == "refused" for report in reports):
         raise typer.Exit(EXIT_NO)
 
@@ -264,7 +263,7 @@ def acknowledge(
     if key:
         print(line)
         return
-    in_force = control.ask(checked.state, "lists")
+    in_force = ask_node(checked, "lists")
     if not in_force["in_step"]:
         raise fail("the workers of the node do not have the same lists yet; try again in a moment")
     since = in_force["since"]

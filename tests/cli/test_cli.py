@@ -860,6 +860,32 @@ def test_the_first_default_file_that_can_be_read_is_the_configuration(host, tmp_
     assert (done.returncode, done.stderr.partition(":")[0]) == (2, "config/eir.yaml")
 
 
+def test_where_no_node_runs_both_default_files_are_named(host, tmp_path, constants):
+    """A node may run with the other file."""
+    constants({"eir.cli.access.SYSTEM_CONFIG": str(host.path)})
+    environment = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
+    both = f"; config/eir.yaml was read, but {host.path} exists too: -c FILE selects one"
+
+    def said(*arguments):
+        done = commands().run([*arguments], env=environment, cwd=tmp_path, timeout=PATIENCE_S)
+        return done.stdout + done.stderr
+
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "eir.yaml").write_text(
+        host.path.read_text().replace("signers: signers", f"signers: {host.folder}/signers")
+    )
+    trace = ("trace", "--imei", LISTED, "--reason", "a case")
+    for command in (("status",), ("peers",), ("reload",), ("drain",), ("peer", "disable", "mme"), trace):
+        assert f"no node runs on the state folder {tmp_path}/config/var (start one: eir serve){both}\n" in said(
+            *command
+        )
+    assert both not in said("drain", "-c", "config/eir.yaml")
+    manifest = host.release([LISTED], serial=7)
+    loaded = said("load", str(manifest))
+    assert f"{both}; nodes that start later" in loaded
+    assert f"from the store, no node answers here{both}\n" in said("check", LISTED)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives the state folder to somebody else")
 class TestAsSomebodyElse:
     """As a user whom the file modes hold back, though this one is root: without the capabilities that lift them."""
