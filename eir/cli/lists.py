@@ -254,7 +254,8 @@ def add(
 
     Running nodes follow at once. Nothing is added if one of the entries exists already, or if the number of added
     devices exceeds the list's growth_max and change_min. The rows of a file are one change; the limits of a release
-    (bad_rows_max, range_tacs_max) apply too.
+    (bad_rows_max, range_tacs_max) apply too. Bad rows up to bad_rows_max are left out and named; the exit status is 1
+    only if no row is good.
     """
     options = partial(Edit, what=ADD, reason=reason, dry_run=dry_run, force=force, until=_end(until), replace=replace)
     if rows is None and identifiers:
@@ -273,6 +274,8 @@ def add(
         found = parse_rows_file(
             _content(rows), rows.name, settings, now_s=now_s, layout=layout, force=force, progress=read_progress
         )
+        for warning in found.warnings:  # also before a change that is refused
+            print_message(f"warning: {warning}")
         has_one_kind = len({entry.whole_tac for entry in found.entries}) == 1
         is_named = has_one_kind and len(found.entries) <= ENTRIES_MAX
         source = "" if is_named else f"{found.name}: {FILE}{found.sha256}"
@@ -281,15 +284,6 @@ def add(
         report = _apply(checked, settings, edit)
         shown("write", 1, 1)
     show_one(asdict(report), report.as_text(), as_json=as_json)
-    tally = found.tally
-    for complaint in tally.complaints:
-        print_message(f"warning: a bad row was left out: {complaint}")
-    if tally.bad > len(tally.complaints):
-        print_message(f"warning: {tally.bad:,} bad rows in all")
-    if found.ended:
-        print_message(f"warning: {found.ended:,} entries have expired and were left out")
-    if tally.wrong_check_digits:
-        print_message(f"warning: {tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
 
 
 def _content(path: Path) -> bytes:
