@@ -541,6 +541,37 @@ class TestLists:
             assert [row["serial"] for row in site.json("lists")] == [0]
             assert site.json("check", LISTED)["serial"] == 0
 
+    def test_an_empty_local_list_is_empty(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            rules = [{"list": "own", "answer": "blacklisted"}]
+            site.configure(lists={"own": {"local": True}, "allowed": {"local": True}}, policy={"rules": rules})
+            site.start()
+            site.eir("add", "allowed", LISTED, "--reason", "x")
+            site.eir("remove", "allowed", LISTED, "--reason", "x")  # "allowed" has no entry again, "own" never had one
+            for options in ((), ("--store",)):
+                assert "note" not in site.eir("check", LISTED, *options).stdout
+                rows = site.json("lists", *options)
+                assert [(row["list"], row["entries"], row["state"]) for row in rows] == [
+                    ("own", 0, "empty"), ("allowed", 0, "empty"),
+                ]  # fmt: skip
+            for name in ("own", "allowed"):
+                assert site.eir("show", name, status=1).stderr.splitlines()[-1] == f"eir: {name} is empty"
+                assert site.eir("export", name).stdout in {"imei\n", "imei,reason\n"}
+            undone = site.eir("rollback", "own", status=1).stderr
+            assert (
+                undone
+                == "eir: no release of list own before the one in force is kept; it has never been loaded or changed\n"
+            )
+            site.configure(
+                lists={"own": {"local": True}, "new": {"local": True}},
+                policy={"rules": [{"not_list": "new", "answer": "blacklisted"}]},
+            )
+            note = "note: the list new has never been loaded or changed, so no rule that needs it can hold"
+            for _ in range(2):
+                assert note in site.eir("check", LISTED, "--store").stdout
+                assert site.eir("reload").stdout.startswith("reloaded")
+                assert note in site.eir("check", LISTED).stdout
+
     def test_a_local_list_that_its_store_lost_does_not_begin_again_unnoticed(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
@@ -596,7 +627,7 @@ class TestLists:
                 done = site.eir("add", *command, *options, status=1)
                 assert "1,000,000 devices come, 0 go, and 0 are in force" in done.stderr
                 assert "--force" in done.stderr
-            assert site.json("lists")[0]["state"] == "never loaded"
+            assert site.json("lists")[0]["state"] == "empty"
             assert site.eir("add", *command, "--dry-run", "--force").stdout.endswith("; nothing was changed\n")
             assert site.json("add", *command, "--force")["lifted"] == ["growth"]
             assert "1,000,000 go" in site.eir("remove", *command, status=1).stderr
