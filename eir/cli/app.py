@@ -376,10 +376,9 @@ def run_read_only(socket: Path, arguments: Sequence[str]) -> int:
 
 def _denied(error: EirError, word: str | None) -> EirError:
     """Return the error of a user with EIR_CONTROL. If the user lacks the permission for a command, it names the commands for read-only users."""
-    is_denied = isinstance(error, ConfigError | control.ControlDenied) and isinstance(
-        error.__context__, PermissionError
-    )
-    return EirError(control.refusal([word or ""])) if is_denied else error
+    if isinstance(error, ConfigError | control.ControlDenied) and isinstance(error.__context__, PermissionError):
+        return EirError(control.refusal([word or ""]))
+    return error
 
 
 def _print_error(error: EirError) -> int:

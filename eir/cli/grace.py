@@ -63,8 +63,8 @@ def import_first_seen(
 
     After such an import, no period of grace starts again when a network changes to this EIR. The earliest day of a device
     counts. Devices that a list registers are left out. Bad rows are left out and named by file and line; the exit status
-    is 1 only if no row is good. The import is one change, so a killed import changes nothing. Running nodes follow the change. An imported
-    device counts as seen today.
+    is 1 only if no row is good. The import is one change, so a killed import changes nothing. Running nodes follow the
+    change. An imported device counts as seen today.
     """
     if (file is None) is not from_sightings:
         raise fail("FILE or --from-sightings is needed, and only one of them", EXIT_USAGE)

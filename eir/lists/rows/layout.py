@@ -360,14 +360,9 @@ def layout_fault(content: bytes) -> str:
         return "its first line is blank"
     if b"\r" in first_line.rstrip(b"\r"):
         return "its lines end with CR alone; save it with LF or CRLF"
-    hint = separator_hint(first_line)
-    if not hint:
-        cause = (
-            "no column is named imei, or as in another layout"
-            if line_end
-            else "the file ends within it and may be truncated"
-        )
-        hint = f" ({cause})"
+    hint = separator_hint(first_line) or " (no column is named imei, or as in another layout)"
+    if not line_end:
+        hint = " (the file ends within it and may be truncated)"
     return f"no layout fits its first line{hint}"
 
 
