@@ -61,7 +61,7 @@ class Explanation:
     observed: tuple[ObservedRule, ...] = ()
     """Observed rules that matched before the rule that decided."""
     not_loaded: tuple[str, ...] = ()
-    """Lists of rules that were never loaded, so that these rules cannot match."""
+    """Lists without which rules cannot match: signed lists that were never loaded, and local lists of a `not_list` that were never changed."""
     first_seen: str | None = None
     """First day of the device, or `never`; None if there is no record of first sightings, or if no first day is relevant."""
     until: str | None = None
@@ -110,7 +110,7 @@ class Explanation:
             lines.append(f"  first seen: {self.first_seen}, {end}")
         for rule, status, name in self.observed:
             lines.append(f"  observed only: {_rule_text(rule, name)} would answer {status}")
-        note = "  note: the list {} has never been loaded, so no rule that needs it can hold"
+        note = "  note: the list {} has never been loaded or changed, so no rule that needs it can hold"
         lines += map(note.format, self.not_loaded)
         return "\n".join(lines)
 
@@ -164,13 +164,15 @@ async def explain(
     key = question.any_device()
     if key is not None:
         await _load_index(index, question, key, policy, lists, store=store)
-    explanation = answer(question, policy, index, now=now)
+    explanation = answer(question, policy, lists, index, now=now)
     if explanation.list is None:
         return explanation
     return await add_reason(explanation, kinds[explanation.list], store, now=now)
 
 
-def answer(question: Question, policy: PolicySettings, index: Index, *, now: datetime) -> Explanation:
+def answer(
+    question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], index: Index, *, now: datetime
+) -> Explanation:
     """Decide a question about a device by the lists in memory, and return the answer. No check is counted or recorded.
 
     The explanation lacks the reason and the date of the list's entry, which `add_reason` adds.
@@ -197,7 +199,9 @@ def answer(question: Question, policy: PolicySettings, index: Index, *, now: dat
     if key is None:
         return explanation
     names = dict.fromkeys(name for each in policy.rules for name in each.lists)
-    not_loaded = tuple(name for name in names if index.lists[name].state is None)
+    excluded = {each.not_list for each in policy.rules}
+    needed = [name for name in names if name in excluded or not lists[name].local]  # another local list is empty
+    not_loaded = tuple(name for name in needed if index.lists[name].state is None)
     first_seen, until = _first_seen(key, policy, index, rule)
     return replace(explanation, not_loaded=not_loaded, first_seen=first_seen, until=until)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -70,7 +70,7 @@ def optional_config(path: Path) -> Path | None:
 
 
 ConfigFile = Annotated[Path, typer.Option(
-    "-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.", callback=_configuration_file, show_default=f"{DEFAULT_CONFIG}, or {SYSTEM_CONFIG}",
+    "-c", "--config", envvar="EIR_CONFIG", metavar="FILE", help="The configuration.", readable=False, callback=_configuration_file, show_default=f"{DEFAULT_CONFIG}, or {SYSTEM_CONFIG}",
 )]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
@@ -96,6 +96,24 @@ def whereabouts(path: Path) -> Whereabouts:
     for problem in found.problems:
         print_message(f"warning: {problem}")
     return found
+
+
+def other_config(path: Path) -> str:
+    """Return a text about the second default file, if no file was named, `path` is the first default file, and both exist."""
+    if path is not DEFAULT_CONFIG or not os.access(SYSTEM_CONFIG, os.F_OK):
+        return ""
+    return f"; {DEFAULT_CONFIG} was read, but {SYSTEM_CONFIG} exists too: -c FILE selects one"
+
+
+def ask_node(config: Config | Whereabouts, command: str, **arguments: Any) -> Any:
+    """Send a command to the node on the state folder of the configuration, and return the result, as eir.node.observe.control.ask.
+
+    If no node runs there, the error names the second default file too, which another node may use.
+    """
+    try:
+        return control.ask(config.state, command, **arguments)
+    except control.ControlAway as e:
+        raise control.ControlAway(f"{e}{other_config(config.path)}") from None
 
 
 def opened(config: C) -> C:

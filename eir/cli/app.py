@@ -374,6 +374,24 @@ def run_read_only(socket: Path, arguments: Sequence[str]) -> int:
     return int(reply["status"])
 
 
+def _denied(error: EirError, word: str | None) -> EirError:
+    """Return the error of a user with EIR_CONTROL. If the user lacks the permission for a command, it names the commands for read-only users."""
+    if isinstance(error, ConfigError | control.ControlDenied) and isinstance(error.__context__, PermissionError):
+        return EirError(control.refusal([word or ""]))
+    return error
+
+
+def _print_error(error: EirError) -> int:
+    """Print an error to standard error, and return the exit status."""
+    prefix = "eir: "
+    if isinstance(error, ConfigError):
+        prefix = ""
+    elif isinstance(error, ReleaseRefused):
+        prefix = f"refused ({error.reason}): "
+    print_message(f"{prefix}{error}", "error")
+    return EXIT_USAGE if isinstance(error, ConfigError | SetupFault | UsageError) else EXIT_NO
+
+
 def main(word: str | None = None, arguments: Sequence[str] | None = None) -> None:
     """Run the command line; only the module of the command's first word is imported.
 
@@ -397,13 +415,7 @@ def main(word: str | None = None, arguments: Sequence[str] | None = None) -> Non
         print_message(f"eir: the output is in {e.encoding}, which lacks some characters: set LANG=C.UTF-8", "error")
         sys.exit(EXIT_NO)
     except EirError as e:
-        prefix = "eir: "
-        if isinstance(e, ConfigError):
-            prefix = ""
-        elif isinstance(e, ReleaseRefused):
-            prefix = f"refused ({e.reason}): "
-        print_message(f"{prefix}{e}", "error")
-        sys.exit(EXIT_USAGE if isinstance(e, ConfigError | SetupFault | UsageError) else EXIT_NO)
+        sys.exit(_print_error(e if not socket else _denied(e, word)))
     except OSError as e:
         if e.errno != errno.EPIPE:  # EPIPE: the reader of a pipe, such as `head`, has ended
             print_message(f"eir: {e.filename or 'the output'}: {e.strerror}", "error")

@@ -62,9 +62,9 @@ def import_first_seen(
     """Import first sightings from a file or from recorded checks.
 
     After such an import, no period of grace starts again when a network changes to this EIR. The earliest day of a device
-    counts. Devices that a list registers are left out. Bad rows are left out and named by file and line; then the exit
-    status is 1. The import is one change, so a killed import changes nothing. Running nodes follow the change. An imported
-    device counts as seen today.
+    counts. Devices that a list registers are left out. Bad rows are left out and named by file and line; the exit status
+    is 1 only if no row is good. The import is one change, so a killed import changes nothing. Running nodes follow the
+    change. An imported device counts as seen today.
     """
     if (file is None) is not from_sightings:
         raise fail("FILE or --from-sightings is needed, and only one of them", EXIT_USAGE)
@@ -96,7 +96,7 @@ def import_first_seen(
     if bad:
         text += f"; {bad:,} bad rows were left out"
     show_one(document, text, as_json=as_json)
-    if bad:
+    if bad and not report.devices:
         raise typer.Exit(EXIT_NO)
 
 

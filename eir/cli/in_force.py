@@ -10,15 +10,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from eir.cli.access import acting_in
+from eir.cli.access import acting_in, ask_node, other_config
 from eir.cli.output import print_message
 from eir.config import Config, Whereabouts, digests
 from eir.errors import EirError, StoreError
+from eir.lists.record.in_force import load_in_force
 from eir.lists.record.store import ListState, ListStore
 from eir.lists.stores.open import open_copy, open_store
 from eir.lists.stores.records import decode_state
@@ -67,7 +67,11 @@ def asked(
     if node is not None:
         source = f"the running node (process {node.pid})"
     else:
-        source = "the store, as --store says" if store_only else "the store, no node answers here"
+        source = (
+            "the store, as --store says"
+            if store_only
+            else f"the store, no node answers here{other_config(config.path)}"
+        )
     if not as_json:
         print_message(f"from {source}")
     if node is not None:
@@ -205,17 +209,21 @@ def read_as_held(
         return asyncio.run(read())
 
 
-def taken_over(state: Path, loaded: Mapping[str, str]) -> str:
+def taken_over(config: Config | Whereabouts, loaded: Mapping[str, ListState]) -> str:
     """Wait a few seconds until the node on this host uses newly loaded lists; return a message for the operator about the result.
 
-    `loaded`: content digest of each list.
+    A list counts as taken over when the node's file of the lists in force also names its serial and content.
     """
+    versions = {name: (each.serial, each.content_digest) for name, each in loaded.items()}
     end = time.monotonic() + TAKEN_OVER_S
     try:
         while True:
-            report = control.ask(state, "status")
-            digests = {name: row.get("digest") for name, row in report["lists"].items()}
-            behind = [name for name, digest in loaded.items() if digests.get(name) != digest]
+            report = ask_node(config, "status")
+            in_memory = {name: (row["serial"], row["digest"]) for name, row in report["lists"].items()}
+            on_disk = {name: each[:2] for name, each in load_in_force(config.state).items()}
+            behind = [
+                name for name, each in versions.items() if (in_memory.get(name), on_disk.get(name)) != (each, each)
+            ]
             node = f"the node on this host (process {report['pid']})"
             if not behind:
                 return f"{node} has taken over {', '.join(loaded)}"

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import filterfalse, islice
@@ -52,7 +52,7 @@ from eir.lists.record.entries import ListEntry, date_text, entries_of, imsi_text
 from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import FIRST_SEEN, PAIRS, SUBSCRIBERS, TYPES, ListSettings
-from eir.lists.record.store import Event, ListState, ListStore
+from eir.lists.record.store import NO_LIST, Event, ListState, ListStore
 from eir.lists.rows.export import EIR, EXPORTS, export
 from eir.lists.rows.layout import ALLOCATED, DATE, tac_key, until_seconds
 from eir.schema import parse_duration
@@ -104,7 +104,8 @@ def lists(
 ) -> None:
     """Show the lists: serial, entries, dates, signers, state.
 
-    `state` is `in force`, `expired` (still in force), `never loaded`, or `damaged` (the store cannot read the list).
+    `state` is `in force`, `expired` (still in force), `never loaded`, `empty` (a local list), or `damaged` (the store
+    cannot read the list).
     `digest`, with --json, is the digest of the content: it is equal for equal entries, independent of the release. The
     running node answers from memory. If no node runs, or with --store, the answer comes from the store. Differences
     between node and store are reported.
@@ -127,6 +128,8 @@ def lists(
         states = with_store(checked, lookup, fresh=False, reads=True)
     else:
         states = dict.fromkeys(checked.lists) | dict(node.states)
+    empty = {name: replace(NO_LIST, kind=settings.kind) for name, settings in checked.lists.items() if settings.local}
+    states = {name: state or empty.get(name) for name, state in states.items()}
     ending = _ends(node)
     kinds = {name: settings.kind for name, settings in checked.lists.items()}
     rows = [_list_row(name, kinds.get(name, ""), state) for name, state in states.items()]
@@ -178,7 +181,7 @@ def _ends(node: NodeAnswer | None) -> list[dict[str, Any]] | None:
 
 def _serial_text(state: ListState | StoreError | None) -> int | str | None:
     """Return the serial of a list for people, or `change NUMBER` for a list without releases."""
-    if not isinstance(state, ListState):
+    if not isinstance(state, ListState) or not state.generation:
         return None
     return state.serial or f"change {state.generation}"
 
@@ -203,6 +206,8 @@ def _state_word(kind: str, found: ListState | StoreError | None) -> str:
         return "damaged"
     if kind not in {"", found.kind}:
         return f"configured as {kind}"
+    if not found.issued and not found.entries:
+        return "empty"
     if found.expires is not None and datetime.fromisoformat(found.expires) <= datetime.now(UTC):
         return "expired"
     return "in force"
@@ -237,7 +242,7 @@ def rollback(
         text += f"the next release needs a serial above {state.highest_serial}"
     show_one(_list_row(list_name, state.kind, state), f"{list_name}: {text}", as_json=as_json)
     if not dry_run:
-        print_message(taken_over(checked.state, {list_name: state.content_digest}))
+        print_message(taken_over(checked, {list_name: state}))
 
 
 def add(
@@ -254,7 +259,8 @@ def add(
 
     Running nodes follow at once. Nothing is added if one of the entries exists already, or if the number of added
     devices exceeds the list's growth_max and change_min. The rows of a file are one change; the limits of a release
-    (bad_rows_max, range_tacs_max) apply too.
+    (bad_rows_max, range_tacs_max) apply too. Bad rows up to bad_rows_max are left out and named; the exit status is 1
+    only if no row is good.
     """
     options = partial(Edit, what=ADD, reason=reason, dry_run=dry_run, force=force, until=_end(until), replace=replace)
     if rows is None and identifiers:
@@ -273,6 +279,8 @@ def add(
         found = parse_rows_file(
             _content(rows), rows.name, settings, now_s=now_s, layout=layout, force=force, progress=read_progress
         )
+        for warning in found.warnings:  # also before a change that is refused
+            print_message(f"warning: {warning}")
         has_one_kind = len({entry.whole_tac for entry in found.entries}) == 1
         is_named = has_one_kind and len(found.entries) <= ENTRIES_MAX
         source = "" if is_named else f"{found.name}: {FILE}{found.sha256}"
@@ -281,15 +289,6 @@ def add(
         report = _apply(checked, settings, edit)
         shown("write", 1, 1)
     show_one(asdict(report), report.as_text(), as_json=as_json)
-    tally = found.tally
-    for complaint in tally.complaints:
-        print_message(f"warning: a bad row was left out: {complaint}")
-    if tally.bad > len(tally.complaints):
-        print_message(f"warning: {tally.bad:,} bad rows in all")
-    if found.ended:
-        print_message(f"warning: {found.ended:,} entries have expired and were left out")
-    if tally.wrong_check_digits:
-        print_message(f"warning: {tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
 
 
 def _content(path: Path) -> bytes:
@@ -415,7 +414,7 @@ def show_list(
     if rows:
         return
     if not identifier:
-        raise fail(f"{list_name} has no further entries")
+        raise fail(f"{list_name} has no further entries" if total else f"{list_name} is empty")
     if found.keys.start >= ODD_BASE and state.kind != SUBSCRIBERS:
         text = f"{identifier} is not in {list_name}, and is not an IMEI (14 to 16 digits), a MEID or a TAC (8 digits)"
         raise fail(text, EXIT_USAGE)
@@ -529,6 +528,8 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
     if state is None:
         stored = filterfalse(is_dates, await store.states())
         known = dict.fromkeys((*checked.lists, *stored))
+        if name in checked.lists and checked.lists[name].local:
+            return _ListContent(replace(NO_LIST, kind=checked.lists[name].kind), (), {}, range(0), ())
         if name in known:
             raise fail(f"the list {name} has never been loaded")
         raise no_list(name, known, checked.path)

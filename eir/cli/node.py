@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, config_with_warnings, whereabouts
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, ask_node, config_with_warnings, whereabouts
 from eir.cli.output import print_message, show, show_one
 from eir.config import load_config, load_whereabouts, render
 from eir.errors import ConfigError, EirError
@@ -70,7 +70,7 @@ def peers(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 def _ask_node(config: Path, command: str, **arguments: Any) -> Any:
     """Send a command to the node on the state folder of the configuration, and return its answer."""
-    return control.ask(whereabouts(config).state, command, **arguments)
+    return ask_node(whereabouts(config), command, **arguments)
 
 
 def peer_disable(name: PeerName, config: ConfigFile = DEFAULT_CONFIG) -> None:
@@ -98,7 +98,7 @@ def reload(config: ConfigFile = DEFAULT_CONFIG) -> None:
         with suppress(EirError):  # the node rejects the file too, logs the fault and raises its alert
             control.ask(load_whereabouts(config).state, "reload")
         raise
-    print(control.ask(checked.state, "reload"))
+    print(ask_node(checked, "reload"))
 
 
 def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:

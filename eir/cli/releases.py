@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, list_settings, opened, who, with_store
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, ask_node, list_settings, opened, who, with_store
 from eir.cli.in_force import taken_over
 from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, print_message, progress, show, warn
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader, LoadReport
 from eir.lists.record.in_force import save_mark
-from eir.lists.record.store import REFUSED, ListStore, utc_text
+from eir.lists.record.store import REFUSED, ListState, ListStore, utc_text
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
 from eir.lists.stores.open import open_store, serial_marks
-from eir.node.observe import control
 from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start, Starter
@@ -51,7 +50,7 @@ def load(
     is printed here and recorded in `eir history`.
     """
     checked = opened(load_config(config))
-    loaded: dict[str, str] = {}
+    loaded: dict[str, ListState] = {}
     work = partial(_load_all, config=checked, manifests=manifests, loaded=loaded, dry_run=dry_run, force=force)
     try:
         reports = with_store(checked, work, reads=dry_run)
@@ -62,7 +61,7 @@ def load(
     if as_json:
         print_json(reports)
     if loaded:
-        print_message(taken_over(checked.state, loaded))
+        print_message(taken_over(checked, loaded))
     if any(report["outcome"] == "refused" for report in reports):
         raise typer.Exit(EXIT_NO)
 
@@ -71,7 +70,7 @@ async def _load_all(
     store: ListStore,
     config: Config,
     manifests: list[Path],
-    loaded: dict[str, str],
+    loaded: dict[str, ListState],
     *,
     dry_run: bool,
     force: bool,
@@ -86,7 +85,12 @@ async def _load_all(
 
 
 async def _loaded(
-    store: ListStore, config: Config, start: Start, manifest: Path, loaded: dict[str, str], options: dict[str, Any]
+    store: ListStore,
+    config: Config,
+    start: Start,
+    manifest: Path,
+    loaded: dict[str, ListState],
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Load one release, print the result, and return the result as a JSON document."""
     try:
@@ -103,7 +107,7 @@ async def _loaded(
         return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
     outcome = "would load" if options["dry_run"] else "loaded"
     if report.state is not None:
-        loaded[report.list] = report.state.content_digest
+        loaded[report.list] = report.state
     print_message(f"{manifest}: {outcome}: {report.as_text()}")
     return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
 
@@ -259,7 +263,7 @@ def acknowledge(
     if key:
         print(line)
         return
-    in_force = control.ask(checked.state, "lists")
+    in_force = ask_node(checked, "lists")
     if not in_force["in_step"]:
         raise fail("the workers of the node do not have the same lists yet; try again in a moment")
     since = in_force["since"]

@@ -161,7 +161,7 @@ def import_log(
 
     Columns are found by name: time, imei, and optionally software_version, imsi, origin_host, status. Bad rows are
     skipped and reported by file and line. Imported rows are kept as long as rows of today. A file that is imported
-    twice counts twice. Exit status 1 if there were bad rows.
+    twice counts twice. The exit status is 1 only if no row is good.
     """
     from eir.sightings.intake import import_log as import_file  # noqa: PLC0415 - polars, for this command
 
@@ -187,7 +187,7 @@ def import_log(
         "file": str(file), "rows": log.rows, "bad_rows": log.bad, "complaints": log.complaints, "files": len(log.files)
     }  # fmt: skip
     show_one(document, text, as_json=as_json)
-    if log.bad:
+    if log.bad and not log.rows:
         raise typer.Exit(EXIT_NO)
 
 

@@ -13,7 +13,7 @@ import typer
 from eir.checks.explain import Explanation
 from eir.checks.question import Question
 from eir.checks.trace import CHECK, WIRE
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, imsi_named
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, ask_node, imsi_named
 from eir.cli.asking import with_reason
 from eir.cli.output import EXIT_USAGE, duration, fail, print_message, printable
 from eir.config import Config, load_config
@@ -59,7 +59,7 @@ def trace(
         if out is not None:
             out.write(begin_capture())
         lasts_s = lasting.total_seconds()
-        number = control.ask(checked.state, "trace", imei=imei, imsi=imsi, lasts_s=lasts_s, reason=reason)
+        number = ask_node(checked, "trace", imei=imei, imsi=imsi, lasts_s=lasts_s, reason=reason)
         stack.enter_context(_ended(checked, number))
         print_message(f"tracing for {lasts}; Ctrl-C ends it")
         for record in _records(checked, number):

@@ -453,6 +453,14 @@ def _warn_override(config: Config, _: Document) -> Findings:
         yield "the override has ended; remove it", (*spot, "until")
 
 
+def _warn_not_served(config: Config, document: Document) -> Findings:
+    """Warn about each interface whose section lacks its first key, without which the node does not serve the interface."""
+    for each in INTERFACES:
+        first_key = each.keys[0].path.rpartition(".")[2]
+        if each.section and (each.section,) in document.lines and not getattr(config.of(each), first_key):
+            yield f"the section '{each.section}' has no effect without the key '{first_key}'", (each.section,)
+
+
 def _of_interfaces(name: str) -> Check:
     """Return a check of the configuration that calls the function `name` of each protocol interface."""
 
@@ -471,6 +479,6 @@ CHECKS: tuple[Check, ...] = (
 """Checks whose findings are faults."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
-    _warn_first_seen, _warn_sightings, _of_interfaces("warn"),
+    _warn_first_seen, _warn_sightings, _warn_not_served, _of_interfaces("warn"),
 )  # fmt: skip
 """Checks whose findings are warnings about probable mistakes."""

@@ -218,13 +218,12 @@ class _Reader:
         """
         if isinstance(entry, Key):
             return self.value(node, entry, spot)
-        line = _line(node)
-        if node.tag == NULL_TAG:
-            return self.missing(entry, spot, line)
         if not entry.shape:
-            if entry.short and isinstance(node, yaml.ScalarNode):
-                return self.build(entry, spot, {entry.short: (line, node)}, None)
-            return self.mapping(node, entry, spot)
+            if entry.short and isinstance(node, yaml.ScalarNode) and node.tag != NULL_TAG:
+                return self.build(entry, spot, {entry.short: (_line(node), node)}, None)
+            return self.mapping(node, entry, spot)  # a section without a value counts as given
+        if node.tag == NULL_TAG:
+            return self.missing(entry, spot, _line(node))
         if entry.shape == ".*":
             return self.named_mappings(node, entry, spot)
         return self.listed_mappings(node, entry, spot)

@@ -110,9 +110,12 @@ def test_bad_rows_ranges_and_ends_are_checked_as_those_of_a_release(host):
     )
     assert done.stderr.startswith("refused (rows): rows.csv has 999,992 entries, and the maximum is 100,000")
     done = add(host, "own", "imei,until", f"{LISTED},2020-12-31", status=1)
-    assert done.stderr.startswith("refused (rows): rows.csv has no entry that is in force")
+    assert (
+        done.stderr
+        == "refused (rows): rows.csv has no entry that is in force\n1 entries have expired and were left out\n"
+    )
     assert add(host, "own", "colour", "red", status=1).stderr.startswith("refused (layout): ")
-    assert add(host, "own", "imei", status=1).stderr.startswith("refused (rows): rows.csv has no entry")
+    assert add(host, "own", "imei", status=1).stderr == "refused (rows): rows.csv holds no row\n"
     assert host.json("history", "own") == [], "nothing of it was a change"
     wrong = LISTED + str((check_digit(LISTED) + 5) % 10)
     done = add(host, "own", "imei", wrong, "one")
@@ -122,6 +125,45 @@ def test_bad_rows_ranges_and_ends_are_checked_as_those_of_a_release(host):
     done = add(host, "bad", "imei", UNLISTED, *["one"] * 11)
     assert done.stderr.count("a bad row was left out: ") == 10
     assert done.stderr.endswith("\nwarning: 11 bad rows in all\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("", ["refused (layout): rows.csv: the file is empty; give one of "]),
+        ("\n\n", ["refused (layout): rows.csv: its first line is blank; give one of "]),
+        ("ime", ["refused (layout): rows.csv: no layout fits its first line (the file ends within it and may be truncated); give one of "]),
+        ("colour\n", ["refused (layout): rows.csv: no layout fits its first line (no column is named imei, or as in another layout); "]),
+        ("imei\r35209900176148\r", ["refused (layout): rows.csv: its lines end with CR alone; save it with LF or CRLF; "]),
+        ("35209900176148\r35332811002233", ["refused (layout): rows.csv: its lines end with CR alone; save it with LF or CRLF; "]),
+        ("imei\n", ["refused (rows): rows.csv holds no row"]),
+        ("imei\none\n\ntwo\n", ["refused (rows): rows.csv has no entry that is in force", "rows.csv:2: no IMEI", "rows.csv:4: no IMEI"]),
+        ("imei\n3520990017614", [
+            "refused (rows): rows.csv has no entry that is in force", "rows.csv:2: no IMEI", "rows.csv does not end with a newline: it may be truncated",
+        ]),
+        ("imei,until\n35209900176148,2020-12-31\nx,\n", [
+            "refused (rows): rows.csv has no entry that is in force", "rows.csv:3: no IMEI", "1 entries have expired",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_file_without_a_good_row_is_named_with_all_its_causes(host, content, named):
+    path = put(host)
+    path.write_bytes(content.encode())
+    done = host.eir("add", "bad", "--file", path, "--reason", "x", status=1)
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(named)
+    assert all(line.startswith(begin) for line, begin in zip(lines, named, strict=True)), lines
+
+
+def test_causes_are_named_also_where_the_change_is_refused(host):
+    add(host, "any", UNLISTED)
+    path = put(host)
+    path.write_text(f"imei\n{UNLISTED}\n35209900")
+    done = host.eir("add", "any", "--file", path, "--reason", "x", status=1)
+    bad, unended, refused = done.stderr.splitlines()
+    assert bad.startswith("warning: a bad row was left out: rows.csv:3: no IMEI")
+    assert unended == "warning: rows.csv does not end with a newline: it may be truncated"
+    assert "nothing was changed: 1 of 1 are in any already" in refused
 
 
 def test_a_list_goes_into_another_one_with_its_reasons_and_ends(host):

@@ -508,6 +508,25 @@ class TestLists:
             assert site.eir("rollback", "stolen").stderr == f"{said}\n"
             assert node.status()["lists"]["stolen"]["serial"] == 1
 
+    def test_taken_over_means_that_the_disk_has_it(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.load([LISTED])
+            node = site.start()
+            for serial in (2, 3, 4):
+                assert "has taken over stolen" in site.eir("load", site.release([LISTED], serial=serial)).stderr
+                entry = load_in_force(site.state)["stolen"]
+                assert (entry.serial, entry.mark) == (serial, (0, serial))
+            node.end()
+            assert load_in_force(site.state)["stolen"] == entry
+            node = site.start()
+            file = site.state / "in-force.json"
+            file.unlink()
+            file.mkdir()  # as a full disk, which lets nobody write the file
+            said = site.eir("load", site.release([LISTED], serial=5)).stderr.splitlines()[-1]
+            assert said == f"the node on this host (process {node.pid}) has not taken over stolen yet; see eir status"
+            file.rmdir()
+            until(lambda: load_in_force(site.state).get("stolen", entry).mark == (0, 5))
+
     def test_a_local_list_has_changes_instead_of_serials(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
@@ -522,6 +541,37 @@ class TestLists:
             assert "by rule 1, list own (change 2)" in site.eir("check", LISTED).stdout
             assert [row["serial"] for row in site.json("lists")] == [0]
             assert site.json("check", LISTED)["serial"] == 0
+
+    def test_an_empty_local_list_is_empty(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            rules = [{"list": "own", "answer": "blacklisted"}]
+            site.configure(lists={"own": {"local": True}, "allowed": {"local": True}}, policy={"rules": rules})
+            site.start()
+            site.eir("add", "allowed", LISTED, "--reason", "x")
+            site.eir("remove", "allowed", LISTED, "--reason", "x")  # "allowed" has no entry again, "own" never had one
+            for options in ((), ("--store",)):
+                assert "note" not in site.eir("check", LISTED, *options).stdout
+                rows = site.json("lists", *options)
+                assert [(row["list"], row["entries"], row["state"]) for row in rows] == [
+                    ("own", 0, "empty"), ("allowed", 0, "empty"),
+                ]  # fmt: skip
+            for name in ("own", "allowed"):
+                assert site.eir("show", name, status=1).stderr.splitlines()[-1] == f"eir: {name} is empty"
+                assert site.eir("export", name).stdout in {"imei\n", "imei,reason\n"}
+            undone = site.eir("rollback", "own", status=1).stderr
+            assert (
+                undone
+                == "eir: no release of list own before the one in force is kept; it has never been loaded or changed\n"
+            )
+            site.configure(
+                lists={"own": {"local": True}, "new": {"local": True}},
+                policy={"rules": [{"not_list": "new", "answer": "blacklisted"}]},
+            )
+            note = "note: the list new has never been loaded or changed, so no rule that needs it can hold"
+            for _ in range(2):
+                assert note in site.eir("check", LISTED, "--store").stdout
+                assert site.eir("reload").stdout.startswith("reloaded")
+                assert note in site.eir("check", LISTED).stdout
 
     def test_a_local_list_that_its_store_lost_does_not_begin_again_unnoticed(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
@@ -578,7 +628,7 @@ class TestLists:
                 done = site.eir("add", *command, *options, status=1)
                 assert "1,000,000 devices come, 0 go, and 0 are in force" in done.stderr
                 assert "--force" in done.stderr
-            assert site.json("lists")[0]["state"] == "never loaded"
+            assert site.json("lists")[0]["state"] == "empty"
             assert site.eir("add", *command, "--dry-run", "--force").stdout.endswith("; nothing was changed\n")
             assert site.json("add", *command, "--force")["lifted"] == ["growth"]
             assert "1,000,000 go" in site.eir("remove", *command, status=1).stderr
@@ -840,6 +890,32 @@ def test_the_first_default_file_that_can_be_read_is_the_configuration(host, tmp_
     constants({"eir.cli.access.SYSTEM_CONFIG": str(tmp_path)})
     done = config()
     assert (done.returncode, done.stderr.partition(":")[0]) == (2, "config/eir.yaml")
+
+
+def test_where_no_node_runs_both_default_files_are_named(host, tmp_path, constants):
+    """A node may run with the other file."""
+    constants({"eir.cli.access.SYSTEM_CONFIG": str(host.path)})
+    environment = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
+    both = f"; config/eir.yaml was read, but {host.path} exists too: -c FILE selects one"
+
+    def said(*arguments):
+        done = commands().run([*arguments], env=environment, cwd=tmp_path, timeout=PATIENCE_S)
+        return done.stdout + done.stderr
+
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "eir.yaml").write_text(
+        host.path.read_text().replace("signers: signers", f"signers: {host.folder}/signers")
+    )
+    trace = ("trace", "--imei", LISTED, "--reason", "a case")
+    for command in (("status",), ("peers",), ("reload",), ("drain",), ("peer", "disable", "mme"), trace):
+        assert f"no node runs on the state folder {tmp_path}/config/var (start one: eir serve){both}\n" in said(
+            *command
+        )
+    assert both not in said("drain", "-c", "config/eir.yaml")
+    manifest = host.release([LISTED], serial=7)
+    loaded = said("load", str(manifest))
+    assert f"{both}; nodes that start later" in loaded
+    assert f"from the store, no node answers here{both}\n" in said("check", LISTED)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives the state folder to somebody else")

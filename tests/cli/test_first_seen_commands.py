@@ -46,7 +46,7 @@ def imported(tmp_path_factory, publisher):
     """Such a host with a node that runs while the file is imported; `said`: output of the import."""
     with host(tmp_path_factory.mktemp("grace") / "site", publisher) as made:
         made.start()
-        made.said = made.json("first-seen", "import", made.old, status=1)
+        made.said = made.json("first-seen", "import", made.old)
         yield made
 
 
@@ -75,6 +75,11 @@ def test_a_node_follows_an_import_and_shows_the_ends_of_periods(imported):
     assert page.count("<rect class=greylisted") >= 3
     assert all(f"<span>{end['day']}</span>" in page for end in ends)
     assert site.json("check", LATER)["until"] == str(UNTIL[LATER])
+
+
+def test_a_file_without_a_good_row_is_a_failure(imported):
+    (imported.folder / "bad.csv").write_text("imei,first_seen\nx,2026-01-01\n")
+    assert imported.json("first-seen", "import", "bad.csv", status=1)["bad_rows"] == 1
 
 
 def test_a_restore_merges_the_record(imported, tmp_path):

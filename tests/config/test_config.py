@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import load_config
-from eir.config.keys import TABLE
+from eir.config.keys import SECTIONS, TABLE
 from eir.config.reader import FILE_BYTES_MAX
 from eir.errors import ConfigError
 from eir.lists.record.settings import ListSettings
+from eir.schema import Key
 from eir.wire.peers.settings import Identity, Limits, PeerSettings
 from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.wire.transport.settings import SctpSettings, TlsSettings
@@ -154,7 +155,42 @@ def test_a_kernel_without_sctp_is_warned_of(write):
     assert all(f"sctp://127.0.0.1:3868 does not work on this host: {LOAD_ADVICE}" in each.text for each in warnings)
 
 
-def test_sections_without_anything_in_them_are_sections_left_out(write):
+OPTIONAL = {section.path: section for section in SECTIONS if section.optional}
+"""Sections that have no effect if they are left out."""
+
+
+def under(path, text):
+    """Write the section `path` of a configuration that is valid otherwise; return its lines and the number of the last one."""
+    names = ["*" if name == "*" else name.removesuffix("[]") for name in path.split(".")]
+    lines = [f"{'  ' * depth}{'x' if name == '*' else name}:" for depth, name in enumerate(names)]
+    return "".join(f"{line}\n" for line in lines[:-1]) + f"{lines[-1]}{text}\n", len(lines)
+
+
+def outcome(file):
+    """Return the values of a configuration, or its problems with their lines."""
+    try:
+        return load_config(file).shown
+    except ConfigError as e:
+        return [(problem.line, problem.text) for problem in e.problems]
+
+
+@pytest.mark.parametrize("path", sorted(OPTIONAL))
+def test_a_section_without_a_value_counts_as_given(write, path):
+    """As one with `{}`: each key that it needs is named with its line, and without such keys the section is in force."""
+    found = []
+    for text in (" {}", "", "  # a comment", "\n        #key: 1"):
+        section, line = under(path, text)
+        found.append(outcome(write(IDENTITY + ONE_PEER + section)))
+    assert all(each == found[0] for each in found)
+    for name, key in OPTIONAL[path].entries.items():
+        if isinstance(key, Key) and key.required:
+            text = f"the key '{name}' is missing in {path.replace('*', 'x')}; expected {key.kind.form_with_example}"
+            assert (2 + line, text) in found[0]
+    left_out = section.rpartition(f"{path.rpartition('.')[2]}:")[0]
+    assert found[0] != outcome(write(IDENTITY + ONE_PEER + left_out))
+
+
+def test_sections_without_anything_in_them_have_their_defaults(write):
     text = IDENTITY + ONE_PEER
     bare = "".join(f"{name}:\n" for name in ("limits", "lists", "policy", "log", "privacy", "http"))
     assert dataclasses.replace(load_config(write(text + bare)), http="127.0.0.1:9868") == load_config(write(text))
@@ -319,7 +355,6 @@ def test_fault(write, tmp_path, text, line, says):
     [
         ("", 1, "the section 'identity' is missing; expected its keys host, realm, aliases, realms"),
         ("# nothing\n", 1, "the section 'identity' is missing"),
-        ("identity:\nhttp: off\n", 1, "the section 'identity' is missing"),
         ("http: off\nidentity: {host: a.b}\n", 2, "the key 'realm' is missing in identity; expected a domain name"),
         ("- a\n- b\n", 1, "found a list; expected keys, each with ': ' and a value"),
         ("just a text\n", 1, "found 'just a text'; expected keys"),
@@ -448,6 +483,13 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
     ("text", "line", "says"),
     [
         ("", 1, "no peer is configured under 'peers': every connection will be refused"),
+        (ONE_PEER + "first_seen:\n", 3, "no rule has first_seen_within or first_seen_before: no sighting is recorded"),
+        (ONE_PEER + "feed:\n", 3, "the section 'feed' has no effect without the key 'listen'"),
+        (ONE_PEER + "feed: {from: 10.0.0.0/8}\n", 3, "the section 'feed' has no effect without the key 'listen'"),
+        (ONE_PEER + "device_authenticity:\n  #listen: x\n", 3, "'device_authenticity' has no effect without the key 'listen'"),
+        (ONE_PEER + "gsup:\n", 3, "the section 'gsup' has no effect without the key 'listen'"),
+        (ONE_PEER + "n5g: {}\n", 3, "the section 'n5g' has no effect without the key 'listen'"),
+        (ONE_PEER + "ss7:\n", 3, "the section 'ss7' has no effect without the key 'point_code'"),
         (ONE_PEER + "lists:\n  unused: {signers: signers}\n", 4, "no rule uses the list 'unused'"),
         (ONE_PEER + "sightings: {}\nlists:\n  unused: {signers: signers}\n  types: {kind: device_types, signers: signers}\n", 5, "no rule uses the list 'unused'"),
         (ONE_PEER + "lists:\n  types: {kind: device_types, signers: signers}\n", 4, "no rule uses the list 'types'"),

@@ -70,7 +70,7 @@ def test_a_list_that_has_expired(site):
     site.load([LISTED], serial=2, issued=issued, expires_in=timedelta(days=14), now=issued + timedelta(days=1))
     until(lambda: site.node.status()["lists"]["stolen"]["serial"] == 2)
     said = until(lambda: found if "past its expiry" in (found := site.node.status())["summary"] else None)
-    assert (said["state"], said["troubles"]) == ("WARNING", ["list stolen is past its expiry"])
+    assert (said["state"], said["troubles"]) == ("CRITICAL", ["list stolen is past its expiry"])
     assert ">EirListExpired</a>" in site.node.get("/")[1]
     row("the list in force is past its `expires`", "ask for the next release")
     site.load([LISTED], serial=3)

@@ -70,7 +70,7 @@ async def test_a_history_that_was_overwritten_is_reported_and_kept_until_it_is_a
         await store.rewrite_history(one(forged), (), after=0, seen=await store.ledger(), exact=True)
     until(lambda: node.lines("history_differs"))
     until(lambda: node.metrics()["eir_history_differs"] == 1)
-    assert "does not continue this node's copy" in site.eir("status", status=1).stdout
+    assert "does not continue this node's copy" in site.eir("status", status=2).stdout
     done = site.eir("history", "--verify", status=1)
     assert "the store's records, from 200 on, do not continue this node's, which end with 2" in done.stderr
     assert copied(site) == 2
@@ -131,7 +131,7 @@ async def test_a_forged_list_is_reported_as_unrecorded(site, redis, constants):
     until(lambda: node.lines("list_unrecorded"))
     assert node.metrics()["eir_list_unrecorded{list=stolen}"] == 1
     assert node.metrics()["eir_list_unrecorded{list=own}"] == 0
-    assert StatusText.LIST_UNRECORDED.format("stolen", "stolen") in site.eir("status", status=1).stdout
+    assert StatusText.LIST_UNRECORDED.format("stolen", "stolen") in site.eir("status", status=2).stdout
     site.eir("load", site.release([LISTED], serial=3))
     until(lambda: node.metrics()["eir_list_unrecorded{list=stolen}"] == 0)
 

@@ -445,7 +445,7 @@ async def test_a_node_logs_that_a_list_is_past_its_expiry_and_keeps_it(site, con
     (line,) = await until_async(lambda: node.lines("list_expired"))
     assert (line["list"], line["level"], line["detail"]) == ("stolen", "warning", "it stays in force")
     assert node.metrics()["eir_list_expires_timestamp_seconds{list=stolen}"] < datetime.now(UTC).timestamp()
-    assert node.status()["state"] == "WARNING"
+    assert node.status()["state"] == "CRITICAL"
     client = await connect(node)
     answer = await client.ask(ecr(listed))
     assert (answer.result, answer.number(1445, 10415)) == (2001, 1)

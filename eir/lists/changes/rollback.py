@@ -73,7 +73,7 @@ def _undone_text(releases: Sequence[Release]) -> str:
 def _advice(name: str, state: ListState) -> str:
     """Return advice for an operator whose rollback is impossible."""
     if state is NO_LIST:
-        return "it has never been loaded"
+        return "it has never been loaded or changed"
     if not state.serial:
         return f"put the entries right by eir add and eir remove, see eir history {name}"
     return f"publish the good data again with a serial above {state.highest_serial} (eir publish), and load it"
@@ -91,7 +91,7 @@ async def reset_serial(name: str, store: ListStore, *, to: int, reason: str, who
     check_reason(reason)
     before = await store.state(name)
     if before is None:
-        raise EntryRefused(f"{name} has never been loaded, so it has no serial to reset")
+        raise EntryRefused(f"{name} has never been loaded or changed, so it has no serial to reset")
     if not 0 <= to < before.highest_serial:
         raise EntryRefused(
             f"the highest serial ever accepted for {name} is {before.highest_serial}; expected a lower serial for --to"

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from eir.errors import ReleaseRefused
 from eir.lists.changes.local import Entry, EntryDetails
@@ -15,10 +15,7 @@ from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.dates import date_pages
-from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, separator_hint
-
-if TYPE_CHECKING:
-    from eir.lists.rows.reader import Tally
+from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, layout_fault
 
 ROWS_MAX = 100_000
 """Maximum number of rows of one file, and of their entries; more entries need a release."""
@@ -35,9 +32,8 @@ class RowsFile:
     entries: Sequence[Entry]
     details: Mapping[tuple[int, int, bool], EntryDetails]
     """Details of the entries whose row has a reason, an expiry or a date."""
-    ended: int
-    """Number of entries that were left out because they have expired."""
-    tally: "Tally"
+    warnings: Sequence[str]
+    """Bad rows, entries that were left out because they have expired, and probable mistakes."""
 
 
 def parse_rows_file(
@@ -67,7 +63,7 @@ def parse_rows_file(
         bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
     )  # fmt: skip
     pieces = pieces_of_lines(io.BytesIO(content), len(content), progress)
-    read_rows(
+    count = read_rows(
         pieces, name=name, layout=layout_name, kind=settings.kind, rows=rows, reasons=reasons, tally=tally,
         declared=settings.layouts,
     )  # fmt: skip
@@ -84,8 +80,18 @@ def parse_rows_file(
     dates = {page.number: page for page in date_pages(built.pages, rows.dates)}
     every = list(entries_of(built.pages, dates))
     in_force = [listed for listed in every if not 0 < listed.until <= now_s]
+    bad, others = list(tally.complaints), list[str]()
+    if tally.bad > len(bad):
+        others.append(f"{tally.bad:,} bad rows in all")
+    if len(every) > len(in_force):
+        others.append(f"{len(every) - len(in_force):,} entries have expired and were left out")
+    if content and not content.endswith(b"\n"):
+        others.append(f"{name} does not end with a newline: it may be truncated")
     if not in_force:
-        raise ReleaseRefused("rows", f"{name} has no entry that is in force")
+        fault = f"{name} has no entry that is in force" if count else f"{name} holds no row"
+        raise ReleaseRefused("rows", "\n".join((fault, *bad, *others)))
+    if tally.wrong_check_digits:
+        others.append(f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
     entries = [_entry_of(listed, settings.kind) for listed in in_force]
     details: dict[tuple[int, int, bool], EntryDetails] = {}
     for entry, listed in zip(entries, in_force, strict=True):
@@ -97,8 +103,7 @@ def parse_rows_file(
         sha256=hashlib.sha256(content).hexdigest(),
         entries=entries,
         details=details,
-        ended=len(every) - len(in_force),
-        tally=tally,
+        warnings=[*(f"a bad row was left out: {each}" for each in bad), *others],
     )
 
 
@@ -108,13 +113,9 @@ def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str 
     Raises:
         ReleaseRefused: `layout` if there is no layout for entries of a local list, `rows` if the file is too large.
     """
-    begin = content.partition(b"\n")[0]
-    layout_name = layout or guess_layout(begin)
+    layout_name = layout or guess_layout(content.partition(b"\n")[0])
     if layout_name is None:
-        hint = separator_hint(begin) or " (none of its columns is named imei)"
-        raise ReleaseRefused(
-            "layout", f"{name}: no layout fits its first line{hint}; give one of {', '.join(LAYOUTS)} (--layout)"
-        )
+        raise ReleaseRefused("layout", f"{name}: {layout_fault(content)}; give one of {', '.join(LAYOUTS)} (--layout)")
     if find_layout(name, layout_name, settings.layouts).added:
         raise ReleaseRefused(
             "layout", f"{name}: rows of layout {layout_name} are additions and removals; publish them as a release"

@@ -38,18 +38,15 @@ def load_in_force(folder: Path) -> dict[str, InForce]:
     return {}
 
 
-def save_in_force(
-    folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark], *, durable: bool = False
-) -> dict[str, InForce]:
+def save_in_force(folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark]) -> dict[str, InForce]:
     """Save the lists in force, and the marks (highest serials) of lists, in the state folder. Return the new content of the file.
 
-    A mark in the file never decreases. Several processes of a host may call the function at the same time.
+    A mark in the file never decreases. Several processes of a host may call the function at the same time. The file survives a power failure.
 
     Args:
         folder: state folder.
         entries: lists in force, which replace the entries of these lists in the file.
         marks: further marks, by list.
-        durable: True if the file must survive a power failure.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -60,9 +57,8 @@ def save_in_force(
         for name, mark in (*stored_marks, *marks.items()):
             entry = stored.get(name, InForce(0, "", "", mark))
             stored[name] = entry._replace(mark=max(entry.mark, mark))
-        write_file(folder / IN_FORCE_FILE, json.dumps(stored).encode(), durable=durable)
-        if durable:
-            sync_folder(folder)
+        write_file(folder / IN_FORCE_FILE, json.dumps(stored).encode(), durable=True)
+        sync_folder(folder)
     finally:
         os.close(descriptor)
     return stored
@@ -75,7 +71,7 @@ def save_mark(folder: Path, name: str, mark: Mark) -> None:
     the mark one second later.
     """
     with suppress(OSError):
-        save_in_force(folder, {}, {name: mark}, durable=True)
+        save_in_force(folder, {}, {name: mark})
 
 
 def _mark(numbers: Sequence[Any]) -> Mark:

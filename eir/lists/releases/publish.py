@@ -26,7 +26,7 @@ from eir.lists.releases.openssh import sign
 from eir.lists.releases.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
 from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, open_folder, sum_progress
-from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, kinds_for, separator_hint, unknown_columns
+from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, kinds_for, layout_fault, unknown_columns
 from eir.lists.rows.records import Frame
 
 if TYPE_CHECKING:
@@ -446,8 +446,7 @@ def _inspect(name: str, folder_fd: int, layout: str | None, declared: Mapping[st
         header = begin.partition(b"\n")[0]
         layout_name = layout or guess_layout(header)
         if layout_name is None:
-            hint = separator_hint(header) or " (no column is named imei, or as in another layout)"
-            fault = f"no layout fits its first line{hint}" if begin else "the file is empty"
+            fault = layout_fault(begin[:-1] if file.is_unended else begin)
             layouts = ", ".join((*LAYOUTS, *declared))
             raise ReleaseRefused("layout", f"{name}: {fault}; give one of {layouts} (--layout)")
     file_layout = find_layout(name, layout_name, declared)

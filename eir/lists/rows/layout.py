@@ -351,6 +351,21 @@ def separator_hint(header: bytes, separator: str = ",") -> str:
     return ""
 
 
+def layout_fault(content: bytes) -> str:
+    """Return the reason for which no built-in layout fits a file. `content`: beginning of the file, at least its first line."""
+    if not content:
+        return "the file is empty"
+    first_line, line_end, _ = content.partition(b"\n")
+    if not first_line.strip():
+        return "its first line is blank"
+    if b"\r" in first_line.rstrip(b"\r"):
+        return "its lines end with CR alone; save it with LF or CRLF"
+    hint = separator_hint(first_line) or " (no column is named imei, or as in another layout)"
+    if not line_end:
+        hint = " (the file ends within it and may be truncated)"
+    return f"no layout fits its first line{hint}"
+
+
 def guess_layout(first_line: bytes) -> str | None:
     """Return the name of the built-in layout for a file with this first line, or None if no layout fits."""
     if is_device_check_answer(first_line):

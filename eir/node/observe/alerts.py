@@ -1,8 +1,8 @@
 """Rules for `eir status`: the conditions of the alerts in deploy/prometheus/alerts.yml, evaluated on the metrics of one node.
 
-While a critical or warning alert fires, the status is not OK. For this, the windows of a rule are at least as long as those of
-its alert, and its wait is one minute shorter. Alerts that compare nodes have no rule, and neither has EirDown. The module does
-no I/O, and its clock is an argument.
+While a critical or warning alert fires, the status has at least its severity. For this, the windows of a rule are at least as
+long as those of its alert, and its wait is one minute shorter, unless its text names the wait. Alerts that compare nodes have no
+rule, and neither has EirDown. The module does no I/O, and its clock is an argument.
 """
 
 import re
@@ -16,6 +16,11 @@ from eir.node.observe.metrics import FAMILIES, Labels, Snapshot
 from eir.node.observe.status_texts import StatusText
 from eir.wire.web.access import LOCKED_OUT, PAGE
 
+CRITICAL_ALERTS = frozenset({
+    "EirDown", "EirInternalErrors", "EirNoPeers", "EirErrorAnswers", "EirErrorResponses", "EirHlrAway", "EirNoLists", "EirListMissing",
+    "EirListExpired", "EirInboxUnusable", "EirHistoryDiffers", "EirListUnrecorded", "EirBlockingJumped",
+})  # fmt: skip
+"""Alerts of severity `critical` in deploy/prometheus/alerts.yml: while one of their texts is in `eir status`, the state is CRITICAL."""
 EVERY_S = 60.0
 """Seconds between two calls of `Alerts.end_minute`."""
 WINDOW_MIN, DAY_MIN = 30, 24 * 60
@@ -348,7 +353,7 @@ NODE_RULES = (
     AlertRule("EirPasswordGuessed", "the page locked out an address after wrong passwords in the last 15 minutes (event=client_refused)", _rose("eir_clients_refused_total", 15, where=_is_lockout)),
 )  # fmt: skip
 PEER_RULES = (
-    AlertRule("EirPeerLost", "no connection for 2 minutes: {}", _lost_peers, 60),
+    AlertRule("EirPeerLost", "no connection for 2 minutes: {}", _lost_peers, 120),
     AlertRule("EirNoPeers", "no peer is connected", _is("eir_peer_up", value=0), 60),
     AlertRule("EirNotRegistered", "not registered with any NRF", _is("eir_nrf_registered", value=0), 120),
     AlertRule("EirFeedFails", "rows of a register were rejected in the last 15 minutes with HTTP status {}", _rose("eir_feed_rows_total", 15, "result", _is_rejected_row)),

@@ -296,7 +296,7 @@ def refusal(arguments: Sequence[str]) -> str | None:
     if any("\0" in argument for argument in arguments):
         return "an argument holds a NUL character"
     if command not in READ_ONLY:
-        return f"read-only users may run: {', '.join(READ_ONLY)}"
+        return f"{command or 'eir'}: not for read-only users, who may run: {', '.join(READ_ONLY)}"
     for argument in rest:
         option, _, _ = argument.partition("=")
         if option in READ_ONLY[command]:

@@ -43,7 +43,7 @@ STATUSES = ("whitelisted", "greylisted", "blacklisted", "unknown")
 BAR_W, CHART_H = 10, 90
 """Width of a bar and height of a chart, in units of the SVG."""
 FIRST = {
-    "OK": "The node answers.", "WARNING": "The node answers, but has faults:", "CRITICAL": "The node is not ready:",
+    "OK": "The node answers.", "WARNING": "The node answers, but has faults:", "CRITICAL": "The node has critical faults:",
 }  # fmt: skip
 STARTING = "The node is starting and does not answer yet:"
 

@@ -14,7 +14,7 @@ from eir import __version__
 from eir.errors import Report
 from eir.interfaces.s13.lane import COMPILED, LANE
 from eir.lists.record.store import ListState
-from eir.node.observe.alerts import Trouble, alert_of
+from eir.node.observe.alerts import CRITICAL_ALERTS, Trouble, alert_of
 from eir.node.observe.status_texts import StatusText
 from eir.wire.peers.status import Failure
 
@@ -182,6 +182,8 @@ class NodeHealth:
     def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
         """Return the document of `eir status`: Nagios state and code, a summary line, and data about workers, lists, peers and checks.
 
+        The state is CRITICAL if the node is not ready, or if the alert of a warning is critical.
+
         `alerts`: alerts whose conditions hold. An alert that another warning names already is left out.
         """
         readiness = self.readiness(reports)
@@ -190,9 +192,11 @@ class NodeHealth:
         peers = _connections(reports)
         warnings = [*readiness.why, *self._warnings(reports, lists, peers)]
         named = {alert_of(text) for text in warnings}
-        warnings += [each.text for each in alerts if each.alert not in named]
+        unnamed = [each for each in alerts if each.alert not in named]
+        warnings += [each.text for each in unnamed]
+        named.update(each.alert for each in unnamed)
         code, word = WARNING if warnings else OK
-        if readiness.word == NOT_READY:
+        if readiness.word == NOT_READY or named & CRITICAL_ALERTS:
             code, word = CRITICAL
         checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())

@@ -77,6 +77,8 @@ class Acknowledging:
         self._jobs = jobs
         self._report = report
         self._in_force = load_in_force(config().state)
+        self._is_saved = True
+        """True if the state folder has the lists in force."""
         self._lost: Sequence[str] = ()
         """Local lists that were in force before, and that no worker has now. A signed list in this state counts as never loaded."""
         self.older: Mapping[str, tuple[int, int]] = {}
@@ -101,7 +103,7 @@ class Acknowledging:
         held = {name for report in reports for name in report.lists}
         local = [name for name in self._in_force if name in settings and settings[name].local]
         self._lost = [name for name in local if name not in held]
-        self._compare(reports)
+        self.note(reports)
         before_rejected = self._rejected
         self._rejected = dict(rejected or {})
         for name in {*before_rejected, *self._rejected}:
@@ -113,9 +115,13 @@ class Acknowledging:
                 self._in_progress.add(name)
                 self._jobs.spawn(self._acknowledge(name, content))
 
-    def _compare(self, reports: Sequence[WorkerReport]) -> None:
-        """Find and store the version of each list that all workers have in force."""
-        changed = False
+    def note(self, reports: Sequence[WorkerReport]) -> None:
+        """Find the version of each list that all workers have in force, and save changed versions on disk.
+
+        If the disk cannot be written, the next call tries again.
+        """
+        if not reports:
+            return
         for name, state in reports[0].lists.items():
             if not all(report.lists.get(name) == state for report in reports):
                 continue
@@ -125,19 +131,20 @@ class Acknowledging:
                 now = utc_text(datetime.now(UTC))
                 self._in_force[name] = InForce(state.serial, state.content_digest, now, mark)
                 self._next.pop(name, None)
-                changed = True
+                self._is_saved = False
             elif before.mark != mark:
                 self._in_force[name] = before._replace(mark=mark)
-                changed = True
+                self._is_saved = False
         older = {}
         for name, state in reports[0].lists.items():
             if name in self._in_force and state.mark < self._in_force[name].mark:
                 _, highest = self._in_force[name].mark
                 older[name] = state.highest_serial, highest
         self.older = older
-        if changed:
+        if not self._is_saved:
             with suppress(OSError):
                 self._in_force = save_in_force(self._config().state, self._in_force, {})
+                self._is_saved = True
 
     def _content(self, name: str, has_list: bool) -> "_Content | None":
         """Return the content of the acknowledgement for a list, or None if there is nothing to acknowledge."""

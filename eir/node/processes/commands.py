@@ -139,7 +139,8 @@ class Commands:
         }
 
     async def _status(self) -> dict[str, Any]:
-        _, document = await self._overview.reports_and_document()
+        reports, document = await self._overview.reports_and_document()
+        self._sources.note_in_force(reports)  # before the answer by which a load reports that the node has taken over
         return document
 
     async def _in_force(self) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Sources:
         """
         self._acknowledging.update(reports, self._pulling.rejected)
 
+    def note_in_force(self, reports: Sequence[WorkerReport]) -> None:
+        """Save on disk the lists that all workers have in force."""
+        self._acknowledging.note(reports)
+
     def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
         """Return two tables by list name: when the version in force took effect (`since`), and the last rejected release (`rejected`)."""
         rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}

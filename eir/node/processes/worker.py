@@ -490,7 +490,7 @@ class Worker:
 
     def explain(self, question: Question) -> Explanation:
         """Return the answer that a check would get at present, and the reasons. The call is not counted as a check."""
-        return answer(question, self.config.policy, self.index, now=datetime.now(UTC))
+        return answer(question, self.config.policy, self.config.lists_and_record, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
         """Return this worker's rows of `eir peers`: its connections, and entries of the peer table for peers that are not connected to it.

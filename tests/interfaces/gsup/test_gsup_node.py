@@ -192,9 +192,9 @@ async def test_an_hlr_that_is_killed_and_comes_back(site, hlr, to):
         assert await msc.send(update_location()).next() == NET_FAIL
         assert [await asked(msc, imei) for imei in (LISTED, UNLISTED)] == [False, True]
     assert node.metrics()["eir_gsup_hlr_up{peer=msc}"] == 0
-    status = site.json("status", status=1)
+    status = site.json("status", status=2)
     (warning,) = [text for text in status["troubles"] if "HLR" in text]
-    assert status["state"] == "WARNING"
+    assert status["state"] == "CRITICAL"
     assert warning.startswith("the HLR of msc is away (")
     (row,) = [row for row in site.json("peers") if row["protocol"] == "gsup"]
     assert (row["state"], row["last_error"]) == ("open", warning)
@@ -202,7 +202,7 @@ async def test_an_hlr_that_is_killed_and_comes_back(site, hlr, to):
     await hlr.start()
     await until_async(lambda: node.lines("hlr_back"))
     assert await msc.send(update_location()).next() == ACCEPTED
-    (after,) = site.json("status", status=1)[
+    (after,) = site.json("status", status=2)[
         "troubles"
     ]  # as long as EirHlrAway fires for the phones that could not attach
     assert after == "peers whose HLR did not answer in the last 5 minutes, so that phones could not attach: msc"

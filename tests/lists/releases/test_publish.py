@@ -267,6 +267,11 @@ async def test_another_folder(agency, store):
 
 def test_an_empty_file_is_called_that(agency):
     assert refusal(agency, put(agency.drop, "a.csv", b"")).detail.startswith("a.csv: the file is empty; ")
+    truncated, cr = (
+        refusal(agency, put(agency.drop, "a.csv", content)).detail for content in (b"ime", b"imei\r35209900176148\r")
+    )
+    assert "(the file ends within it and may be truncated)" in truncated
+    assert cr.startswith("a.csv: its lines end with CR alone; save it with LF or CRLF; ")
 
 
 def test_what_is_refused_is_not_in_the_way_of_the_next_try(agency):

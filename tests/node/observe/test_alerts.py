@@ -14,7 +14,7 @@ import yaml
 from node import LISTED, TRACKED, children, until
 from test_status import reports, status_of
 
-from eir.node.observe.alerts import CHECKS, EVERY_S, RULES, SUBJECTS_SHOWN, Alerts, RecentMetrics, alert_of
+from eir.node.observe.alerts import CHECKS, EVERY_S, RULES, SUBJECTS_SHOWN, TEXTS, Alerts, RecentMetrics, alert_of
 from eir.node.observe.metrics import FAMILIES
 from eir.node.observe.status_texts import StatusText
 
@@ -25,6 +25,8 @@ SEVERE = {
     for alert in group["rules"]
     if alert["labels"]["severity"] != "info"
 }
+STATES = {alert: rule["labels"]["severity"].upper() for alert, rule in SEVERE.items()}
+"""State of `eir status` while an alert fires."""
 EXAMPLES = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
 BETWEEN_NODES = {"EirListsDiffer", "EirListContentDiffers", "EirListMissing"}
 """Alerts that compare nodes: the metrics of one node do not show their conditions."""
@@ -105,15 +107,30 @@ def test_while_an_alert_fires_the_status_of_its_node_is_not_ok_and_names_its_con
             if alert == "EirNoLists":  # the node has no series of its own
                 nodes.setdefault(instance, {at: {}})
             found = [status_at(nodes[each], at) for each in ([instance] if instance else nodes)]
-            assert any(each["state"] != "OK" and alert in map(alert_of, each["troubles"]) for each in found), found
+            assert any(
+                each["state"] in {STATES[alert], "CRITICAL"}
+                for each in found
+                if alert in map(alert_of, each["troubles"])
+            ), found
             shown += 1
     assert shown
+
+
+@pytest.mark.parametrize(("text", "alert"), TEXTS)
+def test_the_status_is_as_severe_as_the_alert_of_its_text(text, alert):
+    for part in ("losses", "warnings"):
+        found = status_of(**{part: [lambda: [text.format(*range(9))]]}).document(reports())
+        assert (found["state"], found["ready"] == "ready") == (STATES[alert], part == "warnings")
+        assert found["code"] == {"WARNING": 1, "CRITICAL": 2}[found["state"]]
 
 
 def test_each_alert_of_one_node_has_a_rule_that_holds_a_minute_before_it_fires():
     """A status between two calls of `end_minute` is at most a minute behind."""
     assert sorted(rule.alert for rule in RULES) == sorted(SEVERE.keys() - BETWEEN_NODES - {"EirDown"})
     for rule in RULES:
+        if minutes := re.search(r"for (\d+) minutes", rule.text):  # the status has another text of this alert before
+            assert rule.wait_s == 60 * int(minutes[1])
+            continue
         assert rule.wait_s <= max(0, seconds(SEVERE[rule.alert].get("for", "0s")) - EVERY_S), rule.alert
 
 
@@ -181,11 +198,11 @@ def test_a_node_that_does_not_answer_is_critical(site):
 def test_a_node_without_lists_is_not_ok(site):
     site.configure(lists={}, policy={"rules": []})
     node = site.start()
-    said = site.eir("status", status=1).stdout
-    assert said.startswith("EIR WARNING - no list is in force, so no check finds a listed device; 0 lists")
+    said = site.eir("status", status=2).stdout
+    assert said.startswith("EIR CRITICAL - no list is in force, so no check finds a listed device; 0 lists")
     site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
     site.eir("reload")
-    assert "no list is in force" in site.eir("status", status=1).stdout
+    assert "no list is in force" in site.eir("status", status=2).stdout
     site.eir("add", "own", LISTED, "--reason", "test")
     until(lambda: node.status()["state"] == "OK")
 

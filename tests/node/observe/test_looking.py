@@ -45,16 +45,16 @@ def watched(tmp_path_factory, publisher):
         yield site
 
 
-def looks(site, *arguments, prefix=(), **changes):
+def looks(site, *arguments, prefix=(), cwd="/", **changes):
     """A command of somebody who has nothing but the socket."""
     environment = {name: value for name, value in site.environment().items() if name != "EIR_CONFIG"}
     environment |= {"EIR_CONTROL": site.settings["control_read"]} | changes
     if prefix:
         done = subprocess.run(
-            [*prefix, *COMMAND, *arguments], capture_output=True, text=True, env=environment, cwd="/", stdin=subprocess.DEVNULL, check=False
+            [*prefix, *COMMAND, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, check=False
         )  # fmt: skip
     else:
-        done = commands().run(list(arguments), env=environment, cwd="/", timeout=PATIENCE_S)
+        done = commands().run(list(arguments), env=environment, cwd=cwd, timeout=PATIENCE_S)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -100,6 +100,32 @@ def test_who_may_only_look_changes_nothing(watched, command):
     assert refusal(command) is not None
     with pytest.raises(ControlError, match="read-only users"):
         ask(Path(watched.settings["control_read"]).parent, "run", at="socket", arguments=command)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="drops the capabilities of root")
+@pytest.mark.parametrize("can_read", [False, True])
+def test_a_command_that_is_not_for_read_only_users_is_named(watched, tmp_path, can_read):
+    """Whether this user may read the configuration or not."""
+    held_back = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+    (tmp_path / "config").mkdir()
+    file = tmp_path / "config" / "eir.yaml"
+    file.write_text(watched.path.read_text().replace("signers: signers", f"signers: {watched.folder}/signers"))
+    state = tmp_path / "config" / "var"
+    state.mkdir()
+    (file if not can_read else state).chmod(0)
+    log = tmp_path / "rows.csv"
+    log.write_text(f"imei\n{UNLISTED}\n")
+    for command in (
+        ("trace", "--imei", LISTED, "--reason", "a case"), ("reload",), ("drain",), ("peer", "disable", "mme"),
+        *([] if can_read else [("add", "own", "--file", str(log), "--reason", "x"), ("figures",)]),
+    ):  # fmt: skip
+        done = looks(watched, *command, prefix=held_back, cwd=tmp_path)
+        assert done.stderr == f"eir: {command[0]}: not for read-only users, who may run: {', '.join(READ_ONLY)}\n"
+        assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        "Permission denied" in looks(watched, "drain", prefix=held_back, cwd=tmp_path, EIR_CONTROL="").stderr
+        or can_read
+    )
 
 
 @pytest.mark.parametrize("command", ["peer_disable", "drain", "reload", "status", "record"])

@@ -203,12 +203,12 @@ async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(si
     assert sum(int(line["count"]) for line in lines) == 50 - results.count(2001) > 0
 
 
-def test_peers_that_are_missing_or_disabled_are_a_warning(node):
+def test_peers_that_are_missing_or_disabled_are_named(node):
     away = reports(connected={"mme": 0, "dra": 0})
     assert node.document(away)["state"] == "OK"  # they may well be on their way just after the start
     node.started -= status.PEERLESS_S
     said = node.document(away)
-    assert (said["state"], said["summary"].split("; ")[0]) == ("WARNING", "0 of 2 peers connected")
+    assert (said["state"], said["summary"].split("; ")[0]) == ("CRITICAL", "0 of 2 peers connected")
     for connected, disabled, wanted in (
         ({"mme": 1, "dra": 0}, ["dra"], ["peer dra is disabled"]),
         ({"mme": 1, "dra": 0}, [], [StatusText.PEERS_LOST.format("dra")]),
@@ -294,7 +294,7 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
     late = reports(lists={"stolen": stolen}, missing=["late"])
     said = await shown(node, late)
     assert (said.status, said.body) == (200, b"degraded\nlist late has never been loaded\n")
-    assert node.document(late)["state"] == "WARNING"
+    assert node.document(late)["state"] == "CRITICAL"
     assert (await shown(node, reports(missing=["stolen"]))).status == 503  # a worker that came back without it
 
 

@@ -575,12 +575,12 @@ class TestShown:
         node.end()
         assert loaded.json("status", status=2)["code"] == 2
 
-    def test_an_expired_list_is_a_warning_and_stays_in_force(self, loaded):
+    def test_an_expired_list_is_critical_and_stays_in_force(self, loaded):
         issued = datetime.now(UTC).replace(microsecond=0)
         loaded.load([LISTED], serial=2, issued=issued, expires_in=timedelta(seconds=2), now=issued)
         until(lambda: datetime.now(UTC) > issued + timedelta(seconds=2))
         node = loaded.start()
-        assert "list stolen is past its expiry" in loaded.eir("status", status=1).stdout
+        assert "list stolen is past its expiry" in loaded.eir("status", status=2).stdout
         until(lambda: node.lines("list_expired", list="stolen"))
         assert loaded.json("check", LISTED)["status"] == "blacklisted"
 
