@@ -18,7 +18,7 @@ LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ListContent:
+class LoggedList:
     """Content of a list after its newest change."""
 
     head: Head
@@ -38,9 +38,9 @@ class ListContent:
         return sum(change.rows_bytes for change in self.since_base[1:])
 
 
-def empty_content(kind: str) -> ListContent:
+def empty_content(kind: str) -> LoggedList:
     """Return the content of a list that no store has yet."""
-    return ListContent(Head(kind=kind), EMPTY, digest_tree(EMPTY, ()))
+    return LoggedList(Head(kind=kind), EMPTY, digest_tree(EMPTY, ()))
 
 
 def damaged(name: str, fault: str) -> StoreError:
@@ -52,7 +52,7 @@ def _gone(name: str, generation: int) -> StoreError:
     return StoreError("gone", f"list {name}: generation {generation} is no longer stored")
 
 
-async def read_content(store: LogStore, name: str, head: Head, at: int | None = None) -> ListContent:
+async def read_content(store: LogStore, name: str, head: Head, at: int | None = None) -> LoggedList:
     """Read a list from its newest base and the changes after it. `at`: an earlier generation.
 
     Raises:
@@ -77,12 +77,12 @@ async def read_content(store: LogStore, name: str, head: Head, at: int | None = 
     tree = await asyncio.to_thread(digest_tree, table, first.reasons)
     if tree.root != first.content:
         raise damaged(name, f"the base of generation {first.generation} has another content digest than its change")
-    begun = ListContent(_after(head, first, table), table, tree, (first,))
+    begun = LoggedList(_after(head, first, table), table, tree, (first,))
     content = await _applied(store, name, begun, entries[bases[-1] + 1 :])
     return content if at is not None else _checked(name, content, head)
 
 
-async def advance(store: LogStore, name: str, held: ListContent, head: Head) -> ListContent:
+async def advance(store: LogStore, name: str, held: LoggedList, head: Head) -> LoggedList:
     """Return the content of a head whose chain contains the held change. Only the log is read, unless a change since then has only a base.
 
     Raises:
@@ -97,7 +97,7 @@ async def advance(store: LogStore, name: str, held: ListContent, head: Head) -> 
     return _checked(name, await _applied(store, name, held, entries), head)
 
 
-def _checked(name: str, content: ListContent, head: Head) -> ListContent:
+def _checked(name: str, content: LoggedList, head: Head) -> LoggedList:
     """Return the content with the stored head, if the log leads to this head."""
     known = {"kind", "base_digest", "base", "loaded_at", "releases"}
     for field in fields(Head):
@@ -108,7 +108,7 @@ def _checked(name: str, content: ListContent, head: Head) -> ListContent:
     return replace(content, head=head)
 
 
-async def _applied(store: LogStore, name: str, content: ListContent, entries: Sequence[LogEntry]) -> ListContent:
+async def _applied(store: LogStore, name: str, content: LoggedList, entries: Sequence[LogEntry]) -> LoggedList:
     """Apply log entries, which must continue the content, and verify the content digest after the last one."""
     if not entries:
         return content
@@ -130,7 +130,7 @@ async def _applied(store: LogStore, name: str, content: ListContent, entries: Se
     since_base = content.since_base
     for each in changes:
         since_base = (each,) if each.base_id else (*since_base, each)
-    return ListContent(_after(replace(content.head, reasons=reasons), last, table), table, tree, since_base)
+    return LoggedList(_after(replace(content.head, reasons=reasons), last, table), table, tree, since_base)
 
 
 def _after(head: Head, last: Change, table: Table) -> Head:

@@ -11,7 +11,7 @@ from typing import Any
 
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.log.change import RELEASE_KINDS, Change, following, state_of
-from eir.lists.log.reader import ListContent, advance, empty_content, join_parts
+from eir.lists.log.reader import LoggedList, advance, empty_content, join_parts
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.table.codec import encode as encode_table
 from eir.lists.table.codec import encode_change
@@ -56,7 +56,7 @@ class ListUpdate:
     detail: str = ""
 
 
-Make = Callable[[ListContent], "ListUpdate | None"]
+Make = Callable[[LoggedList], "ListUpdate | None"]
 """Function that computes an update from the present content; None if there is nothing to change."""
 
 
@@ -89,7 +89,7 @@ class ListWriter:
         self._spare: tuple[Table, tuple[str, str, int, int]] | None = None
         """Base that was staged before a conflict, with the table that it encodes."""
 
-    async def catch_up(self) -> ListContent:
+    async def catch_up(self) -> LoggedList:
         """Read the changes of other writers, and return the present content.
 
         Raises:
@@ -103,7 +103,7 @@ class ListWriter:
         return self.content
 
     async def write(
-        self, make: Make, check: Callable[[ListContent, TableEffect], None] = lambda *_: None
+        self, make: Make, check: Callable[[LoggedList, TableEffect], None] = lambda *_: None
     ) -> Change | None:
         """Change the list; return the change, or None if there was nothing to change.
 
@@ -175,7 +175,7 @@ class ListWriter:
         await self._store.commit(self.name, head, LogEntry(made, rows or None), seen=before.digest, oldest=oldest)
         self._spare = None
         since_base = (made,) if made.base_id else (*self.content.since_base, made)
-        self.content = ListContent(head, table, tree, since_base)
+        self.content = LoggedList(head, table, tree, since_base)
         return made
 
     async def _with_rows(self, made: Change, update: ListUpdate, effect: TableEffect) -> tuple[Change, bytes]:
@@ -225,7 +225,7 @@ class ListWriter:
     async def _oldest_wanted(self, made: Change) -> int:
         """Return the generation of the oldest base that must stay, so that `keep` earlier releases can be restored; 0 keeps all.
 
-        In a local list, each change but those of a feed counts as a release, and those of the last day stay besides.
+        In a local list, each change but those of a feed counts as a release, and each of the last day stays.
         """
         changes = [entry.change for entry in await self._store.log(self.name, 0)]
         bases = [change.generation for change in changes if change.base_id]

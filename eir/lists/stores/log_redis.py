@@ -96,6 +96,7 @@ class RedisLogStore:
             return sorted(name.decode() for name in members)
 
     async def heads(self) -> Mapping[str, Head]:
+        """Return the heads of all lists."""
         heads = {}
         for name in await self._names():
             key = list_key(name, "head")
@@ -109,6 +110,7 @@ class RedisLogStore:
         return heads
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
+        """Return the changes of a list with generations above `after`, with their rows."""
         records = {}
         for stream in ("bases", "log"):
             for generation, octets in await self._entries(name, stream, b"change", after):
@@ -129,6 +131,7 @@ class RedisLogStore:
             after = found[-1][0]
 
     async def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:
+        """Yield the parts with an ID in order."""
         key, number = list_key(name, "base", part_id), 0
         while parts := await self.link.execute("LRANGE", key, number, number + PORTION_PARTS - 1):
             for part in parts:
@@ -136,6 +139,7 @@ class RedisLogStore:
             number += len(parts)
 
     async def stage(self, name: str, part_id: str, parts: Iterable[bytes]) -> int:
+        """Write parts, which expire unless a commit names their ID; return their number."""
         key, number, each = list_key(name, "base", part_id), 0, iter(parts)
         try:
             while portion := await asyncio.to_thread(lambda: [*islice(each, PORTION_PARTS)]):
@@ -149,6 +153,7 @@ class RedisLogStore:
         return number
 
     async def commit(self, name: str, head: Head, entry: LogEntry, *, seen: str, oldest: int = 0) -> None:
+        """Append a change and replace the head in one transaction, then delete old rows and parts."""
         await self.link.execute("SADD", LISTS, name)
         outcome = await self.link.run(list_key(name, "head"), lambda client: self._run(client, name, head, entry, seen))
         match outcome:
@@ -203,6 +208,7 @@ class RedisLogStore:
             await self.link.execute("XDEL", rows, *(entry_id for entry_id, _ in entries))
 
     async def wait(self, seen: Mapping[str, str], timeout_s: float) -> None:
+        """Return when a list may have changed, or after the timeout."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while (rest_s := deadline - loop.time()) > 0:
@@ -216,8 +222,10 @@ class RedisLogStore:
             await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, task: str, who: str, ttl_s: float) -> bool:
+        """Claim, renew or release a lease."""
         key = f"eir:lease:{task}"
         return bool(await self.link.execute("EVAL", CLAIM, 1, key, who, int(ttl_s * 1000), key=key))
 
     async def close(self) -> None:
+        """Close the connection."""
         await self.link.close()

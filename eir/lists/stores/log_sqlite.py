@@ -68,15 +68,18 @@ class SqliteLogStore:
         self._file = SqliteFile(path, upgrades=True, report=report, prepare=_prepare, **times)
 
     async def heads(self) -> Mapping[str, Head]:
+        """Return the heads of all lists."""
         rows = await self._file.rows("SELECT list, head FROM heads ORDER BY list")
         return {name: decode_stored(Head, head, f"the head of list {name}") for name, head in rows}
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
+        """Return the changes of a list with generations above `after`, with their rows."""
         statement = "SELECT change, rows FROM log WHERE list = :list AND generation > :after ORDER BY generation"
         rows = await self._file.rows(statement, list=name, after=after)
         return [LogEntry(decode_stored(Change, change, f"a change of list {name}"), octets) for change, octets in rows]
 
     async def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:  # noqa: ARG002 - IDs are unique
+        """Yield the parts with an ID in order."""
         statement = "SELECT octets FROM parts WHERE id = :id AND number >= :number ORDER BY number LIMIT :most"
         number = 0
         while rows := await self._file.rows(statement, id=part_id, number=number, most=PORTION_PARTS):
@@ -85,6 +88,7 @@ class SqliteLogStore:
             number += len(rows)
 
     async def stage(self, name: str, part_id: str, parts: Iterable[bytes]) -> int:  # noqa: ARG002
+        """Write parts, which expire unless a commit names their ID; return their number."""
         number, each = 0, iter(parts)
         try:
             while portion := await asyncio.to_thread(lambda: [*islice(each, PORTION_PARTS)]):
@@ -96,6 +100,7 @@ class SqliteLogStore:
         return number
 
     async def commit(self, name: str, head: Head, entry: LogEntry, *, seen: str, oldest: int = 0) -> None:
+        """Append a change and replace the head in one transaction, then delete old rows and parts."""
         await self._file.call(_commit, name, head, entry, seen)
         values = {"list": name, "oldest": oldest, "now": time.time(), "records": RECORDS_KEPT, "bases": BASES_KEPT}
         for statement, most in (
@@ -109,6 +114,7 @@ class SqliteLogStore:
             await self._file.call(checkpoint)
 
     async def wait(self, seen: Mapping[str, str], timeout_s: float) -> None:
+        """Return when a list may have changed, or after the timeout."""
         deadline = time.monotonic() + timeout_s
         while (rest_s := deadline - time.monotonic()) > 0:
             if dict(await self._file.rows("SELECT list, digest FROM heads")) != dict(seen):
@@ -116,10 +122,12 @@ class SqliteLogStore:
             await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, task: str, who: str, ttl_s: float) -> bool:
+        """Claim, renew or release a lease."""
         values = {"task": task, "who": who, "ttl": ttl_s, "now": time.time()}
         return await self._file.call(_delete, CLAIM, values) > 0
 
     async def close(self) -> None:
+        """Close the connection."""
         await self._file.close()
 
 
