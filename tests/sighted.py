@@ -18,13 +18,14 @@ NAME = "first-seen"
 
 
 class Away:
-    """A store that can be away."""
+    """A store that can be away, or refuse the next `refusals` calls."""
 
     def __init__(self, store):
-        self.store, self.is_away = store, False
+        self.store, self.is_away, self.refusals = store, False, 0
 
     def __getattr__(self, name):
-        if self.is_away:
+        if self.is_away or self.refusals:
+            self.refusals = max(self.refusals - 1, 0)
             raise StoreError("refused", "it is away")
         return getattr(self.store, name)
 

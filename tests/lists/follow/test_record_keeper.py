@@ -291,6 +291,20 @@ class TestTwoNodes:
         fresh = await started("c", today=TODAY + 2)
         assert fresh.days() == expected
 
+    async def test_a_device_alone_in_its_tac_gets_into_a_lost_redis_that_another_node_filled(self, node_on, started, pair):
+        """The device is in no image yet when its node reads the pages that the other node wrote back."""
+        a, b = pair
+        a.see(ONE)
+        await level(a, b)
+        node_on.server.flush()
+        b.see(TWO)
+        await b.round()
+        a.see(THREE)
+        a.stores[-1].refusals = 1
+        await a.round()
+        fresh = await started("c")
+        assert fresh.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY}
+
     async def test_an_older_redis_after_a_failover_loses_nothing(self, node_on, pair):
         """A replica that lacks the last writes takes over, gets others from one node, and reaches the generation that the other node knows."""
         a, b = pair
