@@ -77,6 +77,11 @@ def test_a_node_follows_an_import_and_shows_the_ends_of_periods(imported):
     assert site.json("check", LATER)["until"] == str(UNTIL[LATER])
 
 
+def test_a_reload_reports_the_record_as_no_list_that_left_the_configuration(imported):
+    """A reload reads the rules again; the record of first sightings is configured, though not under `lists`."""
+    assert "no longer configured" not in imported.eir("reload").stdout
+
+
 def test_a_restore_merges_the_record(imported, tmp_path):
     site = imported
     site.eir("backup", tmp_path / "eir.tar")
