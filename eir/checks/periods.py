@@ -48,6 +48,17 @@ def last_day(policy: PolicySettings, first: int) -> int:
     return int(last_days(policy, firsts)[0])
 
 
+def is_over(policy: PolicySettings, firsts: NDArray[np.uint16], today: int) -> NDArray[np.bool_]:
+    """Return a mask of the devices whose period of grace is over on the day `today`. `firsts`: first day of each device."""
+    days = firsts.astype(np.int64)
+    has_period = np.zeros(len(days), bool)
+    for rule in _period_rules(policy):
+        holds = today - days <= (rule.first_seen_within or _ENDLESS_DAYS)
+        has_period |= holds & (days < (rule.first_seen_before or _ENDLESS_DAYS))
+    over: NDArray[np.bool_] = ~has_period | (days == WAS_LISTED)
+    return over
+
+
 def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int) -> dict[str, int]:
     """Count by date the devices whose period of grace ends in the next AHEAD_DAYS days. Days without an end are left out.
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
+from eir.lists.changes.import_days import read_imported
 from eir.lists.follow.follower import batches, read_some_pages
 from eir.lists.images.chunks import Numbers
 from eir.lists.images.day_images import all_days, count_first_days, days_in, image_of, image_with_days, left, registered
@@ -55,8 +56,8 @@ AGAIN_MAX = 5
 """Maximum number of attempts of a step that other nodes disturb."""
 SAY_AGAIN_S = 60.0
 
-NEW, LISTED, UNSEEN, LEFT, MERGED = "new", "listed", "unseen", "left_list", "merged"
-"""Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from a store."""
+NEW, LISTED, UNSEEN, LEFT, MERGED, UNDONE = "new", "listed", "unseen", "left_list", "merged", "undone"
+"""Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from a store; import taken back."""
 
 
 class _Replica:
@@ -102,6 +103,8 @@ class RecordKeeper:
         """Pages of the record in memory that are newer than the image, by number."""
         self._digest = self._devices = 0
         """Digest and number of devices of the record in memory."""
+        self._undone = 0
+        """Number of imports that were taken back, of the record in memory (`ListState.serial_resets`)."""
         self._sighted: list[Sighted] = []
         self._taken: Counter[tuple[str, bool]] = Counter()
         """New devices of today by peer and `Sighted.confirmed`."""
@@ -150,6 +153,7 @@ class RecordKeeper:
         if held is not None:
             self._digest = int(held.content_digest, 16)
             self._devices = held.entries
+            self._undone = held.serial_resets
             self.first_days = await asyncio.to_thread(count_first_days, self._record.image)
         for replica in self._replicas:
             await self._synchronize(replica, writes=False)
@@ -199,6 +203,9 @@ class RecordKeeper:
         name = self._settings.list
         state = await await_store(replica.store.state(name), STORE_TIMEOUT_S)
         base = replica.base
+        if state is not None and state.kind == FIRST_SEEN and state.serial_resets > self._undone:
+            await self._undo_import(replica.store)
+            self._undone = state.serial_resets
         if state is None:
             replica.update(None, dict.fromkeys(self._filled_page_numbers(), (0, 0)))
         elif state.kind != FIRST_SEEN:
@@ -210,6 +217,15 @@ class RecordKeeper:
             return
         elif base is None or not await self._pull_steps(replica, base):
             await self._pull_all(replica)
+
+    async def _undo_import(self, store: ListStore) -> None:
+        """Take the import back in memory that a command has taken back in a store, so that a merge does not write its days again."""
+        if not self._devices:
+            return
+        _, imported = await await_store(read_imported(store, self._settings.list), STORE_TIMEOUT_S)
+        mine = self._local(by_page(imported.written))
+        restored = {number: imported.restore(days) for number, days in mine.items()}
+        self._replace_pages(restored, UNDONE)
 
     async def _pull_steps(self, replica: _Replica, base: ListState) -> bool:
         """Merge only the pages that changed in a store since the last round; return False if all pages must be read.
@@ -342,7 +358,9 @@ class RecordKeeper:
         added_devices = sum(len(days.keys) for days in mine.values())
         digest = int(base.content_digest, 16) - removed_digest + added_digest
         entries = base.entries - removed_devices + added_devices
-        state = replace(base, content_digest=digest_text(digest), entries=entries, devices=entries, loaded_at=_now())
+        state = replace(
+            base, content_digest=digest_text(digest), entries=entries, devices=entries, serial_resets=self._undone, loaded_at=_now()
+        )  # fmt: skip
         pages = [new.get(number, Page(number, b"")) for number in numbers]
         writing = replica.store.amend(self._settings.list, state, pages, seen=base.generation, keep=0, event=event)
         written = await await_store(writing, WRITE_S)
@@ -397,6 +415,7 @@ class RecordKeeper:
         return replace(
             base or NO_LIST,
             kind=FIRST_SEEN,
+            serial_resets=self._undone,
             content_digest=digest,
             entries=self._devices,
             devices=self._devices,

@@ -3,12 +3,15 @@
 import contextlib
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sighted import NAME, TODAY, SightingNode, level
 
-from eir.lists.pages.first_days import WAS_LISTED
+from eir.lists.changes.import_days import import_days, undo_import
+from eir.lists.pages.first_days import DAY_S, WAS_LISTED, FirstDays
 from eir.lists.pages.pages import amended_digest
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
@@ -291,7 +294,9 @@ class TestTwoNodes:
         fresh = await started("c", today=TODAY + 2)
         assert fresh.days() == expected
 
-    async def test_a_device_alone_in_its_tac_gets_into_a_lost_redis_that_another_node_filled(self, node_on, started, pair):
+    async def test_a_device_alone_in_its_tac_gets_into_a_lost_redis_that_another_node_filled(
+        self, node_on, started, pair
+    ):
         """The device is in no image yet when its node reads the pages that the other node wrote back."""
         a, b = pair
         a.see(ONE)
@@ -304,6 +309,32 @@ class TestTwoNodes:
         await a.round()
         fresh = await started("c")
         assert fresh.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY}
+
+    async def test_an_import_that_was_taken_back_while_a_node_was_away_stays_taken_back(self, started, pair):
+        """Its memory and its copy have the days of the import, and a merge keeps the earliest day."""
+        a, b = pair
+        a.see(ONE)
+        await level(a, b)
+        store = a.stores[-1].store
+        now = datetime.fromtimestamp(TODAY * DAY_S, UTC)
+        imported = FirstDays(
+            np.array([int(ONE), int(THREE)], np.uint64), np.full(2, TODAY - 90, np.uint16), np.zeros(2, np.uint8)
+        )
+        await import_days(imported, NAME, store, registering=[], source="old.csv", who="test", now=now)
+        await level(a, b)
+        assert b.days() == {ONE: TODAY - 90, THREE: TODAY - 90}
+        b.stores[-1].is_away = True
+        b.see(TWO)
+        await b.round()
+        await undo_import(NAME, store, who="test", now=now)
+        b.stores[-1].is_away = False
+        await level(b, a)
+        expected = {ONE: TODAY, TWO: TODAY}
+        assert a.days() == b.days() == expected
+        late = await started("late", copy="b")
+        assert late.days() == expected
+        await level(late, a)
+        assert a.days() == expected
 
     async def test_an_older_redis_after_a_failover_loses_nothing(self, node_on, pair):
         """A replica that lacks the last writes takes over, gets others from one node, and reaches the generation that the other node knows."""
