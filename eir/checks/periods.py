@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.checks.conditions import CONDITIONS, day_text
+from eir.checks.conditions import day_text
 from eir.checks.settings import PolicySettings, Rule
 from eir.lists.pages.first_days import WAS_LISTED
 
@@ -75,10 +75,5 @@ def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int
 
 def _period_rules(policy: PolicySettings) -> list[Rule]:
     rules = [rule for rule in policy.rules if rule.has_first_seen]
-    general_rules = [rule for rule in rules if _tests_only_first_seen(rule)]
+    general_rules = [rule for rule in rules if rule.tests_only_first_seen]
     return general_rules or rules
-
-
-def _tests_only_first_seen(rule: Rule) -> bool:
-    """Return True if each condition of the rule tests the first sighting of a device, or is `not_list` (device not in a list)."""
-    return all(name == "not_list" or CONDITIONS[name].records for name in rule.conditions)

@@ -81,9 +81,9 @@ class Host:
         return self.site.node.metrics().get("eir_list_entries{list=first-seen}", 0)
 
 
-def policy(*rules):
+def policy(*rules, first=({"list": "registered", "answer": "whitelisted"},)):
     return {
-        "rules": [{"list": "registered", "answer": "whitelisted"}, *rules, {"first_seen_within": "60d", "answer": "greylisted"}],
+        "rules": [*first, *rules, {"first_seen_within": "60d", "answer": "greylisted"}],
         "default": "blacklisted",
     }  # fmt: skip
 
@@ -150,6 +150,20 @@ def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
         host.restart(61)
     until(lambda: {host.entries() for host in there} == {3})
     assert last.answers() == {BLACK} == first.answers()
+
+
+def test_a_list_under_a_further_condition_gives_no_grace_without_end(hosts):
+    """Row 67: with another SIM its phones have one period, and the start warns that the list registers nothing."""
+    lent = {"list": "registered", "imsi": ["20801"], "answer": "whitelisted"}
+    there = hosts(policy=policy(first=(lent,)))
+    first = there[0]
+    first.site.eir("add", "registered", *DEVICES.values(), "--reason", "lent")
+    warnings = first.site.node.lines("config_warning")
+    assert any("registers no device for a period of grace" in line["detail"] for line in warnings)
+    assert first.answers() == {GREY}
+    until(lambda: {host.entries() for host in there} == {3})
+    first.restart(61)
+    assert first.answers() == {BLACK}
 
 
 def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
