@@ -178,6 +178,23 @@ def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
     assert first.answers() == {GREY}
 
 
+def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(hosts):
+    """Row 64: the node keeps the number of new devices of each peer while its follower and workers are replaced."""
+    there = hosts(first_seen={"new_per_peer": "5/d"}, workers=1, peers=[{"name": "mme", "host": HOST}])
+    first = there[0]
+    invented = [f"{35100000000000 + 1_000_007 * number}" for number in range(40)]
+    first.ask("s13", *invented[:3])
+    until(lambda: {host.entries() for host in there} == {3})
+    for process in ("worker-0", "follower"):
+        pid = children(first.site.node.pid)[process]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda name=process, pid=pid: children(first.site.node.pid).get(name, pid) != pid)
+    first.ask("s13", *invented[3:])
+    until(lambda: first.entries() >= 5)
+    first.site.node.end()
+    assert len(first.site.eir("export", "first-seen").stdout.splitlines()) == 1 + 5
+
+
 def test_a_flood_of_one_peer_is_answered_and_not_recorded(hosts):
     """Row 64: above the limit of a peer nothing is recorded; the devices of another peer are."""
     peers = [{"name": "mme", "host": HOST}, {"name": "amf", "from": ["127.0.0.0/8"]}]

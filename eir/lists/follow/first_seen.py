@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import numpy as np
 
@@ -59,6 +60,9 @@ SAY_AGAIN_S = 60.0
 NEW, LISTED, UNSEEN, LEFT, MERGED, UNDONE = "new", "listed", "unseen", "left_list", "merged", "undone"
 """Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from a store; import taken back."""
 
+NewToday: TypeAlias = Mapping[tuple[str, bool], int]
+"""Number of new devices of a day by peer and `Sighted.confirmed`."""
+
 
 class _Replica:
     """Store that has the record of first sightings, and the differences between this store and memory."""
@@ -90,14 +94,16 @@ class RecordKeeper:
         registering: returns the lists whose devices do not belong on the record.
         publish: receives each new image.
         reject: receives a peer and its devices above the peer's limit, or an empty peer and devices that a list registers.
+        count: receives the day and the number of new devices by peer and `Sighted.confirmed`, for `resume` of the next keeper.
     """
 
     def __init__(
         self, settings: FirstSeenSettings, record: FirstSeenList, stores: Sequence[ListStore], *, who: str, report: Report,
         registering: Callable[[], Sequence[DeviceList]], publish: Callable[[ListState, Image], None], reject: Callable[[str, list[int]], None],
+        count: Callable[[int, NewToday], None],
     ) -> None:  # fmt: skip
         self._settings, self._record, self._who, self._report = settings, record, who, report
-        self._registering, self._publish, self._reject = registering, publish, reject
+        self._registering, self._publish, self._reject, self._count = registering, publish, reject, count
         self._replicas = [_Replica(store, "copy_" if store is not stores[-1] else "") for store in stores]
         self._changed: dict[int, FirstDays] = {}
         """Pages of the record in memory that are newer than the image, by number."""
@@ -131,6 +137,11 @@ class RecordKeeper:
     def note(self, sighted: Iterable[Sighted]) -> None:
         """Queue sightings of devices from a worker. The next round adds them to the record of first sightings."""
         self._sighted += sighted
+
+    def resume(self, day: int, taken: NewToday) -> None:
+        """Continue the counts of an earlier keeper of this node, so that its restart lifts no limit of a peer."""
+        if day == self._day:
+            self._taken.update(taken)
 
     def note_switch(self, name: str, before: Image | None) -> None:
         """Handle a change of a list. If it lists registered devices, keep its old image until the next comparison with the record.
@@ -479,6 +490,8 @@ class RecordKeeper:
                 self._reject(sighted.peer, new[room:].tolist())
             accepted = np.concatenate((keys[~is_new], new[:room]))
             self._merge_pages(by_page(seen_on(accepted, sighted.day)), NEW)
+        if queued:
+            self._count(self._day, dict(self._taken))
 
     def _merge_pages(self, pages: Mapping[int, FirstDays], reason: str) -> None:
         """Merge devices into the pages of the record in memory. `reason`: reason of the change, for the counts."""

@@ -165,6 +165,22 @@ async def test_above_the_limit_of_a_peer_nothing_is_recorded_and_nothing_is_evic
     assert node.days()["35000000000001"] == TODAY + 1
 
 
+async def test_the_limit_of_a_peer_survives_a_restart_of_the_follower(started):
+    node = await started(new_per_peer=3)
+    node.see(ONE, TWO)
+    await node.round()
+    again = await started(new_per_peer=3)
+    again.keeper.resume(*node.counted)
+    again.see(THREE, FOUR)
+    await again.round()
+    assert set(again.days()) == {ONE, TWO, THREE}
+    tomorrow = await started(new_per_peer=3, today=TODAY + 1)
+    tomorrow.keeper.resume(*again.counted)
+    tomorrow.see(FOUR)
+    await tomorrow.round()
+    assert tomorrow.days()[FOUR] == TODAY + 1
+
+
 async def test_confirmed_devices_have_room_of_their_own(started):
     node = await started(new_per_peer=1)
     node.see(ONE, TWO)
