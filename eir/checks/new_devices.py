@@ -69,7 +69,8 @@ class NewDevices:
         fresh, today = self._record.fresh, self._record.today
         if today != self._today:
             self._begin_day(today)
-        if key in fresh and fresh[key] <= today:
+        day = max(today, self._record.first_day_min)
+        if key in fresh and fresh[key] <= day:
             return
         confirmed = False
         if self._record.on_record(key) is None:
@@ -78,8 +79,8 @@ class NewDevices:
                 self.unrecorded[peer] += 1
                 return
             self._new_today[peer, confirmed] += 1
-        fresh[key] = today
-        self._send(key, peer, today, confirmed)
+        fresh[key] = day
+        self._send(key, peer, day, confirmed)
 
     def _begin_day(self, today: int) -> None:
         self._today = today
@@ -104,7 +105,7 @@ class NewDevices:
             if key not in self._queued:
                 continue  # rejected in a pause
             queued = self._queued.pop(key)
-            day = record.fresh[key]
+            day = max(record.fresh[key], record.first_day_min)
             recorded = record.on_record(key)
             if recorded is not None and recorded[0] <= day and recorded[1] >= period(day, key):
                 del record.fresh[key]

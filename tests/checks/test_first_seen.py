@@ -109,6 +109,27 @@ def test_a_day_that_an_image_lacks_holds_until_it_has_it():
     assert node.ask(NEW) is BLACK
 
 
+def test_a_clock_of_2020_gives_no_first_day_before_the_newest_time_of_the_store():
+    """Row 68. The worker's own day of a sighting bars no phone after NTP has set the clock."""
+    node = Node(WITHIN)
+    node.today = 18_300
+    node.ask(NEW)
+    state = ListState(
+        kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", loaded_at="2026-11-30T10:00:00Z"
+    )
+    node.index.switch("registered", state, image_of(merge([])))
+    assert node.ask(OLD) is GREY
+    (sent, *_) = [
+        np.frombuffer(each.keys, "<u8").tolist() for each in node.new.pop_sightings() if each.day == TODAY - 1
+    ]
+    assert device_key(OLD) in sent
+    node.today = TODAY
+    node.on_record(**{f"day{TODAY - 1}": [NEW, OLD]})
+    node.sent()
+    assert node.record.fresh == {}
+    assert node.ask(NEW) is GREY
+
+
 def test_a_device_is_sent_again_until_it_is_on_record():
     node = Node(WITHIN)
     node.ask(NEW)

@@ -195,6 +195,20 @@ def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(hosts):
     assert len(first.site.eir("export", "first-seen").stdout.splitlines()) == 1 + 5
 
 
+def test_a_node_whose_clock_was_a_year_ahead_at_its_start_warns(tmp_path, publisher):
+    """Row 68: its time stays a year ahead, because it never goes back."""
+    host = Host(tmp_path / "a", publisher, "sqlite")
+    with host.site as site:
+        host.start(days=365)
+        until(lambda: any("clock and the time of the node differ" in each for each in site.node.status()["troubles"]))
+        until(lambda: site.node.metrics()["eir_clock_difference_seconds"] > 364 * DAY_S)
+        until(lambda: site.node.lines("clock_jumped", level="warning"))
+        site.node.end()
+        (site.state / "clock").unlink()
+        site.start()
+        assert site.node.metrics()["eir_clock_difference_seconds"] < 60
+
+
 def test_a_flood_of_one_peer_is_answered_and_not_recorded(hosts):
     """Row 64: above the limit of a peer nothing is recorded; the devices of another peer are."""
     peers = [{"name": "mme", "host": HOST}, {"name": "amf", "from": ["127.0.0.0/8"]}]

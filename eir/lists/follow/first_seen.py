@@ -214,6 +214,8 @@ class RecordKeeper:
         name = self._settings.list
         state = await await_store(replica.store.state(name), STORE_TIMEOUT_S)
         base = replica.base
+        if state is not None:
+            self._record.note_time(state.loaded_at)
         if state is not None and state.kind == FIRST_SEEN and state.serial_resets > self._undone:
             await self._undo_import(replica.store)
             self._undone = state.serial_resets
@@ -370,7 +372,7 @@ class RecordKeeper:
         digest = int(base.content_digest, 16) - removed_digest + added_digest
         entries = base.entries - removed_devices + added_devices
         state = replace(
-            base, content_digest=digest_text(digest), entries=entries, devices=entries, serial_resets=self._undone, loaded_at=_now()
+            base, content_digest=digest_text(digest), entries=entries, devices=entries, serial_resets=self._undone, loaded_at=self._now()
         )  # fmt: skip
         pages = [new.get(number, Page(number, b"")) for number in numbers]
         writing = replica.store.amend(self._settings.list, state, pages, seen=base.generation, keep=0, event=event)
@@ -430,8 +432,13 @@ class RecordKeeper:
             content_digest=digest,
             entries=self._devices,
             devices=self._devices,
-            loaded_at=_now(),
+            loaded_at=self._now(),
         )
+
+    def _now(self) -> str:
+        """Return the time of a change of the record: not before the newest time of the store, so that a wrong clock does not set it back."""
+        seconds = max(self._record.now(), self._record.known_time)
+        return utc_text(datetime.fromtimestamp(seconds, UTC))
 
     async def _switch(self) -> None:
         """Build a new image of the record in memory from the old one and the changed pages, and put it in force."""
@@ -460,7 +467,7 @@ class RecordKeeper:
         changes = self.changes - self._summed
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(changes.items()))
         if counts:
-            now = _now()
+            now = self._now()
             detail = f"devices up to {now[:10]}: {counts}; {self._devices:,} on record"
             self._event = Event(
                 time=now, who=self._who, what=SIGHTED, list=self._settings.list, outcome=ACCEPTED, detail=detail
@@ -489,7 +496,8 @@ class RecordKeeper:
             if len(new) > room:
                 self._reject(sighted.peer, new[room:].tolist())
             accepted = np.concatenate((keys[~is_new], new[:room]))
-            self._merge_pages(by_page(seen_on(accepted, sighted.day)), NEW)
+            day = max(sighted.day, self._record.first_day_min)
+            self._merge_pages(by_page(seen_on(accepted, day)), NEW)
         if queued:
             self._count(self._day, dict(self._taken))
 
@@ -588,7 +596,3 @@ def _weights(numbers: Collection[int], pages: Mapping[int, FirstDays]) -> dict[i
 
 def _version(state: ListState) -> tuple[int, str]:
     return state.generation, state.content_digest
-
-
-def _now() -> str:
-    return utc_text(datetime.now(UTC))

@@ -167,6 +167,7 @@ class _FollowerProcess:
             return  # the follower reads the list from the store
         with suppress(ImageError, OSError):  # likewise
             image = Image.map(memory)
+            self._record.note_time(what.state.loaded_at)
             if what.name == self._record.name:
                 self._record.replace(what.state, image)
             entries = self._index.lists.get(what.name)
@@ -177,6 +178,7 @@ class _FollowerProcess:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
         send_list(self._channel, Listed(name, self._index.lists[name].kind, state), image)
+        self._record.note_time(state.loaded_at)
         if self._keeper is not None:
             self._keeper.note_switch(name, before)
 

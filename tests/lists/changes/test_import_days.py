@@ -18,6 +18,7 @@ from eir.lists.record.store import FORCED, SIGHTED, ListState
 from eir.lists.stores.sqlite import SqliteStore
 
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
+REGISTERED = "49015420323751"
 OTHERS = itertools.count(10**13)
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
@@ -159,11 +160,12 @@ async def test_an_undo_takes_back_exactly_the_days_of_the_last_import(store):
     node = SightingNode(store)
     await node.keeper.start()
     node.see(f"{int(FOUR) + 1}")
-    node.see(TWO, day=TODAY - 70)
-    await node.round()
+    for registered in ([TWO], [REGISTERED]):  # TWO leaves the list again
+        node.register(registered)
+        await node.round()
     report = await undo(store)
     assert (report.source, report.removed, report.later, report.changed) == ("old.csv", 1, 1, 1)
-    expected = {ONE: TODAY - 5, TWO: TODAY - 70, THREE: TODAY - 90, f"{int(FOUR) + 1}": TODAY}
+    expected = {ONE: TODAY - 5, TWO: WAS_LISTED, THREE: TODAY - 90, f"{int(FOUR) + 1}": TODAY}
     assert await stored(store) == expected
     *_, event = await store.history(NAME)
     assert event.detail.startswith("undo of the import of old.csv at 2026-11-30T12:00:00Z: 1 devices removed")

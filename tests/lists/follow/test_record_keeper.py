@@ -19,6 +19,7 @@ from eir.lists.stores.open import open_store
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 import soak_first_seen
 
+TODAY_2020 = 18_300
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
 
 
@@ -69,6 +70,29 @@ async def test_a_device_keeps_the_day_on_which_it_was_first_seen(started):
     assert (state.kind, state.entries, state.content_digest) == (FIRST_SEEN, 3, node.published[-1].content_digest)
     assert node.published[-1] == state
     assert not node.faults
+
+
+async def test_a_node_that_starts_in_2020_writes_no_day_before_the_newest_time_of_the_store(started):
+    """Row 68: such days would end the periods of honest phones on all nodes."""
+    node = await started()
+    node.see(ONE)
+    await node.round()
+    wrong = await started(today=TODAY_2020)
+    wrong.see(ONE, TWO)
+    await wrong.round()
+    assert wrong.days() == {ONE: TODAY - 1, TWO: TODAY - 1}
+    again = await started(today=TODAY_2020 + 1)
+    again.see(THREE)
+    await again.round()
+    assert again.days()[THREE] == TODAY - 1, "its own writes do not set the newest time back"
+
+
+async def test_a_list_of_the_store_bounds_first_days_too(started):
+    node = await started(today=TODAY_2020)
+    node.record.note_time("2026-11-30T10:00:00Z")
+    node.see(ONE)
+    await node.round()
+    assert node.days() == {ONE: TODAY - 1}
 
 
 async def test_seeing_a_device_again_within_its_period_writes_nothing(started):
