@@ -28,7 +28,7 @@ import servers
 from sighted import NAME, TODAY, SightingNode
 
 from eir.checks.checker import Checker
-from eir.checks.new_devices import AGAIN_TURNS, COMPARED_PER_TURN, ONCE_MAX, NewDevices
+from eir.checks.new_devices import AGAIN_TURNS, COMPARED_PER_TURN, NewDevices
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.lists.images.day_images import all_days
@@ -314,7 +314,7 @@ class _Network:
         )
         if recorded != min(NEW_PER_PEER, self._options.flood) or recorded + refused != self._options.flood:
             self._faults.append(f"{recorded:,} invented IMEIs are recorded, {refused:,} are counted as not recorded")
-        if len(worker.waiting) > recorded or len(worker.new._once) > ONCE_MAX:  # noqa: SLF001
+        if len(worker.waiting) > recorded:
             self._faults.append("a worker keeps more of a flood than its limits")
 
     async def _end_partition(self) -> None:

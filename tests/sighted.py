@@ -18,13 +18,14 @@ NAME = "first-seen"
 
 
 class Away:
-    """A store that can be away."""
+    """A store that can be away, or refuse the next `refusals` calls."""
 
     def __init__(self, store):
-        self.store, self.is_away = store, False
+        self.store, self.is_away, self.refusals = store, False, 0
 
     def __getattr__(self, name):
-        if self.is_away:
+        if self.is_away or self.refusals:
+            self.refusals = max(self.refusals - 1, 0)
             raise StoreError("refused", "it is away")
         return getattr(self.store, name)
 
@@ -37,15 +38,18 @@ class SightingNode:
         self.record = FirstSeenList(NAME, FIRST_SEEN, lambda: self.today * DAY_S)
         self.registered = DeviceList("registered", "devices", lambda: self.today * DAY_S)
         self.stores = [Away(store) for store in stores]
-        self.published, self.rejected, self.faults = [], {}, []
+        self.published, self.rejected, self.faults, self.counted = [], {}, [], ()
         self.keeper = RecordKeeper(
             FirstSeenSettings(list=NAME, remember=remember, new_per_peer=new_per_peer), self.record, self.stores, who="node on test",
             report=lambda event, **fields: self.faults.append((event, fields)), registering=lambda: [self.registered],
             publish=lambda state, _: self.published.append(state),
-            reject=lambda peer, keys: self.rejected.setdefault(peer, []).extend(keys),
+            reject=lambda peer, keys: self.rejected.setdefault(peer, []).extend(keys), count=self.count,
         )  # fmt: skip
         if registered:
             self.register(registered)
+
+    def count(self, *counted):
+        self.counted = counted
 
     def register(self, devices):
         """Put another content of the list in force that registers devices."""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 FRESH_MAX = 1 << 20
 """Maximum number of queued devices."""
-ONCE_MAX = 1 << 16
-"""Maximum number of stored devices that exceeded a limit and are not confirmed; above it, the oldest is deleted."""
+ONCE_SLOTS = 1 << 20
+"""Number of slots for devices that exceeded a limit and are not confirmed. The slot of a device depends on its key. The first device of
+a day keeps its slot, so invented devices do not displace a phone's first check."""
 COMPARED_PER_TURN = 2000
 """Maximum number of queued devices that are compared with a new image each second (one turn)."""
 COMPARED_AT_ONCE = 25
@@ -53,8 +54,9 @@ class NewDevices:
         """(peer, True if confirmed) → number of new devices today."""
         self._full: set[str] = set()
         """Peers whose devices on all workers together have reached the limit of today."""
-        self._once: dict[int, tuple[str, str]] = {}
-        """Device above a limit → peer and IMSI of its first check today."""
+        self._once_keys, self._once_users = array("Q"), array("q")
+        """For each slot (ONCE_SLOTS): key + 1 of the device above a limit, 0 for an empty slot; hash of peer and IMSI of the device's first
+        check today. Both arrays are empty until a peer exceeds its limit."""
         self._queued: dict[int, _Queued] = {}
         """Queued devices. The device that has waited longest for its next comparison is first."""
         self._to_send: dict[tuple[str, int, bool], array[int]] = {}
@@ -67,7 +69,8 @@ class NewDevices:
         fresh, today = self._record.fresh, self._record.today
         if today != self._today:
             self._begin_day(today)
-        if key in fresh and fresh[key] <= today:
+        day = max(today, self._record.first_day_min)
+        if key in fresh and fresh[key] <= day:
             return
         confirmed = False
         if self._record.on_record(key) is None:
@@ -76,14 +79,14 @@ class NewDevices:
                 self.unrecorded[peer] += 1
                 return
             self._new_today[peer, confirmed] += 1
-        fresh[key] = today
-        self._send(key, peer, today, confirmed)
+        fresh[key] = day
+        self._send(key, peer, day, confirmed)
 
     def _begin_day(self, today: int) -> None:
         self._today = today
         self._new_today.clear()
         self._full.clear()
-        self._once.clear()
+        self._once_keys, self._once_users = array("Q"), array("q")
 
     def remove_recorded(self) -> Iterator[None]:
         """Remove from the queue all devices that the record of first sightings in memory already contains.
@@ -102,7 +105,7 @@ class NewDevices:
             if key not in self._queued:
                 continue  # rejected in a pause
             queued = self._queued.pop(key)
-            day = record.fresh[key]
+            day = max(record.fresh[key], record.first_day_min)
             recorded = record.on_record(key)
             if recorded is not None and recorded[0] <= day and recorded[1] >= period(day, key):
                 del record.fresh[key]
@@ -145,11 +148,12 @@ class NewDevices:
     def _is_confirmed(self, key: int, peer: str, imsi: str) -> bool:
         """Return True if the device is confirmed as a real phone: its first check of the day came from another peer or IMSI.
 
-        The first check of a device is stored for later calls.
+        The first check of a device is stored for later calls, if the device's slot is empty.
         """
-        user = (peer, imsi)
-        first_user = self._once.setdefault(key, user)
-        if len(self._once) > ONCE_MAX:
-            oldest = next(iter(self._once))
-            del self._once[oldest]
-        return first_user != user and self._new_today[peer, True] < self._per_peer_max
+        if not self._once_keys:
+            self._once_keys, self._once_users = (array(code, bytes(8 * ONCE_SLOTS)) for code in "Qq")
+        slot, user = key % ONCE_SLOTS, hash((peer, imsi))
+        if not self._once_keys[slot]:
+            self._once_keys[slot], self._once_users[slot] = key + 1, user
+        is_first = self._once_keys[slot] != key + 1 or self._once_users[slot] == user
+        return not is_first and self._new_today[peer, True] < self._per_peer_max

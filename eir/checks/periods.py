@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.checks.conditions import CONDITIONS, day_text
+from eir.checks.conditions import day_text
 from eir.checks.settings import PolicySettings, Rule
 from eir.lists.pages.first_days import WAS_LISTED
 
@@ -48,6 +48,17 @@ def last_day(policy: PolicySettings, first: int) -> int:
     return int(last_days(policy, firsts)[0])
 
 
+def is_over(policy: PolicySettings, firsts: NDArray[np.uint16], today: int) -> NDArray[np.bool_]:
+    """Return a mask of the devices whose period of grace is over on the day `today`. `firsts`: first day of each device."""
+    days = firsts.astype(np.int64)
+    has_period = np.zeros(len(days), bool)
+    for rule in _period_rules(policy):
+        holds = today - days <= (rule.first_seen_within or _ENDLESS_DAYS)
+        has_period |= holds & (days < (rule.first_seen_before or _ENDLESS_DAYS))
+    over: NDArray[np.bool_] = ~has_period | (days == WAS_LISTED)
+    return over
+
+
 def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int) -> dict[str, int]:
     """Count by date the devices whose period of grace ends in the next AHEAD_DAYS days. Days without an end are left out.
 
@@ -64,10 +75,5 @@ def count_ends(policy: PolicySettings, first_days: Mapping[int, int], today: int
 
 def _period_rules(policy: PolicySettings) -> list[Rule]:
     rules = [rule for rule in policy.rules if rule.has_first_seen]
-    general_rules = [rule for rule in rules if _tests_only_first_seen(rule)]
+    general_rules = [rule for rule in rules if rule.tests_only_first_seen]
     return general_rules or rules
-
-
-def _tests_only_first_seen(rule: Rule) -> bool:
-    """Return True if each condition of the rule tests the first sighting of a device, or is `not_list` (device not in a list)."""
-    return all(name == "not_list" or CONDITIONS[name].records for name in rule.conditions)

@@ -92,6 +92,23 @@ class Rule:
         return bool(self.first_seen_within or self.first_seen_before)
 
     @property
+    def tests_only_first_seen(self) -> bool:
+        """True if each condition of the rule tests the first sighting of a device, or is `not_list` (device not in a list)."""
+        return all(name == "not_list" or CONDITIONS[name].records for name in self.conditions)
+
+    @property
+    def registered(self) -> str | None:
+        """Name of the list that the rule whitelists, or excludes from a period of grace by `not_list`; None if there is no such list."""
+        if self.has_first_seen and self.not_list:
+            return self.not_list
+        return self.list if self.answer is Status.WHITELISTED else None
+
+    @property
+    def registers(self) -> bool:
+        """True if the devices of the list `registered` need no period of grace, because the rule has no further condition."""
+        return self.tests_only_first_seen if self.has_first_seen else [*self.conditions] == ["list"]
+
+    @property
     def lists(self) -> tuple[str, ...]:
         """Names of all lists in the conditions of the rule. Metrics and log lines show only the first list."""
         names = dict.fromkeys(value for name, value in self.conditions.items() if CONDITIONS[name].names_list)
@@ -133,14 +150,9 @@ class PolicySettings:
 
     @property
     def registering(self) -> set[str]:
-        """Names of lists of registered devices, which need no period of grace.
-
-        A rule whitelists these lists, or a rule with a condition on the first sighting excludes them by `not_list`.
-        """
+        """Names of lists of registered devices, which need no period of grace."""
         rules = [rule for rule in self.rules if not rule.observe]
-        excluded = {rule.not_list for rule in rules if rule.has_first_seen}
-        whitelisted = {rule.list for rule in rules if rule.answer is Status.WHITELISTED}
-        return {name for name in excluded | whitelisted if name is not None}
+        return {rule.registered for rule in rules if rule.registered is not None and rule.registers}
 
 
 class PeerAnswers(Protocol):

@@ -201,7 +201,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "first-seen import": (
         ("first sightings of the EIR that was here before", "eir first-seen import first-seen.csv"),
+        ("the number of periods of grace that would be over, and that would begin", "eir first-seen import first-seen.csv --dry-run"),
         ("those of the checks on record", "eir first-seen import --from-sightings"),
+    ),
+    "first-seen undo": (
+        ("the import of a wrong file", "eir first-seen undo"),
     ),
     "tamper report": (
         ("findings of the last month with a high score", "eir tamper report"),
@@ -276,7 +280,7 @@ COMMANDS: dict[str, str | Group] = {
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
     "sightings": Group({"forget": "sightings.forget", "import": "sightings.import_log", "export": "sightings.export"}, alone="sightings.sightings"),
-    "first-seen": Group({"import": "grace.import_first_seen"}, help="Record of first sightings, by which periods of grace run."),
+    "first-seen": Group({"import": "grace.import_first_seen", "undo": "grace.undo_first_seen"}, help="Record of first sightings, by which periods of grace run."),
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
 """Module of eir.cli and function by command word, in the order of the help, groups last."""

@@ -2,25 +2,27 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from eir.checks.conditions import day_text
-from eir.checks.periods import NO_END, last_days
+from eir.checks.periods import NO_END, is_over, last_days
 from eir.checks.settings import PolicySettings
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened, who, with_store
 from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, print_message, progress, show_one, written_to
 from eir.config import load_config
 from eir.device import key_text
 from eir.errors import EirError
-from eir.lists.changes.import_days import import_days, read_days, seen_now
+from eir.lists.changes.import_days import import_days, read_days, seen_now, undo_import
 from eir.lists.images.day_images import BATCH_PAGES
-from eir.lists.pages.first_days import DAY_S, decode_days
+from eir.lists.pages.first_days import DAY_S, LEFT_LIST, WAS_LISTED, decode_days
 from eir.lists.pages.pages import Page
 
 COLUMNS = ("imei", "first_seen", "until")
@@ -57,14 +59,17 @@ def _day(option: str, text: str) -> int | None:
 def import_first_seen(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="CSV with the columns imei and first_seen (a day such as 2026-11-30, UTC), as `eir export` writes the record.", show_default=False)] = None,
     from_sightings: Annotated[bool, typer.Option("--from-sightings", help="Instead of FILE: the first check of each device in the record of checks (`sightings`).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the result: how many periods of grace would be over, and how many would begin.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Lift the limit on periods of grace that the import ends.")] = False,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Import first sightings from a file or from recorded checks.
 
     After such an import, no period of grace starts again when a network changes to this EIR. The earliest day of a device
     counts. Devices that a list registers are left out. Bad rows are left out and named by file and line; the exit status
-    is 1 only if no row is good. The import is one change, so a killed import changes nothing. Running nodes follow the
-    change. An imported device counts as seen today.
+    is 1 only if no row is good. The import is one change, so a killed import changes nothing, and `eir first-seen undo`
+    takes the import back. Running nodes follow the change. An imported device counts as seen today. Without --force, an
+    import may end the periods of grace of 999 devices, or of 20 % of the devices on record.
     """
     if (file is None) is not from_sightings:
         raise fail("FILE or --from-sightings is needed, and only one of them", EXIT_USAGE)
@@ -85,19 +90,42 @@ def import_first_seen(
         shown("write", 0, 1)
         source = SIGHTINGS if file is None else file.name
         work = partial(
-            import_days, days, checked.first_seen.list, registering=checked.registering, source=source, who=who(), now=now
+            import_days, days, checked.first_seen.list, registering=checked.registering, source=source, who=who(), now=now,
+            is_over=_is_over(checked.policy, now), dry_run=dry_run, force=force,
         )  # fmt: skip
         report = with_store(checked, work)
         shown("write", 1, 1)
     for complaint in complaints:
         print_message(f"warning: a bad row, which was left out: {complaint}")
-    document = {"source": source, **report._asdict(), "bad_rows": bad, "complaints": complaints}
+    document = {"source": source, "dry_run": dry_run, **report._asdict(), "bad_rows": bad, "complaints": complaints}
     text = f"{checked.first_seen.list}: {report.as_text()}"
+    if dry_run:
+        text = f"dry run, nothing was written: {text}"
     if bad:
         text += f"; {bad:,} bad rows were left out"
     show_one(document, text, as_json=as_json)
     if bad and not report.devices:
         raise typer.Exit(EXIT_NO)
+
+
+def _is_over(policy: PolicySettings, now: datetime) -> Callable[[NDArray[np.uint16]], NDArray[np.bool_]]:
+    """Return the function that computes which first days give no period of grace at the time `now`."""
+    return lambda firsts: is_over(policy, firsts, int(now.timestamp()) // DAY_S)
+
+
+def undo_first_seen(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Take the last import of first sightings back.
+
+    A device gets the first day back that it had before the import. A device that was not on record is removed, so its
+    period of grace begins at its next check. A device whose first day has changed since the import stays as it is.
+    Running nodes follow the change.
+    """
+    checked = opened(load_config(config))
+    if checked.first_seen is None:
+        raise EirError(f"{checked.path} has no section 'first_seen', so there is no record of first sightings")
+    name = checked.first_seen.list
+    report = with_store(checked, partial(undo_import, name, who=who(), now=datetime.now(UTC)))
+    show_one(report._asdict(), f"{name}: {report.as_text()}", as_json=as_json)
 
 
 def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: Path | None, *, as_json: bool) -> int:
@@ -134,6 +162,10 @@ def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> I
                     wanted &= lasts <= ends.last
                 days, lasts = days.where(wanted), lasts[wanted]
             for key, first, last in zip(days.keys.tolist(), days.firsts.tolist(), lasts.tolist(), strict=True):
-                yield key_text(key), text(first), None if last == NO_END else text(last)
+                yield (
+                    key_text(key),
+                    LEFT_LIST if first == WAS_LISTED else text(first),
+                    None if last == NO_END else text(last),
+                )
             if advance is not None:
                 advance("write", min(at + BATCH_PAGES, len(pages)), len(pages))

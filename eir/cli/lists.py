@@ -490,7 +490,7 @@ def export_list(
     A row of the record of first sightings (`first_seen.list`) has the device, its first day, and the last day of its period
     (`until`), for the register that notifies people. The longest period counts of the rules with `first_seen_within` that
     have no other condition. If each rule has another condition, all of them count. A device in an amnesty without
-    `first_seen_within` has no last day. A device that left a list has the first day 1970-01-01 and no last day.
+    `first_seen_within` has no last day. A device that left a list has `left-list` as its first day, and no last day.
     `eir first-seen import` reads such a file.
     """
     ends = ends_of(ends_from, ends_to)

@@ -17,7 +17,7 @@ from eir.checks.conditions import CONDITIONS
 from eir.config.settings import Config
 from eir.errors import FileError, StoreError
 from eir.interfaces import INTERFACES
-from eir.lists.record.settings import BOUND, PAIRS, TYPES, is_list_name
+from eir.lists.record.settings import BOUND, DEVICES, PAIRS, TYPES, is_list_name
 from eir.lists.releases.openssh import distinct_signers
 from eir.lists.rows.layout import ACTION, LAYOUTS, SUBJECTS
 from eir.lists.stores.open import SQLITE
@@ -365,6 +365,34 @@ def _warn_first_seen(config: Config, _: Document) -> Findings:
         yield "no rule has first_seen_within or first_seen_before: no sighting is recorded", ("first_seen",)
 
 
+def _warn_registering(config: Config, _: Document) -> Findings:
+    """Warn of lists that register no device, and of rules whose period of grace has no end for registered devices."""
+    rules = config.policy.rules
+    if not any(rule.has_first_seen for rule in rules):
+        return
+    registering = set(config.registering)
+    decided = set[str]()
+    """Lists of which no device reaches the following rules."""
+    for at, rule in enumerate(rules):
+        spot = ("policy", "rules", at)
+        name = rule.registered
+        if (
+            name
+            and not rule.registers
+            and not rule.observe
+            and config.lists[name].kind == DEVICES
+            and name not in registering
+        ):
+            text = f"the list '{name}' registers no device for a period of grace, because this rule has a further condition"
+            yield f"{text}; expected a rule whose only condition is the list, if its devices are registered", spot
+        if rule.list and [*rule.conditions] == ["list"] and not rule.observe:
+            decided.add(rule.list)
+        if rule.has_first_seen:
+            for other in sorted(registering - decided - {rule.not_list}):
+                text = f"the period of grace of this rule has no end for devices in '{other}', which are registered"
+                yield f"{text}; expected the rule with the condition list: {other} before this rule", spot
+
+
 def _check_sightings(config: Config, document: Document) -> Findings:
     sightings, spot = config.sightings, ("sightings",)
     if sightings is None or document.faulty(*spot):
@@ -479,6 +507,6 @@ CHECKS: tuple[Check, ...] = (
 """Checks whose findings are faults."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
-    _warn_first_seen, _warn_sightings, _warn_not_served, _of_interfaces("warn"),
+    _warn_first_seen, _warn_registering, _warn_sightings, _warn_not_served, _of_interfaces("warn"),
 )  # fmt: skip
 """Checks whose findings are warnings about probable mistakes."""

@@ -8,7 +8,7 @@ import pytest
 
 from eir.checks.checker import Checker
 from eir.checks.explain import answer
-from eir.checks.new_devices import AGAIN_TURNS, COMPARED_AT_ONCE, COMPARED_PER_TURN, ONCE_MAX, NewDevices
+from eir.checks.new_devices import AGAIN_TURNS, COMPARED_AT_ONCE, COMPARED_PER_TURN, NewDevices
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
@@ -107,6 +107,27 @@ def test_a_day_that_an_image_lacks_holds_until_it_has_it():
     node.sent()
     assert node.record.fresh == {}
     assert node.ask(NEW) is BLACK
+
+
+def test_a_clock_of_2020_gives_no_first_day_before_the_newest_time_of_the_store():
+    """Row 68. The worker's own day of a sighting bars no phone after NTP has set the clock."""
+    node = Node(WITHIN)
+    node.today = 18_300
+    node.ask(NEW)
+    state = ListState(
+        kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", loaded_at="2026-11-30T10:00:00Z"
+    )
+    node.index.switch("registered", state, image_of(merge([])))
+    assert node.ask(OLD) is GREY
+    (sent, *_) = [
+        np.frombuffer(each.keys, "<u8").tolist() for each in node.new.pop_sightings() if each.day == TODAY - 1
+    ]
+    assert device_key(OLD) in sent
+    node.today = TODAY
+    node.on_record(**{f"day{TODAY - 1}": [NEW, OLD]})
+    node.sent()
+    assert node.record.fresh == {}
+    assert node.ask(NEW) is GREY
 
 
 def test_a_device_is_sent_again_until_it_is_on_record():
@@ -242,16 +263,22 @@ class TestFloods:
         node.ask("35000000000009", peer="other")
         assert node.sent() == {"mme": [NEW], "other": ["35000000000009"]}
 
-    def test_memory_is_bounded_whatever_a_peer_sends(self):
+    def test_invented_devices_do_not_push_out_the_first_check_of_an_honest_phone(self):
         node = Node(WITHIN, per_peer=100)
-        for number in range(ONCE_MAX + 500):
-            node.new.add(35 * 10**12 + number, "mme", "")
+        invented = iter(range(35 * 10**12, 36 * 10**12))
+        for _ in range(100):
+            node.new.add(next(invented), "mme", "")
+        node.new.add(device_key(NEW), "mme", "262010000000001")
+        for _ in range(100_000):
+            node.new.add(next(invented), "mme", "")
+        node.new.add(device_key(OLD), "mme", "262010000000001")
         assert len(node.record.fresh) == 100
-        oldest, newest = 35 * 10**12 + 100, 35 * 10**12 + ONCE_MAX + 499
-        for key in (oldest, newest):  # confirmed by a second subscriber, if the first one is remembered
-            node.new.add(key, "mme", "262010000000001")
-        assert newest in node.record.fresh
-        assert len(node.record.fresh) == 101, "the first check of the oldest was deleted"
+        for device in (NEW, OLD):
+            node.new.add(device_key(device), "mme", "262010000000002")
+        assert {device_key(NEW), device_key(OLD)} < node.record.fresh.keys()
+        node.today += 1
+        node.new.add(next(invented), "mme", "")
+        assert len(node.record.fresh) == 103, "the next day has room of its own"
 
     def test_what_the_node_rejects_is_forgotten_until_the_next_day(self):
         node = Node(WITHIN)

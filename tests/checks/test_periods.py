@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eir.checks.periods import AHEAD_DAYS, NO_END, count_ends, last_days
+from eir.checks.periods import AHEAD_DAYS, NO_END, count_ends, is_over, last_days
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.lists.pages.first_days import WAS_LISTED
 
@@ -40,6 +40,23 @@ AMNESTY = rule(first_seen_before=TODAY)
 )
 def test_the_last_day_of_a_period(rules, first, last):
     assert last_days(PolicySettings(rules=tuple(rules)), np.array([first], np.uint16)).tolist() == [last]
+
+
+@pytest.mark.parametrize(
+    ("rules", "first", "over"),
+    [
+        ([WITHIN], TODAY - 60, False),
+        ([WITHIN], TODAY - 61, True),
+        ([WITHIN], WAS_LISTED, True),
+        ([], TODAY, True),
+        ([AMNESTY], TODAY - 900, False),
+        ([AMNESTY], TODAY, True),
+        ([rule(first_seen_before=TODAY, first_seen_within=200), WITHIN], TODAY - 200, False),
+        ([rule(first_seen_before=TODAY, first_seen_within=200), WITHIN], TODAY - 201, True),
+    ],
+)
+def test_a_period_is_over(rules, first, over):
+    assert is_over(PolicySettings(rules=tuple(rules)), np.array([first], np.uint16), TODAY).tolist() == [over]
 
 
 def test_ends_are_counted_per_day_from_today_on():

@@ -36,7 +36,7 @@ def host(folder, publisher):
         rows = "".join(f"{device},{first},of an earlier EIR\n" for device, first in FIRST.items())
         made.old = made.folder / "old.csv"
         made.old.write_text(
-            f"imei,first_seen,remark\n{rows}{LEFT},1970-01-01,\n{REGISTERED},2026-01-01,\n{LEFT[:-1]},2026-01-01,\n"
+            f"imei,first_seen,remark\n{rows}{LEFT},left-list,\n{REGISTERED},2026-01-01,\n{LEFT[:-1]},2026-01-01,\n"
         )
         yield made
 
@@ -58,7 +58,7 @@ def test_a_node_follows_an_import_and_shows_the_ends_of_periods(imported):
     site = imported
     fault = "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"
     assert site.said == {
-        "source": "old.csv", "devices": 5, "new": 4, "earlier": 0, "registered": 1, "bad_rows": 1, "complaints": [f"old.csv:7: {fault}"],
+        "source": "old.csv", "dry_run": False, "devices": 5, "new": 4, "earlier": 0, "registered": 1, "over": 1, "begun": 3, "bad_rows": 1, "complaints": [f"old.csv:7: {fault}"],
     }  # fmt: skip
     ends = [{"day": str(UNTIL[each]), "devices": 1} for each in (SOON, AMNESTY, LATER)]
 
@@ -82,6 +82,11 @@ def test_a_file_without_a_good_row_is_a_failure(imported):
     assert imported.json("first-seen", "import", "bad.csv", status=1)["bad_rows"] == 1
 
 
+def test_a_reload_reports_the_record_as_no_list_that_left_the_configuration(imported):
+    """A reload reads the rules again; the record of first sightings is configured, though not under `lists`."""
+    assert "no longer configured" not in imported.eir("reload").stdout
+
+
 def test_a_restore_merges_the_record(imported, tmp_path):
     site = imported
     site.eir("backup", tmp_path / "eir.tar")
@@ -98,11 +103,37 @@ def test_a_restore_merges_the_record(imported, tmp_path):
             assert days[LATER] == str(FIRST[LATER])
 
 
+def test_an_import_of_a_wrong_file_bars_a_phone_until_it_is_taken_back(imported):
+    site = imported
+    before = site.eir("export", "first-seen").stdout
+    wrong = site.folder / "wrong.csv"
+    wrong.write_text(
+        f"imei,first_seen\n{LATER},{TODAY - timedelta(61)}\n{NEW},{TODAY - timedelta(61)}\n{NEW},1970-01-01\n"
+    )
+    shown = site.eir("first-seen", "import", wrong, "--dry-run", status=1).stdout
+    assert shown.startswith(
+        "dry run, nothing was written: first-seen: 2 devices: 1 new on record, 1 with an earlier day"
+    )
+    assert "periods of grace: 2 over, 0 begun" in shown
+    assert site.eir("export", "first-seen").stdout == before
+    site.eir("first-seen", "import", wrong, status=1)
+    until(lambda: site.json("check", LATER)["status"] == "blacklisted")
+    undone = site.eir("first-seen", "undo").stdout
+    assert "undo of the import of wrong.csv" in undone
+    assert "1 devices removed from the record, 1 with their day before the import, 0 left" in undone
+    until(lambda: site.json("check", LATER)["until"] == str(UNTIL[LATER]))
+    assert site.eir("export", "first-seen").stdout == before
+    history = site.eir("history", "first-seen").stdout
+    assert ("import of wrong.csv" in history, "undo of the import of wrong.csv" in history) == (True, True)
+    assert "has been taken back already" in site.eir("first-seen", "undo", status=1).stderr
+    assert all("dates" not in row["list"] for row in site.json("lists"))
+
+
 def test_what_is_exported(imported):
     site = imported
     everything = site.eir("export", "first-seen")
     expected = {device: [device, str(FIRST[device]), str(UNTIL[device])] for device in sorted(FIRST)}
-    assert rows_of(everything.stdout) == [["imei", "first_seen", "until"], [LEFT, "1970-01-01", ""], *expected.values()]
+    assert rows_of(everything.stdout) == [["imei", "first_seen", "until"], [LEFT, "left-list", ""], *expected.values()]
     assert everything.stderr.splitlines()[-1] == "first-seen: 4 of 4 devices"
     span = ["--ends-from", UNTIL[SOON] + timedelta(1), "--ends-to", UNTIL[AMNESTY]]
     assert rows_of(site.eir("export", "first-seen", *span).stdout)[1:] == [expected[AMNESTY]]
@@ -139,7 +170,7 @@ def test_the_record_of_checks_as_the_source(tmp_path, publisher):
         site.eir("sightings", "import", log)
         site.configure(first_seen={"list": "seen-here"})
         assert site.eir("first-seen", "import", "--from-sightings").stdout == (
-            "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them\n"
+            "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them; periods of grace: 0 over, 1 begun\n"
         )
         assert rows_of(site.eir("export", "seen-here").stdout)[1][:2] == [LATER, "2026-11-01"]
         shown = site.eir("history", "seen-here").stdout

@@ -478,6 +478,15 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
 
 # Warnings
 
+PERIODS = "first_seen: {}\nlists: {lent: {local: true}}\npolicy:\n  rules:\n"
+PERIOD = "  - {first_seen_within: 60d, answer: greylisted}\n"
+
+
+def test_a_list_that_a_rule_without_a_further_condition_whitelists_registers_without_a_warning(write):
+    rules = "  - {list: lent, imsi: 20801, answer: whitelisted}\n  - {list: lent, answer: whitelisted}\n" + PERIOD
+    config = load_config(write(IDENTITY + ONE_PEER + PERIODS + rules))
+    assert (config.registering, config.warnings) == (["lent"], ())
+
 
 @pytest.mark.parametrize(
     ("text", "line", "says"),
@@ -495,6 +504,11 @@ def test_any_yaml_is_read_or_refused(tmp_path_factory, value):
         (ONE_PEER + "lists:\n  types: {kind: device_types, signers: signers}\n", 4, "no rule uses the list 'types'"),
         ("peers:\n- realm: epc\n- {host: mme.epc, realm: EPC, from: 10.0.0.0/8}\n", 4, "never applies: the entry in line 3 matches"),
         ("peers:\n- {realm: epc, from: [10.0.0.0/8, '::/0']}\n- {name: b, realm: epc, from: [10.1.0.0/16, '2001:db8::/32']}\n", 4, "never applies"),
+        (ONE_PEER + PERIODS + "  - {list: lent, imsi: 20801, answer: whitelisted}\n" + PERIOD, 7, "the list 'lent' registers no device for a period of grace, because this rule has a further condition; expected a rule whose only"),
+        (ONE_PEER + PERIODS + "  - {list: lent, first_seen_within: 9d, answer: whitelisted}\n", 7, "the list 'lent' registers no device for a period of grace"),
+        (ONE_PEER + PERIODS + "  - {not_list: lent, imsi: 20801, first_seen_within: 9d, answer: greylisted}\n", 7, "the list 'lent' registers no device for a period of grace"),
+        (ONE_PEER + PERIODS + PERIOD + "  - {list: lent, answer: whitelisted}\n", 7, "the period of grace of this rule has no end for devices in 'lent', which are registered; expected the rule with the condition list: lent"),
+        (ONE_PEER + PERIODS + "  - {not_list: lent, first_seen_within: 9d, answer: greylisted}\n" + PERIOD, 8, "the period of grace of this rule has no end for devices in 'lent'"),
         (ONE_PEER + "policy: {override: {answer: whitelisted}}\n", 3, "the override answers whitelisted to every check, and has no 'until'"),
         (ONE_PEER + "policy: {override: {answer: whitelisted, until: 2020-01-01T00:00:00Z}}\n", 3, "the override has ended"),
         ("peers:\n- {realm: epc, connect: 'tcp://127.0.0.1:1',\n   lenient: [applications]}\n", 3, "leave out 'connect'"),

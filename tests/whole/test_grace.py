@@ -81,9 +81,9 @@ class Host:
         return self.site.node.metrics().get("eir_list_entries{list=first-seen}", 0)
 
 
-def policy(*rules):
+def policy(*rules, first=({"list": "registered", "answer": "whitelisted"},)):
     return {
-        "rules": [{"list": "registered", "answer": "whitelisted"}, *rules, {"first_seen_within": "60d", "answer": "greylisted"}],
+        "rules": [*first, *rules, {"first_seen_within": "60d", "answer": "greylisted"}],
         "default": "blacklisted",
     }  # fmt: skip
 
@@ -166,6 +166,20 @@ def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
         until(lambda: last.ask("n5g", ANOTHER) == {BLACK} == first.ask("n5g", ANOTHER))  # the earliest day counts
 
 
+def test_a_list_under_a_further_condition_gives_no_grace_without_end(hosts):
+    """Row 67: with another SIM its phones have one period, and the start warns that the list registers nothing."""
+    lent = {"list": "registered", "imsi": ["20801"], "answer": "whitelisted"}
+    there = hosts(policy=policy(first=(lent,)))
+    first = there[0]
+    first.site.eir("add", "registered", *DEVICES.values(), "--reason", "lent")
+    warnings = first.site.node.lines("config_warning")
+    assert any("registers no device for a period of grace" in line["detail"] for line in warnings)
+    assert first.answers() == {GREY}
+    until(lambda: {host.entries() for host in there} == {3})
+    first.restart(61)
+    assert first.answers() == {BLACK}
+
+
 @pytest.mark.long(short=["sqlite"])
 def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
     """Row 63: the node goes on by the time that it saw last, and a day that is a guess is not earlier than the right one."""
@@ -177,6 +191,37 @@ def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
     (first.site.state / "clock").write_text(f"{time.time() - 61 * DAY_S:.0f}\n")  # as if the wall clock had jumped
     first.site.start()
     assert first.answers() == {GREY}
+
+
+def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(hosts):
+    """Row 64: the node keeps the number of new devices of each peer while its follower and workers are replaced."""
+    there = hosts(first_seen={"new_per_peer": "5/d"}, workers=1, peers=[{"name": "mme", "host": HOST}])
+    first = there[0]
+    invented = [f"{35100000000000 + 1_000_007 * number}" for number in range(40)]
+    first.ask("s13", *invented[:3])
+    until(lambda: {host.entries() for host in there} == {3})
+    for process in ("worker-0", "follower"):
+        pid = children(first.site.node.pid)[process]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda name=process, pid=pid: children(first.site.node.pid).get(name, pid) != pid)
+    first.ask("s13", *invented[3:])
+    until(lambda: first.entries() >= 5)
+    first.site.node.end()
+    assert len(first.site.eir("export", "first-seen").stdout.splitlines()) == 1 + 5
+
+
+def test_a_node_whose_clock_was_a_year_ahead_at_its_start_warns(tmp_path, publisher):
+    """Row 68: its time stays a year ahead, because it never goes back."""
+    host = Host(tmp_path / "a", publisher, "sqlite")
+    with host.site as site:
+        host.start(days=365)
+        until(lambda: any("clock and the time of the node differ" in each for each in site.node.status()["troubles"]))
+        until(lambda: site.node.metrics()["eir_clock_difference_seconds"] > 364 * DAY_S)
+        until(lambda: site.node.lines("clock_jumped", level="warning"))
+        site.node.end()
+        (site.state / "clock").unlink()
+        site.start()
+        assert site.node.metrics()["eir_clock_difference_seconds"] < 60
 
 
 @pytest.mark.long(short=["sqlite"])

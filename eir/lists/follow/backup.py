@@ -16,7 +16,7 @@ from eir.lists.follow.copy import Relation, relation, verified_pages
 from eir.lists.follow.history import read_records, rebuild_history, restore_history
 from eir.lists.pages.content import as_corrupt
 from eir.lists.pages.first_days import DAY_S, FirstDays, decode_days, join, periods
-from eir.lists.record.dates import is_dates
+from eir.lists.record.dates import IMPORTED_DAYS, is_dates
 from eir.lists.record.history import chain_faults, feed_faults
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.record.store import (
@@ -202,7 +202,7 @@ async def behind(
     """
     reasons: dict[str, str] = {}
     for name, state in states.items():
-        if state.kind == FIRST_SEEN:
+        if state.kind in {FIRST_SEEN, IMPORTED_DAYS}:
             continue
         if marks.get(name, state.mark) > state.mark:
             _, serial = marks[name]
@@ -250,8 +250,8 @@ async def restore_store(
         stored = await store.state(name)
         is_same = stored is not None and relation(stored, state) is Relation.SAME
         restored.append(Restored(name, state.serial, state.entries, is_written=not is_same))
-        if is_same:
-            continue
+        if is_same or (stored is not None and state.kind == IMPORTED_DAYS):
+            continue  # the days of the last import in the store stay, so that an undo takes that import back
         if stored is not None and state.kind == FIRST_SEEN:
             days = await _read_days(backup, name, state, now)
             source = f"the backup of {made}"

@@ -13,10 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import numpy as np
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
+from eir.lists.changes.import_days import read_imported
 from eir.lists.follow.follower import batches, read_some_pages
 from eir.lists.images.chunks import Numbers
 from eir.lists.images.day_images import all_days, count_first_days, days_in, image_of, image_with_days, left, registered
@@ -55,8 +57,11 @@ AGAIN_MAX = 5
 """Maximum number of attempts of a step that other nodes disturb."""
 SAY_AGAIN_S = 60.0
 
-NEW, LISTED, UNSEEN, LEFT, MERGED = "new", "listed", "unseen", "left_list", "merged"
-"""Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from a store."""
+NEW, LISTED, UNSEEN, LEFT, MERGED, UNDONE = "new", "listed", "unseen", "left_list", "merged", "undone"
+"""Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from a store; import taken back."""
+
+NewToday: TypeAlias = Mapping[tuple[str, bool], int]
+"""Number of new devices of a day by peer and `Sighted.confirmed`."""
 
 
 class _Replica:
@@ -89,19 +94,23 @@ class RecordKeeper:
         registering: returns the lists whose devices do not belong on the record.
         publish: receives each new image.
         reject: receives a peer and its devices above the peer's limit, or an empty peer and devices that a list registers.
+        count: receives the day and the number of new devices by peer and `Sighted.confirmed`, for `resume` of the next keeper.
     """
 
     def __init__(
         self, settings: FirstSeenSettings, record: FirstSeenList, stores: Sequence[ListStore], *, who: str, report: Report,
         registering: Callable[[], Sequence[DeviceList]], publish: Callable[[ListState, Image], None], reject: Callable[[str, list[int]], None],
+        count: Callable[[int, NewToday], None],
     ) -> None:  # fmt: skip
         self._settings, self._record, self._who, self._report = settings, record, who, report
-        self._registering, self._publish, self._reject = registering, publish, reject
+        self._registering, self._publish, self._reject, self._count = registering, publish, reject, count
         self._replicas = [_Replica(store, "copy_" if store is not stores[-1] else "") for store in stores]
         self._changed: dict[int, FirstDays] = {}
         """Pages of the record in memory that are newer than the image, by number."""
         self._digest = self._devices = 0
         """Digest and number of devices of the record in memory."""
+        self._undone = 0
+        """Number of imports that were taken back, of the record in memory (`ListState.serial_resets`)."""
         self._sighted: list[Sighted] = []
         self._taken: Counter[tuple[str, bool]] = Counter()
         """New devices of today by peer and `Sighted.confirmed`."""
@@ -129,6 +138,11 @@ class RecordKeeper:
         """Queue sightings of devices from a worker. The next round adds them to the record of first sightings."""
         self._sighted += sighted
 
+    def resume(self, day: int, taken: NewToday) -> None:
+        """Continue the counts of an earlier keeper of this node, so that its restart lifts no limit of a peer."""
+        if day == self._day:
+            self._taken.update(taken)
+
     def note_switch(self, name: str, before: Image | None) -> None:
         """Handle a change of a list. If it lists registered devices, keep its old image until the next comparison with the record.
 
@@ -150,6 +164,7 @@ class RecordKeeper:
         if held is not None:
             self._digest = int(held.content_digest, 16)
             self._devices = held.entries
+            self._undone = held.serial_resets
             self.first_days = await asyncio.to_thread(count_first_days, self._record.image)
         for replica in self._replicas:
             await self._synchronize(replica, writes=False)
@@ -199,6 +214,11 @@ class RecordKeeper:
         name = self._settings.list
         state = await await_store(replica.store.state(name), STORE_TIMEOUT_S)
         base = replica.base
+        if state is not None:
+            self._record.note_time(state.loaded_at)
+        if state is not None and state.kind == FIRST_SEEN and state.serial_resets > self._undone:
+            await self._undo_import(replica.store)
+            self._undone = state.serial_resets
         if state is None:
             replica.update(None, dict.fromkeys(self._filled_page_numbers(), (0, 0)))
         elif state.kind != FIRST_SEEN:
@@ -210,6 +230,15 @@ class RecordKeeper:
             return
         elif base is None or not await self._pull_steps(replica, base):
             await self._pull_all(replica)
+
+    async def _undo_import(self, store: ListStore) -> None:
+        """Take the import back in memory that a command has taken back in a store, so that a merge does not write its days again."""
+        if not self._devices:
+            return
+        _, imported = await await_store(read_imported(store, self._settings.list), STORE_TIMEOUT_S)
+        mine = self._local(by_page(imported.written))
+        restored = {number: imported.restore(days) for number, days in mine.items()}
+        self._replace_pages(restored, UNDONE)
 
     async def _pull_steps(self, replica: _Replica, base: ListState) -> bool:
         """Merge only the pages that changed in a store since the last round; return False if all pages must be read.
@@ -342,7 +371,9 @@ class RecordKeeper:
         added_devices = sum(len(days.keys) for days in mine.values())
         digest = int(base.content_digest, 16) - removed_digest + added_digest
         entries = base.entries - removed_devices + added_devices
-        state = replace(base, content_digest=digest_text(digest), entries=entries, devices=entries, loaded_at=_now())
+        state = replace(
+            base, content_digest=digest_text(digest), entries=entries, devices=entries, serial_resets=self._undone, loaded_at=self._now()
+        )  # fmt: skip
         pages = [new.get(number, Page(number, b"")) for number in numbers]
         writing = replica.store.amend(self._settings.list, state, pages, seen=base.generation, keep=0, event=event)
         written = await await_store(writing, WRITE_S)
@@ -397,11 +428,17 @@ class RecordKeeper:
         return replace(
             base or NO_LIST,
             kind=FIRST_SEEN,
+            serial_resets=self._undone,
             content_digest=digest,
             entries=self._devices,
             devices=self._devices,
-            loaded_at=_now(),
+            loaded_at=self._now(),
         )
+
+    def _now(self) -> str:
+        """Return the time of a change of the record: not before the newest time of the store, so that a wrong clock does not set it back."""
+        seconds = max(self._record.now(), self._record.known_time)
+        return utc_text(datetime.fromtimestamp(seconds, UTC))
 
     async def _switch(self) -> None:
         """Build a new image of the record in memory from the old one and the changed pages, and put it in force."""
@@ -430,7 +467,7 @@ class RecordKeeper:
         changes = self.changes - self._summed
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(changes.items()))
         if counts:
-            now = _now()
+            now = self._now()
             detail = f"devices up to {now[:10]}: {counts}; {self._devices:,} on record"
             self._event = Event(
                 time=now, who=self._who, what=SIGHTED, list=self._settings.list, outcome=ACCEPTED, detail=detail
@@ -459,7 +496,10 @@ class RecordKeeper:
             if len(new) > room:
                 self._reject(sighted.peer, new[room:].tolist())
             accepted = np.concatenate((keys[~is_new], new[:room]))
-            self._merge_pages(by_page(seen_on(accepted, sighted.day)), NEW)
+            day = max(sighted.day, self._record.first_day_min)
+            self._merge_pages(by_page(seen_on(accepted, day)), NEW)
+        if queued:
+            self._count(self._day, dict(self._taken))
 
     def _merge_pages(self, pages: Mapping[int, FirstDays], reason: str) -> None:
         """Merge devices into the pages of the record in memory. `reason`: reason of the change, for the counts."""
@@ -556,7 +596,3 @@ def _weights(numbers: Collection[int], pages: Mapping[int, FirstDays]) -> dict[i
 
 def _version(state: ListState) -> tuple[int, str]:
     return state.generation, state.content_digest
-
-
-def _now() -> str:
-    return utc_text(datetime.now(UTC))

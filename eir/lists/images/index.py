@@ -7,6 +7,7 @@ switch, an amendment or a start, or ended later.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import ClassVar, cast
 
 from eir.device import SNR_KEYS
@@ -95,7 +96,7 @@ class PairList(DeviceList):
 class FirstSeenList(DeviceList):
     """Record of first sightings in memory: the image that all workers share, and this worker's sightings that the image still lacks."""
 
-    __slots__ = ("asked", "fresh")
+    __slots__ = ("asked", "fresh", "known_time")
 
     def __init__(self, name: str, kind: str, now: Clock) -> None:
         super().__init__(name, kind, now)
@@ -103,11 +104,23 @@ class FirstSeenList(DeviceList):
         """Device → day of a sighting that the image lacks."""
         self.asked: int | None = None
         """The device that the check in progress has asked for, if this sighting belongs on the record."""
+        self.known_time = 0.0
+        """Newest time in Unix seconds of a change in the store, as far as this process knows."""
 
     @property
     def today(self) -> int:
         """Today as the number of days since 1970-01-01."""
         return int(self.now() // DAY_S)
+
+    @property
+    def first_day_min(self) -> int:
+        """Earliest first day that may be recorded: one day before the newest time of the store. An earlier clock is wrong."""
+        return max(int(self.known_time // DAY_S) - 1, 0)
+
+    def note_time(self, changed_at: str | None) -> None:
+        """Note the time of a change in the store (`ListState.loaded_at`)."""
+        if changed_at is not None:
+            self.known_time = max(self.known_time, datetime.fromisoformat(changed_at).timestamp())
 
     @property
     def sightings(self) -> memoryview | None:
@@ -210,5 +223,7 @@ class Index:
         """
         before = self.lists[name].image
         self.lists[name].replace(state, image)
+        if self.first_seen is not None:
+            self.first_seen.note_time(state.loaded_at)
         self.version += 1
         return None if before is image else before

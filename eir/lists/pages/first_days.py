@@ -33,6 +33,8 @@ PERIODS_BEGIN = 19_723
 PERIOD_MAX = 255
 WAS_LISTED = 0
 """First day of a device that left a list that registered it: its period of grace is over."""
+LEFT_LIST = "left-list"
+"""Text for WAS_LISTED in files of first sightings."""
 ROW_BYTES = 3
 
 

@@ -19,6 +19,8 @@ JUMP_S = 3600.0
 """Seconds ahead of the expected time above which the wall clock counts as jumped. Steps of NTP and leap seconds are smaller."""
 ACCEPTED_AFTER_S = 3600.0
 """Seconds after which the trusted time follows a jump."""
+DIFFERENCE_MAX_S = 60.0
+"""Difference in seconds between the wall clock and the trusted time above which the node warns."""
 
 
 class TrustedClock:
@@ -38,6 +40,10 @@ class TrustedClock:
     def jumped(self) -> bool:
         """True if the wall clock has jumped ahead, and the trusted clock does not follow the jump yet."""
         return self._jumped_at is not None
+
+    def difference_s(self, wall: float) -> float:
+        """Return the difference between the trusted time and the reading of the wall clock, in seconds without a sign."""
+        return abs(wall - self._time)
 
     @property
     def time(self) -> float:

@@ -13,8 +13,10 @@ from eir.lists.record.store import NO_LIST, ListState, ListStore
 
 DATES = "dates"
 """Kind of a list of dates."""
+IMPORTED_DAYS = "imported_days"
+"""Kind of the list beside the record of first sightings: the days of the last import, for an undo (eir.lists.changes.import_days)."""
 _SUFFIX = "+dates"
-"""End of the name of a list of dates. No configured list can have such a name."""
+"""End of the name of a list of either kind. No configured list can have such a name."""
 
 
 def dates_name(name: str) -> str:
@@ -23,7 +25,7 @@ def dates_name(name: str) -> str:
 
 
 def is_dates(name: str) -> bool:
-    """Return True if a list with this name is a list of dates."""
+    """Return True if a list with this name is a list of dates, or of the days of an import."""
     return name.endswith(_SUFFIX)
 
 

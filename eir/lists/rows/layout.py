@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
+from eir.lists.pages.first_days import LEFT_LIST, WAS_LISTED
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 
 INSERT, REMOVE = "insert", "remove"
@@ -31,6 +32,8 @@ _LISTS = {"block": True, "blacklist": True, "general": False, "greylist": False}
 _STATES = {"Yes": INSERT, "No": REMOVE}
 """Code of the row by the member `blockliststatus`."""
 EPOCH = date(1970, 1, 1)
+FIRST_SEEN_MIN = date(2000, 1, 1)
+"""Earliest first day of a device in a file. An earlier day is a mistake, such as the time 0 of another program."""
 _BAD_ROW = ("", "", "", "0")
 
 
@@ -151,17 +154,19 @@ def tac_key(text: str) -> int:
 
 
 def day_key(text: str) -> int:
-    """Parse a day such as `2026-11-30` to days since 1970-01-01.
+    """Parse a day such as `2026-11-30` to days since 1970-01-01, or LEFT_LIST to WAS_LISTED.
 
     Raises:
-        IdentifierError: if the text has another form, or the day is before 1970-01-01 or after today (UTC).
+        IdentifierError: if the text has another form, or the day is before FIRST_SEEN_MIN or after today (UTC).
     """
+    if text == LEFT_LIST:
+        return WAS_LISTED
     with suppress(ValueError):
         day = date.fromisoformat(text)
         today = datetime.now(UTC).date()
-        if len(text) == len("2026-11-30") and EPOCH <= day <= today:
+        if len(text) == len("2026-11-30") and FIRST_SEEN_MIN <= day <= today:
             return (day - EPOCH).days
-    raise IdentifierError("first_seen is not a day from 1970-01-01 to today (UTC), such as 2026-11-30")
+    raise IdentifierError(f"first_seen is not a day from {FIRST_SEEN_MIN} to today (UTC), such as 2026-11-30")
 
 
 _IDENTIFIES: Mapping[str, Callable[[str], int]] = {

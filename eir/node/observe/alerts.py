@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from eir.interfaces import INTERFACES
+from eir.lists.record.clock import DIFFERENCE_MAX_S
 from eir.node.observe.metrics import FAMILIES, Labels, Snapshot
 from eir.node.observe.status_texts import StatusText
 from eir.wire.web.access import LOCKED_OUT, PAGE
@@ -386,6 +387,7 @@ LIST_RULES = (
     AlertRule("EirHistoryNearlyFull", "the history uses more than 80 % of history.max_bytes", _full_history),
     AlertRule("EirListUnrecorded", "lists in the store without a record of their load: {} (eir history)", _is("eir_list_unrecorded", "list")),
     AlertRule("EirCopyFailed", "lists whose last good copy cannot be written or read: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
+    AlertRule("EirClockDiffers", "the host's clock and the time of the node differ by more than 1 minute (event=clock_jumped)", _exceeds("eir_clock_difference_seconds", DIFFERENCE_MAX_S)),
     AlertRule("EirFollowLag", "the node has been behind its store for more than 30 s", _exceeds("eir_follow_lag_seconds", 30)),
     AlertRule("EirOverrideActive", "the policy's override gives every check the same answer", _is("eir_override_active")),
     AlertRule("EirBlockingJumped", "the share of blocked checks is more than three times that of the day before", _jump_of_blocking, 240),

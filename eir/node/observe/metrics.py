@@ -54,7 +54,7 @@ PEER_METRICS = (
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
 )  # fmt: skip
 LIST_METRICS = (
-    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node, an import or a copy), or removed from this record (listed: now registered; unseen: for the time `remember`)"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node, an import or a copy), or removed from this record (listed: now registered; unseen: for the time `remember`), or changed by `eir first-seen undo` (undone)"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, and each listed device of this TAC also as 1", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
@@ -93,6 +93,7 @@ STORE_METRICS = (
     Family("eir_history_max_bytes", "gauge", ("chain",), "Value (bytes) of `history.max_bytes` (main) and `history.feed_max_bytes` (feed)", "max"),
     Family("eir_history_differs", "gauge", (), "1 if the history in the store does not continue this node's copy", "max"),
     Family("eir_list_unrecorded", "gauge", ("list",), "1 if the store's content of the list has no record in the history", "max"),
+    Family("eir_clock_difference_seconds", "gauge", (), "Difference (s) between the host's clock and the [time](OPERATION.md#time) of the node, by which rows and periods of grace end", "max"),
     Family("eir_follow_lag_seconds", "gauge", (), "Time (s) since the node last verified that it holds the content of the store", "max"),
     Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time (s) for which a list's switch to new content blocked the event loop", "max"),
     Family("eir_override_active", "gauge", (), "1 if the policy's override answers every check", "max"),

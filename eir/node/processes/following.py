@@ -20,7 +20,7 @@ from typing import Any
 from eir.checks.periods import count_ends
 from eir.config import Config
 from eir.errors import Report
-from eir.lists.follow.first_seen import RecordKeeper
+from eir.lists.follow.first_seen import NewToday, RecordKeeper
 from eir.lists.follow.follower import Follower
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import DeviceList, FirstSeenList, Index
@@ -113,13 +113,14 @@ class _FollowerProcess:
                 config.first_seen, self._record, stores, who=f"node on {socket.gethostname()}", report=log.report,
                 registering=self._registered_device_lists, publish=self._send_record,
                 reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
+                count=lambda day, taken: self._channel.notify("first_seen_counted", day, taken, latest="first_seen_counted"),
             )  # fmt: skip
 
     def handlers(self) -> dict[str, Any]:
         """Return the follower's functions that the supervisor may call: map from name to function."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
-            "first_seen": self._note_sightings,
+            "first_seen": self._note_sightings, "first_seen_counted": self._resume,
         }  # fmt: skip
 
     async def run(self) -> None:
@@ -166,6 +167,7 @@ class _FollowerProcess:
             return  # the follower reads the list from the store
         with suppress(ImageError, OSError):  # likewise
             image = Image.map(memory)
+            self._record.note_time(what.state.loaded_at)
             if what.name == self._record.name:
                 self._record.replace(what.state, image)
             entries = self._index.lists.get(what.name)
@@ -176,6 +178,7 @@ class _FollowerProcess:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
         send_list(self._channel, Listed(name, self._index.lists[name].kind, state), image)
+        self._record.note_time(state.loaded_at)
         if self._keeper is not None:
             self._keeper.note_switch(name, before)
 
@@ -185,6 +188,10 @@ class _FollowerProcess:
     def _note_sightings(self, sighted: list[Sighted]) -> None:
         if self._keeper is not None:
             self._keeper.note(sighted)
+
+    def _resume(self, day: int, taken: NewToday) -> None:
+        if self._keeper is not None:
+            self._keeper.resume(day, taken)
 
     def _registered_device_lists(self) -> list[DeviceList]:
         """Return the lists of registered devices. Registered devices need no period of grace, so their first sightings are not recorded."""
@@ -237,6 +244,8 @@ class Followed:
         self._reject: Callable[[str, list[int]], None] = lambda *_: None
         self._note_list: Callable[..., None] = lambda *_, **__: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
+        self._new_today: tuple[int, NewToday] | None = None
+        """Day, and number of new devices of each peer on this day, which a new follower continues."""
         self._complete = False
         """True if a follower has sent all lists that it found at its start."""
         self.status = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
@@ -263,6 +272,8 @@ class Followed:
         process.channel.notify("configure", self._config)
         for listed, image in self._lists.values():
             send_list(process.channel, listed, image)
+        if self._new_today is not None:
+            process.channel.notify("first_seen_counted", *self._new_today)
         process.channel.notify("complete")
 
     def _calls(self, process: Process) -> Handlers:
@@ -274,7 +285,7 @@ class Followed:
 
         return {
             "following": self._set_status, "put_in_force": accept, "complete": self._completed,
-            "first_seen_rejected": self._reject,
+            "first_seen_rejected": self._reject, "first_seen_counted": self._note_new_today,
         }  # fmt: skip
 
     def note_first_seen(self, sighted: list[Sighted]) -> None:
@@ -317,6 +328,9 @@ class Followed:
             "eir_follow_lag_seconds": {(): lag_s},
         }
         return metrics.merge([own, self.child.snapshot()])
+
+    def _note_new_today(self, day: int, taken: NewToday) -> None:
+        self._new_today = day, taken
 
     def _set_status(self, status: Following) -> None:
         self.status = status

@@ -74,7 +74,7 @@ def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[
     `before`, `now`: reports of the workers before and after the reload.
     """
     missing = dict.fromkeys(name for report in now for name in report.missing)
-    left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists)
+    left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists_and_record)
     advice = [f"list {name} has never been loaded: load it first" for name in missing]
     advice += [
         f"list {name} is no longer configured: it has no effect; the store keeps it (eir show {name})" for name in left

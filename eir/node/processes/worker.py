@@ -33,7 +33,7 @@ from eir.interfaces.interface import Context, Interface
 from eir.interfaces.s13.server import S13Server
 from eir.interfaces.s13.service import PROTOCOL as S13
 from eir.lists.images.index import Index
-from eir.lists.record.clock import TrustedClock
+from eir.lists.record.clock import DIFFERENCE_MAX_S, TrustedClock
 from eir.lists.record.store import ListState
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
@@ -69,6 +69,9 @@ DIGEST_DIGITS = 12
 STAYS_CONNECTED = {each.name: each.stays for each in INTERFACES}
 """True by interface name if clients stay connected. A client of another interface is not away while it has no connection."""
 CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with an end go by that for an hour"
+CLOCK_BEHIND = (
+    "the clock is {:,.0f} s behind the time of this node, which never goes back; rows with an end go by the later time"
+)
 
 
 class Configured(NamedTuple):
@@ -310,6 +313,8 @@ class Worker:
     async def _save_clock(self) -> None:
         if self.clock.jumped:
             self.process.log.report("clock_jumped", level="warning", detail=CLOCK_JUMPED)
+        elif (behind_s := self.clock.difference_s(time.time())) > DIFFERENCE_MAX_S:
+            self.process.log.report("clock_jumped", level="warning", detail=CLOCK_BEHIND.format(behind_s))
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
@@ -460,6 +465,7 @@ class Worker:
             snapshot |= server.gauges()
         return snapshot | {
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
+            "eir_clock_difference_seconds": {(): self.clock.difference_s(time.time())},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.context.counts.last_request),
             "eir_sctp_paths": self.paths(),

@@ -10,14 +10,15 @@ from sighted import NAME, TODAY, SightingNode
 
 from eir.device import device_key
 from eir.errors import EirError, GenerationConflict, ReleaseRefused, StoreError
-from eir.lists.changes.import_days import TRIES_MAX, DaysImport, import_days, read_days, seen_now
+from eir.lists.changes.import_days import OVER_MIN, TRIES_MAX, DaysImport, import_days, read_days, seen_now, undo_import
 from eir.lists.pages.first_days import WAS_LISTED, decode_days, encode_days, seen_on
 from eir.lists.pages.pages import PAGE_KEYS, Page, content_digest
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import SIGHTED, ListState
+from eir.lists.record.store import FORCED, SIGHTED, ListState
 from eir.lists.stores.sqlite import SqliteStore
 
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
+REGISTERED = "49015420323751"
 OTHERS = itertools.count(10**13)
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
@@ -29,13 +30,28 @@ async def store(tmp_path):
     await found.close()
 
 
-async def take(store, devices, *, registering=()):
+async def take(store, devices, *, registering=(), **options):
     """Import devices with their first days."""
     keys = np.array([*map(device_key, devices)], np.uint64)
     days = np.array([*devices.values()], np.uint64)
     return await import_days(
-        seen_now(keys, days, NOW), NAME, store, registering=registering, source="old.csv", who="test@localhost", now=NOW
+        seen_now(keys, days, NOW),
+        NAME,
+        store,
+        registering=registering,
+        source="old.csv",
+        who="test@localhost",
+        now=NOW,
+        **options,
     )
+
+
+async def undo(store):
+    return await undo_import(NAME, store, who="test@localhost", now=NOW)
+
+
+def is_over(firsts):
+    return firsts < TODAY - 60
 
 
 async def stored(store):
@@ -57,17 +73,17 @@ def test_rows_of_a_file(tmp_path):
     tomorrow = f"{datetime.now(UTC) + timedelta(days=2):%Y-%m-%d}"
     rows = [
         "first_seen,imei,remark", f"2026-01-31,{ONE}8,", f"2026-01-30,{ONE},again", "2026-02-30,35332811002233,", f"{tomorrow},{TWO},",
-        f",{TWO},", f"20260130,{TWO},", f"2026-01-30T00:00:00Z,{TWO},", "2026-01-30,3533281100223,", f"1970-01-01,{THREE}",
+        f",{TWO},", f"20260130,{TWO},", f"2026-01-30T00:00:00Z,{TWO},", f"1970-01-01,{TWO},", f"1999-12-31,{TWO},", "2026-01-30,3533281100223,", f"left-list,{THREE}",
     ]  # fmt: skip
     file.write_text("\n".join(rows))
     seen = []
     found = read_days(file, NOW, lambda *done: seen.append(done))
     rows = zip(found.days.keys.tolist(), found.days.firsts.tolist(), strict=True)
     assert list(rows) == [(int(ONE), 20_483), (int(THREE), WAS_LISTED)]
-    assert found.tally.bad == 6
-    day = "first_seen is not a day from 1970-01-01 to today (UTC), such as 2026-11-30"
-    assert found.tally.complaints[:5] == [f"old.csv:{line}: {day}" for line in (4, 5, 6, 7, 8)]
-    assert found.tally.complaints[5].startswith("old.csv:9: no IMEI (14 to 16 digits)")
+    assert found.tally.bad == 8
+    day = "first_seen is not a day from 2000-01-01 to today (UTC), such as 2026-11-30"
+    assert found.tally.complaints[:7] == [f"old.csv:{line}: {day}" for line in range(4, 11)]
+    assert found.tally.complaints[7].startswith("old.csv:11: no IMEI (14 to 16 digits)")
     assert seen == [(file.stat().st_size, file.stat().st_size)]
 
 
@@ -116,6 +132,54 @@ async def test_a_damaged_page_is_named(store):
     await put(store, NAME, [Page(int(ONE) // 10**6, b"\0\1", b"")], FIRST_SEEN)
     with pytest.raises(StoreError, match="damaged"):
         await take(store, {ONE: TODAY})
+
+
+async def test_the_periods_that_an_import_ends_and_begins_are_counted_and_a_dry_run_writes_nothing(store):
+    await take(store, {ONE: TODAY - 5, TWO: TODAY - 90})
+    before = await store.states()
+    wrong = {ONE: TODAY - 61, TWO: TODAY - 100, THREE: TODAY - 61, FOUR: TODAY - 60}
+    report = await take(store, wrong, is_over=is_over, dry_run=True)
+    assert (report.new, report.earlier, report.over, report.begun) == (2, 2, 2, 1), "TWO has no period already"
+    assert await store.states() == before
+    assert await take(store, wrong, is_over=is_over) == report
+
+
+async def test_only_force_lifts_the_limit_on_periods_that_an_import_ends(store):
+    many = {f"{35000000000000 + number}": TODAY - 90 for number in range(OVER_MIN)}
+    with pytest.raises(EirError, match=r"would end 1,000 periods of grace, and an import may end 999 .*--force"):
+        await take(store, many, is_over=is_over)
+    assert await store.states() == {}
+    assert (await take(store, many, is_over=is_over, force=True)).over == OVER_MIN
+    *_, event = await store.history(NAME)
+    assert event.outcome == FORCED
+
+
+async def test_an_undo_takes_back_exactly_the_days_of_the_last_import(store):
+    await take(store, {ONE: TODAY - 5, TWO: TODAY - 5, THREE: TODAY - 90})
+    await take(store, {ONE: TODAY - 61, TWO: TODAY - 61, THREE: TODAY - 5, FOUR: TODAY - 61})
+    node = SightingNode(store)
+    await node.keeper.start()
+    node.see(f"{int(FOUR) + 1}")
+    for registered in ([TWO], [REGISTERED]):  # TWO leaves the list again
+        node.register(registered)
+        await node.round()
+    report = await undo(store)
+    assert (report.source, report.removed, report.later, report.changed) == ("old.csv", 1, 1, 1)
+    expected = {ONE: TODAY - 5, TWO: WAS_LISTED, THREE: TODAY - 90, f"{int(FOUR) + 1}": TODAY}
+    assert await stored(store) == expected
+    *_, event = await store.history(NAME)
+    assert event.detail.startswith("undo of the import of old.csv at 2026-11-30T12:00:00Z: 1 devices removed")
+    await node.round()
+    assert node.days() == expected
+    with pytest.raises(
+        EirError, match=r"no import can be taken back; the import of old\.csv has been taken back already"
+    ):
+        await undo(store)
+
+
+async def test_without_an_import_there_is_no_undo(store):
+    with pytest.raises(EirError, match="no import can be taken back"):
+        await undo(store)
 
 
 class Busy:

@@ -3,12 +3,15 @@
 import contextlib
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sighted import NAME, TODAY, SightingNode, level
 
-from eir.lists.pages.first_days import WAS_LISTED
+from eir.lists.changes.import_days import import_days, undo_import
+from eir.lists.pages.first_days import DAY_S, WAS_LISTED, FirstDays
 from eir.lists.pages.pages import amended_digest
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
@@ -16,6 +19,7 @@ from eir.lists.stores.open import open_store
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 import soak_first_seen
 
+TODAY_2020 = 18_300
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"
 
 
@@ -66,6 +70,29 @@ async def test_a_device_keeps_the_day_on_which_it_was_first_seen(started):
     assert (state.kind, state.entries, state.content_digest) == (FIRST_SEEN, 3, node.published[-1].content_digest)
     assert node.published[-1] == state
     assert not node.faults
+
+
+async def test_a_node_that_starts_in_2020_writes_no_day_before_the_newest_time_of_the_store(started):
+    """Row 68: such days would end the periods of honest phones on all nodes."""
+    node = await started()
+    node.see(ONE)
+    await node.round()
+    wrong = await started(today=TODAY_2020)
+    wrong.see(ONE, TWO)
+    await wrong.round()
+    assert wrong.days() == {ONE: TODAY - 1, TWO: TODAY - 1}
+    again = await started(today=TODAY_2020 + 1)
+    again.see(THREE)
+    await again.round()
+    assert again.days()[THREE] == TODAY - 1, "its own writes do not set the newest time back"
+
+
+async def test_a_list_of_the_store_bounds_first_days_too(started):
+    node = await started(today=TODAY_2020)
+    node.record.note_time("2026-11-30T10:00:00Z")
+    node.see(ONE)
+    await node.round()
+    assert node.days() == {ONE: TODAY - 1}
 
 
 async def test_seeing_a_device_again_within_its_period_writes_nothing(started):
@@ -160,6 +187,22 @@ async def test_above_the_limit_of_a_peer_nothing_is_recorded_and_nothing_is_evic
     node.see("35000000000001")
     await node.round()
     assert node.days()["35000000000001"] == TODAY + 1
+
+
+async def test_the_limit_of_a_peer_survives_a_restart_of_the_follower(started):
+    node = await started(new_per_peer=3)
+    node.see(ONE, TWO)
+    await node.round()
+    again = await started(new_per_peer=3)
+    again.keeper.resume(*node.counted)
+    again.see(THREE, FOUR)
+    await again.round()
+    assert set(again.days()) == {ONE, TWO, THREE}
+    tomorrow = await started(new_per_peer=3, today=TODAY + 1)
+    tomorrow.keeper.resume(*again.counted)
+    tomorrow.see(FOUR)
+    await tomorrow.round()
+    assert tomorrow.days()[FOUR] == TODAY + 1
 
 
 async def test_confirmed_devices_have_room_of_their_own(started):
@@ -290,6 +333,48 @@ class TestTwoNodes:
         assert a.days() == b.days() == expected
         fresh = await started("c", today=TODAY + 2)
         assert fresh.days() == expected
+
+    async def test_a_device_alone_in_its_tac_gets_into_a_lost_redis_that_another_node_filled(
+        self, node_on, started, pair
+    ):
+        """The device is in no image yet when its node reads the pages that the other node wrote back."""
+        a, b = pair
+        a.see(ONE)
+        await level(a, b)
+        node_on.server.flush()
+        b.see(TWO)
+        await b.round()
+        a.see(THREE)
+        a.stores[-1].refusals = 1
+        await a.round()
+        fresh = await started("c")
+        assert fresh.days() == {ONE: TODAY, TWO: TODAY, THREE: TODAY}
+
+    async def test_an_import_that_was_taken_back_while_a_node_was_away_stays_taken_back(self, started, pair):
+        """Its memory and its copy have the days of the import, and a merge keeps the earliest day."""
+        a, b = pair
+        a.see(ONE)
+        await level(a, b)
+        store = a.stores[-1].store
+        now = datetime.fromtimestamp(TODAY * DAY_S, UTC)
+        imported = FirstDays(
+            np.array([int(ONE), int(THREE)], np.uint64), np.full(2, TODAY - 90, np.uint16), np.zeros(2, np.uint8)
+        )
+        await import_days(imported, NAME, store, registering=[], source="old.csv", who="test", now=now)
+        await level(a, b)
+        assert b.days() == {ONE: TODAY - 90, THREE: TODAY - 90}
+        b.stores[-1].is_away = True
+        b.see(TWO)
+        await b.round()
+        await undo_import(NAME, store, who="test", now=now)
+        b.stores[-1].is_away = False
+        await level(b, a)
+        expected = {ONE: TODAY, TWO: TODAY}
+        assert a.days() == b.days() == expected
+        late = await started("late", copy="b")
+        assert late.days() == expected
+        await level(late, a)
+        assert a.days() == expected
 
     async def test_an_older_redis_after_a_failover_loses_nothing(self, node_on, pair):
         """A replica that lacks the last writes takes over, gets others from one node, and reaches the generation that the other node knows."""

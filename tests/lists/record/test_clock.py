@@ -26,6 +26,13 @@ WALKS = {
 }
 
 
+def test_the_difference_to_a_clock_that_was_set_back():
+    clock = TrustedClock()
+    clock.now(START, 0)
+    clock.now(START - 3600, 5)
+    assert (clock.difference_s(START - 3600), clock.difference_s(START + 1)) == (3600, 1)
+
+
 @pytest.mark.parametrize("name", WALKS)
 def test_walks(name):
     shown, expected = WALKS[name]
