@@ -210,6 +210,7 @@ def test_standard_input_is_a_file(host):
     assert json.loads(done.stdout)["come"] == 1
 
 
+@pytest.mark.long
 def test_a_terminal_shows_progress_and_a_pipe_none(host):
     command = [
         *COMMAND,

@@ -116,6 +116,7 @@ def test_nothing_goes_behind_what_nodes_have_unless_it_is_forced(tmp_path, publi
         assert "history is valid" in site.eir("history", "--verify").stdout
 
 
+@pytest.mark.long
 def test_what_was_in_force_here_counts_though_the_store_is_gone(tmp_path, publisher):
     with made(tmp_path / "site", publisher, "sqlite") as site:
         file = tmp_path / "eir.tar"
@@ -241,6 +242,7 @@ def changed_bit(content):
     return content[:at] + b"X" + content[at + 1 :]
 
 
+@pytest.mark.long(short=["<lambda>-is damaged: in-force.json", "<lambda>-incomplete0"])
 @pytest.mark.parametrize(
     ("change", "says"),
     [

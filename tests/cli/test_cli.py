@@ -788,6 +788,7 @@ def on_terminal(host, *arguments, columns=80):
 
 
 class TestTables:
+    @pytest.mark.long(short=["80"])
     @pytest.mark.parametrize("columns", [80, 200])
     def test_on_a_terminal_all_is_there_and_nothing_is_cut(self, host, columns):
         shown = on_terminal(host, "lists", columns=columns)
@@ -823,6 +824,7 @@ class TestTables:
             done = site.eir("check", LISTED, status=1, prefix=["env", "PYTHONIOENCODING=latin-1"])
             assert done.stderr.splitlines()[-1].startswith("eir: the output is in latin-1")
 
+    @pytest.mark.long
     def test_progress_is_for_terminals_only(self, host):
         manifest = host.release([LISTED, UNLISTED, TRACKED], serial=4)
         assert host.eir("load", "--dry-run", manifest).stderr.count("\n") == 1
@@ -965,6 +967,7 @@ class TestAsSomebodyElse:
         host.node.end()
         assert (done.returncode, "blacklisted" in done.stdout) == (0, True), done.stderr
 
+    @pytest.mark.long(short=["lists--c", "lists-EIR_CONFIG"])
     @pytest.mark.parametrize(
         ("command", "named"),
         [*((command, "-c") for command in ("publish", "offer", "probe", "audit", "lists")), ("lists", "EIR_CONFIG")],
@@ -990,6 +993,7 @@ class TestAsSomebodyElse:
                 r"EIR UNKNOWN - .*config/eir\.yaml:1: cannot be read: Permission denied.*\n", done.stdout
             )
 
+    @pytest.mark.long
     def test_they_get_the_name_of_the_user_who_may_run_it(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
             site.load([LISTED])
@@ -1033,6 +1037,7 @@ class TestAsSomebodyElse:
 
 
 class TestEndings:
+    @pytest.mark.long(short=["lists", "config"])
     @pytest.mark.parametrize(
         "command", ["lists", "lists --json", "history", "config", "--version", "check 35209900176148"]
     )
@@ -1101,6 +1106,7 @@ class TestEndings:
         assert out == ""
         assert "Traceback" not in err
 
+    @pytest.mark.long(short=["lists", "lists --json"])
     @pytest.mark.parametrize(
         "command", ["lists", "lists --json", "history --json", "config", "--help", "check 35209900176148"]
     )

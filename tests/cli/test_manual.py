@@ -145,6 +145,7 @@ NAMED = {
 }
 
 
+@pytest.mark.long(short=["words0-offered0", "words5-offered5", "words9-offered9"])
 @pytest.mark.parametrize(
     ("words", "offered"),
     [

@@ -547,6 +547,7 @@ def site(publisher):
         shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_a_node_takes_over_what_the_kubelet_puts_there(site):
     """With the chart's own command, and its drain at the end, as the pod's user on the pod's volumes."""
     settings = pod({})["spec"]["securityContext"]

@@ -30,6 +30,7 @@ def copy_sources(folder):
     shutil.copytree(ROOT / "eir", folder / "eir", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
 
 
+@pytest.mark.long
 def test_a_wheel_holds_what_is_there_and_nothing_that_is_gone(tmp_path):
     copy_sources(tmp_path)
     gone = tmp_path / "build" / "lib" / "eir" / "operate" / "gone.py"

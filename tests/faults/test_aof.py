@@ -41,6 +41,7 @@ def rewritten(server):
     assert b"aof_last_bgrewrite_status:ok" in told
 
 
+@pytest.mark.long(short=["redis-end-0", "redis-end-1", "redis-end-2", "redis-kill-0", "redis-kill-1", "redis-kill-2"])
 @pytest.mark.parametrize("rewrites", [(), ("first",), ("first", "second")], ids=len)
 @pytest.mark.parametrize("ends", ["end", "kill"])
 async def test_a_restart_loses_nothing(program, ends, rewrites):
@@ -86,6 +87,34 @@ async def everything(store):
 OFF = "user default off"
 
 
+@pytest.mark.long(
+    short=[
+        "redis-worker-users0-yes-False",
+        "redis-worker-users1-yes-True",
+        "redis-worker-users2-no-False",
+        "redis-worker-users3-yes-True",
+        "redis-worker-users4-yes-True",
+        "redis-worker-users5-yes-True",
+        "redis-worker-users6-yes-False",
+        "redis-worker-users7-yes-False",
+        "redis-healer-users0-yes-False",
+        "redis-healer-users1-yes-True",
+        "redis-healer-users2-no-False",
+        "redis-healer-users3-yes-True",
+        "redis-healer-users4-yes-True",
+        "redis-healer-users5-yes-True",
+        "redis-healer-users6-yes-False",
+        "redis-healer-users7-yes-False",
+        "redis-loader-users0-yes-False",
+        "redis-loader-users1-yes-True",
+        "redis-loader-users2-no-False",
+        "redis-loader-users3-yes-True",
+        "redis-loader-users4-yes-True",
+        "redis-loader-users5-yes-True",
+        "redis-loader-users6-yes-False",
+        "redis-loader-users7-yes-False",
+    ]
+)
 @pytest.mark.parametrize(
     ("users", "aof", "warned"),
     [

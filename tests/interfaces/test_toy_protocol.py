@@ -171,6 +171,7 @@ def program(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_protocol_is_a_folder_and_one_line(program, publisher):
     with Extended(program / "site", publisher, program) as site:
         port = free_port()

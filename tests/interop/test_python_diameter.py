@@ -14,6 +14,7 @@ from wire import EIR, REALM
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
+@pytest.mark.long
 def test_it_exchanges_every_kind_of_message_and_wireshark_has_no_objection(site, tmp_path):
     site.load([LISTED], list_name="stolen")
     site.load([TRACKED], list_name="tracked")

@@ -1,14 +1,11 @@
-"""scripts/benchmark/plot.py: what is measured stands in the picture as text and in its place, for everyone who looks at it."""
+"""scripts/benchmark/plot.py: each kind of plot is drawn, and needs nothing else."""
 
 import json
-import re
 import sys
-from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from colours import contrast, luminance
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -68,16 +65,7 @@ def one_size():
     return picture([{"entries": 50_000, "answers_per_s": 200_000, "resident_mb": 50.0, "node_mb": 20.0}])
 
 
-PICTURES = {
-    peers: ["OTP's diameter", "freeDiameter", "C echo", "0.18", "0.11", "9.88", "11.6", "1,053", "1.19", "1.29", "0", "0.65", "0.25"],
-    ecr: [
-        "4 x 256", "4 at 20000/s", "397,110", "1,666,667", "2,100,300", "2,301", "5,655", "81.2", "283", "420", "506", "48.0", "130",
-    ],
-    ecr_alone: ["1 x 1", "9,017", "58.0", "91.0"],
-    sizes: ["1,000", "1,000,000", "100,000,000", "714,891", "518,141", "394,315", "68.9", "121", "532", "20.3", "56.9", "265"],
-    one_size: ["50,000", "200,000", "50.0", "20.0"],
-}  # fmt: skip
-"""What each has to say."""
+PICTURES = (peers, ecr, ecr_alone, sizes, one_size)
 
 
 def drawn(made):
@@ -86,121 +74,20 @@ def drawn(made):
     return svg(made.title, NOTE, made.panels)
 
 
-@pytest.fixture
-def laid_out():
-    """Lays a picture out as it is drawn: the figure, and where each of its texts is."""
-    import matplotlib as mpl
-    from benchmark import plot
-
-    def laid_out(made):
-        figure = plot.figure(made.title, NOTE, made.panels)
-        figure.draw_without_rendering()
-        ticks = [
-            (axis, tick) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_major_ticks()
-        ]
-        beyond = {
-            tick.label1
-            for axis, tick in ticks
-            if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
-        }
-        texts = [
-            text
-            for text in figure.findobj(mpl.text.Text)
-            if text.get_visible() and text.get_text() and text not in beyond
-        ]
-        return figure, [(text.get_text(), text.get_window_extent()) for text in texts]
-
-    with mpl.rc_context(plot.STYLE):
-        yield laid_out
-
-
 @pytest.fixture(params=PICTURES, ids=lambda made: made.__name__)
 def picture(request):
-    return request.param, ET.fromstring(drawn(request.param()))
+    return ET.fromstring(drawn(request.param()))
 
 
 def texts(root):
     return [element.text for element in root.iter(f"{SVG}text")]
 
 
-def test_each_value_stands_in_it_and_in_its_description(picture):
-    made, root = picture
-    description = next(root.iter("{http://purl.org/dc/elements/1.1/}description")).text
-    for value in PICTURES[made]:
-        assert value in texts(root)
-        assert re.search(rf"(?<![\d.,]){re.escape(value)}(?!\d|[.,]\d)", description), value
-    assert root.find(f"{SVG}title").text in texts(root)
-    assert NOTE in texts(root)
-    assert description.endswith(NOTE)
-
-
 def test_it_runs_nothing_fetches_nothing_and_is_small(picture):
-    _, root = picture
-    assert not {element.tag.removeprefix(SVG) for element in root.iter()} & {"script", "image", "foreignObject", "a"}
-    links = [value for element in root.iter() for name, value in element.attrib.items() if name.endswith("href")]
+    assert not {element.tag.removeprefix(SVG) for element in picture.iter()} & {"script", "image", "foreignObject", "a"}
+    links = [value for element in picture.iter() for name, value in element.attrib.items() if name.endswith("href")]
     assert all(link.startswith("#") for link in links)
-    assert len(ET.tostring(root)) < 64_000
-
-
-def test_the_same_values_give_the_same_bytes(picture):
-    made, _ = picture
-    assert drawn(made()) == drawn(made())
-
-
-@pytest.mark.parametrize("made", PICTURES, ids=lambda made: made.__name__)
-def test_all_texts_lie_within_the_frame_and_do_not_cover_each_other(made, laid_out):
-    figure, boxes = laid_out(made())
-    for text, box in boxes:
-        assert figure.bbox.x0 <= box.x0, text
-        assert box.x1 <= figure.bbox.x1 or text == NOTE, text
-        assert figure.bbox.y0 <= box.y0, text
-        assert box.y1 <= figure.bbox.y1, text
-    for (one, box), (other, beside) in combinations(boxes, 2):
-        assert not box.overlaps(beside), (one, other)
-
-
-def test_ratios_lie_on_their_side_of_one(laid_out):
-    """In the better half's colour on the side that is better."""
-    from benchmark.plot import COLOURS
-    from matplotlib.colors import to_hex
-
-    figure, _ = laid_out(peers())
-    faster, slower = (
-        [(bar.get_x(), bar.get_width(), to_hex(bar.get_facecolor())) for bar in axes.patches] for axes in figure.axes
-    )
-    good, bad = COLOURS[:2]
-    assert [(x, x + width > 1, colour) for x, width, colour in faster] == [(1, True, good)] * 3 + [(1, False, bad)] * 2
-    assert [width for _, width, _ in faster] == sorted((width for _, width, _ in faster[:3])) + [
-        width for _, width, _ in faster[3:]
-    ]
-    assert [colour for *_, colour in slower] == [good, good, good, bad, bad]
-    assert slower[0][1] == 0  # no ratio could be had
-
-
-def test_curves_begin_at_zero(laid_out):
-    figure, _ = laid_out(sizes())
-    for axes in figure.axes:
-        assert axes.get_ylim()[0] == 0
-        assert axes.get_yscale() == "linear"
-
-
-def test_contrast():
-    """WCAG 2.1, 1.4.3 and 1.4.11: 4.5 for text, 3 for marks, which have a text beside them."""
-    from benchmark import plot
-
-    assert luminance(plot.GROUND) > 0.9
-    for colour in (plot.TEXT, plot.SOFT, *plot.COLOURS):
-        assert contrast(plot.GROUND, colour) >= 4.5, colour
-    assert len(plot.COLOURS) == len(plot.SHAPES)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.114, "0.11"), (1, "1.00"), (9.878, "9.88"), (10, "10.0"), (714_891.4, "714,891")]
-)
-def test_values_as_people_read_them(value, text):
-    from benchmark.plot import shown
-
-    assert shown(value) == text
+    assert len(ET.tostring(picture)) < 64_000
 
 
 def test_finish_draws_to_the_given_file(tmp_path, capsys):

@@ -96,6 +96,7 @@ def test_a_fault_that_leaves_no_program_or_the_same_one(instead, nothing):
     assert changes_nothing(Fault("eir/sums.py", 1, "constant", 4, 5, instead), "x = 1\n") is nothing
 
 
+@pytest.mark.long
 def test_every_file_of_the_program_has_tests_that_are_asked():
     files = [
         path

@@ -108,6 +108,7 @@ def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber(
     assert (events.has_listed, events.dropped) == (False, 0)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not priority.can_restore(), reason="without privilege the priority is not lowered")
 async def test_the_recorder_has_idle_priority_while_events_of_listed_devices_wait(site, connect):
     """Each event waits 10 s for room under the rate. Meanwhile no thread of the process may delay a check.
@@ -134,6 +135,7 @@ async def test_the_recorder_has_idle_priority_while_events_of_listed_devices_wai
         )
 
 
+@pytest.mark.long
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
 async def test_two_nodes_raise_the_same_event_for_each_listing(tmp_path, publisher, connect):
     """Row 66: a change that lists a seen device; the same content again; a rollback and a new load; an entry by hand; a whole TAC."""

@@ -65,6 +65,7 @@ if sys.argv[1:] == ["serve"]:
 """Body of a sitecustomize.py by which the recorder has a fault of its own for as long as a file is there."""
 
 
+@pytest.mark.long
 async def test_a_folder_that_cannot_be_written_and_a_fault_of_the_program(site, connect, altered):
     """Read-only, as a file system is after a fault; root may write anywhere, so a file stands where the folder should be."""
     altered(BROKEN)

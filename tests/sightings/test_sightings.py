@@ -363,6 +363,7 @@ def test_the_newest_file_displaces_no_other_if_it_alone_exceeds_the_limit(tmp_pa
     assert files.prune(tmp_path, keep_s=10**9, max_bytes=limit, now=newest.written) == left
 
 
+@pytest.mark.long
 def test_a_file_that_cannot_fit_goes_before_older_ones(tmp_path):
     """Such as one that exceeded the limit while it was the newest."""
     *older, large, newest = files_of_rows(tmp_path, 3000, 3000, 60_000, 3000)

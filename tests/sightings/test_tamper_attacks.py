@@ -98,6 +98,7 @@ def test_a_rival_with_the_owner_s_number_has_no_owner_blocked(network):
         assert not {owners[device] for device in found} & {who for each in found.values() for who in each.users}
 
 
+@pytest.mark.long(short=["a peer is discredited"])
 @pytest.mark.parametrize("attack", attacks.BLINDING)
 def test_one_peer_blinds_nothing(network, attack):
     made, checks, before = network

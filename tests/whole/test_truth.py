@@ -155,6 +155,7 @@ def dirbs_blacklist(path, digits, count):
     return imeis
 
 
+@pytest.mark.long(short=["both"])
 @pytest.mark.parametrize("digits", [14, 15, 0], ids=["14 digits", "15 digits", "both"])
 async def test_every_well_formed_imei_of_a_dirbs_blacklist_is_blocked_in_every_form(site, connect, digits):
     path = site.folder / "20261120_020000_blacklist.zip"

@@ -115,6 +115,7 @@ async def test_each_row_that_a_register_sends(site, client):
     until(lambda: found()["eir_feed_transactions_total"] >= 8)
 
 
+@pytest.mark.long
 async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_else(site, client):
     (site.folder / "numbers").write_text("85512345678,none\n")
     node = serve(site, numbers="numbers")

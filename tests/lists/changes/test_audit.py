@@ -94,6 +94,7 @@ def test_whoever_looks_after_each_answer_is_wrong_no_more_often_than_stated(righ
 AUDITS = 1000
 
 
+@pytest.mark.long(short=["9699-0.97-5000-False", "9700-0.97-5000-True"])
 @pytest.mark.parametrize(
     ("right", "at_least", "most", "verdict"),
     [

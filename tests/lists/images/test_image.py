@@ -115,6 +115,7 @@ def holds_what_they_say(image, pages, now):
         assert list(image.keys(now)) == sorted(devices)
 
 
+@pytest.mark.long(short=["pairs_pages"])
 @pytest.mark.parametrize("pages", [device_pages, pairs_pages])
 def test_an_image_has_the_content_of_its_pages(pages):
     """Made of all pages, or of the image before and of those that changed, and changed again."""

@@ -803,6 +803,7 @@ def changed_record(file):
 
 
 class TestCommand:
+    @pytest.mark.long
     def test_refusals_are_counted(self, site):
         assert "3 times since 20" in site.eir("history").stdout
 

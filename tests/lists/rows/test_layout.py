@@ -618,6 +618,7 @@ def outcome(pieces, layout):
     return keys, tally.bad, tally.complaints, count, why, ends
 
 
+@pytest.mark.long
 @settings(max_examples=100)
 @example(["35123456789012,a\rb", '35123456789013,"open'], set(), ("eir", "imei,reason,until\n"))
 @example(["35123456789013", "\ufeff35123456789012"], {1}, ("imei", ""))

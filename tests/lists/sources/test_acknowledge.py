@@ -203,6 +203,7 @@ def test_the_key_of_a_node_is_printed_before_its_state_folder_exists(site):
     assert site.state.stat().st_mode & 0o777 == 0o750
 
 
+@pytest.mark.long
 def test_a_node_acknowledges_what_it_rejects(site, tmp_path, publisher):
     """A wrong key, before any release is in force and behind one: the publisher learns it and its reason."""
     register, other = Register(tmp_path / "register", publisher.key, methods=("PUT",)), make_key(tmp_path, "other")

@@ -155,6 +155,7 @@ def test_a_folder_of_releases(keeper):
     assert not list(keeper.folder.glob(".eir-publish-*"))
 
 
+@pytest.mark.long(short=["subscribers-imsi-rows2"])
 @pytest.mark.parametrize(
     ("kind", "header", "rows"),
     [

@@ -647,6 +647,7 @@ async def test_a_folder_with_more_files_than_one_pass_reads(site):
 arrivals = st.permutations([(release, part) for release in range(3) for part in range(5)])
 
 
+@pytest.mark.long
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrivals)
 def test_pieces_in_any_order_end_as_the_last_release(tmp_path_factory, keys, order):

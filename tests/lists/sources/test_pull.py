@@ -138,6 +138,20 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.long(
+    short=[
+        "index.signed-cut",
+        ".sig-corrupt",
+        ".csv-drop",
+        ".csv-cut",
+        ".csv-stall",
+        ".csv-corrupt",
+        ".csv-redirect",
+        ".csv-error",
+        ".csv-endless",
+        ".csv-garbage",
+    ]
+)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("where", [INDEX, ".manifest.json", ".sig", ".csv"])
 async def test_what_a_network_does_keeps_nothing_out_once_it_is_over(register, node, fault, where, monkeypatch):
@@ -214,6 +228,7 @@ async def test_a_tag_that_a_server_fails_over_is_forgotten(register, node, fault
     assert await node.serial() == 2
 
 
+@pytest.mark.long(short=["index.signed-drip", ".csv-drip"])
 @pytest.mark.parametrize("fault", ["continue", "drip"])
 @pytest.mark.parametrize("where", [INDEX, ".manifest.json", ".csv"])
 async def test_an_answer_that_never_begins_does_not_hold_a_pull(register, node, fault, where, monkeypatch):
@@ -315,6 +330,7 @@ async def test_what_passes_a_limit_is_fetched_once_and_by_force(register, node):
     assert await node.serial() == 2
 
 
+@pytest.mark.long
 async def test_only_the_newest_rejections_are_remembered(register, node):
     node.settings = replace(node.settings, change_min=0)
     register.publish(ROWS[:1])

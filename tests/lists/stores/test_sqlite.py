@@ -359,6 +359,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 async def test_another_process_loads_while_this_one_records_and_reads(store, tmp_path):
     recorder = SqliteStore(store.path, busy_s=120)  # SQLite's lock is not fair; a load still leaves gaps enough
     await recorder.record(event(detail="before"))

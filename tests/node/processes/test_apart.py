@@ -92,6 +92,13 @@ async def test_a_load_returns_its_result(loads):
     assert score() != str(OOM_SCORE)
 
 
+@pytest.mark.long(
+    short=[
+        "refuse-serial-not above 2",
+        "grow-memory-limits.load_memory allows (134217728 bytes)",
+        "6-crash-ended with signal 6",
+    ]
+)
 @pytest.mark.parametrize(
     ("job", "reason", "detail"),
     [

@@ -56,6 +56,7 @@ async def begun():
     await made.close()
 
 
+@pytest.mark.long(short=["ends-given1-7-", r"raises-given5-1-eir: the process one ends: ZeroDivisionError: by 0\n"])
 @pytest.mark.parametrize(
     ("main", "given", "status", "said"),
     [

@@ -375,6 +375,7 @@ def paths_of(setup):
     return {"up": reached.count(True), "down": reached.count(False)}
 
 
+@pytest.mark.long
 def test_one_of_two_paths_fails_and_comes_back(paths):
     async def case():
         settings = SctpSettings(
@@ -408,6 +409,7 @@ def test_one_of_two_paths_fails_and_comes_back(paths):
     run(case())
 
 
+@pytest.mark.long
 def test_both_paths_fail_and_come_back(paths):
     patient = SctpSettings(heartbeat_s=0.5, path_retransmissions=30, association_retransmissions=60)
 
@@ -431,6 +433,7 @@ def test_both_paths_fail_and_come_back(paths):
     run(case())
 
 
+@pytest.mark.long
 def test_a_peer_that_never_comes_back_is_given_up(paths):
     async def case():
         quick = SctpSettings(
@@ -457,6 +460,7 @@ def test_a_peer_that_never_comes_back_is_given_up(paths):
     run(case())
 
 
+@pytest.mark.long
 def test_a_peer_that_restarts_begins_again_with_its_cer(paths):
     async def case():
         async with multihomed(sctp=QUIET) as (setup, port):
@@ -483,6 +487,7 @@ def test_a_peer_that_restarts_begins_again_with_its_cer(paths):
     run(case())
 
 
+@pytest.mark.long
 def test_after_a_restart_something_else_than_a_cer_closes(paths):
     async def case():
         async with multihomed(sctp=QUIET) as (setup, port):
@@ -499,6 +504,7 @@ def test_after_a_restart_something_else_than_a_cer_closes(paths):
     run(case())
 
 
+@pytest.mark.long
 def test_we_connect_to_a_peer_with_two_addresses(paths):
     async def case():
         with far():
