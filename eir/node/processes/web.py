@@ -14,7 +14,7 @@ from eir.errors import Report
 from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
 from eir.node.observe.control import ReadOnlyRunner
-from eir.node.observe.http import HttpServer, Page, pages
+from eir.node.observe.http import COMPUTED_MAX, HttpServer, Page, pages
 from eir.node.observe.page import RUNBOOK, PageContent, page, runbook
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.overview import Overview
@@ -48,7 +48,10 @@ class Web:
         self._read_only = read_only
         self._report = report
         self._access = PageAccess(ticks=time.monotonic)
-        programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
+        self._computing = asyncio.Semaphore(COMPUTED_MAX)
+        programs = pages(
+            overview.snapshot, overview.workers.reports, overview.status, computing=self._computing, report=report
+        )
         served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: _advice_page(), **programs}
         self._server = HttpServer(served, report=report, forms={"/"})
         self.address: str | None = None
@@ -86,24 +89,28 @@ class Web:
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)
 
-        config = self._config()
-        refused = self._access.refusal(request, config.page, report)
+        refused = self._access.refusal(request, self._config().page, report)
         if refused is not None:
             if refused.status == 401 and "authorization" in request.headers:
                 await asyncio.sleep(WRONG_PASSWORD_S)
             return refused
+        form = request.body.decode("latin-1") if request.method == "POST" else request.query
+        identifiers = parse_qs(form).get("imei", [""])
+        asked = strip_separators(identifiers[0])[:IDENTIFIER_MAX]
+        answer = await self._read_only.check(asked)
+        async with self._computing:
+            return await self._rendered(asked, answer)
+
+    async def _rendered(self, asked: str, answer: str) -> HttpResponse:
+        """Return the web page with the answer to a check. `asked`: identifier of the check; empty without a check."""
         reports, status = await self._overview.reports_and_document()
         events = self._store.events
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
-        form = request.body.decode("latin-1") if request.method == "POST" else request.query
         refusals = [event for event in events if event.outcome == REFUSED]
-        identifiers = parse_qs(form).get("imei", [""])
-        asked = strip_separators(identifiers[0])[:IDENTIFIER_MAX]
         peers = await self._overview.workers.peers()
-        answer = await self._read_only.check(asked)
         content = PageContent(
-            host=config.identity.host, status=status, peers=peers, lists=lists, changes=changes, refusals=refusals,
+            host=self._config().identity.host, status=status, peers=peers, lists=lists, changes=changes, refusals=refusals,
             minutes=self._overview.minutes(), ending=self._overview.ending(), asked=asked, answer=answer, now=datetime.now(UTC),
         )  # fmt: skip
         return page(content)._replace(authenticated=True)

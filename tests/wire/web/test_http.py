@@ -1,6 +1,7 @@
 """The pages over HTTP/1.1: good clients, bad ones, silent ones, too many."""
 
 import asyncio
+import tracemalloc
 import urllib.request
 from itertools import pairwise
 
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire import until
 
-from eir.node.observe.http import HttpServer
+from eir.node.observe.http import COMPUTED_MAX, HttpServer
+from eir.node.observe.http import pages as node_pages
 from eir.wire.web.http1 import Conversation, HttpResponse
 from eir.wire.web.http1_server import SLOW, HttpConnections, HttpLimits
 
@@ -376,12 +378,27 @@ async def test_a_connection_has_its_time(connect):
 
     async def ask_for_ever():
         while True:
-            await busy.ask(GET)
+            await busy.ask(MINE)
 
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
         await ask_for_ever()
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(requests_max=7, unauthenticated_max=3)])
+async def test_a_stranger_has_few_requests_on_one_connection(connect):
+    stranger, guest, register = await connect(), await connect(), await connect()
+    stranger.writer.write(GET * 2000)  # it is closed although it never reads
+    for _ in range(2):
+        assert "connection" not in (await guest.ask(GET))[1]
+    assert (await guest.ask(GET))[1]["connection"] == "close"
+    assert await guest.ended() == b""
+    for request in (GET, MINE, *(GET,) * 4):
+        assert "connection" not in (await register.ask(request))[1]
+    assert (await register.ask(GET))[1]["connection"] == "close"
+    assert (await stranger.ended()).count(b"HTTP/1.1 200 ") <= 3
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(unauthenticated_max=1000)])
 async def test_others_have_their_turn_beside_clients_that_pipeline(pages, connect):
     """Ten connections with hundreds of requests each: in one turn of the loop each of them gets one answer."""
     made, held, loop = [], [], asyncio.get_running_loop()
@@ -401,6 +418,31 @@ async def test_others_have_their_turn_beside_clients_that_pipeline(pages, connec
         (await connect()).writer.write(GET * 300)
     await until(lambda: len(made) == 3000)
     assert max(held) <= 10
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(unauthenticated_max=1000)])
+async def test_live_is_answered_before_expensive_pages(pages, connect):
+    """Beside forty clients that request the metrics again and again."""
+    started, now, most, tasks = 0, 0, 0, []
+
+    async def snapshot():
+        nonlocal started, now, most
+        started, now = started + 1, now + 1
+        most = max(most, now)
+        await asyncio.sleep(0)
+        now -= 1
+        return {}
+
+    pages |= node_pages(snapshot, None, None, computing=asyncio.Semaphore(COMPUTED_MAX), report=None)
+    live = pages["/live"]
+    pages["/live"] = lambda request: tasks.append(asyncio.current_task()) or live(request)
+    for _ in range(40):
+        (await connect()).writer.write(GET.replace(b"/page", b"/metrics") * 100)
+    await until(lambda: started > 100)
+    probe = await connect()
+    assert (await probe.ask(GET.replace(b"/page", b"/live")))[2] == b"live\n"
+    assert tasks == [None]  # it is answered where its request is read
+    assert most == COMPUTED_MAX
 
 
 @pytest.mark.parametrize("limits", [HttpLimits(body_bytes_max=3)])
@@ -440,6 +482,23 @@ class TestWithoutIo:
         conversation.receive(b"")
         assert conversation.next_request() is None
         assert conversation.over
+
+    def test_a_client_that_pipelines_and_ends_occupies_little_memory(self):
+        """Its requests are parsed one piece after another, not all at its end."""
+        conversation = Conversation(10_000)
+        conversation.receive(GET * 9000)
+        tracemalloc.start()
+        try:
+            conversation.receive(b"")
+            assert conversation.next_request()[:2] == ("GET", "/page")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 1 << 19
+        answered = 1
+        while conversation.answer(PAGE) and conversation.next_request():
+            answered += 1
+        assert (answered, conversation.over, conversation.fault) == (9000, True, 0)
 
     def test_a_client_that_ends_within_a_request(self):
         conversation = Conversation(1000)
