@@ -118,7 +118,8 @@ class N5gServer(Server[N5gConnection]):
         """Check peer, rate limit and access token of a request; return the response."""
         if link.settings is None:
             self.responses[OTHER, sbi.DENIALS[403].result] += 1
-            self.loop.call_soon(link.leave)
+            if link.http is not None:
+                link.http.leave(self.loop.time(), at_once=True)
             return carried_back(request.headers, _STRANGER)
         label = link.requester.label
         try:

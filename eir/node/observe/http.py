@@ -5,15 +5,19 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from inspect import iscoroutinefunction
+from typing import cast
 
 from eir.errors import Report, place_of
 from eir.node.observe import metrics
 from eir.node.observe.status import NOT_READY, NodeHealth, WorkerReport
 from eir.wire.web.http1 import HttpRequest, HttpResponse
-from eir.wire.web.http1_server import HttpConnections, HttpLimits
+from eir.wire.web.http1_server import Answer, HttpConnections, HttpLimits
 
 TEXT = "text/plain; charset=utf-8"
-LIMITS = HttpLimits(requests_max=100, request_body_max=4096)
+LIMITS = HttpLimits(request_body_max=4096)
+COMPUTED_MAX = 4
+"""Maximum number of expensive pages that are computed at the same time: the loop answers /live between two steps of their work."""
 
 Page = Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
 
@@ -55,7 +59,8 @@ class HttpServer:
         if self._server is not None:
             await self._server.wait_closed()
 
-    async def _answer(self, request: HttpRequest) -> HttpResponse:
+    def _answer(self, request: HttpRequest) -> Answer:
+        """Return the response to a request. The pages that are coroutines are awaited; /live is answered as soon as its request is read."""
         page = self._pages.get(request.path)
         is_form = request.method == "POST" and request.path in self._forms
         if request.method not in {"GET", "HEAD"} and not is_form:
@@ -63,13 +68,23 @@ class HttpServer:
         if page is None:
             paths = " ".join(self._pages)
             return HttpResponse(404, TEXT, f"not here; there are: {paths}\n".encode())
+        if iscoroutinefunction(page):
+            return self._awaited(page, request)
         try:
-            result = page(request)
-            response = result if isinstance(result, HttpResponse) else await result
+            return self._checked(request.path, cast("HttpResponse", page(request)))
         except Exception as e:  # noqa: BLE001 - a scrape needs an answer; a closed connection has no reason
             return self._failed(request.path, place_of(e))  # the exception's text may contain the requested identifier
+
+    async def _awaited(self, page: Page, request: HttpRequest) -> HttpResponse:
+        try:
+            return self._checked(request.path, await cast("Awaitable[HttpResponse]", page(request)))
+        except Exception as e:  # noqa: BLE001 - as in _answer
+            return self._failed(request.path, place_of(e))
+
+    def _checked(self, path: str, response: HttpResponse) -> HttpResponse:
+        """Return the response, or an error if its body is too large."""
         if len(response.body) > self._limits.body_bytes_max:
-            return self._failed(request.path, f"it has {len(response.body)} bytes")
+            return self._failed(path, f"it has {len(response.body)} bytes")
         return response
 
     def _failed(self, path: str, why: str) -> HttpResponse:
@@ -82,17 +97,22 @@ def pages(
     reports: Callable[[], Awaitable[Sequence[WorkerReport]]],
     status: NodeHealth,
     *,
+    computing: asyncio.Semaphore,
     report: Report,
 ) -> dict[str, Page]:
     """Return the HTTP pages for programs (/metrics, /live, /ready): map from path to function.
 
-    `snapshot` returns all metrics of the node, `reports` the reports of its workers.
+    `snapshot` returns all metrics of the node, `reports` the reports of its workers. `computing` limits the number of expensive pages
+    that are computed at the same time.
     """
     logged: set[str] = set()
     """Names of metrics without a row in metrics.FAMILIES that were logged."""
 
     async def show_metrics(_: HttpRequest) -> HttpResponse:
-        numbers = await snapshot()
+        async with computing:
+            numbers = await snapshot()
+            # With many peers this takes milliseconds, so a thread does it.
+            text = await asyncio.to_thread(metrics.exposition, numbers)
         for name in metrics.unknown(numbers):
             if name not in logged:
                 logged.add(name)
@@ -102,8 +122,6 @@ def pages(
                     reason=name,
                     detail="not in the table of metrics; the page omits it",
                 )
-        # With many peers this takes milliseconds, so a thread does it.
-        text = await asyncio.to_thread(metrics.exposition, numbers)
         return HttpResponse(200, metrics.CONTENT_TYPE, text)
 
     async def show_readiness(_: HttpRequest) -> HttpResponse:

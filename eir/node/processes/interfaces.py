@@ -34,9 +34,7 @@ from eir.wire.transport.settings import source_address
 from eir.wire.transport.tls import TlsFiles, load_tls
 from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
-LIMITS = HttpLimits(
-    request_s=10.0, idle_s=300.0, requests_max=100_000, unauthenticated_max=10, connections_max=512, request_body_max=4096
-)  # fmt: skip
+LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
 HANDSHAKES_MAX = 64
 """Maximum number of open TLS handshakes. A further one replaces the oldest handshake of the address that has the most."""
 POLL_S = 1.0

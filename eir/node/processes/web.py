@@ -15,7 +15,7 @@ from eir.errors import Report
 from eir.lists.record.store import REFUSED
 from eir.node.observe import metrics
 from eir.node.observe.control import ReadOnlyRunner
-from eir.node.observe.http import HttpServer, Page, pages
+from eir.node.observe.http import COMPUTED_MAX, HttpServer, Page, pages
 from eir.node.observe.page import RUNBOOK, DiskSpace, PageContent, page, runbook
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.overview import Overview
@@ -49,7 +49,10 @@ class Web:
         self._read_only = read_only
         self._report = report
         self._access = PageAccess(ticks=time.monotonic)
-        programs = pages(overview.snapshot, overview.workers.reports, overview.status, report=report)
+        self._computing = asyncio.Semaphore(COMPUTED_MAX)
+        programs = pages(
+            overview.snapshot, overview.workers.reports, overview.status, computing=self._computing, report=report
+        )
         served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: _advice_page(), **programs}
         self._server = HttpServer(served, report=report, forms={"/"})
         self.address: str | None = None
@@ -87,26 +90,32 @@ class Web:
         def report(reason: str) -> None:
             self._report("client_refused", reason=reason, level="warning", interface=PAGE, address=request.address)
 
-        config = self._config()
-        refused = self._access.refusal(request, config.page, report)
+        refused = self._access.refusal(request, self._config().page, report)
         if refused is not None:
             if refused.status == 401 and "authorization" in request.headers:
                 await asyncio.sleep(WRONG_PASSWORD_S)
             return refused
+        form = parse_qs(request.body.decode("latin-1") if request.method == "POST" else request.query)
+        imei, imsi = (strip_separators(form.get(name, [""])[0])[:IDENTIFIER_MAX] for name in ("imei", "imsi"))
+        answer = await self._read_only.check(imei, imsi)
+        async with self._computing:
+            return await self._rendered(imei, imsi, answer)
+
+    async def _rendered(self, imei: str, imsi: str, answer: str) -> HttpResponse:
+        """Return the web page with the answer to a check. `imei` and `imsi`: identifiers of the check; empty without a check."""
+        config = self._config()
         reports, status = await self._overview.reports_and_document()
         events = self._store.events
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
-        form = parse_qs(request.body.decode("latin-1") if request.method == "POST" else request.query)
         refusals = [event for event in events if event.outcome == REFUSED]
-        imei, imsi = (strip_separators(form.get(name, [""])[0])[:IDENTIFIER_MAX] for name in ("imei", "imsi"))
         peers = await self._overview.workers.peers()
         content = PageContent(
             host=config.identity.host, status=status, since=self._overview.since, peers=peers, traffic=self._overview.traffic(),
             lists=lists, changes=changes, events=events, refusals=refusals, minutes=self._overview.minutes(),
             percentiles=self._overview.percentiles(), ending=self._overview.ending(), metrics=self._overview.metrics,
             store=config.store.partition(":")[0], disk=await asyncio.to_thread(_disk_space, config.state), imei=imei, imsi=imsi,
-            answer=await self._read_only.check(imei, imsi), full_identifiers=config.full_identifiers, now=datetime.now(UTC),
+            answer=answer, full_identifiers=config.full_identifiers, now=datetime.now(UTC),
         )  # fmt: skip
         return page(content)._replace(authenticated=True)
 

@@ -15,7 +15,7 @@ REQUEST_BYTES_MAX = 16 * 1024
 """Maximum number of bytes of a request line and its headers, and of the framing of a chunked body beside the body."""
 CHUNK_FRAMING_MAX = 8
 """Maximum number of bytes of framing for each byte of a chunked body, in addition to REQUEST_BYTES_MAX."""
-PIECE_BYTES = 4096
+PIECE_BYTES = 512
 """Number of bytes that are parsed at once: a client that pipelines many small requests delays the other clients only a little."""
 NO_CONTENT = 204
 """Status of a response without a body and without headers of a body (RFC 9110 8.6)."""
@@ -61,15 +61,15 @@ class Conversation:
     ) -> None:
         """Create the state of a new HTTP/1.1 connection.
 
-        Args:
-            requests_max: number of requests after which the connection closes.
-            body_bytes_max: maximum size of a request's body; a longer one is refused with 413. None: bodies are discarded.
-            unauthenticated_max: number of requests after which the connection of a client that has not authenticated closes; None: requests_max.
+        `requests_max`: number of requests after which the connection closes. `body_bytes_max`: maximum size of a request's body; a longer one is
+        refused with 413. None: bodies are discarded. `unauthenticated_max`: number of requests after which the connection of a client that has
+        not authenticated closes; None: `requests_max`.
         """
         self._parsed = RequestParser(body_bytes_max)
-        self._left = requests_max
-        self._left_unauthenticated = unauthenticated_max
-        """Number of requests that the client may still send without authentication; None without a limit."""
+        self._answered, self._requests_max = 0, requests_max
+        self._unauthenticated_max = min(unauthenticated_max or requests_max, requests_max)
+        self.authenticated = False
+        """True after the client has authenticated."""
         self._asked = ParsedRequest(HttpRequest("", ""), is_last=False)
         self.over = False
         self.fault = 0
@@ -102,12 +102,10 @@ class Conversation:
 
     def answer(self, response: HttpResponse) -> bytes:
         """Encode the response to the request that `next_request` returned last."""
-        self._left -= 1
-        if response.authenticated:
-            self._left_unauthenticated = None
-        elif self._left_unauthenticated is not None:
-            self._left_unauthenticated -= 1
-        self.over = self._asked.is_last or not self._left or self._left_unauthenticated == 0
+        self._answered += 1
+        self.authenticated |= response.authenticated
+        most = self._requests_max if self.authenticated else self._unauthenticated_max
+        self.over = self._asked.is_last or self._answered >= most
         body = b"" if self._asked.request.method == "HEAD" else response.body
         return _encode(response, body, closes=self.over)
 
@@ -131,12 +129,12 @@ class RequestParser:
         """Status for the invalid request at the end of the parsed bytes; 0 without one."""
         self.ended = False
         """True if no further request follows the parsed ones."""
+        self._is_at_end = False
+        """True after the client has closed its side: no further bytes follow the unparsed ones."""
         self.expects_continue = False
         """True while the client waits for an interim response."""
         self._llhttp = httptools.HttpRequestParser(self)
         self._unparsed = bytearray()
-        self._is_complete = False
-        """True after the client has closed its side of the connection."""
         self._requests: deque[ParsedRequest] = deque()
         self._body_max = body_bytes_max
         self._has_begun = self._has_headers = False
@@ -153,28 +151,29 @@ class RequestParser:
     def receive(self, data: bytes) -> None:
         """Add received bytes. If `data` is empty, the client has closed its side of the connection."""
         self._unparsed += data
-        self._is_complete = self._is_complete or not data
+        self._is_at_end |= not data
 
     def next_request(self) -> ParsedRequest | None:
-        """Return the next complete request, or None if more bytes are needed.
-
-        After the client has closed its side, an incomplete request is invalid.
-        """
+        """Return the next complete request; None if more bytes are needed or no further request can come."""
         while not self._requests and self._unparsed and not self.ended:
             piece = bytes(self._unparsed[:PIECE_BYTES])
             del self._unparsed[:PIECE_BYTES]
             self._parse(piece)
         if self._requests:
             return self._requests.popleft()
-        if self._is_complete and not self.ended:
-            if self._has_begun:
-                self._refuse(BAD_REQUEST)
-            self.ended = True
+        if self._is_at_end:
+            self._finish()
         return None
 
     def has_begun_request(self) -> bool:
         """Return true if the received bytes hold a complete or partial request that `next_request` has not returned yet."""
         return self._has_begun or bool(self._requests) or bool(self._unparsed.strip(b"\r\n"))
+
+    def _finish(self) -> None:
+        """Refuse the incomplete request of a client that has closed its side; no further request follows."""
+        if self._has_begun:
+            self._refuse(BAD_REQUEST)
+        self.ended = True
 
     def _parse(self, piece: bytes) -> None:
         self._bytes += len(piece)

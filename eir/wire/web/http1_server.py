@@ -30,8 +30,8 @@ class HttpLimits:
     """Maximum seconds that a connection lasts."""
     requests_max: int = 1000
     """Maximum number of requests on one connection; the last response closes the connection."""
-    unauthenticated_max: int | None = None
-    """Maximum number of requests on the connection of a client that has not authenticated; None: requests_max."""
+    unauthenticated_max: int = 10
+    """Maximum number of requests on a connection whose client has not authenticated."""
     connections_max: int = 100
     """Maximum number of connections of clients that have not authenticated, and of clients that have. A further connection replaces one of the
     same kind, if possible one without a pending response: the oldest of the address with most such connections. So unauthenticated
@@ -115,9 +115,8 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, owner: HttpConnections, loop: asyncio.AbstractEventLoop) -> None:
         self._owner, self._loop = owner, loop
-        self._conversation = Conversation(
-            owner.limits.requests_max, owner.limits.request_body_max, owner.limits.unauthenticated_max
-        )
+        limits = owner.limits
+        self._conversation = Conversation(limits.requests_max, limits.request_body_max, limits.unauthenticated_max)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_s = 0.0
@@ -130,10 +129,13 @@ class HttpConnection(asyncio.Protocol):
         """True while the connection rightly waits for its next request."""
         self.answering = False
         """True while a response is computed."""
-        self.authenticated = False
-        """True after the client has authenticated."""
         self.address = ""
         """Address of the client, without the port."""
+
+    @property
+    def authenticated(self) -> bool:
+        """True after the client has authenticated."""
+        return self._conversation.authenticated
 
     # asyncio.Protocol
 
@@ -199,8 +201,9 @@ class HttpConnection(asyncio.Protocol):
         if reason and not self._reported:
             self._reported = True
             self._owner.ended(self.address, reason)
-        if self._transport is not None:
-            self._transport.abort()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
 
     def drain(self) -> None:
         """Close the connection after the pending response. If no response is pending, close it at once."""
@@ -213,7 +216,7 @@ class HttpConnection(asyncio.Protocol):
     def _answer_next(self) -> None:
         """Answer the next complete request, or wait for more bytes."""
         self._next = None
-        if self._stalled:
+        if self._stalled or self._transport is None:
             return
         request = self._conversation.next_request()
         if request is None:
@@ -238,10 +241,9 @@ class HttpConnection(asyncio.Protocol):
         self.answering = False
         if self._transport is None:
             return
-        self._transport.write(self._conversation.answer(response))
         if response.authenticated and not self.authenticated:
             self._owner.make_room(authenticated=True)
-            self.authenticated = True
+        self._transport.write(self._conversation.answer(response))
         if self._conversation.over or self._draining:
             self._finish()
             return

@@ -248,14 +248,17 @@ class Http2Connection:
         self._updates.fill(floods.UPDATES_A_REQUEST * (self.requests - before))
         self._finish()
 
-    def leave(self, now: float, reason: str = "drained") -> None:
+    def leave(self, now: float, reason: str = "drained", *, at_once: bool = False) -> None:
         """Start an orderly close of the connection: answer pending requests, but accept no further requests (RFC 9113 6.8).
 
         Send a GOAWAY that permits all streams and a PING; after the PING's acknowledgement send a GOAWAY with the last stream.
-        `reason`: value of `over` at the end.
+        `reason`: value of `over` at the end. `at_once`: send only the GOAWAY with the last stream.
         """
         if self._draining is None:
             self._draining = now, reason
+            if at_once:
+                self._second_goaway()
+                return
             self._goaway(STREAM_ID_MAX, ErrorCodes.NO_ERROR)
             self._out.append(frame(floods.PING, 0, 0, _DRAIN_PING))
             if not self._begun:

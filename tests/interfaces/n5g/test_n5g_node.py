@@ -402,9 +402,14 @@ def test_an_address_that_no_entry_allows_gets_an_error(own, workers):
     metrics = node.metrics()
     assert metrics["eir_peers_refused_total{reason=source}"] == 1
     assert not any(name.startswith("eir_checks_total{") for name in metrics)
+    host, _, port = at(node).removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port))) as stranger:  # of many requests at once one is answered
+        stranger.sendall(HELLO + b"".join(asking(stream, f"{LISTED}1") for stream in range(1, 41, 2)))
+        until(lambda: node.metrics()["eir_sbi_responses_total{peer=other,result=403}"] > 1)
+    assert node.metrics()["eir_sbi_responses_total{peer=other,result=403}"] == 2
     for _ in range(60):  # a flood of them is closed, as over Diameter
         curl(url, "--http2-prior-knowledge", status=None)
-    assert node.metrics()["eir_peers_refused_total{reason=source}"] == 61
+    assert node.metrics()["eir_peers_refused_total{reason=source}"] == 62
     own.configure(peers=PEERS)
     control(own.state, "reload")
     assert curl(url, "--http2-prior-knowledge")[1] == "200"

@@ -1,5 +1,6 @@
 """What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
 
+import asyncio
 import getpass
 import socket
 from dataclasses import replace
@@ -84,7 +85,8 @@ async def shown(node, found, path="/ready"):
     async def reported():
         return found
 
-    return await pages(reported, reported, node, report=lambda *_, **__: None)[path](HttpRequest("GET", path))
+    served = pages(reported, reported, node, computing=asyncio.Semaphore(), report=lambda *_, **__: None)
+    return await served[path](HttpRequest("GET", path))
 
 
 def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
@@ -157,7 +159,8 @@ async def test_a_metric_without_a_place_is_reported_once_and_costs_no_page(node,
     async def numbers():
         return {"eir_surprise": {(): 1.0}, "eir_store_up": {(): 1.0}}
 
-    show = partial(pages(numbers, numbers, node, report=report)["/metrics"], HttpRequest("GET", "/metrics"))
+    served = pages(numbers, numbers, node, computing=asyncio.Semaphore(), report=report)
+    show = partial(served["/metrics"], HttpRequest("GET", "/metrics"))
     for _ in range(2):
         page = await show()
         assert page.status == 200

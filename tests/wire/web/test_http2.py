@@ -459,6 +459,17 @@ def test_a_drain_does_not_wait_for_a_client_that_does_not_answer():
     assert (goaways(peer.found), peer.connection.over) == ([(2**31 - 1, 0), (1, 0)], "drained")
 
 
+def test_a_client_that_must_leave_at_once_gets_one_answer():
+    def respond(_):
+        peer.connection.leave(peer.now, at_once=True)
+        return GOOD
+
+    peer = Peer(answer=respond)
+    peer.send(HELLO + get(1, "/") + get(3, "/") + get(5, "/"))
+    assert (goaways(peer.found), statuses(peer.found), bodies(peer.found)) == ([(1, 0)], {1: 200}, {1: b"good"})
+    assert peer.connection.over == "drained"
+
+
 def test_a_client_that_leaves_gets_what_it_has_asked():
     peer = Peer().send(HELLO + get(1, "/", flags=END_HEADERS) + frame(wire.GOAWAY, 0, 0, bytes(8)))
     assert peer.connection.over == ""
