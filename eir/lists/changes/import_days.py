@@ -51,6 +51,8 @@ OVER_SHARE, OVER_MIN = 0.2, 1000
 exceed no limit."""
 ABSENT = 0xFFFF
 """In the days that an import replaced: first day of a device that was not on record."""
+UNDONE = 1
+"""Serial of the list of imported days after the import has been taken back."""
 
 Progress = Callable[[int, int], None]
 IsOver = Callable[[NDArray[np.uint16]], NDArray[np.bool_]]
@@ -213,7 +215,8 @@ async def import_days(
         outcome = FORCED if is_excess else ACCEPTED
         event = Event(time=utc_text(now), who=who, what=SIGHTED, list=name, outcome=outcome, detail=detail)
         try:
-            await _write_imported(store, name, change.days, source=source, now=now)
+            if len(change.days.written.keys):
+                await _write_imported(store, name, change.days, source=source, now=now)
             await store.amend(name, change.state, change.pages, seen=change.state.generation, keep=0, event=event)
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # separates writers; not for secrets
@@ -237,7 +240,7 @@ async def undo_import(name: str, store: ListStore, *, who: str, now: datetime) -
         StoreError: if the store fails.
     """
     beside, imported = await read_imported(store, name)
-    if beside is None or beside.serial_resets:
+    if beside is None or beside.serial == UNDONE:
         undone = "" if beside is None else f"; the import of {beside.reasons[0]} has been taken back already"
         raise EirError(f"{name}: no import can be taken back{undone} (eir history {name})")
     numbers = np.unique(imported.written.keys // np.uint64(PAGE_KEYS)).tolist()
@@ -264,7 +267,7 @@ async def undo_import(name: str, store: ListStore, *, who: str, now: datetime) -
         except (GenerationConflict, StoreChanged):
             await asyncio.sleep(random.uniform(0, PAUSE_MAX_S))  # noqa: S311  # separates writers; not for secrets
             continue
-        await store.amend(dates_name(name), replace(beside, serial_resets=1), [], seen=beside.generation, keep=0)
+        await store.amend(dates_name(name), replace(beside, serial=UNDONE), [], seen=beside.generation, keep=0)
         return report
     raise GenerationConflict(f"nodes changed {name} {TRIES_MAX} times while an import was taken back: try again")
 
@@ -272,7 +275,7 @@ async def undo_import(name: str, store: ListStore, *, who: str, now: datetime) -
 async def read_imported(store: ListStore, name: str) -> tuple[ListState | None, ImportedDays]:
     """Read the days of the last import into the record `name`, and the state of their list; None if the store has no import.
 
-    `ListState.serial_resets` of the list is 1 if the import has been taken back.
+    `ListState.serial` of the list is UNDONE if the import has been taken back.
 
     Raises:
         StoreError: if the store fails, or the days are damaged.

@@ -177,6 +177,19 @@ async def test_an_undo_takes_back_exactly_the_days_of_the_last_import(store):
         await undo(store)
 
 
+async def test_an_import_after_an_undo_can_be_taken_back_and_one_that_writes_no_day_hides_none(store):
+    await take(store, {ONE: TODAY - 5})
+    await undo(store)
+    await take(store, {ONE: TODAY - 9})
+    last = await store.some_pages(NAME, [int(ONE) // PAGE_KEYS])
+    keys = np.array([int(ONE)], np.uint64)
+    later = seen_now(keys, np.array([TODAY], np.uint64), NOW + timedelta(days=40))
+    await import_days(later, NAME, store, registering=(), source="again.csv", who="test@localhost", now=NOW)
+    assert await store.some_pages(NAME, [int(ONE) // PAGE_KEYS]) != last, "the device was seen again"
+    assert (await undo(store)).source == "old.csv"
+    assert await stored(store) == {}
+
+
 async def test_without_an_import_there_is_no_undo(store):
     with pytest.raises(EirError, match="no import can be taken back"):
         await undo(store)
