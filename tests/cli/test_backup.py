@@ -242,7 +242,6 @@ def changed_bit(content):
     return content[:at] + b"X" + content[at + 1 :]
 
 
-@pytest.mark.long(short=["<lambda>-is damaged: in-force.json", "<lambda>-incomplete0"])
 @pytest.mark.parametrize(
     ("change", "says"),
     [
