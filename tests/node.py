@@ -311,7 +311,9 @@ class Node:
         """Log lines as dictionaries, those of an event only, and with these values only."""
         found = [fields(line) for line in self.text().splitlines()]
         wanted = {name: str(value) for name, value in wanted.items()}
-        return [line for line in found if (event is None or line["event"] == event) and wanted.items() <= line.items()]
+        return [
+            line for line in found if (event is None or line.get("event") == event) and wanted.items() <= line.items()
+        ]
 
     def get(self, path):
         """Status and text of a page."""
