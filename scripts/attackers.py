@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,9 +42,17 @@ ROWS = 16
 _rows = itertools.count()
 BLOB = 200
 """Messages in one write."""
+PIPELINED = b"GET /x HTTP/1.1\r\nHost: eir\r\n\r\n" * 2000
+"""Requests that a stranger sends at once: 58 kB."""
+PIPELINED_HTTP2 = http2_wire.HELLO + b"".join(
+    http2_wire.get(stream, f"{http2_wire.RESOURCE}?pei=imei-001010030000030") for stream in range(1, 1000, 2)
+)
+"""The same over HTTP/2: 58 kB."""
+UNREAD_S = 1.0
+"""Time for which a stranger keeps a connection whose answers it does not read: each makes nearly one connection per second."""
 
 Place: TypeAlias = Mapping[str, Any]
-"""`gsup`, `map`, `n5g`, `feed`, `authenticity`, `page`: ports; `control`: path of the socket; `user` and `password` of the feed; `token` for
+"""`gsup`, `map`, `n5g`, `feed`, `feed-plain` (without TLS), `authenticity`, `page`: ports; `control`: path of the socket; `user` and `password` of the feed; `token` for
 DeviceAuthenticity."""
 Attack: TypeAlias = Callable[[Place, Counter[str]], Awaitable[None]]
 
@@ -156,14 +165,14 @@ async def stay_a_stranger(place: Place, counts: Counter[str]) -> None:
                 await discard(reader)
 
 
-async def pipeline_as_stranger(place: Place, counts: Counter[str]) -> None:
-    """Client without a password that pipelines 2,000 requests on each connection, and reads no response."""
-    requests = b"GET /x HTTP/1.1\r\nHost: eir\r\n\r\n" * 2000
-    for name in ("feed", "authenticity", "page"):
-        async with connected(place[name], register.trusting() if name == "feed" else None) as (_, writer):
-            writer.write(requests)
-            await writer.drain()
-            counts[f"pipelined to {name}"] += 1
+async def pipeline(place: Place, counts: Counter[str], interface: str, requests: bytes = PIPELINED) -> None:
+    """Stranger that sends many requests at once, ends its side, and does not read the answers."""
+    async with connected(place[interface]) as (_, writer):
+        writer.transport.pause_reading()
+        writer.write(requests)
+        writer.write_eof()
+        counts["connections"] += 1
+        await asyncio.sleep(UNREAD_S)
 
 
 async def ask_device_authenticity(place: Place, counts: Counter[str]) -> None:
@@ -225,8 +234,11 @@ FLOODS: Mapping[str, tuple[tuple[Attack, int], ...]] = {
     "n5g": ((ask_by_n5g, 2),),
     "feed": ((feed_rows, ROWS),),
     "feed-strangers": ((stay_a_stranger, 64),),
-    "pipelining-strangers": ((pipeline_as_stranger, 32),),
     "device-authenticity": ((ask_device_authenticity, 4), (forge_token, 4)),
+    "pipelines-feed": ((partial(pipeline, interface="feed-plain"), 150),),
+    "pipelines-device-authenticity": ((partial(pipeline, interface="authenticity"), 150),),
+    "pipelines-page": ((partial(pipeline, interface="page"), 150),),
+    "pipelines-n5g": ((partial(pipeline, interface="n5g", requests=PIPELINED_HTTP2), 150),),
     "control": ((ask_control, 16),),
     "page": ((guess_password, 60),),
 }

@@ -58,6 +58,8 @@ MEMORY_TIMES = 1.5
 MEMORY_FROM_S = 60.0
 IN_FORCE_S = 20.0
 """Maximum time from the answer to the register until its row is in force."""
+LONGEST_S = {"live": 1.0, "feed": 5.0, "device-authenticity": 5.0, "page": 5.0}
+"""Maximum response time over HTTP under one flood; a kubelet waits 1 s for /live."""
 BETWEEN_S = 2.0
 """Pause between two turns of the second half."""
 IMSI = "001010000000001"
@@ -77,12 +79,15 @@ class Figures(network.Figures):
         """Redis may be away: an interface that needs it may answer 503."""
         self.times: list[float] = []
         """Seconds that the MMEs waited for their answers."""
+        self.longest: Counter[str] = Counter()
+        """Longest response time in seconds by client."""
         self.fed: list[tuple[float, str]] = []
         """Time and device of each row that was answered."""
 
     def answered(self, client: str, seconds: float) -> None:
         """Count an answer with its response time."""
         super().answered(client, seconds)
+        self.longest[client] = max(self.longest[client], seconds)
         if client.startswith("mme"):
             self.times.append(seconds)
 
@@ -236,6 +241,19 @@ class Reader(Web):
     def check(self, target: str, body: bytes, status: int, document: bytes) -> bool:  # noqa: ARG002
         """Return true if the answer is the page."""
         return status == 200 and b"stolen" in document
+
+
+class Kubelet(Web):
+    """Probe of the node's liveness."""
+
+    def requests(self) -> Iterator[tuple[str, str, bytes]]:
+        """Yield the probe, again and again."""
+        while True:
+            yield "GET", "/live", b""
+
+    def check(self, target: str, body: bytes, status: int, document: bytes) -> bool:  # noqa: ARG002
+        """Return true if the node lives."""
+        return (status, document) == (200, b"live\n")
 
 
 class Turn(NamedTuple):
@@ -398,7 +416,7 @@ def main(arguments: list[str]) -> int:
 
 def _configure(site: Site, folder: Path, **policy: Any) -> dict[str, Any]:
     """Write the configuration of a node with every interface; return the values that clients and attackers need."""
-    interfaces = ("s13", "n5g", "gsup", "map", "feed", "authenticity", "page")
+    interfaces = ("s13", "n5g", "gsup", "map", "feed", "feed-plain", "authenticity", "page")
     ports = dict(zip(interfaces, (free_port() for _ in interfaces), strict=True))
     issuer = Issuer()
     (site.folder / "users").write_text("".join(user_line(user, PASSWORD) + "\n" for user in ("register", "attacker")))
@@ -410,7 +428,10 @@ def _configure(site: Site, folder: Path, **policy: Any) -> dict[str, Any]:
         peers=[{"name": "near", "from": ["127.0.0.0/24"], "connections": 2}, {"name": "attacker", "from": ["127.0.8.0/24"]}],
         tls=Authority(folder / "tls").write(EIR, "127.0.0.1"), http=f"127.0.0.1:{ports['page']}",
         page={"from": [], "password_file": "password"},
-        feed={"listen": f"https://127.0.0.1:{ports['feed']}", "users": "users", "from": "127.0.0.0/8", "lists": {"block": "own"}},
+        feed={
+            "listen": [f"https://127.0.0.1:{ports['feed']}", f"http://127.0.0.1:{ports['feed-plain']}"],
+            "users": "users", "from": "127.0.0.0/8", "lists": {"block": "own"},
+        },
         device_authenticity={
             "listen": f"http://127.0.0.1:{ports['authenticity']}", "from": "127.0.0.0/8", "tokens": {"jwks": "jwks", "audience": AUDIENCE},
         },
@@ -457,6 +478,7 @@ def _clients(world: World, place: Mapping[str, Any], options: argparse.Namespace
             chance=chance,
         ),
         Reader("page", f"http://127.0.0.1:{place['page']}", reader, figures, 1.0),
+        Kubelet("live", f"http://127.0.0.1:{place['page']}", "", figures, 0.5),
     ]
 
 
@@ -487,6 +509,10 @@ async def _soak(
         print(
             f"round {number + 1}: {figures.asked.total():,} asked, {len(figures.broken)} promises not kept", flush=True
         )
+    for kind, limit in LONGEST_S.items():
+        print(f"{kind}: longest response time {figures.longest[kind]:.2f} s", flush=True)
+        if figures.longest[kind] > limit and not options.quick:
+            figures.broken.append(f"{kind}: an answer took {figures.longest[kind]:.1f} s; at most {limit:g} s")
     async with flooding(list(ratios), known, sent):
         await _all_at_once(world, options)
     looking.cancel()

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import TypeAlias
 
 import uvloop
@@ -81,7 +82,20 @@ def run_process(end: socket.socket, main: Main, *, nice: int = 0, worker: int | 
     `end`: end of the channel to the supervisor. `nice`: increase of the nice value. `worker`: as in ThisProcess.
     """
     lower_priority(nice)
-    return uvloop.run(_run(end, main, worker))
+    return run_loop(_run(end, main, worker))
+
+
+def run_loop(main: Coroutine[None, None, int]) -> int:
+    """Run the main function of a process on a new event loop; return the exit status.
+
+    If uvloop cannot close the loop because no file descriptor is left, its error is ignored: `main` has logged the cause, or raises it.
+    """
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        return runner.run(main)
+    finally:
+        with suppress(RuntimeError):
+            runner.close()
 
 
 async def _run(end: socket.socket, main: Main, worker: int | None) -> int:

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import uvloop
-
 from eir.config import Config
 from eir.node.observe import metrics
 from eir.node.observe.control import ReadOnlyRunner
@@ -29,6 +27,7 @@ from eir.node.processes.jobs import Jobs
 from eir.node.processes.others import OtherProcesses
 from eir.node.processes.overview import Overview
 from eir.node.processes.priority import BESIDE_NICE, lower_priority
+from eir.node.processes.process import run_loop
 from eir.node.processes.reload import Reload
 from eir.node.processes.setup import prepare
 from eir.node.processes.sources import Sources
@@ -69,7 +68,7 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
             lower_priority(BESIDE_NICE)
             state_id = state_folder.next_origin_state_id(config.state)
             supervisor = Supervisor(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
-            return uvloop.run(supervisor.serve())
+            return run_loop(supervisor.serve())
         finally:
             os.close(held)
 

@@ -36,7 +36,7 @@ from eir.interfaces.device_authenticity.device_authenticity import (
     DeviceStatus,
     reason_word,
 )
-from eir.interfaces.device_authenticity.service import rules_of
+from eir.interfaces.device_authenticity.service import AuthenticityService, rules_of
 from eir.interfaces.device_authenticity.settings import AuthenticitySettings
 from eir.lists.changes.local import ADD, Edit, edit_list, parse_entries
 from eir.lists.stores.open import open_store
@@ -232,9 +232,10 @@ class Asked:
     """The service without a node; its clock is the test's, and each token is its client's name."""
 
     def __init__(self, rate_max, status="allowed", **settings):
-        self.now, self.status = 0.0, status
+        self.now, self.status, self.logged = 0.0, status, []
         self.check = DeviceAuthenticity(
-            AuthenticitySettings(rate_max=rate_max, **settings), self.look, ticks=lambda: self.now, report=lambda *_, **__: None,
+            AuthenticitySettings(rate_max=rate_max, **settings), self.look, ticks=lambda: self.now,
+            report=lambda event, **fields: self.logged.append({"event": event, **fields}),
         )  # fmt: skip
         self.check.apply_tokens(SimpleNamespace(subject=lambda authorization, _: authorization.decode()))
 
@@ -261,6 +262,34 @@ async def test_a_client_may_ask_at_its_rate_and_what_is_turned_away_takes_nothin
     assert await service.ask("bank") == [429]  # it is known for as long as no more than so many others ask
     assert await service.ask("shop of a last one") == [200]
     assert await service.ask("bank") == [200]
+
+
+async def test_each_answer_429_is_logged_once_and_no_other_answer():
+    service = Asked(rate_max=2.0, status=None, not_listed="error")
+    assert await service.ask("bank", 3) == [404, 404, 429]
+    (line,) = service.logged
+    assert (line["event"], line["client"], line["setting"]) == (
+        "device_authenticity_rate",
+        "bank",
+        "device_authenticity.rate_max",
+    )
+
+
+async def test_a_key_that_was_taken_back_is_not_valid(site):
+    first, second = Issuer(), Issuer()
+    (site.folder / "jwks").write_bytes(jwks(first))
+    site.configure(
+        device_authenticity={"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}}
+    )
+    config = load_config(site.path)
+    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, lambda *_, **__: None)
+    for issuer in (second, first):
+        (site.folder / "jwks").write_bytes(jwks(issuer))
+        service.read_files()()
+        tokens = (token(first), token(second))
+        answers = [await service.respond(request(f"Bearer {each}")) for each in tokens]
+        assert [answer.status for answer in answers] == [200 if each is issuer else 401 for each in (first, second)]
+    await service.close()
 
 
 @pytest.mark.parametrize(

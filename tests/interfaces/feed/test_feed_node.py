@@ -301,6 +301,7 @@ async def test_a_red_teams_list(site, client):
 
 async def test_a_client_that_cannot_be_accepted_is_counted_and_waits(site, client):
     node = serve(site)
+    assert (await (await client(node)).ask("POST", device(UNLISTED))).status == 201  # the process listens
     front = children(node.pid)["feed"]
     before = resource.prlimit(front, resource.RLIMIT_NOFILE)
     resource.prlimit(front, resource.RLIMIT_NOFILE, (3, before[1]))

@@ -17,6 +17,7 @@ from patience import PATIENCE_S
 from eir.errors import ConfigError, EirError, Problem, SetupFault
 from eir.node.processes.channel import Channel, ChannelError, pair
 from eir.node.processes.child import Child, Children
+from eir.node.processes.process import run_process
 from eir.node.processes.starter import Starter
 
 
@@ -39,6 +40,14 @@ def stands_still(end):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
     return 0
+
+
+def loses_its_descriptors(end):
+    async def main(process):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        process.fail("one", SetupFault("no file descriptor is left"))
+
+    return run_process(end, main)
 
 
 def open_in(pid):
@@ -72,6 +81,15 @@ async def test_what_a_process_ends_with(begun, capfd, main, given, status, said)
     process = await begun.start("one", main, *given)
     assert await process.ended() == status
     assert capfd.readouterr().err == said
+    process.channel.close()
+
+
+async def test_a_process_that_has_no_descriptor_at_its_end_logs_only_the_cause(begun, capfd):
+    process = await begun.start("one", loses_its_descriptors)
+    assert await process.ended() == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "event=fault" in line
+    assert "no file descriptor is left" in line
     process.channel.close()
 
 
