@@ -89,9 +89,9 @@ def figures(
     if as_json:
         print_json(found)
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in table_rows(found))
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([*map(_cell, row.values())] for row in table_rows(found))
     elif html_file is None:
         print_message(f"figures of {found['month']} (UTC)")
         show([*table_rows(found)], COLUMNS, as_json=False)

@@ -37,6 +37,8 @@ def printable(text: str, *, but: str = "") -> str:
 
     Names come from the wire and from files, and must not control a terminal.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in but else f"\\x{ord(c):02x}" for c in text)
 
 

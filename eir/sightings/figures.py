@@ -35,6 +35,7 @@ OTHER, UNKNOWN = "all others", "not known"
 DEVICES, ATTEMPTS = "devices", "attempts"
 """Numbers of a row: devices, and attempts (checks) of these devices."""
 COLUMNS = ("figure", "by", "name", DEVICES, ATTEMPTS)
+_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _IDENTIFIER = re.compile(r"[0-9][0-9 -]{4,}[0-9]")
 
 Value: TypeAlias = int | str
@@ -224,18 +225,20 @@ def read_document(found: Any) -> Document:
         raise ValueError(f"no figures of the form {FORMAT}; eir figures --json writes them")
     try:
         names, month, parts = found["names"], found["month"], found["figures"]
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not names:
             raise ValueError("names: expected a list of operators")
+        if not _MONTH.fullmatch(str(month)):
+            raise ValueError("month: expected a month such as 2026-11")
         figures = {name: None if parts.get(name) is None else _read_figure(name, parts[name]) for name in FIGURES}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"no figures of the form {FORMAT}: {error} is missing or has another type") from None
-    return _document(names, str(month), figures)
+    return _document(map(_read_name, names), month, figures)
 
 
 def _read_figure(name: str, part: Document) -> Document:
     figure = FIGURES[name]
     by = {
-        dimension: [{"name": str(row["name"]), **_read_values(figure, row, name)} for row in part["by"][dimension]]
+        dimension: [{"name": _read_name(row["name"]), **_read_values(figure, row, name)} for row in part["by"][dimension]]
         for dimension in figure.dimensions
     }
     operators = part["operators"]
@@ -248,12 +251,21 @@ def _read_values(figure: Figure, row: Document, name: str) -> dict[str, Value]:
     return {each: _read_value(row[each], f"{name}: {each}") for each in figure.numbers}
 
 
+def _read_name(name: Any) -> str:
+    """Return a name; half of a surrogate pair is no text, because UTF-8 cannot encode it."""
+    if not isinstance(name, str) or name.encode(errors="ignore").decode() != name:
+        raise ValueError("name: expected a text")
+    return name
+
+
 def _read_value(value: Any, place: str) -> Value:
+    if value is None:
+        return WITHHELD
     if isinstance(value, str) and value in {FEW, WITHHELD}:
         return value
     if type(value) is int and (value == 0 or BELOW <= value < COUNT_MAX):
         return value
-    raise ValueError(f"{place}: expected 0, a whole number from {BELOW} below 10^12, `{FEW}` or `{WITHHELD}`")
+    raise ValueError(f"{place}: expected null, 0, a whole number from {BELOW} below 10^12, `{FEW}` or `{WITHHELD}`")
 
 
 def merge(documents: Sequence[Document]) -> Document:
@@ -279,12 +291,12 @@ def merge(documents: Sequence[Document]) -> Document:
 
 
 def _merged_rows(figure: Figure, parts: Sequence[Document], dimension: str) -> list[Document]:
-    same = defaultdict[str, list[Document]](list)
+    rows: dict[str, Document] = {}
     for part in parts:
         for row in part["by"][dimension]:
-            same[row["name"]].append(row)
-    rows = [{"name": name, **_sums(figure, found)} for name, found in same.items()]
-    return sorted(rows, key=_place)
+            name = row["name"]
+            rows[name] = {"name": name, **_sums(figure, [rows[name], row])} if name in rows else row
+    return sorted(rows.values(), key=_place)
 
 
 def _sums(figure: Figure, rows: Sequence[Document]) -> dict[str, Value]:

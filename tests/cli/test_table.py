@@ -63,6 +63,15 @@ def test_and_where_nothing_helps_rows_are_records():
     )
 
 
+def test_columns_are_aligned_by_the_width_of_their_characters():
+    rows = [{"name": "漢字", "n": 7, "state": "é"}, {"name": "abcdef", "n": 42, "state": "open"}]
+    assert table(rows, ("name", "n", "state"), width=None) == (
+        "name     n  state\n"
+        "漢字     7  é\n"
+        "abcdef  42  open\n"
+    )  # fmt: skip
+
+
 def test_before_that_all_columns_are_folded():
     row = {
         "list": "tracked",

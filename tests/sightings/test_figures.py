@@ -184,14 +184,14 @@ def altered(change):
     return found
 
 
-@pytest.mark.parametrize("value", [1, 9, -10, True, 10.0, "10", "many", 10**12, None, [10], float("nan")])
+@pytest.mark.parametrize("value", [1, 9, -10, True, False, 10.0, "10", "many", 10**12, [10], float("nan")])
 def test_a_number_that_no_operator_publishes_is_refused(value):
     for place in ("devices", "attempts"):
         for part in (
             lambda found: found["figures"]["refused"],
             lambda found: found["figures"]["refused"]["by"]["list"][0],
         ):
-            with pytest.raises(ValueError, match=f"refused: {place}: expected 0, a whole number from 10"):
+            with pytest.raises(ValueError, match=f"refused: {place}: expected null, 0, a whole number from 10"):
                 read_document(altered(lambda found, part=part, place=place: part(found).update({place: value})))
 
 
@@ -201,12 +201,21 @@ def test_a_number_that_no_operator_publishes_is_refused(value):
         lambda found: found.pop("names"), lambda found: found.update(names=[]), lambda found: found.update(names="alpha"), lambda found: found.update(format="x"),
         lambda found: found["figures"].update(refused=5), lambda found: found["figures"]["refused"].update(operators=0),
         lambda found: found["figures"]["refused"]["by"].pop("peer"), lambda found: found["figures"]["refused"]["by"].update(list=[7]),
+        lambda found: found.update(month="2026-13"), lambda found: found.update(month=["2026-10"]), lambda found: found.update(names=["\ud800"]),
+        lambda found: found["figures"]["refused"]["by"]["list"][0].update(name=7), lambda found: found["figures"]["refused"]["by"]["list"][0].update(name="\ud800"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_shape_is_refused(change):
     with pytest.raises(ValueError, match=r"expected|no figures of the form"):
         read_document(altered(change))
     assert read_document(altered(lambda found: found["figures"].update(unknown=5)))["names"] == ["alpha"]
+
+
+def test_a_number_that_an_operator_does_not_give_is_withheld():
+    parts = [read_document(altered(lambda found: found["figures"]["refused"].update(devices=None)))]
+    parts.append(document("beta", MONTH, {"refused": tally(100, 500)}))
+    refused = merge(parts)["figures"]["refused"]
+    assert (refused["devices"], refused["attempts"]) == (WITHHELD, 1000)
 
 
 # A node's files
