@@ -21,7 +21,7 @@ from eir.sightings.settings import FULL
 from eir.sightings.subscribers import Subscribers
 
 ACKNOWLEDGEMENT_BYTES_MAX = 1 << 16
-COPIED_DAYS = 18
+COPIED_DAYS, COPIED_FROM_DAY = 18, 10
 HONEST, COPIES, RETURNED = 400, 12, 15
 OFFICES = tuple(f"mmec01.mmegi{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (8001, 8002))
 """MMEs at two places of the operator."""
@@ -89,7 +89,7 @@ def checks(state: str, stolen: str, copied: str, owner: str, holder: str) -> Non
     """Write an operator's record of checks since the begin of last month, without sending each check.
 
     The owner's phone attaches every day. In the last COPIED_DAYS days so does a copy with another software version at another place. COPIES further
-    phones have a copy too. The honest phones are of the owner's model. The phones of the list `stolen` are refused. RETURNED phones were on a
+    phones have a copy from day COPIED_FROM_DAY on, so that the figures of last month count them on each day of this month. The honest phones are of the owner's model. The phones of the list `stolen` are refused. RETURNED phones were on a
     list, and are accepted since then.
 
     Args:
@@ -105,11 +105,14 @@ def checks(state: str, stolen: str, copied: str, owner: str, holder: str) -> Non
     at = random.Random(state)  # the same record each time
     record = Record(begin)
     model = copied[:8]
-    others = [(f"{model}66{number:04d}", f"0010103{number:08d}", f"0010104{number:08d}") for number in range(COPIES)]
-    for imei, first, second in ((copied, owner, holder), *others):
+    others = [
+        (f"{model}66{number:04d}", f"0010103{number:08d}", f"0010104{number:08d}", COPIED_FROM_DAY)
+        for number in range(COPIES)
+    ]
+    for imei, first, second, since in ((copied, owner, holder, days - COPIED_DAYS), *others):
         for check in range(4 * days):
             record.add(check // 4 + at.uniform(0.3, 0.95), imei, first, OFFICES[0], "05")
-        for check in range(4 * (days - COPIED_DAYS), 4 * days):
+        for check in range(4 * since, 4 * days):
             record.add(check // 4 + at.uniform(0.3, 0.95), imei, second, OFFICES[1], "71")
     for number, day in itertools.product(range(HONEST), range(0, days, 3)):
         office = OFFICES[(number + (day > days // 2)) % len(OFFICES)]

@@ -41,6 +41,7 @@ from eir.sightings.figures import (
     merge,
     public_text,
     read_document,
+    record_coverage,
     table_rows,
 )
 from eir.sightings.schema import FILES, FOLDER
@@ -50,7 +51,6 @@ FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a text that a spreadsheet computes as a formula."""
 FILE_BYTES_MAX = 64 << 20
 """Maximum size of a file of figures."""
-DAY = timedelta(days=1)
 DAYS = 1 << 16
 """Number of days since 1970-01-01 that a record of first sightings can have."""
 
@@ -134,9 +134,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     days = _recorded_days(config, record)
     grace = "" if config.first_seen is None else config.first_seen.list
     coverage = _with_store(config, partial(_history_coverage, grace=grace, now=now))
-    checks = (
-        Coverage(days[0], now if record is None and config.sightings is not None else days[-1] + DAY) if days else None
-    )
+    checks = record_coverage(days, now, is_recording=record is None and config.sightings is not None)
     sources = coverage | dict.fromkeys(("refused", "returned", "copies_found", "copies_confirmed"), checks)
     covered = {
         name: source and source.days(begin, end)

@@ -99,6 +99,19 @@ class Coverage(NamedTuple):
         return [f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}"] if first <= last else None
 
 
+def record_coverage(days: Sequence[datetime], now: datetime, *, is_recording: bool) -> Coverage | None:
+    """Return the period that a record of checks covers; None for a record without files.
+
+    Args:
+        days: days that have files, in order.
+        now: present time.
+        is_recording: True if the node records now. Then the record covers days without files too, because no check came on them.
+    """
+    if not days:
+        return None
+    return Coverage(days[0], now if is_recording else min(days[-1] + timedelta(days=1), now))
+
+
 def document(
     operator: str, month: str, tallies: Mapping[str, FigureTally], covered: Mapping[str, list[str] | None] = MappingProxyType({})
 ) -> Document:  # fmt: skip
@@ -238,7 +251,9 @@ def read_document(found: Any) -> Document:
 def _read_figure(name: str, part: Document) -> Document:
     figure = FIGURES[name]
     by = {
-        dimension: [{"name": _read_name(row["name"]), **_read_values(figure, row, name)} for row in part["by"][dimension]]
+        dimension: [
+            {"name": _read_name(row["name"]), **_read_values(figure, row, name)} for row in part["by"][dimension]
+        ]
         for dimension in figure.dimensions
     }
     operators = part["operators"]

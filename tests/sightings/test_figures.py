@@ -43,6 +43,7 @@ from eir.sightings.figures import (
     merge,
     public_text,
     read_document,
+    record_coverage,
 )
 from eir.sightings.figures_page import figures_page
 from eir.sightings.judge import judge
@@ -173,6 +174,20 @@ def test_a_sum_hides_what_one_operator_hides():
 )
 def test_a_source_covers_the_whole_month_or_names_its_days(begin, end, is_whole, days):
     assert (Coverage(begin, end).holds(BEGIN, END), Coverage(begin, end).days(BEGIN, END)) == (is_whole, days)
+
+
+@pytest.mark.parametrize(
+    ("days", "now", "is_recording", "until"),
+    [
+        ([day(1, 0), day(31, 0)], END + timedelta(days=3), False, END),
+        ([day(1, 0), day(31, 0)], day(31, 10), False, day(31, 10)),  # the month is not over
+        ([day(1, 0), day(20, 0)], END + timedelta(days=3), False, day(21, 0)),
+        ([day(1, 0), day(20, 0)], END + timedelta(days=3), True, END + timedelta(days=3)),
+    ],
+)
+def test_a_record_covers_its_days_until_now(days, now, is_recording, until):
+    assert record_coverage(days, now, is_recording=is_recording) == Coverage(day(1, 0), until)
+    assert record_coverage([], now, is_recording=is_recording) is None
 
 
 def altered(change):
