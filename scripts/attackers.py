@@ -171,7 +171,7 @@ async def pipeline(place: Place, counts: Counter[str], interface: str, requests:
         writer.transport.pause_reading()
         writer.write(requests)
         writer.write_eof()
-        counts["connections"] += 1
+        counts[f"connections to {interface}"] += 1
         await asyncio.sleep(UNREAD_S)
 
 
@@ -235,10 +235,12 @@ FLOODS: Mapping[str, tuple[tuple[Attack, int], ...]] = {
     "feed": ((feed_rows, ROWS),),
     "feed-strangers": ((stay_a_stranger, 64),),
     "device-authenticity": ((ask_device_authenticity, 4), (forge_token, 4)),
-    "pipelines-feed": ((partial(pipeline, interface="feed-plain"), 150),),
-    "pipelines-device-authenticity": ((partial(pipeline, interface="authenticity"), 150),),
-    "pipelines-page": ((partial(pipeline, interface="page"), 150),),
-    "pipelines-n5g": ((partial(pipeline, interface="n5g", requests=PIPELINED_HTTP2), 150),),
+    "pipelines": (
+        (partial(pipeline, interface="feed-plain"), 40),
+        (partial(pipeline, interface="authenticity"), 40),
+        (partial(pipeline, interface="page"), 40),
+        (partial(pipeline, interface="n5g", requests=PIPELINED_HTTP2), 40),
+    ),
     "control": ((ask_control, 16),),
     "page": ((guess_password, 60),),
 }
