@@ -357,6 +357,7 @@ async def test_a_gateway_that_is_restarted(site, stps):
     await msc.close()
 
 
+@pytest.mark.long
 @pytest.mark.sctp
 async def test_through_a_gateway_over_sctp(site, stps):
     """By the kernel's SCTP on both sides, and again when the gateway has been restarted."""

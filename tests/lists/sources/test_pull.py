@@ -675,8 +675,8 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
         register.web.fault = None
         until(lambda: node.status()["lists"]["stolen"]["serial"] == 3)
         until(lambda: node.lines("source_reached", list="stolen"))
+        until(lambda: node.metrics()["eir_source_pulls_total{list=stolen,outcome=loaded}"] >= 2)
         metrics = node.metrics()
-        assert metrics["eir_source_pulls_total{list=stolen,outcome=loaded}"] >= 2
         assert metrics["eir_source_faults_total{list=stolen,reason=status_503}"] >= 1
         assert metrics["eir_source_patience_seconds{list=stolen}"] == 2
         register.web.fault = "redirect"
