@@ -1,4 +1,4 @@
-"""Setup of a process: how many files it may open."""
+"""Setup of a process: how many files it may open, and the advice after a reload."""
 
 import resource
 from resource import RLIM_INFINITY
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eir.node.processes.setup import OTHER_FILES, allow_open_files
+from eir.node.processes.setup import OTHER_FILES, allow_open_files, changed_lists
 
 WANTED = 1000 + OTHER_FILES
 
@@ -29,3 +29,13 @@ def test_open_files_are_allowed_as_far_as_the_host_permits(monkeypatch, soft, ha
     config = SimpleNamespace(limits=SimpleNamespace(connections_max=1000))
     allow_open_files(config, lambda event, **fields: lines.append((event, fields["limit"])))
     assert (limits, lines) == (raised, [("open_files", limit) for limit in logged])
+
+
+def test_a_reload_names_lists_that_left_the_configuration_and_no_record_of_first_sightings():
+    config = SimpleNamespace(lists_and_record={"stolen": "devices", "first-seen": "first_seen"})
+    before = SimpleNamespace(missing=(), lists={"stolen": None, "first-seen": None, "gone": None})
+    after = SimpleNamespace(missing=("new",), lists={})
+    assert changed_lists(config, [before], [after]) == [
+        "list new has never been loaded: load it first",
+        "list gone is no longer configured: it has no effect; the store keeps it (eir show gone)",
+    ]
