@@ -30,7 +30,7 @@ LIST, REASON, MAKER, PEER, CONDITION = "list", "reason", "maker", "peer", "condi
 FOLDED = frozenset({REASON, MAKER})
 """Dimensions whose small rows are one row."""
 ROWS_MAX = 30
-"""Maximum number of rows of such a dimension, besides the row of all others."""
+"""Maximum number of rows of such a dimension, in addition to the row of all others."""
 OTHER, UNKNOWN = "all others", "not known"
 DEVICES, ATTEMPTS = "devices", "attempts"
 """Numbers of a row: devices, and attempts (checks) of these devices."""
