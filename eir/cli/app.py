@@ -110,7 +110,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("undo all after release 41", "eir rollback stolen-national --to 41"),
     ),
     "backup": (
-        ("one file, verified", "eir backup /srv/backup/eir-$(date +%F).tar"),
+        ("one file, verified", 'eir backup "/srv/backup/eir-$(date +%F).tar"'),
         ("from a pod", "eir backup - >eir.tar"),
     ),
     "restore": (
@@ -206,6 +206,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "first-seen undo": (
         ("the import of a wrong file", "eir first-seen undo"),
+        ("for a script", "eir first-seen undo --json"),
     ),
     "tamper report": (
         ("findings of the last month with a high score", "eir tamper report"),

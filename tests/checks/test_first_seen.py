@@ -218,7 +218,7 @@ def test_a_day_that_is_ahead_is_put_right_by_the_next_check():
 def test_neither_a_probe_nor_an_explanation_is_a_sighting():
     node = Node(WITHIN, probes=frozenset({("s13", "probe")}))
     assert node.ask(NEW, peer="probe") is GREY
-    found = answer(Question(NEW), node.policy, node.index, now=datetime.now(UTC))
+    found = answer(Question(NEW), node.policy, {}, node.index, now=datetime.now(UTC))
     assert (found.status, found.first_seen, found.until) == (GREY, "never", "2027-01-29")
     assert node.sent() == {}
     assert not node.record.fresh
@@ -231,7 +231,7 @@ def test_neither_a_probe_nor_an_explanation_is_a_sighting():
 def test_an_explanation_has_first_day_and_end(first, device, shown):
     node = Node(WITHIN)
     node.on_record(**{f"day{first}": [device]})
-    found = answer(Question(device), node.policy, node.index, now=datetime.now(UTC))
+    found = answer(Question(device), node.policy, {}, node.index, now=datetime.now(UTC))
     assert (found.first_seen, found.until) == shown
     assert "first seen: " + shown[0] in found.as_text()
     assert found.as_json()["until"] == shown[1]

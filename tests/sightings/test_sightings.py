@@ -633,7 +633,8 @@ def test_what_is_asked_for_is_checked(kept):
 
 def test_without_a_record_no_command_claims_that_there_were_no_checks(kept, site):
     site.load([LISTED])
-    site.configure(sightings=None)
+    del site.settings["sightings"]
+    site.configure()
     manifest = site.folder / "releases" / "stolen-1.manifest.json"
     for command in ("seen", UNLISTED), ("why", UNLISTED), ("sightings", "export"), ("audit", manifest, "--sightings"):
         said = kept.eir(*command, status=1)
