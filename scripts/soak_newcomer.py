@@ -70,8 +70,8 @@ eir reload
 for try in $(seq 100); do ! eir status || break; sleep 0.1; done
 eir status
 eir lists
-eir probe s13://127.0.0.1 00101001000001 00101009000009
 """
+PROBES = "eir probe s13://127.0.0.1 00101001000001 00101009000009\n"
 ANALYSES = """
 printf 'time,imei,imsi\\n%s,00101009000009,001010000000001\\n' "$(date -u +%FT%TZ)" >/srv/releases/log.csv
 eir sightings import /srv/releases/log.csv
@@ -289,7 +289,7 @@ def _first_lines(block: str, upto: str) -> tuple[str, str]:
 
 def _works(host: Host, promises: list[str]) -> None:
     """Test the promises of an installation: a service that answers, reloads, refuses a faulty file, restarts, drains."""
-    said = host.does(Installation.alias.replace("eir status\n", "") + LOADS)
+    said = host.does(Installation.alias.replace("eir status\n", "") + LOADS + PROBES)
     _holds("a listed phone is blacklisted, and another is not", _answers(said), said)
     _holds(
         "the compiled lane is there",
@@ -356,7 +356,8 @@ def _with_network(host: Host, promises: list[str]) -> None:
     opened = "for try in $(seq 300); do ! eir peers -c first/eir.yaml | grep -qw open || break; sleep 0.1; done\n"
     said = host.does(f"PATH=/opt/eir/bin:$PATH\nmkdir hour && cd hour\n{begin}{opened}{ask}{end}")
     _holds("a listed phone is blacklisted by way of the agent, and another is not", _answers(said), said)
-    host.does(Installation.alias)  # the installed node answers as before
+    said = host.does(Installation.alias.replace("eir status\n", "") + PROBES)
+    _holds("the installed node answers as before", _answers(said), said)
     promises.append("the first hour with a peer, after the first day on the same host")
 
 
