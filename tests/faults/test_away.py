@@ -184,7 +184,7 @@ class TestStart:
             until(lambda: node.get("/ready") == (200, "ready\n"))
         fleet.settle()
 
-    @pytest.mark.long(short=["serve"])
+    @pytest.mark.long
     @pytest.mark.parametrize("boot", ["serve", "refuse"])
     def test_without_one(self, server, fleet, boot):
         server.kill()

@@ -356,6 +356,7 @@ def test_follow(printed):
     )  # clock ticks: so few pages may take none
 
 
+@pytest.mark.long
 def test_index(printed):
     (row,) = printed
     assert row["entries"] == 100_000
