@@ -49,7 +49,7 @@ PIPELINED_HTTP2 = http2_wire.HELLO + b"".join(
 )
 """The same over HTTP/2: 58 kB."""
 UNREAD_S = 1.0
-"""Time for which a stranger keeps a connection whose answers it does not read: each makes nearly one connection per second."""
+"""Seconds for which an attacker keeps a connection without reading. Each attacker opens nearly one connection per second."""
 
 Place: TypeAlias = Mapping[str, Any]
 """`gsup`, `map`, `n5g`, `feed`, `feed-plain` (without TLS), `authenticity`, `page`: ports; `control`: path of the socket; `user` and `password` of the feed; `token` for

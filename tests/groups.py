@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 from patience import PATIENCE_S
-from servers import Server, free_port
+from servers import Server, free_port, programs
 
 CLUSTER_NODES, SENTINELS = 3, 3
+KINDS = ["sqlite", *programs(), *(["cluster", "sentinel"] if "redis" in programs() else [])]
+"""Kinds of stores that are tested here."""
 SLOTS = 16384
 
 
@@ -122,3 +124,19 @@ class Watched:
 
     def flush(self):
         self.master.command("FLUSHALL")
+
+
+@contextlib.contextmanager
+def started(plain):
+    """Yield a function that returns the servers of a kind of store, started when they are needed first; `plain` makes a single server."""
+    with contextlib.ExitStack() as stack:
+        servers = {}
+
+        def server(kind):
+            if kind not in servers:
+                program = programs()[kind if kind in programs() else "redis"]
+                make = {"cluster": Cluster, "sentinel": lambda one: Watched(one, sentinels=1)}.get(kind, plain)
+                servers[kind] = stack.enter_context(make(program))
+            return servers[kind]
+
+        yield server

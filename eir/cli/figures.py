@@ -131,10 +131,12 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     if begin > now:
         raise fail(f"--month {month}: the month has not begun", EXIT_USAGE)
     maker = _maker_of(config)
-    days = _recorded_days(config, record)
+    files = _recorded_files(config, record)
     grace = "" if config.first_seen is None else config.first_seen.list
     coverage = _with_store(config, partial(_history_coverage, grace=grace, now=now))
-    checks = record_coverage(days, now, is_recording=record is None and config.sightings is not None)
+    checks = record_coverage(
+        [day for day, _ in files], now, is_recording=record is None and config.sightings is not None
+    )
     sources = coverage | dict.fromkeys(("refused", "returned", "copies_found", "copies_confirmed"), checks)
     covered = {
         name: source and source.days(begin, end)
@@ -149,7 +151,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     if "grace_begun" not in covered:
         tallies |= _tally_grace(config, begin, end, maker)
     if "refused" not in covered:
-        paths = _paths(config, record, begin, end)
+        paths = [path for day, path in files if begin <= day < end]
         tallies["refused"], tallies["returned"] = _tally_refusals(config, paths, begin, end, maker)
         try:
             tallies["copies_found"] = _tally_copies(config, record, begin, end, maker)
@@ -254,30 +256,19 @@ def _tally_refusals(
     return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), lists, maker)
 
 
-def _recorded_days(config: Config, record: str | None) -> list[datetime]:
-    """Return the days that have files with checks, in order. `record`: as in `_paths`."""
-    if record is None:
-        write_down(config)
-    names = {Path(path).parent.name for path in glob(_pattern(config, record))}  # noqa: PTH207 - a pattern of the user
-    days = []
-    for name in names:
-        with suppress(ValueError):  # a folder of another program
-            days.append(datetime.strptime(name, "%Y-%m-%d").replace(tzinfo=UTC))
-    return sorted(days)
-
-
-def _pattern(config: Config, record: str | None) -> str:
-    return record or str(config.state / FOLDER / FILES)
-
-
-def _paths(config: Config, record: str | None, begin: datetime, end: datetime) -> list[str]:
-    """Return the paths of files with checks from `begin` to before `end`. These files are in a folder for each day.
+def _recorded_files(config: Config, record: str | None) -> list[tuple[datetime, str]]:
+    """Return the day and the path of each file with checks, in order. The files of each day are in a folder of their own.
 
     `record`: pattern of the files to search; None: the files in the node's record of checks.
     """
-    record = _pattern(config, record)
-    first, after = f"{begin:%Y-%m-%d}", f"{end:%Y-%m-%d}"
-    return [path for path in sorted(glob(record)) if first <= Path(path).parent.name < after]  # noqa: PTH207 - a pattern of the user
+    if record is None:
+        write_down(config)
+        record = str(config.state / FOLDER / FILES)
+    files = []
+    for path in glob(record):  # noqa: PTH207 - a pattern of the user
+        with suppress(ValueError):  # a folder of another program
+            files.append((datetime.strptime(Path(path).parent.name, "%Y-%m-%d").replace(tzinfo=UTC), path))
+    return sorted(files)
 
 
 def _tally_grace(config: Config, begin: datetime, end: datetime, maker: Maker) -> dict[str, FigureTally]:

@@ -17,8 +17,31 @@ RELEASE_KINDS = frozenset({"load", "rollback"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """Change of a list."""
+class ReleaseInForce:
+    """Release that a list has in force after a change. Times are texts in UTC with a Z at the end, or None."""
+
+    serial: int = 0
+    """Serial of the release; 0 for a local list."""
+    highest_serial: int = 0
+    """Highest serial of all accepted releases."""
+    serial_resets: int = 0
+    """Number of times that an operator set the highest serial back."""
+    release: str = ""
+    """SHA-256 of the manifest."""
+    issued: str | None = None
+    expires: str | None = None
+    signers: tuple[str, ...] = ()
+    """Principals whose signatures count, each with its key's fingerprint: `name SHA256:…`."""
+
+    @property
+    def mark(self) -> SerialMark:
+        """Number of serial resets, and highest accepted serial; the serial of the next release must be higher."""
+        return self.serial_resets, self.highest_serial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change(ReleaseInForce):
+    """Change of a list, with the release in force after it."""
 
     generation: int
     """Number of the change; a later change of the list has a higher one."""
@@ -32,18 +55,6 @@ class Change:
     """User and host."""
     what: str
     """Kind: load, rollback, reset-serial, add, remove, feed, heal, restore, apply-again."""
-    serial: int = 0
-    """Serial of the release in force after the change; 0 for a local list."""
-    highest_serial: int = 0
-    """Highest serial of all accepted releases."""
-    serial_resets: int = 0
-    """Number of times that an operator set the highest serial back."""
-    release: str = ""
-    """SHA-256 of the manifest in force after the change."""
-    issued: str | None = None
-    expires: str | None = None
-    signers: tuple[str, ...] = ()
-    """Principals whose signatures count, each with its key's fingerprint: `name SHA256:…`."""
     reasons: tuple[str, ...] = ()
     """Reason texts by the index in the table, if they differ from those before or the change has a base; otherwise empty.
 
@@ -84,8 +95,8 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """State of a list in force. Times are texts in UTC with a Z at the end, or None."""
+class Head(ReleaseInForce):
+    """State of a list in force."""
 
     kind: str
     generation: int = 0
@@ -103,33 +114,19 @@ class Head:
     """Number of listed identifiers; a whole TAC has a million."""
     reasons: tuple[str, ...] = ()
     """Reason texts by the index in the table; after 255 texts the last one is `other`."""
-    serial: int = 0
-    highest_serial: int = 0
-    serial_resets: int = 0
-    release: str = ""
-    issued: str | None = None
-    expires: str | None = None
-    signers: tuple[str, ...] = ()
     loaded_at: str | None = None
     """Time of the change that put the release in force."""
     releases: tuple[str, ...] = ()
     """Times of the newest releases, oldest first; at most RELEASE_TIMES_MAX."""
 
-    @property
-    def mark(self) -> SerialMark:
-        """Number of serial resets, and highest accepted serial; the serial of the next release must be higher."""
-        return self.serial_resets, self.highest_serial
-
 
 RELEASE_TIMES_MAX = 8
-STATE = ("serial", "highest_serial", "serial_resets", "release", "issued", "expires", "signers")
-"""Fields of a head that each change states."""
 RecordType = TypeVar("RecordType", Change, Head)
 
 
-def state_of(record: Change | Head) -> dict[str, Any]:
-    """Return the fields of STATE, from which a change and a head are built."""
-    return {name: getattr(record, name) for name in STATE}
+def release_of(record: ReleaseInForce) -> dict[str, Any]:
+    """Return the fields of the release in force, from which a change and a head are built."""
+    return {field.name: getattr(record, field.name) for field in fields(ReleaseInForce)}
 
 
 def following(head: Head, change: Change, *, entries: int, devices: int) -> Head:
@@ -147,7 +144,7 @@ def following(head: Head, change: Change, *, entries: int, devices: int) -> Head
         reasons=change.reasons or head.reasons,
         loaded_at=change.time if is_release or head.loaded_at is None else head.loaded_at,
         releases=(*head.releases, *[change.time] * (change.what == "load"))[-RELEASE_TIMES_MAX:],
-        **state_of(change),
+        **release_of(change),
     )
 
 

@@ -83,7 +83,9 @@ async def read_content(store: LogStore, name: str, head: Head, at: int | None = 
 
 
 async def advance(store: LogStore, name: str, held: LoggedList, head: Head) -> LoggedList:
-    """Return the content of a head whose chain contains the held change. Only the log is read, unless a change since then has only a base.
+    """Apply the changes since the held content, and return the content of the head, whose chain contains the held change.
+
+    If a change since then has a base in place of rows, the newest base is read.
 
     Raises:
         StoreError: if the store fails (`corrupt`: damaged data).

@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 from eir.lists.log.change import Change, Head
 
 RECORDS_KEPT = 20_000
-"""Number of changes whose records stay in the log without their rows."""
+"""Number of change records that the log keeps after their rows are deleted."""
 BASES_KEPT = 1_000
-"""Number of changes with a base whose records stay in the log."""
+"""Number of change records with a base that the log keeps."""
 STAGED_S = 600
 """Time in seconds after which staged parts expire, unless another part follows or a commit names them."""
 

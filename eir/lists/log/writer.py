@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from eir.errors import GenerationConflict, StoreError
-from eir.lists.log.change import RELEASE_KINDS, Change, following, state_of
+from eir.lists.log.change import RELEASE_KINDS, Change, following, release_of
 from eir.lists.log.reader import LoggedList, advance, empty_content, join_parts
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.table.codec import encode as encode_table
@@ -48,12 +48,23 @@ class ListUpdate:
     table: Table | None = None
     """Whole new content in place of `added` and `removed`."""
     state: dict[str, Any] = field(default_factory=dict)
-    """Fields of the release in force after the change (change.STATE) that differ from those before."""
+    """Fields of the release in force after the change (ReleaseInForce) that differ from those before."""
     reasons: tuple[str, ...] = ()
     """Reason texts of the list after the change; empty if they do not change. With rows, they begin with those before."""
     continues: str = ""
     lifted: tuple[str, ...] = ()
     detail: str = ""
+
+
+class _Staged(NamedTuple):
+    """Parts that are staged in the store."""
+
+    part_id: str
+    digest: str
+    """SHA-256 of all parts."""
+    number: int
+    size: int
+    """Size of all parts in bytes."""
 
 
 Make = Callable[[LoggedList], "ListUpdate | None"]
@@ -86,7 +97,7 @@ class ListWriter:
         self.content = empty_content(kind)
         """Content of the list as read or written last."""
         self._store, self._who, self._keep, self._now = store, who, keep, now
-        self._spare: tuple[Table, tuple[str, str, int, int]] | None = None
+        self._spare: tuple[Table, _Staged] | None = None
         """Base that was staged before a conflict, with the table that it encodes."""
 
     async def catch_up(self) -> LoggedList:
@@ -138,9 +149,10 @@ class ListWriter:
     async def _commit(self, update: ListUpdate, effect: TableEffect, *, is_first_try: bool) -> Change:
         before, table = self.content.head, effect.table
         reasons = update.reasons or before.reasons
-        is_whole = update.table is not None and (effect.rows_added + effect.rows_removed) * WHOLE_SHARE > len(table)
-        if update.table is not None and before.reasons != reasons[: len(before.reasons)]:
-            is_whole = True
+        is_whole = update.table is not None and (
+            (effect.rows_added + effect.rows_removed) * WHOLE_SHARE > len(table)
+            or before.reasons != reasons[: len(before.reasons)]
+        )
         tree = await asyncio.to_thread(
             lambda: (
                 digest_tree(table, reasons)
@@ -163,7 +175,7 @@ class ListWriter:
             lifted=update.lifted,
             detail=update.detail,
             reasons=update.reasons if update.reasons != before.reasons else (),
-            **state_of(before) | update.state,
+            **release_of(before) | update.state,
         )
         if not is_whole:
             made, rows = await self._with_rows(made, update, effect)
@@ -187,18 +199,22 @@ class ListWriter:
         if sum(map(len, parts)) <= INLINE_BYTES_MAX:
             rows = join_parts(parts)
             return replace(made, rows=hashlib.sha256(rows).hexdigest(), rows_bytes=len(rows)), rows
-        rows_id, digest, count, size = await self._staged(parts)
-        return replace(made, rows=digest, rows_id=rows_id, rows_parts=count, rows_bytes=size), b""
+        staged = await self._stage(parts)
+        return replace(
+            made, rows=staged.digest, rows_id=staged.part_id, rows_parts=staged.number, rows_bytes=staged.size
+        ), b""
 
     async def _with_base(self, made: Change, table: Table, reasons: tuple[str, ...]) -> Change:
         """Stage the base of a change; a base of the same table that was staged before a conflict is used again."""
         if self._spare is None or self._spare[0] is not table:
-            self._spare = table, await self._staged(encode_table(table))
-        base_id, digest, count, size = self._spare[1]
-        return replace(made, base=digest, base_id=base_id, base_parts=count, base_bytes=size, reasons=reasons)
+            self._spare = table, await self._stage(encode_table(table))
+        staged = self._spare[1]
+        return replace(
+            made, base=staged.digest, base_id=staged.part_id, base_parts=staged.number, base_bytes=staged.size, reasons=reasons
+        )  # fmt: skip
 
-    async def _staged(self, parts: Iterable[bytes]) -> tuple[str, str, int, int]:
-        """Stage parts; return their ID, SHA-256, number and total size in bytes."""
+    async def _stage(self, parts: Iterable[bytes]) -> "_Staged":
+        """Stage parts under a new ID."""
         part_id, total, size = secrets.token_hex(8), hashlib.sha256(), 0
 
         def summed() -> Iterator[bytes]:
@@ -209,7 +225,7 @@ class ListWriter:
                 yield part
 
         count = await self._store.stage(self.name, part_id, summed())
-        return part_id, total.hexdigest(), count, size
+        return _Staged(part_id, total.hexdigest(), count, size)
 
     def _is_base_due(self, made: Change, rows: int) -> bool:
         content = self.content

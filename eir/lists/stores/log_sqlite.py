@@ -108,7 +108,7 @@ class SqliteLogStore:
             (DELETE_ROWS, PORTION_RECORDS),
             (DELETE_RECORDS, PORTION_RECORDS),
         ):
-            while oldest and await self._file.call(_delete, statement, values | {"most": most}):
+            while oldest and await self._file.call(_execute, statement, values | {"most": most}):
                 pass
         if entry.change.base_id:
             await self._file.call(checkpoint)
@@ -124,7 +124,7 @@ class SqliteLogStore:
     async def claim(self, task: str, who: str, ttl_s: float) -> bool:
         """Claim, renew or release a lease."""
         values = {"task": task, "who": who, "ttl": ttl_s, "now": time.time()}
-        return await self._file.call(_delete, CLAIM, values) > 0
+        return await self._file.call(_execute, CLAIM, values) > 0
 
     async def close(self) -> None:
         """Close the connection."""
@@ -186,6 +186,6 @@ def _commit(db: sqlite3.Connection, name: str, head: Head, entry: LogEntry, seen
         db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?)", (name, head.digest, encode(head).decode()))
 
 
-def _delete(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> int:
+def _execute(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> int:
     """Execute a statement, and return the number of changed rows."""
     return db.execute(statement, values).rowcount

@@ -1,8 +1,7 @@
 """Content digest of a list: the root of a tree of SHA-256.
 
 A leaf is the content of 16 blocks, which are one TAC or 2^20 whole TACs. A node has up to 256 children and the digest of their numbers and
-digests. So equal lists have equal digests whatever their past, and a change costs only the leaves that it touches and the nodes above
-them. Days are not part of the digest. Reasons are part of it as texts, because their indexes depend on the past of a list.
+digests. The digest of a list does not depend on the list's past. A change costs only the leaves that it touches and the nodes above them. Days are not part of the digest. Reasons are part of it as texts, because their indexes depend on the past of a list.
 """
 
 import hashlib

@@ -17,26 +17,14 @@ from eir.lists.stores import log_redis, log_sqlite
 from eir.lists.stores.log_redis import RedisLogStore
 from eir.lists.stores.log_sqlite import SqliteLogStore
 
-KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
-
 
 @pytest.fixture(scope="module")
 def running():
-    """Servers, started when the first test needs them."""
-    with contextlib.ExitStack() as stack:
-        started = {}
-
-        def server(kind):
-            if kind not in started:
-                redis = servers.programs()["redis" if kind not in servers.programs() else kind]
-                make = {"cluster": groups.Cluster, "sentinel": lambda program: groups.Watched(program, sentinels=1)}
-                started[kind] = stack.enter_context(make.get(kind, servers.Server)(redis))
-            return started[kind]
-
+    with groups.started(servers.Server) as server:
         yield server
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=groups.KINDS)
 async def opener(request, tmp_path, running):
     """Opens the store as one more process would."""
     kind = request.param

@@ -32,36 +32,17 @@ from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.dates import date_pages
 from eir.lists.stores.open import open_store
 
-KINDS = ["sqlite", *servers.programs(), *(["cluster", "sentinel"] if "redis" in servers.programs() else [])]
-
 SHORT = ("sqlite", "redis")
 """Kinds of store that tests without `--long` use."""
 
 
 @pytest.fixture(scope="session")
 def running():
-    """Servers, started when the first test wants them."""
-    with contextlib.ExitStack() as stack:
-        started = {}
-
-        def server(kind):
-            if kind not in started:
-                started[kind] = stack.enter_context(made(kind))
-            return started[kind]
-
-        def made(kind):
-            redis = servers.programs()["redis" if kind not in servers.programs() else kind]
-            match kind:
-                case "cluster":
-                    return groups.Cluster(redis)
-                case "sentinel":
-                    return groups.Watched(redis, sentinels=1)
-            return servers.Protected(redis, "--enable-debug-command", "yes")
-
+    with groups.started(lambda redis: servers.Protected(redis, "--enable-debug-command", "yes")) as server:
         yield server
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.long] * (kind not in SHORT)) for kind in KINDS])
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.long] * (kind not in SHORT)) for kind in groups.KINDS])
 def kind(request):
     return request.param
 
