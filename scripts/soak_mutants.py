@@ -65,7 +65,7 @@ OUTSIDE = {
     "eir/lists/stores": ("test_store_contract", "test_sqlite", "test_redis"),
     "eir/wire/web": ("test_http", "test_http2", "test_hpack_lane"),
     "eir/cli/access.py": ("test_init", "test_state_folder"),
-    "eir/cli/app.py": ("test_manual",),
+    "eir/cli/app.py": ("test_help",),
     "eir/cli/asking.py": ("test_pages",),
     "eir/cli/audit.py": ("test_audit", "test_acknowledge"),
     "eir/cli/figures.py": ("test_figures",),

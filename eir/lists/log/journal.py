@@ -441,7 +441,7 @@ def _end_of(path: Path) -> JournalEnd:
 
 
 def _newest_time(path: Path) -> str:
-    """Return the time of the newest readable line of a file; empty if there is none."""
+    """Return the time of the newest readable line of a file; an empty text for a file without one."""
     return "".join(line.event.time for line in deque(_readable(path), maxlen=1))
 
 
