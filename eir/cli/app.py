@@ -143,7 +143,6 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "audit": (
         ("does an EIR block what the release lists?", f"eir audit {RELEASE} s13://192.0.2.1 --at-least 99.9%"),
-        ("by a capture, without asking", f"eir audit {RELEASE} --passive s13.pcap"),
         ("by what this node has on record", f"eir audit {RELEASE} --sightings --since 7d"),
     ),
     "seen": (
