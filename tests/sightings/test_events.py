@@ -13,7 +13,6 @@ from itertools import pairwise
 import pytest
 from node import LISTED, TRACKED, UNLISTED, until_async
 from patience import PATIENCE_S
-from servers import Server, programs
 from test_sightings import BLACK, IMSI, NOON, NUMBER, OTHER_IMSI, Handed, asked, each
 
 from eir.checks.policy import Decision
@@ -455,15 +454,3 @@ async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lis
     )
     assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 0}
     assert json.loads(remembered.read_text()) == {f"sim_changed {LISTED}": OTHER_IMSI}
-
-
-@pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
-async def test_events_go_to_a_stream_of_the_redis_of_the_store(site, connect):
-    with Server(programs()["redis"]) as server:
-        site.configure(store=server.url, sightings={"stream": "eir:checks"})
-        site.load([LISTED])
-        node = site.start()
-        await asked(await connect(node), UNLISTED, LISTED)
-        await until_async(lambda: node.metrics()["eir_events_total{to=stream}"] == 1)
-        said = server.command("XRANGE", "eir:checks", "-", "+")
-        assert LISTED.encode() in said if isinstance(said, bytes) else LISTED in str(said)
