@@ -196,12 +196,14 @@ class OtherHss(Application):
 
 async def test_an_hss_that_nobody_here_wrote_is_asked(page, unused_tcp_port):
     application = OtherHss({IMSI})
-    with python_diameter.running(
-        HSS, REALM, force=True, vendor_ids=[VENDOR], ip_addresses=["127.0.0.1"], tcp_port=unused_tcp_port
-    ) as node:
-        node.add_application(application, [node.add_peer(f"aaa://{MME}", REALM)])
-        node.start()
-        async with stranger(lambda _: b"") as (mute, _), asking(page, mute, ("127.0.0.1", unused_tcp_port)) as servers:
+    hss_options = {"force": True, "vendor_ids": [VENDOR], "ip_addresses": ["127.0.0.1"], "tcp_port": unused_tcp_port}
+    async with (
+        stranger(lambda _: b"\1\0\0\0") as (broken, _),
+        asking(page, broken, ("127.0.0.1", unused_tcp_port)) as servers,
+    ):
+        with python_diameter.running(HSS, REALM, **hss_options) as node:  # it closes no connection after its DPA
+            node.add_application(application, [node.add_peer(f"aaa://{MME}", REALM)])
+            node.start()
             assert await page["purge"](servers, IMSI) == "purged"
             assert await page["purge"](servers, OTHER) == "refused: [(10415, 5001)]"
     assert [application.flags.get(timeout=PROGRAM_S), application.flags.get(timeout=PATIENCE_S)] == [True, False]
