@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 from commands import CONSTANTS, commands
-from patience import PATIENCE_S
+from patience import FACTOR, PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
 from wire import EIR, REALM
 
@@ -61,7 +61,7 @@ def settings():
             "rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "tracked", "answer": "greylisted"}],
         },
         "http": "127.0.0.1:0",
-        "limits": {"close_after_dpa_s": 2},
+        "limits": {"close_after_dpa_s": min(0.3 * FACTOR, 60)},  # how long a node that ends waits for each client
     }
 
 

@@ -600,6 +600,8 @@ class TestContainers:
                     return [(await client.ask(question)).number(1445, TGPP) for client in clients] == [1, 1]
 
                 await until_async(blocked_by_both)
+                for client in clients:  # each node otherwise waits for the DPA
+                    await client.close()
         finally:
             redis.stop()
 

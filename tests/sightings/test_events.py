@@ -248,7 +248,7 @@ def desk(port=0):
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.status, server.content_type, server.got = 200, "text/plain", got
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:
@@ -361,8 +361,9 @@ async def test_a_webhook_that_drips_its_answer_has_one_deadline(key_file):
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), PATIENCE_S)
 
 
-async def test_a_drain_ends_with_0_while_a_webhook_drips(site, connect):
+async def test_a_drain_ends_with_0_while_a_webhook_drips(site, connect, constants):
     """Else systemd starts the drained node again."""
+    constants({"eir.node.processes.recorder.END_S": 0.1})
     (site.folder / "webhook.key").write_text("secret\n")
     with dripping() as (url, arrived):
         site.configure(

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+import python_diameter
 from diameter.message import constants
-from diameter.node import Node
 from diameter.node.application import Application
 from luhn import check_digit
 from made import page
@@ -264,29 +263,27 @@ class Eir(Application):
 
 
 @contextmanager
-def python_diameter(blocked):
-    logging.getLogger("diameter").setLevel(logging.CRITICAL)
+def other_eir(blocked):
     port = free_port()
-    node = Node(EIR, REALM, ip_addresses=["127.0.0.1"], tcp_port=port, vendor_ids=[constants.VENDOR_TGPP])
-    application = Eir(constants.APP_3GPP_S13_S13, is_auth_application=True)
-    application.blocked = set(blocked)
-    node.add_application(application, [node.add_peer(f"aaa://{HOST}", REALM)])
-    node.start()
-    try:
+    with python_diameter.running(
+        EIR, REALM, force=True, ip_addresses=["127.0.0.1"], tcp_port=port, vendor_ids=[constants.VENDOR_TGPP]
+    ) as node:
+        application = Eir(constants.APP_3GPP_S13_S13, is_auth_application=True)
+        application.blocked = set(blocked)
+        node.add_application(application, [node.add_peer(f"aaa://{HOST}", REALM)])
+        node.start()
         yield f"s13://127.0.0.1:{port}?{NAMES}"
-    finally:
-        node.stop(wait_timeout=1, force=True)
 
 
 def test_an_eir_of_another_make(site):
     wanted, short = site.release(IMEIS[:60]), MISSED[:0]
-    with python_diameter(IMEIS[:60]) as where:
+    with other_eir(IMEIS[:60]) as where:
         document, _ = found(site, wanted, where, *ASKED, "--at-least", "1")
         assert (document["asked"], document["share"], document["exceptions"]) == (60, 1, short)
         document, said = found(site, wanted, where, *ASKED, "--sample", "20", "--at-least", "0.99", status=3)
         assert (document["asked"], document["share"]) == (20, 1)
         assert said.startswith("eir: undecided: between ")
-    with python_diameter(imei for imei in IMEIS[:60] if imei not in MISSED) as where:
+    with other_eir(imei for imei in IMEIS[:60] if imei not in MISSED) as where:
         document, _ = found(site, wanted, where, *ASKED, "--at-least", "1", status=1)
         assert document["as_listed"] == 59
         gap(document, [imei for imei in MISSED if imei in IMEIS[:60]])
