@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from commands import commands
-from patience import PATIENCE_S
+from simulated.commands import commands
+from simulated.patience import PATIENCE_S
 from typer.main import get_command
 
 from eir.cli.app import EXAMPLES, command_line, main

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until_async
-from patience import PATIENCE_S
-from servers import Server, programs
+from simulated.node import LISTED, TRACKED, UNLISTED, until_async
+from simulated.patience import PATIENCE_S
+from simulated.servers import Server, programs
 from test_sightings import BLACK, IMSI, NOON, NUMBER, OTHER_IMSI, Handed, asked, each
 
 from eir.checks.policy import Decision

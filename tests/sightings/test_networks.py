@@ -1,17 +1,10 @@
 """The made network of several operators: its record holds the kinds that it promises, and the truth beside it."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-try:
-    from simulated import networks_shared
-finally:
-    sys.path.pop(0)
+from simulated import networks_shared
 
 RULES = networks_shared.Shared(people=600, days=12, stalls=0.01, fleets=0.01)
 

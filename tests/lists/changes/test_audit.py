@@ -10,18 +10,18 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from types import SimpleNamespace
 
-import m3ua_wire
 import numpy as np
 import polars as pl
 import pytest
 from diameter.message import constants
 from diameter.node import Node
 from diameter.node.application import Application
-from luhn import check_digit
-from made import page
-from node import LISTED, UNLISTED
-from servers import free_port
-from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, terminal, u32
+from simulated import m3ua_wire
+from simulated.luhn import check_digit
+from simulated.node import LISTED, UNLISTED
+from simulated.servers import free_port
+from simulated.store_content import page
+from simulated.wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, terminal, u32
 
 from eir.device import MEID_BASE, device_key
 from eir.interfaces.map import checkimei as codec

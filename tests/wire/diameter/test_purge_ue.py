@@ -11,13 +11,13 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-import wire
-from accepting import accepting
 from diameter.message.avp.grouped import ExperimentalResult, VendorSpecificApplicationId
 from diameter.message.commands.purge_ue import PurgeUeRequest
 from diameter.node import Node as OtherNode
 from diameter.node.application import SimpleThreadingApplication
-from patience import PATIENCE_S, PROGRAM_S
+from simulated import wire
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.tcp_server import accepting
 
 import eir.wire.diameter
 from eir.wire.diameter import EirError, Servers

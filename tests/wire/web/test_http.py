@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire import until
+from simulated.wire import until
 
 from eir.node.observe.http import COMPUTED_MAX, HttpServer
 from eir.node.observe.http import pages as node_pages
