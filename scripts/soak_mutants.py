@@ -437,13 +437,15 @@ def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
         return _FOUND[root]
     files = {
         _module(root, path): path.relative_to(root).as_posix()
-        for part in ("eir", "tests")
+        for part in ("eir", "scripts/simulated", "tests")
         for path in (root / part).rglob("*.py")
     }
     imported_by: dict[str, set[str]] = defaultdict(set)
     count: dict[str, int] = {}
     for module, file in files.items():
-        wanted = {files[name] for name in _imports((root / file).read_text()) if name in files and name != module}
+        wanted = {
+            files[name] for name in _imports((root / file).read_text(), module) if name in files and name != module
+        }
         count[file] = len(wanted)
         for name in wanted:
             imported_by[name].add(file)
@@ -463,19 +465,22 @@ def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _module(root: Path, path: Path) -> str:
-    """Return the name of a file in an import; tests and their common modules are on the path."""
+    """Return the name of a file in an import; the folders `scripts` and `tests` are on the path."""
     parts = path.relative_to(root).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "scripts" else parts
     name = parts[-1:] if parts[0] == "tests" else parts[:-1] if parts[-1] == "__init__" else parts
     return ".".join(name)
 
 
-def _imports(text: str) -> Iterator[str]:
+def _imports(text: str, module: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.rpartition(".")[0] if node.level else ""
+            source = ".".join(filter(None, (package, node.module)))
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 def _tell(wanted: int) -> Callable[[Tried], None]:

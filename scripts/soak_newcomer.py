@@ -19,8 +19,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from pages import ROOT, Installation
 
 HAS = "systemd,systemd-sysv,dbus,sudo,openssl,ca-certificates"

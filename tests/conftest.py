@@ -11,14 +11,14 @@ from pathlib import Path
 import clock
 import drop
 import in_kernel
-import patience
 import processor_time
 import pytest
-from commands import CONSTANTS
 from hypothesis import HealthCheck, settings
-from node import Publisher, Site
-from releases import make_key
-from wire import HOST, REALM, Connection, cer
+from simulated import patience
+from simulated.commands import CONSTANTS
+from simulated.node import Publisher, Site
+from simulated.releases import make_key
+from simulated.wire import HOST, REALM, Connection, cer
 
 sys.path += sorted({str(path.parent) for path in Path(__file__).parent.rglob("*.py")})
 """A test may use what another one has, in whichever folder."""

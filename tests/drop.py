@@ -5,7 +5,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from releases import public
+from simulated.releases import public
 
 from eir.lists.changes.load import Loader
 from eir.lists.record.settings import ListSettings

@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import numpy as np
-from lanes import ecr, sides
-from made import state
+from simulated.lanes import ecr, sides
+from simulated.store_content import state
 
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.lists.images.chunks import PageRows

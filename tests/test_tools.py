@@ -1,4 +1,4 @@
-"""Tools of the tests: the process that forks commands (tests/commands.py), and the clock (tests/clock.py)."""
+"""Tools of the tests: the process that forks commands (scripts/simulated/commands.py), and the clock (tests/clock.py)."""
 
 import asyncio
 import os
@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from clock import TURN_S
-from commands import Forked
-from patience import PATIENCE_S
+from simulated.commands import Forked
+from simulated.patience import PATIENCE_S
 
-SERVE = "import sys, commands; commands.IMPORTED = (); commands._serve(sys.argv[1], int(sys.argv[2]))"
+SERVE = (
+    "import sys; from simulated import commands; commands.IMPORTED = (); commands._serve(sys.argv[1], int(sys.argv[2]))"
+)
 
 
 def test_a_command_ends_with_the_process_of_the_tests(tmp_path):
@@ -27,7 +29,7 @@ def test_a_command_ends_with_the_process_of_the_tests(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, path, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parents[1] / "scripts",
         )
     assert life.recv(1)
     command = Forked(path, ["lists", "-c", str(silent)], dict(os.environ), tmp_path, [0, 1, 2])

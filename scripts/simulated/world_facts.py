@@ -231,7 +231,7 @@ def _sell(land: _People, phone: tuple[int, int, int], when: float, home: int | N
     land.use(phone, (sim, -1), buyer, when, land.hours)
 
 
-def _event(land: _People, name: str, phone: tuple[int, int, int], sims: tuple[int, int], who: int, hard: dict[int, str]) -> None:  # noqa: C901, PLR0912, PLR0915, PLR0917 - the list of events # fmt: skip
+def _event(land: _People, name: str, phone: tuple[int, int, int], sims: tuple[int, int], who: int, hard: dict[int, str]) -> None:  # noqa: C901, PLR0915 - the list of events # fmt: skip
     """Add the uses of a phone with one event."""
     rng, hours = land.rng, land.hours
     at = float(
@@ -536,7 +536,7 @@ def _checks(land: _People) -> Iterator[pl.DataFrame]:  # noqa: PLR0915 - one chu
         })  # fmt: skip
 
 
-def _write(folder: Path, number: int, checks: pl.DataFrame, rates: FactRates, names: pl.DataFrame, silent: np.ndarray) -> None:  # noqa: PLR0917 # fmt: skip
+def _write(folder: Path, number: int, checks: pl.DataFrame, rates: FactRates, names: pl.DataFrame, silent: np.ndarray) -> None:  # fmt: skip
     """Write checks to files, one for each day."""
     text, shown = pl.col("device").cast(pl.String).str.zfill(14), pl.col("version").cast(pl.String).str.zfill(2)
     rest, total = checks["device"].to_numpy(), np.zeros(len(checks), np.int64)

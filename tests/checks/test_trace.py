@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 
-import lanes
 import pytest
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until
-from patience import PATIENCE_S
-from servers import free_port
-from wire import HOST, REALM, TGPP, Message, cer, ecr
+from simulated import lanes
+from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until
+from simulated.patience import PATIENCE_S
+from simulated.servers import free_port
+from simulated.wire import HOST, REALM, TGPP, Message, cer, ecr
 
 from eir.checks.trace import TraceFilter
 from eir.interfaces.gsup import INTERFACE as GSUP

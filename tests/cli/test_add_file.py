@@ -8,8 +8,8 @@ import subprocess
 from contextlib import suppress
 
 import pytest
-from luhn import check_digit
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site
+from simulated.luhn import check_digit
+from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, Site
 
 ROWS = 5_000
 LISTS = {

@@ -10,8 +10,8 @@ import tarfile
 from contextlib import closing
 
 import pytest
-from node import COMMAND, LISTED, UNLISTED, Site, until
-from servers import Server, programs
+from simulated.node import COMMAND, LISTED, UNLISTED, Site, until
+from simulated.servers import Server, programs
 
 LISTS = {"stolen": {"signers": "signers"}, "own": {"local": True}}
 POLICY = {"rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "own", "answer": "greylisted"}]}

@@ -16,14 +16,14 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from certificates import Authority
-from commands import commands
 from full_disk import no_file_above
-from luhn import check_digit
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
-from patience import PATIENCE_S, PROGRAM_S
+from simulated.certificates import Authority
+from simulated.commands import commands
+from simulated.luhn import check_digit
+from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.wire import EIR, HOST, REALM
 from typer.main import get_command
-from wire import EIR, HOST, REALM
 
 from eir.cli.app import command_line, main
 from eir.cli.output import written_to

@@ -5,18 +5,14 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from commands import commands
-from patience import PATIENCE_S
+from command_docs import bash, commands_of, is_runnable, man_page
+from simulated.commands import commands
+from simulated.patience import PATIENCE_S
 from typer.main import get_command
 
 from eir.cli.app import EXAMPLES, command_line, main
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from command_docs import bash, commands_of, is_runnable, man_page
 
 ROOT = get_command(command_line())
 LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and is_runnable(command)]

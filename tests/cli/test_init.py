@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import commands
-from node import COMMAND
-from patience import PATIENCE_S
+from simulated.commands import commands
+from simulated.node import COMMAND
+from simulated.patience import PATIENCE_S
 
 from eir.config import load_config
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from certificates import Authority, days
 from configuration import GOOD, IDENTITY, LISTS, ONE_PEER, RULES, SIGNER, problems_of
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated.certificates import Authority, days
 
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import load_config

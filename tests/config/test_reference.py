@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from certificates import Authority
 from configuration import GOOD, IDENTITY, ONE_PEER, SIGNER, files_of_tokens, problems_of
+from simulated.certificates import Authority
 
 from eir.checks.settings import Status
 from eir.config import Config, config_after_reload, load_config, needs_restart, render

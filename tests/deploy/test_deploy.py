@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from certificates import Authority
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until, until_async
-from patience import PATIENCE_S, PROGRAM_S
-from servers import Server, free_port
-from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
+from simulated.certificates import Authority
+from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.servers import Server, free_port
+from simulated.wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
 from eir.config import load_config
 from eir.node.observe.alerts import RULES, alert_of

@@ -9,7 +9,7 @@ from shlex import quote
 
 import pytest
 from pages import ROOT, Installation
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 
 WHEELS = Path(sys.prefix) / "wheels"
 """Made by `scripts/setup --test`, by the page's own line."""

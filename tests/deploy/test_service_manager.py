@@ -5,8 +5,8 @@ import socket
 import subprocess
 
 import pytest
-from node import COMMAND, LISTED
-from patience import PATIENCE_S
+from simulated.node import COMMAND, LISTED
+from simulated.patience import PATIENCE_S
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 import pytest
 from fleet import LIST, Fleet
 from groups import Cluster, Watched
-from node import COMMAND, until
-from patience import PATIENCE_S, PROGRAM_S
 from proxy import Proxy
+from simulated.node import COMMAND, until
+from simulated.patience import PATIENCE_S, PROGRAM_S
 
 
 @pytest.mark.long

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 from fleet import LIST
-from node import COMMAND, until
-from patience import PROGRAM_S
 from proxy import Proxy
+from simulated.node import COMMAND, until
+from simulated.patience import PROGRAM_S
 
 STAGING, CHECKING, SWITCHING = b"HSET", b"\r\nHLEN\r\n", b"\r\nEXEC\r\n"
 """What a loader says while it fills a set, before it looks at the set that it filled, and to put it in force."""

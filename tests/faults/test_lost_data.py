@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 from fleet import LIST
-from node import COMMAND, until
-from patience import PROGRAM_S
+from simulated.node import COMMAND, until
+from simulated.patience import PROGRAM_S
 
 
 def on_record(fleet):

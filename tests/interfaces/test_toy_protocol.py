@@ -4,9 +4,9 @@ import shutil
 import socket
 
 import pytest
-from node import LISTED, UNLISTED, Site, until
 from pages import ROOT
-from servers import free_port
+from simulated.node import LISTED, UNLISTED, Site, until
+from simulated.servers import free_port
 
 FOLDER = {
     "__init__.py": '''

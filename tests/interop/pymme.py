@@ -7,8 +7,8 @@ from diameter.message.avp.grouped import TerminalInformation, VendorSpecificAppl
 from diameter.message.commands.me_identity_check import MeIdentityCheckRequest
 from diameter.message.constants import APP_3GPP_S13_S13, E_AUTH_SESSION_STATE_NO_STATE_MAINTAINED, VENDOR_TGPP
 from diameter.node.application import Application
-from patience import FACTOR
-from wire import EIR, HOST, REALM
+from simulated.patience import FACTOR
+from simulated.wire import EIR, HOST, REALM
 
 ANSWER_S = 30 * FACTOR
 

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from diameter.message.constants import E_AUTH_SESSION_STATE_NO_STATE_MAINTAINED
 from dissect import capturing
-from node import LISTED, TRACKED, UNLISTED, until
 from pymme import connected
-from wire import EIR, REALM
+from simulated.node import LISTED, TRACKED, UNLISTED, until
+from simulated.wire import EIR, REALM
 
 # Its threads raise, at a socket that was closed under them for one; that is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -13,12 +13,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from accepting import accepting
-from hostile import processes
 from in_kernel import has_sctp
-from node import is_gone, until
-from patience import PATIENCE_S, PROGRAM_S
-from wire import TGPP, Message, avp, message, u32
+from simulated.hostile import processes
+from simulated.node import is_gone, until
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.tcp_server import accepting
+from simulated.wire import TGPP, Message, avp, message, u32
 
 from eir.interfaces.s13.lane import COMPILED
 from eir.lists.pages.pages import PAGE_KEYS

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until_async
-from patience import PATIENCE_S
+from simulated.node import LISTED, TRACKED, UNLISTED, until_async
+from simulated.patience import PATIENCE_S
 from test_sightings import BLACK, IMSI, NOON, NUMBER, OTHER_IMSI, Handed, asked, each
 
 from eir.checks.policy import Decision

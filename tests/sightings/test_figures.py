@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from browser import in_chromium, looked_at
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 from tampered import FAR, NEAR, phones
 
 from eir.cli.app import main

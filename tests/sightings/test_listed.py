@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 import redis
-from made import page, pages_of
-from node import LISTED, TRACKED, UNLISTED, Site, children, until_async
-from servers import Server, programs
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until_async
+from simulated.servers import Server, programs
+from simulated.store_content import page, pages_of
 from test_events import desk, told
 from test_sightings import IMSI, asked
 

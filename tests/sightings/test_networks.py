@@ -1,17 +1,10 @@
 """Simulated networks of several operators: the record has the stated kinds and rates, and agrees with the truth."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-try:
-    from simulated import networks_shared, world_facts
-finally:
-    sys.path.pop(0)
+from simulated import networks_shared, world_facts
 
 RULES = networks_shared.Shared(people=600, days=12, stalls=0.01, fleets=0.01)
 RATES = world_facts.FactRates(phones=3000, copied=0.08)

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from node import LISTED, TRACKED, UNLISTED
-from wire import HOST, REALM, avp, ecr
+from simulated.node import LISTED, TRACKED, UNLISTED
+from simulated.wire import HOST, REALM, avp, ecr
 
 from eir.checks.policy import Decision, SightingKind
 from eir.cli.app import main

@@ -3,16 +3,15 @@
 import csv
 import io
 import re
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import polars as pl
 import pytest
 from browser import in_chromium, looked_at
 from hypothesis import given
 from hypothesis import strategies as st
-from luhn import check_digit
+from simulated import world, world_other
+from simulated.luhn import check_digit
 from tampered import DAY, FAR, IMEI, NEAR, OTHERS, START, TAMPERED, UNTIL, files, people, phones, write
 
 from eir.errors import EirError
@@ -22,23 +21,14 @@ from eir.sightings.engine import SQL, duck
 from eir.sightings.figures import FEW, WITHHELD, hidden_rows
 from eir.sightings.judge import Finding, calibration_shift, judge
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
 PEOPLE = 1000
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
     """A network of each generator; the seed of the second differs from run to run there, and is one that is known here."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        from simulated import world, world_other
-
-        folders = [tmp_path_factory.mktemp("world") for _ in range(2)]
-        return [world.make(folders[0], PEOPLE, seed=5), world_other.make(folders[1], PEOPLE, seed=6)]
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    folders = [tmp_path_factory.mktemp("world") for _ in range(2)]
+    return [world.make(folders[0], PEOPLE, seed=5), world_other.make(folders[1], PEOPLE, seed=6)]
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +75,7 @@ def test_checks_that_name_no_device_are_counted_by_origin(judged):
 
 
 def test_the_second_network_is_another_with_each_seed(worlds, tmp_path):
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        from simulated import world_other
-
-        again = world_other.make(tmp_path, 200, seed=7)
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    again = world_other.make(tmp_path, 200, seed=7)
     assert again.truth.keys() != worlds[1].truth.keys()
 
 

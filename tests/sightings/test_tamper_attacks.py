@@ -1,24 +1,17 @@
 """Peers that lie about others' devices get no honest one reported, and no tampered one overlooked (scripts/simulated/attacks.py)."""
 
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from simulated import attacks, networks
 from tampered import files
 
 from eir.sightings.conditions import TamperSettings
 from eir.sightings.engine import duck
 from eir.sightings.judge import judge
 from eir.sightings.trust import find_distrusted
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-try:
-    from simulated import attacks, networks
-finally:
-    sys.path.pop(0)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import json
 import math
-import sys
 from datetime import timedelta
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
-from patience import PROGRAM_S, TEST_S
+from simulated import world as simulated_world
+from simulated.patience import PROGRAM_S, TEST_S
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/test --spark brings it")
 
@@ -21,7 +20,6 @@ from eir.sightings.engine import TABLES, duck
 from eir.sightings.judge import judge
 from eir.sightings.spark import spark, translate
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 PEOPLE = 500
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 """127.0.0.1 as /proc/net has it, of IPv4 and as an IPv6 address."""
@@ -41,13 +39,7 @@ def standalone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A made network, with what it holds of each kind."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        from simulated import world
-
-        return world.make(tmp_path_factory.mktemp("world"), PEOPLE, seed=5)
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return simulated_world.make(tmp_path_factory.mktemp("world"), PEOPLE, seed=5)
 
 
 class Watched:

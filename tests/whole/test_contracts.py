@@ -13,20 +13,19 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 
-import m3ua_wire
-import osmo_wire
 import pytest
 import redis
 import typer
 import yaml
-from amf import Amf
-from luhn import check_digit
-from msc import Msc
-from node import COMMAND, LISTED, TRACKED, UNLISTED, until
 from pages import ROOT, section
-from register import Client, basic, device
-from servers import Server, free_port, programs
-from wire import Connection, Message, ecr, vector
+from simulated import m3ua_wire, osmo_wire
+from simulated.amf import Amf
+from simulated.luhn import check_digit
+from simulated.msc import Msc
+from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, until
+from simulated.register import Client, basic, device
+from simulated.servers import Server, free_port, programs
+from simulated.wire import Connection, Message, ecr, vector
 
 from eir.cli.app import command_line
 from eir.disk import UNFINISHED

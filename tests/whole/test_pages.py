@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from certificates import Authority
-from commands import commands
-from issuer import Issuer
-from node import LISTED, TRACKED, until
 from pages import blocks, section
-from patience import PROGRAM_S
-from servers import Server, programs
-from wire import EIR, REALM
+from simulated.certificates import Authority
+from simulated.commands import commands
+from simulated.issuer import Issuer
+from simulated.node import LISTED, TRACKED, until
+from simulated.patience import PROGRAM_S
+from simulated.servers import Server, programs
+from simulated.wire import EIR, REALM
 
 from eir.cli.app import command_line
 from eir.cli.asking import CLIENTS, probe_of

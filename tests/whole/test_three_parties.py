@@ -10,9 +10,9 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-from luhn import check_digit
-from node import LISTED, UNLISTED, Publisher, Site
-from wire import HOST, REALM, TGPP, ecr
+from simulated.luhn import check_digit
+from simulated.node import LISTED, UNLISTED, Publisher, Site
+from simulated.wire import HOST, REALM, TGPP, ecr
 
 CLONE = "35209900881234"
 HONEST = [f"3532811{number:07d}" for number in range(200)]

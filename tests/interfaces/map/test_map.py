@@ -8,13 +8,13 @@ import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
-import m3ua_wire as wire
 import pytest
-from accepting import accepting
 from clock import Clock
-from made import fill, pages_of
-from patience import PATIENCE_S
 from pycrate_asn1dir import TCAP_MAPv2v3
+from simulated import m3ua_wire as wire
+from simulated.patience import PATIENCE_S
+from simulated.store_content import fill, pages_of
+from simulated.tcp_server import accepting
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from amf import RESOURCE, Amf, at
-from certificates import Authority
-from issuer import AMF, Issuer, jwks
-from node import LISTED, UNLISTED, until, until_async
 from nrf_server import Nrf
-from wire import EIR, REALM
+from simulated.amf import RESOURCE, Amf, at
+from simulated.certificates import Authority
+from simulated.issuer import AMF, Issuer, jwks
+from simulated.node import LISTED, UNLISTED, until, until_async
+from simulated.wire import EIR, REALM
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings

@@ -10,16 +10,16 @@ import socket
 import ssl
 import subprocess
 
-import http2_wire as wire
 import pytest
-from amf import at
-from certificates import VERSIONS, Authority
-from hostile import Steady, at_rest, beside, memory_mb, settled
-from http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
-from luhn import check_digit
-from node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
-from patience import FACTOR, PATIENCE_S, PROGRAM_S
-from wire import EIR, REALM, TGPP, ecr
+from simulated import http2_wire as wire
+from simulated.amf import at
+from simulated.certificates import VERSIONS, Authority
+from simulated.hostile import Steady, at_rest, beside, memory_mb, settled
+from simulated.http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
+from simulated.luhn import check_digit
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from simulated.patience import FACTOR, PATIENCE_S, PROGRAM_S
+from simulated.wire import EIR, REALM, TGPP, ecr
 
 from eir.node.observe.control import ask as control
 

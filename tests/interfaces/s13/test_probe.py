@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trustme
-import wire
-from accepting import accepting
-from node import LISTED, UNLISTED
-from wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
+from simulated import wire
+from simulated.node import LISTED, UNLISTED
+from simulated.tcp_server import accepting
+from simulated.wire import APP, EIR, REALM, TGPP, VSAI, answer_to, avp, u32, walk
 
 from eir.errors import EirError, UsageError
 from eir.interfaces.s13 import INTERFACE

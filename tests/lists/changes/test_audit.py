@@ -14,11 +14,11 @@ import pytest
 import python_diameter
 from diameter.message import constants
 from diameter.node.application import Application
-from luhn import check_digit
-from made import page
-from node import LISTED, UNLISTED
-from servers import free_port
-from wire import EIR, HOST, REALM
+from simulated.luhn import check_digit
+from simulated.node import LISTED, UNLISTED
+from simulated.servers import free_port
+from simulated.store_content import page
+from simulated.wire import EIR, HOST, REALM
 
 from eir.device import MEID_BASE, device_key
 from eir.lists.changes.audit import (

@@ -13,9 +13,9 @@ from datetime import timedelta
 
 import pytest
 import zstandard
-from made import Altered, devices_of, tacs_of
-from patience import PATIENCE_S
-from releases import NAME, NOW, make_key, public, sign, text
+from simulated.patience import PATIENCE_S
+from simulated.releases import NAME, NOW, make_key, public, sign, text
+from simulated.store_content import Altered, devices_of, tacs_of
 
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import EntryRefused, NothingToRollBack, ReleaseRefused, StoreError

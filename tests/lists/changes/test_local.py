@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import Altered, devices_of, put, tacs_of, until
+from simulated.store_content import Altered, devices_of, put, tacs_of, until
 
 from eir.checks.explain import explain
 from eir.checks.question import Question

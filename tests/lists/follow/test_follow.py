@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 
 import pytest
-from followed import QUICK, Node
-from made import page, pages_of, state, until
+from simulated.follower import QUICK, Node
+from simulated.store_content import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.follow import follower as follow

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lanes import ecr, sides
-from made import fill, page, pages_of
+from simulated.lanes import ecr, sides
+from simulated.store_content import fill, page, pages_of
 
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import MEID_BASE, imsi_key

@@ -8,8 +8,8 @@ from bisect import bisect_left
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import fill, page, pages_of, pair_pages, state
 from pyroaring import BitMap
+from simulated.store_content import fill, page, pages_of, pair_pages, state
 
 from eir.device import MEID_BASE
 from eir.lists.images.imaging import build_image, chunks_of, image_of, rows_of

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 import zstandard
 from full_disk import no_file_above
-from releases import NAME, NOW, make_key, public
+from simulated.releases import NAME, NOW, make_key, public
 
 from eir.device import device_key
 from eir.errors import ReleaseRefused

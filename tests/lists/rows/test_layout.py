@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from luhn import check_digit
-from made import tacs_of
+from simulated.luhn import check_digit
+from simulated.store_content import tacs_of
 
 from eir.device import device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused

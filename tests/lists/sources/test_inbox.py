@@ -17,17 +17,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-import patience
 import pytest
-from commands import commands
 from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import Altered
-from node import is_gone, until_async
-from releases import precede_openssh, sign
-from servers import free_port
-from wire import until
+from simulated import patience
+from simulated.commands import commands
+from simulated.node import is_gone, until_async
+from simulated.releases import precede_openssh, sign
+from simulated.servers import free_port
+from simulated.store_content import Altered
+from simulated.wire import until
 
 from eir.config import load_config
 from eir.device import device_key

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from certificates import Authority
 from full_disk import no_file_above
-from node import Site, children, is_gone, until
-from publisher_folder import NAME, ROWS, Register
-from releases import make_key, public
-from servers import Server
-from web_folder import tls
+from simulated.certificates import Authority
+from simulated.node import Site, children, is_gone, until
+from simulated.publisher_folder import NAME, ROWS, Register
+from simulated.releases import make_key, public
+from simulated.servers import Server
+from simulated.web_folder import tls
 
 from eir.config import load_config
 from eir.errors import ConfigError

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import groups
 import pytest
-import servers
+from simulated import servers
 
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.log import store as contract

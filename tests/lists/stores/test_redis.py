@@ -12,12 +12,12 @@ import groups
 import pytest
 import redis.asyncio
 import redis.exceptions as fault
-import servers
 import trustme
-from accepting import accepting
-from followed import Node
-from made import Altered, cause_of, event, page, pages_in, pages_of, state, until
-from patience import FACTOR, PATIENCE_S
+from simulated import servers
+from simulated.follower import Node
+from simulated.patience import FACTOR, PATIENCE_S
+from simulated.store_content import Altered, cause_of, event, page, pages_in, pages_of, state, until
+from simulated.tcp_server import accepting
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged, StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page

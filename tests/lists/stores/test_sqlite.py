@@ -11,8 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from made import cause_of, directly, event, page, pages_in, pages_of, state, until
-from patience import PATIENCE_S
+from simulated.patience import PATIENCE_S
+from simulated.store_content import cause_of, directly, event, page, pages_in, pages_of, state, until
 
 from eir.errors import StoreError
 from eir.lists.stores.open import open_store
@@ -344,7 +344,7 @@ async def test_pages_of_any_size_are_read_in_bounded_batches(store):
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from made import page, state
+from simulated.store_content import page, state
 from eir.lists.stores.sqlite import SqliteStore
 async def main():
     store = SqliteStore(Path(sys.argv[1]))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import typer
-from commands import commands
-from node import COMMAND, LISTED, UNLISTED, Site
-from patience import PATIENCE_S
-from wire import REALM
+from simulated.commands import commands
+from simulated.node import COMMAND, LISTED, UNLISTED, Site
+from simulated.patience import PATIENCE_S
+from simulated.wire import REALM
 
 from eir.cli.app import command_line
 from eir.errors import EirError

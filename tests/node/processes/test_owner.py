@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from node import COMMAND, LISTED, UNLISTED
+from simulated.node import COMMAND, LISTED, UNLISTED
 
 from eir.node.processes.state_folder import as_owner_of
 

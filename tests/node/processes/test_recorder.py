@@ -5,7 +5,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from node import until_async
+from simulated.node import until_async
 from test_supervisor import PID, PlayedProcess
 
 from eir.lists.images.imaging import image_of

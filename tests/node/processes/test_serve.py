@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, fields, until, until_async
-from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
+from simulated.node import LISTED, TRACKED, UNLISTED, fields, until, until_async
+from simulated.wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
 from eir.config import load_config

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from full_disk import no_file_above
-from node import LISTED, until
+from simulated.node import LISTED, until
 from typer.main import get_command
 
 from eir import __version__

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from certificates import Authority
-from node import until_async
 from nrf_server import Nrf
-from patience import PATIENCE_S
-from wire import EIR
+from simulated.certificates import Authority
+from simulated.node import until_async
+from simulated.patience import PATIENCE_S
+from simulated.wire import EIR
 
 from eir.config import load_config
 from eir.errors import EirError

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, children, is_gone, until, until_async
-from patience import PATIENCE_S
-from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
+from simulated.node import LISTED, TRACKED, UNLISTED, children, is_gone, until, until_async
+from simulated.patience import PATIENCE_S
+from simulated.wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
 from eir.node.observe.control import ask as control
 from eir.wire.peers.rate import BURST_S

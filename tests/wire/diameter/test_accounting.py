@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fuzz.mutate import Mutator, good_messages
-from hostile import accounts, at_rest, settled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from node import LISTED
+from simulated.hostile import accounts, at_rest, settled
+from simulated.mutations import Mutator, good_messages
+from simulated.node import LISTED
+from simulated.wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 from test_conformance import checker
-from wire import EIR, REALM, Connection, cer, dpr, dwr, ecr, u32, until
 
 from eir.interfaces.s13.application import s13_application
 from eir.interfaces.s13.lane import COMPILED, ExpressLane, ExpressLanes

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile import Steady, accounts, at_rest, beside, descriptors, memory_mb, seconds_of_processor, settled
-from node import LISTED, until_async
-from patience import PATIENCE_S, PROGRAM_S
-from wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
+from simulated.hostile import Steady, accounts, at_rest, beside, descriptors, memory_mb, seconds_of_processor, settled
+from simulated.node import LISTED, until_async
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
 
 from eir.node.observe.control import ask as control
 from eir.wire.peers.settings import Limits

@@ -11,12 +11,12 @@ from queue import SimpleQueue
 
 import pytest
 import python_diameter
-import wire
-from accepting import accepting
 from diameter.message.avp.grouped import ExperimentalResult, VendorSpecificApplicationId
 from diameter.message.commands.purge_ue import PurgeUeRequest
 from diameter.node.application import Application
-from patience import PATIENCE_S, PROGRAM_S
+from simulated import wire
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.tcp_server import accepting
 
 import eir.wire.diameter
 from eir.wire.diameter import EirError, Servers

@@ -10,7 +10,7 @@ import pytest
 from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
-from wire import until
+from simulated.wire import until
 
 from eir.node.observe.http import COMPUTED_MAX, HttpServer
 from eir.node.observe.http import pages as node_pages
