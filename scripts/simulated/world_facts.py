@@ -566,7 +566,7 @@ def _write(folder: Path, number: int, checks: pl.DataFrame, rates: FactRates, na
 
 
 def build_fact_world(
-    folder: Path, rates: FactRates, *, seed: int, watch: Callable[[pl.DataFrame], object] = id
+    folder: Path, rates: FactRates, *, seed: int, watch: Callable[[pl.DataFrame], object] | None = None
 ) -> FactWorld:
     """Write the record of a network; call `watch` with the checks (their body, area and cause included) of some SIMs at a time."""
     rng = np.random.default_rng(seed)
@@ -580,7 +580,8 @@ def build_fact_world(
     silent = rng.random(rates.operators * -(-rates.areas // rates.pool_areas)) >= rates.versions
     rows, seen = 0, set[tuple[int, int]]()
     for number, checks in enumerate(_checks(land)):
-        watch(checks)
+        if watch is not None:
+            watch(checks)
         _write(folder, number, checks, rates, names, silent)
         rows += len(checks)
         seen.update(checks.filter(pl.col("device").is_in([*kinds])).select("device", "body").unique().iter_rows())
