@@ -1,5 +1,6 @@
 """A publisher with a folder, and the web server that serves it."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +14,7 @@ from eir.lists.sources.folder_writer import publish_into
 NAME = "stolen"
 ROWS = [f"001010060000{n:02}" for n in range(60)]
 _published = {}
-"""By the folder before and the arguments: result, manifest, and the folder after."""
+"""By digest of the folder and the arguments: result, manifest, changed and removed files."""
 
 
 class Register:
@@ -40,29 +41,34 @@ class Register:
         }
         given |= {"issued": now, "expires": now + timedelta(days=9)} | how
         before = self._files()
-        identity = (file.name, file.read_bytes(), str(given), *before.items())
+        identity = hashlib.sha256(repr((file.name, file.read_bytes(), given, before)).encode()).digest()
         if identity not in _published:
             with ThreadPoolExecutor(1) as aside:  # the caller may have a loop of its own
                 placed = aside.submit(publish_into, self.folder, [file], **given).result()
-            manifest = placed.published.manifest.relative_to(self.folder)
-            _published[identity] = placed, manifest, self._files()
+            after = self._files()
+            changed = {path: after[path] for path in after if before.get(path) != after[path]}
+            _published[identity] = (
+                placed,
+                placed.published.manifest.relative_to(self.folder),
+                changed,
+                before.keys() - after,
+            )
             return placed
-        placed, manifest, after = _published[identity]
-        self._change_files(before, after)
+        placed, manifest, changed, removed = _published[identity]
+        self._change_files(changed, removed)
         return replace(placed, published=replace(placed.published, manifest=self.folder / manifest))
 
     def _files(self):
         return {path.relative_to(self.folder): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
 
-    def _change_files(self, before, after):
+    def _change_files(self, changed, removed):
         """Change the folder as `publish_into` does: the index last, then delete the other releases."""
-        changed = [path for path in after if before.get(path) != after[path]]
         for path in sorted(changed, key=lambda path: path.name == INDEX):
             (self.folder / path).parent.mkdir(exist_ok=True)
             new = self.folder.parent / "new"
-            new.write_bytes(after[path])
+            new.write_bytes(changed[path])
             new.replace(self.folder / path)
-        for path in before.keys() - after.keys():
+        for path in removed:
             (self.folder / path).unlink()
             if not any((self.folder / path).parent.iterdir()):
                 (self.folder / path).parent.rmdir()
