@@ -32,6 +32,7 @@ from eir.node.observe.control import ControlError, ask
 
 from .commands import CONSTANTS, commands
 from .patience import FACTOR, PATIENCE_S
+from .releases import STARTED, publish_once
 from .wire import EIR, REALM
 
 COMMAND = [sys.executable, "-m", "eir"]
@@ -127,17 +128,12 @@ class Publisher:
 
     def publish(self, folder, files, *, list_name, serial, base=None, expires_in=timedelta(days=14), issued=None):
         """A signed release of these data files, a delta if it has a base; returns the manifest."""
+        members = {"list_name": list_name, "serial": serial, "base": base, "key": self.key}
+        are_in_place = all(file.parent == folder for file in files)
+        if issued is None and expires_in >= timedelta(days=1) and are_in_place:
+            return publish_once(files, issued=STARTED - timedelta(seconds=1), valid=expires_in, **members)
         issued = issued or datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
-        return publish(
-            files,
-            list_name=list_name,
-            serial=serial,
-            base=base,
-            issued=issued,
-            expires=issued + expires_in,
-            key=self.key,
-            out=folder,
-        ).manifest
+        return publish(files, issued=issued, expires=issued + expires_in, out=folder, **members).manifest
 
 
 class Site:

@@ -638,10 +638,10 @@ class TestLists:
 
     def test_a_load_always_prints_the_added_and_removed_devices(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
-            for serial, rows, come, gone in ((1, [LISTED], 1, 0), (2, [UNLISTED, TRACKED], 2, 1)):
-                manifest = site.release(rows, serial=serial)
-                for options in (("--dry-run",), ()):
-                    assert f"; {come} devices come, {gone} go; " in site.eir("load", *options, manifest).stderr
+            site.load([LISTED])
+            manifest = site.release([UNLISTED, TRACKED], serial=2)
+            for options in (("--dry-run",), ()):
+                assert "; 2 devices come, 1 go; " in site.eir("load", *options, manifest).stderr
             (report,) = site.json("load", "--dry-run", site.release([LISTED], serial=3))
             assert (report["come"], report["gone"], report["lifted"]) == (1, 2, [])
             assert "; 2 devices come, 1 go; signed by " in site.json("history", "stolen")[-1]["detail"]

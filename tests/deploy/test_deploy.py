@@ -577,6 +577,7 @@ class TestContainers:
             config.warnings
         )  # they reach the one who deploys it
 
+    @pytest.mark.long
     async def test_a_load_on_one_of_the_nodes_reaches_both(self, tmp_path, publisher, connect):
         """The two configurations as they are, but for addresses and folders, with a Redis as the compose file starts it."""
         command = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]["redis"]["command"]

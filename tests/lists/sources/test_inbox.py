@@ -899,7 +899,7 @@ async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
 async def test_a_node_that_stops_ends_the_pass_and_its_load_and_gives_the_right_to_load_back(
     site, configured, start, monkeypatch
 ):
-    monkeypatch.setattr(apart, "END_S", 0.05)
+    monkeypatch.setattr(apart, "END_S", 0.5 * patience.FACTOR)
     started = []
 
     async def noting(*what):
