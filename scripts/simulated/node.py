@@ -116,6 +116,23 @@ def is_gone(pid):
         return True
 
 
+def run_eir(*arguments, env, cwd, status=0, prefix=(), **options):
+    """Run a command to its end in a process of its own, and assert its exit status (None: any).
+
+    The process is forked (scripts/simulated/commands.py). With a `prefix` or with options of `subprocess.run` it is a program of its own.
+    """
+    words = [str(each) for each in arguments]
+    if prefix or options.keys() - {"timeout"} or ("serve" in words and "PYTHONPATH" in env):
+        usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": PATIENCE_S}
+        usual |= {} if "input" in options else {"stdin": subprocess.DEVNULL}
+        done = subprocess.run([*prefix, *COMMAND, *words], env=env, cwd=cwd, check=False, **usual | options)
+    else:
+        done = commands().run(words, env=env, cwd=cwd, timeout=options.get("timeout", PATIENCE_S))
+    assert "Traceback" not in str(done.stderr), done.stderr
+    assert status is None or done.returncode == status, f"{shlex.join(words)}: {done}"
+    return done
+
+
 class Publisher:
     """Someone who signs releases."""
 
@@ -170,21 +187,14 @@ class Site:
         return tuned | bare | {"EIR_CONFIG": str(self.path)} | changes
 
     def eir(self, *arguments, status=0, prefix=(), **options):
-        """Run a command to its end and hold it to its exit status (None: any)."""
-        words = [str(each) for each in arguments]
-        environment = self.environment()
-        usual = {"cwd": self.folder, "timeout": PATIENCE_S}
-        is_altered = "serve" in words and "PYTHONPATH" in environment
-        if prefix or is_altered or options.keys() - usual.keys():
-            done = subprocess.run(
-                [*prefix, *COMMAND, *words], capture_output=True, text=True, check=False,
-                **{"env": environment, "stdin": subprocess.DEVNULL, **usual, **options},
-            )  # fmt: skip
-        else:
-            done = commands().run(words, env=environment, **usual | options)
-        assert "Traceback" not in done.stderr, done.stderr
-        assert status is None or done.returncode == status, f"{shlex.join(map(str, arguments))}: {done}"
-        return done
+        """Run a command of this host to its end in a process of its own, as `run_eir` does."""
+        given = {"env": self.environment(), "cwd": self.folder} | options
+        return run_eir(*arguments, status=status, prefix=prefix, **given)
+
+    def popen(self, *arguments, prefix=(), **options):
+        """Start a command of this host in a process of its own, for a test that sends it input or signals."""
+        given = {"env": self.environment(), "cwd": self.folder, "text": True} | options
+        return subprocess.Popen([*prefix, *COMMAND, *map(str, arguments)], **given)
 
     async def eir_beside(self, *arguments, status=0):
         """Run a command beside clients that go on."""

@@ -14,7 +14,7 @@ from .web_folder import Web
 NAME = "stolen"
 ROWS = [f"001010060000{n:02}" for n in range(60)]
 _published = {}
-"""By digest of the folder and the arguments: result, manifest, changed and removed files."""
+"""Results of earlier publications by the digest of the folder and the arguments: result, manifest, changed and removed files."""
 
 
 class Register:

@@ -8,11 +8,10 @@ import subprocess
 
 import pytest
 from command_docs import bash, commands_of, is_runnable, man_page
-from simulated.commands import commands
-from simulated.patience import PATIENCE_S
+from simulated.node import run_eir
 from typer.main import get_command
 
-from eir.cli.app import EXAMPLES, command_line, main
+from eir.cli.app import EXAMPLES, command_line
 
 ROOT = get_command(command_line())
 LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and is_runnable(command)]
@@ -86,12 +85,10 @@ def test_bash_completes(words, offered):
 
 
 @pytest.mark.parametrize("names", [names for names, _ in LEAVES], ids=" ".join)
-def test_help_has_units_and_no_types(names, capsys):
-    with pytest.raises(SystemExit):
-        main(arguments=[*names, "--help"])
+def test_help_has_units_and_no_types(names, eir):
     assert not re.search(
         r"<\w+(\[\w+\])?>|\b(INTEGER|FLOAT|TEXT|PATH|BOOLEAN)\b(?! for )",
-        shown := capsys.readouterr().out.replace("--reason TEXT", ""),
+        shown := eir(*names, "--help").out.replace("--reason TEXT", ""),
     ), shown
 
 
@@ -112,6 +109,5 @@ def test_which_configuration_is_read(there, arguments, variable, read, tmp_path,
     for name in there:
         (tmp_path / ("config/eir.yaml" if name == "config" else name)).write_text("nonsense: 1\n")
     monkeypatch.setenv("EIR_CONFIG", variable) if variable else monkeypatch.delenv("EIR_CONFIG", raising=False)
-    done = commands().run(["config", *arguments], env=dict(os.environ), cwd=tmp_path, timeout=PATIENCE_S)
-    assert done.returncode == 2
+    done = run_eir("config", *arguments, env=dict(os.environ), cwd=tmp_path, status=2)
     assert done.stderr.splitlines()[0].split(":")[0].endswith(read)

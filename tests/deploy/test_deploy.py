@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 from simulated.certificates import Authority
-from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
 from simulated.patience import PATIENCE_S, PROGRAM_S
 from simulated.servers import Server, free_port
 from simulated.wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
@@ -470,10 +470,10 @@ class TestUnit:
         variables = dict(value.split("=", 1) for value in settings["Environment"] if not value.startswith("EIR_CONFIG"))
         prefix = [*confined, "env", *(f"{name}={value}" for name, value in variables.items())]
         manifest = site.release([LISTED, "001010010000014"])
-        run(*prefix, *COMMAND, "load", manifest, env=site.environment(), cwd=site.folder)
+        site.eir("load", manifest, prefix=prefix)
         client = await connect(site.start(prefix=prefix))
         assert (await client.ask(ecr(LISTED))).number(1445, TGPP) == 1
-        run(*COMMAND, "reload", env=site.environment(), cwd=site.folder)
+        site.eir("reload")
 
     @pytest.mark.skipif(not knows_mdwe(), reason="the kernel has no PR_SET_MDWE")
     def test_its_statement_about_polars_is_true(self, tmp_path):

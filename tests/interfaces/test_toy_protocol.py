@@ -153,7 +153,7 @@ class Extended(Site):
 
     def eir(self, *arguments, **options):
         """Run a command in a process of its own, which imports that program."""
-        return super().eir(*arguments, env=self.environment(), **options)
+        return super().eir(*arguments, prefix=["env"], **options)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from browser import in_chromium, looked_at
 from simulated.patience import PROGRAM_S
 from tampered import FAR, NEAR, phones
 
-from eir.cli.app import main
 from eir.config import load_config
 from eir.errors import EirError
 from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
@@ -522,17 +521,11 @@ def test_devices_are_the_same_in_any_number_of_files_and_slices_at_a_time(operat
 
 
 @pytest.fixture
-def run(operator, monkeypatch, capsys):
-    """Runs the command in this process: exit status, output, messages."""
-
-    def run(*words):
-        monkeypatch.chdir(operator.folder)
-        monkeypatch.setenv("EIR_CONFIG", str(operator.path))
-        with pytest.raises(SystemExit) as ended:
-            main("figures", ["figures", *map(str, words)])
-        return ended.value.code, *capsys.readouterr()
-
-    return run
+def run(operator, eir, monkeypatch):
+    """Run `eir figures` in this process."""
+    monkeypatch.chdir(operator.folder)
+    monkeypatch.setenv("EIR_CONFIG", str(operator.path))
+    return partial(eir, "figures")
 
 
 def test_no_output_has_an_identifier(operator, run):

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from simulated import m3ua_wire, osmo_wire
 from simulated.amf import Amf
 from simulated.luhn import check_digit
 from simulated.msc import Msc
-from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, until
+from simulated.node import LISTED, TRACKED, UNLISTED, run_eir, until
 from simulated.register import Client, basic, device
 from simulated.servers import Server, free_port, programs
 from simulated.wire import Connection, Message, ecr, vector
@@ -66,7 +65,7 @@ def shape(value):
 
 
 def test_keys_of_the_configuration():
-    printed = subprocess.run([*COMMAND, "config", "--reference", "--json"], capture_output=True, text=True, check=True)
+    printed = run_eir("config", "--reference", "--json", env=dict(os.environ), cwd=ROOT)
     keys = json.loads(printed.stdout)
     hold("configuration", {key["key"]: [key["required"], key["default"], key["restart"]] for key in keys})
 

@@ -19,7 +19,6 @@ from simulated.wire import EIR, REALM
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings
-from eir.cli.app import main
 from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.server import N5gServer
 from eir.interfaces.n5g.settings import SERVICE, N5gSettings
@@ -231,18 +230,16 @@ def test_the_probe_and_the_audit_bring_a_token(site, tmp_path):
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
-def test_a_token_that_cannot_be_sent_is_no_token(tmp_path, capsys, target, content, said):
+def test_a_token_that_cannot_be_sent_is_no_token(tmp_path, eir, target, content, said):
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
     url = f"{target}?token={file}"
     for command in (["probe", url, LISTED], ["audit", "x.manifest.json", url]):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments=command)
-        assert ended.value.code == 2
-        told = capsys.readouterr().err
-        assert said in told
-        assert "a.b.c" not in told
+        done = eir(*command)
+        assert done.status == 2
+        assert said in done.err
+        assert "a.b.c" not in done.err
 
 
 async def test_a_node_and_its_nrf(site, amf, nrf, constants):

@@ -22,8 +22,7 @@ from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated import patience
-from simulated.commands import commands
-from simulated.node import is_gone, until_async
+from simulated.node import is_gone, run_eir, until_async
 from simulated.releases import precede_openssh, sign
 from simulated.servers import free_port
 from simulated.store_content import Altered
@@ -719,13 +718,8 @@ WORDS = ["inbox", "--json", "-c"]
 
 async def run_inbox(config):
     """Run `eir inbox` to its end."""
-    return await asyncio.to_thread(
-        commands().run,
-        [*WORDS, str(config.path)],
-        env=dict(os.environ),
-        cwd=config.path.parent,
-        timeout=patience.PATIENCE_S,
-    )
+    folder = config.path.parent
+    return await asyncio.to_thread(run_eir, *WORDS, config.path, env=dict(os.environ), cwd=folder, status=None)
 
 
 async def test_the_command(site, configured):

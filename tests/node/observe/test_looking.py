@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from simulated.commands import commands
-from simulated.node import COMMAND, LISTED, UNLISTED, Site
-from simulated.patience import PATIENCE_S
+from simulated.node import LISTED, UNLISTED, Site, run_eir
 from simulated.wire import REALM
 
 from eir.cli.app import command_line
@@ -49,14 +47,7 @@ def looks(site, *arguments, prefix=(), cwd="/", **changes):
     """A command of somebody who has nothing but the socket."""
     environment = {name: value for name, value in site.environment().items() if name != "EIR_CONFIG"}
     environment |= {"EIR_CONTROL": site.settings["control_read"]} | changes
-    if prefix:
-        done = subprocess.run(
-            [*prefix, *COMMAND, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, check=False
-        )  # fmt: skip
-    else:
-        done = commands().run(list(arguments), env=environment, cwd=cwd, timeout=PATIENCE_S)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return run_eir(*arguments, env=environment, cwd=cwd, status=None, prefix=prefix)
 
 
 @pytest.mark.parametrize(
