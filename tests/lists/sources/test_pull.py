@@ -656,6 +656,7 @@ def test_the_command_and_a_node(site, tmp_path, publisher, constants):
         until(lambda: node.status()["lists"]["stolen"]["serial"] == 2)
         assert site.json("check", ROWS[20])["status"] == "blacklisted"
         until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 2)
+        until(lambda: node.lines("source_loaded", list="stolen"))
         assert {line["serial"] for line in node.lines("source_loaded", list="stolen")} == {"2"}
         assert [event["who"].partition("@")[0] for event in site.json("history", "stolen") if event["what"] == "load"][
             -1
