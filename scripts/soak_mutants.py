@@ -154,6 +154,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--limit", type=float, default=240.0, help="maximum seconds for the tests of one fault")
     parser.add_argument("--at-least", type=float, default=90.0, help="minimum percentage of noticed faults")
+    parser.add_argument("--long", action="store_true", help="run also the tests with the mark `long`")
     parser.add_argument("--json", action="store_true", help="print a JSON document")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -164,7 +165,15 @@ def main(arguments: list[str]) -> int:
     said = f"seed {options.seed}: {options.faults} of {len(possible):,} possible faults in {options.where}"
     print(said, file=sys.stderr, flush=True)
     tell = _tell(min(options.faults, len(possible)))
-    tried = try_faults(root, iter(possible), options.faults, at_once=options.at_once, limit_s=options.limit, tell=tell)
+    tried = try_faults(
+        root,
+        iter(possible),
+        options.faults,
+        at_once=options.at_once,
+        limit_s=options.limit,
+        long=options.long,
+        tell=tell,
+    )
     noticed = sum(bool(each.noticed_by) for each in tried)
     share = 100 * noticed / len(tried)
     if options.json:
@@ -228,13 +237,20 @@ def _paths(root: Path, names: Iterable[str]) -> list[str]:
 
 
 def try_faults(
-    root: Path, drawn: Iterator[Fault], wanted: int, *, at_once: int, limit_s: float, tell: Callable[[Tried], None]
+    root: Path,
+    drawn: Iterator[Fault],
+    wanted: int,
+    *,
+    at_once: int,
+    limit_s: float,
+    long: bool = False,
+    tell: Callable[[Tried], None],
 ) -> list[Tried]:
-    """Try the first `wanted` faults that give another program, `at_once` at a time; `tell` is called with each as it ends."""
+    """Try the first `wanted` faults that give another program, `at_once` at a time; `tell` is called with each as it ends. `long`: with the tests that have this mark."""
     lock = threading.Lock()
     with tempfile.TemporaryDirectory(prefix="eirm") as name, ThreadPoolExecutor(at_once) as pool:
         took: dict[str, float] = {}
-        copies = [_Copy(root, Path(name) / str(number), took) for number in range(at_once)]
+        copies = [_Copy(root, Path(name) / str(number), took, long=long) for number in range(at_once)]
         free: SimpleQueue[_Copy] = SimpleQueue()
 
         def one() -> Tried | None:
@@ -270,8 +286,9 @@ def try_faults(
 class _Copy:
     """Copy of the tree, in which one fault at a time is tried."""
 
-    def __init__(self, root: Path, folder: Path, took: dict[str, float]) -> None:
+    def __init__(self, root: Path, folder: Path, took: dict[str, float], *, long: bool) -> None:
         """`took`: seconds of each complete run of a test file, shared by all copies."""
+        self._options = ["--long"] if long else []
         self.root, self.folder, self.tree = root, folder, folder / "t"
         self._took = took
         self._lock = threading.Lock()
@@ -340,7 +357,7 @@ class _Copy:
         """Return the first test that fails; empty: none; None: not all ran in time."""
         deselected = [part for test in but for part in ("--deselect", test)]
         command = [
-            self._python, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *deselected, *tests,
+            self._python, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *self._options, *deselected, *tests,
         ]  # fmt: skip
         status, said = self._run(command, limit_s)
         found = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::.*?)?)(?: - .*)?$", said, re.MULTILINE)
