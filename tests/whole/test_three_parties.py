@@ -3,7 +3,6 @@
 The parties know one another by public keys and by files that they hand over, and by nothing else.
 """
 
-import csv
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ from shutil import copytree
 import pytest
 from simulated.luhn import check_digit
 from simulated.node import LISTED, UNLISTED, Publisher, Site
+from simulated.recorded import record_checks
 from simulated.wire import HOST, REALM, TGPP, ecr
 
 CLONE = "35209900881234"
@@ -53,8 +53,8 @@ def parties(tmp_path):
         yield a, register, b
 
 
-def log(path):
-    """A month of another EIR's checks, as A keeps them: one identity in two phones, each at a place of its own, among honest ones."""
+def log():
+    """Return a month of A's checks as CSV: one identity in two phones, each at a place of its own, among honest ones."""
     begin = datetime.now(UTC).replace(microsecond=0) - timedelta(days=28)
     near, far = (f"mmec01.mmegi800{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (1, 2))
     at = random.Random(1)
@@ -68,10 +68,8 @@ def log(path):
         for day in range(0, 20, 3)
     ]
     rows.sort(key=lambda row: row[0])
-    with path.open("w") as out:
-        writer = csv.writer(out)
-        writer.writerow(("time", "imei", "imsi", "origin_host"))
-        writer.writerows((f"{at:%Y-%m-%dT%H:%M:%SZ}", imei, imsi, mme) for at, imei, imsi, mme in rows)
+    lines = [f"{at:%Y-%m-%dT%H:%M:%SZ},{imei},{imsi},{mme}\n" for at, imei, imsi, mme in rows]
+    return "time,imei,imsi,origin_host\n" + "".join(lines)
 
 
 def handed(release, site, to):
@@ -107,8 +105,7 @@ def signed(site, data, *, list_name):
 async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parties, connect):
     a, register, b = parties
     # Operator A sees a clone, and only that; somebody has both phones in hand, and A signs it.
-    log(a.folder / "checks.csv")
-    a.eir("sightings", "import", "checks.csv")
+    record_checks(a.state, log())
     (finding,) = a.json("tamper", "report")
     assert (finding["imei"], finding["conditions"][0], finding["subscribers"]) == (CLONE, "conflict", 2)
     found = a.folder / "tampered.csv"
