@@ -1,8 +1,8 @@
 """Tampered phones found and honest phones reported, against DIRBS's rules.
 
 Each row of scripts/simulated/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of
-several operators; world.py and world_other.py are two more generators, to which nothing was fitted. The same networks are also judged by
-DIRBS's rules (thresholds of its sample configuration) and by the rule of Cambodia's register: more than two SIMs within a minute.
+several operators; world.py, world_other.py and world_facts.py are three more generators, to which nothing was fitted. The same networks are
+also judged by DIRBS's rules (thresholds of its sample configuration) and by the rule of Cambodia's register: more than two SIMs within a minute.
 --fit prints the weights of eir/sightings/conditions.py, from networks of other seeds. --attacks adds attacking peers to a network of
 each row (scripts/simulated/attacks.py). --speed measures a record of the given number of sightings: copies of a smaller record with
 other identifiers.
@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
 from benchmark.site import Site
-from simulated import attacks, networks, networks_shared, world, world_other
+from simulated import attacks, networks, networks_shared, world, world_facts, world_other
 from simulated.world import World
 
 from eir.cli.table import table
@@ -41,7 +41,7 @@ from eir.sightings.schema import FILES, FOLDER
 QUICK_SUBSCRIBERS = 1500
 FITTED, JUDGED = 100, 900
 """First seed of the networks for fitting the weights, and first seed of those for judging them."""
-HELD_OUT = ("first generator", "second generator")
+HELD_OUT = ("first generator", "second generator", "generator from facts")
 ROWS_EACH, COPIES_MAX = 10_000_000, 10
 """Rows of the record from which a larger one is made; for one check digit there are ten ways to change the first two
 digits."""
@@ -197,6 +197,9 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
                     yield name, world.make(folder, options.subscribers or 12_000, seed=seed)
                 elif name == HELD_OUT[1]:
                     yield name, world_other.make(folder, options.subscribers or 12_000, seed=seed)
+                elif name == HELD_OUT[2]:
+                    rates = world_facts.FactRates(phones=options.subscribers or 12_000)
+                    yield name, world_facts.build_fact_world(folder, rates, seed=seed)
                 elif name in networks_shared.ROWS:
                     shared = networks_shared.ROWS[name]
                     yield (

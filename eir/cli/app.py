@@ -143,20 +143,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "audit": (
         ("does an EIR block what the release lists?", f"eir audit {RELEASE} s13://192.0.2.1 --at-least 99.9%"),
-        ("by a capture, without asking", f"eir audit {RELEASE} --passive s13.pcap"),
         ("by what this node has on record", f"eir audit {RELEASE} --sightings --since 7d"),
     ),
     "seen": (
         ("times and SIMs of this phone", f"eir seen {PHONE}"),
         ("this SIM's last week", f"eir seen {SIM} --since 7d"),
-    ),
-    "completion": (
-        ("for bash", "eir completion bash >~/.local/share/bash-completion/completions/eir"),
-        ("for fish", "eir completion fish >~/.config/fish/completions/eir.fish"),
-    ),
-    "manual": (
-        ("read it", "eir manual | man -l -"),
-        ("install it", "eir manual >/usr/local/share/man/man1/eir.1"),
     ),
     "lists": (
         ("what is in force?", "eir lists"),
@@ -276,7 +267,7 @@ COMMANDS: dict[str, str | Group] = {
     "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "releases.pull", "acknowledge": "releases.acknowledge", "acknowledged": "releases.show_acknowledged",
     "show": "lists.show_list", "export": "lists.export_list", "history": "record.history", "rollback": "lists.rollback", "backup": "backup.backup", "restore": "backup.restore",
     "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "offer": "publisher.offer", "probe": "asking.probe", "audit": "audit.audit",
-    "seen": "sightings.seen", "figures": "figures.figures", "completion": "manual.completion", "manual": "manual.manual",
+    "seen": "sightings.seen", "figures": "figures.figures",
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
@@ -285,8 +276,6 @@ COMMANDS: dict[str, str | Group] = {
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
 """Module of eir.cli and function by command word, in the order of the help, groups last."""
-ABOUT_ALL = {"completion", "manual"}
-"""Commands that print texts about all commands, so that all modules must be imported."""
 
 
 class _Command(TyperCommand):
@@ -307,15 +296,14 @@ def _no_type(**_: Any) -> None:
 def command_line(word: str | None = None) -> typer.Typer:
     """Build the command line with only the command or group `word`, because importing all commands would be slow.
 
-    For an unknown word (for the help or a hint), and for a command that needs all others, the command line has all
-    commands.
+    For an unknown word (for the help or a hint) the command line has all commands.
     """
     app = typer.Typer(
         name="eir", help=HELP, epilog=EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
         rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     app.callback(invoke_without_command=True)(_root)
-    alone = word in COMMANDS and word not in ABOUT_ALL
+    alone = word in COMMANDS
     for name, runs in COMMANDS.items():
         if alone and name != word:
             continue

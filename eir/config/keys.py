@@ -145,7 +145,13 @@ SECTIONS = (
     Section("policy", PolicySettings),
     Section("policy.rules[]", Rule),
     Section("policy.override", Override, optional=True),
-    Section("sightings", SightingsSettings, optional=True, live=False),
+    Section(
+        "sightings",
+        SightingsSettings,
+        optional=True,
+        live=False,
+        gone={"stream": "events go to a receiver over HTTP, see sightings.webhook"},
+    ),
     Section("sightings.webhook", Webhook, optional=True),
 )
 """Sections with their builders; the values of any other section belong to the section around it."""
@@ -291,7 +297,6 @@ TABLE = (
     Key("sightings.watch", schema.many(schema.LIST_NAME), (), "lists of watched devices or subscribers: a device's new SIM, or a subscriber's new device, is an event; a rule must use each list"),
     Key("sightings.webhook.url", kinds.HTTP_URL, REQUIRED, "URL to which events are posted"),
     Key("sightings.webhook.key_file", schema.FILE, REQUIRED, "file of the key that signs the events (HMAC-SHA256)"),
-    Key("sightings.stream", kinds.STREAM, None, "key of a stream, in the Redis of `store`, to which events are also added"),
     Key("tamper.report_min", schema.percentage(100), TAMPER.report_min, "minimum confidence score of a reported device"),
     Key("tamper.export_min", schema.percentage(100), TAMPER.export_min, "minimum confidence score of an exported device"),
     Key("tamper.memory", schema.byte_size(256 << 20, 1 << 44), TAMPER.memory, "maximum memory of `eir tamper`; above it DuckDB writes to a temporary folder"),

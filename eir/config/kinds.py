@@ -163,9 +163,6 @@ SOURCE = text(
 )
 POSITION = whole(1, 999)
 HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\S*)?", _http_url)
-STREAM = text(
-    "a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}"
-)
 RECORD_NAME = text("1 to 64 letters, digits, '.', '_' and '-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 STATUS = one_of(_STATUSES)

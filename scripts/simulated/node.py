@@ -31,7 +31,8 @@ from eir.lists.stores.open import open_store
 from eir.node.observe.control import ControlError, ask
 
 from .commands import CONSTANTS, commands
-from .patience import PATIENCE_S
+from .patience import FACTOR, PATIENCE_S
+from .releases import STARTED, publish_once
 from .wire import EIR, REALM
 
 COMMAND = [sys.executable, "-m", "eir"]
@@ -62,7 +63,7 @@ def settings():
             "rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "tracked", "answer": "greylisted"}],
         },
         "http": "127.0.0.1:0",
-        "limits": {"close_after_dpa_s": 2},
+        "limits": {"close_after_dpa_s": min(0.3 * FACTOR, 60)},  # how long a node that ends waits for each client
     }
 
 
@@ -144,17 +145,12 @@ class Publisher:
 
     def publish(self, folder, files, *, list_name, serial, base=None, expires_in=timedelta(days=14), issued=None):
         """A signed release of these data files, a delta if it has a base; returns the manifest."""
+        members = {"list_name": list_name, "serial": serial, "base": base, "key": self.key}
+        are_in_place = all(file.parent == folder for file in files)
+        if issued is None and expires_in >= timedelta(days=1) and are_in_place:
+            return publish_once(files, issued=STARTED - timedelta(seconds=1), valid=expires_in, **members)
         issued = issued or datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
-        return publish(
-            files,
-            list_name=list_name,
-            serial=serial,
-            base=base,
-            issued=issued,
-            expires=issued + expires_in,
-            key=self.key,
-            out=folder,
-        ).manifest
+        return publish(files, issued=issued, expires=issued + expires_in, out=folder, **members).manifest
 
 
 class Site:

@@ -5,39 +5,77 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
 
 from eir.lists.changes.load import Loader, load_release
 from eir.lists.record.settings import ListSettings
+from eir.lists.releases.publish import publish
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen-national"
+STARTED = datetime.now(UTC).replace(microsecond=0)
+"""Time of the releases that are valid now: the same in all tests of a process, so that each release is signed once."""
 
 
 def text(moment):
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def make_key(folder, name):
-    path = folder / name
+@cache
+def _keys():
+    return tempfile.TemporaryDirectory(prefix="eir-keys-")
+
+
+@cache
+def _key(name):
+    path = Path(_keys().name) / name
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True)
     return path
+
+
+def make_key(folder, name):
+    """A key pair in this folder; the same for each name in all tests of a process."""
+    for suffix in ("", ".pub"):
+        shutil.copy(f"{_key(name)}{suffix}", folder / f"{name}{suffix}")
+    return folder / name
 
 
 def public(key):
     return key.with_name(key.name + ".pub").read_text()
 
 
+_signatures = {}
+"""Signature by message, key, its certificate, and namespace; an Ed25519 key always gives the same."""
+
+
 def sign(manifest, key, target=None, namespace="eir-release"):
     """As an agency does it: plain ssh-keygen."""
-    signature = manifest.with_name(manifest.name + ".sig")
-    signature.unlink(missing_ok=True)
-    command = ["ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", key, manifest]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    if target is not None:
-        shutil.move(signature, target)
-        return target
+    signature, certificate = target or manifest.with_name(f"{manifest.name}.sig"), key.with_name(f"{key.name}-cert.pub")
+    parts = tuple(path.read_bytes() for path in (manifest, key, certificate) if path.exists()), namespace
+    if parts not in _signatures:
+        command = ["ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", key]
+        _signatures[parts] = subprocess.run(command, input=parts[0][0], check=True, capture_output=True).stdout
+    signature.write_bytes(_signatures[parts])
     return signature
+
+
+_published = {}
+"""Manifest and signature of each release that was published."""
+
+
+def publish_once(files, *, issued=STARTED, valid=timedelta(days=14), **members):
+    """Publish a release into the folder of its files, or write again the same one; return its manifest."""
+    digests = [(file.name, hashlib.sha256(file.read_bytes()).digest()) for file in files]
+    identity = (*digests, issued, valid, *members.items())
+    if identity not in _published:
+        made = publish(files, issued=issued, expires=issued + valid, **members).manifest
+        _published[identity] = {path: (made.parent / path).read_bytes() for path in (made.name, f"{made.name}.sig")}
+    for name, content in _published[identity].items():
+        (files[0].parent / name).write_bytes(content)
+    return files[0].parent / next(iter(_published[identity]))
 
 
 def precede_openssh(monkeypatch, folder, line):

@@ -577,6 +577,7 @@ class TestContainers:
             config.warnings
         )  # they reach the one who deploys it
 
+    @pytest.mark.long
     async def test_a_load_on_one_of_the_nodes_reaches_both(self, tmp_path, publisher, connect):
         """The two configurations as they are, but for addresses and folders, with a Redis as the compose file starts it."""
         command = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]["redis"]["command"]
@@ -600,6 +601,8 @@ class TestContainers:
                     return [(await client.ask(question)).number(1445, TGPP) for client in clients] == [1, 1]
 
                 await until_async(blocked_by_both)
+                for client in clients:  # each node otherwise waits for the DPA
+                    await client.close()
         finally:
             redis.stop()
 

@@ -242,7 +242,8 @@ def test_a_token_that_cannot_be_sent_is_no_token(tmp_path, eir, target, content,
         assert "a.b.c" not in done.err
 
 
-async def test_a_node_and_its_nrf(site, amf, nrf):
+async def test_a_node_and_its_nrf(site, amf, nrf, constants):
+    constants({"eir.interfaces.n5g.nrf.PAUSE_S": 0.1})
     node = serve(site, {"nrf": {"uri": nrf.uri, "plmns": "00101", "heartbeat_s": 1}})
     profile = until(lambda: next(iter(nrf.profiles.values()), None))
     port = int(at(node).rpartition(":")[2])
@@ -254,7 +255,7 @@ async def test_a_node_and_its_nrf(site, amf, nrf):
     assert (site.state / "nf-instance-id").read_text().strip() == instance
     until(lambda: node.status()["nrf"]["registered"] == nrf.uri)
     assert node.metrics()[f"eir_nrf_registered{{nrf={nrf.uri}}}"] == 1
-    until(lambda: nrf.counts["PATCH"] >= 2)
+    until(lambda: nrf.counts["PATCH"])
 
     # It forgets the node, and hears of it again; then it restarts, and is away meanwhile: the node answers.
     nrf.forget()
@@ -263,7 +264,9 @@ async def test_a_node_and_its_nrf(site, amf, nrf):
     until(lambda: node.status()["nrf"]["registered"] is None)
     assert "not registered with any NRF" in node.status()["summary"]
     assert node.status()["ready"] == "ready"
-    assert (await (await amf(node)).ask(IMEI)).document == {"status": "BLACKLISTED"}
+    client = await amf(node)
+    assert (await client.ask(IMEI)).document == {"status": "BLACKLISTED"}
+    await client.close()
     again = Nrf(nrf.port)
     try:
         until(lambda: instance in again.profiles)

@@ -270,6 +270,7 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(own,
     assert not node.lines("fault")
 
 
+@pytest.mark.long
 async def test_both_protocols_give_the_same_verdict(shared, connect, to):
     chance = random.Random(20261126)
     near = [f"{int(LISTED) + n:014d}" for n in range(-20, 20)]

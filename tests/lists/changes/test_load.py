@@ -671,6 +671,7 @@ async def test_a_delta_and_its_base(agency, store):
     assert after[1:] == before[1:]
 
 
+@pytest.mark.long
 async def test_a_chain_of_deltas_equals_the_full_list(agency, store):
     agency.settings(growth_max=100, shrink_max=1)
     agency.settings(name="whole", growth_max=100, shrink_max=1)

@@ -53,9 +53,12 @@ def looks(site, *arguments, prefix=(), cwd="/", **changes):
 @pytest.mark.parametrize(
     "command",
     [
-        ("check", LISTED, "--json"), ("check", UNLISTED), ("show", "stolen"), ("show", "stolen", UNLISTED), ("history", "--verify"), ("peers", "--json"),
-        ("history", "stolen", "-n", "1", "--json"), ("seen", UNLISTED, "--json"), ("seen", LISTED), ("seen", "12345"), ("show", "nothing"),
-        ("lists",), ("lists", "--json", "--store"), ("history", "--since=3000d"), ("check", "--help"), ("check", LISTED, "--imsi"),
+        ("check", LISTED, "--json"), ("show", "stolen", UNLISTED), ("history", "--verify"), ("peers", "--json"), ("seen", UNLISTED, "--json"), ("seen", "12345"),
+        ("lists",), ("check", "--help"), ("check", LISTED, "--imsi"),
+        *(pytest.param(command, marks=pytest.mark.long) for command in (
+            ("check", UNLISTED), ("show", "stolen"), ("history", "stolen", "-n", "1", "--json"), ("seen", LISTED), ("show", "nothing"),
+            ("lists", "--json", "--store"), ("history", "--since=3000d"),
+        )),
     ],
 )  # fmt: skip
 def test_a_read_only_user_gets_the_output_of_the_operator(watched, command):

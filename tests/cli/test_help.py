@@ -1,18 +1,17 @@
-"""Manual page and completion, as those programs read them that they are for; and the file that commands read unasked."""
+"""Help of each command; manual page and completion of the package; and the file that commands read unasked."""
 
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
+from command_docs import bash, commands_of, is_runnable, man_page
 from simulated.node import run_eir
 from typer.main import get_command
 
 from eir.cli.app import EXAMPLES, command_line
-from eir.cli.manual import SHELLS, bash, commands_of, fish, is_runnable, man_page
 
 ROOT = get_command(command_line())
 LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and is_runnable(command)]
@@ -85,27 +84,6 @@ def test_bash_completes(words, offered):
     assert completed(*words) == offered
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_scripts_of_shells(shell):
-    text = fish(ROOT) if shell == "fish" else bash(ROOT, zsh=shell == "zsh")
-    assert "publish" in text
-    if shell == "fish":
-        assert "complete -c eir -n '__fish_use_subcommand' -f -a publish -d " in text
-        assert "complete -c eir -n '__fish_seen_subcommand_from peer' -f -a disable -d " in text
-        assert "complete -c eir -n '__fish_seen_subcommand_from publish' -l key -r -d " in text
-    if shutil.which(shell):
-        subprocess.run([shell, "--no-execute" if shell == "fish" else "-n"], input=text, text=True, check=True)
-
-
-def test_the_commands_print_them(tmp_path):
-    def run(*arguments):
-        return run_eir(*arguments, env=dict(os.environ), cwd=tmp_path, status=None)
-
-    for arguments, begins in ((["manual"], ".TH EIR 1"), (["completion", "bash"], "_eir()")):
-        assert run(*arguments).stdout.startswith(begins)
-    assert run("completion", "csh").returncode == 2
-
-
 @pytest.mark.parametrize("names", [names for names, _ in LEAVES], ids=" ".join)
 def test_help_has_units_and_no_types(names, eir):
     assert not re.search(
@@ -133,40 +111,3 @@ def test_which_configuration_is_read(there, arguments, variable, read, tmp_path,
     monkeypatch.setenv("EIR_CONFIG", variable) if variable else monkeypatch.delenv("EIR_CONFIG", raising=False)
     done = run_eir("config", *arguments, env=dict(os.environ), cwd=tmp_path, status=2)
     assert done.stderr.splitlines()[0].split(":")[0].endswith(read)
-
-
-NAMED = {
-    "lists": {"stolen": {"signers": "signers"}, "blocked-here": {"local": True}},
-    "peers": [{"name": "dra1", "realm": "example.org"}, {"host": "mme.example.org"}],
-}
-
-
-@pytest.mark.long(short=["words0-offered0", "words5-offered5", "words9-offered9"])
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["show", ""], {"stolen", "blocked-here"}), (["add", "blo"], {"blocked-here"}), (["history", "s"], {"stolen"}), (["lists", "reset-serial", "s"], {"stolen"}),
-        (["add", "stolen", "s"], set()), (["peer", "disable", ""], {"dra1", "mme.example.org"}), (["peer", "enable", "d"], {"dra1"}), (["check", "s"], set()),
-        (["-c", "other.yaml", "show", ""], {"other"}), (["show", "-c", "other.yaml", "o"], {"other"}), (["show", "-c", "none.yaml", "o"], set()),
-    ],
-)  # fmt: skip
-def test_names_of_lists_and_peers_are_completed(site, words, offered):
-    site.configure(policy={"default": "whitelisted"}, **NAMED)
-    (site.folder / "other.yaml").write_text(
-        site.path.read_text().replace("stolen:", "other:").replace("blocked-here:", "-x:")
-    )
-    program = site.folder / "eir"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m eir "$@"\n')
-    program.chmod(0o755)
-    script = bash(ROOT) + 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _eir; printf "%s\\n" "${COMPREPLY[@]}"'
-    done = subprocess.run(
-        ["bash", "--norc", "-uc", script, "bash", str(program), *words], text=True, capture_output=True, check=True,
-        cwd=site.folder, env=site.environment(),
-    )  # fmt: skip
-    assert done.stderr == ""
-    assert {word for word in done.stdout.split() if not word.startswith("-")} == offered
-
-
-def test_a_running_node_names_its_peers(site):
-    site.start()
-    assert site.eir("completion", "peers").stdout == "mme\n"

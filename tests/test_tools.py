@@ -1,14 +1,17 @@
-"""The process that forks the commands of tests (scripts/simulated/commands.py)."""
+"""Tools of the tests: the process that forks commands (scripts/simulated/commands.py), and the clock (tests/clock.py)."""
 
+import asyncio
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
+from clock import TURN_S
 from simulated.commands import Forked
 from simulated.patience import PATIENCE_S
 
@@ -40,3 +43,11 @@ def test_a_command_ends_with_the_process_of_the_tests(tmp_path):
         os.close(watched)
     assert process.wait(PATIENCE_S) == 0
     command.wait(PATIENCE_S)
+
+
+async def test_a_host_that_stands_still_takes_no_time_from_a_test():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    time.sleep(10 * TURN_S)  # noqa: ASYNC251
+    await asyncio.sleep(0)
+    assert loop.time() - began <= 2 * TURN_S
