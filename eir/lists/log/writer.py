@@ -17,7 +17,7 @@ from eir.lists.table.codec import encode as encode_table
 from eir.lists.table.codec import encode_change
 from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
-from eir.lists.table.table import Table, TableEffect, change, device_count, difference, replacement
+from eir.lists.table.table import Table, TableEffect, change, device_count, replacement
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 TRIES_MAX = 10
@@ -194,7 +194,7 @@ class ListWriter:
         """Encode the rows of a change; stage them if they are long."""
         added, removed = (update.added, update.removed)
         if update.table is not None:
-            added, removed = await asyncio.to_thread(difference, self.content.table, effect.table)
+            added, removed = effect.added, effect.removed
         parts = await asyncio.to_thread(lambda: [*encode_change(added, removed)])
         if sum(map(len, parts)) <= INLINE_BYTES_MAX:
             rows = join_parts(parts)

@@ -6,6 +6,7 @@ The blocks are those of an image, so that both can share memory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,6 @@ from eir.lists.table.columns import (
     low_halves,
     matches,
     merge_runs,
-    tacs_and_snrs,
 )
 
 
@@ -67,6 +67,12 @@ class Table:
         return join((self.find(key), self.find(WHOLE | key // SNR_KEYS)))
 
 
+_WHOLE_BLOCK = block_numbers(np.array([WHOLE], "<u8"))[0]
+"""First number of the blocks of whole TACs."""
+_NO_BLOCK = np.array([0, 1 << 63], "<u8")
+"""Numbers below and above those of all blocks."""
+_BATCH_ROWS = 1 << 16
+"""Maximum number of rows, besides those of one block, that two tables are compared by at once; their arrays fit into the processor's cache."""
 EMPTY = Table(np.empty(0, "<u8"), np.zeros(1, "<u4"), np.empty(0, "<u2"))
 
 
@@ -91,7 +97,12 @@ class TableEffect(NamedTuple):
     """Content after the change."""
     blocks: Numbers
     """Numbers of the changed blocks, ascending."""
+    added: TableRows
+    """Rows that only the content after the change has. A row with another value in a column is added and removed."""
+    removed: TableRows
+    """Rows that only the content before the change has."""
     rows_added: int
+    """Number of added rows whose keys the content before lacks."""
     rows_removed: int
     devices_added: int
     """Number of identifiers that the list has only after the change; a whole TAC has a million."""
@@ -108,29 +119,12 @@ def change(old: Table, added: TableRows, removed: TableRows) -> TableEffect:
     kept = before.select(matches(before, removed) < 0)
     after = merge(kept, added)
     table = _splice(old, numbers, table_of(after))
-    tacs = _Coverage(old, table, before, after)
-    return TableEffect(
-        table,
-        numbers,
-        int((matches(after, before) < 0).sum()),
-        int((matches(before, after) < 0).sum()),
-        tacs.count(after, before),
-        tacs.count(before, after),
-    )
+    return _effect(old, table, numbers, _different_rows(before, after))
 
 
 def replacement(old: Table, new: Table) -> TableEffect:
     """Return the effect of a whole new content in place of an old one."""
-    before, after = old.rows(), new.rows()
-    coverage = _Coverage(old, new, before, after)
-    return TableEffect(
-        new,
-        distinct(np.concatenate((old.blocks, new.blocks))),
-        int((matches(after, before) < 0).sum()),
-        int((matches(before, after) < 0).sum()),
-        coverage.count(after, before),
-        coverage.count(before, after),
-    )
+    return _effect(old, new, distinct(np.concatenate((old.blocks, new.blocks))), difference(old, new))
 
 
 def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
@@ -138,7 +132,31 @@ def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
 
     A row with another value in a column is removed and added.
     """
-    before, after = old.rows(), new.rows()
+    if not len(old) or not len(new):
+        return new.rows(), old.rows()
+    rows = [np.arange(0, len(table), _BATCH_ROWS) for table in (old, new)]
+    firsts = [
+        table.blocks[table.starts.searchsorted(at, "right") - 1] for table, at in zip((old, new), rows, strict=True)
+    ]
+    numbers = distinct(np.concatenate((*firsts, _NO_BLOCK)))
+    places = [table.blocks.searchsorted(numbers).tolist() for table in (old, new)]
+    parts = [
+        _different_rows(_slice(old, *before), _slice(new, *after))
+        for before, after in zip(*map(pairwise, places), strict=True)
+    ]
+    return join([added for added, _ in parts]), join([removed for _, removed in parts])
+
+
+def _slice(table: Table, block: int, block_end: int) -> TableRows:
+    """Return the rows of the blocks with these indexes."""
+    starts = table.starts[block : block_end + 1]
+    at = slice(int(starts[0]), int(starts[-1]))
+    keys = keys_of(np.repeat(table.blocks[block:block_end], np.diff(starts)), table.lows[at])
+    return TableRows(keys, tuple(None if values is None else values[at] for values in table.columns))
+
+
+def _different_rows(before: TableRows, after: TableRows) -> tuple[TableRows, TableRows]:
+    """Return the rows that only `after` has, and those that only `before` has."""
     at = matches(after, before)
     same = at >= 0
     for index in range(len(COLUMNS)):
@@ -147,6 +165,15 @@ def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
     gone = np.ones(len(before), bool)
     gone[at[same]] = False
     return after.select(~same), before.select(gone)
+
+
+def _effect(old: Table, new: Table, blocks: Numbers, different: tuple[TableRows, TableRows]) -> TableEffect:
+    """Count the effect of a change on a table from the rows that differ."""
+    added, removed = different
+    is_new, is_gone = matches(added, removed) < 0, matches(removed, added) < 0
+    counts = int(is_new.sum()), int(is_gone.sum())
+    devices = _devices_of(added.keys[is_new], new, old), _devices_of(removed.keys[is_gone], old, new)
+    return TableEffect(new, blocks, added, removed, *counts, *devices)
 
 
 def merge(rows: TableRows, later: TableRows) -> TableRows:
@@ -173,55 +200,53 @@ def fold(changes: Sequence[tuple[TableRows, TableRows]]) -> tuple[TableRows, Tab
 
 def device_count(table: Table) -> int:
     """Return the number of listed identifiers: a whole TAC has a million, and identifiers of it do not count again."""
-    sizes = np.diff(table.starts)
-    if table.columns[SECONDS] is not None and len(table):
-        first = is_first(table.lows)
-        first[table.starts[:-1]] = True
-        sizes = np.add.reduceat(first, table.starts[:-1], dtype=np.int64)
-    is_single = table.blocks < block_numbers(np.array([WHOLE], "<u8"))
-    tacs = _split(table.rows(table.blocks[~is_single]).keys)[1]
-    is_covered = np.isin(table.blocks // np.uint64(BLOCKS_PER_TAC), tacs)
-    return int(sizes[is_single & ~is_covered].sum()) + len(tacs) * SNR_KEYS
+    tacs = _whole_tacs(table)
+    singles = int(_key_starts(table)[np.searchsorted(table.blocks, _WHOLE_BLOCK)])
+    return singles - _singles_in(table, tacs) + len(tacs) * SNR_KEYS
 
 
-class _Coverage:
-    """Identifiers that a list covers before and after a change, in the changed blocks and in the TACs that begin or end as a whole."""
+def _devices_of(keys: Numbers, table: Table, other: Table) -> int:
+    """Return the number of identifiers that one table covers by rows with these sorted keys, and the other table, which lacks these rows, does not cover."""
+    keys = keys[is_first(keys)]
+    if table.columns[SECONDS] is not None or other.columns[SECONDS] is not None:
+        present = distinct(other.rows(distinct(block_numbers(keys))).keys)
+        keys = keys[matches(TableRows(keys, NO_COLUMNS), TableRows(present, NO_COLUMNS)) < 0]
+    singles, tacs = _split(keys)
+    # A TAC that is whole in either table is counted as a whole, or not at all.
+    whole = distinct(np.concatenate((_whole_tacs(table), _whole_tacs(other))))
+    first, end = (np.searchsorted(singles, tacs_of * np.uint64(SNR_KEYS)) for tacs_of in (whole, whole + np.uint64(1)))
+    return len(singles) - int((end - first).sum()) + len(tacs) * SNR_KEYS - _singles_in(other, tacs)
 
-    def __init__(self, old: Table, new: Table, before: TableRows, after: TableRows) -> None:
-        self._tables = {id(before): old, id(after): new}
 
-    def count(self, rows: TableRows, others: TableRows) -> int:
-        """Return the number of identifiers that are covered with `rows` and not with `others`."""
-        table, other_table = self._tables[id(rows)], self._tables[id(others)]
-        singles, tacs = _split(distinct(rows.keys))
-        other_singles, other_tacs = _split(distinct(others.keys))
-        fresh_tacs = np.setdiff1d(tacs, other_tacs)
-        alone = np.setdiff1d(singles, other_singles)
-        # A TAC that is whole in either state is counted as a whole, or not at all.
-        of_tacs = tacs_and_snrs(alone)[0]
-        alone = alone[~(_has_tacs(table, of_tacs) | _has_tacs(other_table, of_tacs))]
-        left = [SNR_KEYS - len(_singles_of(other_table, tac)) for tac in fresh_tacs.tolist()]
-        return len(alone) + sum(left)
+def _key_starts(table: Table) -> Numbers:
+    """Return the number of distinct keys before each block, and at the end that of all blocks."""
+    if table.columns[SECONDS] is None or not len(table):
+        return table.starts
+    first = is_first(table.lows)
+    first[table.starts[:-1]] = True
+    return np.searchsorted(np.flatnonzero(first), table.starts)
+
+
+def _whole_tacs(table: Table) -> Numbers:
+    """Return the TACs that are listed as a whole, ascending."""
+    return _split(distinct(table.rows(table.blocks[np.searchsorted(table.blocks, _WHOLE_BLOCK) :]).keys))[1]
+
+
+def _singles_in(table: Table, tacs: Numbers) -> int:
+    """Return the number of identifiers that the table lists singly in these TACs."""
+    if not len(tacs):
+        return 0
+    starts = _key_starts(table).astype(np.int64)
+    first, end = (
+        np.searchsorted(table.blocks, tacs_of * np.uint64(BLOCKS_PER_TAC)) for tacs_of in (tacs, tacs + np.uint64(1))
+    )
+    return int((starts[end] - starts[first]).sum())
 
 
 def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
     """Split keys into those of identifiers, and TACs that are listed as a whole."""
     is_whole = keys >= np.uint64(WHOLE)
     return keys[~is_whole], keys[is_whole] & np.uint64(WHOLE - 1)
-
-
-def _has_tacs(table: Table, tacs: Numbers) -> Numbers:
-    """Return for each TAC whether the table lists it as a whole."""
-    whole = distinct(tacs) | np.uint64(WHOLE)
-    present = table.rows(distinct(block_numbers(whole))).keys if len(whole) else whole
-    return np.isin(tacs | np.uint64(WHOLE), present)
-
-
-def _singles_of(table: Table, tac: int) -> Numbers:
-    """Return the keys of the identifiers that the table lists singly in a TAC."""
-    first = int(block_numbers(np.array([tac * SNR_KEYS], "<u8"))[0])
-    keys: Numbers = distinct(table.rows(np.arange(first, first + BLOCKS_PER_TAC, dtype="<u8")).keys)
-    return keys
 
 
 class _Spans(NamedTuple):

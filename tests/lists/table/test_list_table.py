@@ -21,7 +21,7 @@ from eir.lists.table.columns import (
     rows_of,
 )
 from eir.lists.table.digest import EMPTY_CONTENT, digest_tree, updated_tree
-from eir.lists.table.table import EMPTY, Table, change, device_count, difference, fold, table_of
+from eir.lists.table.table import EMPTY, Table, change, device_count, difference, fold, replacement, table_of
 
 TAC, OTHER_TAC = 35_123_456, 35_123_457
 TEXTS = ("", "stolen", "lost", "lost")
@@ -81,7 +81,8 @@ def drawn(rng: random.Random, count: int, *, with_seconds: bool, with_tacs: bool
 
 
 @pytest.mark.parametrize("with_seconds", [False, True])
-def test_changes_equal_those_of_a_dictionary(with_seconds):
+def test_changes_equal_those_of_a_dictionary(with_seconds, monkeypatch):
+    monkeypatch.setattr("eir.lists.table.table._BATCH_ROWS", 2)
     rng = random.Random(with_seconds)
     table, model, tree = EMPTY, {}, digest_tree(EMPTY, TEXTS)
     for step in range(80):
@@ -96,6 +97,10 @@ def test_changes_equal_those_of_a_dictionary(with_seconds):
         assert model_of(effect.table) == model, step
         assert effect.rows_added == len(model.keys() - before.keys())
         assert effect.rows_removed == len(before.keys() - model.keys())
+        whole = replacement(table, effect.table)
+        assert whole[4:] == effect[4:]
+        for rows_of_whole, rows_of_change in zip(whole[2:4], effect[2:4], strict=True):
+            assert model_of(table_of(rows_of_whole)) == model_of(table_of(rows_of_change))
         if step % 8 == 0:
             new, old = covered(model), covered(before)
             assert (effect.devices_added, effect.devices_removed) == (len(new - old), len(old - new)), step
