@@ -6,6 +6,7 @@ seconds of a time, as a double). DuckDB writes data that exceeds its memory to a
 `pip install '.[analysis]'` in the clone installs duckdb.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ from eir.sightings.schema import SCHEMA
 if TYPE_CHECKING:
     import duckdb
 
-SQL = Path(__file__).parent / "sql"
-TABLES = {path.stem.partition("_")[2]: path for path in sorted((SQL / "tables").glob("*.sql"))}
-"""Tables that the conditions read, in the order in which they are built."""
+SQL = Path(__file__).with_name("analysis.sql")
+TABLES = {
+    name: select.strip() for name, select in re.findall(r"^-- (\w+): .*\n((?:(?!-- ).*\n)+)", SQL.read_text("utf-8"), re.MULTILINE)
+}  # fmt: skip
+"""Tables of the analysis with their SELECTs, in the order in which they are built. A SELECT has names in braces for values."""
 
 
 class Engine(Protocol):
@@ -35,11 +38,6 @@ class Engine(Protocol):
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         """Run a SELECT and return its rows."""
-
-
-def scalar(engine: Engine, select: str) -> int:
-    """Run a SELECT that returns one number, and return this number."""
-    return int(engine.rows(select)[0][0])
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:

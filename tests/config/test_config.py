@@ -210,6 +210,7 @@ FAULTS = [
     ("polici: {}\n", 2, r"^unknown key 'polici'; did you mean 'policy'\?$"),
     ("lists:\n  stolen-national:\n    signers: signers\n    shrinkmax: 20%\n", 5, r"^unknown key 'shrinkmax' in lists.stolen-national; did you mean 'shrink_max'\?$"),
     ("fraud_check:\n  listen: http://127.0.0.1:8444\n", 2, "unknown key 'fraud_check'; DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section to 'device_authenticity'"),
+    ("tamper:\n  origins: {}\n", 3, "unknown key 'origins' in tamper; the record itself shows which origins are one place: remove the key"),
     ("tamper:\n  tac_db: tacs.txt\n", 3, "unknown key 'tac_db' in tamper; TACs come in a signed list now: under 'lists', tacs: {kind: device_types"),
     ("limits:\n  max-avps: 40\n", 3, "unknown key 'max-avps' in limits; did you mean 'max_avps'"),
     ("zzz: 1\n", 2, "^unknown key 'zzz'; known here: identity, listen, peers"),

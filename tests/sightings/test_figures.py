@@ -305,8 +305,8 @@ def checks():
             yield day(11), imei, "mme1", "blacklisted", name, 1, None
             yield day(13), imei, "mme2", "whitelisted", None, 1, None
     for number in range(12):
-        places = {"a": NEAR, "b": FAR}
-        for hours, imei, who, origin, _ in phones("ab", imei=f"3520995{number:07d}", places=places, seed=number):
+        places = {"a": NEAR, "b": FAR, "c": NEAR, "d": FAR}
+        for hours, imei, who, origin, _ in phones("abcd", imei=f"3520995{number:07d}", places=places, seed=number):
             yield BEGIN + timedelta(hours=hours), imei, origin, "whitelisted", None, 1, who
     yield day(9), "not a device", "mme1", "error", None, 3, None
     yield END, imeis(A, 30)[0], "mme1", "blacklisted", "stolen", 1, None
