@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         "high": high,
         "precision": together,
     }
-    targets = _targets(every, together)
+    targets = _targets(every, together) if every else []
     text = table(rows, ("network", "kind", "planted", "found", "recall", "interval", *THEIRS), width=None) + "\n" + table(
         document["networks"], ("network", "devices", "reported", "found", "wrong", *(f"{name}_precision" for name in THEIRS), "seconds", "wrongly"), width=None,
     ) + "\n" + table(

@@ -12,7 +12,7 @@ import typer
 
 from eir.checks.question import KEY_TESTS
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
-from eir.cli.output import (
+from eir.cli.output import (  # fmt: skip
     EXIT_USAGE,
     duration,
     fail,
@@ -46,50 +46,13 @@ COLUMNS = ("rank", "imei", "score", "subscribers", "copies", "first_seen", "last
 SINCE, SINCE_MAX = "30d", timedelta(days=366)
 
 Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 366 days at most.")]
-Until = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATE", help="The day before which to look, as 2026-11-25; now if not given.", show_default=False
-    ),
-]
-Record = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATTERN",
-        help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.",
-        show_default=False,
-    ),
-]
-OnSpark = Annotated[
-    str | None,
-    typer.Option(
-        "--spark",
-        metavar="MASTER",
-        help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/OPERATION.md says how.",
-        show_default=False,
-    ),
-]
-Work = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.",
-        show_default=False,
-    ),
-]
+Until = Annotated[str | None, typer.Option(metavar="DATE", help="The day before which to look, as 2026-11-25; now if not given.", show_default=False)]  # fmt: skip
+Record = Annotated[str | None, typer.Option(metavar="PATTERN", help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.", show_default=False)]  # fmt: skip
+OnSpark = Annotated[str | None, typer.Option("--spark", metavar="MASTER", help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/OPERATION.md says how.", show_default=False)]  # fmt: skip
+Work = Annotated[str | None, typer.Option(metavar="FOLDER", help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.", show_default=False)]  # fmt: skip
 Identifier = Annotated[str, typer.Argument(metavar="IMEI", help="The device.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why: what was found out, and by whom.")]
-MinScore = Annotated[
-    float | None,
-    typer.Option(
-        "--min-score",
-        metavar="S",
-        min=0,
-        max=1,
-        help="Only devices of this score or more; tamper.report_min, or tamper.export_min, if not given.",
-        show_default=False,
-    ),
-]
+MinScore = Annotated[float | None, typer.Option("--min-score", metavar="S", min=0, max=1, help="Only devices of this score or more; tamper.report_min, or tamper.export_min, if not given.", show_default=False)]  # fmt: skip
 
 
 def report(
@@ -106,16 +69,12 @@ def report(
     section `tamper` of the configuration and eir/sightings/README.md describe the conditions and the score. Devices that
     an operator cleared are left out. So are reports of distrusted origins and peers; a warning names these.
     """
-    checked = opened(load_config(config))
-    begin, end = _window(since, until)
-    with judging(checked, begin, end, EngineChoice(record, on_spark, work), min_score=min_score) as (_, found):
+    window = _window(since, until)
+    with judging(opened(load_config(config)), *window, EngineChoice(record, on_spark, work), min_score=min_score) as (_, found):  # fmt: skip
         pass
     if batches:
-        show(
-            [{"imei": imei, "subscribers": sims} for imei, sims in found.batches],
-            ("imei", "subscribers"),
-            as_json=as_json,
-        )
+        modules = [{"imei": imei, "subscribers": sims} for imei, sims in found.batches]
+        show(modules, ("imei", "subscribers"), as_json=as_json)
         return
     rows = [finding.as_json() for finding in found.findings]
     if csv_file is not None:
@@ -135,9 +94,7 @@ def report(
     if not found.places:
         print_message("no two origins are known to be different places, so places are no evidence")
     if found.batches:
-        print_message(
-            f"{len(found.batches):,} IMEIs are used by ten modules or more, perhaps of one batch; --batches lists them"
-        )
+        print_message(f"{len(found.batches):,} IMEIs are used by ten modules or more, perhaps of one batch; --batches lists them")  # fmt: skip
     if found.malformed:
         checks, first_origin = sum(each[1] for each in found.malformed), found.malformed[0][0] or "an unnamed origin"
         print_message(f"malformed_imei: {checks:,} checks had a malformed identifier, most of them from {first_origin}")
@@ -178,11 +135,8 @@ def export(
     owners = load_owners(checked.state)
     with judging(checked, begin, end, EngineChoice(record, on_spark, work), min_score=least) as (engine, found):
         sims = other_sims(engine, owners) if kind == "pairs" else {}
-    chosen = {
-        finding.device: (*finding.conditions, CONFIRMED)[0]
-        for finding in found.findings
-        if (finding.confirmed or "sim_box" not in finding.conditions) and not wanted.isdisjoint(finding.conditions)
-    }
+    findings = [each for each in found.findings if each.confirmed or "sim_box" not in each.conditions]
+    chosen = {each.device: each.conditions[0] for each in findings if not wanted.isdisjoint(each.conditions)}
     confirmed = {device for device, is_confirmed in load_cases(checked.state).items() if is_confirmed}
     if not condition:  # a decision counts, whether the device was seen in the period or not
         chosen |= dict.fromkeys(sorted(confirmed - chosen.keys()), CONFIRMED)
@@ -191,16 +145,10 @@ def export(
     tests = {device for device in chosen if KEY_TESTS["test"](device)}
     if tests:
         print_message(f"{len(tests):,} devices with a TAC for tests are left out")
-    rows = [
-        (key_text(device), imsi, why)
-        for device, why in chosen.items()
-        if device not in tests
-        for imsi in (sims.get(device, []) if kind == "pairs" else [""])
-    ]
+    imsis = {device: sims.get(device, []) if kind == "pairs" else [""] for device in chosen.keys() - tests}
+    rows = [(key_text(device), imsi, why) for device, why in chosen.items() for imsi in imsis.get(device, [])]
     if not rows and kind == "pairs":
-        raise fail(
-            "there is no pair, and no file was written: eir tamper confirm IMEI --owner IMSI names the owner of a device, and the record needs IMSIs (sightings.subscribers: full)"
-        )
+        raise fail("there is no pair, and no file was written: eir tamper confirm IMEI --owner IMSI names the owner of a device, and the record needs IMSIs (sightings.subscribers: full)")  # fmt: skip
     if not rows:
         raise fail("there is no such device, and no file was written; --rows devices has only confirmed devices")
     with written_to(out, private=True) as stream:
@@ -238,10 +186,8 @@ def show_one_device(
     if finding:
         result = "confirmed" if finding["confirmed"] else f"score {finding['score']:.3f}, rank {evidence['rank']:,}"
     print_text(f"{evidence['imei']}: {result}")
-    for name in ("says", "subscribers", "two_places", "checks"):
-        rows = evidence[name]
-        if rows:
-            show(rows, tuple(rows[0]), as_json=False)
+    for rows in filter(None, (evidence[name] for name in ("says", "subscribers", "two_places", "checks"))):
+        show(rows, tuple(rows[0]), as_json=False)
     for each in evidence["decisions"]:
         print_text(f"{each['time']} {each['verdict']} by {each['who']}: {each['reason']}")
 
@@ -285,9 +231,7 @@ def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_
     _decide(identifier, FORGOTTEN, reason, config, as_json=as_json)
 
 
-def _decide(
-    identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool, owners: "Iterable[str]" = ()
-) -> None:
+def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool, owners: "Iterable[str]" = ()) -> None:  # fmt: skip
     checked = opened(load_config(config))
     imei = key_text(_device(identifier))
     time, user = utc_text(datetime.now(UTC)), who()
@@ -295,9 +239,7 @@ def _decide(
     stored = {**decision, "owners": sorted(owners)} if owners else decision
     event = Event(time=time, who=user, what=verdict, outcome="accepted", detail=f"{imei}: {reason}")
     if not checked.state.is_dir():
-        raise EirError(
-            f"the state folder {checked.state} (`state` in {checked.path}) does not exist; eir serve or eir load creates it"
-        )
+        raise EirError(f"the state folder {checked.state} (`state` in {checked.path}) does not exist; eir serve or eir load creates it")  # fmt: skip
     with_store(checked, lambda store: store.record(event))
     with acting_in(checked.state):
         add_decision(checked.state, stored)
@@ -320,14 +262,7 @@ class EngineChoice(NamedTuple):
 
 
 @contextmanager
-def judging(
-    config: Config,
-    begin: datetime,
-    end: datetime,
-    where: EngineChoice,
-    *,
-    min_score: float | None,
-) -> "Iterator[tuple[Engine, Judgement]]":
+def judging(config: Config, begin: datetime, end: datetime, where: EngineChoice, *, min_score: float | None) -> "Iterator[tuple[Engine, Judgement]]":  # fmt: skip
     """Open the engine, analyse the record of a period, and yield the engine with its findings."""
     from dataclasses import replace  # noqa: PLC0415 - for these commands alone
 
@@ -336,11 +271,8 @@ def judging(
     settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
     with progress() as advance, _engine(config, begin, end, where) as engine:
         shown = advance or (lambda *_: None)
-        found = judge(
-            engine, settings, since=begin, until=end, tacs=allocated_tacs(config), cases=load_cases(config.state),
-            warn=print_warning, progress=shown,
-        )  # fmt: skip
-        yield engine, found
+        tacs, cases = allocated_tacs(config), load_cases(config.state)
+        yield engine, judge(engine, settings, since=begin, until=end, tacs=tacs, cases=cases, warn=print_warning, progress=shown)  # fmt: skip
 
 
 def allocated_tacs(config: Config) -> "Iterator[Tac]":
@@ -387,10 +319,7 @@ def _engine(config: Config, begin: datetime, end: datetime, where: EngineChoice)
         paths = [path for day in days for path in sorted((config.state / FOLDER).glob(f"{day}/*.parquet"))]
         files = [*map(str, paths)]
     if not files:
-        period = f"from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
-        raise EirError(
-            f"no sightings {period} in {config.state}; a node records checks if the configuration has the section `sightings`; --until selects an earlier time"
-        )
+        raise EirError(f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}; a node records checks if the configuration has the section `sightings`; --until selects an earlier time")  # fmt: skip
     probes = [peer.label for peer in config.peers if peer.is_probe]
     if where.spark is not None and where.work is not None:
         from eir.sightings.spark import spark  # noqa: PLC0415 - for --spark alone

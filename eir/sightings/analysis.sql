@@ -7,7 +7,7 @@ SELECT device, subscriber, CAST(place AS INTEGER) AS sim, first_seen, last_seen 
     FROM uses WHERE NOT subscriber IS NULL AND CAST(first_seen AS DATE) < CAST(last_seen AS DATE)) AS regular) AS ranked
 WHERE is_shared = 1 AND place <= 100
 -- sources: Pairs of an origin and a peer that sends its checks. A peer that sends less than a tenth of an origin's rows is no evidence (`counts` 0).
-SELECT *, CASE WHEN n * 10 >= SUM(n) OVER (PARTITION BY origin) AND {believed_source} THEN 1 ELSE 0 END AS counts
+SELECT *, CASE WHEN n * 10 >= SUM(n) OVER (PARTITION BY origin) AND {believed_source} THEN 1 ELSE 0 END AS counts, CAST(ROW_NUMBER() OVER (ORDER BY origin, peer) AS INTEGER) AS source
 FROM (SELECT origin_host AS origin, COALESCE(peer, origin_host) AS peer, MIN(COALESCE(origin_realm, '')) AS realm, COUNT(*) AS n FROM sightings WHERE NOT origin_host IS NULL GROUP BY 1, 2) AS counted
 -- origins: Each origin with a number, and its operator by the peer that sends most of its rows.
 SELECT origin, realm, CAST(ROW_NUMBER() OVER (ORDER BY origin) AS INTEGER) AS o FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY origin ORDER BY n DESC, peer) AS place FROM sources) AS ranked WHERE place = 1
@@ -16,8 +16,8 @@ SELECT *, LAG(sim) OVER dev AS dev_sim, LAG(o) OVER dev AS dev_o, t - LAG(t) OVE
   LAST_VALUE(v IGNORE NULLS) OVER (PARTITION BY device ORDER BY t, sim, o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS dev_v,
   LAST_VALUE(v IGNORE NULLS) OVER (PARTITION BY device, sim ORDER BY t, o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS own_v
 FROM (
-  SELECT s.device, m.sim, INSTANT_S(s.time) AS t, s.day, origins.o, NULLIF(s.software_version, '00') AS v
-  FROM sightings AS s JOIN members AS m ON s.device = m.device AND s.subscriber = m.subscriber
+  SELECT s.device, m.sim, INSTANT_S(s.time) AS t, s.day, sources.source, origins.o, NULLIF(s.software_version, '00') AS v
+  FROM (SELECT * FROM sightings WHERE device IN (SELECT members.device FROM members)) AS s JOIN members AS m ON s.device = m.device AND s.subscriber = m.subscriber
   JOIN sources ON s.origin_host = sources.origin AND COALESCE(s.peer, s.origin_host) = sources.peer AND sources.counts = 1 JOIN origins ON s.origin_host = origins.origin) AS checks
 WINDOW dev AS (PARTITION BY device ORDER BY t, sim, o), own AS (PARTITION BY device, sim ORDER BY t, o)
 -- meets: Pairs of origins, in both directions, with the number of devices of two or three SIMs that changed the SIM from one origin to the other within 3 hours.
@@ -58,8 +58,8 @@ SELECT subscriber, COUNT(*) AS devices FROM uses WHERE NOT subscriber IS NULL GR
 SELECT uses.device FROM uses LEFT JOIN many ON uses.subscriber = many.subscriber JOIN (SELECT DISTINCT uses.device FROM uses JOIN many ON uses.subscriber = many.subscriber) AS d ON uses.device = d.device
 GROUP BY uses.device HAVING SUM(CASE WHEN many.devices >= 4 THEN n ELSE 0 END) * 3 >= SUM(n) * 2 AND COUNT(many.devices) >= 4 AND MAX(many.devices) >= 7
 -- boxes: Devices of SIM boxes: ports in use on a third of all days; and devices that one SIM, and no other, used in turn, at least five and nine tenths of its devices.
-SELECT s.device FROM sightings AS s JOIN ports ON s.device = ports.device JOIN many ON s.subscriber = many.subscriber
-GROUP BY s.device HAVING COUNT(DISTINCT s.day) * 3 >= (SELECT COUNT(DISTINCT day) AS days FROM sightings)
+SELECT s.device FROM (SELECT * FROM sightings WHERE device IN (SELECT ports.device FROM ports)) AS s JOIN many ON s.subscriber = many.subscriber
+GROUP BY s.device HAVING COUNT(DISTINCT s.day) * 3 >= (SELECT DATE_DIFF('day', CAST(MIN(first_seen) AS DATE), CAST(MAX(last_seen) AS DATE)) + 1 AS days FROM uses)
 UNION SELECT device FROM (
   SELECT device, devices, COUNT(*) OVER (PARTITION BY subscriber, is_alone) AS k, is_alone FROM (
     SELECT uses.device, uses.subscriber, many.devices, CASE WHEN sims.sims = 1 AND INSTANT_S(first_seen) > COALESCE(INSTANT_S(MAX(last_seen) OVER (
@@ -76,7 +76,7 @@ WHERE listed.tac IS NULL AND device % 11111111111111 <> 0
 -- tacs: Devices with a TAC that was never allocated: no body has it; or the list is not older than 60 days, and not two devices have the TAC at peers that send a tenth of the average (a new model).
 SELECT unlisted.device FROM unlisted CROSS JOIN (SELECT MAX(allocated) AS newest, MIN(allocated) AS oldest FROM allocations) AS l CROSS JOIN (SELECT MAX(last_seen) AS until FROM uses) AS r
 LEFT JOIN (
-  SELECT unlisted.tac FROM unlisted JOIN sightings AS s ON unlisted.device = s.device JOIN (SELECT peer, SUM(n) AS n FROM sources WHERE counts = 1 GROUP BY peer) AS p ON COALESCE(s.peer, s.origin_host) = p.peer
+  SELECT unlisted.tac FROM unlisted JOIN (SELECT * FROM sightings WHERE device IN (SELECT unlisted.device FROM unlisted)) AS s ON unlisted.device = s.device JOIN (SELECT peer, SUM(n) AS n FROM sources WHERE counts = 1 GROUP BY peer) AS p ON COALESCE(s.peer, s.origin_host) = p.peer
   CROSS JOIN (SELECT SUM(n) AS n, COUNT(DISTINCT peer) AS peers FROM sources) AS total WHERE p.n * 10 * total.peers >= total.n
   GROUP BY unlisted.tac HAVING COUNT(DISTINCT unlisted.device) >= 2) AS models ON unlisted.tac = models.tac
 WHERE has_body = 0 OR (models.tac IS NULL AND (COALESCE(newest = oldest, TRUE) OR DATE_DIFF('day', newest, CAST(until AS DATE)) <= 60))
@@ -98,15 +98,18 @@ SELECT DISTINCT kind, name FROM (
   FROM (SELECT 'origin' AS kind, origin AS name, realm, SUM(n) AS n FROM sources GROUP BY origin, realm UNION ALL SELECT 'peer' AS kind, peer AS name, realm, SUM(n) AS n FROM sources GROUP BY peer, realm) AS counted) AS ranked
 WHERE larger * 2 < of_realm AND of_realm * 20 >= total
 -- reporters: Pairs of origin and peer, with 1 for an origin or peer that is large.
-SELECT sources.origin, sources.peer, CASE WHEN o.name IS NULL THEN 0 ELSE 1 END AS is_large_origin, CASE WHEN p.name IS NULL THEN 0 ELSE 1 END AS is_large_peer
+SELECT sources.source, sources.origin, sources.peer, CASE WHEN o.name IS NULL THEN 0 ELSE 1 END AS is_large_origin, CASE WHEN p.name IS NULL THEN 0 ELSE 1 END AS is_large_peer
 FROM sources LEFT JOIN large AS o ON sources.origin = o.name AND o.kind = 'origin' LEFT JOIN large AS p ON sources.peer = p.name AND p.kind = 'peer'
 -- claims: For each SIM of a suspicious shared device the origins and peers that reported it. SIM boxes are left out: one box has many devices at one MME.
-SELECT DISTINCT s.device, s.subscriber, r.origin, r.peer, r.is_large_origin, r.is_large_peer
-FROM sightings AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.origin_host = r.origin AND COALESCE(s.peer, s.origin_host) = r.peer
-WHERE NOT s.subscriber IS NULL
--- carried: Number of ordinary phones (one SIM) that both a doubtful origin or peer and a large one reported.
-SELECT mine.name, COUNT(*) AS phones FROM (
-  SELECT DISTINCT s.device, d.name FROM sightings AS s JOIN doubtful AS d ON s.origin_host = d.name UNION SELECT DISTINCT s.device, d.name FROM sightings AS s JOIN doubtful AS d ON s.peer = d.name) AS mine
-JOIN (SELECT device FROM uses GROUP BY device HAVING COUNT(*) = 1) AS ordinary ON mine.device = ordinary.device
-JOIN (SELECT DISTINCT s.device FROM sightings AS s JOIN reporters AS r ON s.origin_host = r.origin AND COALESCE(s.peer, s.origin_host) = r.peer WHERE is_large_origin = 1 AND is_large_peer = 1) AS seen ON mine.device = seen.device
-GROUP BY mine.name
+SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.is_large_origin, r.is_large_peer
+FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source
+-- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
+SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size
+WHERE device % share = drawn % share GROUP BY device, share HAVING COUNT(*) = 1
+-- ordinary: Origins and peers that reported the phones of the sample.
+SELECT DISTINCT s.device, r.origin, r.peer, r.is_large_origin * r.is_large_peer AS is_large
+FROM (SELECT * FROM sightings WHERE device IN (SELECT phones.device FROM phones)) AS s JOIN reporters AS r ON s.origin_host = r.origin AND COALESCE(s.peer, s.origin_host) = r.peer
+-- carried: Number of ordinary phones that both an origin or peer and a large one reported.
+SELECT name, COUNT(DISTINCT o.device) * (SELECT MAX(share) AS share FROM phones) AS phones
+FROM (SELECT device, origin AS name FROM ordinary UNION ALL SELECT device, peer AS name FROM ordinary) AS o
+WHERE o.device IN (SELECT ordinary.device FROM ordinary WHERE ordinary.is_large = 1) GROUP BY name

@@ -71,10 +71,8 @@ class Duck:
         """Create a DuckDB table from rows of values (see Engine.fill)."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} ({columns})")
         if rows:  # by columns: a list of TACs has hundreds of thousands
-            self._connection.execute(
-                f"INSERT INTO {name} SELECT {', '.join('UNNEST(?)' for _ in rows[0])}",
-                [list(column) for column in zip(*rows, strict=True)],
-            )
+            columns_of_rows = [list(column) for column in zip(*rows, strict=True)]
+            self._connection.execute(f"INSERT INTO {name} SELECT {', '.join('UNNEST(?)' for _ in rows[0])}", columns_of_rows)  # fmt: skip
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         """Run a SELECT in DuckDB and return its rows (see Engine.rows)."""
@@ -83,14 +81,8 @@ class Duck:
 
 @contextmanager
 def duck(
-    files: str | list[str],
-    *,
-    since: datetime,
-    until: datetime,
-    memory: int,
-    threads: int | None = None,
-    without: Sequence[str] = (),
-) -> Iterator[Duck]:
+    files: str | list[str], *, since: datetime, until: datetime, memory: int, threads: int | None = None, without: Sequence[str] = (),
+) -> Iterator[Duck]:  # fmt: skip
     """Open a DuckDB engine whose view `sightings` has the checks from `since` to before `until` (naive UTC).
 
     Args:
@@ -127,8 +119,6 @@ def duck(
             connection.execute(f"CREATE VIEW sightings AS {window_select(source, since, until, without)}")
             yield Duck(connection)
         except duckdb.OutOfMemoryException as e:
-            raise EirError(
-                f"the analysis needs more memory than tamper.memory ({memory >> 20} MiB); raise it ({str(e).splitlines()[0]})"
-            ) from None
+            raise EirError(f"the analysis needs more memory than tamper.memory ({memory >> 20} MiB); raise it ({str(e).splitlines()[0]})") from None  # fmt: skip
         except duckdb.Error as e:  # a full disk, a damaged file
             raise EirError(f"the record cannot be analysed: {str(e).splitlines()[0]}") from None

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from eir.device import key_text
-from eir.sightings.conditions import (
+from eir.sightings.conditions import (  # fmt: skip
     CERTAIN,
     COLUMNS,
     CONDITIONS,
@@ -34,7 +34,7 @@ LIES_MIN = 5
 """Minimum number of suspicious devices for which a reporter is left out."""
 MODEL = " ".join([str(INTERCEPT), *(f"+ ({weight}) * {column}" for column, (_, weight) in COLUMNS.items())])
 """SQL expression of a shared device's log odds."""
-REPORTER_TABLES = ("large", "reporters", "claims", "carried")
+REPORTER_TABLES = ("large", "reporters", "claims", "phones", "ordinary", "carried")
 """Tables that judge the reporters."""
 
 
@@ -115,42 +115,27 @@ def judge(
     left_out = find_distrusted(engine)
     if left_out:
         names = ", ".join(sorted(left_out))
-        warn(
-            f"{names}: distrusted, because too many devices would be tampered with only by its reports; they are left out"
-        )
+        warn(f"{names}: distrusted, because too many devices would be tampered with by these reports alone; they are left out")  # fmt: skip
         _build_tables(engine, left_out, progress)
     devices, sightings = engine.rows("SELECT COUNT(DISTINCT device), COALESCE(SUM(n), 0) FROM uses")[0]
     ((places,),) = engine.rows("SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND a < b")
     batches = engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")
-    malformed = engine.rows(
-        "SELECT COALESCE(origin_host, ''), COUNT(*), COUNT(DISTINCT subscriber) FROM sightings WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1"
-    )
+    malformed = engine.rows("SELECT COALESCE(origin_host, ''), COUNT(*), COUNT(DISTINCT subscriber) FROM sightings WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")  # fmt: skip
     return Judgement(
-        since=since,
-        until=until,
-        devices=int(devices),
-        sightings=int(sightings),
-        findings=tuple(_findings(engine, cases, settings.report_min)),
-        left_out=tuple(sorted(left_out)),
-        places=int(places),
-        batches=tuple((key_text(device), int(sims)) for device, sims in batches),
+        since=since, until=until, devices=int(devices), sightings=int(sightings), findings=tuple(_findings(engine, cases, settings.report_min)),
+        left_out=tuple(sorted(left_out)), places=int(places), batches=tuple((key_text(device), int(sims)) for device, sims in batches),
         malformed=tuple((str(origin), int(rows), int(subscribers)) for origin, rows, subscribers in malformed),
-    )
+    )  # fmt: skip
 
 
 def _build_tables(engine: Engine, left_out: frozenset[str], progress: Callable[[str, int, int], None]) -> None:
     """Build the tables of the analysis, without the reports of some origins and peers."""
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(left_out))
     values: dict[str, str | float] = {
-        "believed": f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})"
-        if names
-        else "TRUE",
+        "believed": f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})" if names else "TRUE",
         "believed_source": f"NOT origin IN ({names}) AND NOT peer IN ({names})" if names else "TRUE",
-        "model": MODEL,
-        "certain": CERTAIN,
-        "no_body": NO_BODY,
-        "likely": LIKELY,
-    }
+        "model": MODEL, "certain": CERTAIN, "no_body": NO_BODY, "likely": LIKELY,
+    }  # fmt: skip
     stages = [name for name in TABLES if name not in REPORTER_TABLES]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
@@ -166,8 +151,8 @@ def find_distrusted(engine: Engine) -> frozenset[str]:
     """
     for name in ("large", "reporters", "claims"):
         engine.define(name, TABLES[name].format_map({"model": MODEL, "suspicious": SUSPICIOUS}))
-    reports: defaultdict[int, defaultdict[str, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
-    large, seen = set[str](), set[tuple[int, str]]()
+    reports: defaultdict[int, defaultdict[int, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
+    large, seen = set[str](), set[tuple[int, int]]()
     for device, sim, origin, peer, is_large_origin, is_large_peer in engine.rows("SELECT * FROM claims"):
         reports[device][sim].add((origin, peer))
         large |= {name for name, is_large in ((origin, is_large_origin), (peer, is_large_peer)) if is_large}
@@ -175,7 +160,7 @@ def find_distrusted(engine: Engine) -> frozenset[str]:
             seen.add((device, sim))
     left_out, carried = frozenset[str](), None
     while lies := _lies(reports, left_out, large, seen):
-        carried = _carried(engine, lies) if carried is None else carried
+        carried = _carried(engine) if carried is None else carried
         ratios = {name: len(devices) / (carried.get(name, 0) + 1) for name, devices in lies.items()}
         worst = min(lies, key=lambda name: (-ratios[name], name))
         if len(lies[worst]) * 2 <= carried.get(worst, 0):
@@ -185,15 +170,15 @@ def find_distrusted(engine: Engine) -> frozenset[str]:
 
 
 def _lies(
-    reports: Mapping[int, Mapping[str, set[tuple[str, str]]]], left_out: frozenset[str], large: set[str], seen: set[tuple[int, str]]
+    reports: Mapping[int, Mapping[int, set[tuple[str, str]]]], left_out: frozenset[str], large: set[str], seen: set[tuple[int, int]]
 ) -> dict[str, set[int]]:  # fmt: skip
     """Return the devices that are suspicious by doubtful reports of each origin or peer, if they are at least `LIES_MIN`.
 
     Args:
-        reports: device, subscriber, and pairs of origin and peer that reported the two.
+        reports: device, SIM, and pairs of origin and peer that reported the two.
         left_out: origins and peers whose reports do not count.
         large: origins and peers that are trusted.
-        seen: devices and subscribers that a large origin reported by a large peer.
+        seen: devices and SIMs that a large origin reported by a large peer.
     """
     lies = defaultdict[str, set[int]](set)
     for device, by_sim in reports.items():
@@ -206,23 +191,22 @@ def _lies(
     return {name: devices for name, devices in lies.items() if len(devices) >= LIES_MIN}
 
 
-def _carried(engine: Engine, names: Iterable[str]) -> dict[str, int]:
+def _carried(engine: Engine) -> dict[str, int]:
     """Return how many ordinary phones of each origin or peer a large one reports too."""
-    engine.fill("doubtful", "name VARCHAR", [(name,) for name in sorted(names)])
-    engine.define("carried", TABLES["carried"])
+    for name in ("phones", "ordinary", "carried"):
+        engine.define(name, TABLES[name])
     return {name: int(phones) for name, phones in engine.rows("SELECT name, phones FROM carried")}
 
 
 def _findings(engine: Engine, cases: Mapping[int, bool], least_score: float) -> list[Finding]:
     """Return the findings about scored devices, the highest score first, without devices that an operator has cleared."""
-    least = (
-        -math.inf if least_score <= 0 else math.inf if least_score >= 1 else math.log(least_score / (1 - least_score))
-    )
+    bounded = min(max(least_score, 1e-15), 1 - 1e-15)
+    least = math.log(bounded / (1 - bounded))
     engine.define("chosen", f"""
         SELECT uses.device, MAX(scores.odds) AS odds, COUNT(uses.subscriber) AS subscribers, MIN(first_seen) AS first_seen, MAX(last_seen) AS last_seen,
           SUM(CASE WHEN NOT subscriber IS NULL AND CAST(first_seen AS DATE) < CAST(last_seen AS DATE) THEN 1 ELSE 0 END) AS regulars
         FROM uses LEFT JOIN scores ON uses.device = scores.device
-        WHERE scores.odds >= {max(min(least, 99.0), -99.0)} OR uses.device IN (SELECT confirmed.device FROM confirmed)
+        WHERE scores.odds >= {least} OR uses.device IN (SELECT confirmed.device FROM confirmed)
         GROUP BY uses.device
     """)  # fmt: skip
     says = _evidence(engine)
@@ -233,19 +217,11 @@ def _findings(engine: Engine, cases: Mapping[int, bool], least_score: float) -> 
             continue
         ranked = sorted(says[device], key=lambda each: (-each[1], each[0]))
         holding = [each for each in ranked if each[1] >= HOLDS_FROM] or ranked[:1]
-        finding = Finding(
-            device=device,
-            score=SCORE_MAX if confirmed else min(round(1 / (1 + math.exp(-max(odds, -30))), 3), SCORE_MAX),
-            conditions=tuple(name for name, *_ in holding),
-            subscribers=int(subscribers),
-            copies=int(regulars),
-            first_seen=first,
-            last_seen=last,
-            evidence="; ".join(evidence for *_, evidence in holding),
-            says=tuple(ranked),
-            confirmed=bool(confirmed),
-        )
-        findings.append(finding)
+        score = SCORE_MAX if confirmed else min(round(1 / (1 + math.exp(-max(odds, -30))), 3), SCORE_MAX)
+        findings.append(Finding(
+            device=device, score=score, conditions=tuple(name for name, *_ in holding), subscribers=int(subscribers), copies=int(regulars), first_seen=first,
+            last_seen=last, evidence="; ".join(evidence for *_, evidence in holding), says=tuple(ranked), confirmed=bool(confirmed),
+        ))  # fmt: skip
     return sorted(findings, key=lambda finding: (-finding.score, finding.device))
 
 
@@ -264,7 +240,7 @@ def _evidence(engine: Engine) -> Mapping[int, list[tuple[str, float, str]]]:
             "version_alternates": f"days on which the software version goes back with the SIM: {two_v} (days that show one phone: {one_v})" if two_v or one_v else "",
             "alternates": f"SIMs that came back: {members}; they change {changes} times on {days} days",
         }  # fmt: skip
-        says[device] += [(name, odds[name], text) for name, text in texts.items() if text]
+        says[device] += [(name, round(odds[name], 6), text) for name, text in texts.items() if text]
     for (device,) in engine.rows("SELECT boxes.device FROM boxes JOIN chosen ON boxes.device = chosen.device"):
         says[device].append(("sim_box", CERTAIN, "SIMs go round through such devices, with little other traffic"))
     for device, has_body, newest in engine.rows("""
@@ -273,9 +249,7 @@ def _evidence(engine: Engine) -> Mapping[int, list[tuple[str, float, str]]]:
     """):
         text = f"its TAC is not in the list, whose newest is of {newest or 'no day'}"
         says[device].append(("tac", LIKELY if has_body else NO_BODY, text))
-    for (device,) in engine.rows(
-        "SELECT placeholders.device FROM placeholders JOIN chosen ON placeholders.device = chosen.device"
-    ):
+    for (device,) in engine.rows("SELECT chosen.device FROM placeholders JOIN chosen ON placeholders.device = chosen.device"):  # fmt: skip
         says[device].append(("placeholder", CERTAIN, CONDITIONS["placeholder"]))
     return says
 
