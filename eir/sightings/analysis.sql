@@ -54,12 +54,11 @@ JOIN (SELECT device, COUNT(*) AS members FROM members GROUP BY device) AS m ON c
 LEFT JOIN orders ON c.device = orders.device
 -- many: SIMs that were in four devices or more.
 SELECT subscriber, COUNT(*) AS devices FROM uses WHERE NOT subscriber IS NULL GROUP BY subscriber HAVING COUNT(*) >= 4
--- ports: Devices with two thirds of their checks by at least four such SIMs, one of which was in seven devices.
+-- boxes: Devices of SIM boxes. Ports: two thirds of their checks are by at least four such SIMs, one of which was in seven devices, in a period of a third of all days. Turns: devices that one SIM, and no other, used in turn, at least five and nine tenths of its devices.
 SELECT uses.device FROM uses LEFT JOIN many ON uses.subscriber = many.subscriber JOIN (SELECT DISTINCT uses.device FROM uses JOIN many ON uses.subscriber = many.subscriber) AS d ON uses.device = d.device
-GROUP BY uses.device HAVING SUM(CASE WHEN many.devices >= 4 THEN n ELSE 0 END) * 3 >= SUM(n) * 2 AND COUNT(many.devices) >= 4 AND MAX(many.devices) >= 7
--- boxes: Devices of SIM boxes: ports in use on a third of all days; and devices that one SIM, and no other, used in turn, at least five and nine tenths of its devices.
-SELECT s.device FROM (SELECT * FROM sightings WHERE device IN (SELECT ports.device FROM ports)) AS s JOIN many ON s.subscriber = many.subscriber
-GROUP BY s.device HAVING COUNT(DISTINCT s.day) * 3 >= (SELECT DATE_DIFF('day', CAST(MIN(first_seen) AS DATE), CAST(MAX(last_seen) AS DATE)) + 1 AS days FROM uses)
+CROSS JOIN (SELECT DATE_DIFF('day', CAST(MIN(first_seen) AS DATE), CAST(MAX(last_seen) AS DATE)) + 1 AS days FROM uses) AS record
+GROUP BY uses.device, record.days HAVING SUM(CASE WHEN many.devices >= 4 THEN n ELSE 0 END) * 3 >= SUM(n) * 2 AND COUNT(many.devices) >= 4 AND MAX(many.devices) >= 7
+  AND (DATE_DIFF('day', CAST(MIN(CASE WHEN many.devices >= 4 THEN first_seen END) AS DATE), CAST(MAX(CASE WHEN many.devices >= 4 THEN last_seen END) AS DATE)) + 1) * 3 >= record.days
 UNION SELECT device FROM (
   SELECT device, devices, COUNT(*) OVER (PARTITION BY subscriber, is_alone) AS k, is_alone FROM (
     SELECT uses.device, uses.subscriber, many.devices, CASE WHEN sims.sims = 1 AND INSTANT_S(first_seen) > COALESCE(INSTANT_S(MAX(last_seen) OVER (
@@ -97,11 +96,11 @@ SELECT DISTINCT kind, name FROM (
   SELECT kind, name, SUM(n) OVER (PARTITION BY kind, realm ORDER BY n DESC, name ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) - n AS larger, SUM(n) OVER (PARTITION BY kind, realm) AS of_realm, SUM(n) OVER (PARTITION BY kind) AS total
   FROM (SELECT 'origin' AS kind, origin AS name, realm, SUM(n) AS n FROM sources GROUP BY origin, realm UNION ALL SELECT 'peer' AS kind, peer AS name, realm, SUM(n) AS n FROM sources GROUP BY peer, realm) AS counted) AS ranked
 WHERE larger * 2 < of_realm AND of_realm * 20 >= total
--- reporters: Pairs of origin and peer, with 1 for an origin or peer that is large.
-SELECT sources.source, sources.origin, sources.peer, CASE WHEN o.name IS NULL THEN 0 ELSE 1 END AS is_large_origin, CASE WHEN p.name IS NULL THEN 0 ELSE 1 END AS is_large_peer
+-- reporters: Pairs of origin and peer, with 1 for an origin or peer that is large, and the operator if it sends less than 5 % of all rows.
+SELECT CASE WHEN SUM(n) OVER (PARTITION BY realm) * 20 < SUM(n) OVER () THEN realm END AS small_realm, sources.source, sources.origin, sources.peer, CASE WHEN o.name IS NULL THEN 0 ELSE 1 END AS is_large_origin, CASE WHEN p.name IS NULL THEN 0 ELSE 1 END AS is_large_peer
 FROM sources LEFT JOIN large AS o ON sources.origin = o.name AND o.kind = 'origin' LEFT JOIN large AS p ON sources.peer = p.name AND p.kind = 'peer'
 -- claims: For each SIM of a suspicious shared device the origins and peers that reported it. SIM boxes are left out: one box has many devices at one MME.
-SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.is_large_origin, r.is_large_peer
+SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.small_realm, r.is_large_origin, r.is_large_peer
 FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source
 -- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
 SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size

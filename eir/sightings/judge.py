@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from eir.device import key_text
 from eir.sightings.conditions import (  # fmt: skip
@@ -34,6 +34,8 @@ LIES_MIN = 5
 """Minimum number of suspicious devices for which a reporter is left out."""
 MODEL = " ".join([str(INTERCEPT), *(f"+ ({weight}) * {column}" for column, (_, weight) in COLUMNS.items())])
 """SQL expression of a shared device's log odds."""
+Pair: TypeAlias = tuple[str, str]
+"""Origin, and peer that sends its checks."""
 REPORTER_TABLES = ("large", "reporters", "claims", "phones", "ordinary", "carried")
 """Tables that judge the reporters."""
 
@@ -151,15 +153,16 @@ def find_distrusted(engine: Engine) -> frozenset[str]:
     """
     for name in ("large", "reporters", "claims"):
         engine.define(name, TABLES[name].format_map({"model": MODEL, "suspicious": SUSPICIOUS}))
-    reports: defaultdict[int, defaultdict[int, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
-    large, seen = set[str](), set[tuple[int, int]]()
-    for device, sim, origin, peer, is_large_origin, is_large_peer in engine.rows("SELECT * FROM claims"):
+    reports: defaultdict[int, defaultdict[int, set[Pair]]] = defaultdict(lambda: defaultdict(set))
+    large, seen, realms = set[str](), set[tuple[int, int]](), dict[Pair, str | None]()
+    for device, sim, origin, peer, small_realm, is_large_origin, is_large_peer in engine.rows("SELECT * FROM claims"):
         reports[device][sim].add((origin, peer))
+        realms[origin, peer] = small_realm
         large |= {name for name, is_large in ((origin, is_large_origin), (peer, is_large_peer)) if is_large}
         if is_large_origin and is_large_peer:
             seen.add((device, sim))
     left_out, carried = frozenset[str](), None
-    while lies := _lies(reports, left_out, large, seen):
+    while lies := _lies(reports, left_out, large, seen, realms):
         carried = _carried(engine) if carried is None else carried
         ratios = {name: len(devices) / (carried.get(name, 0) + 1) for name, devices in lies.items()}
         worst = min(lies, key=lambda name: (-ratios[name], name))
@@ -170,7 +173,7 @@ def find_distrusted(engine: Engine) -> frozenset[str]:
 
 
 def _lies(
-    reports: Mapping[int, Mapping[int, set[tuple[str, str]]]], left_out: frozenset[str], large: set[str], seen: set[tuple[int, int]]
+    reports: Mapping[int, Mapping[int, set[Pair]]], left_out: frozenset[str], large: set[str], seen: set[tuple[int, int]], realms: Mapping[Pair, str | None]
 ) -> dict[str, set[int]]:  # fmt: skip
     """Return the devices that are suspicious by doubtful reports of each origin or peer, if they are at least `LIES_MIN`.
 
@@ -179,15 +182,18 @@ def _lies(
         left_out: origins and peers whose reports do not count.
         large: origins and peers that are trusted.
         seen: devices and SIMs that a large origin reported by a large peer.
+        realms: operator of each pair, if it is small. Its own peers do not discredit each other.
     """
     lies = defaultdict[str, set[int]](set)
     for device, by_sim in reports.items():
         left = {sim: {pair for pair in pairs if left_out.isdisjoint(pair)} for sim, pairs in by_sim.items()}
         left = {sim: pairs for sim, pairs in left.items() if pairs}
         for sim, pairs in left.items():
-            for name in set(chain.from_iterable(pairs)) - large if (device, sim) not in seen else ():
-                if any(name not in pair for others in left.values() for pair in others):  # another reporter's phone
-                    lies[name].add(device)
+            for pair in pairs if (device, sim) not in seen else ():
+                others = {each for each in chain.from_iterable(left.values()) if realms[pair] is None or realms[each] != realms[pair]}  # fmt: skip
+                for name in {*pair} - large:
+                    if any(name not in other for other in others):  # another reporter's phone
+                        lies[name].add(device)
     return {name: devices for name, devices in lies.items() if len(devices) >= LIES_MIN}
 
 

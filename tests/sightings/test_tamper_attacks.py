@@ -4,10 +4,12 @@ All attacks are in one network, each with peers and victims of its own, which is
 """
 
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from tampered import files
 
@@ -52,7 +54,13 @@ def network(tmp_path_factory):
     rules = networks.Network(subscribers=9000, days=20, clones=0.015, regions=8, a_day=4)
     made = networks.make(tmp_path_factory.mktemp("network"), rules, seed=3)
     made = attacks.behind_agents(made, tmp_path_factory.mktemp("agents"))
-    checks, before = attacks.record(made), judged(made)
+    small = networks.make(tmp_path_factory.mktemp("small"), networks.Network(subscribers=400, days=20, clones=0.06, regions=2, routers=0.01, double=0.02, several_imsis=0.02, boxes=(1, 1, 1)), seed=4)  # fmt: skip
+    name = pl.concat_str(pl.lit("small."), "origin_host")
+    own = attacks.record(small).with_columns(origin_host=name, peer=name, origin_realm=pl.lit("small.example"))
+    own.write_parquet(next(made.folder.glob("sightings/*")) / "00-8-small.parquet")
+    made = replace(made, tacs=(*made.tacs, *small.tacs))
+    before = judged(made)
+    checks = attacks.record(made).filter(pl.col("origin_realm") != "small.example")
     rng = np.random.default_rng(2)
     chosen = iter(attacks.victims(made, checks, 1, VICTIMS * (len(PLANTED) + 2)))
     rows, victims = [], {}
@@ -63,8 +71,8 @@ def network(tmp_path_factory):
     victims["a second phone, four victims"] = few
     rows += own_peers(attacks.second_phone(checks, few, rng), "few")
     rivals = [next(chosen) for _ in range(VICTIMS)]
-    small = checks.group_by("origin_host").len().sort("len")["origin_host"][0]
-    rows += [row | {"origin_host": small, "peer": attacks.AGENTS[0]} for row in attacks.rival(checks, rivals, rng, days=30)]  # fmt: skip
+    least = checks.group_by("origin_host").len().sort("len")["origin_host"][0]
+    rows += [row | {"origin_host": least, "peer": attacks.AGENTS[0]} for row in attacks.rival(checks, rivals, rng, days=30)]  # fmt: skip
     for name, attack in attacks.BLINDING.items():
         rows += own_peers(attack(checks, attacks.clones(made), rng), name)
     copied = [MODULE * 10**6 + number for number in range(20)]
@@ -74,7 +82,8 @@ def network(tmp_path_factory):
         for device in copied for copy in range(10) for day in range(12)
     ]  # fmt: skip
     attacks.plant(made, rows)
-    return made, before, victims, judged(made), rivals, small, copied
+    clones = {device for device, (kind, _) in small.truth.items() if kind == "clone"}
+    return made, before, victims, judged(made), rivals, least, copied, clones
 
 
 def reported(found):
@@ -102,13 +111,19 @@ def test_liars_alone_are_left_out(network):
     assert {f"{attacks.PEER}{[*PLANTED].index(name)}" for name in ("two colluding peers", "six colluding peers", "invented phones", "an MME behind two agents")} <= {*found.left_out}  # fmt: skip
 
 
+def test_a_small_operator_with_peers_of_its_own_keeps_its_findings(network):
+    _, before, _, found, *_, clones = network
+    assert len(clones & reported(before)) > 12
+    assert clones & reported(before) == clones & reported(found)
+
+
 def test_rivals_at_a_small_mme_are_found(network):
-    _, _, _, found, rivals, small, _ = network
+    _, _, _, found, rivals, small, *_ = network
     assert small not in found.left_out
     assert len(reported(found) & set(rivals)) >= 0.9 * len(rivals)
 
 
 def test_copies_under_a_module_s_tac_are_a_list_of_their_own(network):
-    _, before, _, found, _, _, copied = network
+    _, before, _, found, _, _, copied, _ = network
     assert {int(imei) for imei, sims in found.batches if sims == 10} == set(copied)
     assert before.batches == ()
