@@ -46,8 +46,6 @@ table{border-collapse:collapse;width:100%;font-size:14px}
 th{text-align:left;font-weight:600;white-space:nowrap}
 th,td{padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-td time{white-space:nowrap}
-td code{font:13px ui-monospace,monospace;white-space:nowrap}
 """
 
 

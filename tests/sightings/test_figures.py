@@ -40,6 +40,7 @@ from eir.sightings.figures import (
     Coverage,
     FigureTally,
     document,
+    hidden_rows,
     merge,
     public_text,
     read_document,
@@ -84,6 +85,16 @@ def rows_of(total, **rows):
     )
     part = made["figures"]["refused"]
     return part["devices"], {row["name"]: (row["devices"], row["attempts"]) for row in part["by"]["list"]}
+
+
+@pytest.mark.parametrize(
+    ("counts", "hidden"),
+    [((50, 20), ()), ((50, 9), (50, 9)), ((50, 30, 9), (30, 9)), ((50, 3, 9), (3, 9)), ((0, 50, 12), ()), ((4,), (4,))],
+)
+def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidden):
+    named = dict(zip("abcdef", counts, strict=False))
+    texts = {name: FEW if count < 10 else WITHHELD for name, count in named.items() if count in hidden}
+    assert hidden_rows(named, sum(counts)) == texts
 
 
 FEW_ROW, HIDDEN = (FEW, WITHHELD), (WITHHELD, WITHHELD)

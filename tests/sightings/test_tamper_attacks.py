@@ -54,7 +54,7 @@ def network(tmp_path_factory):
     rules = networks.Network(subscribers=9000, days=20, clones=0.015, regions=8, a_day=4)
     made = networks.make(tmp_path_factory.mktemp("network"), rules, seed=3)
     made = attacks.behind_agents(made, tmp_path_factory.mktemp("agents"))
-    small = networks.make(tmp_path_factory.mktemp("small"), networks.Network(subscribers=400, days=20, clones=0.06, regions=2, routers=0.01, double=0.02, several_imsis=0.02, boxes=(1, 1, 1)), seed=4)  # fmt: skip
+    small = networks.make(tmp_path_factory.mktemp("small"), networks.Network(subscribers=400, days=20, a_day=2, clones=0.06, regions=2, routers=0.01, double=0.02, several_imsis=0.02, boxes=(1, 1, 1)), seed=4)  # fmt: skip
     name = pl.concat_str(pl.lit("small."), "origin_host")
     own = attacks.record(small).with_columns(origin_host=name, peer=name, origin_realm=pl.lit("small.example"))
     own.write_parquet(next(made.folder.glob("sightings/*")) / "00-8-small.parquet")
