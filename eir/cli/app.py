@@ -197,15 +197,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tamper report": (
         ("findings of the last month with a high score", "eir tamper report"),
-        ("as a page for the fraud desk", "eir tamper report --since 60d --html report.html"),
-        ("as a page for the public", "eir tamper report --public yearly.html"),
+        ("all of two months, as CSV", "eir tamper report --since 60d --csv report.csv"),
+        ("modules with one IMEI", "eir tamper report --batches"),
     ),
     "tamper show": (
         ("evidence of a finding", f"eir tamper show {PHONE}"),
-        ("as an HTML page", f"eir tamper show {PHONE} --html case-17.html"),
+        ("for a script", f"eir tamper show {PHONE} --json"),
     ),
     "tamper confirm": (
         ("after an inspection of the phone", f'eir tamper confirm {PHONE} --reason "seen at the customs office"'),
+        ("its owner has two SIMs", f'eir tamper confirm {PHONE} --owner 001010000000017 --owner 001010000000018 --reason "bill and box"'),
         ("what is known of it", f"eir tamper show {PHONE}"),
     ),
     "tamper clear": (
@@ -217,7 +218,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("what is known of it", f"eir tamper show {PHONE}"),
     ),
     "tamper export": (
-        ("copies of confirmed devices, by IMEI and IMSI", "eir tamper export --out copies.csv"),
+        ("copies of confirmed devices, by IMEI and IMSI", "eir tamper export --rows pairs --out copies.csv"),
         ("sign them as a release",
          "eir publish --list copies --serial 1 --expires 14d --key key copies.csv"),
         ("IMEIs to watch", "eir tamper export --rows tracked --out tracked.csv"),

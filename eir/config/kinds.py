@@ -92,13 +92,6 @@ def _date_form(match: re.Match[str]) -> str:
     return match[0]
 
 
-def _place(match: re.Match[str]) -> tuple[float, float]:
-    latitude, longitude = float(match[1]), float(match[2])
-    if abs(latitude) > 90 or abs(longitude) > 180:
-        raise ValueError
-    return latitude, longitude
-
-
 def _workers(written: str) -> int:
     if written == "auto":
         processors = os.sched_getaffinity(0)
@@ -135,10 +128,6 @@ TAC = text(
 DEVICE_TYPE = text("a device type such as Smartphone", r"[^\s,|\"](?:[^,|\"]{0,62}[^\s,|\"])?")
 SOFTWARE_VERSION = text("two digits", r"[0-9]{2}")
 IMSI_PREFIX = text("the first 1 to 15 digits of IMSIs", r"[0-9]{1,15}")
-PLACE = text(
-    "latitude and longitude in degrees, such as 50.45 30.52", r"(-?[0-9]{1,2}(?:\.[0-9]+)?)[ ,]+(-?[0-9]{1,3}(?:\.[0-9]+)?)", _place,
-    show=lambda place: f"{place[0]:.10g} {place[1]:.10g}",
-)  # fmt: skip
 STORE = Kind(
     "sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
     _store_url, mask_password, _with_files,

@@ -207,6 +207,7 @@ def test_configuration_is_frozen(write):
     [
         ("fraud_check:\n  listen: http://127.0.0.1:8444\n", 2, "the key 'fraud_check' has no effect: DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section"),
         ("tamper:\n  tac_db: tacs.txt\n", 3, "the key 'tac_db' in tamper has no effect: TACs come in a signed list now"),
+        ("tamper:\n  origins: {}\n", 3, "the key 'origins' in tamper has no effect: the record itself shows which origins are one place"),
         ("sightings:\n  stream: eir:checks\n  keep: 30d\n", 3, "the key 'stream' in sightings has no effect: events go to a receiver over HTTP, see sightings.webhook"),
     ],
 )  # fmt: skip

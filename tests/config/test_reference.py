@@ -126,7 +126,7 @@ def files_of_sample(folder):
 
 def paths_in(value, path="") -> set[str]:
     if isinstance(value, dict):
-        named = "*" if path in {"lists", "layouts", "tamper.origins"} else None
+        named = "*" if path in {"lists", "layouts"} else None
         return set().union(*(paths_in(inner, f"{path}.{named or name}".lstrip(".")) for name, inner in value.items()))
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return set().union(*(paths_in(inner, f"{path}[]") for inner in value))

@@ -54,7 +54,10 @@ def parties(tmp_path):
 
 
 def log():
-    """Return a month of A's checks as CSV: one identity in two phones, each at a place of its own, among honest ones."""
+    """Return a month of A's checks as CSV: one identity in two phones, each at a place of its own, among honest ones.
+
+    Six phones change the SIM at each place.
+    """
     begin = datetime.now(UTC).replace(microsecond=0) - timedelta(days=28)
     near, far = (f"mmec01.mmegi800{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (1, 2))
     at = random.Random(1)
@@ -67,6 +70,10 @@ def log():
         for number, imei in enumerate(HONEST)
         for day in range(0, 20, 3)
     ]
+    rows += [
+        (begin + timedelta(days=day, hours=8 + 2 * turn), f"352099500000{number:02d}", f"001010300000{number:02d}{turn}", (near, far)[number % 2])
+        for number in range(12) for day in range(0, 20, 2) for turn in range(2)
+    ]  # fmt: skip
     rows.sort(key=lambda row: row[0])
     lines = [f"{at:%Y-%m-%dT%H:%M:%SZ},{imei},{imsi},{mme}\n" for at, imei, imsi, mme in rows]
     return "time,imei,imsi,origin_host\n" + "".join(lines)
