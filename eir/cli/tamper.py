@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from eir.sightings.engine import Engine
     from eir.sightings.judge import Judgement
 
-COLUMNS = ("rank", "imei", "score", "subscribers", "copies", "first_seen", "last_seen", "conditions", "evidence")
+COLUMNS = ("imei", "rank", "score", "subscribers", "copies", "first_seen", "last_seen", "conditions", "evidence")
 SINCE, SINCE_MAX = "30d", timedelta(days=366)
 
 Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 366 days at most.")]

@@ -171,8 +171,8 @@ def test_the_report_and_the_sheet_of_a_device(operator, tmp_path):
     assert [row["imei"] for row in rows_of(sheet.read_text())] == [row["imei"] for row in rows]
     assert sheet.stat().st_mode & 0o777 == 0o600
     head, *lines = operator.eir("tamper", "report", *UNTIL_DAY, "-n", "3").stdout.splitlines()
-    assert head.split()[:3] == ["rank", "imei", "score"]
-    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert head.split()[:3] == ["imei", "rank", "score"]
+    assert [line.split()[1] for line in lines] == ["1", "2", "3"]
     made = operator.json("tamper", "show", f"{imei(0)}{check_digit(imei(0))}", *UNTIL_DAY)
     assert (made["imei"], made["finding"]["conditions"][0]) == (imei(0), "conflict")
     assert rows[made["rank"] - 1]["imei"] == imei(0)
