@@ -6,8 +6,8 @@ import time
 
 from made import until
 
-from eir.lists.follow.copy import Pauses
 from eir.lists.follow.follower import Follower
+from eir.lists.follow.pauses import Pauses
 from eir.lists.images.index import Index
 
 QUICK = Pauses(retry_s=0.02, unproved_s=0.02, unreadable_s=0.02)
