@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import time
 
-from eir.lists.follow.copy import Pauses
 from eir.lists.follow.follower import Follower
+from eir.lists.follow.pauses import Pauses
 from eir.lists.images.index import Index
 
 from .store_content import until

@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from eir.errors import GenerationConflict, StoreError
-from eir.lists.log.change import RELEASE_KINDS, Change, following, release_of
+from eir.lists.log.change import RELEASE_KINDS, Change, Head, following, release_of
 from eir.lists.log.reader import LoggedList, advance, empty_content, join_parts
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.table.codec import encode as encode_table
 from eir.lists.table.codec import encode_change
 from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
-from eir.lists.table.table import Table, TableEffect, change, device_count, replacement
+from eir.lists.table.table import EMPTY, Table, TableEffect, change, device_count, replacement
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 TRIES_MAX = 10
@@ -52,6 +52,8 @@ class ListUpdate:
     reasons: tuple[str, ...] = ()
     """Reason texts of the list after the change; empty if they do not change. With rows, they begin with those before."""
     continues: str = ""
+    above: int = 0
+    """Generation above which that of the change must be; for a write-back or a restore."""
     lifted: tuple[str, ...] = ()
     detail: str = ""
 
@@ -146,6 +148,22 @@ class ListWriter:
                 return made
             await asyncio.sleep(random.uniform(0, PAUSE_S_MAX))  # noqa: S311 - no secret
 
+    async def overwrite(self, before: Head, table: Table, update: ListUpdate) -> Change:
+        """Write a whole content as a base after a head, without reading the content before, which may be damaged.
+
+        Args:
+            before: head before the change, with the digest of the newest stored change.
+            table: content after the change.
+            update: the change.
+
+        Raises:
+            GenerationConflict: if another process was faster.
+            StoreError: if the store fails.
+        """
+        self.content = LoggedList(before, EMPTY, digest_tree(EMPTY, ()))
+        whole = replace(update, table=table)
+        return await self._commit(whole, await asyncio.to_thread(_effect, EMPTY, whole), is_first_try=True)
+
     async def _commit(self, update: ListUpdate, effect: TableEffect, *, is_first_try: bool) -> Change:
         before, table = self.content.head, effect.table
         reasons = update.reasons or before.reasons
@@ -162,7 +180,7 @@ class ListWriter:
         )
         rows = b""
         made = Change(
-            generation=before.generation + 1,
+            generation=max(before.generation, update.above) + 1,
             before=before.digest,
             continues=update.continues,
             time=self._now().strftime(TIME_FORMAT),

@@ -189,13 +189,14 @@ def merge(rows: TableRows, later: TableRows) -> TableRows:
 
 def fold(changes: Sequence[tuple[TableRows, TableRows]]) -> tuple[TableRows, TableRows]:
     """Combine successive changes, each of added and removed rows, to one with the same effect."""
-    added, removed = changes[0]
-    for more, fewer in changes[1:]:
-        if len(fewer):
-            added = added.select(matches(added, fewer) < 0)
-            removed = merge(removed, fewer)
-        added = merge(added, more)
-    return added, removed
+    if len(changes) == 1:
+        return changes[0]
+    middle = len(changes) // 2  # halves: each row is merged once for each doubling of the number of changes
+    (added, removed), (more, fewer) = fold(changes[:middle]), fold(changes[middle:])
+    if len(fewer):
+        added = added.select(matches(added, fewer) < 0)
+        removed = merge(removed, fewer)
+    return merge(added, more), removed
 
 
 def device_count(table: Table) -> int:

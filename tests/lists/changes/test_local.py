@@ -16,8 +16,8 @@ from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack
 from eir.lists.changes.local import ADD, ENTRIES_MAX, REMOVE, Edit, edit_list, parse_entries
 from eir.lists.changes.rollback import roll_back
-from eir.lists.follow.copy import Pauses
 from eir.lists.follow.follower import Follower
+from eir.lists.follow.pauses import Pauses
 from eir.lists.images.index import Index
 from eir.lists.pages.pages import PAGE_KEYS, content_digest
 from eir.lists.pages.roaring import decode_keys
