@@ -309,6 +309,7 @@ PUT_TOGETHER = (
     {
         "store_failed",
         "copy_failed",
+        "journal_failed",
         "serving",
         "ready",
         "degraded",

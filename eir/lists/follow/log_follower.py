@@ -43,7 +43,7 @@ DAMAGE_TRIES = 3
 REPORT_AGAIN_S = 60.0
 """Minimum time in seconds between two equal events about a list."""
 UNRECORDED_MAX = 1_000
-"""Maximum number of changes that wait until the journal can be written; the oldest become a gap."""
+"""Maximum number of changes that wait until the journal can be written; the oldest are left out."""
 
 ImageType = TypeVar("ImageType")
 
@@ -288,10 +288,15 @@ class LogFollower(Generic[ImageType]):
             await self._read_copy(followed)
         name, held = followed.name, followed.held
         is_damaged = followed.failures >= DAMAGE_TRIES and followed.failed_at == heads.digests.get(name)
+        stored = None
+        try:
+            stored = heads.get(name)
+        except StoreError:
+            if not is_damaged:
+                raise
         if is_damaged and held is not None:
-            await self._lose(followed, held, heads, None)
+            await self._lose(followed, held, heads, stored, is_damaged=True)
             return False
-        stored = heads.get(name)
         self._check_kind(followed, stored)
         found, entries = await self._relation(followed, stored)
         match found:
@@ -495,21 +500,23 @@ class LogFollower(Generic[ImageType]):
         return WriteBack(self._store, ListWriter(self._store, followed.name, followed.kind, self._who, keep=self._keep))
 
     async def _lose(
-        self, followed: FollowedList[ImageType], held: LoggedList, heads: StoredHeads, stored: Head | None
+        self,
+        followed: FollowedList[ImageType],
+        held: LoggedList,
+        heads: StoredHeads,
+        stored: Head | None,
+        *,
+        is_damaged: bool = False,
     ) -> None:
-        """Report that the store has lost a list, and write it back after a random pause."""
+        """Report that the store has lost or damaged a list, and write it back after a random pause."""
         name, head = followed.name, held.head
         if followed.in_force is None:
             self.from_copy.add(name)
             await self._switch(followed, held)
         seen = heads.digests.get(name, NO_CHANGE)
-        stored_text = (
-            "nothing"
-            if seen == NO_CHANGE
-            else "damaged data"
-            if stored is None
-            else f"generation {stored.generation}, serial {stored.serial}"
-        )
+        stored_text = "damaged data" if is_damaged else "nothing"
+        if stored is not None and not is_damaged:
+            stored_text = f"generation {stored.generation}, serial {stored.serial}"
         if name not in self.lost:
             self.errors["lost_data"] += 1
         self.lost[name] = stored_text
@@ -518,13 +525,15 @@ class LogFollower(Generic[ImageType]):
                 "store_lost_data", level="error", list=name, stored=stored_text, detail="the memory stays in force",
                 held=f"generation {head.generation}, serial {head.serial}",
             )  # fmt: skip
-        if not self._heals:
-            return
         if followed.heal_at is None:
             followed.heal_at = time.monotonic() + random.uniform(0, self._pauses.heal_s)  # noqa: S311 - no secret
-        if time.monotonic() < followed.heal_at:
-            return
-        followed.heal_at = None
+        if self._heals and time.monotonic() >= followed.heal_at:
+            followed.heal_at = None
+            await self._heal(followed, held, seen, stored)
+
+    async def _heal(self, followed: FollowedList[ImageType], held: LoggedList, seen: str, stored: Head | None) -> None:
+        """Write the held content of a list back to the store, where the newest change has the digest `seen`."""
+        name, head = followed.name, held.head
         if followed.in_force is not None and followed.in_force.generation > head.generation:
             fault = "this node's copy is older than the list in force and is not written back; load the release again"
             self._copy_failed(followed, "heal_", StoreError("behind", f"list {name}: {fault}"))
@@ -564,9 +573,9 @@ class LogFollower(Generic[ImageType]):
             try:
                 is_done = await self._apply_again(work, lost, held.head.reasons)
             except StoreError as error:
-                if error.cause != "noperm":
-                    raise
                 self._copy_failed(followed, "apply_", error)
+                if error.cause != "noperm":
+                    return False
                 lost = lost._replace(gone=[*lost.gone, *lost.applicable])
             else:
                 if not is_done:
@@ -576,8 +585,12 @@ class LogFollower(Generic[ImageType]):
                     "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
                 )
         if lost.gone or lost.missing:
-            path = await asyncio.to_thread(write_lost_file, self._folder / "lost", name, held.head, lost.gone)
+            path = self._folder / "lost" / f"{name}-{held.head.digest[:16]}.csv"
             self.lost_rows[name] = path
+            try:
+                await asyncio.to_thread(write_lost_file, path, held.head, lost.gone)
+            except OSError as error:
+                self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
             digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
             self._report(
                 "lost_changes_kept", level="error", list=name,

@@ -7,6 +7,7 @@ content follow it. Of a local list it keeps the rows that the store has got sinc
 import asyncio
 import csv
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -260,8 +261,9 @@ def _back(digest: str, contained: frozenset[str], kept: Iterable[ChangeRows]) ->
     """
     lost, by_digest, more = list[ChangeRows](), dict[str, ChangeRows](), iter(kept)
     while digest not in contained:
-        while digest not in by_digest and (each := next(more, None)) is not None:
-            by_digest[each.change.digest] = each
+        with suppress(StoreError):  # a damaged file ends the kept changes
+            while digest not in by_digest and (each := next(more, None)) is not None:
+                by_digest[each.change.digest] = each
         if digest not in by_digest:
             break
         lost.append(by_digest[digest])
@@ -291,27 +293,25 @@ def with_reasons(rows: TableRows, texts: Sequence[str], target: Sequence[str]) -
     return TableRows(rows.keys, tuple(columns)), reasons.texts or tuple(target)
 
 
-def write_lost_file(folder: Path, name: str, held: Head, changes: Sequence[ChangeRows]) -> Path:
-    """Write a file for the operator with the rows of changes that are not applied again; return its path.
+def write_lost_file(path: Path, held: Head, changes: Sequence[ChangeRows]) -> None:
+    """Write a file for the operator with the rows of changes that are not applied again.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    path = folder / f"{name}-{held.digest[:16]}.csv"
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     lines: list[Sequence[str]] = [LOST_COLUMNS]
     for each in changes:
         about = (each.change.digest[:16], each.change.time, each.change.who, each.change.what)
         if each.parts is None:
             lines.append((*about, "unknown"))
             continue
-        for effect, rows in zip(("added", "removed"), each.decoded(name), strict=True):
+        for effect, rows in zip(("added", "removed"), each.decoded(path.name), strict=True):
             lines += [(*about, effect, *row) for row in _texts(rows, held)]
     with open_replacement(path, mode=0o600, durable=True) as file:
         text = TextIOWrapper(file, "utf-8", newline="")
         csv.writer(text, lineterminator="\n").writerows(lines)
         text.detach()
-    return path
 
 
 def _texts(rows: TableRows, held: Head) -> Iterable[tuple[str, ...]]:

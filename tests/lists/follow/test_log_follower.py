@@ -450,6 +450,35 @@ class TestForked:
             assert "lost_changes_kept" in node.said()
             assert ("own", "fork", 2, 2) in node.journal.gaps
 
+    async def test_without_the_right_to_write_the_lost_rows_go_to_a_file(self, store, lists, tmp_path):
+        node = await self.fork(store, lists, tmp_path, lost=[{"added": [8]}], since=[{"added": [9]}])
+
+        async def claim(*_):
+            raise StoreError("noperm", "this user may only read")
+
+        node.follower._store.claim = claim
+        async with node:
+            await node.has(1, 2, 3, 9)
+            assert node.follower.up
+            assert node.follower.errors["apply_noperm"] == 1
+            assert "00000000000008" in node.follower.lost_rows["own"].read_text()
+
+    async def test_a_copy_that_is_older_than_the_list_in_force_is_not_written_back(self, store, lists, tmp_path):
+        await lists.load([1])
+        async with LogNode(store, tmp_path) as before:
+            await before.is_level()
+        await lists.change([2])
+        newer = LogNode(store, tmp_path / "newer")
+        await newer.follower.start()
+        await flush(store)
+        node = LogNode(store, tmp_path)
+        node.follower.accept("own", *newer.contents["own"])
+        async with node:
+            await until(lambda: node.follower.errors["heal_behind"])
+            assert await store.heads() == {}
+            assert (node.switched, node.follower.missing) == ([], ())
+            assert "is older than the list in force" in node.follower.copy_faults["own"]
+
     async def test_a_change_without_rows_raises_an_alert_that_names_it(self, store, lists, tmp_path):
         lost = [{"keys": [1, 2, 3, 8], "what": "rollback"}]
         async with await self.fork(store, lists, tmp_path, lost=lost, since=[{"added": [9]}]) as node:
