@@ -79,7 +79,7 @@ def held_in(image: Image, keys: Numbers) -> Numbers:
 
 
 def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
-    """Return a mask of the device keys (ascending) that at least one of the lists contains in a row that has not expired."""
+    """Return a mask of the device keys (ascending) that at least one of the lists contains in a row that is in force."""
     is_registered = np.zeros(len(keys), bool)
     for each in lists:
         if each.image is None:

@@ -92,14 +92,14 @@ class _Keys:
 
     def __init__(self, arrays: Mapping[str, Numbers], prefix: str = "") -> None:
         of = {name: arrays[prefix + name] for name, _ in KEY_ARRAYS}
-        self.numbers = of["numbers"]
+        self.numbers = of["numbers"].data
         self.bits = of["bits"].data
         self.firsts = of["firsts"].data
         self.slots = of["slots"].data
         self.offsets = of["offsets"].data
         self.lows = of["lows"].data
         self.row_stops = of["row_stops"].data
-        self.timed_pages = of["timed_pages"]
+        self.timed_pages = of["timed_pages"].data
         self.timed_starts = of["timed_starts"].data
         self.begins = of["begins"].data
         self.ends = of["ends"].data
@@ -108,7 +108,7 @@ class _Keys:
     def page(self, number: int) -> int:
         """Find a page by its number; return its index in the arrays of the image, or -1 if the image lacks the page."""
         if number >= HASHED:
-            place = int(np.searchsorted(self.numbers, np.uint64(number)))
+            place = bisect_left(self.numbers, number)
             return place if place < len(self.numbers) and self.numbers[place] == number else -1
         slots, at = self.slots, ((number * SPREAD & 0xFFFFFFFF) >> self.shift) * SLOT_WORDS
         for _ in range(0, len(slots), SLOT_WORDS):  # bounds the search: a damaged table may have no free slot
@@ -156,17 +156,17 @@ class _Keys:
         """Return for each of these rows of a page whether it is in force at the time `now`. `place`: index of the page."""
         if not self.bits[place] & TIMED:
             return [True] * len(rows)
-        at = int(np.searchsorted(self.timed_pages, place))
-        shift = self.timed_starts[at] - self.rows(self.keys(place).start).start
+        shift = self.timed_starts[bisect_left(self.timed_pages, place)] - self.rows(self.keys(place).start).start
         span = slice(shift + rows.start, shift + rows.stop)
         begins, ends = self.begins[span] or repeat(0), self.ends[span] or repeat(0)
         return [begin <= now and (not end or end > now) for begin, end, _ in zip(begins, ends, rows, strict=False)]
 
-    def holds(self, number: int, remainder: int, now: float) -> bool:
-        """Return True if a key has a row that is in force at the time `now`. `number`, `remainder`: the key's page, and its place there."""
-        place = self.page(number)
+    def holds(self, place: int, remainder: int, now: float) -> bool:
+        """Return True if a key has a row that is in force at the time `now`. `place`, `remainder`: see `position`."""
         position = self.position(place, remainder)
-        return position >= 0 and any(self.in_force(place, self.rows(position), now))
+        if position < 0 or not self.bits[place] & TIMED:
+            return position >= 0
+        return any(self.in_force(place, self.rows(position), now))
 
 
 class Image:
@@ -201,7 +201,7 @@ class Image:
         self._seconds = arrays["seconds"].data
         self.sightings = arrays["sightings"].view(np.uint8).data
         """In a record of first sightings: bytes with the days of each device (SIGHTINGS), also for a compiled lookup."""
-        self.numbers = self._devices.numbers
+        self.numbers = arrays["numbers"]
         """Numbers of all pages in ascending order."""
 
     def __del__(self) -> None:
@@ -246,10 +246,7 @@ class Image:
         bits = devices.bits[place]
         if bits & WHOLE or (bits & WHOLE_TIMED and self._holds_tac(number, now)):
             return True
-        position = devices.position(place, remainder)
-        if position < 0 or not bits & TIMED:
-            return position >= 0
-        return any(devices.in_force(place, devices.rows(position), now))
+        return devices.holds(place, remainder, now)
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
         """Return the IMSIs to which rows of the list bind a device at the time `now`."""
@@ -275,7 +272,8 @@ class Image:
 
     def has_subscriber(self, imsi: int, now: float) -> bool:
         """Return True if the list has a row with this IMSI that is in force at the time `now`."""
-        return self._subscribers.holds(*divmod(imsi, SNR_KEYS), now)
+        subscribers = self._subscribers
+        return subscribers.holds(subscribers.page(imsi // SNR_KEYS), imsi % SNR_KEYS, now)
 
     def keys(self, now: float) -> Iterator[int]:
         """Yield in ascending order each key that has a row that is in force at the time `now`."""
@@ -299,7 +297,8 @@ class Image:
 
     def _holds_tac(self, tac: int, now: float) -> bool:
         """Return True if the list has a row for this whole TAC that is in force at the time `now`."""
-        return self._devices.holds(WHOLE_PAGES | tac >> TACS_BITS, tac & (1 << TACS_BITS) - 1, now)
+        devices = self._devices
+        return devices.holds(devices.page(WHOLE_PAGES | tac >> TACS_BITS), tac & (1 << TACS_BITS) - 1, now)
 
 
 def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:

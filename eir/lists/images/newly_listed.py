@@ -16,7 +16,7 @@ KEYS_AT_ONCE = 1_000_000
 
 
 class NewlyListed(NamedTuple):
-    """Devices that a change has added to a list. Devices whose rows have expired are included."""
+    """Devices that a change has added to a list. Devices whose rows have ended or not begun are included."""
 
     keys: Numbers
     """Keys of devices that are listed singly."""

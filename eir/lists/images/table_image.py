@@ -43,7 +43,7 @@ from eir.lists.table.columns import WHOLE as WHOLE_KEY
 from eir.lists.table.table import Table, table_of
 
 _PAGE_BITS = np.uint64(BLOCKS_PER_TAC.bit_length() - 1)
-_ONE, _WORD = np.uint32(1), np.uint64(32)
+_ZERO, _ONE, _WORD = np.uint32(0), np.uint32(1), np.uint64(32)
 
 
 def image_of(table: Table, sightings: Numbers | None = None) -> Image:
@@ -73,8 +73,8 @@ def table_view(image: Image, *, reasons: Numbers | None = None, days: Numbers | 
     blocks = of["numbers"][at >> _PAGE_BITS] << _PAGE_BITS | at & np.uint64(BLOCKS_PER_TAC - 1)
     starts, lows, seconds = of["offsets"], of["lows"], of["seconds"]
     if len(stops := of["row_stops"]):
-        lows = np.repeat(lows, np.diff(stops, prepend=_ONE - _ONE))
-        starts = np.append(_ONE - _ONE, stops)[starts]
+        lows = np.repeat(lows, np.diff(stops, prepend=_ZERO))
+        starts = np.append(_ZERO, stops)[starts]
     begins, ends = (_full_times(of, of[name], starts) for name in ("begins", "ends"))
     return Table(blocks, starts, lows, (seconds if len(seconds) else None, reasons, begins, ends, days))
 

@@ -69,8 +69,8 @@ class Table:
 
 _WHOLE_BLOCK = block_numbers(np.array([WHOLE], "<u8"))[0]
 """First number of the blocks of whole TACs."""
-_NO_BLOCK = np.array([0, 1 << 63], "<u8")
-"""Numbers below and above those of all blocks."""
+_LIMITS = np.array([0, 1 << 63], "<u8")
+"""Lowest number of a block, and a number above all blocks."""
 _BATCH_ROWS = 1 << 16
 """Maximum number of rows, besides those of one block, that two tables are compared by at once; their arrays fit into the processor's cache."""
 EMPTY = Table(np.empty(0, "<u8"), np.zeros(1, "<u4"), np.empty(0, "<u2"))
@@ -138,7 +138,7 @@ def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
     firsts = [
         table.blocks[table.starts.searchsorted(at, "right") - 1] for table, at in zip((old, new), rows, strict=True)
     ]
-    numbers = distinct(np.concatenate((*firsts, _NO_BLOCK)))
+    numbers = distinct(np.concatenate((*firsts, _LIMITS)))
     places = [table.blocks.searchsorted(numbers).tolist() for table in (old, new)]
     parts = [
         _different_rows(_slice(old, *before), _slice(new, *after))
