@@ -84,7 +84,7 @@ class ListCopy:
         self._written_at = time.monotonic()
 
     def read(self) -> LoggedList | None:
-        """Map the copy, and verify it; return None if there is none.
+        """Map the copy, and verify it; return None if the file is missing.
 
         Raises:
             StoreError: if the copy is damaged (`corrupt`), of another format (`schema`), or cannot be read (`io`).

@@ -118,7 +118,7 @@ class WriteBack:
         Args:
             held: content that the node holds.
             seen: digest of the newest stored change; NO_CHANGE for none.
-            stored: head in the store; None if there is none, or if it is damaged.
+            stored: head in the store; None if it is missing or damaged.
             known: digests of the changes that the node has held.
 
         Raises:
