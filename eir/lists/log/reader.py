@@ -101,7 +101,7 @@ async def advance(store: LogStore, name: str, held: LoggedList, head: Head) -> L
 
 def _checked(name: str, content: LoggedList, head: Head) -> LoggedList:
     """Return the content with the stored head, if the log leads to this head."""
-    known = {"kind", "base_digest", "base", "loaded_at", "releases"}
+    known = {"base_digest", "base", "loaded_at", "releases"}
     for field in fields(Head):
         if field.name not in known and getattr(head, field.name) != getattr(content.head, field.name):
             raise damaged(

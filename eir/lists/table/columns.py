@@ -140,10 +140,12 @@ def _sorted(rows: TableRows) -> TableRows:
         if reasons is None:
             return TableRows(distinct(rows.keys), NO_COLUMNS)
         if len(rows) and int(rows.keys.max()) < _TAGGED_MAX:
-            tagged = np.sort(rows.keys << np.uint64(8) | reasons)
+            tagged = rows.keys << np.uint64(8)
+            tagged |= reasons - np.uint8(1)  # 0, no reason, comes after all reasons
+            tagged.sort()
             keys = tagged >> np.uint64(8)
             first = is_first(keys)
-            return TableRows(keys[first], (None, tagged[first].astype("<u1"), None, None, None))
+            return TableRows(keys[first], (None, tagged[first].astype("<u1") + np.uint8(1), None, None, None))
     if len(rows) and int(rows.keys.min()) < _TAGGED_MAX <= int(rows.keys.max()):
         is_low = rows.keys < np.uint64(_TAGGED_MAX)
         return join((_sorted(rows.select(is_low)), _sorted(rows.select(~is_low))))

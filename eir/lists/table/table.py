@@ -14,6 +14,7 @@ from eir.device import SNR_KEYS
 from eir.lists.table.columns import (
     BLOCKS_PER_TAC,
     COLUMNS,
+    ENDS,
     NO_COLUMNS,
     SECONDS,
     WHOLE,
@@ -91,46 +92,35 @@ class TableEffect(NamedTuple):
     """Content after the change."""
     blocks: Numbers
     """Numbers of the changed blocks, ascending."""
+    added: TableRows
+    removed: TableRows
+    """Rows that lead from the content before to the content after: `removed` first, then `added`."""
     rows_added: int
     rows_removed: int
     devices_added: int
-    """Number of identifiers that the list has only after the change; a whole TAC has a million."""
+    """Number of identifiers that the list has only after the change; a whole TAC has a million.
+
+    In a list with second keys, number of keys that get a new second key. Rows that have ended do not count. Rows that have not begun count.
+    """
     devices_removed: int
 
 
-def change(old: Table, added: TableRows, removed: TableRows) -> TableEffect:
+def change(old: Table, added: TableRows, removed: TableRows, now: int = 0) -> TableEffect:
     """Remove rows from a table, then add rows. An added row and a present row with the same keys are merged (`merge_runs`).
 
-    Only the blocks of these rows are decoded.
+    Only the blocks of these rows are decoded. `now`: Unix seconds until which rows have ended; 0: no row has ended.
     """
     numbers = distinct(np.concatenate((block_numbers(added.keys), block_numbers(removed.keys))))
     before = old.rows(numbers)
     kept = before.select(matches(before, removed) < 0)
     after = merge(kept, added)
-    table = _splice(old, numbers, table_of(after))
-    tacs = _Coverage(old, table, before, after)
-    return TableEffect(
-        table,
-        numbers,
-        int((matches(after, before) < 0).sum()),
-        int((matches(before, after) < 0).sum()),
-        tacs.count(after, before),
-        tacs.count(before, after),
-    )
+    return _effect(_State(old, before), _State(_splice(old, numbers, table_of(after)), after), added, removed, now)
 
 
-def replacement(old: Table, new: Table) -> TableEffect:
-    """Return the effect of a whole new content in place of an old one."""
-    before, after = old.rows(), new.rows()
-    coverage = _Coverage(old, new, before, after)
-    return TableEffect(
-        new,
-        distinct(np.concatenate((old.blocks, new.blocks))),
-        int((matches(after, before) < 0).sum()),
-        int((matches(before, after) < 0).sum()),
-        coverage.count(after, before),
-        coverage.count(before, after),
-    )
+def replacement(old: Table, new: Table, now: int = 0) -> TableEffect:
+    """Return the effect of a whole new content in place of an old one. `now`: as for `change`."""
+    added, removed = difference(old, new)
+    return _effect(_State(old, removed), _State(new, added), added, removed, now)
 
 
 def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
@@ -147,6 +137,12 @@ def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
     gone = np.ones(len(before), bool)
     gone[at[same]] = False
     return after.select(~same), before.select(gone)
+
+
+def in_force(rows: TableRows, now: int) -> TableRows:
+    """Return the rows that have not ended by `now` (Unix seconds)."""
+    ends = rows.columns[ENDS]
+    return rows if ends is None else rows.select((ends == 0) | (ends > now))
 
 
 def merge(rows: TableRows, later: TableRows) -> TableRows:
@@ -184,24 +180,38 @@ def device_count(table: Table) -> int:
     return int(sizes[is_single & ~is_covered].sum()) + len(tacs) * SNR_KEYS
 
 
-class _Coverage:
-    """Identifiers that a list covers before and after a change, in the changed blocks and in the TACs that begin or end as a whole."""
+class _State(NamedTuple):
+    """A table, and those of its rows that the table before or after a change may lack."""
 
-    def __init__(self, old: Table, new: Table, before: TableRows, after: TableRows) -> None:
-        self._tables = {id(before): old, id(after): new}
+    table: Table
+    rows: TableRows
 
-    def count(self, rows: TableRows, others: TableRows) -> int:
-        """Return the number of identifiers that are covered with `rows` and not with `others`."""
-        table, other_table = self._tables[id(rows)], self._tables[id(others)]
-        singles, tacs = _split(distinct(rows.keys))
-        other_singles, other_tacs = _split(distinct(others.keys))
-        fresh_tacs = np.setdiff1d(tacs, other_tacs)
-        alone = np.setdiff1d(singles, other_singles)
-        # A TAC that is whole in either state is counted as a whole, or not at all.
-        of_tacs = tacs_and_snrs(alone)[0]
-        alone = alone[~(_has_tacs(table, of_tacs) | _has_tacs(other_table, of_tacs))]
-        left = [SNR_KEYS - len(_singles_of(other_table, tac)) for tac in fresh_tacs.tolist()]
-        return len(alone) + sum(left)
+
+def _effect(before: _State, after: _State, added: TableRows, removed: TableRows, now: int) -> TableEffect:
+    blocks = distinct(np.concatenate([block_numbers(rows.keys) for rows in (added, removed)]))
+    return TableEffect(
+        after.table,
+        blocks,
+        added,
+        removed,
+        int((matches(after.rows, before.rows) < 0).sum()),
+        int((matches(before.rows, after.rows) < 0).sum()),
+        _gained(after, before, now),
+        _gained(before, after, now),
+    )
+
+
+def _gained(state: _State, other: _State, now: int) -> int:
+    """Return the number of identifiers that a state covers and another does not."""
+    rows, others = in_force(state.rows, now), in_force(other.rows, now)
+    fresh = rows.keys[matches(rows, others) < 0]
+    if rows.columns[SECONDS] is not None or others.columns[SECONDS] is not None:
+        return len(distinct(fresh))
+    singles, tacs = _split(fresh)
+    # A TAC that is whole in either state is counted as a whole, or not at all.
+    of_tacs = tacs_and_snrs(singles)[0]
+    is_covered = _has_tacs(state.table, of_tacs, now) | _has_tacs(other.table, of_tacs, now)
+    return int((~is_covered).sum()) + len(tacs) * SNR_KEYS - _count_singles(other.table, tacs, now)
 
 
 def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
@@ -210,18 +220,17 @@ def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
     return keys[~is_whole], keys[is_whole] & np.uint64(WHOLE - 1)
 
 
-def _has_tacs(table: Table, tacs: Numbers) -> Numbers:
+def _has_tacs(table: Table, tacs: Numbers, now: int) -> Numbers:
     """Return for each TAC whether the table lists it as a whole."""
     whole = distinct(tacs) | np.uint64(WHOLE)
-    present = table.rows(distinct(block_numbers(whole))).keys if len(whole) else whole
+    present = in_force(table.rows(distinct(block_numbers(whole))), now).keys if len(whole) else whole
     return np.isin(tacs | np.uint64(WHOLE), present)
 
 
-def _singles_of(table: Table, tac: int) -> Numbers:
-    """Return the keys of the identifiers that the table lists singly in a TAC."""
-    first = int(block_numbers(np.array([tac * SNR_KEYS], "<u8"))[0])
-    keys: Numbers = distinct(table.rows(np.arange(first, first + BLOCKS_PER_TAC, dtype="<u8")).keys)
-    return keys
+def _count_singles(table: Table, tacs: Numbers, now: int) -> int:
+    """Return the number of identifiers that the table lists singly in these TACs."""
+    numbers = tacs[:, None] * np.uint64(BLOCKS_PER_TAC) + np.arange(BLOCKS_PER_TAC, dtype="<u8")
+    return len(in_force(table.rows(numbers.ravel()), now))
 
 
 class _Spans(NamedTuple):
