@@ -53,8 +53,9 @@ from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import FIRST_SEEN, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import NO_LIST, Event, ListState, ListStore
-from eir.lists.rows.export import EIR, EXPORTS, export
+from eir.lists.rows.export import export
 from eir.lists.rows.layout import ALLOCATED, DATE, tac_key, until_seconds
+from eir.lists.rows.table_export import EIR, EXPORTS
 from eir.schema import parse_duration
 
 Reason = Annotated[

@@ -136,10 +136,18 @@ def test_folded_changes_have_the_effect_of_all_in_order():
 
 
 def test_rows_of_one_key_become_one_row_in_any_order():
-    entries = [(5, 0, 2, 8, 20, 30), (5, 0, 1, 9, 20, 0), (5, 0, 3, 0, 10, 31), (6, 0, 0, 1, 0, 0), (6, 0, 2, 3, 4, 5)]
+    entries = [
+        (5, 0, 2, 8, 20, 30),
+        (5, 0, 1, 9, 20, 0),
+        (5, 0, 3, 0, 10, 31),
+        (6, 0, 0, 1, 0, 0),
+        (6, 0, 2, 3, 4, 5),
+        (7, 0, 1, 0, 0, 9),
+        (7, 0, 1, 0, 8, 4),
+    ]
     for seed in range(20):
         random.Random(seed).shuffle(entries)
-        assert model_of(table_of(rows(entries))) == {(5, 0): (1, 0, 20, 30), (6, 0): (2, 1, 0, 5)}
+        assert model_of(table_of(rows(entries))) == {(5, 0): (1, 0, 20, 30), (6, 0): (2, 1, 0, 5), (7, 0): (1, 0, 0, 4)}
 
 
 def test_of_repeated_rows_with_reasons_alone_one_without_reason_counts_last():
