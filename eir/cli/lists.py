@@ -42,7 +42,8 @@ from eir.cli.output import (
 from eir.config import Config, Whereabouts, load_config
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, strip_separators
 from eir.errors import IdentifierError, StoreError
-from eir.lists.changes.local import ADD, ENTRIES_MAX, FILE, REMOVE, Edit, EditReport, added_by, edit_list, parse_entries
+from eir.lists.changes.local import ADD, FILE, REMOVE, Edit, EditReport, added_by, edit_list
+from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.rollback import reset_serial as reset_highest
 from eir.lists.changes.rollback import roll_back
 from eir.lists.changes.rows_file import BYTES_MAX, ROWS_MAX, parse_rows_file
