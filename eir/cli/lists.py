@@ -42,7 +42,8 @@ from eir.cli.output import (
 from eir.config import Config, Whereabouts, load_config
 from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, strip_separators
 from eir.errors import IdentifierError, StoreError
-from eir.lists.changes.local import ADD, ENTRIES_MAX, FILE, REMOVE, Edit, EditReport, added_by, edit_list, parse_entries
+from eir.lists.changes.local import ADD, FILE, REMOVE, Edit, EditReport, added_by, edit_list
+from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.rollback import reset_serial as reset_highest
 from eir.lists.changes.rollback import roll_back
 from eir.lists.changes.rows_file import BYTES_MAX, ROWS_MAX, parse_rows_file
@@ -53,8 +54,9 @@ from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import FIRST_SEEN, PAIRS, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.record.store import NO_LIST, Event, ListState, ListStore
-from eir.lists.rows.export import EIR, EXPORTS, export
+from eir.lists.rows.export import export
 from eir.lists.rows.layout import ALLOCATED, DATE, tac_key, until_seconds
+from eir.lists.rows.table_export import EIR, EXPORTS
 from eir.schema import parse_duration
 
 Reason = Annotated[

@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 from eir.config import load_config
 from eir.lists.changes.load import load_release
-from eir.lists.changes.local import Edit, edit_list, parse_entries
+from eir.lists.changes.local import Edit, edit_list
+from eir.lists.changes.local_entries import parse_entries
 from eir.lists.changes.rollback import roll_back
 from eir.lists.stores.open import COPY_FILE, open_store
 from eir.lists.stores.sqlite import SqliteStore

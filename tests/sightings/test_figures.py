@@ -20,7 +20,8 @@ from tampered import FAR, NEAR, phones
 
 from eir.config import load_config
 from eir.errors import EirError
-from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
+from eir.lists.changes.local_entries import parse_entries
 from eir.lists.changes.rollback import roll_back
 from eir.lists.pages.first_days import FirstDays, encode_days
 from eir.lists.pages.pages import content_digest

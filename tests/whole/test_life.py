@@ -23,7 +23,8 @@ from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused
 from eir.lists.changes import load
 from eir.lists.changes.load import load_release
-from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
+from eir.lists.changes.local_entries import parse_entries
 from eir.lists.changes.rollback import roll_back
 from eir.lists.follow import follower as follow
 from eir.lists.images.index import Index

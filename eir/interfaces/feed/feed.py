@@ -13,7 +13,7 @@ from eir.interfaces.feed.feed_rows import FeedRow, RowRefused, read_row
 from eir.interfaces.feed.feed_users import TOO_MANY, Users
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FEED_SCOPE, TAC_ROLES, FeedSettings
-from eir.lists.changes.local import Entry
+from eir.lists.changes.local_entries import Entry
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.rows.layout import tac_key
 from eir.lists.rows.msisdn import NO_NUMBERS, Numbers

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from eir.errors import EntryRefused, StoreError
 from eir.interfaces.feed.feed_rows import DONE, RowRefused
-from eir.lists.changes.local import Edit, Entry, EntryDetails, KnownLists, edit_differences
+from eir.lists.changes.local import Edit, EntryDetails, KnownLists, edit_differences
+from eir.lists.changes.local_entries import Entry
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ListStore
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from eir.device import MEID_BASE, SNR_KEYS, check_digit, key_text
 from eir.errors import EirError
-from eir.lists.changes.load import BUILD, VERIFY, read_release
+from eir.lists.changes.data_files import BUILD, VERIFY, read_release
 from eir.lists.pages.content import Content, Keys, decode
 from eir.lists.pages.pages import Page
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, LOAD_MEMORY, ListSettings
 from eir.lists.releases.release import Manifest, naming_release, verify_release
-from eir.lists.rows.build import build_pages
+from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.delivered import Done, Progress, sum_progress
 
 ASK = "ask"
@@ -141,7 +141,14 @@ def load_entries(
     tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max)
     with naming_release(release.manifest):
         rows_by_role = read_release(
-            release.manifest, manifest.parent, settings, Reasons(), tally, stage=stage, memory_max=memory_max
+            release.manifest,
+            manifest.parent,
+            settings,
+            Reasons(),
+            tally,
+            collect=Rows,
+            stage=stage,
+            memory_max=memory_max,
         )
         rows = next(iter(rows_by_role))
         with stage(BUILD, 1):

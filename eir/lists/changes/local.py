@@ -14,24 +14,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eir.device import TAC_DIGITS, any_key, device_key, imsi_key, strip_separators
+from eir.device import TAC_DIGITS
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
+from eir.lists.changes.local_entries import Entry, parse_entries
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.dates import read_dates, write_dates
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
-from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, ListSettings
+from eir.lists.record.settings import SUBSCRIBERS, ListSettings
 from eir.lists.record.store import ACCEPTED, FEED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
 from eir.lists.rows.dates import RowDates, amend_dates
-from eir.lists.rows.layout import tac_key
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 
 ADD, REMOVE = "add", "remove"
-ENTRIES_MAX = 1000
-"""Maximum number of entries of one command, because the history names each; more entries need a release."""
 TRIES_MAX = 20
 """Maximum number of attempts of an edit while others change the list."""
 PAUSE_MAX_S = 0.05
@@ -44,17 +42,6 @@ FILE = "a file with SHA-256 "
 
 KnownLists = Callable[[], Collection[str]]
 """Function that returns the names of the lists that were in force on this host. It is called if the store lacks a list."""
-
-
-class Entry(NamedTuple):
-    """Entry of a local list: the identifier as the operator typed it, and the numeric keys by which the list stores it."""
-
-    text: str  # as the operator wrote it
-    key: int
-    """Key of the device or the subscriber, or the lowest key of the TAC."""
-    imsi: int = 0
-    """Key of a pair's IMSI; 0 in other lists."""
-    whole_tac: bool = False
 
 
 class EntryDetails(NamedTuple):
@@ -124,61 +111,6 @@ class EditReport:
         if self.dry_run:
             parts.append("nothing was changed")
         return "; ".join(parts)
-
-
-def parse_entries(
-    kind: str, identifiers: Sequence[str], *, imsis: Sequence[str] = (), tacs: bool = False, verbatim: bool = False
-) -> list[Entry]:
-    """Parse the identifiers in a command; return them as entries for a list of this kind. A repeated identifier gives one entry.
-
-    Args:
-        kind: kind of the list.
-        identifiers: IMEIs, IMEISVs or MEIDs; for a list of subscribers, IMSIs.
-        imsis: IMSIs; a list of pairs gets each device with each of them.
-        tacs: the identifiers are TACs.
-        verbatim: the identifiers may have any form.
-
-    Raises:
-        IdentifierError: with the identifier that is wrong.
-    """
-    _check_command(kind, imsis=imsis, tacs=tacs, verbatim=verbatim)
-    key_of = device_key
-    if kind == SUBSCRIBERS:
-        key_of = imsi_key
-    elif tacs:
-        key_of = tac_key
-    elif verbatim:
-        key_of = any_key
-    sims = [("", 0)]
-    if imsis:
-        digits = [strip_separators(imsi) for imsi in imsis]
-        sims = [(f"+{imsi}", _parse_key(imsi_key, imsi)) for imsi in digits]
-    distinct = dict[tuple[int, int, bool], Entry]()
-    for identifier in identifiers:
-        text = identifier if verbatim else strip_separators(identifier)
-        key = _parse_key(key_of, text)
-        for sim, subscriber in sims:
-            entry = Entry(text + sim, key, subscriber, tacs)
-            distinct[entry[1:]] = entry
-    if len(distinct) > ENTRIES_MAX:
-        raise IdentifierError(
-            f"{len(distinct)} entries; the maximum for one command is {ENTRIES_MAX}; publish a release instead"
-        )
-    return list(distinct.values())
-
-
-def _check_command(kind: str, *, imsis: Sequence[str], tacs: bool, verbatim: bool) -> None:
-    """Raise IdentifierError if a command has entries that a list of this kind cannot contain, such as TACs for a list of pairs."""
-    if kind == TYPES:
-        raise IdentifierError("a list of device types changes only by releases: eir publish --layout tacs")
-    if tacs and kind != DEVICES:
-        raise IdentifierError(f"a list of {kind} contains no TACs")
-    if verbatim and (tacs or kind == SUBSCRIBERS):
-        raise IdentifierError(f"{'TACs' if tacs else 'subscribers'} have a fixed form; --verbatim is only for devices")
-    if imsis and kind != PAIRS:
-        raise IdentifierError(f"--imsi requires a list of pairs, and this is a list of {kind}")
-    if kind == PAIRS and not imsis:
-        raise IdentifierError("a list of pairs requires an IMSI for each device (--imsi)")
 
 
 async def edit_list(
@@ -317,13 +249,6 @@ def added_by(events: Sequence[Event], kind: str) -> dict[tuple[int, int, bool], 
                 (entry,) = parse_entries(kind, [identifier], imsis=imsis, tacs=tacs, verbatim=verbatim)
                 events_by_entry[entry[1:]] = event
     return events_by_entry
-
-
-def _parse_key(key_of: Callable[[str], int], text: str) -> int:
-    try:
-        return key_of(text)
-    except IdentifierError as error:
-        raise IdentifierError(f"{text}: {error}") from None
 
 
 def _check(edit: Edit, settings: ListSettings, now: datetime) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from eir.errors import ReleaseRefused
-from eir.lists.changes.local import Entry, EntryDetails
+from eir.lists.changes.local import EntryDetails
+from eir.lists.changes.local_entries import Entry
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.entries import ListEntry, entries_of, imsi_text
 from eir.lists.record.reasons import Reasons

@@ -20,6 +20,8 @@ RELEASE_KINDS = frozenset({"load", "rollback"})
 class ReleaseInForce:
     """Release that a list has in force after a change. Times are texts in UTC with a Z at the end, or None."""
 
+    kind: str = ""
+    """Kind of the list (eir.lists.record.settings)."""
     serial: int = 0
     """Serial of the release; 0 for a local list."""
     highest_serial: int = 0
@@ -48,7 +50,8 @@ class Change(ReleaseInForce):
     before: str = NO_CHANGE
     """Digest of the change before."""
     continues: str = ""
-    """Digest of a change of another chain whose content this change continues; for a write-back, a restore or a re-application."""
+    """Digest of the change whose content this change continues: of another chain for a write-back, a restore or a re-application, of the same
+    chain for a rollback."""
     time: str
     """Time in UTC, as `2026-12-02T08:00:00Z`."""
     who: str
@@ -98,7 +101,6 @@ class Change(ReleaseInForce):
 class Head(ReleaseInForce):
     """State of a list in force."""
 
-    kind: str
     generation: int = 0
     digest: str = NO_CHANGE
     """Digest of the newest change."""

@@ -146,7 +146,7 @@ async def apply_entries(
 
 def _checked(name: str, content: LoggedList, head: Head) -> LoggedList:
     """Return the content with the stored head, if the log leads to this head."""
-    known = {"kind", "base_digest", "base", "loaded_at", "releases"}
+    known = {"base_digest", "base", "loaded_at", "releases"}
     for field in fields(Head):
         if field.name not in known and getattr(head, field.name) != getattr(content.head, field.name):
             raise damaged(

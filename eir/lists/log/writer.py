@@ -58,6 +58,15 @@ class ListUpdate:
     detail: str = ""
 
 
+class ComputedUpdate(NamedTuple):
+    """Update of a list with its effect on the present content."""
+
+    content: LoggedList
+    """Content before the update."""
+    update: ListUpdate
+    effect: TableEffect
+
+
 class _Staged(NamedTuple):
     """Parts that are staged in the store."""
 
@@ -71,6 +80,8 @@ class _Staged(NamedTuple):
 
 Make = Callable[[LoggedList], "ListUpdate | None"]
 """Function that computes an update from the present content; None if there is nothing to change."""
+Complete = Callable[[ComputedUpdate], ListUpdate]
+"""Function that completes an update from its effect: sets `lifted` and `detail`, or raises an exception to reject the update."""
 
 
 class ListWriter:
@@ -115,14 +126,26 @@ class ListWriter:
             self.content = await advance(self._store, self.name, self.content, head)
         return self.content
 
-    async def write(
-        self, make: Make, check: Callable[[LoggedList, TableEffect], None] = lambda *_: None
-    ) -> Change | None:
+    async def compute(self, make: Make, complete: Complete = lambda computed: computed.update) -> ComputedUpdate | None:
+        """Compute an update and its effect, but write nothing. The arguments are those of `write`.
+
+        Raises:
+            StoreError: if the list cannot be read.
+        """
+        content = await self.catch_up()
+        update = await asyncio.to_thread(make, content)
+        if update is None:
+            return None
+        effect = await asyncio.to_thread(_effect, content.table, update, int(self._now().timestamp()))
+        computed = ComputedUpdate(content, update, effect)
+        return computed._replace(update=complete(computed))
+
+    async def write(self, make: Make, complete: Complete = lambda computed: computed.update) -> Change | None:
         """Change the list; return the change, or None if there was nothing to change.
 
         Args:
-            make: computes the update from the present content.
-            check: raises an exception to reject the update because of its effect.
+            make: computes the update from the present content. It runs in a thread.
+            complete: completes the update from its effect, or raises an exception to reject the update.
 
         Raises:
             GenerationConflict: if other writers were faster TRIES_MAX times.
@@ -130,13 +153,11 @@ class ListWriter:
         """
         tries = 0
         while True:
-            update = make(await self.catch_up())
-            if update is None:
+            computed = await self.compute(make, complete)
+            if computed is None:
                 return None
-            effect = await asyncio.to_thread(_effect, self.content.table, update)
-            check(self.content, effect)
             try:
-                made = await self._commit(update, effect, is_first_try=not tries)
+                made = await self._commit(computed.update, computed.effect, is_first_try=not tries)
             except GenerationConflict:
                 tries += 1
                 if tries == TRIES_MAX:
@@ -162,7 +183,8 @@ class ListWriter:
         """
         self.content = LoggedList(before, EMPTY, digest_tree(EMPTY, ()))
         whole = replace(update, table=table)
-        return await self._commit(whole, await asyncio.to_thread(_effect, EMPTY, whole), is_first_try=True)
+        effect = await asyncio.to_thread(_effect, EMPTY, whole, int(self._now().timestamp()))
+        return await self._commit(whole, effect, is_first_try=True)
 
     async def _commit(self, update: ListUpdate, effect: TableEffect, *, is_first_try: bool) -> Change:
         before, table = self.content.head, effect.table
@@ -196,7 +218,7 @@ class ListWriter:
             **release_of(before) | update.state,
         )
         if not is_whole:
-            made, rows = await self._with_rows(made, update, effect)
+            made, rows = await self._with_rows(made, effect)
         # A base takes long to stage, so that other writers may be faster again: a repeated change leaves it to the next one.
         if is_whole or not self.content.since_base or (is_first_try and self._is_base_due(made, len(table))):
             made = await self._with_base(made, table, reasons)
@@ -208,12 +230,9 @@ class ListWriter:
         self.content = LoggedList(head, table, tree, since_base)
         return made
 
-    async def _with_rows(self, made: Change, update: ListUpdate, effect: TableEffect) -> tuple[Change, bytes]:
+    async def _with_rows(self, made: Change, effect: TableEffect) -> tuple[Change, bytes]:
         """Encode the rows of a change; stage them if they are long."""
-        added, removed = (update.added, update.removed)
-        if update.table is not None:
-            added, removed = effect.added, effect.removed
-        parts = await asyncio.to_thread(lambda: [*encode_change(added, removed)])
+        parts = await asyncio.to_thread(lambda: [*encode_change(effect.added, effect.removed)])
         if sum(map(len, parts)) <= INLINE_BYTES_MAX:
             rows = join_parts(parts)
             return replace(made, rows=hashlib.sha256(rows).hexdigest(), rows_bytes=len(rows)), rows
@@ -275,8 +294,8 @@ class ListWriter:
         return max((generation for generation in bases if generation <= limit), default=0)
 
 
-def _effect(table: Table, update: ListUpdate) -> TableEffect:
-    """Return the effect of an update on the present table."""
+def _effect(table: Table, update: ListUpdate, now: int) -> TableEffect:
+    """Return the effect of an update on the present table at a time in Unix seconds."""
     if update.table is None:
-        return change(table, update.added, update.removed)
-    return replacement(table, update.table)
+        return change(table, update.added, update.removed, now)
+    return replacement(table, update.table, now)

@@ -41,6 +41,8 @@ class ListEntry(NamedTuple):
     """Expiry in Unix seconds; 0 if the entry does not expire."""
     date: int = 0
     """Day in Unix seconds on which the entry was reported or, in a list of device types, the TAC was allocated; 0 if unknown."""
+    begin: int = 0
+    """Unix seconds from which the entry is in force; 0 for an entry without begin."""
 
     def text(self, kind: str) -> str:
         """Format the identifier or TAC of the entry, as a data file for this kind of list has it."""

@@ -86,11 +86,16 @@ async def reason_bytes(
     return indexes, tuple(new_texts)
 
 
+def reason_at(texts: Sequence[str], index: int) -> str:
+    """Return the reason text for an index in the reason table of a list; an empty text for index 0."""
+    if not index:
+        return ""
+    return texts[index] if index < len(texts) else OTHER_REASON
+
+
 def reason_text(state: ListState, byte: int) -> str:
     """Return the reason text of a list for an index in a page; an empty text for index 0."""
-    if not byte:
-        return ""
-    return state.reasons[byte] if byte < len(state.reasons) else OTHER_REASON
+    return reason_at(state.reasons, byte)
 
 
 async def reason_and_day(store: ListStore, name: str, key: int, *, now: float = 0) -> tuple[str | None, int]:

@@ -18,25 +18,7 @@ from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES
 from eir.lists.record.store import ListState
 from eir.lists.rows.layout import ALLOCATED, BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE, DATE
-
-EIR, IMEI, DIRBS_BLACKLIST = EXPORTS = ("eir", "imei", "dirbs-blacklist")
-"""Layouts in which `eir export` writes a list."""
-LONG_PAST = 1
-"""Expiry of a row without effect in Unix seconds: earlier than the expiry of every entry."""
-RANGES_MAX = 100_000
-"""Maximum number of entries of a list with whole TACs and single identifiers that are written as ranges to one file. A load of ranges is slower than a load of single identifiers."""
-
-_LOST: Mapping[str, str] = {
-    "identifier": "identifiers that are no IMEI",
-    "tac": "whole TACs",
-    "imei_from": "whole TACs",
-    "until": "ends",
-    "reason": "reasons",
-    DATE: "dates",
-}
-"""Columns that another layout than EIR may lack, with the lost content for a message."""
-_IN_DIRBS = ("reason", DATE)
-"""Columns that the layout `dirbs-blacklist` has and the layout `imei` lacks."""
+from eir.lists.rows.table_export import DIRBS_BLACKLIST, EIR, IMEI, LONG_PAST, RANGES_MAX, refuse_loss
 
 
 def export(
@@ -66,7 +48,7 @@ def export(
     subject = _subject(state, pages, only_tacs)
     columns = _columns(state, pages, subject, ahead, dated=bool(dates))
     if layout != EIR:
-        _refuse_loss(state, columns, layout)
+        refuse_loss(state.kind, columns, layout)
     writer = csv.writer(out, lineterminator="\n")
     if layout == DIRBS_BLACKLIST:
         writer.writerow(("IMEI", "block_date", "reasons"))
@@ -169,17 +151,6 @@ def _has_expiries(ahead: Sequence[ListEntry], pages: Sequence[Page]) -> bool:
     if any(page.tac and page.tac.until for page in pages if page.extra):
         return True
     return any(any(decode_sections(page.extra).until) for page in pages if page.extra)
-
-
-def _refuse_loss(state: ListState, columns: Sequence[str], layout: str) -> None:
-    lost = [_LOST[column] for column in columns if column in _LOST]
-    if layout == DIRBS_BLACKLIST:
-        lost = [_LOST[column] for column in columns if column in _LOST and column not in _IN_DIRBS]
-    if state.kind != DEVICES:
-        lost = [state.kind]
-    if lost:
-        losses = " and ".join(lost)
-        raise EirError(f"the layout {layout} has no place for {losses}, which the list holds; the layout {EIR} has")
 
 
 def _first_with_each_reason(

@@ -22,6 +22,9 @@ from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 EPOCH = date(1970, 1, 1)
 FIRST_SEEN_MIN = date(2000, 1, 1)
 """Earliest first day of a device in a file. An earlier day is a mistake, such as the time 0 of another program."""
+DAY_SECONDS = 86_400
+TIME_MAX = (1 << 32) - 1
+"""Latest begin and end of a row in Unix seconds, in the year 2106; a later end counts as no end."""
 BOM = b"\xef\xbb\xbf"
 
 Columns: TypeAlias = tuple[str, ...]
@@ -38,6 +41,8 @@ BY_FIRST_SEEN: Columns = ("imei", "first_seen")
 SUBJECTS = {DEVICES: (BY_IMEI, BY_ODD, BY_TAC, BY_RANGE), PAIRS: (BY_PAIR,), SUBSCRIBERS: (BY_IMSI,), TYPES: (BY_TYPE,)}
 """Subjects by kind of list."""
 REASON = "reason"
+BEGIN = "begin"
+"""Column with the time from which the entry is in force."""
 UNTIL = "until"
 """Column with the expiry."""
 DATE = "date"
@@ -90,7 +95,7 @@ _TACS = {"tac": "tac", "device_type": "device_type", DATE: ALLOCATED}
 _NO_SEPARATOR = "\x1f"  # a character that no line contains: in the layout `imei` the whole line is the identifier
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
-    Layout(name="eir", columns={name: name for name in (*_IDENTIFIES, REASON, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
+    Layout(name="eir", columns={name: name for name in (*_IDENTIFIES, REASON, BEGIN, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
     Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
     Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
     Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True, by_pair=True),
@@ -133,7 +138,9 @@ class Plan:
         return self.layout.declared and self.subject == BY_RANGE
 
 
-def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
+def plan_of(
+    name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False, begins: bool = False
+) -> tuple[Plan, bytes]:
     """Parse the first lines of a data file; return the positions of the needed columns (plan), and the rows among these lines.
 
     Args:
@@ -142,6 +149,7 @@ def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool =
         kind: kind of the list.
         begin: first lines of the file.
         dates: as for `plan_for`.
+        begins: as for `plan_for`.
 
     Raises:
         ReleaseRefused: `layout`, as `plan_for`.
@@ -150,10 +158,10 @@ def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool =
     rows = begin.removeprefix(BOM)
     if layout.names:
         header, _, rows = rows.partition(b"\n")
-    return plan_for(name, layout, kind, header, dates=dates), rows
+    return plan_for(name, layout, kind, header, dates=dates, begins=begins), rows
 
 
-def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
+def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False, begins: bool = False) -> Plan:
     """Return the positions of the columns in a data file with this header (plan).
 
     Args:
@@ -162,6 +170,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         kind: kind of the list.
         header: header line of the file.
         dates: include the column `date` also for another kind of list than device types.
+        begins: include the column `begin`.
 
     Raises:
         ReleaseRefused: `layout`, if the header does not fit.
@@ -191,6 +200,8 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         at[REASON] = at["device_type"]  # the list stores the text of the type as the reason, for display
     if dates or subject == BY_TYPE:
         columns.append(DATE)
+    if begins:
+        columns.append(BEGIN)
     return Plan(subject, {column: at[column] for column in columns if column in at}, layout, len(names))
 
 
@@ -239,9 +250,10 @@ def unknown_columns(header: bytes, layout: Layout) -> list[str]:
     if layout.name != "eir":
         return []
     warnings = []
+    known = [column for column in layout.columns if column != BEGIN]  # loads ignore the column `begin`
     for column in _header_names(header, ","):
-        if column not in layout.columns:
-            similar = difflib.get_close_matches(column, layout.columns, n=1)
+        if column not in known:
+            similar = difflib.get_close_matches(column, known, n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else ""
             warnings.append(f"{column!r}{hint}")
     return warnings
@@ -351,6 +363,23 @@ def until_seconds(text: str, form: str | None = None) -> int:
     return max(1, int(moment.timestamp()))
 
 
+def begin_seconds(text: str, form: str | None = None) -> int:
+    """Parse the begin of an entry, in a form of `until_seconds`, to Unix seconds; return 0 if the text is empty.
+
+    A date without a time of day is the begin of that day in UTC.
+
+    Raises:
+        ValueError: if the text has another form, or the time is after TIME_MAX.
+    """
+    has_time = "hh" in (form or "") or (form is None and text.endswith("Z"))
+    begin = until_seconds(text, form)
+    if text and not has_time:
+        begin = max(1, begin - DAY_SECONDS)
+    if begin > TIME_MAX:
+        raise ValueError("a begin that no list can store")
+    return begin
+
+
 def _usual_form(text: str) -> str:
     if len(text) == len("2026-12-31T12:00:00Z") and text.endswith("Z"):
         return "YYYY-MM-DDThh:mm:ssZ"
@@ -418,11 +447,10 @@ def row_fault(line: bytes, plan: Plan) -> str:
         return f"the row has no {columns}; expected one row per line, with closed quotes"
     try:
         keys = [KEY_OF[column](fields[column] or "") for column in plan.subject]
-        until_seconds(fields.get(UNTIL) or "", layout.dates)
     except IdentifierError as error:
         return str(error)
-    except ValueError:
-        return f"until is not like {layout.dates or USUAL_DATES}"
+    if fault := _time_fault(fields, layout):
+        return fault
     codes = {(fields[column] or "").strip() for column in (ACTION, CHANGE) if column in fields}
     if not codes <= layout.added | layout.removed:
         added = ", ".join(sorted(filter(None, layout.added)))
@@ -431,6 +459,17 @@ def row_fault(line: bytes, plan: Plan) -> str:
     if plan.subject != BY_RANGE:
         return "the row cannot be read"
     return _range_fault(*keys)
+
+
+def _time_fault(fields: Mapping[str, str | None], layout: Layout) -> str:
+    """Return the fault of a row's begin and expiry; empty if they are valid."""
+    times = {}
+    for column, parse in ((UNTIL, until_seconds), (BEGIN, begin_seconds)):
+        try:
+            times[column] = parse(fields.get(column) or "", layout.dates)
+        except ValueError:
+            return f"{column} is not like {layout.dates or USUAL_DATES}"
+    return "begin is not before until" if 0 < times[UNTIL] <= times[BEGIN] else ""
 
 
 def _range_fault(first: int, last: int) -> str:

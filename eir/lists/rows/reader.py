@@ -26,6 +26,7 @@ from eir.lists.record.settings import Layout
 from eir.lists.rows.build import Rows, select_rows
 from eir.lists.rows.layout import (
     ACTION,
+    BEGIN,
     BOM,
     BY_FIRST_SEEN,
     BY_PAIR,
@@ -38,6 +39,7 @@ from eir.lists.rows.layout import (
     UNTIL,
     USUAL_DATES,
     Plan,
+    begin_seconds,
     csv_fields,
     day_key,
     fields_of,
@@ -46,6 +48,7 @@ from eir.lists.rows.layout import (
     row_fault,
     until_seconds,
 )  # fmt: skip
+from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.records import Frame
 
 COMPLAINTS_MAX = 10
@@ -89,6 +92,8 @@ class Tally:
     """Verify the check digits of IMEIs for `wrong_check_digits`. A load needs no check digits, and the verification takes time."""
     dates: bool = False
     """Parse the column `date` also for another kind of list than device types, and add the dates to the rows."""
+    begins: bool = False
+    """Parse the column `begin`, and add the begins to the rows."""
     now_s: int | None = None
     """Present time in Unix seconds, with which odd rows are found. None: only wrong dates are counted as odd rows."""
     complaints_max: int = COMPLAINTS_MAX
@@ -138,6 +143,8 @@ class _RowColumns(NamedTuple):
     until: Seconds | None
     days: Days | None
     """Days of the column `date`, if the list stores dates."""
+    begins: Seconds | None = None
+    """Begins of the rows in Unix seconds, 0 for none."""
 
     def select(self, mask: Mask) -> "_RowColumns":
         """Return the columns, but only with the rows that the mask selects."""
@@ -145,10 +152,16 @@ class _RowColumns(NamedTuple):
         reasons = select_rows(self.reasons, mask)
         until = select_rows(self.until, mask)
         days = select_rows(self.days, mask)
-        return _RowColumns(self.plan, keys, reasons, until, days)
+        return _RowColumns(self.plan, keys, reasons, until, days, select_rows(self.begins, mask))
 
-    def add_to(self, rows: Rows) -> None:
+    def add_to(self, rows: "RowSink") -> None:
         """Add the rows of these columns to the collection `rows`."""
+        if isinstance(rows, ListedRows):
+            is_type = self.plan.subject == BY_TYPE
+            days = _days(self.keys[1]) if is_type else self.days
+            keys = (self.keys[0], self.keys[-1]) if is_type else self.keys
+            rows.add(self.plan.subject, keys, reasons=self.reasons, begins=self.begins, ends=self.until, days=days)
+            return
         first, last = self.keys[0], self.keys[-1]
         if self.plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:
             rows.add_pairs(first, last, self.reasons, self.until, *self.keys[1:-1])
@@ -168,9 +181,13 @@ class _RowColumns(NamedTuple):
             rows.add_spans(ranges.keys[0], ranges.keys[1], ranges.reasons, ranges.until)
 
 
+RowSink: TypeAlias = Rows | ListedRows
+"""Collection that receives the rows of a file."""
+
+
 def read_rows(
-    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: Rows | None, reasons: Reasons, tally: Tally,
-    rows_max: int | None = None, removed: Rows | None = None, declared: Mapping[str, Layout] | None = None,
+    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: RowSink | None, reasons: Reasons, tally: Tally,
+    rows_max: int | None = None, removed: RowSink | None = None, declared: Mapping[str, Layout] | None = None,
     actions: "Actions | None" = None,
 ) -> int:  # fmt: skip
     """Read the rows of one file; return the number of rows, which includes bad and skipped rows but no blank lines.
@@ -203,7 +220,7 @@ def read_rows(
     for piece in frame.lines(chunks):
         data = piece
         if plan is None:
-            plan, data = plan_of(name, file_layout, kind, piece, dates=tally.dates)
+            plan, data = plan_of(name, file_layout, kind, piece, dates=tally.dates, begins=tally.begins)
             line += _lines(piece) - _lines(data)
         if data:
             chunk = _Chunk(name, line, data, plan)
@@ -224,7 +241,7 @@ def read_rows(
     return count
 
 
-def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
+def _read_chunk(chunk: _Chunk, rows: RowSink | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
     """Parse some lines of a file; add their valid rows to `rows` or `actions`, and return masks of the invalid and suspicious rows."""
     plan = chunk.plan
     layout = plan.layout
@@ -241,10 +258,8 @@ def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally
     parsed = [KEYS_OF[name](columns[name], has_plus) for name in plan.subject]
     keys = [numbers for numbers, _ in parsed]
     good = np.logical_and.reduce([is_valid for _, is_valid in parsed])
-    until = None
-    if UNTIL in columns:
-        until, is_valid = _expiries(columns[UNTIL], layout.dates)
-        good &= is_valid
+    begins, until, is_valid = _times(columns, layout)
+    good &= is_valid
     dates_s, has_wrong_date = _dates(columns, layout)
     removes = None
     if ACTION in columns:
@@ -264,7 +279,7 @@ def _read_chunk(chunk: _Chunk, rows: Rows | None, reasons: Reasons, tally: Tally
         keys.insert(1, dates_s)
     days = _days(dates_s) if tally.dates else None
     indexes = _row_reasons(columns, layout, reasons)
-    row_columns = _RowColumns(plan, keys, indexes, until, days).select(good)
+    row_columns = _RowColumns(plan, keys, indexes, until, days, begins).select(good)
     if removes is not None:
         actions.add(_Part(row_columns, select_rows(removes, good)))
     elif rows is not None:
@@ -328,7 +343,7 @@ class Actions:
         """Add rows of one file to the collection."""
         self._parts.append(part)
 
-    def move_to(self, rows: Rows | None, removed: Rows | None) -> None:
+    def move_to(self, rows: RowSink | None, removed: RowSink | None) -> None:
         """Move the last row about each list entry to `rows` (entry added) or to `removed` (entry removed); drop all other rows."""
         parts = [part for part in self._parts if len(part.removes)]
         self._parts = []
@@ -532,6 +547,20 @@ def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
 def _expiries(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
     """Parse a column of expiries as until_seconds does; return Unix seconds and a mask of the valid rows."""
     return _parse_each(texts, lambda text: until_seconds(text, form))
+
+
+def _times(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Seconds | None, Seconds | None, Mask]:
+    """Parse the columns of begins and expiries; return Unix seconds (None for an absent column) and a mask of the valid rows."""
+    begins = until = None
+    good = np.ones(len(next(iter(columns.values()))), bool)
+    if UNTIL in columns:
+        until, good = _expiries(columns[UNTIL], layout.dates)
+    if BEGIN in columns:
+        begins, is_valid = _parse_each(columns[BEGIN], lambda text: begin_seconds(text, layout.dates))
+        good = good & is_valid
+        if until is not None:
+            good &= (until == 0) | (begins < until)
+    return begins, until, good
 
 
 def _dates(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Keys, Mask]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eir.errors import ReleaseRefused, StoreError, escape_invalid, refused_by
-from eir.lists.changes.load import KEPT_BYTES_MAX, Loader, LoadReport
+from eir.lists.changes.data_files import KEPT_BYTES_MAX
+from eir.lists.changes.load import Loader, LoadReport
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX

@@ -140,20 +140,27 @@ def _sorted(rows: TableRows) -> TableRows:
         if reasons is None:
             return TableRows(distinct(rows.keys), NO_COLUMNS)
         if len(rows) and int(rows.keys.max()) < _TAGGED_MAX:
-            tagged = np.sort(rows.keys << np.uint64(8) | reasons)
+            tagged = rows.keys << np.uint64(8)
+            tagged |= reasons - np.uint8(1)  # 0, no reason, comes after all reasons
+            tagged.sort()
             keys = tagged >> np.uint64(8)
             first = is_first(keys)
-            return TableRows(keys[first], (None, tagged[first].astype("<u1"), None, None, None))
+            return TableRows(keys[first], (None, tagged[first].astype("<u1") + np.uint8(1), None, None, None))
     if len(rows) and int(rows.keys.min()) < _TAGGED_MAX <= int(rows.keys.max()):
         is_low = rows.keys < np.uint64(_TAGGED_MAX)
         return join((_sorted(rows.select(is_low)), _sorted(rows.select(~is_low))))
-    # The preferred row of each pair of keys is last: the latest end, then the lowest reason, then the earliest day.
-    order: list[Numbers] = [] if days is None else [~(days - np.uint16(1))]
-    order += [] if reasons is None else [~reasons]
+    # The preferred row of each pair of keys is last: the latest end, then the lowest reason.
+    order: list[Numbers] = [] if reasons is None else [~(reasons - np.uint8(1))]
     order += [] if ends is None else [ends - np.uint32(1)]
     order += [rows.keys] if seconds is None else [seconds, rows.keys]
     ordered = rows.select(np.lexsort(order))
-    return merge_runs(ordered, is_first(ordered.keys, *([] if seconds is None else [ordered.column(SECONDS)])))
+    first = is_first(ordered.keys, *([] if seconds is None else [ordered.column(SECONDS)]))
+    merged = merge_runs(ordered, first)
+    if days is None or first.all():
+        return merged
+    # 0 is no day, so one less is the highest number.
+    earliest = np.minimum.reduceat(ordered.column(DAYS) - np.uint16(1), np.flatnonzero(first)) + np.uint16(1)
+    return TableRows(merged.keys, (*merged.columns[:DAYS], earliest))
 
 
 def merge_runs(rows: TableRows, first: Numbers) -> TableRows:

@@ -15,6 +15,7 @@ from eir.device import SNR_KEYS
 from eir.lists.table.columns import (
     BLOCKS_PER_TAC,
     COLUMNS,
+    ENDS,
     NO_COLUMNS,
     SECONDS,
     WHOLE,
@@ -29,6 +30,7 @@ from eir.lists.table.columns import (
     low_halves,
     matches,
     merge_runs,
+    tacs_and_snrs,
 )
 
 
@@ -98,33 +100,36 @@ class TableEffect(NamedTuple):
     blocks: Numbers
     """Numbers of the changed blocks, ascending."""
     added: TableRows
-    """Rows that only the content after the change has. A row with another value in a column is added and removed."""
     removed: TableRows
-    """Rows that only the content before the change has."""
+    """Rows that lead from the content before to the content after: `removed` first, then `added`."""
     rows_added: int
     """Number of added rows whose keys the content before lacks."""
     rows_removed: int
     devices_added: int
-    """Number of identifiers that the list has only after the change; a whole TAC has a million."""
+    """Number of identifiers that the list has only after the change; a whole TAC has a million.
+
+    In a list with second keys, number of keys that get a new second key. Rows that have ended do not count. Rows that have not begun count.
+    """
     devices_removed: int
 
 
-def change(old: Table, added: TableRows, removed: TableRows) -> TableEffect:
+def change(old: Table, added: TableRows, removed: TableRows, now: int = 0) -> TableEffect:
     """Remove rows from a table, then add rows. An added row and a present row with the same keys are merged (`merge_runs`).
 
-    Only the blocks of these rows are decoded.
+    Only the blocks of these rows are decoded. `now`: Unix seconds until which rows have ended; 0: no row has ended.
     """
     numbers = distinct(np.concatenate((block_numbers(added.keys), block_numbers(removed.keys))))
     before = old.rows(numbers)
     kept = before.select(matches(before, removed) < 0)
     after = merge(kept, added)
     table = _splice(old, numbers, table_of(after))
-    return _effect(old, table, numbers, _different_rows(before, after))
+    return _effect(_State(old, before), _State(table, after), *_different_rows(before, after), now)
 
 
-def replacement(old: Table, new: Table) -> TableEffect:
-    """Return the effect of a whole new content in place of an old one."""
-    return _effect(old, new, distinct(np.concatenate((old.blocks, new.blocks))), difference(old, new))
+def replacement(old: Table, new: Table, now: int = 0) -> TableEffect:
+    """Return the effect of a whole new content in place of an old one. `now`: as for `change`."""
+    added, removed = difference(old, new)
+    return _effect(_State(old, removed), _State(new, added), added, removed, now)
 
 
 def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
@@ -167,13 +172,10 @@ def _different_rows(before: TableRows, after: TableRows) -> tuple[TableRows, Tab
     return after.select(~same), before.select(gone)
 
 
-def _effect(old: Table, new: Table, blocks: Numbers, different: tuple[TableRows, TableRows]) -> TableEffect:
-    """Count the effect of a change on a table from the rows that differ."""
-    added, removed = different
-    is_new, is_gone = matches(added, removed) < 0, matches(removed, added) < 0
-    counts = int(is_new.sum()), int(is_gone.sum())
-    devices = _devices_of(added.keys[is_new], new, old), _devices_of(removed.keys[is_gone], old, new)
-    return TableEffect(new, blocks, added, removed, *counts, *devices)
+def in_force(rows: TableRows, now: int) -> TableRows:
+    """Return the rows that have not ended by `now` (Unix seconds)."""
+    ends = rows.columns[ENDS]
+    return rows if ends is None else rows.select((ends == 0) | (ends > now))
 
 
 def merge(rows: TableRows, later: TableRows) -> TableRows:
@@ -206,19 +208,6 @@ def device_count(table: Table) -> int:
     return singles - _singles_in(table, tacs) + len(tacs) * SNR_KEYS
 
 
-def _devices_of(keys: Numbers, table: Table, other: Table) -> int:
-    """Return the number of identifiers that one table covers by rows with these sorted keys, and the other table, which lacks these rows, does not cover."""
-    keys = keys[is_first(keys)]
-    if table.columns[SECONDS] is not None or other.columns[SECONDS] is not None:
-        present = distinct(other.rows(distinct(block_numbers(keys))).keys)
-        keys = keys[matches(TableRows(keys, NO_COLUMNS), TableRows(present, NO_COLUMNS)) < 0]
-    singles, tacs = _split(keys)
-    # A TAC that is whole in either table is counted as a whole, or not at all.
-    whole = distinct(np.concatenate((_whole_tacs(table), _whole_tacs(other))))
-    first, end = (np.searchsorted(singles, tacs_of * np.uint64(SNR_KEYS)) for tacs_of in (whole, whole + np.uint64(1)))
-    return len(singles) - int((end - first).sum()) + len(tacs) * SNR_KEYS - _singles_in(other, tacs)
-
-
 def _key_starts(table: Table) -> Numbers:
     """Return the number of distinct keys before each block, and at the end that of all blocks."""
     if table.columns[SECONDS] is None or not len(table):
@@ -244,10 +233,57 @@ def _singles_in(table: Table, tacs: Numbers) -> int:
     return int((starts[end] - starts[first]).sum())
 
 
+class _State(NamedTuple):
+    """A table, and those of its rows that the table before or after a change may lack."""
+
+    table: Table
+    rows: TableRows
+
+
+def _effect(before: _State, after: _State, added: TableRows, removed: TableRows, now: int) -> TableEffect:
+    blocks = distinct(np.concatenate([block_numbers(rows.keys) for rows in (added, removed)]))
+    return TableEffect(
+        after.table,
+        blocks,
+        added,
+        removed,
+        int((matches(after.rows, before.rows) < 0).sum()),
+        int((matches(before.rows, after.rows) < 0).sum()),
+        _gained(after, before, now),
+        _gained(before, after, now),
+    )
+
+
+def _gained(state: _State, other: _State, now: int) -> int:
+    """Return the number of identifiers that a state covers and another does not."""
+    rows, others = in_force(state.rows, now), in_force(other.rows, now)
+    fresh = rows.keys[matches(rows, others) < 0]
+    if rows.columns[SECONDS] is not None or others.columns[SECONDS] is not None:
+        return len(distinct(fresh))
+    singles, tacs = _split(fresh)
+    # A TAC that is whole in either state is counted as a whole, or not at all.
+    of_tacs = tacs_and_snrs(singles)[0]
+    is_covered = _has_tacs(state.table, of_tacs, now) | _has_tacs(other.table, of_tacs, now)
+    return int((~is_covered).sum()) + len(tacs) * SNR_KEYS - _count_singles(other.table, tacs, now)
+
+
 def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
     """Split keys into those of identifiers, and TACs that are listed as a whole."""
     is_whole = keys >= np.uint64(WHOLE)
     return keys[~is_whole], keys[is_whole] & np.uint64(WHOLE - 1)
+
+
+def _has_tacs(table: Table, tacs: Numbers, now: int) -> Numbers:
+    """Return for each TAC whether the table lists it as a whole."""
+    whole = distinct(tacs) | np.uint64(WHOLE)
+    present = in_force(table.rows(distinct(block_numbers(whole))), now).keys if len(whole) else whole
+    return np.isin(tacs | np.uint64(WHOLE), present)
+
+
+def _count_singles(table: Table, tacs: Numbers, now: int) -> int:
+    """Return the number of identifiers that the table lists singly in these TACs."""
+    numbers = tacs[:, None] * np.uint64(BLOCKS_PER_TAC) + np.arange(BLOCKS_PER_TAC, dtype="<u8")
+    return len(in_force(table.rows(numbers.ravel()), now))
 
 
 class _Spans(NamedTuple):

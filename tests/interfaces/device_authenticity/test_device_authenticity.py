@@ -38,7 +38,8 @@ from eir.interfaces.device_authenticity.device_authenticity import (
 )
 from eir.interfaces.device_authenticity.service import AuthenticityService, rules_of
 from eir.interfaces.device_authenticity.settings import AuthenticitySettings
-from eir.lists.changes.local import ADD, Edit, edit_list, parse_entries
+from eir.lists.changes.local import ADD, Edit, edit_list
+from eir.lists.changes.local_entries import parse_entries
 from eir.lists.stores.open import open_store
 from eir.node.processes import interfaces
 from eir.wire.web.http1 import HttpRequest

@@ -20,7 +20,8 @@ from eir.interfaces.feed.feed_rows import FeedRow, RowRefused, read_row
 from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users, user_line
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
-from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, edit_list
+from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
+from eir.lists.changes.local_entries import Entry
 from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import ListSettings

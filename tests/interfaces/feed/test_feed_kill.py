@@ -18,7 +18,8 @@ from doomed import CASES, fork
 from simulated.patience import PROGRAM_S
 
 from eir.interfaces.feed.feed_writer import FeedWriter
-from eir.lists.changes.local import ADD, REMOVE, added_by, parse_entries
+from eir.lists.changes.local import ADD, REMOVE, added_by
+from eir.lists.changes.local_entries import parse_entries
 from eir.lists.follow.follower import Follower
 from eir.lists.images.index import Index
 from eir.lists.record.history import chain_faults

@@ -19,7 +19,8 @@ from simulated.store_content import Altered, devices_of, tacs_of
 
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import EntryRefused, NothingToRollBack, ReleaseRefused, StoreError
-from eir.lists.changes.load import STAGES, load_release
+from eir.lists.changes.data_files import STAGES
+from eir.lists.changes.load import load_release
 from eir.lists.changes.rollback import reset_serial, roll_back
 from eir.lists.pages.pages import PAGE_KEYS, Page, content_digest, decode_sections
 from eir.lists.pages.roaring import decode_keys

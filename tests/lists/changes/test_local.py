@@ -14,7 +14,8 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, NothingToRollBack
-from eir.lists.changes.local import ADD, ENTRIES_MAX, REMOVE, Edit, edit_list, parse_entries
+from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
+from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.rollback import roll_back
 from eir.lists.follow.follower import Follower
 from eir.lists.follow.pauses import Pauses

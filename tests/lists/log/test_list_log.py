@@ -233,8 +233,8 @@ class TestWriter:
         one = writer(store)
         await one.write(load(range(10), 1))
 
-        def check(_, effect):
-            assert (effect.devices_added, effect.devices_removed) == (90, 0)
+        def check(computed):
+            assert (computed.effect.devices_added, computed.effect.devices_removed) == (90, 0)
             raise ValueError("growth")
 
         with pytest.raises(ValueError, match="growth"):

@@ -22,7 +22,8 @@ from test_history import change_newest, damage_ledger, make_form_2
 
 from eir.device import device_key
 from eir.errors import StoreError
-from eir.lists.changes.local import ADD, REMOVE, Edit, Entry, added_by, edit_differences
+from eir.lists.changes.local import ADD, REMOVE, Edit, added_by, edit_differences
+from eir.lists.changes.local_entries import Entry
 from eir.lists.follow.history import ANCHOR_S, FEED_TRIM_S, HistoryKeeper, adopt
 from eir.lists.record.history import (
     append_events,

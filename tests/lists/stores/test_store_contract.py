@@ -17,7 +17,8 @@ from simulated.patience import PATIENCE_S
 from simulated.store_content import event, page, pages_of, state, until
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
-from eir.lists.changes.local import ADD, REMOVE, Edit, EntryDetails, edit_list, parse_entries
+from eir.lists.changes.local import ADD, REMOVE, Edit, EntryDetails, edit_list
+from eir.lists.changes.local_entries import parse_entries
 from eir.lists.changes.rollback import roll_back
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, amended_digest, content_digest

@@ -56,11 +56,21 @@ def add(model: Model, entry) -> None:
     model[key, second] = reason, begin, end, day
 
 
-def covered(model: Model) -> set[int]:
-    """Listed devices of the two TACs, whole TACs by every hundred thousandth device."""
+def covered(model: Model, now: int = 0) -> set[int]:
+    """Devices that rows list which have not ended."""
+    model = {keys for keys, (_, _, end, _) in model.items() if not end or end > now}
     singles = {key for key, _ in model if key < WHOLE}
     whole = {key - WHOLE for key, _ in model if key >= WHOLE}
     return singles | {tac * 10**6 + snr for tac in whole for snr in range(10**6)}
+
+
+def gains(model: Model, before: Model, now: int, with_seconds: bool) -> tuple[int, int]:
+    """Numbers of devices that come and go; with second keys, of devices that get and lose one."""
+    if not with_seconds:
+        new, old = covered(model, now), covered(before, now)
+        return len(new - old), len(old - new)
+    new, old = ({keys for keys, row in each.items() if not row[2] or row[2] > now} for each in (model, before))
+    return len({key for key, _ in new - old}), len({key for key, _ in old - new})
 
 
 def drawn(rng: random.Random, count: int, *, with_seconds: bool, with_tacs: bool):
@@ -102,9 +112,12 @@ def test_changes_equal_those_of_a_dictionary(with_seconds, monkeypatch):
         for rows_of_whole, rows_of_change in zip(whole[2:4], effect[2:4], strict=True):
             assert model_of(table_of(rows_of_whole)) == model_of(table_of(rows_of_change))
         if step % 8 == 0:
-            new, old = covered(model), covered(before)
-            assert (effect.devices_added, effect.devices_removed) == (len(new - old), len(old - new)), step
-            assert device_count(effect.table) == len(new)
+            now = rng.choice([0, 10])
+            counted = change(table, rows(added), rows(removed), now), replacement(table, effect.table, now)
+            for each in counted:
+                assert (each.devices_added, each.devices_removed) == gains(model, before, now, with_seconds), step
+                assert model_of(change(table, each.added, each.removed).table) == model
+            assert device_count(effect.table) == len(covered(model))
         tree = updated_tree(tree, effect.table, TEXTS, effect.blocks)
         assert tree.root == digest_tree(effect.table, TEXTS).root
         assert model_of(decode([*encode(effect.table)])) == model
@@ -128,10 +141,24 @@ def test_folded_changes_have_the_effect_of_all_in_order():
 
 
 def test_rows_of_one_key_become_one_row_in_any_order():
-    entries = [(5, 0, 2, 8, 20, 30), (5, 0, 1, 9, 20, 0), (5, 0, 3, 0, 10, 31), (6, 0, 0, 1, 0, 0), (6, 0, 2, 3, 4, 5)]
+    entries = [
+        (5, 0, 2, 8, 20, 30),
+        (5, 0, 1, 9, 20, 0),
+        (5, 0, 3, 0, 10, 31),
+        (6, 0, 0, 1, 0, 0),
+        (6, 0, 2, 3, 4, 5),
+        (7, 0, 1, 0, 0, 9),
+        (7, 0, 1, 0, 8, 4),
+    ]
     for seed in range(20):
         random.Random(seed).shuffle(entries)
-        assert model_of(table_of(rows(entries))) == {(5, 0): (1, 0, 20, 30), (6, 0): (2, 1, 0, 5)}
+        assert model_of(table_of(rows(entries))) == {(5, 0): (1, 0, 20, 30), (6, 0): (2, 1, 0, 5), (7, 0): (1, 0, 0, 4)}
+
+
+def test_of_repeated_rows_with_reasons_alone_one_without_reason_counts_last():
+    keys, reasons = [5, 5, 5, 6, 6, 7], [0, 3, 2, 255, 0, 0]
+    for columns in ({}, {"ends": 9}):
+        assert rows_of(keys, reasons=reasons, **columns).column(REASONS).tolist() == [2, 255, 0]
 
 
 def test_a_repeated_row_changes_nothing_and_a_row_without_day_keeps_the_day():

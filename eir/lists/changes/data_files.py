@@ -1,0 +1,101 @@
+"""Reader of the data files of a release: verifies size and digest of all files before it reads the first row."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from eir.errors import ReleaseRefused
+from eir.lists.record.reasons import Reasons
+from eir.lists.record.settings import BOUND, LOAD_MEMORY, ListSettings
+from eir.lists.releases.release import CHANGES, REMOVED, ROLES, Manifest, check_role
+from eir.lists.rows.build import Rows
+from eir.lists.rows.delivered import DataFile, Done, open_folder
+from eir.lists.rows.layout import find_layout
+from eir.lists.rows.listed_rows import ListedRows
+
+if TYPE_CHECKING:
+    from eir.lists.rows.reader import Tally
+
+Sink = TypeVar("Sink", Rows, ListedRows)
+STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
+"""Stages of a load in their order. At its begin, each stage reports that nothing is done."""
+
+ROW_BYTES = 12
+"""Minimum memory in bytes that a load needs for each row: its key, and its part of a page."""
+Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
+"""Context manager of a stage, from the stage's name and size. It yields a function that receives the amount just done."""
+KEPT_BYTES_MAX = 256 << 20
+"""Bytes of a release's data files up to which the files stay in memory between hashing and reading."""
+
+
+def read_release(
+    manifest: Manifest,
+    folder: Path,
+    settings: ListSettings,
+    reasons: Reasons,
+    tally: "Tally",
+    *,
+    collect: Callable[[int], Sink],
+    stage: Stage,
+    memory_max: int = LOAD_MEMORY,
+    kept_max: int = KEPT_BYTES_MAX,
+) -> Iterable[Sink]:
+    """Verify size and digest of every data file, then read all rows; return the rows by their role in the release.
+
+    Added rows come before removed rows. `manifest` is the result of `verify_release`. `collect` creates a collection of rows from the expected
+    number of single identifiers.
+    """
+    from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
+
+    files = manifest.files
+    _check_rows(sum(file.rows for file in files), memory_max)
+    actions = Actions()
+    rows = _rows_by_role(manifest, settings, collect)
+    total = sum(entry.bytes for entry in files)
+    with ExitStack() as stack:
+        folder_fd = stack.enter_context(open_folder(folder))
+        opened = [(entry, stack.enter_context(DataFile(entry.name, folder_fd))) for entry in files]
+        for entry, file in opened:
+            if file.size != entry.bytes:
+                raise ReleaseRefused(
+                    "file_size", f"{entry.name} has {file.size} bytes; the manifest says {entry.bytes}"
+                )
+        with stage(DIGEST, total) as done:
+            for entry, file in opened:
+                digest = file.sha256(done, keep=total <= kept_max)
+                if digest != entry.sha256:
+                    raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
+        with stage(READ, total) as done:
+            for entry, file in opened:
+                chunks = file.chunks(entry.rows, entry.sha256, done)
+                layout = find_layout(entry.name, entry.layout, settings.layouts)
+                check_role(entry, layout, settings.kind)
+                count = read_rows(
+                    chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
+                    rows_max=entry.rows, declared=settings.layouts, actions=actions,
+                )  # fmt: skip
+                if count != entry.rows:
+                    raise ReleaseRefused("rows", f"{entry.name} has {count} rows; the manifest says {entry.rows}")
+            first = next(iter(rows.values()))
+            actions.move_to(first, rows.get(REMOVED))
+    return rows.values()
+
+
+def _rows_by_role(manifest: Manifest, settings: ListSettings, collect: Callable[[int], Sink]) -> dict[str, Sink]:
+    """Create an empty collection of rows for each role of a release, with room for the number of entries in the manifest."""
+    has_singles = settings.kind not in BOUND
+    rows: dict[str, Sink] = {}
+    for role in ROLES[manifest.kind]:
+        if role != CHANGES:
+            counts = [file.rows for file in manifest.files if file.role in (role, CHANGES)]
+            rows[role] = collect(sum(counts) if has_singles else 0)
+    return rows
+
+
+def _check_rows(rows: int, memory_max: int) -> None:
+    """Reject a release (`too_large`) if the number of rows in its manifest needs more memory than allowed."""
+    needed = rows * ROW_BYTES
+    if needed > memory_max:
+        advice = f"limits.load_memory is {memory_max}: raise it if the host has that much, or split the release into a full one and deltas"
+        raise ReleaseRefused("too_large", f"its {rows} rows take {needed} bytes of memory at least; {advice}")

@@ -1,0 +1,109 @@
+"""Rows of data files as rows of a table: collects them in any order, and expands ranges to whole TACs and single identifiers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eir.device import SNR_KEYS
+from eir.errors import ReleaseRefused
+from eir.lists.rows.layout import BY_PAIR, BY_TYPE, TIME_MAX
+from eir.lists.table.columns import COLUMNS, NO_ROWS, WHOLE, Columns, Numbers, TableRows, join, rows_of
+
+RANGE_TACS_MAX = 500_000
+"""Maximum number of TACs that all ranges and whole TACs of one release touch. `--force` does not lift this limit. GSMA has allocated half as many TACs."""
+RANGE_KEYS_MAX = 10**8
+"""Maximum number of identifiers of the ranges that cover only a part of a TAC."""
+_TAC = np.uint64(SNR_KEYS)
+
+
+class ListedRows:
+    """Rows of a release or of a change, collected in any order from all its files.
+
+    A row lists one identifier, one whole TAC, one range or one pair. A range becomes a whole TAC for each TAC that it covers completely, and
+    single identifiers for the rest. These depend only on the row itself, so that a chain of deltas leads to the same rows as the full list.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[TableRows] = []
+        self._tacs = self._range_keys = 0
+
+    def add(
+        self,
+        subject: Sequence[str],
+        keys: Sequence[Numbers],
+        *,
+        reasons: Numbers | None = None,
+        begins: Numbers | None = None,
+        ends: Numbers | None = None,
+        days: Numbers | None = None,
+    ) -> None:
+        """Add rows with the same subject (eir.lists.rows.layout).
+
+        Args:
+            subject: columns that identify each row.
+            keys: device and IMSI, TAC and type, first and last key of a range (also for a whole TAC), or single keys.
+            reasons: indexes of reasons.
+            begins: Unix seconds, 0 for none.
+            ends: Unix seconds, 0 for none.
+            days: days since 1970-01-01, 0 for none.
+
+        Raises:
+            ReleaseRefused: `range`, if ranges touch too many TACs, or too many identifiers of TACs that they cover in part.
+        """
+        if ends is not None:
+            ends = np.where(ends > TIME_MAX, 0, ends)
+        is_bound = subject in {BY_PAIR, BY_TYPE}
+        columns = _columns(keys[1] if is_bound else None, reasons, begins, ends, days)
+        if is_bound or len(keys) == 1:
+            self._parts.append(TableRows(keys[0], columns))
+            return
+        self._add_ranges(keys[0], keys[1], columns)
+
+    def _add_ranges(self, first: Numbers, last: Numbers, columns: Columns) -> None:
+        """Add rows with ranges. A range includes its first and its last key."""
+        after = last + np.uint64(1)
+        self._tacs += int((last // _TAC - first // _TAC + np.uint64(1)).sum())
+        if self._tacs > RANGE_TACS_MAX:
+            detail = (
+                f"its ranges and TACs cover at least {self._tacs} TACs; the maximum for one release is {RANGE_TACS_MAX}"
+            )
+            raise ReleaseRefused("range", f"{detail}: split it into a full release and deltas")
+        tacs, tacs_after = -(-first.astype(np.int64) // SNR_KEYS), after.astype(np.int64) // SNR_KEYS
+        whole = TableRows(tacs.astype("<u8") | np.uint64(WHOLE), columns)
+        self._parts.append(_expanded(whole, np.maximum(tacs_after - tacs, 0)))
+        # Before the first whole TAC, and after the last one; a range in one TAC is all before.
+        head_after = np.minimum(tacs.astype("<u8") * _TAC, after)
+        tail = np.maximum(tacs_after.astype("<u8") * _TAC, head_after)
+        self._range_keys += int((head_after - first).sum() + (after - tail).sum())
+        if self._range_keys > RANGE_KEYS_MAX:
+            detail = f"its ranges that do not cover whole TACs have {self._range_keys} identifiers; the maximum is {RANGE_KEYS_MAX}"
+            raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
+        self._parts += [
+            _expanded(TableRows(first, columns), head_after - first),
+            _expanded(TableRows(tail, columns), after - tail),
+        ]
+
+    def pop(self) -> TableRows:
+        """Return the sorted rows, and clear this object. Of repeated rows the earliest begin and the latest end count (`rows_of`)."""
+        parts, self._parts = [part for part in self._parts if len(part)], []
+        if not parts:
+            return NO_ROWS
+        rows = join(parts)
+        parts.clear()
+        return rows_of(rows.keys, **dict(zip(COLUMNS, rows.columns, strict=True)))
+
+
+def _columns(*values: Numbers | None) -> Columns:
+    """Return the columns of rows with the types of a table; None for a column that has only zeros."""
+    return tuple(
+        None if column is None or not column.any() else column.astype(form, copy=False)
+        for column, form in zip(values, COLUMNS.values(), strict=True)
+    )
+
+
+def _expanded(rows: TableRows, counts: Numbers) -> TableRows:
+    """Return for each row as many rows with consecutive keys as `counts` has for it."""
+    counts = counts.astype(np.int64)
+    expanded = rows.select(np.repeat(np.arange(len(rows)), counts))
+    before = np.repeat(np.cumsum(counts) - counts, counts)
+    return TableRows(expanded.keys + (np.arange(len(expanded)) - before).astype("<u8"), expanded.columns)
