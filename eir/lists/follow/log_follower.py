@@ -71,7 +71,7 @@ class FollowedList(Generic[ImageType]):
     """Newest verified content."""
     image: ImageType | None = None
     in_force: Head | None = None
-    """Head of the content in force, of which `image` is the image."""
+    """Head of the content in force. `image` is its image."""
     pace: ChangePace = field(default_factory=ChangePace)
     unrecorded: list[ChangeRows] = field(default_factory=list)
     not_before: float = 0.0
@@ -115,7 +115,7 @@ class LogFollower(Generic[ImageType]):
         self.lost: dict[str, str] = {}
         """Lists in force that the store has lost, with the store's state as text."""
         self.lost_rows: dict[str, Path] = {}
-        """Lists of which a failover lost changes that are not applied again, with the file of their rows for the operator."""
+        """Lists that lost changes in a failover without their repeated application, with the file of these rows for the operator."""
         self.from_copy: set[str] = set()
         """Lists in force that came from the copy and that the store has not confirmed yet."""
         self.copy_faults: dict[str, str] = {}

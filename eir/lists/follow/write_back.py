@@ -92,7 +92,7 @@ class LostChanges(NamedTuple):
     gone: Sequence[ChangeRows] = ()
     """Changes that cannot be applied: too old, without rows, or the stored log does not reach back to the common change."""
     missing: str = ""
-    """Digest of a lost change of which the node has no rows."""
+    """Digest of a lost change whose rows the node lacks."""
     touched: TableRows = NO_ROWS
     """Rows that the stored chain has changed since the common change."""
 

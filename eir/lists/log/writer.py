@@ -218,7 +218,7 @@ class ListWriter:
             **release_of(before) | update.state,
         )
         if not is_whole:
-            made, rows = await self._with_rows(made, effect)
+            made, rows = await self._with_rows(made, update, effect)
         # A base takes long to stage, so that other writers may be faster again: a repeated change leaves it to the next one.
         if is_whole or not self.content.since_base or (is_first_try and self._is_base_due(made, len(table))):
             made = await self._with_base(made, table, reasons)
@@ -230,9 +230,13 @@ class ListWriter:
         self.content = LoggedList(head, table, tree, since_base)
         return made
 
-    async def _with_rows(self, made: Change, effect: TableEffect) -> tuple[Change, bytes]:
-        """Encode the rows of a change; stage them if they are long."""
-        parts = await asyncio.to_thread(lambda: [*encode_change(effect.added, effect.removed)])
+    async def _with_rows(self, made: Change, update: ListUpdate, effect: TableEffect) -> tuple[Change, bytes]:
+        """Encode the rows of a change; stage them if they are long.
+
+        Rows are recorded as they were given, also those that change nothing: after a fork they are applied again to another content.
+        """
+        rows_of_change = effect if update.table is not None else update
+        parts = await asyncio.to_thread(lambda: [*encode_change(rows_of_change.added, rows_of_change.removed)])
         if sum(map(len, parts)) <= INLINE_BYTES_MAX:
             rows = join_parts(parts)
             return replace(made, rows=hashlib.sha256(rows).hexdigest(), rows_bytes=len(rows)), rows

@@ -74,7 +74,7 @@ _WHOLE_BLOCK = block_numbers(np.array([WHOLE], "<u8"))[0]
 _LIMITS = np.array([0, 1 << 63], "<u8")
 """Lowest number of a block, and a number above all blocks."""
 _BATCH_ROWS = 1 << 16
-"""Maximum number of rows, besides those of one block, that two tables are compared by at once; their arrays fit into the processor's cache."""
+"""Maximum number of rows in addition to those of one block by which two tables are compared at once; their arrays fit into the processor's cache."""
 EMPTY = Table(np.empty(0, "<u8"), np.zeros(1, "<u4"), np.empty(0, "<u2"))
 
 
