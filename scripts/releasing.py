@@ -353,7 +353,7 @@ def package(
 ) -> Path:
     """Build the Debian package of a tree with the environment; other files are written beside it."""
     eir = (tree / PREFIX / "bin" / "python", "-m", "eir")
-    docs = (eir[0], source / "scripts/command_docs.py")
+    docs = (eir[0], Path(__file__).with_name("command_docs.py"))
     python = run(eir[0], "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     architecture = run("dpkg", "--print-architecture").strip()
     put(tree / "usr/lib/systemd/system/eir.service", (source / "eir/cli/eir.service").read_text())

@@ -71,6 +71,8 @@ eir lists
 """
 PROBES = "eir probe s13://127.0.0.1 00101001000001 00101009000009\n"
 ANALYSES = """
+printf 'time,imei,imsi\\n%s,00101009000009,001010000000001\\n' "$(date -u +%FT%TZ)" >/srv/releases/log.csv
+eir sightings import /srv/releases/log.csv
 eir seen 00101009000009
 eir tamper report
 """

@@ -177,6 +177,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("delete the checks of a subscriber", f"eir sightings forget --imsi {SIM}"),
         ("is nothing left?", f"eir seen {SIM}"),
     ),
+    "sightings import": (
+        ("the log of the previous EIR", "eir sightings import old-eir.csv"),
+        ("for scripts", "eir sightings import old-eir.parquet --json"),
+    ),
     "sightings export": (
         ("yesterday's checks, for the register", "eir sightings export --out checks.csv"),
         ("those of another day", "eir sightings export --day 2026-11-27 --operator example --out checks.csv"),
@@ -268,7 +272,7 @@ COMMANDS: dict[str, str | Group] = {
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
-    "sightings": Group({"forget": "sightings.forget", "export": "sightings.export"}, alone="sightings.sightings"),
+    "sightings": Group({"forget": "sightings.forget", "import": "sightings.import_log", "export": "sightings.export"}, alone="sightings.sightings"),
     "first-seen": Group({"import": "grace.import_first_seen", "undo": "grace.undo_first_seen"}, help="Record of first sightings, by which periods of grace run."),
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import csv
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +11,14 @@ import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, number_named, opened
 from eir.cli.output import (
+    EXIT_NO,
     EXIT_USAGE,
     fail,
     minute,
     moment,
     print_json,
     print_message,
+    progress,
     show,
     show_one,
     written_to,
@@ -26,9 +29,10 @@ from eir.errors import EirError, IdentifierError
 from eir.lists.record.store import utc_text
 from eir.lists.rows.msisdn import NO_NUMBERS, number_of, read_numbers
 from eir.node.observe import control
+from eir.node.processes.state_folder import prepare
 from eir.sightings import files
-from eir.sightings.settings import FULL
-from eir.sightings.subscribers import subscriber_names
+from eir.sightings.settings import FULL, SightingsSettings
+from eir.sightings.subscribers import load_subscribers, subscriber_names
 
 EDR = "edr"
 SEEN_COLUMNS = (
@@ -148,6 +152,43 @@ def forget(
         raise fail(f"these files are damaged and may still contain the subscriber; remove them: {paths}")
     if remembered:
         raise fail(f"the running node may still have the subscriber in memory: {remembered}; run the command again")
+
+
+def import_log(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with a header, or Parquet.")], config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Import the log of another EIR into the record of checks.
+
+    Columns are found by name: time, imei, and optionally software_version, imsi, origin_host, status. Bad rows are
+    skipped and reported by file and line. Imported rows are kept as long as rows of today. A file that is imported
+    twice counts twice. The exit status is 1 only if no row is good.
+    """
+    from eir.sightings.intake import import_log as import_file  # noqa: PLC0415 - polars, for this command
+
+    checked = opened(load_config(config))
+    settings = checked.sightings or SightingsSettings()
+    try:
+        with acting_in(checked.state), progress() as advance:
+            prepare(checked.state)
+            files.folder_of(checked.state)
+            subscribers = load_subscribers(
+                checked.state, settings.subscribers, rotate_s=settings.rotate_s, keep_s=settings.keep_s
+            )
+            shown = partial(advance, "read") if advance else lambda *_: None
+            log = import_file(file, checked.state, subscribers, shown)
+    except OSError as e:
+        raise EirError(f"{e.filename or file}: {e.strerror}") from None
+    for complaint in log.complaints:
+        print_message(complaint)
+    text = f"{log.rows:,} rows of {file.name} are on record, in {len(log.files):,} files"
+    if log.bad:
+        text += f"; {log.bad:,} bad rows were left out"
+    document = {
+        "file": str(file), "rows": log.rows, "bad_rows": log.bad, "complaints": log.complaints, "files": len(log.files)
+    }  # fmt: skip
+    show_one(document, text, as_json=as_json)
+    if log.bad and not log.rows:
+        raise typer.Exit(EXIT_NO)
 
 
 def export(

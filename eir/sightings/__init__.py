@@ -1,7 +1,7 @@
 """Record of checks (sightings): collection from the workers, files, events, and analysis.
 
 `buffer` runs in a worker and adds very little time to a check. `batches`, `subscribers` and `files` write its messages to
-Parquet files according to `schema`. `events` and `deliver` send events at once. `seen` searches the record.
+Parquet files according to `schema`. `events` and `deliver` send events at once. `seen` and `intake` search and import records.
 `refusals` and `figures` count them for the public.
 Independent of policy, protocols and the configuration file.
 """

@@ -11,7 +11,6 @@ from contextlib import closing
 
 import pytest
 from simulated.node import LISTED, UNLISTED, Site, until
-from simulated.recorded import record_checks
 from simulated.servers import Server, programs
 
 LISTS = {"stolen": {"signers": "signers"}, "own": {"local": True}}
@@ -152,8 +151,8 @@ def test_a_key_that_is_there_stays(tmp_path, publisher):
 def test_the_record_of_checks_goes_along_if_it_is_wanted(tmp_path, publisher):
     with made(tmp_path / "site", publisher, "sqlite") as site, Site(tmp_path / "new", publisher) as new:
         site.configure(lists=LISTS, policy=POLICY, sightings={"subscribers": "hashed"})
-        checks = f"time,imei,imsi\n2026-11-20T10:00:00Z,{UNLISTED},001010000000001\n"
-        record_checks(site.state, checks, subscribers="hashed")
+        (site.folder / "log.csv").write_text(f"time,imei,imsi\n2026-11-20T10:00:00Z,{UNLISTED},001010000000001\n")
+        site.eir("sightings", "import", "log.csv")
         site.eir("backup", tmp_path / "without.tar")
         site.eir("backup", tmp_path / "with.tar", "--sightings")
         assert not [name for name in names(tmp_path / "without.tar") if "parquet" in name]

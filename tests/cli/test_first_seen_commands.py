@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from simulated.node import Site, until
-from simulated.recorded import record_checks
 
 TODAY = datetime.now(UTC).date()
 LEFT, REGISTERED = "35000000000001", "86123456789012"
@@ -164,10 +163,11 @@ def test_wrong_use(imported, words, status, said):
 
 def test_the_record_of_checks_as_the_source(tmp_path, publisher):
     with host(tmp_path / "site", publisher) as site:
-        record_checks(
-            site.state,
-            f"time,imei\n2026-11-02T10:00:00Z,{LATER}\n2026-11-01T23:00:00Z,{LATER}\n2026-11-03T10:00:00Z,{REGISTERED}\n2026-11-03T10:00:00Z,0\n",
+        log = site.folder / "checks.csv"
+        log.write_text(
+            f"time,imei\n2026-11-02T10:00:00Z,{LATER}\n2026-11-01T23:00:00Z,{LATER}\n2026-11-03T10:00:00Z,{REGISTERED}\n2026-11-03T10:00:00Z,0\n"
         )
+        site.eir("sightings", "import", log)
         site.configure(first_seen={"list": "seen-here"})
         assert site.eir("first-seen", "import", "--from-sightings").stdout == (
             "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them; periods of grace: 0 over, 1 begun\n"

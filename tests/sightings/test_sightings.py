@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 from simulated.node import LISTED, TRACKED, UNLISTED
-from simulated.recorded import record_checks
 from simulated.wire import HOST, REALM, avp, ecr
 
 from eir.checks.policy import Decision, SightingKind
@@ -321,7 +320,7 @@ def test_a_key_file_that_is_damaged_is_not_replaced(tmp_path):
 
 
 def test_one_damaged_file_does_not_keep_the_others_from_being_forgotten(kept):
-    kept.record(f"time,imei,imsi\n2025-11-20T10:00:00Z,{UNLISTED},{IMSI}\n")
+    kept.taken(f"time,imei,imsi\n2025-11-20T10:00:00Z,{UNLISTED},{IMSI}\n")
     (first,) = (kept.folder / "var").glob("sightings/*/*.parquet")
     damaged = first.with_name("00-0-damaged.parquet")
     damaged.write_bytes(first.read_bytes()[:-50])
@@ -440,7 +439,7 @@ def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
     assert files.forget(tmp_path, subscriber_names(tmp_path, IMSI)) == 0
 
 
-# Commands on a record
+# Taking in
 
 
 class Kept:
@@ -457,8 +456,9 @@ class Kept:
     def json(self, *arguments, status=0):
         return json.loads(self.eir(*arguments, "--json", status=status).out)
 
-    def record(self, text):
-        record_checks(self.state, text)
+    def taken(self, text, *more, status=0):
+        (self.folder / "log.csv").write_text(text)
+        return self.eir("sightings", "import", "log.csv", *more, status=status)
 
 
 @pytest.fixture
@@ -470,8 +470,53 @@ def kept(site, eir, monkeypatch):
     return Kept(site, eir)
 
 
+def test_the_log_of_another_eir_is_taken_in(kept):
+    text = f"""time,IMSI,imei,ignored,status,origin_host
+2025-11-20T10:00:00Z,{IMSI},{UNLISTED}2,x,1,mme1
+2025-11-20T12:00:00+02:00,{IMSI},{UNLISTED},x,black,mme1
+2025-11-20 10:00:00.5,{IMSI},{UNLISTED},x,blacklisted,mme1
+1763632800,,{LISTED},x,,
+not a time,,{LISTED},x,,
+2025-11-20T10:00:00Z,,,x,,
+2025-11-20T10:00:00Z,12a,{LISTED},x,,
+2025-11-20T10:00:00Z,,{LISTED},x,pink,
+{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%d %H:%M:%S},,{LISTED},x,,
+"""
+    done = kept.taken(text, "--json")
+    said = json.loads(done.out)
+    assert (said["rows"], said["bad_rows"]) == (4, 5)
+    assert [each.partition(": ")[0] for each in said["complaints"]] == [f"log.csv:{line}" for line in (6, 7, 8, 9, 10)]
+    assert said["complaints"][-1] == "log.csv:10: 'time' is in the future; a time without a zone is UTC"
+    assert UNLISTED not in done.err
+    assert LISTED not in done.err
+    found = kept.json("seen", UNLISTED)
+    assert [(row["checks"], row["status"], row["origin_host"], row["subscriber"]) for row in found["sightings"]] == [
+        (1, "blacklisted", "mme1", IMSI), (2, "blacklisted", "mme1", IMSI),
+    ]  # fmt: skip
+    assert (found["first_seen"], found["last_seen"]) == ("2025-11-20T10:00:00.000Z", "2025-11-20T10:00:00.500Z")
+    assert kept.json("seen", LISTED)["sightings"][0]["status"] is None
+    assert kept.json("seen", IMSI)["devices"] == [UNLISTED]
+
+
+def test_only_time_and_identifier_have_to_be_there_and_parquet_does_as_well(kept):
+    frame = pl.DataFrame(
+        {
+            "imei": [UNLISTED, LISTED],
+            "time": [datetime(2025, 11, 20, 10, tzinfo=UTC)] * 2,
+            "software_version": ["01", None],
+        }
+    )
+    frame.write_parquet(kept.folder / "log.parquet")
+    assert json.loads(kept.eir("sightings", "import", "log.parquet", "--json").out)["rows"] == 2
+    assert kept.json("seen", UNLISTED)["software_versions"] == ["01"]
+    assert json.loads(kept.taken(f"imei;time\n{LISTED};2025-11-20T10:00:00Z\n", "--json").out)["rows"] == 1
+    assert "no column imei" in kept.taken("time,imsi\n", status=1).err
+    assert "does-not-exist" in kept.eir("sightings", "import", "does-not-exist", status=1).err
+    assert kept.json("sightings")["files"] == 2
+
+
 def test_a_day_as_a_register_takes_it(kept, site, tmp_path):
-    kept.record(
+    kept.taken(
         "time,imei,imsi,origin_host\n"
         f"2026-11-24T08:00:00Z,{LISTED}1,{IMSI},mme1\n2026-11-24T06:30:00.5Z,{LISTED}1,{IMSI},mme2\n2026-11-24T09:00:00Z,{LISTED}1,001010000000077,mme1\n"
         f"2026-11-25T09:00:00Z,{UNLISTED}0,{IMSI},mme1\n"
@@ -483,8 +528,8 @@ def test_a_day_as_a_register_takes_it(kept, site, tmp_path):
         int(datetime.fromisoformat(f"2026-11-24T{time}Z").timestamp() * 1000) for time in ("06:30:00.500", "09:00:00")
     ]
     assert sorted(made.out.splitlines()[1:]) == sorted([
-        f"{LISTED}1,{IMSI},85512345678,{times[0]},s13,mme2,OP_EIR_20261124.csv,2026-11-24 06:30:00,OP",
-        f"{LISTED}1,001010000000077,,{times[1]},s13,mme1,OP_EIR_20261124.csv,2026-11-24 09:00:00,OP",
+        f"{LISTED}1,{IMSI},85512345678,{times[0]},import,mme2,OP_EIR_20261124.csv,2026-11-24 06:30:00,OP",
+        f"{LISTED}1,001010000000077,,{times[1]},import,mme1,OP_EIR_20261124.csv,2026-11-24 09:00:00,OP",
     ])  # fmt: skip
     assert made.out.splitlines()[0] == "imei,imsi,msisdn,timestamp,protocol,source,file_name,event_time,operator"
     kept.eir("sightings", "export", "--day", "2026-11-25", "--out", tmp_path / "day.csv")
@@ -498,9 +543,7 @@ def test_a_day_as_a_register_takes_it(kept, site, tmp_path):
 def test_a_subscriber_by_the_number(kept, site):
     (site.folder / "numbers").write_text(f"85512345678,{IMSI}\n")
     site.configure(numbers="numbers")
-    kept.record(
-        f"time,imei,imsi\n2025-11-24T08:00:00Z,{LISTED}1,{IMSI}\n2025-11-24T09:00:00Z,{UNLISTED},{OTHER_IMSI}\n"
-    )
+    kept.taken(f"time,imei,imsi\n2025-11-24T08:00:00Z,{LISTED}1,{IMSI}\n2025-11-24T09:00:00Z,{UNLISTED},{OTHER_IMSI}\n")
     seen = kept.json("seen", "+855 12345678")
     assert (seen["imsi"], seen["device"], seen["checks"]) == (IMSI, None, 1)
     assert kept.json("check", UNLISTED, "--imsi", "+85512345678")["imsi"] == IMSI
@@ -563,7 +606,7 @@ def test_the_day_that_is_exported_is_yesterday_if_none_is_named(kept):
         (today - timedelta(days=1), LISTED),
         (today, LISTED),
     ]  # midnight may pass
-    kept.record("time,imei\n" + "".join(f"{day}T00:00:00Z,{imei}0\n" for day, imei in rows))
+    kept.taken("time,imei\n" + "".join(f"{day}T00:00:00Z,{imei}0\n" for day, imei in rows))
     out = kept.eir("sightings", "export").out
     assert LISTED in out
     assert TRACKED not in out
@@ -575,7 +618,7 @@ def test_what_is_asked_for_is_checked(kept):
     kept.eir("seen", UNLISTED, "--since", "yesterday", status=2)
     kept.eir("sightings", "forget", "--imsi", "12a", status=2)
     assert "is not on record since 7d" in kept.eir("seen", UNLISTED, "--since", "7d", status=1).err
-    kept.record(f"time,imei,imsi\n2025-11-20T10:00:00Z,{UNLISTED},{IMSI}\n")
+    kept.taken(f"time,imei,imsi\n2025-11-20T10:00:00Z,{UNLISTED},{IMSI}\n")
     assert kept.json("seen", UNLISTED, "--since", "7d", status=1)["sightings"] == []
     assert kept.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1}
     kept.eir("seen", UNLISTED, status=1)

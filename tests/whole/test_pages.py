@@ -23,7 +23,6 @@ from simulated.commands import commands
 from simulated.issuer import Issuer
 from simulated.node import LISTED, TRACKED, until
 from simulated.patience import PROGRAM_S
-from simulated.recorded import record_checks
 from simulated.servers import Server, programs
 from simulated.wire import EIR, REALM
 
@@ -586,7 +585,8 @@ BACKUP, RESTORE = blocks(section(OPERATION, "## Backup and restore"))
 
 @pytest.mark.long
 def test_a_backup_is_restored_as_the_page_describes(busy, tmp_path):
-    record_checks(busy.state, f"time,imei,imsi\n2026-11-20T10:00:00Z,{LISTED},001010000000001\n", subscribers="hashed")
+    (busy.folder / "log.csv").write_text(f"time,imei,imsi\n2026-11-20T10:00:00Z,{LISTED},001010000000001\n")
+    busy.eir("sightings", "import", "log.csv")
     busy.eir("first-seen", "import", "--from-sightings")
     until(lambda: content(busy).get("first-seen"))
     operator, before, history = Operator(busy, tmp_path), content(busy), busy.json("history")

@@ -3,6 +3,7 @@
 The parties know one another by public keys and by files that they hand over, and by nothing else.
 """
 
+import csv
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,6 @@ from shutil import copytree
 import pytest
 from simulated.luhn import check_digit
 from simulated.node import LISTED, UNLISTED, Publisher, Site
-from simulated.recorded import record_checks
 from simulated.wire import HOST, REALM, TGPP, ecr
 
 CLONE = "35209900881234"
@@ -53,8 +53,8 @@ def parties(tmp_path):
         yield a, register, b
 
 
-def log():
-    """Return a month of A's checks as CSV: one identity in two phones, each at a place of its own, among honest ones.
+def log(path):
+    """A month of another EIR's checks, as A keeps them: one identity in two phones, each at a place of its own, among honest ones.
 
     Six phones change the SIM at each place.
     """
@@ -75,8 +75,10 @@ def log():
         for number in range(12) for day in range(0, 20, 2) for turn in range(2)
     ]  # fmt: skip
     rows.sort(key=lambda row: row[0])
-    lines = [f"{at:%Y-%m-%dT%H:%M:%SZ},{imei},{imsi},{mme}\n" for at, imei, imsi, mme in rows]
-    return "time,imei,imsi,origin_host\n" + "".join(lines)
+    with path.open("w") as out:
+        writer = csv.writer(out)
+        writer.writerow(("time", "imei", "imsi", "origin_host"))
+        writer.writerows((f"{at:%Y-%m-%dT%H:%M:%SZ}", imei, imsi, mme) for at, imei, imsi, mme in rows)
 
 
 def handed(release, site, to):
@@ -112,7 +114,8 @@ def signed(site, data, *, list_name):
 async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parties, connect):
     a, register, b = parties
     # Operator A sees a clone, and only that; somebody has both phones in hand, and A signs it.
-    record_checks(a.state, log())
+    log(a.folder / "checks.csv")
+    a.eir("sightings", "import", "checks.csv")
     (finding,) = a.json("tamper", "report")
     assert (finding["imei"], finding["conditions"][0], finding["subscribers"]) == (CLONE, "conflict", 2)
     found = a.folder / "tampered.csv"

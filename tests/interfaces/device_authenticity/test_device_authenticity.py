@@ -365,7 +365,7 @@ def test_the_document_by_schemathesis(site):
         "--exclude-checks", "unsupported_method",
     ]  # fmt: skip
     (site.folder / "hooks.py").write_text(HOOKS)
-    hooks = {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": f"{Path(__file__).parents[2]}:{site.folder}"}
+    hooks = {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": f"{Path(__file__).parents[3] / 'scripts'}:{site.folder}"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=site.folder, timeout=PROGRAM_S, env=os.environ | hooks
     )
