@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from eir.errors import ReleaseRefused
 from eir.lists.changes.local import EntryDetails
@@ -17,6 +17,12 @@ from eir.lists.record.settings import ListSettings
 from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.dates import date_pages
 from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, layout_fault
+from eir.lists.rows.listed_rows import ListedRows
+from eir.lists.table.columns import TableRows
+from eir.lists.table.table import in_force
+
+if TYPE_CHECKING:
+    from eir.lists.rows.reader import Tally
 
 ROWS_MAX = 100_000
 """Maximum number of rows of one file, and of their entries; more entries need a release."""
@@ -80,22 +86,16 @@ def parse_rows_file(
         )
     dates = {page.number: page for page in date_pages(built.pages, rows.dates)}
     every = list(entries_of(built.pages, dates))
-    in_force = [listed for listed in every if not 0 < listed.until <= now_s]
-    bad, others = list(tally.complaints), list[str]()
-    if tally.bad > len(bad):
-        others.append(f"{tally.bad:,} bad rows in all")
-    if len(every) > len(in_force):
-        others.append(f"{len(every) - len(in_force):,} entries have expired and were left out")
-    if content and not content.endswith(b"\n"):
-        others.append(f"{name} does not end with a newline: it may be truncated")
-    if not in_force:
+    lasting = [listed for listed in every if not 0 < listed.until <= now_s]
+    bad, others = list(tally.complaints), _file_warnings(content, name, tally, ended=len(every) - len(lasting))
+    if not lasting:
         fault = f"{name} has no entry that is in force" if count else f"{name} holds no row"
         raise ReleaseRefused("rows", "\n".join((fault, *bad, *others)))
     if tally.wrong_check_digits:
         others.append(f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
-    entries = [_entry_of(listed, settings.kind) for listed in in_force]
+    entries = [_entry_of(listed, settings.kind) for listed in lasting]
     details: dict[tuple[int, int, bool], EntryDetails] = {}
-    for entry, listed in zip(entries, in_force, strict=True):
+    for entry, listed in zip(entries, lasting, strict=True):
         if listed.reason or listed.until or listed.date:
             reason = reasons.texts[listed.reason] if listed.reason else ""
             details[entry[1:]] = EntryDetails(reason, listed.until, listed.date // DAY_S)
@@ -106,6 +106,73 @@ def parse_rows_file(
         details=details,
         warnings=[*(f"a bad row was left out: {each}" for each in bad), *others],
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRows:
+    """Rows of a data file for a local list."""
+
+    name: str
+    sha256: str
+    rows: TableRows
+    """Rows in force, with indexes in `texts`."""
+    texts: tuple[str, ...]
+    """Reason texts by index."""
+    warnings: Sequence[str]
+    """Bad rows, rows that were left out because they have ended, and probable mistakes."""
+
+
+def parse_file_rows(
+    content: bytes, name: str, settings: ListSettings, *, now_s: int, layout: str | None = None, force: bool = False,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> FileRows:  # fmt: skip
+    """Parse a data file into rows of a local list. Arguments and errors are those of `parse_rows_file`."""
+    from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - as above
+
+    layout_name = _layout_name(content, name, settings, layout)
+    collected, reasons = ListedRows(), Reasons()
+    tally = Tally(
+        bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
+        begins=True,
+    )  # fmt: skip
+    count = read_rows(
+        pieces_of_lines(io.BytesIO(content), len(content), progress), name=name, layout=layout_name, kind=settings.kind,
+        rows=collected, reasons=reasons, tally=tally, declared=settings.layouts,
+    )  # fmt: skip
+    if tally.wide and not force:
+        limit = (
+            f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, add them with --force"
+        )
+        raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
+    every = collected.pop()
+    if len(every) > ROWS_MAX:
+        raise ReleaseRefused(
+            "rows", f"{name} has {len(every):,} entries, and the maximum is {ROWS_MAX:,}; publish a release instead"
+        )
+    rows = in_force(every, now_s)
+    warnings = _file_warnings(content, name, tally, ended=len(every) - len(rows))
+    bad = [f"a bad row was left out: {each}" for each in tally.complaints]
+    if not len(rows):
+        fault = f"{name} has no entry that is in force" if count else f"{name} holds no row"
+        raise ReleaseRefused("rows", "\n".join((fault, *tally.complaints, *warnings)))
+    if tally.wrong_check_digits:
+        warnings.append(f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
+    return FileRows(
+        name=os.fsencode(name).decode("utf-8", "backslashreplace"), sha256=hashlib.sha256(content).hexdigest(),
+        rows=rows, texts=reasons.texts or ("",), warnings=[*bad, *warnings],
+    )  # fmt: skip
+
+
+def _file_warnings(content: bytes, name: str, tally: "Tally", *, ended: int) -> list[str]:
+    """Return the warnings about a data file. `ended`: number of its rows that have ended."""
+    warnings = list[str]()
+    if tally.bad > len(tally.complaints):
+        warnings.append(f"{tally.bad:,} bad rows in all")
+    if ended:
+        warnings.append(f"{ended:,} entries have expired and were left out")
+    if content and not content.endswith(b"\n"):
+        warnings.append(f"{name} does not end with a newline: it may be truncated")
+    return warnings
 
 
 def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str | None) -> str:

@@ -144,6 +144,25 @@ async def apply_entries(
     return _checked(name, await _applied(store, name, held, entries), head)
 
 
+async def step(store: LogStore, name: str, content: LoggedList, entry: LogEntry) -> LoggedList:
+    """Return the content after the next change of a list.
+
+    Raises:
+        StoreError: if the store fails (`corrupt`: damaged data), or no longer has the rows and the base of the change (`gone`).
+    """
+    if entry.rows is None and not entry.change.rows_id:
+        return await read_content(store, name, content.head, at=entry.change.generation)
+    return await _applied(store, name, content, [entry])
+
+
+async def oldest_readable(store: LogStore, name: str, entries: Sequence[LogEntry]) -> int:
+    """Return the generation of the oldest content that the store can restore. `entries`: all log entries of the list; at least one."""
+    for entry in entries:
+        if entry.change.base_id and await _has_parts(store, name, entry.change.base_id):
+            return entry.change.generation
+    return entries[-1].change.generation
+
+
 def _checked(name: str, content: LoggedList, head: Head) -> LoggedList:
     """Return the content with the stored head, if the log leads to this head."""
     known = {"base_digest", "base", "loaded_at", "releases"}

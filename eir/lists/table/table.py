@@ -172,10 +172,15 @@ def _different_rows(before: TableRows, after: TableRows) -> tuple[TableRows, Tab
     return after.select(~same), before.select(gone)
 
 
+def has_ended(rows: TableRows, now: int) -> Numbers:
+    """Return a mask of the rows that have ended by `now` (Unix seconds)."""
+    ends = rows.column(ENDS)
+    return (ends > 0) & (ends <= now)
+
+
 def in_force(rows: TableRows, now: int) -> TableRows:
     """Return the rows that have not ended by `now` (Unix seconds)."""
-    ends = rows.columns[ENDS]
-    return rows if ends is None else rows.select((ends == 0) | (ends > now))
+    return rows if rows.columns[ENDS] is None else rows.select(~has_ended(rows, now))
 
 
 def merge(rows: TableRows, later: TableRows) -> TableRows:
@@ -263,8 +268,8 @@ def _gained(state: _State, other: _State, now: int) -> int:
     singles, tacs = _split(fresh)
     # A TAC that is whole in either state is counted as a whole, or not at all.
     of_tacs = tacs_and_snrs(singles)[0]
-    is_covered = _has_tacs(state.table, of_tacs, now) | _has_tacs(other.table, of_tacs, now)
-    return int((~is_covered).sum()) + len(tacs) * SNR_KEYS - _count_singles(other.table, tacs, now)
+    is_covered = has_tacs(state.table, of_tacs, now) | has_tacs(other.table, of_tacs, now)
+    return int((~is_covered).sum()) + len(tacs) * SNR_KEYS - count_singles(other.table, tacs, now)
 
 
 def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
@@ -273,14 +278,14 @@ def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
     return keys[~is_whole], keys[is_whole] & np.uint64(WHOLE - 1)
 
 
-def _has_tacs(table: Table, tacs: Numbers, now: int) -> Numbers:
+def has_tacs(table: Table, tacs: Numbers, now: int) -> Numbers:
     """Return for each TAC whether the table lists it as a whole."""
     whole = distinct(tacs) | np.uint64(WHOLE)
     present = in_force(table.rows(distinct(block_numbers(whole))), now).keys if len(whole) else whole
     return np.isin(tacs | np.uint64(WHOLE), present)
 
 
-def _count_singles(table: Table, tacs: Numbers, now: int) -> int:
+def count_singles(table: Table, tacs: Numbers, now: int) -> int:
     """Return the number of identifiers that the table lists singly in these TACs."""
     numbers = tacs[:, None] * np.uint64(BLOCKS_PER_TAC) + np.arange(BLOCKS_PER_TAC, dtype="<u8")
     return len(in_force(table.rows(numbers.ravel()), now))

@@ -1,0 +1,326 @@
+"""Load of a verified release into a list that is a log.
+
+eir.lists.releases.release verifies signatures and manifest, eir.lists.changes.data_files the data files. A load blocks the calling thread while
+it reads, so it needs a process of its own. The caller records a rejection.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from eir.errors import GenerationConflict, ReleaseRefused
+from eir.lists.changes.data_files import BUILD, KEPT_BYTES_MAX, VERIFY, WRITE, read_release
+from eir.lists.changes.merged_reasons import merge_reasons, translate, translate_table
+from eir.lists.log.change import Head, SerialMark
+from eir.lists.log.reader import LoggedList
+from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter, Make
+from eir.lists.record.reasons import Reasons
+from eir.lists.record.settings import LOAD_MEMORY, TYPES, ListSettings
+from eir.lists.record.store import utc_text
+from eir.lists.releases.release import (
+    DELTA,
+    Manifest,
+    VerifiedRelease,
+    check_serial,
+    check_times,
+    naming_release,
+    verify_release,
+)
+from eir.lists.rows.delivered import Done, Progress, sum_progress
+from eir.lists.rows.listed_rows import ListedRows
+from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
+from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, TableRows, block_numbers, distinct, matches, rows_of
+from eir.lists.table.table import Table, device_count, has_ended, in_force, merge, table_of
+
+if TYPE_CHECKING:
+    from eir.lists.rows.reader import Tally
+
+NO_MARK: SerialMark = (0, 0)
+
+
+class ReleaseRows(NamedTuple):
+    """Rows of a release, with indexes in a reason table of their own."""
+
+    added: TableRows = NO_ROWS
+    """Added rows of a delta."""
+    removed: TableRows = NO_ROWS
+    table: Table | None = None
+    """Content of a full release."""
+    texts: tuple[str, ...] = ()
+    """Reason texts by index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseReport:
+    """Result of a load of a release or of a dry run."""
+
+    list: str
+    holds: str
+    """Kind of the list."""
+    kind: str
+    serial: int
+    rows: int
+    entries: int
+    devices: int
+    entries_before: int
+    devices_before: int
+    bad_rows: int
+    bad: tuple[str, ...]
+    """Complaints about the first bad rows, as in Tally."""
+    skipped: int
+    """Number of junk identifiers that were skipped, as in Tally."""
+    wrong_check_digits: int | None
+    """Number of IMEIs with a wrong check digit, which are in the list nevertheless; None except in a dry run."""
+    come: int
+    """Number of identifiers that were not in the list before; a whole TAC counts as 1,000,000."""
+    gone: int
+    """Number of identifiers that are no longer in the list."""
+    lifted: tuple[str, ...]
+    """Limits that the release exceeds and that `force` lifted: `shrink`, `growth`, `range`."""
+    seconds: Mapping[str, float]
+    """Duration of each stage in seconds."""
+    head: Head | None
+    """Head of the list after the load; None for a dry run."""
+
+    def as_json(self) -> dict[str, object]:
+        """Return the report of the load as a JSON document for scripts."""
+        document = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "head"}
+        return document | {"seconds": {stage: round(duration, 3) for stage, duration in self.seconds.items()}}
+
+    def as_text(self) -> str:
+        """Format the report of the load in one line, followed by one line for each bad row."""
+        parts = [f"{self.list} {self.kind} {self.serial}: {self.entries:,} entries, before {self.entries_before:,}"]
+        parts.append(turnover(self.holds, self.come, self.gone))
+        if self.lifted:
+            parts.append(force_text(self.lifted))
+        if self.skipped:
+            parts.append(f"{self.skipped:,} junk identifiers skipped")
+        if self.wrong_check_digits:
+            parts.append(f"warning: {self.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
+        if self.bad_rows:
+            parts.append(f"{self.bad_rows:,} bad rows left out")
+        parts.append(f"{sum(self.seconds.values()):.1f} s")
+        return "\n  ".join(("; ".join(parts), *self.bad))
+
+
+def release_update(
+    release: VerifiedRelease, rows: ReleaseRows, settings: ListSettings, *, now: datetime, mark: SerialMark = NO_MARK
+) -> Make:
+    """Return the function that computes the update of a list by a verified release.
+
+    Args:
+        release: verified release.
+        rows: rows of the release.
+        settings: settings of the list.
+        now: time of the load.
+        mark: highest mark of the list that was ever in force on this node, independent of the store.
+
+    The function raises ReleaseRefused: `serial`, `serial_step` or `base` if the release does not follow the present content.
+    """
+    manifest, now_s = release.manifest, int(now.timestamp())
+    tables: dict[bytes, Table] = {}
+
+    def full(content: LoggedList, table: Table) -> ListUpdate:
+        reasons = merge_reasons(content.head.reasons, rows.texts)
+        if reasons.is_full:
+            reasons = merge_reasons((), rows.texts)
+        # After a conflict the same table is returned, so that its staged base is used again.
+        key = reasons.translation.tobytes()
+        if key not in tables:
+            tables.clear()
+            tables[key] = translate_table(table, reasons.translation)
+        return ListUpdate(what="load", table=tables[key], reasons=reasons.texts)
+
+    def delta(content: LoggedList) -> ListUpdate:
+        if content.head.kind != settings.kind:
+            raise ReleaseRefused(
+                "base", f"the list in force is a list of {content.head.kind}; publish a full release of {settings.kind}"
+            )
+        reasons = merge_reasons(content.head.reasons, rows.texts)
+        added = translate(rows.added, reasons.translation)
+        removed = merge(rows.removed, ended_before(content.table, added, now_s))
+        if settings.kind == TYPES:
+            removed = merge(removed, _other_types(content.table, added))
+        return ListUpdate(what="load", added=added, removed=removed, reasons=reasons.texts)
+
+    def make(content: LoggedList) -> ListUpdate:
+        check_follows(manifest, settings, content.head, mark)
+        resets, _ = max(mark, content.head.mark)
+        update = delta(content) if rows.table is None else full(content, rows.table)
+        state = {
+            "kind": settings.kind, "serial": manifest.serial, "highest_serial": manifest.serial, "serial_resets": resets,
+            "release": release.digest, "issued": utc_text(manifest.issued), "expires": utc_text(manifest.expires), "signers": release.signers,
+        }  # fmt: skip
+        return replace(update, state=state)
+
+    return make
+
+
+def check_follows(manifest: Manifest, settings: ListSettings, head: Head, mark: SerialMark) -> None:
+    """Reject a release that does not follow the present content of its list. `mark`: as for `release_update`.
+
+    Raises:
+        ReleaseRefused: `serial`, `serial_step`, `base`.
+    """
+    _, highest = max(mark, head.mark)
+    current = head.serial if head.generation else None
+    check_serial(manifest, current=current, highest=highest, step_max=settings.serial_step_max)
+
+
+def ended_before(table: Table, added: TableRows, now: int) -> TableRows:
+    """Return the rows of a table that have ended by `now` and have the keys of added rows.
+
+    A change removes them first: the begin of an ended row must not count for a later row, which may begin in the future.
+    """
+    present = table.rows(distinct(block_numbers(added.keys)))
+    return present.select(has_ended(present, now) & (matches(present, added) >= 0))
+
+
+def _other_types(table: Table, added: TableRows) -> TableRows:
+    """Return the rows of a list of device types that give the TACs of added rows another type, because a TAC has one type at a time."""
+    present = table.rows(distinct(block_numbers(added.keys)))
+    tacs = rows_of(added.keys)
+    is_changed = matches(TableRows(present.keys, NO_COLUMNS), tacs) >= 0
+    return present.select(is_changed & (matches(present, added) < 0))
+
+
+@dataclass(slots=True)
+class ReleaseLoader:
+    """Load of one release into its list: its settings, and the duration of each stage."""
+
+    lists: Mapping[str, ListSettings]
+    open_writer: Callable[[ListSettings], ListWriter]
+    """Function that returns the writer of a list, with user, host and clock of the changes."""
+    now: datetime
+    marks: Mapping[str, SerialMark] = field(default_factory=dict)
+    """Highest mark of each list that was ever in force on this node, independent of the store."""
+    force: bool = False
+    """Lift the limits on shrinking, growth and ranges, but no other check."""
+    dry_run: bool = False
+    """Write nothing to the store; do everything else."""
+    save_mark: Callable[[str, SerialMark], None] = lambda *_: None
+    """Function that stores the mark of a list on this host. It is called after the write, before the load returns."""
+    progress: Progress = lambda *_: None
+    memory_max: int = LOAD_MEMORY
+    """Memory in bytes for the rows; a release that needs more is rejected before its first row is read."""
+    kept_max: int = KEPT_BYTES_MAX
+    """Bytes of a release's data files up to which the files stay in memory between hashing and reading."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Duration of each finished stage."""
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Done]:
+        """Measure the duration of a stage (the `with` block). Yield a function that the block calls with the size of each completed part."""
+        began = time.monotonic()
+        yield sum_progress(self.progress, name, total)
+        self.seconds[name] = time.monotonic() - began
+        self.progress(name, total, total)
+
+    async def verify_and_load(self, manifest: Path) -> ReleaseReport:
+        """Verify and load the release of this manifest. Raises the errors of `load`."""
+        with self.stage(VERIFY, 1):
+            release = verify_release(manifest, self.lists, now=self.now)
+        return await self.load(release, manifest.parent)
+
+    async def load(self, release: VerifiedRelease, folder: Path) -> ReleaseReport:
+        """Load a verified release whose data files are in `folder`.
+
+        Raises:
+            ReleaseRefused: if the release is rejected; the list in force is unchanged.
+            StoreError: if the store fails.
+        """
+        name = release.manifest.list
+        gc.disable()  # the collector would scan the objects of polars repeatedly and free nothing
+        try:
+            with naming_release(release.manifest):
+                try:
+                    return await self._load(release, folder)
+                except GenerationConflict:
+                    detail = f"{name} was changed by another load or command meanwhile; nothing was written, see eir history {name}"
+                    raise ReleaseRefused("conflict", detail) from None
+        finally:
+            gc.enable()
+
+    async def _load(self, release: VerifiedRelease, folder: Path) -> ReleaseReport:
+        manifest = release.manifest
+        settings = self.lists[manifest.list]
+        check_times(manifest, self.now)
+        writer, mark = self.open_writer(settings), self.marks.get(manifest.list, NO_MARK)
+        content = await writer.catch_up()
+        check_follows(manifest, settings, content.head, mark)  # before the files are read
+        rows, tally = self._read(manifest, folder, settings)
+        make = release_update(release, rows, settings, now=self.now, mark=mark)
+        seen: list[ComputedUpdate] = []
+
+        def complete(computed: ComputedUpdate) -> ListUpdate:
+            update = self._completed(release, settings, computed, tally)
+            seen[:] = [computed._replace(update=update)]
+            return update
+
+        with self.stage(BUILD if self.dry_run else WRITE, 1):
+            await (writer.compute if self.dry_run else writer.write)(make, complete)
+        if not self.dry_run:
+            self.save_mark(manifest.list, writer.content.head.mark)
+        return self._report(manifest, settings, seen[0], tally, None if self.dry_run else writer.content.head)
+
+    def _read(self, manifest: Manifest, folder: Path, settings: ListSettings) -> tuple[ReleaseRows, "Tally"]:
+        """Verify and read the data files; return the rows of the release, and the counts of good and bad rows."""
+        from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
+
+        reasons = Reasons()
+        tally = Tally(
+            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
+            dates=settings.dates, begins=True,
+        )  # fmt: skip
+        by_role = read_release(
+            manifest, folder, settings, reasons, tally, collect=lambda _: ListedRows(), stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
+        )  # fmt: skip
+        if tally.wide and not self.force:
+            limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
+            raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
+        with self.stage(BUILD, 1):
+            added, *removed = (rows.pop() for rows in by_role)
+            if manifest.kind == DELTA:
+                return ReleaseRows(added, removed[0], texts=reasons.texts), tally
+            table = table_of(in_force(added, int(self.now.timestamp())))
+            return ReleaseRows(table=table, texts=reasons.texts), tally
+
+    def _completed(
+        self, release: VerifiedRelease, settings: ListSettings, computed: ComputedUpdate, tally: "Tally"
+    ) -> ListUpdate:
+        """Verify the limits on the change of a list, and complete its record.
+
+        Raises:
+            ReleaseRefused: `shrink`, `growth`.
+        """
+        head, effect = computed.content.head, computed.effect
+        come, gone = effect.devices_added, effect.devices_removed
+        passed = exceeded_limits(settings, head.devices, come, gone) if head.generation else {}
+        if passed and not self.force:
+            reason, excess = next(iter(passed.items()))
+            raise ReleaseRefused(reason, f"{excess}; if this is intended, load it with --force")
+        lifted = (*passed, *["range"] * bool(tally.wide))
+        parts = [f"{len(effect.table)} entries, before {head.entries}", turnover(settings.kind, come, gone)]
+        if tally.bad:
+            parts.append(f"{tally.bad} bad rows left out")
+        if self.force:
+            parts.append(force_text(lifted))
+        parts.append(f"signed by {', '.join(release.signers)}")
+        return replace(computed.update, lifted=lifted, detail="; ".join(parts))
+
+    def _report(
+        self, manifest: Manifest, settings: ListSettings, computed: ComputedUpdate, tally: "Tally", head: Head | None
+    ) -> ReleaseReport:
+        before, effect = computed.content.head, computed.effect
+        return ReleaseReport(
+            list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
+            entries=len(effect.table), devices=device_count(effect.table), entries_before=before.entries, devices_before=before.devices,
+            bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
+            wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
+            come=effect.devices_added, gone=effect.devices_removed, lifted=computed.update.lifted, seconds=self.seconds, head=head,
+        )  # fmt: skip

@@ -1,0 +1,77 @@
+"""Earlier content of a list, as far as its log reaches back."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+
+from eir.errors import StoreError
+from eir.lists.log.change import RELEASE_KINDS, Change
+from eir.lists.log.reader import LoggedList, oldest_readable, read_content
+from eir.lists.log.store import LogStore
+from eir.lists.record.listed_entries import rows_between
+from eir.lists.record.store import utc_text
+from eir.lists.table.columns import BEGINS, NO_ROWS, TableRows
+from eir.lists.table.table import in_force
+
+FEED, RESET = "feed", "reset-serial"
+
+
+class PastContent(NamedTuple):
+    """Content of a list at a past time, and the changes of the list since then."""
+
+    change: Change | None
+    """Newest change at that time; None if the list did not exist."""
+    content: LoggedList | None
+    """None if the list did not exist."""
+    since: Sequence[Change]
+    """Changes after that time, oldest first."""
+
+    def rows_of(self, key: int, moment: datetime) -> TableRows:
+        """Return the rows that listed a device, with its whole TAC, at a time. Rows that begin later are left out."""
+        if self.content is None:
+            return NO_ROWS
+        rows = in_force(rows_between(self.content.table, key, key), int(moment.timestamp()))
+        return rows.select(rows.column(BEGINS) <= np.int64(moment.timestamp()))
+
+
+async def read_past(store: LogStore, name: str, moment: datetime) -> PastContent:
+    """Return the content of a list at a past time.
+
+    Raises:
+        StoreError: `gone` with the oldest time, if the log no longer reaches back to that time; as `read_content`.
+    """
+    head = (await store.heads()).get(name)
+    if head is None:
+        return PastContent(None, None, ())
+    entries = await store.log(name, 0)
+    changes = [entry.change for entry in entries if entry.change.what != RESET]
+    at = utc_text(moment)
+    before = [change for change in changes if change.time <= at]
+    since = [change for change in changes if change.time > at]
+    if not before and entries[0].change.generation == 1:
+        return PastContent(None, None, since)
+    oldest = await oldest_readable(store, name, entries)
+    if not before or before[-1].generation < oldest:
+        (time,) = [entry.change.time for entry in entries if entry.change.generation == oldest]
+        raise StoreError("gone", f"list {name} at {at} is no longer stored; the oldest stored content is of {time}")
+    return PastContent(before[-1], await read_content(store, name, head, before[-1].generation), since)
+
+
+def restorable_releases(changes: Sequence[Change], *, is_local: bool) -> list[Change]:
+    """Return the changes whose content a rollback can restore, oldest first; the last one has the content in force.
+
+    For a signed list they are its releases, for a local list all changes since the newest row of a feed: a rollback never undoes such a row.
+    A rollback removes the changes that it undid.
+    """
+    releases: list[Change] = []
+    for change in changes:
+        if change.what == "rollback" and any(release.digest == change.continues for release in releases):
+            while releases[-1].digest != change.continues:
+                releases.pop()
+        elif is_local and change.what == FEED:
+            releases = [change]
+        elif change.what != RESET and (is_local or change.what in RELEASE_KINDS or not releases):
+            releases.append(change)
+    return releases
