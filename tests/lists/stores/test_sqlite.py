@@ -364,9 +364,9 @@ async def test_another_process_loads_while_this_one_records_and_reads(store, tmp
     recorder = SqliteStore(store.path, busy_s=120)  # SQLite's lock is not fair; a load still leaves gaps enough
     await recorder.record(event(detail="before"))
     writer = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WRITER, str(store.path), str(tmp_path / "over"), stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        sys.executable, "-c", WRITER, str(store.path), str(tmp_path / "over"), stdout=subprocess.PIPE, cwd=Path(__file__).parents[3] / "scripts"
     )  # fmt: skip
-    await writer.stdout.readline()
+    assert await writer.stdout.readline()
     recorded = loaded = 0
     while recorded < 12 or loaded < 3:
         await recorder.record(event())
