@@ -278,7 +278,7 @@ class ReleaseLoader:
             dates=settings.dates, begins=True,
         )  # fmt: skip
         by_role = read_release(
-            manifest, folder, settings, reasons, tally, collect=lambda _: ListedRows(), stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
+            manifest, folder, settings, reasons, tally, collect=ListedRows, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
         )  # fmt: skip
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
