@@ -137,7 +137,7 @@ async def _applied(store: LogStore, name: str, content: LoggedList, entries: Seq
     broken = first_break(changes, content.head.digest)
     if broken is not None:
         raise damaged(name, f"generation {broken.generation} does not continue the generation before it")
-    rows = [await _rows_of(store, name, entry) for entry in entries]
+    rows = [await rows_of_entry(store, name, entry) for entry in entries]
     last = changes[-1]
     reasons = next((each.reasons for each in reversed(changes) if each.reasons), content.head.reasons)
 
@@ -158,8 +158,12 @@ def _after(head: Head, last: Change, table: Table) -> Head:
     return following(head, last, entries=len(table), devices=device_count(table))
 
 
-async def _rows_of(store: LogStore, name: str, entry: LogEntry) -> tuple[TableRows, TableRows]:
-    """Read, verify and decode the added and the removed rows of a change."""
+async def rows_of_entry(store: LogStore, name: str, entry: LogEntry) -> tuple[TableRows, TableRows]:
+    """Read, verify and decode the added and the removed rows of a change.
+
+    Raises:
+        StoreError: `corrupt` for damaged rows, `gone` for rows that are deleted, or of which the change has only a base.
+    """
     place = f"the rows of generation {entry.change.generation}"
     if entry.change.rows_id:
         parts = await _read_parts(store.base(name, entry.change.rows_id), entry.change.rows)
