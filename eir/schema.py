@@ -385,7 +385,7 @@ class Section:
     short: str = ""
     """Key whose value may be written in place of the whole section; empty: none."""
     gone: Mapping[str, str] = field(default_factory=dict)
-    """Keys of earlier versions, and their replacements."""
+    """Removed keys, each with its successor or its fixed value; a file that has one gets a warning."""
     entries: "dict[str, Key | Section]" = field(default_factory=dict)
 
     @property
@@ -416,6 +416,8 @@ class Document:
     problems: dict[Problem, Spot] = field(default_factory=dict)
     """Problem → position of its value, in the order in which the problems were found."""
     faults: set[Spot] = field(default_factory=set)
+    removed: list[Problem] = field(default_factory=list)
+    """Warnings about removed keys."""
 
     def faulty(self, *spot: Hashable) -> bool:
         """Return True if a value is invalid, or if a section is invalid or contains an invalid value. `spot`: position in the file."""

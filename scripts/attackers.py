@@ -15,15 +15,9 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import http2_wire
-import m3ua_wire
-import osmo_wire
-import register
+from simulated import http2_wire, m3ua_wire, osmo_wire, register
 
 from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH
 from eir.interfaces.gsup import ipa

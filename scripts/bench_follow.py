@@ -20,15 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from bench_index import LIST, made
 from benchmark.servers import redis_program
 from benchmark.site import at_rest
-from hostile import seconds_of_processor
-from node import Publisher, Site
 from pyroaring import BitMap
-from servers import Server
+from simulated.hostile import seconds_of_processor
+from simulated.node import Publisher, Site
+from simulated.servers import Server
 
 from eir.lists.pages.pages import Page, amended_digest, content_digest
 from eir.lists.pages.roaring import encode_keys

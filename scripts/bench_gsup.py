@@ -10,22 +10,17 @@ import asyncio
 import multiprocessing
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import uvloop
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from benchmark.measure import add_options, at_least, finish, times
 from benchmark.questions import KEYS_PER_TAC, scattered
-from made import pages_of, put, state
+from simulated.store_content import pages_of, put, state
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

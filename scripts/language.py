@@ -1,4 +1,4 @@
-"""Check of the language of docstrings, headers and pages, a step of scripts/test. With `--measure` print the measures alone."""
+"""Check of the language of docstrings, headers and pages, and of the links and form of pages, a step of scripts/test. With `--measure` print the measures alone."""
 
 import ast
 import re
@@ -58,6 +58,8 @@ EVERYDAY = {"API", "CSV", "GB", "HTTP", "HTTPS", "IP", "JSON", "KB", "MB", "OK",
 NO_ABBREVIATIONS = {"CRITICAL", "WARNING", "UNKNOWN", "POST", "PUT", "DELETE", "GOAWAY", "PING", "REBOOTING", "CHECK", "DATA", "AUTH", "RSA", "EC", "SIGHUP", "SIGTERM", "ADDRESS", "DAY", "DB", "DD", "HOST", "MM", "NAME", "PATH", "PORT", "SERVICE", "YYYY", "YYYYMMDD"}  # fmt: skip
 """Words of protocols, and words that stand for a value."""
 README_BYTES = 12_000
+PAGE_WORDS = 5_000
+DECISION_LINES = 30
 
 
 @cache
@@ -97,6 +99,12 @@ def pages() -> list[tuple[str, str]]:
     """Return name and text of each page, other than those of the tests and the changelog."""
     names = [name for name in _files("*.md") if not name.startswith(("tests/", "CHANGELOG"))]
     return [(name, _prose((ROOT / name).read_text())) for name in names]
+
+
+@cache
+def page_texts() -> dict[str, str]:
+    """Return the text of each page of the repository by its name."""
+    return {name: (ROOT / name).read_text() for name in _files("*.md")}
 
 
 def per_thousand(pattern: str, texts: list[tuple[str, str]]) -> float:
@@ -242,13 +250,17 @@ def _measure_faults() -> Iterator[str]:
 
 def _page_faults() -> Iterator[str]:
     """Yield faults of the glossary, abbreviations without an explanation, and a README that is too long."""
-    all_pages = {name: (ROOT / name).read_text() for name in _files("*.md")}
+    all_pages = page_texts()
     if len(all_pages["README.md"].encode()) >= README_BYTES:
         yield f"README.md: longer than {README_BYTES} bytes"
     rows = re.findall(r"^\| ([^|]+?) \|", all_pages["config/GLOSSARY.md"], re.MULTILINE)
     terms = [row for row in rows[1:] if set(row) - set("-: ")]
     if terms != sorted(terms, key=str.lower):
         yield "config/GLOSSARY.md: not in alphabetical order"
+    others = "\n".join(page for name, page in all_pages.items() if name != "config/GLOSSARY.md")
+    for cell in terms:
+        if not any(re.search(rf"\b{re.escape(term)}s?\b", others) for term in cell.split(", ")):
+            yield f"config/GLOSSARY.md: no page has the term {cell}"
     explained = {word for cell in terms for term in cell.split(", ") for word in re.split("[ -]", term)}
     names = {Path(other).stem for other in all_pages} | {"FIRST"}  # pages are called by them
     for name, page in all_pages.items():
@@ -262,13 +274,65 @@ def _page_faults() -> Iterator[str]:
                 yield f"{name}: {short} is neither in the glossary nor spelt out"
 
 
+def _link_faults() -> Iterator[str]:
+    """Yield links between pages that lead nowhere, and pages that no page reachable from the first links."""
+    texts = page_texts()
+    links: dict[str, set[str]] = {}
+    for name, page in texts.items():
+        links[name] = set()
+        for target in re.findall(r"\]\(([^)\s]+)\)", page):
+            path, _, anchor = target.partition("#")
+            file = (ROOT / name).parent / path if path else ROOT / name
+            if target.startswith(("http:", "https:", "/")):
+                yield f"{name}: {target}: links between pages are relative"
+            elif not file.exists() or (anchor and anchor not in _anchors(file.read_text())):
+                yield f"{name}: the link {target} leads nowhere"
+            else:
+                links[name].add(file.resolve().relative_to(ROOT).as_posix())
+    reached, edge = {"README.md"}, {"README.md"}
+    while edge:
+        edge = {target for name in edge for target in links[name] if target in texts} - reached
+        reached |= edge
+    yield from (f"{name}: no page links it" for name in sorted(texts.keys() - reached))
+
+
+def _anchors(page: str) -> set[str]:
+    """Return the names under which links reach the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def _form_faults() -> Iterator[str]:
+    """Yield pages that their folder's index omits, pages that do not name their readers or are too long, and decisions of another form."""
+    decisions = 0
+    for name, page in page_texts().items():
+        folder, _, file = name.rpartition("/")
+        if folder in {"config", "deploy"} and file != "README.md":
+            if f"| [{file}]({file}) |" not in (ROOT / folder / "README.md").read_text():
+                yield f"{folder}/README.md: no row of {file}"
+            if file in {"REFERENCE.md", "GLOSSARY.md"}:
+                continue
+            if not re.match(r"# .*\n\nFor ", page):
+                yield f"{name}: begin with the readers: For …"
+            if len(page.split()) >= PAGE_WORDS:
+                yield f"{name}: longer than {PAGE_WORDS} words"
+        if folder == "eir/decisions" and file != "README.md":
+            decisions += 1
+            parts = re.findall(r"^## (.*)$", page, re.MULTILINE)
+            if parts != ["Context", "Outcome", "Consequences"] or len(page.splitlines()) > DECISION_LINES:
+                yield f"{name}: a decision has Context, Outcome and Consequences, and at most {DECISION_LINES} lines"
+            if not file.startswith(f"{decisions:04d}"):
+                yield f"{name}: decisions are numbered without gaps"
+
+
 def main() -> int:
     """Print all faults; return the exit status."""
     if sys.argv[1:] == ["--measure"]:
         for name, value in measure().items():
             print(f"{value:>8}  {name}")
         return 0
-    faults = [*_header_faults(), *_sentence_faults(), *_measure_faults(), *_page_faults()]
+    checks = (_header_faults, _sentence_faults, _measure_faults, _page_faults, _link_faults, _form_faults)
+    faults = [fault for check in checks for fault in check()]
     print("\n".join(faults) or "No fault of language.")
     return bool(faults)
 

@@ -353,11 +353,12 @@ def package(
 ) -> Path:
     """Build the Debian package of a tree with the environment; other files are written beside it."""
     eir = (tree / PREFIX / "bin" / "python", "-m", "eir")
+    docs = (eir[0], Path(__file__).with_name("command_docs.py"))
     python = run(eir[0], "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     architecture = run("dpkg", "--print-architecture").strip()
     put(tree / "usr/lib/systemd/system/eir.service", (source / "eir/cli/eir.service").read_text())
-    put(tree / "usr/share/man/man1/eir.1.gz", gzip.compress(run(*eir, "manual").encode(), mtime=0))
-    put(tree / "usr/share/bash-completion/completions/eir", run(*eir, "completion", "bash"))
+    put(tree / "usr/share/man/man1/eir.1.gz", gzip.compress(run(*docs, "man").encode(), mtime=0))
+    put(tree / "usr/share/bash-completion/completions/eir", run(*docs, "bash"))
     doc, made_at = tree / "usr/share/doc/eir", datetime.fromtimestamp(epoch, UTC)
     changes = CHANGES.format(version=version, maintainer=maintainer, date=f"{made_at:%a, %d %b %Y %H:%M:%S} +0000")
     put(doc / "copyright", COPYRIGHT.format(year=made_at.year))

@@ -28,19 +28,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 import soak_network as network
 from attackers import FLOODS
 from benchmark.servers import redis_program
-from certificates import Authority
-from issuer import Issuer, jwks
-from luhn import check_digit
-from node import Publisher, Site, children
-from register import Client, basic, device, trusting
-from servers import Server, free_port
+from simulated.certificates import Authority
+from simulated.issuer import Issuer, jwks
+from simulated.luhn import check_digit
+from simulated.node import Publisher, Site, children
+from simulated.register import Client, basic, device, trusting
+from simulated.servers import Server, free_port
+from simulated.wire import EIR
 from soak_network import ANSWER_S, HELD, NEVER, PAUSE_S, TC_S
-from wire import EIR
 
 from eir.errors import EirError
 from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH

@@ -13,10 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from deliveries import LISTS, Deliveries, settings
-from node import Publisher, Site
+from simulated.deliveries import LISTS, Deliveries, settings
+from simulated.node import Publisher, Site
 
 IN_FORCE_S = 10.0
 """Maximum time from the arrival of a good release's last file until the store has it."""

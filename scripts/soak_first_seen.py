@@ -21,11 +21,8 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import servers
-from sighted import NAME, TODAY, SightingNode
+from simulated import servers
+from simulated.first_sightings import NAME, TODAY, SightingNode
 
 from eir.checks.checker import Checker
 from eir.checks.new_devices import AGAIN_TURNS, COMPARED_PER_TURN, NewDevices

@@ -13,11 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from hostile import Steady, accounts, at_rest, beside, flap, memory_mb, settled
-from node import LISTED, Publisher, Site
 from parts import enter_sctp
+from simulated.hostile import Steady, accounts, at_rest, beside, flap, memory_mb, settled
+from simulated.node import LISTED, Publisher, Site
 
 
 def main(arguments: list[str]) -> int:

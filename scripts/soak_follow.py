@@ -7,11 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from benchmark.servers import redis_program
-from churn import churn
-from servers import Server
+from simulated.churn import churn
+from simulated.servers import Server
 
 
 def main(arguments: list[str]) -> int:

@@ -16,11 +16,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import hostile_msc
-import hostile_osmo
-from hostile import (
+from parts import enter_sctp
+from simulated import hostile_msc, hostile_osmo
+from simulated.hostile import (
     Fuzzed,
     Fuzzer,
     S13Fuzzer,
@@ -34,10 +32,9 @@ from hostile import (
     seconds_of_processor,
     settled,
 )
-from node import LISTED, Publisher, Site
-from osmo_wire import Hlr
-from parts import enter_sctp
-from servers import free_port
+from simulated.node import LISTED, Publisher, Site
+from simulated.osmo_wire import Hlr
+from simulated.servers import free_port
 
 WATCHDOG_S = 6.0
 """Shortest Tw that RFC 3539 3.4.1 permits."""

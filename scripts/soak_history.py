@@ -9,20 +9,15 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "lists" / "record"))
-
-import servers
-import test_feed_history
-import test_history
-from made import event
+from simulated import servers
+from simulated.history import YEAR_BYTES_MAX, HistoryNode, assert_complete, feed_for_days, one, year
+from simulated.store_content import event
 
 from eir.lists.record.history import append_events, chain_faults
-from eir.lists.record.store import FEED, Ledger, ListStore, Record
+from eir.lists.record.store import FEED, Ledger, ListStore
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
 
@@ -37,7 +32,6 @@ def main(arguments: list[str]) -> int:
         "--days", type=int, default=365, help="simulated days of the register that feeds 1,200 rows per second"
     )
     options = parser.parse_args(arguments)
-    test_history.PART = 1
     kept = True
     with tempfile.TemporaryDirectory() as folder:
         store = SqliteStore(Path(folder) / "lists.sqlite")
@@ -60,10 +54,10 @@ async def _lived(name: str, days: int, server: servers.Server | None) -> bool:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         store = SqliteStore(Path(folder) / "lists.sqlite") if server is None else RedisStore(server.url)
-        node = test_feed_history.Node(store, SqliteStore(Path(folder) / "copy.sqlite"))
+        node = HistoryNode(store, SqliteStore(Path(folder) / "copy.sqlite"))
         try:
-            expected = await test_feed_history.simulated(node, days)
-            await test_feed_history.assert_lived(node, expected)
+            expected = await feed_for_days(node, days)
+            await assert_complete(node, expected)
             main, feed = await store.ledger(), await store.ledger(FEED)
         except AssertionError as fault:
             print(f"not kept: {name}: {fault}", file=sys.stderr)
@@ -81,9 +75,9 @@ async def _lived(name: str, days: int, server: servers.Server | None) -> bool:
 
 async def _held(name: str, store: ListStore, refusals: int) -> bool:
     """Return true if all records exist, in an intact chain, after a year and a flood."""
-    records, _ = append_events(Ledger(), test_history.year())
+    records, _ = append_events(Ledger(), year())
     began = time.monotonic()
-    await store.rewrite_history(_one(records), (), after=0, seen=Ledger())
+    await store.rewrite_history(one(records), (), after=0, seen=Ledger())
     await store.record(event(detail="before the flood"))
     for number in range(refusals):
         detail = (
@@ -113,15 +107,11 @@ async def _held(name: str, store: ListStore, refusals: int) -> bool:
 
 def _small(name: str, taken: int) -> bool:
     print(f"{name}: {taken / 1e6:.1f} MB", flush=True)
-    if taken >= test_history.YEAR_BYTES_MAX:
-        print(f"not kept: {name}: less than {test_history.YEAR_BYTES_MAX / 1e6:.0f} MB", file=sys.stderr)
-    return taken < test_history.YEAR_BYTES_MAX
+    if taken >= YEAR_BYTES_MAX:
+        print(f"not kept: {name}: less than {YEAR_BYTES_MAX / 1e6:.0f} MB", file=sys.stderr)
+    return taken < YEAR_BYTES_MAX
 
 
 def _used(server: servers.Server) -> int:
     keys = [key for key in server.command("KEYS", "eir:{history}*").split(b"\r\n") if key.startswith(b"eir")]
     return sum(int(server.command("MEMORY", "USAGE", key, "SAMPLES", "0")[1:]) for key in keys)
-
-
-async def _one(batch: Sequence[Record]) -> AsyncIterator[Sequence[Record]]:
-    yield batch

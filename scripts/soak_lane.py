@@ -11,12 +11,9 @@ import random
 import secrets
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import lanes
+from simulated import lanes
 
 from eir.checks.settings import PolicySettings, Rule, Status
 

@@ -7,10 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from node import Publisher, Site
-from traffic import lists_of, load_beside_traffic, write_list
+from simulated.node import Publisher, Site
+from simulated.traffic import lists_of, load_beside_traffic, write_list
 
 SLICE_MS = 20.0
 WATCHDOG_S = 2.0

@@ -65,7 +65,7 @@ OUTSIDE = {
     "eir/lists/stores": ("test_store_contract", "test_sqlite", "test_redis"),
     "eir/wire/web": ("test_http", "test_http2", "test_hpack_lane"),
     "eir/cli/access.py": ("test_init", "test_state_folder"),
-    "eir/cli/app.py": ("test_manual",),
+    "eir/cli/app.py": ("test_help",),
     "eir/cli/asking.py": ("test_pages",),
     "eir/cli/audit.py": ("test_audit", "test_acknowledge"),
     "eir/cli/figures.py": ("test_figures",),
@@ -83,7 +83,7 @@ OUTSIDE = {
     "eir/interfaces/feed/service.py": ("test_feed_node", "test_feed_kill"),
     "eir/interfaces/gsup/probe.py": ("test_probe",),
     "eir/interfaces/n5g/probe.py": ("test_n5g_probe",),
-    "eir/interfaces/s13/capture.py": ("test_audit", "test_trace"),
+    "eir/interfaces/s13/capture.py": ("test_trace",),
     "eir/lists/sources/acknowledge.py": ("test_acknowledge", "test_folder"),
     "eir/lists/sources/folder_writer.py": ("test_folder",),
     "eir/lists/sources/pull_http.py": ("test_pull",),
@@ -154,6 +154,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--limit", type=float, default=240.0, help="maximum seconds for the tests of one fault")
     parser.add_argument("--at-least", type=float, default=90.0, help="minimum percentage of noticed faults")
+    parser.add_argument("--long", action="store_true", help="run also the tests with the mark `long`")
     parser.add_argument("--json", action="store_true", help="print a JSON document")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -164,7 +165,15 @@ def main(arguments: list[str]) -> int:
     said = f"seed {options.seed}: {options.faults} of {len(possible):,} possible faults in {options.where}"
     print(said, file=sys.stderr, flush=True)
     tell = _tell(min(options.faults, len(possible)))
-    tried = try_faults(root, iter(possible), options.faults, at_once=options.at_once, limit_s=options.limit, tell=tell)
+    tried = try_faults(
+        root,
+        iter(possible),
+        options.faults,
+        at_once=options.at_once,
+        limit_s=options.limit,
+        long=options.long,
+        tell=tell,
+    )
     noticed = sum(bool(each.noticed_by) for each in tried)
     share = 100 * noticed / len(tried)
     if options.json:
@@ -228,13 +237,20 @@ def _paths(root: Path, names: Iterable[str]) -> list[str]:
 
 
 def try_faults(
-    root: Path, drawn: Iterator[Fault], wanted: int, *, at_once: int, limit_s: float, tell: Callable[[Tried], None]
+    root: Path,
+    drawn: Iterator[Fault],
+    wanted: int,
+    *,
+    at_once: int,
+    limit_s: float,
+    long: bool = False,
+    tell: Callable[[Tried], None],
 ) -> list[Tried]:
-    """Try the first `wanted` faults that give another program, `at_once` at a time; `tell` is called with each as it ends."""
+    """Try the first `wanted` faults that give another program, `at_once` at a time; `tell` is called with each as it ends. `long`: with the tests that have this mark."""
     lock = threading.Lock()
     with tempfile.TemporaryDirectory(prefix="eirm") as name, ThreadPoolExecutor(at_once) as pool:
         took: dict[str, float] = {}
-        copies = [_Copy(root, Path(name) / str(number), took) for number in range(at_once)]
+        copies = [_Copy(root, Path(name) / str(number), took, long=long) for number in range(at_once)]
         free: SimpleQueue[_Copy] = SimpleQueue()
 
         def one() -> Tried | None:
@@ -270,8 +286,9 @@ def try_faults(
 class _Copy:
     """Copy of the tree, in which one fault at a time is tried."""
 
-    def __init__(self, root: Path, folder: Path, took: dict[str, float]) -> None:
+    def __init__(self, root: Path, folder: Path, took: dict[str, float], *, long: bool) -> None:
         """`took`: seconds of each complete run of a test file, shared by all copies."""
+        self._options = ["--long"] if long else []
         self.root, self.folder, self.tree = root, folder, folder / "t"
         self._took = took
         self._lock = threading.Lock()
@@ -340,7 +357,7 @@ class _Copy:
         """Return the first test that fails; empty: none; None: not all ran in time."""
         deselected = [part for test in but for part in ("--deselect", test)]
         command = [
-            self._python, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *deselected, *tests,
+            self._python, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "--durations=0", "-p", "no:cacheprovider", "--timeout", str(TEST_LIMIT_S), *self._options, *deselected, *tests,
         ]  # fmt: skip
         status, said = self._run(command, limit_s)
         found = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::.*?)?)(?: - .*)?$", said, re.MULTILINE)
@@ -437,13 +454,15 @@ def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
         return _FOUND[root]
     files = {
         _module(root, path): path.relative_to(root).as_posix()
-        for part in ("eir", "tests")
+        for part in ("eir", "scripts/simulated", "tests")
         for path in (root / part).rglob("*.py")
     }
     imported_by: dict[str, set[str]] = defaultdict(set)
     count: dict[str, int] = {}
     for module, file in files.items():
-        wanted = {files[name] for name in _imports((root / file).read_text()) if name in files and name != module}
+        wanted = {
+            files[name] for name in _imports((root / file).read_text(), module) if name in files and name != module
+        }
         count[file] = len(wanted)
         for name in wanted:
             imported_by[name].add(file)
@@ -463,19 +482,22 @@ def _importers(root: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _module(root: Path, path: Path) -> str:
-    """Return the name of a file in an import; tests and their common modules are on the path."""
+    """Return the name of a file in an import; the folders `scripts` and `tests` are on the path."""
     parts = path.relative_to(root).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "scripts" else parts
     name = parts[-1:] if parts[0] == "tests" else parts[:-1] if parts[-1] == "__init__" else parts
     return ".".join(name)
 
 
-def _imports(text: str) -> Iterator[str]:
+def _imports(text: str, module: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.rpartition(".")[0] if node.level else ""
+            source = ".".join(filter(None, (package, node.module)))
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 def _tell(wanted: int) -> Callable[[Tried], None]:

@@ -19,14 +19,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from amf import Amf
 from benchmark.servers import redis_program
-from luhn import check_digit
-from node import Publisher, Site, children
-from servers import Server, free_port
-from wire import APP, REALM, TGPP, Connection, answer_to, cer, ecr
+from simulated.amf import Amf
+from simulated.luhn import check_digit
+from simulated.node import Publisher, Site, children
+from simulated.servers import Server, free_port
+from simulated.wire import APP, REALM, TGPP, Connection, answer_to, cer, ecr
 
 PAGE = Path(__file__).resolve().parent.parent / "config" / "LISTS.md"
 HELD = [f"{35_209_900 + n:08d}{n * 31:06d}" for n in range(200)]

@@ -24,10 +24,7 @@ from benchmark.measure import Cores, cores, say
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import REALM, Server, free_port, on_cores
 from benchmark.site import Site
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from wire import Connection, cer, dwr
+from simulated.wire import Connection, cer, dwr
 
 RATE_MAX = 2000.0
 QUIET, LOUDER = 3, 10

@@ -11,12 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from benchmark.servers import redis_program
-from node import Publisher, Site
-from policies import Run
-from servers import Server
+from simulated.node import Publisher, Site
+from simulated.random_policies import Run
+from simulated.servers import Server
 
 
 def main(arguments: list[str]) -> int:

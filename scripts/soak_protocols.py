@@ -17,13 +17,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import http2_wire
-from node import Publisher, Site
-from servers import free_port
-from traffic import connect, lists_of, write_list
-from wire import HOST, TGPP, avp, ecr
+from simulated import http2_wire
+from simulated.node import Publisher, Site
+from simulated.servers import free_port
+from simulated.traffic import connect, lists_of, write_list
+from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.interfaces.gsup import INTERFACE as GSUP
 from eir.interfaces.map import INTERFACE as MAP

@@ -1,6 +1,6 @@
 """A minute of fuzzed data files and manifests: each is either read, or refused with a reason.
 
-Inputs follow from seeds that count up from the printed one; `tests/fuzz/releases.py` makes the input of one seed.
+Inputs follow from seeds that count up from the printed one; `scripts/simulated/fuzzed_releases.py` makes the input of one seed.
 """
 
 import argparse
@@ -9,11 +9,8 @@ import sys
 import time
 import traceback
 from collections import Counter
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from fuzz import releases
+from simulated import fuzzed_releases
 
 SLOW_S = 2.0
 
@@ -36,7 +33,7 @@ def main(arguments: list[str]) -> int:
     while time.monotonic() < end:
         began = time.process_time()
         try:
-            ended[releases.run(seed)] += 1
+            ended[fuzzed_releases.run(seed)] += 1
         except Exception:  # noqa: BLE001 - what is looked for
             faults.setdefault(traceback.format_exc().splitlines()[-2], seed)
         slowest = max(slowest, time.process_time() - began)

@@ -17,12 +17,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from certificates import Authority
-from node import Publisher, Site
-from publisher_folder import NAME, Register
-from web_folder import FAULTS, Web, tls
+from simulated.certificates import Authority
+from simulated.node import Publisher, Site
+from simulated.publisher_folder import NAME, Register
+from simulated.web_folder import FAULTS, Web, tls
 
 from eir.errors import ReleaseRefused
 from eir.lists.sources import acknowledge

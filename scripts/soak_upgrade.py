@@ -21,14 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "interop"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import agent
-from node import LISTED, TRACKED, UNLISTED, Publisher, until
-from node import Site as PlainSite
-from servers import Server, free_port, programs
-from wire import HOST, REALM
+from simulated import agent
+from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, until
+from simulated.node import Site as PlainSite
+from simulated.servers import Server, free_port, programs
+from simulated.wire import HOST, REALM
 
 from eir.interfaces.s13 import INTERFACE as S13
 

@@ -8,7 +8,7 @@ from html import escape, unescape
 from pathlib import Path
 
 import pytest
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 
 AXE = Path(__file__).parents[1] / ".venv" / "share" / "axe.min.js"
 LOOKS = """<script src=axe.min.js></script><script>addEventListener('load',()=>axe.run().then(({violations})=>{

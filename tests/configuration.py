@@ -1,7 +1,7 @@
 """Texts of configurations for tests, and the faults that are found in one."""
 
 import pytest
-from issuer import Issuer, jwks
+from simulated.issuer import Issuer, jwks
 
 from eir.config import load_config
 from eir.errors import ConfigError

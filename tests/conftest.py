@@ -7,18 +7,21 @@ import random
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import clock
 import drop
 import in_kernel
-import patience
 import processor_time
 import pytest
-from commands import CONSTANTS
 from hypothesis import HealthCheck, settings
-from node import Publisher, Site
-from releases import make_key
-from wire import HOST, REALM, Connection, cer
+from simulated import patience
+from simulated.commands import CONSTANTS
+from simulated.node import Publisher, Site
+from simulated.releases import make_key
+from simulated.wire import HOST, REALM, Connection, cer
+
+from eir.cli.app import main
 
 sys.path += sorted({str(path.parent) for path in Path(__file__).parent.rglob("*.py")})
 """A test may use what another one has, in whichever folder."""
@@ -163,6 +166,30 @@ async def connect():
     for client in made:
         client.writer.transport.abort()
         await client.close()
+
+
+class Done(NamedTuple):
+    """Result of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def eir(capsys):
+    """Run a command in this process; `Site.eir` runs one in a process of its own."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            main(arguments=[*map(str, arguments)])
+            status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+        return Done(status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import signal
 import traceback
 from pathlib import Path
 
-import servers
 from redis.asyncio.connection import AbstractConnection
+from simulated import servers
 
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.redis import writing as redis_writing

@@ -5,11 +5,10 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from releases import public
+from simulated.releases import public, publish_once
 
 from eir.lists.changes.load import Loader
 from eir.lists.record.settings import ListSettings
-from eir.lists.releases.publish import publish
 from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
 from eir.lists.stores.sqlite import SqliteStore
 
@@ -45,16 +44,7 @@ class Site:
         """A release in the outbox; returns its files, data first, the signature last."""
         file = self.outbox / (data or f"{name}-{serial}{'-added' if base is not None else ''}.csv")
         file.write_text("imei\n" + "".join(f"{row}\n" for row in rows))
-        now = datetime.now(UTC).replace(microsecond=0)
-        manifest = publish(
-            [file],
-            list_name=name,
-            serial=serial,
-            base=base,
-            issued=now,
-            expires=now + timedelta(days=14),
-            key=self.keys[key],
-        ).manifest
+        manifest = publish_once([file], list_name=name, serial=serial, base=base, key=self.keys[key])
         return [file, manifest, Path(f"{manifest}.sig")]
 
     def deliver(self, files):

@@ -6,8 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from patience import PATIENCE_S
-from servers import Server, free_port, programs
+from simulated.patience import PATIENCE_S
+from simulated.servers import Server, free_port, programs
 
 CLUSTER_NODES, SENTINELS = 3, 3
 KINDS = ["sqlite", *programs(), *(["cluster", "sentinel"] if "redis" in programs() else [])]

@@ -13,18 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-import numpy as np
-from lanes import ecr, sides
-from made import state
+from simulated.lanes import ecr, sides
+from simulated.store_content import state
 
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.lists.images.chunks import PageRows
 from eir.lists.images.image import BODY_AT, Image, ImageError, open_arrays
-from eir.lists.images.imaging import build_image
 from eir.lists.images.index import Index
+from eir.lists.images.table_image import image_of
 from eir.lists.record.settings import DEVICES
+from eir.lists.table.columns import WHOLE, rows_of
+from eir.lists.table.table import table_of
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PROT_NONE = 0
@@ -62,11 +62,9 @@ def read(octets):
 
 def main(count, seed):
     """Read images with damaged bytes, and print the number of accepted images."""
-    rows = (
-        PageRows(35, np.array([1, 70_000])).chunk(),
-        PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk(),
-    )
-    whole = bytes(build_image(rows).buffer)
+    keys = (35_000_001, 35_070_000, 36_000_005, WHOLE | 36)
+    table = table_of(rows_of(keys, begins=(0, 0, 500, 0), ends=(0, 0, 2000, 1500)))
+    whole = bytes(image_of(table).buffer)
     if seed == "beyond":
         view = guarded(whole)
         ctypes.string_at(ctypes.addressof(ctypes.c_char.from_buffer(view)) + len(view), 1)

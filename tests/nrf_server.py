@@ -5,12 +5,12 @@ import json
 import threading
 from collections import Counter
 
-from accepting import accepting
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 from h2.exceptions import ProtocolError
-from patience import PATIENCE_S
+from simulated.patience import PATIENCE_S
+from simulated.tcp_server import accepting
 
 TIMER = 1
 

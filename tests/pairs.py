@@ -11,7 +11,7 @@ import copy
 from collections import OrderedDict
 from typing import NamedTuple
 
-from wire import VSAI, Message, answer_to, avp, message, u32
+from simulated.wire import VSAI, Message, answer_to, avp, message, u32
 
 from eir.errors import DiameterError, silent
 from eir.interfaces.s13.application import S13

@@ -8,8 +8,8 @@ import resource
 from collections import Counter
 from pathlib import Path
 
-import commands
 import pytest
+from simulated import commands
 
 FILES = "eir/processor_time"
 """Key of the cache: seconds of each file."""

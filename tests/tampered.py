@@ -38,7 +38,7 @@ def files(state):
 
 
 NEAR, FAR = (f"mmec01.mmegi800{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (1, 2))
-"""MMEs of two groups by their names, and so at two places."""
+"""MMEs of two places."""
 
 
 def people(*places, first=0):
@@ -50,7 +50,16 @@ def people(*places, first=0):
     ]
 
 
-OTHERS = people(NEAR, FAR)
+def lent(number, *mmes):
+    """A phone whose SIMs change once a day, the second one two hours after the first one, by two MMEs."""
+    return [
+        (day * DAY + 8 + 2 * turn, f"3520994{number:07d}", f"{'ab'[turn]}{number}", mmes[turn], "05")
+        for day in range(0, 20, 2) for turn in range(2)
+    ]  # fmt: skip
+
+
+OTHERS = [*people(NEAR, FAR), *(row for number in range(9900, 9912) for row in lent(number, *[(NEAR, FAR)[number % 2]] * 2))]  # fmt: skip
+"""Ordinary people, and six phones at each place whose SIM changes there: by these the two origins are two places."""
 
 
 TAMPERED = {

@@ -5,7 +5,7 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from luhn import check_digit
+from simulated.luhn import check_digit
 
 from eir.device import (
     KEY_DIGITS,

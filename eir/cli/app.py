@@ -143,20 +143,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "audit": (
         ("does an EIR block what the release lists?", f"eir audit {RELEASE} s13://192.0.2.1 --at-least 99.9%"),
-        ("by a capture, without asking", f"eir audit {RELEASE} --passive s13.pcap"),
         ("by what this node has on record", f"eir audit {RELEASE} --sightings --since 7d"),
     ),
     "seen": (
         ("times and SIMs of this phone", f"eir seen {PHONE}"),
         ("this SIM's last week", f"eir seen {SIM} --since 7d"),
-    ),
-    "completion": (
-        ("for bash", "eir completion bash >~/.local/share/bash-completion/completions/eir"),
-        ("for fish", "eir completion fish >~/.config/fish/completions/eir.fish"),
-    ),
-    "manual": (
-        ("read it", "eir manual | man -l -"),
-        ("install it", "eir manual >/usr/local/share/man/man1/eir.1"),
     ),
     "lists": (
         ("what is in force?", "eir lists"),
@@ -210,15 +201,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tamper report": (
         ("findings of the last month with a high score", "eir tamper report"),
-        ("as a page for the fraud desk", "eir tamper report --since 60d --html report.html"),
-        ("as a page for the public", "eir tamper report --public yearly.html"),
+        ("all of two months, as CSV", "eir tamper report --since 60d --csv report.csv"),
+        ("modules with one IMEI", "eir tamper report --batches"),
     ),
     "tamper show": (
         ("evidence of a finding", f"eir tamper show {PHONE}"),
-        ("as an HTML page", f"eir tamper show {PHONE} --html case-17.html"),
+        ("for a script", f"eir tamper show {PHONE} --json"),
     ),
     "tamper confirm": (
         ("after an inspection of the phone", f'eir tamper confirm {PHONE} --reason "seen at the customs office"'),
+        ("its owner has two SIMs", f'eir tamper confirm {PHONE} --owner 001010000000017 --owner 001010000000018 --reason "bill and box"'),
         ("what is known of it", f"eir tamper show {PHONE}"),
     ),
     "tamper clear": (
@@ -230,7 +222,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("what is known of it", f"eir tamper show {PHONE}"),
     ),
     "tamper export": (
-        ("copies of confirmed devices, by IMEI and IMSI", "eir tamper export --out copies.csv"),
+        ("copies of confirmed devices, by IMEI and IMSI", "eir tamper export --rows pairs --out copies.csv"),
         ("sign them as a release",
          "eir publish --list copies --serial 1 --expires 14d --key key copies.csv"),
         ("IMEIs to watch", "eir tamper export --rows tracked --out tracked.csv"),
@@ -276,7 +268,7 @@ COMMANDS: dict[str, str | Group] = {
     "config": "node.show_config", "check": "asking.check", "why": "why.why", "trace": "trace.trace", "load": "releases.load", "inbox": "releases.inbox", "pull": "releases.pull", "acknowledge": "releases.acknowledge", "acknowledged": "releases.show_acknowledged",
     "show": "lists.show_list", "export": "lists.export_list", "history": "record.history", "rollback": "lists.rollback", "backup": "backup.backup", "restore": "backup.restore",
     "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "offer": "publisher.offer", "probe": "asking.probe", "audit": "audit.audit",
-    "seen": "sightings.seen", "figures": "figures.figures", "completion": "manual.completion", "manual": "manual.manual",
+    "seen": "sightings.seen", "figures": "figures.figures",
     "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
@@ -285,8 +277,6 @@ COMMANDS: dict[str, str | Group] = {
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),
 }  # fmt: skip
 """Module of eir.cli and function by command word, in the order of the help, groups last."""
-ABOUT_ALL = {"completion", "manual"}
-"""Commands that print texts about all commands, so that all modules must be imported."""
 
 
 class _Command(TyperCommand):
@@ -307,15 +297,14 @@ def _no_type(**_: Any) -> None:
 def command_line(word: str | None = None) -> typer.Typer:
     """Build the command line with only the command or group `word`, because importing all commands would be slow.
 
-    For an unknown word (for the help or a hint), and for a command that needs all others, the command line has all
-    commands.
+    For an unknown word (for the help or a hint) the command line has all commands.
     """
     app = typer.Typer(
         name="eir", help=HELP, epilog=EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
         rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     app.callback(invoke_without_command=True)(_root)
-    alone = word in COMMANDS and word not in ABOUT_ALL
+    alone = word in COMMANDS
     for name, runs in COMMANDS.items():
         if alone and name != word:
             continue

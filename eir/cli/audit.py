@@ -1,14 +1,14 @@
-"""Command that compares an EIR's answers with a list: by probes, by a capture, or by the record of checks."""
+"""Command that compares an EIR's answers with a list: by probes or by the record of checks."""
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
@@ -18,8 +18,6 @@ from eir.cli.asking import TIMEOUT_S, Imsi, Timeout, probe_of
 from eir.cli.output import EXIT_NO, EXIT_UNDECIDED, EXIT_USAGE, duration, fail, print_message, progress, show_one
 from eir.cli.sightings import recorded
 from eir.config import Config, load_to_ask
-from eir.interfaces import INTERFACES
-from eir.interfaces.probing import Captured
 from eir.lists.changes.audit import (
     AT_LEAST,
     CONFIDENCE,
@@ -33,7 +31,6 @@ from eir.lists.changes.audit import (
 )
 from eir.lists.changes.audit import audit as ask_about
 from eir.lists.sources.acknowledge import ENDS, acknowledged_entries
-from eir.wire.transport.endpoint import PORTS, TCP
 
 RATE = 100.0
 NAMED_MAX = 10
@@ -50,11 +47,9 @@ def audit(
     at_least: Annotated[str | None, typer.Option(metavar="SHARE", help="Share to be answered as listed, such as 0.999 or 99.9%. Exit status 0 if the interval is at or above it, 1 if the interval is below it, 3 (undecided) if the interval holds it.", show_default=False)] = None,
     confidence: Annotated[str, typer.Option(metavar="SHARE", help="Probability with which the interval holds the true share at every look, such as 95%.")] = f"{CONFIDENCE:.0%}",
     wanted: Annotated[Status | None, typer.Option(metavar="STATUS", help="What a listed device is to be answered; what the policy has for the list if not given, else blacklisted.", show_default=False)] = None,
-    passive: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask nobody: look at a capture of S13 in clear, or of MAP over M3UA (pcap, pcapng).", show_default=False)] = None,
-    port: Annotated[list[int] | None, typer.Option(metavar="N", help="With --passive: where the EIR listens for Diameter, if not at 3868; may be given several times.", show_default=False)] = None,
     sightings: Annotated[bool, typer.Option("--sightings", help="Ask nobody: look at what this node has on record since the release was issued; a running one writes first what it has just seen.")] = False,
     since: Annotated[str | None, typer.Option(metavar="7d", help="With --sightings: how far back to look instead.", show_default=False)] = None,
-    mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --passive or --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
+    mme: Annotated[list[str] | None, typer.Option(metavar="HOST", help="With --sightings: an MME that ought to ask, besides the peers that the configuration names; may be given several times.", show_default=False)] = None,
     imsi: Imsi = None,
     timeout: Timeout = TIMEOUT_S,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
@@ -62,17 +57,16 @@ def audit(
     """Measure how many listed devices an EIR answers correctly.
 
     The command verifies the release, draws a random sample of its devices, and checks each in 14, 15 and 16 digits. A
-    device counts as answered as listed if all three answers agree with the list. With --passive or --sightings no check
-    is sent. Then the checks of listed devices that others sent count, by origin, and known MMEs without a check are
-    reported. The configuration defines who may sign the list.
+    device counts as answered as listed if all three answers agree with the list. With --sightings no check is sent. Then
+    the checks of listed devices that others sent count, by origin, and known MMEs without a check are reported. The configuration defines who may sign the list.
 
     The interval contains the true share with the given confidence, at every size of a growing sample. So --at-least
-    checks more devices until the interval lies on one side of the share. With --passive or --sightings the share is
+    checks more devices until the interval lies on one side of the share. With --sightings the share is
     evaluated once, and the interval counts each listed device once. Exit status 3 if too few devices were seen for a
     decision.
     """
-    if sum((target is not None, passive is not None, sightings)) != 1:
-        raise fail("one of URL, --passive FILE and --sightings is needed, and no more", EXIT_USAGE)
+    if (target is not None) == sightings:
+        raise fail("either URL or --sightings is needed", EXIT_USAGE)
     floor = _share("--at-least", at_least)
     sure = _share("--confidence", confidence) or CONFIDENCE
     if not 0 < sure < 1:
@@ -105,14 +99,10 @@ def audit(
             )
             report = asyncio.run(_ask(asker, listed, most, asking))
         else:
-            if passive is not None:
-                found = _captured(passive, port or [], checked)
-            else:
-                begin = now - back if back else listed.manifest.issued
-                found = _recorded(opened(checked), begin)
+            checks = _recorded_checks(opened(checked), now - back if back else listed.manifest.issued)
             known = {peer.host for peer in checked.peers if peer.host and not peer.is_probe}
-            known.update(found.known, mme or ())
-            report = judge(listed, found.checks, wanted=answer, known=known, asking=found.asking, confidence=sure)
+            known.update(mme or ())
+            report = judge(listed, checks, wanted=answer, known=known, confidence=sure)
     _print_report(report, floor, as_json=as_json)
 
 
@@ -163,44 +153,10 @@ async def _ask(
         return await about(listed, keys, ask)
 
 
-class _SeenChecks(NamedTuple):
-    """Checks that clients sent to an EIR, from a capture or from the record of checks."""
-
-    checks: list[Check]
-    asking: Collection[str] = ()
-    """Clients that sent checks."""
-    known: Collection[str] = ()
-    """Clients that are known to be connected."""
-
-
-def _captured(capture: Path, ports: list[int], config: Config) -> _SeenChecks:
-    """Return the device checks in a network capture, and the clients that sent them."""
-    from eir.device import device_key  # noqa: PLC0415 - for --passive alone
-    from eir.errors import IdentifierError  # noqa: PLC0415 - for --passive alone
-
-    found, checks = Captured(), []
-    for each in INTERFACES:
-        if each.capture is not None:
-            found |= each.capture(capture, ports, config.of(each))
-    for (identifier, origin, got), count in found.checks.items():
-        try:
-            key = device_key(identifier)
-        except IdentifierError:
-            continue  # a release lists devices only
-        checks.append(Check(identifier, key, origin, got, count))
-    if not found.asking | found.known:
-        where = ", ".join(map(str, ports or (PORTS[TCP],)))
-        print_message(
-            f"warning: {capture} shows nobody over Diameter at port {where}, nor over MAP; --port says where the EIR listens"
-        )
-    return _SeenChecks(checks, found.asking, found.known)
-
-
-def _recorded(config: Config, since: datetime) -> _SeenChecks:
+def _recorded_checks(config: Config, since: datetime) -> list[Check]:
     from eir.sightings.seen import sum_checks  # noqa: PLC0415 - for --sightings alone
 
-    rows = sum_checks(recorded(config).state, since)
-    return _SeenChecks([Check(*row) for row in rows])
+    return [Check(*row) for row in sum_checks(recorded(config).state, since)]
 
 
 def _answer(config: Config, name: str) -> Status:
@@ -221,7 +177,7 @@ def _print_report(report: AuditReport, floor: float | None, *, as_json: bool) ->
     low, high = report.interval
     verdict = report.verdict(floor)
     if verdict is None:
-        more = "a larger --sample-max" if report.origins is None else "a longer capture or record"
+        more = "a larger --sample-max" if report.origins is None else "a longer record"
         share = f"between {low:.4%} and {high:.4%} are answered as listed"
         raise fail(f"undecided: {share}, {floor:.4%} is wanted; {more} decides", EXIT_UNDECIDED)
     if not verdict:

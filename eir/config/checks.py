@@ -411,13 +411,6 @@ def _check_sightings(config: Config, document: Document) -> Findings:
             yield f"no rule uses the list '{name}', so its devices cause no event{advice}", (*spot, "watch")
 
 
-def _warn_sightings(config: Config, _: Document) -> Findings:
-    has_stream = config.sightings is not None and config.sightings.stream is not None
-    if has_stream and config.store == SQLITE:
-        text = "a stream needs Redis as the store, and the store is sqlite: no event is sent to it"
-        yield text, ("sightings", "stream")
-
-
 def _warn_unused_lists(config: Config, _: Document) -> Findings:
     uses_types = config.sightings is not None or any(rule.device_type for rule in config.policy.rules)
     used = {name for rule in config.policy.rules for name in rule.lists}
@@ -507,6 +500,6 @@ CHECKS: tuple[Check, ...] = (
 """Checks whose findings are faults."""
 WARNINGS: tuple[Check, ...] = (
     _warn_peers, _warn_open_doors, _warn_tls, _warn_secrets, _warn_sctp, _warn_unused_lists, _warn_signers, _warn_override,
-    _warn_first_seen, _warn_registering, _warn_sightings, _warn_not_served, _of_interfaces("warn"),
+    _warn_first_seen, _warn_registering, _warn_not_served, _of_interfaces("warn"),
 )  # fmt: skip
 """Checks whose findings are warnings about probable mistakes."""

@@ -31,7 +31,7 @@ from eir.lists.record.store import KEEP
 from eir.lists.rows.layout import SUBJECTS
 from eir.lists.stores.open import SQLITE
 from eir.schema import REQUIRED, Key, Section
-from eir.sightings.conditions import Place, TamperSettings
+from eir.sightings.conditions import TamperSettings
 from eir.sightings.settings import FULL, HASHED, OFF, SightingsSettings, Webhook
 from eir.wire.peers.settings import LENIENCES, WLAN, Identity, Limits, PeerSettings
 from eir.wire.transport.settings import SctpSettings, TlsSettings
@@ -70,11 +70,6 @@ def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
     """Split the section `limits` into the limits on one peer and the memory limit (`load_memory`) for loading a release."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
-
-
-def _origin(*, name: str, place: tuple[float, float] | None) -> Place:  # noqa: ARG001 - the section's key
-    latitude, longitude = place or (0.0, 0.0)  # a missing value is already reported
-    return Place(latitude, longitude)
 
 
 def _layout(
@@ -138,14 +133,20 @@ SECTIONS = (
         TamperSettings,
         gone={
             "tac_db": "TACs come in a signed list now: under 'lists', tacs: {kind: device_types, signers: FILE}, to which `eir publish --list tacs` and `eir load` bring the file",
+            "origins": "the record itself shows which origins are one place: remove the key",
         },
     ),
-    Section("tamper.origins.*", _origin),
     Section("page", PageSettings),
     Section("policy", PolicySettings),
     Section("policy.rules[]", Rule),
     Section("policy.override", Override, optional=True),
-    Section("sightings", SightingsSettings, optional=True, live=False),
+    Section(
+        "sightings",
+        SightingsSettings,
+        optional=True,
+        live=False,
+        gone={"stream": "events go to a receiver over HTTP, see sightings.webhook"},
+    ),
     Section("sightings.webhook", Webhook, optional=True),
 )
 """Sections with their builders; the values of any other section belong to the section around it."""
@@ -291,11 +292,9 @@ TABLE = (
     Key("sightings.watch", schema.many(schema.LIST_NAME), (), "lists of watched devices or subscribers: a device's new SIM, or a subscriber's new device, is an event; a rule must use each list"),
     Key("sightings.webhook.url", kinds.HTTP_URL, REQUIRED, "URL to which events are posted"),
     Key("sightings.webhook.key_file", schema.FILE, REQUIRED, "file of the key that signs the events (HMAC-SHA256)"),
-    Key("sightings.stream", kinds.STREAM, None, "key of a stream, in the Redis of `store`, to which events are also added"),
     Key("tamper.report_min", schema.percentage(100), TAMPER.report_min, "minimum confidence score of a reported device"),
     Key("tamper.export_min", schema.percentage(100), TAMPER.export_min, "minimum confidence score of an exported device"),
     Key("tamper.memory", schema.byte_size(256 << 20, 1 << 44), TAMPER.memory, "maximum memory of `eir tamper`; above it DuckDB writes to a temporary folder"),
-    Key("tamper.origins.*.place", kinds.PLACE, REQUIRED, "position of the origin with the Origin-Host that you write for `*`; origins within 30 km count as one place"),
     Key("http", kinds.HTTP, "127.0.0.1:9868", "address of the status page (/), /metrics, /live and /ready", live=False),
     Key("page.from", schema.many(schema.NETWORK, may_be_empty=True), LOOPBACK, "networks from which the status page (/ at `http`) needs no password, if the host in the URL is an IP address", field="sources"),
     Key("page.password_file", schema.FILE, None, "file of the status page's password for clients outside `from`; without the file they are rejected"),

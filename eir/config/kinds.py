@@ -92,13 +92,6 @@ def _date_form(match: re.Match[str]) -> str:
     return match[0]
 
 
-def _place(match: re.Match[str]) -> tuple[float, float]:
-    latitude, longitude = float(match[1]), float(match[2])
-    if abs(latitude) > 90 or abs(longitude) > 180:
-        raise ValueError
-    return latitude, longitude
-
-
 def _workers(written: str) -> int:
     if written == "auto":
         processors = os.sched_getaffinity(0)
@@ -135,10 +128,6 @@ TAC = text(
 DEVICE_TYPE = text("a device type such as Smartphone", r"[^\s,|\"](?:[^,|\"]{0,62}[^\s,|\"])?")
 SOFTWARE_VERSION = text("two digits", r"[0-9]{2}")
 IMSI_PREFIX = text("the first 1 to 15 digits of IMSIs", r"[0-9]{1,15}")
-PLACE = text(
-    "latitude and longitude in degrees, such as 50.45 30.52", r"(-?[0-9]{1,2}(?:\.[0-9]+)?)[ ,]+(-?[0-9]{1,3}(?:\.[0-9]+)?)", _place,
-    show=lambda place: f"{place[0]:.10g} {place[1]:.10g}",
-)  # fmt: skip
 STORE = Kind(
     "sqlite, redis://HOST[:PORT][/DB] or rediss:// (TLS), redis+sentinel://HOST,…/SERVICE, or redis+cluster://HOST,…",
     _store_url, mask_password, _with_files,
@@ -163,9 +152,6 @@ SOURCE = text(
 )
 POSITION = whole(1, 999)
 HTTP_URL = text("http://HOST[:PORT]/PATH or https://…", r"https?://[^\s/@]+(/\S*)?", _http_url)
-STREAM = text(
-    "a key such as eir:checks, of letters, digits, ':', '.', '_', '-' and braces", r"[A-Za-z0-9:._{}-]{1,128}"
-)
 RECORD_NAME = text("1 to 64 letters, digits, '.', '_' and '-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'", r"[A-Za-z][A-Za-z0-9._:-]{0,63}")
 STATUS = one_of(_STATUSES)

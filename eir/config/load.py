@@ -40,7 +40,7 @@ def load_config(path: Path) -> Config:
     config, problems = _checked(path, document)
     if problems:
         raise ConfigError(problems)
-    warnings = _findings(WARNINGS, config, document)
+    warnings = (*document.removed, *_findings(WARNINGS, config, document))
     return replace(config, warnings=warnings, digest=hashlib.sha256(octets).hexdigest())
 
 

@@ -146,15 +146,16 @@ class _Reader:
         self.document.faults.add(spot)
 
     def mapping(self, node: yaml.Node, section: Section, spot: Spot, **more: Any) -> Read:
-        """Read a YAML mapping as a section of the configuration; record each unknown key as a problem."""
+        """Read a YAML mapping as a section of the configuration; record each unknown key as a problem, and each removed one as a warning."""
         pairs = self.pairs(node, spot)
         if pairs is None:
             return self.build(section, spot, {}, None, **more)
         for name, (line, _) in pairs.items():
-            if name not in section.entries:
+            if name in section.gone:
+                text = f"the key '{name}'{_in(spot)} has no effect: {section.gone[name]}"
+                self.document.removed.append(Problem(self.document.file, line, text))
+            elif name not in section.entries:
                 advice = did_you_mean(name, section.entries) or f"; known here: {', '.join(section.entries)}"
-                if name in section.gone:
-                    advice = f"; {section.gone[name]}"
                 self.wrong((*spot, name), line, f"unknown key '{name}'{_in(spot)}{advice}")
         return self.build(section, spot, pairs, _line(node), **more)
 

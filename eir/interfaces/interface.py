@@ -25,7 +25,7 @@ from eir.wire.transport.settings import SctpSettings, TlsSettings
 if TYPE_CHECKING:
     from eir.checks.checker import Checker
     from eir.checks.trace import Tracer
-    from eir.interfaces.probing import Captured, Probe
+    from eir.interfaces.probing import Probe
     from eir.wire.diameter.admission import AdmissionControl
     from eir.wire.peers.counts import Counts
     from eir.wire.peers.rate import RateLimits
@@ -235,8 +235,6 @@ class Interface:
     """Function that connects an eir.interfaces.probing.Probe; empty: no client of the interface sends checks."""
     probe_keys: tuple[Key, ...] = ()
     """Parameters in the query of the URL of `eir probe`."""
-    capture: "Callable[[Path, Sequence[int], Any], Captured] | None" = None
-    """Reads a capture file; the ports are those of the EIR, if given."""
 
     def probe_of(self, url: str, timeout_s: float = 5.0, configured: Mapping[str, Any] | None = None) -> "Probe":
         """Parse the URL of an EIR, NAME://HOST[:PORT][?PARAMETER=VALUE&…], and return its probe.

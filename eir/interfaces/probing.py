@@ -1,21 +1,14 @@
-"""Common code of all probes: sends checks to an EIR over any protocol, and summarizes the answers. It also reads capture files.
-
-A capture file shows the checks of other nodes. Wireshark's tshark reads the file, and the folder of each protocol interprets
-the messages.
-"""
+"""Common code of all probes: sends checks to an EIR over any protocol, and summarizes the answers."""
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from eir.errors import EirError, SetupFault, UsageError
+from eir.errors import EirError, UsageError
 from eir.wire.transport.endpoint import address_text
 from eir.wire.transport.stream import connected, fault_text
 
@@ -275,40 +268,3 @@ class Probe:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
-
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Captured:
-    """Result of reading a capture file: the checks, and the network nodes in it."""
-
-    checks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """(identifier as it was sent, who asked, status or result or `none`) → how many."""
-    asking: set[str] = field(default_factory=set)
-    """Nodes that asked, and nodes over whose connection some questions came: an agent carries those of others."""
-    known: set[str] = field(default_factory=set)
-    """Nodes that were there, and might have asked."""
-
-    def __or__(self, other: "Captured") -> "Captured":
-        return Captured(self.checks + other.checks, self.asking | other.asking, self.known | other.known)
-
-
-def by_tshark(capture: Path, arguments: Sequence[str], take: Callable[[IO[bytes]], T | None]) -> T:
-    """Run tshark on a capture file (pcap, pcapng), and parse its output with the function `take`.
-
-    `take` returns None if the output is invalid. Raises SetupFault without tshark, EirError if tshark cannot read the file.
-    """
-    if (tshark := shutil.which("tshark")) is None:
-        raise SetupFault("a capture is read by tshark, which is not installed: apt-get install tshark")
-    if not capture.is_file():
-        raise EirError(f"{capture}: no such file")
-    command = [tshark, "-n", "-r", str(capture), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # as they are asked for
-        found = take(process.stdout)
-        said = process.stderr.read().decode(errors="replace").strip()
-    if found is None or process.returncode:
-        raise EirError(f"tshark cannot read {capture}: {said.splitlines()[-1] if said else 'it gave no document'}")
-    return found

@@ -17,7 +17,7 @@ FILE, CONFIRMED, CLEARED, FORGOTTEN = "tamper-cases.jsonl", "confirmed", "cleare
 
 
 def load_decisions(state: Path) -> list[dict[str, Any]]:
-    """Load all decisions, oldest first, each with `time`, `who`, `imei`, `verdict` and `reason`.
+    """Load all decisions, oldest first, each with `time`, `who`, `imei`, `verdict` and `reason`, and with `owners` (IMSIs) if a person named them.
 
     Raises:
         EirError: if the file cannot be read.
@@ -27,9 +27,7 @@ def load_decisions(state: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as e:
-        raise EirError(
-            f"{state / FILE}: {e}; restore it from a backup, or remove it: the history has all its decisions"
-        ) from None
+        raise EirError(f"{state / FILE}: {e}; restore it from a backup, or remove it: the history has all its decisions") from None  # fmt: skip
 
 
 def load_cases(state: Path) -> dict[int, bool]:
@@ -39,6 +37,12 @@ def load_cases(state: Path) -> dict[int, bool]:
     """
     last = {device_key(each["imei"]): each["verdict"] for each in load_decisions(state)}
     return {device: verdict == CONFIRMED for device, verdict in last.items() if verdict != FORGOTTEN}
+
+
+def load_owners(state: Path) -> dict[int, frozenset[str]]:
+    """Return the owner's IMSIs of each confirmed device whose last decision names an owner."""
+    last = {device_key(each["imei"]): each for each in load_decisions(state)}
+    return {device: frozenset(each["owners"]) for device, each in last.items() if each["verdict"] == CONFIRMED and each.get("owners")}  # fmt: skip
 
 
 def add_decision(state: Path, decision: dict[str, Any]) -> Path:

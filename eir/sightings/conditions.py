@@ -1,12 +1,8 @@
-"""Conditions that indicate a tampered device identity, with their weights and settings.
-
-Each condition is an SQL file, `sql/conditions/NAME.sql`, that returns devices, the log odds (natural logarithm) for several
-phones with this identity, and the evidence as text. Data only.
-"""
+"""Conditions that indicate a tampered device identity, with the weights of their evidence, and the settings of the analysis. Data only."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple
 
@@ -18,25 +14,17 @@ CONDITIONS: Mapping[str, str] = {
     "tac": "a TAC that was never allocated",
     "placeholder": "a placeholder instead of an identifier",
 }
-"""Meaning of each condition, in the order of the report."""
+"""Meaning of each condition."""
 
-WEIGHTS: Mapping[str, float] = {
-    # Fitted by `scripts/bench tamper --fit` to networks of seeds that judge nothing: log odds for each unit of a column of `evidence`.
-    "intercept": 1.97, "places": 2.2, "versions_two": 2.41, "versions_one": -4.73, "blocks": -1.41, "lockstep": -1.04, "uneven": -1.08,
-    "switches": 3.42, "members": 1.46, "busy": 2.57,
-    # Set by hand: enough for an export; enough for a report but not for an export; a TAC that the list does not have, for
-    # which simulated networks give no realistic value.
-    "certain": 14.0, "likely": 7.8, "no_body": 9.0,
-    # Correction of `alternates`, set by the scores of fitting networks: reduction if all shared devices have subscribers of several
-    # networks, and maximum increase by evidence of place and version.
-    "alone": 2.4, "both": 1.5,
+COLUMNS: Mapping[str, tuple[str, float]] = {
+    "places": ("conflict", 1.33), "versions_two": ("version_alternates", 2.86), "versions_one": ("version_alternates", -5.81),
+    "blocks": ("alternates", -2.06), "lockstep": ("alternates", -0.91), "switches": ("alternates", 3.26), "several": ("alternates", 1.96), "uneven": ("alternates", -1.11),
 }  # fmt: skip
-"""Values for the names in braces in the SQL of the conditions."""
-PRIOR, HOLDS_FROM = 0.005, 0.5
-"""Prior share of tampered devices (in Pakistan's register 0.88 million of about 190 million IMEIs were cloned), and log odds from which a finding names a condition."""
-SAID = ((0.95, 0.97), (0.9, 0.9), (0.8, 0.8), (0.7, 0.75), (0.6, 0.55))
-"""Lower bound of a score band → least share of tampered devices in that band, in simulated networks that no weight was fitted to."""
-
+"""Columns of the table `evidence`: condition, and log odds for each unit (fitted by `scripts/bench tamper --fit`)."""
+INTERCEPT = -2.93
+"""Log odds of a shared device without evidence."""
+CERTAIN, NO_BODY, LIKELY = 8.7, 3.7, 2.5
+"""Log odds of a SIM box or placeholder, of a TAC without any listed TAC of its body (enough for an export), and of another unlisted TAC (enough for a report)."""
 
 MODULES = re.compile(r"module|iot|m2m|modem|vehicle|router|dongle", re.IGNORECASE)
 """Device types for which registers have found whole batches with one IMEI."""
@@ -50,13 +38,6 @@ class Tac(NamedTuple):
     device_type: str
 
 
-class Place(NamedTuple):
-    """Geographic position of an origin, such as an MME, in degrees."""
-
-    latitude: float
-    longitude: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TamperSettings:
     """Settings for the search for tampered device identities."""
@@ -67,4 +48,3 @@ class TamperSettings:
     """Score from which a device is exported."""
     memory: int = 3 << 30
     """Memory of the engine in bytes; it uses the disk beyond that."""
-    origins: Mapping[str, Place] = field(default_factory=dict)

@@ -6,6 +6,7 @@ seconds of a time, as a double). DuckDB writes data that exceeds its memory to a
 `pip install '.[analysis]'` in the clone installs duckdb.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ from eir.sightings.schema import SCHEMA
 if TYPE_CHECKING:
     import duckdb
 
-SQL = Path(__file__).parent / "sql"
-TABLES = {path.stem.partition("_")[2]: path for path in sorted((SQL / "tables").glob("*.sql"))}
-"""Tables that the conditions read, in the order in which they are built."""
+SQL = Path(__file__).with_name("analysis.sql")
+TABLES = {
+    name: select.strip() for name, select in re.findall(r"^-- (\w+): .*\n((?:(?!-- ).*\n)+)", SQL.read_text("utf-8"), re.MULTILINE)
+}  # fmt: skip
+"""Tables of the analysis with their SELECTs, in the order in which they are built. A SELECT has names in braces for values."""
 
 
 class Engine(Protocol):
@@ -35,11 +38,6 @@ class Engine(Protocol):
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         """Run a SELECT and return its rows."""
-
-
-def scalar(engine: Engine, select: str) -> int:
-    """Run a SELECT that returns one number, and return this number."""
-    return int(engine.rows(select)[0][0])
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
@@ -73,10 +71,8 @@ class Duck:
         """Create a DuckDB table from rows of values (see Engine.fill)."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} ({columns})")
         if rows:  # by columns: a list of TACs has hundreds of thousands
-            self._connection.execute(
-                f"INSERT INTO {name} SELECT {', '.join('UNNEST(?)' for _ in rows[0])}",
-                [list(column) for column in zip(*rows, strict=True)],
-            )
+            columns_of_rows = [list(column) for column in zip(*rows, strict=True)]
+            self._connection.execute(f"INSERT INTO {name} SELECT {', '.join('UNNEST(?)' for _ in rows[0])}", columns_of_rows)  # fmt: skip
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         """Run a SELECT in DuckDB and return its rows (see Engine.rows)."""
@@ -85,14 +81,8 @@ class Duck:
 
 @contextmanager
 def duck(
-    files: str | list[str],
-    *,
-    since: datetime,
-    until: datetime,
-    memory: int,
-    threads: int | None = None,
-    without: Sequence[str] = (),
-) -> Iterator[Duck]:
+    files: str | list[str], *, since: datetime, until: datetime, memory: int, threads: int | None = None, without: Sequence[str] = (),
+) -> Iterator[Duck]:  # fmt: skip
     """Open a DuckDB engine whose view `sightings` has the checks from `since` to before `until` (naive UTC).
 
     Args:
@@ -129,8 +119,6 @@ def duck(
             connection.execute(f"CREATE VIEW sightings AS {window_select(source, since, until, without)}")
             yield Duck(connection)
         except duckdb.OutOfMemoryException as e:
-            raise EirError(
-                f"the analysis needs more memory than tamper.memory ({memory >> 20} MiB); raise it ({str(e).splitlines()[0]})"
-            ) from None
+            raise EirError(f"the analysis needs more memory than tamper.memory ({memory >> 20} MiB); raise it ({str(e).splitlines()[0]})") from None  # fmt: skip
         except duckdb.Error as e:  # a full disk, a damaged file
             raise EirError(f"the record cannot be analysed: {str(e).splitlines()[0]}") from None

@@ -1,38 +1,43 @@
 """Analysis of the record of checks: finds devices with a tampered identity, each with a score and evidence.
 
-The log odds of a device are the prior share of tampered devices plus the weight of each condition. README.md explains the model
-and its fit. The SQL runs on the engine that the caller passes.
+`analysis.sql` builds the tables. README.md explains the model and its fit.
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 from eir.device import key_text
-from eir.sightings.conditions import (
+from eir.sightings.conditions import (  # fmt: skip
+    CERTAIN,
+    COLUMNS,
     CONDITIONS,
-    HOLDS_FROM,
+    INTERCEPT,
+    LIKELY,
     MODULES,
-    PRIOR,
-    SAID,
-    WEIGHTS,
+    NO_BODY,
     Tac,
     TamperSettings,
 )
-from eir.sightings.engine import SQL, TABLES, Engine, scalar
-from eir.sightings.holders import copies_by_device
-from eir.sightings.trust import find_distrusted
+from eir.sightings.engine import TABLES, Engine
 
-DAYS_MAX = 62
-"""Maximum number of days of one judgement: each day is a bit of a 64-bit number."""
 SCORE_MAX = 0.999
-LIKELY_ODDS = -2.6
-"""Log odds from which a device is suspicious when peers are judged (a chance of 1 in 14). A planted SIM makes some victims likely findings and the others nearly so."""
-SHIFT_MAX, SHIFT_PRIOR = 1.0, 20.0
-"""Maximum shift of a condition's log odds by decisions, and the number of decisions against all odds that reach it."""
+HOLDS_FROM = 0.5
+"""Log odds from which a finding names a condition."""
+SUSPICIOUS = -1.2
+"""Log odds from which a device is suspicious when reporters are judged."""
+LIES_MIN = 5
+"""Minimum number of suspicious devices for which a reporter is left out."""
+MODEL = " ".join([str(INTERCEPT), *(f"+ ({weight}) * {column}" for column, (_, weight) in COLUMNS.items())])
+"""SQL expression of a shared device's log odds."""
+Pair: TypeAlias = tuple[str, str]
+"""Origin, and peer that sends its checks."""
+REPORTER_TABLES = ("large", "reporters", "claims", "phones", "ordinary", "carried")
+"""Tables that judge the reporters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,36 +55,22 @@ class Finding:
     first_seen: datetime
     last_seen: datetime
     evidence: str
-    honest: str
-    """Reason for an honest explanation, or empty."""
+    says: tuple[tuple[str, float, str], ...] = ()
+    """Condition, log odds and evidence of all conditions."""
     confirmed: bool = False
     """True if an operator confirmed the device."""
-    users: tuple[str, ...] = ()
-    """Subscribers who certainly hold copies."""
-    distrusted: tuple[str, ...] = ()
-    """Distrusted origins and peers without whose checks the device would not be a finding."""
 
     @property
     def imei(self) -> str:
         """First 14 digits of the IMEI."""
         return key_text(self.device)
 
-    @property
-    def sure(self) -> str:
-        """Score as text: `confirmed`, or how many of 100 devices with the same score are tampered with."""
-        if self.confirmed:
-            return "confirmed"
-        for least, share in SAID:
-            if self.score >= least:
-                return f"{share * 100:.0f} of 100 like it"
-        return "less than even"
-
     def as_json(self) -> dict[str, Any]:
         """Return the finding as a JSON document for scripts."""
         return {
             "imei": self.imei, "score": self.score, "conditions": list(self.conditions), "subscribers": self.subscribers,
             "first_seen": as_text(self.first_seen), "last_seen": as_text(self.last_seen), "evidence": self.evidence,
-            "honest": self.honest, "sure": self.sure, "copies": self.copies, "confirmed": self.confirmed, "distrusted": list(self.distrusted),
+            "copies": self.copies, "confirmed": self.confirmed,
         }  # fmt: skip
 
 
@@ -91,308 +82,182 @@ class Judgement:
     until: datetime
     sightings: int
     devices: int
-    subscribers: int
     findings: tuple[Finding, ...]
     """Findings, the highest score first, without devices that an operator cleared."""
-    doubted: tuple[Finding, ...]
-    """Devices that are findings only because of distrusted origins and peers; they are listed separately and never exported."""
     left_out: tuple[str, ...]
-    """Distrusted origins and peers."""
+    """Origins and peers whose reports were left out."""
     places: int
     """Number of pairs of origins that are known to be at different places; if 0, places are not evidence."""
-    has_imsis: bool
-    """True if the record has IMSIs of subscribers, not keyed hashes."""
-    reliability: tuple[tuple[float, float, int, int, int], ...]
-    """Score bands: lower bound, share of tampered devices in simulated networks, and the number of devices here: all, confirmed, cleared."""
     batches: tuple[tuple[str, int], ...]
-    """IMEIs of many modules, which a maker may have given to a whole batch: IMEI, number of subscribers; they are not findings."""
+    """IMEIs of modules with ten regular SIMs or more: IMEI, number of SIMs; most SIMs first. They are not findings."""
     malformed: tuple[tuple[str, int, int], ...]
-    """Origins of checks whose identifier is not a device: origin, sightings, subscribers; most sightings first."""
+    """Origins of checks whose identifier is not a device: origin, rows, subscribers; most rows first."""
 
 
 def judge(
     engine: Engine, settings: TamperSettings, *, since: datetime, until: datetime, tacs: Iterable[Tac] = (), warn: Callable[[str], None] = lambda _: None,
-    progress: Callable[[str, int, int], None] = lambda *_: None, keep_users: bool = False, cases: Mapping[int, bool] = {},
+    progress: Callable[[str, int, int], None] = lambda *_: None, cases: Mapping[int, bool] = {},
 ) -> Judgement:  # fmt: skip
     """Analyse the sightings in an engine's tables, and return the findings.
 
     Args:
         engine: engine with the table `sightings`.
-        settings: thresholds and places.
+        settings: thresholds.
         since: start of the sightings.
         until: end of the sightings.
         tacs: allocated TACs; if empty, conditions that need them are skipped.
-        warn: receives a warning about distrusted peers.
+        warn: receives a warning about origins and peers that are left out.
         progress: receives a stage, the tables done and their number.
-        keep_users: include the subscribers in findings.
         cases: devices that an operator confirmed (True) or cleared.
     """
-    window = since, until
-    _fill_inputs(engine, settings, tacs, cases)
-    _build_tables(engine, set(), progress)
-    untrusted = _find_untrusted(engine)
-    doubted: list[Finding] = []
-    if untrusted:
-        names = ", ".join(sorted(untrusted))
-        warn(
-            f"{names}: distrusted, because too many devices would be tampered with only by its reports; --distrusted lists these findings"
-        )
-        _score(engine, cases, settings.report_min)
-        doubted = _findings(engine, cases, window, distrusted=untrusted)
-        _build_tables(engine, untrusted, progress)
-    _score(engine, cases, settings.report_min)
-    findings = _findings(engine, cases, window, keep_users=keep_users)
-    known = {finding.device for finding in findings}
-    other_doubted = tuple(finding for finding in doubted if finding.device not in known)
-    devices, sightings = engine.rows("SELECT COUNT(*), COALESCE(SUM(checks), 0) FROM devices")[0]
-    subscribers = scalar(engine, "SELECT COUNT(DISTINCT subscriber) FROM usage")
-    imsis = scalar(engine, "SELECT COUNT(*) FROM usage WHERE LENGTH(subscriber) IN (14, 15)")
-    places = scalar(engine, "SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND origin < other")
-    return Judgement(
-        since=since,
-        until=until,
-        devices=int(devices),
-        sightings=int(sightings),
-        subscribers=subscribers,
-        findings=tuple(findings),
-        doubted=other_doubted,
-        left_out=tuple(sorted(untrusted)),
-        has_imsis=imsis > 0,
-        reliability=_reliability(engine, cases, settings.report_min),
-        places=places,
-        batches=_batches(engine),
-        malformed=_malformed(engine),
-    )
-
-
-def _fill_inputs(engine: Engine, settings: TamperSettings, tacs: Iterable[Tac], cases: Mapping[int, bool]) -> None:
-    """Create the tables of the analysis that do not come from the record of checks.
-
-    The table `places` has latitude and longitude of each Origin-Host in `tamper.origins`. The table `allocations` has the
-    allocated TACs. The table `confirmed` has the devices that an operator confirmed as tampered with.
-    """
-    places = [(origin, *place) for origin, place in settings.origins.items()]
-    engine.fill("places", "origin VARCHAR, latitude DOUBLE, longitude DOUBLE", places)
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
     engine.fill("allocations", "tac BIGINT, allocated DATE, is_module INTEGER", allocated)
-    confirmed = [(device,) for device, is_confirmed in cases.items() if is_confirmed]
-    engine.fill("confirmed", "device BIGINT", confirmed)
+    engine.fill("confirmed", "device BIGINT", [(device,) for device, is_confirmed in cases.items() if is_confirmed])
+    _build_tables(engine, frozenset(), progress)
+    left_out = find_distrusted(engine)
+    if left_out:
+        names = ", ".join(sorted(left_out))
+        warn(f"{names}: distrusted, because too many devices would be tampered with by these reports alone; they are left out")  # fmt: skip
+        _build_tables(engine, left_out, progress)
+    devices, sightings = engine.rows("SELECT COUNT(DISTINCT device), COALESCE(SUM(n), 0) FROM uses")[0]
+    ((places,),) = engine.rows("SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND a < b")
+    batches = engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")
+    malformed = engine.rows("SELECT COALESCE(origin_host, ''), COUNT(*), COUNT(DISTINCT subscriber) FROM sightings WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")  # fmt: skip
+    return Judgement(
+        since=since, until=until, devices=int(devices), sightings=int(sightings), findings=tuple(_findings(engine, cases, settings.report_min)),
+        left_out=tuple(sorted(left_out)), places=int(places), batches=tuple((key_text(device), int(sims)) for device, sims in batches),
+        malformed=tuple((str(origin), int(rows), int(subscribers)) for origin, rows, subscribers in malformed),
+    )  # fmt: skip
 
 
-def _batches(engine: Engine) -> tuple[tuple[str, int], ...]:
-    rows = engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")
-    return tuple((key_text(device), subscribers) for device, subscribers in rows)
-
-
-def _malformed(engine: Engine) -> tuple[tuple[str, int, int], ...]:
-    # Checks without an identifier are subtracted: most files have none, and the statistics of a file show that without a read.
-    rows = engine.rows("""
-        SELECT COALESCE(origin, ''), SUM(checks), COUNT(DISTINCT subscriber)
-        FROM (
-          SELECT origin, subscriber, SUM(checks) AS checks
-          FROM (
-            SELECT origin, subscriber, checks FROM seen WHERE device IS NULL
-            UNION ALL
-            SELECT origin_host AS origin, subscriber, -CAST(checks AS BIGINT) AS checks FROM sightings WHERE device IS NULL AND imei IS NULL
-          ) AS differences
-          GROUP BY origin, subscriber
-        ) AS malformed
-        WHERE checks > 0
-        GROUP BY 1 ORDER BY 2 DESC, 1
-    """)
-    return tuple((str(origin), int(checks), int(subscribers)) for origin, checks, subscribers in rows)
-
-
-def _reliability(
-    engine: Engine, cases: Mapping[int, bool], least_score: float
-) -> tuple[tuple[float, float, int, int, int], ...]:
-    counts: Counter[tuple[float, bool | None]] = Counter()
-    for device, score in engine.rows(f"SELECT device, score FROM scores WHERE score >= {least_score}"):
-        band = next((least for least, _ in SAID if score >= least), 0.0)
-        counts[band, cases.get(device)] += 1
-    bands = []
-    for band, share in SAID:
-        undecided, confirmed, cleared = (counts[band, verdict] for verdict in (None, True, False))
-        bands.append((band, share, undecided + confirmed + cleared, confirmed, cleared))
-    return tuple(bands)
-
-
-def _build_tables(engine: Engine, untrusted: Collection[str], progress: Callable[[str, int, int], None]) -> None:
-    """Build the tables of the analysis. The last one, `summed`, has the log odds of each device.
-
-    The table `marks` has the evidence of each condition. The table `summed` also names the condition with the highest
-    weight.
-    """
-    engine.fill("distrusted", "reporter VARCHAR", [(reporter,) for reporter in sorted(untrusted)])
-    stages = [*TABLES, *CONDITIONS]
+def _build_tables(engine: Engine, left_out: frozenset[str], progress: Callable[[str, int, int], None]) -> None:
+    """Build the tables of the analysis, without the reports of some origins and peers."""
+    names = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(left_out))
+    values: dict[str, str | float] = {
+        "believed": f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})" if names else "TRUE",
+        "believed_source": f"NOT origin IN ({names}) AND NOT peer IN ({names})" if names else "TRUE",
+        "model": MODEL, "certain": CERTAIN, "no_body": NO_BODY, "likely": LIKELY,
+    }  # fmt: skip
+    stages = [name for name in TABLES if name not in REPORTER_TABLES]
     for done, name in enumerate(stages):
         progress("judging", done + 1, len(stages))
-        if name == "seen" and untrusted:
-            continue  # it does not depend on the distrusted peers
-        if name == "witnessed":
-            _build_box(engine)
-        path = TABLES.get(name, SQL / "conditions" / f"{name}.sql")
-        engine.define(name, path.read_text("utf-8").format_map(WEIGHTS))
-    marks = " UNION ALL ".join(
-        f"SELECT device, '{name}' AS name, CAST(says AS DOUBLE) AS says, evidence FROM {name}" for name in CONDITIONS
-    )
-    engine.define(
-        "marks", f"SELECT * FROM ({marks}) AS all_marks WHERE NOT device IN (SELECT batches.device FROM batches)"
-    )
-    # Each port of a SIM box is one phone, so evidence for one phone must not outweigh the box, the TAC list or a placeholder.
-    alone = "MAX(CASE WHEN name IN ('sim_box', 'tac', 'placeholder') THEN says ELSE -30 END)"
-    engine.define(
-        "summed",
-        f"""
-        SELECT device, {math.log(PRIOR / (1 - PRIOR))} + GREATEST(SUM(says), {alone}) AS odds, MIN(CASE WHEN place = 1 THEN name END) AS loudest
-        FROM (SELECT device, name, says, ROW_NUMBER() OVER (PARTITION BY device ORDER BY says DESC, name) AS place FROM marks) AS ranked
-        GROUP BY device
-    """,
-    )
+        engine.define(name, TABLES[name].format_map(values))
 
 
-def _score(engine: Engine, cases: Mapping[int, bool], least_score: float) -> None:
-    """Build the table `scores`: devices with a score of at least `least_score`, and all confirmed devices."""
-    decided: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
-    engine.fill("decided", "device BIGINT", [(device,) for device in cases])
-    rows = engine.rows(
-        "SELECT summed.device, summed.odds, summed.loudest FROM summed JOIN decided ON summed.device = decided.device"
-    )
-    for device, odds, condition in rows:
-        decided[condition].append((odds, cases[device]))
-    shift = "0.0"
-    if decided:
-        shifts = [f"WHEN '{name}' THEN {calibration_shift(each):.6f}" for name, each in sorted(decided.items())]
-        shift = f"CASE loudest {' '.join(shifts)} ELSE 0.0 END"
-    engine.define(
-        "scores",
-        f"""
-        SELECT device, score FROM (SELECT device, ROUND(1 / (1 + EXP(-LEAST(GREATEST(odds + {shift}, -30), 30))), 3) AS score FROM summed) AS judged
-        WHERE score >= {least_score} OR device IN (SELECT confirmed.device FROM confirmed)
-        UNION ALL
-        SELECT devices.device, 0 AS score FROM devices JOIN confirmed ON devices.device = confirmed.device
-        WHERE NOT devices.device IN (SELECT summed.device FROM summed)
-    """,
-    )
+def find_distrusted(engine: Engine) -> frozenset[str]:
+    """Return the origins and peers to leave out. They make many devices suspicious by their reports, but report few ordinary phones.
 
-
-def calibration_shift(decisions: Iterable[tuple[float, bool]]) -> float:
-    """Return the correction to add to the log odds of devices with the same main condition, computed from operators' decisions.
-
-    `decisions`: for each device its log odds, and True if the device was confirmed.
-
-    This is one step of Newton's method with a prior of strength `SHIFT_PRIOR`, limited to `SHIFT_MAX`. A further
-    confirmation never lowers the shift, and a further clearance never raises it.
+    A report is doubtful if no large origin and peer ever reported this SIM in this device. A reporter is left out if the devices that are
+    suspicious by its doubtful reports are at least `LIES_MIN`, and more than half of the ordinary phones that a large one reports too. The
+    worst is left out first. Its reports then make no device suspicious, so that it cannot discredit the other reporters of its victims.
     """
-    missed, information = 0.0, SHIFT_PRIOR
-    for odds, was_confirmed in decisions:
-        bounded = max(min(odds, 30), -30)
-        chance = 1 / (1 + math.exp(-bounded))
-        missed += was_confirmed - chance
-        information += chance * (1 - chance)
-    return max(min(missed / information, SHIFT_MAX), -SHIFT_MAX)
+    for name in ("large", "reporters", "claims"):
+        engine.define(name, TABLES[name].format_map({"model": MODEL, "suspicious": SUSPICIOUS}))
+    reports: defaultdict[int, defaultdict[int, set[Pair]]] = defaultdict(lambda: defaultdict(set))
+    large, seen, realms = set[str](), set[tuple[int, int]](), dict[Pair, str | None]()
+    for device, sim, origin, peer, small_realm, is_large_origin, is_large_peer in engine.rows("SELECT * FROM claims"):
+        reports[device][sim].add((origin, peer))
+        realms[origin, peer] = small_realm
+        large |= {name for name, is_large in ((origin, is_large_origin), (peer, is_large_peer)) if is_large}
+        if is_large_origin and is_large_peer:
+            seen.add((device, sim))
+    left_out, carried = frozenset[str](), None
+    while lies := _lies(reports, left_out, large, seen, realms):
+        carried = _carried(engine) if carried is None else carried
+        ratios = {name: len(devices) / (carried.get(name, 0) + 1) for name, devices in lies.items()}
+        worst = min(lies, key=lambda name: (-ratios[name], name))
+        if len(lies[worst]) * 2 <= carried.get(worst, 0):
+            break
+        left_out |= {worst}
+    return left_out
 
 
-def _build_box(engine: Engine) -> None:
-    """Build the table `box`: the largest set of devices and SIMs with the usage pattern of a SIM box.
+def _lies(
+    reports: Mapping[int, Mapping[int, set[Pair]]], left_out: frozenset[str], large: set[str], seen: set[tuple[int, int]], realms: Mapping[Pair, str | None]
+) -> dict[str, set[int]]:  # fmt: skip
+    """Return the devices that are suspicious by doubtful reports of each origin or peer, if they are at least `LIES_MIN`.
 
-    In this set each device has at least four of the SIMs, and each SIM at least two of the devices. At least two thirds
-    of a device's checks and half of a SIM's checks are within the set.
+    Args:
+        reports: device, SIM, and pairs of origin and peer that reported the two.
+        left_out: origins and peers whose reports do not count.
+        large: origins and peers that are trusted.
+        seen: devices and SIMs that a large origin reported by a large peer.
+        realms: operator of each pair, if it is small. Its own peers do not discredit each other.
     """
-    engine.define("box", """
-        SELECT usage.device, usage.subscriber, usage.checks, devices.checks AS device_checks, sims.checks AS sim_checks
-        FROM usage JOIN devices ON usage.device = devices.device
-        JOIN (SELECT subscriber, SUM(checks) AS checks FROM usage GROUP BY subscriber HAVING COUNT(*) >= 2) AS sims ON usage.subscriber = sims.subscriber
-        WHERE devices.subscribers >= 4
-    """)  # fmt: skip
-    before, count = -1, scalar(engine, "SELECT COUNT(*) FROM box")
-    while before != count:
-        engine.define("box", """
-            SELECT device, subscriber, checks, device_checks, sim_checks
-            FROM (
-              SELECT
-                box.*, COUNT(*) OVER by_device AS sims, COUNT(*) OVER by_sim AS devices, SUM(checks) OVER by_device AS of_device, SUM(checks) OVER by_sim AS of_sim
-              FROM box
-              WINDOW by_device AS (PARTITION BY device), by_sim AS (PARTITION BY subscriber)
-            ) AS counted
-            WHERE sims >= 4 AND devices >= 2 AND of_device * 3 >= device_checks * 2 AND of_sim * 2 >= sim_checks
-        """)  # fmt: skip
-        before, count = count, scalar(engine, "SELECT COUNT(*) FROM box")
+    lies = defaultdict[str, set[int]](set)
+    for device, by_sim in reports.items():
+        left = {sim: {pair for pair in pairs if left_out.isdisjoint(pair)} for sim, pairs in by_sim.items()}
+        left = {sim: pairs for sim, pairs in left.items() if pairs}
+        for sim, pairs in left.items():
+            for pair in pairs if (device, sim) not in seen else ():
+                others = {each for each in chain.from_iterable(left.values()) if realms[pair] is None or realms[each] != realms[pair]}  # fmt: skip
+                for name in {*pair} - large:
+                    if any(name not in other for other in others):  # another reporter's phone
+                        lies[name].add(device)
+    return {name: devices for name, devices in lies.items() if len(devices) >= LIES_MIN}
 
 
-def _find_untrusted(engine: Engine) -> set[str]:
-    """Return the origins and peers to ignore. They make many devices suspicious by their reports, but report few ordinary phones."""
-    claims = engine.rows(f"""
-        SELECT DISTINCT steps.device, CAST(steps.subscriber AS VARCHAR) AS subscriber, claims.origin, claims.peer
-        FROM steps JOIN summed ON steps.device = summed.device JOIN claims ON steps.claim = claims.claim
-        WHERE summed.odds > {LIKELY_ODDS}
-    """)
-    boxes = engine.rows("""
-        SELECT DISTINCT witnessed.device, witnessed.subscriber, witnessed.peer
-        FROM witnessed JOIN sim_box ON witnessed.device = sim_box.device
-        WHERE NOT witnessed.device IN (SELECT members.device FROM members) AND NOT witnessed.subscriber IS NULL
-    """)
-    carried = engine.rows(
-        "SELECT carried.device, claims.origin, claims.peer, carried.share FROM carried JOIN claims ON carried.claim = claims.claim"
-    )
-    share = max((int(share) for *_, share in carried), default=1)
-    untrusted = set[str]()
-    for at, column in ((0, "origin"), (1, "peer")):
-        ordinary: defaultdict[int, set[str]] = defaultdict(set)
-        for device, *origin_and_peer, _ in carried:
-            ordinary[device].add(origin_and_peer[at])
-        checks = engine.rows(f"SELECT {column}, SUM(checks) FROM claims GROUP BY 1")
-        sent = {reporter: int(count) for reporter, count in checks}
-        reports = [(device, subscriber, origin_and_peer[at]) for device, subscriber, *origin_and_peer in claims]
-        if column == "peer":
-            reports += boxes
-        untrusted |= find_distrusted(reports, map(sorted, ordinary.values()), share=share, sent=sent)
-    return untrusted
+def _carried(engine: Engine) -> dict[str, int]:
+    """Return how many ordinary phones of each origin or peer a large one reports too."""
+    for name in ("phones", "ordinary", "carried"):
+        engine.define(name, TABLES[name])
+    return {name: int(phones) for name, phones in engine.rows("SELECT name, phones FROM carried")}
 
 
-def _findings(
-    engine: Engine,
-    cases: Mapping[int, bool],
-    window: tuple[datetime, datetime],
-    *,
-    keep_users: bool = False,
-    distrusted: Iterable[str] = (),
-) -> list[Finding]:
+def _findings(engine: Engine, cases: Mapping[int, bool], least_score: float) -> list[Finding]:
     """Return the findings about scored devices, the highest score first, without devices that an operator has cleared."""
-    marks: defaultdict[int, list[tuple[float, str, str]]] = defaultdict(list)
-    rows = engine.rows(
-        "SELECT marks.device, marks.name, marks.says, marks.evidence FROM marks JOIN scores ON marks.device = scores.device"
-    )
-    for device, name, odds, evidence in rows:
-        marks[device].append((-odds, name, evidence))
-    copies = copies_by_device(engine, *window) if keep_users else {}
-    rows = engine.rows("""
-        SELECT scores.device, scores.score, devices.subscribers, devices.regulars, devices.first_seen, devices.last_seen, COALESCE(honest.words, '')
-        FROM scores JOIN devices ON scores.device = devices.device LEFT JOIN honest ON scores.device = honest.device
-    """)
+    bounded = min(max(least_score, 1e-15), 1 - 1e-15)
+    least = math.log(bounded / (1 - bounded))
+    engine.define("chosen", f"""
+        SELECT uses.device, MAX(scores.odds) AS odds, COUNT(uses.subscriber) AS subscribers, MIN(first_seen) AS first_seen, MAX(last_seen) AS last_seen,
+          SUM(CASE WHEN NOT subscriber IS NULL AND CAST(first_seen AS DATE) < CAST(last_seen AS DATE) THEN 1 ELSE 0 END) AS regulars
+        FROM uses LEFT JOIN scores ON uses.device = scores.device
+        WHERE scores.odds >= {least} OR uses.device IN (SELECT confirmed.device FROM confirmed)
+        GROUP BY uses.device
+    """)  # fmt: skip
+    says = _evidence(engine)
     findings = []
-    for device, score, subscribers, regulars, first, last, honest in rows:
+    for device, odds, subscribers, first, last, regulars in engine.rows("SELECT * FROM chosen"):
         confirmed = cases.get(device)
         if confirmed is False:
             continue
-        ranked = sorted(marks[device])
-        holding = [mark for mark in ranked if -mark[0] >= HOLDS_FROM] or ranked[:1]
-        finding = Finding(
-            device=device,
-            score=SCORE_MAX if confirmed else min(score, SCORE_MAX),
-            conditions=tuple(name for _, name, _ in holding),
-            subscribers=subscribers,
-            copies=regulars,
-            first_seen=first,
-            last_seen=last,
-            evidence="; ".join(evidence for *_, evidence in holding),
-            honest=honest,
-            confirmed=bool(confirmed),
-            users=copies.get(device, ()),
-            distrusted=tuple(sorted(distrusted)),
-        )
-        findings.append(finding)
+        ranked = sorted(says[device], key=lambda each: (-each[1], each[0]))
+        holding = [each for each in ranked if each[1] >= HOLDS_FROM] or ranked[:1]
+        score = SCORE_MAX if confirmed else min(round(1 / (1 + math.exp(-max(odds, -30))), 3), SCORE_MAX)
+        findings.append(Finding(
+            device=device, score=score, conditions=tuple(name for name, *_ in holding), subscribers=int(subscribers), copies=int(regulars), first_seen=first,
+            last_seen=last, evidence="; ".join(evidence for *_, evidence in holding), says=tuple(ranked), confirmed=bool(confirmed),
+        ))  # fmt: skip
     return sorted(findings, key=lambda finding: (-finding.score, finding.device))
+
+
+def _evidence(engine: Engine) -> Mapping[int, list[tuple[str, float, str]]]:
+    """Return condition, log odds and evidence of each condition of the devices in the table `chosen`."""
+    says = defaultdict[int, list[tuple[str, float, str]]](list)
+    rows = engine.rows(f"""
+        SELECT evidence.device, two, one, two_v, one_v, members, changes, days, {", ".join(COLUMNS)} FROM evidence JOIN chosen ON evidence.device = chosen.device
+    """)  # fmt: skip
+    for device, two, one, two_v, one_v, members, changes, days, *values in rows:
+        odds = defaultdict[str, float](float, alternates=INTERCEPT)
+        for (condition, weight), value in zip(COLUMNS.values(), values, strict=True):
+            odds[condition] += weight * float(value)
+        texts = {
+            "conflict": f"days on which a SIM goes on where it was, and not where the device was: {two} (days that show one phone: {one})" if two or one else "",
+            "version_alternates": f"days on which the software version goes back with the SIM: {two_v} (days that show one phone: {one_v})" if two_v or one_v else "",
+            "alternates": f"SIMs that came back: {members}; they change {changes} times on {days} days",
+        }  # fmt: skip
+        says[device] += [(name, round(odds[name], 6), text) for name, text in texts.items() if text]
+    for (device,) in engine.rows("SELECT boxes.device FROM boxes JOIN chosen ON boxes.device = chosen.device"):
+        says[device].append(("sim_box", CERTAIN, "SIMs go round through such devices, with little other traffic"))
+    for device, has_body, newest in engine.rows("""
+        SELECT unlisted.device, unlisted.has_body, (SELECT MAX(allocated) FROM allocations)
+        FROM unlisted JOIN tacs ON unlisted.device = tacs.device JOIN chosen ON unlisted.device = chosen.device
+    """):
+        text = f"its TAC is not in the list, whose newest is of {newest or 'no day'}"
+        says[device].append(("tac", LIKELY if has_body else NO_BODY, text))
+    for (device,) in engine.rows("SELECT chosen.device FROM placeholders JOIN chosen ON placeholders.device = chosen.device"):  # fmt: skip
+        says[device].append(("placeholder", CERTAIN, CONDITIONS["placeholder"]))
+    return says
 
 
 def as_text(moment: datetime) -> str:

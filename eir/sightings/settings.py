@@ -32,7 +32,5 @@ class SightingsSettings:
     events_max: float = 100
     """Maximum number of events per second."""
     webhook: Webhook | None = None
-    stream: str | None = None
-    """Key of a stream in the store's Redis."""
     watch: tuple[str, ...] = ()
     """Lists for which a change of SIM or device is an event."""

@@ -22,15 +22,10 @@ if TYPE_CHECKING:
 TYPES = {"VARCHAR": "STRING", "INTEGER": "INT", "UINTEGER": "BIGINT", "TIMESTAMP": "TIMESTAMP_NTZ"}
 """DuckDB types with another name in Spark, which reads unsigned numbers as the next larger type."""
 SETTINGS = {
-    "spark.app.name": "eir tamper",
-    "spark.log.level": "ERROR",
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-    "spark.sql.session.timeZone": "UTC",
-    # Times in the files, and all other times here, are UTC without a zone.
-    "spark.sql.timestampType": "TIMESTAMP_NTZ",
-}
-"""Settings that affect results and output; all others are in the operator's spark-defaults.conf."""
+    "spark.app.name": "eir tamper", "spark.log.level": "ERROR", "spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false",
+    "spark.sql.session.timeZone": "UTC", "spark.sql.timestampType": "TIMESTAMP_NTZ",
+}  # fmt: skip
+"""Settings that affect results and output; all others are in the operator's spark-defaults.conf. All times are UTC without a zone."""
 
 
 class Spark:
@@ -50,9 +45,7 @@ class Spark:
         layout = ", ".join(f"{field}: {TYPES.get(kind, kind)}" for field, kind in fields)
         select = f"SELECT INLINE(FROM_JSON(:rows, 'ARRAY<STRUCT<{layout}>>'))"
         # As one text: Python objects would need this version of Python on every worker.
-        text = json.dumps(
-            [dict(zip((field for field, _ in fields), row, strict=True)) for row in rows], default=date.isoformat
-        )
+        text = json.dumps([dict(zip((field for field, _ in fields), row, strict=True)) for row in rows], default=date.isoformat)  # fmt: skip
         self._write_table(name, self._session.sql(select, {"rows": text}))
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
@@ -91,9 +84,7 @@ def spark(
         from pyspark.errors import PySparkException  # noqa: PLC0415 - only needed here
         from pyspark.sql import SparkSession  # noqa: PLC0415 - as above
     except ModuleNotFoundError:
-        raise SetupFault(
-            "the analysis on a cluster needs Spark and sqlglot: in the clone, pip install '.[spark]'; and a Java runtime"
-        ) from None
+        raise SetupFault("the analysis on a cluster needs Spark and sqlglot: in the clone, pip install '.[spark]'; and a Java runtime") from None  # fmt: skip
     try:
         session = SparkSession.builder.master(master).config(map=SETTINGS).getOrCreate()
     except (PySparkException, Py4JError, OSError) as e:
@@ -101,9 +92,8 @@ def spark(
     own = f"{work.rstrip('/')}/eir-tamper-{secrets.token_hex(8)}"
     try:
         columns = ", ".join(f"{name} {TYPES.get(kind, kind)}" for name, kind in SCHEMA.items())
-        session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files)).createOrReplaceTempView(
-            "recorded"
-        )
+        recorded = session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files))
+        recorded.createOrReplaceTempView("recorded")
         session.sql(translate(window_select("recorded", since, until, without))).createOrReplaceTempView("sightings")
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:

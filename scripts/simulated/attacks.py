@@ -17,7 +17,7 @@ from .world import World
 
 PEER, ACCOMPLICE = "liar.example", "accomplice.example"
 AGENTS = ("agent1.example", "agent2.example")
-VICTIMS, REQUESTS = 100, 24
+VICTIMS, REQUESTS, INVENTED = 100, 24, 11_000
 Rows = list[dict[str, object]]
 Attack = Callable[[pl.DataFrame, list[int], np.random.Generator], Rows]
 """(record, attacked devices, random generator) → rows that the peer adds."""
@@ -159,8 +159,9 @@ def exchanged_sims(checks: pl.DataFrame, after: list[int], rng: np.random.Genera
     return [row | {"subscriber": sim[following[row["device"]]]} for row in another_sim(checks, after, rng)]
 
 
-def colluding(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
-    """Three SIMs that do not exist, each reported by two peers, twice a day on twelve days."""
+def colluding(checks: pl.DataFrame, after: list[int], rng: np.random.Generator, peers: int = 2) -> Rows:
+    """Three SIMs that do not exist, each reported by two or more peers, twice a day on twelve days."""
+    hosts = [PEER, ACCOMPLICE, *(f"accomplice{number}.example" for number in range(2, peers))]
     days = checks["time"].dt.date().unique().sort().to_list()
     rows: Rows = []
     for device in after:
@@ -169,7 +170,7 @@ def colluding(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) 
             time = datetime.combine(days[min(first + number // 2, len(days) - 1)], datetime.min.time()) + _minutes(
                 rng.uniform(360, 1380)
             )
-            host = (PEER, ACCOMPLICE)[int(rng.integers(0, 2))]
+            host = hosts[int(rng.integers(0, peers))]
             rows.append(
                 {
                     "time": time,
@@ -196,6 +197,21 @@ def slow_poison(checks: pl.DataFrame, after: list[int], rng: np.random.Generator
         for number in known for time in _some(times, rng, 4)
     ]  # fmt: skip
     return rows
+
+
+def six_colluding(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """The same by six peers."""
+    return colluding(checks, after, rng, peers=6)
+
+
+def padded(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """A second phone, by a peer that also invents 11,000 ordinary phones."""
+    times = checks["time"].to_list()
+    invented = [
+        {"time": times[int(rng.integers(0, len(times)))], "device": _of_model(int(checks["device"][0]), 700_000 + number), "subscriber": f"own{number}"}
+        for number in range(INVENTED)
+    ]  # fmt: skip
+    return [*second_phone(checks, after, rng), *invented]
 
 
 def by_agents(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
@@ -236,7 +252,7 @@ def rival(checks: pl.DataFrame, after: list[int], rng: np.random.Generator, *, d
 PLANTED: Mapping[str, Attack] = {
     "another SIM": another_sim, "a second phone": second_phone, "another software version": other_version, "version 00, no SIM": no_sim, "a borrowed origin": borrowed_origin,
     "SIMs that go round": four_sims, "its SIM with other numbers": its_sim_elsewhere, "exchanged SIMs": exchanged_sims,
-    "two colluding peers": colluding, "slow poison": slow_poison,
+    "two colluding peers": colluding, "six colluding peers": six_colluding, "slow poison": slow_poison, "invented phones": padded,
 }  # fmt: skip
 """Attacks after which honest devices are reported."""
 
@@ -300,8 +316,19 @@ def foreign_sim(checks: pl.DataFrame, after: list[int], rng: np.random.Generator
     return [row | {"home": "310410"} for row in rows]
 
 
+def loud_module(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
+    """A module with a check each 20 s for a day."""
+    day, device = checks["time"].min(), _of_model(int(checks["device"][0]), 900_100)
+    return [{"time": day + _minutes(number / 3), "device": device, "subscriber": "loud"} for number in range(4000)]
+
+
+def million(checks: pl.DataFrame, after: list[int], rng: np.random.Generator) -> Rows:
+    """One row of a million checks in each clone."""
+    return [row | {"checks": 1_000_000} for device in after[:VICTIMS] for row in another_sim(checks, [device], rng)[:1]]
+
+
 BLINDING: Mapping[str, Attack] = {
     "a peer is discredited": peer_discredited, "numbers that are busy": busy_numbers, "unknown TACs": unknown_tacs, "quick moves": quick_moves,
-    "foreign SIMs in clones": foreign_sim,
+    "foreign SIMs in clones": foreign_sim, "a loud module": loud_module, "rows of a million checks": million,
 }  # fmt: skip
 """Attacks after which tampered devices are missed; where an attack needs the copied identifiers, it gets them."""

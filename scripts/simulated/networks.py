@@ -135,7 +135,7 @@ class _Stints:
         return {name: np.concatenate(parts) for name, parts in self.columns.items()}
 
 
-def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, PLR0912, PLR0915 - the list of what there is in a network
+def make(folder: Path, network: Network, *, seed: int) -> World:  # noqa: C901, PLR0915 - the list of what there is in a network
     """Make a network in a folder."""
     rng = np.random.default_rng([seed, 27])
     days, people = network.days, network.subscribers

@@ -201,7 +201,7 @@ class _Country:
             now = (now + 1 + int(self.rng.integers(0, len(cards) - 1))) % len(cards)
 
 
-def make(folder: Path, rules: Shared, *, seed: int) -> Market:  # noqa: C901, PLR0912, PLR0915 - the list of all that is in a network
+def make(folder: Path, rules: Shared, *, seed: int) -> Market:  # noqa: C901, PLR0915 - the list of all that is in a network
     """Make a network in a folder."""
     rng = np.random.default_rng([seed, 41])
     land = _Country(rules, rng)

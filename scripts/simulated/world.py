@@ -444,7 +444,7 @@ def _write(  # noqa: PLR0915 - one day from beginning to end
     return total
 
 
-def _files(  # noqa: PLR0917 - columns of one table
+def _files(
     folder: Path,
     day: int,
     time: np.ndarray,

@@ -18,7 +18,7 @@ from .world import START, World
 MOVES = 10
 
 
-def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:  # noqa: C901, PLR0912, PLR0915 - the list of what there is in a network
+def make(folder: Path, subscribers: int, *, days: int = 30, seed: int) -> World:  # noqa: C901, PLR0915 - the list of what there is in a network
     """Make a network with this number of honest subscribers in a folder."""
     rng = np.random.default_rng([seed, 2])
     provinces = int(rng.integers(3, 16))

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from lanes import Kept
-from made import fill, pages_of
-from wire import HOST, TGPP, avp, ecr
+from simulated.lanes import Kept
+from simulated.store_content import fill, pages_of
+from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from made import page, pages_of, pair_pages, state
+from simulated.store_content import page, pages_of, pair_pages, state
 
 from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, explain, option_fault, question_of

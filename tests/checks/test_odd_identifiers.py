@@ -5,7 +5,7 @@ import csv
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node import LISTED, UNLISTED, until
+from simulated.node import LISTED, UNLISTED, until
 from test_serve import BLACK, GREY, WHITE, ask
 
 from eir.device import MEID_BASE, ODD_BASE, any_key, device_key, key_text, odd_key

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import pages_of, pair_pages
+from simulated.store_content import pages_of, pair_pages
 
 from eir.checks import conditions
 from eir.checks.policy import Policy, Verdict, compile_policy

@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from luhn import check_digit
+from simulated.luhn import check_digit
 
 from eir.checks.question import KEY_TESTS, Question, has_wrong_check_digit
 from eir.device import device_key, imei_key, meid_key

@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 
-import lanes
 import pytest
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until
-from patience import PATIENCE_S
-from servers import free_port
-from wire import HOST, REALM, TGPP, Message, cer, ecr
+from simulated import lanes
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until
+from simulated.patience import PATIENCE_S
+from simulated.servers import free_port
+from simulated.wire import HOST, REALM, TGPP, Message, cer, ecr
 
 from eir.checks.trace import TraceFilter
 from eir.interfaces.gsup import INTERFACE as GSUP
@@ -45,13 +45,8 @@ class Trace:
     def __init__(self, site, *arguments):
         self.out = site.folder / "trace.out"
         with self.out.open("w") as out, (site.folder / "trace.err").open("w") as err:
-            self.process = subprocess.Popen(
-                [*COMMAND, "trace", "--json", "--reason", "complaint 17", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=site.environment(),
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            self.process = site.popen("trace", "--json", "--reason", "complaint 17", *arguments, **streams)
         until(lambda: "Ctrl-C" in (site.folder / "trace.err").read_text() or self.process.poll() is not None)
         assert self.process.poll() is None, (site.folder / "trace.err").read_text()
 

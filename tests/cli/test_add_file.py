@@ -8,8 +8,8 @@ import subprocess
 from contextlib import suppress
 
 import pytest
-from luhn import check_digit
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site
+from simulated.luhn import check_digit
+from simulated.node import LISTED, TRACKED, UNLISTED, Site
 
 ROWS = 5_000
 LISTS = {
@@ -203,28 +203,17 @@ def test_a_list_that_takes_no_entries_of_ours_refuses_the_file(host):
 
 
 def test_standard_input_is_a_file(host):
-    done = subprocess.run(
-        [*COMMAND, "add", "piped", "--file", "-", "--reason", "x", "--json"], input=f"imei\n{UNLISTED}\n", capture_output=True, text=True,
-        env=host.environment(), cwd=host.folder, check=True,
-    )  # fmt: skip
+    done = host.eir("add", "piped", "--file", "-", "--reason", "x", "--json", input=f"imei\n{UNLISTED}\n")
     assert json.loads(done.stdout)["come"] == 1
 
 
 @pytest.mark.long
 def test_a_terminal_shows_progress_and_a_pipe_none(host):
-    command = [
-        *COMMAND,
-        "add",
-        "many",
-        "--file",
-        str(put(host, *(imei(n) for n in range(ROWS, ROWS + 100)))),
-        "--reason",
-        "x",
-        "--dry-run",
-    ]
-    assert subprocess.run(command, capture_output=True, env=host.environment(), check=True).stderr == b""
+    file = put(host, *(imei(n) for n in range(ROWS, ROWS + 100)))
+    command = ("add", "many", "--file", file, "--reason", "x", "--dry-run")
+    assert host.eir(*command).stderr == ""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=host.environment(TERM="xterm"))
+    process = host.popen(*command, stdout=subprocess.DEVNULL, stderr=theirs, env=host.environment(TERM="xterm"))
     os.close(theirs)
     shown = b""
     with suppress(OSError):  # the end of a terminal

@@ -10,8 +10,8 @@ import tarfile
 from contextlib import closing
 
 import pytest
-from node import COMMAND, LISTED, UNLISTED, Site, until
-from servers import Server, programs
+from simulated.node import LISTED, UNLISTED, Site, until
+from simulated.servers import Server, programs
 
 LISTS = {"stolen": {"signers": "signers"}, "own": {"local": True}}
 POLICY = {"rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "own", "answer": "greylisted"}]}
@@ -168,12 +168,8 @@ def test_the_record_of_checks_goes_along_if_it_is_wanted(tmp_path, publisher):
 def test_through_pipes(tmp_path, publisher):
     with made(tmp_path / "site", publisher, "sqlite") as site, Site(tmp_path / "new", publisher) as new:
         new.configure(lists=LISTS, policy=POLICY)
-        backup = subprocess.run(
-            [*COMMAND, "backup", "-"], env=site.environment(), cwd=site.folder, check=True, capture_output=True
-        )
-        subprocess.run(
-            [*COMMAND, "restore", "-"], env=new.environment(), cwd=new.folder, check=True, input=backup.stdout
-        )
+        backup = site.eir("backup", "-", text=False)
+        new.eir("restore", "-", text=False, input=backup.stdout)
         assert facts(new) == facts(site)
 
 
@@ -503,8 +499,7 @@ def test_a_killed_command_leaves_no_keys_and_the_next_one_removes_its_folder(hos
         return [*host.state.glob(".backup-*")]
 
     whole = packed(*members)
-    options = {"env": host.environment(), "cwd": host.folder, "stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen([*COMMAND, "restore", "-"], **options) as process:
+    with host.popen("restore", "-", text=False, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         process.stdin.write(whole[:-20_000])
         process.stdin.flush()
         (room,) = until(rooms)

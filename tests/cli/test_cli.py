@@ -16,16 +16,15 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from certificates import Authority
-from commands import commands
 from full_disk import no_file_above
-from luhn import check_digit
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Publisher, Site, until
-from patience import PATIENCE_S, PROGRAM_S
+from simulated.certificates import Authority
+from simulated.luhn import check_digit
+from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site, run_eir, until
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.wire import EIR, HOST, REALM
 from typer.main import get_command
-from wire import EIR, HOST, REALM
 
-from eir.cli.app import command_line, main
+from eir.cli.app import command_line
 from eir.cli.output import written_to
 from eir.disk import open_replacement
 from eir.lists.record.in_force import load_in_force
@@ -59,22 +58,11 @@ def host(shared):
 
 
 @pytest.fixture
-def eir(host, monkeypatch, capsys):
-    """Run a command in this process: status, standard output, standard error."""
+def eir(host, eir, monkeypatch):
+    """Run a command of the host in this process."""
     monkeypatch.setenv("EIR_CONFIG", str(host.path))
     monkeypatch.chdir(host.folder)
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            main(arguments=[*map(str, arguments)])
-            status = 0
-        except SystemExit as ended:
-            status = ended.code or 0
-        done = capsys.readouterr()
-        return status, done.out, done.err
-
-    return run
+    return eir
 
 
 def document(ran):
@@ -228,8 +216,7 @@ class TestConfiguration:
         def realm(*arguments, before=(), **environment):
             base = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
             words = [*before, "config", "--json", *arguments]
-            done = commands().run(words, cwd=tmp_path, env=base | environment, timeout=PATIENCE_S)
-            return json.loads(done.stdout)["identity"]["realm"]
+            return json.loads(run_eir(*words, cwd=tmp_path, env=base | environment).stdout)["identity"]["realm"]
 
         assert realm() == "default.example"
         assert realm(EIR_CONFIG="environment/eir.yaml") == "environment.example"
@@ -508,11 +495,11 @@ class TestLists:
             assert site.eir("rollback", "stolen").stderr == f"{said}\n"
             assert node.status()["lists"]["stolen"]["serial"] == 1
 
-    def test_taken_over_means_that_the_disk_has_it(self, host, tmp_path):
+    def test_taken_over_means_that_the_disk_has_it(self, host, tmp_path, constants):
         with Site(tmp_path / "site", host.publisher) as site:
             site.load([LISTED])
             node = site.start()
-            for serial in (2, 3, 4):
+            for serial in (2, 3):
                 assert "has taken over stolen" in site.eir("load", site.release([LISTED], serial=serial)).stderr
                 entry = load_in_force(site.state)["stolen"]
                 assert (entry.serial, entry.mark) == (serial, (0, serial))
@@ -522,10 +509,11 @@ class TestLists:
             file = site.state / "in-force.json"
             file.unlink()
             file.mkdir()  # as a full disk, which lets nobody write the file
-            said = site.eir("load", site.release([LISTED], serial=5)).stderr.splitlines()[-1]
+            constants({"eir.cli.in_force.TAKEN_OVER_S": 0.05})
+            said = site.eir("load", site.release([LISTED], serial=4)).stderr.splitlines()[-1]
             assert said == f"the node on this host (process {node.pid}) has not taken over stolen yet; see eir status"
             file.rmdir()
-            until(lambda: load_in_force(site.state).get("stolen", entry).mark == (0, 5))
+            until(lambda: load_in_force(site.state).get("stolen", entry).mark == (0, 4))
 
     def test_a_local_list_has_changes_instead_of_serials(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
@@ -637,10 +625,10 @@ class TestLists:
 
     def test_a_load_always_prints_the_added_and_removed_devices(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
-            for serial, rows, come, gone in ((1, [LISTED], 1, 0), (2, [UNLISTED, TRACKED], 2, 1)):
-                manifest = site.release(rows, serial=serial)
-                for options in (("--dry-run",), ()):
-                    assert f"; {come} devices come, {gone} go; " in site.eir("load", *options, manifest).stderr
+            site.load([LISTED])
+            manifest = site.release([UNLISTED, TRACKED], serial=2)
+            for options in (("--dry-run",), ()):
+                assert "; 2 devices come, 1 go; " in site.eir("load", *options, manifest).stderr
             (report,) = site.json("load", "--dry-run", site.release([LISTED], serial=3))
             assert (report["come"], report["gone"], report["lifted"]) == (1, 2, [])
             assert "; 2 devices come, 1 go; signed by " in site.json("history", "stolen")[-1]["detail"]
@@ -771,10 +759,8 @@ def on_terminal(host, *arguments, columns=80):
     import termios
 
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, cwd=host.folder,
-        env=host.environment(TERM="xterm"), start_new_session=True,
-    )  # fmt: skip
+    terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    process = host.popen(*arguments, env=host.environment(TERM="xterm"), **terminal)
     os.close(theirs)
     shown = b""
     try:
@@ -883,7 +869,7 @@ def test_the_first_default_file_that_can_be_read_is_the_configuration(host, tmp_
 
     def config():
         environment = {name: value for name, value in os.environ.items() if name != "EIR_CONFIG"}
-        return commands().run(["config"], env=environment, cwd=tmp_path, timeout=PATIENCE_S)
+        return run_eir("config", env=environment, cwd=tmp_path, status=None)
 
     assert config().returncode == 0, "the first is missing"
     (tmp_path / "config" / "eir.yaml").mkdir(parents=True)
@@ -901,7 +887,7 @@ def test_where_no_node_runs_both_default_files_are_named(host, tmp_path, constan
     both = f"; config/eir.yaml was read, but {host.path} exists too: -c FILE selects one"
 
     def said(*arguments):
-        done = commands().run([*arguments], env=environment, cwd=tmp_path, timeout=PATIENCE_S)
+        done = run_eir(*arguments, env=environment, cwd=tmp_path, status=None)
         return done.stdout + done.stderr
 
     (tmp_path / "config").mkdir()
@@ -927,11 +913,7 @@ class TestAsSomebodyElse:
     HELD_BACK = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
 
     def eir(self, site, *arguments):
-        done = subprocess.run(
-            [*self.HELD_BACK, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=site.environment(), check=False, cwd=site.folder,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        return site.eir(*arguments, status=None, prefix=self.HELD_BACK)
 
     @pytest.fixture
     def elsewhere(self, host, tmp_path):
@@ -942,11 +924,7 @@ class TestAsSomebodyElse:
         without = {name: value for name, value in host.environment().items() if name != "EIR_CONFIG"}
 
         def run(*arguments, **changes):
-            done = subprocess.run(
-                [*self.HELD_BACK, *COMMAND, *map(str, arguments)], capture_output=True, text=True, env=without | changes, check=False, cwd=tmp_path,
-            )  # fmt: skip
-            assert "Traceback" not in done.stderr, done.stderr
-            return done
+            return run_eir(*arguments, env=without | changes, cwd=tmp_path, status=None, prefix=self.HELD_BACK)
 
         return run
 
@@ -1043,14 +1021,8 @@ class TestEndings:
     )
     def test_a_full_disk_is_an_error_to_print(self, host, command):
         with Path("/dev/full").open("w") as full:
-            done = subprocess.run(
-                [*COMMAND, *command.split()], stdout=full, stderr=subprocess.PIPE, text=True, env=host.environment(), cwd=host.folder,
-                check=False,
-            )  # fmt: skip
-        assert (done.returncode, done.stderr.removeprefix(FROM_STORE)) == (
-            1,
-            "eir: the output: No space left on device\n",
-        )
+            done = host.eir(*command.split(), stdout=full, status=1)
+        assert done.stderr.removeprefix(FROM_STORE) == "eir: the output: No space left on device\n"
 
     def test_a_device_and_a_link_are_written_to_and_not_replaced(self, tmp_path):
         """`--out /dev/stdout` by root takes nothing away."""
@@ -1092,10 +1064,9 @@ class TestEndings:
     def test_ctrl_c_is_130(self, host):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             target = f"s13://127.0.0.1:{silent.getsockname()[1]}"
-            process = subprocess.Popen(
-                # The shell that ran the tests may have had them ignore SIGINT.
-                ["env", "--default-signal=INT", *COMMAND, "probe", target, LISTED, "--timeout", "60"], env=host.environment(),
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=host.folder,
+            process = host.popen(
+                "probe", target, LISTED, "--timeout", "60", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                prefix=["env", "--default-signal=INT"],  # the shell that ran the tests may have had them ignore SIGINT
             )  # fmt: skip
             connection, _ = silent.accept()
             with connection:
@@ -1113,19 +1084,14 @@ class TestEndings:
     def test_a_reader_that_went_away_is_no_error_to_print(self, host, command):
         ours, theirs = os.pipe()
         os.close(ours)
-        done = subprocess.run(
-            [*COMMAND, *command.split()], stdout=theirs, stderr=subprocess.PIPE, text=True, env=host.environment(), cwd=host.folder,
-            check=False,
-        )  # fmt: skip
+        done = host.eir(*command.split(), stdout=theirs, status=None)
         os.close(theirs)
         assert done.stderr.removeprefix(FROM_STORE) == ""
         assert done.returncode in {0, 1, 128 + signal.SIGPIPE}
 
     def test_a_node_goes_on_when_nobody_reads_its_log(self, host):
         ours, theirs = os.pipe()
-        process = subprocess.Popen(
-            [*COMMAND, "serve"], stderr=theirs, stdout=theirs, env=host.environment(), cwd=host.folder
-        )
+        process = host.popen("serve", stderr=theirs, stdout=theirs)
         os.close(theirs)
         os.close(ours)
         try:
@@ -1267,8 +1233,7 @@ def test_inbox_lists_the_waiting_files(host, tmp_path):
 def test_no_file_can_be_written_by_everyone(tmp_path, publisher):
     data = tmp_path / "new.csv"
     data.write_text(f"imei\n{LISTED}\n")
-    command = [*COMMAND, *PUBLISH, data, "--key", publisher.key]
-    subprocess.run([*map(str, command)], check=True, capture_output=True, umask=0)
+    run_eir(*PUBLISH, data, "--key", publisher.key, env=os.environ, cwd=tmp_path, umask=0)
     made = [path for path in tmp_path.iterdir() if path.name.startswith(("stolen", "x"))]
     assert made
     assert not [path for path in made if path.stat().st_mode & 0o002]

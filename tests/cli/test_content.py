@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from node import Site
+from simulated.node import Site
 
 REASONS = ["imei,reason,until", "00101001000001,stolen,", "00101001000003,lost,2031-01-01", "00101002000005,stolen,"]
 LISTS = {

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from node import Site, until
+from simulated.node import Site, until
 
 TODAY = datetime.now(UTC).date()
 LEFT, REGISTERED = "35000000000001", "86123456789012"

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until
-from servers import Server, programs
+from simulated.node import LISTED, TRACKED, UNLISTED, until
+from simulated.servers import Server, programs
 
 REASON = ["imei,reason", f"{LISTED},stolen in transit"]
 OTHER_POLICY = {"rules": [{"list": "stolen", "answer": "greylisted"}, {"list": "tracked", "answer": "greylisted"}]}

@@ -8,9 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import commands
-from node import COMMAND
-from patience import PATIENCE_S
+from simulated.node import COMMAND, run_eir
+from simulated.patience import PATIENCE_S
 
 from eir.config import load_config
 
@@ -28,11 +27,7 @@ def key(tmp_path):
 
 
 def init(*arguments, status=0, **options):
-    usual = {"env": dict(os.environ), "cwd": ".", "timeout": PATIENCE_S}
-    done = commands().run(["init", *map(str, arguments)], **usual | options)
-    assert done.returncode == status, done
-    assert "Traceback" not in done.stderr
-    return done
+    return run_eir("init", *arguments, status=status, **{"env": dict(os.environ), "cwd": "."} | options)
 
 
 def test_it_writes_a_configuration_with_comments_the_key_and_a_unit(tmp_path, key):

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-from made import event
-from node import LISTED, TRACKED, UNLISTED, until
-from wire import HOST, REALM
+from simulated.node import LISTED, TRACKED, UNLISTED, until
+from simulated.store_content import event
+from simulated.wire import HOST, REALM
 
 from eir.checks.explain import question_of
 from eir.checks.settings import PolicySettings

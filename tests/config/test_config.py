@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from certificates import Authority, days
 from configuration import GOOD, IDENTITY, LISTS, ONE_PEER, RULES, SIGNER, problems_of
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated.certificates import Authority, days
 
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import load_config
@@ -202,6 +202,21 @@ def test_configuration_is_frozen(write):
         load_config(write(GOOD)).workers = 2
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "warning"),
+    [
+        ("fraud_check:\n  listen: http://127.0.0.1:8444\n", 2, "the key 'fraud_check' has no effect: DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section"),
+        ("tamper:\n  tac_db: tacs.txt\n", 3, "the key 'tac_db' in tamper has no effect: TACs come in a signed list now"),
+        ("tamper:\n  origins: {}\n", 3, "the key 'origins' in tamper has no effect: the record itself shows which origins are one place"),
+        ("sightings:\n  stream: eir:checks\n  keep: 30d\n", 3, "the key 'stream' in sightings has no effect: events go to a receiver over HTTP, see sightings.webhook"),
+    ],
+)  # fmt: skip
+def test_a_removed_key_is_a_warning_that_names_its_successor(write, text, line, warning):
+    (found,) = (each for each in load_config(write(IDENTITY + text)).warnings if "has no effect" in each.text)
+    assert found.line == line
+    assert found.text.startswith(warning)
+
+
 # Every fault, with its line and what was expected
 
 
@@ -209,8 +224,6 @@ FAULTS = [
     # what stands after a good identity (line 1), the line, and what the message has to say
     ("polici: {}\n", 2, r"^unknown key 'polici'; did you mean 'policy'\?$"),
     ("lists:\n  stolen-national:\n    signers: signers\n    shrinkmax: 20%\n", 5, r"^unknown key 'shrinkmax' in lists.stolen-national; did you mean 'shrink_max'\?$"),
-    ("fraud_check:\n  listen: http://127.0.0.1:8444\n", 2, "unknown key 'fraud_check'; DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section to 'device_authenticity'"),
-    ("tamper:\n  tac_db: tacs.txt\n", 3, "unknown key 'tac_db' in tamper; TACs come in a signed list now: under 'lists', tacs: {kind: device_types"),
     ("limits:\n  max-avps: 40\n", 3, "unknown key 'max-avps' in limits; did you mean 'max_avps'"),
     ("zzz: 1\n", 2, "^unknown key 'zzz'; known here: identity, listen, peers"),
     ("identity: {host: b, realm: c}\n", 2, "the key 'identity' occurs twice, first in line 1"),

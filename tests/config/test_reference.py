@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from certificates import Authority
 from configuration import GOOD, IDENTITY, ONE_PEER, SIGNER, files_of_tokens, problems_of
+from simulated.certificates import Authority
 
 from eir.checks.settings import Status
 from eir.config import Config, config_after_reload, load_config, needs_restart, render
@@ -126,7 +126,7 @@ def files_of_sample(folder):
 
 def paths_in(value, path="") -> set[str]:
     if isinstance(value, dict):
-        named = "*" if path in {"lists", "layouts", "tamper.origins"} else None
+        named = "*" if path in {"lists", "layouts"} else None
         return set().union(*(paths_in(inner, f"{path}.{named or name}".lstrip(".")) for name, inner in value.items()))
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return set().union(*(paths_in(inner, f"{path}[]") for inner in value))

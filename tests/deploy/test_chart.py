@@ -14,10 +14,10 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from certificates import Authority
-from node import LISTED, Site, until
-from patience import PATIENCE_S, PROGRAM_S
-from wire import EIR
+from simulated.certificates import Authority
+from simulated.node import LISTED, Site, until
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.wire import EIR
 
 from eir import __version__
 from eir.config import load_config

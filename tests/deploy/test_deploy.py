@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from certificates import Authority
-from node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until, until_async
-from patience import PATIENCE_S, PROGRAM_S
-from servers import Server, free_port
-from wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
+from simulated.certificates import Authority
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.servers import Server, free_port
+from simulated.wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
 
 from eir.config import load_config
 from eir.node.observe.alerts import RULES, alert_of
@@ -470,10 +470,10 @@ class TestUnit:
         variables = dict(value.split("=", 1) for value in settings["Environment"] if not value.startswith("EIR_CONFIG"))
         prefix = [*confined, "env", *(f"{name}={value}" for name, value in variables.items())]
         manifest = site.release([LISTED, "001010010000014"])
-        run(*prefix, *COMMAND, "load", manifest, env=site.environment(), cwd=site.folder)
+        site.eir("load", manifest, prefix=prefix)
         client = await connect(site.start(prefix=prefix))
         assert (await client.ask(ecr(LISTED))).number(1445, TGPP) == 1
-        run(*COMMAND, "reload", env=site.environment(), cwd=site.folder)
+        site.eir("reload")
 
     @pytest.mark.skipif(not knows_mdwe(), reason="the kernel has no PR_SET_MDWE")
     def test_its_statement_about_polars_is_true(self, tmp_path):
@@ -577,6 +577,7 @@ class TestContainers:
             config.warnings
         )  # they reach the one who deploys it
 
+    @pytest.mark.long
     async def test_a_load_on_one_of_the_nodes_reaches_both(self, tmp_path, publisher, connect):
         """The two configurations as they are, but for addresses and folders, with a Redis as the compose file starts it."""
         command = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]["redis"]["command"]
@@ -600,6 +601,8 @@ class TestContainers:
                     return [(await client.ask(question)).number(1445, TGPP) for client in clients] == [1, 1]
 
                 await until_async(blocked_by_both)
+                for client in clients:  # each node otherwise waits for the DPA
+                    await client.close()
         finally:
             redis.stop()
 

@@ -12,13 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from node import until
 from pages import Installation
-from patience import PROGRAM_S
-from servers import free_port
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
-from agent import in_a_network_of_its_own
+from simulated.agent import in_a_network_of_its_own
+from simulated.node import until
+from simulated.patience import PROGRAM_S
+from simulated.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 SOMEBODY = pwd.getpwnam("nobody")

@@ -9,7 +9,7 @@ from shlex import quote
 
 import pytest
 from pages import ROOT, Installation
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 
 WHEELS = Path(sys.prefix) / "wheels"
 """Made by `scripts/setup --test`, by the page's own line."""
@@ -56,7 +56,7 @@ def test_the_lines_without_the_internet_install_without_a_network(clone):
     code, said = alone(Installation.offline, clone)
     assert code == 0, said
     code, said = alone(
-        "cd /; /opt/eir/bin/eir --version; /opt/eir/bin/eir manual >/dev/null; /opt/eir/bin/python -c 'import duckdb, eir.interfaces.s13._lane as lane; print(lane.__file__)'",
+        "cd /; /opt/eir/bin/eir --version; /opt/eir/bin/eir load --help >/dev/null; /opt/eir/bin/python -c 'import duckdb, eir.interfaces.s13._lane as lane; print(lane.__file__)'",
         clone,
     )
     assert code == 0, said

@@ -14,10 +14,8 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
-from patience import PROGRAM_S
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import releasing
+from simulated.patience import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 

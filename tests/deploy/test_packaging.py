@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "deploy" / "requirements.lock").read_text()

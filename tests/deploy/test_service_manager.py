@@ -2,11 +2,10 @@
 
 import os
 import socket
-import subprocess
 
 import pytest
-from node import COMMAND, LISTED
-from patience import PATIENCE_S
+from simulated.node import LISTED
+from simulated.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -26,10 +25,8 @@ def manager(tmp_path):
 
 
 def serve(site, address):
-    environment = site.environment(NOTIFY_SOCKET=str(address))
-    log = (site.folder / "serve.log").open("w")
-    with log:
-        return subprocess.Popen([*COMMAND, "serve"], env=environment, cwd=site.folder, stderr=log)
+    with (site.folder / "serve.log").open("w") as log:
+        return site.popen("serve", env=site.environment(NOTIFY_SOCKET=str(address)), stderr=log)
 
 
 def test_ready_is_sent_when_the_node_answers_and_stopping_before_its_end(site, manager):

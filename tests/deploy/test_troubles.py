@@ -9,9 +9,9 @@ from pathlib import Path
 
 import full_disk
 import pytest
-from certificates import Authority
-from node import LISTED, TRACKED, UNLISTED, Publisher, Site, until
-from wire import HOST, REALM
+from simulated.certificates import Authority
+from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site, until
+from simulated.wire import HOST, REALM
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "TROUBLES.md").read_text()
 MEMBER = f"origin_host={HOST}&origin_realm={REALM}"

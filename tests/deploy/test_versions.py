@@ -10,14 +10,12 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-import yaml
-
-from eir import __version__
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import releasing
 import versions
+import yaml
 from versions import Broken, Version
+
+from eir import __version__
 
 ROOT = Path(__file__).parents[2]
 EPOCH = "1700000000"

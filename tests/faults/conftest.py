@@ -1,9 +1,9 @@
 """Fixtures of the fault runs."""
 
 import pytest
-import servers
 from fleet import OPTIONS, Fleet
-from servers import Server
+from simulated import servers
+from simulated.servers import Server
 
 
 @pytest.fixture(scope="session", autouse=True)

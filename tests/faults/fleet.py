@@ -5,7 +5,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from node import Site, until
+from simulated.node import Site, until
 from witness import Truth, Witness
 
 from eir.errors import StoreError

@@ -7,8 +7,8 @@ import asyncio
 import threading
 from contextlib import suppress
 
-from accepting import accepting
-from patience import PATIENCE_S
+from simulated.patience import PATIENCE_S
+from simulated.tcp_server import accepting
 
 CHUNK = 1 << 16
 

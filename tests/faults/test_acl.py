@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from followed import QUICK, Node
 from groups import Cluster, Watched
-from made import event, page, pages_of, state, until
-from node import until as wait_until
-from patience import PATIENCE_S
-from servers import Server
+from simulated.follower import QUICK, Node
+from simulated.node import until as wait_until
+from simulated.patience import PATIENCE_S
+from simulated.servers import Server
+from simulated.store_content import event, page, pages_of, state, until
 
 from eir.errors import StoreError
 from eir.lists.follow.history import HistoryKeeper

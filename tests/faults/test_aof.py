@@ -3,8 +3,8 @@
 import contextlib
 
 import pytest
-from made import event, page, pages_of, state
-from servers import USER_FILE, Protected, programs
+from simulated.servers import USER_FILE, Protected, programs
+from simulated.store_content import event, page, pages_of, state
 
 from eir.errors import StoreError
 from eir.lists.pages.pages import PAGE_KEYS

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 
 import pytest
 from fleet import HELD, LIST, OPTIONS, Fleet
-from hostile import descriptors
-from node import until
 from proxy import Proxy
-from servers import Server
+from simulated.hostile import descriptors
+from simulated.node import until
+from simulated.servers import Server
 
 from eir.node.observe.status_texts import StatusText
 

@@ -1,8 +1,8 @@
 """A follower that applies random changes and loses its place ends with what an index built from scratch holds; scripts/soak is longer."""
 
 import pytest
-from churn import churn
-from servers import Server
+from simulated.churn import churn
+from simulated.servers import Server
 
 SECONDS = 4
 

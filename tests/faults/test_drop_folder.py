@@ -6,9 +6,9 @@ import signal
 
 import pytest
 from fleet import LIST, Fleet
-from hostile import processes
-from node import until
-from servers import Server
+from simulated.hostile import processes
+from simulated.node import until
+from simulated.servers import Server
 
 
 @pytest.mark.long

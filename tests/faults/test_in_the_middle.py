@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 from fleet import LIST
-from node import COMMAND, until
-from patience import PROGRAM_S
 from proxy import Proxy
+from simulated.node import until
+from simulated.patience import PROGRAM_S
 
 STAGING, CHECKING, SWITCHING = b"HSET", b"\r\nHLEN\r\n", b"\r\nEXEC\r\n"
 """What a loader says while it fills a set, before it looks at the set that it filled, and to put it in force."""
@@ -27,9 +27,7 @@ def a_load_that_stops(fleet, proxy, word, times=1):
     manifest = fleet.publish(site=site)
     fleet.begin()
     proxy.stop_before(word, times)
-    with subprocess.Popen(
-        [*COMMAND, "load", str(manifest)], env=site.environment(), cwd=site.folder, stderr=subprocess.PIPE, text=True
-    ) as load:
+    with site.popen("load", manifest, stderr=subprocess.PIPE) as load:
         try:
             proxy.wait_until_stopped()
             yield load

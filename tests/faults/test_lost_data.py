@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 from fleet import LIST
-from node import COMMAND, until
-from patience import PROGRAM_S
+from simulated.node import until
+from simulated.patience import PROGRAM_S
 
 
 def on_record(fleet):
@@ -113,16 +113,7 @@ def test_two_loaders_with_the_same_serial(fleet):
     with fleet.witness() as witness:
         releases = [(site, fleet.publish(site=site)) for site in (fleet.loader, other)]
         fleet.begin()
-        commands = [
-            subprocess.Popen(
-                [*COMMAND, "load", str(manifest)],
-                env=site.environment(),
-                cwd=site.folder,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for site, manifest in releases
-        ]
+        commands = [site.popen("load", manifest, stderr=subprocess.PIPE) for site, manifest in releases]
         said = [command.communicate(timeout=PROGRAM_S)[1] for command in commands]
         fleet.serial += 1
         assert sorted(command.returncode for command in commands) == [0, 1], said

@@ -1,9 +1,9 @@
 """Random policies are answered as a model says while lists change, rows end and the store fails; `scripts/soak policies` is longer."""
 
 import pytest
-from node import Site
-from policies import Run
-from servers import Server
+from simulated.node import Site
+from simulated.random_policies import Run
+from simulated.servers import Server
 
 
 @pytest.mark.long(short=["SQLite"])

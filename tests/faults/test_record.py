@@ -7,9 +7,9 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
-from made import event, pages_of, state
-from node import LISTED, TRACKED, UNLISTED, Site, until
-from servers import Protected
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, until
+from simulated.servers import Protected
+from simulated.store_content import event, pages_of, state
 
 from eir.device import device_key
 from eir.lists.record.history import append_events

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import trustme
 from fleet import LIST, USER, Fleet
-from node import until
-from servers import Server, free_port
+from simulated.node import until
+from simulated.servers import Server, free_port
 
 PASSWORD = "secret"
 """That of fleet.USER."""

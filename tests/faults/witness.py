@@ -11,8 +11,8 @@ import threading
 import time
 from contextlib import suppress
 
-from patience import FACTOR, PATIENCE_S
-from wire import REALM, TGPP, Connection, avp, cer, ecr
+from simulated.patience import FACTOR, PATIENCE_S
+from simulated.wire import REALM, TGPP, Connection, avp, cer, ecr
 
 WHITE, BLACK = 0, 1
 ANSWER_S = 30.0 * FACTOR

@@ -1,6 +1,6 @@
 """The codec and the grammars under fire: whatever the bytes, a message is read in bounded work, and what is said of it is well formed."""
 
-from wire import walk
+from simulated.wire import walk
 
 from eir.errors import DiameterError
 from eir.interfaces.s13.application import S13

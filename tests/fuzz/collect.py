@@ -7,12 +7,14 @@ an example of each, and stays small.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from fuzz import session
-from fuzz.mutate import CORPUS, Mutator, good_messages
-from wire import avp, cer, dpr, dwr, ecr, u32
+from simulated.mutations import Mutator, good_messages
+from simulated.wire import avp, cer, dpr, dwr, ecr, u32
 
+CORPUS = Path(__file__).parent / "corpus"
 TRIES = 6000
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 with atheris.instrument_imports(include=["eir.wire.diameter", "eir.interfaces.s13", "eir.device"]):
     from fuzz import codec

@@ -13,14 +13,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 if __name__ == "__main__":  # in place of the one that is installed
     loader = importlib.machinery.ExtensionFileLoader("eir.interfaces.s13._lane", sys.argv[1])
     spec = importlib.util.spec_from_loader("eir.interfaces.s13._lane", loader)
     sys.modules["eir.interfaces.s13._lane"] = importlib.util.module_from_spec(spec)
 
-import lanes
+from simulated import lanes
 
 from eir.checks.program import WORD_BYTES
 from eir.checks.settings import PolicySettings, Rule, Status

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from ipaddress import ip_network
 
-from wire import EIR, REALM, TGPP, Message
+from simulated.wire import EIR, REALM, TGPP, Message
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

@@ -4,9 +4,9 @@ import shutil
 import socket
 
 import pytest
-from node import LISTED, UNLISTED, Site, until
 from pages import ROOT
-from servers import free_port
+from simulated.node import LISTED, UNLISTED, Site, until
+from simulated.servers import free_port
 
 FOLDER = {
     "__init__.py": '''
@@ -153,7 +153,7 @@ class Extended(Site):
 
     def eir(self, *arguments, **options):
         """Run a command in a process of its own, which imports that program."""
-        return super().eir(*arguments, env=self.environment(), **options)
+        return super().eir(*arguments, prefix=["env"], **options)
 
 
 @pytest.fixture

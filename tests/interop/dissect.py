@@ -7,9 +7,9 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
-from node import until
-from patience import PATIENCE_S
-from servers import free_port
+from simulated.node import until
+from simulated.patience import PATIENCE_S
+from simulated.servers import free_port
 
 WATCHDOG = 280
 """Command code of DWR and DWA, which may come after the last message."""

@@ -13,9 +13,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import sctp_wire
-from node import until
-from patience import PATIENCE_S
+from simulated import sctp_wire
+from simulated.node import until
+from simulated.patience import PATIENCE_S
 
 PROGRAMS = ("osmo-stp", "osmo-hlr", "osmo-hlr-db-tool", "osmo-msc")
 HLR, STP = "127.0.0.2", ("127.0.0.1", 2905)

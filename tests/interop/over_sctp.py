@@ -14,13 +14,14 @@ import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from agent import DRA, DRA_REALM, EIR_REALM, relay
 from far import OURS, THEIRS, far, linked
-from node import LISTED, TRACKED, UNLISTED, Publisher, Site, children, until
-from patience import PATIENCE_S
-from wire import EIR, HOST, REALM, TGPP, Connection, avp, cer, ecr
+from simulated.agent import DRA, DRA_REALM, EIR_REALM, relay
+from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site, children, until
+from simulated.patience import PATIENCE_S
+from simulated.wire import EIR, HOST, REALM, TGPP, Connection, avp, cer, ecr
 
 from eir.node.observe.control import ask as control
 

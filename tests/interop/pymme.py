@@ -1,15 +1,14 @@
 """An MME on python-diameter, for the tests that need a client that no one here wrote."""
 
-import logging
 from contextlib import contextmanager
 
+import python_diameter
 from diameter.message.avp.grouped import TerminalInformation, VendorSpecificApplicationId
 from diameter.message.commands.me_identity_check import MeIdentityCheckRequest
 from diameter.message.constants import APP_3GPP_S13_S13, E_AUTH_SESSION_STATE_NO_STATE_MAINTAINED, VENDOR_TGPP
-from diameter.node import Node
-from diameter.node.application import SimpleThreadingApplication
-from patience import FACTOR
-from wire import EIR, HOST, REALM
+from diameter.node.application import Application
+from simulated.patience import FACTOR
+from simulated.wire import EIR, HOST, REALM
 
 ANSWER_S = 30 * FACTOR
 
@@ -17,15 +16,14 @@ ANSWER_S = 30 * FACTOR
 class Mme:
     """An MME on python-diameter."""
 
-    def __init__(self, address, peer=EIR, peer_realm=REALM, realm=REALM):
+    def __init__(self, node, address, peer=EIR, peer_realm=REALM, realm=REALM):
         host, port = address
         self.realm = realm
-        self.node = Node(HOST, REALM, vendor_ids=[VENDOR_TGPP])
-        self.node.wakeup_interval = 1
+        self.node = node
         self.peer = self.node.add_peer(
             f"aaa://{peer}:{port};transport=tcp", peer_realm, ip_addresses=[host], is_persistent=True
         )
-        self.application = SimpleThreadingApplication(APP_3GPP_S13_S13, is_auth_application=True)
+        self.application = Application(APP_3GPP_S13_S13, is_auth_application=True)
         self.node.add_application(self.application, [self.peer], realms=[realm])
 
     def ask(self, imei, **more):
@@ -46,13 +44,11 @@ class Mme:
 
 
 @contextmanager
-def connected(*arguments, patience_s=ANSWER_S, **options):
-    # Its own threads complain about what they do themselves at the end; what matters is asserted here.
-    logging.getLogger("diameter").setLevel(logging.CRITICAL)
-    mme = Mme(*arguments, **options)
-    mme.node.start()
-    try:
-        mme.application.wait_for_ready(patience_s)
+def connected(*arguments, ready=True):
+    """An MME; `ready`: wait until its peer has answered the CER by success."""
+    with python_diameter.running(HOST, REALM, vendor_ids=[VENDOR_TGPP]) as node:
+        mme = Mme(node, *arguments)
+        node.start()
+        if ready:
+            mme.application.wait_for_ready(ANSWER_S)
         yield mme
-    finally:
-        mme.node.stop(wait_timeout=2)

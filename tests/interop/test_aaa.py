@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from agent import EIR_REALM, in_a_network_of_its_own, relay
-from node import LISTED, UNLISTED, until
-from patience import PATIENCE_S
+from simulated.agent import EIR_REALM, in_a_network_of_its_own, relay
+from simulated.node import LISTED, UNLISTED, until
+from simulated.patience import PATIENCE_S
 
 AAA, AAA_REALM = "aaa1.aaa.test", "aaa.test"
 IMSI = "001010000000001"

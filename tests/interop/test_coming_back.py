@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
-from agent import DRA, DRA_REALM, EIR_REALM, in_a_network_of_its_own, relay
 from diameter.node.application import RequestTimeout
-from node import LISTED, UNLISTED, Site, until
-from patience import FACTOR
 from pymme import connected
-from servers import free_port
+from simulated.agent import DRA, DRA_REALM, EIR_REALM, in_a_network_of_its_own, relay
+from simulated.node import LISTED, UNLISTED, Site, until
+from simulated.patience import FACTOR
+from simulated.servers import free_port
 
 from eir.node.observe.control import ask as control
 

@@ -2,7 +2,7 @@
 
 import pytest
 from dissect import capturing
-from wire import avp, cer, dpr, ecr
+from simulated.wire import avp, cer, dpr, ecr
 
 
 @pytest.mark.long

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from agent import DRA, DRA_REALM, EIR_REALM, in_a_network_of_its_own, relay
 from diameter.node.application import RequestTimeout
 from dissect import capturing
-from node import LISTED, UNLISTED, Site, until
 from pymme import connected
+from simulated.agent import DRA, DRA_REALM, EIR_REALM, in_a_network_of_its_own, relay
+from simulated.node import LISTED, UNLISTED, Site, until
 
 EIRS = ("eir1.eir.test", "eir2.eir.test")
 ASKING = 4

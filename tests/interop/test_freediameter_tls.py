@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from agent import DRA, DRA_REALM, EIR_REALM, in_a_network_of_its_own, relay
-from certificates import Authority
 from dissect import capturing
-from node import LISTED, UNLISTED, Site, until
 from pymme import connected
+from simulated.agent import DRA, DRA_REALM, EIR_REALM, in_a_network_of_its_own, relay
+from simulated.certificates import Authority
+from simulated.node import LISTED, UNLISTED, Site, until
 
 EIR = "eir1.eir.test"
 QUESTIONS = 50

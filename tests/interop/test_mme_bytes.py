@@ -1,4 +1,4 @@
-"""The bytes of a real MME (tests/vectors), in the order in which it sends them, to `eir serve`.
+"""The bytes of a real MME (scripts/simulated/vectors), in the order in which it sends them, to `eir serve`.
 
 What it needs: a CEA 2001 that lists S13, with the Origin-Host and the Origin-Realm that it has configured, although its CER
 offers S6a only; answers with its ids, Session-Id first, Auth-Session-State and one Equipment-Status. It has no timeout: an
@@ -6,8 +6,8 @@ answer that it cannot use leaves the phone hanging.
 """
 
 import pytest
-from node import until_async
-from wire import APP, EIR, REALM, TGPP, VSAI, Message, vector, walk
+from simulated.node import until_async
+from simulated.wire import APP, EIR, REALM, TGPP, VSAI, Message, vector, walk
 
 PEER = {"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"]}
 IMEIS = [

@@ -3,11 +3,11 @@
 import os
 from contextlib import contextmanager
 
-import agent
 import osmocom
 import pytest
 from in_kernel import REPORTS
-from node import LISTED, TRACKED, UNLISTED, until
+from simulated import agent
+from simulated.node import LISTED, TRACKED, UNLISTED, until
 
 IMSI = "001010000000001"
 ACCEPTED, ILLEGAL = (5, 2), (5, 4, osmocom.ME_ILLEGAL)

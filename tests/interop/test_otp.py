@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from dissect import capturing
-from node import LISTED, TRACKED, UNLISTED, until
-from patience import PATIENCE_S, PROGRAM_S
-from servers import free_port
-from wire import REALM
+from simulated.node import LISTED, TRACKED, UNLISTED, until
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.servers import free_port
+from simulated.wire import REALM
 
 from eir.node.observe.control import ask as control
 

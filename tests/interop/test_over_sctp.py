@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from dissect import Capture
 from in_kernel import ROOT, has_sctp
-from node import LISTED, TRACKED, UNLISTED
 from over_sctp import AGENTS, IMEIS, NEAR, OTP, OURS, PORT, THEIRS
-from patience import PROGRAM_S
+from simulated.node import LISTED, TRACKED, UNLISTED
+from simulated.patience import PROGRAM_S
 from test_otp import ebin  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.long

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 

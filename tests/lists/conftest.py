@@ -1,8 +1,8 @@
 """Store, Redis and agency that tests of lists use."""
 
 import pytest
-from releases import Agency
-from servers import Server, programs
+from simulated.releases import Agency
+from simulated.servers import Server, programs
 
 from eir.lists.stores.sqlite import SqliteStore
 

@@ -8,12 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import Fault, changes_nothing, faults_of
+from soak_mutants import ROOT, concerned, draw
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from faults import Fault, changes_nothing, faults_of  # noqa: E402 - beside the scripts
-from soak_mutants import ROOT, concerned, draw  # noqa: E402
 
 SUM = '''"""Adds."""
 

@@ -11,9 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until_async
-from patience import PATIENCE_S
-from servers import Server, programs
+from simulated.node import LISTED, TRACKED, UNLISTED, until_async
+from simulated.patience import PATIENCE_S
 from test_sightings import BLACK, IMSI, NOON, NUMBER, OTHER_IMSI, Handed, asked, each
 
 from eir.checks.policy import Decision
@@ -249,7 +248,7 @@ def desk(port=0):
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.status, server.content_type, server.got = 200, "text/plain", got
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:
@@ -362,8 +361,9 @@ async def test_a_webhook_that_drips_its_answer_has_one_deadline(key_file):
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), PATIENCE_S)
 
 
-async def test_a_drain_ends_with_0_while_a_webhook_drips(site, connect):
+async def test_a_drain_ends_with_0_while_a_webhook_drips(site, connect, constants):
     """Else systemd starts the drained node again."""
+    constants({"eir.node.processes.recorder.END_S": 0.1})
     (site.folder / "webhook.key").write_text("secret\n")
     with dripping() as (url, arrived):
         site.configure(
@@ -455,15 +455,3 @@ async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lis
     )
     assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 0}
     assert json.loads(remembered.read_text()) == {f"sim_changed {LISTED}": OTHER_IMSI}
-
-
-@pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
-async def test_events_go_to_a_stream_of_the_redis_of_the_store(site, connect):
-    with Server(programs()["redis"]) as server:
-        site.configure(store=server.url, sightings={"stream": "eir:checks"})
-        site.load([LISTED])
-        node = site.start()
-        await asked(await connect(node), UNLISTED, LISTED)
-        await until_async(lambda: node.metrics()["eir_events_total{to=stream}"] == 1)
-        said = server.command("XRANGE", "eir:checks", "-", "+")
-        assert LISTED.encode() in said if isinstance(said, bytes) else LISTED in str(said)

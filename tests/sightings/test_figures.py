@@ -15,10 +15,9 @@ import numpy as np
 import polars as pl
 import pytest
 from browser import in_chromium, looked_at
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 from tampered import FAR, NEAR, phones
 
-from eir.cli.app import main
 from eir.config import load_config
 from eir.errors import EirError
 from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
@@ -41,6 +40,7 @@ from eir.sightings.figures import (
     Coverage,
     FigureTally,
     document,
+    hidden_rows,
     merge,
     public_text,
     read_document,
@@ -85,6 +85,16 @@ def rows_of(total, **rows):
     )
     part = made["figures"]["refused"]
     return part["devices"], {row["name"]: (row["devices"], row["attempts"]) for row in part["by"]["list"]}
+
+
+@pytest.mark.parametrize(
+    ("counts", "hidden"),
+    [((50, 20), ()), ((50, 9), (50, 9)), ((50, 30, 9), (30, 9)), ((50, 3, 9), (3, 9)), ((0, 50, 12), ()), ((4,), (4,))],
+)
+def test_small_counts_are_not_published_nor_can_they_be_worked_out(counts, hidden):
+    named = dict(zip("abcdef", counts, strict=False))
+    texts = {name: FEW if count < 10 else WITHHELD for name, count in named.items() if count in hidden}
+    assert hidden_rows(named, sum(counts)) == texts
 
 
 FEW_ROW, HIDDEN = (FEW, WITHHELD), (WITHHELD, WITHHELD)
@@ -306,8 +316,8 @@ def checks():
             yield day(11), imei, "mme1", "blacklisted", name, 1, None
             yield day(13), imei, "mme2", "whitelisted", None, 1, None
     for number in range(12):
-        places = {"a": NEAR, "b": FAR}
-        for hours, imei, who, origin, _ in phones("ab", imei=f"3520995{number:07d}", places=places, seed=number):
+        places = {"a": NEAR, "b": FAR, "c": NEAR, "d": FAR}
+        for hours, imei, who, origin, _ in phones("abcd", imei=f"3520995{number:07d}", places=places, seed=number):
             yield BEGIN + timedelta(hours=hours), imei, origin, "whitelisted", None, 1, who
     yield day(9), "not a device", "mme1", "error", None, 3, None
     yield END, imeis(A, 30)[0], "mme1", "blacklisted", "stolen", 1, None
@@ -523,17 +533,11 @@ def test_devices_are_the_same_in_any_number_of_files_and_slices_at_a_time(operat
 
 
 @pytest.fixture
-def run(operator, monkeypatch, capsys):
-    """Runs the command in this process: exit status, output, messages."""
-
-    def run(*words):
-        monkeypatch.chdir(operator.folder)
-        monkeypatch.setenv("EIR_CONFIG", str(operator.path))
-        with pytest.raises(SystemExit) as ended:
-            main("figures", ["figures", *map(str, words)])
-        return ended.value.code, *capsys.readouterr()
-
-    return run
+def run(operator, eir, monkeypatch):
+    """Run `eir figures` in this process."""
+    monkeypatch.chdir(operator.folder)
+    monkeypatch.setenv("EIR_CONFIG", str(operator.path))
+    return partial(eir, "figures")
 
 
 def test_no_output_has_an_identifier(operator, run):

@@ -1,6 +1,5 @@
 """Phones that are on the network when a change lists them: one event per device and listing, the same from each node. Conformance row 66."""
 
-import json
 import os
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -11,10 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
-import redis
-from made import page, pages_of
-from node import LISTED, TRACKED, UNLISTED, Site, children, until_async
-from servers import Server, programs
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until_async
+from simulated.servers import Server, programs
+from simulated.store_content import page, pages_of
 from test_events import desk, told
 from test_sightings import IMSI, asked
 
@@ -139,15 +137,17 @@ async def test_the_recorder_has_idle_priority_while_events_of_listed_devices_wai
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
 async def test_two_nodes_raise_the_same_event_for_each_listing(tmp_path, publisher, connect):
     """Row 66: a change that lists a seen device; the same content again; a rollback and a new load; an entry by hand; a whole TAC."""
-    with Server(programs()["redis"]) as server, ExitStack() as stack, redis.Redis(port=server.port) as db:
+    with Server(programs()["redis"]) as server, ExitStack() as stack, desk() as receiver:
         sites = [stack.enter_context(Site(tmp_path / name, publisher)) for name in ("a", "b")]
         rules = [
             {"list": "allowed", "answer": "whitelisted"},
             *({"list": name, "answer": "blacklisted"} for name in ("stolen", "own")),
         ]
         for site, how in zip(sites, ("full", "hashed"), strict=True):
+            (site.folder / "webhook.key").write_text("key")
+            webhook = {"url": f"http://127.0.0.1:{receiver.server_port}/", "key_file": "webhook.key"}
             site.configure(
-                store=server.url, sightings={"subscribers": how, "stream": "events"}, policy={"rules": rules},
+                store=server.url, sightings={"subscribers": how, "webhook": webhook}, policy={"rules": rules},
                 lists={"stolen": {"signers": "signers"}, "own": {"local": True}, "allowed": {"local": True}},
             )  # fmt: skip
         a, b = sites
@@ -156,8 +156,7 @@ async def test_two_nodes_raise_the_same_event_for_each_listing(tmp_path, publish
             await asked(await connect(site.start()), LISTED, TRACKED, UNLISTED, OTHER)
 
         def raised():
-            events = [json.loads(fields[b"event"]) for _, fields in db.xrange("events")]
-            return [event for event in events if event["event"] == EVENT]
+            return [event for event in told(receiver) if event["event"] == EVENT]
 
         async def follow(generation, name="stolen"):
             for site in sites:

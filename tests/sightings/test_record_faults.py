@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import full_disk
 import polars as pl
 import pytest
-from node import LISTED, UNLISTED, children, until_async
+from simulated.node import LISTED, UNLISTED, children, until_async
 from test_sightings import IMSI, NOON, asked, check, each, frame_of
 
 from eir.sightings import files

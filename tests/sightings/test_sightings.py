@@ -10,11 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from node import LISTED, TRACKED, UNLISTED
-from wire import HOST, REALM, avp, ecr
+from simulated.node import LISTED, TRACKED, UNLISTED
+from simulated.wire import HOST, REALM, avp, ecr
 
 from eir.checks.policy import Decision, SightingKind
-from eir.cli.app import main
 from eir.errors import EirError
 from eir.sightings import buffer, files
 from eir.sightings.batches import FRAME, rows_of
@@ -446,19 +445,13 @@ def test_forget_takes_one_subscriber_out_under_every_key(tmp_path):
 class Kept:
     """A host without a node, with a record; its commands run in this process."""
 
-    def __init__(self, site, capsys):
-        self.folder, self.state, self._capsys = site.folder, site.state, capsys
+    def __init__(self, site, run):
+        self.folder, self.state, self._run = site.folder, site.state, run
 
     def eir(self, *arguments, status=0):
-        self._capsys.readouterr()
-        try:
-            main(arguments=[*map(str, arguments)])
-            ended = 0
-        except SystemExit as end:
-            ended = end.code or 0
-        said = self._capsys.readouterr()
-        assert ended == status, said
-        return said
+        done = self._run(*arguments)
+        assert done.status == status, done
+        return done
 
     def json(self, *arguments, status=0):
         return json.loads(self.eir(*arguments, "--json", status=status).out)
@@ -469,12 +462,12 @@ class Kept:
 
 
 @pytest.fixture
-def kept(site, capsys, monkeypatch):
+def kept(site, eir, monkeypatch):
     site.configure(sightings={"subscribers": "full"})
     site.state.mkdir()
     monkeypatch.setenv("EIR_CONFIG", str(site.path))
     monkeypatch.chdir(site.folder)
-    return Kept(site, capsys)
+    return Kept(site, eir)
 
 
 def test_the_log_of_another_eir_is_taken_in(kept):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyspark
-from node import until
-from patience import PATIENCE_S
-from servers import free_port
+from simulated.node import until
+from simulated.patience import PATIENCE_S
+from simulated.servers import free_port
 
 HOME = Path(pyspark.__file__).parent
 WORKERS = 2

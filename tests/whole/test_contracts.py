@@ -9,24 +9,22 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
-import m3ua_wire
-import osmo_wire
 import pytest
 import redis
 import typer
 import yaml
-from amf import Amf
-from luhn import check_digit
-from msc import Msc
-from node import COMMAND, LISTED, TRACKED, UNLISTED, until
 from pages import ROOT, section
-from register import Client, basic, device
-from servers import Server, free_port, programs
-from wire import Connection, Message, ecr, vector
+from simulated import m3ua_wire, osmo_wire
+from simulated.amf import Amf
+from simulated.luhn import check_digit
+from simulated.msc import Msc
+from simulated.node import LISTED, TRACKED, UNLISTED, run_eir, until
+from simulated.register import Client, basic, device
+from simulated.servers import Server, free_port, programs
+from simulated.wire import Connection, Message, ecr, vector
 
 from eir.cli.app import command_line
 from eir.disk import UNFINISHED
@@ -67,7 +65,7 @@ def shape(value):
 
 
 def test_keys_of_the_configuration():
-    printed = subprocess.run([*COMMAND, "config", "--reference", "--json"], capture_output=True, text=True, check=True)
+    printed = run_eir("config", "--reference", "--json", env=dict(os.environ), cwd=ROOT)
     keys = json.loads(printed.stdout)
     hold("configuration", {key["key"]: [key["required"], key["default"], key["restart"]] for key in keys})
 

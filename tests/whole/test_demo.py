@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from patience import PROGRAM_S
-from servers import programs
+from simulated.patience import PROGRAM_S
+from simulated.servers import programs
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "001010070000003"

@@ -8,11 +8,11 @@ import subprocess
 import time
 
 import pytest
-import servers
-from http2_wire import RESOURCE
-from node import Site, children, is_gone, until
-from traffic import connect
-from wire import HOST, TGPP, avp, ecr
+from simulated import servers
+from simulated.http2_wire import RESOURCE
+from simulated.node import Site, children, is_gone, until
+from simulated.traffic import connect
+from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.settings import Status
 from eir.interfaces.map import INTERFACE as MAP

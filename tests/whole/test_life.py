@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import full_disk
 import pytest
-import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import devices_of, tacs_of
-from node import until, until_async
-from releases import NOW, Agency, text
-from wire import avp, ecr
+from simulated import servers
+from simulated.node import until, until_async
+from simulated.releases import NOW, Agency, text
+from simulated.store_content import devices_of, tacs_of
+from simulated.wire import avp, ecr
 
 from eir.checks.explain import explain
 from eir.checks.question import Question

@@ -1,8 +1,8 @@
 """A load beside traffic: no wrong answer, nobody turned away, every watchdog answered. How long it all takes: `scripts/soak load`."""
 
 import pytest
-from node import until
-from traffic import lists_of, load_beside_traffic, write_list
+from simulated.node import until
+from simulated.traffic import lists_of, load_beside_traffic, write_list
 
 ENTRIES = 1_000_000
 

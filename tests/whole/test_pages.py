@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from certificates import Authority
-from commands import commands
-from issuer import Issuer
-from node import LISTED, TRACKED, until
 from pages import blocks, section
-from patience import PROGRAM_S
-from servers import Server, programs
-from wire import EIR, REALM
+from simulated.certificates import Authority
+from simulated.commands import commands
+from simulated.issuer import Issuer
+from simulated.node import LISTED, TRACKED, until
+from simulated.patience import PROGRAM_S
+from simulated.servers import Server, programs
+from simulated.wire import EIR, REALM
 
 from eir.cli.app import command_line
 from eir.cli.asking import CLIENTS, probe_of
@@ -171,67 +171,6 @@ def test_each_file_that_is_named_is_there():
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def anchors(page):
-    """The names under which the headings of a page can be reached."""
-    return {
-        re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in re.findall(r"^#+ (.*)$", page, re.MULTILINE)
-    }
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_each_link_leads_somewhere(name):
-    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
-        assert not target.startswith(("http:", "https:", "/")), f"{target}: links between pages are relative"
-        path, _, anchor = target.partition("#")
-        file = (ROOT / name).parent / path if path else ROOT / name
-        assert file.exists(), target
-        if anchor:
-            assert anchor in anchors(file.read_text()), target
-
-
-def test_each_page_is_reached_from_the_first():
-    reached, edge = {"README.md"}, {"README.md"}
-    while edge:
-        links = {
-            (ROOT / name).parent / target for name in edge for target in re.findall(r"\]\(([^)#\s]+\.md)", PAGES[name])
-        }
-        edge = {str(path.resolve().relative_to(ROOT)) for path in links} - reached
-        reached |= edge
-    assert reached == set(PAGES)
-
-
-@pytest.mark.parametrize("folder", ["config", "deploy"])
-def test_the_index_of_a_folder_names_each_page_and_each_names_its_readers(folder):
-    index = PAGES[f"{folder}/README.md"]
-    pages = {Path(name).name: page for name, page in PAGES.items() if Path(name).parent == Path(folder)}
-    named = {row[0] for row in table(index)}
-    assert {f"[{name}]({name})" for name in pages if name != "README.md"} <= named
-    for name in pages.keys() - {"REFERENCE.md", "GLOSSARY.md"}:
-        assert re.match(r"# .*\n\nFor ", pages[name]), name
-        assert len(pages[name].split()) < 5000, name
-
-
-def test_the_glossary_has_the_words_of_the_pages():
-    terms = [row[0] for row in table(PAGES["config/GLOSSARY.md"])]
-    assert len(terms) > 50
-    others = "\n".join(page for name, page in PAGES.items() if name != "config/GLOSSARY.md")
-    assert [
-        term for term in terms if not any(re.search(rf"\b{re.escape(each)}s?\b", others) for each in term.split(", "))
-    ] == []
-
-
-def test_each_decision_is_a_page_with_its_three_parts():
-    folder = ROOT / "eir" / "decisions"
-    pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
-    assert [path.name[:4] for path in pages] == [f"{number:04d}" for number in range(1, len(pages) + 1)]
-    for path in pages:
-        assert re.findall(r"^## (.*)$", path.read_text(), re.MULTILINE) == ["Context", "Outcome", "Consequences"], (
-            path.name
-        )
-        assert len(path.read_text().splitlines()) <= 30, path.name
-        assert f"]({path.name})" in PAGES["eir/decisions/README.md"]
-
-
 def test_no_page_names_a_metric_that_there_is_not():
     parameters = {key.path for client in CLIENTS.values() for key in client.probe_keys}
     assert set(re.findall(r"\beir_[a-z_]+\w", ALL)) - parameters <= {family.name for family in FAMILIES}
@@ -369,6 +308,7 @@ PUT_TOGETHER = (
     {
         "store_failed",
         "copy_failed",
+        "journal_failed",
         "serving",
         "ready",
         "degraded",

@@ -1,9 +1,5 @@
 """One policy, four protocols: the short form of `scripts/soak protocols`, which asks about a million."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import soak_protocols
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-from luhn import check_digit
-from node import LISTED, UNLISTED, Publisher, Site
-from wire import HOST, REALM, TGPP, ecr
+from simulated.luhn import check_digit
+from simulated.node import LISTED, UNLISTED, Publisher, Site
+from simulated.wire import HOST, REALM, TGPP, ecr
 
 CLONE = "35209900881234"
 HONEST = [f"3532811{number:07d}" for number in range(200)]
@@ -54,7 +54,10 @@ def parties(tmp_path):
 
 
 def log(path):
-    """A month of another EIR's checks, as A keeps them: one identity in two phones, each at a place of its own, among honest ones."""
+    """A month of another EIR's checks, as A keeps them: one identity in two phones, each at a place of its own, among honest ones.
+
+    Six phones change the SIM at each place.
+    """
     begin = datetime.now(UTC).replace(microsecond=0) - timedelta(days=28)
     near, far = (f"mmec01.mmegi800{group}.mme.epc.mnc001.mcc001.3gppnetwork.org" for group in (1, 2))
     at = random.Random(1)
@@ -67,6 +70,10 @@ def log(path):
         for number, imei in enumerate(HONEST)
         for day in range(0, 20, 3)
     ]
+    rows += [
+        (begin + timedelta(days=day, hours=8 + 2 * turn), f"352099500000{number:02d}", f"001010300000{number:02d}{turn}", (near, far)[number % 2])
+        for number in range(12) for day in range(0, 20, 2) for turn in range(2)
+    ]  # fmt: skip
     rows.sort(key=lambda row: row[0])
     with path.open("w") as out:
         writer = csv.writer(out)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from luhn import check_digit
-from node import Site
-from wire import HOST, TGPP, avp, ecr
+from simulated.luhn import check_digit
+from simulated.node import Site
+from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.policy import compile_policy
 from eir.checks.settings import Status

@@ -4,8 +4,7 @@ The interface builds on eir.wire.ss7. It includes a probe.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eir.checks.settings import Status
 from eir.interfaces.interface import Interface, SharedSettings
@@ -29,9 +28,6 @@ from eir.schema import (
 )  # fmt: skip
 from eir.wire.ss7.sccp import ANSI, BITS, ITU, point_code
 from eir.wire.transport.endpoint import SCTP, TCP
-
-if TYPE_CHECKING:
-    from eir.interfaces.probing import Captured
 
 PORTS = {TCP: PORT, SCTP: PORT}
 LISTEN_M3UA = url(PORTS, "tcp://0.0.0.0:2905")
@@ -110,14 +106,8 @@ def _words(status: Status) -> str:
     return "error 7, unknownEquipment" if value is None else f"equipmentStatus {value}, {status.upper()}"
 
 
-def _capture(capture: Path, _: Sequence[int], ss7: Ss7Settings) -> "Captured":
-    from eir.interfaces.map.capture import read  # noqa: PLC0415 - only `eir audit` needs it
-
-    return read(capture, ss7.variant)
-
-
 INTERFACE = Interface(
     name="map", section="ss7", keys=KEYS, sections=(Section("ss7", Ss7Settings), Section("ss7.gateways[]", _gateway)), check=_check,
     labels=_labels, connects=_connects, families=FAMILIES, server="eir.interfaces.map.server:MapServer", client="any MSC or SGSN", words=_words,
-    probe="eir.interfaces.map.probe:connected", probe_keys=PROBE_KEYS, capture=_capture,
+    probe="eir.interfaces.map.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

@@ -4,17 +4,10 @@
 policy, and the verdict to an ECA; `lane` answers the usual ECRs by C code. `server` is the node in a worker, `probe` a client.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from eir.checks.settings import Status
-from eir.interfaces.interface import TLS_KEYS, Interface, SharedSettings
+from eir.interfaces.interface import TLS_KEYS, Interface
 from eir.schema import IDENTITY, Family, Key, many, url, word
 from eir.wire.transport.endpoint import PORTS, SCTP, TCP
-
-if TYPE_CHECKING:
-    from eir.interfaces.probing import Captured
 
 DEFAULT = ("tcp://127.0.0.1:3868",)
 KEYS = (
@@ -40,13 +33,7 @@ def _words(status: Status) -> str:
     return "Experimental-Result 5422" if status is Status.UNKNOWN else f"2001, Equipment-Status {status.upper()}"
 
 
-def _capture(capture: Path, ports: Sequence[int], _: SharedSettings) -> "Captured":
-    from eir.interfaces.s13.capture import PORT, read  # noqa: PLC0415 - for `eir audit` alone
-
-    return read(capture, ports or (PORT,))
-
-
 INTERFACE = Interface(
     name="s13", keys=KEYS, families=FAMILIES, server="eir.interfaces.s13.server:S13Server", client="an MME", words=_words,
-    probe="eir.interfaces.s13.probe:connected", probe_keys=PROBE_KEYS, capture=_capture,
+    probe="eir.interfaces.s13.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 
 #include "_lane.h"
 
-enum { WHOLE = 1 << 16, WHOLE_UNTIL = 1 << 17, HAS_ENDS = 1 << 18, LINE_KEYS = 32, SLOT_WORDS = 4 };
+enum { WHOLE = 1 << 16, WHOLE_TIMED = 1 << 17, TIMED = 1 << 18, LINE_KEYS = 32, SLOT_WORDS = 4 };
 
 /* Take the arrays of a list over. 0 with an exception if they cannot be those of an image. */
 int open_list(List *list, PyObject *arrays) {
@@ -39,7 +39,7 @@ void search_blocks(const List *in, Search *all, int count) {
 			continue;
 		one->bits = slot[2], one->block = slot[1] + (uint32_t)__builtin_popcount(slot[2] & ((1u << upper) - 1));
 		int is_listed = one->bits >> upper & 1 && one->block + 1ull < in->offset_count;
-		one->found = one->bits & WHOLE ? YES : is_listed || one->bits & WHOLE_UNTIL ? MAYBE : NO;
+		one->found = one->bits & WHOLE ? YES : is_listed || one->bits & WHOLE_TIMED ? MAYBE : NO;
 		one->block = is_listed ? one->block : UINT32_MAX;
 		if (is_listed)
 			__builtin_prefetch(in->offsets + one->block);
@@ -82,12 +82,12 @@ void search_places(const List *in, Search *all, int count) {
 	}
 }
 
-/* The last step: NO, YES, or MAYBE. For MAYBE, Python checks whether a row with an end has ended. */
+/* The last step: NO, YES, or MAYBE. For MAYBE, Python checks whether a row that begins or ends is in force. */
 int search_key(const Search *one) {
 	if (one->found != MAYBE)
 		return one->found;
 	int is_there = one->place != UINT64_MAX;
-	return one->bits & WHOLE_UNTIL || (is_there && one->bits & HAS_ENDS) ? MAYBE : is_there;
+	return one->bits & WHOLE_TIMED || (is_there && one->bits & TIMED) ? MAYBE : is_there;
 }
 
 /* The first day that a record has for a device; UNSURE if it has none, or if this sighting belongs on the record (eir.lists.images.index). */

@@ -454,7 +454,7 @@ class Check(NamedTuple):
 
 
 def judge(
-    listed: ReleaseEntries, checks: Iterable[Check], *, wanted: str, known: Collection[str], asking: Collection[str] = (),
+    listed: ReleaseEntries, checks: Iterable[Check], *, wanted: str, known: Collection[str],
     confidence: float = CONFIDENCE,
 ) -> AuditReport:  # fmt: skip
     """Compare recorded answers with the entries of a release, and return the report of the audit.
@@ -464,7 +464,6 @@ def judge(
         checks: recorded checks.
         wanted: expected answer.
         known: Origin-Hosts of MMEs that should ask.
-        asking: further Origin-Hosts that have sent a check of any device.
         confidence: probability that the interval contains the true share.
     """
     recorded = list(checks)
@@ -486,7 +485,7 @@ def judge(
             counts.count(check.checks, right)
         if not right:
             mistakes.add(Mistake(check.imei, wanted, check.got))
-    seen = {name.lower() for name in (*origins, *asking)}
+    seen = {name.lower() for name in origins}
     report.exceptions = sorted(mistakes)
     report.never_asked = sorted(name for name in known if name.lower() not in seen)
     return report

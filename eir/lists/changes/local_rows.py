@@ -90,7 +90,7 @@ class RowsEdit:
         reasons.index(self.reason)
         return reasons.texts
 
-    def keep(self, where: Numbers) -> "RowsEdit":
+    def select(self, where: Numbers) -> "RowsEdit":
         """Return the edit with a part of its rows."""
         return replace(self, rows=self.rows.select(where))
 
@@ -129,7 +129,7 @@ def feed_update(edit: RowsEdit, settings: ListSettings, *, now: datetime, had: K
     def make(content: LoggedList) -> ListUpdate | None:
         check_present_list(content, settings, had)
         present = _present_rows(content.table, edit.rows)
-        wanted = edit.keep(_has_effect(edit, present, int(now.timestamp())))
+        wanted = edit.select(_has_effect(edit, present, int(now.timestamp())))
         if not len(wanted.rows):
             return None
         return replace(_update(wanted, content, present, int(now.timestamp())), what=FEED)
@@ -285,13 +285,13 @@ def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present
     """Reject a change that adds an existing row or removes a missing one. A row that has ended is missing."""
     is_present = matches(edit.rows, in_force(present, now)) >= 0
     if edit.what == REMOVE:
-        wrong, state_text, advice = edit.keep(~is_present), f"not in {settings.name}", ""
+        wrong, state_text, advice = edit.select(~is_present), f"not in {settings.name}", ""
     else:
-        wrong, state_text = edit.keep(is_present & (not edit.replace)), f"in {settings.name} already"
+        wrong, state_text = edit.select(is_present & (not edit.replace)), f"in {settings.name} already"
         advice = "; --replace gives them the new reason and end"
     if not len(wrong.rows):
         return
-    first = wrong.keep(np.arange(min(len(wrong.rows), NAMED_MAX)))
+    first = wrong.select(np.arange(min(len(wrong.rows), NAMED_MAX)))
     texts = _names(first, settings.kind)
     if edit.what == REMOVE:
         texts = [

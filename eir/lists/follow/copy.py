@@ -4,64 +4,24 @@ The copy follows the lists in force. A node starts from the copy if the store is
 that lost its data. In both directions the content digest verifies the pages. If several nodes write back, only the first write
 succeeds, because writes are conditional on the generation. The copy of a list is written back only if the same content is in force:
 an outdated copy would restore an older list.
-
-This module also has the pauses that the copy and the follower share, and the lower priority during work on large lists.
 """
 
 import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.follow.history import restore_history
+from eir.lists.follow.pauses import PAUSES, Heavy, Pauses, while_large
 from eir.lists.pages.pages import Page, amended_digest, digest_text
-from eir.lists.record.clock import STORE_TIMEOUT_S
 from eir.lists.record.dates import dates_name
 from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.lists.stores.write import one_batch
-
-
-@dataclass(frozen=True, slots=True)
-class Pauses:
-    """Pauses and time limits of a follower in seconds. A running node uses the defaults."""
-
-    wait_s: float = 1.0
-    """Maximum time between two reads of the states, without a notification of the store."""
-    answer_s: float = STORE_TIMEOUT_S
-    """Time limit for one answer of the store."""
-    retry_s: float = 1.0
-    """Pause after an error, before the store is read or the copy is written again."""
-    unproved_s: float = 1.0
-    """Pause before a list that could not be verified is read again; the pause doubles after each failure."""
-    unproved_max_s: float = 60.0
-    unreadable_s: float = 5.0
-    """Pause before a damaged state is read again, because a damaged state may have many bytes."""
-    full_s: float = 60.0
-    """Pause before a list is copied again after the disk was full, because each attempt writes until the disk is full."""
-
-
-PAUSES = Pauses()
-
-
-LARGE_ENTRIES = 100_000
-"""Minimum number of entries of a large list: building it takes so long that checks could be delayed."""
-
-Heavy = Callable[[], AbstractContextManager[None]]
-"""Function that returns a context manager for work on large lists, which lowers the priority of the process."""
-
-
-def while_large(heavy: Heavy, *states: ListState | None, often: bool = False) -> AbstractContextManager[None]:
-    """Return the context manager for work on a list: `heavy()` if the list is large or changes often, otherwise a null context.
-
-    `heavy()` lowers the priority of the process. The list is large if one of its `states` has at least LARGE_ENTRIES entries.
-    """
-    is_large = any(state is not None and state.entries >= LARGE_ENTRIES for state in states)
-    return heavy() if often or is_large else nullcontext()
 
 
 class Relation(Enum):

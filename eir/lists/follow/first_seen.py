@@ -20,7 +20,6 @@ import numpy as np
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.changes.import_days import read_imported
 from eir.lists.follow.follower import batches, read_some_pages
-from eir.lists.images.chunks import Numbers
 from eir.lists.images.day_images import all_days, count_first_days, days_in, image_of, image_with_days, left, registered
 from eir.lists.images.image import Image
 from eir.lists.images.index import DeviceList, FirstSeenList
@@ -41,6 +40,7 @@ from eir.lists.pages.pages import PAGE_KEYS, Page, digest_text
 from eir.lists.record.clock import STOOD_STILL, STORE_TIMEOUT_S, await_store
 from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
 from eir.lists.record.store import ACCEPTED, NO_LIST, SIGHTED, Event, ListState, ListStore, utc_text
+from eir.lists.table.columns import Numbers
 
 ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
 """Minimum pause between two rounds in seconds; factor of the pause after a long round, to the duration of the round; maximum pause in seconds."""

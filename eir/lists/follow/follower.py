@@ -15,7 +15,19 @@ from contextlib import aclosing, contextmanager, nullcontext, suppress
 from functools import partial
 
 from eir.errors import Report, StoreChanged, StoreError
-from eir.lists.follow.copy import PAUSES, CopyKeeper, Heavy, Pauses, Relation, relation, while_large
+from eir.lists.follow.copy import CopyKeeper, Relation, relation
+from eir.lists.follow.pauses import (
+    FED,
+    OFTEN,
+    OFTEN_S,
+    PAUSES,
+    REST_FED_S,
+    REST_MAX_S,
+    REST_TIMES,
+    Heavy,
+    Pauses,
+    while_large,
+)
 from eir.lists.images.chunks import Chunk
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import build_image, chunks_of, image_with
@@ -58,12 +70,6 @@ class Proof:
         self._amended.update((page.number, page.digest() & PROOF_MASK) for page in pages)
 
 
-REST_TIMES, REST_MAX_S = 10, 0.1
-"""Pause after applying changes, as a multiple of the duration, up to a maximum (s). So quick changes, as of a register, are applied together, and the processor stays free for checks."""
-OFTEN_S, OFTEN = 1.0, 5
-"""Maximum time (s) between two changes in a row, and the number of changes in a row above which a register feeds the list."""
-FED, REST_FED_S = 30, 0.5
-"""Pause (s) after this many changes in a row, more than people make by hand. With it, the 99th percentile of checks beside 5,000 rows per second is 0.7 ms, without it 1.9 ms (scripts/bench feed)."""
 READ_AGAIN_MAX = 5
 """Maximum number of reads of a list that changes while it is read."""
 UNPROVED = frozenset({"digest", "corrupt", "image"})

@@ -7,31 +7,26 @@ or from the unchanged parts of an existing image and the pages that changed.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eir.lists.images.image import BLOCKS, SIGHTINGS, TIMED, WHOLE, WHOLE_PAGES, WHOLE_TIMED, Image
+from eir.lists.images.table_image import table_view
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.pages.roaring import is_fresh
-
-BLOCK_BITS = 16
-BLOCKS: Final = 0xFFFF
-"""Mask of the bits of a page that show which of its 16 blocks exist."""
-WHOLE, WHOLE_UNTIL, ENDS = 1 << 16, 1 << 17, 1 << 18
-"""Flags in the bits of a page: listed whole, listed whole until a time, has rows that end."""
-
-Numbers = NDArray[Any]
-SIGHTINGS = np.dtype([("first", "<u2"), ("last", "<u1")])
-"""First sightings: the first day of a device, and the period of its last sighting, in 3 bytes."""
+from eir.lists.table.columns import BLOCKS_PER_TAC, ENDS, LOW_BITS, NO_COLUMNS, SECONDS, Numbers, TableRows
+from eir.lists.table.columns import WHOLE as WHOLE_KEY
+from eir.lists.table.columns import join as join_rows
+from eir.lists.table.table import Table, table_of
 
 
 class Chunk(NamedTuple):
     """Consecutive pages of a list, converted to arrays.
 
     `bits`: existing blocks and flags of each page. `sizes`: number of keys of each block. `lows`: the lower 16 bits of each
-    key. `rows`: number of rows of each page with ENDS. `ends`: end of each of these rows (0: none). `tac_ends`: end of each
-    page with WHOLE_UNTIL.
+    key. `rows`: number of rows of each page with TIMED. `ends`: end of each of these rows (0: none). `tac_ends`: end of each
+    page with WHOLE_TIMED.
     """
 
     numbers: Numbers
@@ -59,7 +54,7 @@ def chunk_of_pages(pages: Numbers, remainders: Numbers) -> Chunk:
     """Build a chunk (pages as arrays) from keys that are already split into page numbers and remainders."""
     if not len(pages):
         return Chunk(*(np.empty(0, form) for form in (np.uint64, np.uint32, np.uint32, np.uint16)))
-    uppers = remainders >> np.uint32(BLOCK_BITS)
+    uppers = remainders >> np.uint32(LOW_BITS)
     fresh_page = is_fresh(pages)
     fresh = is_fresh(uppers)
     fresh |= fresh_page
@@ -99,14 +94,14 @@ class PageRows:
         bits = int(plain.bits[0]) if len(keys) else 0
         tac_ends = list[int]()
         if self.tac:
-            bits |= WHOLE_UNTIL
+            bits |= WHOLE_TIMED
             tac_ends = [self.tac]
         elif self.tac is not None:
             bits |= WHOLE
         ends = np.empty(0, np.uint32)
         rows = list[int]()
         if self.ends.any():
-            bits |= ENDS
+            bits |= TIMED
             rows = [len(self.imsis) if len(self.counts) else len(keys)]
             ends = np.broadcast_to(self.ends.astype(np.uint32), rows)
         return Chunk(
@@ -171,7 +166,7 @@ def _bounds(of: Chunk) -> Chunk:
     pages = np.arange(len(of.numbers) + 1)
     blocks = begins(blocks_of(of.bits))
     keys = begins(of.sizes)[blocks]
-    with_ends = begins(of.bits & ENDS != 0)
+    with_ends = begins(of.bits & TIMED != 0)
     none = np.zeros_like(keys)
     devices = keys if len(of.counts) else none
     return Chunk(
@@ -181,7 +176,7 @@ def _bounds(of: Chunk) -> Chunk:
         lows=keys,
         rows=with_ends,
         ends=begins(of.rows)[with_ends],
-        tac_ends=begins(of.bits & WHOLE_UNTIL != 0),
+        tac_ends=begins(of.bits & WHOLE_TIMED != 0),
         counts=devices,
         imsis=begins(of.counts)[devices],
         sightings=keys if len(of.sightings) else none,
@@ -231,3 +226,55 @@ def blocks_of(bits: Numbers) -> Numbers:
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         counts = (counts & mask) + (counts >> np.uint32(shift) & mask)
     return counts
+
+
+def table_of_chunk(of: Chunk) -> Table:
+    """Return the rows of a chunk as a table."""
+    at, bit = np.nonzero(of.bits[:, None] >> np.arange(BLOCKS_PER_TAC, dtype=np.uint32) & np.uint32(1))
+    blocks, starts = of.numbers[at] * np.uint64(BLOCKS_PER_TAC) | bit.astype(np.uint64), begins(of.sizes)
+    lows, imsis = of.lows, of.imsis if len(of.counts) else None
+    if len(of.counts):
+        lows, starts = np.repeat(lows, of.counts), begins(of.counts)[starts]
+    ends = None
+    if len(of.ends):
+        ends = np.zeros(len(lows), "<u4")
+        ends[np.repeat(of.bits & TIMED != 0, np.diff(starts[begins(blocks_of(of.bits))]))] = of.ends
+    columns = (imsis, None, None, ends, None)
+    is_whole = of.bits & np.uint32(WHOLE | WHOLE_TIMED) != 0
+    if not is_whole.any():
+        return Table(blocks, starts, lows, columns)
+    flags, tac_ends = of.bits[is_whole], np.zeros(int(is_whole.sum()), "<u4")
+    tac_ends[flags & WHOLE_TIMED != 0] = of.tac_ends
+    whole = table_of(TableRows(of.numbers[is_whole] | np.uint64(WHOLE_KEY), (*NO_COLUMNS[:ENDS], tac_ends, None)))
+    both = join_rows((TableRows(lows, columns), TableRows(whole.lows, whole.columns)))
+    all_blocks, all_starts = np.append(blocks, whole.blocks), np.append(starts, starts[-1] + whole.starts[1:])
+    return Table(all_blocks, all_starts, both.keys, both.columns)
+
+
+def chunk_of_image(image: Image) -> Chunk:
+    """Return all rows of an image as one chunk, from which a changed image can be built. Begins are lost."""
+    of, table = image.arrays, table_view(image)
+    pages = int(np.searchsorted(of["numbers"], np.uint64(WHOLE_PAGES)))
+    numbers, bits = of["numbers"][:pages], of["bits"][:pages]
+    block = int(of["firsts"][pages])
+    devices, rows = int(of["offsets"][block]), int(table.starts[block])
+    is_timed = bits & TIMED != 0
+    page_rows = np.diff(table.starts[of["firsts"][: pages + 1]])
+    ends = table.columns[ENDS]
+    is_whole = bits & np.uint32(WHOLE | WHOLE_TIMED) != 0
+    stops, seconds = of["row_stops"], table.columns[SECONDS]
+    counts = none = np.empty(0, np.uint32)
+    if seconds is not None:
+        counts = np.diff(stops, prepend=np.uint32(0)) if len(stops) else np.ones(devices, np.uint32)
+    return Chunk(
+        numbers=numbers,
+        bits=bits,
+        sizes=np.diff(of["offsets"][: block + 1]),
+        lows=of["lows"][:devices],
+        rows=page_rows[is_timed],
+        ends=none if ends is None else ends[:rows][np.repeat(is_timed, page_rows)],
+        tac_ends=none if ends is None else ends[rows:][bits[is_whole] & WHOLE_TIMED != 0],
+        counts=counts,
+        imsis=of["seconds"],
+        sightings=of["sightings"],
+    )

@@ -4,23 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from eir.lists.images.chunks import (
-    BLOCK_BITS,
-    SIGHTINGS,
-    WHOLE,
-    WHOLE_UNTIL,
-    Chunk,
-    Numbers,
-    begins,
-    blocks_of,
-    chunk_of,
-    replace_pages,
-)
-from eir.lists.images.image import Image
+from eir.lists.images.chunks import Chunk, begins, blocks_of, chunk_of, chunk_of_image, replace_pages
+from eir.lists.images.image import SIGHTINGS, WHOLE, WHOLE_TIMED, Image
 from eir.lists.images.imaging import build_image
 from eir.lists.images.index import DeviceList
 from eir.lists.pages.first_days import NOTHING, FirstDays, decode_days, join
 from eir.lists.pages.pages import PAGE_KEYS, Page
+from eir.lists.table.columns import LOW_BITS, Numbers
 
 BATCH_PAGES = 2000
 """Maximum number of pages that are read together."""
@@ -54,7 +44,7 @@ def image_with_days(image: Image | None, changes: Mapping[int, FirstDays]) -> Im
     numbers = sorted(changes)
     chunk = _chunk(join(changes[number] for number in numbers))
     if image is not None:
-        chunk = replace_pages(image.chunk(), np.array(numbers, np.uint64), chunk)
+        chunk = replace_pages(chunk_of_image(image), np.array(numbers, np.uint64), chunk)
     return build_image([chunk])
 
 
@@ -62,7 +52,7 @@ def days_in(image: Image | None, numbers: Sequence[int]) -> FirstDays:
     """Return the devices on some pages of the record of first sightings, and their days. The page numbers must ascend."""
     if image is None:
         return NOTHING
-    whole = image.chunk()
+    whole = chunk_of_image(image)
     keys, at = _keys_in(whole, np.asarray(numbers, np.uint64))
     sightings = whole.sightings[at]
     return FirstDays(keys, sightings["first"], sightings["last"])
@@ -80,22 +70,22 @@ def held_in(image: Image, keys: Numbers) -> Numbers:
 
     The keys must be in ascending order.
     """
-    whole = image.chunk()
+    whole = chunk_of_image(image)
     pages = keys // np.uint64(PAGE_KEYS)
-    tacs = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_UNTIL) != 0]
+    tacs = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_TIMED) != 0]
     single, _ = _keys_in(whole, np.unique(pages))
     held: Numbers = np.isin(keys, single, assume_unique=True)
     return held | np.isin(pages, tacs)
 
 
 def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
-    """Return a mask of the device keys (ascending) that at least one of the lists contains in a row that has not expired."""
+    """Return a mask of the device keys (ascending) that at least one of the lists contains in a row that is in force."""
     is_registered = np.zeros(len(keys), bool)
     for each in lists:
         if each.image is None:
             continue
         held = held_in(each.image, keys)
-        if each.image.has_ends:
+        if each.image.has_times:
             held[held] = [each.holds(key) for key in keys[held].tolist()]
         is_registered |= held
     return is_registered
@@ -104,7 +94,7 @@ def registered(lists: Sequence[DeviceList], keys: Numbers) -> Numbers:
 def count_first_days(image: Image | None) -> dict[int, int]:
     """Count the devices in the record of first sightings by their first day."""
     counts = np.zeros(DAY_MAX + 1, np.int64)
-    firsts = NOTHING.firsts if image is None else image.chunk().sightings["first"]
+    firsts = NOTHING.firsts if image is None else chunk_of_image(image).sightings["first"]
     for at in range(0, len(firsts), COUNT_BATCH):
         batch = firsts[at : at + COUNT_BATCH]
         counts += np.bincount(batch, minlength=len(counts))
@@ -114,7 +104,7 @@ def count_first_days(image: Image | None) -> dict[int, int]:
 
 def left(before: Image, now: Image) -> Iterator[Numbers]:
     """Yield in batches the devices that a change has removed from a list. `before`, `now`: contents before and after the change."""
-    was = before.chunk()
+    was = chunk_of_image(before)
     for at in range(0, len(was.numbers), BATCH_PAGES):
         keys, _ = _keys_in(was, was.numbers[at : at + BATCH_PAGES])
         yield keys[~held_in(now, keys)]
@@ -129,10 +119,10 @@ def _keys_in(whole: Chunk, wanted: Numbers) -> tuple[Numbers, Numbers]:
     blocks = _spans(page_blocks[places], counts)
     sizes = whole.sizes[blocks].astype(np.int64)
     positions = _spans(block_keys[blocks], sizes)
-    block_bits = np.arange(BLOCK_BITS, dtype=np.uint32)
+    block_bits = np.arange(LOW_BITS, dtype=np.uint32)
     _, uppers = np.nonzero(whole.bits[places, None] >> block_bits & np.uint32(1))
     first_keys = np.repeat(whole.numbers[places], counts) * np.uint64(PAGE_KEYS)
-    first_keys += uppers.astype(np.uint64) << np.uint64(BLOCK_BITS)
+    first_keys += uppers.astype(np.uint64) << np.uint64(LOW_BITS)
     return np.repeat(first_keys, sizes) + whole.lows[positions], positions
 
 

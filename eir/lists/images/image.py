@@ -1,49 +1,65 @@
 """Image: content of a list as sorted arrays in immutable memory, which many processes map.
 
-A new image is built (eir.lists.images.imaging) while the previous one is in force. It is in a sealed memory file: a process
+A new image is built (eir.lists.images.table_image) while the previous one is in force. It is in a sealed memory file: a process
 that receives the descriptor maps memory that cannot change. Each lookup has the time as an argument and ignores rows that
-have ended.
+have not begun or have ended.
 
-Arrays, each in a section of its own (little-endian):
+A page has the keys of one TAC in up to 16 blocks of 2^16 keys. A whole TAC is a key, too: on a page from WHOLE_PAGES on, which has the
+numbers of 2^20 TACs. A flag of the TAC's own page saves a lookup of that key.
+
+Arrays, each in a section of its own (little-endian). All but the last two exist twice: for devices, and for the IMSIs of a list of pairs:
 
     numbers, bits, firsts   for each page: its number; one bit for each block that exists, and flags; its first block
     slots                   hash table of the pages below 2^32 (TACs, IMSIs): number, first block, bits, index of the page plus one
-    offsets, lows           for each block of 2^16 keys: the index of its first key; the lower 16 bits of all keys
-    end_pages, end_starts, ends    the pages with rows that end; the index of their first end; the end of each row (0: none)
-    tac_pages, tac_ends     the pages that are listed whole until a time; that time
-    pair_ends, imsis        pairs: for each device the index after its last IMSI (empty if each has one); all IMSIs
+    offsets, lows           for each block: the index of its first key; the lower 16 bits of all keys
+    row_stops               for each key the index after its last row; empty if each key has one row
+    timed_pages, timed_starts   pages with rows that begin or end; the index of their first begin and end
+    begins, ends            begin and end of each row of these pages (0: none); empty if no row has a begin, or an end
+    seconds                 lists of pairs and of device types: IMSI or type of each row
     sightings               first sightings: the first day of each device, and the period of its last sighting
 """
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import compress, repeat
 from struct import Struct
 from typing import Any, Final
 
 import numpy as np
 
-from eir.lists.images.chunks import BLOCK_BITS, BLOCKS, ENDS, SIGHTINGS, WHOLE, WHOLE_UNTIL, Chunk, Numbers
+from eir.device import SNR_KEYS
 from eir.lists.images.memory import MappedFile
-from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.table.columns import LOW_BITS, Numbers
 
-MAGIC, VERSION = b"EIRIMAGE", 3
+MAGIC, VERSION = b"EIRIMAGE", 4
 HASHED: Final = 1 << 32
-"""Pages below this number are in the hash table; the others (MEIDs with letters) are few."""
+"""Pages below this number are in the hash table; the others (MEIDs with letters, whole TACs) are few."""
 SLOT_WORDS, SPREAD, WORD_BITS = 4, 0x9E3779B1, 32
 ALIGNED = 64
+BLOCKS: Final = 0xFFFF
+"""Mask of the bits of a page that show which of its 16 blocks exist."""
+WHOLE, WHOLE_TIMED, TIMED = 1 << 16, 1 << 17, 1 << 18
+"""Flags in the bits of a page: its TAC is listed whole; its TAC is listed whole by rows that all begin or end; it has rows that begin or end."""
+WHOLE_PAGES: Final = 1 << 40
+"""First number of the pages of whole TACs, above all pages of identifiers."""
+TACS_BITS: Final = 20
+"""Bits of a TAC's number on its page of whole TACs."""
+SIGHTINGS = np.dtype([("first", "<u2"), ("last", "<u1")])
+"""First sightings: the first day of a device, and the period of its last sighting, in 3 bytes."""
 
-_KEY_ARRAYS: Final[tuple[tuple[str, Any], ...]] = (
-    ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("end_pages", "<u4"),
-    ("end_starts", "<u4"), ("ends", "<u4"),
+KEY_ARRAYS: Final[tuple[tuple[str, Any], ...]] = (
+    ("numbers", "<u8"), ("bits", "<u4"), ("firsts", "<u4"), ("slots", "<u4"), ("offsets", "<u4"), ("lows", "<u2"), ("row_stops", "<u4"),
+    ("timed_pages", "<u4"), ("timed_starts", "<u4"), ("begins", "<u4"), ("ends", "<u4"),
 )  # fmt: skip
 """Names and types of the arrays in which keys are looked up."""
 SECTIONS: Final = (
-    *_KEY_ARRAYS,
-    ("tac_pages", "<u4"), ("tac_ends", "<u4"), ("pair_ends", "<u4"), ("imsis", "<u8"), ("sightings", SIGHTINGS),
-    *((f"subscriber_{name}", form) for name, form in _KEY_ARRAYS),
-)  # fmt: skip
-"""Arrays in order. Lists of pairs have a second set of key arrays for their IMSIs; the latest end of an IMSI's rows counts."""
+    *KEY_ARRAYS,
+    *((f"subscriber_{name}", form) for name, form in KEY_ARRAYS),
+    ("seconds", "<u8"),
+    ("sightings", SIGHTINGS),
+)
+"""Arrays in order. An IMSI of a list of pairs has a row for each period in which at least one of its pairs is in force."""
 HEADER = Struct("<8sIIQ32x")
 """Magic, version, number of sections, size in bytes; the rest is free."""
 SECTION = Struct("<QQ")
@@ -56,40 +72,43 @@ class ImageError(ValueError):
     """Error for a memory file that does not contain an image (content of a list) of this version."""
 
 
-class _Table:
+class _Keys:
     """Arrays of an image for the lookup of devices, or of subscribers. Memoryviews of these arrays make reads of single values faster."""
 
     __slots__ = (
-        "arrays",
+        "begins",
         "bits",
-        "end_pages",
-        "end_starts",
         "ends",
         "firsts",
         "lows",
         "numbers",
         "offsets",
+        "row_stops",
         "shift",
         "slots",
+        "timed_pages",
+        "timed_starts",
     )
 
-    def __init__(self, arrays: Mapping[str, Numbers]) -> None:
-        self.arrays = arrays
-        self.numbers = arrays["numbers"]
-        self.bits = arrays["bits"].data
-        self.firsts = arrays["firsts"].data
-        self.slots = arrays["slots"].data
-        self.offsets = arrays["offsets"].data
-        self.lows = arrays["lows"].data
-        self.ends = arrays["ends"].data
-        self.end_pages = arrays["end_pages"]
-        self.end_starts = arrays["end_starts"]
+    def __init__(self, arrays: Mapping[str, Numbers], prefix: str = "") -> None:
+        of = {name: arrays[prefix + name] for name, _ in KEY_ARRAYS}
+        self.numbers = of["numbers"].data
+        self.bits = of["bits"].data
+        self.firsts = of["firsts"].data
+        self.slots = of["slots"].data
+        self.offsets = of["offsets"].data
+        self.lows = of["lows"].data
+        self.row_stops = of["row_stops"].data
+        self.timed_pages = of["timed_pages"].data
+        self.timed_starts = of["timed_starts"].data
+        self.begins = of["begins"].data
+        self.ends = of["ends"].data
         self.shift = WORD_BITS - (len(self.slots) // SLOT_WORDS).bit_length() + 1
 
     def page(self, number: int) -> int:
         """Find a page by its number; return its index in the arrays of the image, or -1 if the image lacks the page."""
         if number >= HASHED:
-            place = int(np.searchsorted(self.numbers, np.uint64(number)))
+            place = bisect_left(self.numbers, number)
             return place if place < len(self.numbers) and self.numbers[place] == number else -1
         slots, at = self.slots, ((number * SPREAD & 0xFFFFFFFF) >> self.shift) * SLOT_WORDS
         for _ in range(0, len(slots), SLOT_WORDS):  # bounds the search: a damaged table may have no free slot
@@ -101,11 +120,11 @@ class _Table:
     def position(self, place: int, remainder: int) -> int:
         """Find a key by its page and its remainder; return its index among all keys of the list, or -1 if the list lacks the key.
 
-        `place`: index of the page (`page`). `remainder`: key modulo PAGE_KEYS.
+        `place`: index of the page (`page`). `remainder`: key modulo SNR_KEYS.
         """
         if place < 0:
             return -1
-        bits, upper = self.bits[place], remainder >> BLOCK_BITS
+        bits, upper = self.bits[place], remainder >> LOW_BITS
         if not bits >> upper & 1:
             return -1
         block = self.firsts[place] + (bits & (1 << upper) - 1).bit_count()
@@ -121,18 +140,33 @@ class _Table:
     def remainders(self, place: int) -> list[int]:
         """Return the keys of a page, modulo the page size, in ascending order. `place`: index of the page."""
         bits, block, keys = self.bits[place] & BLOCKS, self.firsts[place], list[int]()
-        for upper in range(BLOCK_BITS):
+        for upper in range(LOW_BITS):
             if bits >> upper & 1:
-                keys += [upper << BLOCK_BITS | low for low in self.lows[self.offsets[block] : self.offsets[block + 1]]]
+                keys += [upper << LOW_BITS | low for low in self.lows[self.offsets[block] : self.offsets[block + 1]]]
                 block += 1
         return keys
 
-    def ends_of(self, place: int) -> "memoryview | None":
-        """Return the expiries of the rows of a page; None if none of these rows has an expiry."""
-        if not self.bits[place] & ENDS:
-            return None
-        at = int(np.searchsorted(self.end_pages, place))
-        return self.ends[self.end_starts[at] : self.end_starts[at + 1]]
+    def rows(self, position: int) -> range:
+        """Return the indexes of the rows of a key. `position`: index of the key."""
+        if not len(self.row_stops):
+            return range(position, position + 1)
+        return range(self.row_stops[position - 1] if position else 0, self.row_stops[position])
+
+    def in_force(self, place: int, rows: range, now: float) -> list[bool]:
+        """Return for each of these rows of a page whether it is in force at the time `now`. `place`: index of the page."""
+        if not self.bits[place] & TIMED:
+            return [True] * len(rows)
+        shift = self.timed_starts[bisect_left(self.timed_pages, place)] - self.rows(self.keys(place).start).start
+        span = slice(shift + rows.start, shift + rows.stop)
+        begins, ends = self.begins[span] or repeat(0), self.ends[span] or repeat(0)
+        return [begin <= now and (not end or end > now) for begin, end, _ in zip(begins, ends, rows, strict=False)]
+
+    def holds(self, place: int, remainder: int, now: float) -> bool:
+        """Return True if a key has a row that is in force at the time `now`. `place`, `remainder`: see `position`."""
+        position = self.position(place, remainder)
+        if position < 0 or not self.bits[place] & TIMED:
+            return position >= 0
+        return any(self.in_force(place, self.rows(position), now))
 
 
 class Image:
@@ -144,12 +178,10 @@ class Image:
 
     __slots__ = (
         "_devices",
-        "_imsis",
         "_map",
-        "_pair_ends",
+        "_seconds",
         "_subscribers",
-        "_tac_ends",
-        "_tac_pages",
+        "arrays",
         "buffer",
         "descriptor",
         "numbers",
@@ -162,15 +194,14 @@ class Image:
         """Descriptor of the memory file, for other processes; closed with the image."""
         self.buffer = mapped.buffer
         """All bytes of the image."""
-        self._devices = _Table(arrays)
-        self._subscribers = _Table({name: arrays[f"subscriber_{name}"] for name, _ in _KEY_ARRAYS})
-        self._pair_ends = arrays["pair_ends"].data
-        self._imsis = arrays["imsis"].data
-        self._tac_pages = arrays["tac_pages"]
-        self._tac_ends = arrays["tac_ends"]
+        self.arrays = arrays
+        """Arrays of the image by name (SECTIONS)."""
+        self._devices = _Keys(arrays)
+        self._subscribers = _Keys(arrays, "subscriber_")
+        self._seconds = arrays["seconds"].data
         self.sightings = arrays["sightings"].view(np.uint8).data
         """In a record of first sightings: bytes with the days of each device (SIGHTINGS), also for a compiled lookup."""
-        self.numbers = self._devices.numbers
+        self.numbers = arrays["numbers"]
         """Numbers of all pages in ascending order."""
 
     def __del__(self) -> None:
@@ -201,90 +232,61 @@ class Image:
         return self._devices.slots, self._devices.offsets, self._devices.lows
 
     @property
-    def has_pairs(self) -> bool:
-        """True if the list binds devices to IMSIs."""
-        return bool(len(self._imsis))
-
-    @property
-    def has_ends(self) -> bool:
-        """True if at least one row of the list has an expiry."""
-        return bool(len(self._devices.ends) or len(self._tac_ends))
+    def has_times(self) -> bool:
+        """True if at least one row of the list has a begin or an end."""
+        return bool(len(self._devices.timed_pages))
 
     def holds(self, key: int, now: float) -> bool:
-        """Return True if the list has an unexpired row for this key at the time `now`."""
-        number, remainder = divmod(key, PAGE_KEYS)
-        table = self._devices
-        place = table.page(number)
+        """Return True if the list has a row for this key that is in force at the time `now`."""
+        number, remainder = divmod(key, SNR_KEYS)
+        devices = self._devices
+        place = devices.page(number)
         if place < 0:
             return False
-        bits = table.bits[place]
-        if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_end(place) > now):
+        bits = devices.bits[place]
+        if bits & WHOLE or (bits & WHOLE_TIMED and self._holds_tac(number, now)):
             return True
-        position = table.position(place, remainder)
-        if position < 0 or not bits & ENDS:
-            return position >= 0
-        ends = self._ends(place, self._rows(position))
-        return any(not end or end > now for end in ends)
+        return devices.holds(place, remainder, now)
 
     def imsis(self, key: int, now: float) -> tuple[int, ...]:
-        """Return the IMSIs to which unexpired rows of the list bind a device."""
-        place = self._devices.page(key // PAGE_KEYS)
-        position = self._devices.position(place, key % PAGE_KEYS)
-        if position < 0 or not len(self._imsis):
+        """Return the IMSIs to which rows of the list bind a device at the time `now`."""
+        devices = self._devices
+        place = devices.page(key // SNR_KEYS)
+        position = devices.position(place, key % SNR_KEYS)
+        if position < 0 or not len(self._seconds):
             return ()
-        rows = self._rows(position)
-        bound = zip(self._imsis[rows.start : rows.stop], self._ends(place, rows), strict=True)
-        return tuple(imsi for imsi, end in bound if not end or end > now)
+        rows = devices.rows(position)
+        return tuple(compress(self._seconds[rows.start : rows.stop], devices.in_force(place, rows, now)))
 
     def first_seen(self, key: int) -> tuple[int, int] | None:
         """Return the day on which a device was first seen, and the index of the period in which it was last seen.
 
         A period is PERIOD_DAYS days (eir.lists.pages.first_days). Returns None for a device without a record.
         """
-        table = self._devices
-        position = table.position(table.page(key // PAGE_KEYS), key % PAGE_KEYS)
+        devices = self._devices
+        position = devices.position(devices.page(key // SNR_KEYS), key % SNR_KEYS)
         if position < 0 or not self.sightings:
             return None
         first, last = SIGHTING.unpack_from(self.sightings, position * SIGHTING.size)
         return first, last
 
     def has_subscriber(self, imsi: int, now: float) -> bool:
-        """Return True if the list has an unexpired row with this IMSI."""
-        table = self._subscribers
-        place = table.page(imsi // PAGE_KEYS)
-        position = table.position(place, imsi % PAGE_KEYS)
-        if position < 0 or (ends := table.ends_of(place)) is None:
-            return position >= 0
-        end = ends[position - table.keys(place).start]
-        return not end or end > now
+        """Return True if the list has a row with this IMSI that is in force at the time `now`."""
+        subscribers = self._subscribers
+        return subscribers.holds(subscribers.page(imsi // SNR_KEYS), imsi % SNR_KEYS, now)
 
     def keys(self, now: float) -> Iterator[int]:
-        """Yield in ascending order each key that has an unexpired row at the time `now`."""
+        """Yield in ascending order each key that has a row that is in force at the time `now`."""
+        devices = self._devices
         for place, number in enumerate(self.numbers.tolist()):
-            bits, base = self._devices.bits[place], number * PAGE_KEYS
-            if bits & WHOLE or (bits & WHOLE_UNTIL and self._tac_end(place) > now):
-                yield from range(base, base + PAGE_KEYS)
+            if number >= WHOLE_PAGES:
+                break
+            bits, base = devices.bits[place], number * SNR_KEYS
+            if bits & WHOLE or (bits & WHOLE_TIMED and self._holds_tac(number, now)):
+                yield from range(base, base + SNR_KEYS)
                 continue
-            keys = (base + remainder for remainder in self._devices.remainders(place))
-            yield from (key for key in keys if not bits & ENDS or self.holds(key, now))
-
-    def chunk(self) -> Chunk:
-        """Return all rows of the image as one chunk (columns as arrays), from which a changed image can be built."""
-        of = self._devices.arrays
-        pair_ends, imsis = np.asarray(self._pair_ends), np.asarray(self._imsis)
-        counts = np.diff(pair_ends, prepend=np.uint32(0)) if len(pair_ends) else np.ones(len(imsis), np.uint32)
-        return Chunk(
-            numbers=of["numbers"],
-            bits=of["bits"],
-            sizes=np.diff(of["offsets"]),
-            lows=of["lows"],
-            rows=np.diff(of["end_starts"]),
-            ends=of["ends"],
-            tac_ends=self._tac_ends,
-            counts=counts,
-            imsis=imsis,
-            sightings=np.frombuffer(self.sightings, SIGHTINGS),
-        )
+            keys = (base + remainder for remainder in devices.remainders(place))
+            yield from (key for key in keys if not bits & TIMED or self.holds(key, now))
 
     def drop(self, done: int) -> int:
         """Release a portion of the image's memory from byte `done` on; return the end of the portion, where the next call continues.
@@ -293,23 +295,10 @@ class Image:
         """
         return self._map.drop(done)
 
-    def _tac_end(self, place: int) -> int:
-        """Return the expiry (Unix seconds) of the list entry for a whole TAC. `place`: index of the TAC's page in the arrays."""
-        return int(self._tac_ends[np.searchsorted(self._tac_pages, place)])
-
-    def _rows(self, position: int) -> range:
-        """Return the indexes of a key's rows. In a list of pairs, a key has one row for each bound IMSI; otherwise it has one row."""
-        if not len(self._pair_ends):
-            return range(position, position + 1)
-        return range(self._pair_ends[position - 1] if position else 0, self._pair_ends[position])
-
-    def _ends(self, place: int, rows: range) -> Sequence[int]:
-        ends = self._devices.ends_of(place)
-        if ends is None:
-            return (0,) * len(rows)
-        first = self._devices.keys(place).start
-        begin = rows.start - self._rows(first).start
-        return ends[begin : begin + len(rows)]
+    def _holds_tac(self, tac: int, now: float) -> bool:
+        """Return True if the list has a row for this whole TAC that is in force at the time `now`."""
+        devices = self._devices
+        return devices.holds(devices.page(WHOLE_PAGES | tac >> TACS_BITS), tac & (1 << TACS_BITS) - 1, now)
 
 
 def _map_file(descriptor: int) -> tuple[MappedFile, dict[str, Numbers]]:
@@ -344,13 +333,11 @@ def open_arrays(image: memoryview) -> dict[str, Numbers]:
     for prefix in ("", "subscriber_"):
         if prefix and not len(arrays["subscriber_firsts"]):
             continue
-        _check_sizes({name: arrays[prefix + name] for name, _ in _KEY_ARRAYS})
-    if len(arrays["tac_pages"]) != len(arrays["tac_ends"]):
-        raise ImageError("the ends of an image's TACs are damaged")
-    devices, pair_ends = len(arrays["lows"]), arrays["pair_ends"]
-    if len(pair_ends) and (len(pair_ends) != devices or pair_ends[-1] != len(arrays["imsis"])):
+        _check_sizes({name: arrays[prefix + name] for name, _ in KEY_ARRAYS})
+    rows = arrays["row_stops"][-1] if len(arrays["row_stops"]) else len(arrays["lows"])
+    if len(arrays["seconds"]) not in {0, rows}:
         raise ImageError("the pairs of an image are damaged")
-    if len(arrays["sightings"]) not in {0, devices}:
+    if len(arrays["sightings"]) not in {0, len(arrays["lows"])}:
         raise ImageError("the days of an image are damaged")
     return arrays
 
@@ -358,7 +345,8 @@ def open_arrays(image: memoryview) -> dict[str, Numbers]:
 def _check_sizes(of: Mapping[str, Numbers]) -> None:
     pages = len(of["numbers"])
     slots, part_slot = divmod(len(of["slots"]), SLOT_WORDS)
-    are_slots = not part_slot and slots > pages and not slots & slots - 1
+    hashed = int(np.searchsorted(of["numbers"], np.uint64(HASHED)))
+    are_slots = not part_slot and slots > hashed and not slots & slots - 1
     is_sound = len(of["bits"]) == pages and are_slots
     blocks = len(of["offsets"]) - 1
     if (
@@ -367,8 +355,11 @@ def _check_sizes(of: Mapping[str, Numbers]) -> None:
         or not _are_starts(of["offsets"], blocks, len(of["lows"]))
     ):
         raise ImageError("the sizes of an image's arrays do not fit one another")
-    if not _are_starts(of["end_starts"], len(of["end_pages"]), len(of["ends"])):
-        raise ImageError("the ends of an image are damaged")
+    if len(of["row_stops"]) not in {0, len(of["lows"])}:
+        raise ImageError("the rows of an image's keys are damaged")
+    starts, times = of["timed_starts"], max(len(of["begins"]), len(of["ends"]))
+    if not _are_starts(starts, len(of["timed_pages"]), times) or not {len(of["begins"]), len(of["ends"])} <= {0, times}:
+        raise ImageError("the begins and ends of an image are damaged")
 
 
 def _are_starts(starts: Numbers, groups: int, items: int) -> bool:

@@ -1,8 +1,8 @@
 """Index: all lists in memory. Every check looks up its device there.
 
 A list has an image (eir.lists.images.image), which another process builds, and a state; both are replaced in one step. Each
-lookup compares a row's end with the index's clock. So a row that has ended never matches, no matter whether it came by a
-switch, an amendment or a start, or ended later.
+lookup compares a row's begin and end with the index's clock. So a row that has not begun or has ended never matches, no matter
+whether it came by a switch, an amendment or a start, or began or ended later.
 """
 
 import time
@@ -12,13 +12,13 @@ from typing import ClassVar, cast
 
 from eir.device import SNR_KEYS
 from eir.lists.images.image import Image
-from eir.lists.images.imaging import tacs_bound
+from eir.lists.images.table_image import tacs_bound
 from eir.lists.pages.first_days import DAY_S, period
 from eir.lists.record.settings import BOUND, DEVICES, FIRST_SEEN, TYPES
 from eir.lists.record.store import ListState
 
 Clock = Callable[[], float]
-"""Clock by which rows end, in Unix seconds."""
+"""Clock by which rows begin and end, in Unix seconds."""
 
 
 class DeviceList:
@@ -27,7 +27,7 @@ class DeviceList:
     Only Index.switch changes its content.
     """
 
-    __slots__ = ("_ends", "image", "kind", "name", "now", "state")
+    __slots__ = ("_timed", "image", "kind", "name", "now", "state")
 
     def __init__(self, name: str, kind: str, now: Clock) -> None:
         self.name, self.kind, self.now = name, kind, now
@@ -35,7 +35,7 @@ class DeviceList:
         """State of the release in memory; None before the first one."""
         self.image: Image | None = None
         """Image in memory."""
-        self._ends = False
+        self._timed = False
 
     @property
     def arrays(self) -> tuple[memoryview, memoryview, memoryview] | None:
@@ -44,20 +44,20 @@ class DeviceList:
 
     def replace(self, state: ListState, image: Image) -> None:
         """Replace the state and the content (image) of the list; only Index.switch calls this method."""
-        self.state, self.image, self._ends = state, image, image.has_ends
+        self.state, self.image, self._timed = state, image, image.has_times
 
     @property
     def time(self) -> float:
-        """Time in Unix seconds against which expiries are compared; 0 if no row of the list has an expiry."""
-        return self.now() if self._ends else 0.0
+        """Time in Unix seconds against which begins and ends are compared; 0 if no row of the list has one."""
+        return self.now() if self._timed else 0.0
 
     def holds(self, key: int) -> bool:
-        """Return True if the list contains the device (or IMSI) with this key in a row that has not expired."""
+        """Return True if the list contains the device (or IMSI) with this key in a row that is in force."""
         image = self.image
-        return image is not None and image.holds(key, self.now() if self._ends else 0.0)
+        return image is not None and image.holds(key, self.now() if self._timed else 0.0)
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate in ascending order over the keys that have at least one row that has not expired."""
+        """Iterate in ascending order over the keys that have at least one row that is in force."""
         return iter(()) if self.image is None else self.image.keys(self.time)
 
 
@@ -71,7 +71,7 @@ class PairList(DeviceList):
         return imsi in self.imsis(device)
 
     def imsis(self, device: int) -> tuple[int, ...]:
-        """Return the IMSIs to which unexpired rows of the list bind a device."""
+        """Return the IMSIs to which rows of the list that are in force bind a device."""
         return () if self.image is None else self.image.imsis(device, self.time)
 
     def has_subscriber(self, imsi: int) -> bool:
@@ -89,8 +89,9 @@ class PairList(DeviceList):
 
     def subscriber_bound_elsewhere(self, device: int, imsi: int) -> bool:
         """Return True if the list binds the IMSI to devices, but not to this device."""
-        # `binds` is evaluated first: if its row ends between the two lookups, the row must not count as another device's.
-        return not self.binds(device, imsi) and self.has_subscriber(imsi)
+        # With one time for both lookups: a row that begins or ends between them must not count as another device's.
+        image, now = self.image, self.time
+        return image is not None and imsi not in image.imsis(device, now) and image.has_subscriber(imsi, now)
 
 
 class FirstSeenList(DeviceList):
@@ -188,7 +189,7 @@ class Index:
 
     Args:
         kinds: name of each list → its kind (eir.lists.record.settings).
-        now: clock by which rows end.
+        now: clock by which rows begin and end.
     """
 
     def __init__(self, kinds: Mapping[str, str], now: Clock = time.time) -> None:

@@ -5,17 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eir.lists.images.chunks import WHOLE, WHOLE_UNTIL, Numbers
+from eir.lists.images.chunks import chunk_of_image
 from eir.lists.images.day_images import held_in, left
-from eir.lists.images.image import Image
+from eir.lists.images.image import WHOLE, WHOLE_TIMED, Image
 from eir.lists.images.imaging import build_image
+from eir.lists.table.columns import Numbers
 
 KEYS_AT_ONCE = 1_000_000
 """Number of devices from which a batch is full."""
 
 
 class NewlyListed(NamedTuple):
-    """Devices that a change has added to a list. Devices whose rows have expired are included."""
+    """Devices that a change has added to a list. Devices whose rows have ended or not begun are included."""
 
     keys: Numbers
     """Keys of devices that are listed singly."""
@@ -54,6 +55,6 @@ def without_listed(before: Image | None, keys: Numbers) -> Numbers:
 
 
 def _whole_tacs(image: Image) -> Numbers:
-    whole = image.chunk()
-    tacs: Numbers = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_UNTIL) != 0]
+    whole = chunk_of_image(image)
+    tacs: Numbers = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_TIMED) != 0]
     return tacs

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 from eir.errors import StoreError
 from eir.lists.log.change import NO_CHANGE, Change, Head, first_break, following
@@ -38,6 +39,27 @@ class LoggedList:
         return sum(change.rows_bytes for change in self.since_base[1:])
 
 
+class ChangeRows(NamedTuple):
+    """Change of a list with its rows."""
+
+    change: Change
+    parts: Sequence[bytes] | None
+    """Encoded rows; None if they are not stored."""
+
+    def decoded(self, name: str) -> tuple[TableRows, TableRows]:
+        """Decode the added and the removed rows. `name`: list, for the error.
+
+        Raises:
+            StoreError: `corrupt`, or `gone` without rows.
+        """
+        if self.parts is None:
+            raise _gone(name, self.change.generation)
+        try:
+            return decode_change(self.parts)
+        except ValueError as error:
+            raise damaged(name, f"{_place(self.change)}: {error}") from error
+
+
 def empty_content(kind: str) -> LoggedList:
     """Return the content of a list that no store has yet."""
     return LoggedList(Head(kind=kind), EMPTY, digest_tree(EMPTY, ()))
@@ -63,7 +85,7 @@ async def read_content(store: LogStore, name: str, head: Head, at: int | None = 
     entries = [entry for entry in entries if entry.change.generation <= last]
     bases = [index for index, entry in enumerate(entries) if entry.change.base_id]
     if not bases or entries[-1].change.generation != last:
-        raise _gone(name, last)
+        raise _gone(name, last) if at is not None else damaged(name, f"its log does not lead to generation {last}")
     first = entries[bases[-1]].change
     parts = await _read_parts(store.base(name, first.base_id), first.base)
     if parts is None and at is not None and not await _has_parts(store, name, first.base_id):
@@ -90,12 +112,35 @@ async def advance(store: LogStore, name: str, held: LoggedList, head: Head) -> L
     Raises:
         StoreError: if the store fails (`corrupt`: damaged data).
     """
-    entries = [
-        entry for entry in await store.log(name, held.head.generation) if entry.change.generation <= head.generation
-    ]
-    is_readable = held.head.digest != NO_CHANGE and entries and entries[0].change.before == held.head.digest
-    if not is_readable or any(entry.rows is None and not entry.change.rows_id for entry in entries):
+    entries = entries_until(head, await store.log(name, held.head.generation))
+    if held.head.digest == NO_CHANGE or not continues_by_rows(held.head, entries):
         return await read_content(store, name, head)
+    return await apply_entries(store, name, held, entries, head)
+
+
+def entries_until(head: Head, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
+    """Return the entries up to the generation of a head."""
+    return [entry for entry in entries if entry.change.generation <= head.generation]
+
+
+def has_rows(entry: LogEntry) -> bool:
+    """Return True if the rows of an entry are stored."""
+    return entry.rows is not None or bool(entry.change.rows_id)
+
+
+def continues_by_rows(held: Head, entries: Sequence[LogEntry]) -> bool:
+    """Return True if the entries lead from the held change on, and the rows of each are stored."""
+    return bool(entries) and entries[0].change.before == held.digest and all(map(has_rows, entries))
+
+
+async def apply_entries(
+    store: LogStore, name: str, held: LoggedList, entries: Sequence[LogEntry], head: Head
+) -> LoggedList:
+    """Apply entries that lead from the held content to a head.
+
+    Raises:
+        StoreError: if the store fails (`corrupt`: damaged data).
+    """
     return _checked(name, await _applied(store, name, held, entries), head)
 
 
@@ -130,53 +175,58 @@ def _checked(name: str, content: LoggedList, head: Head) -> LoggedList:
 
 
 async def _applied(store: LogStore, name: str, content: LoggedList, entries: Sequence[LogEntry]) -> LoggedList:
-    """Apply log entries, which must continue the content, and verify the content digest after the last one."""
-    if not entries:
+    changes = [await read_rows(store, name, entry) for entry in entries]
+    return await asyncio.to_thread(apply_changes, name, content, changes)
+
+
+def apply_changes(name: str, content: LoggedList, changes: Sequence[ChangeRows]) -> LoggedList:
+    """Apply changes, which must continue the content, and verify the content digest after the last one.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
+    if not changes:
         return content
-    changes = [entry.change for entry in entries]
-    broken = first_break(changes, content.head.digest)
+    broken = first_break([each.change for each in changes], content.head.digest)
     if broken is not None:
         raise damaged(name, f"generation {broken.generation} does not continue the generation before it")
-    rows = [await rows_of_entry(store, name, entry) for entry in entries]
-    last = changes[-1]
-    reasons = next((each.reasons for each in reversed(changes) if each.reasons), content.head.reasons)
-
-    def apply() -> tuple[Table, DigestTree]:
-        effect = change(content.table, *fold(rows))
-        return effect.table, updated_tree(content.tree, effect.table, reasons, effect.blocks)
-
-    table, tree = await asyncio.to_thread(apply)
+    last = changes[-1].change
+    reasons = next((each.change.reasons for each in reversed(changes) if each.change.reasons), content.head.reasons)
+    effect = change(content.table, *fold([each.decoded(name) for each in changes]))
+    tree = updated_tree(content.tree, effect.table, reasons, effect.blocks)
     if tree.root != last.content:
         raise damaged(name, f"generation {last.generation} has another content digest than its change")
-    since_base = content.since_base
+    head, since_base, devices = content.head, content.since_base, device_count(effect.table)
     for each in changes:
-        since_base = (each,) if each.base_id else (*since_base, each)
-    return LoggedList(_after(replace(content.head, reasons=reasons), last, table), table, tree, since_base)
+        head = following(head, each.change, entries=len(effect.table), devices=devices)
+        since_base = (each.change,) if each.change.base_id else (*since_base, each.change)
+    return LoggedList(head, effect.table, tree, since_base)
 
 
 def _after(head: Head, last: Change, table: Table) -> Head:
     return following(head, last, entries=len(table), devices=device_count(table))
 
 
-async def rows_of_entry(store: LogStore, name: str, entry: LogEntry) -> tuple[TableRows, TableRows]:
-    """Read, verify and decode the added and the removed rows of a change.
+async def read_rows(store: LogStore, name: str, entry: LogEntry) -> ChangeRows:
+    """Read and verify the rows of a change.
 
     Raises:
-        StoreError: `corrupt` for damaged rows, `gone` for rows that are deleted, or of which the change has only a base.
+        StoreError: `gone`, if they are deleted; `corrupt`, if they are damaged.
     """
-    place = f"the rows of generation {entry.change.generation}"
-    if entry.change.rows_id:
-        parts = await _read_parts(store.base(name, entry.change.rows_id), entry.change.rows)
+    made = entry.change
+    if made.rows_id:
+        parts = await _read_parts(store.base(name, made.rows_id), made.rows)
     elif entry.rows is None:
-        raise _gone(name, entry.change.generation)
+        raise _gone(name, made.generation)
     else:
-        parts = split_parts(entry.rows) if hashlib.sha256(entry.rows).hexdigest() == entry.change.rows else None
+        parts = split_parts(entry.rows) if hashlib.sha256(entry.rows).hexdigest() == made.rows else None
     if parts is None:
-        raise damaged(name, f"{place} have another digest, or are missing")
-    try:
-        return await asyncio.to_thread(decode_change, parts)
-    except ValueError as error:
-        raise damaged(name, f"{place}: {error}") from error
+        raise damaged(name, f"{_place(made)} have another digest, or are missing")
+    return ChangeRows(made, parts)
+
+
+def _place(made: Change) -> str:
+    return f"the rows of generation {made.generation}"
 
 
 async def _has_parts(store: LogStore, name: str, part_id: str) -> bool:

@@ -4,7 +4,7 @@ A store knows nothing of content, releases or rollbacks. The same tests verify e
 and raise StoreError (eir.errors) if the store fails.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from eir.lists.log.change import Change, Head
@@ -25,14 +25,35 @@ class LogEntry(NamedTuple):
     """None if the rows are deleted, or in parts of their own."""
 
 
+class StoredHeads(Mapping[str, Head]):
+    """Heads of all lists. A damaged head raises its StoreError (`corrupt`) when it is read, so that it affects no other list."""
+
+    def __init__(self, heads: Mapping[str, Callable[[], Head]], digests: Mapping[str, str]) -> None:
+        self._heads = heads
+        self.digests = digests
+        """Digest of the newest change of each list, as `wait` and `commit` compare it."""
+
+    def __getitem__(self, name: str) -> Head:
+        return self._heads[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._heads)
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+
 class LogStore(Protocol):
     """Store of lists as logs."""
 
-    async def heads(self) -> Mapping[str, Head]:
+    async def heads(self) -> StoredHeads:
         """Return the heads of all lists."""
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
-        """Return the changes of a list with generations above `after`, oldest first, with their rows as far as they are stored."""
+        """Return the changes of a list with generations above `after`, oldest first, with their rows as far as they are stored.
+
+        A damaged change is left out: the change after it, or the head, shows that it is missing.
+        """
 
     def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:
         """Yield the parts with an ID in order; none if they do not exist."""

@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from eir.errors import GenerationConflict, StoreError
-from eir.lists.log.change import RELEASE_KINDS, Change, following, release_of
+from eir.lists.log.change import RELEASE_KINDS, Change, Head, following, release_of
 from eir.lists.log.reader import LoggedList, advance, empty_content, join_parts
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.table.codec import encode as encode_table
 from eir.lists.table.codec import encode_change
 from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
-from eir.lists.table.table import Table, TableEffect, change, device_count, replacement
+from eir.lists.table.table import EMPTY, Table, TableEffect, change, device_count, replacement
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 TRIES_MAX = 10
@@ -169,6 +169,23 @@ class ListWriter:
                 return made
             await asyncio.sleep(random.uniform(0, PAUSE_S_MAX))  # noqa: S311 - no secret
 
+    async def overwrite(self, before: Head, table: Table, update: ListUpdate) -> Change:
+        """Write a whole content as a base after a head, without reading the content before, which may be damaged.
+
+        Args:
+            before: head before the change, with the digest of the newest stored change.
+            table: content after the change.
+            update: the change.
+
+        Raises:
+            GenerationConflict: if another process was faster.
+            StoreError: if the store fails.
+        """
+        self.content = LoggedList(before, EMPTY, digest_tree(EMPTY, ()))
+        whole = replace(update, table=table)
+        effect = await asyncio.to_thread(_effect, EMPTY, whole, int(self._now().timestamp()))
+        return await self._commit(whole, effect, is_first_try=True)
+
     async def _commit(self, update: ListUpdate, effect: TableEffect, *, is_first_try: bool) -> Change:
         before, table = self.content.head, effect.table
         reasons = update.reasons or before.reasons
@@ -201,7 +218,7 @@ class ListWriter:
             **release_of(before) | update.state,
         )
         if not is_whole:
-            made, rows = await self._with_rows(made, effect)
+            made, rows = await self._with_rows(made, update, effect)
         # A base takes long to stage, so that other writers may be faster again: a repeated change leaves it to the next one.
         if is_whole or not self.content.since_base or (is_first_try and self._is_base_due(made, len(table))):
             made = await self._with_base(made, table, reasons)
@@ -213,9 +230,13 @@ class ListWriter:
         self.content = LoggedList(head, table, tree, since_base)
         return made
 
-    async def _with_rows(self, made: Change, effect: TableEffect) -> tuple[Change, bytes]:
-        """Encode the rows of a change; stage them if they are long."""
-        parts = await asyncio.to_thread(lambda: [*encode_change(effect.added, effect.removed)])
+    async def _with_rows(self, made: Change, update: ListUpdate, effect: TableEffect) -> tuple[Change, bytes]:
+        """Encode the rows of a change; stage them if they are long.
+
+        Rows are recorded as they were given, also those that change nothing: after a fork they are applied again to another content.
+        """
+        rows_of_change = effect if update.table is not None else update
+        parts = await asyncio.to_thread(lambda: [*encode_change(rows_of_change.added, rows_of_change.removed)])
         if sum(map(len, parts)) <= INLINE_BYTES_MAX:
             rows = join_parts(parts)
             return replace(made, rows=hashlib.sha256(rows).hexdigest(), rows_bytes=len(rows)), rows

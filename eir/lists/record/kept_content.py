@@ -8,7 +8,7 @@ import numpy as np
 
 from eir.errors import StoreError
 from eir.lists.log.change import RELEASE_KINDS, Change
-from eir.lists.log.reader import LoggedList, oldest_readable, read_content, rows_of_entry
+from eir.lists.log.reader import LoggedList, oldest_readable, read_content, read_rows
 from eir.lists.log.store import LogStore
 from eir.lists.record.listed_entries import rows_between
 from eir.lists.record.store import utc_text
@@ -73,7 +73,7 @@ async def changes_of_rows(
     for entry in await store.log(name, 0):
         if (entry.rows is None and not entry.change.rows_id) or (until is not None and entry.change.generation > until):
             continue
-        added, _ = await rows_of_entry(store, name, entry)
+        added, _ = (await read_rows(store, name, entry)).decoded(name)
         found = wanted.select(matches(wanted, added) >= 0)
         pairs = zip(found.keys.tolist(), found.column(SECONDS).tolist(), strict=True)
         changes |= dict.fromkeys(pairs, entry.change)

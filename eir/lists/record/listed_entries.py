@@ -40,7 +40,7 @@ def display_order(rows: TableRows) -> TableRows:
 
 
 def chunks_of(rows: TableRows) -> Iterator[TableRows]:
-    """Yield rows in chunks of CHUNK_ROWS, each of which Python can convert to lists."""
+    """Yield rows in chunks of CHUNK_ROWS, which Python can convert to lists."""
     for start in range(0, len(rows), CHUNK_ROWS):
         yield rows.select(np.arange(start, min(start + CHUNK_ROWS, len(rows))))
 

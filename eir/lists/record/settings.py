@@ -68,8 +68,6 @@ class Layout:
     """True if a device has one row for each of its IMSIs, even in a list of devices."""
     underscores: bool = False
     """True if a space in a column name is equal to an underscore."""
-    answers: bool = False
-    """True if each line is a GSMA Device Check answer (eir.lists.rows.layout). Of several answers about a device, the answer with the latest action is used."""
 
     @property
     def lines_before(self) -> int:

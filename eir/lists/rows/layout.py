@@ -2,119 +2,29 @@
 
 This module parses one line at a time. Its result is the reference for eir.lists.rows.reader, which parses whole files and uses
 this module only for messages about bad rows.
-
-A file of GSMA Device Check answers has one JSON object of the service in each line: `deviceid`, `responsestatus`,
-`blockliststatus`, and `imeihistory`, the list of the networks' actions, each with `action`, `date`, `reasoncode` and
-`reasoncodedesc`. The action with the latest date determines whether the device is blocked.
 """
 
 import csv
 import difflib
-import io
-import json
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.pages.first_days import LEFT_LIST, WAS_LISTED
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 
-INSERT, REMOVE = "insert", "remove"
-"""Codes of rows from Device Check answers. INSERT: the device is blocked; REMOVE: the device is not blocked."""
-_LISTS = {"block": True, "blacklist": True, "general": False, "greylist": False}
-"""True if an action with this first word concerns the list of blocked devices. Older versions of the service use `Blacklist`."""
-_STATES = {"Yes": INSERT, "No": REMOVE}
-"""Code of the row by the member `blockliststatus`."""
 EPOCH = date(1970, 1, 1)
 FIRST_SEEN_MIN = date(2000, 1, 1)
 """Earliest first day of a device in a file. An earlier day is a mistake, such as the time 0 of another program."""
 DAY_SECONDS = 86_400
 TIME_MAX = (1 << 32) - 1
-"""Latest begin and end of a row in Unix seconds, in the year 2106; a later end is none."""
-_BAD_ROW = ("", "", "", "0")
-
-
-def is_device_check_answer(line: bytes) -> bool:
-    """Return True if the first line of a file is a GSMA Device Check answer (JSON)."""
-    return line.startswith(b"{") and b'"deviceid"' in line and b'"responsestatus"' in line
-
-
-def device_check_rows(lines: bytes) -> bytes:
-    """Convert lines with Device Check answers to CSV rows `device,code,reason,Unix seconds`.
-
-    A blank line stays blank. If a line is not a usable answer, the field `device` is empty.
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    for line in lines.split(b"\n")[:-1]:
-        if line.strip():
-            writer.writerow(_device_check_row(line))
-        else:
-            out.write("\n")
-    return out.getvalue().encode("utf-8", "replace")
-
-
-def _device_check_row(line: bytes) -> tuple[str, ...]:
-    try:
-        answer = json.loads(line.decode("utf-8", "replace"))
-        if not isinstance(answer, dict) or answer.get("responsestatus") != "success":
-            return _BAD_ROW
-        device = answer.get("deviceid")
-        if not isinstance(device, str):
-            return _BAD_ROW
-        return (_one_line(device), *_last_action(answer))
-    except (ValueError, RecursionError):
-        return _BAD_ROW
-
-
-def _last_action(answer: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return code, reason and time (Unix seconds) of the last action in a Device Check answer.
-
-    Raises:
-        ValueError: if a member of the answer is invalid.
-    """
-    history = answer.get("imeihistory") or []
-    if not isinstance(history, list):
-        raise ValueError("no list of actions")  # noqa: TRY004 - callers expect ValueError for every fault of an answer
-    actions = []
-    for at, action in enumerate(history):
-        if not isinstance(action, dict):
-            raise ValueError("an unknown action")  # noqa: TRY004 - as above
-        list_word, _, code = str(action.get("action")).lower().rpartition(" ")
-        if code not in {INSERT, REMOVE} or list_word not in _LISTS:
-            raise ValueError("an unknown action")
-        if _LISTS[list_word]:
-            reason = action.get("reasoncodedesc") or action.get("reasoncode") or ""
-            seconds = _seconds(action.get("date"))
-            actions.append((seconds, at, code, reason))
-    if not actions:  # a device without history may have only a status
-        status = answer.get("blockliststatus", answer.get("blackliststatus"))
-        return _STATES.get(str(status), ""), "", "0"
-    seconds, _, code, reason = max(actions)
-    return code, _one_line(str(reason)), str(seconds)
-
-
-def _seconds(date: Any) -> int:
-    """Parse a time such as `2014-08-02 12:05:24.0` to Unix seconds.
-
-    The service does not state a time zone. The time is interpreted as UTC.
-    """
-    moment = datetime.fromisoformat(str(date).strip())
-    if not moment.tzinfo:
-        moment = moment.replace(tzinfo=UTC)
-    return max(1, int(moment.timestamp()))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
+"""Latest begin and end of a row in Unix seconds, in the year 2106; a later end counts as no end."""
 BOM = b"\xef\xbb\xbf"
 
 Columns: TypeAlias = tuple[str, ...]
@@ -141,8 +51,6 @@ ACTION = "action"
 """Column with a code that adds or removes the entry."""
 CHANGE = "change"
 """Second column with such a code. The row removes the entry if one of both codes does."""
-WHEN = "when"
-"""Column with the time of a row in Unix seconds. The latest row of a device counts."""
 ALLOCATED = "allocation_date"
 """Column with the allocation date of a TAC, in files of device types."""
 
@@ -200,10 +108,6 @@ LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
     ),
     Layout(name="tacs", columns=_TACS | {UNTIL: UNTIL}, subjects={TYPES: (BY_TYPE,)}, underscores=True),
     Layout(name="gsma-tacs", columns=_TACS, subjects={TYPES: (BY_TYPE,)}, separator="|", underscores=True, dates="DD-Mon-YYYY"),
-    Layout(
-        name="gsma-device-check", columns={"imei": 1, ACTION: 2, REASON: 3, WHEN: 4}, names=False, subjects={DEVICES: (BY_IMEI,)},
-        added=frozenset({INSERT}), removed=frozenset({REMOVE}), answers=True,
-    ),
 )}  # fmt: skip
 """Built-in layouts."""
 _HEADERS = {
@@ -291,7 +195,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         header_columns = "+".join(sorted(present)) or "none of them"
         fault = f"a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}"
         raise ReleaseRefused("layout", f"{where}: {fault}")
-    columns = [*subject, REASON, UNTIL, ACTION, CHANGE, WHEN]
+    columns = [*subject, REASON, UNTIL, ACTION, CHANGE]
     if subject == BY_TYPE:
         at[REASON] = at["device_type"]  # the list stores the text of the type as the reason, for display
     if dates or subject == BY_TYPE:
@@ -385,8 +289,6 @@ def layout_fault(content: bytes) -> str:
 
 def guess_layout(first_line: bytes) -> str | None:
     """Return the name of the built-in layout for a file with this first line, or None if no layout fits."""
-    if is_device_check_answer(first_line):
-        return "gsma-device-check"
     names = _header_names(first_line, ",")
     known = _HEADERS.get(",".join(names)) or _device_type_layout(first_line)
     if known is not None:
@@ -540,9 +442,9 @@ def row_fault(line: bytes, plan: Plan) -> str:
     fields = fields_of(line, plan)
     if plan.may_be_open:
         fields["imei_to"] = fields["imei_to"] or fields["imei_from"]
-    is_incomplete = None in (fields[column] for column in plan.subject)
-    if is_incomplete or (layout.answers and not fields["imei"]):
-        return _incomplete_fault(plan)
+    if None in (fields[column] for column in plan.subject):
+        columns = "+".join(plan.subject)
+        return f"the row has no {columns}; expected one row per line, with closed quotes"
     try:
         keys = [KEY_OF[column](fields[column] or "") for column in plan.subject]
     except IdentifierError as error:
@@ -568,13 +470,6 @@ def _time_fault(fields: Mapping[str, str | None], layout: Layout) -> str:
         except ValueError:
             return f"{column} is not like {layout.dates or USUAL_DATES}"
     return "begin is not before until" if 0 < times[UNTIL] <= times[BEGIN] else ""
-
-
-def _incomplete_fault(plan: Plan) -> str:
-    if plan.layout.answers:
-        return "one answer of Device Check a line, a JSON object with its deviceid, responsestatus success, and dated actions, is expected"
-    columns = "+".join(plan.subject)
-    return f"the row has no {columns}; expected one row per line, with closed quotes"
 
 
 def _range_fault(first: int, last: int) -> str:

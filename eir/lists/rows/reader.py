@@ -38,7 +38,6 @@ from eir.lists.rows.layout import (
     REASON,
     UNTIL,
     USUAL_DATES,
-    WHEN,
     Plan,
     begin_seconds,
     csv_fields,
@@ -282,8 +281,7 @@ def _read_chunk(chunk: _Chunk, rows: RowSink | None, reasons: Reasons, tally: Ta
     indexes = _row_reasons(columns, layout, reasons)
     row_columns = _RowColumns(plan, keys, indexes, until, days, begins).select(good)
     if removes is not None:
-        times = columns[WHEN].cast(pl.Int64).to_numpy() if WHEN in columns else None
-        actions.add(_Part(row_columns, select_rows(removes, good), select_rows(times, good)))
+        actions.add(_Part(row_columns, select_rows(removes, good)))
     elif rows is not None:
         row_columns.add_to(rows)
     return _Faults(bad, wide, odd)
@@ -333,15 +331,10 @@ class _Part(NamedTuple):
     columns: _RowColumns
     removes: Mask
     """Rows that remove their entry."""
-    times: Seconds | None
-    """Unix seconds of the rows, if the layout has times."""
 
 
 class Actions:
-    """Collection of rows whose codes add or remove list entries. The latest row about an entry decides.
-
-    Without times, or at equal times, the row that is last in the files counts.
-    """
+    """Collection of rows whose codes add or remove list entries. The last row about an entry in the files decides."""
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
@@ -351,7 +344,7 @@ class Actions:
         self._parts.append(part)
 
     def move_to(self, rows: RowSink | None, removed: RowSink | None) -> None:
-        """Move the latest row about each list entry to `rows` (entry added) or to `removed` (entry removed); drop all other rows."""
+        """Move the last row about each list entry to `rows` (entry added) or to `removed` (entry removed); drop all other rows."""
         parts = [part for part in self._parts if len(part.removes)]
         self._parts = []
         for part, counts in zip(parts, _latest(parts), strict=True):
@@ -362,26 +355,22 @@ class Actions:
 
 
 def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Find the latest row about each list entry in all parts; return these rows as one mask for each part.
+    """Find the last row about each list entry in all parts; return these rows as one mask for each part.
 
-    If the layout has no times and no row removes an entry, all rows of the entry count.
+    If no row removes an entry, all rows of the entry count.
     """
     removed_keys = [part.columns.keys[0][part.removes] for part in parts]
     removed = np.concatenate([np.zeros(0, np.uint64), *removed_keys])
-    disputed: list[Mask] = []
-    for part in parts:
-        has_times = part.times is not None
-        disputed.append(np.ones(len(part.removes), bool) if has_times else np.isin(part.columns.keys[0], removed))
+    disputed: list[Mask] = [np.isin(part.columns.keys[0], removed) for part in parts]
     if not any(mask.any() for mask in disputed):
         return [~mask for mask in disputed]
-    firsts, lasts, times = [], [], []
+    firsts, lasts = [], []
     for part, mask in zip(parts, disputed, strict=True):
         firsts.append(part.columns.keys[0][mask])
         lasts.append(part.columns.keys[-1][mask])
-        times.append(np.zeros(int(mask.sum()), np.int64) if part.times is None else part.times)
     first = np.concatenate(firsts)
     last = np.concatenate(lasts)
-    order = np.lexsort((np.concatenate(times), last, first))  # a stable sort
+    order = np.lexsort((last, first))  # a stable sort
     first = first[order]
     last = last[order]
     is_latest = np.ones(len(order), bool)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from eir.errors import ReleaseRefused
 from eir.lists.record.settings import Layout, RecordFormat
 from eir.lists.rows.delivered import LINE_BYTES_MAX
-from eir.lists.rows.layout import BOM, USUAL_DATES, csv_fields, device_check_rows, until_seconds
+from eir.lists.rows.layout import BOM, USUAL_DATES, csv_fields, until_seconds
 
 UTF_8 = "utf-8"
 
@@ -40,8 +40,6 @@ class Frame:
         if self._layout.encoding != UTF_8:
             chunks = _decode_lines(self._name, chunks, self._layout.encoding)
         chunks = map(one_line_end, chunks)
-        if self._layout.answers:
-            chunks = map(device_check_rows, chunks)
         if self._layout.lines_before:
             chunks = self._skip_header(chunks)
         if self._layout.trailer is not None:

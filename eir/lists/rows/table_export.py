@@ -183,7 +183,7 @@ def _texts(kind: str, column: str, rows: TableRows, reasons: Sequence[str]) -> l
 
 
 def _each(values: Sequence[int], text_of: Callable[[int], str]) -> list[str]:
-    """Convert numbers, of which few are different, to texts."""
+    """Convert numbers with few different values to texts."""
     texts = {value: text_of(value) for value in set(values)}
     return [texts[value] for value in values]
 

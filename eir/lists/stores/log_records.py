@@ -1,9 +1,12 @@
 """Parts that all stores of logs share: format version, decoding of records, and errors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 from eir.errors import StoreError
-from eir.lists.log.change import Change, RecordType, decode
+from eir.lists.log.change import Change, Head, RecordType, decode
+from eir.lists.log.store import LogEntry, StoredHeads
 
 LOG_FORM = 4
 """Version of the store's format. A program does not use a store of another format."""
@@ -31,6 +34,29 @@ def decode_stored(kind: type[RecordType], octets: str | bytes, subject: str) -> 
         return decode(kind, octets)
     except (ValueError, RecursionError) as error:
         raise StoreError("corrupt", f"{subject} is damaged: {error}") from error
+
+
+def stored_heads(heads: Mapping[str, tuple[bytes | str | StoreError, str]]) -> StoredHeads:
+    """Return the heads of lists from their stored form, or the error instead, and the digests of their newest changes."""
+
+    def head(name: str) -> Head:
+        octets = heads[name][0]
+        if isinstance(octets, StoreError):
+            raise octets
+        return decode_stored(Head, octets, f"the head of list {name}")
+
+    return StoredHeads(
+        {name: partial(head, name) for name in heads}, {name: digest for name, (_, digest) in heads.items()}
+    )
+
+
+def stored_entries(records: Iterable[tuple[bytes | str, bytes | None]]) -> list[LogEntry]:
+    """Decode changes with their rows; a damaged change is left out."""
+    entries = list[LogEntry]()
+    for octets, rows in records:
+        with suppress(StoreError):
+            entries.append(LogEntry(decode_stored(Change, octets, "a change"), rows))
+    return entries
 
 
 def part_counts(change: Change) -> Sequence[tuple[str, int]]:

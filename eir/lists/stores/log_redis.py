@@ -21,9 +21,9 @@ from typing import Any
 import redis.exceptions as fault
 
 from eir.errors import GenerationConflict, Report, StoreError, silent
-from eir.lists.log.change import Change, Head, encode
-from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry
-from eir.lists.stores.log_records import LOG_FORM, decode_stored, other_form, part_counts, staging_lost
+from eir.lists.log.change import Head, encode
+from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
+from eir.lists.stores.log_records import LOG_FORM, other_form, part_counts, staging_lost, stored_entries, stored_heads
 from eir.lists.stores.redis.link import REPLICA_WAIT_MS, RedisClient
 from eir.lists.stores.redis.writing import check_free, replicate
 from eir.lists.stores.redis_url import parse_url
@@ -95,28 +95,38 @@ class RedisLogStore:
         with self.link.decoding():
             return sorted(name.decode() for name in members)
 
-    async def heads(self) -> Mapping[str, Head]:
+    async def heads(self) -> StoredHeads:
         """Return the heads of all lists."""
-        heads = {}
-        for name in await self._names():
-            key = list_key(name, "head")
-            head, form = await self.link.execute("HMGET", key, "head", "form")
+        heads = dict[str, tuple[bytes | StoreError, str]]()
+        async for name, fields in self._each_head("digest", "head", "form"):
+            if isinstance(fields, StoreError):
+                heads[name] = fields, ""
+                continue
+            digest, head, form = fields
             if form is None and await self.link.execute("EXISTS", list_key(name, "state")):
                 raise StoreError("schema", other_form(f"Redis ({self.link.where})", 3))
             if form is not None and form != str(LOG_FORM).encode():
                 raise StoreError("schema", other_form(f"Redis ({self.link.where})", form.decode(errors="replace")))
-            if head is not None:
-                heads[name] = decode_stored(Head, head, f"the head of list {name}")
-        return heads
+            if digest is not None:
+                heads[name] = head or b"", digest.decode(errors="replace")
+        return stored_heads(heads)
+
+    async def _each_head(self, *what: str) -> AsyncIterator[tuple[str, Sequence[bytes | None] | StoreError]]:
+        """Yield each list and these fields of its head, or the error if the key has another type."""
+        for name in await self._names():
+            try:
+                yield name, await self.link.execute("HMGET", list_key(name, "head"), *what)
+            except StoreError as error:
+                if error.cause != "corrupt":
+                    raise
+                yield name, error
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
         """Return the changes of a list with generations above `after`, with their rows."""
-        records = {}
-        for stream in ("bases", "log"):
-            for generation, octets in await self._entries(name, stream, b"change", after):
-                records[generation] = decode_stored(Change, octets, f"a change of list {name}")
+        changes = dict(await self._entries(name, "bases", b"change", after))
+        changes |= dict(await self._entries(name, "log", b"change", after))
         rows = dict(await self._entries(name, "rows", b"rows", after))
-        return [LogEntry(records[generation], rows.get(generation)) for generation in sorted(records)]
+        return stored_entries((changes[generation], rows.get(generation)) for generation in sorted(changes))
 
     async def _entries(self, name: str, stream: str, field: bytes, after: int) -> list[tuple[int, bytes]]:
         """Read a field of all entries of a stream with generations above `after`, in portions."""
@@ -213,10 +223,11 @@ class RedisLogStore:
         deadline = loop.time() + timeout_s
         while (rest_s := deadline - loop.time()) > 0:
             digests = {}
-            for name in await self._names():
-                digest = await self.link.execute("HGET", list_key(name, "head"), "digest")
-                if digest is not None:
-                    digests[name] = digest.decode(errors="replace")
+            async for name, fields in self._each_head("digest"):
+                if isinstance(fields, StoreError):
+                    digests[name] = ""
+                elif fields[0] is not None:
+                    digests[name] = fields[0].decode(errors="replace")
             if digests != dict(seen):
                 return
             await asyncio.sleep(min(POLL_S, rest_s))

@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from eir.errors import GenerationConflict, Report, StoreError, silent
-from eir.lists.log.change import NO_CHANGE, Change, Head, encode
-from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry
-from eir.lists.stores.log_records import LOG_FORM, decode_stored, other_form, part_counts, staging_lost
+from eir.lists.log.change import NO_CHANGE, Head, encode
+from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
+from eir.lists.stores.log_records import LOG_FORM, other_form, part_counts, staging_lost, stored_entries, stored_heads
 from eir.lists.stores.sqlite.file import APPLICATION_ID, SqliteFile, checkpoint, form_of, transaction, use_durable_wal
 from eir.lists.stores.sqlite.writing import check_disk
 
@@ -67,16 +67,15 @@ class SqliteLogStore:
         self.path = path
         self._file = SqliteFile(path, upgrades=True, report=report, prepare=_prepare, **times)
 
-    async def heads(self) -> Mapping[str, Head]:
+    async def heads(self) -> StoredHeads:
         """Return the heads of all lists."""
-        rows = await self._file.rows("SELECT list, head FROM heads ORDER BY list")
-        return {name: decode_stored(Head, head, f"the head of list {name}") for name, head in rows}
+        rows = await self._file.rows("SELECT list, head, digest FROM heads ORDER BY list")
+        return stored_heads({name: (head, digest) for name, head, digest in rows})
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
         """Return the changes of a list with generations above `after`, with their rows."""
         statement = "SELECT change, rows FROM log WHERE list = :list AND generation > :after ORDER BY generation"
-        rows = await self._file.rows(statement, list=name, after=after)
-        return [LogEntry(decode_stored(Change, change, f"a change of list {name}"), octets) for change, octets in rows]
+        return stored_entries(await self._file.rows(statement, list=name, after=after))
 
     async def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:  # noqa: ARG002 - IDs are unique
         """Yield the parts with an ID in order."""

@@ -15,7 +15,7 @@ from eir.lists.table.table import Table, table_of
 
 PART_BYTES = 1 << 20
 """Maximum number of bytes of a part before compression."""
-_FORMS = ("<u8", "<u4", "<u2", *COLUMNS.values())
+ARRAY_FORMS = ("<u8", "<u4", "<u2", *COLUMNS.values())
 """Types of blocks, starts, lows and columns."""
 _KEY_ARRAYS = 3
 _HEAD_BYTES_MAX = 1024
@@ -31,7 +31,7 @@ def encode(table: Table) -> Iterator[bytes]:
     arrays = arrays_of(table)
     yield json.dumps([None if array is None else len(array) for array in arrays]).encode()
     compress = zstandard.ZstdCompressor(level=1).compress
-    for array, form in zip(arrays, _FORMS, strict=True):
+    for array, form in zip(arrays, ARRAY_FORMS, strict=True):
         octets = b"" if array is None else np.ascontiguousarray(array, form).view("u1").data
         for at in range(0, len(octets), PART_BYTES):
             yield compress(octets[at : at + PART_BYTES])
@@ -46,7 +46,8 @@ def decode(parts: Iterable[bytes]) -> Table:
     each = iter(parts)
     lengths = _lengths(next(each, b""))
     arrays = [
-        None if length is None else _array(each, length, form) for length, form in zip(lengths, _FORMS, strict=True)
+        None if length is None else _array(each, length, form)
+        for length, form in zip(lengths, ARRAY_FORMS, strict=True)
     ]
     blocks, starts, lows = (array if array is not None else np.empty(0) for array in arrays[:_KEY_ARRAYS])
     return checked(Table(blocks, starts, lows, tuple(arrays[_KEY_ARRAYS:])))
@@ -57,8 +58,8 @@ def _lengths(head: bytes) -> Sequence[int | None]:
     if len(head) > _HEAD_BYTES_MAX:
         raise ValueError("the head of a table is too long")
     lengths = json.loads(head)
-    if not isinstance(lengths, list) or len(lengths) != len(_FORMS):
-        raise ValueError(f"the head of a table must have {len(_FORMS)} lengths")
+    if not isinstance(lengths, list) or len(lengths) != len(ARRAY_FORMS):
+        raise ValueError(f"the head of a table must have {len(ARRAY_FORMS)} lengths")
     blocks, starts, rows, *columns = lengths
     if not all(type(length) is int and 0 <= length < 1 << 32 for length in (blocks, starts, rows)):
         raise ValueError("the head of a table must have lengths below 2^32")

@@ -24,8 +24,6 @@ COLUMNS = {"seconds": "<u8", "reasons": "<u1", "begins": "<u4", "ends": "<u4", "
 SECONDS, REASONS, BEGINS, ENDS, DAYS = range(len(COLUMNS))
 """Index of each column."""
 LOW_BITS, BLOCKS_PER_TAC = 16, 16
-SLAB_ROWS = 1 << 17
-"""Number of rows that are converted together. Arrays of so many rows fit into the processor's cache, and malloc reuses their memory."""
 _WHOLE_BLOCKS = 1 << 44
 """First number of the blocks of whole TACs, above all blocks of identifiers."""
 _TAGGED_MAX = 1 << 55

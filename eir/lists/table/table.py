@@ -18,7 +18,6 @@ from eir.lists.table.columns import (
     ENDS,
     NO_COLUMNS,
     SECONDS,
-    SLAB_ROWS,
     WHOLE,
     Columns,
     Numbers,
@@ -54,26 +53,15 @@ class Table:
         """Return the rows of the blocks with these numbers, in this order; None: of all blocks."""
         if numbers is None:
             keys = np.empty(len(self), "<u8")
-            bounds = [0, *np.searchsorted(self.blocks, self.slab_blocks()).tolist(), len(self.blocks)]
-            for first, after in pairwise(bounds):
-                keys[self.starts[first] : self.starts[after]] = self.slab(first, after).keys
+            firsts = self.starts.searchsorted(np.arange(0, len(self), _BATCH_ROWS), "right") - 1
+            for first, after in pairwise([*firsts.tolist(), len(self.blocks)]):
+                keys[self.starts[first] : self.starts[after]] = _slice(self, first, after).keys
             return TableRows(keys, self.columns)
         spans = _locate(self, numbers)
         sizes = spans.last - spans.first
         index = np.arange(int(sizes.sum())) + np.repeat(spans.first - (np.cumsum(sizes) - sizes), sizes)
         columns = tuple(None if values is None else values[index] for values in self.columns)
         return TableRows(keys_of(np.repeat(numbers, sizes), self.lows[index]), columns)
-
-    def slab(self, first: int, after: int) -> TableRows:
-        """Return the rows of the blocks with these indexes in `blocks`."""
-        starts = self.starts[first : after + 1].astype(np.int64)
-        rows = slice(starts[0], starts[-1])
-        keys = keys_of(np.repeat(self.blocks[first:after], starts[1:] - starts[:-1]), self.lows[rows])
-        return TableRows(keys, tuple(None if values is None else values[rows] for values in self.columns))
-
-    def slab_blocks(self) -> Numbers:
-        """Return numbers of blocks that divide the table into slabs of about SLAB_ROWS rows."""
-        return self.blocks[np.searchsorted(self.starts[:-1], np.arange(0, len(self), SLAB_ROWS))[1:] - 1]
 
     def find(self, key: int) -> TableRows:
         """Return the rows of a key."""
@@ -85,6 +73,12 @@ class Table:
         return join((self.find(key), self.find(WHOLE | key // SNR_KEYS)))
 
 
+_WHOLE_BLOCK = block_numbers(np.array([WHOLE], "<u8"))[0]
+"""First number of the blocks of whole TACs."""
+_LIMITS = np.array([0, 1 << 63], "<u8")
+"""Lowest number of a block, and a number above all blocks."""
+_BATCH_ROWS = 1 << 16
+"""Maximum number of rows in addition to those of one block that are converted or compared at once; their arrays fit into the processor's cache."""
 EMPTY = Table(np.empty(0, "<u8"), np.zeros(1, "<u4"), np.empty(0, "<u2"))
 
 
@@ -97,8 +91,8 @@ def table_of(rows: TableRows) -> Table:
     if len(rows) >= 1 << 32:
         raise ValueError("a list has more rows than a table can hold")
     lows, blocks, starts, last = np.empty(len(rows), "<u2"), [EMPTY.blocks], [np.empty(0, "<u4")], None
-    for start in range(0, len(rows), SLAB_ROWS):
-        slab = slice(start, start + SLAB_ROWS)
+    for start in range(0, len(rows), _BATCH_ROWS):
+        slab = slice(start, start + _BATCH_ROWS)
         numbers, lows[slab] = places_of(rows.keys[slab])
         first = np.flatnonzero(is_first(numbers))
         if numbers[0] == last:  # the block of the slab before
@@ -121,6 +115,7 @@ class TableEffect(NamedTuple):
     removed: TableRows
     """Rows that lead from the content before to the content after: `removed` first, then `added`."""
     rows_added: int
+    """Number of added rows whose keys the content before lacks."""
     rows_removed: int
     devices_added: int
     """Number of identifiers that the list has only after the change; a whole TAC has a million.
@@ -139,7 +134,8 @@ def change(old: Table, added: TableRows, removed: TableRows, now: int = 0) -> Ta
     before = old.rows(numbers)
     kept = before.select(matches(before, removed) < 0)
     after = merge(kept, added)
-    return _effect(_State(old, before), _State(_splice(old, numbers, table_of(after)), after), added, removed, now)
+    table = _splice(old, numbers, table_of(after))
+    return _effect(_State(old, before), _State(table, after), *_different_rows(before, after), now)
 
 
 def replacement(old: Table, new: Table, now: int = 0) -> TableEffect:
@@ -153,20 +149,31 @@ def difference(old: Table, new: Table) -> tuple[TableRows, TableRows]:
 
     A row with another value in a column is removed and added.
     """
-    bounds = distinct(np.concatenate((old.slab_blocks(), new.slab_blocks())))
-    old_bounds, new_bounds = (
-        [0, *np.searchsorted(table.blocks, bounds).tolist(), len(table.blocks)] for table in (old, new)
-    )
-    slabs = [
-        _difference(old.slab(*of_old), new.slab(*of_new))
-        for of_old, of_new in zip(pairwise(old_bounds), pairwise(new_bounds), strict=True)
+    if not len(old) or not len(new):
+        return new.rows(), old.rows()
+    rows = [np.arange(0, len(table), _BATCH_ROWS) for table in (old, new)]
+    firsts = [
+        table.blocks[table.starts.searchsorted(at, "right") - 1] for table, at in zip((old, new), rows, strict=True)
     ]
-    added, removed = zip(*slabs, strict=True)
-    return join(added), join(removed)
+    numbers = distinct(np.concatenate((*firsts, _LIMITS)))
+    places = [table.blocks.searchsorted(numbers).tolist() for table in (old, new)]
+    parts = [
+        _different_rows(_slice(old, *before), _slice(new, *after))
+        for before, after in zip(*map(pairwise, places), strict=True)
+    ]
+    return join([added for added, _ in parts]), join([removed for _, removed in parts])
 
 
-def _difference(before: TableRows, after: TableRows) -> tuple[TableRows, TableRows]:
-    """Return the rows that one state lacks, and those that the other lacks."""
+def _slice(table: Table, block: int, block_end: int) -> TableRows:
+    """Return the rows of the blocks with these indexes."""
+    starts = table.starts[block : block_end + 1]
+    at = slice(int(starts[0]), int(starts[-1]))
+    keys = keys_of(np.repeat(table.blocks[block:block_end], np.diff(starts)), table.lows[at])
+    return TableRows(keys, tuple(None if values is None else values[at] for values in table.columns))
+
+
+def _different_rows(before: TableRows, after: TableRows) -> tuple[TableRows, TableRows]:
+    """Return the rows that only `after` has, and those that only `before` has."""
     at = matches(after, before)
     same = at >= 0
     for index in range(len(COLUMNS)):
@@ -201,26 +208,46 @@ def merge(rows: TableRows, later: TableRows) -> TableRows:
 
 def fold(changes: Sequence[tuple[TableRows, TableRows]]) -> tuple[TableRows, TableRows]:
     """Combine successive changes, each of added and removed rows, to one with the same effect."""
-    added, removed = changes[0]
-    for more, fewer in changes[1:]:
-        if len(fewer):
-            added = added.select(matches(added, fewer) < 0)
-            removed = merge(removed, fewer)
-        added = merge(added, more)
-    return added, removed
+    if len(changes) == 1:
+        return changes[0]
+    middle = len(changes) // 2  # halves: each row is merged once for each doubling of the number of changes
+    (added, removed), (more, fewer) = fold(changes[:middle]), fold(changes[middle:])
+    if len(fewer):
+        added = added.select(matches(added, fewer) < 0)
+        removed = merge(removed, fewer)
+    return merge(added, more), removed
 
 
 def device_count(table: Table) -> int:
     """Return the number of listed identifiers: a whole TAC has a million, and identifiers of it do not count again."""
-    sizes = np.diff(table.starts)
-    if table.columns[SECONDS] is not None and len(table):
-        first = is_first(table.lows)
-        first[table.starts[:-1]] = True
-        sizes = np.add.reduceat(first, table.starts[:-1], dtype=np.int64)
-    is_single = table.blocks < block_numbers(np.array([WHOLE], "<u8"))
-    tacs = _split(table.rows(table.blocks[~is_single]).keys)[1]
-    is_covered = np.isin(table.blocks // np.uint64(BLOCKS_PER_TAC), tacs)
-    return int(sizes[is_single & ~is_covered].sum()) + len(tacs) * SNR_KEYS
+    tacs = _whole_tacs(table)
+    singles = int(_key_starts(table)[np.searchsorted(table.blocks, _WHOLE_BLOCK)])
+    return singles - _singles_in(table, tacs) + len(tacs) * SNR_KEYS
+
+
+def _key_starts(table: Table) -> Numbers:
+    """Return the number of distinct keys before each block, and at the end that of all blocks."""
+    if table.columns[SECONDS] is None or not len(table):
+        return table.starts
+    first = is_first(table.lows)
+    first[table.starts[:-1]] = True
+    return np.searchsorted(np.flatnonzero(first), table.starts)
+
+
+def _whole_tacs(table: Table) -> Numbers:
+    """Return the TACs that are listed as a whole, ascending."""
+    return _split(distinct(table.rows(table.blocks[np.searchsorted(table.blocks, _WHOLE_BLOCK) :]).keys))[1]
+
+
+def _singles_in(table: Table, tacs: Numbers) -> int:
+    """Return the number of identifiers that the table lists singly in these TACs."""
+    if not len(tacs):
+        return 0
+    starts = _key_starts(table).astype(np.int64)
+    first, end = (
+        np.searchsorted(table.blocks, tacs_of * np.uint64(BLOCKS_PER_TAC)) for tacs_of in (tacs, tacs + np.uint64(1))
+    )
+    return int((starts[end] - starts[first]).sum())
 
 
 class _State(NamedTuple):
@@ -239,7 +266,7 @@ def _effect(before: _State, after: _State, added: TableRows, removed: TableRows,
 
 def _blocks_of(rows: TableRows) -> Numbers:
     """Return the numbers of the blocks of sorted rows."""
-    slabs = (block_numbers(rows.keys[start : start + SLAB_ROWS]) for start in range(0, len(rows), SLAB_ROWS))
+    slabs = (block_numbers(rows.keys[start : start + _BATCH_ROWS]) for start in range(0, len(rows), _BATCH_ROWS))
     return np.concatenate([EMPTY.blocks, *(blocks[is_first(blocks)] for blocks in slabs)])
 
 
@@ -274,7 +301,7 @@ def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
 
 def has_whole(table: Table) -> bool:
     """Return True if a table lists at least one whole TAC."""
-    return len(table.blocks) > 0 and bool(table.blocks[-1] >= block_numbers(np.array([WHOLE], "<u8"))[0])
+    return len(table.blocks) > 0 and bool(table.blocks[-1] >= _WHOLE_BLOCK)
 
 
 def has_tacs(table: Table, tacs: Numbers, now: int) -> Numbers:

@@ -102,7 +102,7 @@ RECORD_METRICS = (
     Family("eir_sightings_total", "counter", (), "Checks written to the record of checks"),
     Family("eir_sightings_dropped_total", "counter", ("reason",), "Checks missing in the record: above `rate_max` (rate), recorder too slow (buffer), or disk fault (disk)"),
     Family("eir_sightings_bytes", "gauge", (), "Size (bytes) of the record of checks"),
-    Family("eir_events_total", "counter", ("to",), "Events accepted by the receiver: webhook or stream"),
+    Family("eir_events_total", "counter", ("to",), "Events accepted by the receiver (webhook)"),
     Family("eir_events_dropped_total", "counter", ("to", "reason"), "Events lost: above `events_max` (rate), receiver down too long (queue), or refused by the receiver (refused)"),
 )  # fmt: skip
 PROCESS_METRICS = (

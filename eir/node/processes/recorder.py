@@ -7,7 +7,6 @@ restart without the workers. The recorder ends after the last worker. It receive
 
 import asyncio
 import itertools
-import json
 import socket
 import time
 from collections import Counter
@@ -17,10 +16,9 @@ from functools import partial
 from typing import Any
 
 from eir.config import Config
-from eir.errors import EirError, Report, StoreError, detail_of
+from eir.errors import EirError, Report, detail_of
 from eir.lists.images.image import Image
 from eir.lists.record.settings import DEVICES, SUBSCRIBERS
-from eir.lists.stores.open import SQLITE
 from eir.node.observe import metrics
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
@@ -45,7 +43,7 @@ END_S = 2.0
 """Maximum seconds at the end of the process for sending events, and for writing the record."""
 ORPHANED_S = 10.0
 """Seconds after the end of the supervisor in which the recorder waits for workers that still run."""
-STREAM_EVENTS_MAX = 100_000
+WEBHOOK = "webhook"
 POLL_S = 0.02
 """Seconds between two checks whether events have been sent."""
 
@@ -207,16 +205,11 @@ class _Recorder:
     # To receivers of events
 
     def _build_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
-        senders: list[tuple[str, deliver.Send]] = []
         hook = self._settings.webhook
-        if hook is not None:
-            senders.append(("webhook", deliver.webhook(hook.url, hook.key_file)))
-        key = _stream_key(self._config, self._settings)
-        if key is not None:
-            senders.append(("stream", _stream(self._config.store, key, self._report)))
-        return [
-            (to, deliver.EventSender(to, send, partial(self._sent, to), report=self._report)) for to, send in senders
-        ]
+        if hook is None:
+            return []
+        send = deliver.webhook(hook.url, hook.key_file)
+        return [(WEBHOOK, deliver.EventSender(WEBHOOK, send, partial(self._sent, WEBHOOK), report=self._report))]
 
     def _sent(self, to: str, what: str, count: int) -> None:
         if what == SENT:
@@ -250,31 +243,6 @@ class _Recorder:
             self._sent(to, RATE, dropped)
 
 
-def _stream_key(config: Config, settings: SightingsSettings) -> str | None:
-    """Return the key of the Redis stream of events; None without a stream, or if the store is SQLite, which has no streams."""
-    return None if settings.stream is None or config.store == SQLITE else settings.stream
-
-
-def _stream(store: str, key: str, report: Report) -> deliver.Send:
-    """Return a function that adds events to a Redis stream.
-
-    Each event is one entry, with the field `event` as JSON.
-    """
-    from eir.lists.stores.redis.link import RedisClient  # noqa: PLC0415 - takes 0.2 s
-    from eir.lists.stores.redis_url import parse_url  # noqa: PLC0415 - with the one above
-
-    link = RedisClient(parse_url(store, check=False), report)
-
-    async def send(events: Any) -> None:
-        adding = [("XADD", key, "MAXLEN", "~", STREAM_EVENTS_MAX, "*", "event", json.dumps(event)) for event in events]
-        try:
-            await link.execute_all(*adding)
-        except StoreError as e:
-            raise deliver.Undelivered(str(e)) from None
-
-    return send
-
-
 SOCKET_BYTES = 1 << 22
 """Requested bytes of the kernel's buffer between the processes; the kernel may grant fewer."""
 SETTLE_S, WRITE_S = 0.04, 20.0
@@ -300,8 +268,7 @@ class Recorded:
             is_asked=False,
         )
         """Killing it at the node's end is no failure: it may wait for a receiver of events, and systemd restarts a failed node."""
-        sent_to = {"webhook": settings.webhook, "stream": _stream_key(config, settings)}
-        receivers = [to for to, setting in sent_to.items() if setting is not None]
+        receivers = [] if settings.webhook is None else [WEBHOOK]
         self._zeros: metrics.Snapshot = {
             "eir_sightings_total": {(): 0.0}, "eir_sightings_dropped_total": {("disk",): 0.0},
             "eir_events_total": {(to,): 0.0 for to in receivers},

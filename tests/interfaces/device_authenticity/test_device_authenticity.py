@@ -14,13 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from certificates import Authority
-from issuer import Issuer, jwks
-from luhn import check_digit
-from node import LISTED, TRACKED, UNLISTED, children, until, until_async
-from patience import PROGRAM_S
-from register import Client
-from wire import EIR
+from simulated.certificates import Authority
+from simulated.issuer import Issuer, jwks
+from simulated.luhn import check_digit
+from simulated.node import LISTED, TRACKED, UNLISTED, children, until, until_async
+from simulated.patience import PROGRAM_S
+from simulated.register import Client
+from simulated.wire import EIR
 
 from eir.config import load_config
 from eir.interfaces import device_authenticity
@@ -344,7 +344,7 @@ async def test_no_list_is_drawn_out_faster_than_the_limit(site, client):
 HOOKS = """
 import schemathesis
 from hypothesis import strategies
-from luhn import check_digit
+from simulated.luhn import check_digit
 
 numbers = strategies.integers(min_value=0, max_value=10**14 - 1).map("{:014d}".format)
 schemathesis.openapi.format("imei", numbers.map(lambda digits: digits + str(check_digit(digits))))
@@ -365,7 +365,7 @@ def test_the_document_by_schemathesis(site):
         "--exclude-checks", "unsupported_method",
     ]  # fmt: skip
     (site.folder / "hooks.py").write_text(HOOKS)
-    hooks = {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": f"{Path(__file__).parents[2]}:{site.folder}"}
+    hooks = {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": f"{Path(__file__).parents[3] / 'scripts'}:{site.folder}"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=site.folder, timeout=PROGRAM_S, env=os.environ | hooks
     )

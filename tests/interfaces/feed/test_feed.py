@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import Altered
-from register import DATE, basic, device, path, request
+from simulated.register import DATE, basic, device, path, request
+from simulated.store_content import Altered
 
 from eir.device import device_key, imsi_key
 from eir.disk import WatchedFile

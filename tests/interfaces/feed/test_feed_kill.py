@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from doomed import CASES, fork
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.lists.changes.local import ADD, REMOVE, added_by
@@ -30,6 +30,7 @@ LISTS = {
 }
 DEVICES_FED = [f"3500000{n % 3}00000{n}" for n in range(8)]
 IMSI = "001010000000001"
+TESTS = Path(__file__).parents[2]
 SHORT_STEP = 9
 """The short form dies at each ninth step: once or twice in each transaction."""
 
@@ -159,7 +160,7 @@ def each_step(kind, folder, stride):
 def test_each_row_that_was_answered_is_there(kind, stride, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import test_feed_kill; test_feed_kill.each_step({kind!r}, {str(tmp_path)!r}, {stride})"],
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, timeout=PROGRAM_S, check=False,
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'scripts'}"}, capture_output=True, text=True, timeout=PROGRAM_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answered = [*map(int, done.stdout.split())]

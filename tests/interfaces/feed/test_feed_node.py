@@ -8,12 +8,12 @@ import time
 from collections import Counter
 
 import pytest
-from certificates import Authority
-from issuer import Issuer, jwks
-from node import LISTED, UNLISTED, children, until, until_async
-from register import Client, basic, device, path, request
-from servers import Server, programs
-from wire import EIR
+from simulated.certificates import Authority
+from simulated.issuer import Issuer, jwks
+from simulated.node import LISTED, UNLISTED, children, until, until_async
+from simulated.register import Client, basic, device, path, request
+from simulated.servers import Server, programs
+from simulated.wire import EIR
 
 from eir.config import load_config
 from eir.interfaces.feed.feed_users import read_users, user_line

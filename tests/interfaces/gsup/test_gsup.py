@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import fill, pages_of
-from osmo_wire import (
+from simulated.osmo_wire import (
     ACK,
     CHECK,
     ID_ACK,
@@ -23,6 +22,7 @@ from osmo_wire import (
     tbcd,
     update_location,
 )
+from simulated.store_content import fill, pages_of
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from clock import Clock
-from node import until_async
-from osmo_wire import CHECK, ID_RESP, PING, PONG, End, ipa, is_gsup
+from simulated.node import until_async
+from simulated.osmo_wire import CHECK, ID_RESP, PING, PONG, End, ipa, is_gsup
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings

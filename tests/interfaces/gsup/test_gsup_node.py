@@ -8,9 +8,8 @@ import signal
 import time
 
 import pytest
-from accepting import accepting
-from node import LISTED, TRACKED, UNLISTED, children, until, until_async
-from osmo_wire import (
+from simulated.node import LISTED, TRACKED, UNLISTED, children, until, until_async
+from simulated.osmo_wire import (
     ACK,
     CHECK,
     ID_RESP,
@@ -28,6 +27,7 @@ from osmo_wire import (
     tbcd,
     update_location,
 )
+from simulated.tcp_server import accepting
 
 PEERS = [{"name": "msc", "from": ["127.0.0.0/8"]}]
 ME = (1, tbcd(IMSI))

@@ -5,8 +5,8 @@ error for a CHECK-IMEI, and none is silence to one that has an IMSI.
 """
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, Site
-from osmo_wire import (
+from simulated.node import LISTED, TRACKED, UNLISTED, Site
+from simulated.osmo_wire import (
     CHECK,
     ID_ACK,
     ID_GET,

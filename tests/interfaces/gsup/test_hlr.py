@@ -4,10 +4,10 @@ import asyncio
 import gc
 from types import SimpleNamespace
 
-import osmo_wire
 from clock import Clock
-from node import until_async
-from osmo_wire import ID_RESP, IMSI, gsup, tbcd, update_location
+from simulated import osmo_wire
+from simulated.node import until_async
+from simulated.osmo_wire import ID_RESP, IMSI, gsup, tbcd, update_location
 from test_gsup_flood import answered, serving
 
 from eir.interfaces.gsup.hlr import HOLD_BYTES, HOLD_S, PING_S, HeldMessages, Hlr, HlrState

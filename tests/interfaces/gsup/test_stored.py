@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from osmo_wire import ACK, IMSI, NACK, gsup, tbcd
+from simulated.osmo_wire import ACK, IMSI, NACK, gsup, tbcd
 
 from eir.interfaces.gsup.stored import LATE_MAX, STORE_S, StoredChecks
 

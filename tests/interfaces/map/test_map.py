@@ -8,19 +8,18 @@ import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
-import m3ua_wire as wire
 import pytest
-from accepting import accepting
 from clock import Clock
-from made import fill, pages_of
-from patience import PATIENCE_S
 from pycrate_asn1dir import TCAP_MAPv2v3
+from simulated import m3ua_wire as wire
+from simulated.patience import PATIENCE_S
+from simulated.store_content import fill, pages_of
+from simulated.tcp_server import accepting
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
 from eir.errors import EirError
-from eir.interfaces.map import capture
 from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map.link import CARRIED, PIECE_BYTES, SigtranConnection
 from eir.interfaces.map.server import MapServer
@@ -567,46 +566,3 @@ async def test_the_probe_falls_back():
 
 def test_the_first_octet_of_a_tag_tells_whether_it_is_constructed():
     assert [codec._first(tag) for tag in (0x30, 0x9F21, 0xBF8101, 0x3F818201)] == [0x30, 0x9F, 0xBF, 0x3F]
-
-
-# what a capture shows
-
-
-def dialogue(made, octets, *, opc=wire.MSC, title=wire.TITLE, answered=True):
-    """A Begin and its answer as DATA messages."""
-    calling = wire.address(ssn=8, pc=None if title else opc, title=title)
-    eir = wire.address(ssn=9, pc=wire.EIR)
-    sent = [wire.data(wire.udt(octets, called=eir, calling=calling), opc=opc)]
-    if answered:
-        reply = made.answer(octets, Requester("msc", title or "")).octets
-        sent.append(wire.data(wire.udt(reply, called=calling, calling=eir), opc=wire.EIR, dpc=opc))
-    return sent
-
-
-def test_a_capture_has_the_answers_to_each_msc(tmp_path):
-    """Of every version; a fall-back is no check; what came back, or never, is no answer; what cannot be read is left out."""
-    made = service()
-    v3, v2, v1, huawei = (bytes.fromhex(vector) for vector in wire.VECTORS.values())
-    refused = begin(4, invoke(), context=codec.context_of(4), otid=b"\0\0\0\1")
-    fallen_back = dialogue(made, v3, title="491700000004", answered=False)
-    back = wire.udt(
-        made.answer(refused, MSC).octets,
-        called=wire.address(ssn=8, title="491700000004"),
-        calling=wire.address(ssn=9, pc=wire.EIR),
-    )
-    lost = wire.udt(v1, calling=wire.address(ssn=8, title="491799000001"))
-    messages = [
-        *dialogue(made, v3), *dialogue(made, v2, title="491700000002"), *dialogue(made, v1, title=None), *dialogue(made, huawei),
-        *dialogue(made, refused), *dialogue(made, v2, title="491700000003", answered=False),
-        wire.data(lost), wire.data(sccp.returned(sccp.unitdata(lost, "itu"), sccp.ReturnCause.NO_TRANSLATION), opc=wire.EIR, dpc=wire.MSC),
-        wire.data(b"\x09\0\1"), wire.data(wire.udt(b"\x62\x05")), *dialogue(made, begin(3, invoke(operation=44))),
-        m3ua.message(m3ua.MessageKind.BEAT), *fallen_back, wire.data(back, opc=wire.EIR, dpc=wire.MSC),
-    ]  # fmt: skip
-    wire.opinion(tmp_path, messages, "frame.number")
-    found = capture.read(tmp_path / "in.pcap")
-    assert found.checks == {
-        (wire.VECTOR_IMEI, wire.TITLE, "blacklisted"): 1, (wire.VECTOR_IMEI, "491700000002", "blacklisted"): 1,
-        (wire.VECTOR_IMEI, "1-1-1", "blacklisted"): 1, (wire.HUAWEI_IMEI, wire.TITLE, "greylisted"): 1,
-        (wire.VECTOR_IMEI, "491700000003", "none"): 1, (wire.VECTOR_IMEI, "491799000001", "none"): 1,
-    }  # fmt: skip
-    assert found.asking == {wire.TITLE, "491700000002", "1-1-1", "491700000003", "491799000001", "491700000004"}

@@ -8,15 +8,15 @@ import shutil
 import signal
 import subprocess
 
-import m3ua_wire as wire
 import pytest
-import sctp_wire
-from accepting import accepting
 from far import LINKS, OURS, THEIRS, far, linked, switch
-from msc import Msc
-from node import LISTED, TRACKED, UNLISTED, Site, until, until_async
-from patience import PATIENCE_S
-from servers import free_port
+from simulated import m3ua_wire as wire
+from simulated import sctp_wire
+from simulated.msc import Msc
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, until, until_async
+from simulated.patience import PATIENCE_S
+from simulated.servers import free_port
+from simulated.tcp_server import accepting
 
 from eir.interfaces.map import INTERFACE
 from eir.interfaces.map import checkimei as codec

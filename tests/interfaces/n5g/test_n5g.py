@@ -12,11 +12,11 @@ from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import pytest
-from http2_wire import HELLO, frames, get, statuses
-from lanes import Kept
-from made import fill, pages_of
-from node import until_async
-from patience import PATIENCE_S
+from simulated.http2_wire import HELLO, frames, get, statuses
+from simulated.lanes import Kept
+from simulated.node import until_async
+from simulated.patience import PATIENCE_S
+from simulated.store_content import fill, pages_of
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

@@ -10,16 +10,16 @@ import socket
 import ssl
 import subprocess
 
-import http2_wire as wire
 import pytest
-from amf import at
-from certificates import VERSIONS, Authority
-from hostile import Steady, at_rest, beside, memory_mb, settled
-from http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
-from luhn import check_digit
-from node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
-from patience import FACTOR, PATIENCE_S, PROGRAM_S
-from wire import EIR, REALM, TGPP, ecr
+from simulated import http2_wire as wire
+from simulated.amf import at
+from simulated.certificates import VERSIONS, Authority
+from simulated.hostile import Steady, at_rest, beside, memory_mb, settled
+from simulated.http2_wire import ATTACKS, HELLO, RESOURCE, asking, bodies, frames, goaways, statuses
+from simulated.luhn import check_digit
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from simulated.patience import FACTOR, PATIENCE_S, PROGRAM_S
+from simulated.wire import EIR, REALM, TGPP, ecr
 
 from eir.node.observe.control import ask as control
 
@@ -270,6 +270,7 @@ async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(own,
     assert not node.lines("fault")
 
 
+@pytest.mark.long
 async def test_both_protocols_give_the_same_verdict(shared, connect, to):
     chance = random.Random(20261126)
     near = [f"{int(LISTED) + n:014d}" for n in range(-20, 20)]

@@ -6,15 +6,15 @@ import struct
 import time
 from contextlib import asynccontextmanager
 
-import http2_wire as wire
 import pytest
-from accepting import accepting
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
 from h2.exceptions import ProtocolError
-from luhn import check_digit
-from node import LISTED, UNLISTED, until_async
+from simulated import http2_wire as wire
+from simulated.luhn import check_digit
+from simulated.node import LISTED, UNLISTED, until_async
+from simulated.tcp_server import accepting
 
 from eir.errors import EirError
 from eir.interfaces.n5g import INTERFACE

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import trustme
-from accepting import accepting
-from made import until
 from nrf_server import Nrf
+from simulated.store_content import until
+from simulated.tcp_server import accepting
 from test_nrf import GOOD, INSTANCE, settings_of
 
 from eir.interfaces.interface import NodeLoad

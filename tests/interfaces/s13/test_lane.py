@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from patience import PROGRAM_S
+from simulated.patience import PROGRAM_S
 
 from eir.checks.program import LISTS_MAX, VERDICTS_MAX
 from eir.interfaces.s13.lane import COMPILED, CONSTANTS

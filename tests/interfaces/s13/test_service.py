@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import pages_of, put, state
-from wire import HOST, TGPP, Message, avp, ecr, message, terminal, u32, walk
+from simulated.store_content import pages_of, put, state
+from simulated.wire import HOST, TGPP, Message, avp, ecr, message, terminal, u32, walk
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status

@@ -1,30 +1,26 @@
-"""eir audit: a planted gap is found, by asking an EIR of ours and one of another make, in a capture and in the record; and how sure that is."""
+"""eir audit: a planted gap is found, by asking an EIR of ours and one of another make, and in the record; and how sure that is."""
 
 import asyncio
 import json
-import logging
-import struct
 from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from types import SimpleNamespace
 
-import m3ua_wire
 import numpy as np
 import polars as pl
 import pytest
+import python_diameter
 from diameter.message import constants
-from diameter.node import Node
 from diameter.node.application import Application
-from luhn import check_digit
-from made import page
-from node import LISTED, UNLISTED
-from servers import free_port
-from wire import EIR, HOST, REALM, TGPP, avp, cer, dwr, ecr, message, terminal, u32
+from simulated.luhn import check_digit
+from simulated.node import LISTED, UNLISTED
+from simulated.servers import free_port
+from simulated.store_content import page
+from simulated.wire import EIR, HOST, REALM
 
 from eir.device import MEID_BASE, device_key
-from eir.interfaces.map import checkimei as codec
 from eir.lists.changes.audit import (
     CONFIDENCE,
     UNDER_WAY_MAX,
@@ -37,7 +33,6 @@ from eir.lists.changes.audit import (
     sample_size,
 )
 from eir.sightings.schema import FOLDER
-from eir.wire.ss7 import tcap
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 IMEIS = [f"{35209900 + n // 40}{n * 7919 % 1000000:06d}" for n in range(1000)]
@@ -268,29 +263,27 @@ class Eir(Application):
 
 
 @contextmanager
-def python_diameter(blocked):
-    logging.getLogger("diameter").setLevel(logging.CRITICAL)
+def other_eir(blocked):
     port = free_port()
-    node = Node(EIR, REALM, ip_addresses=["127.0.0.1"], tcp_port=port, vendor_ids=[constants.VENDOR_TGPP])
-    application = Eir(constants.APP_3GPP_S13_S13, is_auth_application=True)
-    application.blocked = set(blocked)
-    node.add_application(application, [node.add_peer(f"aaa://{HOST}", REALM)])
-    node.start()
-    try:
+    with python_diameter.running(
+        EIR, REALM, force=True, ip_addresses=["127.0.0.1"], tcp_port=port, vendor_ids=[constants.VENDOR_TGPP]
+    ) as node:
+        application = Eir(constants.APP_3GPP_S13_S13, is_auth_application=True)
+        application.blocked = set(blocked)
+        node.add_application(application, [node.add_peer(f"aaa://{HOST}", REALM)])
+        node.start()
         yield f"s13://127.0.0.1:{port}?{NAMES}"
-    finally:
-        node.stop(wait_timeout=1, force=True)
 
 
 def test_an_eir_of_another_make(site):
     wanted, short = site.release(IMEIS[:60]), MISSED[:0]
-    with python_diameter(IMEIS[:60]) as where:
+    with other_eir(IMEIS[:60]) as where:
         document, _ = found(site, wanted, where, *ASKED, "--at-least", "1")
         assert (document["asked"], document["share"], document["exceptions"]) == (60, 1, short)
         document, said = found(site, wanted, where, *ASKED, "--sample", "20", "--at-least", "0.99", status=3)
         assert (document["asked"], document["share"]) == (20, 1)
         assert said.startswith("eir: undecided: between ")
-    with python_diameter(imei for imei in IMEIS[:60] if imei not in MISSED) as where:
+    with other_eir(imei for imei in IMEIS[:60] if imei not in MISSED) as where:
         document, _ = found(site, wanted, where, *ASKED, "--at-least", "1", status=1)
         assert document["as_listed"] == 59
         gap(document, [imei for imei in MISSED if imei in IMEIS[:60]])
@@ -309,117 +302,6 @@ def test_what_is_refused_and_what_is_wrong_usage(site):
 
 
 # Only looking
-
-
-def segment(messages, streams, source, target, octets):
-    """A packet of IPv4 with a TCP segment that holds these bytes, as pcap has it."""
-    at = streams.setdefault((source, target), 1)
-    streams[source, target] += len(octets)
-    tcp = (
-        struct.pack(">HHIIBBHHH", source, target, at, streams.get((target, source), 1), 0x50, 0x18, 65535, 0, 0)
-        + octets
-    )
-    ip = (
-        struct.pack(
-            ">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0, bytes([127, 0, 0, 1]), bytes([127, 0, 0, 1])
-        )
-        + tcp
-    )
-    messages.append(struct.pack("<IIII", 1764115200 + len(messages), 0, len(ip), len(ip)) + ip)
-
-
-def capture(path, exchanges, port):
-    """A capture file; an exchange is a client's port, what it sends, and what it is answered (or nothing)."""
-    messages, streams = [], {}
-    for client, request, answer in exchanges:
-        segment(messages, streams, client, port, request)
-        if answer:
-            segment(messages, streams, port, client, answer)
-    path.write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101) + b"".join(messages))
-    return path
-
-
-def eca(status, number):
-    experimental = avp(297, u32(266, TGPP) + u32(298, 5422))
-    said = experimental if status is None else u32(268, 2001) + u32(1445, status, TGPP)
-    return message(
-        324,
-        avp(263, f"{HOST};1;{number};test") + said + u32(277, 1) + avp(264, EIR) + avp(296, REALM),
-        0x40,
-        ids=(number, number),
-    )
-
-
-def check(client, host, number, imei, status, **put):
-    asked = ecr(imei, session=avp(263, f"{HOST};1;{number};test"), host=avp(264, host), ids=(number, number), **put)
-    return client, asked, b"" if status == "silent" else eca(status, number)
-
-
-@pytest.mark.parametrize("port", [3868, 13868])
-def test_a_capture_shows_the_answers_and_the_mme_that_never_asks(site, tmp_path, port):
-    cea = message(257, u32(268, 2001) + avp(264, EIR) + avp(296, REALM), 0, 0, (1, 1))
-    both = [check(1001, "mme1", n, LISTED, 1) for n in (5, 6)]
-    by_meid = terminal(None, None, avp(1471, MEID, TGPP))
-    path = capture(tmp_path / "s13.pcap", [
-        (1001, cer("mme1"), cea), (1002, cer("mme2"), cea), (1003, cer("dra"), cea),
-        check(1001, "mme1", 1, LISTED, 1), check(1001, "mme1", 2, UNLISTED, 0), check(1001, "mme1", 3, "nonsense", 0),
-        check(1003, "mme3", 1, f"{LISTED}01", 0), check(1003, "mme3", 2, LISTED, None), check(1003, "mme3", 3, LISTED, "silent"),
-        (1002, dwr("mme2"), b""),
-        (1001, both[0][1] + both[1][1], both[1][2] + both[0][2]),  # several in one segment, answered in another order
-        check(1003, "mme6", 4, None, 1, terminal=by_meid), check(1003, "mme6", 5, None, 0, terminal=by_meid),
-    ], port)  # fmt: skip
-    site.configure(peers=[{"host": "mme1"}, {"host": "mme4"}, {"host": "probe", "expected": False}])
-    more = () if port == 3868 else ("--port", port)
-    if more:
-        said = found(site, site.release([LISTED]), "--passive", path, status=1)[1]
-        assert "shows nobody over Diameter at port 3868" in said
-    document, said = found(
-        site,
-        site.release([LISTED, MEID]),
-        "--passive",
-        path,
-        *more,
-        "--mme",
-        "mme3",
-        "--mme",
-        "mme5",
-        "--at-least",
-        "0.4",
-        status=3,
-    )
-    assert (document["asked"], document["as_listed"], document["share"], document["devices"]) == (8, 4, 0.5, 2)
-    assert document["interval"] == [round(bound, 6) for bound in interval(1, 2)], "each device is right by half"
-    assert "a longer capture or record decides" in said
-    assert [tuple(mistake.values()) for mistake in document["exceptions"]] == [
-        (LISTED, "blacklisted", "none"), (LISTED, "blacklisted", "unknown"), (f"{LISTED}01", "blacklisted", "whitelisted"),
-        (MEID, "blacklisted", "whitelisted"),
-    ]  # fmt: skip
-    assert {each["origin_host"]: (each["asked"], each["as_listed"]) for each in document["origins"]} == {
-        "mme1": (3, 3),
-        "mme3": (3, 0),
-        "mme6": (2, 1),
-    }
-    assert document["never_asked"] == ["mme2", "mme4", "mme5"]
-
-
-def test_a_capture_of_map_shows_the_answers_too(site, tmp_path):
-    """An MSC's three questions about a listed device: two answered as listed, and one not at all."""
-    begin, calling, eir = (
-        bytes.fromhex(m3ua_wire.V2),
-        m3ua_wire.address(ssn=8, title=m3ua_wire.TITLE),
-        m3ua_wire.address(ssn=9, pc=m3ua_wire.EIR),
-    )
-    black = tcap.end(
-        begin[4:8],
-        tcap.response(codec.context_of(2), accepted=True),
-        tcap.result(b"\1", codec.CHECK_IMEI, codec.result(2, 1)),
-    )
-    ask = m3ua_wire.data(m3ua_wire.udt(begin, called=eir, calling=calling))
-    answer = m3ua_wire.data(m3ua_wire.udt(black, called=calling, calling=eir), opc=m3ua_wire.EIR, dpc=m3ua_wire.MSC)
-    m3ua_wire.opinion(tmp_path, [ask, answer, ask, answer, ask], "frame.number")
-    document, _ = found(site, site.release([m3ua_wire.VECTOR_IMEI]), "--passive", tmp_path / "in.pcap")
-    assert (document["asked"], document["as_listed"]) == (3, 2)
-    assert [(each["origin_host"], each["asked"]) for each in document["origins"]] == [(m3ua_wire.TITLE, 3)]
 
 
 def test_the_record_shows_blocked_devices_and_the_mme_that_never_asks(site):

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from made import page, pages_of
-from sighted import NAME, TODAY, SightingNode
+from simulated.first_sightings import NAME, TODAY, SightingNode
+from simulated.store_content import page, pages_of
 
 from eir.device import device_key
 from eir.errors import EirError, GenerationConflict, ReleaseRefused, StoreError

@@ -13,9 +13,9 @@ from datetime import timedelta
 
 import pytest
 import zstandard
-from made import Altered, devices_of, tacs_of
-from patience import PATIENCE_S
-from releases import NAME, NOW, make_key, public, sign, text
+from simulated.patience import PATIENCE_S
+from simulated.releases import NAME, NOW, make_key, public, sign, text
+from simulated.store_content import Altered, devices_of, tacs_of
 
 from eir.device import MEID_BASE, device_key, imsi_key
 from eir.errors import EntryRefused, NothingToRollBack, ReleaseRefused, StoreError
@@ -672,6 +672,7 @@ async def test_a_delta_and_its_base(agency, store):
     assert after[1:] == before[1:]
 
 
+@pytest.mark.long
 async def test_a_chain_of_deltas_equals_the_full_list(agency, store):
     agency.settings(growth_max=100, shrink_max=1)
     agency.settings(name="whole", growth_max=100, shrink_max=1)

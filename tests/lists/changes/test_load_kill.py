@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from doomed import CASES, Die, fork
-from made import event, pages_of, state
-from patience import PROGRAM_S
-from releases import NAME, NOW, Agency
+from simulated.patience import PROGRAM_S
+from simulated.releases import NAME, NOW, Agency
+from simulated.store_content import event, pages_of, state
 
 from eir.lists.changes.load import load_release
 from eir.lists.follow.follower import Follower
@@ -28,6 +28,7 @@ from eir.lists.record.history import chain_faults
 OLD = [f"{35_000_000 + n:08d}{n:06d}" for n in range(50)]
 NEW = [f"{35_000_000 + n:08d}{n + 1:06d}" for n in range(5, 55)]
 ANY_TIME = 8
+TESTS = Path(__file__).parents[2]
 
 
 def load(store, manifest, lists, progress=None):
@@ -128,7 +129,7 @@ def each_step(level, kind, folder):
 def test_every_step(kind, level, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import test_load_kill; test_load_kill.each_step({level!r}, {kind!r}, {str(tmp_path)!r})"],
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, timeout=PROGRAM_S, check=False,
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'scripts'}"}, capture_output=True, text=True, timeout=PROGRAM_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     old, new, steps = map(int, done.stdout.split())

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import Altered, devices_of, put, tacs_of, until
+from simulated.store_content import Altered, devices_of, put, tacs_of, until
 
 from eir.checks.explain import explain
 from eir.checks.question import Question
@@ -17,8 +17,8 @@ from eir.errors import EntryRefused, GenerationConflict, IdentifierError, Nothin
 from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
 from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.rollback import roll_back
-from eir.lists.follow.copy import Pauses
 from eir.lists.follow.follower import Follower
+from eir.lists.follow.pauses import Pauses
 from eir.lists.images.index import Index
 from eir.lists.pages.pages import PAGE_KEYS, content_digest
 from eir.lists.pages.roaring import decode_keys

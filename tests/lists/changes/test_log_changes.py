@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from releases import NAME, NOW, make_key, public, text
+from simulated.releases import NAME, NOW, make_key, public, text
 
 from eir.errors import EntryRefused, GenerationConflict, NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists.changes.data_files import STAGES

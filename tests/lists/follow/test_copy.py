@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from followed import QUICK, Node
-from made import directly, page, pages_in, pages_of, state, until
+from simulated.follower import QUICK, Node
+from simulated.store_content import directly, page, pages_in, pages_of, state, until
 from test_follow import Faulty
 
 from eir.errors import StoreError

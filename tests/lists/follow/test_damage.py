@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from followed import Node
-from made import page, pages_of, state, until
+from simulated.follower import Node
+from simulated.store_content import page, pages_of, state, until
 
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.stores import sqlite

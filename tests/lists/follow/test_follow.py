@@ -6,12 +6,13 @@ import random
 from dataclasses import replace
 
 import pytest
-from followed import QUICK, Node
-from made import page, pages_of, state, until
+from simulated.follower import QUICK, Node
+from simulated.store_content import page, pages_of, state, until
 
 from eir.errors import StoreChanged, StoreError
 from eir.lists.follow import follower as follow
-from eir.lists.follow.copy import LARGE_ENTRIES, Relation, relation
+from eir.lists.follow.copy import Relation, relation
+from eir.lists.follow.pauses import LARGE_ENTRIES
 from eir.lists.pages.pages import PAGE_KEYS, content_digest
 from eir.lists.record.store import ListState
 from eir.lists.stores.sqlite import SqliteStore

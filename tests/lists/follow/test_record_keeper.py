@@ -1,23 +1,19 @@
 """The record of first sightings over stores: what is kept, forgotten and merged, whatever fails. Conformance rows 62 to 64."""
 
 import contextlib
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
-from sighted import NAME, TODAY, SightingNode, level
+import soak_first_seen
+from simulated.first_sightings import NAME, TODAY, SightingNode, level
 
 from eir.lists.changes.import_days import import_days, undo_import
 from eir.lists.pages.first_days import DAY_S, WAS_LISTED, FirstDays
 from eir.lists.pages.pages import amended_digest
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
-import soak_first_seen
 
 TODAY_2020 = 18_300
 ONE, TWO, THREE, FOUR = "35209900176148", "35209900176149", "35332811002233", "86123456789012"

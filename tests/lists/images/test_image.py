@@ -13,21 +13,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lanes import ecr, sides
-from made import fill, page, pages_of
+from simulated.lanes import ecr, sides
+from simulated.store_content import fill, page, pages_of
 
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import MEID_BASE, imsi_key
 from eir.interfaces.s13.lane import COMPILED
-from eir.lists.images.chunks import PageRows, chunk_of
+from eir.lists.images import table_image
+from eir.lists.images.chunks import PageRows, chunk_of, chunk_of_image
 from eir.lists.images.day_images import image_of_days
 from eir.lists.images.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, open_arrays
-from eir.lists.images.imaging import build_image, image_of, image_with, write_arrays
+from eir.lists.images.imaging import build_image, image_of, image_with
 from eir.lists.images.index import Index
+from eir.lists.images.table_image import write_arrays
 from eir.lists.pages.first_days import encode_days, seen_on
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.record.entries import entries_of
 from eir.lists.record.settings import DEVICES, PAIRS
+from eir.lists.table.columns import WHOLE, rows_of
+from eir.lists.table.table import table_of
 
 GUARDED = Path(__file__).parents[2] / "guarded.py"
 NOW = 1_000.0
@@ -158,7 +162,7 @@ def test_plain_keys_in_any_chunks(keys, parts):
     ]
     image = build_image([chunk_of(by_page[at:to]) for at, to in pairwise(cuts)])
     assert list(image.keys(NOW)) == sorted(keys)
-    assert len(image.chunk().lows) == len(keys)
+    assert len(chunk_of_image(image).lows) == len(keys)
     assert all(image.holds(key, NOW) for key in keys)
     assert [key for key in range(0, 300_000, 997) if image.holds(key, NOW)] == [
         key for key in range(0, 300_000, 997) if key in keys
@@ -174,17 +178,16 @@ def test_a_hash_that_is_full_of_neighbours():
 
 def arrays_of(name):
     """The arrays of an image that has something in the array of this name."""
-    if name in {"pair_ends", "imsis"} or name.startswith("subscriber_"):
-        image = image_of([page(35, [1, 2], imsis=[[1, 2], [2]], until=[2000, 0, 1500])])
+    if name in {"row_stops", "seconds"} or name.startswith("subscriber_"):
+        keys, imsis = [35_000_001, 35_000_001, 35_000_002], [1, 2, 2]
+        image = table_image.image_of(
+            table_of(rows_of(keys, seconds=imsis, begins=[0, 0, 2500], ends=[2000, 1500, 3000]))
+        )
     elif name == "sightings":
         image = image_of_days(encode_days(seen_on(np.array([35_000_001, 35_000_002], np.uint64), 20_700)))
     else:
-        image = build_image(
-            [
-                PageRows(35, np.array([1, 70_000])).chunk(),
-                PageRows(36, np.array([5]), ends=np.array([2000]), tac=1500).chunk(),
-            ]
-        )
+        keys = [35_000_001, 35_070_000, 36_000_005, WHOLE | 36]
+        image = table_image.image_of(table_of(rows_of(keys, begins=[0, 0, 1000, 0], ends=[0, 0, 2000, 1500])))
     found = open_arrays(image.buffer)
     assert len(found[name])
     assert Image.map(write_arrays(found)).numbers.tolist() == image.numbers.tolist()
@@ -231,7 +234,7 @@ class TestWhatPasses:
 
     @pytest.mark.parametrize(("name", "damage"), [
         *((name, damage) for name, _ in SECTIONS for damage in ("one less", "one more")),
-        *((name, "another last") for name, _ in SECTIONS if name.removeprefix("subscriber_") in {"firsts", "offsets", "end_starts", "pair_ends"}),
+        *((name, "another last") for name, _ in SECTIONS if name.removeprefix("subscriber_") in {"firsts", "offsets", "timed_starts"} or name == "row_stops"),
     ])  # fmt: skip
     def test_arrays_that_do_not_fit_one_another(self, name, damage):
         """Each alone: one item less or more than the others say, or where its last item says how long another one is, another number there."""

@@ -8,10 +8,11 @@ from bisect import bisect_left
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import fill, page, pages_of, pair_pages, state
 from pyroaring import BitMap
+from simulated.store_content import fill, page, pages_of, pair_pages, state
 
 from eir.device import MEID_BASE
+from eir.lists.images.chunks import chunk_of_image
 from eir.lists.images.imaging import build_image, chunks_of, image_of, rows_of
 from eir.lists.images.index import Index
 from eir.lists.pages.pages import PAGE_KEYS, Page
@@ -403,5 +404,5 @@ def test_memory_of_a_million_is_a_tenth_of_what_ten_million_may_take(tacs):
             for at, number in enumerate(sorted(chosen.sample(range(10**8), tacs)))
         ]
     )
-    assert len(image.chunk().lows) == 1_000_000
+    assert len(chunk_of_image(image).lows) == 1_000_000
     assert len(image.buffer) < 5_500_000

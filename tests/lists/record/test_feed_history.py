@@ -7,8 +7,17 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from made import Altered, event, pages_of, state
-from node import LISTED, TRACKED, UNLISTED, Publisher, Site
+from simulated.history import (
+    HistoryNode,
+    assert_complete,
+    events_of,
+    faults_of,
+    feed_for_days,
+    one,
+    records_of,
+)
+from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site
+from simulated.store_content import Altered, event, pages_of, state
 from test_history import change_newest, damage_ledger, make_form_2
 
 from eir.device import device_key
@@ -18,8 +27,6 @@ from eir.lists.changes.local_entries import Entry
 from eir.lists.follow.history import ANCHOR_S, FEED_TRIM_S, HistoryKeeper, adopt
 from eir.lists.record.history import (
     append_events,
-    chain_faults,
-    feed_faults,
     is_event_of,
     readable_events,
     record_digest,
@@ -30,69 +37,11 @@ from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
 
 OWN = ListSettings(name="own", local=True, change_min=10**7)
-BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-ROWS = 60
-"""Rows that come within 50 ms at 1,200 a second."""
-
-
-class Node:
-    """A node's work on the history, look by look, with clocks of the test's own."""
-
-    def __init__(self, store, copy, *, writes=True, begin=BEGIN):
-        self.store, self.copy, self.said, self.begin, self.clock = store, copy, [], begin, 0.0
-        self.keeper = HistoryKeeper(
-            copy, writes=writes, who="node", report=self._heard, now=lambda: self.clock, wall=self.wall
-        )  # fmt: skip
-
-    def _heard(self, what, **_):
-        if what != "history_at":
-            self.said.append(what)
-
-    def wall(self):
-        return self.time.timestamp()
-
-    @property
-    def time(self):
-        return self.begin + timedelta(seconds=self.clock)
-
-    async def look(self, lists=(), pass_s=0.0, **settings):
-        self.clock += pass_s
-        await self.keeper.maintain(self.store, HistorySettings(**settings), lists)
-
-    async def feed(self, *numbers, rows=ROWS):
-        """Record transactions of a feed, each of so many rows."""
-        for number in numbers:
-            text = ", ".join(f"{number:08d}{row:06d}" for row in range(rows))
-            fed = event("own", what="add", detail=f"fed by register: {text}", time=utc_text(self.time), chain=FEED)
-            await self.store.record(fed)
-
-    async def load(self, serial, **fields):
-        made = {"serial": serial, "detail": f"load {serial}", "time": utc_text(self.time), **fields}
-        await self.store.record(event("stolen", **made))
 
 
 @pytest.fixture
 def node(store, opener):
-    return Node(store, opener("copy"))
-
-
-async def records_of(store, chain=MAIN):
-    return [record async for batch in store.records(chain=chain) for record in batch]
-
-
-async def faults_of(store):
-    main, fed = await records_of(store), await records_of(store, FEED)
-    feed = await store.ledger(FEED)
-    faults = [*chain_faults(main, await store.folds(), await store.ledger()), *chain_faults(fed, (), feed)]
-    return [*faults, *feed_faults(main, fed, feed)]
-
-
-async def events_of(store, *what):
-    return [each for each in await store.history(chain=MAIN) if each.what in what]
-
-
-async def one(batch):
-    yield batch
+    return HistoryNode(store, opener("copy"))
 
 
 async def assert_level(node):
@@ -184,7 +133,7 @@ async def test_rows_that_are_too_old_go(node, store):
 
 
 async def test_two_nodes_anchor_once(store, opener):
-    nodes = [Node(store, opener(name)) for name in ("one", "two")]
+    nodes = [HistoryNode(store, opener(name)) for name in ("one", "two")]
     nodes[1].begin += timedelta(seconds=5)
     await nodes[0].feed(*range(40))
     for _ in range(3):
@@ -195,7 +144,7 @@ async def test_two_nodes_anchor_once(store, opener):
 
 async def test_a_node_that_was_away_follows_by_an_anchor(node, store, opener):
     """The feed's chain has lost all that the copy of this node has."""
-    other = Node(store, opener("other"))
+    other = HistoryNode(store, opener("other"))
     await node.feed(*range(5))
     await node.look()
     for number in range(10):
@@ -349,55 +298,14 @@ async def test_the_author_of_a_row_is_found_in_either_chain(store):
     assert [added.who for added in found.values()] == ["operator", "register at 192.0.2.1"]
 
 
-DAY_STEPS = 24
-TURNOVER = 0.65
-"""Share of the feed's chain that comes in a step: 1,200 rows a second are 173 MB in an hour, and the chain may take 256 MiB."""
-FEED_MAX_BYTES = 8_192
-
-
-async def simulated(node, days):
-    """Live through so many days of a register that feeds 1,200 rows a second, in the proportions of the default limits.
-
-    Returns the loads, rollbacks and traces of that time as (what, time, detail).
-    """
-    expected, number = [], 0
-    for step in range(days * DAY_STEPS):
-        if step % DAY_STEPS == 7:
-            for what in ("load", *(("rollback",) if step // DAY_STEPS % 7 == 1 else ()), "trace"):
-                expected.append((what, utc_text(node.time), f"{what} of step {step}"))
-                await node.load(step, what=what, detail=expected[-1][2])
-        wanted = (await node.store.ledger(FEED)).bytes + TURNOVER * FEED_MAX_BYTES
-        while (await node.store.ledger(FEED)).bytes < wanted:
-            await node.feed(number)
-            number += 1
-        await node.look(["stolen"], pass_s=86400 / DAY_STEPS, feed_max_bytes=FEED_MAX_BYTES)
-    return expected
-
-
-async def assert_lived(node, expected):
-    """Every load, rollback and trace can be verified, in the store and in the node's copy, and the record is small."""
-    await node.look(["stolen"], feed_max_bytes=FEED_MAX_BYTES)
-    for each in (node.store, node.copy):
-        assert await faults_of(each) == []
-        found = await events_of(each, "load", "rollback", "trace")
-        assert [(event.what, event.time, event.detail) for event in found] == expected
-        assert (await each.ledger(FEED)).bytes < 2 * FEED_MAX_BYTES
-        assert (await each.ledger(FEED)).first > 1
-    main, days = await node.store.ledger(), (node.time - BEGIN).days
-    assert main.first == 1
-    assert main.bytes < 12_000 * days, "ten years of it take less than history.max_bytes"
-    assert node.keeper.ledgers[MAIN].digest == record_digest((await records_of(node.copy))[-1].text)
-    assert node.said == []
-
-
 async def test_days_of_a_flooding_feed_lose_no_load(node):
     """By a part of a year; the whole of it: scripts/soak history."""
-    await assert_lived(node, await simulated(node, 2))
+    await assert_complete(node, await feed_for_days(node, 2))
 
 
 async def test_others_write_while_a_feed_floods(store, opener):
     """Two processes at once: neither chain forks."""
-    node = Node(store, opener("copy"))
+    node = HistoryNode(store, opener("copy"))
     await asyncio.gather(*(node.feed(number) for number in range(20)), *(node.load(number) for number in range(20)))
     await node.look()
     assert len(await events_of(store, "load")) == 20

@@ -4,15 +4,15 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import random
 import re
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from made import Altered, event, pages_of, state
-from node import LISTED, UNLISTED, Publisher, Site, until
+from simulated.history import YEAR_BYTES_MAX, one, records_of, year
+from simulated.node import LISTED, UNLISTED, Publisher, Site, until
+from simulated.store_content import Altered, event, pages_of, state
 
 from eir.errors import StoreError
 from eir.lists.follow.backup import restore_store
@@ -28,7 +28,7 @@ from eir.lists.stores.sqlite import history as sqlite_history
 
 DEFAULT = HistorySettings()
 AB = "ab" * 32
-YEAR_BYTES_MAX, PART = 50_000_000, 12
+PART = 12
 NOW = utc_text(datetime.now(UTC))
 LATER = utc_text(datetime.now(UTC) + timedelta(minutes=1))
 
@@ -55,20 +55,12 @@ def node(store, opener):
     return Node(store, opener("copy"))
 
 
-async def records_of(store):
-    return [each async for batch in store.records() for each in batch]
-
-
 async def details(store):
     return [each.detail for each in await store.history()]
 
 
 async def holds(store):
     return not list(chain_faults(await records_of(store), await store.folds(), await store.ledger()))
-
-
-async def one(batch):
-    yield batch
 
 
 async def recorded(store, *texts):
@@ -665,48 +657,9 @@ async def test_an_event_whose_writer_died_is_shown_and_written_by_the_next(serve
     await store.close()
 
 
-def year():
-    """What a busy register does in a year: ten lists with a delta each hour, twenty changes by hand a day, a reload and a rollback a week."""
-    random.seed(1)
-    fingerprint = hashlib.sha256(b"key").hexdigest()[:43]
-    for hour in range(365 * 24 // PART):
-        time = utc_text(datetime(2025, 1, 1, tzinfo=UTC) + timedelta(hours=hour))
-        for name in range(10):
-            detail = f"{61_234 + hour} entries, before {61_233 + hour}; {random.randrange(100)} devices come, {random.randrange(50)} go; signed by agency@example SHA256:{fingerprint}"
-            yield event(
-                f"stolen-national-{name}",
-                what="load",
-                time=time,
-                serial=hour,
-                digest=random.randbytes(32).hex(),
-                detail=detail,
-            )
-        if hour % 24 == 0:
-            for number in range(20):
-                yield event(
-                    "blocked-here",
-                    what="add",
-                    time=time,
-                    detail=f"ticket {hour}-{number}, until 2026-12-31T00:00:00Z: {LISTED}, {UNLISTED}",
-                )
-        if hour % 168 == 0:
-            yield event(
-                None, what="reload", time=time, digest=random.randbytes(32).hex(), detail="changed: policy, lists"
-            )
-            yield event(
-                "stolen-national-1",
-                "rolled_back",
-                what="rollback",
-                time=time,
-                serial=hour,
-                digest=random.randbytes(32).hex(),
-                detail="release 7 undone; 61234 entries",
-            )
-
-
 async def test_a_year_takes_less_than_50_mb_and_holds(store, request, tmp_path):
     """By a part of it; the whole of it: scripts/soak history."""
-    records, ledger = append_events(Ledger(), year())
+    records, ledger = append_events(Ledger(), year(PART))
     assert len(records) > 95_000 // PART
     await store.rewrite_history(one(records), (), after=0, seen=Ledger())
     for number in range(200):

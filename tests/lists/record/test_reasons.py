@@ -1,7 +1,7 @@
 """Reasons as the store has them, for a key: the narrower row's first, as long as it is in force."""
 
 import pytest
-from made import page, state
+from simulated.store_content import page, state
 
 from eir.errors import StoreError
 from eir.lists.pages.pages import PAGE_KEYS

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from releases import NAME, NOW, make_key, public, sign, text
+from simulated.releases import NAME, NOW, make_key, public, sign, text
 
 from eir.errors import ReleaseRefused
 from eir.lists.releases import openssh

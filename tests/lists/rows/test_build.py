@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import devices_of, tacs_of
 from pyroaring import BitMap
+from simulated.store_content import devices_of, tacs_of
 
 from eir.device import MEID_BASE
 from eir.errors import ReleaseRefused

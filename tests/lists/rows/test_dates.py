@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import state
+from simulated.store_content import state
 
 from eir.errors import EirError
 from eir.lists.pages.dates import SEAL_BYTES

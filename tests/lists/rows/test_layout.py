@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from luhn import check_digit
-from made import tacs_of
+from simulated.luhn import check_digit
+from simulated.store_content import tacs_of
 
 from eir.device import device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused
@@ -334,92 +333,6 @@ def test_of_the_rows_of_a_file_that_has_codes_the_last_one_about_a_device_counts
     assert set(decode_keys(build_pages(removed).pages[0].keys).to_array()) == {1, 2}
 
 
-def answer(device, *actions, **more):
-    """As the service gives it; an action: what, when, why."""
-    history = [
-        {"action": what, "reasoncode": "0011", "reasoncodedesc": why, "date": when, "by": "A", "Country": "B"}
-        for what, when, why in actions
-    ]
-    said = {
-        "refcode": "1",
-        "responsestatus": "success",
-        "deviceid": device,
-        "partnerid": "A",
-        "blockliststatus": "No",
-        "imeihistory": history,
-    }
-    return json.dumps(said | more).encode() + b"\n"
-
-
-INSERTED = "Block Insert", "2026-08-02 12:05:24.0", "Stolen or Lost"
-FOUND = "Block Remove", "2026-08-11 12:06:41.0", "Lost and Found"
-AGAIN = "Blacklist Insert", "2026-08-12 00:00:00.0", "Duplicated, or so"
-
-
-def test_of_the_actions_of_device_check_on_a_device_the_last_counts():
-    lines = [
-        answer("001010060000010", INSERTED),
-        answer("001010060000028", INSERTED, FOUND),
-        answer("00101006000003", AGAIN, FOUND, INSERTED),
-        b"\n",
-        answer("00101006000004"),
-        answer("00101006000005", blockliststatus="Yes"),
-        answer("00101006000006", ("General Insert", "2026-08-02", "x"), FOUND, blockliststatus="Yes"),
-        answer("00101006000007", FOUND),  # asked again later, and again from a copy of before
-        answer("00101006000007", INSERTED, FOUND, AGAIN),
-        answer("00101006000007", INSERTED),
-        answer("00101006000008", ("Block Insert", "2026-08-02T12:05:24Z", "a"), ("Block Remove", "2026-08-02 12:05:24", "b")),
-    ]  # fmt: skip
-    for pieces in ([b"".join(lines)], lines):
-        keys, tally, count, why, _ = read(b"", "gsma-device-check", chunks=pieces)
-        assert keys == keys_of("00101006000001", "00101006000003", "00101006000005", "00101006000007")
-        assert (count, tally.bad) == (10, 0), tally.complaints
-        assert why == {
-            1010060000_01: "Stolen or Lost",
-            1010060000_03: "Duplicated, or so",
-            1010060000_05: "",
-            1010060000_07: "Duplicated, or so",
-        }
-    removed, tally = Rows(), Tally(bad_rows_max=0, range_tacs_max=1)
-    read_rows(
-        lines,
-        name="f",
-        layout="gsma-device-check",
-        kind="devices",
-        rows=Rows(),
-        removed=removed,
-        reasons=Reasons(),
-        tally=tally,
-    )
-    assert sorted(decode_keys(build_pages(removed).pages[0].keys).to_array()) == [2, 4, 6, 8]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        answer("00101006000001", INSERTED, responsestatus="failure"), answer(101006000001, INSERTED), answer("00101006000001", ("Block Insert", "soon", "x")),
-        answer("00101006000001", ("Block Insert", None, "x")), answer("00101006000001", ("Recall", "2026-08-02", "x")), answer("", INSERTED),
-        answer("00101006000001", imeihistory=["x"]), b"{}\n", b"[]\n", b"null\n", b"{\n", b"[" * 60_000 + b"\n", b"\xff\n",
-        b"{" + answer("00101006000001", INSERTED), answer("00101006000001", imeihistory=1),
-    ],
-)  # fmt: skip
-def test_what_is_no_answer_of_device_check_is_a_bad_row(line):
-    keys, tally, count, _, _ = read(answer("00101006000009", INSERTED) + line, "gsma-device-check")
-    assert keys == keys_of("00101006000009")
-    assert (count, tally.bad) == (2, 1)
-    assert tally.complaints[0].startswith("f.csv:2: one answer of Device Check a line, a JSON object")
-
-
-def test_an_answer_without_history_and_status_or_with_another_identifier_is_named_for_it():
-    _, tally, _, _, _ = read(
-        answer("00101006000001", blockliststatus="?") + answer("0010100600001", INSERTED), "gsma-device-check"
-    )
-    assert tally.complaints == [
-        "f.csv:1: its code is none of insert (added) and remove (removed)",
-        "f.csv:2: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters",
-    ]
-
-
 @pytest.mark.parametrize(
     ("content", "layout", "kind", "says"),
     [
@@ -517,10 +430,6 @@ def test_until_that_is_no_time(text):
         (b"tac\n", "eir"),
         (b"imei,reporting_date,status\n", "lsds"),
         (b"IMEI,reporting_date,status,change_type\r\n", "lsds"),
-        (
-            b'{"refcode": "1", "responsestatus": "success", "deviceid": "00101006000001", "imeihistory": []}\n',
-            "gsma-device-check",
-        ),
         (b'{"imei": "00101006000001"}\n', None),
         (b"351234567890123\n", "imei"),
         (b"A0000012345678\n", "imei"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import state
+from simulated.store_content import state
 
 from eir.device import MEID_BASE, SNR_KEYS, key_text
 from eir.errors import EirError, ReleaseRefused

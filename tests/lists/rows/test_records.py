@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from releases import NAME, NOW, Agency
+from simulated.releases import NAME, NOW, Agency
 
 from eir.config import load_layouts
 from eir.errors import ConfigError, ReleaseRefused

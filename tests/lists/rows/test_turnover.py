@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import page, pair_pages
+from simulated.store_content import page, pair_pages
 
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.settings import ListSettings

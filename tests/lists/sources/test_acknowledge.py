@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from node import until
-from publisher_folder import ROWS, Register
-from releases import make_key, precede_openssh
-from servers import free_port
+from simulated.node import until
+from simulated.publisher_folder import ROWS, Register
+from simulated.releases import make_key, precede_openssh
+from simulated.servers import free_port
 
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.releases.openssh import sign_document

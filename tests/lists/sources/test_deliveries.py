@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from drop import PATIENCE_S
-from made import Altered
-from releases import sign
+from simulated.releases import sign
+from simulated.store_content import Altered
 
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.lists.record.store import ACCEPTED, REFUSED

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from deliveries import KINDS, LISTS, Deliveries
+from simulated.deliveries import KINDS, LISTS, Deliveries
 
 from eir.lists.record.settings import ListSettings
 from eir.lists.record.store import ACCEPTED, REFUSED

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node import COMMAND, until
 from pages import blocks
-from patience import PROGRAM_S
-from releases import make_key, precede_openssh, public
+from simulated.node import COMMAND, until
+from simulated.patience import PROGRAM_S
+from simulated.releases import make_key, precede_openssh, public
 
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import load_release

@@ -17,17 +17,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-import patience
 import pytest
-from commands import commands
 from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import Altered
-from node import is_gone, until_async
-from releases import precede_openssh, sign
-from servers import free_port
-from wire import until
+from simulated import patience
+from simulated.node import is_gone, run_eir, until_async
+from simulated.releases import precede_openssh, sign
+from simulated.servers import free_port
+from simulated.store_content import Altered
+from simulated.wire import until
 
 from eir.config import load_config
 from eir.device import device_key
@@ -37,7 +36,7 @@ from eir.lists.changes.rollback import roll_back
 from eir.lists.record.clock import TrustedClock
 from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.release import parse_manifest
-from eir.lists.sources import delivery
+from eir.lists.sources import delivery, drop_folder, inbox
 from eir.lists.sources.drop_folder import (
     Item,
     Watch,
@@ -48,6 +47,7 @@ from eir.lists.sources.drop_folder import (
     signed_manifests,
 )
 from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
+from eir.node.processes import apart
 from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, POLL_S, DropFolder, make_pass
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S
@@ -685,7 +685,16 @@ def test_pieces_in_any_order_end_as_the_last_release(tmp_path_factory, keys, ord
 
 
 @pytest.fixture
-def configured(site):
+def settled(monkeypatch, constants, altered):
+    """A file counts as complete at once: here, in commands, and in the processes of a node."""
+    monkeypatch.setattr(drop_folder, "SETTLED_S", 0.0)
+    monkeypatch.setattr(inbox, "SETTLED_S", 0.01)
+    constants({"eir.lists.sources.drop_folder.SETTLED_S": 0.0})
+    altered("from eir.lists.sources import drop_folder\ndrop_folder.SETTLED_S = 0.0\n")
+
+
+@pytest.fixture
+def configured(site, settled):  # noqa: ARG001
     """The site as a configuration that `eir` reads."""
     path = site.folder / "eir.yaml"
     path.write_text(
@@ -709,23 +718,12 @@ WORDS = ["inbox", "--json", "-c"]
 
 async def run_inbox(config):
     """Run `eir inbox` to its end."""
-    return await asyncio.to_thread(
-        commands().run,
-        [*WORDS, str(config.path)],
-        env=dict(os.environ),
-        cwd=config.path.parent,
-        timeout=patience.PATIENCE_S,
-    )
-
-
-def settle(site):
-    while not all(is_settled(item, time.time()) for item in scan_folder(site.drop).values()):
-        time.sleep(0.05)
+    folder = config.path.parent
+    return await asyncio.to_thread(run_eir, *WORDS, config.path, env=dict(os.environ), cwd=folder, status=None)
 
 
 async def test_the_command(site, configured):
     site.deliver(site.publish(1))
-    settle(site)
     done = await run_inbox(configured)
     assert done.returncode == 0, done.stderr
     (taken,) = json.loads(done.stdout)["taken"]
@@ -736,14 +734,12 @@ async def test_the_command(site, configured):
         1,
     )
     site.deliver(site.publish(2, key=2))
-    settle(site)
     done = await run_inbox(configured)
     assert (done.returncode, json.loads(done.stdout)["taken"][0]["reason"]) == (1, "untrusted_signer")
 
 
 async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, configured):
     site.deliver(site.publish(1))
-    settle(site)
     assert await site.store.claim(CLAIM, "a node that is at it", 60)
 
     async def made():
@@ -761,7 +757,6 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
 async def test_two_processes_at_once_load_once(site, configured):
     for serial in (1, 2, 3):
         site.deliver(site.publish(serial, IMEIS[:serial]))
-    settle(site)
     taken = []
     while len(taken) < 3:  # on a busy host a pass may have time for one of them
         outs = [json.loads(run.stdout) for run in await asyncio.gather(*(run_inbox(configured) for _ in range(2)))]
@@ -776,12 +771,12 @@ async def test_a_store_that_is_away_is_an_outcome_of_the_pass(configured, start)
     assert (taken.manifest, taken.outcome, taken.reason) == ("", WAITING, "refused")
 
 
+@pytest.mark.long
 async def test_a_process_killed_at_any_moment_leaves_the_old_list_or_the_new_one(site, configured):
     many = [f"{35000000 + n // 1000:08d}{n % 1000:06d}" for n in range(30_000)]
     before = None
     for serial, after_s in enumerate((0.4, 0.6, 0.8), 1):
         site.deliver(site.publish(serial, many[: 10_000 * serial]))
-        settle(site)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "eir", *WORDS, str(configured.path), stdout=subprocess.PIPE
         )
@@ -895,7 +890,10 @@ async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
         await make_pass(none, "tester", loading(start, none, "tester"))
 
 
-async def test_a_node_that_stops_ends_the_pass_and_its_load_and_gives_the_right_to_load_back(site, configured, start):
+async def test_a_node_that_stops_ends_the_pass_and_its_load_and_gives_the_right_to_load_back(
+    site, configured, start, monkeypatch
+):
+    monkeypatch.setattr(apart, "END_S", 0.5 * patience.FACTOR)
     started = []
 
     async def noting(*what):
@@ -906,7 +904,7 @@ async def test_a_node_that_stops_ends_the_pass_and_its_load_and_gives_the_right_
 
     async with polled(configured, noting):
         site.deliver(site.publish(1))
-        await until(lambda: any(process.name == "load" for process in started))  # earlier passes may find it unsettled
+        await until(lambda: any(process.name == "load" for process in started))
         assert (site.state / ATTEMPTS_FILE).exists()
     await until(lambda: all(is_gone(process.pid) for process in started))
     assert not (site.state / ATTEMPTS_FILE).exists()
@@ -980,7 +978,6 @@ async def test_a_pass_goes_by_the_time_that_its_node_saw_last(site, configured):
         raise ReleaseRefused("expired", "it is over")
 
     site.deliver(site.publish(1))
-    settle(site)
     keep(TrustedClock(time.time() - 86400))
     for _ in range(2):
         made = await make_pass(configured, "tester", load)

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from certificates import Authority
 from full_disk import no_file_above
-from node import Site, children, is_gone, until
-from publisher_folder import NAME, ROWS, Register
-from releases import make_key, public
-from servers import Server
-from web_folder import tls
+from simulated.certificates import Authority
+from simulated.node import Site, children, is_gone, until
+from simulated.publisher_folder import NAME, ROWS, Register
+from simulated.releases import make_key, public
+from simulated.servers import Server
+from simulated.web_folder import tls
 
 from eir.config import load_config
 from eir.errors import ConfigError
@@ -640,12 +640,13 @@ def test_a_source_may_be_a_url_alone(site, written_as, url):
         load_config(site.path)
 
 
-def test_the_command_and_a_node(site, tmp_path, publisher):
+def test_the_command_and_a_node(site, tmp_path, publisher, constants):
     """A node follows the folder, says when it is not reached, goes on when it is; a process that was killed costs one look."""
+    constants({"eir.node.processes.pulling.AGAIN_S": 0.1})
     authority = Authority(tmp_path / "ca")
     register = Register(tmp_path / "register", publisher.key, context=tls(authority, "localhost"))
     with register.web:
-        source = {"url": register.web.url, "ca": str(authority.pem), "every": "1s", "patience": "2s"}
+        source = {"url": register.web.url, "ca": str(authority.pem), "every": "1s", "patience": "1s"}
         site.configure(lists={"stolen": {"signers": "signers", "source": source}, "tracked": {"signers": "signers"}})
         assert "stolen: unreached: status_404" in site.eir("pull", status=1).stderr
         register.publish(ROWS[:20])
@@ -655,6 +656,7 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
         until(lambda: node.status()["lists"]["stolen"]["serial"] == 2)
         assert site.json("check", ROWS[20])["status"] == "blacklisted"
         until(lambda: node.metrics().get("eir_source_serial{list=stolen}") == 2)
+        until(lambda: node.lines("source_loaded", list="stolen"))
         assert {line["serial"] for line in node.lines("source_loaded", list="stolen")} == {"2"}
         assert [event["who"].partition("@")[0] for event in site.json("history", "stolen") if event["what"] == "load"][
             -1
@@ -678,7 +680,7 @@ def test_the_command_and_a_node(site, tmp_path, publisher):
         until(lambda: node.metrics()["eir_source_pulls_total{list=stolen,outcome=loaded}"] >= 2)
         metrics = node.metrics()
         assert metrics["eir_source_faults_total{list=stolen,reason=status_503}"] >= 1
-        assert metrics["eir_source_patience_seconds{list=stolen}"] == 2
+        assert metrics["eir_source_patience_seconds{list=stolen}"] == 1
         register.web.fault = "redirect"
         until(lambda: "the source of list stolen is not reached" in node.status()["summary"])
         site.configure(lists={"stolen": {"signers": "signers"}, "tracked": {"signers": "signers"}})

@@ -8,9 +8,9 @@ import json
 
 import full_disk
 import pytest
-from made import event, page, pages_in, pages_of, state
-from node import LISTED, TRACKED, Site
-from servers import Server, programs
+from simulated.node import LISTED, TRACKED, Site
+from simulated.servers import Server, programs
+from simulated.store_content import event, page, pages_in, pages_of, state
 
 from eir.errors import StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import groups
 import pytest
-import servers
+from simulated import servers
 
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.log import store as contract
-from eir.lists.log.change import NO_CHANGE, Change, Head, following
+from eir.lists.log.change import NO_CHANGE, Change, Head, encode, following
 from eir.lists.log.store import LogEntry
 from eir.lists.stores import log_redis, log_sqlite
 from eir.lists.stores.log_redis import RedisLogStore
@@ -223,19 +223,32 @@ async def test_a_list_whose_head_is_lost_begins_again(store):
     assert await store.log("stolen", 0) == [(change, b"rows")]
 
 
-async def test_damaged_records_are_reported(store):
-    await commit(store)
+async def test_a_damaged_record_affects_no_other(store):
+    await commit(store, name="own")
+    head, _ = await commit(store)
+    _, second = await commit(store, head)
     if isinstance(store, SqliteLogStore):
-        for table in ("heads SET head", "log SET change"):
-            await store._file.call(lambda db, table: db.execute(f"UPDATE {table} = '{{\"a\": 1}}'").rowcount, table)
+        for statement in (
+            "UPDATE heads SET head = '{\"a\": 1}' WHERE list = 'stolen'",
+            "UPDATE log SET change = '[]' WHERE list = 'stolen' AND generation = 1",
+        ):
+            await store._file.call(lambda db, statement: db.execute(statement).rowcount, statement)
     else:
         await store.link.execute("HSET", log_redis.list_key("stolen", "head"), "head", b"\xff")
-        await store.link.execute("DEL", log_redis.list_key("stolen", "log"))
-        await store.link.execute("XADD", log_redis.list_key("stolen", "log"), "5-0", "change", "[]")
-    for read in (store.heads(), store.log("stolen", 0)):
-        with pytest.raises(StoreError, match=r"damaged|did not write") as caught:
-            await read
-        assert caught.value.cause == "corrupt"
+        key = log_redis.list_key("stolen", "log")
+        await store.link.execute("DEL", key)
+        await store.link.execute("XADD", key, "1-0", "change", "[]")
+        await store.link.execute("XADD", key, "2-0", "change", encode(second))
+    heads = await store.heads()
+    assert [*heads] == ["own", "stolen"]
+    assert heads["own"].generation == 1
+    with pytest.raises(StoreError, match="damaged") as caught:
+        heads.get("stolen")
+    assert caught.value.cause == "corrupt"
+    assert await store.log("stolen", 0) == [(second, b"rows")]
+    begun = time.monotonic()
+    await store.wait(heads.digests, 0.05)
+    assert time.monotonic() - begun >= 0.05
 
 
 class TestRedis:
@@ -256,6 +269,16 @@ class TestRedis:
             server.command("KEYS", "eir:{stolen}*")
             == f"*1\r\n${len('eir:{stolen}:' + what)}\r\neir:{{stolen}}:{what}\r\n".encode()
         )
+
+    async def test_a_head_of_another_type_affects_no_other(self, store, server):
+        await commit(store, name="own")
+        server.command("SADD", "eir:lists", "stolen")
+        server.command("SET", log_redis.list_key("stolen", "head"), "mine")
+        heads = await store.heads()
+        assert heads["own"].generation == 1
+        with pytest.raises(StoreError, match="another type"):
+            heads.get("stolen")
+        await store.wait(heads.digests, 0.05)
 
     async def test_a_store_of_an_earlier_format_is_refused(self, store, server):
         server.command("HSET", "eir:{stolen}:state", "form", "3")

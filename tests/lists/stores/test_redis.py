@@ -12,12 +12,12 @@ import groups
 import pytest
 import redis.asyncio
 import redis.exceptions as fault
-import servers
 import trustme
-from accepting import accepting
-from followed import Node
-from made import Altered, cause_of, event, page, pages_in, pages_of, state, until
-from patience import PATIENCE_S
+from simulated import servers
+from simulated.follower import Node
+from simulated.patience import FACTOR, PATIENCE_S
+from simulated.store_content import Altered, cause_of, event, page, pages_in, pages_of, state, until
+from simulated.tcp_server import accepting
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged, StoreError
 from eir.lists.pages.pages import PAGE_KEYS, Page
@@ -952,6 +952,11 @@ async def test_a_cluster_of_three(own):
 
 class TestOneOfSeveralHangs:
     """A host that was switched off answers nothing at all; who asks it where to go gives up early enough to ask the next."""
+
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch):
+        assert 2 * redis_url.GUIDE_TIMEOUT_S < STORE_TIMEOUT_S, "two may hang"
+        monkeypatch.setattr(redis_url, "GUIDE_TIMEOUT_S", min(redis_url.GUIDE_TIMEOUT_S, 0.5 * FACTOR))
 
     async def in_time(self, url):
         async with opened(url) as store, asyncio.timeout(STORE_TIMEOUT_S):

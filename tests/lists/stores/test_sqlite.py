@@ -11,12 +11,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from made import cause_of, directly, event, page, pages_in, pages_of, state, until
-from patience import PATIENCE_S
+from simulated.patience import PATIENCE_S
+from simulated.store_content import cause_of, directly, event, page, pages_in, pages_of, state, until
 
 from eir.errors import StoreError
 from eir.lists.stores.open import open_store
-from eir.lists.stores.sqlite import SqliteStore, reading
+from eir.lists.stores.sqlite import SqliteStore, file, reading
 from eir.lists.stores.sqlite.writing import CHANGES_MAX
 from eir.lists.stores.write import one_batch
 
@@ -344,7 +344,7 @@ async def test_pages_of_any_size_are_read_in_bounded_batches(store):
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from made import page, state
+from simulated.store_content import page, state
 from eir.lists.stores.sqlite import SqliteStore
 async def main():
     store = SqliteStore(Path(sys.argv[1]))
@@ -413,8 +413,49 @@ async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
     await until(lambda: not thread.is_alive())
 
 
+async def test_another_process_makes_the_file_meanwhile(tmp_path, monkeypatch):
+    path, switch = tmp_path / "lists.sqlite", file.use_durable_wal
+
+    def made_meanwhile(db):
+        """The store has read that the file is empty, and has no lock on it."""
+        monkeypatch.setattr(file, "use_durable_wal", switch)
+
+        async def make():
+            other = SqliteStore(path)
+            await other.replace("a", state(A), A, seen=0)
+            await other.close()
+
+        asyncio.run(make())
+        switch(db)
+
+    monkeypatch.setattr(file, "use_durable_wal", made_meanwhile)
+    store = SqliteStore(path)
+    assert list(await store.states()) == ["a"]
+    await store.close()
+
+
+async def test_a_file_that_is_in_use_is_switched_to_wal_once_it_is_free(tmp_path, monkeypatch):
+    """SQLite itself does not wait if two processes switch at once."""
+    path, cause, tried = tmp_path / "lists.sqlite", file._cause, []
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM sqlite_master").fetchall()
+
+        def end_use(error):
+            tried.append(cause(error))
+            if other.in_transaction:
+                other.execute("ROLLBACK")
+            return tried[-1]
+
+        monkeypatch.setattr(file, "_cause", end_use)
+        store = SqliteStore(path, busy_s=0)
+        assert await store.states() == {}
+        assert tried == ["busy"]
+        await store.close()
+
+
 async def test_several_that_make_the_file_at_once(tmp_path):
-    for n in range(20):
+    for n in range(5):
         stores = [SqliteStore(tmp_path / f"{n}.sqlite") for _ in range(4)]
         assert await asyncio.gather(*(one.states() for one in stores)) == [{}] * 4
         for one in stores:

@@ -10,11 +10,11 @@ from uuid import uuid4
 import groups
 import numpy as np
 import pytest
-import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import event, page, pages_of, state, until
-from patience import PATIENCE_S
+from simulated import servers
+from simulated.patience import PATIENCE_S
+from simulated.store_content import event, page, pages_of, state, until
 
 from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged
 from eir.lists.changes.local import ADD, REMOVE, Edit, EntryDetails, edit_list

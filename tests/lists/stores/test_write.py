@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import event, page, pages_of, state
+from simulated.store_content import event, page, pages_of, state
 
 from eir.errors import GenerationConflict, NothingToRollBack
 from eir.lists.record.store import ListChange

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 
-from eir.lists.table import table as tables
 from eir.lists.table.codec import decode, decode_change, encode, encode_change
 from eir.lists.table.columns import (
     BEGINS,
@@ -93,7 +92,7 @@ def drawn(rng: random.Random, count: int, *, with_seconds: bool, with_tacs: bool
 
 @pytest.mark.parametrize("with_seconds", [False, True])
 def test_changes_equal_those_of_a_dictionary(with_seconds, monkeypatch):
-    monkeypatch.setattr(tables, "SLAB_ROWS", 3)
+    monkeypatch.setattr("eir.lists.table.table._BATCH_ROWS", 2)
     rng = random.Random(with_seconds)
     table, model, tree = EMPTY, {}, digest_tree(EMPTY, TEXTS)
     for step in range(80):
@@ -108,6 +107,10 @@ def test_changes_equal_those_of_a_dictionary(with_seconds, monkeypatch):
         assert model_of(effect.table) == model, step
         assert effect.rows_added == len(model.keys() - before.keys())
         assert effect.rows_removed == len(before.keys() - model.keys())
+        whole = replacement(table, effect.table)
+        assert whole[4:] == effect[4:]
+        for rows_of_whole, rows_of_change in zip(whole[2:4], effect[2:4], strict=True):
+            assert model_of(table_of(rows_of_whole)) == model_of(table_of(rows_of_change))
         if step % 8 == 0:
             now = rng.choice([0, 10])
             counted = change(table, rows(added), rows(removed), now), replacement(table, effect.table, now)

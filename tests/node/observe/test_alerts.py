@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from node import LISTED, TRACKED, children, until
+from simulated.node import LISTED, TRACKED, children, until
 from test_status import reports, status_of
 
 from eir.node.observe.alerts import CHECKS, EVERY_S, RULES, SUBJECTS_SHOWN, TEXTS, Alerts, RecentMetrics, alert_of

@@ -9,8 +9,8 @@ import stat
 import threading
 
 import pytest
-from node import until_async
-from patience import PATIENCE_S
+from simulated.node import until_async
+from simulated.patience import PATIENCE_S
 
 from eir.checks.question import Question
 from eir.errors import EirError, silent

@@ -8,8 +8,8 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node import fields
-from patience import PROGRAM_S
+from simulated.node import fields
+from simulated.patience import PROGRAM_S
 
 from eir.node.observe.log import BURST, FOLDS_MAX, INTERVAL_S, VALUE_MAX, Log, logfmt
 

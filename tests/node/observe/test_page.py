@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from browser import dom_after, in_chromium, looked_at
 from colours import contrast
-from node import LISTED, until
-from patience import PROGRAM_S
+from simulated.node import LISTED, until
+from simulated.patience import PROGRAM_S
 
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, PAIRS, SUBSCRIBERS
 from eir.lists.record.store import Event, ListState

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, until
-from wire import ecr
+from simulated.node import LISTED, TRACKED, UNLISTED, until
+from simulated.wire import ecr
 
 from eir import __version__
 from eir.errors import EirError

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from node import COMMAND, LISTED, children, is_gone, until_async
-from releases import sign
+from simulated.node import COMMAND, LISTED, children, is_gone, until_async
+from simulated.releases import sign
 
 from eir.errors import ReleaseRefused, StoreError
 from eir.node.processes.apart import OOM_SCORE, load_apart, run_apart
@@ -143,7 +143,7 @@ async def test_a_load_ends_with_those_who_asked_for_it(loads, job):
 ASKS = """
 import asyncio, os, sys
 sys.path[:0] = {folders!r}
-from node import children
+from simulated.node import children
 from test_apart import Loads, Starter
 
 async def ask():
@@ -159,7 +159,7 @@ asyncio.run(ask())
 
 @pytest.mark.parametrize("job", ["sleep", "busy"])
 async def test_where_those_who_asked_for_it_were_killed(job):
-    code = ASKS.format(folders=[str(path) for path in Path(__file__).parents[:3]], job=job)
+    code = ASKS.format(folders=[str(Path(__file__).parent), str(Path(__file__).parents[3] / "scripts")], job=job)
     asking = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
     pids = [int(pid) for pid in (await asking.stdout.readline()).split()]
     asking.kill()

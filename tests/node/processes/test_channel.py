@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from node import until_async
+from simulated.node import until_async
 
 from eir.errors import EirError
 from eir.node.processes.channel import WAITING_MAX, Channel, ChannelError, pair

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from made import pages_of, state
-from node import LISTED, UNLISTED, children, until, until_async
+from simulated.node import LISTED, UNLISTED, children, until, until_async
+from simulated.store_content import pages_of, state
+from simulated.wire import HOST
 from test_supervisor import PID, PlayedProcess, lines, serving  # noqa: F401  # a fixture
 from test_workers import BLACK, WHITE, ask, crew, loaded  # noqa: F401  # fixtures
-from wire import HOST
 
 from eir.lists.images.image import Image
 from eir.lists.images.imaging import image_of

@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from node import until_async
-from patience import PATIENCE_S
+from simulated.node import until_async
+from simulated.patience import PATIENCE_S
 
 from eir.node.processes.jobs import Jobs
 

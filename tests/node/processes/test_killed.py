@@ -10,10 +10,10 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
-from issuer import Issuer, jwks
-from node import LISTED, TRACKED, children, is_gone, until, until_async
+from simulated.issuer import Issuer, jwks
+from simulated.node import LISTED, TRACKED, children, is_gone, until, until_async
+from simulated.wire import answer_to
 from test_workers import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F401  # fixtures
-from wire import answer_to
 
 import eir.node.processes
 from eir.interfaces import INTERFACES

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from node import COMMAND, LISTED, UNLISTED
+from simulated.node import COMMAND, LISTED, UNLISTED
 
 from eir.node.processes.state_folder import as_owner_of
 
@@ -79,9 +79,7 @@ def test_no_link_in_the_folder_has_root_write_elsewhere(theirs, victim, name, ta
     theirs.eir("sightings", "import", "log.csv", status=None)
     assert untouched(victim)
     theirs.eir("sightings", "forget", "--imsi", "001010000000001", status=None)
-    served = subprocess.Popen(
-        [*COMMAND, "serve"], env=theirs.environment(), cwd=theirs.folder, stderr=subprocess.PIPE, text=True
-    )
+    served = theirs.popen("serve", stderr=subprocess.PIPE)
     for line in served.stderr:  # until it serves; one that cannot start ends
         if "event=listening" in line:
             served.terminate()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
-from node import until_async
+from simulated.node import until_async
 
 from eir.node.processes import child, priority
 from eir.node.processes.priority import TASKS, IdlePriority, IdleThread, stay_idle

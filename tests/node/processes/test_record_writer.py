@@ -2,8 +2,8 @@
 
 import asyncio
 
-from patience import PATIENCE_S
-from wire import until
+from simulated.patience import PATIENCE_S
+from simulated.wire import until
 
 from eir.node.processes.priority import IdlePriority
 from eir.node.processes.record_writer import RecordWriter

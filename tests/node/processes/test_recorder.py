@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from node import until_async
+from simulated.node import until_async
 from test_supervisor import PID, PlayedProcess
 
 from eir.lists.images.imaging import image_of
@@ -13,7 +14,7 @@ from eir.lists.record.settings import DEVICES
 from eir.lists.record.store import ListState
 from eir.node.processes.recorder import Recorded
 from eir.node.processes.setup import Listed
-from eir.sightings.settings import SightingsSettings
+from eir.sightings.settings import SightingsSettings, Webhook
 
 
 async def test_what_a_recorder_has_counted_outlives_it_and_is_counted_once():
@@ -34,10 +35,13 @@ async def test_what_a_recorder_has_counted_outlives_it_and_is_counted_once():
     recorded.end()
 
 
-@pytest.mark.parametrize(("store", "searches"), [("sqlite", []), ("redis://127.0.0.1", ["stolen"])])
-async def test_only_events_that_are_sent_are_searched_for(store, searches):
-    """A stream needs Redis. With SQLite no event leaves the queue, and the recorder would wait for that for good, at idle priority."""
-    recorded = Recorded(SimpleNamespace(store=store), SightingsSettings(stream="events"), None, lambda *_, **__: None)
+@pytest.mark.parametrize(
+    ("webhook", "searches"), [(None, []), (Webhook(url="http://127.0.0.1/", key_file=Path("key")), ["stolen"])]
+)
+async def test_only_events_that_are_sent_are_searched_for(webhook, searches):
+    """Without a receiver no event leaves the queue, and the recorder would wait for that for good, at idle priority."""
+    settings = SightingsSettings(webhook=webhook)
+    recorded = Recorded(SimpleNamespace(store="sqlite"), settings, None, lambda *_, **__: None)
     state = ListState(kind=DEVICES, serial=1, generation=1, highest_serial=1, release_digest="")
     recorded.note_list(Listed("stolen", DEVICES, state), image_of([]), is_change=True)
     searched, is_greeted = [], asyncio.Event()
@@ -52,7 +56,7 @@ async def test_only_events_that_are_sent_are_searched_for(store, searches):
     process.channel.notify("greeted")
     await is_greeted.wait()
     assert searched == searches
-    assert [*recorded.snapshot()["eir_events_total"]] == [("stream",)] * len(searches)
+    assert [*recorded.snapshot()["eir_events_total"]] == [("webhook",)] * len(searches)
     process.end()
     await attending
     process.channel.close()

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, fields, until, until_async
-from wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
+from simulated.node import LISTED, TRACKED, UNLISTED, fields, until, until_async
+from simulated.wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
 from eir.config import load_config
@@ -67,11 +67,6 @@ class TestAnswers:
             UNLISTED: WHITE, "35209900176149": WHITE, "3520990017614": WHITE, "no identifier": WHITE,
         }  # fmt: skip
         assert {imei: await ask(client, imei) for imei in expected} == expected
-
-    async def test_unknown_is_an_experimental_result(self, loaded, connect):
-        loaded.configure(policy={"rules": [{"list": "stolen", "answer": "blacklisted"}], "default": "unknown"})
-        client = await connect(loaded.start())
-        assert [await ask(client, imei) for imei in (LISTED, UNLISTED)] == [BLACK, "10415:5422"]
 
     async def test_a_restart_answers_from_the_same_lists_with_a_higher_origin_state_id(self, loaded, connect):
         node = loaded.start()
@@ -547,13 +542,6 @@ class TestShown:
         # Nothing that comes from the wire and is not in the dictionary becomes a label.
         assert not any("999" in name or "strange" in name for name in found)
 
-    def test_pages(self, loaded):
-        node = loaded.start()
-        assert node.get("/ready") == (200, "ready\n")
-        code, text = node.get("/elsewhere")
-        assert code == 404
-        assert "/metrics" in text
-
     async def test_status_exit_codes_and_document(self, loaded, connect):
         node = loaded.start()
         await connect(node)
@@ -739,6 +727,7 @@ class TestLogs:
 
 
 class TestOverrideAndObserve:
+    @pytest.mark.long
     async def test_an_override_answers_all_alike_and_ends_by_itself(self, loaded, connect):
         policy = loaded.settings["policy"]
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from node import children, is_gone, until_async
-from patience import PATIENCE_S
+from simulated.node import children, is_gone, until_async
+from simulated.patience import PATIENCE_S
 
 from eir.errors import ConfigError, EirError, Problem, SetupFault
 from eir.node.processes.channel import Channel, ChannelError, pair
@@ -302,7 +302,7 @@ def test_the_first_starter_shares_the_memory_of_the_process_that_forks_it(tmp_pa
         "asyncio.run(go())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, Path(__file__).parents[:3])],
+        [sys.executable, "-c", code, Path(__file__).parent, Path(__file__).parents[3] / "scripts"],
         capture_output=True,
         text=True,
         check=False,

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from certificates import Authority
-from node import until_async
 from nrf_server import Nrf
-from patience import PATIENCE_S
-from wire import EIR
+from simulated.certificates import Authority
+from simulated.node import until_async
+from simulated.patience import PATIENCE_S
+from simulated.wire import EIR
 
 from eir.config import load_config
 from eir.errors import EirError
 from eir.node.observe.control import ask
 from eir.node.observe.status import WorkerReport
-from eir.node.processes import supervisor
+from eir.node.processes import child, supervisor
 from eir.node.processes.channel import Channel, pair
 from eir.node.processes.starter import Starter
 from eir.node.processes.supervisor import Supervisor
@@ -174,8 +174,9 @@ class Node:
 
 @pytest.fixture
 def lines(monkeypatch):
-    """Events of the supervisor's log, as (event, reason)."""
+    """Events of the supervisor's log, as (event, reason); it asks its workers often."""
     told = []
+    monkeypatch.setattr(child, "COUNTERS_S", 0.05)
     monkeypatch.setattr(
         supervisor.Log, "report", lambda _, event, *, reason=None, **fields: told.append((event, reason, fields))
     )
@@ -490,7 +491,7 @@ async def test_a_host_name_is_listened_on_at_all_its_addresses(site, monkeypatch
 async def test_a_follower_that_does_not_end_in_time_is_no_fault_of_the_end(site, lines):
     """It may be making a large list, and answers nobody: systemd would start a drained node again."""
     stopped = []
-    async with serving(site, end_s=5, on_stop=lambda: stopped.append(True)) as node:
+    async with serving(site, end_s=0.5, on_stop=lambda: stopped.append(True)) as node:
         follower = PlayedProcess(
             "follower", PID + 9, {"configure": lambda _: None, "complete": lambda: None}, ends=False
         )

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from node import until_async
+from simulated.node import until_async
 
 from eir.checks.trace import TraceFilter
 from eir.errors import EirError

@@ -5,7 +5,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
-from node import LISTED, TRACKED, UNLISTED, children, is_gone, until, until_async
-from patience import PATIENCE_S
-from wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
+from simulated.node import LISTED, TRACKED, UNLISTED, children, is_gone, until, until_async
+from simulated.patience import PATIENCE_S
+from simulated.wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer_to, avp, cer, ecr, u32
 
 from eir.node.observe.control import ask as control
 from eir.wire.peers.rate import BURST_S
@@ -388,6 +387,7 @@ class TestCrash:
         until(lambda: node.metrics()["eir_worker_restarts_total"] == 2)
         assert total(node.metrics(), "eir_checks_total") in {len(old), len(old) + 1}
 
+    @pytest.mark.long
     async def test_the_pause_before_a_restart_doubles(self, crew):
         node = crew.start()
         for restarts in range(1, 4):
@@ -569,17 +569,6 @@ class TestFaults:
         assert await asyncio.to_thread(node.wait) == -signal.SIGKILL
         await until_async(lambda: all(is_gone(pid) for pid in left.values()))
         assert crew.start().status()["ready"] == "ready"
-
-    def test_a_port_that_is_taken(self, crew):
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            address = f"127.0.0.1:{taken.getsockname()[1]}"
-            crew.configure(listen=[f"tcp://{address}"])
-            assert f"cannot listen on tcp://{address}" in crew.eir("serve", status=1).stderr
-
-    def test_a_second_node_on_the_same_state_folder(self, crew):
-        node = crew.start()
-        assert f"a node already runs on the state folder {crew.state}" in crew.eir("serve", status=1).stderr
-        assert node.status()["ready"] == "ready"
 
 
 async def _is(answer, expected):

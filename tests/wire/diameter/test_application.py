@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from wire import EIR, HOST, REALM, VSAI, Connection, avp, cer, message, u32, walk
+from simulated.wire import EIR, HOST, REALM, VSAI, Connection, avp, cer, message, u32, walk
 
 from eir.errors import DiameterError
 from eir.wire.diameter.application import Application, Command

@@ -4,9 +4,9 @@ import ipaddress
 import struct
 
 import pytest
-import wire
 from hypothesis import example, given
 from hypothesis import strategies as st
+from simulated import wire
 
 from eir.wire.diameter.avp import Fault, encode, encode_address, encode_text, encode_u32, key_of, nest, parse, text, u32
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 import trustme
-import wire
-from accepting import accepting
+from simulated import wire
+from simulated.tcp_server import accepting
 
 from eir.errors import EirError
 from eir.interfaces.s13.application import S13

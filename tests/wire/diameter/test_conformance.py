@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sctp_wire
 import uvloop
-from certificates import Authority
 from clock import Clock, counted
-from lanes import Kept
-from made import pages_of, put
-from patience import PATIENCE_S
-from wire import (
+from simulated import sctp_wire
+from simulated.certificates import Authority
+from simulated.lanes import Kept
+from simulated.patience import PATIENCE_S
+from simulated.store_content import pages_of, put
+from simulated.wire import (
     APP,
     EIR,
     HOST,

@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
-from hostile import at_rest, memory_mb
-from node import LISTED
-from wire import Connection, cer, ecr, until
+from simulated.hostile import at_rest, memory_mb
+from simulated.node import LISTED
+from simulated.wire import Connection, cer, ecr, until
 
 CONNECTIONS, MOST_MB = 1000, 20
 READ_AT_ONCE = 20

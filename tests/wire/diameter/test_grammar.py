@@ -1,9 +1,9 @@
 """The grammars against their specifications, and the checker over generated requests."""
 
 import pytest
-import wire
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated import wire
 
 from eir.errors import DiameterError
 from eir.interfaces.s13.application import ECR, S13

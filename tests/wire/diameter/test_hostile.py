@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile import Steady, accounts, at_rest, beside, descriptors, memory_mb, seconds_of_processor, settled
-from node import LISTED, until_async
-from patience import PATIENCE_S, PROGRAM_S
-from wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
+from simulated.hostile import Steady, accounts, at_rest, beside, descriptors, memory_mb, seconds_of_processor, settled
+from simulated.node import LISTED, until_async
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.wire import REALM, SESSION, TGPP, Connection, Message, avp, cer, dwr, ecr, message, u32
 
 from eir.node.observe.control import ask as control
 from eir.wire.peers.settings import Limits
@@ -304,8 +304,9 @@ async def test_messages_that_never_end(loaded, connect):
     node = loaded.start()
     before = at_rest(node)
     good = await connect(node)
-    for what, pieces in SLOW.items():
-        slow = [await connect(node, f"slow{number}.localdomain") for number in range(10)]
+
+    async def send_slowly(what, pieces):
+        slow = [await connect(node, f"{what.replace(' ', '-')}{number}.localdomain") for number in range(10)]
         for piece in pieces():
             for connection in slow:
                 with contextlib.suppress(ConnectionError):
@@ -314,6 +315,8 @@ async def test_messages_that_never_end(loaded, connect):
         for connection in slow:
             assert [answer.command for answer in await connection.end()] in ([], [324]), what
             await connection.close()
+
+    await asyncio.gather(*(send_slowly(*slow) for slow in SLOW.items()))
     assert (await good.ask(ecr(LISTED))).number(1445, TGPP) == 1
     await good.close()
     await settled(node, before)

@@ -1,7 +1,7 @@
 """Requests and answers as their receiver sees them, and the answers that we build."""
 
 import pytest
-import wire
+from simulated import wire
 
 from eir.errors import DiameterError
 from eir.interfaces.s13.dictionary import (

@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import pytest
 import trustme
 import uvloop
-import wire
-from accepting import accepting
 from clock import Clock
-from patience import PATIENCE_S
-from wire import Connection, Listener, cer, dpr, dwr, ecr, until
+from simulated import wire
+from simulated.patience import PATIENCE_S
+from simulated.tcp_server import accepting
+from simulated.wire import Connection, Listener, cer, dpr, dwr, ecr, until
 
 from eir.errors import EirError
 from eir.interfaces.s13.application import S13

@@ -6,10 +6,10 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from simulated import wire
 
 from eir.errors import DiameterError
 from eir.interfaces.s13.application import S13

@@ -1,23 +1,22 @@
 """The application of eir/wire/diameter/README.md as the page has it: against itself, and both ways with a stack that nobody here wrote."""
 
 import asyncio
-import logging
 import re
 import runpy
 import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-import wire
-from accepting import accepting
+import python_diameter
 from diameter.message.avp.grouped import ExperimentalResult, VendorSpecificApplicationId
 from diameter.message.commands.purge_ue import PurgeUeRequest
-from diameter.node import Node as OtherNode
-from diameter.node.application import SimpleThreadingApplication
-from patience import PATIENCE_S, PROGRAM_S
+from diameter.node.application import Application
+from simulated import wire
+from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.tcp_server import accepting
 
 import eir.wire.diameter
 from eir.wire.diameter import EirError, Servers
@@ -176,51 +175,48 @@ def test_a_url_that_cannot_be():
             Servers([url], None, origin_host=MME, origin_realm=REALM)
 
 
-@contextmanager
-def python_diameter(host, **options):
-    logging.getLogger("diameter").setLevel(
-        logging.CRITICAL
-    )  # its threads complain of what they do themselves at the end
-    node = OtherNode(host, REALM, vendor_ids=[VENDOR], **options)
-    node.wakeup_interval = 1
-    try:
-        yield node
-    finally:
-        node.stop(wait_timeout=2)
+class OtherHss(Application):
+    """HSS on python-diameter."""
 
+    def __init__(self, subscribers):
+        super().__init__(S6A, is_auth_application=True)
+        self.subscribers, self.flags = subscribers, SimpleQueue()
 
-async def test_an_hss_that_nobody_here_wrote_is_asked(page, unused_tcp_port):
-    subscribers, flags = {IMSI}, SimpleQueue()
-
-    def purge(_, request):
-        flags.put(request.header.is_retransmit)
+    def handle_request(self, request):
+        self.flags.put(request.header.is_retransmit)
         answer = request.to_answer()
         answer.auth_session_state = NO_STATE
         answer.origin_host, answer.origin_realm = HSS.encode(), REALM.encode()
-        if request.user_name in subscribers:
+        if request.user_name in self.subscribers:
             answer.result_code = 2001
         else:
             answer.experimental_result = ExperimentalResult(vendor_id=VENDOR, experimental_result_code=5001)
-        return answer
+        self.send_answer(answer)
 
-    with python_diameter(HSS, ip_addresses=["127.0.0.1"], tcp_port=unused_tcp_port) as node:
-        peer = node.add_peer(f"aaa://{MME}", REALM)
-        node.add_application(SimpleThreadingApplication(S6A, is_auth_application=True, request_handler=purge), [peer])
-        node.start()
-        async with stranger(lambda _: b"") as (mute, _), asking(page, mute, ("127.0.0.1", unused_tcp_port)) as servers:
+
+async def test_an_hss_that_nobody_here_wrote_is_asked(page, unused_tcp_port):
+    application = OtherHss({IMSI})
+    hss_options = {"force": True, "vendor_ids": [VENDOR], "ip_addresses": ["127.0.0.1"], "tcp_port": unused_tcp_port}
+    async with (
+        stranger(lambda _: b"\1\0\0\0") as (broken, _),
+        asking(page, broken, ("127.0.0.1", unused_tcp_port)) as servers,
+    ):
+        with python_diameter.running(HSS, REALM, **hss_options) as node:  # it closes no connection after its DPA
+            node.add_application(application, [node.add_peer(f"aaa://{MME}", REALM)])
+            node.start()
             assert await page["purge"](servers, IMSI) == "purged"
             assert await page["purge"](servers, OTHER) == "refused: [(10415, 5001)]"
-    assert [flags.get(timeout=PROGRAM_S), flags.get(timeout=PATIENCE_S)] == [True, False]
+    assert [application.flags.get(timeout=PROGRAM_S), application.flags.get(timeout=PATIENCE_S)] == [True, False]
 
 
 async def test_an_mme_that_nobody_here_wrote_asks(page):
     async with hss(page, IMSI) as (host, port):
-        with python_diameter(MME) as node:
+        with python_diameter.running(MME, REALM, force=True, vendor_ids=[VENDOR]) as node:
             peer = node.add_peer(f"aaa://{HSS}:{port};transport=tcp", REALM, ip_addresses=[host], is_persistent=True)
-            application = SimpleThreadingApplication(S6A, is_auth_application=True)
+            application = Application(S6A, is_auth_application=True)
             node.add_application(application, [peer], realms=[REALM])
             node.start()
-            await asyncio.to_thread(application.wait_for_ready, 10)
+            await asyncio.to_thread(application.wait_for_ready, PATIENCE_S)
 
             def ask(imsi):
                 request = PurgeUeRequest()

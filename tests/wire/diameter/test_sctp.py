@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sctp_wire
 import uvloop
 from far import OURS, THEIRS, far, linked, switch
-from patience import PATIENCE_S
-from sctp_wire import SCTP, connected, receive, sctp_socket
+from simulated import sctp_wire
+from simulated.patience import PATIENCE_S
+from simulated.sctp_wire import SCTP, connected, receive, sctp_socket
+from simulated.wire import TGPP, VSAI, Connection, Message, cer, dwr, ecr, u32, until
 from test_conformance import LISTED, OVER, PEER, running
-from wire import TGPP, VSAI, Connection, Message, cer, dwr, ecr, u32, until
 
 from eir.wire.peers.settings import Limits
 from eir.wire.transport.sctp_options import Option, settings_layout

@@ -2,8 +2,8 @@
 
 import in_kernel
 import pytest
-from node import until
-from patience import PATIENCE_S
+from simulated.node import until
+from simulated.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(in_kernel.has_sctp(), reason="this kernel has SCTP")
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import trustme
-from accepting import accepting
-from certificates import VERSIONS, Authority, days
-from hostile import processes
 from hypothesis import given
 from hypothesis import strategies as st
-from node import LISTED, children, until, until_async
-from patience import PATIENCE_S
-from wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u32
+from simulated.certificates import VERSIONS, Authority, days
+from simulated.hostile import processes
+from simulated.node import LISTED, children, until, until_async
+from simulated.patience import FACTOR, PATIENCE_S
+from simulated.tcp_server import accepting
+from simulated.wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, dwr, ecr, u32
 
 from eir.errors import FileError
 from eir.wire.diameter.capabilities import Capabilities, certificate_fits
@@ -274,7 +274,7 @@ async def test_revoked_certificates(single, authority, call):
 
 
 async def test_half_handshakes_hold_nothing_up(single, authority, call):
-    single.configure(limits={"cer_timeout_s": 5, "source_unidentified_max": 8, "close_after_dpa_s": 1})
+    single.configure(limits={"cer_timeout_s": 2 * FACTOR, "source_unidentified_max": 8, "close_after_dpa_s": 1})
     node = single.start()
     good = await call(node, authority.peer(HOST))
     silent = [Connection(*await asyncio.open_connection(*node.address)) for _ in range(40)]

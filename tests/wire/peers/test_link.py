@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 
 import pytest
-from patience import PATIENCE_S
+from simulated.patience import PATIENCE_S
 
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.link import Alarm, PeerConnection

@@ -1,7 +1,7 @@
 """Messages that come over SCTP in parts (eir/wire/transport/sctp.py)."""
 
 import pytest
-from wire import ecr
+from simulated.wire import ecr
 
 from eir.wire.transport.sctp import DIAMETER, PartialMessage
 

@@ -6,7 +6,7 @@ import errno
 import socket
 
 import pytest
-from patience import PATIENCE_S
+from simulated.patience import PATIENCE_S
 
 from eir.wire.transport import stream
 from eir.wire.transport.begin import listening_sockets

@@ -3,8 +3,8 @@
 import contextlib
 import copy
 
-import m3ua_wire as wire
 import pytest
+from simulated import m3ua_wire as wire
 
 from eir.wire.ss7 import ber, m3ua, sccp, tcap
 from eir.wire.ss7.asp import ACK_S, BEAT_S, LEAVE_S, TRIES_MAX, Association, AssociationState

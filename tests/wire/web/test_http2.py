@@ -6,10 +6,10 @@ import time
 import tracemalloc
 from collections import Counter
 
-import http2_wire as wire
 import pytest
 from hpack import Decoder
-from http2_wire import ATTACKS, END_HEADERS, END_STREAM, HELLO, bodies, frame, frames, get, goaways, statuses
+from simulated import http2_wire as wire
+from simulated.http2_wire import ATTACKS, END_HEADERS, END_STREAM, HELLO, bodies, frame, frames, get, goaways, statuses
 
 from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits

@@ -1,11 +1,11 @@
 """One request of an HTTP/2 client, without I/O: what a server's GOAWAY and resets make of it, and how it ends."""
 
-import http2_wire as wire
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import DataReceived
+from simulated import http2_wire as wire
 
 from eir.wire.web.http2_client import BODY_BYTES_MAX, Exchange, NoAnswer
 

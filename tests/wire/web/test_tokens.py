@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from issuer import AMF, NRF, Issuer, bearer, jwks, raw
+from simulated.issuer import AMF, NRF, Issuer, bearer, jwks, raw
 
 from eir.errors import FileError
 from eir.interfaces.n5g.settings import SERVICE

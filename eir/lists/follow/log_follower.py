@@ -1,0 +1,697 @@
+"""Follower of lists that are logs: keeps the images of lists, and this node's copies, equal to the store. It answers no checks.
+
+For each new state of a list the order is: journal, copy, in force. Each list fails singly: a damaged record of one list, or a full disk,
+delays no other list. If a list cannot be verified, or the store has lost it, the list in force stays.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from eir.errors import EirError, GenerationConflict, Report, StoreError
+from eir.lists.follow.list_copy import ListCopy
+from eir.lists.follow.pauses import PAUSES, ChangePace, Heavy, Pauses, while_large
+from eir.lists.follow.write_back import APPLY_S, HEAL, NO_MARK, LostChanges, WriteBack, write_lost_file
+from eir.lists.log.change import NO_CHANGE, Change, Head, digests_of, first_break
+from eir.lists.log.reader import (
+    ChangeRows,
+    LoggedList,
+    apply_entries,
+    continues_by_rows,
+    entries_until,
+    has_rows,
+    read_content,
+    read_rows,
+)
+from eir.lists.log.relation import LogRelation, relation
+from eir.lists.log.store import LogEntry, LogStore, StoredHeads
+from eir.lists.log.writer import KEEP, ListWriter
+from eir.lists.record.clock import STOOD_STILL, await_store
+from eir.lists.table.table import Table
+
+OF_ONE_LIST = frozenset({"corrupt", "gone", "image", "kind", "conflict", "staging_lost"})
+"""Causes of faults that concern one list, not the store."""
+DAMAGE_TRIES = 3
+"""Number of failed reads after which a stored list counts as damaged, and is written back."""
+REPORT_AGAIN_S = 60.0
+"""Minimum time in seconds between two equal events about a list."""
+UNRECORDED_MAX = 1_000
+"""Maximum number of changes that wait until the journal can be written; the oldest are left out."""
+
+ImageType = TypeVar("ImageType")
+
+
+class ChangeJournal(Protocol):
+    """Journal of a node as the follower uses it. The methods are blocking. A method that writes raises EirError or OSError if the disk fails."""
+
+    def record(self, name: str, changes: Sequence[ChangeRows], reasons: Sequence[str]) -> None:
+        """Record changes of a list with their rows; a change that is recorded already is skipped. `reasons`: texts by their index in the rows."""
+
+    def record_gap(self, name: str, what: str, before: Head, after: Head) -> None:
+        """Record that a list continues after a gap (`gap`), or on another chain (`fork`)."""
+
+
+@dataclass(slots=True, eq=False)
+class FollowedList(Generic[ImageType]):
+    """List that a node follows."""
+
+    name: str
+    kind: str
+    copy: ListCopy
+    is_read: bool = False
+    """True if the copy was read."""
+    held: LoggedList | None = None
+    """Newest verified content."""
+    image: ImageType | None = None
+    in_force: Head | None = None
+    """Head of the content in force. `image` is its image."""
+    pace: ChangePace = field(default_factory=ChangePace)
+    unrecorded: list[ChangeRows] = field(default_factory=list)
+    not_before: float = 0.0
+    """Time (time.monotonic) of the next read after a failure."""
+    pause_s: float = 0.0
+    failed_at: str = ""
+    """Digest of the stored change that could not be read."""
+    failures: int = 0
+    heal_at: float | None = None
+    """Time of the write-back."""
+    copy_at: float = 0.0
+    """Time before which the copy is not written, because the disk was full."""
+
+
+class LogFollower(Generic[ImageType]):
+    """Follower of a store: puts each new state of a list in force.
+
+    Args:
+        store: store to follow.
+        lists: name of each list → its kind.
+        folder: state folder, for the copies.
+        build: builds the image of a table; it runs in a thread.
+        on_switch: receives each list that came into force: name, head, table, image, and the previous image if it is another one.
+        journal: journal of the node.
+        report: logs events.
+        who: name of this node in changes.
+        heal: write a list back to a store that has lost it.
+        keep: number of earlier releases that stay available, for changes that this node writes.
+        pauses: pauses between reads and retries.
+    """
+
+    def __init__(
+        self, store: LogStore, lists: Mapping[str, str], folder: Path, *, build: Callable[[Table], ImageType],
+        on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: ChangeJournal, report: Report,
+        who: str = "eir", heal: bool = True, keep: int = KEEP, pauses: Pauses = PAUSES,
+    ) -> None:  # fmt: skip
+        self.up = False
+        """True if the last read of the store succeeded."""
+        self.errors: Counter[str] = Counter()
+        """Number of failures by cause; `lost_data`: the store has lost data of a list; `forked`: it has another chain."""
+        self.lost: dict[str, str] = {}
+        """Lists in force that the store has lost, with the store's state as text."""
+        self.lost_rows: dict[str, Path] = {}
+        """Lists that lost changes in a failover without their repeated application, with the file of these rows for the operator."""
+        self.from_copy: set[str] = set()
+        """Lists in force that came from the copy and that the store has not confirmed yet."""
+        self.copy_faults: dict[str, str] = {}
+        """Reason of the fault for each list whose copy could not be read or written, or written back to the store."""
+        self.in_step_at = time.monotonic()
+        """Last time (time.monotonic) at which the lists in force were verified to be those in the store; normally at most `wait_s` ago."""
+        self._store = store
+        self._timed = TimedStore(store, pauses.answer_s)
+        self._folder, self._build, self._on_switch, self._journal, self._report = (
+            folder,
+            build,
+            on_switch,
+            journal,
+            report,
+        )
+        self._who, self._heals, self._keep, self._pauses = who, heal, keep, pauses
+        self._heavy: Heavy = nullcontext
+        self._others = asyncio.Event()
+        """Event that is set if the configured lists have changed since the last pass."""
+        self._seen: Mapping[str, str] = {}
+        self._reported_at: dict[tuple[str, str], float] = {}
+        self._rest_s = 0.0
+        self._lists: dict[str, FollowedList[ImageType]] = {}
+        self.apply(lists)
+
+    def apply(self, lists: Mapping[str, str]) -> None:
+        """Apply a new configuration: names and kinds of its lists. A list with the same name and kind keeps its content."""
+        before, self._lists = self._lists, {}
+        for name, kind in lists.items():
+            followed = before.get(name)
+            if followed is None or followed.kind != kind:
+                followed = FollowedList(name, kind, ListCopy(self._folder / "copies", name, self._report))
+            self._lists[name] = followed
+        for names in (self.lost, self.lost_rows, self.copy_faults):
+            for name in names.keys() - lists.keys():
+                del names[name]
+        self.from_copy &= lists.keys()
+        self._others.set()
+
+    def accept(self, name: str, head: Head, image: ImageType) -> None:
+        """Accept the image of a list that is in force, when this follower takes the place of one that ended. Call it before `start`."""
+        followed = self._lists.get(name)
+        if followed is not None and followed.kind == head.kind:
+            followed.in_force, followed.image = head, image
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the configured lists that are not in force yet."""
+        return tuple(name for name, followed in self._lists.items() if followed.in_force is None)
+
+    @property
+    def held(self) -> Mapping[str, LoggedList]:
+        """Newest verified content of each list."""
+        return {name: followed.held for name, followed in self._lists.items() if followed.held is not None}
+
+    # Tasks
+
+    async def start(self) -> None:
+        """Put all lists in force from the store or from the copies, before the node answers checks.
+
+        If the store is unreachable or a list cannot be verified, nothing is raised: see `up`, `errors`, `missing`, `from_copy`.
+        """
+        for followed in tuple(self._lists.values()):
+            await self._read_copy(followed)
+        with suppress(_StoreAway):
+            await self._step()
+        for name, followed in tuple(self._lists.items()):
+            if followed.held is not None and followed.in_force is None:
+                self.from_copy.add(name)
+                followed.not_before = 0.0
+                await self._of_list(followed, self._switch(followed, followed.held))
+
+    async def run(self, heavy: Heavy = nullcontext) -> None:
+        """Follow the store until the task is cancelled."""
+        self._heavy = heavy
+        while True:
+            try:
+                self._others.clear()
+                await self._step()
+                await asyncio.sleep(self._rest_s)
+                await self._wait()
+            except _StoreAway:
+                await asyncio.sleep(self._pauses.retry_s)
+
+    async def _wait(self) -> None:
+        """Wait until a list in the store may have changed, or until a new configuration has changed the lists."""
+        wait_s = self._pauses.wait_s
+        limited = await_store(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
+        tasks = [asyncio.create_task(self._of_store(limited)), asyncio.create_task(self._others.wait())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _step(self) -> None:
+        """Follow each list once.
+
+        Raises:
+            _StoreAway: if the store fails.
+        """
+        self._rest_s = 0.0
+        heads: StoredHeads = await self._of_store(self._timed.heads())
+        if not self.up and self.errors:
+            self._report("store_back")
+        self.up = True
+        self._seen = heads.digests
+        is_in_step = True
+        for followed in tuple(self._lists.values()):
+            is_in_step &= await self._of_list(
+                followed, self._follow(followed, heads), heads.digests.get(followed.name, NO_CHANGE)
+            )
+        if is_in_step:
+            self.in_step_at = time.monotonic()
+
+    async def _of_store(self, work: Any) -> Any:
+        """Await work on the whole store; count and report its failure.
+
+        Raises:
+            _StoreAway: if it fails.
+        """
+        try:
+            return await work
+        except StoreError as error:
+            if error.cause == STOOD_STILL:
+                self._report("stood_still", level="warning", detail=str(error))
+            else:
+                self._failed(error.cause, error)
+            raise _StoreAway from error
+        except Exception as error:
+            self._failed("internal", error)
+            raise _StoreAway from error
+
+    async def _of_list(self, followed: FollowedList[ImageType], work: Any, seen: str = "") -> bool:
+        """Await work on one list, and return its result; after a fault of this list return False, and let it wait longer each time.
+
+        Raises:
+            _StoreAway: if the store fails.
+        """
+        if time.monotonic() < followed.not_before:
+            work.close()
+            return False
+        try:
+            result: bool = await work
+        except Exception as error:  # noqa: BLE001  # the outermost loop: counts, logs and continues
+            cause = error.cause if isinstance(error, StoreError) else "internal"
+            if isinstance(error, StoreError) and cause not in OF_ONE_LIST:
+                return bool(await self._of_store(_raise(error)))
+            if cause != "conflict":
+                self._failed(cause, error, followed.name)
+            is_same = seen == followed.failed_at
+            followed.failures = (followed.failures if is_same else 0) + (cause in {"corrupt", "gone"})
+            followed.failed_at = seen
+            followed.pause_s = min(2 * followed.pause_s or self._pauses.unproved_s, self._pauses.unproved_max_s)
+            followed.not_before = time.monotonic() + followed.pause_s
+            return False
+        followed.pause_s = followed.not_before = 0.0
+        if result:
+            followed.failures = 0
+        return result
+
+    # One list
+
+    async def _follow(self, followed: FollowedList[ImageType], heads: StoredHeads) -> bool:
+        """Update one list from the store; return True if the list in force then equals the one in the store."""
+        if not followed.is_read:
+            await self._read_copy(followed)
+        name, held = followed.name, followed.held
+        is_damaged = followed.failures >= DAMAGE_TRIES and followed.failed_at == heads.digests.get(name)
+        stored = None
+        try:
+            stored = heads.get(name)
+        except StoreError:
+            if not is_damaged:
+                raise
+        if is_damaged and held is not None:
+            await self._lose(followed, held, heads, stored, is_damaged=True)
+            return False
+        self._check_kind(followed, stored)
+        found, entries = await self._relation(followed, stored)
+        match found:
+            case LogRelation.SAME:
+                await self._confirm(followed)
+                return True
+            case LogRelation.LOST if held is not None:
+                await self._lose(followed, held, heads, stored)
+                return False
+        if stored is None:
+            return True
+        is_often = followed.pace.begin()
+        with while_large(self._heavy, followed.in_force, stored, often=is_often):
+            if found is LogRelation.FORKED and held is not None:
+                if not await self._fork(followed, held, stored, entries):
+                    return False
+            else:
+                await self._advance(followed, stored, entries, found)
+        self._rest_s = max(self._rest_s, followed.pace.end())
+        await self._confirm(followed)
+        return True
+
+    def _check_kind(self, followed: FollowedList[ImageType], head: Head | None) -> None:
+        if head is not None and head.kind != followed.kind:
+            kinds = (
+                f"{followed.name} is a list of {head.kind} in the store, and of {followed.kind} in the configuration"
+            )
+            advice = f"load a full release of {followed.kind}, or correct the configuration"
+            raise StoreError("kind", f"{kinds}: {advice}")
+
+    async def _relation(
+        self, followed: FollowedList[ImageType], stored: Head | None
+    ) -> tuple[LogRelation, Sequence[LogEntry]]:
+        """Return the relation of the stored list to the held one, and the stored log as far as it was read for this."""
+        held = None if followed.held is None else followed.held.head
+        if held is None or stored is None or held.digest == stored.digest:
+            return relation(held, stored), ()
+        entries = entries_until(stored, await self._timed.log(followed.name, held.generation))
+        changes, known = [entry.change for entry in entries], frozenset[str]()
+        is_continued = held.digest in digests_of(changes)
+        if not is_continued:
+            entries = entries_until(stored, await self._timed.log(followed.name, 0))
+            changes = [entry.change for entry in entries]
+        if not is_continued or any(change.what == HEAL for change in changes):
+            known = await asyncio.to_thread(followed.copy.known)
+        found = relation(
+            held, stored, held_past=known, stored_past=digests_of(changes),
+            oldest=_oldest(changes, stored),
+            has_seen_base=held.base_digest in digests_of(change for change in changes if change.base_id),
+        )  # fmt: skip
+        if found in {LogRelation.NEWER, LogRelation.FORKED} and _is_overtaken(held, changes, known):
+            found = LogRelation.LOST
+        return found, entries
+
+    async def _advance(
+        self, followed: FollowedList[ImageType], stored: Head, entries: Sequence[LogEntry], found: LogRelation
+    ) -> None:
+        """Put a newer state of a list in force: by its changes if they continue the held one, otherwise from the newest base."""
+        name, held = followed.name, followed.held
+        if held is not None and found is LogRelation.NEWER and continues_by_rows(held.head, entries):
+            with suppress(_Unreadable):
+                changes = await self._changes(name, entries)
+                content = await apply_entries(self._timed, name, held, entries, stored)
+                await self._put_in_force(followed, content, changes)
+                return
+        content = await read_content(self._timed, name, stored)
+        entries = await self._timed.log(name, 0)
+        if held is None or found is LogRelation.BEHIND:
+            followed.copy.note(entry.change for entry in entries_until(stored, entries)[:-1])
+        unseen = await self._unseen(followed, stored, entries)
+        if held is not None and _has_gap(held.head, [each.change for each in unseen]):
+            self._record_gap(followed, "gap", held.head, stored)
+        await self._put_in_force(followed, content, unseen)
+
+    async def _unseen(
+        self, followed: FollowedList[ImageType], stored: Head, entries: Sequence[LogEntry]
+    ) -> Sequence[ChangeRows]:
+        """Return the changes up to a stored head that the node has not held; without rows if these are deleted or damaged."""
+        until = entries_until(stored, entries)
+        known = await asyncio.to_thread(followed.copy.known)
+        return await self._changes(
+            followed.name, [each for each in until if each.change.digest not in known], is_lenient=True
+        )
+
+    async def _changes(
+        self, name: str, entries: Iterable[LogEntry], *, is_lenient: bool = False
+    ) -> Sequence[ChangeRows]:
+        """Read the rows of changes. `is_lenient`: return a change without rows if they are deleted or damaged.
+
+        Raises:
+            _Unreadable: if rows are damaged.
+        """
+        changes = list[ChangeRows]()
+        for entry in entries:
+            try:
+                changes.append(
+                    await read_rows(self._timed, name, entry) if has_rows(entry) else ChangeRows(entry.change, None)
+                )
+            except StoreError as error:
+                if error.cause != "corrupt":
+                    raise
+                if not is_lenient:
+                    raise _Unreadable from error
+                changes.append(ChangeRows(entry.change, None))
+        return changes
+
+    async def _put_in_force(
+        self, followed: FollowedList[ImageType], content: LoggedList, changes: Sequence[ChangeRows]
+    ) -> None:
+        """Record changes in the journal, update the copy, and put the content after the changes in force."""
+        followed.unrecorded += changes
+        followed.copy.note(each.change for each in changes)
+        followed.held = content
+        await self._record(followed)
+        await self._save_copy(followed, changes)
+        await self._switch(followed, followed.held)
+
+    async def _confirm(self, followed: FollowedList[ImageType]) -> None:
+        """Note that the held list is the stored one, and finish the steps that failed before."""
+        name, held = followed.name, followed.held
+        if held is None:
+            return
+        await self._record(followed)
+        await self._save_copy(followed, ())
+        if followed.in_force is None or followed.in_force.digest != held.head.digest:
+            await self._switch(followed, followed.held or held)
+        self.from_copy.discard(name)
+        followed.heal_at = None
+        if self.lost.pop(name, None) is not None:
+            self._reported_at.pop(("store_lost_data", name), None)
+            self._report("store_mended", list=name)
+
+    async def _switch(self, followed: FollowedList[ImageType], content: LoggedList) -> bool:
+        before, image = followed.image, followed.image
+        head = content.head
+        if before is None or followed.in_force is None or followed.in_force.content != head.content:
+            try:
+                image = await asyncio.to_thread(self._build, content.table)
+            except OSError as error:  # a limit on memory or on the size of files
+                raise StoreError(
+                    "image", f"list {followed.name}: its image cannot be built: {error.strerror or error}"
+                ) from error
+        if (
+            image is not None and self._lists.get(followed.name) is followed
+        ):  # otherwise the configuration was changed meanwhile
+            followed.image, followed.in_force = image, head
+            self._on_switch(followed.name, head, content.table, image, None if before is image else before)
+        return True
+
+    # Journal and copy
+
+    async def _record(self, followed: FollowedList[ImageType]) -> None:
+        if not followed.unrecorded or followed.held is None:
+            return
+        changes = followed.unrecorded
+        try:
+            await asyncio.to_thread(self._journal.record, followed.name, changes, followed.held.head.reasons)
+        except (EirError, OSError) as error:
+            self._failed("journal", error, followed.name, event="journal_failed")
+            followed.unrecorded = changes[-UNRECORDED_MAX:]
+        else:
+            followed.unrecorded = []
+
+    def _record_gap(self, followed: FollowedList[ImageType], what: str, before: Head, after: Head) -> None:
+        try:
+            self._journal.record_gap(followed.name, what, before, after)
+        except (EirError, OSError) as error:
+            self._failed("journal", error, followed.name, event="journal_failed")
+
+    async def _read_copy(self, followed: FollowedList[ImageType]) -> None:
+        followed.is_read = True
+        try:
+            held = await asyncio.to_thread(followed.copy.read)
+            self._check_kind(followed, None if held is None else held.head)
+        except StoreError as error:
+            self._copy_failed(followed, "copy_", error)
+        else:
+            followed.held = held
+
+    async def _save_copy(self, followed: FollowedList[ImageType], changes: Sequence[ChangeRows]) -> None:
+        """Bring the copy to the held content; the content is then a view of the copy if the whole copy was written."""
+        if followed.held is None or time.monotonic() < followed.copy_at:
+            return
+        try:
+            followed.held = await asyncio.to_thread(followed.copy.save, followed.held, changes)
+        except StoreError as error:
+            followed.copy_at = time.monotonic() + (
+                self._pauses.full_s if error.cause == "full" else self._pauses.retry_s
+            )
+            self._copy_failed(followed, "copy_", error)
+        else:
+            self.copy_faults.pop(followed.name, None)
+
+    def _copy_failed(self, followed: FollowedList[ImageType], of: str, error: StoreError) -> None:
+        self.copy_faults[followed.name] = str(error)
+        self._failed(of + error.cause, error, followed.name, event="copy_failed")
+
+    # Lost and forked lists
+
+    def _write_back(self, followed: FollowedList[ImageType]) -> WriteBack:
+        return WriteBack(self._store, ListWriter(self._store, followed.name, followed.kind, self._who, keep=self._keep))
+
+    async def _lose(
+        self,
+        followed: FollowedList[ImageType],
+        held: LoggedList,
+        heads: StoredHeads,
+        stored: Head | None,
+        *,
+        is_damaged: bool = False,
+    ) -> None:
+        """Report that the store has lost or damaged a list, and write it back after a random pause."""
+        name, head = followed.name, held.head
+        if followed.in_force is None:
+            self.from_copy.add(name)
+            await self._switch(followed, held)
+        seen = heads.digests.get(name, NO_CHANGE)
+        stored_text = "damaged data" if is_damaged else "nothing"
+        if stored is not None and not is_damaged:
+            stored_text = f"generation {stored.generation}, serial {stored.serial}"
+        if name not in self.lost:
+            self.errors["lost_data"] += 1
+        self.lost[name] = stored_text
+        if self._is_due("store_lost_data", name):
+            self._report(
+                "store_lost_data", level="error", list=name, stored=stored_text, detail="the memory stays in force",
+                held=f"generation {head.generation}, serial {head.serial}",
+            )  # fmt: skip
+        if followed.heal_at is None:
+            followed.heal_at = time.monotonic() + random.uniform(0, self._pauses.heal_s)  # noqa: S311 - no secret
+        if self._heals and time.monotonic() >= followed.heal_at:
+            followed.heal_at = None
+            await self._heal(followed, held, seen, stored)
+
+    async def _heal(self, followed: FollowedList[ImageType], held: LoggedList, seen: str, stored: Head | None) -> None:
+        """Write the held content of a list back to the store, where the newest change has the digest `seen`."""
+        name, head = followed.name, held.head
+        if followed.in_force is not None and followed.in_force.generation > head.generation:
+            fault = "this node's copy is older than the list in force and is not written back; load the release again"
+            self._copy_failed(followed, "heal_", StoreError("behind", f"list {name}: {fault}"))
+            return
+        work = self._write_back(followed)
+        try:
+            with while_large(self._heavy, head):
+                known = await asyncio.to_thread(followed.copy.known)
+                change = await work.heal(held, seen, stored, known)
+        except GenerationConflict:
+            return  # another process wrote first; its change is read next
+        except StoreError as error:
+            self._copy_failed(followed, "heal_", error)
+            return
+        followed.failures = 0
+        self._report("store_healed", level="warning", list=name, detail=change.detail)
+        await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
+        await self._confirm(followed)
+
+    async def _fork(
+        self, followed: FollowedList[ImageType], held: LoggedList, stored: Head, entries: Sequence[LogEntry]
+    ) -> bool:
+        """Follow another chain, after lost local changes are applied to it again; return False if another process changes the list."""
+        name = followed.name
+        if self._is_due("list_forked", f"{name} {stored.digest}"):
+            self.errors["forked"] += 1
+            self._report(
+                "list_forked", level="error", list=name, held=f"generation {held.head.generation}", stored=f"generation {stored.generation}",
+                detail="the store has another chain of changes, as after a failover that lost writes; the stored chain goes on",
+            )  # fmt: skip
+        content = await read_content(self._timed, name, stored)
+        lost, work = LostChanges(), self._write_back(followed)
+        if held.head.mark == NO_MARK:
+            lost = await work.find_lost(held.head, content, entries, followed.copy.changes())
+        if lost.applicable:
+            work.writer.content = content
+            try:
+                is_done = await self._apply_again(work, lost, held.head.reasons)
+            except StoreError as error:
+                self._copy_failed(followed, "apply_", error)
+                if error.cause != "noperm":
+                    return False
+                lost = lost._replace(gone=[*lost.gone, *lost.applicable])
+            else:
+                if not is_done:
+                    return False
+                content, entries = work.writer.content, await self._timed.log(name, 0)
+                self._report(
+                    "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
+                )
+        if lost.gone or lost.missing:
+            path = self._folder / "lost" / f"{name}-{held.head.digest[:16]}.csv"
+            self.lost_rows[name] = path
+            try:
+                await asyncio.to_thread(write_lost_file, path, held.head, lost.gone)
+            except OSError as error:
+                self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
+            digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
+            self._report(
+                "lost_changes_kept", level="error", list=name,
+                detail=f"changes that the store lost are not applied again: {', '.join(digests)}; compare {path} with the list, then use eir add or eir remove",
+            )  # fmt: skip
+        self._record_gap(followed, "fork", held.head, stored)
+        await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
+        return True
+
+    async def _apply_again(self, work: WriteBack, lost: LostChanges, reasons: Sequence[str]) -> bool:
+        """Apply lost changes under the list's lease; return False if another node has it, or another process changed the list."""
+        task = f"apply-again:{work.writer.name}"
+        if not await self._store.claim(task, self._who, APPLY_S):
+            return False
+        try:
+            return len(await work.apply_again(lost, reasons)) == len(lost.applicable)
+        finally:
+            await self._store.claim(task, self._who, 0)
+
+    # Faults
+
+    def _failed(self, cause: str, error: Exception, name: str | None = None, *, event: str = "store_failed") -> None:
+        """Count and report a fault of the store, of the copy, or of the journal."""
+        self.errors[cause] += 1
+        if name is None:
+            self.up = False
+        if self._is_due(cause, name or ""):
+            self._report(event, level="error", reason=cause, list=name, detail=str(error) or type(error).__name__)
+
+    def _is_due(self, cause: str, name: str) -> bool:
+        """Return True if the last report of this cause for a list is long enough ago."""
+        now = time.monotonic()
+        if now - self._reported_at.get((cause, name), -math.inf) < REPORT_AGAIN_S:
+            return False
+        self._reported_at[cause, name] = now
+        return True
+
+
+class _StoreAway(Exception):
+    """The store failed; the fault was counted and reported."""
+
+
+class _Unreadable(Exception):
+    """Rows of a change are damaged, so that the newest base must be read."""
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+def _oldest(changes: Sequence[Change], stored: Head) -> int:
+    """Return the generation of the oldest change from which the log leads to the head without a gap."""
+    oldest, before = stored.generation, stored.digest
+    for change in reversed(changes):
+        if change.digest != before:
+            break
+        oldest, before = change.generation, change.before
+    return oldest
+
+
+def _has_gap(held: Head, changes: Sequence[Change]) -> bool:
+    """Return True if changes do not lead from the held one on, nor continue it."""
+    is_continued = held.digest in {change.continues for change in changes}
+    return not is_continued and first_break(changes, held.digest) is not None
+
+
+def _is_overtaken(held: Head, changes: Sequence[Change], known: frozenset[str]) -> bool:
+    """Return True if the newest write-back in a chain, which the node has not held, continues an earlier change than the held one."""
+    heal = next((change for change in reversed(changes) if change.what == HEAL), None)
+    return (
+        heal is not None
+        and held.digest not in {heal.continues, heal.digest}
+        and heal.digest not in known
+        and heal.continues in known
+    )
+
+
+class TimedStore:
+    """Store whose answers have a time limit, for reading. Writes have the time limits of the store itself."""
+
+    def __init__(self, store: LogStore, answer_s: float) -> None:
+        self._store, self._answer_s = store, answer_s
+        self.stage, self.commit, self.wait, self.claim, self.close = (
+            store.stage,
+            store.commit,
+            store.wait,
+            store.claim,
+            store.close,
+        )
+
+    async def heads(self) -> StoredHeads:
+        """Return the heads of all lists."""
+        return await await_store(self._store.heads(), self._answer_s)
+
+    async def log(self, name: str, after: int) -> Sequence[LogEntry]:
+        """Return the changes of a list with generations above `after`."""
+        return await await_store(self._store.log(name, after), self._answer_s)
+
+    async def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:
+        """Yield the parts with an ID; the time limit applies to each."""
+        parts = self._store.base(name, part_id)
+        with suppress(StopAsyncIteration):
+            while True:
+                yield await await_store(anext(parts), self._answer_s)

@@ -1,0 +1,329 @@
+"""Writes of a node to a store that lost data: the held content of a list, and local changes that a failover lost.
+
+A write-back is a change with a base above the generations of both, which names the digest that it continues. So nodes that hold this
+content follow it. Of a local list it keeps the rows that the store has got since.
+"""
+
+import asyncio
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from io import TextIOWrapper
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eir.device import key_text
+from eir.disk import open_replacement
+from eir.errors import StoreError
+from eir.lists.log.change import NO_CHANGE, Change, Head, digests_of, first_break, release_of
+from eir.lists.log.reader import ChangeRows, LoggedList, read_rows
+from eir.lists.log.store import LogEntry, LogStore
+from eir.lists.log.writer import TIME_FORMAT, ListUpdate, ListWriter
+from eir.lists.record.entries import imsi_text
+from eir.lists.record.reasons import Reasons
+from eir.lists.record.settings import SUBSCRIBERS
+from eir.lists.table.columns import (
+    BEGINS,
+    ENDS,
+    NO_COLUMNS,
+    NO_ROWS,
+    REASONS,
+    SECONDS,
+    WHOLE,
+    TableRows,
+    block_numbers,
+    distinct,
+    matches,
+)
+from eir.lists.table.digest import digest_tree
+from eir.lists.table.table import change, fold, merge
+
+NO_MARK = (0, 0)
+"""Mark of a local list."""
+HEAL, APPLY_AGAIN, ABANDON = "heal", "apply-again", "abandon"
+"""Kinds of changes that this module writes."""
+APPLY_AGAIN_MAX = timedelta(days=1)
+"""Age up to which a lost change is applied again."""
+LOST_COLUMNS = ("change", "time", "who", "what", "effect", "identifier", "second", "reason", "begin", "until")
+"""Columns of the file with lost rows."""
+APPLY_S = 60.0
+"""Seconds for which a node has the lease while it applies lost changes."""
+
+
+def is_lost(held: Head | None, stored: Head | None) -> bool:
+    """Return True if the store has lost changes of a local list, whose head on this host's disk is `held`."""
+    generation = 0 if stored is None else stored.generation
+    return held is not None and held.mark == NO_MARK and generation < held.generation
+
+
+def refuse_lost(name: str, held: Head | None, stored: Head | None) -> None:
+    """Raise StoreError (`lost`) if the store has lost changes of a local list: a change now would begin the list again without them."""
+    if held is not None and is_lost(held, stored):
+        missing = f"generation {held.generation}, which this node holds"
+        remedy = f"wait until a node has written it back, or give it up: eir lists abandon {name} --reason TEXT"
+        raise StoreError("lost", f"list {name}: the store has lost {missing}; {remedy}")
+
+
+async def abandon(writer: ListWriter, held: Head, reason: str) -> Change | None:
+    """Give up the held content of a local list that the store has lost: the stored content goes on, and all nodes follow it.
+
+    Raises:
+        StoreError: if the store fails.
+    """
+    return await writer.write(
+        lambda content: (
+            ListUpdate(what=ABANDON, continues=held.digest, above=held.generation, detail=reason)
+            if is_lost(held, content.head)
+            else None
+        )
+    )
+
+
+class LostChanges(NamedTuple):
+    """Local changes of a node that the stored chain does not contain, oldest first."""
+
+    applicable: Sequence[ChangeRows] = ()
+    """Changes to apply again."""
+    gone: Sequence[ChangeRows] = ()
+    """Changes that cannot be applied: too old, without rows, or the stored log does not reach back to the common change."""
+    missing: str = ""
+    """Digest of a lost change whose rows the node lacks."""
+    touched: TableRows = NO_ROWS
+    """Rows that the stored chain has changed since the common change."""
+
+
+class WriteBack:
+    """Writes of a node to one list.
+
+    Args:
+        store: store of the list.
+        writer: writer of the list. It has the content after a write.
+        now: clock in UTC.
+    """
+
+    def __init__(
+        self, store: LogStore, writer: ListWriter, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.writer = writer
+        self._store, self._name, self._now = store, writer.name, now
+
+    async def heal(self, held: LoggedList, seen: str, stored: Head | None, known: frozenset[str]) -> Change:
+        """Write the held content to a store that has lost or damaged the list.
+
+        Args:
+            held: content that the node holds.
+            seen: digest of the newest stored change; NO_CHANGE for none.
+            stored: head in the store; None if it is missing or damaged.
+            known: digests of the changes that the node has held.
+
+        Raises:
+            GenerationConflict: if another process was faster.
+            StoreError: if the store fails, or the held content has another content digest than its head (`corrupt`).
+        """
+        head, table, reasons = held.head, held.table, held.head.reasons
+        if (await asyncio.to_thread(digest_tree, table, reasons)).root != head.content:
+            fault = "the content in memory is damaged and is not written back; restart the node"
+            raise StoreError("corrupt", f"list {self._name}: {fault}")
+        entries = await self._store.log(self._name, 0)
+        rows = [] if head.mark > NO_MARK else await self._rows(_since(entries, seen, known)) or []
+        if rows:
+            added, removed = fold(rows)
+            added, reasons = with_reasons(added, () if stored is None else stored.reasons, reasons)
+            table = (await asyncio.to_thread(change, table, added, removed)).table
+        release, generation = release_of(head), 0
+        if seen != NO_CHANGE:
+            stored_generation = head.generation if stored is None else stored.generation
+            generation = max([stored_generation, *(entry.change.generation for entry in entries)])
+        if stored is not None and stored.mark > head.mark:
+            release |= {"serial_resets": stored.serial_resets, "highest_serial": stored.highest_serial}
+        shown = f"generation {generation}" if generation else "nothing"
+        detail = (
+            f"generation {head.generation} from this node's copy; the store showed {shown}; changes kept: {len(rows)}"
+        )
+        update = ListUpdate(what=HEAL, state=release, reasons=reasons, continues=head.digest, above=head.generation, detail=detail)  # fmt: skip
+        return await self.writer.overwrite(replace(head, digest=seen, generation=generation), table, update)
+
+    async def _rows(self, entries: Sequence[LogEntry]) -> list[tuple[TableRows, TableRows]] | None:
+        """Read the rows of changes; None if some are deleted or damaged."""
+        try:
+            return [(await read_rows(self._store, self._name, entry)).decoded(self._name) for entry in entries]
+        except StoreError as error:
+            if error.cause not in {"corrupt", "gone"}:
+                raise
+            return None
+
+    async def find_lost(
+        self, held: Head, stored: LoggedList, entries: Sequence[LogEntry], kept: Iterable[ChangeRows]
+    ) -> LostChanges:
+        """Find the local changes that a stored chain lost; none, if the stored content has the effect of them all.
+
+        Args:
+            held: head that the node holds.
+            stored: content in the store.
+            entries: log in the store.
+            kept: changes in the node's copy, newest file first.
+        """
+        if held.content == stored.head.content:
+            return LostChanges()
+        contained = digests_of(entry.change for entry in entries) - {NO_CHANGE}
+        found, common = await asyncio.to_thread(_back, held.digest, contained, kept)
+        missing = "" if common in contained else common
+        lost = [each for each in found if each.change.what != HEAL]
+        if not lost or self._are_contained(lost, held, stored):
+            return LostChanges(missing=missing)
+        begin = (self._now() - APPLY_AGAIN_MAX).strftime(TIME_FORMAT)
+        after = _after(entries, common, {each.change.digest for each in found})
+        touched = None if after is None else await self._rows(after)
+        can_apply = [touched is not None and each.parts is not None and each.change.time >= begin for each in lost]
+        changed = [(TableRows(rows.keys, (rows.columns[SECONDS], *NO_COLUMNS[1:])), NO_ROWS) for pair in touched or () for rows in pair]  # fmt: skip
+        return LostChanges(
+            [each for each, is_applicable in zip(lost, can_apply, strict=True) if is_applicable],
+            [each for each, is_applicable in zip(lost, can_apply, strict=True) if not is_applicable],
+            missing,
+            fold(changed)[0] if changed else NO_ROWS,
+        )
+
+    def _are_contained(self, changes: Sequence[ChangeRows], held: Head, stored: LoggedList) -> bool:
+        """Return True if changes together would not change the stored content."""
+        if any(each.parts is None for each in changes):
+            return False
+        added, removed = fold([each.decoded(self._name) for each in changes])
+        added, _ = with_reasons(added, held.reasons, stored.head.reasons)
+        numbers = distinct(np.concatenate((block_numbers(added.keys), block_numbers(removed.keys))))
+        before = stored.table.rows(numbers)
+        after = merge(before.select(matches(before, removed) < 0), added)
+        columns = [(rows.keys, *map(rows.column, (SECONDS, REASONS, BEGINS, ENDS))) for rows in (before, after)]
+        return all(map(np.array_equal, *columns))
+
+    async def apply_again(self, lost: LostChanges, reasons: Sequence[str]) -> Sequence[Change]:
+        """Write lost changes, each as a change that names it; a row that was changed since is left out.
+
+        The writer must have the content by which the changes were found. If another process changes the list meanwhile, the rest is not
+        written.
+
+        Args:
+            lost: lost changes.
+            reasons: reason texts of the list that the node holds.
+
+        Returns:
+            The written changes.
+
+        Raises:
+            StoreError: if the store fails.
+        """
+        written = list[Change]()
+        for each in lost.applicable:
+            update = partial(self._again, each, lost.touched, reasons, self.writer.content.head.digest)
+            made = await self.writer.write(update)
+            if made is None:
+                break
+            written.append(made)
+        return written
+
+    def _again(
+        self, each: ChangeRows, touched: TableRows, reasons: Sequence[str], expected: str, content: LoggedList
+    ) -> ListUpdate | None:
+        if content.head.digest != expected:
+            return None
+        added, removed = (rows.select(matches(rows, touched) < 0) for rows in each.decoded(self._name))
+        added, texts = with_reasons(added, reasons, content.head.reasons)
+        lost = each.change
+        detail = f"{lost.what} of {lost.who} at {lost.time}, which the store had lost"
+        return ListUpdate(what=APPLY_AGAIN, added=added, removed=removed, reasons=texts, continues=lost.digest, above=lost.generation, detail=detail)  # fmt: skip
+
+
+def _since(entries: Sequence[LogEntry], seen: str, known: frozenset[str]) -> Sequence[LogEntry]:
+    """Return the entries after the newest one that the node has held, or that continues such a change.
+
+    None are returned if there is no such entry, or if they do not lead to the newest stored change `seen`.
+    """
+    for at in range(len(entries) - 1, -1, -1):
+        if not known.isdisjoint((entries[at].change.digest, entries[at].change.continues)):
+            changes = [entry.change for entry in entries[at + 1 :]]
+            is_whole = first_break(changes, entries[at].change.digest) is None
+            return (
+                entries[at + 1 :]
+                if is_whole and seen in {NO_CHANGE, *(change.digest for change in changes[-1:])}
+                else []
+            )
+    return []
+
+
+def _back(digest: str, contained: frozenset[str], kept: Iterable[ChangeRows]) -> tuple[list[ChangeRows], str]:
+    """Go back from a change to the first one that a chain contains; return the changes after it, oldest first, and its digest.
+
+    Before a write-back comes the change that it continues.
+    """
+    lost, by_digest, more = list[ChangeRows](), dict[str, ChangeRows](), iter(kept)
+    while digest not in contained:
+        with suppress(StoreError):  # a damaged file ends the kept changes
+            while digest not in by_digest and (each := next(more, None)) is not None:
+                by_digest[each.change.digest] = each
+        if digest not in by_digest:
+            break
+        lost.append(by_digest[digest])
+        made = by_digest[digest].change
+        digest = made.continues if made.what == HEAL else made.before
+    return lost[::-1], digest
+
+
+def _after(entries: Sequence[LogEntry], common: str, lost: set[str]) -> Sequence[LogEntry] | None:
+    """Return the entries after the common change, but those that applied a lost change again; None if the log does not reach back."""
+    for at, entry in enumerate(entries):
+        if common in {entry.change.before, entry.change.continues}:
+            return [each for each in entries[at:] if each.change.continues not in lost | {common}]
+    return [] if entries and entries[-1].change.digest == common else None
+
+
+def with_reasons(rows: TableRows, texts: Sequence[str], target: Sequence[str]) -> tuple[TableRows, tuple[str, ...]]:
+    """Replace the indexes of reasons in the texts of one list by those in another list's; return also the texts of that list after it."""
+    indexes = rows.columns[REASONS]
+    if indexes is None:
+        return rows, tuple(target)
+    reasons, table = Reasons(target), np.zeros(256, "<u1")
+    for index in distinct(indexes).tolist():
+        table[index] = reasons.index(texts[index] if index < len(texts) else "")
+    columns = list(rows.columns)
+    columns[REASONS] = table[indexes]
+    return TableRows(rows.keys, tuple(columns)), reasons.texts or tuple(target)
+
+
+def write_lost_file(path: Path, held: Head, changes: Sequence[ChangeRows]) -> None:
+    """Write a file for the operator with the rows of changes that are not applied again.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    lines: list[Sequence[str]] = [LOST_COLUMNS]
+    for each in changes:
+        about = (each.change.digest[:16], each.change.time, each.change.who, each.change.what)
+        if each.parts is None:
+            lines.append((*about, "unknown"))
+            continue
+        for effect, rows in zip(("added", "removed"), each.decoded(path.name), strict=True):
+            lines += [(*about, effect, *row) for row in _texts(rows, held)]
+    with open_replacement(path, mode=0o600, durable=True) as file:
+        text = TextIOWrapper(file, "utf-8", newline="")
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        text.detach()
+
+
+def _texts(rows: TableRows, held: Head) -> Iterable[tuple[str, ...]]:
+    """Yield identifier, second identifier, reason, begin and end of each row as texts."""
+    columns = [rows.column(index).tolist() for index in (SECONDS, REASONS, BEGINS, ENDS)]
+    for key, second, reason, begin, end in zip(rows.keys.tolist(), *columns, strict=True):
+        identifier = (
+            imsi_text(key) if held.kind == SUBSCRIBERS else key_text(key) if key < WHOLE else f"{key - WHOLE:08d}"
+        )
+        text = held.reasons[reason] if reason < len(held.reasons) else ""
+        yield identifier, imsi_text(second) if second else "", text, _time_text(begin), _time_text(end)
+
+
+def _time_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime(TIME_FORMAT) if seconds else ""

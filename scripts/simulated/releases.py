@@ -1,0 +1,150 @@
+"""Releases with real keys and signatures."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+from eir.lists.changes.load import Loader, load_release
+from eir.lists.record.settings import ListSettings
+from eir.lists.releases.publish import publish
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+NAME = "stolen-national"
+STARTED = datetime.now(UTC).replace(microsecond=0)
+"""Time of the releases that are valid now: the same in all tests of a process, so that each release is signed once."""
+
+
+def text(moment):
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@cache
+def _keys():
+    return tempfile.TemporaryDirectory(prefix="eir-keys-")
+
+
+@cache
+def _key(name):
+    path = Path(_keys().name) / name
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True)
+    return path
+
+
+def make_key(folder, name):
+    """A key pair in this folder; the same for each name in all tests of a process."""
+    for suffix in ("", ".pub"):
+        shutil.copy(f"{_key(name)}{suffix}", folder / f"{name}{suffix}")
+    return folder / name
+
+
+def public(key):
+    return key.with_name(key.name + ".pub").read_text()
+
+
+_signatures = {}
+"""Signature by message, key, its certificate, and namespace; an Ed25519 key always gives the same."""
+
+
+def sign(manifest, key, target=None, namespace="eir-release"):
+    """As an agency does it: plain ssh-keygen."""
+    signature, certificate = target or manifest.with_name(f"{manifest.name}.sig"), key.with_name(f"{key.name}-cert.pub")
+    parts = tuple(path.read_bytes() for path in (manifest, key, certificate) if path.exists()), namespace
+    if parts not in _signatures:
+        command = ["ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", key]
+        _signatures[parts] = subprocess.run(command, input=parts[0][0], check=True, capture_output=True).stdout
+    signature.write_bytes(_signatures[parts])
+    return signature
+
+
+_published = {}
+"""Manifest and signature of each release that was published."""
+
+
+def publish_once(files, *, issued=STARTED, valid=timedelta(days=14), **members):
+    """Publish a release into the folder of its files, or write again the same one; return its manifest."""
+    digests = [(file.name, hashlib.sha256(file.read_bytes()).digest()) for file in files]
+    identity = (*digests, issued, valid, *members.items())
+    if identity not in _published:
+        made = publish(files, issued=issued, expires=issued + valid, **members).manifest
+        _published[identity] = {path: (made.parent / path).read_bytes() for path in (made.name, f"{made.name}.sig")}
+    for name, content in _published[identity].items():
+        (files[0].parent / name).write_bytes(content)
+    return files[0].parent / next(iter(_published[identity]))
+
+
+def precede_openssh(monkeypatch, folder, line):
+    """Have each `ssh-keygen` from now on run this line of shell first."""
+    folder.mkdir()
+    program = folder / "ssh-keygen"
+    program.write_text(f'#!/bin/sh\n{line}\nexec {shutil.which("ssh-keygen")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+class Agency:
+    """A publisher with a key, and an EIR's settings that trust it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.drop = folder / "drop"
+        self.drop.mkdir()
+        self.key = make_key(folder, "agency")
+        self.signers = self.trust("signers", f"agency {public(self.key)}")
+        self.lists = {NAME: ListSettings(name=NAME, signers=self.signers)}
+        self.serial = 0
+
+    def trust(self, name, *lines):
+        path = self.folder / name
+        path.write_text("".join(lines))
+        return path
+
+    def settings(self, **changes):
+        name = changes.pop("name", NAME)
+        self.lists[name] = ListSettings(**{"name": name, "signers": self.signers, **changes})
+        return self.lists[name]
+
+    def release(self, files, *, key=None, sign_it=True, **members):
+        """Write data files ({name: (role, layout, bytes)} or rows of the one file), manifest and signature."""
+        if not isinstance(files, dict):
+            content = "".join(f"{row}\n" for row in ("imei", *files)).encode()
+            files = {f"data-{members.get('serial', self.serial + 1)}.csv": ("entries", "eir", content)}
+        self.serial = members.get("serial", self.serial + 1)
+        entries = []
+        for name, (role, layout, content) in files.items():
+            (self.drop / name).write_bytes(content)
+            rows = max(len([line for line in content.splitlines() if line]) - (layout != "imei"), 0)
+            digest = hashlib.sha256(content).hexdigest()
+            entries.append(
+                {"name": name, "role": role, "layout": layout, "bytes": len(content), "rows": rows, "sha256": digest}
+            )
+        document = {
+            "format": "eir-release/1",
+            "list": NAME,
+            "kind": "full",
+            "serial": self.serial,
+            "issued": text(NOW - timedelta(days=1)),
+            "expires": text(NOW + timedelta(days=14)),
+            "files": entries,
+            **members,
+        }
+        manifest = self.drop / f"{document['list']}-{self.serial}.manifest.json"
+        self.rewrite(manifest, document, key=key if sign_it else None, sign_it=sign_it)
+        return manifest
+
+    def rewrite(self, manifest, document, *, key=None, sign_it=True):
+        content = document if isinstance(document, bytes) else json.dumps(document).encode()
+        manifest.write_bytes(content)
+        if sign_it:
+            sign(manifest, key or self.key)
+
+    async def load(self, manifest, store, *, kept_max=None, **arguments):
+        if kept_max is not None:
+            loader = Loader(self.lists, store, "tester@host", NOW, kept_max=kept_max, **arguments)
+            return await loader.verify_and_load(manifest)
+        return await load_release(manifest, self.lists, store, who="tester@host", **{"now": NOW, **arguments})
