@@ -9,8 +9,7 @@ import numpy as np
 from eir.device import SNR_KEYS, TAC_DIGITS
 from eir.errors import EntryRefused, GenerationConflict, StoreError
 from eir.lists.changes.local_entries import Entry
-from eir.lists.changes.merged_reasons import merge_reasons, translate, without_unused
-from eir.lists.changes.release_load import ended_before
+from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, with_days, without_unused
 from eir.lists.log.change import Change
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import TRIES_MAX, ComputedUpdate, ListUpdate, ListWriter, Make
@@ -22,7 +21,6 @@ from eir.lists.record.store import utc_text
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 from eir.lists.table.columns import (
     BEGINS,
-    DAYS,
     ENDS,
     NO_COLUMNS,
     NO_ROWS,
@@ -254,7 +252,7 @@ def _update(edit: RowsEdit, content: LoggedList, present: TableRows, now: int) -
         removed = TableRows(edit.rows.keys, (seconds, *NO_COLUMNS[1:]))
         return ListUpdate(what=edit.what, removed=removed, detail=named)
     removed = present if edit.replace else ended_before(content.table, edit.rows, now)
-    added = _with_days(edit.full_rows, present)
+    added = with_days(edit.full_rows, present)
     used = np.unique(added.column(REASONS))
     texts = [edit.full_texts[index] for index in used.tolist()]
     added = translate(added, np.searchsorted(used, np.arange(REASONS_MAX + 1)).astype("<u1"))
@@ -267,15 +265,6 @@ def _update(edit: RowsEdit, content: LoggedList, present: TableRows, now: int) -
     reasons = merge_reasons(present_texts, texts)
     table = change(kept, translate(added, reasons.translation), NO_ROWS).table
     return ListUpdate(what=edit.what, table=table, reasons=reasons.texts, detail=named)
-
-
-def _with_days(rows: TableRows, present: TableRows) -> TableRows:
-    """Give rows without a day that of the present row with the same keys."""
-    days, at = rows.column(DAYS), matches(rows, present)
-    if not len(present):
-        return rows
-    stored = np.where(at >= 0, present.column(DAYS)[at], np.uint16(0))
-    return TableRows(rows.keys, (*rows.columns[:DAYS], np.where(days == 0, stored, days)))
 
 
 def _has_effect(edit: RowsEdit, present: TableRows, now: int) -> Numbers:

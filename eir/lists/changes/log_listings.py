@@ -41,7 +41,7 @@ async def read_log_listings(store: LogStore, kinds: Mapping[str, str], begin: st
                 continue
             if content.head.digest != change.before and before is not None and before.change.generation >= oldest:
                 content = await read_content(store, name, heads[name], before.change.generation)
-            if content.head.digest == change.before:
+            if content.head.digest == change.before and change.generation >= oldest:
                 after = await step(store, name, content, entry)
                 listings += count_changed(name, content, after)
                 content = after

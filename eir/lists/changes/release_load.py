@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from eir.errors import GenerationConflict, ReleaseRefused
 from eir.lists.changes.data_files import BUILD, KEPT_BYTES_MAX, VERIFY, WRITE, read_release
-from eir.lists.changes.merged_reasons import merge_reasons, translate, translate_table
+from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, translate_table, with_days
 from eir.lists.log.change import Head, SerialMark
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter, Make
@@ -35,7 +35,7 @@ from eir.lists.rows.delivered import Done, Progress, sum_progress
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, TableRows, block_numbers, distinct, matches, rows_of
-from eir.lists.table.table import Table, device_count, has_ended, in_force, merge, table_of
+from eir.lists.table.table import Table, device_count, in_force, merge, table_of
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -143,7 +143,8 @@ def release_update(
             )
         reasons = merge_reasons(content.head.reasons, rows.texts)
         added = translate(rows.added, reasons.translation)
-        removed = merge(rows.removed, ended_before(content.table, added, now_s))
+        ended = ended_before(content.table, added, now_s)
+        added, removed = with_days(added, ended), merge(rows.removed, ended)
         if settings.kind == TYPES:
             removed = merge(removed, _other_types(content.table, added))
         return ListUpdate(what="load", added=added, removed=removed, reasons=reasons.texts)
@@ -170,15 +171,6 @@ def check_follows(manifest: Manifest, settings: ListSettings, head: Head, mark: 
     _, highest = max(mark, head.mark)
     current = head.serial if head.generation else None
     check_serial(manifest, current=current, highest=highest, step_max=settings.serial_step_max)
-
-
-def ended_before(table: Table, added: TableRows, now: int) -> TableRows:
-    """Return the rows of a table that have ended by `now` and have the keys of added rows.
-
-    A change removes them first: the begin of an ended row must not count for a later row, which may begin in the future.
-    """
-    present = table.rows(distinct(block_numbers(added.keys)))
-    return present.select(has_ended(present, now) & (matches(present, added) >= 0))
 
 
 def _other_types(table: Table, added: TableRows) -> TableRows:
@@ -278,7 +270,7 @@ class ReleaseLoader:
             dates=settings.dates, begins=True,
         )  # fmt: skip
         by_role = read_release(
-            manifest, folder, settings, reasons, tally, collect=lambda _: ListedRows(), stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
+            manifest, folder, settings, reasons, tally, collect=ListedRows, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
         )  # fmt: skip
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"

@@ -59,8 +59,10 @@ async def plan_rollback(store: LogStore, name: str, *, to: int | None = None) ->
     target = _target(name, head, kept, to)
     undone = releases[releases.index(target) + 1 :][::-1]
     content = await read_content(store, name, head, target.generation)
+    texts = content.head.reasons
+    reasons = head.reasons if head.reasons[: len(texts)] == texts else texts  # the same indexes need no base
     update = ListUpdate(
-        what=ROLLBACK, table=content.table, reasons=content.head.reasons, continues=target.digest,
+        what=ROLLBACK, table=content.table, reasons=reasons, continues=target.digest,
         state=release_of(target) | {"highest_serial": head.highest_serial, "serial_resets": head.serial_resets},
         detail=f"{_undone_text(undone)}; {len(content.table)} entries",
     )  # fmt: skip

@@ -8,11 +8,11 @@ import numpy as np
 
 from eir.errors import StoreError
 from eir.lists.log.change import RELEASE_KINDS, Change
-from eir.lists.log.reader import LoggedList, oldest_readable, read_content
+from eir.lists.log.reader import LoggedList, oldest_readable, read_content, read_rows
 from eir.lists.log.store import LogStore
 from eir.lists.record.listed_entries import rows_between
 from eir.lists.record.store import utc_text
-from eir.lists.table.columns import BEGINS, NO_ROWS, TableRows
+from eir.lists.table.columns import BEGINS, NO_ROWS, SECONDS, TableRows, matches
 from eir.lists.table.table import in_force
 
 FEED, RESET = "feed", "reset-serial"
@@ -57,6 +57,27 @@ async def read_past(store: LogStore, name: str, moment: datetime) -> PastContent
         (time,) = [entry.change.time for entry in entries if entry.change.generation == oldest]
         raise StoreError("gone", f"list {name} at {at} is no longer stored; the oldest stored content is of {time}")
     return PastContent(before[-1], await read_content(store, name, head, before[-1].generation), since)
+
+
+async def changes_of_rows(
+    store: LogStore, name: str, wanted: TableRows, until: int | None = None
+) -> dict[tuple[int, int], Change]:
+    """Return for each row the newest change that added it, by its keys, as far as the log has the rows of its changes.
+
+    `until`: generation of the last change that counts; None for all.
+
+    Raises:
+        StoreError: if the log cannot be read.
+    """
+    changes: dict[tuple[int, int], Change] = {}
+    for entry in await store.log(name, 0):
+        if (entry.rows is None and not entry.change.rows_id) or (until is not None and entry.change.generation > until):
+            continue
+        added, _ = (await read_rows(store, name, entry)).decoded(name)
+        found = wanted.select(matches(wanted, added) >= 0)
+        pairs = zip(found.keys.tolist(), found.column(SECONDS).tolist(), strict=True)
+        changes |= dict.fromkeys(pairs, entry.change)
+    return changes
 
 
 def restorable_releases(changes: Sequence[Change], *, is_local: bool) -> list[Change]:

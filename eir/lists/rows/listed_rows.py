@@ -7,12 +7,14 @@ import numpy as np
 from eir.device import SNR_KEYS
 from eir.errors import ReleaseRefused
 from eir.lists.rows.layout import BY_PAIR, BY_TYPE, TIME_MAX
-from eir.lists.table.columns import COLUMNS, NO_ROWS, WHOLE, Columns, Numbers, TableRows, join, rows_of
+from eir.lists.table.columns import COLUMNS, WHOLE, Columns, Numbers, TableRows, sorted_rows
 
 RANGE_TACS_MAX = 500_000
 """Maximum number of TACs that all ranges and whole TACs of one release touch. `--force` does not lift this limit. GSMA has allocated half as many TACs."""
 RANGE_KEYS_MAX = 10**8
 """Maximum number of identifiers of the ranges that cover only a part of a TAC."""
+EXPECTED_MAX = 1 << 27
+"""Maximum number of rows for which memory is reserved by the row count of the manifest."""
 _TAC = np.uint64(SNR_KEYS)
 
 
@@ -23,9 +25,11 @@ class ListedRows:
     single identifiers for the rest. These depend only on the row itself, so that a chain of deltas leads to the same rows as the full list.
     """
 
-    def __init__(self) -> None:
-        self._parts: list[TableRows] = []
-        self._tacs = self._range_keys = 0
+    def __init__(self, expected: int = 0) -> None:
+        """Create an empty collection. `expected`: number of rows for which memory is reserved; the kernel allocates it as rows fill it."""
+        self._keys = np.empty(min(expected, EXPECTED_MAX), "<u8")
+        self._columns: list[Numbers | None] = [None] * len(COLUMNS)
+        self._used = self._tacs = self._range_keys = 0
 
     def add(
         self,
@@ -55,7 +59,7 @@ class ListedRows:
         is_bound = subject in {BY_PAIR, BY_TYPE}
         columns = _columns(keys[1] if is_bound else None, reasons, begins, ends, days)
         if is_bound or len(keys) == 1:
-            self._parts.append(TableRows(keys[0], columns))
+            self._append(TableRows(keys[0], columns))
             return
         self._add_ranges(keys[0], keys[1], columns)
 
@@ -70,7 +74,7 @@ class ListedRows:
             raise ReleaseRefused("range", f"{detail}: split it into a full release and deltas")
         tacs, tacs_after = -(-first.astype(np.int64) // SNR_KEYS), after.astype(np.int64) // SNR_KEYS
         whole = TableRows(tacs.astype("<u8") | np.uint64(WHOLE), columns)
-        self._parts.append(_expanded(whole, np.maximum(tacs_after - tacs, 0)))
+        self._append(_expanded(whole, np.maximum(tacs_after - tacs, 0)))
         # Before the first whole TAC, and after the last one; a range in one TAC is all before.
         head_after = np.minimum(tacs.astype("<u8") * _TAC, after)
         tail = np.maximum(tacs_after.astype("<u8") * _TAC, head_after)
@@ -78,19 +82,36 @@ class ListedRows:
         if self._range_keys > RANGE_KEYS_MAX:
             detail = f"its ranges that do not cover whole TACs have {self._range_keys} identifiers; the maximum is {RANGE_KEYS_MAX}"
             raise ReleaseRefused("range", f"{detail}: split the release, or list the identifiers one by one")
-        self._parts += [
-            _expanded(TableRows(first, columns), head_after - first),
-            _expanded(TableRows(tail, columns), after - tail),
-        ]
+        self._append(_expanded(TableRows(first, columns), head_after - first))
+        self._append(_expanded(TableRows(tail, columns), after - tail))
+
+    def _append(self, rows: TableRows) -> None:
+        start, end = self._used, self._used + len(rows)
+        if end > len(self._keys):
+            size = max(end, 2 * start)
+            self._keys = _grown(self._keys, start, size)
+            self._columns = [None if column is None else _grown(column, start, size) for column in self._columns]
+        self._keys[start:end] = rows.keys
+        for index, values in enumerate(rows.columns):
+            if values is not None:
+                column = self._columns[index]
+                if column is None:
+                    column = self._columns[index] = np.zeros(len(self._keys), values.dtype)
+                column[start:end] = values
+        self._used = end
 
     def pop(self) -> TableRows:
-        """Return the sorted rows, and clear this object. Of repeated rows the earliest begin and the latest end count (`rows_of`)."""
-        parts, self._parts = [part for part in self._parts if len(part)], []
-        if not parts:
-            return NO_ROWS
-        rows = join(parts)
-        parts.clear()
-        return rows_of(rows.keys, **dict(zip(COLUMNS, rows.columns, strict=True)))
+        """Return the sorted rows, and clear this object. Of repeated rows the earliest begin and the latest end count (`sorted_rows`)."""
+        columns = tuple(None if column is None else column[: self._used] for column in self._columns)
+        rows = TableRows(self._keys[: self._used], columns)
+        self._keys, self._columns, self._used = self._keys[:0], [None] * len(COLUMNS), 0
+        return sorted_rows(rows)
+
+
+def _grown(values: Numbers, used: int, size: int) -> Numbers:
+    larger = np.zeros(size, values.dtype)
+    larger[:used] = values[:used]
+    return larger
 
 
 def _columns(*values: Numbers | None) -> Columns:

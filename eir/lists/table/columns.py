@@ -56,18 +56,24 @@ NO_COLUMNS: Columns = (None,) * len(COLUMNS)
 NO_ROWS = TableRows(np.empty(0, "<u8"), NO_COLUMNS)
 
 
-def block_numbers(keys: Numbers) -> Numbers:
-    """Return the number of the block of each key. A block has 2^16 keys of one TAC, or 2^16 whole TACs."""
+def places_of(keys: Numbers) -> tuple[Numbers, Numbers]:
+    """Return the number of the block of each key, and its position in the block. A block has 2^16 keys of one TAC, or 2^16 whole TACs."""
     whole = keys >= np.uint64(WHOLE)
-    if not whole.any():
-        return _blocks(keys)
-    tacs = keys & np.uint64(WHOLE - 1)
-    return np.where(whole, np.uint64(_WHOLE_BLOCKS) | tacs >> np.uint64(LOW_BITS), _blocks(np.where(whole, 0, keys)))
+    has_whole = bool(whole.any())
+    tacs, snrs = tacs_and_snrs(np.where(whole, 0, keys) if has_whole else keys)
+    tacs *= np.uint64(BLOCKS_PER_TAC)
+    tacs |= snrs >> np.uint32(LOW_BITS)
+    lows = snrs.astype("<u2")
+    if not has_whole:
+        return tacs, lows
+    numbers = keys & np.uint64(WHOLE - 1)
+    blocks = np.where(whole, np.uint64(_WHOLE_BLOCKS) | numbers >> np.uint64(LOW_BITS), tacs)
+    return blocks, np.where(whole, numbers.astype("<u2"), lows)
 
 
-def _blocks(keys: Numbers) -> Numbers:
-    tacs, snrs = tacs_and_snrs(keys)
-    return tacs * np.uint64(BLOCKS_PER_TAC) | snrs.astype("<u8") >> np.uint64(LOW_BITS)
+def block_numbers(keys: Numbers) -> Numbers:
+    """Return the number of the block of each key."""
+    return places_of(keys)[0]
 
 
 def tacs_and_snrs(keys: Numbers) -> tuple[Numbers, Numbers]:
@@ -83,15 +89,8 @@ def tacs_and_snrs(keys: Numbers) -> tuple[Numbers, Numbers]:
     return tacs, keys.astype("<u4") - tacs.astype("<u4") * np.uint32(SNR_KEYS)
 
 
-def low_halves(keys: Numbers) -> Numbers:
-    """Return the position of each key in its block."""
-    whole = keys >= np.uint64(WHOLE)
-    _, snrs = tacs_and_snrs(np.where(whole, 0, keys) if whole.any() else keys)
-    return np.where(whole, keys.astype("<u2"), snrs.astype("<u2")) if whole.any() else snrs.astype("<u2")
-
-
 def keys_of(blocks: Numbers, lows: Numbers) -> Numbers:
-    """Return the keys at these positions of these blocks; the inverse of `block_numbers` and `low_halves`."""
+    """Return the keys at these positions of these blocks; the inverse of `places_of`."""
     tacs = blocks >> np.uint64(4)
     snrs = (blocks & np.uint64(BLOCKS_PER_TAC - 1)) << np.uint64(LOW_BITS) | lows
     keys: Numbers = tacs * np.uint64(SNR_KEYS) + snrs
@@ -114,7 +113,8 @@ def is_first(*columns: Numbers) -> Numbers:
 def distinct(values: Numbers) -> Numbers:
     """Return the distinct values, ascending. `np.unique` hashes 64-bit numbers, and is many times as slow."""
     ordered = np.sort(values)
-    return ordered[is_first(ordered)]
+    first = is_first(ordered)
+    return ordered if first.all() else ordered[first]
 
 
 def rows_of(keys: Iterable[int] | Numbers, **columns: Any) -> TableRows:
@@ -126,7 +126,7 @@ def rows_of(keys: Iterable[int] | Numbers, **columns: Any) -> TableRows:
     array = keys if isinstance(keys, np.ndarray) else np.fromiter(keys, "<u8")
     given = [(columns.get(name), form) for name, form in COLUMNS.items()]
     full = tuple(None if values is None else _shaped(values, form, len(array)) for values, form in given)
-    return _sorted(TableRows(array.astype("<u8", copy=False), full))
+    return sorted_rows(TableRows(array.astype("<u8"), full))
 
 
 def _shaped(values: Any, form: str, rows: int) -> Numbers | None:
@@ -134,32 +134,59 @@ def _shaped(values: Any, form: str, rows: int) -> Numbers | None:
     return column if column.any() else None
 
 
-def _sorted(rows: TableRows) -> TableRows:
+def sorted_rows(rows: TableRows) -> TableRows:
+    """Sort rows in any order, and merge those with equal keys as `rows_of`. The memory of the keys is used again."""
     seconds, reasons, begins, ends, days = rows.columns
-    if seconds is None and begins is None and ends is None and days is None:
+    if len(rows) and seconds is None and begins is None and ends is None and days is None:
         if reasons is None:
-            return TableRows(distinct(rows.keys), NO_COLUMNS)
-        if len(rows) and int(rows.keys.max()) < _TAGGED_MAX:
-            tagged = rows.keys << np.uint64(8)
-            tagged |= reasons - np.uint8(1)  # 0, no reason, comes after all reasons
-            tagged.sort()
-            keys = tagged >> np.uint64(8)
-            first = is_first(keys)
-            return TableRows(keys[first], (None, tagged[first].astype("<u1") + np.uint8(1), None, None, None))
-    if len(rows) and int(rows.keys.min()) < _TAGGED_MAX <= int(rows.keys.max()):
+            return _alone(rows.keys, None)
         is_low = rows.keys < np.uint64(_TAGGED_MAX)
-        return join((_sorted(rows.select(is_low)), _sorted(rows.select(~is_low))))
-    # The preferred row of each pair of keys is last: the latest end, then the lowest reason.
+        if is_low.all():
+            return _alone(rows.keys, reasons)
+        if is_low.any():
+            return join((sorted_rows(rows.select(is_low)), sorted_rows(rows.select(~is_low))))
+    order = np.argsort(rows.keys)
+    keys = rows.keys[order]
+    equal = keys[1:] == keys[:-1]
+    if not equal.any():
+        return rows.select(order)
+    again = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    order[again] = order[again][_preference(rows.select(order[again]))]
+    return _merged(rows.select(order))
+
+
+def _alone(keys: Numbers, reasons: Numbers | None) -> TableRows:
+    """Sort keys in place, each with its reason below it in one number; of equal keys the lowest reason counts."""
+    indexes = None
+    if reasons is not None:
+        keys <<= np.uint64(8)
+        keys |= reasons - np.uint8(1)  # 0, no reason, comes after all reasons
+    keys.sort()
+    if reasons is not None:
+        indexes = keys.astype("<u1") + np.uint8(1)
+        keys >>= np.uint64(8)
+    rows, first = TableRows(keys, (None, indexes, None, None, None)), is_first(keys)
+    return rows if first.all() else rows.select(first)
+
+
+def _preference(rows: TableRows) -> Numbers:
+    """Return the order of rows by their keys in which the preferred one of equal keys is last: the latest end, then the lowest reason."""
+    seconds, reasons, _, ends, _ = rows.columns
     order: list[Numbers] = [] if reasons is None else [~(reasons - np.uint8(1))]
     order += [] if ends is None else [ends - np.uint32(1)]
     order += [rows.keys] if seconds is None else [seconds, rows.keys]
-    ordered = rows.select(np.lexsort(order))
-    first = is_first(ordered.keys, *([] if seconds is None else [ordered.column(SECONDS)]))
+    return np.lexsort(order)
+
+
+def _merged(ordered: TableRows) -> TableRows:
+    """Merge rows with equal keys, of which the preferred one is last."""
+    seconds, *_, days = ordered.columns
+    first = is_first(ordered.keys, *([] if seconds is None else [seconds]))
     merged = merge_runs(ordered, first)
     if days is None or first.all():
         return merged
     # 0 is no day, so one less is the highest number.
-    earliest = np.minimum.reduceat(ordered.column(DAYS) - np.uint16(1), np.flatnonzero(first)) + np.uint16(1)
+    earliest = np.minimum.reduceat(days - np.uint16(1), np.flatnonzero(first)) + np.uint16(1)
     return TableRows(merged.keys, (*merged.columns[:DAYS], earliest))
 
 

@@ -27,9 +27,9 @@ from eir.lists.table.columns import (
     is_first,
     join,
     keys_of,
-    low_halves,
     matches,
     merge_runs,
+    places_of,
     tacs_and_snrs,
 )
 
@@ -52,7 +52,11 @@ class Table:
     def rows(self, numbers: Numbers | None = None) -> TableRows:
         """Return the rows of the blocks with these numbers, in this order; None: of all blocks."""
         if numbers is None:
-            return TableRows(keys_of(np.repeat(self.blocks, np.diff(self.starts)), self.lows), self.columns)
+            keys = np.empty(len(self), "<u8")
+            firsts = self.starts.searchsorted(np.arange(0, len(self), _BATCH_ROWS), "right") - 1
+            for first, after in pairwise([*firsts.tolist(), len(self.blocks)]):
+                keys[self.starts[first] : self.starts[after]] = _slice(self, first, after).keys
+            return TableRows(keys, self.columns)
         spans = _locate(self, numbers)
         sizes = spans.last - spans.first
         index = np.arange(int(sizes.sum())) + np.repeat(spans.first - (np.cumsum(sizes) - sizes), sizes)
@@ -74,7 +78,7 @@ _WHOLE_BLOCK = block_numbers(np.array([WHOLE], "<u8"))[0]
 _LIMITS = np.array([0, 1 << 63], "<u8")
 """Lowest number of a block, and a number above all blocks."""
 _BATCH_ROWS = 1 << 16
-"""Maximum number of rows in addition to those of one block by which two tables are compared at once; their arrays fit into the processor's cache."""
+"""Maximum number of rows in addition to those of one block that are converted or compared at once; their arrays fit into the processor's cache."""
 EMPTY = Table(np.empty(0, "<u8"), np.zeros(1, "<u4"), np.empty(0, "<u2"))
 
 
@@ -86,10 +90,18 @@ def table_of(rows: TableRows) -> Table:
     """
     if len(rows) >= 1 << 32:
         raise ValueError("a list has more rows than a table can hold")
-    blocks = block_numbers(rows.keys)
-    first = np.flatnonzero(is_first(blocks))
+    lows, blocks, starts, last = np.empty(len(rows), "<u2"), [EMPTY.blocks], [np.empty(0, "<u4")], None
+    for start in range(0, len(rows), _BATCH_ROWS):
+        slab = slice(start, start + _BATCH_ROWS)
+        numbers, lows[slab] = places_of(rows.keys[slab])
+        first = np.flatnonzero(is_first(numbers))
+        if numbers[0] == last:  # the block of the slab before
+            first = first[1:]
+        last = numbers[-1]
+        blocks.append(numbers[first])
+        starts.append((first + start).astype("<u4"))
     columns = tuple(None if values is None or not values.any() else values for values in rows.columns)
-    return Table(blocks[first], np.append(first, len(rows)).astype("<u4"), low_halves(rows.keys), columns)
+    return Table(np.concatenate(blocks), np.append(np.concatenate(starts), np.uint32(len(rows))), lows, columns)
 
 
 class TableEffect(NamedTuple):
@@ -246,36 +258,50 @@ class _State(NamedTuple):
 
 
 def _effect(before: _State, after: _State, added: TableRows, removed: TableRows, now: int) -> TableEffect:
-    blocks = distinct(np.concatenate([block_numbers(rows.keys) for rows in (added, removed)]))
-    return TableEffect(
-        after.table,
-        blocks,
-        added,
-        removed,
-        int((matches(after.rows, before.rows) < 0).sum()),
-        int((matches(before.rows, after.rows) < 0).sum()),
-        _gained(after, before, now),
-        _gained(before, after, now),
-    )
+    rows_added, devices_added = _gained(after, before, now)
+    rows_removed, devices_removed = _gained(before, after, now)
+    blocks = distinct(np.concatenate([_blocks_of(rows) for rows in (added, removed)]))
+    return TableEffect(after.table, blocks, added, removed, rows_added, rows_removed, devices_added, devices_removed)
 
 
-def _gained(state: _State, other: _State, now: int) -> int:
-    """Return the number of identifiers that a state covers and another does not."""
-    rows, others = in_force(state.rows, now), in_force(other.rows, now)
-    fresh = rows.keys[matches(rows, others) < 0]
+def _blocks_of(rows: TableRows) -> Numbers:
+    """Return the numbers of the blocks of sorted rows."""
+    slabs = (block_numbers(rows.keys[start : start + _BATCH_ROWS]) for start in range(0, len(rows), _BATCH_ROWS))
+    return np.concatenate([EMPTY.blocks, *(blocks[is_first(blocks)] for blocks in slabs)])
+
+
+def _fresh_keys(rows: TableRows, others: TableRows) -> Numbers:
+    """Return the keys of the rows that others lack."""
+    return rows.keys[matches(rows, others) < 0] if len(others) else rows.keys
+
+
+def _gained(state: _State, other: _State, now: int) -> tuple[int, int]:
+    """Return the numbers of rows and of identifiers that a state has and another does not."""
+    rows, others = state.rows, other.rows
+    fresh = _fresh_keys(rows, others)
+    count = len(fresh)
+    if rows.columns[ENDS] is not None or others.columns[ENDS] is not None:
+        rows, others = in_force(rows, now), in_force(others, now)
+        fresh = _fresh_keys(rows, others)
     if rows.columns[SECONDS] is not None or others.columns[SECONDS] is not None:
-        return len(distinct(fresh))
+        return count, int(is_first(fresh).sum())
     singles, tacs = _split(fresh)
     # A TAC that is whole in either state is counted as a whole, or not at all.
-    of_tacs = tacs_and_snrs(singles)[0]
-    is_covered = has_tacs(state.table, of_tacs, now) | has_tacs(other.table, of_tacs, now)
-    return int((~is_covered).sum()) + len(tacs) * SNR_KEYS - count_singles(other.table, tacs, now)
+    if has_whole(state.table) or has_whole(other.table):
+        of_tacs = tacs_and_snrs(singles)[0]
+        singles = singles[~(has_tacs(state.table, of_tacs, now) | has_tacs(other.table, of_tacs, now))]
+    return count, len(singles) + len(tacs) * SNR_KEYS - count_singles(other.table, tacs, now)
 
 
 def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
-    """Split keys into those of identifiers, and TACs that are listed as a whole."""
-    is_whole = keys >= np.uint64(WHOLE)
-    return keys[~is_whole], keys[is_whole] & np.uint64(WHOLE - 1)
+    """Split sorted keys into those of identifiers, and TACs that are listed as a whole."""
+    at = int(np.searchsorted(keys, np.uint64(WHOLE)))
+    return keys[:at], keys[at:] & np.uint64(WHOLE - 1)
+
+
+def has_whole(table: Table) -> bool:
+    """Return True if a table lists at least one whole TAC."""
+    return len(table.blocks) > 0 and bool(table.blocks[-1] >= _WHOLE_BLOCK)
 
 
 def has_tacs(table: Table, tacs: Numbers, now: int) -> Numbers:

@@ -31,7 +31,7 @@ from eir.lists.changes.undo import plan_rollback, restored, serial_reset
 from eir.lists.log import writer as writing
 from eir.lists.log.reader import read_content
 from eir.lists.log.writer import ListWriter
-from eir.lists.record.kept_content import read_past
+from eir.lists.record.kept_content import changes_of_rows, read_past
 from eir.lists.record.listed_entries import entries_in, reason_and_day
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import ListSettings
@@ -812,6 +812,26 @@ class TestPast:
         await edit(store, "own", ADD, IMEI)
         past = await read_past(store, "own", NOW - timedelta(days=1))
         assert (past.change, past.content, len(past.since), len(past.rows_of(int(IMEI), NOW))) == (None, None, 1, 0)
+
+    async def test_the_change_that_added_a_row(self, store):
+        await edit(store, "own", ADD, *IMEIS[10:60])
+        await edit(store, "own", ADD, IMEI)
+        await edit(store, "own", ADD, OTHER)
+        await edit(store, "own", ADD, IMEI, reason="again", replace=True)
+        wanted = rows_of([int(imei) for imei in (IMEI, OTHER, IMEIS[10])])
+        added = {key: change.generation for (key, _), change in (await changes_of_rows(store, "own", wanted)).items()}
+        assert added == {int(IMEI): 4, int(OTHER): 3, int(IMEIS[10]): 1}
+        assert (await changes_of_rows(store, "own", wanted, until=2))[int(IMEI), 0].generation == 2
+
+    async def test_listings_that_are_no_longer_stored_have_no_reason(self, agency, store):
+        agency.settings(keep=1)
+        for serial in range(1, 6):
+            rows = file("imei,reason", *(f"{serial:08d}{number:06d},lost" for number in range(50)))
+            await load(agency, store, agency.release({"f.csv": ("entries", "eir", rows)}, serial=serial))
+        counts = await read_log_listings(store, {NAME: "devices"}, "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
+        assert counts[NAME, True, "lost", 5] == counts[NAME, False, "lost", 4] == 50
+        assert counts[NAME, True, None, None] + counts[NAME, False, None, None] > 100
+        assert sum(counts.values()) == 50 * 9
 
     async def test_listings_of_a_month(self, agency, store):
         november, december = "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z"

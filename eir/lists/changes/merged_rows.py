@@ -1,4 +1,4 @@
-"""Reasons of the rows of a change, as indexes in the reason table of the list."""
+"""Rows of a change beside those of the list: indexes in its reason table, ended rows, and days."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eir.lists.record.reasons import REASONS_MAX, Reasons
-from eir.lists.table.columns import REASONS, Numbers, TableRows
-from eir.lists.table.table import Table
+from eir.lists.table.columns import DAYS, REASONS, Numbers, TableRows, block_numbers, distinct, matches
+from eir.lists.table.table import Table, has_ended
 
 
 class ReasonTable(NamedTuple):
@@ -56,3 +56,21 @@ def without_unused(table: Table, texts: Sequence[str]) -> tuple[Table, tuple[str
     translation[kept] = np.arange(1, len(kept) + 1)
     translation[REASONS_MAX] = REASONS_MAX
     return translate_table(table, translation), ("", *(texts[index] for index in kept)) if kept else ()
+
+
+def ended_before(table: Table, added: TableRows, now: int) -> TableRows:
+    """Return the rows of a table that have ended by `now` and have the keys of added rows.
+
+    A change removes them first: the begin of an ended row must not count for a later row, which may begin in the future.
+    """
+    present = table.rows(distinct(block_numbers(added.keys)))
+    return present.select(has_ended(present, now) & (matches(present, added) >= 0))
+
+
+def with_days(rows: TableRows, present: TableRows) -> TableRows:
+    """Give rows without a day that of the present row with the same keys."""
+    days, at = rows.column(DAYS), matches(rows, present)
+    if not len(present):
+        return rows
+    stored = np.where(at >= 0, present.column(DAYS)[at], np.uint16(0))
+    return TableRows(rows.keys, (*rows.columns[:DAYS], np.where(days == 0, stored, days)))
