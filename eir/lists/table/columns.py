@@ -179,7 +179,7 @@ def _preference(rows: TableRows) -> Numbers:
 
 
 def _merged(ordered: TableRows) -> TableRows:
-    """Merge rows with equal keys, of which the preferred one is last."""
+    """Merge rows with equal keys; the preferred one is last."""
     seconds, *_, days = ordered.columns
     first = is_first(ordered.keys, *([] if seconds is None else [seconds]))
     merged = merge_runs(ordered, first)
