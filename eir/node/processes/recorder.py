@@ -108,7 +108,7 @@ class _Recorder:
         self._writer = RecordWriter(
             config.state, settings, self._aside, lambda: self._events.seen, count=self._count, report=self._report
         )
-        self._deliveries = dict(self._build_deliveries())
+        self._delivery = self._build_delivery()
         self._listed_sent = asyncio.Event()
         """Set while no event of a newly listed device is queued."""
         self._search = ListedSearch(
@@ -134,7 +134,7 @@ class _Recorder:
         own = [asyncio.create_task(work) for work in works]
         for task in own:
             task.add_done_callback(lambda _: self._ended.set())  # after a fault, the supervisor starts another recorder
-        delivering = [asyncio.create_task(delivery.run()) for delivery in self._deliveries.values()]
+        delivering = None if self._delivery is None else asyncio.create_task(self._delivery.run())
         await self._ended.wait()
         loop.remove_reader(self._receiver)
         self._aside.end()  # there are no more checks, and the node waits for this process
@@ -145,12 +145,12 @@ class _Recorder:
             if isinstance(fault, Exception):
                 self._report("fault", reason="sightings", level="error", detail=detail_of(fault))
         self._queue_events()
-        await _becomes_true(lambda: all(delivery.is_idle for delivery in self._deliveries.values()), END_S)
+        await _becomes_true(lambda: self._delivery is None or self._delivery.is_idle, END_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(END_S):
                 await self._writer.write()
-        for task in delivering:
-            task.cancel()
+        if delivering is not None:
+            delivering.cancel()
 
     async def write_now(self) -> None:
         """Receive all messages that the workers have sent, write them to disk, and wait until they are written."""
@@ -163,8 +163,8 @@ class _Recorder:
         self._queue_events()
         self._events.forget(subscribers)
         self._search.forget(subscribers)
-        for delivery in self._deliveries.values():
-            delivery.forget(subscribers)
+        if self._delivery is not None:
+            self._delivery.forget(subscribers)
         if self._settings.watch:
             await self._writer.save_watched()
         await self.write_now()
@@ -202,20 +202,19 @@ class _Recorder:
                 self._events.add(message)
             self._writer.add(message)
 
-    # To receivers of events
+    # To the receiver of events
 
-    def _build_deliveries(self) -> "list[tuple[str, deliver.EventSender]]":
+    def _build_delivery(self) -> deliver.EventSender | None:
         hook = self._settings.webhook
         if hook is None:
-            return []
-        send = deliver.webhook(hook.url, hook.key_file)
-        return [(WEBHOOK, deliver.EventSender(WEBHOOK, send, partial(self._sent, WEBHOOK), report=self._report))]
+            return None
+        return deliver.EventSender(WEBHOOK, deliver.webhook(hook.url, hook.key_file), self._sent, report=self._report)
 
-    def _sent(self, to: str, what: str, count: int) -> None:
+    def _sent(self, what: str, count: int) -> None:
         if what == SENT:
-            self._count("eir_events_total", to, count=count)
+            self._count("eir_events_total", WEBHOOK, count=count)
         elif count:
-            self._count("eir_events_dropped_total", to, what, count=count)
+            self._count("eir_events_dropped_total", WEBHOOK, what, count=count)
 
     async def _send_events(self) -> None:
         await self._writer.is_prepared.wait()  # without the key, the first events would have no subscriber
@@ -224,7 +223,7 @@ class _Recorder:
             self._queue_events()
 
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
-        """Queue events about newly listed devices for each receiver, and wait until each queue has room for them.
+        """Queue events about newly listed devices, and wait until the queue of the receiver has room for them.
 
         The only caller, a search, sends at least one event. The supervisor queues a search only if there is a receiver.
         """
@@ -233,14 +232,14 @@ class _Recorder:
         await self._listed_sent.wait()
 
     def _queue_events(self) -> None:
-        room = min((delivery.room for delivery in self._deliveries.values()), default=0)
+        room = 0 if self._delivery is None else self._delivery.room
         events = self._events.due(time.monotonic(), self._writer.subscribers, room)
         if not self._events.has_listed:
             self._listed_sent.set()
         dropped = self._events.clear_dropped()
-        for to, delivery in self._deliveries.items():
-            delivery.add(events)
-            self._sent(to, RATE, dropped)
+        if self._delivery is not None:
+            self._delivery.add(events)
+            self._sent(RATE, dropped)
 
 
 SOCKET_BYTES = 1 << 22
