@@ -1,4 +1,4 @@
-"""Nodes of python-diameter, a stack that nobody here wrote, with short timers: at its end such a node otherwise waits for seconds."""
+"""Nodes of python-diameter, an independent Diameter stack, with short timers. With its own timers a node takes seconds to stop."""
 
 import logging
 from contextlib import contextmanager

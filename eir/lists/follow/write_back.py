@@ -20,11 +20,11 @@ import numpy as np
 from eir.device import key_text
 from eir.disk import open_replacement
 from eir.errors import StoreError
-from eir.lists.log.change import NO_CHANGE, Change, Head, digests_of, first_break, release_of
+from eir.lists.log.change import NO_CHANGE, TIME_FORMAT, Change, Head, digests_of, first_break, release_of
 from eir.lists.log.reader import ChangeRows, LoggedList, read_rows
 from eir.lists.log.store import LogEntry, LogStore
-from eir.lists.log.writer import TIME_FORMAT, ListUpdate, ListWriter
-from eir.lists.record.entries import imsi_text
+from eir.lists.log.writer import ListUpdate, ListWriter
+from eir.lists.record.entries import imsi_text, until_text
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.table.columns import (
@@ -322,8 +322,4 @@ def _texts(rows: TableRows, held: Head) -> Iterable[tuple[str, ...]]:
             imsi_text(key) if held.kind == SUBSCRIBERS else key_text(key) if key < WHOLE else f"{key - WHOLE:08d}"
         )
         text = held.reasons[reason] if reason < len(held.reasons) else ""
-        yield identifier, imsi_text(second) if second else "", text, _time_text(begin), _time_text(end)
-
-
-def _time_text(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime(TIME_FORMAT) if seconds else ""
+        yield identifier, imsi_text(second) if second else "", text, until_text(begin), until_text(end)

@@ -12,6 +12,8 @@ SerialMark: TypeAlias = tuple[int, int]
 """Number of serial resets, and highest serial accepted since then. The mark of a list never decreases."""
 NO_CHANGE = "0" * 64
 """Digest that the first change of a list has as the digest of the change before it."""
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+"""Form of times in UTC."""
 RELEASE_KINDS = frozenset({"load", "rollback"})
 """Kinds of change after which another release is in force."""
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from eir.disk import sync_folder
 from eir.errors import EirError, Report
+from eir.lists.log.change import TIME_FORMAT
 
 MAIN, FEED, REJECTED = "main", "feed", "rejected"
 SERIES = (MAIN, FEED, REJECTED)
@@ -231,10 +232,10 @@ class Journal:
         with self._lock:
             for series in SERIES:
                 first = next(_readable(self._paths(series)[-1]), None)
-                if first is not None and first.event.time < _utc(now - self.keep / FILES_OF_A_LIMIT):
+                if first is not None and first.event.time < (now - self.keep / FILES_OF_A_LIMIT).strftime(TIME_FORMAT):
                     self._close_file(series)
                 closed = self._paths(series)[:-1]
-                is_old = [_newest_time(path) < _utc(now - self.keep) for path in closed]
+                is_old = [_newest_time(path) < (now - self.keep).strftime(TIME_FORMAT) for path in closed]
                 if old := [path for path, _ in takewhile(itemgetter(1), zip(closed, is_old, strict=True))]:
                     self._delete(series, old, now)
 
@@ -259,7 +260,7 @@ class Journal:
             end = JournalEnd(_first_number(path) + max(content.count(b"\n") - 1, 0), sha256(content).hexdigest())
             self._open_file(series, end)
             event = JournalEvent(
-                time=_utc(datetime.now(UTC)), who="eir", what=DAMAGED, detail=str(error), series=series, number=end.number
+                time=datetime.now(UTC).strftime(TIME_FORMAT), who="eir", what=DAMAGED, detail=str(error), series=series, number=end.number
             )  # fmt: skip
             self._write(series, [event])
             return
@@ -322,7 +323,7 @@ class Journal:
         surplus = [path for at, path in enumerate(paths) if sum(sizes[at:]) > limit - self._file_bytes(series)]
         oldest = _first_number(paths[len(surplus)]) if len(surplus) < len(paths) else end.number + 1
         event = JournalEvent(
-            time=_utc(datetime.now(UTC)), who="eir", what=CLOSED, digest=end.digest, series=series, number=end.number, oldest=oldest
+            time=datetime.now(UTC).strftime(TIME_FORMAT), who="eir", what=CLOSED, digest=end.digest, series=series, number=end.number, oldest=oldest
         )  # fmt: skip
         self._write(MAIN, [event])  # before the deletion: a file that a crash keeps is deleted with the next ones
         for path in surplus:
@@ -333,7 +334,7 @@ class Journal:
         last = _end_of(paths[-1])
         numbers = f"lines {_first_number(paths[0])} to {last.number} of {series}"
         event = JournalEvent(
-            time=_utc(now), who="eir", what=TRIMMED, digest=last.digest, series=series, number=last.number, oldest=last.number + 1,
+            time=now.strftime(TIME_FORMAT), who="eir", what=TRIMMED, digest=last.digest, series=series, number=last.number, oldest=last.number + 1,
             detail=f"history.keep: {numbers} are deleted",
         )  # fmt: skip
         self._write(MAIN, [event])
@@ -465,10 +466,6 @@ def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _utc(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # Reading

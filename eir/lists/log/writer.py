@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from eir.errors import GenerationConflict, StoreError
-from eir.lists.log.change import RELEASE_KINDS, Change, Head, following, release_of
+from eir.lists.log.change import RELEASE_KINDS, TIME_FORMAT, Change, Head, following, release_of
 from eir.lists.log.reader import LoggedList, advance, empty_content, join_parts
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.table.codec import encode as encode_table
@@ -19,7 +19,6 @@ from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
 from eir.lists.table.table import EMPTY, Table, TableEffect, change, device_count, replacement
 
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 TRIES_MAX = 10
 """Number of times that a change is computed if other writers are faster."""
 PAUSE_S_MAX = 0.02
