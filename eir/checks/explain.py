@@ -20,12 +20,13 @@ from eir.errors import IdentifierError
 from eir.lists.images.day_images import image_of_days
 from eir.lists.images.imaging import image_of
 from eir.lists.images.index import Index
+from eir.lists.log.change import Head
+from eir.lists.log.store import LogStore
 from eir.lists.pages.first_days import WAS_LISTED
 from eir.lists.pages.pages import Page
 from eir.lists.record.entries import read_pages
 from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, ListSettings
-from eir.lists.record.store import ListState, ListStore
 
 NEVER = "never"
 VALUES_MAX = 5
@@ -152,7 +153,7 @@ def option_fault(question: Question) -> str | None:
 
 
 async def explain(
-    question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, now: datetime
+    question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], store: LogStore, *, now: datetime
 ) -> Explanation:
     """Decide a question about a device by the lists in the store; return the answer with its reason.
 
@@ -227,7 +228,7 @@ def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | Non
     return first_text, last_text
 
 
-async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
+async def add_reason(explanation: Explanation, kind: str, store: LogStore, *, now: datetime) -> Explanation:
     """Return the explanation with the reason and the date of the list entry that caused the answer. `kind`: kind of the list.
 
     Raises:
@@ -250,7 +251,7 @@ async def _load_index(
     policy: PolicySettings,
     lists: Mapping[str, ListSettings],
     *,
-    store: ListStore,
+    store: LogStore,
 ) -> None:
     """Load into the index in memory those pages of the store's lists that can affect the answer to the question."""
     bound_lists = {rule.subscriber_bound_elsewhere for rule in policy.rules}
@@ -278,8 +279,8 @@ def _key_for(kind: str, key: int, imsi: str) -> int | None:
 
 
 async def _pages_of_pair(
-    store: ListStore, name: str, number: int, subscriber: int
-) -> tuple[ListState | None, Sequence[Page]]:
+    store: LogStore, name: str, number: int, subscriber: int
+) -> tuple[Head | None, Sequence[Page]]:
     """Read a list of pairs (device and IMSI) from the store: its state, the device's page, and all pages that may contain the IMSI.
 
     `number`: number of the device's page.

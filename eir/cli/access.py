@@ -17,8 +17,8 @@ from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.reader import read_file
 from eir.device import strip_separators
 from eir.errors import ConfigError, EirError, IdentifierError, StoreError
+from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import ListStore
 from eir.lists.stores.open import SQLITE, open_store
 from eir.node.observe import control
 from eir.node.processes.state_folder import as_owner_of, known_form
@@ -126,7 +126,7 @@ def opened(config: C) -> C:
 
 
 def with_store(
-    config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False
+    config: Config | Whereabouts, work: Callable[[LogStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False
 ) -> T:
     """Open the store, run `work` on it, close it, and return the result of `work`.
 

@@ -20,7 +20,7 @@ from eir.errors import ConfigError, IdentifierError, UsageError
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface
 from eir.interfaces.probing import Probe, ProbeFinding
-from eir.lists.record.store import ListState
+from eir.lists.log.change import Head
 from eir.schema import DAY_S, seconds
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _reply_of(probed: Probe, interface: Interface, imei: str, imsi: str, softwar
     return interface.words(Status(finding.status))
 
 
-def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
+def with_reason(config: Config, states: Mapping[str, Head], found: "Explanation", now: datetime) -> "Explanation":
     """Add a reason to a node's answer: the reason of the list entry that caused the answer.
 
     The entry is read from the store, or from the node's copy of the lists.

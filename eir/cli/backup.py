@@ -34,10 +34,12 @@ from eir.disk import open_named, open_replacement, sync_folder, write_file
 from eir.errors import EirError, GenerationConflict, StoreError
 from eir.interfaces.n5g.registration import INSTANCE_FILE
 from eir.lists.follow.backup import RESTORE, Restored, behind, copy_rows, copy_store, restore_store, verify_copy
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.store import LogStore
 from eir.lists.record.dates import dates_name, is_dates
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
 from eir.lists.record.settings import is_list_name
-from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import ACCEPTED, Event
 from eir.lists.sources.acknowledge import KEY
 from eir.lists.stores.open import COPY_FILE, SQLITE_FILE, open_copy
 from eir.lists.stores.sqlite import SqliteStore
@@ -122,9 +124,9 @@ def backup(
         show_one({"file": str(file), **facts}, text, as_json=as_json)
 
 
-def _list_facts(state: ListState) -> dict[str, Any]:
+def _list_facts(state: Head) -> dict[str, Any]:
     return {
-        "serial": state.serial, "generation": state.generation, "entries": state.entries, "digest": state.content_digest
+        "serial": state.serial, "generation": state.generation, "entries": state.entries, "digest": state.content
     }  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def restore(
     show_one(document, "\n".join(lines), as_json=as_json)
 
 
-async def _verified(file: Path, room: Path) -> Mapping[str, ListState]:
+async def _verified(file: Path, room: Path) -> Mapping[str, Head]:
     """Replace the SQLite file of an unpacked backup by a copy of its rows; verify the copy and return the states of its lists."""
     path, copied = room / SQLITE_FILE, room / COPY_FILE
     try:
@@ -185,7 +187,7 @@ async def _verified(file: Path, room: Path) -> Mapping[str, ListState]:
 
 
 async def _restored(
-    checked: Config, store: ListStore, room: Path, states: Mapping[str, ListState], facts: Mapping[str, Any], *, force: bool, dry_run: bool
+    checked: Config, store: LogStore, room: Path, states: Mapping[str, Head], facts: Mapping[str, Any], *, force: bool, dry_run: bool
 ) -> list[Restored]:  # fmt: skip
     """Restore the lists and the history of an unpacked backup. With `dry_run`, only verify that the restore is allowed."""
     folder = checked.state

@@ -24,10 +24,12 @@ from eir.config import Config, load_config
 from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
 from eir.errors import EirError, SetupFault
 from eir.lists.changes.listings import Parts, count_first_days, read_listings, read_reasons
+from eir.lists.log.change import utc_text
+from eir.lists.log.store import LogStore
 from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.history import read_record
 from eir.lists.record.settings import DEVICES, PAIRS
-from eir.lists.record.store import CHAINS, MAIN, SIGHTED, Event, ListStore, utc_text
+from eir.lists.record.store import CHAINS, MAIN, SIGHTED, Event
 from eir.sightings.cases import CONFIRMED, load_decisions
 from eir.sightings.figures import (
     COLUMNS,
@@ -164,7 +166,7 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     return document(config.identity.realm, month, tallies, covered)
 
 
-async def _history_coverage(store: ListStore, *, grace: str, now: datetime) -> dict[str, Coverage | None]:
+async def _history_coverage(store: LogStore, *, grace: str, now: datetime) -> dict[str, Coverage | None]:
     """Return the period that the history covers, for the figures of lists and for those of periods of grace.
 
     `grace`: name of the record of first sightings, whose first summary begins the latter; empty without one.
@@ -180,7 +182,7 @@ async def _history_coverage(store: ListStore, *, grace: str, now: datetime) -> d
     return {"listed": lists, "unlisted": lists, "grace_begun": periods, "grace_ended": periods}
 
 
-async def _first_event(store: ListStore, chain: str) -> Event | None:
+async def _first_event(store: LogStore, chain: str) -> Event | None:
     """Return the oldest event of a chain of the history; None if the chain is empty."""
     async for batch in store.records(chain=chain):
         for record in batch:
@@ -199,7 +201,7 @@ def _period(month: str) -> tuple[datetime, datetime]:
     return begin, end.replace(day=1)
 
 
-def _with_store(config: Config, work: Callable[[ListStore], Any]) -> Any:
+def _with_store(config: Config, work: Callable[[LogStore], Any]) -> Any:
     return with_store(config, work, fresh=False, reads=True)
 
 

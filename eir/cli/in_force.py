@@ -18,8 +18,9 @@ from eir.cli.access import acting_in, ask_node, other_config
 from eir.cli.output import print_message
 from eir.config import Config, Whereabouts, digests
 from eir.errors import EirError, StoreError
+from eir.lists.log.change import Head
+from eir.lists.log.store import LogStore
 from eir.lists.record.in_force import load_in_force
-from eir.lists.record.store import ListState, ListStore
 from eir.lists.stores.open import open_copy, open_store
 from eir.lists.stores.records import decode_state
 from eir.node.observe import control
@@ -37,7 +38,7 @@ FromStore = Annotated[bool, typer.Option("--store", help="Ask the store, and not
 
 STORE_ITSELF, LAST_COPY = "the store", "the node's last good copy"
 
-Stored = Mapping[str, ListState | StoreError | None]
+Stored = Mapping[str, Head | StoreError | None]
 """Name of each list → its state in a store, the error that prevents its reading, or None if it was never loaded."""
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class NodeAnswer:
     """Lists of a running node, and its answer to a command."""
 
     pid: int
-    states: Mapping[str, ListState]
+    states: Mapping[str, Head]
     """States of the lists in the node's memory."""
     answer: Any
     """Result of the command; None for a command that only requests the lists."""
@@ -107,7 +108,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
     return NodeAnswer(reply["pid"], states, reply.get("answer"), tuple(notes))
 
 
-def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
+def _stored(config: Config | Whereabouts, states: Mapping[str, Head]) -> Stored | EirError:
     """Read from the store the state of all lists in the configuration and in `states`. If the store fails, return its error."""
     names = dict.fromkeys([*config.lists, *states])
 
@@ -128,12 +129,12 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
         return EirError(f"no answer in {STORE_S:g} s")
 
 
-async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, ListState | StoreError | None]:
+async def states_of(store: LogStore, names: Mapping[str, object]) -> dict[str, Head | StoreError | None]:
     """Return the state of each list in the store, or the error of a damaged list.
 
     Raises StoreError if no list is readable.
     """
-    read: dict[str, ListState | StoreError | None] = {}
+    read: dict[str, Head | StoreError | None] = {}
     for name in names:
         try:
             read[name] = await store.state(name)
@@ -158,7 +159,7 @@ def _file_differences(config: Config | Whereabouts, node: Mapping[str, str]) -> 
     return [f"{config.path} differs from the node in {', '.join(sections)}; eir reload applies the file"]
 
 
-def _store_differences(states: Mapping[str, ListState], stored: Stored) -> list[str]:
+def _store_differences(states: Mapping[str, Head], stored: Stored) -> list[str]:
     """Return messages about lists that differ between the store and the node."""
     notes = []
     for name, stored_state in stored.items():
@@ -171,18 +172,18 @@ def _store_differences(states: Mapping[str, ListState], stored: Stored) -> list[
     return notes
 
 
-def _version(state: ListState | None) -> tuple[int, str] | None:
-    return None if state is None else (state.generation, state.content_digest)
+def _version(state: Head | None) -> tuple[int, str] | None:
+    return None if state is None else (state.generation, state.content)
 
 
-def _version_text(state: ListState | None) -> str:
+def _version_text(state: Head | None) -> str:
     if state is None:
         return "no release"
     return f"serial {state.serial} (generation {state.generation})" if state.serial else f"change {state.generation}"
 
 
 def read_as_held(
-    config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
+    config: Config | Whereabouts, name: str, held: Head, work: Callable[[LogStore], Awaitable[T]]
 ) -> tuple[T, str] | None:
     """Run `work` on the store if it contains the version `held` of the list, else on the node's copy of the lists.
 
@@ -209,12 +210,12 @@ def read_as_held(
         return asyncio.run(read())
 
 
-def taken_over(config: Config | Whereabouts, loaded: Mapping[str, ListState]) -> str:
+def taken_over(config: Config | Whereabouts, loaded: Mapping[str, Head]) -> str:
     """Wait a few seconds until the node on this host uses newly loaded lists; return a message for the operator about the result.
 
     A list counts as taken over when the node's file of the lists in force also names its serial and content.
     """
-    versions = {name: (each.serial, each.content_digest) for name, each in loaded.items()}
+    versions = {name: (each.serial, each.content) for name, each in loaded.items()}
     end = time.monotonic() + TAKEN_OVER_S
     try:
         while True:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from itertools import filterfalse, islice
@@ -47,13 +47,15 @@ from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.rollback import reset_serial as reset_highest
 from eir.lists.changes.rollback import roll_back
 from eir.lists.changes.rows_file import BYTES_MAX, ROWS_MAX, parse_rows_file
+from eir.lists.log.change import Head
+from eir.lists.log.store import LogStore
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.dates import is_dates, read_dates
 from eir.lists.record.entries import ListEntry, date_text, entries_of, imsi_text, read_pages, until_text
 from eir.lists.record.in_force import load_in_force, save_mark
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import FIRST_SEEN, PAIRS, SUBSCRIBERS, TYPES, ListSettings
-from eir.lists.record.store import NO_LIST, Event, ListState, ListStore
+from eir.lists.record.store import Event
 from eir.lists.rows.export import export
 from eir.lists.rows.layout import ALLOCATED, DATE, tac_key, until_seconds
 from eir.lists.rows.table_export import EIR, EXPORTS
@@ -119,7 +121,7 @@ def lists(
         return
     checked = opened(whereabouts(config))
 
-    async def lookup(store: ListStore) -> Stored:
+    async def lookup(store: LogStore) -> Stored:
         if checked.lists:
             return await states_of(store, checked.lists)
         return {name: state for name, state in (await store.states()).items() if not is_dates(name)}
@@ -130,7 +132,7 @@ def lists(
         states = with_store(checked, lookup, fresh=False, reads=True)
     else:
         states = dict.fromkeys(checked.lists) | dict(node.states)
-    empty = {name: replace(NO_LIST, kind=settings.kind) for name, settings in checked.lists.items() if settings.local}
+    empty = {name: Head(kind=settings.kind) for name, settings in checked.lists.items() if settings.local}
     states = {name: state or empty.get(name) for name, state in states.items()}
     ending = _ends(node)
     kinds = {name: settings.kind for name, settings in checked.lists.items()}
@@ -163,7 +165,7 @@ def reset_serial(
     """
     checked = opened(whereabouts(config))
 
-    async def lower(store: ListStore) -> ListState:
+    async def lower(store: LogStore) -> Head:
         state = await reset_highest(list_name, store, to=to, reason=reason, who=who(), now=datetime.now(UTC))
         save_mark(checked.state, list_name, state.mark)
         return state
@@ -181,30 +183,30 @@ def _ends(node: NodeAnswer | None) -> list[dict[str, Any]] | None:
     return [{"day": day, "devices": devices} for day, devices in node.answer.items()]
 
 
-def _serial_text(state: ListState | StoreError | None) -> int | str | None:
+def _serial_text(state: Head | StoreError | None) -> int | str | None:
     """Return the serial of a list for people, or `change NUMBER` for a list without releases."""
-    if not isinstance(state, ListState) or not state.generation:
+    if not isinstance(state, Head) or not state.generation:
         return None
     return state.serial or f"change {state.generation}"
 
 
-def _list_row(name: str, kind: str, found: ListState | StoreError | None) -> dict[str, Any]:
-    state = found if isinstance(found, ListState) else None
+def _list_row(name: str, kind: str, found: Head | StoreError | None) -> dict[str, Any]:
+    state = found if isinstance(found, Head) else None
     columns = {column: getattr(state, column, None) for column in ("serial", "entries", "issued", "expires")}
     return {
         "list": name, "kind": state.kind if state else kind, **columns, "signers": list(state.signers) if state else [],
-        "loaded": state and state.loaded_at, "digest": state and state.content_digest, "state": _state_word(kind, found),
+        "loaded": state and state.loaded_at, "digest": state and state.content, "state": _state_word(kind, found),
     }  # fmt: skip
 
 
-def _state_word(kind: str, found: ListState | StoreError | None) -> str:
+def _state_word(kind: str, found: Head | StoreError | None) -> str:
     """Return the state of a list in words, such as `in force` or `expired`.
 
     `kind`: kind of the list in the configuration, empty if it is not configured.
     """
     if found is None:
         return "never loaded"
-    if not isinstance(found, ListState):
+    if not isinstance(found, Head):
         return "damaged"
     if kind not in {"", found.kind}:
         return f"configured as {kind}"
@@ -361,7 +363,7 @@ def _apply(checked: Config, settings: ListSettings, edit: Edit) -> EditReport:
 class _ListContent(NamedTuple):
     """Content of a list, completely or only for one identifier."""
 
-    state: ListState
+    state: Head
     pages: Sequence[Page]
     """Pages of the whole list, or the page of the identifier."""
     dates: Mapping[int, Page]
@@ -405,7 +407,7 @@ def show_list(
     rows = [_row(entry, found, added.get(entry[:3])) for entry in islice(entries, start, stop)]
     if as_json:
         print_json({
-            "list": list_name, "kind": state.kind, "serial": state.serial, "generation": state.generation, "digest": state.content_digest,
+            "list": list_name, "kind": state.kind, "serial": state.serial, "generation": state.generation, "digest": state.content,
             "total": max(total, 0), "skipped": skip, "entries": rows,
         })  # fmt: skip
     else:
@@ -521,7 +523,7 @@ def export_list(
     print_message(f"{list_name}: {rows:,} rows, serial {found.state.serial}, generation {found.state.generation}")
 
 
-async def _list_content(checked: Whereabouts, name: str, identifier: str, store: ListStore) -> _ListContent:
+async def _list_content(checked: Whereabouts, name: str, identifier: str, store: LogStore) -> _ListContent:
     """Read a list from the store, or only the pages that concern an identifier.
 
     For an unknown list, the command ends with an error.
@@ -531,7 +533,7 @@ async def _list_content(checked: Whereabouts, name: str, identifier: str, store:
         stored = filterfalse(is_dates, await store.states())
         known = dict.fromkeys((*checked.lists, *stored))
         if name in checked.lists and checked.lists[name].local:
-            return _ListContent(replace(NO_LIST, kind=checked.lists[name].kind), (), {}, range(0), ())
+            return _ListContent(Head(kind=checked.lists[name].kind), (), {}, range(0), ())
         if name in known:
             raise fail(f"the list {name} has never been loaded")
         raise no_list(name, known, checked.path)

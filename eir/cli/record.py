@@ -15,9 +15,11 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, moment, print_json, print_
 from eir.config import Whereabouts
 from eir.errors import EirError, StoreError
 from eir.lists.follow.history import adopt
+from eir.lists.log.change import utc_text
+from eir.lists.log.store import LogStore
 from eir.lists.record.history import chain_faults, feed_faults, is_linked, list_of, read_record, record_digest
 from eir.lists.record.reasons import check_reason
-from eir.lists.record.store import ACCEPTED, CHAINS, FEED, MAIN, Event, Fold, Ledger, ListStore, Record, utc_text
+from eir.lists.record.store import ACCEPTED, CHAINS, FEED, MAIN, Event, Fold, Ledger, Record
 from eir.lists.stores.open import COPY_FILE, open_copy
 from eir.node.observe import control
 
@@ -102,7 +104,7 @@ def history(
 
 
 async def _events(
-    checked: Whereabouts, list_name: str | None, query: Mapping[str, Any], store: ListStore
+    checked: Whereabouts, list_name: str | None, query: Mapping[str, Any], store: LogStore
 ) -> Sequence[Event]:
     """Read events from the store. For an unknown list, the command ends with an error."""
     events = await store.history(list_name, **query)
@@ -135,7 +137,7 @@ def _adopt(checked: Whereabouts, reason: str) -> None:
     now = datetime.now(UTC)
     aside = checked.state / f"history-{now:%Y%m%dT%H%M%SZ}.jsonl"
 
-    async def replace_copy(store: ListStore) -> str:
+    async def replace_copy(store: LogStore) -> str:
         copy = _open_copy(checked)
         if copy is None:
             raise EirError("the state folder of this host has no copy of the history, so there is nothing to adopt")
@@ -161,7 +163,7 @@ def _adopt(checked: Whereabouts, reason: str) -> None:
     print(with_store(checked, replace_copy, fresh=False))
 
 
-async def _is_valid(checked: Whereabouts, store: ListStore) -> bool:
+async def _is_valid(checked: Whereabouts, store: LogStore) -> bool:
     """Return True if the store's history is readable and valid, and equals the node's copy."""
     try:
         whole = await _whole(checked, store)
@@ -183,7 +185,7 @@ def _detail(row: dict[str, Any]) -> str:
     return line
 
 
-async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
+async def _whole(checked: Whereabouts, store: LogStore) -> _Whole:
     """Read the complete history from the store, verify its hash chains, and compare it with the node's copy."""
     copy = await _read_copy(checked)  # before the store: each record of the copy must be in the store by then
     ledger = await store.ledger()
@@ -211,7 +213,7 @@ async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
     return _Whole(ledger, records, fed, folds, faults, copied)
 
 
-def _open_copy(checked: Whereabouts) -> ListStore | None:
+def _open_copy(checked: Whereabouts) -> LogStore | None:
     """Open the node's copy of the history; return None if there is no copy."""
     if not (checked.state / COPY_FILE).exists():
         return None

@@ -17,8 +17,10 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, prin
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.store import LogStore
 from eir.lists.record.in_force import save_mark
-from eir.lists.record.store import REFUSED, ListState, ListStore, utc_text
+from eir.lists.record.store import REFUSED
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
@@ -50,7 +52,7 @@ def load(
     is printed here and recorded in `eir history`.
     """
     checked = opened(load_config(config))
-    loaded: dict[str, ListState] = {}
+    loaded: dict[str, Head] = {}
     work = partial(_load_all, config=checked, manifests=manifests, loaded=loaded, dry_run=dry_run, force=force)
     try:
         reports = with_store(checked, work, reads=dry_run)
@@ -67,10 +69,10 @@ def load(
 
 
 async def _load_all(
-    store: ListStore,
+    store: LogStore,
     config: Config,
     manifests: list[Path],
-    loaded: dict[str, ListState],
+    loaded: dict[str, Head],
     *,
     dry_run: bool,
     force: bool,
@@ -85,11 +87,11 @@ async def _load_all(
 
 
 async def _loaded(
-    store: ListStore,
+    store: LogStore,
     config: Config,
     start: Start,
     manifest: Path,
-    loaded: dict[str, ListState],
+    loaded: dict[str, Head],
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Load one release, print the result, and return the result as a JSON document."""

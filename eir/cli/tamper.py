@@ -29,10 +29,11 @@ from eir.cli.sightings import write_down
 from eir.config import Config, load_config
 from eir.device import SNR_KEYS, device_key, key_text
 from eir.errors import EirError, IdentifierError
+from eir.lists.log.change import utc_text
 from eir.lists.record.entries import entries_of, read_pages
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import TYPES
-from eir.lists.record.store import Event, utc_text
+from eir.lists.record.store import Event
 from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, add_decision, load_cases, load_decisions, load_owners
 
 if TYPE_CHECKING:

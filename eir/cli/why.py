@@ -15,10 +15,12 @@ from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import IdentifierError
 from eir.lists.changes.local import added_by
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.store import LogStore
 from eir.lists.record.entries import ListEntry, Past, date_text, imsi_text, load_past, until_text
 from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import SUBSCRIBERS
-from eir.lists.record.store import MAIN, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import MAIN, Event
 from eir.sightings.subscribers import subscriber_names
 
 POLICY = frozenset({"policy", "peers"})
@@ -105,7 +107,7 @@ def why(
         raise fail(f"no check of {imei}{sim} is on record up to {utc_text(asked)}{not_kept(checked)}")
 
 
-async def answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> AnswerHistory:
+async def answer_history(config: Config, store: LogStore, question: Any, key: int, then: datetime) -> AnswerHistory:
     """Return the facts that explain an answer at the time `then`: past list states, later reloads, and the answer that is given now."""
     lists = {}
     subscriber = imsi_key(question.imsi) if question.imsi else None
@@ -147,7 +149,7 @@ def _list_document(
     }  # fmt: skip
 
 
-def _row(entry: ListEntry, kind: str, state: ListState, source: Event | None) -> dict[str, Any]:
+def _row(entry: ListEntry, kind: str, state: Head, source: Event | None) -> dict[str, Any]:
     """Return an entry as a JSON document. `source`: event that added the entry."""
     text = entry.text(kind)
     return {

@@ -5,9 +5,10 @@ import random
 from datetime import UTC, datetime, timedelta
 
 from eir.lists.follow.history import HistoryKeeper
+from eir.lists.log.change import utc_text
 from eir.lists.record.history import chain_faults, feed_faults, record_digest
 from eir.lists.record.settings import HistorySettings
-from eir.lists.record.store import FEED, MAIN, utc_text
+from eir.lists.record.store import FEED, MAIN
 
 from .node import LISTED, UNLISTED
 from .store_content import event

@@ -23,10 +23,11 @@ from eir.errors import EirError
 from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
 from eir.lists.changes.local_entries import parse_entries
 from eir.lists.changes.rollback import roll_back
+from eir.lists.log.change import utc_text
 from eir.lists.pages.first_days import FirstDays, encode_days
 from eir.lists.pages.pages import content_digest
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import ACCEPTED, SIGHTED, Event, ListState, utc_text
+from eir.lists.record.store import ACCEPTED, SIGHTED, Event, ListState
 from eir.lists.stores.open import open_store
 from eir.sightings import cases, figures, refusals
 from eir.sightings.batches import FRAME

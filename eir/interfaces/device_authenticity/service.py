@@ -19,10 +19,10 @@ from eir.interfaces.device_authenticity import device_authenticity as api
 from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthenticity, DeviceStatus
 from eir.interfaces.device_authenticity.settings import ALLOWED, AUTHENTICITY_SCOPE, NAME, UNKNOWN, AuthenticitySettings
 from eir.interfaces.interface import Samples, SharedSettings
+from eir.lists.log.store import LogStore
 from eir.lists.pages.dates import DAY_MAX
 from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES
-from eir.lists.record.store import ListStore
 from eir.lists.stores.open import open_copy, open_store
 from eir.wire.peers.settings import PeerSettings
 from eir.wire.web.denials import keys_of, tokens_of
@@ -118,7 +118,7 @@ class AuthenticityService:
                 raise
             return await self._status_in(self._copy, imei)
 
-    async def _status_in(self, store: ListStore, imei: str) -> DeviceStatus | None:
+    async def _status_in(self, store: LogStore, imei: str) -> DeviceStatus | None:
         """Return the status of an IMEI by the lists in a store; None if no rule matches."""
         now, question = datetime.now(UTC), Question(imei)
         explanation = await explain(question, self._policy, self._lists, store, now=now)
@@ -136,7 +136,7 @@ def _precedence(device: DeviceStatus) -> tuple[int, int]:
     return api.STATUSES.index(device.status), device.day or DAY_MAX
 
 
-async def _status_by(rule: Rule, store: ListStore, key: int, now: float) -> DeviceStatus:
+async def _status_by(rule: Rule, store: LogStore, key: int, now: float) -> DeviceStatus:
     """Return the status that a matching rule gives to a device: blacklisted, allowed or unknown."""
     if rule.answer is not Status.BLACKLISTED:
         return DeviceStatus(ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN)

@@ -15,8 +15,8 @@ from eir.errors import EntryRefused, StoreError
 from eir.interfaces.feed.feed_rows import DONE, RowRefused
 from eir.lists.changes.local import Edit, EntryDetails, KnownLists, edit_differences
 from eir.lists.changes.local_entries import Entry
+from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import ListStore
 
 GATHER_S = 0.05
 QUIET_S = 0.002
@@ -55,7 +55,7 @@ class FeedWriter:
 
     def __init__(
         self,
-        store: ListStore,
+        store: LogStore,
         lists: Mapping[str, ListSettings],
         *,
         now: Callable[[], datetime],

@@ -26,13 +26,14 @@ from eir.lists.changes.rows_file import pieces_of_lines
 from eir.lists.images.day_images import registered
 from eir.lists.images.imaging import image_of
 from eir.lists.images.index import DeviceList
+from eir.lists.log.change import utc_text
 from eir.lists.pages.content import Keys, as_corrupt
 from eir.lists.pages.first_days import DAY_S, NOTHING, FirstDays, by_page, decode_days, encode_days, merge, periods
 from eir.lists.pages.pages import PAGE_KEYS, Page, Sections, amended_digest, content_digest, decode_sections
 from eir.lists.record.dates import IMPORTED_DAYS, dates_name
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, Layout
-from eir.lists.record.store import ACCEPTED, FORCED, NO_LIST, SIGHTED, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import ACCEPTED, FORCED, NO_LIST, SIGHTED, Event, ListState, ListStore
 from eir.lists.rows.build import Rows
 from eir.lists.rows.layout import BY_FIRST_SEEN
 

@@ -17,23 +17,13 @@ from typing import TYPE_CHECKING
 from eir.errors import GenerationConflict, ReleaseRefused, StoreChanged
 from eir.lists.changes.data_files import BUILD, KEPT_BYTES_MAX, VERIFY, WRITE, read_release
 from eir.lists.changes.local import add_dates
+from eir.lists.log.change import utc_text
 from eir.lists.pages.pages import content_digest
 from eir.lists.record.dates import write_dates
 from eir.lists.record.history import CLAIMS
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import LOAD_MEMORY, TYPES, ListSettings
-from eir.lists.record.store import (
-    ACCEPTED,
-    FORCED,
-    NO_LIST,
-    REFUSED,
-    Event,
-    ListState,
-    ListStore,
-    Mark,
-    try_record,
-    utc_text,
-)
+from eir.lists.record.store import ACCEPTED, FORCED, NO_LIST, REFUSED, Event, ListState, ListStore, Mark, try_record
 from eir.lists.releases.release import (
     DELTA,
     Manifest,

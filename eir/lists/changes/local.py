@@ -17,6 +17,7 @@ import numpy as np
 from eir.device import TAC_DIGITS
 from eir.errors import EntryRefused, GenerationConflict, IdentifierError, StoreChanged, StoreError
 from eir.lists.changes.local_entries import Entry, parse_entries
+from eir.lists.log.change import utc_text
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import is_sealed
 from eir.lists.pages.pages import PAGE_KEYS, Page
@@ -24,7 +25,7 @@ from eir.lists.record.dates import read_dates, write_dates
 from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import check_reason, reason_bytes
 from eir.lists.record.settings import SUBSCRIBERS, ListSettings
-from eir.lists.record.store import ACCEPTED, FEED, FORCED, NO_LIST, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import ACCEPTED, FEED, FORCED, NO_LIST, Event, ListState, ListStore
 from eir.lists.rows.build import Built, Rows, amend_pages, build_pages
 from eir.lists.rows.dates import RowDates, amend_dates
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover

@@ -10,14 +10,13 @@ from eir.device import SNR_KEYS, TAC_DIGITS
 from eir.errors import EntryRefused, GenerationConflict, StoreError
 from eir.lists.changes.local_entries import Entry
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, with_days, without_unused
-from eir.lists.log.change import Change
+from eir.lists.log.change import Change, utc_text
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import TRIES_MAX, ComputedUpdate, ListUpdate, ListWriter, Make
 from eir.lists.record.entries import ListEntry, imsi_text, until_text
 from eir.lists.record.listed_entries import entries_in, is_whole
 from eir.lists.record.reasons import REASONS_MAX, Reasons, check_reason
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import utc_text
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 from eir.lists.table.columns import (
     BEGINS,

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from eir.errors import GenerationConflict, ReleaseRefused
 from eir.lists.changes.data_files import BUILD, KEPT_BYTES_MAX, VERIFY, WRITE, read_release
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, translate_table, with_days
-from eir.lists.log.change import Head, SerialMark
+from eir.lists.log.change import Head, SerialMark, utc_text
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter, Make
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import LOAD_MEMORY, TYPES, ListSettings
-from eir.lists.record.store import utc_text
 from eir.lists.releases.release import (
     DELTA,
     Manifest,

@@ -9,9 +9,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from eir.errors import EntryRefused, NothingToRollBack
+from eir.lists.log.change import utc_text
 from eir.lists.record.dates import roll_back_dates
 from eir.lists.record.reasons import check_reason
-from eir.lists.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListState, ListStore, Release, utc_text
+from eir.lists.record.store import FORCED, NO_LIST, ROLLED_BACK, Event, ListState, ListStore, Release
 
 
 async def roll_back(

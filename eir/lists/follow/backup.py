@@ -14,6 +14,7 @@ from eir.errors import StoreChanged, StoreError
 from eir.lists.changes.import_days import import_days
 from eir.lists.follow.copy import Relation, relation, verified_pages
 from eir.lists.follow.history import read_records, rebuild_history, restore_history
+from eir.lists.log.change import utc_text
 from eir.lists.pages.content import as_corrupt
 from eir.lists.pages.first_days import DAY_S, FirstDays, decode_days, join, periods
 from eir.lists.record.dates import IMPORTED_DAYS, is_dates
@@ -31,7 +32,6 @@ from eir.lists.record.store import (
     ListState,
     ListStore,
     Mark,
-    utc_text,
 )
 from eir.lists.stores.records import FORM, VALUE_BYTES_MAX, check_form
 from eir.lists.stores.sqlite import SqliteStore

@@ -18,9 +18,10 @@ from enum import Enum, auto
 from eir.errors import GenerationConflict, Report, StoreChanged, StoreError
 from eir.lists.follow.history import restore_history
 from eir.lists.follow.pauses import PAUSES, Heavy, Pauses, while_large
+from eir.lists.log.change import utc_text
 from eir.lists.pages.pages import Page, amended_digest, digest_text
 from eir.lists.record.dates import dates_name
-from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore
 from eir.lists.stores.write import one_batch
 
 

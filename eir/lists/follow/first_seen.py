@@ -23,6 +23,7 @@ from eir.lists.follow.follower import batches, read_some_pages
 from eir.lists.images.day_images import all_days, count_first_days, days_in, image_of, image_with_days, left, registered
 from eir.lists.images.image import Image
 from eir.lists.images.index import DeviceList, FirstSeenList
+from eir.lists.log.change import utc_text
 from eir.lists.pages.first_days import (
     NOTHING,
     WAS_LISTED,
@@ -39,7 +40,7 @@ from eir.lists.pages.first_days import (
 from eir.lists.pages.pages import PAGE_KEYS, Page, digest_text
 from eir.lists.record.clock import STOOD_STILL, STORE_TIMEOUT_S, await_store
 from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
-from eir.lists.record.store import ACCEPTED, NO_LIST, SIGHTED, Event, ListState, ListStore, utc_text
+from eir.lists.record.store import ACCEPTED, NO_LIST, SIGHTED, Event, ListState, ListStore
 from eir.lists.table.columns import Numbers
 
 ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0

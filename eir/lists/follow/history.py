@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from eir.errors import GenerationConflict, Report, StoreError
+from eir.lists.log.change import utc_text
 from eir.lists.record.clock import TrustedClock, await_store
 from eir.lists.record.history import (
     FOLDS_MAX,
@@ -43,7 +44,6 @@ from eir.lists.record.store import (
     ListState,
     ListStore,
     Record,
-    utc_text,
 )
 from eir.lists.stores.write import one_batch
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
 from eir.lists.table.digest import EMPTY_CONTENT
@@ -122,6 +123,11 @@ class Head(ReleaseInForce):
     """Time of the change that put the release in force."""
     releases: tuple[str, ...] = ()
     """Times of the newest releases, oldest first; at most RELEASE_TIMES_MAX."""
+
+
+def utc_text(moment: datetime) -> str:
+    """Format a time as in manifests, changes and events: UTC in whole seconds with a Z at the end."""
+    return moment.astimezone(UTC).strftime(TIME_FORMAT)
 
 
 RELEASE_TIMES_MAX = 8

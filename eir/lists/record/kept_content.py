@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from eir.errors import StoreError
-from eir.lists.log.change import RELEASE_KINDS, Change
+from eir.lists.log.change import RELEASE_KINDS, Change, utc_text
 from eir.lists.log.reader import LoggedList, oldest_readable, read_content, read_rows
 from eir.lists.log.store import LogStore
 from eir.lists.record.listed_entries import rows_between
-from eir.lists.record.store import utc_text
 from eir.lists.table.columns import BEGINS, NO_ROWS, SECONDS, TableRows, matches
 from eir.lists.table.table import in_force
 

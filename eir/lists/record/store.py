@@ -7,7 +7,6 @@ raise StoreError (eir.errors) if the store fails.
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import NamedTuple, Protocol, TypeAlias
 
 from eir.errors import StoreError
@@ -370,8 +369,3 @@ async def try_record(store: ListStore, event: Event) -> bool:
         await store.record(event)
         return True
     return False
-
-
-def utc_text(moment: datetime) -> str:
-    """Format a time as in manifests, states and events: UTC in whole seconds with a Z at the end."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

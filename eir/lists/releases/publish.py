@@ -15,12 +15,12 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from eir.disk import errors_name, open_named, write_file
 from eir.errors import ReleaseRefused
+from eir.lists.log.change import utc_text
 from eir.lists.pages.content import has_pairs
 from eir.lists.pages.pages import Page
 from eir.lists.pages.roaring import decode_keys
 from eir.lists.record.reasons import OTHER_REASON, REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.lists.record.settings import KINDS, Layout, is_list_name
-from eir.lists.record.store import utc_text
 from eir.lists.releases import release
 from eir.lists.releases.openssh import sign
 from eir.lists.releases.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from eir.errors import ReleaseRefused
+from eir.lists.log.change import utc_text
 from eir.lists.record.settings import DEVICES, Layout, ListSettings, is_list_name
-from eir.lists.record.store import utc_text
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, most_specific
 from eir.lists.rows.delivered import open_folder, read_small
 

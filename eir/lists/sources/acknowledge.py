@@ -20,8 +20,8 @@ from typing import Any
 
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.audit import ReleaseEntries
+from eir.lists.log.change import utc_text
 from eir.lists.record.settings import ListSettings, is_list_name
-from eir.lists.record.store import utc_text
 from eir.lists.releases.openssh import sign_document, verify_document
 from eir.lists.releases.release import SERIAL_MAX, is_utc_text, member, parse_manifest, verify_release
 from eir.lists.rows.delivered import open_folder, read_small
@@ -77,7 +77,7 @@ class Acknowledgement:
     list: str
     serial: int
     content: str
-    """Digest of the list in force (ListState.content_digest)."""
+    """Digest of the list in force (Head.content)."""
     since: str
     """Time from which the content is in force."""
     made: str
@@ -314,8 +314,8 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
     with tempfile.TemporaryDirectory(prefix="eir-audit-") as temporary:
         contents = Contents(folder, name, index.holds, lists[name].layouts, Path(temporary))
         state, pages, _ = asyncio.run(contents.load(paths))
-    if state.content_digest != acknowledgement.content:
-        fault = f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {serial} makes {state.content_digest[:12]}"
+    if state.content != acknowledgement.content:
+        fault = f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {serial} makes {state.content[:12]}"
         raise ReleaseRefused("acknowledgement", fault)
     return ReleaseEntries(manifests[-1], sorted(pages), now)
 

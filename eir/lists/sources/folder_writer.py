@@ -24,10 +24,10 @@ import zstandard
 from eir.disk import sync_folder, write_file
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader
+from eir.lists.log.change import Head, utc_text
 from eir.lists.pages.pages import Page
 from eir.lists.record.dates import read_dates
 from eir.lists.record.settings import BOUND, DEVICES, Layout, ListSettings
-from eir.lists.record.store import ListState, utc_text
 from eir.lists.releases.openssh import BEGINS, claims_one_of, key_in, keys_of, sign_document
 from eir.lists.releases.publish import Published, publish
 from eir.lists.releases.release import VerifiedRelease, parse_manifest, signature_names
@@ -324,7 +324,7 @@ class Contents:
         self._folder = folder
         self._room = room
 
-    async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page], Mapping[int, Page]]:
+    async def load(self, manifests: Sequence[Path]) -> tuple[Head, Sequence[Page], Mapping[int, Page]]:
         """Load releases in order into a temporary store.
 
         Returns:
@@ -361,7 +361,7 @@ class Contents:
 
     def fold(
         self,
-        state: ListState,
+        state: Head,
         pages: Sequence[Page],
         dates: Mapping[int, Page],
         *,
@@ -391,7 +391,7 @@ class Contents:
             files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=keys[0], more_keys=keys[1:], layout="eir"
         )  # fmt: skip
         loaded, *_ = asyncio.run(self.load([published.manifest]))
-        if loaded.content_digest != state.content_digest:
+        if loaded.content != state.content:
             fault = "the full release that the deltas were folded into is not the same list; report this"
             raise ReleaseRefused("fault", fault)
         return replace(_offer(published.manifest, state), folder=staged.name)
@@ -407,14 +407,14 @@ class Contents:
         return (("all", None),)
 
 
-def _offer(manifest: Path, state: ListState) -> Offer:
+def _offer(manifest: Path, state: Head) -> Offer:
     """Return the index row of a signed release. `state`: state of the list after the release."""
     content = manifest.read_bytes()
     release = parse_manifest(content)
     signatures = [hashlib.sha256(signature).hexdigest() for signature in _signatures_of(manifest)]
     return Offer(
         serial=release.serial, kind=release.kind, base=release.base, folder=str(release.serial), manifest=manifest.name, signatures=tuple(signatures),
-        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content=state.content_digest,
+        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content=state.content,
     )  # fmt: skip
 
 

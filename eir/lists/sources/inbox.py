@@ -21,8 +21,10 @@ from typing import NamedTuple
 from eir.errors import ReleaseRefused, StoreError, escape_invalid, refused_by
 from eir.lists.changes.data_files import KEPT_BYTES_MAX
 from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.log.change import SerialMark, utc_text
+from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
+from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.releases.release import MANIFEST_BYTES_MAX, FileEntry, VerifiedRelease, naming_release
 from eir.lists.rows.delivered import DataFile, read_small
@@ -183,7 +185,7 @@ class PassSettings:
 
     folder: Path
     lists: Mapping[str, ListSettings]
-    store: ListStore
+    store: LogStore
     who: str
     clock: Callable[[], datetime]
     patience_s: float
@@ -191,7 +193,7 @@ class PassSettings:
     attempts: Attempts
     believed: bool = True
     """False while the clock is not trusted after a jump: no release counts as too old."""
-    marks: Mapping[str, Mark] | None = None
+    marks: Mapping[str, SerialMark] | None = None
     """Highest generation and serial of each list on this node, as for Loader."""
     ours: Callable[[], bool] = lambda: True
     """Function that is called before each load, and returns True if this process still has the right to load."""
@@ -358,7 +360,7 @@ class _Turn:
         terms = self.terms
         manifest = release.manifest
         state = await terms.store.state(manifest.list)
-        if state is not None and (state.serial, state.release_digest) == (manifest.serial, release.digest):
+        if state is not None and (state.serial, state.release) == (manifest.serial, release.digest):
             # An earlier pass has loaded the release but could not move its files.
             await self._move(delivery, others, _outcome(delivery, ACCEPTED, detail="it is in force already"))
             return None

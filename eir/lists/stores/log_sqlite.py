@@ -58,14 +58,15 @@ class SqliteLogStore:
     """Store of logs in an SQLite file. It implements eir.lists.log.store.LogStore.
 
     Args:
-        path: the file; a missing one is created.
+        path: the file.
         report: receives events that are not errors.
+        upgrades: True to create a missing file; False to read only.
         times: arguments of SqliteFile in seconds.
     """
 
-    def __init__(self, path: Path, *, report: Report = silent, **times: float) -> None:
+    def __init__(self, path: Path, *, report: Report = silent, upgrades: bool = True, **times: float) -> None:
         self.path = path
-        self._file = SqliteFile(path, upgrades=True, report=report, prepare=_prepare, **times)
+        self._file = SqliteFile(path, upgrades=upgrades, report=report, prepare=_prepare, **times)
 
     async def heads(self) -> StoredHeads:
         """Return the heads of all lists."""

@@ -10,8 +10,9 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
+from eir.lists.log.store import LogStore
 from eir.lists.record.clock import await_store
-from eir.lists.record.store import ACCEPTED, FORCED, MAIN, ListStore, OutcomeCount
+from eir.lists.record.store import ACCEPTED, FORCED, MAIN, OutcomeCount
 from eir.node.observe import metrics
 from eir.node.observe.metrics import Labels, Snapshot
 
@@ -97,7 +98,7 @@ class ReleaseTimes:
         self._seen: dict[str, int] = {}
         """Number of releases put in force up to the last read of the history, by list."""
 
-    async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
+    async def update(self, outcomes: Iterable[OutcomeCount], store: LogStore) -> None:
         """Read the store's history for each list that has had a new release since the last call, and update the list's release times.
 
         Raises:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from eir.checks.periods import AHEAD_DAYS
 from eir.device import MCC_MNC_DIGITS, shorten, shorten_in_text
+from eir.lists.log.change import Head
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS
-from eir.lists.record.store import Event, ListState
+from eir.lists.record.store import Event
 from eir.node.observe.alerts import TRAFFIC_MIN, PeerTraffic, alert_of
 from eir.node.observe.lately import MINUTES, Minute
 from eir.node.observe.metrics import Snapshot
@@ -138,7 +139,7 @@ class PageContent:
     """Rows of `eir peers`."""
     traffic: Mapping[str, PeerTraffic]
     """Traffic of the last minutes, by peer label."""
-    lists: Mapping[str, ListState]
+    lists: Mapping[str, Head]
     """Lists in force, and the record of first sightings."""
     changes: Mapping[str, Event]
     """Last event that changed each list, by list."""
@@ -441,7 +442,7 @@ def _lists(shown: PageContent) -> str:
     return _table("lists", ("List", "Serial", "Entries", "Issued", "Expires", "Signed by", "Changed"), rows)
 
 
-def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
+def _list(name: str, state: Head, change: Event | None) -> Sequence[str]:
     principals = [signer.partition(" SHA256:")[0] for signer in state.signers]
     changed = _at(state.loaded_at)
     if change is not None:

@@ -24,9 +24,9 @@ from eir.lists.follow.first_seen import NewToday, RecordKeeper
 from eir.lists.follow.follower import Follower
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import DeviceList, FirstSeenList, Index
+from eir.lists.log.change import Head
 from eir.lists.pages.first_days import Sighted
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
@@ -174,7 +174,7 @@ class _FollowerProcess:
             if entries is not None and entries.kind == what.kind:
                 self._index.switch(what.name, what.state, image)
 
-    def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
+    def _switched(self, name: str, state: Head, image: Image, before: Image | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
         send_list(self._channel, Listed(name, self._index.lists[name].kind, state), image)
@@ -182,7 +182,7 @@ class _FollowerProcess:
         if self._keeper is not None:
             self._keeper.note_switch(name, before)
 
-    def _send_record(self, state: ListState, image: Image) -> None:
+    def _send_record(self, state: Head, image: Image) -> None:
         send_list(self._channel, Listed(self._record.name, FIRST_SEEN, state), image)
 
     def _note_sightings(self, sighted: list[Sighted]) -> None:
@@ -299,7 +299,7 @@ class Followed:
         if self._complete:
             channel.notify("complete")
 
-    def send_missing(self, channel: Channel, states: Mapping[str, ListState]) -> None:
+    def send_missing(self, channel: Channel, states: Mapping[str, Head]) -> None:
         """Send a worker the lists in force that differ from its own lists, because earlier messages to the worker were lost.
 
         `states`: lists that the worker has.

@@ -17,9 +17,9 @@ from typing import NoReturn, TypeAlias
 
 from eir.config import Config
 from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.log.change import SerialMark
 from eir.lists.record.in_force import save_mark
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import Mark
 from eir.lists.releases.release import VerifiedRelease
 from eir.lists.sources.inbox import Attempts, PassSettings
 from eir.lists.stores.open import open_store, serial_marks
@@ -32,14 +32,14 @@ from eir.node.processes.state_folder import as_owner_of, read_clock
 NICE = 10
 """Nice value of a load on the host of a node, because checks have priority."""
 
-Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, Mark]], Awaitable[LoadReport]]
+Load: TypeAlias = Callable[[VerifiedRelease, Path, Mapping[str, SerialMark]], Awaitable[LoadReport]]
 """Function that loads a verified release. Its arguments are the release, the folder of its data, and the marks of the node."""
 
 
 def loading(start: Start, config: Config, who: str, *, force: bool = False) -> Load:
     """Return a function that loads a release in a new process. `force`: True to lift the limits on shrinking, growth and ranges."""
 
-    async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
+    async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, SerialMark]) -> LoadReport:
         job = release, folder, marks, force
         report: LoadReport = await load_apart(start, _load, config, who, job, memory_max=config.load_memory, nice=NICE)
         return report
@@ -106,7 +106,7 @@ class Loads:
         """
         load = loading(self._start, config, who)
 
-        async def one(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> Outcome:
+        async def one(release: VerifiedRelease, folder: Path, marks: Mapping[str, SerialMark]) -> Outcome:
             async with self._turn:
                 return await outcome_of(load(release, folder, marks))
 
@@ -116,7 +116,7 @@ class Loads:
 def loading_over(channel: Channel) -> Load:
     """Return a function that asks the supervisor over the channel to load a release, and waits for the outcome of the load."""
 
-    async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, Mark]) -> LoadReport:
+    async def load(release: VerifiedRelease, folder: Path, marks: Mapping[str, SerialMark]) -> LoadReport:
         outcome: Outcome = await channel.ask("load", release, folder, marks, patience_s=None)
         report: LoadReport = outcome.result()
         return report
@@ -125,7 +125,7 @@ def loading_over(channel: Channel) -> Load:
 
 
 async def _load(
-    config: Config, who: str, job: tuple[VerifiedRelease, Path, Mapping[str, Mark], bool], channel: Channel
+    config: Config, who: str, job: tuple[VerifiedRelease, Path, Mapping[str, SerialMark], bool], channel: Channel
 ) -> LoadReport:
     """Load one release into the store; runs in a new process."""
     release, folder, marks, force = job

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError, detail_of
+from eir.lists.log.change import utc_text
 from eir.lists.record.settings import Source
-from eir.lists.record.store import REFUSED, utc_text
+from eir.lists.record.store import REFUSED
 from eir.lists.sources.acknowledge import Rejection
 from eir.lists.sources.inbox import WAITING
 from eir.lists.sources.pull import ELSEWHERE, LOADED, PULL_S, UNCHANGED, UNREACHED, Pulled, pull

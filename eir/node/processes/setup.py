@@ -19,7 +19,8 @@ from eir.disk import WatchedFile
 from eir.errors import ConfigError, EirError, Report, SetupFault
 from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
-from eir.lists.record.store import ACCEPTED, Event, ListState, utc_text
+from eir.lists.log.change import Head, utc_text
+from eir.lists.record.store import ACCEPTED, Event
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe.log import Log
 from eir.node.observe.status import WorkerReport
@@ -62,7 +63,7 @@ def kinds_of(config: Config) -> dict[str, str]:
     return {name: settings.kind for name, settings in config.lists_and_record.items()}
 
 
-def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
+def missing_lists(config: Config, states: Mapping[str, Head]) -> list[str]:
     """Return the lists that policy rules use but that were never loaded. Local lists, which may be empty, are left out."""
     used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
     return [name for name in used if name not in states and not config.lists[name].local]
@@ -113,11 +114,11 @@ def report_warnings(config: Config, report: Report) -> None:
         report("config_warning", level="warning", detail=str(warning))
 
 
-def log_in_force(report: Report, name: str, state: ListState) -> None:
+def log_in_force(report: Report, name: str, state: Head) -> None:
     """Log that a list is in force, with its serial, number of entries, digest and signers."""
     report(
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
-        digest=state.content_digest[:DIGEST_DIGITS], signers=",".join(state.signers) or None,
+        digest=state.content[:DIGEST_DIGITS], signers=",".join(state.signers) or None,
     )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ class Listed(NamedTuple):
     name: str
     kind: str
     """Kind of the list in the configuration."""
-    state: ListState
+    state: Head
 
 
 def send_list(channel: Channel, listed: Listed, image: Image) -> None:

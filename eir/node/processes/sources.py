@@ -6,7 +6,7 @@ from typing import Any
 
 from eir.config import Config
 from eir.errors import Report
-from eir.lists.record.store import ListState
+from eir.lists.log.change import Head
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.processes.acknowledging import Acknowledging
@@ -51,7 +51,7 @@ class Sources:
         """Save on disk the lists that all workers have in force."""
         self._acknowledging.note(reports)
 
-    def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
+    def in_force(self, states: Mapping[str, Head]) -> dict[str, Any]:
         """Return two tables by list name: when the version in force took effect (`since`), and the last rejected release (`rejected`)."""
         rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from eir.config import Config
 from eir.errors import Report, StoreError, silent
 from eir.lists.follow.history import HistoryKeeper
+from eir.lists.log.store import LogStore
 from eir.lists.record.clock import STOOD_STILL, await_store
-from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, Ledger, ListStore, OutcomeCount
+from eir.lists.record.store import CHAINS, FEED, FORCED, MAIN, REFUSED, Event, Ledger, OutcomeCount
 from eir.lists.stores.open import SQLITE, open_copy, open_store
 from eir.node.observe import metrics
 from eir.node.observe.lately import ReleaseTimes
@@ -107,7 +108,7 @@ class StoreWatch:
         }
 
 
-async def _newest_events(store: ListStore) -> list[Event]:
+async def _newest_events(store: LogStore) -> list[Event]:
     """Return the newest events of the history, at most EVENTS_MAX from each chain.
 
     Many rows of registers (chain FEED) thus do not displace the loads of lists (chain MAIN).

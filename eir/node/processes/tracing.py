@@ -17,8 +17,9 @@ from typing import Any
 from eir.checks.trace import TraceFilter
 from eir.device import MCC_MNC_DIGITS, device_key, imsi_key, key_text, shorten
 from eir.errors import EirError, Report
+from eir.lists.log.change import utc_text
 from eir.lists.record.reasons import check_reason
-from eir.lists.record.store import ACCEPTED, Event, utc_text
+from eir.lists.record.store import ACCEPTED, Event
 from eir.node.observe.control import asker
 
 LASTS_MAX_S = 3600.0

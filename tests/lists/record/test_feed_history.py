@@ -25,6 +25,7 @@ from eir.errors import StoreError
 from eir.lists.changes.local import ADD, REMOVE, Edit, added_by, edit_differences
 from eir.lists.changes.local_entries import Entry
 from eir.lists.follow.history import ANCHOR_S, FEED_TRIM_S, HistoryKeeper, adopt
+from eir.lists.log.change import utc_text
 from eir.lists.record.history import (
     append_events,
     is_event_of,
@@ -32,7 +33,7 @@ from eir.lists.record.history import (
     record_digest,
 )
 from eir.lists.record.settings import HistorySettings, ListSettings
-from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger, utc_text
+from eir.lists.record.store import ANCHOR, FEED, MAIN, Ledger
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
 

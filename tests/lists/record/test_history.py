@@ -17,10 +17,11 @@ from simulated.store_content import Altered, event, pages_of, state
 from eir.errors import StoreError
 from eir.lists.follow.backup import restore_store
 from eir.lists.follow.history import HistoryKeeper, adopt
+from eir.lists.log.change import utc_text
 from eir.lists.record.clock import TrustedClock
 from eir.lists.record.history import append_events, chain_faults, events_of, is_linked, read_record, record_digest
 from eir.lists.record.settings import HistorySettings
-from eir.lists.record.store import MAIN, Fold, Ledger, Record, utc_text
+from eir.lists.record.store import MAIN, Fold, Ledger, Record
 from eir.lists.stores.redis import RedisStore, writing
 from eir.lists.stores.redis import history as redis_history
 from eir.lists.stores.sqlite import SqliteStore
