@@ -60,6 +60,10 @@ class JournalError(EirError):
     """Error for a journal that cannot be written, or has a damaged line; the message names the file."""
 
 
+class JournalBusy(JournalError):
+    """Error for a journal that another process writes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEvent:
     """Event of a node's journal."""
@@ -153,14 +157,15 @@ class Journal:
         """Open the journal for writing; repair a line that a crash has cut short.
 
         Raises:
-            JournalError: if another process writes the journal, or the folder cannot be written.
+            JournalBusy: if another process writes the journal.
+            JournalError: if the folder cannot be written.
         """
         try:
             self.folder.mkdir(mode=0o750, exist_ok=True)
             self._folder_lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
             fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise JournalError(f"{self.folder}: another process writes the journal; run the command again") from error
+            raise JournalBusy(f"{self.folder}: another process writes the journal; run the command again") from error
         except OSError as error:
             raise JournalError(f"{self.folder}: the journal cannot be opened: {error}") from error
         for series in SERIES:
@@ -192,6 +197,17 @@ class Journal:
         with self._lock:
             self._write(series, events)
             return self.ends[series]
+
+    def append_event(self, event: JournalEvent) -> None:
+        """Append an event to its series. Equal rejections are counted, as `reject` does it.
+
+        Raises:
+            JournalError: as `append`.
+        """
+        if event.outcome == REFUSED:
+            self.reject(event)
+        else:
+            self.append(FEED if event.what == FEED else MAIN, event)
 
     def reject(self, event: JournalEvent) -> None:
         """Append a rejection; if an equal one of this day was written before, only count it. `write_repeated` writes the counts.
