@@ -10,6 +10,7 @@ from eir.errors import Report, silent
 from eir.lists.follow.list_copy import copied_heads
 from eir.lists.log.change import SerialMark
 from eir.lists.log.store import LogStore
+from eir.lists.record.in_force import load_in_force
 
 SQLITE = "sqlite"
 SQLITE_FILE = "lists.sqlite"
@@ -47,9 +48,12 @@ def open_store(
 
 
 def serial_marks(state_folder: Path) -> Mapping[str, SerialMark]:
-    """Return the mark of each list (number of serial resets, highest serial) in this node's copies.
+    """Return the highest mark of each list (number of serial resets, highest serial) that was in force on this node, whatever the store has.
 
     Raises:
         StoreError: if a copy cannot be read. Without its serials, a release that was in force before could be loaded again.
     """
-    return {name: head.mark for name, head in copied_heads(state_folder / COPIES).items()}
+    marks = {name: entry.mark for name, entry in load_in_force(state_folder).items()}
+    for name, head in copied_heads(state_folder / COPIES).items():
+        marks[name] = max(marks.get(name, head.mark), head.mark)
+    return marks
