@@ -29,6 +29,7 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, prin
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.release_load import LoadReport, ReleaseLoader, rejection_event
+from eir.lists.follow.list_copy import serial_marks
 from eir.lists.log.change import Head, SerialMark, utc_text
 from eir.lists.log.journal import REFUSED, JournalEvent
 from eir.lists.log.store import LogStore
@@ -36,7 +37,7 @@ from eir.lists.record.in_force import save_mark
 from eir.lists.releases.release import MANIFEST_ENDS, VerifiedRelease
 from eir.lists.sources.inbox import WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
-from eir.lists.stores.open import open_store, serial_marks
+from eir.lists.stores.open import open_store
 from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start, Starter
