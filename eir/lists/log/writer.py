@@ -55,6 +55,8 @@ class ListUpdate:
     """Generation above which that of the change must be; for a write-back or a restore."""
     lifted: tuple[str, ...] = ()
     detail: str = ""
+    who: str = ""
+    """User and host; empty: those of the writer."""
 
 
 class ComputedUpdate(NamedTuple):
@@ -205,7 +207,7 @@ class ListWriter:
             before=before.digest,
             continues=update.continues,
             time=self._now().strftime(TIME_FORMAT),
-            who=self._who,
+            who=update.who or self._who,
             what=update.what,
             last_base=before.base_digest,
             content=tree.root,
