@@ -17,6 +17,7 @@ from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, prin
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.follow.list_copy import serial_marks
 from eir.lists.log.change import Head, utc_text
 from eir.lists.log.store import LogStore
 from eir.lists.record.in_force import save_mark
@@ -24,7 +25,7 @@ from eir.lists.record.store import REFUSED
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
-from eir.lists.stores.open import open_store, serial_marks
+from eir.lists.stores.open import open_store
 from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start, Starter
@@ -81,7 +82,7 @@ async def _load_all(
 
     `loaded` receives the content digest of each loaded list.
     """
-    options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
+    options = {"force": force, "dry_run": dry_run, "marks": serial_marks(config.state)}
     async with starting() as start:
         return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
 

@@ -30,10 +30,11 @@ import numpy as np
 
 from eir.disk import open_replacement, sync_folder
 from eir.errors import Report, StoreError, silent
-from eir.lists.log.change import NO_CHANGE, Change, Head, decode, encode, following
+from eir.lists.log.change import NO_CHANGE, Change, Head, SerialMark, decode, encode, following
 from eir.lists.log.reader import ChangeRows, LoggedList, apply_changes, join_parts, split_parts
 from eir.lists.log.store import RECORDS_KEPT
-from eir.lists.stores.write import check_room
+from eir.lists.stores.log_records import check_room
+from eir.lists.stores.open import COPIES
 from eir.lists.table.codec import ARRAY_FORMS, arrays_of
 from eir.lists.table.columns import Numbers
 from eir.lists.table.digest import DIGEST_BYTES, LEVELS, DigestTree
@@ -291,6 +292,15 @@ def copied_head(folder: Path, name: str) -> Head | None:
         for content, _ in _records(changes) if changes.exists() else ():
             head = following(head, _change_rows(content).change, entries=head.entries, devices=head.devices)
         return head
+
+
+def serial_marks(state_folder: Path) -> Mapping[str, SerialMark]:
+    """Return the mark of each list (number of serial resets, highest serial) in this node's copies.
+
+    Raises:
+        StoreError: if a copy cannot be read. Without its serials, a release that was in force before could be loaded again.
+    """
+    return {name: head.mark for name, head in copied_heads(state_folder / COPIES).items()}
 
 
 def _octets(arrays: Sequence[Numbers | None]) -> Iterator[memoryview]:

@@ -17,12 +17,13 @@ from typing import NoReturn, TypeAlias
 
 from eir.config import Config
 from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.follow.list_copy import serial_marks
 from eir.lists.log.change import SerialMark
 from eir.lists.record.in_force import save_mark
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.release import VerifiedRelease
 from eir.lists.sources.inbox import Attempts, PassSettings
-from eir.lists.stores.open import open_store, serial_marks
+from eir.lists.stores.open import open_store
 from eir.node.processes.apart import Outcome, load_apart, outcome_of, progress_over
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.lease import Lease
@@ -74,7 +75,7 @@ async def open_pass(
     store = open_store(config.store, config.state)
     try:
         async with Lease(store, *lease) as held:
-            marks = await serial_marks(config.store, config.state)
+            marks = serial_marks(config.state)
             clock = read_clock(config.state)
             settings = PassSettings(
                 folder=folder, lists=lists, store=store, who=who, clock=lambda: datetime.now(UTC), marks=marks,
