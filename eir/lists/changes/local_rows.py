@@ -336,7 +336,7 @@ def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present
         wrong, state_text, advice = edit.select(~is_present), f"not in {settings.name}", ""
     else:
         wrong, state_text = edit.select(is_present & (not edit.replace)), f"in {settings.name} already"
-        advice = "; --replace gives them the new reason and end"
+        advice = "; --replace gives them the new reason, begin and end"
     if not len(wrong.rows):
         return
     first = wrong.select(np.arange(min(len(wrong.rows), NAMED_MAX)))

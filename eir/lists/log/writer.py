@@ -19,9 +19,9 @@ from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
 from eir.lists.table.table import EMPTY, Table, TableEffect, change, device_count, replacement
 
-TRIES_MAX = 10
+TRIES_MAX = 20
 """Number of times that a change is computed if other writers are faster."""
-PAUSE_S_MAX = 0.02
+PAUSE_S_MAX = 0.05
 """Longest pause in seconds before a change is computed again."""
 INLINE_BYTES_MAX = 1 << 20
 """Size in bytes up to which the rows of a change are in its log entry; longer rows are staged in parts."""
