@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 
 from eir.lists.changes.release_load import ReleaseLoader
-from eir.lists.log.writer import ListWriter
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.publish import publish
 
@@ -81,11 +80,7 @@ def publish_once(files, *, issued=STARTED, valid=timedelta(days=14), **members):
 
 def loader(lists, store, *, now, who="tester@host", **options):
     """Return the loader of releases into a store, as `eir load` makes it. `options` as for ReleaseLoader."""
-
-    def open_writer(settings):
-        return ListWriter(store, settings.name, settings.kind, who, keep=settings.keep, now=lambda: now)
-
-    return ReleaseLoader(lists, open_writer, now, **options)
+    return ReleaseLoader(lists, store, who, now, **options)
 
 
 async def load_release(manifest, lists, store, **options):
