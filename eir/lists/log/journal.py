@@ -39,6 +39,9 @@ ABOUT_FILES = frozenset({CLOSED, TRIMMED, DAMAGED})
 FEED_KINDS = frozenset({FEED, "learn"})
 """Kinds of events that the series FEED has: rows of a register, and batches of a learned list, which is one change per batch."""
 ACCEPTED, FORCED, REFUSED = "accepted", "forced", "refused"
+CLAIMS = " (claims {} {}, unverified)"
+"""End of the detail of a rejection whose manifest is not verified: list and serial that it claims."""
+_CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 MAIN_FILE_BYTES = 4 << 20
 """Size in bytes from which a file of MAIN is full."""
 FILES_OF_A_LIMIT = 8
@@ -120,6 +123,14 @@ class JournalLine(NamedTuple):
     after: int
     """Number of the newest line of MAIN when this one was written; in MAIN that of the line before."""
     event: JournalEvent
+
+
+def list_of(event: JournalEvent) -> str | None:
+    """Return the list of an event; for a rejection of an unverified manifest, the list that the manifest claims."""
+    if event.list is not None:
+        return event.list
+    claim = _CLAIMED.search(event.detail)
+    return claim[1] if claim else None
 
 
 def key_of(event: JournalEvent) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Parts that all stores of logs share: format version, decoding of records, and errors."""
+"""Parts that all stores share: format version, decoding of records, the check of free room, and errors."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +12,30 @@ LOG_FORM = 4
 """Version of the store's format. A program does not use a store of another format."""
 RECORD_BYTES_MAX = 1 << 20
 """Maximum size in bytes of a head or a change; another program wrote a longer one."""
+
+VALUE_BYTES_MAX = 64 << 20
+"""Maximum size in bytes of the reply to one command of Redis; another program wrote a longer value."""
+SMALL_BYTES = 1 << 20
+"""Size in bytes up to which a write may use the reserve, such as an operator's entries or a rollback of few rows."""
+_MB = 1 << 20
+
+
+def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, reserve: int) -> None:
+    """Raise StoreError (`cause`) if a write needs more bytes than are free above the reserve.
+
+    Args:
+        cause: cause of the error.
+        where: store, for the message.
+        advice: remedy, for the message.
+        needs: size of the write in bytes.
+        free: free bytes.
+        reserve: bytes that must stay free, unless the write is small (SMALL_BYTES).
+    """
+    if needs <= SMALL_BYTES or needs <= free - reserve:
+        return
+    needs_text = f"{-(-needs // _MB):,} MB"
+    free_text = f"{free // _MB:,} MB are free, of which {reserve // _MB:,} MB are kept for small changes"
+    raise StoreError(cause, f"{where}: this needs about {needs_text}, and {free_text}; nothing was changed: {advice}")
 
 
 def other_form(where: str, form: object) -> str:

@@ -8,6 +8,7 @@ Keys of a list, all in one slot of a cluster:
     eir:{LIST}:parts      stream: the IDs of the parts that a change names
     eir:{LIST}:bases      stream: each change with a base
     eir:{LIST}:base:ID    list: parts; it expires unless a change names it
+    eir:{LIST}:written    mark, with an expiry: a replica that has the mark also has all earlier writes
 
 Further keys: `eir:lists`, the set of names, and `eir:lease:TASK`.
 """
@@ -24,8 +25,7 @@ from eir.errors import GenerationConflict, Report, StoreError, silent
 from eir.lists.log.change import Head, encode
 from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
 from eir.lists.stores.log_records import LOG_FORM, other_form, part_counts, staging_lost, stored_entries, stored_heads
-from eir.lists.stores.redis.link import REPLICA_WAIT_MS, RedisClient
-from eir.lists.stores.redis.writing import check_free, replicate
+from eir.lists.stores.redis_link import REPLICA_WAIT_MS, RedisClient, check_free, replicate
 from eir.lists.stores.redis_url import parse_url
 
 LISTS = "eir:lists"
@@ -34,7 +34,9 @@ POLL_S = 0.1
 PORTION_PARTS = 8
 """Number of parts in one command. Redis serves no other client during the command."""
 ENTRIES_READ = 500
-"""Number of log entries that one command reads."""
+"""Number of changes that one command reads."""
+ROWS_READ = 32
+"""Number of entries with rows (up to eir.lists.log.writer.INLINE_BYTES_MAX each) that one command reads."""
 DELETED = 1_000
 """Number of entries that one command deletes."""
 
@@ -44,7 +46,7 @@ for index, name in ipairs({'hash', 'stream', 'stream', 'stream', 'stream'}) do
   if kind ~= 'none' and kind ~= name then return 'type' end
 end
 local seen, digest, head, version, id, change, rows, ids, has_base, records, bases = unpack(ARGV, 1, 11)
-local now = redis.call('HGET', KEYS[1], 'digest')
+local now = redis.call('HMGET', KEYS[1], 'digest')[1]
 if (now or string.rep('0', 64)) ~= seen then return 'conflict' end
 for index = 6, #KEYS do
   if redis.call('LLEN', KEYS[index]) ~= tonumber(ARGV[index + 6]) then return 'staged' end
@@ -61,9 +63,13 @@ return 'ok'
 CLAIM = """
 local holder, ttl = redis.call('GET', KEYS[1]), tonumber(ARGV[2])
 if holder and holder ~= ARGV[1] then return 0 end
-if ttl > 0 then redis.call('SET', KEYS[1], ARGV[1], 'PX', ttl) else redis.call('DEL', KEYS[1]) end
+if ttl > 0 then redis.call('SET', KEYS[1], ARGV[1], 'PX', ttl) else redis.call('UNLINK', KEYS[1]) end
 return 1
 """
+
+
+def _text(octets: bytes | None) -> str:
+    return (octets or b"").decode(errors="replace")
 
 
 def list_key(name: str, *what: str) -> str:
@@ -90,36 +96,48 @@ class RedisLogStore:
         self.link = RedisClient(parse_url(url, check=check), report, replica_wait_ms)
         """Client of the server, for commands beyond those of a store."""
 
-    async def _names(self) -> Sequence[str]:
-        members = await self.link.execute("SMEMBERS", LISTS)
-        with self.link.decoding():
-            return sorted(name.decode() for name in members)
-
     async def heads(self) -> StoredHeads:
         """Return the heads of all lists."""
+        stored = await self._head_fields("digest", "head", "form")
+        await self._check_forms(stored)
         heads = dict[str, tuple[bytes | StoreError, str]]()
-        async for name, fields in self._each_head("digest", "head", "form"):
+        for name, fields in stored.items():
             if isinstance(fields, StoreError):
                 heads[name] = fields, ""
-                continue
-            digest, head, form = fields
-            if form is None and await self.link.execute("EXISTS", list_key(name, "state")):
-                raise StoreError("schema", other_form(f"Redis ({self.link.where})", 3))
-            if form is not None and form != str(LOG_FORM).encode():
-                raise StoreError("schema", other_form(f"Redis ({self.link.where})", form.decode(errors="replace")))
-            if digest is not None:
-                heads[name] = head or b"", digest.decode(errors="replace")
+            elif fields[0] is not None:
+                heads[name] = fields[1] or b"", _text(fields[0])
         return stored_heads(heads)
 
-    async def _each_head(self, *what: str) -> AsyncIterator[tuple[str, Sequence[bytes | None] | StoreError]]:
-        """Yield each list and these fields of its head, or the error if the key has another type."""
-        for name in await self._names():
-            try:
-                yield name, await self.link.execute("HMGET", list_key(name, "head"), *what)
-            except StoreError as error:
-                if error.cause != "corrupt":
-                    raise
-                yield name, error
+    async def _head_fields(self, *names: str) -> Mapping[str, Sequence[bytes | None] | StoreError]:
+        """Return fields of the head of each list, or the error of a key with another type.
+
+        Raises:
+            StoreError: for each other error.
+        """
+        members = await self.link.execute("SMEMBERS", LISTS)
+        with self.link.decoding():
+            lists = sorted(name.decode() for name in members)
+        return dict(zip(lists, await self._each_hash([list_key(name, "head") for name in lists], names), strict=True))
+
+    async def _each_hash(
+        self, keys: Sequence[str], fields: Sequence[str]
+    ) -> Sequence[Sequence[bytes | None] | StoreError]:
+        """Return fields of hashes, or the error of a key with another type."""
+        replies = await self.link.execute_each(*(("HMGET", key, *fields) for key in keys))
+        for reply in replies:
+            if isinstance(reply, StoreError) and reply.cause != "corrupt":
+                raise reply
+        return replies
+
+    async def _check_forms(self, stored: Mapping[str, Sequence[bytes | None] | StoreError]) -> None:
+        """Raise StoreError (`schema`) if a list has another format. Formats up to 3 had the key `state` instead of `head`."""
+        forms = [fields[2] for fields in stored.values() if not isinstance(fields, StoreError)]
+        headless = [name for name, fields in stored.items() if not isinstance(fields, StoreError) and fields[2] is None]
+        old = await self._each_hash([list_key(name, "state") for name in headless], ("form",))
+        forms += [fields[0] for fields in old if not isinstance(fields, StoreError)]
+        for form in forms:
+            if form not in {None, str(LOG_FORM).encode()}:
+                raise StoreError("schema", other_form(f"Redis ({self.link.where})", _text(form)))
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
         """Return the changes of a list with generations above `after`, with their rows."""
@@ -131,12 +149,13 @@ class RedisLogStore:
     async def _entries(self, name: str, stream: str, field: bytes, after: int) -> list[tuple[int, bytes]]:
         """Read a field of all entries of a stream with generations above `after`, in portions."""
         found: list[tuple[int, bytes]] = []
+        most = ROWS_READ if stream == "rows" else ENTRIES_READ
         while True:
             key = list_key(name, stream)
-            entries = await self.link.execute("XRANGE", key, f"({after}-0", "+", "COUNT", ENTRIES_READ)
+            entries = await self.link.execute("XRANGE", key, f"({after}-0", "+", "COUNT", most)
             with self.link.decoding():
                 found += [(int(entry_id.partition(b"-")[0]), fields[field]) for entry_id, fields in entries]
-            if len(entries) < ENTRIES_READ:
+            if len(entries) < most:
                 return found
             after = found[-1][0]
 
@@ -192,7 +211,7 @@ class RedisLogStore:
         try:
             outcome: bytes = await client.execute_command("EVAL", COMMIT, len(keys), *keys, *values)
         except (fault.ConnectionError, fault.TimeoutError, OSError) as error:
-            now = await self.link.execute("HGET", keys[0], "digest")
+            (now,) = await self.link.execute("HMGET", keys[0], "digest")
             if now != head.digest.encode():
                 if now not in {None, seen.encode()}:
                     return "conflict"
@@ -222,12 +241,12 @@ class RedisLogStore:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while (rest_s := deadline - loop.time()) > 0:
-            digests = {}
-            async for name, fields in self._each_head("digest"):
-                if isinstance(fields, StoreError):
-                    digests[name] = ""
-                elif fields[0] is not None:
-                    digests[name] = fields[0].decode(errors="replace")
+            stored = await self._head_fields("digest")
+            digests = {
+                name: "" if isinstance(fields, StoreError) else _text(fields[0])
+                for name, fields in stored.items()
+                if isinstance(fields, StoreError) or fields[0] is not None
+            }
             if digests != dict(seen):
                 return
             await asyncio.sleep(min(POLL_S, rest_s))

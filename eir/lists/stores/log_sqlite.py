@@ -7,19 +7,18 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from eir.errors import GenerationConflict, Report, StoreError, silent
+from eir.errors import GenerationConflict
 from eir.lists.log.change import NO_CHANGE, Head, encode
 from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
-from eir.lists.stores.log_records import LOG_FORM, other_form, part_counts, staging_lost, stored_entries, stored_heads
-from eir.lists.stores.sqlite.file import APPLICATION_ID, SqliteFile, checkpoint, form_of, transaction, use_durable_wal
-from eir.lists.stores.sqlite.writing import check_disk
+from eir.lists.stores.log_records import part_counts, staging_lost, stored_entries, stored_heads
+from eir.lists.stores.sqlite_file import SqliteFile, check_disk, checkpoint, transaction
 
 POLL_S = 0.1
 """Seconds between two reads of the heads while `wait` waits: SQLite does not notify other processes."""
 PORTION_PARTS = 8
 """Number of parts in one transaction, so that other writers wait only briefly."""
 PORTION_RECORDS = 1_000
-SCHEMA = f"""
+SCHEMA = """
 CREATE TABLE heads (list TEXT PRIMARY KEY, digest TEXT NOT NULL, head TEXT NOT NULL);
 CREATE TABLE log (
     list TEXT NOT NULL, generation INTEGER NOT NULL, change TEXT NOT NULL,
@@ -31,14 +30,13 @@ CREATE TABLE parts (
     until REAL,             -- Unix seconds until which staged parts stay; NULL: a change names them
     list TEXT, generation INTEGER, PRIMARY KEY (id, number));
 CREATE INDEX parts_of_changes ON parts (list, generation);
-CREATE TABLE leases (task TEXT PRIMARY KEY, who TEXT NOT NULL, until REAL NOT NULL);
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {LOG_FORM};
+CREATE TABLE leases (task TEXT PRIMARY KEY, who TEXT NOT NULL, until REAL NOT NULL)
 """
 CLAIM = """
 INSERT INTO leases VALUES (:task, :who, :now + :ttl) ON CONFLICT (task)
-DO UPDATE SET who = :who, until = :now + :ttl WHERE who = :who OR until <= :now
+DO UPDATE SET who = :who, until = :now + :ttl WHERE who = :who OR until <= :now OR until > :now + 3600
 """
+"""Statement that claims or renews a lease. A lease that ends in more than an hour has no effect, because it was claimed before the clock was set back."""
 DELETE_PARTS = """
 DELETE FROM parts WHERE rowid IN (SELECT rowid FROM parts WHERE (list = :list AND generation < :oldest) OR until < :now LIMIT :most)
 """
@@ -59,14 +57,13 @@ class SqliteLogStore:
 
     Args:
         path: the file.
-        report: receives events that are not errors.
-        upgrades: True to create a missing file; False to read only.
+        creates: True to create a missing file; False to read only.
         times: arguments of SqliteFile in seconds.
     """
 
-    def __init__(self, path: Path, *, report: Report = silent, upgrades: bool = True, **times: float) -> None:
+    def __init__(self, path: Path, *, creates: bool = True, **times: float) -> None:
         self.path = path
-        self._file = SqliteFile(path, upgrades=upgrades, report=report, prepare=_prepare, **times)
+        self._file = SqliteFile(path, SCHEMA, creates=creates, **times)
 
     async def heads(self) -> StoredHeads:
         """Return the heads of all lists."""
@@ -122,36 +119,23 @@ class SqliteLogStore:
             await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, task: str, who: str, ttl_s: float) -> bool:
-        """Claim, renew or release a lease."""
+        """Claim, renew or release a lease. If the caller is cancelled, the lease is still written, because the caller may be releasing it."""
         values = {"task": task, "who": who, "ttl": ttl_s, "now": time.time()}
-        return await self._file.call(_execute, CLAIM, values) > 0
+        return await asyncio.shield(self._file.call(_execute, CLAIM, values)) > 0
 
     async def close(self) -> None:
         """Close the connection."""
         await self._file.close()
 
 
-def _prepare(db: sqlite3.Connection, version: int) -> None:
-    """Create the tables of a new file.
-
-    Raises:
-        StoreError: `schema`, for a file of another format.
-    """
-    if version not in {0, LOG_FORM}:
-        (_, _, path), *_ = db.execute("PRAGMA database_list").fetchall()
-        raise StoreError("schema", other_form(path, version))
-    use_durable_wal(db)
-    if not version:
-        with transaction(db):
-            if not form_of(db):  # another process may have created the tables meanwhile
-                for statement in SCHEMA.split(";\n"):
-                    db.execute(statement)
-
-
 def _stage(db: sqlite3.Connection, part_id: str, first: int, parts: Sequence[bytes]) -> None:
-    """Write parts with numbers from `first` on, and renew the expiry of all parts with this ID."""
+    """Write parts with numbers from `first` on, and renew the expiry of all parts with this ID. Before the first part, delete expired parts."""
+    now = time.time()
+    if not first:
+        with transaction(db):
+            db.execute("DELETE FROM parts WHERE until < ?", (now,))
     check_disk(db, sum(map(len, parts)))
-    until = time.time() + STAGED_S
+    until = now + STAGED_S
     with transaction(db):
         db.execute("UPDATE parts SET until = ? WHERE id = ?", (until, part_id))
         rows = ((part_id, first + index, octets, until) for index, octets in enumerate(parts))
@@ -159,8 +143,10 @@ def _stage(db: sqlite3.Connection, part_id: str, first: int, parts: Sequence[byt
 
 
 def _delete_staged(db: sqlite3.Connection, part_id: str) -> None:
+    checkpoint(db)  # on a full disk, the next transaction needs the room of the write-ahead log
     with transaction(db):
         db.execute("DELETE FROM parts WHERE id = ? AND until IS NOT NULL", (part_id,))
+    checkpoint(db)
 
 
 def _commit(db: sqlite3.Connection, name: str, head: Head, entry: LogEntry, seen: str) -> None:

@@ -3,12 +3,9 @@
 It imports both stores, so only eir.node and eir.cli import this module.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from eir.errors import Report, silent
-from eir.lists.follow.list_copy import copied_heads
-from eir.lists.log.change import SerialMark
 from eir.lists.log.store import LogStore
 
 SQLITE = "sqlite"
@@ -40,16 +37,7 @@ def open_store(
     if url == SQLITE:
         from eir.lists.stores.log_sqlite import SqliteLogStore  # noqa: PLC0415  # 0.1 s that a command which only reads the configuration does not spend
 
-        return SqliteLogStore(state_folder / SQLITE_FILE, report=report, upgrades=upgrades)
+        return SqliteLogStore(state_folder / SQLITE_FILE, creates=upgrades)
     from eir.lists.stores.log_redis import RedisLogStore  # noqa: PLC0415  # 0.2 s that a node with the embedded store does not spend
 
     return RedisLogStore(url, report=report, check=check)
-
-
-def serial_marks(state_folder: Path) -> Mapping[str, SerialMark]:
-    """Return the mark of each list (number of serial resets, highest serial) in this node's copies.
-
-    Raises:
-        StoreError: if a copy cannot be read. Without its serials, a release that was in force before could be loaded again.
-    """
-    return {name: head.mark for name, head in copied_heads(state_folder / COPIES).items()}
