@@ -22,9 +22,9 @@ from eir.lists.images.imaging import image_of
 from eir.lists.images.index import Index
 from eir.lists.log.change import Head
 from eir.lists.log.store import LogStore
-from eir.lists.pages.first_days import WAS_LISTED
 from eir.lists.pages.pages import Page
 from eir.lists.record.entries import read_pages
+from eir.lists.record.first_days import WAS_LISTED
 from eir.lists.record.reasons import reason_and_day
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, ListSettings
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from eir.errors import ReleaseRefused
 from eir.lists.changes.local import EntryDetails
 from eir.lists.changes.local_entries import Entry
-from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.entries import ListEntry, entries_of, imsi_text
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.build import Rows, build_pages

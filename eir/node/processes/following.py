@@ -25,7 +25,7 @@ from eir.lists.follow.follower import Follower
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import DeviceList, FirstSeenList, Index
 from eir.lists.log.change import Head
-from eir.lists.pages.first_days import Sighted
+from eir.lists.record.first_days import Sighted
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_copy, open_store
 from eir.node.observe import metrics
