@@ -67,6 +67,17 @@ def seen_on(keys: Keys, day: int, first: int | None = None) -> FirstDays:
     return FirstDays(devices, firsts, periods(day, devices))
 
 
+def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
+    """Return a mask of the devices that have not been seen for `remember` days.
+
+    The exact day of the last sighting is unknown, so the days count from the end of the period of the last sighting.
+    """
+    ages = today - PERIODS_BEGIN + (days.keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
+    period_ends = (days.lasts.astype(np.int64) + 1) * PERIOD_DAYS
+    unseen: NDArray[np.bool_] = ages - period_ends >= remember
+    return unseen
+
+
 def merge(parts: Sequence[FirstDays]) -> FirstDays:
     """Merge records of first sightings. If several records have a device, its earliest first day and its latest period are kept."""
     joined = join(parts)
