@@ -36,7 +36,9 @@ SERIES = (MAIN, FEED, REJECTED)
 CLOSED, TRIMMED, DAMAGED = "close", "trim", "damage"
 """Kinds of events about the journal's files: a full file, files deleted by age, and a damaged file that a new one follows."""
 ABOUT_FILES = frozenset({CLOSED, TRIMMED, DAMAGED})
-ACCEPTED, REFUSED = "accepted", "refused"
+FEED_KINDS = frozenset({FEED, "learn"})
+"""Kinds of events that the series FEED has: rows of a register, and batches of a learned list, which is one change per batch."""
+ACCEPTED, FORCED, REFUSED = "accepted", "forced", "refused"
 CLAIMS = " (claims {} {}, unverified)"
 """End of the detail of a rejection whose manifest is not verified: list and serial that it claims."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
@@ -195,6 +197,11 @@ class Journal:
                 self._folder_lock = None
 
     @property
+    def is_open(self) -> bool:
+        """True if the journal is open for writing."""
+        return self._folder_lock is not None
+
+    @property
     def is_nearly_full(self) -> bool:
         """True if MAIN has more than NEARLY_FULL of its expected size."""
         return sum(path.stat().st_size for path in self._paths(MAIN)) > NEARLY_FULL * self.max_bytes
@@ -218,7 +225,7 @@ class Journal:
         if event.outcome == REFUSED:
             self.reject(event)
         else:
-            self.append(FEED if event.what == FEED else MAIN, event)
+            self.append(FEED if event.what in FEED_KINDS else MAIN, event)
 
     def reject(self, event: JournalEvent) -> None:
         """Append a rejection; if an equal one of this day was written before, only count it. `write_repeated` writes the counts.
@@ -404,7 +411,17 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
     number, before, after = document.pop("line", None), document.pop("before", None), document.pop("after", None)
     if type(number) is not int or not isinstance(before, str) or type(after) is not int:
         raise ValueError("`line`, `before` and `after` must be a number, a digest and a number")
-    for name, value in document.items():
+    return JournalLine(number, after, parse_event(document)), before
+
+
+def parse_event(document: Mapping[str, Any]) -> JournalEvent:
+    """Create an event from the JSON object of its fields; a field without a value may be missing or None.
+
+    Raises:
+        ValueError: if it is not an event.
+    """
+    fields_given = {name: value for name, value in document.items() if value is not None}
+    for name, value in fields_given.items():
         form = _FORMS.get(name)
         if form is None:
             raise ValueError(f"unknown field {name}")
@@ -414,10 +431,9 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
         )  # fmt: skip
         if not is_valid:
             raise ValueError(f"field {name} must have the type {form}")
-    if not {"time", "who", "what"} <= document.keys():
+    if not {"time", "who", "what"} <= fields_given.keys():
         raise ValueError("an event must have `time`, `who` and `what`")
-    document["rows"] = tuple(document.get("rows", ()))
-    return JournalLine(number, after, JournalEvent(**document)), before
+    return JournalEvent(**fields_given | {"rows": tuple(fields_given.get("rows", ()))})
 
 
 def paths_of(folder: Path, series: str) -> list[Path]:

@@ -19,9 +19,9 @@ from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
 from eir.lists.table.table import EMPTY, Table, TableEffect, change, device_count, replacement
 
-TRIES_MAX = 10
+TRIES_MAX = 20
 """Number of times that a change is computed if other writers are faster."""
-PAUSE_S_MAX = 0.02
+PAUSE_S_MAX = 0.05
 """Longest pause in seconds before a change is computed again."""
 INLINE_BYTES_MAX = 1 << 20
 """Size in bytes up to which the rows of a change are in its log entry; longer rows are staged in parts."""
@@ -59,6 +59,8 @@ class ListUpdate:
     """Generation above which that of the change must be; for a write-back or a restore."""
     lifted: tuple[str, ...] = ()
     detail: str = ""
+    who: str = ""
+    """User and host; empty: those of the writer."""
 
 
 class ComputedUpdate(NamedTuple):
@@ -209,7 +211,7 @@ class ListWriter:
             before=before.digest,
             continues=update.continues,
             time=self._now().strftime(TIME_FORMAT),
-            who=self._who,
+            who=update.who or self._who,
             what=update.what,
             last_base=before.base_digest,
             content=tree.root,
