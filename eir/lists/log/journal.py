@@ -36,7 +36,9 @@ SERIES = (MAIN, FEED, REJECTED)
 CLOSED, TRIMMED, DAMAGED = "close", "trim", "damage"
 """Kinds of events about the journal's files: a full file, files deleted by age, and a damaged file that a new one follows."""
 ABOUT_FILES = frozenset({CLOSED, TRIMMED, DAMAGED})
-ACCEPTED, REFUSED = "accepted", "refused"
+FEED_KINDS = frozenset({FEED, "learn"})
+"""Kinds of events that the series FEED has: rows of a register, and batches of a learned list, which is one change per batch."""
+ACCEPTED, FORCED, REFUSED = "accepted", "forced", "refused"
 CLAIMS = " (claims {} {}, unverified)"
 """End of the detail of a rejection whose manifest is not verified: list and serial that it claims."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
@@ -131,6 +133,11 @@ def list_of(event: JournalEvent) -> str | None:
     return claim[1] if claim else None
 
 
+def series_of(event: JournalEvent) -> str:
+    """Return the series of an event."""
+    return REJECTED if event.outcome == REFUSED else FEED if event.what in FEED_KINDS else MAIN
+
+
 def key_of(event: JournalEvent) -> tuple[str, ...]:
     """Return the day, list, sender and reason of a rejection: equal ones are counted together."""
     return event.time[:10], event.list or "", event.who, event.detail.partition(":")[0]
@@ -195,6 +202,11 @@ class Journal:
                 self._folder_lock = None
 
     @property
+    def is_open(self) -> bool:
+        """True if the journal is open for writing."""
+        return self._folder_lock is not None
+
+    @property
     def is_nearly_full(self) -> bool:
         """True if MAIN has more than NEARLY_FULL of its expected size."""
         return sum(path.stat().st_size for path in self._paths(MAIN)) > NEARLY_FULL * self.max_bytes
@@ -215,10 +227,11 @@ class Journal:
         Raises:
             JournalError: as `append`.
         """
-        if event.outcome == REFUSED:
+        series = series_of(event)
+        if series == REJECTED:
             self.reject(event)
         else:
-            self.append(FEED if event.what == FEED else MAIN, event)
+            self.append(series, event)
 
     def reject(self, event: JournalEvent) -> None:
         """Append a rejection; if an equal one of this day was written before, only count it. `write_repeated` writes the counts.
@@ -404,7 +417,17 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
     number, before, after = document.pop("line", None), document.pop("before", None), document.pop("after", None)
     if type(number) is not int or not isinstance(before, str) or type(after) is not int:
         raise ValueError("`line`, `before` and `after` must be a number, a digest and a number")
-    for name, value in document.items():
+    return JournalLine(number, after, parse_event(document)), before
+
+
+def parse_event(document: Mapping[str, Any]) -> JournalEvent:
+    """Create an event from the JSON object of its fields; a field without a value may be missing or None.
+
+    Raises:
+        ValueError: if it is not an event.
+    """
+    fields_given = {name: value for name, value in document.items() if value is not None}
+    for name, value in fields_given.items():
         form = _FORMS.get(name)
         if form is None:
             raise ValueError(f"unknown field {name}")
@@ -414,10 +437,9 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
         )  # fmt: skip
         if not is_valid:
             raise ValueError(f"field {name} must have the type {form}")
-    if not {"time", "who", "what"} <= document.keys():
+    if not {"time", "who", "what"} <= fields_given.keys():
         raise ValueError("an event must have `time`, `who` and `what`")
-    document["rows"] = tuple(document.get("rows", ()))
-    return JournalLine(number, after, JournalEvent(**document)), before
+    return JournalEvent(**fields_given | {"rows": tuple(fields_given.get("rows", ()))})
 
 
 def paths_of(folder: Path, series: str) -> list[Path]:
@@ -505,6 +527,7 @@ def read_events(
     since: str = "",
     series: Sequence[str] = SERIES,
     limit: int | None = None,
+    about_files: bool = False,
 ) -> Sequence[JournalEvent]:
     """Return the newest events in the order in which they happened.
 
@@ -517,8 +540,9 @@ def read_events(
         since: only events from this time on.
         series: series to read.
         limit: maximum number of events; None for all.
+        about_files: True to return also events about the journal's own files.
     """
-    found = [_newest_lines(folder, each, name, since, limit) for each in series]
+    found = [_newest_lines(folder, each, name, since, limit, about_files=about_files) for each in series]
     rejected = [_combined(lines) if each == REJECTED else lines for each, lines in zip(series, found, strict=True)]
     keyed = (
         [((line.number, 0) if each == MAIN else (line.after, 1), line.event) for line in lines]
@@ -528,7 +552,9 @@ def read_events(
     return events if limit is None else events[-limit:]
 
 
-def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit: int | None) -> Sequence[JournalLine]:
+def _newest_lines(
+    folder: Path, series: str, name: str | None, since: str, limit: int | None, *, about_files: bool
+) -> Sequence[JournalLine]:
     """Return the newest lines of a series that match, oldest first: at least `limit` if there are so many, from whole files."""
     newest: list[Sequence[JournalLine]] = []
     count = 0
@@ -536,7 +562,9 @@ def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit
         lines = [
             line
             for line in _readable(path)
-            if line.event.what not in ABOUT_FILES and name in {None, line.event.list} and line.event.time >= since
+            if (about_files or line.event.what not in ABOUT_FILES)
+            and name in {None, line.event.list}
+            and line.event.time >= since
         ]
         newest.append(lines)
         count += len(lines)
