@@ -19,8 +19,8 @@ from eir.errors import IdentifierError
 from eir.lists.images.index import Index
 from eir.lists.images.table_image import image_of
 from eir.lists.log.reader import LoggedList
-from eir.lists.pages.first_days import WAS_LISTED
 from eir.lists.record.entries import until_text
+from eir.lists.record.first_days import WAS_LISTED
 from eir.lists.record.listed_entries import reason_and_day, rows_between
 from eir.lists.record.settings import SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.table.columns import NO_ROWS, SECONDS, TableRows

@@ -26,7 +26,7 @@ from eir.errors import EirError, SetupFault
 from eir.lists.changes.listings import Parts, count_first_days, read_listings, read_reasons
 from eir.lists.log.change import utc_text
 from eir.lists.log.store import LogStore
-from eir.lists.pages.first_days import DAY_S
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.history import read_record
 from eir.lists.record.settings import DEVICES, PAIRS
 from eir.lists.record.store import CHAINS, MAIN, SIGHTED, Event

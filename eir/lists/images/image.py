@@ -287,7 +287,7 @@ class Image:
     def first_seen(self, key: int) -> tuple[int, int] | None:
         """Return the day on which a device was first seen, and the index of the period in which it was last seen.
 
-        A period is PERIOD_DAYS days (eir.lists.pages.first_days). Returns None for a device without a record.
+        A period is PERIOD_DAYS days (eir.lists.record.first_days). Returns None for a device without a record.
         """
         devices = self._devices
         position = devices.position(devices.page(key // SNR_KEYS), key % SNR_KEYS)

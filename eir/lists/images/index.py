@@ -14,7 +14,7 @@ from eir.device import SNR_KEYS
 from eir.lists.images.image import Image
 from eir.lists.images.table_image import tacs_bound
 from eir.lists.log.change import Head
-from eir.lists.pages.first_days import DAY_S, period
+from eir.lists.record.first_days import DAY_S, period
 from eir.lists.record.settings import BOUND, DEVICES, FIRST_SEEN, TYPES
 
 Clock = Callable[[], float]

@@ -32,6 +32,10 @@ BASE_ROWS, BASE_ENTRIES, BASE_BYTES = 100_000, 20_000, 1 << 20
 list's rows, or more bytes than this and the last base."""
 KEEP = 5
 """Default number of earlier releases that stay available for a rollback."""
+LEARN = "learn"
+"""Kind of the changes of a record of first sightings that nodes write."""
+UNCOUNTED = frozenset({"feed", LEARN})
+"""Kinds of changes of local lists that cannot be undone."""
 LOCAL_KEPT = timedelta(days=1)
 """Time for which each change of a local list can be undone."""
 
@@ -283,13 +287,13 @@ class ListWriter:
     async def _oldest_wanted(self, made: Change) -> int:
         """Return the generation of the oldest base that must stay, so that `keep` earlier releases can be restored; 0 keeps all.
 
-        In a local list, each change but those of a feed counts as a release, and each of the last day stays.
+        In a local list, each change but those in UNCOUNTED counts as a release, and each of the last day stays.
         """
         changes = [entry.change for entry in await self._store.log(self.name, 0)]
         bases = [change.generation for change in changes if change.base_id]
         is_local = not made.highest_serial
         restorable = [
-            change for change in changes if (change.what != "feed" if is_local else change.what in RELEASE_KINDS)
+            change for change in changes if (change.what not in UNCOUNTED if is_local else change.what in RELEASE_KINDS)
         ]
         wanted = [change.generation for change in restorable[-self._keep :]]
         if is_local:

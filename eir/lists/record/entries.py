@@ -16,9 +16,9 @@ from eir.errors import StoreChanged
 from eir.lists.log.change import utc_text
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import decode_page_days
-from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.dates import kept_dates
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.history import is_event_of, is_refusal
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.record.store import Event, ListState, ListStore, Release

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from eir.device import SNR_KEYS
-from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.entries import ListEntry
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.reasons import reason_at
 from eir.lists.table.columns import BEGINS, DAYS, ENDS, REASONS, SECONDS, WHOLE, Numbers, TableRows, block_numbers
 from eir.lists.table.table import Table, in_force

@@ -28,7 +28,7 @@ from eir.lists.images.table_image import image_of
 from eir.lists.log.change import Head
 from eir.lists.log.journal import Journal, JournalEvent
 from eir.lists.log.node_journal import JournalStatus, NodeJournal
-from eir.lists.pages.first_days import Sighted
+from eir.lists.record.first_days import Sighted
 from eir.lists.stores.open import JOURNAL, open_store
 from eir.lists.table.table import Table
 from eir.node.observe import metrics
