@@ -133,6 +133,11 @@ def list_of(event: JournalEvent) -> str | None:
     return claim[1] if claim else None
 
 
+def series_of(event: JournalEvent) -> str:
+    """Return the series of an event."""
+    return REJECTED if event.outcome == REFUSED else FEED if event.what in FEED_KINDS else MAIN
+
+
 def key_of(event: JournalEvent) -> tuple[str, ...]:
     """Return the day, list, sender and reason of a rejection: equal ones are counted together."""
     return event.time[:10], event.list or "", event.who, event.detail.partition(":")[0]
@@ -222,10 +227,11 @@ class Journal:
         Raises:
             JournalError: as `append`.
         """
-        if event.outcome == REFUSED:
+        series = series_of(event)
+        if series == REJECTED:
             self.reject(event)
         else:
-            self.append(FEED if event.what in FEED_KINDS else MAIN, event)
+            self.append(series, event)
 
     def reject(self, event: JournalEvent) -> None:
         """Append a rejection; if an equal one of this day was written before, only count it. `write_repeated` writes the counts.
@@ -521,6 +527,7 @@ def read_events(
     since: str = "",
     series: Sequence[str] = SERIES,
     limit: int | None = None,
+    about_files: bool = False,
 ) -> Sequence[JournalEvent]:
     """Return the newest events in the order in which they happened.
 
@@ -533,8 +540,9 @@ def read_events(
         since: only events from this time on.
         series: series to read.
         limit: maximum number of events; None for all.
+        about_files: True to return also events about the journal's own files.
     """
-    found = [_newest_lines(folder, each, name, since, limit) for each in series]
+    found = [_newest_lines(folder, each, name, since, limit, about_files=about_files) for each in series]
     rejected = [_combined(lines) if each == REJECTED else lines for each, lines in zip(series, found, strict=True)]
     keyed = (
         [((line.number, 0) if each == MAIN else (line.after, 1), line.event) for line in lines]
@@ -544,7 +552,9 @@ def read_events(
     return events if limit is None else events[-limit:]
 
 
-def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit: int | None) -> Sequence[JournalLine]:
+def _newest_lines(
+    folder: Path, series: str, name: str | None, since: str, limit: int | None, *, about_files: bool
+) -> Sequence[JournalLine]:
     """Return the newest lines of a series that match, oldest first: at least `limit` if there are so many, from whole files."""
     newest: list[Sequence[JournalLine]] = []
     count = 0
@@ -552,7 +562,9 @@ def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit
         lines = [
             line
             for line in _readable(path)
-            if line.event.what not in ABOUT_FILES and name in {None, line.event.list} and line.event.time >= since
+            if (about_files or line.event.what not in ABOUT_FILES)
+            and name in {None, line.event.list}
+            and line.event.time >= since
         ]
         newest.append(lines)
         count += len(lines)
