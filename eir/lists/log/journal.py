@@ -7,6 +7,9 @@ are deleted. MAIN is deleted by age alone. So MAIN proves each closed file of th
 
 Equal rejections of one day are written when the first one happens, and then at most once
 per REPEAT_S, with their number.
+
+The folder may also have witness files: exports of other journals (eir.lists.log.journal_export), each named by its SHA-256, which an event of
+MAIN records. Readers add the changes of witness files that the journal lacks.
 """
 
 import fcntl
@@ -20,10 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from heapq import merge
 from itertools import takewhile
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +38,8 @@ MAIN, FEED, REJECTED = "main", "feed", "rejected"
 SERIES = (MAIN, FEED, REJECTED)
 CLOSED, TRIMMED, DAMAGED = "close", "trim", "damage"
 """Kinds of events about the journal's files: a full file, files deleted by age, and a damaged file that a new one follows."""
+IMPORT = "import"
+"""Kind of the event that records a witness file; `digest` is the SHA-256 of the file."""
 ABOUT_FILES = frozenset({CLOSED, TRIMMED, DAMAGED})
 ACCEPTED, REFUSED = "accepted", "refused"
 MAIN_FILE_BYTES = 4 << 20
@@ -53,7 +58,10 @@ NEARLY_FULL = 0.8
 BEGIN = "0" * 64
 """Field `before` of the first line of a series."""
 _NAME = re.compile(r"(main|feed|rejected)-([0-9]{12})\.jsonl")
-_MODE = 0o640
+_WITNESS, WITNESS_DIGITS = "witness-", 32
+"""Begin of the name of a witness file, and number of digits of its SHA-256 in the name."""
+MODE = 0o640
+"""Mode of the files."""
 
 
 class JournalError(EirError):
@@ -120,6 +128,11 @@ class JournalLine(NamedTuple):
     event: JournalEvent
 
 
+def series_of(event: JournalEvent) -> str:
+    """Return the series to which an event belongs."""
+    return REJECTED if event.outcome == REFUSED else FEED if event.what == FEED else MAIN
+
+
 def key_of(event: JournalEvent) -> tuple[str, ...]:
     """Return the day, list, sender and reason of a rejection: equal ones are counted together."""
     return event.time[:10], event.list or "", event.who, event.detail.partition(":")[0]
@@ -162,7 +175,7 @@ class Journal:
         """
         try:
             self.folder.mkdir(mode=0o750, exist_ok=True)
-            self._folder_lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+            self._folder_lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
             fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise JournalBusy(f"{self.folder}: another process writes the journal; run the command again") from error
@@ -204,10 +217,10 @@ class Journal:
         Raises:
             JournalError: as `append`.
         """
-        if event.outcome == REFUSED:
+        if series_of(event) == REJECTED:
             self.reject(event)
         else:
-            self.append(FEED if event.what == FEED else MAIN, event)
+            self.append(series_of(event), event)
 
     def reject(self, event: JournalEvent) -> None:
         """Append a rejection; if an equal one of this day was written before, only count it. `write_repeated` writes the counts.
@@ -254,6 +267,9 @@ class Journal:
                 is_old = [_newest_time(path) < (now - self.keep).strftime(TIME_FORMAT) for path in closed]
                 if old := [path for path, _ in takewhile(itemgetter(1), zip(closed, is_old, strict=True))]:
                     self._delete(series, old, now)
+            for path in witness_paths(self.folder):
+                if path.stat().st_mtime < (now - self.keep).timestamp():
+                    self._delete_witness(path, now)
 
     # Files
 
@@ -288,7 +304,7 @@ class Journal:
         before = self._files.get(series)
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._files[series] = os.open(path, flags, _MODE)
+            self._files[series] = os.open(path, flags, MODE)
             sync_folder(self.folder)
         except OSError as error:
             raise JournalError(f"{path}: the journal cannot be written: {error}") from error
@@ -357,6 +373,14 @@ class Journal:
         for path in paths:
             path.unlink()
 
+    def _delete_witness(self, path: Path, now: datetime) -> None:
+        """Delete an old witness file, and record this in MAIN."""
+        with path.open("rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+        detail = f"history.keep: {path.name} is deleted"
+        self._write(MAIN, [JournalEvent(time=now.strftime(TIME_FORMAT), who="eir", what=TRIMMED, digest=digest, detail=detail)])  # fmt: skip
+        path.unlink()
+
     def _write_repeated(self) -> None:
         self._write(REJECTED, [event for event in self._repeated.values() if event.count])
         self._repeated.clear()
@@ -414,6 +438,26 @@ def paths_of(folder: Path, series: str) -> list[Path]:
     with suppress(FileNotFoundError):
         return sorted(path for path in folder.iterdir() if (found := _NAME.fullmatch(path.name)) and found[1] == series)
     return []
+
+
+def witness_paths(folder: Path) -> list[Path]:
+    """Return the witness files of a journal."""
+    return sorted(folder.glob(f"{_WITNESS}*.jsonl"))
+
+
+def witness_path(folder: Path, digest: str) -> Path:
+    """Return the path of the witness file with this SHA-256."""
+    return folder / f"{_WITNESS}{digest[:WITNESS_DIGITS]}.jsonl"
+
+
+def is_journal_file(name: str) -> bool:
+    """Return True for the name of a file of a series."""
+    return _NAME.fullmatch(name) is not None
+
+
+def first_line(folder: Path, series: str) -> int:
+    """Return the number of the oldest line of a series; 1 for a new series."""
+    return _first_number(paths[0]) if (paths := paths_of(folder, series)) else 1
 
 
 def _first_number(path: Path) -> int:
@@ -494,11 +538,12 @@ def read_events(
     since: str = "",
     series: Sequence[str] = SERIES,
     limit: int | None = None,
+    witnesses: bool = True,
 ) -> Sequence[JournalEvent]:
     """Return the newest events in the order in which they happened.
 
     Equal rejections of one day are one event. Events about the journal's own files are left out. Between two lines of MAIN the lines of the
-    feed come before rejections.
+    feed come before rejections. Changes that only a witness file has are placed by their time; with `limit`, if the journal has fewer events.
 
     Args:
         folder: folder of the journal.
@@ -506,6 +551,7 @@ def read_events(
         since: only events from this time on.
         series: series to read.
         limit: maximum number of events; None for all.
+        witnesses: also read witness files.
     """
     found = [_newest_lines(folder, each, name, since, limit) for each in series]
     rejected = [_combined(lines) if each == REJECTED else lines for each, lines in zip(series, found, strict=True)]
@@ -514,7 +560,21 @@ def read_events(
         for each, lines in zip(series, rejected, strict=True)
     )
     events = [event for _, event in merge(*keyed, key=itemgetter(0))]
+    if witnesses and (limit is None or len(events) < limit):
+        witnessed = _witnessed(folder, {event.change for event in events}, name, since, series)
+        events = [*merge(witnessed, events, key=attrgetter("time"))]
     return events if limit is None else events[-limit:]
+
+
+def _witnessed(folder: Path, known: set[str | None], name: str | None, since: str, series: Sequence[str]) -> Iterator[JournalEvent]:  # fmt: skip
+    """Yield the matching changes of the witness files whose digests are not in `known`."""
+    for path in witness_paths(folder):
+        for line in _readable(path):
+            event = line.event
+            is_wanted = name in {None, event.list} and event.time >= since and series_of(event) in series  # fmt: skip
+            if event.change is not None and event.change not in known and is_wanted:
+                known.add(event.change)
+                yield event
 
 
 def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit: int | None) -> Sequence[JournalLine]:
@@ -560,10 +620,14 @@ def journal_faults(folder: Path) -> Iterator[str]:
     proofs: dict[str, dict[int, str]] = {series: {} for series in SERIES}
     """Digests of lines by their number, as events of MAIN record them."""
     oldest = dict.fromkeys(SERIES, 1)
+    witnesses: dict[str, bool] = {}
+    """Digests of witness files by the events of MAIN; False for a deleted one."""
     yield from _chain_faults(folder, MAIN, {}, None)
     for path in paths_of(folder, MAIN):
         for line in _readable(path):
             event = line.event
+            if event.what in {IMPORT, TRIMMED} and event.series is None:
+                witnesses[event.digest or ""] = event.what == IMPORT
             if event.series in proofs and event.number is not None:
                 proofs[event.series][event.number] = event.digest or ""
                 oldest[event.series] = event.oldest or oldest[event.series]
@@ -573,6 +637,21 @@ def journal_faults(folder: Path) -> Iterator[str]:
             yield f"{paths[0].name}: lines {oldest[series]} to {first - 1} before this file are missing"
         if series != MAIN:
             yield from _chain_faults(folder, series, proofs[series], max(proofs[series], default=0))
+    yield from _witness_faults(folder, [digest for digest, is_kept in witnesses.items() if is_kept])
+
+
+def _witness_faults(folder: Path, digests: Sequence[str]) -> Iterator[str]:
+    """Verify the witness files with these SHA-256."""
+    for digest in digests:
+        path = witness_path(folder, digest)
+        try:
+            with path.open("rb") as file:
+                found = file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            yield f"{path.name}: the file is missing"
+        else:
+            if found != digest:
+                yield f"{path.name}: the file was changed"
 
 
 def _chain_faults(folder: Path, series: str, proofs: Mapping[int, str], newest: int | None) -> Iterator[str]:
@@ -602,29 +681,3 @@ def _chain_faults(folder: Path, series: str, proofs: Mapping[int, str], newest: 
                 yield f"{path.name}:{at}: the line is not the one that the series {MAIN} records"
     if newest is not None and newest > number:
         yield f"lines {number + 1} to {newest} of the series {series} are missing"
-
-
-def recorded_changes(events: Iterable[JournalEvent]) -> dict[tuple[str, int], str]:
-    """Return the digest of each recorded change by its list and generation."""
-    return {
-        (event.list, event.generation): event.change
-        for event in events
-        if event.list is not None and event.generation is not None and event.change is not None
-    }
-
-
-def change_differences(changes: Mapping[tuple[str, int], str], witness: Mapping[tuple[str, int], str]) -> Iterator[str]:
-    """Compare the changes of a journal with those of a store's log or of another node's journal; yield a message about each difference.
-
-    A generation that only one of them has is no difference, unless the other one has an earlier and a later generation of the list.
-    """
-    for name in sorted({name for name, _ in changes}):
-        ours = {generation: digest for (each, generation), digest in changes.items() if each == name}
-        theirs = {generation: digest for (each, generation), digest in witness.items() if each == name}
-        for generation in sorted(ours.keys() | theirs.keys()):
-            if generation not in ours and min(ours) < generation < max(ours):
-                yield f"list {name}: change {generation} is missing in the journal"
-            elif generation not in theirs and theirs and min(theirs) < generation < max(theirs):
-                yield f"list {name}: change {generation} is missing in the witness"
-            elif generation in ours and generation in theirs and ours[generation] != theirs[generation]:
-                yield f"list {name}: change {generation} differs from that of the witness"
