@@ -33,6 +33,7 @@ from eir.errors import Report, StoreError, silent
 from eir.lists.log.change import NO_CHANGE, Change, Head, SerialMark, decode, encode, following
 from eir.lists.log.reader import ChangeRows, LoggedList, apply_changes, join_parts, split_parts
 from eir.lists.log.store import RECORDS_KEPT
+from eir.lists.record.in_force import load_in_force
 from eir.lists.stores.log_records import check_room
 from eir.lists.stores.open import COPIES
 from eir.lists.table.codec import ARRAY_FORMS, arrays_of
@@ -285,12 +286,15 @@ def copied_heads(folder: Path) -> Mapping[str, Head]:
 
 
 def serial_marks(state_folder: Path) -> Mapping[str, SerialMark]:
-    """Return the mark of each list (number of serial resets, highest serial) in this node's copies.
+    """Return the highest mark of each list (number of serial resets, highest serial) that was in force on this node, whatever the store has.
 
     Raises:
         StoreError: if a copy cannot be read. Without its serials, a release that was in force before could be loaded again.
     """
-    return {name: head.mark for name, head in copied_heads(state_folder / COPIES).items()}
+    marks = {name: entry.mark for name, entry in load_in_force(state_folder).items()}
+    for name, head in copied_heads(state_folder / COPIES).items():
+        marks[name] = max(marks.get(name, head.mark), head.mark)
+    return marks
 
 
 def _octets(arrays: Sequence[Numbers | None]) -> Iterator[memoryview]:

@@ -42,6 +42,9 @@ IMPORT = "import"
 """Kind of the event that records a witness file; `digest` is the SHA-256 of the file."""
 ABOUT_FILES = frozenset({CLOSED, TRIMMED, DAMAGED})
 ACCEPTED, REFUSED = "accepted", "refused"
+CLAIMS = " (claims {} {}, unverified)"
+"""End of the detail of a rejection whose manifest is not verified: list and serial that it claims."""
+_CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 MAIN_FILE_BYTES = 4 << 20
 """Size in bytes from which a file of MAIN is full."""
 FILES_OF_A_LIMIT = 8
@@ -131,6 +134,14 @@ class JournalLine(NamedTuple):
 def series_of(event: JournalEvent) -> str:
     """Return the series to which an event belongs."""
     return REJECTED if event.outcome == REFUSED else FEED if event.what == FEED else MAIN
+
+
+def list_of(event: JournalEvent) -> str | None:
+    """Return the list of an event; for a rejection of an unverified manifest, the list that the manifest claims."""
+    if event.list is not None:
+        return event.list
+    claim = _CLAIMED.search(event.detail)
+    return claim[1] if claim else None
 
 
 def key_of(event: JournalEvent) -> tuple[str, ...]:

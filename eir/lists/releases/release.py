@@ -158,12 +158,12 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
 
 
 @contextmanager
-def naming_release(manifest: Manifest) -> Iterator[None]:
-    """Catch a ReleaseRefused in the `with` block, add list and serial of the verified manifest to the exception, and raise it again."""
+def naming_release(manifest: Manifest, digest: str | None = None) -> Iterator[None]:
+    """Catch a ReleaseRefused in the `with` block, add list, serial and digest of the verified manifest to it, and raise it again."""
     try:
         yield
     except ReleaseRefused as refused:
-        refused.name_release(manifest.list, manifest.serial)
+        refused.name_release(manifest.list, manifest.serial, digest)
         raise
 
 

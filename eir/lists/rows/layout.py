@@ -250,10 +250,9 @@ def unknown_columns(header: bytes, layout: Layout) -> list[str]:
     if layout.name != "eir":
         return []
     warnings = []
-    known = [column for column in layout.columns if column != BEGIN]  # loads ignore the column `begin`
     for column in _header_names(header, ","):
-        if column not in known:
-            similar = difflib.get_close_matches(column, known, n=1)
+        if column not in layout.columns:
+            similar = difflib.get_close_matches(column, layout.columns, n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else ""
             warnings.append(f"{column!r}{hint}")
     return warnings

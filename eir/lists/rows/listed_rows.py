@@ -7,7 +7,19 @@ import numpy as np
 from eir.device import SNR_KEYS
 from eir.errors import ReleaseRefused
 from eir.lists.rows.layout import BY_PAIR, BY_TYPE, TIME_MAX
-from eir.lists.table.columns import COLUMNS, WHOLE, Columns, Numbers, TableRows, sorted_rows
+from eir.lists.table.columns import (
+    BEGINS,
+    COLUMNS,
+    ENDS,
+    REASONS,
+    SECONDS,
+    WHOLE,
+    Columns,
+    Numbers,
+    TableRows,
+    is_first,
+    sorted_rows,
+)
 
 RANGE_TACS_MAX = 500_000
 """Maximum number of TACs that all ranges and whole TACs of one release touch. `--force` does not lift this limit. GSMA has allocated half as many TACs."""
@@ -100,10 +112,34 @@ class ListedRows:
                 column[start:end] = values
         self._used = end
 
+    def _rows(self) -> TableRows:
+        """Return the collected rows in the order in which they were added."""
+        columns = tuple(None if column is None else column[: self._used] for column in self._columns)
+        return TableRows(self._keys[: self._used], columns)
+
+    def count_repeats(self) -> tuple[int, int]:
+        """Return how many entries are listed again, and how many of these have another reason, begin or end than before.
+
+        An entry is a single identifier, a whole TAC or a pair.
+        """
+        rows = self._rows()
+        if all(column is None for column in rows.columns):
+            rows.keys.sort()  # in place: a copy of 100 million keys uses 800 MB
+            return len(rows) - int(is_first(rows.keys).sum()), 0
+        order = np.argsort(rows.keys)
+        keys = rows.keys[order]
+        equal = keys[1:] == keys[:-1]
+        again = rows.select(order[np.append(equal, False) | np.append(False, equal)])
+        names = [again.keys, again.column(SECONDS)]
+        values = [again.column(index) for index in (REASONS, BEGINS, ENDS)]
+        order = np.lexsort((*values, *names[::-1]))
+        repeated = ~is_first(*(column[order] for column in names))
+        conflicting = repeated & is_first(*(column[order] for column in values))
+        return int(repeated.sum()), int(conflicting.sum())
+
     def pop(self) -> TableRows:
         """Return the sorted rows, and clear this object. Of repeated rows the earliest begin and the latest end count (`sorted_rows`)."""
-        columns = tuple(None if column is None else column[: self._used] for column in self._columns)
-        rows = TableRows(self._keys[: self._used], columns)
+        rows = self._rows()
         self._keys, self._columns, self._used = self._keys[:0], [None] * len(COLUMNS), 0
         return sorted_rows(rows)
 

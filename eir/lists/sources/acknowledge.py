@@ -313,11 +313,11 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
         verify_release(path, lists, now=manifest.issued)
     with tempfile.TemporaryDirectory(prefix="eir-audit-") as temporary:
         contents = Contents(folder, name, index.holds, lists[name].layouts, Path(temporary))
-        state, pages, _ = asyncio.run(contents.load(paths))
-    if state.content != acknowledgement.content:
-        fault = f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {serial} makes {state.content[:12]}"
+        content = asyncio.run(contents.load(paths))
+    if content.head.content != acknowledgement.content:
+        fault = f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {serial} makes {content.head.content[:12]}"
         raise ReleaseRefused("acknowledgement", fault)
-    return ReleaseEntries(manifests[-1], sorted(pages), now)
+    return ReleaseEntries(manifests[-1], content.table, now)
 
 
 def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:

@@ -21,8 +21,8 @@ from typing import Any
 from eir.disk import write_file
 from eir.errors import EirError, ReleaseRefused, StoreError
 from eir.lists.log.change import Head, utc_text
+from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.record.settings import ListSettings, Source
-from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, verify_document
 from eir.lists.releases.release import MANIFEST_BYTES_MAX, Manifest, signature_names
 from eir.lists.rows.delivered import CHUNK_BYTES
@@ -280,7 +280,7 @@ class _Pull:
             StoreError: if the store fails.
         """
         name = self.settings.name
-        state = await self.terms.store.state(name) or Head()
+        state = (await self.terms.store.heads()).get(name) or Head()
         marks = self.terms.marks or {}
         _, highest = max(marks.get(name, Head().mark), state.mark)
         return state, highest

@@ -128,7 +128,7 @@ class Supervisor:
 
         self._store = StoreWatch(settings, report=report)
         self._tracing = Tracing(workers.trace, self._store.history.add, report)
-        self._sources = Sources(settings, starter.start, self._jobs, report=report)
+        self._sources = Sources(settings, starter.start, self._jobs, self._others.followed.record, report=report)
         self._attendants = Attendants(report)
         followed = self._others.followed
         status = NodeHealth(

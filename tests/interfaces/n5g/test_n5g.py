@@ -16,7 +16,7 @@ from simulated.http2_wire import HELLO, frames, get, statuses
 from simulated.lanes import Kept
 from simulated.node import until_async
 from simulated.patience import PATIENCE_S
-from simulated.store_content import fill, pages_of
+from simulated.store_content import fill
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
@@ -25,6 +25,7 @@ from eir.interfaces.n5g import sbi
 from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.service import N5gService
 from eir.lists.images.index import Index
+from eir.lists.table.columns import rows_of
 from eir.wire.peers.link import Turns
 from eir.wire.peers.settings import PeerSettings, Requester, realm_of, requester
 from eir.wire.web.http2 import Http2Connection
@@ -47,7 +48,7 @@ RULES = (
 
 def service(now=time.time, **policy):
     index = Index({"stolen": "devices"})
-    fill(index, "stolen", pages_of([device_key(LISTED)]))
+    fill(index, "stolen", rows_of([device_key(LISTED)]))
     checker = Checker(PolicySettings(**{"rules": RULES} | policy), index, now=NOW)
     made = N5gService(checker, now)
     made.checker = checker

@@ -70,7 +70,7 @@ def writer(store, settings, now=NOW):
 
 
 def loader(agency, store, now=NOW, **options):
-    return ReleaseLoader(agency.lists, lambda settings: writer(store, settings, now), now, **options)
+    return ReleaseLoader(agency.lists, store, "tester@host", now, **options)
 
 
 async def load(agency, store, manifest, **options):
@@ -108,10 +108,10 @@ def file(header, *rows):
     return "".join(f"{row}\n" for row in (header, *rows)).encode()
 
 
-def delta(agency, serial, base, added=b"", removed=b""):
+def delta(agency, serial, base, added=b"", removed=b"", **members):
     files = {f"a{serial}.csv": ("added", "eir", added), f"r{serial}.csv": ("removed", "eir", removed)}
     return agency.release(
-        {name: entry for name, entry in files.items() if entry[2]}, serial=serial, kind="delta", base=base
+        {name: entry for name, entry in files.items() if entry[2]}, serial=serial, kind="delta", base=base, **members
     )
 
 
@@ -232,15 +232,17 @@ class TestLoad:
         none = agency.release({"n.csv": ("entries", "eir", b"imei\n")}, serial=6, expires="2028-01-01T00:00:00Z")
         assert (await load(agency, store, none, now=NOW + timedelta(days=10))).gone == 0
 
-    async def test_a_full_release_drops_ended_rows_and_a_delta_does_not(self, agency, store):
-        rows = file("imei,until", f"{IMEI},2026-12-01", f"{OTHER},")
-        await load(agency, store, agency.release({"f.csv": ("entries", "eir", rows)}))
-        later = NOW + timedelta(days=10)
-        await load(agency, store, delta(agency, 2, 1, added=file("imei", IMEIS[9])), now=later)
-        assert set(await held(store)) == {IMEI, OTHER, IMEIS[9]}
-        await load(agency, store, agency.release({"f.csv": ("entries", "eir", rows)}, serial=3), now=later)
-        assert set(await held(store)) == {OTHER}
-        assert (await store.log(NAME, 2))[0].change.removed == 2
+    async def test_the_content_depends_on_the_releases_and_not_on_the_time_of_the_load(self, agency, store):
+        agency.settings(name="later")
+        rows = file("imei,until", f"{IMEI},2026-11-26", f"{OTHER},")
+        added = file("imei,begin,until", f"{IMEI},2027-01-01,2027-02-01")
+        for name, now in ((NAME, NOW), ("later", NOW + timedelta(days=5))):
+            full = agency.release({"f.csv": ("entries", "eir", rows)}, serial=1, list=name)
+            await load(agency, store, full, now=now)
+            await load(agency, store, delta(agency, 2, 1, added=added, list=name), now=now)
+        heads = await store.heads()
+        assert heads[NAME].content == heads["later"].content
+        assert set(await held(store)) == {IMEI, OTHER}
 
     async def test_a_delta_and_its_base(self, agency, store):
         added = file("imei,reason", "35123456000000,lost", "99999999999999,new", "A0000000000001,")
@@ -281,8 +283,9 @@ class TestLoad:
             "A0000000000003,2027-01-01,",
             "A0000000000004,2027-01-01,2027-02-01",
         )
+        later = NOW + timedelta(days=3)
         await load(
-            agency, store, delta(agency, 2, 1, added=file("imei,begin,until", *rows)), now=NOW + timedelta(days=3)
+            agency, store, delta(agency, 2, 1, added=file("imei,begin,until", *rows), issued=text(later)), now=later
         )
         found = {
             entry.text("devices")[-1]: (entry.begin, entry.until)

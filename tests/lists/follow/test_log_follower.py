@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import groups
 import pytest
-from log_nodes import AWAY, QUICK, FaultyLogStore, Lists, LogNode, Recorder, execute, snapshot
 from simulated import servers
-from simulated.store_content import until
+from simulated.follower import AWAY, QUICK, FaultyLogStore, LogNode, Recorder, execute, snapshot
+from simulated.store_content import Lists, until
 
 from eir.errors import StoreError
 from eir.lists.follow import log_follower as following

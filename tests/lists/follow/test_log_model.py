@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from log_nodes import AWAY, FaultyLogStore, Lists, LogNode, snapshot
-from simulated.store_content import until
+from simulated.follower import AWAY, FaultyLogStore, LogNode, snapshot
+from simulated.store_content import Lists, until
 
 from eir.lists.follow import list_copy
 from eir.lists.log import writer as writing
