@@ -29,7 +29,7 @@ from eir.config import Config, Whereabouts, load_config
 from eir.disk import open_replacement
 from eir.errors import EirError, StoreError
 from eir.lists.follow.list_copy import copied_heads
-from eir.lists.log.change import utc_text
+from eir.lists.log.change import Head, utc_text
 from eir.lists.log.comparison import SeenChanges, changes_of_journal, changes_of_log, differences, log_faults
 from eir.lists.log.journal import (
     FEED,
@@ -214,7 +214,8 @@ def _newest_changes(folder: Path, *, limit: int, name: str | None = None) -> dic
 def _verify(checked: Whereabouts, witness: Path | None) -> _Verified:
     """Verify the journal, the logs in the store, and an exported journal, and compare the changes that they have."""
     folder = checked.state / JOURNAL
-    notes, copied = [], {}
+    notes: list[str] = []
+    copied: Mapping[str, Head] = {}
     try:
         copied = copied_heads(checked.state / COPIES)  # before the journal, which then has each change of a copy
     except StoreError as error:

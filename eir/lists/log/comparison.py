@@ -76,7 +76,7 @@ def changes_of_log(changes: Sequence[Change]) -> SeenChanges:
     """Return the changes of a store's log, which is complete from the oldest change that leads to the newest one."""
     seen = SeenChanges({change.digest: change.generation for change in changes})
     seen.fed = {change.digest for change in changes if change.what == FEED}
-    tail = _newest_chain(changes)
+    tail = newest_chain(changes)
     seen.oldest = seen.oldest_fed = tail[0].generation if tail else 0
     return seen
 
@@ -89,13 +89,13 @@ def log_faults(name: str, changes: Sequence[Change], head: str) -> Iterator[str]
     if (changes[-1].digest if changes else NO_CHANGE) != head:
         yield f"list {name}: the log of the store does not lead to the head of the list"
         return
-    tail = _newest_chain(changes)
+    tail = newest_chain(changes)
     is_whole = not tail or tail[0].before == NO_CHANGE or len(tail) >= RECORDS_KEPT
     if not is_whole and REPLACED.isdisjoint(change.what for change in tail):
         yield f"list {name}: the change before change {tail[0].generation} is missing in the store, or was changed"
 
 
-def _newest_chain(changes: Sequence[Change]) -> Sequence[Change]:
+def newest_chain(changes: Sequence[Change]) -> Sequence[Change]:
     """Return the changes that lead to the newest one without a gap, oldest first."""
     for at in range(len(changes) - 1, 0, -1):
         if changes[at].before != changes[at - 1].digest:
