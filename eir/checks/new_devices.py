@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.lists.images.index import FirstSeenList
-from eir.lists.pages.first_days import Sighted, period
+from eir.lists.record.first_days import Sighted, period
 
 if TYPE_CHECKING:
     from eir.lists.log.change import Head

@@ -26,6 +26,7 @@ from eir.errors import EirError, SetupFault
 from eir.lists.changes.listings import Parts, count_first_days, read_begin, read_listings, read_reasons
 from eir.lists.log.change import utc_text
 from eir.lists.log.store import LogStore
+from eir.lists.record.first_days import DAY_S, IMPORT
 from eir.lists.record.settings import DEVICES, PAIRS
 from eir.sightings.cases import CONFIRMED, load_decisions
 from eir.sightings.figures import (
@@ -50,9 +51,6 @@ FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a text that a spreadsheet computes as a formula."""
 FILE_BYTES_MAX = 64 << 20
 """Maximum size of a file of figures."""
-DAY_S = 86_400
-IMPORTS = "+import"
-"""End of the name of the list with imported first sightings."""
 DAYS = 1 << 16
 """Number of days since 1970-01-01 that a record of first sightings can have."""
 
@@ -279,7 +277,7 @@ def _tally_grace(config: Config, begin: datetime, end: datetime, maker: Maker) -
     start, stop = (int(time.timestamp()) // DAY_S for time in (begin, end))
     has_begun = (first_days >= start) & (first_days < stop) & (last != NO_END)
     has_ended = (last >= start) & (last < stop)
-    names = (config.first_seen.list, f"{config.first_seen.list}{IMPORTS}")
+    names = (config.first_seen.list, f"{config.first_seen.list}{IMPORT}")
     counts = _with_store(config, partial(count_first_days, names=names, chosen=(has_begun, has_ended)))
     begun, ended = (_tally_tacs(count, maker) for count in counts)
     return {"grace_begun": begun, "grace_ended": ended}

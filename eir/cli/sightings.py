@@ -251,7 +251,7 @@ def write_down(checked: Config) -> None:
     """
     if checked.sightings is not None:
         with suppress(control.ControlError):
-            control.ask(checked.state, "record")
+            control.ask(checked.state, "write_checks")
 
 
 def _distinct(rows: list[dict[str, Any]], name: str) -> list[Any]:

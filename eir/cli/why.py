@@ -14,6 +14,7 @@ from eir.cli.sightings import not_kept, write_down
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import IdentifierError, StoreError
+from eir.lists.follow.list_reader import ListReader
 from eir.lists.log.change import Change, utc_text
 from eir.lists.log.journal import JournalEvent, read_events
 from eir.lists.log.node_journal import event_of
@@ -144,7 +145,8 @@ async def answer_history(config: Config, store: LogStore, question: Any, key: in
         sections = event.detail.removeprefix("changed: ").split(", ")
         if event.what == RELOAD and event.time >= utc_text(then) and not POLICY.isdisjoint(sections):
             reloads.append(event)
-    now = await explain(question, config.policy, config.lists_and_record, store, now=datetime.now(UTC))
+    read = ListReader(store).content
+    now = await explain(question, config.policy, config.lists_and_record, read, now=datetime.now(UTC))
     return AnswerHistory(lists, reloads, now)
 
 

@@ -9,14 +9,18 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 from eir.errors import EntryRefused, StoreError
 from eir.interfaces.feed.feed_rows import DONE, RowRefused
-from eir.lists.changes.local import Edit, EntryDetails, KnownLists, edit_differences
 from eir.lists.changes.local_entries import Entry
+from eir.lists.changes.local_rows import ADD, RowsEdit, feed_update, keys_of_entry, rows_of_entries, write_edit
+from eir.lists.log.change import Head
 from eir.lists.log.store import LogStore
+from eir.lists.log.writer import ListWriter
 from eir.lists.record.settings import ListSettings
+from eir.lists.table.columns import SECONDS, TableRows
 
 GATHER_S = 0.05
 QUIET_S = 0.002
@@ -45,12 +49,15 @@ class Waiting(NamedTuple):
     """Function that is called once with the status, or the refusal, of the row."""
     day: int = 0
     """Day of the row, for a list with dates."""
+    begin: int = 0
+    """Begin of the row in Unix seconds; 0: at once."""
 
 
 class FeedWriter:
     """Writer of rows from external registers into local lists, many rows in each transaction.
 
-    `lists`: configured lists. `now`: clock. `failed`: called with an exception. `had`: known lists, for `edit_differences`.
+    `lists`: configured lists. `now`: clock. `failed`: called with an exception. `guard`: raises StoreError (`lost`) if the store, which has
+    this head of a list, has lost changes of the list that this host has.
     """
 
     def __init__(
@@ -60,12 +67,14 @@ class FeedWriter:
         *,
         now: Callable[[], datetime],
         failed: Callable[[Exception], None],
-        had: KnownLists = tuple,
+        guard: Callable[[str, Head], None] = lambda _name, _stored: None,
         waiting_max: int = WAITING_MAX,
     ) -> None:
         self._waiting_max = waiting_max
         self.lists = lists
-        self._store, self._now, self._failed, self.had = store, now, failed, had
+        self._store, self._now, self._failed, self.guard = store, now, failed, guard
+        self._writers: dict[tuple[str, str], ListWriter] = {}
+        """Writer of each list, by its name and kind."""
         self._waiting: deque[Waiting] = deque()
         self._came = asyncio.Event()
         self.transactions = 0
@@ -81,6 +90,7 @@ class FeedWriter:
         reason: str,
         done: Callable[[int | RowRefused], None],
         day: int = 0,
+        begin: int = 0,
     ) -> None:
         """Queue one change of a local list that a national register has requested: add or remove an entry.
 
@@ -92,13 +102,14 @@ class FeedWriter:
             reason: reason of the entry.
             done: function that is called once, after the write, with the HTTP status or the refusal of the row.
             day: day on which the device was reported; 0: unknown.
+            begin: begin of an added row in Unix seconds; 0: at once.
 
         Raises:
             RowRefused: if the queue is full.
         """
         if len(self._waiting) >= self._waiting_max:
             raise RowRefused(503, BUSY, "too many rows are waiting; send the row again later")
-        self._waiting.append(Waiting(what, entry, name, who, reason, done, day))
+        self._waiting.append(Waiting(what, entry, name, who, reason, done, day, begin))
         self._came.set()
 
     async def run(self) -> None:
@@ -146,15 +157,18 @@ class FeedWriter:
 
     async def _one(self, rows: Sequence[Waiting]) -> None:
         """Write rows with the same list, sender and operation in one transaction, and answer each row."""
-        name, who, what, reason = rows[0].name, rows[0].who, rows[0].what, rows[0].reason
+        name, who = rows[0].name, rows[0].who
         settings = self.lists.get(name)
         if settings is None:
             _refuse(rows, RowRefused(503, BUSY, f"the list {name} is no longer configured"))
             return
-        details = {row.entry[1:]: EntryDetails(day=row.day) for row in rows} if settings.dates else {}
-        edit = Edit(what=what, entries=[row.entry for row in rows], reason=reason, details=details)
+        changed: list[TableRows] = []
         try:
-            changed = await edit_differences(edit, settings, self._store, who=who, now=self._now(), had=self.had)
+            edit = _edit(rows, has_days=settings.dates)
+            make = feed_update(
+                edit, settings, who=who, now=self._now(), guard=partial(self.guard, name), note=lambda each: changed.__setitem__(slice(None), [each])
+            )  # fmt: skip
+            _, made = await write_edit(edit, settings, self._writer(settings), make)
         except EntryRefused as e:
             # A row above the limits of its list must not block the others: halve the transaction until it is alone.
             if len(rows) == 1:
@@ -171,9 +185,28 @@ class FeedWriter:
         except Exception:
             _refuse(rows, RowRefused(500, "fault", "internal fault of the program"))
             raise
-        self.transactions += bool(changed)
+        self.transactions += made is not None
+        effective = {
+            each for rows in changed for each in zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)
+        }
         for row in rows:
-            row.done(DONE[row.what, row.entry in changed])
+            row.done(DONE[row.what, keys_of_entry(row.entry) in effective])
+
+    def _writer(self, settings: ListSettings) -> ListWriter:
+        """Return the writer of a list, which keeps the list's content, so that each transaction reads only later changes of others."""
+        key = settings.name, settings.kind
+        if key not in self._writers:
+            self._writers[key] = ListWriter(self._store, *key, "", keep=settings.keep, now=self._now)
+        return self._writers[key]
+
+
+def _edit(rows: Sequence[Waiting], *, has_days: bool) -> RowsEdit:
+    """Return the change of a local list by rows of the same operation and reason."""
+    entries = [row.entry for row in rows]
+    days = [row.day for row in rows] if has_days else ()
+    begins = [row.begin for row in rows] if rows[0].what == ADD else 0
+    table_rows, names = rows_of_entries(entries, days=days, begins=begins)
+    return RowsEdit(what=rows[0].what, rows=table_rows, reason=rows[0].reason, names=names)
 
 
 def _refuse(rows: Sequence[Waiting], refusal: RowRefused) -> None:

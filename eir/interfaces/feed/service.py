@@ -14,9 +14,9 @@ from eir.interfaces.feed.feed_users import Users, read_users
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FEED_SCOPE, NAME, FeedSettings
 from eir.interfaces.interface import Samples, SharedSettings
-from eir.lists.record.in_force import load_in_force
+from eir.lists.follow.write_back import refuse_lost_here
 from eir.lists.rows.msisdn import NO_NUMBERS, read_numbers
-from eir.lists.stores.open import open_store
+from eir.lists.stores.open import COPIES, open_store
 from eir.wire.peers.settings import PeerSettings
 from eir.wire.web.denials import keys_of, tokens_of
 from eir.wire.web.http1 import HttpRequest, HttpResponse
@@ -40,7 +40,7 @@ class FeedService:
             shared.lists,
             now=lambda: datetime.now(UTC),
             failed=self._failed,
-            had=partial(load_in_force, shared.state),
+            guard=partial(refuse_lost_here, shared.state / COPIES),
         )
         self._feed = Feed(settings, self._writer, host=socket.gethostname(), report=report)
         self._keys: KeyFiles | None = None

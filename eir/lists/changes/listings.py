@@ -12,12 +12,11 @@ from eir.lists.log.change import NO_CHANGE
 from eir.lists.log.comparison import REPLACED, newest_chain
 from eir.lists.log.reader import LoggedList, empty_content, oldest_readable, read_content, step
 from eir.lists.log.store import LogStore
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.listed_entries import first_keys, is_whole, reason_and_day
 from eir.lists.record.reasons import reason_at
 from eir.lists.table.columns import BEGINS, REASONS, TableRows, block_numbers, distinct, is_first
 from eir.lists.table.table import Table, count_singles, has_tacs, replacement
-
-DAY_S = 86_400
 
 
 class Listing(NamedTuple):

@@ -85,8 +85,10 @@ class ListCopy:
         self._bytes = self._appended = 0
         self._written_at = time.monotonic()
 
-    def read(self) -> LoggedList | None:
+    def read(self, *, repairs: bool = True) -> LoggedList | None:
         """Map the copy, and verify it; return None if the file is missing.
+
+        `repairs`: remove a change that a crash cut short. Only the process that writes the copy may repair it.
 
         Raises:
             StoreError: if the copy is damaged (`corrupt`), of another format (`schema`), or cannot be read (`io`).
@@ -96,7 +98,7 @@ class ListCopy:
                 return None
             content = self._mapped(verifies=True)
             if self._changes.exists():
-                changes = self._read_changes()
+                changes = self._read_changes(repairs=repairs)
                 content = apply_changes(self._name, content, changes)
                 self.note(each.change for each in changes)
             self.digest = content.head.digest
@@ -215,8 +217,8 @@ class ListCopy:
 
     # Changes since the copy
 
-    def _read_changes(self) -> Sequence[ChangeRows]:
-        """Read the changes since the copy. Remove a record that a crash cut short, and changes after which a crash kept the copy from being written."""
+    def _read_changes(self, *, repairs: bool) -> Sequence[ChangeRows]:
+        """Read the changes since the copy. With `repairs`, remove a record that a crash cut short, and changes after which a crash kept the copy from being written."""
         changes, end = list[ChangeRows](), 0
         for content, after in _records(self._changes):
             change = _change_rows(content)
@@ -225,7 +227,7 @@ class ListCopy:
             changes.append(change)
             end = after
         size = self._changes.stat().st_size
-        if end < size:
+        if end < size and repairs:
             detail = f"{self._changes}: {size - end} bytes of an incomplete change were removed"
             self._report("copy_repaired", level="warning", list=self._name, detail=detail)
             os.truncate(self._changes, end)
@@ -271,18 +273,26 @@ def copied_heads(folder: Path) -> Mapping[str, Head]:
     Raises:
         StoreError: if a copy is damaged or cannot be read. Without its head, the list could be changed although the store has lost data.
     """
-    heads = {}
-    for path in sorted(folder.glob("*.copy")):
-        with ListCopy(folder, path.stem)._faults():  # noqa: SLF001  # of this module
-            with path.open("rb") as file:
-                begin = file.read(_BEGIN.size)
-                description, _ = _description(path, begin + file.read(_BEGIN.unpack(begin)[2] if len(begin) == _BEGIN.size else 0))  # fmt: skip
-            head = decode(Head, description["head"])
-            changes = _changes_path(path, head)
-            for content, _ in _records(changes) if changes.exists() else ():
-                head = following(head, _change_rows(content).change, entries=head.entries, devices=head.devices)
-            heads[path.stem] = head
-    return heads
+    heads = {path.stem: copied_head(folder, path.stem) for path in sorted(folder.glob("*.copy"))}
+    return {name: head for name, head in heads.items() if head is not None}
+
+
+def copied_head(folder: Path, name: str) -> Head | None:
+    """Return the head of a list as `copied_heads`; None if the node has not held the list."""
+    copy = ListCopy(folder, name)
+    with copy._faults():  # noqa: SLF001  # of this module
+        try:
+            file = copy.path.open("rb")
+        except FileNotFoundError:
+            return None
+        with file:
+            begin = file.read(_BEGIN.size)
+            description, _ = _description(copy.path, begin + file.read(_BEGIN.unpack(begin)[2] if len(begin) == _BEGIN.size else 0))  # fmt: skip
+        head = decode(Head, description["head"])
+        changes = _changes_path(copy.path, head)
+        for content, _ in _records(changes) if changes.exists() else ():
+            head = following(head, _change_rows(content).change, entries=head.entries, devices=head.devices)
+        return head
 
 
 def serial_marks(state_folder: Path) -> Mapping[str, SerialMark]:

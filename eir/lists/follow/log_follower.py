@@ -171,6 +171,11 @@ class LogFollower(Generic[ImageType]):
         """Newest verified content of each list."""
         return {name: followed.held for name, followed in self._lists.items() if followed.held is not None}
 
+    @property
+    def in_force(self) -> Mapping[str, Head]:
+        """Head of each list in force."""
+        return {name: followed.in_force for name, followed in self._lists.items() if followed.in_force is not None}
+
     # Tasks
 
     async def start(self) -> None:

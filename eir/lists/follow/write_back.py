@@ -20,6 +20,7 @@ import numpy as np
 from eir.device import key_text
 from eir.disk import open_replacement
 from eir.errors import StoreError
+from eir.lists.follow.list_copy import copied_head
 from eir.lists.log.change import NO_CHANGE, TIME_FORMAT, Change, Head, digests_of, first_break, release_of
 from eir.lists.log.reader import ChangeRows, LoggedList, read_rows
 from eir.lists.log.store import LogEntry, LogStore
@@ -67,6 +68,11 @@ def refuse_lost(name: str, held: Head | None, stored: Head | None) -> None:
         missing = f"generation {held.generation}, which this node holds"
         remedy = f"wait until a node has written it back, or give it up: eir lists abandon {name} --reason TEXT"
         raise StoreError("lost", f"list {name}: the store has lost {missing}; {remedy}")
+
+
+def refuse_lost_here(copies: Path, name: str, stored: Head) -> None:
+    """Raise StoreError as `refuse_lost`. `copies`: folder of this host's copies."""
+    refuse_lost(name, copied_head(copies, name), stored)
 
 
 async def abandon(writer: ListWriter, held: Head, reason: str) -> Change | None:

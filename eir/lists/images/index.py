@@ -14,7 +14,7 @@ from eir.device import SNR_KEYS
 from eir.lists.images.image import Image
 from eir.lists.images.table_image import tacs_bound
 from eir.lists.log.change import Head
-from eir.lists.pages.first_days import DAY_S, period
+from eir.lists.record.first_days import DAY_S, period
 from eir.lists.record.settings import BOUND, DEVICES, FIRST_SEEN, TYPES
 
 Clock = Callable[[], float]
@@ -56,6 +56,20 @@ class DeviceList:
         image = self.image
         return image is not None and image.holds(key, self.now() if self._timed else 0.0)
 
+    def begin(self, key: int, _imsi: int) -> int:
+        """Return the first begin of rows that will list the device (or IMSI) with this key, in Unix seconds.
+
+        0 if it is listed already, or if no such row will begin.
+        """
+        if self.image is None or not self._timed or self.holds(key):
+            return 0
+        return min(self.image.begins(key, self.now()), default=0)
+
+    @property
+    def pending(self) -> int:
+        """Number of rows that have not begun."""
+        return self.image.pending(self.now()) if self.image is not None and self._timed else 0
+
     def __iter__(self) -> Iterator[int]:
         """Iterate in ascending order over the keys that have at least one row that is in force."""
         return iter(()) if self.image is None else self.image.keys(self.time)
@@ -73,6 +87,12 @@ class PairList(DeviceList):
     def imsis(self, device: int) -> tuple[int, ...]:
         """Return the IMSIs to which rows of the list that are in force bind a device."""
         return () if self.image is None else self.image.imsis(device, self.time)
+
+    def begin(self, key: int, imsi: int) -> int:
+        """Return the first begin of rows that will bind the device to this IMSI; 0 as for DeviceList."""
+        if self.image is None or not self._timed or self.binds(key, imsi):
+            return 0
+        return min(self.image.begins(key, self.now(), imsi), default=0)
 
     def has_subscriber(self, imsi: int) -> bool:
         """Return True if the list binds this IMSI to any device."""

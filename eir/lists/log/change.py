@@ -37,6 +37,8 @@ class ReleaseInForce:
     expires: str | None = None
     signers: tuple[str, ...] = ()
     """Principals whose signatures count, each with its key's fingerprint: `name SHA256:…`."""
+    registered: tuple[str, ...] = ()
+    """In a record of first sightings: `LIST GENERATION DIGEST` of each list that registers devices, whose removed rows the record has."""
 
     @property
     def mark(self) -> SerialMark:
@@ -60,7 +62,7 @@ class Change(ReleaseInForce):
     who: str
     """User and host."""
     what: str
-    """Kind: load, rollback, reset-serial, add, remove, feed, heal, restore, apply-again."""
+    """Kind: load, rollback, reset-serial, add, remove, feed, learn, import, undo, heal, restore, apply-again."""
     reasons: tuple[str, ...] = ()
     """Reason texts by the index in the table, if they differ from those before or the change has a base; otherwise empty.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eir.lists.log.change import NO_CHANGE, Change
-from eir.lists.log.journal import FEED, MAIN, first_line, read_events
+from eir.lists.log.journal import FEED, FEED_KINDS, MAIN, first_line, read_events
 from eir.lists.log.store import RECORDS_KEPT
 
 GAP, FORK = "gap", "fork"
@@ -63,7 +63,7 @@ def changes_of_journal(folder: Path) -> dict[str, SeenChanges]:
             has_gap.remove(event.list)
             each.gaps.append((each.newest, event.generation))
         each.generations[event.change] = event.generation
-        if event.what == FEED:
+        if event.what in FEED_KINDS:
             each.fed.add(event.change)
     has_all, has_all_fed = (first_line(folder, series) == 1 for series in (MAIN, FEED))
     for each in seen.values():
@@ -75,7 +75,7 @@ def changes_of_journal(folder: Path) -> dict[str, SeenChanges]:
 def changes_of_log(changes: Sequence[Change]) -> SeenChanges:
     """Return the changes of a store's log, which is complete from the oldest change that leads to the newest one."""
     seen = SeenChanges({change.digest: change.generation for change in changes})
-    seen.fed = {change.digest for change in changes if change.what == FEED}
+    seen.fed = {change.digest for change in changes if change.what in FEED_KINDS}
     tail = newest_chain(changes)
     seen.oldest = seen.oldest_fed = tail[0].generation if tail else 0
     return seen

@@ -41,7 +41,9 @@ CLOSED, TRIMMED, DAMAGED = "close", "trim", "damage"
 IMPORT = "import"
 """Kind of the event that records a witness file; `digest` is the SHA-256 of the file."""
 ABOUT_FILES = frozenset({CLOSED, TRIMMED, DAMAGED})
-ACCEPTED, REFUSED = "accepted", "refused"
+FEED_KINDS = frozenset({FEED, "learn"})
+"""Kinds of events that the series FEED has: rows of a register, and batches of a learned list, which is one change per batch."""
+ACCEPTED, FORCED, REFUSED = "accepted", "forced", "refused"
 CLAIMS = " (claims {} {}, unverified)"
 """End of the detail of a rejection whose manifest is not verified: list and serial that it claims."""
 _CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
@@ -133,7 +135,7 @@ class JournalLine(NamedTuple):
 
 def series_of(event: JournalEvent) -> str:
     """Return the series to which an event belongs."""
-    return REJECTED if event.outcome == REFUSED else FEED if event.what == FEED else MAIN
+    return REJECTED if event.outcome == REFUSED else FEED if event.what in FEED_KINDS else MAIN
 
 
 def list_of(event: JournalEvent) -> str | None:
@@ -206,6 +208,11 @@ class Journal:
             if self._folder_lock is not None:
                 os.close(self._folder_lock)
                 self._folder_lock = None
+
+    @property
+    def is_open(self) -> bool:
+        """True if the journal is open for writing."""
+        return self._folder_lock is not None
 
     @property
     def is_nearly_full(self) -> bool:
@@ -428,7 +435,17 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
     number, before, after = document.pop("line", None), document.pop("before", None), document.pop("after", None)
     if type(number) is not int or not isinstance(before, str) or type(after) is not int:
         raise ValueError("`line`, `before` and `after` must be a number, a digest and a number")
-    for name, value in document.items():
+    return JournalLine(number, after, parse_event(document)), before
+
+
+def parse_event(document: Mapping[str, Any]) -> JournalEvent:
+    """Create an event from the JSON object of its fields; a field without a value may be missing or None.
+
+    Raises:
+        ValueError: if it is not an event.
+    """
+    fields_given = {name: value for name, value in document.items() if value is not None}
+    for name, value in fields_given.items():
         form = _FORMS.get(name)
         if form is None:
             raise ValueError(f"unknown field {name}")
@@ -438,10 +455,9 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
         )  # fmt: skip
         if not is_valid:
             raise ValueError(f"field {name} must have the type {form}")
-    if not {"time", "who", "what"} <= document.keys():
+    if not {"time", "who", "what"} <= fields_given.keys():
         raise ValueError("an event must have `time`, `who` and `what`")
-    document["rows"] = tuple(document.get("rows", ()))
-    return JournalLine(number, after, JournalEvent(**document)), before
+    return JournalEvent(**fields_given | {"rows": tuple(fields_given.get("rows", ()))})
 
 
 def paths_of(folder: Path, series: str) -> list[Path]:

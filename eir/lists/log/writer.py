@@ -19,9 +19,9 @@ from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
 from eir.lists.table.table import EMPTY, Table, TableEffect, change, device_count, replacement
 
-TRIES_MAX = 10
+TRIES_MAX = 20
 """Number of times that a change is computed if other writers are faster."""
-PAUSE_S_MAX = 0.02
+PAUSE_S_MAX = 0.05
 """Longest pause in seconds before a change is computed again."""
 INLINE_BYTES_MAX = 1 << 20
 """Size in bytes up to which the rows of a change are in its log entry; longer rows are staged in parts."""
@@ -32,6 +32,10 @@ BASE_ROWS, BASE_ENTRIES, BASE_BYTES = 100_000, 20_000, 1 << 20
 list's rows, or more bytes than this and the last base."""
 KEEP = 5
 """Default number of earlier releases that stay available for a rollback."""
+LEARN = "learn"
+"""Kind of the changes of a record of first sightings that nodes write."""
+UNCOUNTED = frozenset({"feed", LEARN})
+"""Kinds of changes of local lists that cannot be undone."""
 LOCAL_KEPT = timedelta(days=1)
 """Time for which each change of a local list can be undone."""
 
@@ -55,6 +59,8 @@ class ListUpdate:
     """Generation above which that of the change must be; for a write-back or a restore."""
     lifted: tuple[str, ...] = ()
     detail: str = ""
+    who: str = ""
+    """User and host; empty: those of the writer."""
 
 
 class ComputedUpdate(NamedTuple):
@@ -205,7 +211,7 @@ class ListWriter:
             before=before.digest,
             continues=update.continues,
             time=self._now().strftime(TIME_FORMAT),
-            who=self._who,
+            who=update.who or self._who,
             what=update.what,
             last_base=before.base_digest,
             content=tree.root,
@@ -281,13 +287,13 @@ class ListWriter:
     async def _oldest_wanted(self, made: Change) -> int:
         """Return the generation of the oldest base that must stay, so that `keep` earlier releases can be restored; 0 keeps all.
 
-        In a local list, each change but those of a feed counts as a release, and each of the last day stays.
+        In a local list, each change but those in UNCOUNTED counts as a release, and each of the last day stays.
         """
         changes = [entry.change for entry in await self._store.log(self.name, 0)]
         bases = [change.generation for change in changes if change.base_id]
         is_local = not made.highest_serial
         restorable = [
-            change for change in changes if (change.what != "feed" if is_local else change.what in RELEASE_KINDS)
+            change for change in changes if (change.what not in UNCOUNTED if is_local else change.what in RELEASE_KINDS)
         ]
         wanted = [change.generation for change in restorable[-self._keep :]]
         if is_local:

@@ -25,16 +25,17 @@ from eir.lists.pages.roaring import (
     is_fresh,
     may_be_arrays,
 )
+from eir.lists.record.first_days import (  # noqa: F401
+    DAY_S,
+    LEFT_LIST,
+    PERIOD_DAYS,
+    PERIODS_BEGIN,
+    WAS_LISTED,
+    Sighted,
+    period,
+    periods,
+)
 
-DAY_S = 86400
-PERIOD_DAYS = 32
-PERIODS_BEGIN = 19_723
-"""Day on which the first period begins: 2024-01-01. The last period whose number fits into a byte ends in 2046."""
-PERIOD_MAX = 255
-WAS_LISTED = 0
-"""First day of a device that left a list that registered it: its period of grace is over."""
-LEFT_LIST = "left-list"
-"""Text for WAS_LISTED in files of first sightings."""
 ROW_BYTES = 3
 
 
@@ -59,39 +60,6 @@ class FirstDays(NamedTuple):
 NOTHING = FirstDays(np.empty(0, np.uint64), np.empty(0, np.uint16), np.empty(0, np.uint8))
 
 
-class Sighted(NamedTuple):
-    """Devices that one peer checked on one day: message of a worker to the process that writes the record of first sightings."""
-
-    peer: str
-    day: int
-    confirmed: bool
-    """A second peer or a second subscriber showed each of them, above the limit of the peer."""
-    keys: bytes
-    """Keys of eir.device, 8 bytes each."""
-
-
-def period(day: int, key: int) -> int:
-    """Return the index of a device's period that contains a day. Each device has its own periods, so that not all records change together.
-
-    A period lasts PERIOD_DAYS days. Its first day depends on `key`, the key of the device. The last index is PERIOD_MAX.
-    """
-    return min(max((day - PERIODS_BEGIN + key % PERIOD_DAYS) // PERIOD_DAYS, 0), PERIOD_MAX)
-
-
-def periods(day: int, keys: Keys) -> NDArray[np.uint8]:
-    """Return for each device the index of its period (PERIOD_DAYS days) that contains a day."""
-    numbers = (day - PERIODS_BEGIN + _shifts(keys)) // PERIOD_DAYS
-    return np.clip(numbers, 0, PERIOD_MAX).astype(np.uint8)
-
-
-def _shifts(keys: Keys) -> NDArray[np.int64]:
-    """Return for each device the number of days by which its periods are shifted, so that not all devices begin a period on the same day.
-
-    The periods of a device begin this number of days before PERIODS_BEGIN.
-    """
-    return (keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
-
-
 def seen_on(keys: Keys, day: int, first: int | None = None) -> FirstDays:
     """Build records of devices that were last seen on `day`, and first seen on `first` (None: also on `day`)."""
     devices = np.unique(keys)
@@ -104,7 +72,7 @@ def is_unseen(days: FirstDays, today: int, remember: int) -> NDArray[np.bool_]:
 
     The exact day of the last sighting is unknown, so the days count from the end of the period of the last sighting.
     """
-    ages = today - PERIODS_BEGIN + _shifts(days.keys)
+    ages = today - PERIODS_BEGIN + (days.keys % np.uint64(PERIOD_DAYS)).astype(np.int64)
     period_ends = (days.lasts.astype(np.int64) + 1) * PERIOD_DAYS
     unseen: NDArray[np.bool_] = ages - period_ends >= remember
     return unseen

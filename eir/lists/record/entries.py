@@ -11,13 +11,14 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from eir.device import SNR_KEYS, TAC_DIGITS, key_text
+from eir.device import imsi_text as imsi_text
 from eir.errors import StoreChanged
 from eir.lists.log.change import utc_text
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs
 from eir.lists.pages.dates import decode_page_days
-from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.record.dates import kept_dates
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.history import is_event_of, is_refusal
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.record.store import Event, ListState, ListStore, Release
@@ -52,11 +53,6 @@ class ListEntry(NamedTuple):
         if self.whole_tac:
             return f"{self.key // SNR_KEYS:0{TAC_DIGITS}d}"
         return key_text(self.key)
-
-
-def imsi_text(key: int) -> str:
-    """Convert the key of an IMSI (eir.device.imsi_key) back to its digits."""
-    return str(key)[1:]
 
 
 def until_text(until: int) -> str:

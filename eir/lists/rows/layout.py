@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
-from eir.lists.pages.first_days import LEFT_LIST, WAS_LISTED
+from eir.lists.record.first_days import LEFT_LIST, WAS_LISTED
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 
 EPOCH = date(1970, 1, 1)

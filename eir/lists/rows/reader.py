@@ -20,7 +20,7 @@ from eir.errors import IdentifierError, ReleaseRefused
 from eir.frames import pl
 from eir.lists.pages.content import Keys, ReasonIndexes, Seconds
 from eir.lists.pages.dates import DAY_MAX, Days
-from eir.lists.pages.first_days import DAY_S
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.lists.record.settings import Layout
 from eir.lists.rows.build import Rows, select_rows

@@ -110,5 +110,6 @@ class OtherProcesses:
 
     async def close(self) -> None:
         """End the starter, and free the memory that workers share."""
+        await self.followed.close()
         await self._starter.close()
         self.workers.close()

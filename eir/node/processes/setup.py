@@ -20,8 +20,8 @@ from eir.errors import ConfigError, EirError, Report, SetupFault
 from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
 from eir.lists.log.change import Head, utc_text
-from eir.lists.record.store import ACCEPTED, Event
-from eir.lists.stores.open import open_copy, open_store
+from eir.lists.log.journal import JournalEvent
+from eir.lists.stores.open import open_store
 from eir.node.observe.log import Log
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
@@ -53,7 +53,6 @@ def prepare(config: Config) -> None:
     try:
         state_folder.upgrade_form(config.state, log.report)
         open_store(config.store, config.state)
-        open_copy(config.store, config.state)
     except EirError as e:
         raise SetupFault(str(e)) from None
 
@@ -166,9 +165,9 @@ def _digest_and_fault(path: Path) -> tuple[str, str | None]:
     return "", fault
 
 
-def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
-    """Return the history event for a reload: user, changed keys and digest of the configuration."""
+def reload_event(digest: str, who: str, changed: Sequence[str]) -> JournalEvent:
+    """Return the journal's event for a reload: user, changed keys and digest of the configuration."""
     now = utc_text(datetime.now(UTC))
     user = f"{who}@{socket.gethostname()}"
     detail = f"changed: {', '.join(changed)}"
-    return Event(time=now, who=user, what="reload", digest=digest, outcome=ACCEPTED, detail=detail)
+    return JournalEvent(time=now, who=user, what="reload", digest=digest, detail=detail)

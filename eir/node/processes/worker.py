@@ -470,6 +470,7 @@ class Worker:
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.context.counts.last_request),
             "eir_sctp_paths": self.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
+            "eir_list_pending": {(name,): self.index.lists[name].pending for name in states},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_content_digest": metrics.by_label(digests),
             "eir_list_issued_timestamp_seconds": metrics.times(issued),

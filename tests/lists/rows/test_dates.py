@@ -10,9 +10,9 @@ from simulated.store_content import state
 
 from eir.errors import EirError
 from eir.lists.pages.dates import SEAL_BYTES
-from eir.lists.pages.first_days import DAY_S
 from eir.lists.pages.pages import PAGE_KEYS, content_digest
 from eir.lists.record.entries import entries_of
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.reasons import Reasons
 from eir.lists.rows.build import Rows, amend_pages, build_pages
 from eir.lists.rows.dates import amend_dates, date_pages

@@ -1,0 +1,72 @@
+"""Reader of whole lists for commands and services beside a node's answers: it keeps the content of each list, and reads only later changes."""
+
+import asyncio
+from pathlib import Path
+
+from eir.errors import StoreError
+from eir.lists.follow.list_copy import ListCopy
+from eir.lists.log.change import Head
+from eir.lists.log.reader import LoggedList, advance, read_content
+from eir.lists.log.store import LogStore
+
+
+class ListReader:
+    """Reader of lists.
+
+    Args:
+        store: store of the lists.
+        copies: folder of the node's copies, which have the lists in force while the store is unreachable or has lost them. None: the store alone counts.
+    """
+
+    def __init__(self, store: LogStore, copies: Path | None = None) -> None:
+        self._store, self._copies = store, copies
+        self._contents: dict[str, LoggedList] = {}
+        self._lock = asyncio.Lock()
+
+    async def content(self, name: str) -> LoggedList | None:
+        """Return the content of a list; None if neither the store nor the node has the list.
+
+        Raises:
+            StoreError: if the list cannot be read, and the node has no copy.
+        """
+        async with self._lock:
+            held = self._contents.get(name)
+            if held is None and self._copies is not None:
+                held = await asyncio.to_thread(read_copy, self._copies, name)
+            try:
+                stored = (await self._store.heads()).get(name)
+                if stored is not None and (self._copies is None or not _is_older(stored, held)):
+                    held = await self._read(name, held, stored)
+            except StoreError:
+                if self._copies is None or held is None:
+                    raise
+            if held is not None:
+                self._contents[name] = held
+            return held
+
+    async def _read(self, name: str, held: LoggedList | None, stored: Head) -> LoggedList:
+        if held is None:
+            return await read_content(self._store, name, stored)
+        if held.head.digest == stored.digest:
+            return held
+        return await advance(self._store, name, held, stored)
+
+
+def read_copy(folder: Path, name: str) -> LoggedList | None:
+    """Read the copy of a list that a node writes; None if there is no readable copy."""
+    try:
+        return ListCopy(folder, name).read(repairs=False)
+    except StoreError:
+        return None
+
+
+def _is_older(stored: Head, held: LoggedList | None) -> bool:
+    """Return True if the store has lost data that the node holds."""
+    if held is None:
+        return False
+    head = held.head
+    return (
+        (stored.mark, stored.generation) < (head.mark, head.generation)
+        if head.mark == (0, 0)
+        else stored.mark < head.mark
+    )
