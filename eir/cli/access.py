@@ -26,7 +26,7 @@ from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
 from eir.lists.stores.open import JOURNAL, SQLITE, open_store
 from eir.node.observe import control
-from eir.node.processes.state_folder import as_owner_of, known_form
+from eir.node.processes.state_folder import as_owner_of, check_form
 from eir.schema import did_you_mean
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
@@ -128,7 +128,7 @@ def opened(config: C) -> C:
 
     Raises EirError if a newer program has changed the form of the folder.
     """
-    known_form(config.state)
+    check_form(config.state)
     return config
 
 

@@ -37,13 +37,13 @@ from eir.lists.log.journal import (
     REJECTED,
     SERIES,
     JournalEvent,
-    journal_faults,
     lines_of,
     paths_of,
     read_events,
     series_of,
 )
 from eir.lists.log.journal_export import add_witness, export_journal, newest_line, unpack_journal
+from eir.lists.log.journal_faults import journal_faults
 from eir.lists.log.node_journal import event_of
 from eir.lists.log.reader import ChangeRows
 from eir.lists.log.store import LogStore

@@ -12,7 +12,7 @@ from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, opened,
 from eir.cli.output import EXIT_USAGE, fail, moment, printable, second, show_one
 from eir.cli.sightings import not_kept, write_down
 from eir.config import Config, load_config
-from eir.device import device_key, imsi_key, strip_separators
+from eir.device import device_key, imsi_key, imsi_text, strip_separators
 from eir.errors import IdentifierError, StoreError
 from eir.lists.follow.list_reader import ListReader
 from eir.lists.log.change import Change, utc_text
@@ -20,7 +20,7 @@ from eir.lists.log.journal import JournalEvent, read_events
 from eir.lists.log.node_journal import event_of
 from eir.lists.log.reader import ChangeRows
 from eir.lists.log.store import LogStore
-from eir.lists.record.entries import ListEntry, date_text, imsi_text, until_text
+from eir.lists.record.entries import ListEntry, date_text, until_text
 from eir.lists.record.kept_content import RESET, changes_of_rows, read_past
 from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at

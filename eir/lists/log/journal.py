@@ -133,17 +133,17 @@ class JournalLine(NamedTuple):
     event: JournalEvent
 
 
-def series_of(event: JournalEvent) -> str:
-    """Return the series to which an event belongs."""
-    return REJECTED if event.outcome == REFUSED else FEED if event.what in FEED_KINDS else MAIN
-
-
 def list_of(event: JournalEvent) -> str | None:
     """Return the list of an event; for a rejection of an unverified manifest, the list that the manifest claims."""
     if event.list is not None:
         return event.list
     claim = _CLAIMED.search(event.detail)
     return claim[1] if claim else None
+
+
+def series_of(event: JournalEvent) -> str:
+    """Return the series of an event."""
+    return REJECTED if event.outcome == REFUSED else FEED if event.what in FEED_KINDS else MAIN
 
 
 def key_of(event: JournalEvent) -> tuple[str, ...]:
@@ -235,10 +235,11 @@ class Journal:
         Raises:
             JournalError: as `append`.
         """
-        if series_of(event) == REJECTED:
+        series = series_of(event)
+        if series == REJECTED:
             self.reject(event)
         else:
-            self.append(series_of(event), event)
+            self.append(series, event)
 
     def reject(self, event: JournalEvent) -> None:
         """Append a rejection; if an equal one of this day was written before, only count it. `write_repeated` writes the counts.
@@ -278,7 +279,7 @@ class Journal:
         """
         with self._lock:
             for series in SERIES:
-                first = next(_readable(self._paths(series)[-1]), None)
+                first = next(readable_lines(self._paths(series)[-1]), None)
                 if first is not None and first.event.time < (now - self.keep / FILES_OF_A_LIMIT).strftime(TIME_FORMAT):
                     self._close_file(series)
                 closed = self._paths(series)[:-1]
@@ -307,7 +308,7 @@ class Journal:
             # The damaged lines stay for the verification, which names them. A new file continues the chain from the file's bytes.
             self._report("journal_damaged", level="error", file=path.name, detail=str(error))
             content = path.read_bytes()
-            end = JournalEnd(_first_number(path) + max(content.count(b"\n") - 1, 0), sha256(content).hexdigest())
+            end = JournalEnd(first_number(path) + max(content.count(b"\n") - 1, 0), sha256(content).hexdigest())
             self._open_file(series, end)
             event = JournalEvent(
                 time=datetime.now(UTC).strftime(TIME_FORMAT), who="eir", what=DAMAGED, detail=str(error), series=series, number=end.number
@@ -371,7 +372,7 @@ class Journal:
         paths = self._paths(series)[:-1]
         sizes = [path.stat().st_size for path in paths]
         surplus = [path for at, path in enumerate(paths) if sum(sizes[at:]) > limit - self._file_bytes(series)]
-        oldest = _first_number(paths[len(surplus)]) if len(surplus) < len(paths) else end.number + 1
+        oldest = first_number(paths[len(surplus)]) if len(surplus) < len(paths) else end.number + 1
         event = JournalEvent(
             time=datetime.now(UTC).strftime(TIME_FORMAT), who="eir", what=CLOSED, digest=end.digest, series=series, number=end.number, oldest=oldest
         )  # fmt: skip
@@ -382,7 +383,7 @@ class Journal:
     def _delete(self, series: str, paths: Sequence[Path], now: datetime) -> None:
         """Delete old files, and record this in MAIN."""
         last = _end_of(paths[-1])
-        numbers = f"lines {_first_number(paths[0])} to {last.number} of {series}"
+        numbers = f"lines {first_number(paths[0])} to {last.number} of {series}"
         event = JournalEvent(
             time=now.strftime(TIME_FORMAT), who="eir", what=TRIMMED, digest=last.digest, series=series, number=last.number, oldest=last.number + 1,
             detail=f"history.keep: {numbers} are deleted",
@@ -484,10 +485,11 @@ def is_journal_file(name: str) -> bool:
 
 def first_line(folder: Path, series: str) -> int:
     """Return the number of the oldest line of a series; 1 for a new series."""
-    return _first_number(paths[0]) if (paths := paths_of(folder, series)) else 1
+    return first_number(paths[0]) if (paths := paths_of(folder, series)) else 1
 
 
-def _first_number(path: Path) -> int:
+def first_number(path: Path) -> int:
+    """Return the number of the first line of a file."""
     found = _NAME.fullmatch(path.name)
     return int(found[2]) if found else 0
 
@@ -523,14 +525,14 @@ def _end_of(path: Path) -> JournalEnd:
         line, _ = decode_line(last)
     except (ValueError, RecursionError) as error:
         raise JournalError(f"{path.name}:{count}: the line was changed: {error}") from error
-    if line.number != (number := _first_number(path) + count - 1):
+    if line.number != (number := first_number(path) + count - 1):
         raise JournalError(f"{path.name}:{count}: line {line.number} is where line {number} was")
     return JournalEnd(line.number, sha256(last).hexdigest())
 
 
 def _newest_time(path: Path) -> str:
     """Return the time of the newest readable line of a file; an empty text for a file without one."""
-    return "".join(line.event.time for line in deque(_readable(path), maxlen=1))
+    return "".join(line.event.time for line in deque(readable_lines(path), maxlen=1))
 
 
 def _repair(path: Path, report: Report) -> None:
@@ -566,6 +568,7 @@ def read_events(
     series: Sequence[str] = SERIES,
     limit: int | None = None,
     witnesses: bool = True,
+    about_files: bool = False,
 ) -> Sequence[JournalEvent]:
     """Return the newest events in the order in which they happened.
 
@@ -579,8 +582,9 @@ def read_events(
         series: series to read.
         limit: maximum number of events; None for all.
         witnesses: also read witness files.
+        about_files: True to return also events about the journal's own files.
     """
-    found = [_newest_lines(folder, each, name, since, limit) for each in series]
+    found = [_newest_lines(folder, each, name, since, limit, about_files=about_files) for each in series]
     rejected = [_combined(lines) if each == REJECTED else lines for each, lines in zip(series, found, strict=True)]
     keyed = (
         [((line.number, 0) if each == MAIN else (line.after, 1), line.event) for line in lines]
@@ -588,31 +592,38 @@ def read_events(
     )
     events = [event for _, event in merge(*keyed, key=itemgetter(0))]
     if witnesses and (limit is None or len(events) < limit):
-        witnessed = _witnessed(folder, {event.change for event in events}, name, since, series)
+        known = {(event.list, event.change) for event in events}
+        witnessed = _witnessed(folder, known, name, since, series)
         events = [*merge(witnessed, events, key=attrgetter("time"))]
     return events if limit is None else events[-limit:]
 
 
-def _witnessed(folder: Path, known: set[str | None], name: str | None, since: str, series: Sequence[str]) -> Iterator[JournalEvent]:  # fmt: skip
-    """Yield the matching changes of the witness files whose digests are not in `known`."""
+def _witnessed(
+    folder: Path, known: set[tuple[str | None, str | None]], name: str | None, since: str, series: Sequence[str]
+) -> Iterator[JournalEvent]:
+    """Yield the matching changes of the witness files that are not in `known`, each as its list and digest."""
     for path in witness_paths(folder):
-        for line in _readable(path):
+        for line in readable_lines(path):
             event = line.event
-            is_wanted = name in {None, event.list} and event.time >= since and series_of(event) in series  # fmt: skip
-            if event.change is not None and event.change not in known and is_wanted:
-                known.add(event.change)
+            is_wanted = name in {None, event.list} and event.time >= since and series_of(event) in series
+            if event.change is not None and is_wanted and (event.list, event.change) not in known:
+                known.add((event.list, event.change))
                 yield event
 
 
-def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit: int | None) -> Sequence[JournalLine]:
+def _newest_lines(
+    folder: Path, series: str, name: str | None, since: str, limit: int | None, *, about_files: bool
+) -> Sequence[JournalLine]:
     """Return the newest lines of a series that match, oldest first: at least `limit` if there are so many, from whole files."""
     newest: list[Sequence[JournalLine]] = []
     count = 0
     for path in reversed(paths_of(folder, series)):
         lines = [
             line
-            for line in _readable(path)
-            if line.event.what not in ABOUT_FILES and name in {None, line.event.list} and line.event.time >= since
+            for line in readable_lines(path)
+            if (about_files or line.event.what not in ABOUT_FILES)
+            and name in {None, line.event.list}
+            and line.event.time >= since
         ]
         newest.append(lines)
         count += len(lines)
@@ -621,7 +632,8 @@ def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit
     return [line for lines in reversed(newest) for line in lines]
 
 
-def _readable(path: Path) -> Iterator[JournalLine]:
+def readable_lines(path: Path) -> Iterator[JournalLine]:
+    """Yield the lines of a file; a damaged line is left out."""
     for octets in lines_of(path):
         with suppress(ValueError, RecursionError):
             yield decode_line(octets)[0]
@@ -637,74 +649,3 @@ def _combined(lines: Sequence[JournalLine]) -> Sequence[JournalLine]:
             event = replace(event, count=before.event.count + event.count, first=first)
         combined[key] = line._replace(event=event)
     return sorted(combined.values(), key=lambda line: (line.after, line.event.time))
-
-
-def journal_faults(folder: Path) -> Iterator[str]:
-    """Verify all series; yield a message about each fault, with file and line.
-
-    The removal of the newest lines of MAIN shows only in a comparison with the store or with another node's journal.
-    """
-    proofs: dict[str, dict[int, str]] = {series: {} for series in SERIES}
-    """Digests of lines by their number, as events of MAIN record them."""
-    oldest = dict.fromkeys(SERIES, 1)
-    witnesses: dict[str, bool] = {}
-    """Digests of witness files by the events of MAIN; False for a deleted one."""
-    yield from _chain_faults(folder, MAIN, {}, None)
-    for path in paths_of(folder, MAIN):
-        for line in _readable(path):
-            event = line.event
-            if event.what in {IMPORT, TRIMMED} and event.series is None:
-                witnesses[event.digest or ""] = event.what == IMPORT
-            if event.series in proofs and event.number is not None:
-                proofs[event.series][event.number] = event.digest or ""
-                oldest[event.series] = event.oldest or oldest[event.series]
-    for series in SERIES:
-        paths = paths_of(folder, series)
-        if paths and (first := _first_number(paths[0])) > oldest[series]:
-            yield f"{paths[0].name}: lines {oldest[series]} to {first - 1} before this file are missing"
-        if series != MAIN:
-            yield from _chain_faults(folder, series, proofs[series], max(proofs[series], default=0))
-    yield from _witness_faults(folder, [digest for digest, is_kept in witnesses.items() if is_kept])
-
-
-def _witness_faults(folder: Path, digests: Sequence[str]) -> Iterator[str]:
-    """Verify the witness files with these SHA-256."""
-    for digest in digests:
-        path = witness_path(folder, digest)
-        try:
-            with path.open("rb") as file:
-                found = file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            yield f"{path.name}: the file is missing"
-        else:
-            if found != digest:
-                yield f"{path.name}: the file was changed"
-
-
-def _chain_faults(folder: Path, series: str, proofs: Mapping[int, str], newest: int | None) -> Iterator[str]:
-    """Verify that each line of a series follows the line before, and has the digest in `proofs`. `newest`: number of its newest proved line."""
-    number, digest = 0, None
-    for path in paths_of(folder, series):
-        first = _first_number(path)
-        if number and first != number + 1:
-            yield f"{path.name}: lines {number + 1} to {first - 1} before this file are missing"
-            digest = None
-        number = first - 1
-        for at, octets in enumerate(lines_of(path), 1):
-            try:
-                line, before = decode_line(octets)
-            except (ValueError, RecursionError) as error:
-                yield f"{path.name}:{at}: the line was changed: {error}"
-                number, digest = number + 1, None
-                continue
-            if line.number != number + 1:
-                yield f"{path.name}:{at}: line {line.number} is where line {number + 1} was"
-            elif before != (digest or before):
-                yield f"{path.name}:{at}: the line before, {number}, was changed"
-            elif number == 0 and before != BEGIN:
-                yield f"{path.name}:{at}: the first line does not begin a journal"
-            number, digest = line.number, sha256(octets).hexdigest()
-            if proofs.get(number, digest) != digest:
-                yield f"{path.name}:{at}: the line is not the one that the series {MAIN} records"
-    if newest is not None and newest > number:
-        yield f"lines {number + 1} to {newest} of the series {series} are missing"

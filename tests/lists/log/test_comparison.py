@@ -14,7 +14,6 @@ from eir.lists.log.journal import (
     Journal,
     JournalError,
     JournalEvent,
-    journal_faults,
     paths_of,
     read_events,
     witness_paths,
@@ -27,6 +26,7 @@ from eir.lists.log.journal_export import (
     restore_journal,
     unpack_journal,
 )
+from eir.lists.log.journal_faults import journal_faults
 from eir.lists.log.node_journal import event_of
 from eir.lists.log.reader import ChangeRows
 

@@ -16,11 +16,11 @@ from eir.lists.log.journal import (
     JournalError,
     JournalEvent,
     decode_line,
-    journal_faults,
     lines_of,
     paths_of,
     read_events,
 )
+from eir.lists.log.journal_faults import journal_faults
 
 NOW = datetime(2026, 12, 2, 8, tzinfo=UTC)
 LOAD = JournalEvent(time="2026-12-02T08:00:00Z", who="eir@host", what="load", list="stolen", serial=7)
