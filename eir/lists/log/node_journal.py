@@ -187,7 +187,9 @@ class NodeJournal:
         if self._recorded is None:
             self._recorded = {}
             for series in SERIES:
-                for event in read_events(self.journal.folder, series=(series,), limit=RECORDS_KEPT, about_files=True):
+                for event in read_events(
+                    self.journal.folder, series=(series,), limit=RECORDS_KEPT, about_files=True, witnesses=False
+                ):
                     self._note(event)
 
     def recent(self) -> Sequence[JournalEvent]:
