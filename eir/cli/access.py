@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -206,11 +206,9 @@ def record_event(config: Config, event: JournalEvent) -> bool:
         return False
     give_up = time.monotonic() + RECORDED_S
     while True:
-        try:
+        with suppress(control.ControlAway):
             control.ask(config.state, "record", event=asdict(event))
             return True
-        except control.ControlAway:
-            pass
         try:
             with acting_in(config.state), journal_of(config) as journal:
                 journal.append_event(event)
@@ -236,11 +234,9 @@ async def recorded(config: Config, store: LogStore, name: str, change: Change) -
                 if control.ask(config.state, "recorded", list=name, change=change.digest):
                     return True
             except control.ControlAway:
-                try:
+                with suppress(JournalBusy):
                     await _append_change(config, store, name, change)
                     return True
-                except JournalBusy:
-                    pass
             if time.monotonic() > give_up:
                 break
             await asyncio.sleep(RECORDED_POLL_S)
