@@ -12,10 +12,9 @@ from pathlib import Path
 from redis.asyncio.connection import AbstractConnection
 from simulated import servers
 
-from eir.lists.stores.redis import RedisStore
-from eir.lists.stores.redis import writing as redis_writing
-from eir.lists.stores.sqlite import SqliteStore
-from eir.lists.stores.sqlite import writing as sqlite_writing
+from eir.lists.stores import log_redis, log_sqlite
+from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.log_sqlite import SqliteLogStore
 
 
 class Die:
@@ -35,14 +34,14 @@ class SqliteCase:
 
     def __init__(self, folder):
         self.path = Path(folder) / "lists.sqlite"
-        sqlite_writing.PORTION_PAGES = 20  # so that a set is filled in several transactions
+        log_sqlite.PORTION_PARTS = 1  # so that a base is staged in several transactions
 
     def open(self):
-        return SqliteStore(self.path)
+        return SqliteLogStore(self.path)
 
     def doomed(self, at):
         store, die = self.open(), Die(at)
-        store.file.submit(lambda db: db.set_trace_callback(die)).result()
+        store._file.submit(lambda db: db.set_trace_callback(die)).result()
         return store
 
 
@@ -50,12 +49,12 @@ class RedisCase:
     """A server, and its steps: what a client sends."""
 
     def __init__(self, _folder):
-        redis_writing.PORTION_PAGES = 5  # so that a set is filled by several commands
+        log_redis.PORTION_PARTS = 1  # so that a base is staged by several commands
         self.server = servers.Server(servers.programs()["redis"]).start()
         atexit.register(self.server.stop)
 
     def open(self):
-        return RedisStore(self.server.url)
+        return RedisLogStore(self.server.url)
 
     def doomed(self, at):
         """In the child only: its connections die before they send for the `at`th time."""

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
 from eir.lists.stores.open import JOURNAL, SQLITE, open_store
 from eir.node.observe import control
-from eir.node.processes.state_folder import as_owner_of, known_form
+from eir.node.processes.state_folder import as_owner_of, check_form
 from eir.schema import did_you_mean
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
@@ -128,7 +128,7 @@ def opened(config: C) -> C:
 
     Raises EirError if a newer program has changed the form of the folder.
     """
-    known_form(config.state)
+    check_form(config.state)
     return config
 
 
@@ -206,11 +206,9 @@ def record_event(config: Config, event: JournalEvent) -> bool:
         return False
     give_up = time.monotonic() + RECORDED_S
     while True:
-        try:
+        with suppress(control.ControlAway):
             control.ask(config.state, "record", event=asdict(event))
             return True
-        except control.ControlAway:
-            pass
         try:
             with acting_in(config.state), journal_of(config) as journal:
                 journal.append_event(event)
@@ -236,11 +234,9 @@ async def recorded(config: Config, store: LogStore, name: str, change: Change) -
                 if control.ask(config.state, "recorded", list=name, change=change.digest):
                     return True
             except control.ControlAway:
-                try:
+                with suppress(JournalBusy):
                     await _append_change(config, store, name, change)
                     return True
-                except JournalBusy:
-                    pass
             if time.monotonic() > give_up:
                 break
             await asyncio.sleep(RECORDED_POLL_S)

@@ -37,7 +37,7 @@ from .wire import EIR, REALM
 
 COMMAND = [sys.executable, "-m", "eir"]
 
-PERIODS = {"eir.node.processes.supervisor.STORE_S": 0.5}
+PERIODS = {"eir.node.processes.following.JOURNAL_S": 0.5}
 """Periods of a forked node that are shorter than usual, so that tests wait less."""
 
 LISTED = "35209900176148"  # its Luhn digit is 1

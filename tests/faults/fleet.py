@@ -9,9 +9,9 @@ from simulated.node import Site, until
 from witness import Truth, Witness
 
 from eir.errors import StoreError
-from eir.lists.stores.open import COPY_FILE
-from eir.lists.stores.redis import RedisStore
-from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.follow.list_copy import copied_heads
+from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.open import COPIES
 
 LIST = "stolen"
 HELD = [f"{35_000_000 + n:08d}{n * 31:06d}" for n in range(2_500)]
@@ -116,16 +116,12 @@ class Fleet:
     # ---- what is held ----
 
     def stored(self):
-        """The list's state in the store; None while the store does not say."""
-        return self.state_in(RedisStore(self.looked_at))
-
-    @staticmethod
-    def state_in(store):
-        """The same for any store, which is closed then."""
+        """The list's head in the store; None while the store does not say."""
 
         async def ask():
+            store = RedisLogStore(self.looked_at)
             try:
-                return await store.state(LIST)
+                return (await store.heads()).get(LIST)
             except StoreError:
                 return None
             finally:
@@ -144,13 +140,13 @@ class Fleet:
             return False
         found = self.stored()
         return found is not None and all(
-            held is not None and (held["generation"], held["digest"]) == (found.generation, found.content_digest)
+            held is not None and (held["generation"], held["digest"]) == (found.generation, found.content)
             for held in self.held()
         )
 
     def is_copied(self):
         """The last good copy of every node is what its workers hold."""
-        copied = [self.state_in(SqliteStore(site.state / COPY_FILE)) for site in self.sites]
+        copied = [copied_heads(site.state / COPIES).get(LIST) for site in self.sites]
         return None not in copied and [each.generation for each in copied] == [
             held["generation"] for held in self.held()
         ]

@@ -42,6 +42,8 @@ DAMAGE_TRIES = 3
 """Number of failed reads after which a stored list counts as damaged, and is written back."""
 REPORT_AGAIN_S = 60.0
 """Minimum time in seconds between two equal events about a list."""
+LOST = "lost"
+"""Folder in the state folder with lost changes for the operator: `NAME-DIGEST.csv`, with 16 digits of the digest."""
 UNRECORDED_MAX = 1_000
 """Maximum number of changes that wait until the journal can be written; the oldest are left out."""
 
@@ -169,6 +171,8 @@ class LogFollower(Generic[ImageType]):
             followed = before.get(name)
             if followed is None or followed.kind != kind:
                 followed = FollowedList(name, kind, ListCopy(self._folder / "copies", name, self._report))
+                for path in _lost_files(self._folder, name):
+                    self.lost_rows[name] = path
             self._lists[name] = followed
         for names in (self.lost, self.lost_rows, self.copy_faults):
             for name in names.keys() - lists.keys():
@@ -636,7 +640,7 @@ class LogFollower(Generic[ImageType]):
                     "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
                 )
         if lost.gone or lost.missing:
-            path = self._folder / "lost" / f"{name}-{held.head.digest[:16]}.csv"
+            path = self._folder / LOST / f"{name}-{held.head.digest[:16]}.csv"
             self.lost_rows[name] = path
             try:
                 await asyncio.to_thread(write_lost_file, path, held.head, lost.gone)
@@ -690,6 +694,11 @@ class _Unreadable(Exception):
 
 async def _raise(error: Exception) -> None:
     raise error
+
+
+def _lost_files(folder: Path, name: str) -> Sequence[Path]:
+    """Return the files with lost changes of a list that an operator has not deleted yet."""
+    return sorted(path for path in (folder / LOST).glob("*.csv") if path.stem[:-17] == name)
 
 
 def _oldest(changes: Sequence[Change], stored: Head) -> int:

@@ -5,27 +5,30 @@ and `effect`: ADDED or REMOVED. Columns without a value are left out.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from itertools import chain
+from operator import attrgetter
 
 from eir.device import ODD_BASE, SNR_KEYS, TAC_DIGITS, imsi_text, key_text
 from eir.errors import EirError
 from eir.lists.log.change import Head, utc_text
 from eir.lists.log.journal import (
+    ABOUT_FILES,
     ACCEPTED,
-    FEED,
+    DAMAGED,
     FORCED,
-    MAIN,
     ROWS_MAX,
     SERIES,
     Journal,
     JournalEnd,
     JournalEvent,
+    list_of,
     paths_of,
     read_events,
+    series_of,
 )
 from eir.lists.log.reader import ChangeRows
 from eir.lists.log.store import RECORDS_KEPT
@@ -33,7 +36,14 @@ from eir.lists.table.columns import BEGINS, DAYS, ENDS, REASONS, SECONDS, WHOLE,
 
 ADDED, REMOVED = "added", "removed"
 OTHER_REASON = "other"
+SUBJECTS = ("imei", "identifier", "tac", "imsi")
+"""Columns that identify a row."""
 SECONDS_PER_DAY = 86_400
+RECENT_MAX = 200
+"""Maximum number of events per series for the web page."""
+DIFFERS_TIME = timedelta(days=1)
+"""Time for which a fork or a damaged file is reported."""
+DIFFERENCES = frozenset({"fork", DAMAGED})
 TRIM_S = 3_600.0
 """Seconds between two deletions of old events."""
 PENDING_MAX = 1_000
@@ -54,6 +64,12 @@ class JournalStatus:
     """Size of each series."""
     unrecorded: Sequence[str] = ()
     """Lists in force whose newest change the journal lacks."""
+    outcomes: Mapping[tuple[str | None, str], int] = field(default_factory=dict)
+    """Number of releases by list and outcome (None: an unknown list); of a local list only forced changes and rejections count."""
+    last: Mapping[tuple[str | None, str], str] = field(default_factory=dict)
+    """Time of the newest of them."""
+    differs: bool = False
+    """True if the store went on with another chain than this node held, or the journal was damaged, in the last DIFFERS_TIME."""
 
 
 class NodeJournal:
@@ -69,10 +85,14 @@ class NodeJournal:
     def __init__(self, journal: Journal, who: str = "eir") -> None:
         self.journal = journal
         self._who = who
-        self._recorded: dict[str, deque[str]] | None = None
+        self._recorded: dict[str, dict[str, None]] | None = None
         """Digests of the newest recorded changes of each list; None before the journal was read."""
         self._pending: deque[JournalEvent] = deque(maxlen=PENDING_MAX)
         """Events that could not be written."""
+        self._outcomes: Counter[tuple[str | None, str]] = Counter()
+        self._last: dict[tuple[str | None, str], str] = {}
+        self._recent: dict[str, deque[JournalEvent]] = {series: deque(maxlen=RECENT_MAX) for series in SERIES}
+        self._differed_at = ""
         self._bytes: Mapping[str, int] = {}
         self._trimmed_at = -TRIM_S
 
@@ -84,7 +104,10 @@ class NodeJournal:
         """Return the status. `in_force`: head in force of each list; `fault`: reason why the last write failed."""
         ends = {} if self._recorded is None else dict(self.journal.ends)
         unrecorded = [name for name, head in in_force.items() if not self.has(name, head.digest)]
-        return JournalStatus(fault=fault, ends=ends, bytes=self._bytes, unrecorded=unrecorded)
+        return JournalStatus(
+            fault=fault, ends=ends, bytes=self._bytes, unrecorded=unrecorded, outcomes=dict(self._outcomes), last=dict(self._last),
+            differs=self._differed_at > utc_text(datetime.now(UTC) - DIFFERS_TIME),
+        )  # fmt: skip
 
     def record(self, name: str, changes: Sequence[ChangeRows], reasons: Sequence[str]) -> None:
         """Record changes of a list, oldest first, with their rows; a change that is recorded already is skipped.
@@ -101,9 +124,7 @@ class NodeJournal:
         fresh = [each for each in changes if not self.has(name, each.change.digest)]
         for each in fresh:
             reasons = each.change.reasons or reasons
-            event = event_of(name, each, reasons)
-            self.journal.append_event(event)
-            self._note(event)
+            self._append(event_of(name, each, reasons))
 
     def record_gap(self, name: str, what: str, before: Head, after: Head) -> None:
         """Record that a list continues after a gap (`gap`), or on another chain (`fork`).
@@ -132,7 +153,7 @@ class NodeJournal:
         """
         self.open()
         while self._pending:
-            self.journal.append_event(self._pending[0])
+            self._append(self._pending[0])
             self._pending.popleft()
 
     def maintain(self) -> None:
@@ -165,13 +186,37 @@ class NodeJournal:
                 raise
         if self._recorded is None:
             self._recorded = {}
-            for series in (MAIN, FEED):
-                for event in read_events(self.journal.folder, series=(series,), limit=RECORDS_KEPT):
+            for series in SERIES:
+                for event in read_events(
+                    self.journal.folder, series=(series,), limit=RECORDS_KEPT, about_files=True, witnesses=False
+                ):
                     self._note(event)
 
+    def recent(self) -> Sequence[JournalEvent]:
+        """Return the newest events without their rows, at most RECENT_MAX of each series, in the order of their times."""
+        return sorted((event for events in self._recent.values() for event in events), key=attrgetter("time"))
+
+    def _append(self, event: JournalEvent) -> None:
+        self.journal.append_event(event)
+        self._note(event)
+
     def _note(self, event: JournalEvent) -> None:
-        if self._recorded is not None and event.list is not None and event.change is not None:
-            self._recorded.setdefault(event.list, deque(maxlen=RECORDS_KEPT)).append(event.change)
+        """Note the effects of a recorded event on the status."""
+        if event.what in DIFFERENCES:
+            self._differed_at = max(self._differed_at, event.time)
+        if event.what in ABOUT_FILES:
+            return
+        self._recent[series_of(event)].append(replace(event, rows=()))
+        name = list_of(event)
+        if event.list is not None and event.change is not None and self._recorded is not None:
+            digests = self._recorded.setdefault(event.list, {})
+            digests[event.change] = None
+            if len(digests) > RECORDS_KEPT:
+                del digests[next(iter(digests))]
+        if event.outcome != ACCEPTED or event.what == "load":
+            key = name, event.outcome
+            self._outcomes[key] += event.count
+            self._last[key] = max(self._last.get(key, ""), event.time)
 
 
 def event_of(name: str, each: ChangeRows, reasons: Sequence[str]) -> JournalEvent:
@@ -205,14 +250,14 @@ def _texts(effect: str, rows: TableRows, kind: str, reasons: Sequence[str]) -> I
     for key, second, reason, begin, end, day in zip(rows.keys.tolist(), *columns, strict=True):
         text = "" if not reason else reasons[reason] if reason < len(reasons) else OTHER_REASON
         row = {
-            "effect": effect, **_subject(kind, key, second), "device_type" if kind == TYPES else "reason": text,
+            "effect": effect, **row_subject(kind, key, second), "device_type" if kind == TYPES else "reason": text,
             "begin": _time(begin), "until": _time(end), "date": _time(day * SECONDS_PER_DAY)[:10],
         }  # fmt: skip
         yield {column: value for column, value in row.items() if value}
 
 
-def _subject(kind: str, key: int, second: int) -> Mapping[str, str]:
-    """Return the columns that identify a row."""
+def row_subject(kind: str, key: int, second: int) -> Mapping[str, str]:
+    """Return the columns that identify a row (SUBJECTS)."""
     if kind == SUBSCRIBERS:
         return {"imsi": imsi_text(key)}
     if key >= WHOLE or kind == TYPES:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from eir.device import SNR_KEYS, TAC_DIGITS, key_text
-from eir.device import imsi_text as imsi_text
+from eir.device import imsi_text  # noqa: F401 - until its users import it from eir.device
 from eir.errors import StoreChanged
 from eir.lists.log.change import utc_text
 from eir.lists.pages.content import as_corrupt, decode, decode_pairs, has_pairs

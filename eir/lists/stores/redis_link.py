@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 _KEY = "eir:{list}:head"
 REPLAYED = (
-    ("UNLINK", _KEY), ("PERSIST", _KEY), ("XADD", _KEY, "*", "a", "b"), ("HSET", _KEY, "a", "b"), ("DEL", _KEY), ("SET", _KEY, "a"),
+    ("UNLINK", _KEY), ("PERSIST", _KEY), ("XADD", _KEY, "*", "a", "b"), ("HSET", _KEY, "a", "b"), ("DEL", _KEY),
 )  # fmt: skip
 """Commands that the AOF of Redis contains for EIR's scripts."""
 

@@ -26,7 +26,7 @@ from eir.lists.follow.log_follower import LogFollower
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.table_image import image_of
 from eir.lists.log.change import Head
-from eir.lists.log.journal import Journal, JournalEvent
+from eir.lists.log.journal import MAIN, Journal, JournalEnd, JournalEvent
 from eir.lists.log.node_journal import JournalStatus, NodeJournal
 from eir.lists.record.first_days import Sighted
 from eir.lists.stores.open import JOURNAL, open_store
@@ -75,6 +75,10 @@ class Following:
         """Return a warning for each list that has lost data in the store."""
         return [StatusText.LIST_OLDER.format(name, shown) for name, shown in self.lost.items()]
 
+    def lost_changes_warnings(self) -> list[str]:
+        """Return a warning for each list that lost changes which were not applied again."""
+        return [StatusText.CHANGES_LOST.format(name, path) for name, path in self.lost_rows.items()]
+
     def copy_warnings(self) -> list[str]:
         """Return a warning for each list in force that comes from the copy, and for each fault of the copy."""
         in_force = [StatusText.COPY_IN_FORCE.format(name) for name in self.from_copy]
@@ -118,12 +122,15 @@ class _FollowerProcess:
             who=who, heal=config.heal,
         )  # fmt: skip
         self._journal_fault = ""
+        self._anchored = JournalEnd()
+        """Newest line of the journal that the log names."""
+        self._is_nearly_full = False
 
     def handlers(self) -> dict[str, Any]:
         """Return the follower's functions that the supervisor may call: map from name to function."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
-            "record": self._record, "recorded": self._journal.has,
+            "record": self._record, "recorded": self._journal.has, "events": self._journal.recent,
             "first_seen": lambda _: None, "first_seen_counted": lambda *_: None,
         }  # fmt: skip
 
@@ -172,8 +179,16 @@ class _FollowerProcess:
             self._journal_fault = str(error)
             if self._journal_fault != before:
                 self._process.log.report("journal_failed", level="error", detail=self._journal_fault)
-        else:
-            self._journal_fault = ""
+            return
+        self._journal_fault = ""
+        journal = self._journal.journal
+        if (newest := journal.ends[MAIN]) != self._anchored:
+            self._anchored = newest
+            self._process.log.report("history_at", record=newest.number, digest=newest.digest)
+        if journal.is_nearly_full > self._is_nearly_full:
+            detail = f"the history exceeds 80 % of {journal.max_bytes:,} bytes (history.max_bytes); nothing is deleted before history.keep"
+            self._process.log.report("history_nearly_full", level="warning", detail=detail)
+        self._is_nearly_full = journal.is_nearly_full
 
     # Lists
 
@@ -230,6 +245,7 @@ class Followed:
         """Day, and number of new devices of each peer on this day, which a new follower continues."""
         self._events: deque[JournalEvent] = deque(maxlen=EVENTS_MAX)
         """Events that the journal does not have yet."""
+        self._recent: Sequence[JournalEvent] = ()
         self._recording: asyncio.Task[None] | None = None
         self._complete = False
         """True if a follower has sent all lists that it found at its start."""
@@ -297,6 +313,12 @@ class Followed:
         """
         return bool(await self._ask("recorded", name, change))
 
+    async def recent_events(self) -> Sequence[JournalEvent]:
+        """Return the newest events of the journal (NodeJournal.recent); if the follower does not answer, those of the last call."""
+        with suppress(EirError):
+            self._recent = await self._ask("events")
+        return self._recent
+
     async def _record_all(self) -> None:
         while self._events:
             event = self._events[0]
@@ -348,6 +370,10 @@ class Followed:
                 del self._lists[name]
         self.child.notify("configure", config)
 
+    def heads(self) -> Mapping[str, Head]:
+        """Return the head of each list in force."""
+        return {name: listed.state for name, (listed, _) in self._lists.items()}
+
     def snapshot(self) -> metrics.Snapshot:
         """Return the samples of the metrics about store, lists and copies, by metric name and label values."""
         status = self.status
@@ -356,6 +382,7 @@ class Followed:
             "eir_store_up": {(): float(status.store_up)},
             "eir_store_lost_data": {(name,): float(name in status.lost) for name in self._lists},
             "eir_copy_failed": {(name,): float(name in status.copy_faults) for name in self._lists},
+            "eir_list_lost_changes": {(name,): float(name in status.lost_rows) for name in self._lists},
             "eir_follow_lag_seconds": {(): lag_s},
         }
         return metrics.merge([own, self.child.snapshot()])

@@ -51,7 +51,7 @@ def prepare(config: Config) -> None:
         # This import takes 0.5 s, which must not delay a worker after a reload.
         import eir.wire.web.tokens  # noqa: F401, PLC0415 - for the workers, which share the memory
     try:
-        state_folder.upgrade_form(config.state, log.report)
+        state_folder.write_form(config.state)
         open_store(config.store, config.state)
     except EirError as e:
         raise SetupFault(str(e)) from None

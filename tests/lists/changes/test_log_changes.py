@@ -11,8 +11,8 @@ from simulated.releases import NAME, NOW, make_key, public, text
 
 from eir.errors import EntryRefused, GenerationConflict, NothingToRollBack, ReleaseRefused, StoreError
 from eir.lists.changes.data_files import STAGES
+from eir.lists.changes.listings import read_listings, read_reasons
 from eir.lists.changes.local_rows import ADD
-from eir.lists.changes.log_listings import read_log_listings, read_log_reasons
 from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.changes.undo import plan_rollback, restored, serial_reset
 from eir.lists.log import writer as writing
@@ -544,7 +544,7 @@ class TestPast:
         for serial in range(1, 6):
             rows = file("imei,reason", *(f"{serial:08d}{number:06d},lost" for number in range(50)))
             await load(agency, store, agency.release({"f.csv": ("entries", "eir", rows)}, serial=serial))
-        counts = await read_log_listings(store, {NAME: "devices"}, "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
+        counts = await read_listings(store, {NAME: "devices"}, "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
         assert counts[NAME, True, "lost", 5] == counts[NAME, False, "lost", 4] == 50
         assert counts[NAME, True, None, None] + counts[NAME, False, None, None] > 100
         assert sum(counts.values()) == 50 * 9
@@ -561,12 +561,12 @@ class TestPast:
         await load(agency, store, agency.release(tac, serial=2, kind="delta", base=1))
         await load(agency, store, agency.release(IMEIS[:9], serial=3), now=NOW + timedelta(days=8), force=True)
         kinds = {NAME: "devices", "none": "devices"}
-        counts = await read_log_listings(store, kinds, november, december)
+        counts = await read_listings(store, kinds, november, december)
         assert counts == {(NAME, True, "lost", 35_123_456): 143, (NAME, True, "recall", 35_123_456): 1_000_000 - 143}
-        counts = await read_log_listings(store, kinds, december, "2027-01-01T00:00:00Z")
+        counts = await read_listings(store, kinds, december, "2027-01-01T00:00:00Z")
         assert counts == {(NAME, False, "recall", 35_123_456): 1_000_000 - 9}
-        assert await read_log_reasons(store, NAME, [int(IMEI), 1]) == ["", None]
-        assert await read_log_reasons(store, "none", [1]) == [None]
+        assert await read_reasons(store, NAME, [int(IMEI), 1]) == ["", None]
+        assert await read_reasons(store, "none", [1]) == [None]
 
 
 async def test_a_million_random_rows_and_a_delta(agency, store):

@@ -15,14 +15,12 @@ from eir.lists.log.journal import (
     Journal,
     JournalError,
     JournalEvent,
-    change_differences,
     decode_line,
-    journal_faults,
     lines_of,
     paths_of,
     read_events,
-    recorded_changes,
 )
+from eir.lists.log.journal_faults import journal_faults
 
 NOW = datetime(2026, 12, 2, 8, tzinfo=UTC)
 LOAD = JournalEvent(time="2026-12-02T08:00:00Z", who="eir@host", what="load", list="stolen", serial=7)
@@ -282,18 +280,6 @@ class TestReading:
         for serial in range(100):
             journal.append(MAIN, replace(LOAD, serial=serial))
         assert [event.serial for event in read_events(journal.folder, limit=20)] == [*range(80, 100)]
-
-    def test_changes_are_compared_with_those_of_a_witness(self):
-        event = replace(LOAD, change="a")
-        ours = recorded_changes([replace(event, generation=number) for number in (1, 2, 4, 5)])
-        assert [*change_differences(ours, ours)] == []
-        assert [*change_differences(ours, {("stolen", 5): "a", ("stolen", 6): "a"})] == []
-        forked = {("stolen", 2): "a", ("stolen", 3): "a", ("stolen", 5): "b"}
-        assert [*change_differences(ours, forked)] == [
-            "list stolen: change 3 is missing in the journal",
-            "list stolen: change 4 is missing in the witness",
-            "list stolen: change 5 differs from that of the witness",
-        ]
 
 
 def test_a_line_is_bounded(opened):

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from pages import blocks
 from simulated.node import COMMAND, until
 from simulated.patience import PROGRAM_S
-from simulated.releases import make_key, precede_openssh, public
+from simulated.releases import load_release, make_key, precede_openssh, public
 
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.changes.load import load_release
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.openssh import verify_document
 from eir.lists.releases.publish import publish
@@ -35,7 +34,7 @@ from eir.lists.sources.folder import (
     trim_index,
 )
 from eir.lists.sources.folder_writer import offer_release, publish_into
-from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.stores.log_sqlite import SqliteLogStore
 
 CONFIG = Path(__file__).parents[3] / "config" / "LISTS.md"
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -93,13 +92,13 @@ def content(keeper, offers, room, kind="devices", **terms):
 
 
 async def _content(keeper, offers, room, kind, terms):
-    store = SqliteStore(room / f"{len(list(room.iterdir()))}.sqlite")
+    store = SqliteLogStore(room / f"{len(list(room.iterdir()))}.sqlite")
     settings = {NAME: ListSettings(name=NAME, kind=kind, signers=keeper.signers, growth_max=1e9, shrink_max=1, **terms)}
     for offer in offers:
-        await load_release(keeper.folder / offer.folder / offer.manifest, settings, store, who="x", now=keeper.now)
-    state = await store.state(NAME)
+        await load_release(keeper.folder / offer.folder / offer.manifest, settings, store, now=keeper.now)
+    heads = await store.heads()
     await store.close()
-    return state.content_digest
+    return heads[NAME].content
 
 
 def test_a_reader_that_begins_finds_a_full_release_that_has_not_expired(keeper, tmp_path):

@@ -77,35 +77,26 @@ def test_a_running_node_is_reported_at_once_and_the_end_of_an_ending_node_is_awa
     os.close(held)
 
 
-def forms(folder):
-    """Take a folder; returns what is said meanwhile, and what its file holds then."""
-    said = []
-    state_folder.upgrade_form(folder, lambda event, **fields: said.append((event, fields["detail"])))
-    return said, (folder / "form").read_text()
+def form_after_a_start(folder):
+    state_folder.write_form(folder)
+    return (folder / "form").read_text()
 
 
-def test_a_new_folder_has_this_programs_form_and_no_message(tmp_path):
-    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
-    assert forms(tmp_path)[0] == []
-
-
-@pytest.mark.parametrize("left", [None, "", "\0\0\0\0", "junk 0.0.1"])
-def test_an_older_folder_is_converted_and_each_change_is_reported(tmp_path, left):
+@pytest.mark.parametrize("left", [None, "", "\0\0\0\0", "junk 0.0.1", f"{state_folder.FORM} 0.0.1\n"])
+def test_a_folder_gets_this_programs_form(tmp_path, left):
     """A file that a power cut has left broken is no reason not to start."""
-    state_folder.next_origin_state_id(tmp_path)
     if left is not None:
         (tmp_path / "form").write_text(left)
-    ((event, detail),), written = forms(tmp_path)
-    assert (event, written) == ("state_upgraded", f"{state_folder.FORM} {__version__}\n")
-    assert f"has form 0, and is converted to form {state_folder.FORM}: " in detail
-    assert all(change in detail for change in state_folder.CHANGES.values())
-    assert set(state_folder.CHANGES) == set(range(1, state_folder.FORM + 1))
+    assert form_after_a_start(tmp_path) == f"{state_folder.FORM} {__version__}\n"
 
 
-def test_another_version_of_the_same_form_is_stored_without_a_message(tmp_path):
-    state_folder.next_origin_state_id(tmp_path)
-    (tmp_path / "form").write_text(f"{state_folder.FORM} 0.0.1\n")
-    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
+@pytest.mark.parametrize("left", ["form", "copy.sqlite"])
+def test_an_older_folder_is_refused_with_the_way_to_its_lists(site, left):
+    site.state.mkdir()
+    (site.state / left).write_text("1 0.0.1\n" if left == "form" else "")
+    said = " ".join(site.eir("serve", status=2).stderr.split())
+    assert f"this is eir {__version__}, which knows form {state_folder.FORM}; write each list to a file with that version (eir export)" in said
+    assert "(eir load, eir add --file)" in said
 
 
 def test_an_older_program_leaves_a_newer_folder_alone_and_names_both(site):
