@@ -27,6 +27,7 @@ import numpy as np
 from eir.errors import Report, StoreError
 from eir.lists.follow.learned_bounds import (
     BACK_DAYS,
+    NO_DAY,
     TOLERANCE_S,
     LearnedStep,
     different_keys,
@@ -364,15 +365,15 @@ class LearnedRecord:
     def _judge_again(self) -> None:
         """Judge the disputed rows by the lists that this node has now, and report those that stay refused."""
         state, content = self._state, self._content(self.merging)
-        if len(state.disputed) and self._is_level(content.head):
-            now, today = self._record.now(), self._record.today
-            stored = rows_of_devices(content.table, state.disputed)
-            first_min = today - BACK_DAYS if now >= self._retry_at else 1 << 30
-            step = LearnedStep(first_min, today, stored, select_keys(state.kept, stored.keys, without=True))
-            keys, before = state.disputed, state.disputed
-            self._dispute(keys, self._judged(state.kept, step), stored)
-            if len(state.disputed) != len(before):
-                self._refresh(before, content.table)
+        if len(state.disputed) and not self._is_level(content.head):
+            return
+        if len(state.disputed):
+            stored, before = rows_of_devices(content.table, state.disputed), state.disputed
+            first_min = self._record.today - BACK_DAYS if self._record.now() >= self._retry_at else NO_DAY
+            removed = select_keys(state.kept, stored.keys, without=True)
+            step = LearnedStep(first_min, self._record.today, stored, removed)
+            self._dispute(before, self._judged(state.kept, step), stored)
+            self._refresh(before)
         refused = np.setdiff1d(state.disputed, state.pending.keys, assume_unique=True)
         if len(refused) > self.refused:
             self._report("first_seen_refused", level="error", list=self.merging, count=len(refused), detail=REFUSED)

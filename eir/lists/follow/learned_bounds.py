@@ -20,6 +20,8 @@ from eir.lists.table.table import difference, merge
 
 BACK_DAYS = 7
 """Maximum number of days from a first day to the time of the change that adds it."""
+NO_DAY = 1 << 30
+"""First day that no row has, so that only rows are accepted that say no more than the record."""
 TOLERANCE_S = 600.0
 """Seconds by which the time of a change may be before that of the change before it, or ahead of the clock."""
 
@@ -64,7 +66,7 @@ def learned_steps(
             newest = max(newest, moment) if is_valid else newest
             # A row of a change with a wrong time is only accepted if it says no more than the record.
             day = int(newest if is_valid else limit) // DAY_S
-            steps.append(LearnedStep(day - BACK_DAYS if is_valid else 1 << 30, day, *each.decoded(name)))
+            steps.append(LearnedStep(day - BACK_DAYS if is_valid else NO_DAY, day, *each.decoded(name)))
         return steps, newest
     # The rows of some changes are not stored. An honest change since the held one is not older than that one.
     added, removed = difference(before.table, content.table)
