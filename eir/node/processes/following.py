@@ -132,11 +132,11 @@ class _FollowerProcess:
         self._store = open_store(config.store, config.state, report=report, check=False)
         clock = state_folder.read_clock(config.state)
         name = config.first_seen.list if config.first_seen else ""
-        self._record = FirstSeenList(name, FIRST_SEEN, lambda: clock.now(time.time(), time.monotonic()))
+        self._first_seen = FirstSeenList(name, FIRST_SEEN, lambda: clock.now(time.time(), time.monotonic()))
         self._learned = None
         if config.first_seen is not None:
             self._learned = LearnedRecord(
-                config.first_seen, self._record, self._store, config.state, who=who, report=report, held=lambda: self._follower.held,
+                config.first_seen, self._first_seen, self._store, config.state, who=who, report=report, held=lambda: self._follower.held,
                 registering=lambda: self._config.registering, publish=self._send_record,
                 reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
             )  # fmt: skip
@@ -190,7 +190,7 @@ class _FollowerProcess:
         """Count by date the devices whose period of grace ends within AHEAD_DAYS. If first sightings are not recorded, return None."""
         if self._learned is None:
             return None
-        return count_ends(self._config.policy, self._learned.first_days, self._record.today)
+        return count_ends(self._config.policy, self._learned.first_days, self._first_seen.today)
 
     async def close(self) -> None:
         """Write the first sightings that are still in memory to the record, then close the store and the journal."""
@@ -237,9 +237,9 @@ class _FollowerProcess:
         if memory is None:
             return  # the follower reads the list from the store
         with suppress(ImageError, OSError):  # likewise
-            self._record.note_time(what.state.loaded_at)
-            if what.name == self._record.name:
-                self._record.replace(what.state, Image.map(memory))
+            self._first_seen.note_time(what.state.loaded_at)
+            if what.name == self._first_seen.name:
+                self._first_seen.replace(what.state, Image.map(memory))
                 return
             self._follower.accept(what.name, what.state, Image.map(memory))
 
@@ -247,10 +247,10 @@ class _FollowerProcess:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
         send_list(self._channel, Listed(name, state.kind, state), image)
-        self._record.note_time(state.loaded_at)
+        self._first_seen.note_time(state.loaded_at)
 
     def _send_record(self, state: Head, image: Image) -> None:
-        send_list(self._channel, Listed(self._record.name, FIRST_SEEN, state), image)
+        send_list(self._channel, Listed(self._first_seen.name, FIRST_SEEN, state), image)
 
     def _note_sightings(self, sighted: list[Sighted]) -> None:
         if self._learned is not None:
