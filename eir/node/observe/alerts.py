@@ -392,6 +392,7 @@ LIST_RULES = (
     AlertRule("EirOverrideActive", "the policy's override gives every check the same answer", _is("eir_override_active")),
     AlertRule("EirBlockingJumped", "the share of blocked checks is more than three times that of the day before", _jump_of_blocking, 240),
     AlertRule("EirSightingsDropped", "checks are missing in the record: {}", _rose("eir_sightings_dropped_total", 10, "reason"), 540),
+    AlertRule("EirFirstSightingsRefused", "rows in the store's record of first sightings break a bound and are left out (event=first_seen_refused)", _exceeds("eir_first_seen_refused_devices", 0)),
     AlertRule("EirFirstSightingsUnrecorded", "peers with more new devices than `first_seen.new_per_peer`; further devices are not recorded: {}", _rose("eir_first_seen_unrecorded_checks_total", 10, "peer"), 240),
     AlertRule("EirEventsDropped", "receivers that events do not reach: {}", _rose("eir_events_dropped_total", 10, "to"), 240),
 )  # fmt: skip

@@ -54,7 +54,8 @@ PEER_METRICS = (
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
 )  # fmt: skip
 LIST_METRICS = (
-    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node, an import or a copy), or removed from this record (listed: now registered; unseen: for the time `remember`), or changed by `eir first-seen undo` (undone)"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node or an import), or removed from this record (listed: now registered; unseen: for the time `remember`), or changed by `eir first-seen undo` (undone)"),
+    Family("eir_first_seen_refused_devices", "gauge", (), "Devices whose row in the store's record of first sightings breaks a bound, and is left out", "max"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, and each listed device of this TAC also as 1", "min"),
     Family("eir_list_pending", "gauge", ("list",), "Number of entries of the list whose begin is later than now", "min"),
