@@ -19,8 +19,12 @@ class StatusText(Enum):
         "EirStoreLostData",
         "the store lost releases of list {}: its highest serial is {}, but this node accepted {}; load the newest release again",
     )
-    COPY_IN_FORCE = "EirCopyFailed", "list {} comes from this node's copy"
-    COPY_FAILED = "EirCopyFailed", "the copy of list {} cannot be written or read ({})"
+    COPY_IN_FORCE = "EirCopyFailed", "list {} comes from this node's last good copy"
+    COPY_FAILED = "EirCopyFailed", "the last good copy of list {} cannot be written or read ({})"
+    FIRST_SEEN_REFUSED = (
+        "EirFirstSightingsRefused",
+        "{} devices have a row in the store's record of first sightings that breaks a bound and is left out (event=first_seen_refused)",
+    )
     LIST_EXPIRED = "EirListExpired", "list {} is past its expiry"
     FILE_INVALID = (
         "EirReloadFailed",
