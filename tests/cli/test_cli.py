@@ -446,7 +446,7 @@ class TestLists:
     def test_history(self, eir):
         found = document(eir("history", "--json"))
         assert {tuple(row) for row in found} == {
-            ("time", "who", "what", "list", "serial", "digest", "detail", "number", "chain", "count", "first")
+            ("time", "who", "what", "list", "serial", "digest", "detail", "generation", "outcome", "rows", "count", "first")
         }
         assert [(row["what"], row["list"], row["serial"]) for row in found] == [
             ("load", "stolen", 1), ("load", "tracked", 1), ("refuse", "tracked", 1),
