@@ -19,7 +19,7 @@ from eir.wire.web.access import LOCKED_OUT, PAGE
 
 CRITICAL_ALERTS = frozenset({
     "EirDown", "EirInternalErrors", "EirNoPeers", "EirErrorAnswers", "EirErrorResponses", "EirHlrAway", "EirNoLists", "EirListMissing",
-    "EirListExpired", "EirInboxUnusable", "EirHistoryDiffers", "EirListUnrecorded", "EirBlockingJumped",
+    "EirListExpired", "EirInboxUnusable", "EirHistoryDiffers", "EirChangesLost", "EirListUnrecorded", "EirBlockingJumped",
 })  # fmt: skip
 """Alerts of severity `critical` in deploy/prometheus/alerts.yml: while one of their texts is in `eir status`, the state is CRITICAL."""
 EVERY_S = 60.0
@@ -385,6 +385,7 @@ LIST_RULES = (
     AlertRule("EirStoreLostData", "lists of which the store lost data: {}", _is("eir_store_lost_data", "list")),
     AlertRule("EirHistoryDiffers", "the store replaced changes that this node held, or the node's journal was damaged (eir history --verify)", _is("eir_history_differs")),
     AlertRule("EirHistoryNearlyFull", "the history uses more than 80 % of history.max_bytes", _full_history),
+    AlertRule("EirChangesLost", "lists of which the store lost changes: {} (event=lost_changes_kept)", _is("eir_list_lost_changes", "list")),
     AlertRule("EirListUnrecorded", "lists in force whose newest change the history lacks: {} (eir history)", _is("eir_list_unrecorded", "list")),
     AlertRule("EirCopyFailed", "lists whose last good copy cannot be written or read: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
     AlertRule("EirClockDiffers", "the host's clock and the time of the node differ by more than 1 minute (event=clock_jumped)", _exceeds("eir_clock_difference_seconds", DIFFERENCE_MAX_S)),

@@ -67,7 +67,7 @@ LIST_METRICS = (
     Family("eir_release_interval_seconds", "gauge", ("list",), "Median time (s) between the last releases of the list; absent before the fourth release", "max"),
     Family("eir_release_last_refused_timestamp_seconds", "gauge", ("list",), "Time at which a release of the list was last refused", "max"),
     Family("eir_release_last_forced_timestamp_seconds", "gauge", ("list",), "Time at which an operator last lifted a limit of the list (`--force`, `reset-serial`)", "max"),
-    Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, from the history; `forced`: an operator lifted a limit", "max"),
+    Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, from the node's journal; `forced`: an operator lifted a limit", "max"),
 )  # fmt: skip
 SOURCE_METRICS = (
     *(family for each in INTERFACES if each.service for family in each.families),
@@ -94,6 +94,7 @@ STORE_METRICS = (
     Family("eir_history_bytes", "gauge", ("chain",), "Size (bytes) of the node's journal: main, and the rows of registers (feed)", "max"),
     Family("eir_history_max_bytes", "gauge", ("chain",), "Value (bytes) of `history.max_bytes` (main) and `history.feed_max_bytes` (feed)", "max"),
     Family("eir_history_differs", "gauge", (), "1 if, in the last day, the store replaced changes that this node held, or the node's journal was damaged", "max"),
+    Family("eir_list_lost_changes", "gauge", ("list",), "1 if the node wrote changes that the store lost to a file, and did not apply them again", "max"),
     Family("eir_list_unrecorded", "gauge", ("list",), "1 if the node's journal lacks the newest change of the list in force", "max"),
     Family("eir_clock_difference_seconds", "gauge", (), "Difference (s) between the host's clock and the [time](OPERATION.md#time) of the node, by which rows and periods of grace end", "max"),
     Family("eir_follow_lag_seconds", "gauge", (), "Time (s) since the node last verified that it holds the content of the store", "max"),
