@@ -16,13 +16,14 @@ from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, imsi_key, is_digits
 from eir.errors import IdentifierError
+from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.index import Index
 from eir.lists.images.table_image import image_of
 from eir.lists.log.reader import LoggedList
 from eir.lists.record.entries import until_text
-from eir.lists.record.first_days import WAS_LISTED
+from eir.lists.record.first_days import IMPORT, WAS_LISTED
 from eir.lists.record.listed_entries import reason_and_day, rows_between
-from eir.lists.record.settings import SUBSCRIBERS, TYPES, ListSettings
+from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.table.columns import NO_ROWS, SECONDS, TableRows
 from eir.lists.table.table import Table, merge, table_of
 
@@ -176,7 +177,11 @@ async def explain(
         content = await read(name)
         if content is not None and content.head.kind == kind:  # nodes ignore a list of another kind
             contents[name] = content
-            index.switch(name, content.head, image_of(table_of(_rows_for(question, kind, content.table))))
+            rows = _rows_for(question, kind, content.table)
+            if kind == FIRST_SEEN and (imported := await read(name + IMPORT)) is not None:
+                rows = merge(rows, _rows_for(question, kind, imported.table))
+            build = first_seen_image if kind == FIRST_SEEN else image_of
+            index.switch(name, content.head, build(table_of(rows)))
     explanation = answer(question, policy, lists, index, now=now)
     if explanation.list is None or explanation.list not in contents:
         return explanation

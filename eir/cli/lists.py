@@ -42,7 +42,17 @@ from eir.cli.output import (
     written_to,
 )
 from eir.config import Config, Whereabouts, load_config
-from eir.device import KEY_DIGITS, ODD_BASE, SNR_KEYS, TAC_DIGITS, any_key, check_digit, imsi_key, strip_separators
+from eir.device import (
+    KEY_DIGITS,
+    ODD_BASE,
+    SNR_KEYS,
+    TAC_DIGITS,
+    any_key,
+    check_digit,
+    imsi_key,
+    imsi_text,
+    strip_separators,
+)
 from eir.errors import ConfigError, IdentifierError, StoreError
 from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.local_rows import (
@@ -61,11 +71,12 @@ from eir.lists.changes.undo import plan_rollback, serial_reset
 from eir.lists.follow.list_copy import copied_head
 from eir.lists.follow.write_back import abandon, refuse_lost_here
 from eir.lists.log.change import RELEASE_KINDS, Change, Head
-from eir.lists.log.journal import ACCEPTED, JournalEvent, read_events
+from eir.lists.log.journal import REFUSED, JournalEvent, read_events
+from eir.lists.log.node_journal import ADDED, SUBJECTS, row_subject
 from eir.lists.log.reader import LoggedList, empty_content, read_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListWriter, Make
-from eir.lists.record.entries import date_text, imsi_text, until_text
+from eir.lists.record.entries import date_text, until_text
 from eir.lists.record.kept_content import changes_of_rows
 from eir.lists.record.listed_entries import display_order, entries_in, is_whole, rows_between
 from eir.lists.record.reasons import check_reason, reason_at
@@ -665,14 +676,20 @@ async def _authors(
     """
     pairs = [*zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)]
     head = content.head
-    events = [event for event in read_events(checked.state / JOURNAL, name=name) if event.outcome == ACCEPTED]
+    events = [event for event in read_events(checked.state / JOURNAL, name=name) if event.outcome != REFUSED]
     if head.highest_serial:
         changes = [entry.change for entry in await store.log(name, 0)]
         records: list[JournalEvent | Change] = [*events, *changes]
         releases = [each for each in records if each.what in RELEASE_KINDS and each.serial == head.serial]
         author = _Author(releases[-1].who, releases[-1].time) if releases else _Author(UNKNOWN, head.loaded_at)
         return dict.fromkeys(pairs, author)
+    subjects = {frozenset(row_subject(head.kind, *keys).items()): keys for keys in pairs}
     authors: dict[tuple[int, int], _Author] = {}
+    for event in events:
+        for row in event.rows:
+            keys = subjects.get(frozenset((column, row[column]) for column in SUBJECTS if column in row))
+            if keys is not None and row["effect"] == ADDED:
+                authors[keys] = _Author(event.who, event.time)
     found = await changes_of_rows(store, name, rows.select(np.lexsort((rows.column(SECONDS), rows.keys))))
     authors |= {keys: _Author(change.who, change.time) for keys, change in found.items()}
     return {keys: authors.get(keys, _Author(UNKNOWN, None)) for keys in pairs}

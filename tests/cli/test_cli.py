@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from full_disk import no_file_above
+from simulated import servers
 from simulated.certificates import Authority
 from simulated.luhn import check_digit
 from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site, run_eir, until
@@ -190,6 +191,20 @@ class TestConfiguration:
         again.write_text(out)
         assert document(eir("config", "--json", "-c", again)) == document(eir("config", "--json"))
         assert document(eir("config", "--json"))["state"] == str(host.state)
+
+    @pytest.mark.skipif("redis" not in servers.programs(), reason="redis-server is not installed")
+    def test_connect_reports_a_redis_that_endangers_lists_or_is_away(self, eir, host, tmp_path):
+        path = tmp_path / "eir.yaml"
+        with servers.Server(servers.programs()["redis"], "--maxmemory-policy", "allkeys-lru") as server:
+            path.write_text(f"{host.path.read_text()}\nstore: {server.url}\n")
+            assert eir("config", "-c", path)[2] == ""
+            status, out, err = eir("config", "--connect", "-c", path)
+            assert (status, out) == eir("config", "-c", path)[:2]
+            assert "set maxmemory-policy noeviction" in err
+            assert "every client of Redis can change lists without a password" in err
+        status, _, err = eir("config", "--connect", "-c", path)
+        assert status == 1
+        assert "start Redis, or correct `store`" in err
 
     def test_every_key_is_printed_without_a_file(self, eir):
         status, out, err = eir("config", "--reference", "-c", "nowhere.yaml")

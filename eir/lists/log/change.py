@@ -122,7 +122,7 @@ class Head(ReleaseInForce):
     reasons: tuple[str, ...] = ()
     """Reason texts by the index in the table; after 255 texts the last one is `other`."""
     loaded_at: str | None = None
-    """Time of the change that put the release in force."""
+    """Time of the change that put the release in force; of a local list that of its newest change."""
     releases: tuple[str, ...] = ()
     """Times of the newest releases, oldest first; at most RELEASE_TIMES_MAX."""
 
@@ -143,7 +143,7 @@ def release_of(record: ReleaseInForce) -> dict[str, Any]:
 
 def following(head: Head, change: Change, *, entries: int, devices: int) -> Head:
     """Return the head after a change. `entries` and `devices` are those of the table after it."""
-    is_release = change.what in RELEASE_KINDS
+    is_release, is_local = change.what in RELEASE_KINDS, not change.highest_serial
     return replace(
         head,
         generation=change.generation,
@@ -154,7 +154,7 @@ def following(head: Head, change: Change, *, entries: int, devices: int) -> Head
         entries=entries,
         devices=devices,
         reasons=change.reasons or head.reasons,
-        loaded_at=change.time if is_release or head.loaded_at is None else head.loaded_at,
+        loaded_at=change.time if is_release or is_local or head.loaded_at is None else head.loaded_at,
         releases=(*head.releases, *[change.time] * (change.what == "load"))[-RELEASE_TIMES_MAX:],
         **release_of(change),
     )

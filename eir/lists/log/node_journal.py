@@ -36,6 +36,8 @@ from eir.lists.table.columns import BEGINS, DAYS, ENDS, REASONS, SECONDS, WHOLE,
 
 ADDED, REMOVED = "added", "removed"
 OTHER_REASON = "other"
+SUBJECTS = ("imei", "identifier", "tac", "imsi")
+"""Columns that identify a row."""
 SECONDS_PER_DAY = 86_400
 RECENT_MAX = 200
 """Maximum number of events per series for the web page."""
@@ -248,14 +250,14 @@ def _texts(effect: str, rows: TableRows, kind: str, reasons: Sequence[str]) -> I
     for key, second, reason, begin, end, day in zip(rows.keys.tolist(), *columns, strict=True):
         text = "" if not reason else reasons[reason] if reason < len(reasons) else OTHER_REASON
         row = {
-            "effect": effect, **_subject(kind, key, second), "device_type" if kind == TYPES else "reason": text,
+            "effect": effect, **row_subject(kind, key, second), "device_type" if kind == TYPES else "reason": text,
             "begin": _time(begin), "until": _time(end), "date": _time(day * SECONDS_PER_DAY)[:10],
         }  # fmt: skip
         yield {column: value for column, value in row.items() if value}
 
 
-def _subject(kind: str, key: int, second: int) -> Mapping[str, str]:
-    """Return the columns that identify a row."""
+def row_subject(kind: str, key: int, second: int) -> Mapping[str, str]:
+    """Return the columns that identify a row (SUBJECTS)."""
     if kind == SUBSCRIBERS:
         return {"imsi": imsi_text(key)}
     if key >= WHOLE or kind == TYPES:

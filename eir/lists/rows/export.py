@@ -18,7 +18,9 @@ from eir.lists.record.reasons import reason_text
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES
 from eir.lists.record.store import ListState
 from eir.lists.rows.layout import ALLOCATED, BY_IMEI, BY_IMSI, BY_ODD, BY_PAIR, BY_RANGE, BY_TAC, BY_TYPE, DATE
-from eir.lists.rows.table_export import DIRBS_BLACKLIST, EIR, IMEI, LONG_PAST, RANGES_MAX, refuse_loss
+from eir.lists.rows.table_export import DIRBS_BLACKLIST, EIR, IMEI, RANGES_MAX, refuse_loss
+
+LONG_PAST = 1
 
 
 def export(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_edits import LISTS, NOW, change, changes, edit, held, read, refused, times, undo, writer
-from log_nodes import LogNode
+from simulated.follower import LogNode
 from simulated.store_content import until
 
 from eir.checks.explain import explain
