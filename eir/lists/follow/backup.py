@@ -9,7 +9,7 @@ store has an older one. A record of first sightings is merged, so that no device
 
 import json
 from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from eir.errors import StoreChanged, StoreError
 from eir.lists.changes.undo import RESTORE, restored
 from eir.lists.log.change import NO_CHANGE, Change, Head, SerialMark, decode, digests_of, encode
 from eir.lists.log.reader import LoggedList, damaged, entries_until, read_content, step
-from eir.lists.log.store import LogEntry, LogStore, StoredHeads
+from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.log.writer import ListUpdate, ListWriter, Make
 from eir.lists.record.first_days import IMPORT
 from eir.lists.record.settings import FIRST_SEEN
@@ -120,7 +120,7 @@ class _Place:
 
 
 class ListFile:
-    """List in a backup, as a store that only reads one list: it has the methods that a reader of logs calls.
+    """List in a backup, as a source of its log (eir.lists.log.store.LogSource).
 
     Args:
         path: file, named after the list.
@@ -138,20 +138,29 @@ class ListFile:
         self._rows: dict[int, _Place] = {}
         """Place of the rows of a change, by its index."""
         head: Head | None = None
+        fault = ""
         try:
             for kind, part_id, place, content in self._records():
-                if kind == HEAD and head is None and not self.changes:
+                is_valid = (
+                    head is None if kind == HEAD
+                    else head is not None if kind == CHANGE
+                    else kind in {ROWS, PART} and bool(self.changes) and (kind == PART or len(self.changes) - 1 not in self._rows)
+                )  # fmt: skip
+                if not is_valid:
+                    fault = f"the record {kind!r:.40} is at the wrong place"
+                    break
+                if kind == HEAD:
                     head = decode(Head, content)
-                elif kind == CHANGE and head is not None:
+                elif kind == CHANGE:
                     self.changes.append(decode(Change, content))
-                elif kind == ROWS and self.changes and len(self.changes) - 1 not in self._rows:
+                elif kind == ROWS:
                     self._rows[len(self.changes) - 1] = place
-                elif kind == PART and self.changes:
-                    self._parts.setdefault(part_id, []).append(place)
                 else:
-                    raise ValueError(f"the record {kind!r:.40} is at the wrong place")
+                    self._parts.setdefault(part_id, []).append(place)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise StoreError("corrupt", f"list {self.name}: {error}") from None
+            fault = str(error)
+        if fault:
+            raise StoreError("corrupt", f"list {self.name}: {fault}")
         if head is None or not self.changes or self.changes[-1].digest != head.digest:
             raise StoreError("corrupt", f"list {self.name}: its log does not lead to its head")
         self.head = head
@@ -176,10 +185,6 @@ class ListFile:
             file.seek(place.at)
             return file.read(place.size)
 
-    async def heads(self) -> StoredHeads:
-        """Return the head of the list."""
-        return StoredHeads({self.name: lambda: self.head}, {self.name: self.head.digest})
-
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:  # noqa: ARG002 - there is one list
         """Return the changes of the list with generations above `after`."""
         return [self.entry(at) for at, change in enumerate(self.changes) if change.generation > after]
@@ -197,15 +202,6 @@ class ListFile:
     def parts(self, part_id: str) -> Iterator[bytes]:
         """Yield the parts with an ID in order."""
         return (self._content(place) for place in self._parts.get(part_id, ()))
-
-    async def stage(self, *_: Any) -> int:
-        """Refuse a write."""
-        raise NotImplementedError
-
-    commit = wait = claim = stage
-
-    async def close(self) -> None:
-        """Do nothing: a file is open only while it is read."""
 
 
 async def verified_content(file: ListFile) -> LoggedList:
@@ -329,8 +325,8 @@ async def _follow(file: ListFile, store: LogStore, made: str, mark: SerialMark, 
         state = {"serial_resets": mark[0] + 1} if content.head.mark < mark else {}
         if not state and not is_lost:
             return None
-        continued = {"continues": held.digest, "above": held.generation} if held is not None and is_lost else {}
-        return ListUpdate(what=RESTORE, state=state, detail=f"forced, from the backup of {made}", **continued)
+        update = ListUpdate(what=RESTORE, state=state, detail=f"forced, from the backup of {made}")
+        return update if held is None or not is_lost else replace(update, continues=held.digest, above=held.generation)
 
     return make
 
