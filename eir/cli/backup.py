@@ -102,6 +102,8 @@ def backup(
         with_store(checked, lambda store: write_lists(store, room / LISTS), fresh=False, reads=True)
         with acting_in(checked.state):
             heads = {name: each.head for name, each in asyncio.run(_verified(room)).items()}
+            if not heads:
+                raise EirError("nothing was written: the store has no list; load one first")
             journal = _export_journal(checked.state / JOURNAL, room)
             members: dict[str, Path | bytes] = {
                 name: (checked.state / name).read_bytes() for name in _small_files(checked.state)
