@@ -34,7 +34,7 @@ from eir.lists.record.registered import is_registered
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, Layout
 from eir.lists.rows.layout import BY_FIRST_SEEN
 from eir.lists.rows.listed_rows import ListedRows
-from eir.lists.table.columns import NO_ROWS, SECONDS, Numbers, TableRows, matches, rows_of
+from eir.lists.table.columns import SECONDS, Numbers, TableRows, matches, rows_of
 from eir.lists.table.table import Table, merge
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -
         ReleaseRefused: `layout`, if a column is missing.
         OSError: if the file cannot be read.
     """
-    from eir.lists.rows.reader import Tally, read_rows as parse_rows  # noqa: PLC0415 - its import takes a while, for this command alone
+    from eir.lists.rows.reader import Tally  # noqa: PLC0415 - its import takes a while, for this command alone
+    from eir.lists.rows.reader import read_rows as parse_rows
 
     rows, tally = ListedRows(), Tally(bad_rows_max=sys.maxsize, range_tacs_max=0)
     with file.open("rb") as stream:
@@ -189,7 +190,11 @@ async def import_days(
         StoreError: if the store fails.
     """
     heads, record = await store.heads(), await read_record(store, name)
-    tables = [(await read_content(store, each, heads[each])).table for each in registering if each in heads and heads[each].kind == DEVICES]
+    tables = [
+        (await read_content(store, each, heads[each])).table
+        for each in registering
+        if each in heads and heads[each].kind == DEVICES
+    ]
     listed = is_registered(tables, rows.keys, int(now.timestamp()))
     result = DaysImport(len(rows), 0, 0, 0)
 
@@ -224,7 +229,9 @@ async def import_days(
     return result, change
 
 
-def _count_periods(before: Numbers, after: Numbers, is_new: Numbers, is_written: Numbers, is_over: IsOver | None) -> tuple[int, int]:
+def _count_periods(
+    before: Numbers, after: Numbers, is_new: Numbers, is_written: Numbers, is_over: IsOver | None
+) -> tuple[int, int]:
     """Return the number of periods of grace that an import ends, and that it begins. `before`, `after`: first day of each device."""
     if is_over is None:
         return 0, 0
@@ -255,7 +262,9 @@ async def undo_import(
     except StoreError as error:
         if error.cause != "gone":
             raise
-        raise EirError(f"{name}: the rows of import {entry.change.generation} are no longer stored, so it cannot be taken back") from None
+        raise EirError(
+            f"{name}: the rows of import {entry.change.generation} are no longer stored, so it cannot be taken back"
+        ) from None
     record, result = await read_record(store, name), DaysUndo(0, "", "", 0, 0, 0)
 
     def make(content: LoggedList) -> ListUpdate | None:
@@ -272,7 +281,14 @@ async def undo_import(
         changed = int((first_days(after)[at[at >= 0]] <= first_days(undone)[at >= 0]).sum())
         removed = int((at < 0).sum())
         made = entry.change
-        result = DaysUndo(made.generation, made.detail, made.time, removed, len(undone) - removed - changed, len(written) - len(undone) + changed)
+        result = DaysUndo(
+            made.generation,
+            made.detail,
+            made.time,
+            removed,
+            len(undone) - removed - changed,
+            len(written) - len(undone) + changed,
+        )
         return ListUpdate(
             what=UNDO, added=restored, removed=rows_of(undone.keys), continues=made.digest, detail=result.as_text()
         )
@@ -284,7 +300,9 @@ async def undo_import(
 async def _import_of(name: str, store: LogStore, import_id: int | None) -> LogEntry:
     entries = await store.log(name + IMPORT, 0)
     undone = {entry.change.continues for entry in entries if entry.change.what == UNDO}
-    imports = [entry for entry in entries if entry.change.what == IMPORTED and import_id in {None, entry.change.generation}]
+    imports = [
+        entry for entry in entries if entry.change.what == IMPORTED and import_id in {None, entry.change.generation}
+    ]
     kept = [entry for entry in imports if entry.change.digest not in undone]
     if kept:
         return kept[-1]
@@ -294,7 +312,9 @@ async def _import_of(name: str, store: LogStore, import_id: int | None) -> LogEn
     raise EirError(f"{text}{last} (eir history {name})")
 
 
-async def undo_sightings(name: str, store: LogStore, generation: int, *, who: str, now: datetime) -> tuple[int, Change | None]:
+async def undo_sightings(
+    name: str, store: LogStore, generation: int, *, who: str, now: datetime
+) -> tuple[int, Change | None]:
     """Remove the devices of a change from the record itself; return their number. Nodes write the rows again that they had accepted.
 
     Raises:
