@@ -309,7 +309,7 @@ async def _import_of(name: str, store: LogStore, import_id: int | None) -> LogEn
     which = "no import" if import_id is None else f"import {import_id}"
     text = f"{name}: {which} can be taken back" if import_id is None else f"{name}: {which} cannot be taken back"
     last = f"; the {imports[-1].change.detail.partition(':')[0]} has been taken back already" if imports else ""
-    raise EirError(f"{text}{last} (eir history {name})")
+    raise EirError(f"{text}{last} (eir history {name}{IMPORT})")
 
 
 async def undo_sightings(
