@@ -77,6 +77,7 @@ from eir.lists.log.reader import LoggedList, empty_content, read_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListWriter, Make
 from eir.lists.record.entries import date_text, until_text
+from eir.lists.record.in_force import save_mark
 from eir.lists.record.kept_content import changes_of_rows
 from eir.lists.record.listed_entries import display_order, entries_in, is_whole, rows_between
 from eir.lists.record.reasons import check_reason, reason_at
@@ -193,7 +194,9 @@ def reset_serial(
     checked = opened(whereabouts(config))
 
     async def lower(store: LogStore) -> Head:
-        return (await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason)))[0]
+        head, _ = await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason))
+        save_mark(checked.state, list_name, head.mark)
+        return head
 
     state = with_store(checked, lower, fresh=False)
     document = {"list": list_name, "serial": state.serial, "highest_serial": state.highest_serial}

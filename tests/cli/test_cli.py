@@ -428,7 +428,7 @@ class TestLists:
             for name in ("stolen", "tracked"):
                 site.load([LISTED], list_name=name)
             with closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
-                db.execute("UPDATE lists SET state = '{' WHERE name = 'stolen'")
+                db.execute("UPDATE heads SET head = '{' WHERE list = 'stolen'")
             rows = document(eir("lists", "--json", "-c", site.path))
             assert [(row["list"], row["state"], row["serial"]) for row in rows] == [
                 ("stolen", "damaged", None),
@@ -446,7 +446,7 @@ class TestLists:
     def test_history(self, eir):
         found = document(eir("history", "--json"))
         assert {tuple(row) for row in found} == {
-            ("time", "who", "what", "list", "serial", "digest", "detail", "number", "chain", "count", "first")
+            ("time", "who", "what", "list", "serial", "digest", "detail", "generation", "outcome", "rows", "count", "first")
         }
         assert [(row["what"], row["list"], row["serial"]) for row in found] == [
             ("load", "stolen", 1), ("load", "tracked", 1), ("refuse", "tracked", 1),
@@ -584,7 +584,6 @@ class TestLists:
             assert "check digit" not in site.eir("add", "own", UNLISTED, "--reason", "a case").stderr
             node = site.start()
             until((site.state / "in-force.json").exists)
-            lost = "the store lost list own, which was in force here before: restore a backup"
             site.configure(lists={"other": {"local": True}}, policy={"rules": []})
             assert "list own is no longer configured: it has no effect" in site.eir("reload").stdout
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
@@ -593,13 +592,22 @@ class TestLists:
             for file in site.state.glob("lists.sqlite*"):
                 file.unlink()
             refused = site.eir("add", "own", TRACKED, "--reason", "a case", status=1).stderr
-            assert "nothing was changed: the store lost own, which was in force here; restore a backup" in refused
+            assert "list own: the store has lost generation 2, which this node holds; wait until a node" in refused
+            assert "never been loaded" in site.eir("rollback", "own", status=1).stderr
+            site.configure(heal=False)
             node = site.start()
-            assert lost in until(lambda: node.status()["troubles"])
+            until(lambda: "own" in str(node.status()["troubles"]))
             assert node.metrics()["eir_store_lost_data{list=own}"] == 1
-            (site.state / "in-force.json").unlink()
-            site.eir("add", "own", TRACKED, "--reason", "begun again")
+            assert site.json("check", UNLISTED)["status"] == "blacklisted", "the list stays in force"
+            assert "eir lists abandon own" in site.eir("add", "own", TRACKED, "--reason", "a case", status=1).stderr
+            abandoned = site.eir("lists", "abandon", "own", "--reason", "begun again").stdout
+            assert abandoned == "own: generation 2 is given up; 0 entries of the store are in force\n"
+            until(lambda: site.json("check", UNLISTED)["status"] == "whitelisted")
+            site.eir("add", "own", TRACKED, "--reason", "a case")
             until(lambda: not node.status()["troubles"])
+            assert [event["what"] for event in site.json("history", "own")][-2:] == ["abandon", "add"]
+            again = site.eir("lists", "abandon", "own", "--reason", "again", status=1).stderr
+            assert again == "eir: nothing was changed: the store has not lost own\n"
 
     def test_the_highest_serial_outlives_a_stop_at_once_and_an_older_backup(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:

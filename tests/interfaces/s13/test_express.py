@@ -43,12 +43,13 @@ from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_type_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.interfaces.s13.service import REPLIES
-from eir.lists.images.day_images import image_of_days
+from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.index import Index
 from eir.lists.log.change import Head
-from eir.lists.pages.first_days import encode_days, merge, seen_on
+from eir.lists.record.first_days import sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.table.columns import rows_of
+from eir.lists.table.table import table_of
 from eir.wire.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.wire.diameter.serve import TOO_BUSY_REPLY
 from eir.wire.peers.settings import Limits
@@ -823,12 +824,11 @@ class TestFirstSightings:
 
     def index(self, days):
         index = Index({"first-seen": FIRST_SEEN}, lambda: self.TODAY * 86400)
-        parts = [seen_on(np.array([key], np.uint64), last, first) for key, (first, last) in days.items()]
-        state = Head(kind=FIRST_SEEN, generation=1)
-        image = image_of_days(encode_days(merge(parts)))
+        firsts, lasts = zip(*days.values(), strict=True) if days else ((), ())
+        image = first_seen_image(table_of(sighted_rows(np.array([*days], "<u8"), np.array(firsts), np.array(lasts))))
         # The bytes before the days are those of a device on record: a device without a place must not read there.
         image.sightings = memoryview(b"\x01\x00\xff" + bytes(image.sightings))[3:]
-        index.switch("first-seen", state, image)
+        index.switch("first-seen", Head(kind=FIRST_SEEN, generation=1), image)
         return index
 
     def asked(self, days, requests):
