@@ -14,14 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from eir.errors import GenerationConflict, ReleaseRefused
+from eir.errors import GenerationConflict, ReleaseRefused, StoreError
 from eir.lists.changes.data_files import BUILD, KEPT_BYTES_MAX, VERIFY, WRITE, read_release
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, translate_table, with_days
 from eir.lists.log.change import Change, Head, SerialMark, utc_text
 from eir.lists.log.journal import CLAIMS, REFUSED, JournalEvent
-from eir.lists.log.reader import LoggedList
+from eir.lists.log.reader import LoggedList, empty_content
 from eir.lists.log.store import LogStore
-from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter, Make
+from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import LOAD_MEMORY, TYPES, ListSettings
 from eir.lists.releases.release import (
@@ -36,7 +36,7 @@ from eir.lists.releases.release import (
 from eir.lists.rows.delivered import Done, Progress, sum_progress
 from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, TableRows, block_numbers, distinct, matches, rows_of
-from eir.lists.table.table import Table, device_count, merge, table_of
+from eir.lists.table.table import EMPTY, Table, device_count, merge, replacement, table_of
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -123,7 +123,7 @@ def rejection_event(refused: ReleaseRefused, who: str, now: datetime) -> Journal
 
 def release_update(
     release: VerifiedRelease, rows: ReleaseRows, settings: ListSettings, mark: SerialMark = NO_MARK
-) -> Make:
+) -> Callable[[LoggedList], ListUpdate]:
     """Return the function that computes the update of a list by a verified release.
 
     The content after the update depends only on the content before and on the release, so that all EIRs and the publisher's index have the same
@@ -262,7 +262,7 @@ class ReleaseLoader:
             self.store, settings.name, settings.kind, self.who, keep=settings.keep, now=lambda: self.now
         )
         mark = self.marks.get(manifest.list, NO_MARK)
-        content = await writer.catch_up()
+        content, is_damaged = await self._present(writer, manifest)
         check_follows(manifest, settings, content.head, mark)  # before the files are read
         rows, tally = self._read(manifest, folder, settings)
         make = release_update(release, rows, settings, mark)
@@ -273,15 +273,37 @@ class ReleaseLoader:
             seen[:] = [computed._replace(update=update)]
             return update
 
-        if self.dry_run:
-            with self.stage(BUILD, 1):
+        with self.stage(BUILD if self.dry_run else WRITE, 1):
+            change = None
+            update = make(content) if is_damaged else ListUpdate(what="load")
+            if update.table is not None:
+                effect = replacement(EMPTY, update.table, int(self.now.timestamp()))
+                update = complete(ComputedUpdate(content, update, effect))
+                if not self.dry_run:
+                    change = await writer.overwrite(content.head, effect.table, update)
+            elif self.dry_run:
                 await writer.compute(make, complete)
+            else:
+                change = await writer.write(make, complete)
+        if change is None:
             return self._report(manifest, settings, seen[0], tally)
-        with self.stage(WRITE, 1):
-            change = await writer.write(make, complete)
         head = writer.content.head
         self.save_mark(manifest.list, head.mark)
         return self._report(manifest, settings, seen[0], tally, change=change, head=head)
+
+    async def _present(self, writer: ListWriter, manifest: Manifest) -> tuple[LoggedList, bool]:
+        """Read the present content of a list; return also if it is damaged. Damaged content counts as empty, so that a full release can replace it.
+
+        Raises:
+            StoreError: if the store fails, or a delta builds on damaged content (`corrupt`).
+        """
+        try:
+            return await writer.catch_up(), False
+        except StoreError as error:
+            if error.cause != "corrupt" or manifest.kind == DELTA:
+                raise
+        head = (await self.store.heads())[manifest.list]
+        return replace(empty_content(head.kind), head=head), True
 
     def _read(self, manifest: Manifest, folder: Path, settings: ListSettings) -> tuple[ReleaseRows, "Tally"]:
         """Verify and read the data files; return the rows of the release, and the counts of good and bad rows."""

@@ -60,6 +60,23 @@ class ChangeJournal(Protocol):
         """Record that a list continues after a gap (`gap`), or on another chain (`fork`)."""
 
 
+class LearnedLists(Protocol):
+    """Lists that checks write, and whose rows merge, as the follower uses them. The image of these lists is not the follower's."""
+
+    names: frozenset[str]
+    """Names of these lists."""
+    merging: str
+    """Name of the list that each node writes. If the store has lost it, no node writes it back: each one appends the rows that the store lacks."""
+
+    async def note(
+        self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
+    ) -> None:
+        """Handle a new content of any list, before its copy is written. `changes`: all changes since `before`, or less."""
+
+    async def append_to(self, held: LoggedList) -> LoggedList:
+        """Append the held rows that the stored list `merging` lacks, and return the stored content after this."""
+
+
 @dataclass(slots=True, eq=False)
 class FollowedList(Generic[ImageType]):
     """List that a node follows."""
@@ -103,12 +120,14 @@ class LogFollower(Generic[ImageType]):
         heal: write a list back to a store that has lost it.
         keep: number of earlier releases that stay available, for changes that this node writes.
         pauses: pauses between reads and retries.
+        learned: lists that checks write. They are among `lists`.
     """
 
     def __init__(
         self, store: LogStore, lists: Mapping[str, str], folder: Path, *, build: Callable[[Table], ImageType],
         on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: ChangeJournal, report: Report,
         who: str = "eir", heal: bool = True, keep: int = KEEP, pauses: Pauses = PAUSES,
+        learned: LearnedLists | None = None,
     ) -> None:  # fmt: skip
         self.up = False
         """True if the last read of the store succeeded."""
@@ -134,6 +153,8 @@ class LogFollower(Generic[ImageType]):
             report,
         )
         self._who, self._heals, self._keep, self._pauses = who, heal, keep, pauses
+        self._learned = learned
+        self._learned_names = frozenset[str]() if learned is None else learned.names
         self._heavy: Heavy = nullcontext
         self._others = asyncio.Event()
         """Event that is set if the configured lists have changed since the last pass."""
@@ -168,7 +189,11 @@ class LogFollower(Generic[ImageType]):
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the configured lists that are not in force yet."""
-        return tuple(name for name, followed in self._lists.items() if followed.in_force is None)
+        return tuple(
+            name
+            for name, followed in self._lists.items()
+            if followed.in_force is None and name not in self._learned_names
+        )
 
     @property
     def held(self) -> Mapping[str, LoggedList]:
@@ -312,6 +337,9 @@ class LogFollower(Generic[ImageType]):
             case LogRelation.SAME:
                 await self._confirm(followed)
                 return True
+            case LogRelation.LOST | LogRelation.FORKED if self._learned and held and name == self._learned.merging:
+                await self._append(followed, held, self._learned)
+                return True
             case LogRelation.LOST if held is not None:
                 await self._lose(followed, held, heads, stored)
                 return False
@@ -416,6 +444,8 @@ class LogFollower(Generic[ImageType]):
         self, followed: FollowedList[ImageType], content: LoggedList, changes: Sequence[ChangeRows]
     ) -> None:
         """Record changes in the journal, update the copy, and put the content after the changes in force."""
+        if self._learned is not None:
+            await self._learned.note(followed.name, followed.held, content, changes)
         followed.unrecorded += changes
         followed.copy.note(each.change for each in changes)
         followed.held = content
@@ -441,6 +471,9 @@ class LogFollower(Generic[ImageType]):
     async def _switch(self, followed: FollowedList[ImageType], content: LoggedList) -> bool:
         before, image = followed.image, followed.image
         head = content.head
+        if followed.name in self._learned_names:
+            followed.in_force = head
+            return True
         if before is None or followed.in_force is None or followed.in_force.content != head.content:
             try:
                 image = await asyncio.to_thread(self._build, content.table)
@@ -560,6 +593,19 @@ class LogFollower(Generic[ImageType]):
         followed.failures = 0
         self._report("store_healed", level="warning", list=name, detail=change.detail)
         await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
+        await self._confirm(followed)
+
+    async def _append(self, followed: FollowedList[ImageType], held: LoggedList, learned: LearnedLists) -> None:
+        """Append the rows of a learned list that the store has lost, then follow the stored chain."""
+        name = followed.name
+        self.errors["lost_data"] += 1
+        content = await learned.append_to(held)
+        self._report(
+            "store_lost_data", level="warning", list=name, held=f"generation {held.head.generation}",
+            stored=f"generation {content.head.generation}", detail="the rows that the store had lost were appended",
+        )  # fmt: skip
+        entries = await self._timed.log(name, 0)
+        await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
         await self._confirm(followed)
 
     async def _fork(

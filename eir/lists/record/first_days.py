@@ -14,8 +14,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.lists.table.columns import BEGINS, ENDS, Numbers, TableRows, rows_of
-from eir.lists.table.table import Table
+from eir.lists.table.columns import (
+    BEGINS,
+    ENDS,
+    NO_COLUMNS,
+    NO_ROWS,
+    Numbers,
+    TableRows,
+    block_numbers,
+    distinct,
+    matches,
+    rows_of,
+)
+from eir.lists.table.table import Table, change
 
 DAY_S = 86400
 PERIOD_DAYS = 32
@@ -107,3 +118,30 @@ def count_first_days(table: Table) -> dict[int, int]:
         counts += np.bincount(first_days(rows), minlength=DAY_COUNT)
     days = np.flatnonzero(counts)
     return dict(zip(days.tolist(), counts[days].tolist(), strict=True))
+
+
+def select_keys(rows: TableRows, keys: Numbers, *, without: bool = False) -> TableRows:
+    """Select the rows with these keys (ascending), or those `without` them."""
+    return rows.select((matches(rows, TableRows(keys, NO_COLUMNS)) < 0) == without)
+
+
+def rows_of_devices(table: Table, keys: Numbers) -> TableRows:
+    """Return the rows of devices (ascending) in a record of first sightings."""
+    return select_keys(table.rows(distinct(block_numbers(keys))), keys) if len(keys) else NO_ROWS
+
+
+def is_covered(rows: TableRows, record: TableRows) -> NDArray[np.bool_]:
+    """Return a mask of the rows that a record has already: with a first day that is not later, and a last sighting in the same period or a later one."""
+    at = matches(rows, record)
+    found = at >= 0
+    mine, other = rows.select(found), record.select(at[found])
+    found[found] = (first_days(other) <= first_days(mine)) & (last_periods(other) >= last_periods(mine))
+    return found
+
+
+def merged_tables(one: Table, other: Table) -> Table:
+    """Merge two records of first sightings: the earliest first day and the latest last day of each device count."""
+    small, large = sorted((one, other), key=len)
+    for rows in batches(small):
+        large = change(large, rows, NO_ROWS).table
+    return large

@@ -54,7 +54,8 @@ PEER_METRICS = (
     Family("eir_sctp_restarts_total", "counter", ("peer",), "SCTP associations that the peer restarted"),
 )  # fmt: skip
 LIST_METRICS = (
-    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node, an import or a copy), or removed from this record (listed: now registered; unseen: for the time `remember`), or changed by `eir first-seen undo` (undone)"),
+    Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node or an import), or removed from this record (listed: now registered; unseen: for the time `remember`), or changed by `eir first-seen undo` (undone)"),
+    Family("eir_first_seen_refused_devices", "gauge", (), "Devices whose row in the store's record of first sightings breaks a bound, and is left out", "max"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, and each listed device of this TAC also as 1", "min"),
     Family("eir_list_pending", "gauge", ("list",), "Number of entries of the list whose begin is later than now", "min"),
@@ -66,7 +67,7 @@ LIST_METRICS = (
     Family("eir_release_interval_seconds", "gauge", ("list",), "Median time (s) between the last releases of the list; absent before the fourth release", "max"),
     Family("eir_release_last_refused_timestamp_seconds", "gauge", ("list",), "Time at which a release of the list was last refused", "max"),
     Family("eir_release_last_forced_timestamp_seconds", "gauge", ("list",), "Time at which an operator last lifted a limit of the list (`--force`, `reset-serial`)", "max"),
-    Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, from the history; `forced`: an operator lifted a limit", "max"),
+    Family("eir_releases_total", "counter", ("list", "outcome"), "Releases by outcome, from the node's journal; `forced`: an operator lifted a limit", "max"),
 )  # fmt: skip
 SOURCE_METRICS = (
     *(family for each in INTERFACES if each.service for family in each.families),
@@ -88,12 +89,13 @@ STORE_METRICS = (
     Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store"),
     Family("eir_store_lost_data", "gauge", ("list",), "1 if the store lost the list, or has an older state of it than the node put in force", "max"),
     Family("eir_copy_failed", "gauge", ("list",), "1 if the last good copy of the list cannot be read, written or written back", "max"),
-    Family("eir_history_last_record", "gauge", (), "Number of the newest history record in the store", "max"),
-    Family("eir_history_last_digest", "gauge", (), "First 48 bits of the SHA-256 of the newest history record: equal for equal histories", "max"),
-    Family("eir_history_bytes", "gauge", ("chain",), "Size (bytes) of the history in the store: main, and the rows of registers (feed)", "max"),
+    Family("eir_history_last_record", "gauge", (), "Number of the newest line of the node's journal", "max"),
+    Family("eir_history_last_digest", "gauge", (), "First 48 bits of the SHA-256 of the newest line of the node's journal", "max"),
+    Family("eir_history_bytes", "gauge", ("chain",), "Size (bytes) of the node's journal: main, and the rows of registers (feed)", "max"),
     Family("eir_history_max_bytes", "gauge", ("chain",), "Value (bytes) of `history.max_bytes` (main) and `history.feed_max_bytes` (feed)", "max"),
-    Family("eir_history_differs", "gauge", (), "1 if the history in the store does not continue this node's copy", "max"),
-    Family("eir_list_unrecorded", "gauge", ("list",), "1 if the store's content of the list has no record in the history", "max"),
+    Family("eir_history_differs", "gauge", (), "1 if, in the last day, the store replaced changes that this node held, or the node's journal was damaged", "max"),
+    Family("eir_list_lost_changes", "gauge", ("list",), "1 if the node wrote changes that the store lost to a file, and did not apply them again", "max"),
+    Family("eir_list_unrecorded", "gauge", ("list",), "1 if the node's journal lacks the newest change of the list in force", "max"),
     Family("eir_clock_difference_seconds", "gauge", (), "Difference (s) between the host's clock and the [time](OPERATION.md#time) of the node, by which rows and periods of grace end", "max"),
     Family("eir_follow_lag_seconds", "gauge", (), "Time (s) since the node last verified that it holds the content of the store", "max"),
     Family("eir_switch_longest_slice_seconds", "gauge", (), "Longest time (s) for which a list's switch to new content blocked the event loop", "max"),

@@ -21,6 +21,10 @@ class StatusText(Enum):
     )
     COPY_IN_FORCE = "EirCopyFailed", "list {} comes from this node's last good copy"
     COPY_FAILED = "EirCopyFailed", "the last good copy of list {} cannot be written or read ({})"
+    FIRST_SEEN_REFUSED = (
+        "EirFirstSightingsRefused",
+        "{} devices have a row in the store's record of first sightings that breaks a bound and is left out (event=first_seen_refused)",
+    )
     LIST_EXPIRED = "EirListExpired", "list {} is past its expiry"
     FILE_INVALID = (
         "EirReloadFailed",

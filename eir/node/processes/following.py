@@ -19,20 +19,24 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from eir.checks.periods import count_ends
 from eir.config import Config
 from eir.errors import EirError, Report
-from eir.lists.follow.first_seen import NewToday
+from eir.lists.follow.learned import LearnedRecord
 from eir.lists.follow.log_follower import LogFollower
 from eir.lists.images.image import Image, ImageError
+from eir.lists.images.index import FirstSeenList
 from eir.lists.images.table_image import image_of
 from eir.lists.log.change import Head
 from eir.lists.log.journal import MAIN, Journal, JournalEnd, JournalEvent
 from eir.lists.log.node_journal import JournalStatus, NodeJournal
 from eir.lists.record.first_days import Sighted
+from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import JOURNAL, open_store
 from eir.lists.table.table import Table
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
+from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
 from eir.node.processes.priority import BESIDE_NICE, IdlePriority
@@ -42,6 +46,8 @@ from eir.node.processes.starter import Process, Start
 
 STATUS_S = 0.1
 """Seconds between two status messages to the supervisor."""
+FLUSH_S = 5.0
+"""Maximum seconds for recording the last first sightings at the end of the process."""
 JOURNAL_S = 10.0
 """Seconds between two attempts to write events that could not be written."""
 EVENTS_MAX = 1_000
@@ -68,6 +74,8 @@ class Following:
     lost_rows: Mapping[str, str] = field(default_factory=dict)
     """File with changes that a failover of the store lost and that were not applied again, by list."""
     journal: JournalStatus = field(default_factory=JournalStatus)
+    first_seen_refused: int = 0
+    """Number of devices whose row in the stored record of first sightings breaks a bound."""
     ending: Mapping[str, int] | None = None
     """Number of periods of grace that end on a day, for each of the next days; None without a record of first sightings."""
 
@@ -78,6 +86,11 @@ class Following:
     def lost_changes_warnings(self) -> list[str]:
         """Return a warning for each list that lost changes which were not applied again."""
         return [StatusText.CHANGES_LOST.format(name, path) for name, path in self.lost_rows.items()]
+
+    def first_seen_warnings(self) -> list[str]:
+        """Return a warning if rows of the stored record of first sightings break a bound."""
+        refused = self.first_seen_refused
+        return [StatusText.FIRST_SEEN_REFUSED.format(refused)] if refused else []
 
     def copy_warnings(self) -> list[str]:
         """Return a warning for each list in force that comes from the copy, and for each fault of the copy."""
@@ -117,9 +130,19 @@ class _FollowerProcess:
             ), who,
         )  # fmt: skip
         self._store = open_store(config.store, config.state, report=report, check=False)
+        clock = state_folder.read_clock(config.state)
+        name = config.first_seen.list if config.first_seen else ""
+        self._first_seen = FirstSeenList(name, FIRST_SEEN, lambda: clock.now(time.time(), time.monotonic()))
+        self._learned = None
+        if config.first_seen is not None:
+            self._learned = LearnedRecord(
+                config.first_seen, self._first_seen, self._store, config.state, who=who, report=report, held=lambda: self._follower.held,
+                registering=lambda: self._config.registering, publish=self._send_record,
+                reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
+            )  # fmt: skip
         self._follower: LogFollower[Image] = LogFollower(
-            self._store, _list_kinds(config), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal,
+            self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
+            who=who, heal=config.heal, learned=self._learned,
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -131,32 +154,50 @@ class _FollowerProcess:
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "record": self._record, "recorded": self._journal.has, "events": self._journal.recent,
-            "first_seen": lambda _: None, "first_seen_counted": lambda *_: None,
+            "first_seen": self._note_sightings,
         }  # fmt: skip
 
     async def run(self) -> None:
         """Wait until the supervisor has sent the lists in force, then follow the store until cancelled."""
         await self._has_all_lists.wait()
         await self._maintain_journal()
+        if self._learned is not None:
+            await self._learned.open()
         await self._follower.start()
+        if self._learned is not None:
+            await self._learned.start()
         await self._send_status()  # must arrive before `complete`
         self._channel.notify("complete")
         self._process.jobs.start("following", STATUS_S, self._send_status, delay_s=STATUS_S)
         self._process.jobs.start("journal", JOURNAL_S, self._maintain_journal, delay_s=JOURNAL_S)
-        await self._follower.run(IdlePriority())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follower.run(IdlePriority()))
+            if self._learned is not None:
+                tasks.create_task(self._learned.run())
 
     async def _send_status(self) -> None:
         follower = self._follower
         status = Following(
             store_up=follower.up, lost=dict(follower.lost), from_copy=sorted(follower.from_copy), in_step_at=follower.in_step_at,
             copy_faults=dict(follower.copy_faults), lost_rows={name: str(path) for name, path in follower.lost_rows.items() if path.exists()},
-            journal=self._journal.status(follower.in_force, self._journal_fault),
+            journal=self._journal.status(follower.in_force, self._journal_fault), ending=self._ending(),
+            first_seen_refused=0 if self._learned is None else self._learned.refused,
         )  # fmt: skip
         self._channel.notify("following", status, latest="following")
         self._channel.notify("counted", self._counters(), latest="counted")
 
+    def _ending(self) -> Mapping[str, int] | None:
+        """Count by date the devices whose period of grace ends within AHEAD_DAYS. If first sightings are not recorded, return None."""
+        if self._learned is None:
+            return None
+        return count_ends(self._config.policy, self._learned.first_days, self._first_seen.today)
+
     async def close(self) -> None:
-        """Close the store and the journal."""
+        """Write the first sightings that are still in memory to the record, then close the store and the journal."""
+        if self._learned is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._learned.round()
         await self._store.close()
         await asyncio.to_thread(self._journal.journal.close)
 
@@ -196,24 +237,43 @@ class _FollowerProcess:
         if memory is None:
             return  # the follower reads the list from the store
         with suppress(ImageError, OSError):  # likewise
+            self._first_seen.note_time(what.state.loaded_at)
+            if what.name == self._first_seen.name:
+                self._first_seen.replace(what.state, Image.map(memory))
+                return
             self._follower.accept(what.name, what.state, Image.map(memory))
 
     def _switched(self, name: str, state: Head, _table: Table, image: Image, before: Image | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
         send_list(self._channel, Listed(name, state.kind, state), image)
+        self._first_seen.note_time(state.loaded_at)
+
+    def _send_record(self, state: Head, image: Image) -> None:
+        send_list(self._channel, Listed(self._first_seen.name, FIRST_SEEN, state), image)
+
+    def _note_sightings(self, sighted: list[Sighted]) -> None:
+        if self._learned is not None:
+            self._learned.note_sightings(sighted)
+
+    def _kinds(self) -> dict[str, str]:
+        """Return the name and the kind of each list to follow."""
+        learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
+        return {name: settings.kind for name, settings in self._config.lists.items()} | learned
 
     def _configure(self, config: Config) -> None:
         self._config = config
-        self._follower.apply(_list_kinds(config))
+        self._follower.apply(self._kinds())
         self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:
-        return {"eir_store_errors_total": metrics.by_label(self._follower.errors)}
-
-
-def _list_kinds(config: Config) -> dict[str, str]:
-    return {name: settings.kind for name, settings in config.lists.items()}
+        errors, changes = self._follower.errors, dict[str, int]()
+        if self._learned is not None:
+            errors, changes = errors + self._learned.errors, self._learned.changes
+        return {
+            "eir_store_errors_total": metrics.by_label(errors),
+            "eir_first_seen_devices_total": metrics.by_label(changes),
+        }
 
 
 def _trim(_before: Image | None) -> None:
@@ -241,8 +301,6 @@ class Followed:
         self._reject: Callable[[str, list[int]], None] = lambda *_: None
         self._note_list: Callable[..., None] = lambda *_, **__: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
-        self._new_today: tuple[int, NewToday] | None = None
-        """Day, and number of new devices of each peer on this day, which a new follower continues."""
         self._events: deque[JournalEvent] = deque(maxlen=EVENTS_MAX)
         """Events that the journal does not have yet."""
         self._recent: Sequence[JournalEvent] = ()
@@ -258,7 +316,7 @@ class Followed:
         """Set the functions that the supervisor calls when the follower sends lists.
 
         `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` receives a peer's label and
-        devices whose first sighting is not recorded (eir.lists.follow.first_seen).
+        devices whose first sighting is not recorded (eir.lists.follow.learned).
         """
         self._put_in_force = put_in_force
         self._notify_complete = complete
@@ -273,8 +331,6 @@ class Followed:
         process.channel.notify("configure", self._config)
         for listed, image in self._lists.values():
             send_list(process.channel, listed, image)
-        if self._new_today is not None:
-            process.channel.notify("first_seen_counted", *self._new_today)
         process.channel.notify("complete")
 
     def _calls(self, process: Process) -> Handlers:
@@ -286,7 +342,7 @@ class Followed:
 
         return {
             "following": self._set_status, "put_in_force": accept, "complete": self._completed,
-            "first_seen_rejected": self._reject, "first_seen_counted": self._note_new_today,
+            "first_seen_rejected": self._reject,
         }  # fmt: skip
 
     # Journal
@@ -383,12 +439,10 @@ class Followed:
             "eir_store_lost_data": {(name,): float(name in status.lost) for name in self._lists},
             "eir_copy_failed": {(name,): float(name in status.copy_faults) for name in self._lists},
             "eir_list_lost_changes": {(name,): float(name in status.lost_rows) for name in self._lists},
+            "eir_first_seen_refused_devices": {(): float(status.first_seen_refused)},
             "eir_follow_lag_seconds": {(): lag_s},
         }
         return metrics.merge([own, self.child.snapshot()])
-
-    def _note_new_today(self, day: int, taken: NewToday) -> None:
-        self._new_today = day, taken
 
     def _set_status(self, status: Following) -> None:
         self.status = status

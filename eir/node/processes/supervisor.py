@@ -134,6 +134,7 @@ class Supervisor:
             losses=(
                 lambda: followed.status.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - `status` is replaced later
                 lambda: followed.status.lost_changes_warnings(), lambda: followed.status.copy_warnings(),  # noqa: PLW0108 - as above
+                lambda: followed.status.first_seen_warnings(),  # noqa: PLW0108 - as above
             ),
             warnings=(configuration.warnings, self._history.warnings, self._sources.warnings, self._others.warnings),
             attendants=self._attendants.all, report=report,

@@ -1,0 +1,643 @@
+"""Record of first sightings on one node: a list that checks write, and whose rows merge.
+
+The record is a list like any other (eir.lists.follow.log_follower), and so are the imported first days, which form a list of their own.
+Workers queue sightings here. Each round writes the rows that the store lacks as one change, which is computed from the stored content.
+If the store is away, the rows wait on this node's disk. The image has the stored rows, those that wait, and imported ones. It leaves
+out rows that break a bound (eir.lists.follow.learned_bounds).
+
+A device that a list registers is removed. A device that leaves such a list gets the first day WAS_LISTED, so that it gets no second
+period of grace. The head of the record names for each such list the change up to which this was done. Until a node has
+stored it, the node keeps its older copy of the list.
+"""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from eir.errors import Report, StoreError
+from eir.lists.follow.learned_bounds import (
+    BACK_DAYS,
+    NO_DAY,
+    TOLERANCE_S,
+    LearnedStep,
+    different_keys,
+    judged,
+    learned_steps,
+    seconds_of,
+)
+from eir.lists.follow.learned_state import LearnedState, read_state
+from eir.lists.follow.list_copy import ListCopy
+from eir.lists.record.registered import ended_rows, is_registered
+from eir.lists.images.first_seen_image import first_seen_image
+from eir.lists.images.image import Image
+from eir.lists.images.index import FirstSeenList
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, read_rows
+from eir.lists.log.store import LogStore
+from eir.lists.log.writer import LEARN, WHOLE_SHARE, ListUpdate, ListWriter
+from eir.lists.record.clock import STOOD_STILL, await_store
+from eir.lists.record.first_days import (
+    DAY_S,
+    IMPORT,
+    WAS_LISTED,
+    Sighted,
+    batches,
+    count_first_days,
+    first_days,
+    is_covered,
+    is_unseen,
+    last_periods,
+    merged_tables,
+    rows_of_devices,
+    select_keys,
+    sighted_rows,
+)
+from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
+from eir.lists.table.columns import NO_ROWS, WHOLE, Numbers, TableRows, distinct, rows_of
+from eir.lists.table.table import EMPTY, Table, change, difference, fold, merge
+
+ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
+"""Minimum pause between two rounds in seconds; factor of the pause after a long round, to the duration of the round; maximum pause in seconds."""
+WRITE_S = 120.0
+"""Time limit for one write of the store in seconds."""
+MARK_S = 60.0
+"""Seconds after which the record names the newest change of a registering list, although no device has left this list."""
+COMPARE_S = 3600.0
+"""Seconds between two comparisons of the whole record with the registering lists."""
+FORGOTTEN_SHARE, FORGOTTEN_MIN = 20, 1000
+"""Limit on unseen devices that are removed in a day: one device in FORGOTTEN_SHARE, but at least FORGOTTEN_MIN. So a clock that is years
+ahead empties the record slowly enough to be noticed."""
+SAY_AGAIN_S = 60.0
+NEW, LISTED, UNSEEN, LEFT, MERGED, UNDONE = "new", "listed", "unseen", "left_list", "merged", "undone"
+"""Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from other nodes and imports; import taken back."""
+NO_KEYS = np.empty(0, "<u8")
+
+
+@dataclass(slots=True)
+class _Registering:
+    """Changes of a list that registers devices, since the record stored them."""
+
+    since: Head
+    """Head of the content before these changes."""
+    left: list[Numbers] = field(default_factory=list)
+    """Devices of the removed rows."""
+
+
+class _Mark:
+    """Newest change of a registering list that the record has, as in the head of the record."""
+
+    def __init__(self, text: str) -> None:
+        self.name, generation, self.digest = text.rsplit(" ", 2)
+        self.generation = int(generation)
+
+
+def mark_text(name: str, head: Head) -> str:
+    """Return the text in the head of the record about the newest change of a registering list."""
+    return f"{name} {head.generation} {head.digest}"
+
+
+class LearnedRecord:
+    """Record of first sightings on one node.
+
+    Args:
+        settings: settings of the record.
+        record: record in memory; it gets the clock of the node and each new image.
+        store: store of all lists.
+        folder: state folder.
+        who: name of this node in changes.
+        report: logs events.
+        held: returns the newest verified content of each list of this node.
+        registering: returns the names of the lists whose devices do not belong on the record.
+        publish: receives each new image.
+        reject: receives a peer and its devices above the peer's limit, or an empty peer and devices that a list registers.
+    """
+
+    def __init__(
+        self, settings: FirstSeenSettings, record: FirstSeenList, store: LogStore, folder: Path, *, who: str, report: Report,
+        held: Callable[[], Mapping[str, LoggedList]], registering: Callable[[], Collection[str]],
+        publish: Callable[[Head, Image], None], reject: Callable[[str, list[int]], None],
+    ) -> None:  # fmt: skip
+        self.merging = settings.list
+        self.imports = settings.list + IMPORT
+        self.names = frozenset((self.merging, self.imports))
+        self.first_days: Mapping[int, int] = {}
+        """Number of devices of the record in memory by first day."""
+        self.errors: Counter[str] = Counter()
+        """Number of failures by cause."""
+        self.changes: Counter[str] = Counter()
+        """Number of added or removed devices by reason."""
+        self.refused = 0
+        """Number of devices whose stored row breaks a bound."""
+        self._settings, self._record, self._store, self._report = settings, record, store, report
+        self._held, self._registering, self._publish, self._reject = held, registering, publish, reject
+        self._copies = folder / "copies"
+        self._path = self._copies / f"{settings.list}.learned"
+        self._writer = ListWriter(store, settings.list, FIRST_SEEN, who, now=self._now)
+        self._who = who
+        self._lock = asyncio.Lock()
+        self._state = LearnedState()
+        self._is_saved = True
+        """True if the file has the state."""
+        self._sighted: list[Sighted] = []
+        self._sent, self._sent_at = NO_ROWS, 0
+        """Rows that this node has written and not read again, and the generation of this change."""
+        self._merged: Table = EMPTY
+        """Content of the image: accepted rows, rows that wait, imported rows."""
+        self._clock_start: float | None = None
+        """Newest time that the node knew at its start, in Unix seconds; None until its start."""
+        self._retry_at = float("inf")
+        """Time in Unix seconds from which a change from the future is judged again."""
+        self._lists: dict[str, _Registering] = {}
+        self._evidence, self._old_evidence = NO_KEYS, NO_KEYS
+        """Devices that left a registering list today, and on the day before."""
+        self._joined: list[Numbers] = []
+        """Devices that came into a registering list since the last round."""
+        self._compare_at = self._mark_at = float("-inf")
+        """Times (time.monotonic) of the next comparison, and of the next change without rows."""
+        self._room = 0
+        """Number of unseen devices that may still be removed today."""
+        self._told: dict[str, float] = {}
+
+    # Tasks
+
+    def note_sightings(self, sighted: Iterable[Sighted]) -> None:
+        """Queue sightings of devices from a worker. The next round adds them to the record."""
+        first_min = self._record.first_day_min
+        self._sighted += [each._replace(day=max(each.day, first_min)) for each in sighted]
+
+    async def open(self) -> None:
+        """Read the file with the rows that the store lacks. Call it before the follower starts."""
+        try:
+            self._state = await asyncio.to_thread(read_state, self._path)
+        except StoreError as error:
+            self._failed(f"copy_{error.cause}", error)
+        self._note_time(self._state.newest)
+
+    async def start(self) -> None:
+        """Put the record in force after the follower has started, before the node answers checks."""
+        async with self._lock:
+            self._clock_start = self._record.known_time
+            await asyncio.to_thread(self._refresh, None)
+            await self._switch()
+
+    async def run(self) -> None:
+        """Write sightings in rounds until the task is cancelled."""
+        while True:
+            began = time.monotonic()
+            await self.round()
+            await asyncio.sleep(min(max(ROUND_S, REST_TIMES * (time.monotonic() - began)), ROUND_MAX_S))
+
+    async def round(self) -> None:
+        """Write the rows that the store lacks, and publish the image if it changed. After a failure the next round tries again."""
+        async with self._lock:
+            try:
+                for peer, keys in await asyncio.to_thread(self._add_sighted):
+                    if len(keys):
+                        self._reject(peer, keys.tolist())
+                await asyncio.to_thread(self._judge_again)
+                await await_store(self._write(), WRITE_S)
+            except StoreError as error:
+                self._failed(error.cause, error)
+            except Exception as error:  # noqa: BLE001  # the outermost loop of this task
+                self._failed("internal", error)
+            await asyncio.to_thread(self._save)
+            await self._switch()
+
+    # Contents that the follower reads
+
+    async def note(
+        self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
+    ) -> None:
+        """Handle a new content of a list, before its copy is written."""
+        if name not in self.names and name not in self._registering():
+            return
+        async with self._lock:
+            if name == self.merging:
+                await asyncio.to_thread(self._follow, before, content, changes)
+            else:
+                added, removed = await asyncio.to_thread(_rows_between, name, before, content, changes)
+                if name == self.imports:
+                    self.changes[UNDONE if any(each.change.what == "undo" for each in changes) else MERGED] += len(
+                        added
+                    )
+                    await asyncio.to_thread(self._refresh, _keys(added, removed), imports=content.table)
+                else:
+                    self._note_registering(name, before, added, removed)
+
+    def _follow(self, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]) -> None:
+        """Judge the rows of a new content of the record. A node without a record accepts all."""
+        state = self._state
+        if content.head.generation >= self._sent_at:
+            self._sent = NO_ROWS
+        others = [each.change for each in changes if each.change.who != self._who]
+        self.changes[MERGED] += sum(each.added for each in others)
+        if before is None:
+            newest = [seconds_of(each.change.time) for each in changes]
+            state.newest, keys = max([state.newest, *newest]), None
+        else:
+            known = self._record.known_time if self._clock_start is None else self._clock_start
+            limit = max(self._record.now(), known) + TOLERANCE_S
+            steps, state.newest = learned_steps(self.merging, before, content, changes, state.newest, limit)
+            ahead = [moment for each in others if (moment := seconds_of(each.time)) > limit]
+            self._retry_at = min([self._retry_at, *ahead])
+            keys = _keys(*(rows for step in steps for rows in (step.added, step.removed)))
+            rows = self._accepted(before.table, keys)
+            for step in steps:
+                rows = self._judged(rows, step)
+            self._dispute(keys, rows, rows_of_devices(content.table, keys))
+        self._note_time(state.newest)
+        self._is_saved = False
+        self._refresh(keys, content.table)
+        if len(state.disputed):
+            self._save()  # before the copy has the rows
+
+    def _judged(self, rows: TableRows, step: LearnedStep) -> TableRows:
+        evidence = np.union1d(self._evidence, self._old_evidence)
+        return judged(rows, step, evidence=evidence, registered=self._is_registered, remember=self._settings.remember)
+
+    def _dispute(self, keys: Numbers, rows: TableRows, stored: TableRows) -> None:
+        """Note which of the devices `keys` have another accepted row than the stored one. `rows`: accepted rows of these devices."""
+        state, different = self._state, different_keys(rows, stored)
+        if len(different) or len(state.disputed):
+            state.kept = merge(select_keys(state.kept, keys, without=True), select_keys(rows, different))
+            state.disputed = np.union1d(np.setdiff1d(state.disputed, keys, assume_unique=True), different)
+            self._is_saved = False
+
+    def _accepted(self, table: Table, keys: Numbers) -> TableRows:
+        """Return the accepted rows of devices (ascending). `table`: stored content."""
+        rows, state = rows_of_devices(table, keys), self._state
+        if not len(state.disputed):
+            return rows
+        return merge(select_keys(rows, state.disputed, without=True), select_keys(state.kept, keys))
+
+    def _note_registering(self, name: str, before: LoggedList | None, added: TableRows, removed: TableRows) -> None:
+        """Note devices that came into a registering list, and those that left it."""
+        if before is None:
+            self._compare_at = float("-inf")
+            return
+        noted = self._lists.setdefault(name, _Registering(before.head))
+        keys = removed.keys[removed.keys < WHOLE]
+        noted.left.append(keys)
+        self._evidence = np.union1d(self._evidence, keys)
+        self._joined.append(added.keys[added.keys < WHOLE])
+        if len(added) and added.keys[-1] >= WHOLE:
+            self._compare_at = float("-inf")
+        with suppress(FileExistsError, FileNotFoundError):
+            os.link(self._copies / f"{name}.copy", self._past_path(name))
+
+    def _past_path(self, name: str) -> Path:
+        """Return the path of the older copy of a registering list, which stays until the record has the changes since then."""
+        return self._copies / f"{name}.past"
+
+    async def append_to(self, held: LoggedList) -> LoggedList:
+        """Append the accepted rows that the store has lost, and return the stored content after this."""
+        async with self._lock:
+            self._writer.content = empty_content(FIRST_SEEN)
+            await await_store(self._writer.write(partial(self._lacking, held)), WRITE_S)
+            return self._writer.content
+
+    def _lacking(self, held: LoggedList, content: LoggedList) -> ListUpdate | None:
+        lacking, known = EMPTY, {mark.name: mark for mark in map(_Mark, content.head.registered)}
+        for rows in batches(held.table):
+            accepted = self._accepted(held.table, rows.keys)
+            stored = rows_of_devices(content.table, accepted.keys)
+            lacking = change(lacking, accepted.select(~is_covered(accepted, stored)), NO_ROWS).table
+        if not len(lacking):
+            return None
+        marks = {
+            mark.name: text
+            for text in held.head.registered
+            if (mark := _Mark(text)).generation >= (known[mark.name].generation if mark.name in known else 0)
+        }
+        marks = {_Mark(text).name: text for text in content.head.registered} | marks
+        update = ListUpdate(
+            what=LEARN, state={"registered": tuple(marks.values())}, continues=held.head.digest, above=held.head.generation,
+            detail="rows that the store had lost",
+        )  # fmt: skip
+        if len(lacking) * WHOLE_SHARE > len(content.table):
+            return replace(update, table=merged_tables(content.table, lacking))
+        return replace(update, added=lacking.rows())
+
+    # Sightings
+
+    def _begin_day(self) -> None:
+        state, today = self._state, self._record.today
+        if today != state.day:
+            state.day, state.taken = today, {}
+            self._evidence, self._old_evidence = NO_KEYS, self._evidence
+            self._room = max(FORGOTTEN_MIN, len(self._merged) // FORGOTTEN_SHARE)
+            self._compare_at, self._is_saved = float("-inf"), False
+
+    def _add_sighted(self) -> list[tuple[str, Numbers]]:
+        """Add the queued sightings to the rows that wait, up to the number of new devices that each peer may add; return the rejected devices by peer."""
+        self._begin_day()
+        state, rejected = self._state, list[tuple[str, Numbers]]()
+        queued, self._sighted = self._sighted, []
+        for sighted in queued:
+            keys = np.unique(np.frombuffer(sighted.keys, "<u8"))
+            is_listed = self._is_registered(keys)
+            rejected.append(("", keys[is_listed]))
+            keys = keys[~is_listed]
+            known = merge(rows_of_devices(self._merged, keys), select_keys(merge(self._sent, state.pending), keys))
+            new, peer = np.setdiff1d(keys, known.keys, assume_unique=True), (sighted.peer, sighted.confirmed)
+            room = max(self._settings.new_per_peer - state.taken.get(peer, 0), 0)
+            if len(new):
+                state.taken[peer] = state.taken.get(peer, 0) + min(room, len(new))
+                self._is_saved = False
+                self.changes[NEW] += min(room, len(new))
+            rejected.append((sighted.peer, new[room:]))
+            rows = sighted_rows(np.union1d(known.keys, new[:room]), sighted.day, sighted.day)
+            rows = rows.select(~is_covered(rows, known))
+            state.pending = merge(state.pending, rows)
+            self._is_saved &= not len(rows)
+        return rejected
+
+    def _judge_again(self) -> None:
+        """Judge the disputed rows by the lists that this node has now, and report those that stay refused."""
+        state, content = self._state, self._content(self.merging)
+        if len(state.disputed) and not self._is_level(content.head):
+            return
+        if len(state.disputed):
+            stored, before = rows_of_devices(content.table, state.disputed), state.disputed
+            first_min = self._record.today - BACK_DAYS if self._record.now() >= self._retry_at else NO_DAY
+            removed = select_keys(state.kept, stored.keys, without=True)
+            step = LearnedStep(first_min, self._record.today, stored, removed)
+            self._dispute(before, self._judged(state.kept, step), stored)
+            self._refresh(before)
+        refused = np.setdiff1d(state.disputed, state.pending.keys, assume_unique=True)
+        if len(refused) > self.refused:
+            self._report("first_seen_refused", level="error", list=self.merging, count=len(refused), detail=REFUSED)
+        self.refused = len(refused)
+
+    def _is_level(self, head: Head) -> bool:
+        """Return True if this node has the changes of the registering lists that the record names."""
+        held = self._held()
+        marks = [mark for mark in map(_Mark, head.registered) if mark.name in self._registering()]
+        return all(mark.name in held and held[mark.name].head.generation >= mark.generation for mark in marks)
+
+    # Write
+
+    async def _write(self) -> None:
+        state, content = self._state, self._content(self.merging)
+        if content.head.kind not in {"", FIRST_SEEN}:
+            return
+        contents = {name: held for name in self._registering() if (held := self._held().get(name)) is not None}
+        left, marks = await self._left(contents, content.head)
+        is_compared = time.monotonic() >= self._compare_at
+        joined, self._joined = self._joined, []
+        listed, unseen, ended = await asyncio.to_thread(self._departed, joined, contents if is_compared else None)
+        added = await asyncio.to_thread(self._new_rows, merge(left, ended))
+        is_marked = time.monotonic() >= self._mark_at
+        if is_marked:
+            self._mark_at = time.monotonic() + MARK_S
+        update = partial(self._update, added, np.union1d(listed, unseen), marks, is_marked)
+        self._writer.content = content
+        try:
+            made = await self._writer.write(update)
+        except BaseException:
+            self._joined = [*joined, *self._joined]
+            if len(state.pending):
+                await asyncio.to_thread(self._refresh, state.pending.keys)
+            raise
+        if is_compared:
+            self._compare_at = time.monotonic() + COMPARE_S
+        self._room -= len(unseen)
+        if made is not None:
+            self.changes[LISTED] += len(listed)
+            self.changes[UNSEEN] += len(unseen)
+            self.changes[LEFT] += len(left)
+        self._is_saved &= not len(state.pending)
+        self._sent, self._sent_at, state.pending = state.pending, 0 if made is None else made.generation, NO_ROWS
+        stored = {mark.name: mark for mark in map(_Mark, self._writer.content.head.registered)}
+        for name, held in contents.items():
+            if name in stored and stored[name].digest == held.head.digest:
+                self._lists.pop(name, None)
+                self._past_path(name).unlink(missing_ok=True)
+        self._writer.content = empty_content(FIRST_SEEN)
+
+    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, str], is_marked: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
+        """Return the change that the present content needs; None if it needs none."""
+        before = {_Mark(text).name: text for text in content.head.registered}
+        newer = {
+            name: text
+            for name, text in marks.items()
+            if name not in before or _Mark(text).generation > _Mark(before[name]).generation
+        }
+        present = rows_of_devices(content.table, added.keys)
+        disputed = np.intersect1d(self._state.disputed, self._state.pending.keys, assume_unique=True)
+        is_lacking = ~is_covered(added, present) | np.isin(added.keys, disputed)
+        rows = added.select(is_lacking)
+        gone = rows_of_devices(content.table, removed)
+        gone = select_keys(gone, rows.keys, without=True)
+        if not (len(rows) or len(gone) or (newer and (is_marked or not newer.keys() <= before.keys()))):
+            return None
+        return ListUpdate(
+            what=LEARN, added=rows, removed=rows_of(gone.keys), state={"registered": tuple((before | newer).values())}
+        )
+
+    def _new_rows(self, left: TableRows) -> TableRows:
+        """Return the rows that wait, the rows of devices that left a list, and accepted rows that the store lacks."""
+        state, first_min = self._state, self._record.today - BACK_DAYS
+        waiting = select_keys(state.pending, left.keys, without=True)
+        firsts = np.maximum(first_days(waiting), first_min)
+        waiting = sighted_rows(waiting.keys, firsts, waiting.column(3) // DAY_S)
+        rows = merge(waiting, left)
+        if self._is_level(self._content(self.merging).head):
+            rows = merge(rows, select_keys(state.kept, rows.keys, without=True))
+        return rows.select(~self._is_registered(rows.keys))
+
+    async def _left(self, contents: Mapping[str, LoggedList], head: Head) -> tuple[TableRows, Mapping[str, str]]:
+        """Return a row for each device that left a registering list since the change that the record names, and the new marks."""
+        marks = {mark.name: mark for mark in map(_Mark, head.registered)}
+        parts = [NO_KEYS]
+        for name, content in contents.items():
+            if (
+                name in marks
+                and marks[name].digest != content.head.digest
+                and marks[name].generation <= content.head.generation
+            ):
+                parts += await self._left_since(name, marks[name], content)
+        keys = distinct(np.concatenate(parts))
+        self._evidence = np.union1d(self._evidence, keys)
+        keys = keys[~self._is_registered(keys)]
+        texts = {name: mark_text(name, content.head) for name, content in contents.items()}
+        return sighted_rows(keys, WAS_LISTED, self._record.today), texts
+
+    async def _left_since(self, name: str, mark: _Mark, content: LoggedList) -> list[Numbers]:
+        """Return the devices of the rows that a registering list lost since a change: as this node followed them, by the log, or by the older copy."""
+        noted = self._lists.get(name)
+        if noted is not None and noted.since.generation <= mark.generation:
+            return noted.left
+        entries = [
+            entry
+            for entry in await self._store.log(name, mark.generation)
+            if entry.change.generation <= content.head.generation
+        ]
+        if (
+            entries
+            and entries[0].change.before == mark.digest
+            and continues_by_rows(replace(content.head, digest=mark.digest), entries)
+        ):
+            rows = [(await read_rows(self._store, name, entry)).decoded(name) for entry in entries]
+            return [removed.keys[removed.keys < WHOLE] for _, removed in rows]
+        past = ListCopy(self._copies, name)
+        past.path = self._past_path(name)
+        before = None
+        with suppress(StoreError):
+            before = await asyncio.to_thread(past.read)
+        if before is None:
+            detail = f"the log of {name} does not reach back to generation {mark.generation}, and no older copy is left"
+            self._report("first_seen_gap", level="error", list=name, detail=detail)
+            return []
+        removed = (await asyncio.to_thread(difference, before.table, content.table))[1].keys
+        return [removed[removed < WHOLE]]
+
+    def _departed(
+        self, joined: Sequence[Numbers], contents: Mapping[str, LoggedList] | None
+    ) -> tuple[Numbers, Numbers, TableRows]:
+        """Return the devices on record that are registered now, those that were not seen for long, and rows of those whose registration ended.
+
+        `joined`: devices to compare with the record; `contents`: registering lists with which the whole record is compared.
+        """
+        table = self._content(self.merging).table
+        if contents is None:
+            keys = rows_of_devices(table, distinct(np.concatenate([NO_KEYS, *joined]))).keys
+            return keys[self._is_registered(keys)], NO_KEYS, NO_ROWS
+        now, today, remember = int(self._record.now()), self._record.today, self._settings.remember
+        listed, unseen, room = [NO_KEYS], [NO_KEYS], self._room
+        for rows in batches(table):
+            is_listed = self._is_registered(rows.keys)
+            listed.append(rows.keys[is_listed])
+            unseen.append(rows.keys[is_unseen(rows, today, remember) & ~is_listed][:room])
+            room -= len(unseen[-1])
+        ended = NO_ROWS
+        for content in contents.values():
+            ended = merge(ended, ended_rows(content.table, now, now - remember * DAY_S))
+        ended = ended.select(~self._is_registered(ended.keys))
+        self._evidence = np.union1d(self._evidence, ended.keys)
+        return np.concatenate(listed), np.concatenate(unseen), ended
+
+    # In memory
+
+    def _content(self, name: str) -> LoggedList:
+        return self._held().get(name) or empty_content(FIRST_SEEN)
+
+    def _is_registered(self, keys: Numbers) -> Numbers:
+        held = self._held()
+        tables = [held[name].table for name in self._registering() if name in held]
+        return is_registered(tables, keys, int(self._record.now()))
+
+    def _refresh(self, keys: Numbers | None, table: Table | None = None, *, imports: Table | None = None) -> None:
+        """Bring the content of the image up to date. `keys`: devices (ascending) whose rows changed; None: all. `table`: stored content."""
+        state = self._state
+        table = self._content(self.merging).table if table is None else table
+        imports = self._content(self.imports).table if imports is None else imports
+        if not (len(imports) or len(state.pending) or len(state.disputed)):
+            self._merged = table
+        elif keys is None:
+            accepted = change(table, state.kept, rows_of(state.disputed)).table
+            self._merged = change(merged_tables(accepted, imports), state.pending, NO_ROWS).table
+        else:
+            rows = merge(self._accepted(table, keys), rows_of_devices(imports, keys))
+            rows = merge(rows, select_keys(state.pending, keys))
+            self._merged = change(self._merged, rows, rows_of(keys)).table
+
+    async def _switch(self) -> None:
+        """Build the image and publish it, if its content has changed."""
+        if not self._has_more:
+            self._merged = self._content(self.merging).table
+        head, before = self._head(), self._record.state
+        if before is None and not head.entries:
+            return
+        if before is None or before.content != head.content:
+            try:
+                image = await asyncio.to_thread(first_seen_image, self._merged)
+            except OSError as error:
+                self._failed("image", error)
+                return
+            self._record.replace(head, image)
+            self._publish(head, image)
+        elif self.first_days:
+            return
+        self.first_days = await asyncio.to_thread(count_first_days, self._merged)
+
+    @property
+    def _has_more(self) -> bool:
+        """True if the image has other rows than the store."""
+        state = self._state
+        return bool(self._content(self.imports).head.entries or len(state.pending) or len(state.disputed))
+
+    def _head(self) -> Head:
+        """Return the head of the record in force. Its time is the newest that the node knows; its content digest covers imports and rows that wait."""
+        state, head, imports = self._state, self._content(self.merging).head, self._content(self.imports).head
+        known = utc_text(datetime.fromtimestamp(state.newest, UTC)) if state.newest else None
+        head = replace(head, entries=len(self._merged), devices=len(self._merged), loaded_at=known)
+        if not self._has_more:
+            return head
+        total = sha256(f"{head.content} {imports.content}".encode())
+        for rows in (state.pending, state.kept):
+            total.update(rows.keys.tobytes() + last_periods(rows).tobytes() + first_days(rows).tobytes())
+        return replace(head, content=total.hexdigest(), digest=total.hexdigest())
+
+    def _save(self) -> None:
+        """Write the part of the record that the store lacks to the disk."""
+        if self._is_saved:
+            return
+        try:
+            self._state.save(self._path)
+        except OSError as error:
+            self._failed("copy_io", error)
+        else:
+            self._is_saved = True
+
+    # Clock and faults
+
+    def _now(self) -> datetime:
+        """Return the time of a change: not before the newest time of the store, so that a wrong clock does not set it back."""
+        return datetime.fromtimestamp(max(self._record.now(), self._record.known_time), UTC)
+
+    def _note_time(self, seconds: float) -> None:
+        self._record.known_time = max(self._record.known_time, seconds)
+
+    def _failed(self, cause: str, error: Exception) -> None:
+        if cause.endswith(STOOD_STILL):
+            return
+        self.errors[cause] += 1
+        now = time.monotonic()
+        if now - self._told.get(cause, -SAY_AGAIN_S) < SAY_AGAIN_S:
+            return
+        self._told[cause] = now
+        event = "copy_failed" if cause.startswith("copy_") else "store_failed"
+        detail = str(error) or type(error).__name__
+        self._report(event, level="error", reason=cause, list=self.merging, detail=detail)
+
+
+REFUSED = (
+    "rows of the store break a bound of first sightings and are left out: see eir history, then use eir first-seen undo"
+)
+
+
+def _keys(*rows: TableRows) -> Numbers:
+    return distinct(np.concatenate([NO_KEYS, *(each.keys for each in rows)]))
+
+
+def _rows_between(
+    name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
+) -> tuple[TableRows, TableRows]:
+    """Return the rows that lead from one content to the next: those of the changes if they are stored, otherwise by a comparison."""
+    if before is None:
+        return content.table.rows(), NO_ROWS
+    is_whole = bool(changes) and all(each.parts is not None for each in changes)
+    if is_whole and changes[0].change.before == before.head.digest and changes[-1].change.digest == content.head.digest:
+        return fold([each.decoded(name) for each in changes])
+    return difference(before.table, content.table)

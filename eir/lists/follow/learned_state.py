@@ -1,0 +1,80 @@
+"""File with the part of a node's record of first sightings that the store lacks."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from eir.disk import write_file
+from eir.errors import StoreError
+from eir.lists.log.reader import join_parts, split_parts
+from eir.lists.table.codec import decode_change, encode_change
+from eir.lists.table.columns import NO_ROWS, Numbers, TableRows, rows_of
+
+FORM = 1
+"""Version of the format of the file."""
+
+
+@dataclass(slots=True)
+class LearnedState:
+    """Sightings that are not in the store yet, rows of the store that are not accepted, and numbers of new devices by peer."""
+
+    pending: TableRows = NO_ROWS
+    """Rows of sightings that the store lacks."""
+    disputed: Numbers = field(default_factory=lambda: np.empty(0, "<u8"))
+    """Devices (ascending) whose stored row is not accepted, or whose accepted row the store lacks."""
+    kept: TableRows = NO_ROWS
+    """Accepted rows of disputed devices."""
+    day: int = 0
+    taken: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """Number of new devices of `day` by peer and `Sighted.confirmed`."""
+    newest: float = 0.0
+    """Newest accepted time of a change of the record, in Unix seconds."""
+
+    def save(self, path: Path) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        rows = b"".join(
+            join_parts([join_parts([*encode_change(*pair)])])
+            for pair in ((self.pending, NO_ROWS), (self.kept, rows_of(self.disputed)))
+        )
+        taken = [[peer, confirmed, count] for (peer, confirmed), count in self.taken.items()]
+        head = {
+            "form": FORM,
+            "sha256": sha256(rows).hexdigest(),
+            "day": self.day,
+            "newest": self.newest,
+            "taken": taken,
+        }
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        write_file(path, json.dumps(head).encode() + b"\n" + rows, mode=0o600, durable=True)
+
+
+def read_state(path: Path) -> LearnedState:
+    """Read the file; return an empty state if it is missing.
+
+    Raises:
+        StoreError: if it is damaged (`corrupt`) or cannot be read (`io`).
+    """
+    try:
+        text, _, rows = path.read_bytes().partition(b"\n")
+        head: Mapping[str, object] = json.loads(text)
+        if head["form"] != FORM or head["sha256"] != sha256(rows).hexdigest():
+            raise ValueError("the rows have another SHA-256 than the file states")
+        (pending, _), (kept, disputed) = (decode_change(split_parts(each)) for each in split_parts(rows))
+        taken = {(peer, confirmed): count for peer, confirmed, count in head["taken"]}  # type: ignore[attr-defined]
+        return LearnedState(pending, disputed.keys, kept, head["day"], taken, head["newest"])  # type: ignore[arg-type]
+    except FileNotFoundError:
+        return LearnedState()
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            "corrupt", f"{path} is damaged: {error}; delete the file, then its sightings are lost"
+        ) from error
+    except OSError as error:
+        raise StoreError("io", f"{path}: {error.strerror}") from error
