@@ -55,6 +55,7 @@ from eir.device import (
     strip_separators,
 )
 from eir.errors import ConfigError, IdentifierError, StoreError
+from eir.lists.changes.import_days import read_merged
 from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.local_rows import (
     ADD,
@@ -78,6 +79,7 @@ from eir.lists.log.reader import LoggedList, empty_content, read_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListWriter, Make
 from eir.lists.record.entries import date_text, until_text
+from eir.lists.record.first_days import IMPORT
 from eir.lists.record.in_force import save_mark
 from eir.lists.record.kept_content import changes_of_rows
 from eir.lists.record.listed_entries import display_order, entries_in, is_whole, rows_between
@@ -647,9 +649,14 @@ def export_list(
 
 
 async def _list_content(checked: Whereabouts, name: str, store: LogStore) -> LoggedList:
-    """Read a list from the store. For an unknown list, the command ends with an error."""
+    """Read a list from the store; the record of first sightings with the imported days. For an unknown list, the command ends with an error."""
     heads = await store.heads()
     head = heads.get(name)
+    if name + IMPORT in heads:
+        table = await read_merged(store, name)
+        return replace(
+            empty_content(FIRST_SEEN), head=replace(head or Head(kind=FIRST_SEEN), entries=len(table)), table=table
+        )
     if head is not None:
         return await read_content(store, name, head)
     known = dict.fromkeys((*checked.lists, *heads))

@@ -198,8 +198,8 @@ class TestConfiguration:
         assert document(eir("config", "--json"))["state"] == str(host.state)
 
     @pytest.mark.skipif("redis" not in servers.programs(), reason="redis-server is not installed")
-    def test_connect_reports_a_redis_that_endangers_lists_or_is_away(self, eir, host, tmp_path):
-        path = tmp_path / "eir.yaml"
+    def test_connect_reports_a_redis_that_endangers_lists_or_is_away(self, eir, host):
+        path = host.folder / "redis.yaml"
         with servers.Server(servers.programs()["redis"], "--maxmemory-policy", "allkeys-lru") as server:
             path.write_text(f"{host.path.read_text()}\nstore: {server.url}\n")
             assert eir("config", "-c", path)[2] == ""
