@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
 """Suffixes of files beside manifests."""
+NO_RELEASE = "no_manifest"
+"""Cause of the rejection of such a file, which is not recorded."""
 MANIFESTS_NAMED_MAX = 3
 
 
@@ -116,7 +118,7 @@ async def _loaded(
                 start, _load, config, manifest, options, memory_max=config.load_memory, progress=advance
             )
     except ReleaseRefused as e:
-        if not options["dry_run"]:
+        if not options["dry_run"] and e.reason != NO_RELEASE:
             _record(config, rejection_event(e, who(), datetime.now(UTC)))
         print_message(f"{manifest}: refused ({e.reason}): {e.detail}")
         return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
@@ -192,7 +194,7 @@ def _must_be_manifest(path: Path) -> None:
     advice = "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
     if manifests:
         advice = f"did you mean {' or '.join(map(str, manifests))}?"
-    raise ReleaseRefused("no_manifest", f"this is not a manifest; {advice}")
+    raise ReleaseRefused(NO_RELEASE, f"this is not a manifest; {advice}")
 
 
 def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:

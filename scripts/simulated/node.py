@@ -23,6 +23,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
+from eir.cli.access import recorded
 from eir.config import load_config
 from eir.errors import StoreError
 from eir.lists.follow.list_copy import copied_heads
@@ -222,7 +223,8 @@ class Site:
         async def load():
             store = open_store(config.store, config.state)
             try:
-                await load_release(manifest, config.lists, store, who="test@localhost", now=now or datetime.now(UTC))
+                report = await load_release(manifest, config.lists, store, who="test@localhost", now=now or datetime.now(UTC))
+                await recorded(config, store, report.list, report.change)
             finally:
                 await store.close()
 

@@ -37,7 +37,7 @@ from eir.lists.follow.learned_bounds import (
 )
 from eir.lists.follow.learned_state import LearnedState, read_state
 from eir.lists.follow.list_copy import ListCopy
-from eir.lists.follow.registered import ended_rows, is_registered
+from eir.lists.record.registered import ended_rows, is_registered
 from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
 from eir.lists.images.index import FirstSeenList

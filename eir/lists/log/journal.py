@@ -622,7 +622,7 @@ def _newest_lines(
             line
             for line in readable_lines(path)
             if (about_files or line.event.what not in ABOUT_FILES)
-            and name in {None, line.event.list}
+            and name in {None, list_of(line.event)}
             and line.event.time >= since
         ]
         newest.append(lines)

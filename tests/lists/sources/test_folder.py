@@ -41,6 +41,9 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen"
 ROWS = [f"001010060000{n:02}" for n in range(40)]
 
+ENDS = ("", "20301231", "2026-11-25T12:08:00Z")
+"""None, one that is far, and one between the times of the releases."""
+
 
 class Publisher:
     """Who keeps a folder."""
@@ -158,7 +161,7 @@ def test_a_folder_of_releases(keeper):
 @pytest.mark.parametrize(
     ("kind", "header", "rows"),
     [
-        ("devices", "imei,reason,until", [f"{row},r{n % 5},{'20301231' * (n % 3 == 0)}" for n, row in enumerate(ROWS)]),
+        ("devices", "imei,reason,begin,until", [f"{row},r{n % 5},{'2026-11-20' * (n % 4 == 0)},{ENDS[n % 3]}" for n, row in enumerate(ROWS)]),
         ("pairs", "imei,imsi,reason", [f"{row},00101000000{n:04},r{n % 3}" for n, row in enumerate(ROWS)]),
         ("subscribers", "imsi", [f"00101000000{n:04}" for n in range(40)]),
     ],
