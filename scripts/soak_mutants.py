@@ -107,7 +107,7 @@ OUTSIDE = {
     "eir/node/processes/recorder.py": ("test_recorder", "test_sightings"),
     "eir/node/processes/sources.py": ("test_pull", "test_inbox"),
     "eir/node/processes/state_folder.py": ("test_owner",),
-    "eir/node/processes/store_watch.py": ("test_following", "test_lost_data"),
+    "eir/node/processes/history_watch.py": ("test_following", "test_node_journal"),
     "eir/node/processes/tracing.py": ("test_trace", "test_control"),
     "eir/node/processes/web.py": ("test_page", "test_metrics"),
     "eir/node/processes/worker.py": ("test_workers", "test_trace", "test_coming_back"),
