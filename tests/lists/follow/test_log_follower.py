@@ -93,6 +93,15 @@ class TestFollowing:
             assert not node.follower.errors
             assert copied_heads(tmp_path / "copies") == {"own": node.head()}
 
+    async def test_a_node_that_comes_later_records_all_that_the_log_has(self, store, lists, tmp_path):
+        await lists.load([1, 2])
+        await lists.change([3], [1])
+        await lists.change([4])
+        async with LogNode(store, tmp_path) as node:
+            await node.has(2, 3, 4)
+            assert node.journal.whats() == ["load", "add", "add"]
+            assert all(parts for parts, _ in [*node.journal.rows.values()][1:])
+
     async def test_a_load_is_followed_as_soon_as_the_store_reports_it(self, store, lists, tmp_path):
         async with LogNode(store, tmp_path, pauses=replace(QUICK, wait_s=3600.0, answer_s=3600.0)) as node:
             await lists.load([1])
