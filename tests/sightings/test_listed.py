@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until_async
 from simulated.servers import Server, programs
-from simulated.store_content import page, pages_of
 from test_events import desk, told
 from test_sightings import IMSI, asked
 
-from eir.device import device_key
-from eir.lists.images.imaging import image_of
+from eir.device import SNR_KEYS, device_key
 from eir.lists.images.newly_listed import KEYS_AT_ONCE, newly_listed, without_listed
-from eir.lists.pages.pages import PAGE_KEYS, Page, TacEntry
+from eir.lists.images.table_image import image_of
+from eir.lists.table.columns import WHOLE, rows_of
+from eir.lists.table.table import table_of
 from eir.node.processes import priority
 from eir.node.processes.listed_search import _event
 from eir.sightings.batches import FRAME
@@ -38,27 +38,27 @@ def keys(*imeis):
     return sorted(map(device_key, imeis))
 
 
+def image(devices, tacs=()):
+    """The image of a list of devices and of whole TACs."""
+    return image_of(table_of(rows_of([*devices, *(WHOLE | tac for tac in tacs)])))
+
+
 def test_more_newly_listed_devices_than_a_batch_has_come_once():
-    pages = [page(number, range(0, PAGE_KEYS, 100)) for number in range(130)]
-    found = np.concatenate([each.keys for each in newly_listed(None, image_of(pages))])
-    assert len(found) == len(np.unique(found)) == 130 * PAGE_KEYS // 100 > KEYS_AT_ONCE
+    devices = np.arange(130 * SNR_KEYS // 100, dtype="<u8") * np.uint64(100)
+    found = np.concatenate([each.keys for each in newly_listed(None, image_of(table_of(rows_of(devices))))])
+    assert len(found) == len(np.unique(found)) == len(devices) > KEYS_AT_ONCE
 
 
 def test_newly_listed_devices_are_the_difference_of_two_images():
-    whole = [Page(TAC, b"", TacEntry(0, 0).extra)]
-    before, now = (
-        image_of(pages_of(keys(LISTED, OTHER))),
-        image_of(sorted([*pages_of(keys(LISTED, TRACKED, NEVER_SEEN)), *whole])),
-    )
+    before, now = image(keys(LISTED, OTHER)), image(keys(LISTED, TRACKED, NEVER_SEEN), [TAC])
     found = list(newly_listed(before, now))
     assert [key for each in found for key in each.keys.tolist()] == keys(TRACKED, NEVER_SEEN)
     assert [tac for each in found for tac in each.tacs.tolist()] == [TAC]
     assert list(newly_listed(now, now)) == []
     assert [key for each in newly_listed(None, before) for key in each.keys.tolist()] == keys(LISTED, OTHER)
     # A device that was listed by its TAC is not newly listed, and one that was listed singly is not if its TAC is.
-    assert list(newly_listed(image_of(whole), image_of(pages_of(keys(UNLISTED))))) == []
-    single = image_of(pages_of(keys(UNLISTED)))
-    assert without_listed(single, np.array(keys(LISTED, UNLISTED), np.uint64)).tolist() == [False, True]
+    assert list(newly_listed(image([], [TAC]), image(keys(UNLISTED)))) == []
+    assert without_listed(image(keys(UNLISTED)), np.array(keys(LISTED, UNLISTED), np.uint64)).tolist() == [False, True]
 
 
 def test_the_newest_check_of_each_device_counts_of_the_last_hours_only(tmp_path):

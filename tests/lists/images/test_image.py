@@ -21,14 +21,14 @@ from eir.device import MEID_BASE, imsi_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.lists.images import table_image
 from eir.lists.images.chunks import PageRows, chunk_of, chunk_of_image
-from eir.lists.images.day_images import image_of_days
+from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import BODY_AT, SECTIONS, VERSION, Image, ImageError, open_arrays
 from eir.lists.images.imaging import build_image, image_of, image_with
 from eir.lists.images.index import Index
 from eir.lists.images.table_image import write_arrays
-from eir.lists.pages.first_days import encode_days, seen_on
 from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.record.entries import entries_of
+from eir.lists.record.first_days import sighted_rows
 from eir.lists.record.settings import DEVICES, PAIRS
 from eir.lists.table.columns import WHOLE, rows_of
 from eir.lists.table.table import table_of
@@ -184,7 +184,7 @@ def arrays_of(name):
             table_of(rows_of(keys, seconds=imsis, begins=[0, 0, 2500], ends=[2000, 1500, 3000]))
         )
     elif name == "sightings":
-        image = image_of_days(encode_days(seen_on(np.array([35_000_001, 35_000_002], np.uint64), 20_700)))
+        image = first_seen_image(table_of(sighted_rows(np.array([35_000_001, 35_000_002], np.uint64), 20_700, 20_700)))
     else:
         keys = [35_000_001, 35_070_000, 36_000_005, WHOLE | 36]
         image = table_image.image_of(table_of(rows_of(keys, begins=[0, 0, 1000, 0], ends=[0, 0, 2000, 1500])))
