@@ -45,7 +45,7 @@ OUTSIDE = {
     "eir/node/processes": ("test_workers", "test_serve", "test_following"),
     "eir/wire/diameter": ("test_peer", "test_node", "test_conformance"),
     "eir/lists/changes": ("test_load", "test_local", "test_audit"),
-    "eir/lists/follow": ("test_follow", "test_copy"),
+    "eir/lists/follow": ("test_log_follower", "test_list_copy"),
     "eir/interfaces/gsup": ("test_gsup", "test_gsup_rows", "test_gsup_node", "test_interfaces"),
     "eir/interfaces/n5g": ("test_n5g", "test_n5g_node", "test_n5g_access", "test_interfaces"),
     "eir/interfaces/map": ("test_map", "test_map_node", "test_interfaces"),
