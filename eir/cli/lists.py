@@ -1,7 +1,8 @@
 """Commands about the current lists: show lists and their content, roll back, and edit local lists."""
 
+import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from eir.cli.access import (
     with_store,
 )
 from eir.cli.grace import ends_of, write_days
-from eir.cli.in_force import FromStore, NodeAnswer, Stored, asked, read_as_held, states_of, taken_over
+from eir.cli.in_force import STORE_S, FromStore, NodeAnswer, Stored, asked, read_as_held, states_of, taken_over
 from eir.cli.output import (
     EXIT_USAGE,
     fail,
@@ -538,7 +539,7 @@ def show_list(
     rows = display_order(rows_between(content.table, keys[0], keys[-1]) if identifier else content.table.rows())
     total = len(rows)
     rows = rows.select(np.arange(min(skip, total), min(skip + limit, total)))
-    authors = with_store(checked, partial(_authors, checked, list_name, content, rows), fresh=False, reads=True)
+    authors = _authors(checked, node, list_name, head, rows)
     shown = [*_rows(rows, head, authors)]
     if as_json:
         print_json({
@@ -677,32 +678,61 @@ UNKNOWN = "before this journal"
 """Author of an entry that neither the log nor the journal of this host names."""
 
 
-async def _authors(
-    checked: Whereabouts, name: str, content: LoggedList, rows: TableRows, store: LogStore
+def _authors(
+    checked: Whereabouts, node: NodeAnswer | None, name: str, head: Head, rows: TableRows
 ) -> Mapping[tuple[int, int], _Author]:
     """Return the author of each row by its keys: of a signed list that of its release, of a local list that of the change that added the row.
 
-    The log of the store is read first, then the journal of this host.
+    The log of the store names the author, or else the journal of this host.
     """
     pairs = [*zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)]
-    head = content.head
-    events = [event for event in read_events(checked.state / JOURNAL, name=name) if event.outcome != REFUSED]
+    if not pairs:
+        return {}
+    try:
+        authors = with_store(checked, partial(_logged_authors, name, head, rows), fresh=False, reads=True)
+    except (StoreError, TimeoutError):
+        if node is None:
+            raise
+        authors = {}  # the node answers from memory
+    unknown = [keys for keys in pairs if keys not in authors]
+    if unknown:
+        authors |= _journalled_authors(read_events(checked.state / JOURNAL, name=name), head, unknown)
+    return {keys: authors.get(keys, _Author(UNKNOWN, None)) for keys in pairs}
+
+
+async def _logged_authors(name: str, head: Head, rows: TableRows, store: LogStore) -> dict[tuple[int, int], _Author]:
+    """Return the authors of rows that the log in the store names."""
+    async with asyncio.timeout(STORE_S):
+        if not head.highest_serial:
+            changes = await changes_of_rows(store, name, rows.select(np.lexsort((rows.column(SECONDS), rows.keys))))
+            return {keys: _Author(change.who, change.time) for keys, change in changes.items()}
+        records = [entry.change for entry in await store.log(name, 0)]
+    return _by_release(records, head, zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True))
+
+
+def _by_release(
+    records: Iterable[Change | JournalEvent], head: Head, pairs: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], _Author]:
+    """Return who put the release in force, for each row of a signed list."""
+    releases = [each for each in records if each.what in RELEASE_KINDS and each.serial == head.serial]
+    return dict.fromkeys(pairs, _Author(releases[-1].who, releases[-1].time)) if releases else {}
+
+
+def _journalled_authors(
+    events: Sequence[JournalEvent], head: Head, pairs: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], _Author]:
+    """Return the authors of rows that the journal names."""
+    accepted = [event for event in events if event.outcome != REFUSED]
     if head.highest_serial:
-        changes = [entry.change for entry in await store.log(name, 0)]
-        records: list[JournalEvent | Change] = [*events, *changes]
-        releases = [each for each in records if each.what in RELEASE_KINDS and each.serial == head.serial]
-        author = _Author(releases[-1].who, releases[-1].time) if releases else _Author(UNKNOWN, head.loaded_at)
-        return dict.fromkeys(pairs, author)
+        return _by_release(accepted, head, pairs)
     subjects = {frozenset(row_subject(head.kind, *keys).items()): keys for keys in pairs}
-    authors: dict[tuple[int, int], _Author] = {}
-    for event in events:
+    authors = {}
+    for event in accepted:
         for row in event.rows:
             keys = subjects.get(frozenset((column, row[column]) for column in SUBJECTS if column in row))
             if keys is not None and row["effect"] == ADDED:
                 authors[keys] = _Author(event.who, event.time)
-    found = await changes_of_rows(store, name, rows.select(np.lexsort((rows.column(SECONDS), rows.keys))))
-    authors |= {keys: _Author(change.who, change.time) for keys, change in found.items()}
-    return {keys: authors.get(keys, _Author(UNKNOWN, None)) for keys in pairs}
+    return authors
 
 
 def _sought(identifier: str, kind: str) -> range:

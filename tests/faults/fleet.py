@@ -10,8 +10,8 @@ from witness import Truth, Witness
 
 from eir.errors import StoreError
 from eir.lists.follow.list_copy import copied_heads
-from eir.lists.stores.log_redis import RedisLogStore
 from eir.lists.stores.open import COPIES
+from eir.lists.stores.redis import RedisStore
 
 LIST = "stolen"
 HELD = [f"{35_000_000 + n:08d}{n * 31:06d}" for n in range(2_500)]
@@ -119,7 +119,7 @@ class Fleet:
         """The list's head in the store; None while the store does not say."""
 
         async def ask():
-            store = RedisLogStore(self.looked_at)
+            store = RedisStore(self.looked_at)
             try:
                 return (await store.heads()).get(LIST)
             except StoreError:
