@@ -119,7 +119,6 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "add": (
         ("block a phone, for two weeks", f'eir add {BLOCKS} {PHONE} --until 14d --reason "stolen, case 17"'),
-        ("block it after a notice", f'eir add {BLOCKS} {PHONE} --from 30d --reason "notice of 2 December"'),
         ("thousands of them", f'eir add {BLOCKS} --file recalled.csv --reason "recalled by its maker" --dry-run'),
         ("a whole model", f'eir add {BLOCKS} 00101001 --tac --reason "never approved"'),
     ),
