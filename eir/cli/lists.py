@@ -522,10 +522,10 @@ def show_list(
     skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the entries of a list with date, reason and expiry.
+    """Show the entries of a list with date, begin, reason and end.
 
-    Each entry is shown with its author and time. For a signed list, these are the signers of the release in force and
-    the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
+    Each entry is shown with its author and time, from the log of the store or the journal of this host. For a signed list,
+    these are the signers of the release in force and the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
     removes it. The list is shown as the running node has it, even if the store is unreachable. If no node runs, or with
     --store, it is shown as the store has it. Exit status 1 if there is no entry.
     """

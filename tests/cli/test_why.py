@@ -72,13 +72,17 @@ def told(shared):
 @pytest.fixture
 async def explained(tmp_path):
     """The history of an answer at 12:00 to a device that no list names, with reloads before and after."""
-    journal = Journal(tmp_path / JOURNAL, keep=timedelta(days=9), max_bytes=1 << 20, feed_max_bytes=1 << 20, report=print)
+    journal = Journal(
+        tmp_path / JOURNAL, keep=timedelta(days=9), max_bytes=1 << 20, feed_max_bytes=1 << 20, report=print
+    )
     journal.open()
     for hour, what, detail in (
         (11, "reload", "changed: policy"), (13, "reload", "changed: policy"), (14, "reload", "changed: log"),
         (15, "reload", "changed: http, peers"), (16, "reload", "changed: policy, log"), (17, "trace", "changed: policy"),
     ):  # fmt: skip
-        journal.append_event(JournalEvent(time=f"2026-11-24T{hour}:00:00Z", who="tester@host", what=what, detail=detail))
+        journal.append_event(
+            JournalEvent(time=f"2026-11-24T{hour}:00:00Z", who="tester@host", what=what, detail=detail)
+        )
     journal.close()
     config = SimpleNamespace(lists={}, lists_and_record={}, policy=PolicySettings(), state=tmp_path)
     question = question_of(LISTED, imsi="", software_version="", origin_host="", origin_realm="")

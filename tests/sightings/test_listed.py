@@ -16,8 +16,8 @@ from test_events import desk, told
 from test_sightings import IMSI, asked
 
 from eir.device import SNR_KEYS, device_key
-from eir.lists.images.table_image import image_of
 from eir.lists.images.newly_listed import KEYS_AT_ONCE, newly_listed, without_listed
+from eir.lists.images.table_image import image_of
 from eir.lists.table.columns import WHOLE, rows_of
 from eir.lists.table.table import table_of
 from eir.node.processes import priority
@@ -34,36 +34,31 @@ OTHER, NEVER_SEEN = "86123456000017", "86123456000025"
 TAC = int(UNLISTED[:8])
 
 
-def image(rows):
-    return image_of(table_of(rows))
-
-
 def keys(*imeis):
     return sorted(map(device_key, imeis))
 
 
+def image(devices, tacs=()):
+    """The image of a list of devices and of whole TACs."""
+    return image_of(table_of(rows_of([*devices, *(WHOLE | tac for tac in tacs)])))
+
+
 def test_more_newly_listed_devices_than_a_batch_has_come_once():
-    listed = np.concatenate([np.arange(tac * SNR_KEYS, (tac + 1) * SNR_KEYS, 100, "<u8") for tac in range(130)])
-    found = np.concatenate([each.keys for each in newly_listed(None, image(rows_of(listed)))])
-    assert found.tolist() == listed.tolist()
-    assert len(found) > KEYS_AT_ONCE
+    devices = np.arange(130 * SNR_KEYS // 100, dtype="<u8") * np.uint64(100)
+    found = np.concatenate([each.keys for each in newly_listed(None, image_of(table_of(rows_of(devices))))])
+    assert len(found) == len(np.unique(found)) == len(devices) > KEYS_AT_ONCE
 
 
 def test_newly_listed_devices_are_the_difference_of_two_images():
-    whole = [WHOLE | TAC]
-    before, now = (
-        image(rows_of(keys(LISTED, OTHER))),
-        image(rows_of([*keys(LISTED, TRACKED, NEVER_SEEN), *whole])),
-    )
+    before, now = image(keys(LISTED, OTHER)), image(keys(LISTED, TRACKED, NEVER_SEEN), [TAC])
     found = list(newly_listed(before, now))
     assert [key for each in found for key in each.keys.tolist()] == keys(TRACKED, NEVER_SEEN)
     assert [tac for each in found for tac in each.tacs.tolist()] == [TAC]
     assert list(newly_listed(now, now)) == []
     assert [key for each in newly_listed(None, before) for key in each.keys.tolist()] == keys(LISTED, OTHER)
     # A device that was listed by its TAC is not newly listed, and one that was listed singly is not if its TAC is.
-    assert list(newly_listed(image(rows_of(whole)), image(rows_of(keys(UNLISTED))))) == []
-    single = image(rows_of(keys(UNLISTED)))
-    assert without_listed(single, np.array(keys(LISTED, UNLISTED), np.uint64)).tolist() == [False, True]
+    assert list(newly_listed(image([], [TAC]), image(keys(UNLISTED)))) == []
+    assert without_listed(image(keys(UNLISTED)), np.array(keys(LISTED, UNLISTED), np.uint64)).tolist() == [False, True]
 
 
 def test_the_newest_check_of_each_device_counts_of_the_last_hours_only(tmp_path):
@@ -93,7 +88,9 @@ def test_the_id_of_an_event_is_that_of_the_history_event_which_listed_the_device
     def id_of(generation, *marks):
         changes = [(digest, np.array([keys[name]], "<u8")) for name, digest in marks]
         head = SimpleNamespace(generation=generation, serial=0)
-        (event,) = _build_events(SimpleNamespace(listed=SimpleNamespace(name="own", state=head)), pl.DataFrame([row]), changes)
+        (event,) = _build_events(
+            SimpleNamespace(listed=SimpleNamespace(name="own", state=head)), pl.DataFrame([row]), changes
+        )
         return event["id"]
 
     assert id_of(5, ("single", "a")) == id_of(6, ("single", "a"), ("whole", "b")) == id_of(6, ("whole", "a"))
