@@ -86,7 +86,7 @@ async def explained(tmp_path):
     journal.close()
     config = SimpleNamespace(lists={}, lists_and_record={}, policy=PolicySettings(), state=tmp_path)
     question = question_of(LISTED, imsi="", software_version="", origin_host="", origin_realm="")
-    yield await answer_history(config, None, question, device_key(LISTED), NOON)
+    return await answer_history(config, None, question, device_key(LISTED), NOON)
 
 
 def test_reloads_since_then_are_those_that_changed_policy_or_peers(explained):

@@ -27,7 +27,7 @@ from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import DAY_S
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
-from eir.lists.table.columns import rows_of
+from eir.lists.table import columns
 from eir.sightings import cases, figures, refusals
 from eir.sightings.batches import FRAME
 from eir.sightings.conditions import TamperSettings
@@ -290,7 +290,7 @@ async def change_lists(config):
         firsts = np.array([begin - 40, begin - 20, begin, begin + 30, begin + 31, 0] * 10, np.int64)
         later = np.where(firsts, firsts + 1, firsts)  # an import has the earlier days of the first devices
         for name, days, chosen in (("first-seen", later, slice(None)), ("first-seen+import", firsts, slice(0, 60))):
-            rows = rows_of(keys[chosen], begins=days[chosen] * DAY_S, ends=(days[chosen] + 1) * DAY_S)
+            rows = columns.rows_of(keys[chosen], begins=days[chosen] * DAY_S, ends=(days[chosen] + 1) * DAY_S)
             await writer(name, FIRST_SEEN, BEGIN - timedelta(days=1)).write(partial(learned, rows))
         return {int(key): int(first) - begin for key, first in zip(keys, firsts, strict=True)}
     finally:
