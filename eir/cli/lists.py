@@ -197,7 +197,7 @@ def reset_serial(
     checked = opened(whereabouts(config))
 
     async def lower(store: LogStore) -> Head:
-        head, _ = await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason))
+        head = await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason))
         save_mark(checked.state, list_name, head.mark)
         return head
 
@@ -244,16 +244,17 @@ def abandon_list(
     show_one(_list_row(list_name, state.kind, state), text, as_json=as_json)
 
 
-async def _write(checked: Config | Whereabouts, store: LogStore, name: str, make: Make) -> tuple[Head, Change]:
-    """Write a change of a list, and have the node on this host record it; return the head after it, and the change."""
+async def _write(checked: Config | Whereabouts, store: LogStore, name: str, make: Make) -> Head:
+    """Write a change of a list, and wait until the node on this host has recorded it; return the head after it."""
     writer = _writer(store, checked.lists.get(name) or ListSettings(name=name))
     made = await writer.write(make)
     assert made is not None  # noqa: S101 - each of these changes changes something
     await _record(checked, store, name, made)
-    return writer.content.head, made
+    return writer.content.head
 
 
 async def _record(checked: Config | Whereabouts, store: LogStore, name: str, made: Change) -> None:
+    """Wait until the node on this host has recorded a change; with faults in the configuration, leave this to a running node."""
     try:
         config = checked if isinstance(checked, Config) else load_config(checked.path)
     except ConfigError:
@@ -326,7 +327,7 @@ def rollback(
         if dry_run:
             return planned.content.head
         refuse_lost_here(checked.state / COPIES, list_name, (await store.heads())[list_name])
-        return (await _write(checked, store, list_name, planned.make))[0]
+        return await _write(checked, store, list_name, planned.make)
 
     state = with_store(checked, work, fresh=False, reads=dry_run)
     entries = f"{state.entries:,} entries"
