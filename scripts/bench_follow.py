@@ -27,7 +27,7 @@ from simulated.node import Publisher, Site
 from simulated.servers import Server
 from simulated.store_content import Lists
 
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.redis import RedisStore
 from eir.node.observe.control import ask
 
 ENTRIES, TACS = 10_000_000, 250_000
@@ -82,7 +82,7 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
     publisher = Publisher(folder / "publisher")
     found: dict[str, list[float]] = {WRITE: [], SWITCH: [], NODES: [], REDIS: [], ENTRY: [], DELTA: []}
     with ExitStack() as stack:
-        store = RedisLogStore(server.url)
+        store = RedisStore(server.url)
         lists = Lists(store)
         releases = [made(options.entries, options.tacs, seed) for seed in (14, 15)]
         change = await lists.load(releases[0], 1, LIST)

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from eir.device import SNR_KEYS
 from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.settings import DEVICES
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.redis import RedisStore
 from eir.lists.table.columns import rows_of
 from eir.lists.table.table import Table, table_of
 
@@ -58,7 +58,7 @@ async def measure(port: int, entries: int, tacs: int) -> dict[str, float]:
     """Measure each form in turn, in an empty server."""
     client: Any = Redis(port=port, socket_timeout=60, protocol=2)
     empty = await used_mb(client)
-    store, table = RedisLogStore(f"redis://127.0.0.1:{port}"), made(entries, tacs)
+    store, table = RedisStore(f"redis://127.0.0.1:{port}"), made(entries, tacs)
     state = {"serial": 1, "highest_serial": 1}
     await ListWriter(store, LIST, DEVICES, "bench").write(lambda _: ListUpdate(what="load", table=table, state=state))
     found = {LOG: await used_mb(client) - empty}

@@ -12,9 +12,10 @@ from pathlib import Path
 from redis.asyncio.connection import AbstractConnection
 from simulated import servers
 
-from eir.lists.stores import log_redis, log_sqlite
-from eir.lists.stores.log_redis import RedisLogStore
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores import redis as redis_store
+from eir.lists.stores import sqlite as sqlite_store
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 
 
 class Die:
@@ -34,10 +35,10 @@ class SqliteCase:
 
     def __init__(self, folder):
         self.path = Path(folder) / "lists.sqlite"
-        log_sqlite.PORTION_PARTS = 1  # so that a base is staged in several transactions
+        sqlite_store.PORTION_PARTS = 1  # so that a base is staged in several transactions
 
     def open(self):
-        return SqliteLogStore(self.path)
+        return SqliteStore(self.path)
 
     def doomed(self, at):
         store, die = self.open(), Die(at)
@@ -49,12 +50,12 @@ class RedisCase:
     """A server, and its steps: what a client sends."""
 
     def __init__(self, _folder):
-        log_redis.PORTION_PARTS = 1  # so that a base is staged by several commands
+        redis_store.PORTION_PARTS = 1  # so that a base is staged by several commands
         self.server = servers.Server(servers.programs()["redis"]).start()
         atexit.register(self.server.stop)
 
     def open(self):
-        return RedisLogStore(self.server.url)
+        return RedisStore(self.server.url)
 
     def doomed(self, at):
         """In the child only: its connections die before they send for the `at`th time."""

@@ -10,7 +10,7 @@ from simulated.releases import public, publish_once
 from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.record.settings import ListSettings
 from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
 UNHURRIED_S = 60.0
@@ -31,7 +31,7 @@ class Site:
         self.lists = {}
         for name in ("stolen", "other"):
             self.trust(name)
-        self.store = SqliteLogStore(self.state / "lists.sqlite")
+        self.store = SqliteStore(self.state / "lists.sqlite")
         self.attempts = Attempts(self.state / "attempt")
         self.rejected = []
         """Events of rejections, as the journal gets them."""

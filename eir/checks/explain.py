@@ -175,10 +175,12 @@ async def explain(
     contents: dict[str, LoggedList] = {}
     for name, kind in kinds.items() if key is not None else ():
         content = await read(name)
+        imported = await read(name + IMPORT) if kind == FIRST_SEEN else None
+        content = content or imported
         if content is not None and content.head.kind == kind:  # nodes ignore a list of another kind
             contents[name] = content
             rows = _rows_for(question, kind, content.table)
-            if kind == FIRST_SEEN and (imported := await read(name + IMPORT)) is not None:
+            if imported is not None:
                 rows = merge(rows, _rows_for(question, kind, imported.table))
             build = first_seen_image if kind == FIRST_SEEN else image_of
             index.switch(name, content.head, build(table_of(rows)))

@@ -1,7 +1,8 @@
 """Commands about the current lists: show lists and their content, roll back, and edit local lists."""
 
+import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from eir.cli.access import (
     with_store,
 )
 from eir.cli.grace import ends_of, write_days
-from eir.cli.in_force import FromStore, NodeAnswer, Stored, asked, read_as_held, states_of, taken_over
+from eir.cli.in_force import STORE_S, FromStore, NodeAnswer, Stored, asked, read_as_held, states_of, taken_over
 from eir.cli.output import (
     EXIT_USAGE,
     fail,
@@ -54,6 +55,7 @@ from eir.device import (
     strip_separators,
 )
 from eir.errors import ConfigError, IdentifierError, StoreError
+from eir.lists.changes.import_days import read_merged
 from eir.lists.changes.local_entries import ENTRIES_MAX, parse_entries
 from eir.lists.changes.local_rows import (
     ADD,
@@ -77,6 +79,7 @@ from eir.lists.log.reader import LoggedList, empty_content, read_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListWriter, Make
 from eir.lists.record.entries import date_text, until_text
+from eir.lists.record.first_days import IMPORT
 from eir.lists.record.in_force import save_mark
 from eir.lists.record.kept_content import changes_of_rows
 from eir.lists.record.listed_entries import display_order, entries_in, is_whole, rows_between
@@ -194,7 +197,7 @@ def reset_serial(
     checked = opened(whereabouts(config))
 
     async def lower(store: LogStore) -> Head:
-        head, _ = await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason))
+        head = await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason))
         save_mark(checked.state, list_name, head.mark)
         return head
 
@@ -241,16 +244,17 @@ def abandon_list(
     show_one(_list_row(list_name, state.kind, state), text, as_json=as_json)
 
 
-async def _write(checked: Config | Whereabouts, store: LogStore, name: str, make: Make) -> tuple[Head, Change]:
-    """Write a change of a list, and have the node on this host record it; return the head after it, and the change."""
+async def _write(checked: Config | Whereabouts, store: LogStore, name: str, make: Make) -> Head:
+    """Write a change of a list, and wait until the node on this host has recorded it; return the head after it."""
     writer = _writer(store, checked.lists.get(name) or ListSettings(name=name))
     made = await writer.write(make)
     assert made is not None  # noqa: S101 - each of these changes changes something
     await _record(checked, store, name, made)
-    return writer.content.head, made
+    return writer.content.head
 
 
 async def _record(checked: Config | Whereabouts, store: LogStore, name: str, made: Change) -> None:
+    """Wait until the node on this host has recorded a change; with faults in the configuration, leave this to a running node."""
     try:
         config = checked if isinstance(checked, Config) else load_config(checked.path)
     except ConfigError:
@@ -323,7 +327,7 @@ def rollback(
         if dry_run:
             return planned.content.head
         refuse_lost_here(checked.state / COPIES, list_name, (await store.heads())[list_name])
-        return (await _write(checked, store, list_name, planned.make))[0]
+        return await _write(checked, store, list_name, planned.make)
 
     state = with_store(checked, work, fresh=False, reads=dry_run)
     entries = f"{state.entries:,} entries"
@@ -519,10 +523,10 @@ def show_list(
     skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the entries of a list with date, reason and expiry.
+    """Show the entries of a list with date, begin, reason and end.
 
-    Each entry is shown with its author and time. For a signed list, these are the signers of the release in force and
-    the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
+    Each entry is shown with its author and time, from the log of the store or the journal of this host. For a signed list,
+    these are the signers of the release in force and the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
     removes it. The list is shown as the running node has it, even if the store is unreachable. If no node runs, or with
     --store, it is shown as the store has it. Exit status 1 if there is no entry.
     """
@@ -536,7 +540,7 @@ def show_list(
     rows = display_order(rows_between(content.table, keys[0], keys[-1]) if identifier else content.table.rows())
     total = len(rows)
     rows = rows.select(np.arange(min(skip, total), min(skip + limit, total)))
-    authors = with_store(checked, partial(_authors, checked, list_name, content, rows), fresh=False, reads=True)
+    authors = _authors(checked, node, list_name, head, rows)
     shown = [*_rows(rows, head, authors)]
     if as_json:
         print_json({
@@ -646,9 +650,14 @@ def export_list(
 
 
 async def _list_content(checked: Whereabouts, name: str, store: LogStore) -> LoggedList:
-    """Read a list from the store. For an unknown list, the command ends with an error."""
+    """Read a list from the store; the record of first sightings with the imported days. For an unknown list, the command ends with an error."""
     heads = await store.heads()
     head = heads.get(name)
+    if name + IMPORT in heads:
+        table = await read_merged(store, name)
+        return replace(
+            empty_content(FIRST_SEEN), head=replace(head or Head(kind=FIRST_SEEN), entries=len(table)), table=table
+        )
     if head is not None:
         return await read_content(store, name, head)
     known = dict.fromkeys((*checked.lists, *heads))
@@ -670,32 +679,61 @@ UNKNOWN = "before this journal"
 """Author of an entry that neither the log nor the journal of this host names."""
 
 
-async def _authors(
-    checked: Whereabouts, name: str, content: LoggedList, rows: TableRows, store: LogStore
+def _authors(
+    checked: Whereabouts, node: NodeAnswer | None, name: str, head: Head, rows: TableRows
 ) -> Mapping[tuple[int, int], _Author]:
     """Return the author of each row by its keys: of a signed list that of its release, of a local list that of the change that added the row.
 
-    The log of the store is read first, then the journal of this host.
+    The log of the store names the author, or else the journal of this host.
     """
     pairs = [*zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)]
-    head = content.head
-    events = [event for event in read_events(checked.state / JOURNAL, name=name) if event.outcome != REFUSED]
+    if not pairs:
+        return {}
+    try:
+        authors = with_store(checked, partial(_logged_authors, name, head, rows), fresh=False, reads=True)
+    except (StoreError, TimeoutError):
+        if node is None:
+            raise
+        authors = {}  # the node answers from memory
+    unknown = [keys for keys in pairs if keys not in authors]
+    if unknown:
+        authors |= _journalled_authors(read_events(checked.state / JOURNAL, name=name), head, unknown)
+    return {keys: authors.get(keys, _Author(UNKNOWN, None)) for keys in pairs}
+
+
+async def _logged_authors(name: str, head: Head, rows: TableRows, store: LogStore) -> dict[tuple[int, int], _Author]:
+    """Return the authors of rows that the log in the store names."""
+    async with asyncio.timeout(STORE_S):
+        if not head.highest_serial:
+            changes = await changes_of_rows(store, name, rows.select(np.lexsort((rows.column(SECONDS), rows.keys))))
+            return {keys: _Author(change.who, change.time) for keys, change in changes.items()}
+        records = [entry.change for entry in await store.log(name, 0)]
+    return _by_release(records, head, zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True))
+
+
+def _by_release(
+    records: Iterable[Change | JournalEvent], head: Head, pairs: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], _Author]:
+    """Return who put the release in force, for each row of a signed list."""
+    releases = [each for each in records if each.what in RELEASE_KINDS and each.serial == head.serial]
+    return dict.fromkeys(pairs, _Author(releases[-1].who, releases[-1].time)) if releases else {}
+
+
+def _journalled_authors(
+    events: Sequence[JournalEvent], head: Head, pairs: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], _Author]:
+    """Return the authors of rows that the journal names."""
+    accepted = [event for event in events if event.outcome != REFUSED]
     if head.highest_serial:
-        changes = [entry.change for entry in await store.log(name, 0)]
-        records: list[JournalEvent | Change] = [*events, *changes]
-        releases = [each for each in records if each.what in RELEASE_KINDS and each.serial == head.serial]
-        author = _Author(releases[-1].who, releases[-1].time) if releases else _Author(UNKNOWN, head.loaded_at)
-        return dict.fromkeys(pairs, author)
+        return _by_release(accepted, head, pairs)
     subjects = {frozenset(row_subject(head.kind, *keys).items()): keys for keys in pairs}
-    authors: dict[tuple[int, int], _Author] = {}
-    for event in events:
+    authors = {}
+    for event in accepted:
         for row in event.rows:
             keys = subjects.get(frozenset((column, row[column]) for column in SUBJECTS if column in row))
             if keys is not None and row["effect"] == ADDED:
                 authors[keys] = _Author(event.who, event.time)
-    found = await changes_of_rows(store, name, rows.select(np.lexsort((rows.column(SECONDS), rows.keys))))
-    authors |= {keys: _Author(change.who, change.time) for keys, change in found.items()}
-    return {keys: authors.get(keys, _Author(UNKNOWN, None)) for keys in pairs}
+    return authors
 
 
 def _sought(identifier: str, kind: str) -> range:

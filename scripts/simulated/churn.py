@@ -18,7 +18,7 @@ from eir.errors import StoreError
 from eir.lists.changes.undo import plan_rollback
 from eir.lists.follow.list_copy import copied_heads
 from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.redis import RedisStore
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, SECONDS, WHOLE, TableRows, join, rows_of, sorted_rows
 from eir.lists.table.digest import digest_tree
 from eir.lists.table.table import EMPTY, change, table_of
@@ -147,7 +147,7 @@ async def churn(server, folder, *, seconds, seed):
     async with contextlib.AsyncExitStack() as stack:
 
         def opened():
-            store = RedisLogStore(server.url)
+            store = RedisStore(server.url)
             stack.push_async_callback(store.close)
             return store
 

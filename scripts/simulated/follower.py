@@ -9,7 +9,7 @@ from eir.lists.follow.log_follower import LogFollower
 from eir.lists.follow.pauses import Pauses
 from eir.lists.images.index import Index
 from eir.lists.images.table_image import image_of
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.redis import RedisStore
 
 from .store_content import until
 
@@ -146,7 +146,7 @@ TABLES = ("heads", "log", "parts")
 
 async def snapshot(store):
     """Return a function that puts the store back to its present state."""
-    if isinstance(store, RedisLogStore):
+    if isinstance(store, RedisStore):
         names = await store.link.execute("KEYS", "eir:*", key="eir:lists")
         dumped = [(name, await store.link.execute("DUMP", name)) for name in names]
 

@@ -223,7 +223,9 @@ class Site:
         async def load():
             store = open_store(config.store, config.state)
             try:
-                report = await load_release(manifest, config.lists, store, who="test@localhost", now=now or datetime.now(UTC))
+                report = await load_release(
+                    manifest, config.lists, store, who="test@localhost", now=now or datetime.now(UTC)
+                )
                 await recorded(config, store, report.list, report.change)
             finally:
                 await store.close()

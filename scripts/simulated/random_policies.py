@@ -77,6 +77,11 @@ def in_force(rows, key, now):
     return end is not None and (not end or end > now)
 
 
+def latest_end(*ends):
+    """Of several rows for one entry the latest end counts; 0 is none."""
+    return 0 if 0 in ends else max(ends)
+
+
 SUSPECT = {
     "malformed": lambda _, device: device == "none at all",
     "zero": lambda _, device: device == "0" * 14,
@@ -385,7 +390,8 @@ class Run:
         lists = load_config(self.site.path).lists
         await load_release(manifest, lists, self.store, who="policies", now=datetime.now(UTC), force=True)
         self.bases[name] = self.serials[name]
-        self.becomes(name, rows if full else {row: end for row, end in before.items() if row not in gone} | rows)
+        kept = {} if full else {row: end for row, end in before.items() if row not in gone}
+        self.becomes(name, kept | {row: latest_end(end, kept.get(row, end)) for row, end in rows.items()})
 
     def ends(self, rows):
         return {row: int(self.chance.end()) for row in rows}

@@ -12,7 +12,7 @@ from simulated.node import until as wait_until
 from simulated.servers import Server
 
 from eir.errors import StoreError
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.redis import RedisStore
 
 PAGE = Path(__file__).parents[2] / "config" / "LISTS.md"
 LOADER, HEALER, RECORDER, WORKER = "loader", "healer", "recorder", "worker"
@@ -56,7 +56,7 @@ def allow(server, user, without=()):
 async def opened(server, user):
     said = []
     url = server.url.replace("//", f"//{user}:secret@")
-    store = RedisLogStore(url, report=lambda event, **_: said.append(event), replica_wait_ms=20)
+    store = RedisStore(url, report=lambda event, **_: said.append(event), replica_wait_ms=20)
     store.said = said
     try:
         yield store
@@ -124,7 +124,7 @@ async def record(server):
 
 async def follow(server, user=WORKER):
     """All that a node does that only follows."""
-    admin = RedisLogStore(server.url)
+    admin = RedisStore(server.url)
     try:
         head, _ = await commit_base(admin)
         async with opened(server, user) as store:
@@ -178,7 +178,7 @@ def test_without_one_it_does_not(server, user, right):
 async def test_a_user_changes_no_other_list(server, user, name):
     allow(server, user)
     server.command("FLUSHALL")
-    admin = RedisLogStore(server.url)
+    admin = RedisStore(server.url)
     head, _ = await commit_base(admin, name=name)
     before = await everything(admin, name)
     async with opened(server, user) as store:
@@ -259,7 +259,7 @@ async def test_passwords_from_files(cluster, watched, tmp_path):
 
 
 async def is_read(url):
-    store = RedisLogStore(url)
+    store = RedisStore(url)
     try:
         await store.heads()
     except StoreError:

@@ -7,7 +7,7 @@ from commits import commit, commit_base, everything
 from simulated.servers import USER_FILE, Protected, programs
 
 from eir.errors import StoreError
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.redis import RedisStore
 
 
 @pytest.fixture(params=programs())
@@ -18,7 +18,7 @@ def program(request):
 @contextlib.asynccontextmanager
 async def opened(server, user="loader"):
     said = []
-    store = RedisLogStore(server.url_of(user), report=lambda what, **_: said.append(what))
+    store = RedisStore(server.url_of(user), report=lambda what, **_: said.append(what))
     store.said = said
     try:
         yield store
@@ -91,7 +91,7 @@ async def test_a_node_warns_of_a_redis_that_could_not_replay(program, users, aof
 
 async def test_nobody_without_a_password_gets_in(program):
     with Protected(program) as server:
-        stranger = RedisLogStore(f"redis://127.0.0.1:{server.port}")
+        stranger = RedisStore(f"redis://127.0.0.1:{server.port}")
         with pytest.raises(StoreError) as caught:
             await stranger.heads()
         await stranger.close()

@@ -4,13 +4,13 @@ import pytest
 from simulated.releases import Agency
 from simulated.servers import Server, programs
 
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 
 
 @pytest.fixture
 async def store(tmp_path):
     """A new SQLite store, in `tmp_path / "lists.sqlite"`."""
-    opened = SqliteLogStore(tmp_path / "lists.sqlite")
+    opened = SqliteStore(tmp_path / "lists.sqlite")
     yield opened
     await opened.close()
 

@@ -6,14 +6,14 @@ from datetime import datetime
 
 import numpy as np
 
-from eir.device import SNR_KEYS, TAC_DIGITS
+from eir.device import SNR_KEYS, TAC_DIGITS, imsi_text
 from eir.errors import EntryRefused, GenerationConflict
 from eir.lists.changes.local_entries import Entry
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, with_days, without_unused
 from eir.lists.log.change import Change, Head, utc_text
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import TRIES_MAX, ComputedUpdate, ListUpdate, ListWriter, Make
-from eir.lists.record.entries import ListEntry, imsi_text, until_text
+from eir.lists.record.entries import ListEntry, until_text
 from eir.lists.record.listed_entries import entries_in, is_whole
 from eir.lists.record.reasons import REASONS_MAX, Reasons, check_reason
 from eir.lists.record.settings import ListSettings

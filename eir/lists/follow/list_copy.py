@@ -34,8 +34,8 @@ from eir.lists.log.change import NO_CHANGE, Change, Head, SerialMark, decode, en
 from eir.lists.log.reader import ChangeRows, LoggedList, apply_changes, join_parts, split_parts
 from eir.lists.log.store import RECORDS_KEPT
 from eir.lists.record.in_force import load_in_force
-from eir.lists.stores.log_records import check_room
 from eir.lists.stores.open import COPIES
+from eir.lists.stores.records import check_room
 from eir.lists.table.codec import ARRAY_FORMS, arrays_of
 from eir.lists.table.columns import Numbers
 from eir.lists.table.digest import DIGEST_BYTES, LEVELS, DigestTree

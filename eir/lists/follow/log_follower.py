@@ -401,7 +401,7 @@ class LogFollower(Generic[ImageType]):
                 return
         content = await read_content(self._timed, name, stored)
         entries = await self._timed.log(name, 0)
-        if held is None or found is LogRelation.BEHIND:
+        if found is LogRelation.BEHIND:
             followed.copy.note(entry.change for entry in entries_until(stored, entries)[:-1])
         unseen = await self._unseen(followed, stored, entries)
         if held is not None and _has_gap(held.head, [each.change for each in unseen]):

@@ -6,7 +6,7 @@ import numpy as np
 
 from eir.device import SNR_KEYS
 from eir.errors import ReleaseRefused
-from eir.lists.rows.layout import BY_PAIR, BY_TYPE, TIME_MAX
+from eir.lists.rows.layout import BY_FIRST_SEEN, BY_PAIR, BY_TYPE, TIME_MAX
 from eir.lists.table.columns import (
     BEGINS,
     COLUMNS,
@@ -57,7 +57,7 @@ class ListedRows:
 
         Args:
             subject: columns that identify each row.
-            keys: device and IMSI, TAC and type, first and last key of a range (also for a whole TAC), or single keys.
+            keys: device and IMSI, TAC and type, device and first day, first and last key of a range (also for a whole TAC), or single keys.
             reasons: indexes of reasons.
             begins: Unix seconds, 0 for none.
             ends: Unix seconds, 0 for none.
@@ -68,7 +68,7 @@ class ListedRows:
         """
         if ends is not None:
             ends = np.where(ends > TIME_MAX, 0, ends)
-        is_bound = subject in {BY_PAIR, BY_TYPE}
+        is_bound = subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}
         columns = _columns(keys[1] if is_bound else None, reasons, begins, ends, days)
         if is_bound or len(keys) == 1:
             self._append(TableRows(keys[0], columns))

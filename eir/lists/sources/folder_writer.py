@@ -43,7 +43,7 @@ from eir.lists.sources.folder import (
     sort_offers,
     trim_index,
 )
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.table import Table
 
 KEEP = timedelta(days=7)
@@ -328,7 +328,7 @@ class Contents:
             ReleaseRefused: if a release cannot be loaded.
         """
         name = self._settings.name
-        store = SqliteLogStore(self._room / "lists.sqlite")
+        store = SqliteStore(self._room / "lists.sqlite")
         try:
             for path in manifests:
                 content = path.read_bytes()

@@ -35,9 +35,9 @@ def open_store(
         StoreError: `url`, if the URL is invalid.
     """
     if url == SQLITE:
-        from eir.lists.stores.log_sqlite import SqliteLogStore  # noqa: PLC0415  # 0.1 s that a command which only reads the configuration does not spend
+        from eir.lists.stores.sqlite import SqliteStore  # noqa: PLC0415  # 0.1 s that a command which only reads the configuration does not spend
 
-        return SqliteLogStore(state_folder / SQLITE_FILE, creates=upgrades)
-    from eir.lists.stores.log_redis import RedisLogStore  # noqa: PLC0415  # 0.2 s that a node with the embedded store does not spend
+        return SqliteStore(state_folder / SQLITE_FILE, creates=upgrades)
+    from eir.lists.stores.redis import RedisStore  # noqa: PLC0415  # 0.2 s that a node with the embedded store does not spend
 
-    return RedisLogStore(url, report=report, check=check)
+    return RedisStore(url, report=report, check=check)

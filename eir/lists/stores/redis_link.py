@@ -21,7 +21,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from eir.errors import Report, StoreError
-from eir.lists.stores.log_records import SMALL_BYTES, VALUE_BYTES_MAX, check_room
+from eir.lists.stores.records import SMALL_BYTES, VALUE_BYTES_MAX, check_room
 from eir.lists.stores.redis_url import CLUSTER, SENTINEL, RedisAddress
 
 

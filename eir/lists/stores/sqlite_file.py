@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from eir.errors import StoreError
-from eir.lists.stores.log_records import LOG_FORM, check_room, other_form
+from eir.lists.stores.records import LOG_FORM, check_room, other_form
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -28,7 +28,7 @@ from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.write_back import refuse_lost_here
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.columns import BEGINS, DAYS, ENDS, WHOLE, rows_of
 from eir.wire.web.http1 import Conversation, HttpRequest, HttpResponse
 
@@ -326,7 +326,7 @@ class Writing:
 
 @pytest.fixture
 async def writing(tmp_path):
-    store = SqliteLogStore(tmp_path / "lists.sqlite")
+    store = SqliteStore(tmp_path / "lists.sqlite")
     made = Writing(store)
     task = asyncio.create_task(made.writer.run())
     yield made

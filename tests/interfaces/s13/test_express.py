@@ -35,12 +35,12 @@ from simulated.lanes import (
     sides,
 )
 from simulated.luhn import check_digit
-from simulated.store_content import fill, pair_rows
+from simulated.store_content import fill, joined, pair_rows
 
 from eir.checks.new_devices import NewDevices
 from eir.checks.program import VERDICTS_MAX, encode_policy
 from eir.checks.settings import Override, PolicySettings, Rule, Status
-from eir.device import SNR_KEYS, device_type_key
+from eir.device import SNR_KEYS, device_type_key, imsi_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.interfaces.s13.service import REPLIES
 from eir.lists.images.first_seen_image import first_seen_image
@@ -48,7 +48,7 @@ from eir.lists.images.index import Index
 from eir.lists.log.change import Head
 from eir.lists.record.first_days import sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.table.columns import rows_of
+from eir.lists.table.columns import WHOLE, rows_of
 from eir.lists.table.table import table_of
 from eir.wire.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.wire.diameter.serve import TOO_BUSY_REPLY
@@ -58,6 +58,7 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no C compiler was there")
 
 IMEI, VERSION, MEID, TERMINAL = (key_of(code, VENDOR) for code in (1402, 1403, 1471, 1401))
+SIM = "001020123456789"
 STATUS = {
     status: encode_u32(key_of(1445, VENDOR), value)
     for status, value in {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}.items()
@@ -762,6 +763,33 @@ class TestManyAtOnce:
         assert with_lane.feed(stream) == without.feed(stream)
         assert with_lane.state() == without.state()
         assert len(said) == 3
+
+    @pytest.mark.parametrize(
+        ("kind", "row", "imei", "imsi"),
+        [
+            ("devices", {"keys": [BLOCKED]}, BLOCKED, None), ("devices", {"keys": [WHOLE | TRACKED_TAC]}, TRACKED_TAC * SNR_KEYS + 6, None),
+            ("subscribers", {"keys": [imsi_key(SIM)]}, BLOCKED, SIM), ("pairs", {"keys": [BLOCKED], "seconds": [imsi_key(SIM)]}, BLOCKED, SIM),
+        ],
+    )  # fmt: skip
+    def test_a_row_counts_from_the_first_second_of_its_begin_to_the_last_before_its_end(self, kind, row, imei, imsi):
+        """Row 69, while other rows of the list have neither begin nor end."""
+        now = [0.0]
+        index = Index({"stolen": kind}, lambda: now[0])
+        others = rows_of([BLOCKED + 1, TRACKED_TAC * SNR_KEYS + 7], seconds=imsi_key(SIM) if kind == "pairs" else 0)
+        fill(
+            index, "stolen", joined([rows_of(row["keys"], seconds=row.get("seconds", 0), begins=200, ends=300), others])
+        )
+        rules = (Rule(list="stolen", answer=Status.BLACKLISTED),)
+        given_sides = sides(index, PolicySettings(rules=rules))
+        message = ecr(f"{imei:014d}", imsi=imsi) if imsi else ecr(f"{imei:014d}")
+        for moment, status in (
+            (199.999, Status.WHITELISTED), (200.0, Status.BLACKLISTED), (299.999, Status.BLACKLISTED), (300.0, Status.WHITELISTED),
+        ):  # fmt: skip
+            now[0] = moment
+            both([message], *given_sides)
+            assert STATUS[status] in given_sides[0].feed(message)
+            assert index.lists["stolen"].pending == (moment < 200)
+            given_sides[1].feed(message)
 
     def test_a_limit_ends_it_where_it_has_to(self, index):
         with_lane, without = sides(index, rates=[40.0])

@@ -27,7 +27,7 @@ from eir.lists.log.reader import read_content
 from eir.lists.log.writer import ListWriter
 from eir.lists.record.listed_entries import entries_in, reason_and_day
 from eir.lists.record.reasons import reason_at
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores.redis import RedisStore
 from eir.lists.table.columns import SECONDS
 
 IMEIS = [f"35123456{n:06d}" for n in range(0, 1000, 7)]
@@ -43,7 +43,7 @@ async def each_store(request, store):
         return
     server = request.getfixturevalue("server")
     server.flush()
-    opened = RedisLogStore(server.url)
+    opened = RedisStore(server.url)
     yield opened
     await opened.close()
 

@@ -23,8 +23,8 @@ from eir.lists.follow.pauses import Pauses
 from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import ListSettings
-from eir.lists.stores import log_sqlite
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores import sqlite as sqlite_store
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.columns import rows_of
 
 NOW_S, DAY = int(NOW.timestamp()), 86_400
@@ -38,7 +38,7 @@ def file(header, *rows):
 
 @pytest.fixture
 async def store(tmp_path):
-    opened = SqliteLogStore(tmp_path / "log.sqlite")
+    opened = SqliteStore(tmp_path / "log.sqlite")
     yield opened
     await opened.close()
 
@@ -428,7 +428,7 @@ async def test_reasons_that_no_row_has_any_more_make_room(store):
 
 
 async def test_operators_at_once_do_not_undo_each_other(store, tmp_path):
-    others = [SqliteLogStore(tmp_path / "log.sqlite") for _ in range(4)]
+    others = [SqliteStore(tmp_path / "log.sqlite") for _ in range(4)]
     imeis = [f"35123456{n:06d}" for n in range(24)]
     await asyncio.gather(*(change(others[n % 4], "own", ADD, imei, reason=f"r{n}") for n, imei in enumerate(imeis)))
     assert await held(store, "own") == {imei: f"r{n}" for n, imei in enumerate(imeis)}
@@ -451,9 +451,9 @@ async def test_a_list_that_never_stands_still_is_given_up(store, monkeypatch):
 
 async def test_an_entry_reaches_a_node_within_a_tenth_of_a_second(tmp_path, store):
     """The follower's own look is an hour away: the store tells of it, and pauses a tenth of a second at most between two looks."""
-    assert log_sqlite.POLL_S <= 0.1
+    assert sqlite_store.POLL_S <= 0.1
     async with LogNode(store, tmp_path / "state", pauses=Pauses(wait_s=3600.0)) as node:
-        other = SqliteLogStore(tmp_path / "log.sqlite")
+        other = SqliteStore(tmp_path / "log.sqlite")
         for what, n in ((ADD, 0), (ADD, 1), (REMOVE, 0)):
             imei = f"35123456{n:06d}"
             await change(other, "own", what, imei)
@@ -534,7 +534,7 @@ async def apply_steps(store, steps):
 @given(STEPS)
 def test_any_history_of_local_changes_equals_a_dictionary(tmp_path_factory, steps):
     async def run():
-        store = SqliteLogStore(tmp_path_factory.mktemp("store") / "log.sqlite")
+        store = SqliteStore(tmp_path_factory.mktemp("store") / "log.sqlite")
         try:
             await apply_steps(store, steps)
         finally:

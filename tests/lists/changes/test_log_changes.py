@@ -21,8 +21,8 @@ from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.table_export import export_table
-from eir.lists.stores.log_redis import RedisLogStore
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.columns import rows_of
 
 IMEIS = [f"35123456{number:06d}" for number in range(143)]
@@ -43,9 +43,9 @@ async def store(request, tmp_path):
     if request.param == "redis":
         server = request.getfixturevalue("server")
         server.flush()
-        opened = RedisLogStore(server.url)
+        opened = RedisStore(server.url)
     else:
-        opened = SqliteLogStore(tmp_path / "log.sqlite")
+        opened = SqliteStore(tmp_path / "log.sqlite")
     yield opened
     await opened.close()
 
@@ -175,7 +175,7 @@ class TestUndo:
         backup = await read(store)
         make = restored(backup, made="2026-11-25", mark=(0, 3))
         assert await writer(store, own).write(make) is None
-        empty = SqliteLogStore(tmp_path / "empty.sqlite")
+        empty = SqliteStore(tmp_path / "empty.sqlite")
         change = await writer(empty, own).write(make)
         assert (change.generation, change.continues, change.mark, change.content) == (
             2,

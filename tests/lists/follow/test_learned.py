@@ -1,7 +1,6 @@
 """The record of first sightings over stores: sightings, merging, forgetting, devices that leave a list, and forged rows. Conformance rows 62 to 64, 67, 68."""
 
 import contextlib
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,7 +12,6 @@ from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, lev
 
 from eir.device import device_key
 from eir.lists.follow.learned_state import read_state
-from eir.lists.log.change import utc_text
 from eir.lists.log.reader import read_content
 from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
 from eir.lists.record.first_days import DAY_S, WAS_LISTED, first_days, sighted_rows

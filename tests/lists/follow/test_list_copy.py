@@ -11,8 +11,8 @@ from eir.lists.follow.list_copy import ListCopy, copied_heads
 from eir.lists.log.change import encode
 from eir.lists.log.reader import read_rows
 from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.stores import log_records
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores import records
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.codec import arrays_of
 from eir.lists.table.columns import rows_of
 from eir.lists.table.table import table_of
@@ -44,7 +44,7 @@ class Written:
 
 @pytest.fixture
 async def store(tmp_path):
-    opened = SqliteLogStore(tmp_path / "lists.sqlite")
+    opened = SqliteStore(tmp_path / "lists.sqlite")
     yield opened
     await opened.close()
 
@@ -206,7 +206,7 @@ class TestDamage:
     async def test_without_room_the_earlier_one_stays(self, copy, opened, store, monkeypatch):
         before = values(opened().read())
         monkeypatch.setattr(list_copy, "RESERVE_BYTES", 1 << 62)
-        monkeypatch.setattr(log_records, "SMALL_BYTES", 0)
+        monkeypatch.setattr(records, "SMALL_BYTES", 0)
         written = Written(store)
         await written.add(12)
         with pytest.raises(StoreError, match="make room") as caught:

@@ -17,9 +17,10 @@ from eir.lists.follow.write_back import abandon, refuse_lost
 from eir.lists.log import writer as writing
 from eir.lists.log.change import Head
 from eir.lists.log.reader import read_content
-from eir.lists.stores import log_redis, log_sqlite
-from eir.lists.stores.log_redis import RedisLogStore
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores import redis as redis_store
+from eir.lists.stores import sqlite as sqlite_store
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.columns import REASONS
 
 
@@ -33,16 +34,16 @@ def running():
 async def store(request, tmp_path, running):
     if request.param == "redis":
         running("redis").flush()
-        opened = RedisLogStore(running("redis").url)
+        opened = RedisStore(running("redis").url)
     else:
-        opened = SqliteLogStore(tmp_path / "lists.sqlite")
+        opened = SqliteStore(tmp_path / "lists.sqlite")
     yield opened
     await opened.close()
 
 
 @pytest.fixture
 async def sqlite(tmp_path):
-    opened = SqliteLogStore(tmp_path / "lists.sqlite")
+    opened = SqliteStore(tmp_path / "lists.sqlite")
     yield opened
     await opened.close()
 
@@ -53,7 +54,7 @@ def lists(store):
 
 
 async def flush(store):
-    if isinstance(store, RedisLogStore):
+    if isinstance(store, RedisStore):
         await store.link.execute("FLUSHALL", key="eir:lists")
     else:
         for table in ("heads", "log", "parts"):
@@ -62,8 +63,8 @@ async def flush(store):
 
 async def evict(store, name="own"):
     """Lose the head of a list, and nothing else."""
-    if isinstance(store, RedisLogStore):
-        await store.link.execute("DEL", log_redis.list_key(name, "head"))
+    if isinstance(store, RedisStore):
+        await store.link.execute("DEL", redis_store.list_key(name, "head"))
     else:
         await execute(store, "DELETE FROM heads WHERE list = ?", name)
 
@@ -91,6 +92,15 @@ class TestFollowing:
             assert node.follower.up
             assert not node.follower.errors
             assert copied_heads(tmp_path / "copies") == {"own": node.head()}
+
+    async def test_a_node_that_comes_later_records_all_that_the_log_has(self, store, lists, tmp_path):
+        await lists.load([1, 2])
+        await lists.change([3], [1])
+        await lists.change([4])
+        async with LogNode(store, tmp_path) as node:
+            await node.has(2, 3, 4)
+            assert node.journal.whats() == ["load", "add", "add"]
+            assert all(parts for parts, _ in [*node.journal.rows.values()][1:])
 
     async def test_a_load_is_followed_as_soon_as_the_store_reports_it(self, store, lists, tmp_path):
         async with LogNode(store, tmp_path, pauses=replace(QUICK, wait_s=3600.0, answer_s=3600.0)) as node:
@@ -526,7 +536,7 @@ class TestStoppedForLong:
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
         """A short log: it keeps two records beside those with a base, and a base comes with each ten rows."""
-        for module in (log_sqlite, log_redis):
+        for module in (sqlite_store, redis_store):
             monkeypatch.setattr(module, "RECORDS_KEPT", 2)
         monkeypatch.setattr(writing, "BASE_ROWS", 10)
         monkeypatch.setattr(writing, "LOCAL_KEPT", -writing.LOCAL_KEPT)
@@ -629,7 +639,7 @@ class TestDamage:
             pytest.skip("redis-server is not installed")
         server = running("redis")
         server.flush()
-        store = RedisLogStore(server.url)
+        store = RedisStore(server.url)
         lists = Lists(store)
         for name in ("own", "other"):
             await lists.load([1], name=name)

@@ -19,7 +19,7 @@ from eir.lists.log.reader import read_content
 from eir.lists.releases.publish import publish
 from eir.lists.releases.release import verify_release
 from eir.lists.rows.layout import USUAL_DATES
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 
 NOTHING_ODD = {"wrong_dates": 0, "ended": 0, "zeros": 0, "future_dates": 0, "long_rows": 0}
 RUN = "20261124_010203"
@@ -186,7 +186,7 @@ async def test_a_device_that_is_notified_with_two_sims_does_not_go_with_one(agen
         await agency.load(releases[1], store)
     assert caught.value.reason == "layout"
     assert await held(store) == {35111111111111}
-    pairs = SqliteLogStore(tmp_path / "pairs.sqlite")
+    pairs = SqliteStore(tmp_path / "pairs.sqlite")
     agency.lists = {NAME: replace(agency.lists[NAME], kind="pairs", change_min=10)}
     for release, entries in zip(releases, (2, 1), strict=True):
         assert (await agency.load(release, pairs)).entries == entries

@@ -7,7 +7,7 @@ from simulated.deliveries import KINDS, LISTS, Deliveries
 from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.record.settings import ListSettings
 from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
 
@@ -20,7 +20,7 @@ async def test_every_kind_of_delivery_has_the_end_that_it_should(tmp_path):
         name: ListSettings(name=name, signers=tmp_path / f"signers-{name}", growth_max=1000, shrink_max=1)
         for name in LISTS
     }
-    store = SqliteLogStore(tmp_path / "lists.sqlite")
+    store = SqliteStore(tmp_path / "lists.sqlite")
 
     async def turn():
         terms = PassSettings(

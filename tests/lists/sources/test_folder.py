@@ -34,7 +34,7 @@ from eir.lists.sources.folder import (
     trim_index,
 )
 from eir.lists.sources.folder_writer import offer_release, publish_into
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 
 CONFIG = Path(__file__).parents[3] / "config" / "LISTS.md"
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -95,7 +95,7 @@ def content(keeper, offers, room, kind="devices", **terms):
 
 
 async def _content(keeper, offers, room, kind, terms):
-    store = SqliteLogStore(room / f"{len(list(room.iterdir()))}.sqlite")
+    store = SqliteStore(room / f"{len(list(room.iterdir()))}.sqlite")
     settings = {NAME: ListSettings(name=NAME, kind=kind, signers=keeper.signers, growth_max=1e9, shrink_max=1, **terms)}
     for offer in offers:
         await load_release(keeper.folder / offer.folder / offer.manifest, settings, store, now=keeper.now)

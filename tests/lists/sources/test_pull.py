@@ -29,7 +29,7 @@ from eir.lists.sources import pull_http
 from eir.lists.sources.folder import INDEX, encode_index, parse_index
 from eir.lists.sources.inbox import Attempts, PassSettings
 from eir.lists.sources.pull import pull
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ class Node:
     def __init__(self, folder, register, store=None, **source):
         self.room, self.register = folder / "room", register
         folder.mkdir(exist_ok=True)
-        self.store = store or SqliteLogStore(folder / "lists.sqlite")
+        self.store = store or SqliteStore(folder / "lists.sqlite")
         self.source = Source(**{"url": register.web.url} | source)
         self.settings = ListSettings(name=NAME, signers=register.signers)
         self.loads, self.is_alone, self.rejected = [], True, []

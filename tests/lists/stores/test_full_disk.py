@@ -13,8 +13,8 @@ from simulated.node import LISTED, TRACKED, Site
 from simulated.servers import Server, programs
 
 from eir.errors import StoreError
-from eir.lists.stores.log_redis import RedisLogStore
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 
 MB = 1 << 20
 DISK_MB, MEMORY_MB = 60, 24
@@ -31,7 +31,7 @@ class Disk:
     cause = "full"
 
     def __init__(self, disk):
-        self.store = SqliteLogStore(disk.folder / "lists.sqlite")
+        self.store = SqliteStore(disk.folder / "lists.sqlite")
         self.store._file._thread.submit(disk.enter).result()
         self.disk, self.fill, self.free = disk, disk.fill, disk.free
 
@@ -51,7 +51,7 @@ class Memory:
 
     def __init__(self, server):
         self.server = server
-        self.store = RedisLogStore(server.url)
+        self.store = RedisStore(server.url)
 
     def fill(self, _):
         for number in itertools.count():

@@ -17,9 +17,10 @@ from simulated.tcp_server import accepting
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.log.change import decode
 from eir.lists.record.clock import STORE_TIMEOUT_S
-from eir.lists.stores import log_redis, redis_link, redis_url
-from eir.lists.stores.log_redis import RedisLogStore
+from eir.lists.stores import redis as redis_store
+from eir.lists.stores import redis_link, redis_url
 from eir.lists.stores.open import open_store
+from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.redis_url import parse_url
 
 pytestmark = pytest.mark.skipif("redis" not in servers.programs(), reason="redis-server is not installed")
@@ -46,7 +47,7 @@ def own():
 
 @contextlib.asynccontextmanager
 async def opened(url, **how):
-    store = RedisLogStore(url, **how)
+    store = RedisStore(url, **how)
     try:
         yield store
     finally:
@@ -86,7 +87,7 @@ class TestKeys:
     async def test_parts_expire_unless_a_change_names_them(self, server, store):
         await store.stage("stolen", "lost", [b"x"])
         await commit_base(store)
-        assert 0 < ttl(server, "eir:{stolen}:base:lost") <= log_redis.STAGED_S
+        assert 0 < ttl(server, "eir:{stolen}:base:lost") <= redis_store.STAGED_S
         assert ttl(server, "eir:{stolen}:base:stolen-0") == -1
 
     @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ class TestKeys:
 
     @pytest.mark.parametrize("what", ["head", "log", "rows", "parts", "bases"])
     async def test_a_key_of_another_program_stops_the_commit_before_its_first_write(self, store, server, what):
-        server.command("SET", log_redis.list_key("stolen", what), "mine")
+        server.command("SET", redis_store.list_key("stolen", what), "mine")
         assert await cause_of(commit(store)) == "corrupt"
-        assert keys_of(server) == {b"eir:lists", log_redis.list_key("stolen", what).encode()}
+        assert keys_of(server) == {b"eir:lists", redis_store.list_key("stolen", what).encode()}
 
     async def test_a_head_of_another_type_affects_no_other(self, store, server):
         await commit(store, name="own")
         server.command("SADD", "eir:lists", "stolen")
-        server.command("SET", log_redis.list_key("stolen", "head"), "mine")
+        server.command("SET", redis_store.list_key("stolen", "head"), "mine")
         heads = await store.heads()
         assert heads["own"].generation == 1
         with pytest.raises(StoreError, match="another type"):

@@ -17,16 +17,17 @@ from simulated.store_content import cause_of, until
 
 from eir.errors import StoreError
 from eir.lists.log.change import Head
-from eir.lists.stores import log_sqlite, sqlite_file
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores import sqlite as sqlite_store
+from eir.lists.stores import sqlite_file
 from eir.lists.stores.open import open_store
+from eir.lists.stores.sqlite import SqliteStore
 
 MANY = [bytes(50_000)] * 40
 
 
 @pytest.fixture
 async def store(tmp_path):
-    opened = SqliteLogStore(tmp_path / "var" / "lists.sqlite")
+    opened = SqliteStore(tmp_path / "var" / "lists.sqlite")
     yield opened
     await opened.close()
 
@@ -38,7 +39,7 @@ def directly(store):
 
 async def test_open_store_means_the_file_in_the_state_folder(tmp_path):
     store = open_store("sqlite", tmp_path)
-    assert isinstance(store, SqliteLogStore)
+    assert isinstance(store, SqliteStore)
     assert store.path.parent == tmp_path
     await store.close()
     with pytest.raises(StoreError, match="sqlite"):
@@ -63,13 +64,13 @@ async def test_each_write_is_on_the_disk_before_it_counts(store):
 @pytest.mark.parametrize("form", [1, 3, 99])
 @pytest.mark.parametrize("creates", [True, False])
 async def test_a_file_of_another_format_is_refused_and_not_changed(tmp_path, form, creates):
-    first = SqliteLogStore(tmp_path / "lists.sqlite")
+    first = SqliteStore(tmp_path / "lists.sqlite")
     await commit(first)
     await first.close()
     with directly(first) as db:
         db.execute(f"PRAGMA user_version = {form}")
     before = first.path.read_bytes()
-    other = SqliteLogStore(first.path, creates=creates)
+    other = SqliteStore(first.path, creates=creates)
     says = rf"lists.sqlite has format {form}, and this program has format 4: .* `eir export` .* `eir load` or `eir add --file`"
     for call in (other.heads, lambda: commit(other), lambda: other.claim("inbox", "me", 5)):
         with pytest.raises(StoreError, match=says) as caught:
@@ -80,10 +81,10 @@ async def test_a_file_of_another_format_is_refused_and_not_changed(tmp_path, for
 
 
 async def test_a_missing_file_is_not_made_for_a_reader(tmp_path):
-    reader = SqliteLogStore(tmp_path / "lists.sqlite", creates=False)
+    reader = SqliteStore(tmp_path / "lists.sqlite", creates=False)
     assert await reader.heads() == {}
     assert not reader.path.exists()
-    writer = SqliteLogStore(reader.path)
+    writer = SqliteStore(reader.path)
     head, _ = await commit(writer)
     assert await reader.heads() == {"stolen": head}
     for each in (reader, writer):
@@ -96,7 +97,7 @@ async def test_a_file_of_another_program_is_left_alone(tmp_path):
         db.execute("CREATE TABLE mine (x)")
         db.execute("PRAGMA application_id = 77")
         db.commit()
-    store = SqliteLogStore(path)
+    store = SqliteStore(path)
     assert await cause_of(store.heads()) == "schema"
     await store.close()
 
@@ -104,7 +105,7 @@ async def test_a_file_of_another_program_is_left_alone(tmp_path):
 async def test_rubbish_is_corrupt(tmp_path):
     path = tmp_path / "lists.sqlite"
     path.write_bytes(b"no database at all, " * 500)
-    store = SqliteLogStore(path)
+    store = SqliteStore(path)
     assert await cause_of(store.heads()) == "corrupt"
     await store.close()
 
@@ -115,21 +116,21 @@ async def test_a_damaged_file_is_corrupt(store):
     with store.path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (size - 4096))
-    again = SqliteLogStore(store.path)
+    again = SqliteStore(store.path)
     assert await cause_of(again.heads()) == "corrupt"
     await again.close()
 
 
 async def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    store = SqliteLogStore(tmp_path / "file" / "lists.sqlite")
+    store = SqliteStore(tmp_path / "file" / "lists.sqlite")
     assert await cause_of(store.heads()) == "cannot_open"
     await store.close()
 
 
 async def test_a_lock_that_stays_is_busy_and_reading_goes_on(store):
     head, _ = await commit(store)
-    second = SqliteLogStore(store.path, busy_s=0.1)
+    second = SqliteStore(store.path, busy_s=0.1)
     with directly(store) as db:
         db.execute("BEGIN IMMEDIATE")
         assert await cause_of(commit(second, head)) == "busy"
@@ -165,7 +166,7 @@ async def test_a_claim_is_released_even_if_the_releasing_task_is_cancelled(store
 
 async def test_parts_of_a_killed_load_stay_until_they_expire(store, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(log_sqlite, "STAGED_S", -1)
+        patched.setattr(sqlite_store, "STAGED_S", -1)
         await store.stage("stolen", "old", [b"x"])
     for part_id in "ab":
         await store.stage("stolen", part_id, [b"y"])
@@ -200,17 +201,17 @@ def full_disk():
 
 
 async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path):
-    first = SqliteLogStore(tmp_path / "lists.sqlite")
+    first = SqliteStore(tmp_path / "lists.sqlite")
     head, _ = await commit_base(first, parts=MANY)
     before = await everything(first)
     await first.close()
-    late = SqliteLogStore(first.path, immutable_s=0.05)
+    late = SqliteStore(first.path, immutable_s=0.05)
     with full_disk():
         assert await everything(late) == before
         assert await cause_of(commit(late, head)) == "full"
         assert await late.heads() == {"stolen": head}
     # Once there is room again, it is opened to write by itself, and what others write shows.
-    other = SqliteLogStore(first.path)
+    other = SqliteStore(first.path)
     head, _ = await commit(other, head)
 
     async def has_it():
@@ -223,7 +224,7 @@ async def test_a_file_that_nobody_has_open_is_read_on_a_full_disk(tmp_path):
 
 
 async def test_a_file_that_cannot_be_made_on_a_full_disk(tmp_path):
-    store = SqliteLogStore(tmp_path / "lists.sqlite")
+    store = SqliteStore(tmp_path / "lists.sqlite")
     with full_disk():
         assert await cause_of(store.heads()) in {"full", "io"}
     assert await store.heads() == {}
@@ -271,9 +272,9 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from commits import commit_base
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 async def main():
-    store, head = SqliteLogStore(Path(sys.argv[1])), None
+    store, head = SqliteStore(Path(sys.argv[1])), None
     parts = [bytes(1 << 20)] * 40
     print("begun", flush=True)
     while not Path(sys.argv[2]).exists():
@@ -285,7 +286,7 @@ asyncio.run(main())
 
 @pytest.mark.long
 async def test_another_process_loads_while_this_one_writes_and_reads(store, tmp_path):
-    writing = SqliteLogStore(store.path, busy_s=120)  # SQLite's lock is not fair; a load still leaves gaps enough
+    writing = SqliteStore(store.path, busy_s=120)  # SQLite's lock is not fair; a load still leaves gaps enough
     writer = await asyncio.create_subprocess_exec(
         sys.executable, "-c", WRITER, str(store.path), str(tmp_path / "over"), stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     )  # fmt: skip
@@ -324,7 +325,7 @@ async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
             return sum("lists.sqlite" in str(Path(entry).resolve()) for entry in entries)
 
     before = set(threading.enumerate())
-    store = SqliteLogStore(tmp_path / "lists.sqlite")
+    store = SqliteStore(tmp_path / "lists.sqlite")
     await commit(store)
     (thread,) = set(threading.enumerate()) - before
     assert descriptors() >= 2
@@ -341,7 +342,7 @@ async def test_another_process_makes_the_file_meanwhile(tmp_path, monkeypatch):
         monkeypatch.setattr(sqlite_file, "use_durable_wal", switch)
 
         async def make():
-            other = SqliteLogStore(path)
+            other = SqliteStore(path)
             await commit(other)
             await other.close()
 
@@ -349,7 +350,7 @@ async def test_another_process_makes_the_file_meanwhile(tmp_path, monkeypatch):
         switch(db)
 
     monkeypatch.setattr(sqlite_file, "use_durable_wal", made_meanwhile)
-    store = SqliteLogStore(path)
+    store = SqliteStore(path)
     assert [*await store.heads()] == ["stolen"]
     await store.close()
 
@@ -368,7 +369,7 @@ async def test_a_file_that_is_in_use_is_switched_to_wal_once_it_is_free(tmp_path
             return tried[-1]
 
         monkeypatch.setattr(sqlite_file, "_cause", end_use)
-        store = SqliteLogStore(path, busy_s=0)
+        store = SqliteStore(path, busy_s=0)
         assert await store.heads() == {}
         assert tried == ["busy"]
         await store.close()
@@ -376,7 +377,7 @@ async def test_a_file_that_is_in_use_is_switched_to_wal_once_it_is_free(tmp_path
 
 async def test_several_that_make_the_file_at_once(tmp_path):
     for n in range(5):
-        stores = [SqliteLogStore(tmp_path / f"{n}.sqlite") for _ in range(4)]
+        stores = [SqliteStore(tmp_path / f"{n}.sqlite") for _ in range(4)]
         assert await asyncio.gather(*(one.heads() for one in stores)) == [{}] * 4
         for one in stores:
             await one.close()

@@ -15,9 +15,10 @@ from simulated.patience import PATIENCE_S
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.log import store as contract
 from eir.lists.log.change import NO_CHANGE, Head, encode, following
-from eir.lists.stores import log_redis, log_sqlite
-from eir.lists.stores.log_redis import RedisLogStore
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores import redis as redis_store
+from eir.lists.stores import sqlite as sqlite_store
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 
 SHORT = ("sqlite", "redis")
 """Kinds of store that tests without `--long` use."""
@@ -42,7 +43,7 @@ async def opener(kind, tmp_path, running):
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_one():
-            store = SqliteLogStore(tmp_path / "lists.sqlite") if kind == "sqlite" else RedisLogStore(running(kind).url)
+            store = SqliteStore(tmp_path / "lists.sqlite") if kind == "sqlite" else RedisStore(running(kind).url)
             stack.push_async_callback(store.close)
             return store
 
@@ -105,14 +106,14 @@ async def test_parts_are_named_by_a_commit_or_not_at_all(store, other):
 
 async def test_parts_that_expired_are_not_named(opener, monkeypatch):
     store = await opener()
-    for module in (log_redis, log_sqlite):
-        monkeypatch.setattr(module, "STAGED_S", 1 if module is log_redis else 0.05)
+    for module in (redis_store, sqlite_store):
+        monkeypatch.setattr(module, "STAGED_S", 1 if module is redis_store else 0.05)
     await store.stage("stolen", "a", [b"x"])
     deadline = time.monotonic() + 60
-    while isinstance(store, RedisLogStore) and await parts_of(store, "a"):
+    while isinstance(store, RedisStore) and await parts_of(store, "a"):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-    if not isinstance(store, RedisLogStore):
+    if not isinstance(store, RedisStore):
         await asyncio.sleep(0.1)
     with pytest.raises(StoreError, match="staged parts"):
         await commit(store, base_id="a", base_parts=1)
@@ -139,7 +140,7 @@ async def test_old_rows_and_parts_go_and_their_records_stay(store):
 
 
 async def test_records_are_limited_and_those_with_a_base_stay_longer(store, monkeypatch):
-    for module in (log_redis, log_sqlite):
+    for module in (redis_store, sqlite_store):
         monkeypatch.setattr(module, "RECORDS_KEPT", 3)
         monkeypatch.setattr(module, "BASES_KEPT", 2)
     head = None
@@ -149,7 +150,7 @@ async def test_records_are_limited_and_those_with_a_base_stay_longer(store, monk
     generations = [entry.change.generation for entry in await store.log("stolen", 0)]
     assert (
         generations == [3, 7, 8, 9]
-        if isinstance(store, SqliteLogStore)
+        if isinstance(store, SqliteStore)
         else generations[-3:] == [7, 8, 9] and 3 in generations
     )
 
@@ -233,10 +234,10 @@ async def test_a_lease_has_one_holder(store, other):
 async def test_a_list_whose_head_is_lost_begins_again(store):
     head, _ = await commit(store)
     head, _ = await commit(store, head)
-    if isinstance(store, SqliteLogStore):
+    if isinstance(store, SqliteStore):
         await store._file.call(lambda db: db.execute("DELETE FROM heads").rowcount)
     else:
-        await store.link.execute("UNLINK", log_redis.list_key("stolen", "head"))
+        await store.link.execute("UNLINK", redis_store.list_key("stolen", "head"))
     with pytest.raises(GenerationConflict):
         await commit(store, head)
     _, change = await commit(store)
@@ -247,15 +248,15 @@ async def test_a_damaged_record_affects_no_other(store):
     await commit(store, name="own")
     head, _ = await commit(store)
     _, second = await commit(store, head)
-    if isinstance(store, SqliteLogStore):
+    if isinstance(store, SqliteStore):
         for statement in (
             "UPDATE heads SET head = '{\"a\": 1}' WHERE list = 'stolen'",
             "UPDATE log SET change = '[]' WHERE list = 'stolen' AND generation = 1",
         ):
             await store._file.call(lambda db, statement: db.execute(statement).rowcount, statement)
     else:
-        await store.link.execute("HSET", log_redis.list_key("stolen", "head"), "head", b"\xff")
-        key = log_redis.list_key("stolen", "log")
+        await store.link.execute("HSET", redis_store.list_key("stolen", "head"), "head", b"\xff")
+        key = redis_store.list_key("stolen", "log")
         await store.link.execute("UNLINK", key)
         await store.link.execute("XADD", key, "1-0", "change", "[]")
         await store.link.execute("XADD", key, "2-0", "change", encode(second))
@@ -272,7 +273,7 @@ async def test_a_damaged_record_affects_no_other(store):
 
 
 def test_the_limits_of_the_contract_are_those_of_the_stores():
-    for module in (log_redis, log_sqlite):
+    for module in (redis_store, sqlite_store):
         assert (module.STAGED_S, module.RECORDS_KEPT, module.BASES_KEPT) == (
             contract.STAGED_S,
             contract.RECORDS_KEPT,

@@ -17,8 +17,8 @@ from typer.main import get_command
 from eir import __version__
 from eir.cli.app import EXAMPLES, command_line
 from eir.errors import EirError, SetupFault, silent
+from eir.lists.log.change import Head
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
-from eir.lists.record.store import NO_LIST
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.control import RUNNING, SOCKET_NAME, STOPPING
 from eir.node.observe.status import WorkerReport
@@ -95,7 +95,10 @@ def test_an_older_folder_is_refused_with_the_way_to_its_lists(site, left):
     site.state.mkdir()
     (site.state / left).write_text("1 0.0.1\n" if left == "form" else "")
     said = " ".join(site.eir("serve", status=2).stderr.split())
-    assert f"this is eir {__version__}, which knows form {state_folder.FORM}; write each list to a file with that version (eir export)" in said
+    assert (
+        f"this is eir {__version__}, which knows form {state_folder.FORM}; write each list to a file with that version (eir export)"
+        in said
+    )
     assert "(eir load, eir add --file)" in said
 
 
@@ -112,7 +115,7 @@ BECAUSE = ("--reason", "x")
 OPENS = {
     "check": [LISTED], "why": [LISTED], "load": ["x.manifest.json"], "inbox": [], "pull": [], "acknowledge": ["--key"], "show": ["stolen"],
     "export": ["stolen"], "history": [], "rollback": ["stolen"], "add": ["stolen", LISTED, *BECAUSE], "remove": ["stolen", LISTED, *BECAUSE],
-    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
+    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists abandon": ["own", *BECAUSE], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
     "sightings": [], "sightings forget": ["--imsi", "001010123456789"], "sightings import": ["x.csv"], "sightings export": [],
     "backup": ["eir.tar"], "restore": ["eir.tar"], "tamper report": [], "tamper show": [LISTED], "tamper confirm": [LISTED, *BECAUSE], "tamper clear": [LISTED, *BECAUSE], "tamper forget-decision": [LISTED, *BECAUSE], "tamper export": [], "figures": ["--month", "2026-11"], "first-seen import": ["x.csv"], "first-seen undo": [],
 }  # fmt: skip
@@ -179,7 +182,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
     def older(serial, highest, resets=0):
         """As a node that starts sees a store with this list."""
         state = replace(
-            NO_LIST, kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
+            Head(), kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
         )
         node = Acknowledging(lambda: config, None, None, report=silent)
         node.update([replace(REPORT, lists={"stolen": state})])
@@ -209,7 +212,7 @@ def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
 
     def look(**serials):
         lists = {
-            name: replace(NO_LIST, kind="devices", serial=serial, generation=serial, highest_serial=serial)
+            name: replace(Head(), kind="devices", serial=serial, generation=serial, highest_serial=serial)
             for name, serial in serials.items()
         }
         node.update([replace(REPORT, lists=lists)])
@@ -220,6 +223,6 @@ def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
     save_mark(tmp_path, "other", (0, 3))
     assert look(stolen=6, third=1) == {"stolen": 7, "other": 3, "third": 1}
     save_mark(tmp_path, "stolen", (0, 2))
-    assert load_in_force(tmp_path)["stolen"][:2] == (6, NO_LIST.content_digest)
+    assert load_in_force(tmp_path)["stolen"][:2] == (6, Head().content)
     assert look(stolen=7, other=3, third=1) == {"stolen": 7, "other": 3, "third": 1}
     assert all(entry.since for entry in load_in_force(tmp_path).values())

@@ -24,7 +24,7 @@ import redis.exceptions as fault
 from eir.errors import GenerationConflict, Report, StoreError, silent
 from eir.lists.log.change import Head, encode
 from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
-from eir.lists.stores.log_records import LOG_FORM, other_form, part_counts, staging_lost, stored_entries, stored_heads
+from eir.lists.stores.records import LOG_FORM, other_form, part_counts, staging_lost, stored_entries, stored_heads
 from eir.lists.stores.redis_link import REPLICA_WAIT_MS, RedisClient, check_free, replicate
 from eir.lists.stores.redis_url import parse_url
 
@@ -77,7 +77,7 @@ def list_key(name: str, *what: str) -> str:
     return ":".join((f"eir:{{{name}}}", *what))
 
 
-class RedisLogStore:
+class RedisStore:
     """Store of logs in Redis, which connects at the first call. It implements eir.lists.log.store.LogStore.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 from eir.errors import GenerationConflict
 from eir.lists.log.change import NO_CHANGE, Head, encode
 from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
-from eir.lists.stores.log_records import part_counts, staging_lost, stored_entries, stored_heads
+from eir.lists.stores.records import part_counts, staging_lost, stored_entries, stored_heads
 from eir.lists.stores.sqlite_file import SqliteFile, check_disk, checkpoint, transaction
 
 POLL_S = 0.1
@@ -52,7 +52,7 @@ DELETE FROM log WHERE rowid IN (
 """
 
 
-class SqliteLogStore:
+class SqliteStore:
     """Store of logs in an SQLite file. It implements eir.lists.log.store.LogStore.
 
     Args:
