@@ -40,10 +40,14 @@ class Node:
 
     def on_record(self, **days):
         """Put another image in force: day → devices that were first seen on it, and last today."""
-        firsts = {device_key(device): int(first.removeprefix("day")) for first, listed in days.items() for device in listed}
+        firsts = {
+            device_key(device): int(first.removeprefix("day")) for first, listed in days.items() for device in listed
+        }
         rows = sighted_rows(np.array([*firsts], "<u8"), np.array([*firsts.values()], "<u4"), self.today)
         self.generation += 1
-        self.index.switch("first-seen", Head(kind=FIRST_SEEN, generation=self.generation), first_seen_image(table_of(rows)))
+        self.index.switch(
+            "first-seen", Head(kind=FIRST_SEEN, generation=self.generation), first_seen_image(table_of(rows))
+        )
 
     def ask(self, device, peer="mme", imsi="262010000000001", protocol="s13"):
         return self.checker.check(Question(device, imsi=imsi, protocol=protocol, peer=peer)).status

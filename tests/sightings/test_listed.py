@@ -21,7 +21,7 @@ from eir.lists.images.table_image import image_of
 from eir.lists.table.columns import WHOLE, rows_of
 from eir.lists.table.table import table_of
 from eir.node.processes import priority
-from eir.node.processes.listed_search import _event
+from eir.node.processes.listed_search import _build_events
 from eir.sightings.batches import FRAME
 from eir.sightings.events import LISTED as EVENT
 from eir.sightings.events import Events
@@ -83,15 +83,19 @@ def test_the_id_of_an_event_is_that_of_the_history_event_which_listed_the_device
         "last": datetime(2026, 1, 1, tzinfo=UTC),
     }
 
-    def id_of(generation, **marks):
-        keys = {"single": (device, 0, False), "whole": (TAC * 1_000_000, 0, True), "other": (TAC * 1_000_000, 0, False)}
-        events = {keys[name]: SimpleNamespace(chain="main", number=number) for name, number in marks.items()}
-        state = SimpleNamespace(generation=generation, serial=0)
-        return _event(SimpleNamespace(listed=SimpleNamespace(name="own", state=state)), row, events)["id"]
+    keys = {"single": device, "whole": WHOLE | TAC, "other": TAC * SNR_KEYS}
 
-    assert id_of(5, single=1) == id_of(6, single=1, whole=2) == id_of(6, whole=1)
-    assert len({id_of(5, single=1), id_of(5, whole=2), id_of(5), id_of(6)}) == 4
-    assert id_of(5, other=1) == id_of(5)
+    def id_of(generation, *marks):
+        changes = [(digest, np.array([keys[name]], "<u8")) for name, digest in marks]
+        head = SimpleNamespace(generation=generation, serial=0)
+        (event,) = _build_events(
+            SimpleNamespace(listed=SimpleNamespace(name="own", state=head)), pl.DataFrame([row]), changes
+        )
+        return event["id"]
+
+    assert id_of(5, ("single", "a")) == id_of(6, ("single", "a"), ("whole", "b")) == id_of(6, ("whole", "a"))
+    assert len({id_of(5, ("single", "a")), id_of(5, ("whole", "b")), id_of(5), id_of(6)}) == 4
+    assert id_of(5, ("other", "a")) == id_of(5)
 
 
 def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber():
