@@ -37,16 +37,16 @@ from benchmark.measure import (
 from benchmark.questions import BLACKLISTED, QUICK_QUESTIONS, WHITELISTED, Keys, scattered
 from benchmark.servers import PATIENCE_S, free_port
 from benchmark.site import EIR, LIST, Site
+from eir.lists.images.day_images import image_of
+from eir.lists.images.imaging import image_of as plain_image_of
+from eir.lists.pages.first_days import DAY_S, encode_days, seen_on
 
 from eir.checks.new_devices import COMPARED_PER_TURN, NewDevices
 from eir.cli.table import table
-from eir.lists.images.day_images import image_of
 from eir.lists.images.image import Image
-from eir.lists.images.imaging import image_of as plain_image_of
 from eir.lists.images.index import FirstSeenList
-from eir.lists.pages.first_days import DAY_S, encode_days, seen_on
+from eir.lists.log.change import Head
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import NO_LIST
 
 ENTRIES, QUICK_ENTRIES, LISTED, TACS, QUESTIONS = 10_000_000, 50_000, 100_000, 20_000, 500_000
 FULL, STEADY = Load(4, 256), Load(4, 4096, 20_000.0, on_wire=True)
@@ -176,7 +176,7 @@ def _turn_ms(keys: Keys) -> dict[str, float]:
     chosen = np.random.default_rng(1).choice(keys, COMPARED_PER_TURN, replace=False).tolist()
     for key in chosen:
         new.add(key, "mme", "")
-    record.replace(NO_LIST, image_of(seen_on(keys.astype(np.uint64), record.today)))
+    record.replace(Head(), image_of(seen_on(keys.astype(np.uint64), record.today)))
     began = time.perf_counter()
     parts = sum(1 for _ in new.remove_recorded()) + 1
     took = time.perf_counter() - began
