@@ -74,7 +74,7 @@ OUTSIDE = {
     "eir/cli/lists.py": ("test_content", "test_add_file"),
     "eir/cli/node.py": ("test_control", "test_looking"),
     "eir/cli/publisher.py": ("test_folder", "test_publish"),
-    "eir/cli/record.py": ("test_history", "test_feed_history"),
+    "eir/cli/record.py": ("test_history",),
     "eir/cli/releases.py": ("test_cli", "test_pull", "test_acknowledge"),
     "eir/cli/sightings.py": ("test_sightings", "test_figures", "test_three_parties"),
     "eir/cli/tamper.py": ("test_tamper", "test_three_parties"),
