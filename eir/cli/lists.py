@@ -197,7 +197,7 @@ def reset_serial(
     checked = opened(whereabouts(config))
 
     async def lower(store: LogStore) -> Head:
-        head, _ = await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason))
+        head = await _write(checked, store, list_name, serial_reset(list_name, to=to, reason=reason))
         save_mark(checked.state, list_name, head.mark)
         return head
 
@@ -244,16 +244,17 @@ def abandon_list(
     show_one(_list_row(list_name, state.kind, state), text, as_json=as_json)
 
 
-async def _write(checked: Config | Whereabouts, store: LogStore, name: str, make: Make) -> tuple[Head, Change]:
-    """Write a change of a list, and have the node on this host record it; return the head after it, and the change."""
+async def _write(checked: Config | Whereabouts, store: LogStore, name: str, make: Make) -> Head:
+    """Write a change of a list, and wait until the node on this host has recorded it; return the head after it."""
     writer = _writer(store, checked.lists.get(name) or ListSettings(name=name))
     made = await writer.write(make)
     assert made is not None  # noqa: S101 - each of these changes changes something
     await _record(checked, store, name, made)
-    return writer.content.head, made
+    return writer.content.head
 
 
 async def _record(checked: Config | Whereabouts, store: LogStore, name: str, made: Change) -> None:
+    """Wait until the node on this host has recorded a change; with faults in the configuration, leave this to a running node."""
     try:
         config = checked if isinstance(checked, Config) else load_config(checked.path)
     except ConfigError:
@@ -326,7 +327,7 @@ def rollback(
         if dry_run:
             return planned.content.head
         refuse_lost_here(checked.state / COPIES, list_name, (await store.heads())[list_name])
-        return (await _write(checked, store, list_name, planned.make))[0]
+        return await _write(checked, store, list_name, planned.make)
 
     state = with_store(checked, work, fresh=False, reads=dry_run)
     entries = f"{state.entries:,} entries"
@@ -522,10 +523,10 @@ def show_list(
     skip: Annotated[int, typer.Option(metavar="N", help="Entries to pass over: --skip 50 shows the second page.", min=0)] = 0,
     from_store: FromStore = False, config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show the entries of a list with date, reason and expiry.
+    """Show the entries of a list with date, begin, reason and end.
 
-    Each entry is shown with its author and time. For a signed list, these are the signers of the release in force and
-    the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
+    Each entry is shown with its author and time, from the log of the store or the journal of this host. For a signed list,
+    these are the signers of the release in force and the user who loaded it. An expired entry has no effect, but stays in the list until a release or `eir remove`
     removes it. The list is shown as the running node has it, even if the store is unreachable. If no node runs, or with
     --store, it is shown as the store has it. Exit status 1 if there is no entry.
     """

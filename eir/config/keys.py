@@ -18,6 +18,7 @@ from eir.config.reader import tree
 from eir.interfaces import INTERFACES
 from eir.lists.record.settings import (
     DEVICES,
+    KEEP,
     KINDS,
     LOAD_MEMORY,
     FirstSeenSettings,
@@ -27,7 +28,6 @@ from eir.lists.record.settings import (
     RecordFormat,
     Source,
 )
-from eir.lists.record.store import KEEP
 from eir.lists.rows.layout import SUBJECTS
 from eir.lists.stores.open import SQLITE
 from eir.schema import REQUIRED, Key, Section

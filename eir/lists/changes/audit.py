@@ -101,7 +101,7 @@ def load_entries(
     settings = lists[release.manifest.list]
     if settings.kind != DEVICES:
         raise EirError(f"{settings.name} is a list of {settings.kind}; expected a list of {DEVICES}")
-    tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, begins=True)
+    tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max)
     with naming_release(release.manifest):
         rows_by_role = read_release(
             release.manifest,

@@ -312,7 +312,7 @@ class ReleaseLoader:
         reasons = Reasons()
         tally = Tally(
             bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
-            dates=settings.dates, begins=True,
+            dates=settings.dates,
         )  # fmt: skip
         by_role = read_release(
             manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max

@@ -62,7 +62,6 @@ def parse_file_rows(
     collected, reasons = ListedRows(), Reasons()
     tally = Tally(
         bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
-        begins=True,
     )  # fmt: skip
     count = read_rows(
         pieces_of_lines(io.BytesIO(content), len(content), progress), name=name, layout=layout_name, kind=settings.kind,

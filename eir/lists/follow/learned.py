@@ -37,7 +37,6 @@ from eir.lists.follow.learned_bounds import (
 )
 from eir.lists.follow.learned_state import LearnedState, read_state
 from eir.lists.follow.list_copy import ListCopy
-from eir.lists.record.registered import ended_rows, is_registered
 from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
 from eir.lists.images.index import FirstSeenList
@@ -62,6 +61,7 @@ from eir.lists.record.first_days import (
     select_keys,
     sighted_rows,
 )
+from eir.lists.record.registered import ended_rows, is_registered
 from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
 from eir.lists.table.columns import NO_ROWS, WHOLE, Numbers, TableRows, distinct, rows_of
 from eir.lists.table.table import EMPTY, Table, change, difference, fold, merge

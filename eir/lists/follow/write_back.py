@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eir.device import key_text
+from eir.device import imsi_text, key_text
 from eir.disk import open_replacement
 from eir.errors import StoreError
 from eir.lists.follow.list_copy import copied_head
@@ -25,7 +25,7 @@ from eir.lists.log.change import NO_CHANGE, TIME_FORMAT, Change, Head, digests_o
 from eir.lists.log.reader import ChangeRows, LoggedList, read_rows
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.record.entries import imsi_text, until_text
+from eir.lists.record.entries import until_text
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.table.columns import (

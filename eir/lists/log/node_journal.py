@@ -36,6 +36,8 @@ from eir.lists.table.columns import BEGINS, DAYS, ENDS, REASONS, SECONDS, WHOLE,
 
 ADDED, REMOVED = "added", "removed"
 OTHER_REASON = "other"
+RESET_SERIAL = "reset-serial"
+"""Kind of the change by which an operator sets the highest serial back."""
 SUBJECTS = ("imei", "identifier", "tac", "imsi")
 """Columns that identify a row."""
 SECONDS_PER_DAY = 86_400
@@ -235,7 +237,7 @@ def event_of(name: str, each: ChangeRows, reasons: Sequence[str]) -> JournalEven
     return JournalEvent(
         time=change.time, who=change.who, what=change.what, list=name, serial=change.serial, digest=change.release or None,
         generation=change.generation, change=change.digest, content=change.content, rows=rows, detail=change.detail,
-        outcome=FORCED if change.lifted else ACCEPTED,
+        outcome=FORCED if change.lifted or change.what == RESET_SERIAL else ACCEPTED,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ other columns of the rows as tagged sections: a tag of one byte, the length (4 b
     S  subscribers (lists of pairs): for each key, in order, the number of its IMSIs (4 bytes), then all IMSI keys (8 bytes each)
     D  dates (lists of device types): for each key, in order, the day on which its TAC was allocated, in 8 bytes as in U; 0 for none;
        8 bytes if all keys share it
-    F  first sightings (eir.lists.pages.first_days): for each key, in order, its first day (2 bytes); then for each its last period (1 byte)
+    F  first sightings (eir.lists.record.first_days): for each key, in order, its first day (2 bytes); then for each its last period (1 byte)
 
 An entry is a single identifier or a whole TAC. A page can have both, and they are independent: `keys` are the identifiers
 that are listed singly, and with T every identifier of the TAC is listed too.

@@ -144,7 +144,6 @@ def publish(
             range_tacs_max=ROWS_MAX,
             check_digits=True,
             dates=True,
-            begins=True,
             now_s=int(issued.timestamp()),
             complaints_max=BAD_ROWS_NAMED_MAX,
             each_bad=each_bad,

@@ -138,9 +138,7 @@ class Plan:
         return self.layout.declared and self.subject == BY_RANGE
 
 
-def plan_of(
-    name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False, begins: bool = False
-) -> tuple[Plan, bytes]:
+def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
     """Parse the first lines of a data file; return the positions of the needed columns (plan), and the rows among these lines.
 
     Args:
@@ -149,7 +147,6 @@ def plan_of(
         kind: kind of the list.
         begin: first lines of the file.
         dates: as for `plan_for`.
-        begins: as for `plan_for`.
 
     Raises:
         ReleaseRefused: `layout`, as `plan_for`.
@@ -158,10 +155,10 @@ def plan_of(
     rows = begin.removeprefix(BOM)
     if layout.names:
         header, _, rows = rows.partition(b"\n")
-    return plan_for(name, layout, kind, header, dates=dates, begins=begins), rows
+    return plan_for(name, layout, kind, header, dates=dates), rows
 
 
-def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False, begins: bool = False) -> Plan:
+def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
     """Return the positions of the columns in a data file with this header (plan).
 
     Args:
@@ -170,7 +167,6 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         kind: kind of the list.
         header: header line of the file.
         dates: include the column `date` also for another kind of list than device types.
-        begins: include the column `begin`.
 
     Raises:
         ReleaseRefused: `layout`, if the header does not fit.
@@ -195,13 +191,11 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         header_columns = "+".join(sorted(present)) or "none of them"
         fault = f"a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}"
         raise ReleaseRefused("layout", f"{where}: {fault}")
-    columns = [*subject, REASON, UNTIL, ACTION, CHANGE]
+    columns = [*subject, REASON, BEGIN, UNTIL, ACTION, CHANGE]
     if subject == BY_TYPE:
         at[REASON] = at["device_type"]  # the list stores the text of the type as the reason, for display
     if dates or subject == BY_TYPE:
         columns.append(DATE)
-    if begins:
-        columns.append(BEGIN)
     return Plan(subject, {column: at[column] for column in columns if column in at}, layout, len(names))
 
 

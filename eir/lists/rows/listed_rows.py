@@ -73,7 +73,11 @@ class ListedRows:
         if is_bound or len(keys) == 1:
             self._append(TableRows(keys[0], columns))
             return
-        self._add_ranges(keys[0], keys[1], columns)
+        single = keys[0] == keys[1]
+        if single.any():
+            self._append(TableRows(keys[0], columns).select(single))
+        ranges = TableRows(keys[0], columns).select(~single)
+        self._add_ranges(ranges.keys, keys[1][~single], ranges.columns)
 
     def _add_ranges(self, first: Numbers, last: Numbers, columns: Columns) -> None:
         """Add rows with ranges. A range includes its first and its last key."""

@@ -10,10 +10,10 @@ from typing import TextIO
 
 import numpy as np
 
-from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, TAC_DIGITS, key_text
+from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, TAC_DIGITS, imsi_text, key_text
 from eir.errors import EirError
 from eir.lists.log.change import Head
-from eir.lists.record.entries import date_text, imsi_text, until_text
+from eir.lists.record.entries import date_text, until_text
 from eir.lists.record.first_days import DAY_S
 from eir.lists.record.listed_entries import chunks_of, display_order, first_keys, is_whole
 from eir.lists.record.reasons import REASONS_MAX, reason_at

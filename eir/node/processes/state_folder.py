@@ -84,7 +84,7 @@ def check_form(folder: Path) -> str:
         raise EirError(
             f"the state folder {folder} has {writer}; start that version again, or restore a backup from before the upgrade"
         )
-    if 0 < known < FORM or os.path.exists(folder / OLD_COPY_FILE):  # False without rights on the folder
+    if 0 < known < FORM or os.access(folder / OLD_COPY_FILE, os.F_OK):
         raise EirError(
             f"the state folder {folder} has {writer}; write each list to a file with that version (eir export), then load the files"
             " into a new folder with this one (eir load, eir add --file)"

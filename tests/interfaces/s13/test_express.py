@@ -776,7 +776,9 @@ class TestManyAtOnce:
         now = [0.0]
         index = Index({"stolen": kind}, lambda: now[0])
         others = rows_of([BLOCKED + 1, TRACKED_TAC * SNR_KEYS + 7], seconds=imsi_key(SIM) if kind == "pairs" else 0)
-        fill(index, "stolen", joined([rows_of(row["keys"], seconds=row.get("seconds", 0), begins=200, ends=300), others]))
+        fill(
+            index, "stolen", joined([rows_of(row["keys"], seconds=row.get("seconds", 0), begins=200, ends=300), others])
+        )
         rules = (Rule(list="stolen", answer=Status.BLACKLISTED),)
         given_sides = sides(index, PolicySettings(rules=rules))
         message = ecr(f"{imei:014d}", imsi=imsi) if imsi else ecr(f"{imei:014d}")

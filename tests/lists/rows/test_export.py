@@ -45,7 +45,7 @@ def rows(entries):
 def read_again(files, layout, kind, **options):
     """The table and the reasons of what a load would make of the files, and how many rows were bad."""
     collected, reasons = ListedRows(), Reasons()
-    tally = Tally(bad_rows_max=10**6, range_tacs_max=1000, begins=True, **options)
+    tally = Tally(bad_rows_max=10**6, range_tacs_max=1000, **options)
     for text in files:
         read_rows([text.encode()], name="f.csv", layout=layout, kind=kind, rows=collected, reasons=reasons, tally=tally)
     return table_of(collected.pop()), reasons.texts, tally.bad

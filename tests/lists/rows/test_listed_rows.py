@@ -38,7 +38,7 @@ def read(files, kind, rows, layout="eir", **options):
 
 def new_table(files, kind, dates=False, layout="eir", **options):
     rows = ListedRows()
-    reasons, tally = read(files, kind, rows, layout, dates=dates, begins=True, **options)
+    reasons, tally = read(files, kind, rows, layout, dates=dates, **options)
     return table_of(rows.pop()), reasons.texts, tally
 
 
@@ -277,6 +277,8 @@ class TestRanges:
         file = "imei_from,imei_to\n35000000999998,35000002000002\n"
         assert len(new_table([file], "devices")[0]) == 6
         monkeypatch.setattr(listed_rows, name, 2)
+        singles = "imei_from,imei_to\n" + "".join(f"3500000000000{n},3500000000000{n}\n" for n in range(9))
+        assert len(new_table([singles], "devices")[0]) == 9
         with pytest.raises(ReleaseRefused, match=message):
             new_table([file], "devices")
 

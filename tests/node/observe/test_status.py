@@ -392,6 +392,8 @@ def test_changes_of_a_local_list_are_no_releases(site):
     assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
     forced = "eir_release_last_forced_timestamp_seconds{list=own}"
     assert forced not in node.metrics()
+    limited = {"local": True, "growth_max": "1%", "change_min": 0}
+    site.configure(lists=site.settings["lists"] | {"own": limited})
     site.eir("add", "own", UNLISTED, "--reason", "lost", "--force")  # which is to be seen for a day
     assert until(lambda: node.metrics().get(forced, 0)) > 1.7e9
     assert node.metrics()["eir_releases_total{list=own,outcome=forced}"] == 1

@@ -115,7 +115,7 @@ BECAUSE = ("--reason", "x")
 OPENS = {
     "check": [LISTED], "why": [LISTED], "load": ["x.manifest.json"], "inbox": [], "pull": [], "acknowledge": ["--key"], "show": ["stolen"],
     "export": ["stolen"], "history": [], "rollback": ["stolen"], "add": ["stolen", LISTED, *BECAUSE], "remove": ["stolen", LISTED, *BECAUSE],
-    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
+    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists abandon": ["own", *BECAUSE], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
     "sightings": [], "sightings forget": ["--imsi", "001010123456789"], "sightings import": ["x.csv"], "sightings export": [],
     "backup": ["eir.tar"], "restore": ["eir.tar"], "tamper report": [], "tamper show": [LISTED], "tamper confirm": [LISTED, *BECAUSE], "tamper clear": [LISTED, *BECAUSE], "tamper forget-decision": [LISTED, *BECAUSE], "tamper export": [], "figures": ["--month", "2026-11"], "first-seen import": ["x.csv"], "first-seen undo": [],
 }  # fmt: skip
