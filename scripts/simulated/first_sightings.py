@@ -62,7 +62,7 @@ class SightingNode:
         self.today, self.folder = today, folder
         self.record = FirstSeenList(NAME, FIRST_SEEN, self.now)
         self.store = Away(store)
-        self.published, self.rejected, self.faults, self.contents = [], {}, [], {}
+        self.published, self.rejected, self.faults = [], {}, []
         self.learned = LearnedRecord(
             FirstSeenSettings(list=NAME, remember=remember, new_per_peer=new_per_peer), self.record, self.store, folder, who=who,
             report=self.report, held=lambda: self.follower.held, registering=lambda: [REGISTERED],
@@ -71,7 +71,7 @@ class SightingNode:
         )  # fmt: skip
         kinds = {REGISTERED: DEVICES, NAME: FIRST_SEEN, NAME + IMPORT: FIRST_SEEN}
         self.follower = LogFollower(
-            self.store, kinds, folder, build=lambda table: table, on_switch=self._switched, journal=NoJournal(), report=self.report,
+            self.store, kinds, folder, build=lambda table: table, on_switch=lambda *_: None, journal=NoJournal(), report=self.report,
             who=who, pauses=PAUSES, learned=self.learned,
         )  # fmt: skip
 
@@ -82,8 +82,6 @@ class SightingNode:
     def report(self, event, **fields):
         self.faults.append((event, fields))
 
-    def _switched(self, name, head, table, image, before):
-        self.contents[name] = table
 
     async def start(self):
         """Start with the content of copies and store."""

@@ -249,7 +249,7 @@ async def undo_import(
         store: store of the record.
         who: user for the history.
         now: time of the undo.
-        import_id: ID of the import; None for the last one that was not taken back.
+        import_id: ID of the import; None for the last one.
 
     Raises:
         EirError: if no such import can be taken back.
@@ -303,13 +303,11 @@ async def _import_of(name: str, store: LogStore, import_id: int | None) -> LogEn
     imports = [
         entry for entry in entries if entry.change.what == IMPORTED and import_id in {None, entry.change.generation}
     ]
-    kept = [entry for entry in imports if entry.change.digest not in undone]
-    if kept:
-        return kept[-1]
-    which = "no import" if import_id is None else f"import {import_id}"
-    text = f"{name}: {which} can be taken back" if import_id is None else f"{name}: {which} cannot be taken back"
+    if imports and imports[-1].change.digest not in undone:
+        return imports[-1]
+    what = "no import can be taken back" if import_id is None else f"import {import_id} cannot be taken back"
     last = f"; the {imports[-1].change.detail.partition(':')[0]} has been taken back already" if imports else ""
-    raise EirError(f"{text}{last} (eir history {name}{IMPORT})")
+    raise EirError(f"{name}: {what}{last} (eir history {name}{IMPORT})")
 
 
 async def undo_sightings(

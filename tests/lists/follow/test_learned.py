@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-# import soak_first_seen
+import soak_first_seen
 from simulated import servers
 from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, level, register
 

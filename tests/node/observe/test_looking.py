@@ -135,7 +135,7 @@ def test_no_option_gets_through_that_is_not_meant_to():
         command = typer.main.get_command(command_line(word)).commands[word]
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
         assert READ_ONLY[word] - {"-h", "--help"} <= options
-        assert options - READ_ONLY[word] <= {"-c", "--config", "--export", "--reason"}
+        assert options - READ_ONLY[word] <= {"-c", "--config", "--export", "--reason", "--with"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody of the group, and somebody who is not")
