@@ -20,6 +20,7 @@ from eir.wire.web.access import LOCKED_OUT, PAGE
 CRITICAL_ALERTS = frozenset({
     "EirDown", "EirInternalErrors", "EirNoPeers", "EirErrorAnswers", "EirErrorResponses", "EirHlrAway", "EirNoLists", "EirListMissing",
     "EirListExpired", "EirInboxUnusable", "EirHistoryDiffers", "EirChangesLost", "EirListUnrecorded", "EirBlockingJumped",
+    "EirFirstSightingsRefused",
 })  # fmt: skip
 """Alerts of severity `critical` in deploy/prometheus/alerts.yml: while one of their texts is in `eir status`, the state is CRITICAL."""
 EVERY_S = 60.0
