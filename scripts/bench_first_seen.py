@@ -161,7 +161,10 @@ def _new_devices(port: int, on: set[int]) -> AbstractContextManager[None]:
 
 def _bytes_more(keys: Keys) -> float:
     """Return the bytes of a device in the record's image beyond those in the image of a plain list."""
-    record, plain = first_seen_image(table_of(_rows(keys, int(time.time()) // DAY_S))), image_of(table_of(rows_of(keys)))
+    record, plain = (
+        first_seen_image(table_of(_rows(keys, int(time.time()) // DAY_S))),
+        image_of(table_of(rows_of(keys))),
+    )
     return round((_size(record) - _size(plain)) / len(keys), 2)
 
 

@@ -82,7 +82,6 @@ class SightingNode:
     def report(self, event, **fields):
         self.faults.append((event, fields))
 
-
     async def start(self):
         """Start with the content of copies and store."""
         await self.learned.open()

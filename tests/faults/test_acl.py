@@ -279,3 +279,28 @@ def cluster(redis_program):
 def watched(redis_program):
     with Watched(redis_program, sentinels=1) as made:
         yield made
+
+
+ALL = frozenset({"first-seen", "first-seen+import", "stolen"})
+STOLEN = {WORKER: frozenset(), RECORDER: frozenset({"first-seen"}), HEALER: ALL, LOADER: ALL}
+"""Lists that a thief of each user can change. Nodes bound a change of the record itself: tests/lists/follow/test_learned.py."""
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_a_thief_of_a_user_can_do_no_more_than_the_page_on_security_says(server, user):
+    server.flush()
+    allow(server, user)
+    async with opened(server, user) as store:
+        for name in sorted(ALL):
+            if name in STOLEN[user]:
+                await commit_base(store, name=name)
+            else:
+                with pytest.raises(StoreError) as raised:
+                    await commit_base(store, name=name)
+                assert raised.value.cause == "noperm"
+        if user == LOADER:
+            assert await store.claim("inbox", "thief", 60)
+        else:
+            with pytest.raises(StoreError) as raised:
+                await store.claim("inbox", "thief", 60)
+            assert raised.value.cause == "noperm"

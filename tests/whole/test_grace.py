@@ -228,7 +228,9 @@ async def _forge(site):
         (ListUpdate(what=LEARN, added=rows[0]), datetime.now(UTC)), (ListUpdate(what=LEARN, added=rows[1]), old),
         (ListUpdate(what=LEARN, removed=rows_of(keys[2])), datetime.now(UTC)),
     ):  # fmt: skip
-        await ListWriter(store, "first-seen", FIRST_SEEN, "thief", now=lambda now=now: now).write(lambda _, update=update: update)
+        await ListWriter(store, "first-seen", FIRST_SEEN, "thief", now=lambda now=now: now).write(
+            lambda _, update=update: update
+        )
     await store.close()
 
 

@@ -125,13 +125,12 @@ def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -
         ReleaseRefused: `layout`, if a column is missing.
         OSError: if the file cannot be read.
     """
-    from eir.lists.rows.reader import Tally  # noqa: PLC0415 - its import takes a while, for this command alone
-    from eir.lists.rows.reader import read_rows as parse_rows
+    from eir.lists.rows import reader  # noqa: PLC0415 - its import takes a while, for this command alone
 
-    rows, tally = ListedRows(), Tally(bad_rows_max=sys.maxsize, range_tacs_max=0)
+    rows, tally = ListedRows(), reader.Tally(bad_rows_max=sys.maxsize, range_tacs_max=0)
     with file.open("rb") as stream:
         pieces = pieces_of_lines(stream, file.stat().st_size, progress)
-        parse_rows(
+        reader.read_rows(
             pieces, name=file.name, layout=LAYOUT.name, kind=FIRST_SEEN, rows=rows, reasons=Reasons(), tally=tally,
             declared={LAYOUT.name: LAYOUT},
         )  # fmt: skip

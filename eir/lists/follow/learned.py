@@ -247,7 +247,9 @@ class LearnedRecord:
         else:
             known = self._record.known_time if self._clock_start is None else self._clock_start
             limit = max(self._record.now(), known) + TOLERANCE_S
-            steps, state.newest = learned_steps(self.merging, before, content, changes, state.newest, limit)
+            steps, state.newest = learned_steps(
+                self.merging, before, content, changes, newest=state.newest, limit=limit
+            )
             ahead = [moment for each in others if (moment := seconds_of(each.time)) > limit]
             self._retry_at = min([self._retry_at, *ahead])
             keys = _keys(*(rows for step in steps for rows in (step.added, step.removed)))

@@ -44,7 +44,7 @@ class LearnedStep:
 
 
 def learned_steps(
-    name: str, before: LoggedList, content: LoggedList, changes: Sequence[ChangeRows], newest: float, limit: float
+    name: str, before: LoggedList, content: LoggedList, changes: Sequence[ChangeRows], *, newest: float, limit: float
 ) -> tuple[list[LearnedStep], float]:
     """Return the steps from one content of the record to the next, and the newest time of the chain in Unix seconds.
 

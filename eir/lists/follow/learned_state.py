@@ -1,10 +1,10 @@
 """File with the part of a node's record of first sightings that the store lacks."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from eir.lists.table.columns import NO_ROWS, Numbers, TableRows, rows_of
 
 FORM = 1
 """Version of the format of the file."""
+REMEDY = "delete the file, then its sightings are lost"
 
 
 @dataclass(slots=True)
@@ -64,17 +65,15 @@ def read_state(path: Path) -> LearnedState:
     """
     try:
         text, _, rows = path.read_bytes().partition(b"\n")
-        head: Mapping[str, object] = json.loads(text)
+        head: dict[str, Any] = json.loads(text)
         if head["form"] != FORM or head["sha256"] != sha256(rows).hexdigest():
-            raise ValueError("the rows have another SHA-256 than the file states")
+            raise StoreError("corrupt", f"{path} is damaged; {REMEDY}")
         (pending, _), (kept, disputed) = (decode_change(split_parts(each)) for each in split_parts(rows))
-        taken = {(peer, confirmed): count for peer, confirmed, count in head["taken"]}  # type: ignore[attr-defined]
-        return LearnedState(pending, disputed.keys, kept, head["day"], taken, head["newest"])  # type: ignore[arg-type]
+        taken = {(peer, confirmed): count for peer, confirmed, count in head["taken"]}
+        return LearnedState(pending, disputed.keys, kept, head["day"], taken, head["newest"])
     except FileNotFoundError:
         return LearnedState()
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            "corrupt", f"{path} is damaged: {error}; delete the file, then its sightings are lost"
-        ) from error
+        raise StoreError("corrupt", f"{path} is damaged: {error}; {REMEDY}") from error
     except OSError as error:
         raise StoreError("io", f"{path}: {error.strerror}") from error

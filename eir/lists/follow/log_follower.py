@@ -333,16 +333,12 @@ class LogFollower(Generic[ImageType]):
             return False
         self._check_kind(followed, stored)
         found, entries = await self._relation(followed, stored)
-        match found:
-            case LogRelation.SAME:
-                await self._confirm(followed)
-                return True
-            case LogRelation.LOST | LogRelation.FORKED if self._learned and held and name == self._learned.merging:
-                await self._append(followed, held, self._learned)
-                return True
-            case LogRelation.LOST if held is not None:
-                await self._lose(followed, held, heads, stored)
-                return False
+        if found is LogRelation.SAME or await self._append(followed, found):
+            await self._confirm(followed)
+            return True
+        if found is LogRelation.LOST and held is not None:
+            await self._lose(followed, held, heads, stored)
+            return False
         if stored is None:
             return True
         is_often = followed.pace.begin()
@@ -595,9 +591,12 @@ class LogFollower(Generic[ImageType]):
         await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
         await self._confirm(followed)
 
-    async def _append(self, followed: FollowedList[ImageType], held: LoggedList, learned: LearnedLists) -> None:
-        """Append the rows of a learned list that the store has lost, then follow the stored chain."""
-        name = followed.name
+    async def _append(self, followed: FollowedList[ImageType], found: LogRelation) -> bool:
+        """If the store has lost rows of a learned list, append them, follow the stored chain, and return True."""
+        learned, name, held = self._learned, followed.name, followed.held
+        is_lost = found in {LogRelation.LOST, LogRelation.FORKED}
+        if learned is None or name != learned.merging or held is None or not is_lost:
+            return False
         self.errors["lost_data"] += 1
         content = await learned.append_to(held)
         self._report(
@@ -606,7 +605,7 @@ class LogFollower(Generic[ImageType]):
         )  # fmt: skip
         entries = await self._timed.log(name, 0)
         await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
-        await self._confirm(followed)
+        return True
 
     async def _fork(
         self, followed: FollowedList[ImageType], held: LoggedList, stored: Head, entries: Sequence[LogEntry]

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-
 import soak_first_seen
 from simulated import servers
 from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, level, register
@@ -188,9 +187,7 @@ class TestSightings:
         assert await stored(node_on.store) == expected == again.days()
         assert not len(read_state(again.learned._path).pending)
 
-    async def test_sightings_that_waited_for_more_than_a_week_get_the_earliest_day_that_others_accept(
-        self, node_on, started
-    ):
+    async def test_sightings_that_waited_for_more_than_a_week_get_the_earliest_day_that_others_accept(self, started):
         node, other = await started(), await started("b")
         node.see(ONE)
         await level(node, other)
@@ -203,7 +200,7 @@ class TestSightings:
         assert other.days() == {ONE: TODAY, TWO: TODAY + 13}
         assert not other.learned.refused
 
-    async def test_a_damaged_file_of_waiting_sightings_is_reported(self, node_on, started):
+    async def test_a_damaged_file_of_waiting_sightings_is_reported(self, started):
         node = await started()
         node.see(ONE)
         await node.round()
@@ -460,7 +457,7 @@ class TestForged:
         await level(*pair)
         assert [node.days() for node in pair] == [{ONE: TODAY, TWO: TODAY, THREE: TODAY}] * 2
 
-    async def test_a_node_that_was_away_judges_by_the_times_in_the_chain(self, node_on, started, pair):
+    async def test_a_node_that_was_away_judges_by_the_times_in_the_chain(self, node_on, pair):
         """Honest rows of its absence are older than 7 days."""
         a, b = pair
         for day in range(0, 30, 6):

@@ -85,7 +85,8 @@ def test_status_is_for_nagios(watched, tmp_path):
     "command",
     [
         ("peer", "disable", "mme"), ("drain",), ("reload",), ("add", "stolen", LISTED), ("sightings", "forget", "--imsi", "1"), ("serve",), ("config",),
-        ("history", "--export", "/tmp/x"), ("history", "--export=/tmp/x"), ("check", LISTED, "-c", "/etc/passwd"), ("status", "-c/etc/passwd"),
+        ("history", "--export", "/tmp/x"), ("history", "--export=/tmp/x"), ("history", "import", "/tmp/x"), ("history", "--json", "import", "/tmp/x"),
+        ("history", "--verify", "--with", "/tmp/x"), ("check", LISTED, "-c", "/etc/passwd"), ("status", "-c/etc/passwd"),
         ("show", "stolen", "-o", "/tmp/x"), ("check", "--", LISTED), ("-c", "x", "status"), (), ("seen", UNLISTED, "--config=x"),
         ("lists", "reset-serial", "stolen", "--reason", "x"), ("lists", "--json", "reset-serial", "stolen"), ("lists", "reset-serial"),
     ],
