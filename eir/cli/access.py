@@ -149,7 +149,7 @@ def with_store(
         raise EirError(f"{folder} does not exist; eir load creates it")
 
     async def run() -> T:
-        store = open_store(config.store, config.state, report=warn, upgrades=not reads)
+        store = open_store(config.store, config.state, report=warn, creates=not reads)
         try:
             return await work(store)
         finally:

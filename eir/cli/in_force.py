@@ -115,7 +115,7 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, Head]) -> Stored 
     names = dict.fromkeys([*config.lists, *states])
 
     async def lookup() -> Stored:
-        store = open_store(config.store, config.state, check=False, upgrades=False)
+        store = open_store(config.store, config.state, check=False, creates=False)
         try:
             async with asyncio.timeout(STORE_S):
                 return await states_of(store, names)
@@ -189,7 +189,7 @@ def read_as_held(config: Config | Whereabouts, name: str, held: Head) -> LoggedL
     """Return the content of a list that a node has in force, from the node's copy or from the store; None if both have other content."""
 
     async def read() -> LoggedList | None:
-        store = open_store(config.store, config.state, check=False, upgrades=False)
+        store = open_store(config.store, config.state, check=False, creates=False)
         try:
             async with asyncio.timeout(STORE_S):
                 head = (await store.heads()).get(name)

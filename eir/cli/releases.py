@@ -133,7 +133,7 @@ async def _loaded(
 async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
     """Load one release in a process of its own, which reports its progress over `channel`."""
     with as_owner_of(config.state):
-        store = open_store(config.store, config.state, report=warn, upgrades=not options["dry_run"])
+        store = open_store(config.store, config.state, report=warn, creates=not options["dry_run"])
         save = partial(save_mark, config.state)
         try:
             loader = ReleaseLoader(

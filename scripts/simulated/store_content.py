@@ -201,6 +201,3 @@ async def cause_of(awaitable):
         await awaitable
     return caught.value.cause
 
-
-pages_of, pair_pages, pages_in = rows_of, pair_rows, rows_in
-"""Names for tests that are not converted yet."""

@@ -268,10 +268,9 @@ def test_keys_of_redis(site):
         site.configure(store=server.url, lists={"stolen": {"signers": "signers"}, "own": {"local": True}})
         site.configure(policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]})
         site.load(["imei,reason", f"{LISTED},lost"])
-        site.eir("add", "own", UNLISTED, "--reason", "stolen")
+        site.eir("add", "own", UNLISTED, "--reason", "stolen", "--first")
         keys = {}
         for key in sorted(db.scan_iter()):
             kind = db.type(key)
-            is_record = kind == "hash" and ":set:" not in key
-            keys[re.sub(r":set:\w+", ":set:ID", key)] = [kind, sorted(db.hkeys(key)) if is_record else None]
+            keys[re.sub(r":base:\w+", ":base:ID", key)] = [kind, sorted(db.hkeys(key)) if kind == "hash" else None]
         hold("keys of redis", keys)

@@ -17,7 +17,7 @@ JOURNAL = "journal"
 
 
 def open_store(
-    url: str, state_folder: Path, *, report: Report = silent, check: bool = True, upgrades: bool = True
+    url: str, state_folder: Path, *, report: Report = silent, check: bool = True, creates: bool = True
 ) -> LogStore:
     """Create the store that `url` names: `sqlite` (a file in the state folder), or a URL of Redis.
 
@@ -29,7 +29,7 @@ def open_store(
         report: receives events that are not errors.
         check: True to verify now that the files and variables in the URL exist. A process of a running node passes
             False: then a missing file or variable is an error (`noauth`, `refused`) of each call that must connect.
-        upgrades: True to create a missing file; False to read only.
+        creates: True to create a missing file; False to read only.
 
     Raises:
         StoreError: `url`, if the URL is invalid.
@@ -37,7 +37,7 @@ def open_store(
     if url == SQLITE:
         from eir.lists.stores.sqlite import SqliteStore  # noqa: PLC0415  # 0.1 s that a command which only reads the configuration does not spend
 
-        return SqliteStore(state_folder / SQLITE_FILE, creates=upgrades)
+        return SqliteStore(state_folder / SQLITE_FILE, creates=creates)
     from eir.lists.stores.redis import RedisStore  # noqa: PLC0415  # 0.2 s that a node with the embedded store does not spend
 
     return RedisStore(url, report=report, check=check)

@@ -5,6 +5,7 @@ For SQLite on a real small disk, and for Redis with a small maxmemory, which is 
 
 import itertools
 import json
+import random
 
 import full_disk
 import pytest
@@ -143,7 +144,7 @@ async def test_a_release_for_a_disk_that_is_too_small(tmp_path, publisher):
     (tmp_path / "disk").mkdir()
     if not full_disk.is_possible(tmp_path / "disk"):
         pytest.skip("no mount namespace may be made here")
-    with full_disk.small_disk(tmp_path / "disk", DISK_MB) as disk, Site(tmp_path / "site", publisher) as site:
+    with full_disk.small_disk(tmp_path / "disk", 34) as disk, Site(tmp_path / "site", publisher) as site:
         lists = {"stolen": {"signers": "signers", "growth_max": "100%"}, "own": {"local": True}}
         site.configure(state=str(disk.folder), lists=lists, policy={"rules": []})
 
@@ -151,7 +152,7 @@ async def test_a_release_for_a_disk_that_is_too_small(tmp_path, publisher):
             return site.eir(*arguments, status=status, prefix=disk.prefix)
 
         eir("load", site.release([LISTED]), site.release([LISTED, TRACKED], serial=2))
-        rows = [f"{35_000_000 + number:08d}000000" for number in range(150_000)]
+        rows = [f"35{number:012d}" for number in random.Random(1).sample(range(10**12), 400_000)]
         refused = eir("load", site.release(rows, serial=3), "--force", status=1)
         assert "MB are free" in refused.stderr
         assert "make room on the disk" in refused.stderr
