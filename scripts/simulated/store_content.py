@@ -200,4 +200,3 @@ async def cause_of(awaitable):
     with pytest.raises(StoreError) as caught:
         await awaitable
     return caught.value.cause
-

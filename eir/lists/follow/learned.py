@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,6 +73,8 @@ WRITE_S = 120.0
 """Time limit for one write of the store in seconds."""
 MARK_S = 60.0
 """Seconds after which the record names the newest change of a registering list, although no device has left this list."""
+BEHIND_S = 600.0
+"""Seconds after which changes of registering lists that only the record names are forged."""
 COMPARE_S = 3600.0
 """Seconds between two comparisons of the whole record with the registering lists."""
 FORGOTTEN_SHARE, FORGOTTEN_MIN = 20, 1000
@@ -93,17 +96,27 @@ class _Registering:
     """Devices of the removed rows."""
 
 
-class _Mark:
+class _Mark(NamedTuple):
     """Newest change of a registering list that the record has, as in the head of the record."""
 
-    def __init__(self, text: str) -> None:
-        self.name, generation, self.digest = text.rsplit(" ", 2)
-        self.generation = int(generation)
+    generation: int
+    digest: str
+    text: str
 
 
-def mark_text(name: str, head: Head) -> str:
-    """Return the text in the head of the record about the newest change of a registering list."""
-    return f"{name} {head.generation} {head.digest}"
+def _marks(head: Head) -> dict[str, _Mark]:
+    """Return the mark of each registering list in the head of a record; a text of another form is left out."""
+    marks = dict[str, _Mark]()
+    for text in head.registered:
+        match text.split(" "):
+            case [name, generation, digest] if generation.isdecimal():
+                marks[name] = _Mark(int(generation), digest, text)
+    return marks
+
+
+def mark_of(name: str, head: Head) -> _Mark:
+    """Return the mark of a registering list."""
+    return _Mark(head.generation, head.digest, f"{name} {head.generation} {head.digest}")
 
 
 class LearnedRecord:
@@ -164,6 +177,8 @@ class LearnedRecord:
         """Devices that came into a registering list since the last round."""
         self._compare_at = self._mark_at = float("-inf")
         """Times (time.monotonic) of the next comparison, and of the next change without rows."""
+        self._behind_at = time.monotonic()
+        """Last time (time.monotonic) at which this node had the changes of the registering lists that the record names."""
         self._room = 0
         """Number of unseen devices that may still be removed today."""
         self._told: dict[str, float] = {}
@@ -309,21 +324,17 @@ class LearnedRecord:
             return self._writer.content
 
     def _lacking(self, held: LoggedList, content: LoggedList) -> ListUpdate | None:
-        lacking, known = EMPTY, {mark.name: mark for mark in map(_Mark, content.head.registered)}
+        lacking = EMPTY
         for rows in batches(held.table):
             accepted = self._accepted(held.table, rows.keys)
             stored = rows_of_devices(content.table, accepted.keys)
             lacking = change(lacking, accepted.select(~is_covered(accepted, stored)), NO_ROWS).table
         if not len(lacking):
             return None
-        marks = {
-            mark.name: text
-            for text in held.head.registered
-            if (mark := _Mark(text)).generation >= (known[mark.name].generation if mark.name in known else 0)
-        }
-        marks = {_Mark(text).name: text for text in content.head.registered} | marks
+        marks = _marks(held.head)
+        marks |= {name: max(mark, marks.get(name, mark)) for name, mark in _marks(content.head).items()}
         update = ListUpdate(
-            what=LEARN, state={"registered": tuple(marks.values())}, continues=held.head.digest, above=held.head.generation,
+            what=LEARN, state={"registered": tuple(mark.text for mark in marks.values())}, continues=held.head.digest, above=held.head.generation,
             detail="rows that the store had lost",
         )  # fmt: skip
         if len(lacking) * WHOLE_SHARE > len(content.table):
@@ -374,6 +385,8 @@ class LearnedRecord:
             first_min = self._record.today - BACK_DAYS if self._record.now() >= self._retry_at else NO_DAY
             removed = select_keys(state.kept, stored.keys, without=True)
             step = LearnedStep(first_min, self._record.today, stored, removed)
+            if first_min != NO_DAY:
+                self._retry_at = float("inf")
             self._dispute(before, self._judged(state.kept, step), stored)
             self._refresh(before)
         refused = np.setdiff1d(state.disputed, state.pending.keys, assume_unique=True)
@@ -382,10 +395,17 @@ class LearnedRecord:
         self.refused = len(refused)
 
     def _is_level(self, head: Head) -> bool:
-        """Return True if this node has the changes of the registering lists that the record names."""
+        """Return True if this node has the changes of the registering lists that the record names, or lacked them for BEHIND_S: then they are forged."""
         held = self._held()
-        marks = [mark for mark in map(_Mark, head.registered) if mark.name in self._registering()]
-        return all(mark.name in held and held[mark.name].head.generation >= mark.generation for mark in marks)
+        marks = {name: mark for name, mark in _marks(head).items() if name in self._registering()}
+        if all(name in held and held[name].head.generation >= mark.generation for name, mark in marks.items()):
+            self._behind_at = time.monotonic()
+            return True
+        return self._has_forged_marks
+
+    @property
+    def _has_forged_marks(self) -> bool:
+        return time.monotonic() - self._behind_at > BEHIND_S
 
     # Write
 
@@ -420,20 +440,23 @@ class LearnedRecord:
             self.changes[LEFT] += len(left)
         self._is_saved &= not len(state.pending)
         self._sent, self._sent_at, state.pending = state.pending, 0 if made is None else made.generation, NO_ROWS
-        stored = {mark.name: mark for mark in map(_Mark, self._writer.content.head.registered)}
+        stored = _marks(self._writer.content.head)
         for name, held in contents.items():
             if name in stored and stored[name].digest == held.head.digest:
                 self._lists.pop(name, None)
                 self._past_path(name).unlink(missing_ok=True)
         self._writer.content = empty_content(FIRST_SEEN)
 
-    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, str], is_marked: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
+    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_marked: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
         """Return the change that the present content needs; None if it needs none."""
-        before = {_Mark(text).name: text for text in content.head.registered}
+        before = {name: mark.text for name, mark in _marks(content.head).items()}
+        known = _marks(content.head)
         newer = {
-            name: text
-            for name, text in marks.items()
-            if name not in before or _Mark(text).generation > _Mark(before[name]).generation
+            name: mark.text
+            for name, mark in marks.items()
+            if name not in known
+            or mark.generation > known[name].generation
+            or (self._has_forged_marks and mark != known[name])
         }
         present = rows_of_devices(content.table, added.keys)
         disputed = np.intersect1d(self._state.disputed, self._state.pending.keys, assume_unique=True)
@@ -458,28 +481,23 @@ class LearnedRecord:
             rows = merge(rows, select_keys(state.kept, rows.keys, without=True))
         return rows.select(~self._is_registered(rows.keys))
 
-    async def _left(self, contents: Mapping[str, LoggedList], head: Head) -> tuple[TableRows, Mapping[str, str]]:
+    async def _left(self, contents: Mapping[str, LoggedList], head: Head) -> tuple[TableRows, Mapping[str, _Mark]]:
         """Return a row for each device that left a registering list since the change that the record names, and the new marks."""
-        marks = {mark.name: mark for mark in map(_Mark, head.registered)}
-        parts = [NO_KEYS]
+        marks, parts = _marks(head), [NO_KEYS]
         for name, content in contents.items():
-            if (
-                name in marks
-                and marks[name].digest != content.head.digest
-                and marks[name].generation <= content.head.generation
-            ):
-                parts += await self._left_since(name, marks[name], content)
+            noted, mark = self._lists.get(name), marks.get(name)
+            if noted is not None and (mark is None or noted.since.generation <= mark.generation):
+                parts += noted.left
+            elif mark is not None and mark.digest != content.head.digest and mark.generation <= content.head.generation:
+                parts += await self._left_since(name, mark, content)
         keys = distinct(np.concatenate(parts))
         self._evidence = np.union1d(self._evidence, keys)
         keys = keys[~self._is_registered(keys)]
-        texts = {name: mark_text(name, content.head) for name, content in contents.items()}
-        return sighted_rows(keys, WAS_LISTED, self._record.today), texts
+        now = {name: mark_of(name, content.head) for name, content in contents.items()}
+        return sighted_rows(keys, WAS_LISTED, self._record.today), now
 
     async def _left_since(self, name: str, mark: _Mark, content: LoggedList) -> list[Numbers]:
-        """Return the devices of the rows that a registering list lost since a change: as this node followed them, by the log, or by the older copy."""
-        noted = self._lists.get(name)
-        if noted is not None and noted.since.generation <= mark.generation:
-            return noted.left
+        """Return the devices of the rows that a registering list lost since a change, by the log, or by the older copy."""
         entries = [
             entry
             for entry in await self._store.log(name, mark.generation)

@@ -27,8 +27,11 @@ TOLERANCE_S = 600.0
 
 
 def seconds_of(text: str) -> float:
-    """Return the Unix seconds of a change's time."""
-    return datetime.fromisoformat(text).timestamp()
+    """Return the Unix seconds of a change's time; 0 for another text."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)

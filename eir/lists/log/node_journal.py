@@ -4,6 +4,7 @@ A row of a change has the columns of the layout `eir` (`imei`, `tac`, `imsi`, `i
 and `effect`: ADDED or REMOVED. Columns without a value are left out.
 """
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,10 +88,12 @@ class NodeJournal:
     def __init__(self, journal: Journal, who: str = "eir") -> None:
         self.journal = journal
         self._who = who
+        self._lock = threading.RLock()
+        """Lock of the methods that write, which several threads call."""
         self._recorded: dict[str, dict[str, None]] | None = None
         """Digests of the newest recorded changes of each list; None before the journal was read."""
         self._pending: deque[JournalEvent] = deque(maxlen=PENDING_MAX)
-        """Events that could not be written."""
+        """Gaps and forks that could not be written."""
         self._outcomes: Counter[tuple[str | None, str]] = Counter()
         self._last: dict[tuple[str | None, str], str] = {}
         self._recent: dict[str, deque[JournalEvent]] = {series: deque(maxlen=RECENT_MAX) for series in SERIES}
@@ -122,41 +125,49 @@ class NodeJournal:
         Raises:
             JournalError: if the journal cannot be written.
         """
-        self.open()
-        fresh = [each for each in changes if not self.has(name, each.change.digest)]
-        for each in fresh:
-            reasons = each.change.reasons or reasons
-            self._append(event_of(name, each, reasons))
+        with self._lock:
+            self.open()
+            for each in changes:
+                reasons = each.change.reasons or reasons
+                if not self.has(name, each.change.digest):
+                    self._append(event_of(name, each, reasons))
 
     def record_gap(self, name: str, what: str, before: Head, after: Head) -> None:
-        """Record that a list continues after a gap (`gap`), or on another chain (`fork`).
+        """Record that a list continues after a gap (`gap`), or on another chain (`fork`). If this fails, a later call tries again.
 
         Raises:
             JournalError: if the journal cannot be written.
         """
         states = [f"generation {head.generation} ({head.digest[:16]})" for head in (before, after)]
         detail = f"from {states[0]} to {states[1]}"
-        self.record_event(JournalEvent(time=utc_text(datetime.now(UTC)), who=self._who, what=what, list=name, serial=after.serial, detail=detail))  # fmt: skip
+        event = JournalEvent(
+            time=utc_text(datetime.now(UTC)), who=self._who, what=what, list=name, serial=after.serial, detail=detail
+        )
+        with self._lock:
+            self._pending.append(event)
+            self.flush()
 
     def record_event(self, event: JournalEvent) -> None:
-        """Record an event of the node. If this fails, the next call of a method that writes tries again.
+        """Record an event of the node.
 
         Raises:
-            JournalError: if the journal cannot be written.
+            JournalError: if the journal cannot be written; then the event is not recorded.
         """
-        self._pending.append(event)
-        self.flush()
+        with self._lock:
+            self.flush()
+            self._append(event)
 
     def flush(self) -> None:
-        """Write the events that could not be written before.
+        """Write the gaps and forks that could not be written before.
 
         Raises:
             JournalError: if the journal cannot be written.
         """
-        self.open()
-        while self._pending:
-            self._append(self._pending[0])
-            self._pending.popleft()
+        with self._lock:
+            self.open()
+            while self._pending:
+                self._append(self._pending[0])
+                self._pending.popleft()
 
     def maintain(self) -> None:
         """Write events that could not be written before; each TRIM_S also delete events that are older than `history.keep`.
@@ -180,6 +191,10 @@ class NodeJournal:
             JournalBusy: if another process writes it.
             JournalError: if it cannot be written.
         """
+        with self._lock:
+            self._open()
+
+    def _open(self) -> None:
         if not self.journal.is_open:
             try:
                 self.journal.open()
@@ -196,7 +211,7 @@ class NodeJournal:
 
     def recent(self) -> Sequence[JournalEvent]:
         """Return the newest events without their rows, at most RECENT_MAX of each series, in the order of their times."""
-        return sorted((event for events in self._recent.values() for event in events), key=attrgetter("time"))
+        return sorted((event for events in self._recent.values() for event in list(events)), key=attrgetter("time"))
 
     def _append(self, event: JournalEvent) -> None:
         self.journal.append_event(event)

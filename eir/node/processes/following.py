@@ -264,6 +264,12 @@ class _FollowerProcess:
     def _configure(self, config: Config) -> None:
         self._config = config
         self._follower.apply(self._kinds())
+        journal, history = self._journal.journal, config.history
+        journal.keep, journal.max_bytes, journal.feed_max_bytes = (
+            timedelta(days=history.keep),
+            history.max_bytes,
+            history.feed_max_bytes,
+        )
         self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:

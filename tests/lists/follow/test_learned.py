@@ -10,6 +10,7 @@ from simulated import servers
 from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, level, register
 
 from eir.device import device_key
+from eir.lists.follow import learned
 from eir.lists.follow.learned_state import read_state
 from eir.lists.log.reader import read_content
 from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
@@ -456,6 +457,36 @@ class TestForged:
         await forge(node_on.store, added={ONE: TODAY - 100, THREE: TODAY})
         await level(*pair)
         assert [node.days() for node in pair] == [{ONE: TODAY, TWO: TODAY, THREE: TODAY}] * 2
+
+    @pytest.mark.parametrize("mark", ["", "registered", f"{REGISTERED} x y", f"{REGISTERED} 99 {'0' * 64}"])
+    async def test_a_forged_mark_gives_no_second_period(self, node_on, pair, monkeypatch, mark):
+        a, b = pair
+        await register(node_on.store, [ONE, FOUR])
+        await level(a, b)
+        writer = ListWriter(node_on.store, NAME, FIRST_SEEN, "thief", now=lambda: datetime.fromtimestamp(a.now(), UTC))
+        await writer.write(lambda _: ListUpdate(what=LEARN, state={"registered": (mark,)}))
+        await register(node_on.store, [FOUR])
+        await level(a, b)
+        assert a.days() == b.days() == {ONE: WAS_LISTED, TWO: TODAY}
+        monkeypatch.setattr(learned, "BEHIND_S", 0.0)
+        a.learned._mark_at = float("-inf")
+        await level(a, b)
+        head = (await node_on.store.heads())[REGISTERED]
+        assert (await node_on.store.heads())[NAME].registered == (f"{REGISTERED} {head.generation} {head.digest}",)
+
+    async def test_a_forged_time_that_is_no_time_freezes_nothing(self, node_on, pair):
+        class NoTime(datetime):
+            def strftime(self, _):
+                return "soon"
+
+        now = NoTime.fromtimestamp(pair[0].now(), UTC)
+        writer = ListWriter(node_on.store, NAME, FIRST_SEEN, "thief", now=lambda: now)
+        rows = sighted_rows(keys_of(THREE), TODAY, TODAY)
+        await writer.write(lambda _: ListUpdate(what=LEARN, added=rows))
+        pair[0].see(FOUR)
+        await level(*pair)
+        assert [node.days() for node in pair] == [{ONE: TODAY, TWO: TODAY, FOUR: TODAY}] * 2
+        assert {node.learned.refused for node in pair} == {1}
 
     async def test_a_node_that_was_away_judges_by_the_times_in_the_chain(self, node_on, pair):
         """Honest rows of its absence are older than 7 days."""

@@ -1,6 +1,6 @@
 """A node's journal: events from changes of its lists, and the status that the node shows of it."""
 
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -171,17 +171,29 @@ def test_a_damaged_file_is_a_difference(opened, folder):
     assert again.status({}).differs
 
 
-def test_events_wait_while_another_process_writes_and_are_written_then(opened, folder):
+def test_forks_wait_while_another_process_writes_and_events_are_refused(opened, folder):
     other = opened()
     other.open()
     journal = opened()
-    events = [
-        replace(JournalEvent(time=utc_text(NOW), who="ops", what="reload"), detail=str(number)) for number in range(3)
-    ]
-    for event in events:
+    for number in range(3):
         with pytest.raises(JournalBusy):
-            journal.record_event(event)
+            journal.record_gap(f"list-{number}", "fork", Head(), Head())
+    with pytest.raises(JournalBusy):
+        journal.record_event(JournalEvent(time=utc_text(NOW), who="ops", what="reload"))
     other.journal.close()
     journal.maintain()
-    assert [event.detail for event in read_events(folder)] == ["0", "1", "2"]
+    assert [(event.what, event.list) for event in read_events(folder)] == [
+        ("fork", f"list-{number}") for number in range(3)
+    ]
     assert journal.status({}).bytes[MAIN] > journal.status({}).bytes[REJECTED]
+
+
+def test_threads_that_open_it_at_once_write_one_journal(opened, folder):
+    journal = opened()
+    with ThreadPoolExecutor(8) as threads:
+        events = [
+            JournalEvent(time=utc_text(NOW), who="ops", what="reload", detail=str(number)) for number in range(40)
+        ]
+        list(threads.map(journal.record_event, events))
+    assert sorted(int(event.detail) for event in read_events(folder)) == list(range(40))
+    assert list(journal_faults(folder)) == []
