@@ -210,9 +210,6 @@ def test_bytes_of_answers(answers):
 
 @pytest.mark.usefixtures("answers")
 def test_documents_and_exit_statuses(host):
-    until(
-        lambda: any(event["list"] is None for event in host.json("history"))
-    )  # of the start, which the node records beside checks
     commands = {
         "status": ["status"],
         "peers": ["peers"],
