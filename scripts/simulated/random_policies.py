@@ -78,7 +78,7 @@ def in_force(rows, key, now):
 
 
 def latest_end(*ends):
-    """Of several rows for one entry the latest end counts; 0 is none."""
+    """Return the end of an entry that several rows name: the latest one counts; 0 is none."""
     return 0 if 0 in ends else max(ends)
 
 
