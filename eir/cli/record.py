@@ -73,7 +73,7 @@ class _Query(NamedTuple):
     """Maximum number of events, the newest ones."""
 
 
-class _Verified(NamedTuple):
+class _Verification(NamedTuple):
     """Result of a verification."""
 
     faults: Sequence[str]
@@ -211,7 +211,7 @@ def _newest_changes(folder: Path, *, limit: int, name: str | None = None) -> dic
 # Verification
 
 
-def _verify(checked: Whereabouts, witness: Path | None) -> _Verified:
+def _verify(checked: Whereabouts, witness: Path | None) -> _Verification:
     """Verify the journal, the logs in the store, and an exported journal, and compare the changes that they have."""
     folder = checked.state / JOURNAL
     notes: list[str] = []
@@ -255,7 +255,7 @@ def _verify(checked: Whereabouts, witness: Path | None) -> _Verified:
     journal = f"{sum(lines.values()):,} lines of the journal" if has_journal else "this host has no journal"
     also = "" if witness is None else f"; {witness} is equal"
     text = f"the history is valid: {journal}; {changes:,} changes in the store{also}; SHA-256 of the newest line: {digest or '-'}"
-    return _Verified(faults, notes, document, text)
+    return _Verification(faults, notes, document, text)
 
 
 def _faults_of(folder: Path) -> list[str]:
@@ -287,7 +287,7 @@ def _count_lines(folder: Path, series: str) -> int:
     return sum(1 for path in paths_of(folder, series) for _ in lines_of(path))
 
 
-def _print_result(verified: _Verified, *, as_json: bool) -> None:
+def _print_result(verified: _Verification, *, as_json: bool) -> None:
     """Print the result of a verification; if the history has a fault, end the command with an error."""
     faults = verified.faults
     if as_json:

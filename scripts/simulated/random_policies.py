@@ -78,7 +78,7 @@ def in_force(rows, key, now):
 
 
 def latest_end(*ends):
-    """Return the end of an entry that several rows name: the latest one counts; 0 is none."""
+    """Return the latest end; 0 stands for no end."""
     return 0 if 0 in ends else max(ends)
 
 

@@ -110,7 +110,7 @@ def _begin(query: str, what: str) -> int:
     name, _, text = query.partition("=")
     try:
         if name != BEGIN or not text or what == REMOVE:
-            raise ValueError  # noqa: TRY301 - as a time that is none
+            raise ValueError  # noqa: TRY301 - handled as an invalid time
         return begin_seconds(text)
     except ValueError:
         raise RowRefused(400, "begin", "expected POST with ?begin=2026-12-22 or ?begin=2026-12-22T12:00:00Z") from None

@@ -112,7 +112,7 @@ def _write_record(out: IO[bytes], kind: str, content: bytes, part_id: str = "") 
 
 
 @dataclass(slots=True)
-class _Place:
+class _RecordPlace:
     """Place of a record's content in a file."""
 
     at: int
@@ -132,10 +132,10 @@ class ListFile:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self._path = path
-        self._parts: dict[str, list[_Place]] = {}
+        self._parts: dict[str, list[_RecordPlace]] = {}
         self.changes: list[Change] = []
         """Changes of the log, oldest first."""
-        self._rows: dict[int, _Place] = {}
+        self._rows: dict[int, _RecordPlace] = {}
         """Place of the rows of a change, by its index."""
         head: Head | None = None
         fault = ""
@@ -165,7 +165,7 @@ class ListFile:
             raise StoreError("corrupt", f"list {self.name}: its log does not lead to its head")
         self.head = head
 
-    def _records(self) -> Iterator[tuple[str, str, _Place, bytes]]:
+    def _records(self) -> Iterator[tuple[str, str, _RecordPlace, bytes]]:
         """Yield kind, ID, place and, for heads and changes, content of each record."""
         with self._path.open("rb") as file:
             end = file.seek(0, 2)
@@ -178,9 +178,9 @@ class ListFile:
                     raise ValueError("a record is longer than the file")
                 content = file.read(size) if kind in {HEAD, CHANGE} else b""
                 file.seek(at + size)
-                yield kind, str(record.get("id", "")), _Place(at, size), content
+                yield kind, str(record.get("id", "")), _RecordPlace(at, size), content
 
-    def _content(self, place: _Place) -> bytes:
+    def _content(self, place: _RecordPlace) -> bytes:
         with self._path.open("rb") as file:
             file.seek(place.at)
             return file.read(place.size)
