@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from eir import schema
-from eir.checks.question import FAULTS
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import tree
@@ -271,7 +270,7 @@ TABLE = (
     Key("policy.rules[].device_type", schema.many(kinds.DEVICE_TYPE), (), "condition: type of the device's TAC in a list of kind device_types"),
     Key("policy.rules[].software_version", schema.many(kinds.SOFTWARE_VERSION), (), "condition: Software-Version of the device"),
     Key("policy.rules[].imsi", schema.many(kinds.IMSI_PREFIX), (), "condition: the IMSI begins with these digits, such as the MCC and MNC of a roamer"),
-    Key("policy.rules[].identifier", schema.many(schema.word(*FAULTS)), (), "condition: fault of the identifier that the device sent"),
+    Key("policy.rules[].identifier", schema.many(kinds.FAULT), (), "condition: fault of the identifier that the device sent"),
     Key("policy.rules[].origin_host", schema.many(schema.IDENTITY), (), "condition: Origin-Host of the request"),
     Key("policy.rules[].origin_realm", schema.many(schema.IDENTITY), (), "condition: Origin-Realm of the request"),
     Key("policy.rules[].first_seen_within", schema.days(1, 3650), None, "condition: the first sighting of the device is at most this many days ago; a device without a sighting counts as seen now; needs `first_seen`"),

@@ -336,6 +336,7 @@ FAULTS = [
     ("policy: {rules: [{answer: blacklisted, software_version: 1}]}\n", 2, "expected two digits"),
     ("policy: {rules: [{answer: blacklisted, imei: [0010100100000]}]}\n", 2, "expected a whole identifier: no IMEI .14 to 16 digits"),
     ("policy: {rules: [{answer: blacklisted, imei: 00101001*}]}\n", 2, "expected a whole identifier"),
+    ("policy: {rules: [{answer: blacklisted, identifier: [zero, check_digit]}]}\n", 2, "check_digit has no successor, because many clients send wrong check digits; remove it"),
     ("policy: {rules: [{answer: blacklisted, imsi: 00101x}]}\n", 2, "expected the first 1 to 15 digits"),
     ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 'true'}]}\n", 2, "found 'true' for 'observe' in entry 1 of policy.rules; expected true or false, without quotes"),
     ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 1}]}\n", 2, "expected true or false"),
