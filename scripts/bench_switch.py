@@ -37,7 +37,7 @@ from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_lis
 from benchmark.servers import Server, free_port, memory_mb, redis
 from benchmark.site import LIST, Site, at_rest, await_serial
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.lists.stores.open import SQLITE, open_store
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000

@@ -26,7 +26,8 @@ from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds
 from eir.wire.transport.endpoint import is_loopback, is_secure
 from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.wire.transport.tls import load_tls, read_tls
-from eir.wire.web.denials import TokenSettings, keys_of
+from eir.wire.web.denials import TokenSettings
+from eir.wire.web.verifier import keys_of
 
 CERTIFICATE_SOON = timedelta(days=14)
 """Remaining validity below which the certificate of the node causes a warning."""
