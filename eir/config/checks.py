@@ -98,12 +98,6 @@ def _connects(config: Config) -> dict[Spot, str]:
     return {spot: url for spot, url in urls.items() if url}
 
 
-def _check_sctp(config: Config, document: Document) -> Findings:
-    sctp = config.sctp
-    if not document.faulty("sctp") and not sctp.rto_min_s <= sctp.rto_initial_s <= sctp.rto_max_s:
-        yield "expected rto_min_s <= rto_initial_s <= rto_max_s (RFC 9260 6.3.1)", ("sctp",)
-
-
 def _warn_sctp(config: Config, _: Document) -> Findings:
     urls = {listener.spot: listener.url for listener in config.listeners} | _connects(config)
     over_sctp = {spot: url for spot, url in urls.items() if url.startswith("sctp:")}
@@ -495,7 +489,7 @@ def _of_interfaces(name: str) -> Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_sctp, _check_store, _check_lists,
+    _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_store, _check_lists,
     _check_sources, check_layouts, _check_rules, _check_first_seen, _check_sightings,
 )  # fmt: skip
 """Checks whose findings are faults."""

@@ -27,7 +27,6 @@ from eir.schema import (
     Unexpected,
     address,
     many,
-    seconds,
     text,
     whole,
 )  # fmt: skip
@@ -70,7 +69,6 @@ KEYS = (
     Key("n5g.nrf.capacity", whole(0, 65535), 100, "capacity of the node relative to other EIRs"),
     Key("n5g.nrf.priority", whole(0, 65535), 0, "priority of the node; AMFs prefer the lowest number"),
     Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; hosts of `uri` are always allowed"),
-    Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "heartbeat interval that the node requests; an interval in the NRF's answer replaces it"),
 )  # fmt: skip
 PROBE_KEYS = (
     *TLS_KEYS,
@@ -79,7 +77,7 @@ PROBE_KEYS = (
 SECTIONS = (
     Section("n5g", N5gSettings),
     Section("n5g.tokens", TokenSettings, optional=True),
-    Section("n5g.nrf", NrfSettings, optional=True),
+    Section("n5g.nrf", NrfSettings, optional=True, gone={"heartbeat_s": "the NRF sets the interval; remove the key"}),
 )
 FAMILIES = (
     Family("eir_sbi_responses_total", "counter", ("peer", "result"), "Responses to AMFs, by HTTP status, and cause of an error"),

@@ -29,7 +29,7 @@ class NrfSettings:
     """MCC and MNC as digits; empty: the PLMN of the NRF."""
     capacity: int
     priority: int
-    heartbeat_s: float
+    heartbeat_s: float = 10.0
     """Requested interval in seconds; the NRF decides."""
     redirects: tuple[str, ...] | None = None
     """Further hosts to which an NRF may redirect the node; None: any."""

@@ -22,6 +22,7 @@ from simulated.patience import FACTOR, PATIENCE_S, PROGRAM_S
 from simulated.wire import EIR, REALM, TGPP, ecr
 
 from eir.node.observe.control import ask as control
+from eir.wire.peers.settings import Limits
 
 AMF = "amf1.5gc.mnc001.mcc001.3gppnetwork.org"
 PEERS = [
@@ -104,8 +105,8 @@ def shared(tmp_path_factory, publisher):
         site.authority = Authority(folder / "tls")
         site.configure(
             peers=PEERS, n5g={"listen": ["http://127.0.0.1:0", "https://127.0.0.1:0"]}, tls=site.authority.write(EIR, "127.0.0.1"), workers=2,
-            limits={"partial_message_timeout_s": 2, "stalled_write_s": 2, "cer_timeout_s": 2, "close_after_dpa_s": 2},
         )  # fmt: skip
+        site.tune(Limits, partial_message_timeout_s=2, stalled_write_s=2, cer_timeout_s=2, close_after_dpa_s=2)
         site.load([LISTED])
         site.load([TRACKED], list_name="tracked")
         site.start(prefix=["env"])
@@ -220,8 +221,8 @@ def test_it_is_seen_and_counted_as_its_own_protocol(shared):
 @pytest.mark.long
 async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(own, to):
     """Every attack at once, with a Diameter peer and an h2load client beside it that get right answers in time."""
-    limits = {"partial_message_timeout_s": 2, "stalled_write_s": 2, "cer_timeout_s": 4 * FACTOR}  # each begins in time
-    own.configure(limits=limits, workers=2)
+    own.configure(workers=2)
+    own.tune(Limits, partial_message_timeout_s=2, stalled_write_s=2, cer_timeout_s=4 * FACTOR)  # each begins in time
     node, steady = own.start(prefix=["env"]), Steady()
     before, memory = at_rest(node), memory_mb(node.pid)
     ended = {}
@@ -505,7 +506,7 @@ async def test_an_entry_whose_client_asks_over_diameter_too_is_away_without_it(o
 
 
 async def test_a_client_that_reads_nothing_is_dropped(own):
-    own.configure(limits={"stalled_write_s": 1, "write_buffer_bytes": 4096})
+    own.tune(Limits, stalled_write_s=1, write_buffer_bytes=4096)
     node = own.start(prefix=["env"])
     memory = memory_mb(node.pid)
     host, _, port = at(node).partition("://")[2].rpartition(":")
