@@ -27,7 +27,7 @@ _WORD = Struct("!I")
 _FIRST_WORD_BYTES = 4
 
 
-class Receiver(Protocol):
+class MessageReceiver(Protocol):
     """State machine that receives the messages of a connection."""
 
     @property
@@ -53,7 +53,7 @@ class Framer:
 
     __slots__ = ("_lane", "_receiver", "_traffic", "buffered", "need", "partial_at", "rates")
 
-    def __init__(self, receiver: Receiver, traffic: Traffic) -> None:
+    def __init__(self, receiver: MessageReceiver, traffic: Traffic) -> None:
         self._receiver = receiver
         self._traffic = traffic
         self._lane: Lane | None = None
