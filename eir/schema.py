@@ -370,6 +370,11 @@ class Key:
         return self.default is REQUIRED
 
 
+def fixed(settings: object, names: Iterable[str]) -> dict[str, str]:
+    """Return the warnings about removed keys whose values are constants now, for `Section.gone`. `settings`: object with these constants."""
+    return {name: f"the value is fixed at {getattr(settings, name):g}; remove the key" for name in names}
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """Section of the configuration file: one mapping of keys, a list of such mappings, or such mappings by name."""

@@ -34,7 +34,7 @@ from benchmark.plot import Rows, Series
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import loaded
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 QUESTIONS = 500_000
 CONNECTIONS, WINDOWS = (1, 4, 16), (1, 16, 256)

@@ -39,7 +39,7 @@ from benchmark.servers import PATIENCE_S, free_port
 from benchmark.site import EIR, LIST, Site
 
 from eir.checks.new_devices import COMPARED_PER_TURN, NewDevices
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
 from eir.lists.images.index import FirstSeenList

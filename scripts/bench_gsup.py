@@ -24,7 +24,7 @@ from simulated.store_content import fill
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.interfaces.gsup import ipa
 from eir.interfaces.gsup.ipa import Frames
 from eir.interfaces.gsup.message import check_imei, is_nack

@@ -42,7 +42,7 @@ from benchmark.questions import QUICK_QUESTIONS, Keys, Scattered, scattered, wri
 from benchmark.servers import Server, free_port
 from benchmark.site import ENTRIES, TACS, Site, at_rest, await_serial
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.node.processes.priority import set_idle_priority
 from eir.sightings import files
 from eir.sightings.schema import SCHEMA

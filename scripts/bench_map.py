@@ -16,7 +16,7 @@ from benchmark.measure import add_options, at_least, finish, say
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.errors import silent
 from eir.interfaces.map import checkimei as codec
 from eir.interfaces.map.server import MapServer

@@ -26,7 +26,7 @@ from benchmark.measure import (
 from benchmark.servers import Server, free_port, on_cores
 from benchmark.site import LIST, loaded
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 QUESTIONS = 100_000
 OF_BARE, OF_APPLICATION = 0.5, 10.0

@@ -26,7 +26,7 @@ from benchmark.measure import (
 from benchmark.servers import REALM, free_port
 from benchmark.site import loaded
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 QUESTIONS = 200_000
 SECONDS, TURNS = 1, 21

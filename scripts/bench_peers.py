@@ -43,7 +43,7 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import Site, program_of
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000
 HITS = (0.01, 0.5)

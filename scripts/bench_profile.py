@@ -19,7 +19,7 @@ from benchmark.measure import Load, Results, ask, begin, finish, say, wrong_answ
 from benchmark.servers import floor, free_port
 from benchmark.site import loaded
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000
 LOAD = Load(4, 256)

@@ -27,7 +27,7 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port
 from benchmark.site import Site
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.node.observe.control import ask as control
 
 ENTRIES, TACS, QUESTIONS = 100_000, 20_000, 500_000

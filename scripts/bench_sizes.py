@@ -39,7 +39,7 @@ from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port, memory_mb
 from benchmark.site import Site, at_rest
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.lists.record.settings import DEVICES, PAIRS
 
 SIZES = (1_000, 1_000_000, 10_000_000, 100_000_000)

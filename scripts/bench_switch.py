@@ -37,7 +37,7 @@ from benchmark.questions import QUICK_QUESTIONS, Scattered, scattered, write_lis
 from benchmark.servers import Server, free_port, memory_mb, redis
 from benchmark.site import LIST, Site, at_rest, await_serial
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.lists.changes.undo import plan_rollback
 from eir.lists.log.writer import ListWriter
 from eir.lists.record.settings import DEVICES

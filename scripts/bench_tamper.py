@@ -31,7 +31,7 @@ from benchmark.site import Site
 from simulated import attacks, networks, networks_shared, world, world_facts, world_other
 from simulated.world import World
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.lists.record.settings import TYPES
 from eir.sightings.conditions import COLUMNS, Tac, TamperSettings
 from eir.sightings.engine import Duck, duck

@@ -32,7 +32,7 @@ from benchmark.measure import (
 from benchmark.servers import PATIENCE_S, free_port, on_cores
 from benchmark.site import EIR, loaded
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 QUESTIONS = 500_000
 FULL = Load(4, 256)

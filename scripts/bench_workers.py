@@ -29,7 +29,7 @@ from benchmark.measure import (
 from benchmark.servers import free_port
 from benchmark.site import loaded
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.node.observe.control import ask as control
 
 ENTRIES, TACS, QUESTIONS = 1_000_000, 50_000, 500_000

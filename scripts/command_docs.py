@@ -76,7 +76,7 @@ def _command_section(names: tuple[str, ...], command: Any) -> list[str]:
         if each.param_type_name == "option":
             options = ", ".join(each.opts)
             name = f"{options} {each.metavar}" if each.metavar else options
-        lines += [".TP", f".B {_roff(name)}", _roff(each.help or "")]
+        lines += [".TP", f".B {_roff(name)}", _roff((each.help or "").replace("\b\n", ""))]
     examples = (command.epilog or "").removeprefix("\b\n").splitlines()
     return [*lines, ".PP", ".EX", *map(_roff, examples), ".EE"]
 

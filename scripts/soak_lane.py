@@ -24,7 +24,7 @@ POLICIES = (
     lanes.LISTED, lanes.POLICY,
     PolicySettings(
         rules=(
-            Rule(answer=Status.BLACKLISTED, identifier=("check_digit", "test")), Rule(answer=Status.GREYLISTED, list="sims", observe=True),
+            Rule(answer=Status.BLACKLISTED, identifier=("test",)), Rule(answer=Status.GREYLISTED, list="sims", observe=True),
             Rule(answer=Status.UNKNOWN, not_list="stolen", imsi=("00102",)), Rule(answer=Status.BLACKLISTED, list="ending"), Rule(answer=Status.GREYLISTED, device_type=("Module",)), Rule(answer=Status.GREYLISTED, list="tacs"),
         ),
         default=Status.WHITELISTED,

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from eir.checks.new_devices import NewDevices
 from eir.checks.policy import TEXTS, Decision, Policy, SightingKind, Sightings, Verdict, compile_policy
-from eir.checks.question import NO_KEY, Question, has_wrong_check_digit
+from eir.checks.question import NO_KEY, Question
 from eir.checks.settings import NoDevice, PolicySettings, Status
 from eir.device import key_text
 from eir.errors import IdentifierError, Report, silent
@@ -164,10 +164,7 @@ class Checker:
                 self._add_sighting_of(question, ERRORS[verdict], imsi)
                 return verdict
         else:
-            decide = policy.decide
-            if policy.by_digit is not None and has_wrong_check_digit(question.identifier()):
-                decide = policy.by_digit
-            verdict = decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
+            verdict = policy.decide(key, imsi, question.version(), question.origin_host, question.origin_realm)
             self.queue_new_device(question.protocol, question.peer, imsi)
         requester = self._requester_labels(question.protocol, question.peer)
         self._answered[requester][verdict] += 1

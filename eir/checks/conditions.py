@@ -106,8 +106,8 @@ def _imsi(prefixes: tuple[str, ...], _: "Index") -> Holds:
 
 
 def _identifier(faults: tuple[str, ...], _: "Index") -> Holds:
-    # The faults `malformed` and `check_digit` cannot be tested by the key. For identifiers with such a fault,
-    # compile_policy builds variants of the rules without this condition.
+    # The fault `malformed` cannot be tested by the key. For malformed identifiers compile_policy builds variants of the
+    # rules without this condition.
     tests = tuple(KEY_TESTS[fault] for fault in faults if fault in KEY_TESTS)
     return lambda key, _imsi, _software_version, _host, _realm: any(test(key) for test in tests)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from eir.checks.conditions import CONDITIONS, Holds, OfCheck
 from eir.checks.program import Program, encode_policy
-from eir.checks.question import CHECK_DIGIT, MALFORMED
+from eir.checks.question import MALFORMED
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.lists.images.index import Index
 from eir.lists.record.settings import SUBSCRIBERS
@@ -143,8 +143,6 @@ class Policy:
     """End of the override in force, at which the policy must be compiled again; None if there is no such end."""
     overridden: bool = False
     """True if an override is in force."""
-    by_digit: Decide | None = None
-    """Variant of `decide` for an IMEI with a wrong check digit; None if no rule tests the check digit."""
     malformed: DecideMalformed | None = None
     """Variant of `decide` for an identifier that is neither IMEI nor MEID; None if no rule can match such an identifier.
 
@@ -182,17 +180,14 @@ def compile_policy(settings: PolicySettings, index: Index, *, observed: Observed
 
     def compile_rules(rules: Sequence[RuleVerdict], unproven: Policy | None = None) -> Policy:
         decide = _first_match(_steps(rules, index, observed), default)
-        by_digit: Decide | None = None
-        if any(CHECK_DIGIT in rule.identifier for rule, _ in rules):
-            by_digit = _first_match(_steps(rules, index, observed, CHECK_DIGIT), default)
         malformed: DecideMalformed | None = None
         # A malformed identifier can match only rules about malformed identifiers, or rules that look devices up in a list.
         malformed_rules = [
             (rule, verdict) for rule, verdict in rules if MALFORMED in rule.identifier or _looks_up_device(rule, index)
         ]
         if malformed_rules:
-            malformed = _first_match(_steps(malformed_rules, index, observed, MALFORMED), None)
-        return Policy(decide, unidentified, program, by_digit=by_digit, malformed=malformed, unproven=unproven)
+            malformed = _first_match(_steps(malformed_rules, index, observed, malformed=True), None)
+        return Policy(decide, unidentified, program, malformed=malformed, unproven=unproven)
 
     unproven_rules = [(rule, verdict) for rule, verdict in rules if not rule.authenticated]
     if unproven_rules == rules:
@@ -221,15 +216,12 @@ def _answers_without_device(settings: PolicySettings) -> dict[NoDevice, Verdict 
 
 
 def _steps(
-    rules: Iterable[RuleVerdict], index: Index, observed: Observed, fault: str | None = None
+    rules: Iterable[RuleVerdict], index: Index, observed: Observed, *, malformed: bool = False
 ) -> tuple[Step, ...]:
-    """Compile each policy rule to a pair: test and verdict.
-
-    `fault`: fault of the identifiers that the tests receive. None: the identifiers are valid.
-    """
+    """Compile each policy rule to a pair: test and verdict. `malformed`: True for tests of malformed identifiers."""
     steps = []
     for rule, verdict in rules:
-        test = _all_of(rule, index, fault)
+        test = _all_of(rule, index, malformed=malformed)
         if rule.observe:
             test = _observe(test, verdict, observed)
         steps.append((test, verdict))
@@ -261,16 +253,16 @@ def _looks_up_device(rule: Rule, index: Index) -> bool:
     return rule.list is not None and index.lists[rule.list].kind != SUBSCRIBERS
 
 
-def _all_of(rule: Rule, index: Index, fault: str | None) -> Holds:
+def _all_of(rule: Rule, index: Index, *, malformed: bool) -> Holds:
     """Compile the conditions of a rule to one test.
 
-    `fault`: fault of the identifiers that the test receives. None: the identifiers are valid. The
-    test omits the condition `identifier` if that condition names the fault.
+    `malformed`: True for a test of malformed identifiers, which omits the condition `identifier` if that condition has the
+    value `malformed`.
 
     Lookups in lists are the slowest conditions, so they are evaluated after the others.
     """
     names = sorted(rule.conditions, key=lambda name: (CONDITIONS[name].records, CONDITIONS[name].names_list))
-    if fault in rule.identifier:
+    if malformed and MALFORMED in rule.identifier:
         names.remove("identifier")
     conditions = tuple(CONDITIONS[name].compile(rule.conditions[name], index) for name in names)
     if len(conditions) == 1:

@@ -2,14 +2,14 @@
 
 An interface (such as eir.interfaces.s13.service) fills a Question with the texts of its protocol and does not validate them. This
 module distinguishes missing and malformed identifiers in the same way for each protocol. It also detects identifiers that are
-suspect in themselves, as reprogrammed phones send them: zeros, a repeated digit, a sequence of digits, the identifier of test
-equipment, or an IMEI with a wrong check digit. The module does not depend on the policy.
+suspect in themselves, as reprogrammed phones send them: zeros, a repeated digit, a sequence of digits, or the identifier of test
+equipment. The module does not depend on the policy.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from eir.device import IMEI_LENGTHS, KEY_DIGITS, ODD_BASE, SNR_KEYS, imei_key, is_digits, meid_key, odd_key
+from eir.device import IMEI_LENGTHS, KEY_DIGITS, ODD_BASE, SNR_KEYS, check_digit, imei_key, is_digits, meid_key, odd_key
 from eir.errors import IdentifierError
 
 IMEISV_DIGITS = IMEI_LENGTHS[-1]
@@ -104,8 +104,8 @@ class Question(NamedTuple):
         return version if len(version) == SOFTWARE_VERSION_DIGITS else ""
 
 
-MALFORMED, CHECK_DIGIT = "malformed", "check_digit"
-"""Faults that the key of a device (eir.device) does not reveal."""
+MALFORMED = "malformed"
+"""Fault that the key of a device (eir.device) does not reveal."""
 NO_KEY = ODD_BASE
 """Key that no identifier has, so it is in no list."""
 IMEI_DIGITS = 15
@@ -151,21 +151,15 @@ def _range_test(ranges: tuple[KeyRange, ...]) -> Callable[[int], bool]:
 KEY_TESTS: Mapping[str, Callable[[int], bool]] = {fault: _range_test(ranges) for fault, ranges in KEY_FAULTS.items()}
 """Fault that the key of a device reveals → function that returns True for a key with this fault."""
 
-FAULTS = (MALFORMED, *KEY_TESTS, CHECK_DIGIT)
+FAULTS = (MALFORMED, *KEY_TESTS)
 """Values of the condition `identifier`."""
 
-_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
-"""Digit → sum of the digits of its double, for the check digit."""
 
-
-def has_wrong_check_digit(imei: str | bytes) -> bool:
+def has_wrong_check_digit(imei: str) -> bool:
     """Return True if the 15th digit of an IMEI is neither its check digit nor 0 (TS 23.003 annex B).
 
     Phones send 0 as a spare digit in this place.
     """
-    if len(imei) != IMEI_DIGITS or not imei.isdigit():
+    if len(imei) != IMEI_DIGITS or not is_digits(imei):
         return False
-    *digits, last_digit = map(int, imei if isinstance(imei, str) else imei.decode())
-    doubled = [_DOUBLED[digit] for digit in digits[1::2]]
-    check_digit = -(sum(digits[0::2]) + sum(doubled)) % 10
-    return last_digit not in {0, check_digit}
+    return int(imei[KEY_DIGITS]) not in {0, check_digit(imei[:KEY_DIGITS])}

@@ -1,6 +1,7 @@
 """Commands that show the answer for a device: from this EIR with the reason, or from any EIR over the network."""
 
 import asyncio
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ CLIENTS = {each.name: each for each in INTERFACES if each.probe}
 """Interfaces of clients that send checks, by the scheme of their URL."""
 TIMEOUT = seconds(0.001, DAY_S)
 TIMEOUT_S = 5.0
+URL_HELP_COLUMNS = 68
+"""Width of the table of a protocol's parameters, which stands beside the name of the argument."""
 
 
 def _timeout_s(written: str) -> float:
@@ -56,11 +59,16 @@ def _clients() -> str:
 
 
 def _url_help() -> str:
-    forms = []
+    """Return the help of the URL: for each protocol a table of its parameters, whose lines click does not fold again."""
+    tables = ["The EIR, with parameters behind '?', joined by '&':"]
     for each in CLIENTS.values():
-        parameters = ", ".join(f"{key.path} ({key.says})" for key in each.probe_keys)
-        forms.append(f"{each.name}://HOST[:PORT] asks as {each.client}; parameters: {parameters}.")
-    return f"The EIR, with parameters behind '?', joined by '&'. {' '.join(forms)}"
+        width = max(len(key.path) for key in each.probe_keys)
+        lines = [f"{each.name}://HOST[:PORT] asks as {each.client}:"]
+        for key in each.probe_keys:
+            row = f"  {key.path:{width}}  {key.says}"
+            lines += textwrap.wrap(row, URL_HELP_COLUMNS, subsequent_indent=" " * (width + 4))
+        tables.append("\b\n" + "\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def probe_of(url: str, timeout_s: float, configured: Mapping[str, Any]) -> Probe:

@@ -140,6 +140,15 @@ def print_text(text: str) -> None:
     print(printable(text, but="\n\t"))
 
 
+def table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, width: int | None, short: Sequence[str] = ()
+) -> str:
+    """Format rows as a table for people, as `render_table`."""
+    from eir.cli.table import render_table  # noqa: PLC0415 - rich takes longer to import than many commands take to run
+
+    return render_table(rows, columns, cell, width=width, short=short)
+
+
 def show(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, short: Sequence[str] = ()
 ) -> None:
@@ -150,8 +159,6 @@ def show(
     if as_json:
         print_json(rows)
     else:
-        from eir.cli.table import table  # noqa: PLC0415 - rich takes longer to import than many commands take to run
-
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(table(rows, columns, width=width, short=short), end="")
 

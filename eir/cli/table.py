@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eir.cli.output import cell
-
 GAP = 2
 """Number of blanks between columns."""
 FOLDED_MIN = 24
@@ -29,16 +27,21 @@ Cells: TypeAlias = Sequence[Sequence[str]]
 """Texts of the cells, by row and column."""
 
 
-def table(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, width: int | None, short: Sequence[str] = ()
+def render_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    form: Callable[[Any, str], str],
+    *,
+    width: int | None,
+    short: Sequence[str] = (),
 ) -> str:
     """Format rows as a table, with a newline after each line.
 
-    `width`: columns of the terminal; None for a pipe. `short`: columns to use before each row becomes a record of
+    `form`: function that formats a value for a column. `width`: columns of the terminal; None for a pipe. `short`: columns to use before each row becomes a record of
     lines.
     """
     values = [[row.get(column) for column in columns] for row in rows]
-    cells = [[*map(cell, row, columns)] for row in values]
+    cells = [[*map(form, row, columns)] for row in values]
     heads = [column.replace("_", " ") for column in columns]
     widest = _widths(cells, heads, _width)
     sizes = [max(size, _width(head)) for size, head in zip(widest, heads, strict=True)]
@@ -52,7 +55,7 @@ def table(
         if room < head_words[-1] or longest > width - len(INDENT):
             least = list(map(max, head_words, _widths(cells, heads, _longest_word)))
             if not _fold(sizes, least, width - gaps) or _lines_of_highest(cells, sizes) > FOLDS_MAX:
-                return table(rows, short, width=width) if short else _records(cells, heads)
+                return render_table(rows, short, form, width=width) if short else _records(cells, heads)
             room = sizes[-1]
         if sizes[-1] > room and max(longest, FOLDED_MIN) > room:
             below = [_wrapped_below(row[-1], width) for row in cells]

@@ -26,7 +26,8 @@ from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds
 from eir.wire.transport.endpoint import is_loopback, is_secure
 from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
 from eir.wire.transport.tls import load_tls, read_tls
-from eir.wire.web.denials import TokenSettings, keys_of
+from eir.wire.web.denials import TokenSettings
+from eir.wire.web.verifier import keys_of
 
 CERTIFICATE_SOON = timedelta(days=14)
 """Remaining validity below which the certificate of the node causes a warning."""
@@ -95,12 +96,6 @@ def _connects(config: Config) -> dict[Spot, str]:
     for each in INTERFACES:
         urls |= each.connects(config.of(each))
     return {spot: url for spot, url in urls.items() if url}
-
-
-def _check_sctp(config: Config, document: Document) -> Findings:
-    sctp = config.sctp
-    if not document.faulty("sctp") and not sctp.rto_min_s <= sctp.rto_initial_s <= sctp.rto_max_s:
-        yield "expected rto_min_s <= rto_initial_s <= rto_max_s (RFC 9260 6.3.1)", ("sctp",)
 
 
 def _warn_sctp(config: Config, _: Document) -> Findings:
@@ -494,7 +489,7 @@ def _of_interfaces(name: str) -> Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_sctp, _check_store, _check_lists,
+    _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_store, _check_lists,
     _check_sources, check_layouts, _check_rules, _check_first_seen, _check_sightings,
 )  # fmt: skip
 """Checks whose findings are faults."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from eir import schema
-from eir.checks.question import FAULTS
 from eir.checks.settings import Override, PolicySettings, Rule, Status
 from eir.config import kinds
 from eir.config.reader import tree
@@ -67,6 +66,16 @@ def _given(**values: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((name, value) for name, value in values.items() if value is not None)
 
 
+FIXED_LIMITS = (
+    "max_message_bytes", "max_avps", "max_depth", "cer_timeout_s", "partial_message_timeout_s", "turn_messages", "write_buffer_bytes", "stalled_write_s",
+    "close_after_dpa_s", "duplicate_probe_s",
+)  # fmt: skip
+FIXED_SCTP = (
+    "rto_initial_s", "rto_min_s", "rto_max_s", "heartbeat_s", "path_retransmissions", "association_retransmissions",
+)  # fmt: skip
+"""Limits and SCTP settings that no key changes: the defaults of the dataclasses."""
+
+
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:
     """Split the section `limits` into the limits on one peer and the memory limit (`load_memory`) for loading a release."""
     return {"limits": Limits(**of_peers), "load_memory": load_memory}
@@ -116,10 +125,10 @@ SECTIONS = (
     Section("identity", partial(Identity, origin_state_id=0)),
     Section("peers[]", _peer_settings),
     Section("peers[].answers", _given),
-    Section("limits", _limits),
+    Section("limits", _limits, gone=schema.fixed(LIMITS, FIXED_LIMITS)),
     Section("tls", TlsSettings, optional=True),
     *(section for each in INTERFACES for section in each.sections),
-    Section("sctp", SctpSettings),
+    Section("sctp", SctpSettings, gone=schema.fixed(SCTP, FIXED_SCTP)),
     Section("lists.*", ListSettings),
     Section("lists.*.source", Source, optional=True, short="url"),
     Section("first_seen", FirstSeenSettings, optional=True, live=False),
@@ -177,16 +186,6 @@ TABLE = (
     Key("peers[].early", schema.FLAG, False, "whether the peer sends its check before it has authenticated the SIM (OsmoMSC's `check-imei-rqd early`); rules with `authenticated` are skipped for this peer"),
     Key("peers[].access", schema.word(WLAN), None, "access network of this peer's phones, recorded with each check: wlan for a 3GPP AAA server, which asks for phones that attach over Wi-Fi; not recorded if left out"),
     *(Key(f"peers[].answers.{status}", kinds.STATUS, None, f"status sent to this peer instead of {status}") for status in Status if status != Status.WHITELISTED),
-    Key("limits.max_message_bytes", schema.byte_size(4096, 1 << 23), LIMITS.max_message_bytes, "maximum length of a message; before it reads a longer message, the node closes the connection"),
-    Key("limits.max_avps", schema.whole(32, 65536), LIMITS.max_avps, "maximum number of AVPs in one message, including those inside groups"),
-    Key("limits.max_depth", schema.whole(2, 64), LIMITS.max_depth, "maximum depth of nested groups"),
-    Key("limits.cer_timeout_s", schema.seconds(0.1, 3600), LIMITS.cer_timeout_s, "maximum time from the accepted connection to a complete CER, and from the node's CER to the CEA"),
-    Key("limits.partial_message_timeout_s", schema.seconds(0.1, 3600), LIMITS.partial_message_timeout_s, "maximum time from the first byte of a message to its last"),
-    Key("limits.turn_messages", schema.whole(1, 65536), LIMITS.turn_messages, "maximum number of messages handled on one connection before other connections get their turn; a message that needs longer handling counts as several"),
-    Key("limits.write_buffer_bytes", schema.byte_size(4096, 1 << 28), LIMITS.write_buffer_bytes, "size of unsent answers above which the node stops reading from the peer"),
-    Key("limits.stalled_write_s", schema.seconds(0.1, 3600), LIMITS.stalled_write_s, "maximum time for which a peer may leave answers unread; the node then closes the connection"),
-    Key("limits.close_after_dpa_s", schema.seconds(0.1, 60), LIMITS.close_after_dpa_s, "time from the node's DPA until the node closes the connection"),
-    Key("limits.duplicate_probe_s", schema.seconds(0.1, 60), LIMITS.duplicate_probe_s, "maximum time for a DWA on the oldest connection of a peer that exceeds `connections`; without this DWA the node closes the oldest connection"),
     Key("limits.connections_max", schema.whole(1, 65536), LIMITS.connections_max, "maximum number of simultaneous connections"),
     Key("limits.unidentified_max", schema.whole(1, 65536), LIMITS.unidentified_max, "maximum number of simultaneous connections without a CER, not counting peers that `peers` names by host or address; above this number, the node closes connections that are 1 s old, first the oldest of the address with most connections"),
     Key("limits.source_connections_max", schema.whole(1, 65536), LIMITS.source_connections_max, "maximum number of simultaneous connections from one network (IPv4 /24, IPv6 /64)"),
@@ -201,12 +200,6 @@ TABLE = (
     Key("tls.min_version", schema.word(*VERSIONS), "1.2", "lowest TLS version"),
     *(key for each in INTERFACES if each.section and each.server for key in each.keys),
     Key("sctp.local_addresses", schema.many(kinds.ADDRESS), (), "addresses from which the node connects over SCTP; default: all addresses of the host"),
-    Key("sctp.rto_initial_s", schema.seconds(0.05, 60), SCTP.rto_initial_s, "retransmission timeout before the first measured round trip"),
-    Key("sctp.rto_min_s", schema.seconds(0.05, 60), SCTP.rto_min_s, "minimum retransmission timeout; keep it above the time that peers take for a SACK, usually 200 ms"),
-    Key("sctp.rto_max_s", schema.seconds(0.05, 60), SCTP.rto_max_s, "maximum retransmission timeout; the timeout doubles each time it expires"),
-    Key("sctp.heartbeat_s", schema.seconds(0.5, 3600), SCTP.heartbeat_s, "time between two heartbeats on an idle path"),
-    Key("sctp.path_retransmissions", schema.whole(1, 20), SCTP.path_retransmissions, "number of consecutive timeouts after which a path is lost (Path.Max.Retrans); the node uses another path after the first timeout"),
-    Key("sctp.association_retransmissions", schema.whole(1, 60), SCTP.association_retransmissions, "number of consecutive timeouts, over all paths, after which the connection is lost (Association.Max.Retrans)"),
     Key("sctp.optional", schema.FLAG, SCTP.optional, "whether the node starts without its SCTP listeners if the kernel has no SCTP; false makes that an error"),
     Key("state", schema.FOLDER, Path("var"), "folder of the SQLite file, the last good copies and the control socket", live=False),
     Key("control_read", schema.FILE, None, "file of a read-only control socket (`$EIR_CONTROL`), which belongs to the group of its folder", live=False),
@@ -271,7 +264,7 @@ TABLE = (
     Key("policy.rules[].device_type", schema.many(kinds.DEVICE_TYPE), (), "condition: type of the device's TAC in a list of kind device_types"),
     Key("policy.rules[].software_version", schema.many(kinds.SOFTWARE_VERSION), (), "condition: Software-Version of the device"),
     Key("policy.rules[].imsi", schema.many(kinds.IMSI_PREFIX), (), "condition: the IMSI begins with these digits, such as the MCC and MNC of a roamer"),
-    Key("policy.rules[].identifier", schema.many(schema.word(*FAULTS)), (), "condition: fault of the identifier that the device sent"),
+    Key("policy.rules[].identifier", schema.many(kinds.FAULT), (), "condition: fault of the identifier that the device sent"),
     Key("policy.rules[].origin_host", schema.many(schema.IDENTITY), (), "condition: Origin-Host of the request"),
     Key("policy.rules[].origin_realm", schema.many(schema.IDENTITY), (), "condition: Origin-Realm of the request"),
     Key("policy.rules[].first_seen_within", schema.days(1, 3650), None, "condition: the first sighting of the device is at most this many days ago; a device without a sighting counts as seen now; needs `first_seen`"),

@@ -204,6 +204,8 @@ class Interface:
     connects: Callable[[Any], Mapping[Spot, str]] = lambda _: {}
     """Returns the URLs to which it connects, by their place in the file."""
     families: tuple[Family, ...] = ()
+    state_files: tuple[str, ...] = ()
+    """Names of its files in the state folder that no program can create again, so that a backup has them."""
 
     server: str = ""
     """Server of a worker: class derived from eir.wire.peers.server.Server, created with (settings, Context), with a method `apply` for new ones."""

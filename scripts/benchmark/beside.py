@@ -15,7 +15,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eir.cli.table import table
+from eir.cli.output import table
 from eir.interfaces.s13 import INTERFACE as S13
 
 from . import feeder

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 from . import network
 from .build import Missing, program, tools

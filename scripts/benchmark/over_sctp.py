@@ -17,7 +17,7 @@ from typing import Any
 
 from parts import enter_sctp
 
-from eir.cli.table import table
+from eir.cli.output import table
 
 from . import network
 from .build import Missing, program, tools

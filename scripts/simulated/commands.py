@@ -29,7 +29,10 @@ THREADED = ("eir.cli.figures", "eir.cli.sightings", "eir.cli.tamper")
 """Modules that are imported after the fork, because their libraries start threads."""
 LENGTH_BYTES = 4
 CONSTANTS = "EIR_TEST_CONSTANTS"
-"""Environment variable with constants of the program that a command is to have, by their full names, as JSON."""
+"""Environment variable with constants of the program that a command is to have, by their full names, as JSON.
+
+The default of a dataclass's field is a constant too, such as `eir.wire.peers.settings.Limits.stalled_write_s`.
+"""
 
 
 @cache
@@ -195,6 +198,17 @@ def _fork(link, files):
     return pid
 
 
+def replace_constant(name, value):
+    """Replace a constant of the program in this process."""
+    owner, _, constant = name.rpartition(".")
+    module, _, cls = owner.rpartition(".")
+    if cls[0].isupper():
+        constants = getattr(import_module(module), cls).__init__.__kwdefaults__
+    else:
+        constants = vars(import_module(owner))
+    constants[constant] = value if isinstance(value, float) else type(constants[constant])(value)
+
+
 def _run(files, arguments, environment, folder):
     """Run the command in this process, and end it."""
     status = 1
@@ -203,10 +217,7 @@ def _run(files, arguments, environment, folder):
             os.dup2(file, target)
         os.closerange(3, 1000)
         for name, value in json.loads(environment.pop(CONSTANTS, "{}")).items():
-            module, _, constant = name.rpartition(".")
-            assert hasattr(import_module(module), constant), name
-            kind = type(getattr(import_module(module), constant))
-            setattr(import_module(module), constant, kind(value))
+            replace_constant(name, value)
         os.environ.clear()
         os.environ.update(environment)
         time.tzset()

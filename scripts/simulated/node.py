@@ -30,6 +30,7 @@ from eir.lists.follow.list_copy import copied_heads
 from eir.lists.releases.publish import publish
 from eir.lists.stores.open import COPIES, open_store
 from eir.node.observe.control import ControlError, ask
+from eir.wire.peers.settings import Limits
 
 from .commands import CONSTANTS, commands
 from .patience import FACTOR, PATIENCE_S
@@ -64,7 +65,6 @@ def settings():
             "rules": [{"list": "stolen", "answer": "blacklisted"}, {"list": "tracked", "answer": "greylisted"}],
         },
         "http": "127.0.0.1:0",
-        "limits": {"close_after_dpa_s": min(0.3 * FACTOR, 60)},  # how long a node that ends waits for each client
     }
 
 
@@ -163,6 +163,8 @@ class Site:
         self.path = folder / "eir.yaml"
         self.state = folder / "var"
         self.settings = settings()
+        self.tuned = {}
+        self.tune(Limits, close_after_dpa_s=0.3 * FACTOR)  # how long a node that ends waits for each client
         self.node = None
         folder.mkdir(parents=True)
         (folder / "signers").write_text(publisher.signers)
@@ -179,6 +181,10 @@ class Site:
         """Write the configuration with these sections replaced."""
         self.settings |= changes
         self.path.write_text(yaml.dump(self.settings, Dumper=PlainDumper, sort_keys=False))
+
+    def tune(self, cls, **defaults):
+        """Give nodes that start from now on these defaults of a dataclass, for settings that no key changes."""
+        self.tuned |= {f"{cls.__module__}.{cls.__qualname__}.{name}": value for name, value in defaults.items()}
 
     def environment(self, **changes):
         bare = {
@@ -271,11 +277,11 @@ class Node:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=environment,
+                    env=environment | self._tuned(environment.get("PYTHONPATH")),
                     cwd=site.folder,
                 )
             else:
-                constants = json.dumps(PERIODS | json.loads(environment.get(CONSTANTS, "{}")))
+                constants = json.dumps(PERIODS | site.tuned | json.loads(environment.get(CONSTANTS, "{}")))
                 self.process = commands().start(
                     ["serve", *map(str, arguments)],
                     env=environment | {CONSTANTS: constants},
@@ -283,6 +289,16 @@ class Node:
                     stdout=log,
                     stderr=log,
                 )
+
+    def _tuned(self, altered):
+        """Environment of a program of its own, in which the constants of the site are replaced. `altered`: folder of the fixture of that name."""
+        folder = self.site.folder / "tuned"
+        folder.mkdir(exist_ok=True)
+        code = f"from simulated.commands import replace_constant\nfor each in {self.site.tuned}.items(): replace_constant(*each)\n"
+        if altered:
+            code += (Path(altered) / "sitecustomize.py").read_text()
+        (folder / "sitecustomize.py").write_text(code)
+        return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}"}
 
     @property
     def pid(self):

@@ -83,12 +83,11 @@ def latest_end(*ends):
 
 
 SUSPECT = {
-    "malformed": lambda _, device: device == "none at all",
-    "zero": lambda _, device: device == "0" * 14,
-    "repeated": lambda _, device: device.isdigit() and len(set(device)) == 1 and device[0] != "0",
-    "sequence": lambda _, device: device in "01234567890123456789012345" or device in "98765432109876543210987654",
-    "test": lambda _, device: device[:4] in {"0044", "0086", "0091"} or (device[:4] == "0010" and device[4:6] in {f"{number:02d}" for number in range(1, 18)}),
-    "check_digit": lambda question, device: (imei := question["imei"] or "").isdigit() and len(imei) == 15 and imei[:14] == device and imei[14] not in {"0", str(check_digit(device))},
+    "malformed": lambda device: device == "none at all",
+    "zero": lambda device: device == "0" * 14,
+    "repeated": lambda device: device.isdigit() and len(set(device)) == 1 and device[0] != "0",
+    "sequence": lambda device: device in "01234567890123456789012345" or device in "98765432109876543210987654",
+    "test": lambda device: device[:4] in {"0044", "0086", "0091"} or (device[:4] == "0010" and device[4:6] in {f"{number:02d}" for number in range(1, 18)}),
 }  # fmt: skip
 """Faults of identifiers, by the words of the page."""
 
@@ -132,7 +131,7 @@ class Model:
             return (
                 device in {each[:14].upper() for each in value}
                 if condition == "imei"
-                else any(SUSPECT[name](question, device) for name in value)
+                else any(SUSPECT[name](device) for name in value)
             )
         if condition in {"tac", "imsi"}:
             asked = imsi if condition == "imsi" else device[:8] if device.isdigit() else ""
@@ -269,7 +268,7 @@ CONDITION_LISTS = {
     "list": list(KINDS), "not_list": list(KINDS), "device_bound_elsewhere": ["bound"], "subscriber_bound_elsewhere": ["bound"],
 }  # fmt: skip
 VALUES = {
-    "identifier": ["malformed", "zero", "repeated", "sequence", "test", "check_digit"],
+    "identifier": ["malformed", "zero", "repeated", "sequence", "test"],
     "imei": [*DEVICES[::3], *(f"{device}{end}" for device in DEVICES[1::3] for end in ("5", "34")), MEIDS[0]],
     "tac": [*TACS, "35*", "3500*", "8600000*", "0*"], "software_version": VERSIONS, "imsi": ["00101", "0010", "262010000000001"],
     "origin_host": [HOST.upper(), *HOSTS[1:]], "origin_realm": REALMS,

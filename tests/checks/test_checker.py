@@ -48,8 +48,8 @@ class Checks:
 
 
 SUSPECT = (
-    Rule(identifier=("check_digit",), answer=GREY, observe=True),
-    Rule(identifier=("check_digit", "malformed"), answer=BLACK),
+    Rule(identifier=("zero",), answer=GREY, observe=True),
+    Rule(identifier=("zero", "malformed"), answer=BLACK),
 )
 
 
@@ -58,9 +58,8 @@ SUSPECT = (
     [
         ("352099001761481", WHITE, 0),  # its check digit (TS 23.003 annex B)
         ("352099001761480", WHITE, 0),  # the spare digit that phones send
-        ("352099001761482", BLACK, 1),
-        ("35209900176148", WHITE, 0),
-        ("3520990017614812", WHITE, 0),  # an IMEISV has none
+        ("352099001761482", WHITE, 0),  # another digit, which no rule tests
+        ("000000000000000", BLACK, 1),
         ("3520990017614", BLACK, 0),
         ("nonsense", BLACK, 0),
         (None, GREY, 0),

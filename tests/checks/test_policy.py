@@ -133,22 +133,21 @@ def test_condition(condition, holds, fails):
 
 
 def test_what_the_key_does_not_show_has_rules_of_its_own():
-    """A wrong check digit, and an identifier that is none: the same rules, in the same order, with what is known of the identifier."""
+    """An identifier that is none: the same rules, in the same order."""
     index = index_of(some=[FREE])
     policy = compiled(
-        Rule(list="some", identifier=("check_digit",), answer=UNKNOWN), Rule(identifier=("malformed", "zero"), imsi=("262",), answer=BLACK),
-        Rule(identifier=("check_digit", "malformed"), answer=GREY), index=index,
+        Rule(list="some", identifier=("zero",), answer=UNKNOWN), Rule(identifier=("malformed", "zero"), imsi=("262",), answer=BLACK),
+        Rule(identifier=("malformed",), answer=GREY), index=index,
     )  # fmt: skip
     asked = (device_key(FREE), "", "", "h", "r"), (device_key(STOLEN), "", "", "h", "r"), (0, "26201", "", "h", "r")
     assert [policy.decide(*each).rule for each in asked] == ["default", "default", 2]
-    assert [policy.by_digit(*each).rule for each in asked] == [1, 3, 2]
     assert [policy.malformed(NO_KEY, imsi, "", "h", "r").rule for imsi in ("26201", "00101")] == [2, 3]
     assert (
         compiled(Rule(identifier=("malformed",), imsi=("262",), answer=BLACK)).malformed(NO_KEY, "00101", "", "h", "r")
         is None
     )
     plain = compiled(Rule(identifier=("zero",), answer=BLACK))
-    assert (plain.by_digit, plain.malformed) == (None, None)
+    assert plain.malformed is None
 
 
 def test_all_conditions_of_a_rule_have_to_hold():

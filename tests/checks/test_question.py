@@ -109,10 +109,7 @@ def test_the_check_digit_is_the_standards():
 
 
 def test_other_lengths_have_no_check_digit():
-    assert not any(
-        map(has_wrong_check_digit, ("", "35209900176148", "3520990017614801", "35209900176148x", b"3520990017614801"))
-    )
-    assert has_wrong_check_digit(b"352099001761482")
+    assert not any(map(has_wrong_check_digit, ("", "35209900176148", "3520990017614801", "35209900176148x")))
 
 
 @pytest.mark.parametrize(

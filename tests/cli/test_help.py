@@ -12,6 +12,7 @@ from simulated.node import run_eir
 from typer.main import get_command
 
 from eir.cli.app import EXAMPLES, command_line
+from eir.cli.asking import CLIENTS
 
 ROOT = get_command(command_line())
 LEAVES = [(names, command) for names, command in commands_of(ROOT) if names and is_runnable(command)]
@@ -90,6 +91,16 @@ def test_help_has_units_and_no_types(names, eir):
         r"<\w+(\[\w+\])?>|\b(INTEGER|FLOAT|TEXT|PATH|BOOLEAN)\b(?! for )",
         shown := eir(*names, "--help").out.replace("--reason TEXT", ""),
     ), shown
+
+
+def test_the_help_of_probe_has_a_table_of_parameters_for_each_protocol(eir):
+    tables = eir("probe", "--help").out.partition("Options:")[0].split("://HOST[:PORT] asks as ")
+    assert len(tables) == 1 + len(CLIENTS)
+    for each, table in zip(CLIENTS.values(), tables[1:], strict=True):
+        assert table.startswith(f"{each.client}:\n")
+        rows = re.findall(r"^ +(\w+)  +(\S+ \S+)", table, re.MULTILINE)
+        wanted = [(key.path, " ".join(key.says.split()[:2])) for key in each.probe_keys]
+        assert [row for row in rows if row in wanted] == wanted
 
 
 @pytest.mark.parametrize(

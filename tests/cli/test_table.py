@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eir import schema
-from eir.cli.output import duration, minute, moment
-from eir.cli.table import table
+from eir.cli.output import duration, minute, moment, table
 
 ROWS = [
     {

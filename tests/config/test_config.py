@@ -73,7 +73,7 @@ peers:
      watchdog_s: 6, connect: tcp://10.0.0.1, reconnect_after_s: 500s, rate_max: 0.5, lenient: [applications, unknown_m, destination], as: {host: a.b, realm: b}}
   - {host: sgsn.epc, from: 10.0.0.0/8, watchdog_s: 1m, lenient: destination, probe: true}
   - {from: 192.0.2.0/24, expected: false, answers: {unknown: greylisted, greylisted: whitelisted}}
-limits: {max_message_bytes: 64KiB, max_avps: 32, rate_max: 100, turn_messages: 1, cer_timeout_s: 500ms, stalled_write_s: 0.5}
+limits: {connections_max: 32, rate_max: 100, unidentified_max: 1}
 state: /srv/eir
 inbox: in/drop
 inbox_patience_s: 2d
@@ -107,9 +107,7 @@ privacy: {identifiers: full}
             label="192.0.2.0/24", sources=(ip_network("192.0.2.0/24"),), expected=False, answers=(("greylisted", "whitelisted"), ("unknown", "greylisted")),
         ),
     )  # fmt: skip
-    assert config.limits == Limits(
-        max_message_bytes=65536, max_avps=32, rate_max=100, turn_messages=1, cer_timeout_s=0.5, stalled_write_s=0.5
-    )
+    assert config.limits == Limits(connections_max=32, rate_max=100, unidentified_max=1)
     assert config.state == Path("/srv/eir")
     assert (config.inbox, config.inbox_patience_s) == (tmp_path / "in" / "drop", 172_800)
     assert (config.boot_without_lists, config.http, config.full_identifiers, config.log_level) == (
@@ -140,11 +138,11 @@ privacy: {identifiers: full}
 
 
 def test_addresses_of_sctp(write):
-    text = "listen: ['sctp://10.0.0.1,[2001:db8::1]', 'sctp://eir.epc,127.0.0.1:4000']\nsctp: {local_addresses: [10.0.0.1, '2001:DB8::1'], rto_max_s: 2}\n"
+    text = "listen: ['sctp://10.0.0.1,[2001:db8::1]', 'sctp://eir.epc,127.0.0.1:4000']\nsctp: {local_addresses: [10.0.0.1, '2001:DB8::1'], optional: true}\n"
     config = load_config(write(IDENTITY + text + ONE_PEER.replace("from", "connect: 'sctp://10.2.0.1,10.3.0.1', from")))
     assert config.listen == ("sctp://10.0.0.1,[2001:db8::1]:3868", "sctp://eir.epc,127.0.0.1:4000")
     assert config.peers[0].connect == "sctp://10.2.0.1,10.3.0.1:3868"
-    assert config.sctp == SctpSettings(local_addresses=("10.0.0.1", "2001:db8::1"), rto_max_s=2)
+    assert config.sctp == SctpSettings(local_addresses=("10.0.0.1", "2001:db8::1"), optional=True)
     assert [each for each in config.warnings if LOAD_ADVICE not in each.text] == []
 
 
@@ -208,6 +206,11 @@ def test_configuration_is_frozen(write):
         ("fraud_check:\n  listen: http://127.0.0.1:8444\n", 2, "the key 'fraud_check' has no effect: DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section"),
         ("tamper:\n  tac_db: tacs.txt\n", 3, "the key 'tac_db' in tamper has no effect: TACs come in a signed list now"),
         ("tamper:\n  origins: {}\n", 3, "the key 'origins' in tamper has no effect: the record itself shows which origins are one place"),
+        ("limits:\n  rate_max: 100\n  max_message_bytes: 64KiB\n", 4, "the key 'max_message_bytes' in limits has no effect: the value is fixed at 131072; remove the key"),
+        ("limits: {cer_timeout_s: 5}\n", 2, "the key 'cer_timeout_s' in limits has no effect: the value is fixed at 10; remove the key"),
+        ("sctp: {rto_min_s: 2}\n", 2, "the key 'rto_min_s' in sctp has no effect: the value is fixed at 0.3; remove the key"),
+        ("n5g:\n  listen: http://127.0.0.1:0\n  nrf: {uri: 'http://127.0.0.1:1', heartbeat_s: 5}\n", 4, "the key 'heartbeat_s' in n5g.nrf has no effect: the NRF sets the interval; remove the key"),
+        ("ss7:\n  point_code: 1-1-2\n  gateways:\n  - {connect: tcp://127.0.0.1:1, reconnect_after_s: 5}\n", 5, "the key 'reconnect_after_s' in entry 1 of ss7.gateways has no effect: the first pause is fixed at 1 s; remove the key"),
         ("sightings:\n  stream: eir:checks\n  keep: 30d\n", 3, "the key 'stream' in sightings has no effect: events go to a receiver over HTTP, see sightings.webhook"),
     ],
 )  # fmt: skip
@@ -224,7 +227,7 @@ FAULTS = [
     # what stands after a good identity (line 1), the line, and what the message has to say
     ("polici: {}\n", 2, r"^unknown key 'polici'; did you mean 'policy'\?$"),
     ("lists:\n  stolen-national:\n    signers: signers\n    shrinkmax: 20%\n", 5, r"^unknown key 'shrinkmax' in lists.stolen-national; did you mean 'shrink_max'\?$"),
-    ("limits:\n  max-avps: 40\n", 3, "unknown key 'max-avps' in limits; did you mean 'max_avps'"),
+    ("limits:\n  rate-max: 40\n", 3, "unknown key 'rate-max' in limits; did you mean 'rate_max'"),
     ("zzz: 1\n", 2, "^unknown key 'zzz'; known here: identity, listen, peers"),
     ("identity: {host: b, realm: c}\n", 2, "the key 'identity' occurs twice, first in line 1"),
     ("http: off\nhttp: 127.0.0.1:1\n", 3, "the key 'http' occurs twice, first in line 2"),
@@ -248,7 +251,6 @@ FAULTS = [
     ("listen: ['sctp://10.0.0.1,']\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT, such as"),
     ("listen: ['dtls://10.0.0.1']\n", 2, "DTLS over SCTP is not supported: expected sctp:// with IPsec below it, or tls://"),
     ("peers:\n- {realm: a, connect: 'sctp://10.0.0.1,10.0.1.1:0'}\n", 3, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://"),
-    ("sctp: {rto_min_s: 2}\n", 2, "expected rto_min_s <= rto_initial_s <= rto_max_s"),
     ("sctp: {local_addresses: eir.epc}\n", 2, "found 'eir.epc' for 'local_addresses' in sctp; expected an IP address"),
     ("listen: [127.0.0.1:3868]\n", 2, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT, such as"),
     ("listen: ['tcp://1.2.3:1']\n", 2, "expected tcp://"),
@@ -291,10 +293,9 @@ FAULTS = [
     ("peers:\n- {realm: a, lenient: [aplications]}\n", 3, "expected applications, destination or unknown_m; did you mean 'applications'"),
     ("peers:\n- {realm: a, as: x}\n", 3, "found 'x' in peers\\[1\\].as; expected keys"),
     ("limits: [1]\n", 2, "found a list in limits; expected keys, each with ': ' and a value"),
-    ("limits: {max_message_bytes: 64 kilo}\n", 2, "such as 64KiB"),
-    ("limits: {max_message_bytes: 1}\n", 2, "bytes from 4096"),
-    ("limits: {max_message_bytes: 16MiB}\n", 2, "bytes from 4096 to 8388608"),  # RFC 6733 3: an answer that repeats it has 24 bits for its length
-    ("limits: {max_message_bytes: 9999999GiB}\n", 2, "bytes from 4096"),
+    ("limits: {load_memory: 64 kilo}\n", 2, "such as 64KiB"),
+    ("limits: {load_memory: 1}\n", 2, "bytes from 134217728"),
+    ("limits: {load_memory: 9999999GiB}\n", 2, "bytes from 134217728"),
     ("state: ''\n", 2, "found '' for 'state'; expected a folder path"),
     ("store: mysql\n", 2, "found 'mysql' for 'store'; expected sqlite, redis://HOST"),
     ("store: mysql://u:secret@host/0\n", 2, r"^found 'mysql://u:\*\*\*@host/0' for 'store'; .*no store has the scheme 'mysql'"),
@@ -336,6 +337,7 @@ FAULTS = [
     ("policy: {rules: [{answer: blacklisted, software_version: 1}]}\n", 2, "expected two digits"),
     ("policy: {rules: [{answer: blacklisted, imei: [0010100100000]}]}\n", 2, "expected a whole identifier: no IMEI .14 to 16 digits"),
     ("policy: {rules: [{answer: blacklisted, imei: 00101001*}]}\n", 2, "expected a whole identifier"),
+    ("policy: {rules: [{answer: blacklisted, identifier: [zero, check_digit]}]}\n", 2, "check_digit has no successor, because many clients send wrong check digits; remove it"),
     ("policy: {rules: [{answer: blacklisted, imsi: 00101x}]}\n", 2, "expected the first 1 to 15 digits"),
     ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 'true'}]}\n", 2, "found 'true' for 'observe' in entry 1 of policy.rules; expected true or false, without quotes"),
     ("policy: {rules: [{answer: blacklisted, tac: 00101001, observe: 1}]}\n", 2, "expected true or false"),

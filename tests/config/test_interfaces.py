@@ -5,9 +5,19 @@ import re
 import pytest
 from configuration import GOOD, IDENTITY, ONE_PEER, files_of_tokens, problems_of
 
+from eir.cli.backup import KEYS
 from eir.config import load_config, render
+from eir.interfaces import INTERFACES, n5g
 from eir.interfaces.feed.feed_users import user_line
+from eir.interfaces.n5g.registration import own_instance
 from eir.wire.web.denials import TokenSettings
+
+
+def test_a_backup_has_the_files_that_interfaces_name(tmp_path):
+    own_instance(tmp_path)
+    assert tuple(path.name for path in tmp_path.iterdir()) == n5g.INTERFACE.state_files
+    assert {name for each in INTERFACES for name in each.state_files} <= set(KEYS)
+
 
 # The 5G core: access tokens and NRF
 

@@ -105,7 +105,6 @@ def programs(rng, index):
             bytes(words),
             len(program.verdicts) + rng.randrange(-1, 2),
             arrays,
-            rng.random() < 0.5,
             lane.KEYS,
             lane.ARE_GROUPS,
             *lane.NO_MATCH,

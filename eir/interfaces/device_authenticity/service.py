@@ -25,9 +25,9 @@ from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES
 from eir.lists.stores.open import COPIES, open_store
 from eir.lists.table.columns import DAY_MAX
 from eir.wire.peers.settings import PeerSettings
-from eir.wire.web.denials import keys_of, tokens_of
 from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer
+from eir.wire.web.verifier import keys_of, tokens_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles

@@ -18,9 +18,9 @@ from eir.lists.follow.write_back import refuse_lost_here
 from eir.lists.rows.msisdn import NO_NUMBERS, read_numbers
 from eir.lists.stores.open import COPIES, open_store
 from eir.wire.peers.settings import PeerSettings
-from eir.wire.web.denials import keys_of, tokens_of
 from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer
+from eir.wire.web.verifier import keys_of, tokens_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles

@@ -20,7 +20,6 @@ from eir.schema import (
     Section,
     Spot,
     many,
-    seconds,
     text,
     url,
     whole,
@@ -46,7 +45,6 @@ KEYS = (
     Key("ss7.gateways[].routing_context", whole(0, 4294967295), None, "routing context that the gateway assigned to the node; not sent if left out"),
     Key("ss7.gateways[].mode", word("loadshare", "override"), "loadshare", "traffic mode: loadshare (nodes share the traffic), or override (one node has all traffic until another takes over)"),
     Key("ss7.gateways[].asp_identifier", whole(0, 4294967295), None, "ASP identifier, if the gateway requires one"),
-    Key("ss7.gateways[].reconnect_after_s", seconds(0.1, 3600), 1, "pause before the node connects to the gateway again; it doubles up to 30 s"),
     Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905", live=False),
     Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "BER tags that mark an IMSI in a request, in addition to 00 and 04; in an extension, 04 marks only an IMSI of 15 digits"),
 )  # fmt: skip
@@ -107,7 +105,7 @@ def _words(status: Status) -> str:
 
 
 INTERFACE = Interface(
-    name="map", section="ss7", keys=KEYS, sections=(Section("ss7", Ss7Settings), Section("ss7.gateways[]", _gateway)), check=_check,
+    name="map", section="ss7", keys=KEYS, sections=(Section("ss7", Ss7Settings), Section("ss7.gateways[]", _gateway, gone={"reconnect_after_s": "the first pause is fixed at 1 s; remove the key"})), check=_check,
     labels=_labels, connects=_connects, families=FAMILIES, server="eir.interfaces.map.server:MapServer", client="any MSC or SGSN", words=_words,
     probe="eir.interfaces.map.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

@@ -29,8 +29,8 @@ from eir.wire.transport.endpoint import endpoint
 from eir.wire.transport.stream import fault_text
 
 CONNECT_TIMEOUT_S = 10.0
-RECONNECT_MAX_S = 30.0
-"""Longest pause in seconds before the next attempt to connect to a gateway."""
+RECONNECT_S, RECONNECT_MAX_S = 1.0, 30.0
+"""First pause in seconds before the node connects to a gateway again, and the maximum to which the pause doubles."""
 ASKERS_MAX = 4096
 """Maximum number of calling addresses whose sender is cached; beyond it the cache is cleared."""
 _WARNED = frozenset({"m3ua_error", "path_down"})
@@ -344,7 +344,7 @@ class MapServer(Server[SigtranConnection]):
 
     async def _stay_connected(self, gateway: GatewaySettings) -> None:
         """Connect to a gateway, and connect again after each end of the connection, until cancelled."""
-        pause_s = gateway.reconnect_after_s
+        pause_s = RECONNECT_S
         while True:
             link = SigtranConnection(self, self.loop, gateway)
             try:
@@ -364,7 +364,7 @@ class MapServer(Server[SigtranConnection]):
             else:
                 await asyncio.shield(link.closed)
                 if link.served:
-                    pause_s = gateway.reconnect_after_s
+                    pause_s = RECONNECT_S
             await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret
             pause_s = min(2 * pause_s, RECONNECT_MAX_S)
 

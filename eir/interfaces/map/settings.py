@@ -22,8 +22,6 @@ class GatewaySettings:
     routing_context: int | None = None
     mode: str = "loadshare"
     asp_identifier: int | None = None
-    reconnect_after_s: float = 1.0
-    """First pause in seconds; it doubles up to RECONNECT_MAX_S."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from eir.checks.question import Question
 from eir.checks.settings import Status
 from eir.errors import EirError
 from eir.interfaces.interface import LISTEN_HTTP, TLS_KEYS, Interface, SharedSettings, token_keys
-from eir.interfaces.n5g.settings import NF_TYPE, NOT_REGISTERED, N5gSettings, NrfSettings
+from eir.interfaces.n5g.settings import NF_INSTANCE_FILE, NF_TYPE, NOT_REGISTERED, N5gSettings, NrfSettings
 from eir.schema import (
     IDENTITY,
     REQUIRED,
@@ -27,7 +27,6 @@ from eir.schema import (
     Unexpected,
     address,
     many,
-    seconds,
     text,
     whole,
 )  # fmt: skip
@@ -70,7 +69,6 @@ KEYS = (
     Key("n5g.nrf.capacity", whole(0, 65535), 100, "capacity of the node relative to other EIRs"),
     Key("n5g.nrf.priority", whole(0, 65535), 0, "priority of the node; AMFs prefer the lowest number"),
     Key("n5g.nrf.redirects", many(HOST, may_be_empty=True), (), "further hosts to which an NRF may redirect the node; hosts of `uri` are always allowed"),
-    Key("n5g.nrf.heartbeat_s", seconds(1, 3600), 10, "heartbeat interval that the node requests; an interval in the NRF's answer replaces it"),
 )  # fmt: skip
 PROBE_KEYS = (
     *TLS_KEYS,
@@ -79,7 +77,7 @@ PROBE_KEYS = (
 SECTIONS = (
     Section("n5g", N5gSettings),
     Section("n5g.tokens", TokenSettings, optional=True),
-    Section("n5g.nrf", NrfSettings, optional=True),
+    Section("n5g.nrf", NrfSettings, optional=True, gone={"heartbeat_s": "the NRF sets the interval; remove the key"}),
 )
 FAMILIES = (
     Family("eir_sbi_responses_total", "counter", ("peer", "result"), "Responses to AMFs, by HTTP status, and cause of an error"),
@@ -150,7 +148,7 @@ def _question(imei: str, imsi: str, software_version: str, origin_host: str, ori
 
 
 INTERFACE = Interface(
-    name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, server="eir.interfaces.n5g.server:N5gServer",
+    name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, state_files=(NF_INSTANCE_FILE,), server="eir.interfaces.n5g.server:N5gServer",
     stays=False, tokens=_tokens, settings_after_reload=_settings_until_restart, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
     alerts=((NOT_REGISTERED, "EirNotRegistered"),), client="an AMF", words=_words, question=_question, probe="eir.interfaces.n5g.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

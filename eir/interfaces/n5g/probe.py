@@ -13,7 +13,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 
-from eir.device import IMEI_LENGTHS, KEY_DIGITS, is_digits
+from eir.device import IMEI_LENGTHS, KEY_DIGITS, check_digit, is_digits
 from eir.errors import EirError
 from eir.interfaces.n5g.nrf import REDIRECTS
 from eir.interfaces.n5g.service import RESOURCE
@@ -28,12 +28,6 @@ STATUS_DIGITS = 3
 UNAUTHORIZED = 401
 STATUS_WORDS = {"WHITELISTED": "whitelisted", "BLACKLISTED": "blacklisted", "GREYLISTED": "greylisted"}
 UNKNOWN_CAUSE = "ERROR_EQUIPMENT_UNKNOWN"
-
-
-def check_digit(first14: str) -> int:
-    """Return the check digit of an IMEI (TS 23.003 annex B)."""
-    doubled = [int(digit) * (1 + at % 2) for at, digit in enumerate(first14)]
-    return -sum(value // 10 + value % 10 for value in doubled) % 10
 
 
 def pei_of(imei: str, software_version: str | None = None) -> str:

@@ -20,7 +20,7 @@ from eir.disk import write_file
 from eir.errors import Report
 from eir.interfaces.interface import NodeLoad, Samples, SharedSettings
 from eir.interfaces.n5g.nrf import Ask, Registration, profile_of
-from eir.interfaces.n5g.settings import NOT_REGISTERED, N5gSettings, NrfSettings
+from eir.interfaces.n5g.settings import NF_INSTANCE_FILE, NOT_REGISTERED, N5gSettings, NrfSettings
 from eir.wire.transport.endpoint import is_http
 from eir.wire.transport.stream import connected, fault_text
 from eir.wire.transport.tls import TlsFiles, load_tls
@@ -33,8 +33,7 @@ LEAVE_S = 0.8
 NRF_EACH_S = 1.0
 """Seconds of them after which the next address of an NRF's name is tried."""
 READ_BYTES = 65_536
-INSTANCE_FILE = "nf-instance-id"
-"""File in the state folder with the node's own NF instance id."""
+INSTANCE_FILE = NF_INSTANCE_FILE
 
 
 def instance_of(nrf: NrfSettings | None, folder: Path) -> str:

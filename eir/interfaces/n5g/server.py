@@ -14,10 +14,11 @@ from eir.interfaces.n5g.settings import SERVICE, N5gSettings
 from eir.wire.peers.counts import OTHER
 from eir.wire.peers.server import SOURCE, UNKNOWN_PEER, Server
 from eir.wire.peers.settings import PeerSettings, Requester, may_connect, requester, setting_for
-from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting, tokens_of
+from eir.wire.web.denials import TOO_MANY_REQUESTS, denials, token_setting
 from eir.wire.web.http2 import Http2Connection
 from eir.wire.web.http2_limits import Http2Limits
 from eir.wire.web.http2_message import Http2Request, Http2Response, Shapes
+from eir.wire.web.verifier import tokens_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import Tokens

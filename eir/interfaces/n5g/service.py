@@ -29,11 +29,7 @@ _USUAL = re.compile(
 )
 """Form of nearly all requests."""
 _OF_AN_API = re.compile(rb"/[^/]+/v[0-9]+(?:/|$)")
-_IMEI, _OTHER = (
-    re.compile(r"(imei-[0-9]{15})|(imeisv-[0-9]{16})"),
-    re.compile(r"mac(-[0-9A-Fa-f]{2}){6}(-untrusted)?|eui(-[0-9A-Fa-f]{2}){8}"),
-)
-_KNOWN_FORM = re.compile(r"(?:imei|imeisv|mac|eui)-")
+_OTHER = re.compile(r"mac(-[0-9A-Fa-f]{2}){6}(-untrusted)?|eui(-[0-9A-Fa-f]{2}){8}")
 _FORMS = {
     "supi": re.compile(r"imsi-[0-9]{5,15}|(?!imsi-).+"), "gpsi": re.compile(r"msisdn-[0-9]{5,15}|extid-[^@]+@[^@]+|(?!msisdn-|extid-).+"),
     "supported-features": re.compile(r"[0-9A-Fa-f]*"),
@@ -149,13 +145,8 @@ def _check_parameters(values: dict[str, list[str]]) -> None:
         for value in values.get(name, ())[:2]:
             if form.fullmatch(value) is None or len(values[name]) > 1:
                 raise Refused(sbi.OPTIONAL_INCORRECT, "its form violates TS 29.571", name)
-    pei = values["pei"]
-    if (
-        len(pei) > 1
-        or not pei[0]
-        or (_KNOWN_FORM.match(pei[0]) and not (_IMEI.fullmatch(pei[0]) or _OTHER.fullmatch(pei[0])))
-    ):
-        raise Refused(sbi.PEI_INCORRECT, "expected one of imei- and 15 digits, imeisv- and 16, mac- or eui-", "pei")
+    if len(values["pei"]) > 1:
+        raise Refused(sbi.PEI_INCORRECT, "it is repeated", "pei")
 
 
 def _digits(values: dict[str, list[str]], name: str, kind: str) -> str:
@@ -165,7 +156,10 @@ def _digits(values: dict[str, list[str]], name: str, kind: str) -> str:
 
 
 def _question(pei: str, imsi: str, msisdn: str, asks: Requester) -> Question:
-    """Build the check (Question) of a PEI of any kind, such as IMEI or MAC address (TS 29.571 5.3.2)."""
+    """Build the check (Question) of a PEI of any kind, such as IMEI or MAC address (TS 29.571 5.3.2).
+
+    A PEI of any other form becomes a malformed IMEI: each text is a PEI, so the policy decides about it.
+    """
     kind, _, digits = pei.partition("-")
     other = pei if _OTHER.fullmatch(pei) else None
     imei = None if other else digits if kind in {"imei", "imeisv"} else pei
@@ -184,8 +178,10 @@ def _question(pei: str, imsi: str, msisdn: str, asks: Requester) -> Question:
 def parameters(query: bytes) -> dict[str, list[str]]:
     """Parse a query (RFC 3986 3.4) to a map from parameter names to values. The values of a name stay in the order of the query.
 
+    Octets of a PEI that are not UTF-8 are replaced, as those of an IMEI on S13.
+
     Raises:
-        Refused: if a known parameter is not UTF-8.
+        Refused: if another known parameter is not UTF-8.
     """
     values: dict[str, list[str]] = {}
     for part in filter(None, query.split(b"&")):
@@ -195,7 +191,7 @@ def parameters(query: bytes) -> dict[str, list[str]]:
         except UnicodeDecodeError:
             known = unquote_to_bytes(name).decode("latin-1")
             if known == "pei":
-                raise Refused(sbi.PEI_INCORRECT, "it is not UTF-8", "pei") from None
-            if known in _FORMS:
+                values.setdefault(known, []).append(unquote_to_bytes(value).decode(errors="replace"))
+            elif known in _FORMS:
                 raise Refused(sbi.OPTIONAL_INCORRECT, "it is not UTF-8", known) from None
     return values

@@ -10,6 +10,8 @@ SERVICE: Final = "n5g-eir-eic"
 """Name of the service, and of its scope (TS 29.511 6.1.9)."""
 NF_TYPE: Final = "5G_EIR"
 """NF type (TS 29.510 6.1.6.3.3)."""
+NF_INSTANCE_FILE: Final = "nf-instance-id"
+"""File in the state folder with the node's own NF instance id."""
 NOT_REGISTERED: Final = "not registered with any NRF ({}); AMFs that know the node are still answered"
 """Warning for `eir status`, with the last error."""
 
@@ -29,7 +31,7 @@ class NrfSettings:
     """MCC and MNC as digits; empty: the PLMN of the NRF."""
     capacity: int
     priority: int
-    heartbeat_s: float
+    heartbeat_s: float = 10.0
     """Requested interval in seconds; the NRF decides."""
     redirects: tuple[str, ...] | None = None
     """Further hosts to which an NRF may redirect the node; None: any."""

@@ -154,14 +154,6 @@ static inline __attribute__((always_inline)) int are_digits(Text text, uint64_t 
 	return good;
 }
 
-/* True if the 15th digit is neither the check digit (TS 23.003 annex B) nor a spare 0. */
-int is_wrong_digit(const uint8_t *imei) {
-	int sum = 0, last = imei[KEY_DIGITS] - '0';
-	for (int i = 0, digit; i < KEY_DIGITS; i++)
-		digit = (imei[i] - '0') << (i & 1), sum += digit > 9 ? digit - 9 : digit;
-	return last && (sum + last) % 10;
-}
-
 /* The digits of an MSISDN, written to a place for MSISDN_MAX of them (eir.interfaces.s13.service.msisdn_text); nothing if it has another form. */
 Text msisdn_digits(Text octets, uint8_t *digits) {
 	uint32_t bytes = octets.bytes, count = 2 * bytes - (bytes && octets.at[bytes - 1] >> 4 == 0xF);

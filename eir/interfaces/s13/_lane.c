@@ -150,7 +150,7 @@ static void step(const Policy *policy, Group *group, void search(const List *, S
 static uint32_t begin(const Call *call, const uint8_t *at, Group *group, int i) {
 	Ecr *ecr = group->ecrs + i;
 	uint32_t length = read_ecr(call->terms, call->dictionary, at, (size_t)(call->end - at), ecr), digits = ecr->imsi.bytes;
-	if (!length || (call->policy->strict && ecr->imei.bytes == KEY_DIGITS + 1 && is_wrong_digit(ecr->imei.at)) || is_sought(call->policy->sought, ecr->fields))
+	if (!length || is_sought(call->policy->sought, ecr->fields))
 		return 0;
 	for (uint64_t number = 0; number < call->policy->list_count; number++) {
 		const List *list = call->policy->lists + number;
@@ -240,7 +240,7 @@ static int lane_init(Lane *lane, PyObject *arguments, PyObject *Py_UNUSED(names)
 	const char *words;
 	unsigned verdicts;
 	PyObject *lists, *arrays, *days;
-	if (policy->words || !PyArg_ParseTuple(arguments, "y#IO!py*y*KK", &words, &bytes, &verdicts, &PyTuple_Type, &lists, &policy->strict, &lane->keys, &lane->are_groups, policy->sought + DEVICE, policy->sought + SIM))
+	if (policy->words || !PyArg_ParseTuple(arguments, "y#IO!y*y*KK", &words, &bytes, &verdicts, &PyTuple_Type, &lists, &lane->keys, &lane->are_groups, policy->sought + DEVICE, policy->sought + SIM))
 		return -1;
 	lane->dictionary = (Dictionary){lane->keys.buf, lane->are_groups.buf, (uint64_t)lane->are_groups.len};
 	int fits = PyTuple_Size(lists) <= LISTS_MAX && verdicts <= VERDICTS_MAX && lane->keys.len == 8 * lane->are_groups.len;

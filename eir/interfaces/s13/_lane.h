@@ -63,7 +63,6 @@ typedef struct {
 } Ecr;
 
 uint32_t read_ecr(const Terms *terms, const Dictionary *dictionary, const uint8_t *at, size_t left, Ecr *ecr);
-int is_wrong_digit(const uint8_t *imei);
 Text msisdn_digits(Text octets, uint8_t *digits);
 int is_one_of(Text name, const uint64_t *names, uint64_t words);
 int are_names(const uint64_t *names, uint64_t words);
@@ -98,8 +97,7 @@ enum { IF_OTHER, IF_LISTED, IF_NOT_LISTED, IF_WITHIN, IF_ORIGIN_HOST, IF_ORIGIN_
 typedef struct {
 	List lists[LISTS_MAX];
 	uint64_t *words, word_count, list_count, verdict_count;	/* a verdict is its number, and its status in the upper half of a word */
-	int strict;	/* an IMEI with a wrong check digit is for the general path */
-	unsigned long long sought[SIM + 1];	/* whose messages are, too: a device (NOTHING: any; UNSURE: none) with a SIM (NOTHING: any) */
+	unsigned long long sought[SIM + 1];	/* whose messages are for the general path: a device (NOTHING: any; UNSURE: none) with a SIM (NOTHING: any) */
 } Policy;
 
 static inline int is_sought(const unsigned long long *one, const uint64_t *fields) {

@@ -3,7 +3,7 @@ from collections.abc import Callable
 # A policy with its lists, and what answers by them.
 #
 # program, verdicts: see eir.checks.program; how many verdicts there are. lists: for each list its arrays (eir.lists.images.image.Image.lane_arrays),
-# or None if it was never loaded, its kind, and of a record of first sightings its days (Image.sightings) and today. strict: an IMEI with a wrong check digit is for the general path. keys, are_groups: of the
+# or None if it was never loaded, its kind, and of a record of first sightings its days (Image.sightings) and today. keys, are_groups: of the
 # dictionary's AVPs in ascending order, 8 bytes each; a byte for each. Raises ValueError for what cannot be a policy.
 class Lane:
     def __init__(
@@ -11,7 +11,6 @@ class Lane:
         program: bytes,
         verdicts: int,
         lists: tuple[tuple[tuple[memoryview, ...] | None, int, memoryview | None, int], ...],
-        strict: bool,
         keys: bytes,
         are_groups: bytes,
         sought_device: int,

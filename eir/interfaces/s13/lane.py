@@ -68,15 +68,14 @@ class ExpressLanes:
 
     def renew(self) -> "ExpressLanes":
         """Load the policy and lists in force into the fast paths (lanes). Each lane calls this before it answers messages."""
-        policy = self.checker.policy
-        if (program := policy.program) is self.program and program.index.version == self._version:
+        if (program := self.checker.policy.program) is self.program and program.index.version == self._version:
             return self
         self.program, self._version = program, program.index.version
         are_plain = [verdict.decision.is_plain for verdict in program.verdicts]
         self.everything, self.events = (bytes(on if each else TOLD for each in are_plain) for on in (PLAIN, UNTOLD))
         lists = tuple((each.arrays, KINDS[each.kind], *sightings_and_today(each)) for each in program.lists)
-        digit, count = policy.by_digit is not None, len(program.verdicts)
-        bound = (program.words, count, lists, digit, KEYS, ARE_GROUPS, *self._traced)
+        count = len(program.verdicts)
+        bound = (program.words, count, lists, KEYS, ARE_GROUPS, *self._traced)
         self.lane = _lane.Lane(*bound) if count <= VERDICTS_MAX else None
         return self
 

@@ -14,7 +14,7 @@ from eir.node.observe.metrics import Snapshot
 from eir.node.observe.status_texts import StatusText
 from eir.node.processes.setup import ConfigFile, report_warnings
 from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
-from eir.wire.web.denials import keys_of
+from eir.wire.web.verifier import keys_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles

@@ -39,8 +39,8 @@ TURN_MESSAGES = 200
 HANDED_BYTES_MAX = 16 << 20
 """Maximum bytes of messages that a worker queues for this process."""
 EVENTS_S = 0.5
-END_S = 2.0
-"""Maximum seconds at the end of the process for sending events, and for writing the record."""
+END_S, END_WRITE_S = 2.0, 8.0
+"""Maximum seconds at the end of the process for sending events, and for writing the record; with both the process ends before the supervisor kills it."""
 ORPHANED_S = 10.0
 """Seconds after the end of the supervisor in which the recorder waits for workers that still run."""
 WEBHOOK = "webhook"
@@ -147,7 +147,7 @@ class _Recorder:
         self._queue_events()
         await _becomes_true(lambda: self._delivery is None or self._delivery.is_idle, END_S)
         with suppress(TimeoutError):
-            async with asyncio.timeout(END_S):
+            async with asyncio.timeout(END_WRITE_S):
                 await self._writer.write()
         if delivering is not None:
             delivering.cancel()

@@ -50,7 +50,7 @@ from eir.wire.peers.gate import Counted
 from eir.wire.peers.rate import Grants, RateLimits, shared_memory
 from eir.wire.transport.endpoint import is_secure
 from eir.wire.transport.tls import TlsFiles, load_tls
-from eir.wire.web.denials import tokens_of
+from eir.wire.web.verifier import tokens_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles

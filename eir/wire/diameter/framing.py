@@ -4,7 +4,7 @@ The application's lane answers the messages that it accepts; the receiver handle
 """
 
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from eir.wire.diameter.application import Lane, LaneTerms
 from eir.wire.diameter.message import HEADER_BYTES, VERSION, result_label
@@ -12,9 +12,6 @@ from eir.wire.diameter.states import State
 from eir.wire.diameter.traffic import Traffic
 from eir.wire.peers.rate import NO_LIMITS, allowed
 from eir.wire.peers.settings import PeerSettings
-
-if TYPE_CHECKING:
-    from eir.wire.diameter.peer import Peer
 
 TURN_COST, TURN_BYTES = 384, 2
 """Cost of a message on the general path, in units of a message on the lane: a fixed part, and one unit per this number of bytes.
@@ -30,6 +27,23 @@ _WORD = Struct("!I")
 _FIRST_WORD_BYTES = 4
 
 
+class MessageReceiver(Protocol):
+    """State machine that receives the messages of a connection."""
+
+    @property
+    def state(self) -> State:
+        """State of the connection."""
+
+    more: bool
+    """True if complete messages remain for the next turn."""
+
+    def handle(self, message: bytes, now: float) -> None:
+        """Handle one complete message."""
+
+    def refuse_frame(self, start: bytes, word: int) -> None:
+        """End the connection, because its next bytes are not a message. `word`: first four of these bytes."""
+
+
 class Framer:
     """Buffer that splits received bytes into messages for the application's fast path (lane) or for the state machine.
 
@@ -39,7 +53,7 @@ class Framer:
 
     __slots__ = ("_lane", "_receiver", "_traffic", "buffered", "need", "partial_at", "rates")
 
-    def __init__(self, receiver: "Peer", traffic: Traffic) -> None:
+    def __init__(self, receiver: MessageReceiver, traffic: Traffic) -> None:
         self._receiver = receiver
         self._traffic = traffic
         self._lane: Lane | None = None

@@ -256,7 +256,7 @@ class Peer:
         """Number of the node's requests without an answer, including DWRs."""
         return len(self._asked) + len(self._dwr_ids)
 
-    # framing.Receiver
+    # framing.MessageReceiver
 
     def handle(self, message: bytes, now: float) -> None:
         """Handle a complete message by the state table."""

@@ -5,7 +5,7 @@ the client's name is not proved. With TLS the name is that of the certificate.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
@@ -132,19 +132,23 @@ class Limits:
     """Maximum number of application requests per second over all peers; None: no limit."""
 
 
-_REMEDIES = {limit.name: f"limits.{limit.name}" for limit in fields(Limits)} | {
+_REMEDIES = {
+    **{
+        limit: f"limits.{limit}"
+        for limit in (
+            "connections_max",
+            "unidentified_max",
+            "source_connections_max",
+            "source_unidentified_max",
+            "rate_max",
+        )
+    },
     "source": "peers: from",
     "avp_unsupported": f"lenient: [{UNKNOWN_M}]",
     "destination": f"lenient: [{DESTINATION}], or identity.aliases",
     "realm_not_served": "identity.realms",
     "no_common_application": f"lenient: [{APPLICATIONS}]",
     "unknown_peer": "peers: an entry with this host or realm, and this address in its `from`",
-    "too_many_avps": "limits.max_avps",
-    "avp_depth": "limits.max_depth",
-    "message_too_long": "limits.max_message_bytes",
-    "cer_timeout": "limits.cer_timeout_s",
-    "partial_message": "limits.partial_message_timeout_s",
-    "stalled_write": "limits.stalled_write_s",
     "duplicate": "connections",
     "tls_name": "tls_names",
     "no_common_security": "a listener of the form tls://",

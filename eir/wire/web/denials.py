@@ -4,17 +4,13 @@
 """
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from eir.errors import EirError
-
-if TYPE_CHECKING:
-    from eir.wire.web.tokens import KeyFiles, Tokens
 
 TOO_MANY_REQUESTS: Final = 429
 
@@ -31,37 +27,6 @@ class TokenSettings:
     """Accepted issuers; empty: any issuer that holds one of the keys."""
     audience: tuple[str, ...]
     """Accepted audiences; in a 5G core an NF type, or NF instances."""
-
-
-def keys_of(tokens: TokenSettings | None, before: "KeyFiles | None" = None) -> "KeyFiles | None":
-    """Read and check the key files for access tokens; return their contents, or None if the settings require no token.
-
-    `before`: earlier content, which is not verified again. Raises FileError.
-    """
-    if tokens is None:
-        return None
-    from eir.wire.web.tokens import load_keys, read_keys  # noqa: PLC0415 - takes 0.5 s, which a node without tokens saves
-
-    files = read_keys(tokens)
-    if files != before:
-        load_keys(files)
-    return files
-
-
-def tokens_of(files: "KeyFiles | None", now: "Tokens | None", scope: str) -> "Tokens | None":
-    """Return the verifier of access tokens for this scope, or None if the settings require no token.
-
-    `now`: present verifier, to which the new settings and keys are applied. Raises FileError.
-    """
-    if files is None:
-        return None
-    from eir.wire.web.tokens import Tokens, load_keys  # noqa: PLC0415 - as above
-
-    keys = load_keys(files)
-    if now is None:
-        return Tokens(files.settings, keys, scope=scope, now=time.time, ticks=time.monotonic)
-    now.apply(files.settings, keys)
-    return now
 
 
 class Denied(NamedTuple):

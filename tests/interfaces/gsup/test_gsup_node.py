@@ -29,6 +29,8 @@ from simulated.osmo_wire import (
 )
 from simulated.tcp_server import accepting
 
+from eir.wire.peers.settings import Limits
+
 PEERS = [{"name": "msc", "from": ["127.0.0.0/8"]}]
 ME = (1, tbcd(IMSI))
 ACCEPTED = gsup(0x06, ME)
@@ -217,7 +219,7 @@ async def test_an_hlr_that_reads_nothing_keeps_no_check_waiting(site, to):
         writer.transport.pause_reading()
 
     async with accepting(deaf) as (_, port):
-        site.configure(limits={"stalled_write_s": 1, "write_buffer_bytes": 65536})
+        site.tune(Limits, stalled_write_s=1, write_buffer_bytes=65536)
         hlr = Hlr()
         hlr.port = port
         node = serve(site, hlr)
@@ -378,7 +380,8 @@ async def test_a_worker_and_a_node_that_are_killed(site, hlr, to):
 
 
 async def test_a_drain_and_hostile_clients(site, hlr, to):
-    node = serve(site, hlr, limits={"partial_message_timeout_s": 1, "stalled_write_s": 1, "max_message_bytes": 4096})
+    site.tune(Limits, partial_message_timeout_s=1, stalled_write_s=1, max_message_bytes=4096)
+    node = serve(site, hlr)
     msc = await to(node)
     partial, long = await to(node, End), await to(node, End)
     assert await msc.send(update_location()).next() == ACCEPTED

@@ -22,6 +22,7 @@ from eir.interfaces.map import INTERFACE
 from eir.interfaces.map import checkimei as codec
 from eir.wire.ss7 import ber, m3ua, sccp
 from eir.wire.ss7.m3ua import MessageKind
+from eir.wire.transport.settings import SctpSettings
 
 STP = shutil.which("osmo-stp") or "/usr/bin/osmo-stp"
 STATUSES = ((LISTED, "black"), (TRACKED, "grey"), (UNLISTED, "white"))
@@ -204,9 +205,10 @@ async def test_over_sctp_with_two_addresses(site):
 async def test_one_of_two_paths_is_cut_and_comes_back(site):
     """Each question is answered meanwhile, over the path that is left; the node tells of both."""
     with linked():
-        port, sctp = free_port(), {"heartbeat_s": 0.5}
+        port = free_port()
+        site.tune(SctpSettings, heartbeat_s=0.5)
         site.configure(
-            ss7={"point_code": "1-1-2", "listen": [f"sctp://{','.join(OURS)}:{port}"]}, sctp=sctp,
+            ss7={"point_code": "1-1-2", "listen": [f"sctp://{','.join(OURS)}:{port}"]},
             peers=[{"name": "near", "from": ["10.0.0.0/8"], "expected": False}],
         )  # fmt: skip
         node = site.start()
@@ -294,7 +296,6 @@ class Stp:
             "connect": f"{self.transport}://127.0.0.1:{self.port}",
             "routing_context": 9,
             "mode": self.mode,
-            "reconnect_after_s": 0.2,
         } | more
 
     async def msc(self):

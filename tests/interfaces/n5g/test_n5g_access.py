@@ -21,7 +21,7 @@ from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings
 from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.server import N5gServer
-from eir.interfaces.n5g.settings import SERVICE, N5gSettings
+from eir.interfaces.n5g.settings import SERVICE, N5gSettings, NrfSettings
 from eir.lists.images.index import Index
 from eir.node.observe.control import ControlError, ask
 from eir.wire.peers.counts import Counts
@@ -244,7 +244,8 @@ def test_a_token_that_cannot_be_sent_is_no_token(tmp_path, eir, target, content,
 
 async def test_a_node_and_its_nrf(site, amf, nrf, constants):
     constants({"eir.interfaces.n5g.nrf.PAUSE_S": 0.1})
-    node = serve(site, {"nrf": {"uri": nrf.uri, "plmns": "00101", "heartbeat_s": 1}})
+    site.tune(NrfSettings, heartbeat_s=1)
+    node = serve(site, {"nrf": {"uri": nrf.uri, "plmns": "00101"}})
     profile = until(lambda: next(iter(nrf.profiles.values()), None))
     port = int(at(node).rpartition(":")[2])
     assert profile["nfServices"][0]["ipEndPoints"] == [{"ipv4Address": "127.0.0.1", "transport": "TCP", "port": port}]

@@ -34,7 +34,6 @@ from simulated.lanes import (
     listed,
     sides,
 )
-from simulated.luhn import check_digit
 from simulated.store_content import fill, joined, pair_rows
 
 from eir.checks.new_devices import NewDevices
@@ -388,33 +387,6 @@ class TestConditions:
         assert sum(held) == 3 * window
         assert with_lane.by_lane == 6 * window
 
-    @pytest.mark.parametrize("window", [1, 70])
-    def test_the_check_digit(self, index, window):
-        """All ten of them: the right one and a spare 0 are good (TS 23.003 annex B); a wrong one is what a rule of the general path is about."""
-        policy = PolicySettings(rules=(Rule(answer=Status.BLACKLISTED, identifier=("check_digit",)),))
-        for digits in ("00101009000001", "35209900176148", "49015420323751", "99999999999999", "00000000000000"):
-            with_lane, without = sides(index, policy, sightings=True)
-            for digit in map(str, range(10)):
-                message = ecr(digits + digit)
-                wanted = Status.WHITELISTED if digit in {"0", str(check_digit(digits))} else Status.BLACKLISTED
-                answer = with_lane.feed(message * window)
-                assert answer.count(STATUS[wanted]) == window, digits + digit
-                assert answer == without.feed(message * window)
-                assert with_lane.state() == without.state()
-            assert with_lane.by_lane == window * len({"0", str(check_digit(digits))})
-
-    @pytest.mark.parametrize("window", [1, 70])
-    @pytest.mark.parametrize("observe", [False, True])
-    def test_device_types_and_the_check_digit(self, index, observe, window):
-        """All ten digits, with the rule on types before the one on digits and behind it, for a type that it names and for none."""
-        by_type = Rule(answer=Status.GREYLISTED, device_type=("Module",), observe=observe)
-        by_digit = Rule(answer=Status.BLACKLISTED, identifier=("check_digit",))
-        for rules in ((by_type, by_digit), (by_digit, by_type)):
-            with_lane, without = sides(index, PolicySettings(rules=rules), sightings=True)
-            imeis = [f"{digits}{digit}" for digits in ("00101004000001", "00101003000001") for digit in range(10)]
-            both([ecr(imei) * window for imei in imeis], with_lane, without)
-            assert with_lane.by_lane == window * sum(len({"0", str(check_digit(imei[:14]))}) for imei in imeis[::10])
-
     def test_device_types_that_come_and_change(self):
         index = Index({"types": "device_types", "more": "device_types"})
         with_lane, without = sides(
@@ -612,7 +584,7 @@ CONDITIONS = st.fixed_dictionaries({}, optional={
     "list": st.sampled_from(["stolen", "tacs", "bound", "sims", "never", "ending"]), "not_list": st.sampled_from(["stolen", "never", "sims", "bound", "ending"]),
     "tac": st.sampled_from([("00101009",), ("0", "35"), ("00101004", "00101005", "9")]), "software_version": st.sampled_from([("77",), ("01", "99", "00")]),
     "imei": st.sampled_from([(f"{NAMED:014d}", "A0000000000001"), (f"{BLOCKED:014d}7",)]),
-    "identifier": st.sampled_from([("check_digit",), ("zero", "sequence"), ("test",), ("test", "repeated"), ("malformed", "check_digit", "zero")]),
+    "identifier": st.sampled_from([("zero", "sequence"), ("test",), ("test", "repeated"), ("malformed", "zero")]),
     "imsi": st.sampled_from([("00102",), ("001010123456789", "2"), ("0",)]), "origin_host": st.sampled_from([("mme2.example",), ("MME.example",)]),
     "origin_realm": st.just(("example",)), "device_bound_elsewhere": st.just("bound"), "subscriber_bound_elsewhere": st.just("bound"),
     "device_type": st.sampled_from([("Module",), ("Smartphone", "Tablet")]), "observe": st.booleans(),
@@ -815,8 +787,8 @@ def test_the_soak_finds_nothing_in_its_short_form_and_a_fault_that_is_put_in():
     assert "0 of 2 processes found a difference" in done.stdout
     harness = (
         f"import sys; sys.path[:0] = [{str(ROOT / 'scripts')!r}]\n"
-        "import soak_lane, eir.checks.checker as checker; right = checker.has_wrong_check_digit\n"
-        "checker.has_wrong_check_digit = lambda imei: not right(imei)\n"
+        "import soak_lane, eir.checks.conditions as conditions; right = conditions.KEY_TESTS['test']\n"
+        "conditions.KEY_TESTS = {**conditions.KEY_TESTS, 'test': lambda key: not right(key)}\n"
         "print(soak_lane._compare('1', 20_000)[2])"
     )
     found = subprocess.run([sys.executable, "-c", harness], capture_output=True, text=True, check=True).stdout.strip()

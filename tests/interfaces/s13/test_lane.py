@@ -48,7 +48,7 @@ def test_a_program_that_cannot_be_one_is_refused(verdicts, program, is_one):
     """Its last word is a verdict that there is; each rule has a verdict, and conditions that are known and end where it says."""
     lane = pytest.importorskip("eir.interfaces.s13._lane", reason="no C compiler was there")
     with nullcontext() if is_one else pytest.raises(ValueError, match="not the program of a policy"):
-        lane.Lane(struct.pack(f"={len(program)}Q", *program), verdicts, (), False, b"", b"", 0, 0)
+        lane.Lane(struct.pack(f"={len(program)}Q", *program), verdicts, (), b"", b"", 0, 0)
 
 
 def test_the_limits_of_lists_and_verdicts_are_inclusive():
@@ -60,7 +60,7 @@ def test_the_limits_of_lists_and_verdicts_are_inclusive():
         with (
             nullcontext() if fits else pytest.raises(ValueError, match="more lists or verdicts than the lane can have")
         ):
-            lane.Lane(struct.pack("=Q", 0), verdicts, (absent,) * lists, False, b"", b"", 0, 0)
+            lane.Lane(struct.pack("=Q", 0), verdicts, (absent,) * lists, b"", b"", 0, 0)
 
 
 @pytest.fixture(scope="module")

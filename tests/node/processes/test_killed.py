@@ -21,6 +21,7 @@ from eir.interfaces.feed.feed_users import user_line
 from eir.node.observe.control import ControlError
 from eir.node.observe.control import ask as control
 from eir.node.processes.starter import NAME as STARTER
+from eir.wire.peers.settings import Limits
 
 KINDS = ("front", "starter", "worker-0", "follower", "sightings")
 """Each kind that there is at any time; loads and passes come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
@@ -32,8 +33,8 @@ PAGE = Path(__file__).parents[3] / "eir" / "README.md"
 def node(crew, kind):  # noqa: F811  # a fixture
     """A host whose node has two workers, and a record where that is about to lose its process; not serving yet."""
     record = {"sightings": {"window_s": 0.2}} if kind == "sightings" else {}
-    quick = {"close_after_dpa_s": 2, "duplicate_probe_s": 0.5}
-    crew.configure(policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]}, limits=quick, **record)
+    crew.tune(Limits, close_after_dpa_s=2, duplicate_probe_s=0.5)
+    crew.configure(policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]}, **record)
     return crew
 
 

@@ -19,6 +19,7 @@ from simulated.wire import HOST, REALM, TGPP, VSAI, Connection, Listener, answer
 
 from eir.node.observe.control import ask as control
 from eir.wire.peers.rate import BURST_S
+from eir.wire.peers.settings import Limits
 
 WHITE, BLACK, GREY = 0, 1, 2
 HOSTS = tuple(f"mme{number}.localdomain" for number in range(1, 5))
@@ -35,7 +36,8 @@ def loaded(shared):
 @pytest.fixture
 def crew(site, loaded):
     """A host whose node has two workers, with one device listed; not serving yet."""
-    site.configure(workers=2, policy={"rules": [ROW]}, limits={"close_after_dpa_s": 2, "duplicate_probe_s": 60})
+    site.configure(workers=2, policy={"rules": [ROW]})
+    site.tune(Limits, close_after_dpa_s=2, duplicate_probe_s=60)
     shutil.copytree(loaded, site.state)
     return site
 
@@ -158,7 +160,7 @@ class TestAdmission:
         assert node.metrics()["eir_peers_refused_total{reason=duplicate}"] == 1
 
     async def test_a_first_that_is_silent_is_replaced(self, crew, connect):
-        crew.configure(limits={"duplicate_probe_s": 0.5})
+        crew.tune(Limits, duplicate_probe_s=0.5)
         _, first, second = await self.second(crew, connect)
         await second.send(cer(state_id=u32(278, 100)))  # again, as go-diameter does after a second: it is the same CER
         assert (await second.read()).result == 2001

@@ -144,10 +144,8 @@ def open_files():
 )
 async def test_a_running_node(site, workers, turns):
     site.load([LISTED])
-    site.configure(
-        workers=workers, limits={"close_after_dpa_s": 0.1, "duplicate_probe_s": 0.1, "cer_timeout_s": 0.3, "partial_message_timeout_s": 0.3},
-        peers=[{"name": "mme", "realm": REALM, "connections": 3, "rate_max": 2000}],
-    )  # fmt: skip
+    site.configure(workers=workers, peers=[{"name": "mme", "realm": REALM, "connections": 3, "rate_max": 2000}])
+    site.tune(Limits, close_after_dpa_s=0.1, duplicate_probe_s=0.1, cer_timeout_s=0.3, partial_message_timeout_s=0.3)
     node = site.start()
     before, address = at_rest(node), node.address
     chance = random.Random(workers)

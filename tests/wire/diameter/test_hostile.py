@@ -163,7 +163,8 @@ async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd
 
 @pytest.mark.parametrize("workers", [2])
 async def test_silent_clients_are_limited_by_all_workers_together(loaded, crowd, workers):
-    loaded.configure(limits={"unidentified_max": 6, "source_unidentified_max": 4, "cer_timeout_s": 60}, workers=workers)
+    loaded.configure(limits={"unidentified_max": 6, "source_unidentified_max": 4}, workers=workers)
+    loaded.tune(Limits, cer_timeout_s=60)
     node = loaded.start()
 
     def silent():
@@ -205,9 +206,8 @@ async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd, workers
 @pytest.mark.parametrize("workers", [2])
 async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd, workers):
     """A CER comes a round trip after the connection; a flood from the same network has come meanwhile."""
-    loaded.configure(
-        limits={"unidentified_max": 30, "source_unidentified_max": 20, "cer_timeout_s": 60}, workers=workers
-    )
+    loaded.configure(limits={"unidentified_max": 30, "source_unidentified_max": 20}, workers=workers)
+    loaded.tune(Limits, cer_timeout_s=60)
     node = loaded.start()
     loop = asyncio.get_running_loop()
     slow = await crowd(node, workers, "127.0.1.1")
@@ -300,7 +300,7 @@ SLOW = {
 
 
 async def test_messages_that_never_end(loaded, connect):
-    loaded.configure(limits={"partial_message_timeout_s": 0.5, "close_after_dpa_s": 1})
+    loaded.tune(Limits, partial_message_timeout_s=0.5, close_after_dpa_s=1)
     node = loaded.start()
     before = at_rest(node)
     good = await connect(node)
@@ -422,7 +422,8 @@ async def test_storms_of_resets(loaded, crowd):
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [2])
 async def test_peers_that_never_read(loaded, crowd, workers):
-    loaded.configure(limits={"write_buffer_bytes": 65536, "stalled_write_s": 2}, workers=workers)
+    loaded.configure(workers=workers)
+    loaded.tune(Limits, write_buffer_bytes=65536, stalled_write_s=2)
     node = loaded.start(prefix=["env"])
     before, steady = at_rest(node), Steady()
     memory = memory_mb(node.pid)

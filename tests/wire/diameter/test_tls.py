@@ -26,7 +26,7 @@ from simulated.wire import EIR, HOST, REALM, TGPP, VSAI, Connection, avp, cer, d
 
 from eir.errors import FileError
 from eir.wire.diameter.capabilities import Capabilities, certificate_fits
-from eir.wire.peers.settings import PeerSettings
+from eir.wire.peers.settings import Limits, PeerSettings
 from eir.wire.transport.settings import TlsSettings
 from eir.wire.transport.tls import first_certificate, load_tls, names_of_peer, read_tls
 
@@ -274,7 +274,8 @@ async def test_revoked_certificates(single, authority, call):
 
 
 async def test_half_handshakes_hold_nothing_up(single, authority, call):
-    single.configure(limits={"cer_timeout_s": 2 * FACTOR, "source_unidentified_max": 8, "close_after_dpa_s": 1})
+    single.configure(limits={"source_unidentified_max": 8})
+    single.tune(Limits, cer_timeout_s=2 * FACTOR, close_after_dpa_s=1)
     node = single.start()
     good = await call(node, authority.peer(HOST))
     silent = [Connection(*await asyncio.open_connection(*node.address)) for _ in range(40)]
