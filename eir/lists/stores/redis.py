@@ -29,7 +29,7 @@ from eir.lists.stores.redis_link import REPLICA_WAIT_MS, RedisClient, check_free
 from eir.lists.stores.redis_url import parse_url
 
 LISTS = "eir:lists"
-POLL_S = 0.1
+POLL_S = 0.02
 """Seconds between two reads of the digests while `wait` waits."""
 PORTION_PARTS = 8
 """Number of parts in one command. Redis serves no other client during the command."""
