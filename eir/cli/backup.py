@@ -31,7 +31,7 @@ from eir.cli.sightings import write_down
 from eir.config import Config, load_config
 from eir.disk import open_named, open_replacement, write_file
 from eir.errors import EirError, StoreError
-from eir.interfaces.n5g.registration import INSTANCE_FILE
+from eir.interfaces import INTERFACES
 from eir.lists.changes.undo import RESTORE
 from eir.lists.follow.backup import ListFile, Restored, newer_reasons, restore_list, verified_content, write_lists
 from eir.lists.follow.list_copy import copied_heads
@@ -60,7 +60,7 @@ SMALL_BYTES_MAX = 16 << 20
 """Maximum size in bytes of the manifest, and of each member that is read into memory."""
 Member = tuple[str, int, str]
 """Name, size in bytes, and SHA-256 in hexadecimal digits."""
-KEYS = (KEY_FILE, KEY, f"{KEY}.pub", INSTANCE_FILE, CASES_FILE)
+KEYS = (KEY_FILE, KEY, f"{KEY}.pub", *(name for each in INTERFACES for name in each.state_files), CASES_FILE)
 """Files of the state folder that no program can create again: keys, the node's identity at an NRF, decisions about findings."""
 MARKS = (CLOCK_FILE, IN_FORCE_FILE)
 RECORD = re.compile(rf"{FOLDER}/[0-9-]{{10}}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")
