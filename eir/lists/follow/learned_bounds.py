@@ -15,7 +15,7 @@ import numpy as np
 from eir.lists.log.change import first_break
 from eir.lists.log.reader import ChangeRows, LoggedList
 from eir.lists.record.first_days import DAY_S, WAS_LISTED, first_days, is_unseen, last_days, select_keys
-from eir.lists.table.columns import BEGINS, ENDS, Numbers, TableRows, matches
+from eir.lists.table.columns import Numbers, TableRows, matches
 from eir.lists.table.table import difference, merge
 
 BACK_DAYS = 7
@@ -98,12 +98,3 @@ def judged(rows: TableRows, step: LearnedStep, *, evidence: Numbers, registered:
     accepted = added.select((is_new | has_left | (firsts >= known)) & (lasts > 0) & (lasts <= step.day + 1))
     gone = removed.select(registered(removed.keys) | is_unseen(removed, step.day, remember))
     return merge(select_keys(rows, gone.keys, without=True), accepted)
-
-
-def different_keys(rows: TableRows, others: TableRows) -> Numbers:
-    """Return the keys, ascending, of the rows that only one of two records has, or that differ in a day."""
-    at = matches(rows, others)
-    same = at >= 0
-    for column in (BEGINS, ENDS):
-        same[same] &= rows.column(column)[same] == others.column(column)[at[same]]
-    return np.union1d(rows.keys[~same], others.keys[~np.isin(others.keys, rows.keys[same], assume_unique=True)])
