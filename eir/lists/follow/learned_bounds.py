@@ -78,13 +78,13 @@ def learned_steps(
     return [LearnedStep(int(newest) // DAY_S - BACK_DAYS, int(moment) // DAY_S, added, removed)], moment
 
 
-def judged(rows: TableRows, step: LearnedStep, *, evidence: Numbers, registered: Callable[[Numbers], Numbers], remember: int) -> TableRows:  # fmt: skip
+def judged(rows: TableRows, step: LearnedStep, *, left: Callable[[Numbers], Numbers], registered: Callable[[Numbers], Numbers], remember: int) -> TableRows:  # fmt: skip
     """Return the accepted rows of the devices of a step after it.
 
     Args:
         rows: accepted rows before it, of all these devices.
         step: the step.
-        evidence: devices (ascending) that left a list that registers devices.
+        left: returns the mask of the devices that left a list that registers devices.
         registered: returns the mask of the devices that a list registers.
         remember: days after which a device that was not seen is forgotten.
     """
@@ -94,7 +94,8 @@ def judged(rows: TableRows, step: LearnedStep, *, evidence: Numbers, registered:
     known[at >= 0] = first_days(rows)[at[at >= 0]]
     firsts, lasts = first_days(added), last_days(added)
     is_new = (firsts >= step.first_min) & (firsts <= step.day + 1)
-    has_left = (firsts == WAS_LISTED) & np.isin(added.keys, evidence)
+    has_left = firsts == WAS_LISTED
+    has_left[has_left] = left(added.keys[has_left])
     accepted = added.select((is_new | has_left | (firsts >= known)) & (lasts > 0) & (lasts <= step.day + 1))
     gone = removed.select(registered(removed.keys) | is_unseen(removed, step.day, remember))
     return merge(select_keys(rows, gone.keys, without=True), accepted)
