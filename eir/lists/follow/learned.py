@@ -40,7 +40,7 @@ from eir.lists.images.index import FirstSeenList
 from eir.lists.log.change import Head, utc_text
 from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, entries_until, read_rows
 from eir.lists.log.store import LogStore
-from eir.lists.log.writer import LEARN, WHOLE_SHARE, ListUpdate, ListWriter
+from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.first_days import (
     DAY_S,
@@ -69,12 +69,11 @@ ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
 """Minimum pause between two rounds in seconds; factor of the pause after a long round, to the duration of the round; maximum pause in seconds."""
 WRITE_S = 120.0
 """Time limit for one write of the store in seconds."""
-MARK_S = 60.0
-"""Seconds after which the record names the newest change of a registering list, although no device has left this list."""
 BEHIND_S = 600.0
 """Seconds after which changes of registering lists that only the record names are forged."""
 COMPARE_S, AHEAD_S = 3600.0, 7200
-"""Seconds between two comparisons of the whole record with the registering lists; seconds before the end of a registration from which the
+"""Seconds between two comparisons of the whole record with the registering lists, after which the record names the newest change of each
+list; seconds before the end of a registration from which the
 record treats it as over, so that no check comes between the end and the next comparison."""
 AT_ONCE_MAX = 10_000_000
 """Maximum number of devices on record with which a device that leaves a list is in the image before the list without the device is in force.
@@ -158,8 +157,8 @@ class LearnedRecord:
         """Newest time that the node knew at its start, in Unix seconds; None until its start."""
         self._joined: list[Numbers] = []
         """Devices that came into a registering list since the last round."""
-        self._compare_at = self._mark_at = float("-inf")
-        """Times (time.monotonic) of the next comparison, and of the next change without rows."""
+        self._compare_at = float("-inf")
+        """Time (time.monotonic) of the next comparison."""
         self._behind_at = time.monotonic()
         """Last time (time.monotonic) at which this node had the changes of the registering lists that the record names."""
         self._room = 0
@@ -293,6 +292,10 @@ class LearnedRecord:
             return rows
         return merge(select_keys(rows, state.disputed, without=True), select_keys(state.kept, keys))
 
+    def _accepted_table(self, table: Table) -> Table:
+        """Return the accepted rows of all devices. `table`: stored content."""
+        return change(table, self._state.kept, rows_of(self._state.disputed)).table
+
     def _follow_registering(
         self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
     ) -> bool:
@@ -338,22 +341,15 @@ class LearnedRecord:
             return self._writer.content
 
     def _lacking(self, held: LoggedList, content: LoggedList) -> ListUpdate | None:
-        lacking = EMPTY
-        for rows in batches(held.table):
-            accepted = self._accepted(held.table, rows.keys)
-            stored = rows_of_devices(content.table, accepted.keys)
-            lacking = change(lacking, accepted.select(~is_covered(accepted, stored)), NO_ROWS).table
-        if not len(lacking):
+        table = merged_tables(content.table, self._accepted_table(held.table))
+        if not any(map(len, difference(content.table, table))):
             return None
         marks = _marks(held.head)
         marks |= {name: max(mark, marks.get(name, mark)) for name, mark in _marks(content.head).items()}
-        update = ListUpdate(
-            what=LEARN, state={"registered": _mark_texts(marks)}, continues=held.head.digest, above=held.head.generation,
+        return ListUpdate(
+            what=LEARN, table=table, state={"registered": _mark_texts(marks)}, continues=held.head.digest, above=held.head.generation,
             detail="rows that the store had lost",
         )  # fmt: skip
-        if len(lacking) * WHOLE_SHARE > len(content.table):
-            return replace(update, table=merged_tables(content.table, lacking))
-        return replace(update, added=lacking.rows())
 
     # Sightings
 
@@ -393,9 +389,9 @@ class LearnedRecord:
     def _judge_again(self) -> None:
         """Judge the disputed rows by the lists that this node has now, and report those that stay refused."""
         state, content = self._state, self._content(self.merging)
-        if len(state.disputed) and not self._is_level(content.head):
-            return
         if len(state.disputed):
+            if not self._is_level(content.head):
+                return
             stored, before = rows_of_devices(content.table, state.disputed), state.disputed
             first_min = self._record.today - BACK_DAYS if self._record.now() >= state.retry_at else NO_DAY
             removed = select_keys(state.kept, stored.keys, without=True)
@@ -435,10 +431,7 @@ class LearnedRecord:
         joined, self._joined = self._joined, []
         listed, unseen, ended = await asyncio.to_thread(self._departed, joined, contents if is_compared else None)
         waiting, added = await asyncio.to_thread(self._new_rows, ended)
-        is_marked = time.monotonic() >= self._mark_at
-        if is_marked:
-            self._mark_at = time.monotonic() + MARK_S
-        update = partial(self._update, added, np.union1d(listed, unseen), marks, is_marked)
+        update = partial(self._update, added, np.union1d(listed, unseen), marks, is_compared)
         self._writer.content = content
         try:
             made = await self._writer.write(update)
@@ -456,7 +449,7 @@ class LearnedRecord:
         await asyncio.to_thread(self._refresh, dropped)
         self._writer.content = empty_content(FIRST_SEEN)
 
-    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_marked: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
+    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_compared: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
         """Return the change that the present content needs; None if it needs none."""
         known = _marks(content.head)
         newer = {
@@ -472,7 +465,7 @@ class LearnedRecord:
         rows = added.select(is_lacking)
         gone = rows_of_devices(content.table, removed)
         gone = select_keys(gone, rows.keys, without=True)
-        if not (len(rows) or len(gone) or (newer and (is_marked or not newer.keys() <= known.keys()))):
+        if not (len(rows) or len(gone) or (newer and (is_compared or not newer.keys() <= known.keys()))):
             return None
         return ListUpdate(
             what=LEARN, added=rows, removed=rows_of(gone.keys), state={"registered": _mark_texts(known | newer)}
@@ -484,11 +477,11 @@ class LearnedRecord:
         firsts = first_days(state.pending)
         firsts = np.where(firsts == WAS_LISTED, firsts, np.maximum(firsts, first_min))
         waiting = sighted_rows(state.pending.keys, firsts, last_days(state.pending))
-        waiting = waiting.select(~self._is_registered(waiting.keys))
         rows = merge(waiting, ended)
         if self._is_level(self._content(self.merging).head):
             rows = merge(rows, select_keys(state.kept, rows.keys, without=True))
-        return waiting, rows.select(~self._is_registered(rows.keys))
+        rows = rows.select(~self._is_registered(rows.keys))
+        return select_keys(waiting, rows.keys), rows
 
     async def _leave_since_marks(self, contents: Mapping[str, LoggedList], head: Head) -> None:
         """Note the devices that left a registering list after the change that the record names, and before this node followed the list."""
@@ -554,8 +547,7 @@ class LearnedRecord:
         if not (len(imports) or len(state.pending) or len(state.disputed)):
             self._merged = table
         elif keys is None:
-            accepted = change(table, state.kept, rows_of(state.disputed)).table
-            self._merged = change(merged_tables(accepted, imports), state.pending, NO_ROWS).table
+            self._merged = change(merged_tables(self._accepted_table(table), imports), state.pending, NO_ROWS).table
         elif len(keys):
             rows = merge(self._accepted(table, keys), rows_of_devices(imports, keys))
             rows = merge(rows, select_keys(state.pending, keys))
