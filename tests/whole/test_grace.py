@@ -18,7 +18,8 @@ from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.settings import Status
 from eir.interfaces.map import INTERFACE as MAP
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.change import LEARN
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store

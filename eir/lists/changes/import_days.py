@@ -16,10 +16,10 @@ import numpy as np
 
 from eir.errors import EirError, StoreError
 from eir.lists.changes.rows_file import pieces_of_lines
-from eir.lists.log.change import Change
+from eir.lists.log.change import LEARN, Change
 from eir.lists.log.reader import LoggedList, empty_content, read_content, read_rows
 from eir.lists.log.store import LogEntry, LogStore
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import (
     DAY_S,
     IMPORT,

@@ -37,10 +37,10 @@ from eir.lists.follow.learned_state import LearnedState, read_state
 from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
 from eir.lists.images.index import FirstSeenList
-from eir.lists.log.change import Head, utc_text
+from eir.lists.log.change import LEARN, Head, utc_text
 from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, entries_until, read_rows
 from eir.lists.log.store import LogStore
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.first_days import (
     DAY_S,

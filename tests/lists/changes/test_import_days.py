@@ -18,7 +18,8 @@ from eir.lists.changes.import_days import (
     undo_import,
     undo_sightings,
 )
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.change import LEARN
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import IMPORT, WAS_LISTED, first_days, sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store

@@ -12,8 +12,9 @@ from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, lev
 from eir.device import device_key
 from eir.lists.follow import learned
 from eir.lists.follow.learned_state import read_state
+from eir.lists.log.change import LEARN
 from eir.lists.log.reader import read_content
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import DAY_S, WAS_LISTED, first_days, sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
