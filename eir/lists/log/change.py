@@ -17,6 +17,8 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 """Form of times in UTC."""
 RELEASE_KINDS = frozenset({"load", "rollback"})
 """Kinds of change after which another release is in force."""
+HEAL = "heal"
+"""Kind of a write-back: a node writes its content to a store that lost or damaged the list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
