@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from eir.errors import EntryRefused, GenerationConflict, NothingToRollBack
-from eir.lists.log.change import Change, Head, SerialMark, release_of
+from eir.lists.log.change import ROLLBACK, Change, Head, SerialMark, release_of, restorable_releases
 from eir.lists.log.reader import LoggedList, oldest_readable, read_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListUpdate, Make
-from eir.lists.record.kept_content import restorable_releases
 from eir.lists.record.reasons import check_reason
 
-ROLLBACK, RESET_SERIAL, RESTORE = "rollback", "reset-serial", "restore"
+RESET_SERIAL, RESTORE = "reset-serial", "restore"
 
 
 class PlannedRollback(NamedTuple):
@@ -54,7 +53,7 @@ async def plan_rollback(store: LogStore, name: str, *, to: int | None = None) ->
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, None)}")
     entries = await store.log(name, 0)
     oldest = await oldest_readable(store, name, entries)
-    releases = restorable_releases([entry.change for entry in entries], is_local=not head.highest_serial)
+    releases = restorable_releases([entry.change for entry in entries])
     kept = [release for release in releases[:-1] if release.generation >= oldest]
     target = _target(name, head, kept, to)
     undone = releases[releases.index(target) + 1 :][::-1]

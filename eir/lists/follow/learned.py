@@ -6,17 +6,15 @@ If the store is away, the rows wait on this node's disk. The image has the store
 out rows that break a bound (eir.lists.follow.learned_bounds).
 
 A device that a list registers is removed. A device that leaves such a list gets the first day WAS_LISTED, so that it gets no second
-period of grace. The head of the record names for each such list the change up to which this was done. Until a node has
-stored it, the node keeps its older copy of the list.
+period of grace. Such rows are in the image and on the disk of the node before the list without the device is. The head of the
+record names for each such list the change up to which the record has these rows.
 """
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -31,20 +29,18 @@ from eir.lists.follow.learned_bounds import (
     NO_DAY,
     TOLERANCE_S,
     LearnedStep,
-    different_keys,
     judged,
     learned_steps,
     seconds_of,
 )
 from eir.lists.follow.learned_state import LearnedState, read_state
-from eir.lists.follow.list_copy import ListCopy
 from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
 from eir.lists.images.index import FirstSeenList
-from eir.lists.log.change import Head, utc_text
-from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, read_rows
+from eir.lists.log.change import LEARN, Head, utc_text
+from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, entries_until, read_rows
 from eir.lists.log.store import LogStore
-from eir.lists.log.writer import LEARN, WHOLE_SHARE, ListUpdate, ListWriter
+from eir.lists.log.writer import WHOLE_SHARE, ListUpdate, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.first_days import (
     DAY_S,
@@ -53,19 +49,21 @@ from eir.lists.record.first_days import (
     Sighted,
     batches,
     count_first_days,
+    different_keys,
     first_days,
     is_covered,
     is_unseen,
+    last_days,
     last_periods,
     merged_tables,
     rows_of_devices,
     select_keys,
     sighted_rows,
 )
-from eir.lists.record.registered import ended_rows, is_registered
+from eir.lists.record.registered import ended_rows, ends_by, is_registered
 from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
-from eir.lists.table.columns import NO_ROWS, WHOLE, Numbers, TableRows, distinct, rows_of
-from eir.lists.table.table import EMPTY, Table, change, difference, fold, merge
+from eir.lists.table.columns import BEGINS, NO_ROWS, WHOLE, Numbers, TableRows, distinct, rows_of
+from eir.lists.table.table import EMPTY, Table, change, difference, fold, has_ended, merge
 
 ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
 """Minimum pause between two rounds in seconds; factor of the pause after a long round, to the duration of the round; maximum pause in seconds."""
@@ -75,8 +73,12 @@ MARK_S = 60.0
 """Seconds after which the record names the newest change of a registering list, although no device has left this list."""
 BEHIND_S = 600.0
 """Seconds after which changes of registering lists that only the record names are forged."""
-COMPARE_S = 3600.0
-"""Seconds between two comparisons of the whole record with the registering lists."""
+COMPARE_S, AHEAD_S = 3600.0, 7200
+"""Seconds between two comparisons of the whole record with the registering lists; seconds before the end of a registration from which the
+record treats it as over, so that no check comes between the end and the next comparison."""
+AT_ONCE_MAX = 10_000_000
+"""Maximum number of devices on record with which a device that leaves a list is in the image before the list without the device is in force.
+The image of a larger record takes long to build, so it gets the device in the next round."""
 FORGOTTEN_SHARE, FORGOTTEN_MIN = 20, 1000
 """Limit on unseen devices that are removed in a day: one device in FORGOTTEN_SHARE, but at least FORGOTTEN_MIN. So a clock that is years
 ahead empties the record slowly enough to be noticed."""
@@ -84,16 +86,6 @@ SAY_AGAIN_S = 60.0
 NEW, LISTED, UNSEEN, LEFT, MERGED, UNDONE = "new", "listed", "unseen", "left_list", "merged", "undone"
 """Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from other nodes and imports; import taken back."""
 NO_KEYS = np.empty(0, "<u8")
-
-
-@dataclass(slots=True)
-class _Registering:
-    """Changes of a list that registers devices, since the record stored them."""
-
-    since: Head
-    """Head of the content before these changes."""
-    left: list[Numbers] = field(default_factory=list)
-    """Devices of the removed rows."""
 
 
 class _Mark(NamedTuple):
@@ -163,16 +155,11 @@ class LearnedRecord:
         """True if the file has the state."""
         self._sighted: list[Sighted] = []
         self._sent, self._sent_at = NO_ROWS, 0
-        """Rows that this node has written and not read again, and the generation of this change."""
+        """Rows that this node has written and not read again, and the stored generation that has them."""
         self._merged: Table = EMPTY
         """Content of the image: accepted rows, rows that wait, imported rows."""
         self._clock_start: float | None = None
         """Newest time that the node knew at its start, in Unix seconds; None until its start."""
-        self._retry_at = float("inf")
-        """Time in Unix seconds from which a change from the future is judged again."""
-        self._lists: dict[str, _Registering] = {}
-        self._evidence, self._old_evidence = NO_KEYS, NO_KEYS
-        """Devices that left a registering list today, and on the day before."""
         self._joined: list[Numbers] = []
         """Devices that came into a registering list since the last round."""
         self._compare_at = self._mark_at = float("-inf")
@@ -203,6 +190,7 @@ class LearnedRecord:
         async with self._lock:
             self._clock_start = self._record.known_time
             await asyncio.to_thread(self._refresh, None)
+            await asyncio.to_thread(self._judge_again)
             await self._switch()
 
     async def run(self) -> None:
@@ -239,21 +227,22 @@ class LearnedRecord:
         async with self._lock:
             if name == self.merging:
                 await asyncio.to_thread(self._follow, before, content, changes)
-            else:
+            elif name == self.imports:
                 added, removed = await asyncio.to_thread(_rows_between, name, before, content, changes)
-                if name == self.imports:
-                    self.changes[UNDONE if any(each.change.what == "undo" for each in changes) else MERGED] += len(
-                        added
-                    )
-                    await asyncio.to_thread(self._refresh, _keys(added, removed), imports=content.table)
-                else:
-                    self._note_registering(name, before, added, removed)
+                self.changes[UNDONE if any(each.change.what == "undo" for each in changes) else MERGED] += len(added)
+                await asyncio.to_thread(self._refresh, _keys(added, removed), imports=content.table)
+            else:
+                has_left = await asyncio.to_thread(self._follow_registering, name, before, content, changes)
+                if has_left and self._clock_start is not None and len(self._merged) <= AT_ONCE_MAX:
+                    await self._switch()
 
     def _follow(self, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]) -> None:
         """Judge the rows of a new content of the record. A node without a record accepts all."""
-        state = self._state
+        state, sent = self._state, NO_ROWS
         if content.head.generation >= self._sent_at:
-            self._sent = NO_ROWS
+            sent, self._sent = self._sent, NO_ROWS
+            is_stored = is_covered(sent, rows_of_devices(content.table, sent.keys))
+            state.pending = merge(state.pending, sent.select(~is_stored))
         others = [each.change for each in changes if each.change.who != self._who]
         self.changes[MERGED] += sum(each.added for each in others)
         if before is None:
@@ -266,8 +255,8 @@ class LearnedRecord:
                 self.merging, before, content, changes, newest=state.newest, limit=limit
             )
             ahead = [moment for each in others if (moment := seconds_of(each.time)) > limit]
-            self._retry_at = min([self._retry_at, *ahead])
-            keys = _keys(*(rows for step in steps for rows in (step.added, step.removed)))
+            state.retry_at = min([state.retry_at, *ahead])
+            keys = _keys(sent, *(rows for step in steps for rows in (step.added, step.removed)))
             rows = self._accepted(before.table, keys)
             for step in steps:
                 rows = self._judged(rows, step)
@@ -279,8 +268,15 @@ class LearnedRecord:
             self._save()  # before the copy has the rows
 
     def _judged(self, rows: TableRows, step: LearnedStep) -> TableRows:
-        evidence = np.union1d(self._evidence, self._old_evidence)
-        return judged(rows, step, evidence=evidence, registered=self._is_registered, remember=self._settings.remember)
+        remember = self._settings.remember
+        return judged(
+            rows, step, left=self._has_left, registered=partial(self._is_registered, ahead=0), remember=remember
+        )
+
+    def _has_left(self, keys: Numbers) -> Numbers:
+        """Return a mask of the devices that left a registering list in the last days, or whose registration ends soon."""
+        moment = int(self._record.now() + AHEAD_S + TOLERANCE_S)
+        return np.isin(keys, self._state.left.keys) | ends_by(self._registered_tables().values(), keys, moment)
 
     def _dispute(self, keys: Numbers, rows: TableRows, stored: TableRows) -> None:
         """Note which of the devices `keys` have another accepted row than the stored one. `rows`: accepted rows of these devices."""
@@ -297,24 +293,43 @@ class LearnedRecord:
             return rows
         return merge(select_keys(rows, state.disputed, without=True), select_keys(state.kept, keys))
 
-    def _note_registering(self, name: str, before: LoggedList | None, added: TableRows, removed: TableRows) -> None:
-        """Note devices that came into a registering list, and those that left it."""
+    def _follow_registering(
+        self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
+    ) -> bool:
+        """Note devices that come into a registering list, and those that leave it; return True if the image has other rows then."""
+        since = (before or content).head.generation
+        if before is None or name not in self._state.since:
+            self._state.since[name], self._is_saved = since, False
         if before is None:
             self._compare_at = float("-inf")
-            return
-        noted = self._lists.setdefault(name, _Registering(before.head))
-        keys = removed.keys[removed.keys < WHOLE]
-        noted.left.append(keys)
-        self._evidence = np.union1d(self._evidence, keys)
+            return False
+        added, removed = _rows_between(name, before, content, changes)
+        now = int(self._record.now())
         self._joined.append(added.keys[added.keys < WHOLE])
         if len(added) and added.keys[-1] >= WHOLE:
             self._compare_at = float("-inf")
-        with suppress(FileExistsError, FileNotFoundError):
-            os.link(self._copies / f"{name}.copy", self._past_path(name))
+        ending = added.select(has_ended(added, now + AHEAD_S))
+        rows = rows_of_devices(before.table, removed.keys)
+        gone = select_keys(removed, rows.keys[rows.column(BEGINS) > now], without=True)
+        return self._leave(_keys(ending, gone), self._registered_tables() | {name: content.table})
 
-    def _past_path(self, name: str) -> Path:
-        """Return the path of the older copy of a registering list, which stays until the record has the changes since then."""
-        return self._copies / f"{name}.past"
+    def _leave(self, keys: Numbers, tables: Mapping[str, Table]) -> bool:
+        """Add a row for each of the devices `keys` that left a registering list, and save them; return True if there are any.
+
+        `tables`: content of each registering list. A device that one of them registers gets no row.
+        """
+        state, keys = self._state, keys[keys < WHOLE]
+        if not len(keys):
+            return False
+        left = sighted_rows(keys, WAS_LISTED, self._record.today)
+        state.left = merge(state.left, left)
+        left = left.select(~self._is_registered(keys, tables=tables))
+        state.pending = merge(state.pending, left)
+        self.changes[LEFT] += len(left)
+        self._refresh(left.keys)
+        self._is_saved = False
+        self._save()  # before the copy lacks the devices
+        return len(left) > 0
 
     async def append_to(self, held: LoggedList) -> LoggedList:
         """Append the accepted rows that the store has lost, and return the stored content after this."""
@@ -347,7 +362,8 @@ class LearnedRecord:
         state, today = self._state, self._record.today
         if today != state.day:
             state.day, state.taken = today, {}
-            self._evidence, self._old_evidence = NO_KEYS, self._evidence
+            is_recent = last_days(state.left) >= today - 1
+            state.left = state.left.select(is_recent | np.isin(state.left.keys, state.pending.keys))
             self._room = max(FORGOTTEN_MIN, len(self._merged) // FORGOTTEN_SHARE)
             self._compare_at, self._is_saved = float("-inf"), False
 
@@ -382,11 +398,11 @@ class LearnedRecord:
             return
         if len(state.disputed):
             stored, before = rows_of_devices(content.table, state.disputed), state.disputed
-            first_min = self._record.today - BACK_DAYS if self._record.now() >= self._retry_at else NO_DAY
+            first_min = self._record.today - BACK_DAYS if self._record.now() >= state.retry_at else NO_DAY
             removed = select_keys(state.kept, stored.keys, without=True)
             step = LearnedStep(first_min, self._record.today, stored, removed)
             if first_min != NO_DAY:
-                self._retry_at = float("inf")
+                state.retry_at, self._is_saved = float("inf"), False
             self._dispute(before, self._judged(state.kept, step), stored)
             self._refresh(before)
         refused = np.setdiff1d(state.disputed, state.pending.keys, assume_unique=True)
@@ -414,11 +430,12 @@ class LearnedRecord:
         if content.head.kind not in {"", FIRST_SEEN}:
             return
         contents = {name: held for name in self._registering() if (held := self._held().get(name)) is not None}
-        left, marks = await self._left(contents, content.head)
+        await self._leave_since_marks(contents, content.head)
+        marks = {name: mark_of(name, each.head) for name, each in contents.items()}
         is_compared = time.monotonic() >= self._compare_at
         joined, self._joined = self._joined, []
         listed, unseen, ended = await asyncio.to_thread(self._departed, joined, contents if is_compared else None)
-        added = await asyncio.to_thread(self._new_rows, merge(left, ended))
+        waiting, added = await asyncio.to_thread(self._new_rows, ended)
         is_marked = time.monotonic() >= self._mark_at
         if is_marked:
             self._mark_at = time.monotonic() + MARK_S
@@ -437,14 +454,12 @@ class LearnedRecord:
         if made is not None:
             self.changes[LISTED] += len(listed)
             self.changes[UNSEEN] += len(unseen)
-            self.changes[LEFT] += len(left)
         self._is_saved &= not len(state.pending)
-        self._sent, self._sent_at, state.pending = state.pending, 0 if made is None else made.generation, NO_ROWS
-        stored = _marks(self._writer.content.head)
-        for name, held in contents.items():
-            if name in stored and stored[name].digest == held.head.digest:
-                self._lists.pop(name, None)
-                self._past_path(name).unlink(missing_ok=True)
+        keys, state.pending = state.pending.keys, NO_ROWS
+        stored_at = self._writer.content.head.generation
+        if stored_at > content.head.generation:
+            self._sent, self._sent_at = waiting, stored_at
+        await asyncio.to_thread(self._refresh, keys)
         self._writer.content = empty_content(FIRST_SEEN)
 
     def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_marked: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
@@ -470,57 +485,34 @@ class LearnedRecord:
             what=LEARN, added=rows, removed=rows_of(gone.keys), state={"registered": tuple((before | newer).values())}
         )
 
-    def _new_rows(self, left: TableRows) -> TableRows:
-        """Return the rows that wait, the rows of devices that left a list, and accepted rows that the store lacks."""
+    def _new_rows(self, ended: TableRows) -> tuple[TableRows, TableRows]:
+        """Return the rows that wait; and these with `ended` rows of devices whose registration ended, and accepted rows that the store lacks."""
         state, first_min = self._state, self._record.today - BACK_DAYS
-        waiting = select_keys(state.pending, left.keys, without=True)
-        firsts = np.maximum(first_days(waiting), first_min)
-        waiting = sighted_rows(waiting.keys, firsts, waiting.column(3) // DAY_S)
-        rows = merge(waiting, left)
+        firsts = first_days(state.pending)
+        firsts = np.where(firsts == WAS_LISTED, firsts, np.maximum(firsts, first_min))
+        waiting = sighted_rows(state.pending.keys, firsts, last_days(state.pending))
+        waiting = waiting.select(~self._is_registered(waiting.keys))
+        rows = merge(waiting, ended)
         if self._is_level(self._content(self.merging).head):
             rows = merge(rows, select_keys(state.kept, rows.keys, without=True))
-        return rows.select(~self._is_registered(rows.keys))
+        return waiting, rows.select(~self._is_registered(rows.keys))
 
-    async def _left(self, contents: Mapping[str, LoggedList], head: Head) -> tuple[TableRows, Mapping[str, _Mark]]:
-        """Return a row for each device that left a registering list since the change that the record names, and the new marks."""
-        marks, parts = _marks(head), [NO_KEYS]
-        for name, content in contents.items():
-            noted, mark = self._lists.get(name), marks.get(name)
-            if noted is not None and (mark is None or noted.since.generation <= mark.generation):
-                parts += noted.left
-            elif mark is not None and mark.digest != content.head.digest and mark.generation <= content.head.generation:
-                parts += await self._left_since(name, mark, content)
-        keys = distinct(np.concatenate(parts))
-        self._evidence = np.union1d(self._evidence, keys)
-        keys = keys[~self._is_registered(keys)]
-        now = {name: mark_of(name, content.head) for name, content in contents.items()}
-        return sighted_rows(keys, WAS_LISTED, self._record.today), now
-
-    async def _left_since(self, name: str, mark: _Mark, content: LoggedList) -> list[Numbers]:
-        """Return the devices of the rows that a registering list lost since a change, by the log, or by the older copy."""
-        entries = [
-            entry
-            for entry in await self._store.log(name, mark.generation)
-            if entry.change.generation <= content.head.generation
-        ]
-        if (
-            entries
-            and entries[0].change.before == mark.digest
-            and continues_by_rows(replace(content.head, digest=mark.digest), entries)
-        ):
-            rows = [(await read_rows(self._store, name, entry)).decoded(name) for entry in entries]
-            return [removed.keys[removed.keys < WHOLE] for _, removed in rows]
-        past = ListCopy(self._copies, name)
-        past.path = self._past_path(name)
-        before = None
-        with suppress(StoreError):
-            before = await asyncio.to_thread(past.read)
-        if before is None:
-            detail = f"the log of {name} does not reach back to generation {mark.generation}, and no older copy is left"
-            self._report("first_seen_gap", level="error", list=name, detail=detail)
-            return []
-        removed = (await asyncio.to_thread(difference, before.table, content.table))[1].keys
-        return [removed[removed < WHOLE]]
+    async def _leave_since_marks(self, contents: Mapping[str, LoggedList], head: Head) -> None:
+        """Note the devices that left a registering list after the change that the record names, and before this node followed the list."""
+        for name, mark in _marks(head).items():
+            content = contents.get(name)
+            if content is None or mark.generation >= self._state.since.get(name, content.head.generation):
+                continue
+            log = await self._store.log(name, mark.generation)
+            entries = entries_until(content.head, log)
+            if continues_by_rows(replace(content.head, digest=mark.digest), entries):
+                rows = [(await read_rows(self._store, name, entry)).decoded(name) for entry in entries]
+                keys = _keys(*(removed for _, removed in rows))
+                await asyncio.to_thread(self._leave, keys, self._registered_tables())
+            else:
+                detail = f"the log of {name} does not reach back to generation {mark.generation}, which this node has not followed"
+                self._report("first_seen_gap", level="error", list=name, detail=detail)
+            self._state.since[name], self._is_saved = mark.generation, False
 
     def _departed(
         self, joined: Sequence[Numbers], contents: Mapping[str, LoggedList] | None
@@ -542,9 +534,7 @@ class LearnedRecord:
             room -= len(unseen[-1])
         ended = NO_ROWS
         for content in contents.values():
-            ended = merge(ended, ended_rows(content.table, now, now - remember * DAY_S))
-        ended = ended.select(~self._is_registered(ended.keys))
-        self._evidence = np.union1d(self._evidence, ended.keys)
+            ended = merge(ended, ended_rows(content.table, now + AHEAD_S, now - remember * DAY_S))
         return np.concatenate(listed), np.concatenate(unseen), ended
 
     # In memory
@@ -552,24 +542,31 @@ class LearnedRecord:
     def _content(self, name: str) -> LoggedList:
         return self._held().get(name) or empty_content(FIRST_SEEN)
 
-    def _is_registered(self, keys: Numbers) -> Numbers:
+    def _registered_tables(self) -> dict[str, Table]:
         held = self._held()
-        tables = [held[name].table for name in self._registering() if name in held]
-        return is_registered(tables, keys, int(self._record.now()))
+        return {name: held[name].table for name in self._registering() if name in held}
+
+    def _is_registered(
+        self, keys: Numbers, *, ahead: int = AHEAD_S, tables: Mapping[str, Table] | None = None
+    ) -> Numbers:
+        """Return a mask of the devices (ascending) that a list registers. A registration that ends within `ahead` seconds does not count."""
+        now = int(self._record.now())
+        return is_registered((tables or self._registered_tables()).values(), keys, now, now + ahead)
 
     def _refresh(self, keys: Numbers | None, table: Table | None = None, *, imports: Table | None = None) -> None:
         """Bring the content of the image up to date. `keys`: devices (ascending) whose rows changed; None: all. `table`: stored content."""
         state = self._state
         table = self._content(self.merging).table if table is None else table
         imports = self._content(self.imports).table if imports is None else imports
-        if not (len(imports) or len(state.pending) or len(state.disputed)):
+        waiting = merge(self._sent, state.pending)
+        if not (len(imports) or len(waiting) or len(state.disputed)):
             self._merged = table
         elif keys is None:
             accepted = change(table, state.kept, rows_of(state.disputed)).table
-            self._merged = change(merged_tables(accepted, imports), state.pending, NO_ROWS).table
+            self._merged = change(merged_tables(accepted, imports), waiting, NO_ROWS).table
         else:
             rows = merge(self._accepted(table, keys), rows_of_devices(imports, keys))
-            rows = merge(rows, select_keys(state.pending, keys))
+            rows = merge(rows, select_keys(waiting, keys))
             self._merged = change(self._merged, rows, rows_of(keys)).table
 
     async def _switch(self) -> None:
@@ -595,7 +592,9 @@ class LearnedRecord:
     def _has_more(self) -> bool:
         """True if the image has other rows than the store."""
         state = self._state
-        return bool(self._content(self.imports).head.entries or len(state.pending) or len(state.disputed))
+        return bool(
+            self._content(self.imports).head.entries or len(merge(self._sent, state.pending)) or len(state.disputed)
+        )
 
     def _head(self) -> Head:
         """Return the head of the record in force. Its time is the newest that the node knows; its content digest covers imports and rows that wait."""
@@ -605,7 +604,7 @@ class LearnedRecord:
         if not self._has_more:
             return head
         total = sha256(f"{head.content} {imports.content}".encode())
-        for rows in (state.pending, state.kept):
+        for rows in (state.pending, self._sent, state.kept):
             total.update(rows.keys.tobytes() + last_periods(rows).tobytes() + first_days(rows).tobytes())
         return replace(head, content=total.hexdigest(), digest=total.hexdigest())
 
