@@ -204,7 +204,7 @@ class EditReport:
         if self.come or self.gone:
             change = turnover(self.holds, self.come, self.gone)
         elif self.entries_change:
-            change = f"{self.entries_change:+,} entries for devices that are listed by their TAC"
+            change = f"{self.entries_change:+,} entries that listed no further device"
         else:
             change = "reason and times replaced"
         moment = "then" if self.dry_run else "now"
@@ -330,11 +330,12 @@ def _has_effect(edit: RowsEdit, present: TableRows, now: int) -> Numbers:
 
 
 def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present: TableRows, now: int) -> None:
-    """Reject a change that adds an existing row or removes a missing one. A row that has ended is missing."""
-    is_present = matches(edit.rows, in_force(present, now)) >= 0
+    """Reject a change that adds an existing row or removes a missing one. A row that has ended can be added again, or removed."""
     if edit.what == REMOVE:
-        wrong, state_text, advice = edit.select(~is_present), f"not in {settings.name}", ""
+        is_missing = matches(edit.rows, present) < 0
+        wrong, state_text, advice = edit.select(is_missing), f"not in {settings.name}", ""
     else:
+        is_present = matches(edit.rows, in_force(present, now)) >= 0
         wrong, state_text = edit.select(is_present & (not edit.replace)), f"in {settings.name} already"
         advice = "; --replace gives them the new reason, begin and end"
     if not len(wrong.rows):

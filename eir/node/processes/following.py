@@ -48,6 +48,8 @@ STATUS_S = 0.1
 """Seconds between two status messages to the supervisor."""
 FLUSH_S = 5.0
 """Maximum seconds for recording the last first sightings at the end of the process."""
+RECORDED_S, RECORDED_POLL_S = 4.0, 0.005
+"""Seconds until a change must be in the journal (less than ANSWER_S of the channel), and between two checks."""
 JOURNAL_S = 10.0
 """Seconds between two attempts to write events that could not be written."""
 EVENTS_MAX = 1_000
@@ -153,7 +155,7 @@ class _FollowerProcess:
         """Return the follower's functions that the supervisor may call: map from name to function."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
-            "record": self._record, "recorded": self._journal.has, "events": self._journal.recent,
+            "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
             "first_seen": self._note_sightings,
         }  # fmt: skip
 
@@ -210,6 +212,15 @@ class _FollowerProcess:
             EirError: if the journal cannot be written.
         """
         await asyncio.to_thread(self._journal.record_event, event)
+
+    async def _is_recorded(self, name: str, change: str) -> bool:
+        """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
+        give_up = time.monotonic() + RECORDED_S
+        while not self._journal.has(name, change):
+            if time.monotonic() > give_up:
+                return False
+            await asyncio.sleep(RECORDED_POLL_S)
+        return True
 
     async def _maintain_journal(self) -> None:
         """Open the journal if it is not open, write events that could not be written before, and delete old ones."""
@@ -368,7 +379,7 @@ class Followed:
         await self._ask("record", event)
 
     async def is_recorded(self, name: str, change: str) -> bool:
-        """Return True if the journal of this node has the change of a list with this digest.
+        """Return True if the journal of this node has the change of a list with this digest, after at most RECORDED_S.
 
         Raises:
             EirError: if the follower does not run.
