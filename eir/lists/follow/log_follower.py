@@ -18,8 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from eir.errors import EirError, GenerationConflict, Report, StoreError
 from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.pauses import PAUSES, ChangePace, Heavy, Pauses, while_large
-from eir.lists.follow.write_back import APPLY_S, HEAL, NO_MARK, LostChanges, WriteBack, write_lost_file
-from eir.lists.log.change import NO_CHANGE, Change, Head, digests_of, first_break
+from eir.lists.follow.write_back import APPLY_S, NO_MARK, LostChanges, WriteBack, write_lost_file
+from eir.lists.log.change import HEAL, NO_CHANGE, Change, Head, digests_of, first_break
 from eir.lists.log.reader import (
     ChangeRows,
     LoggedList,
@@ -30,7 +30,7 @@ from eir.lists.log.reader import (
     read_content,
     read_rows,
 )
-from eir.lists.log.relation import LogRelation, relation
+from eir.lists.log.relation import LogRelation, overtaking, relation
 from eir.lists.log.store import LogEntry, LogStore, StoredHeads
 from eir.lists.log.writer import KEEP, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
@@ -369,19 +369,16 @@ class LogFollower(Generic[ImageType]):
             return relation(held, stored), ()
         entries = entries_until(stored, await self._timed.log(followed.name, held.generation))
         changes, known = [entry.change for entry in entries], frozenset[str]()
-        is_continued = held.digest in digests_of(changes)
-        if not is_continued:
+        if held.digest not in digests_of(changes) or any(change.what == HEAL for change in changes):
             entries = entries_until(stored, await self._timed.log(followed.name, 0))
             changes = [entry.change for entry in entries]
-        if not is_continued or any(change.what == HEAL for change in changes):
             known = await asyncio.to_thread(followed.copy.known)
         found = relation(
             held, stored, held_past=known, stored_past=digests_of(changes),
             oldest=_oldest(changes, stored),
             has_seen_base=held.base_digest in digests_of(change for change in changes if change.base_id),
+            overtaken_by=overtaking(held, changes, known),
         )  # fmt: skip
-        if found in {LogRelation.NEWER, LogRelation.FORKED} and _is_overtaken(held, changes, known):
-            found = LogRelation.LOST
         return found, entries
 
     async def _advance(
@@ -588,6 +585,7 @@ class LogFollower(Generic[ImageType]):
             return
         followed.failures = 0
         self._report("store_healed", level="warning", list=name, detail=change.detail)
+        await self._keep_lost(followed, head, work.lost)
         await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
         await self._confirm(followed)
 
@@ -638,21 +636,27 @@ class LogFollower(Generic[ImageType]):
                 self._report(
                     "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
                 )
-        if lost.gone or lost.missing:
-            path = self._folder / LOST / f"{name}-{held.head.digest[:16]}.csv"
-            self.lost_rows[name] = path
-            try:
-                await asyncio.to_thread(write_lost_file, path, held.head, lost.gone)
-            except OSError as error:
-                self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
-            digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
-            self._report(
-                "lost_changes_kept", level="error", list=name,
-                detail=f"changes that the store lost are not applied again: {', '.join(digests)}; compare {path} with the list, then use eir add or eir remove",
-            )  # fmt: skip
+        await self._keep_lost(followed, held.head, lost)
         self._record_gap(followed, "fork", held.head, stored)
         await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
         return True
+
+    async def _keep_lost(self, followed: FollowedList[ImageType], held: Head, lost: LostChanges) -> None:
+        """Write lost changes that are not in the list to a file for the operator, and report the file."""
+        if not lost.gone and not lost.missing:
+            return
+        name = followed.name
+        path = self._folder / LOST / f"{name}-{held.digest[:16]}.csv"
+        self.lost_rows[name] = path
+        try:
+            await asyncio.to_thread(write_lost_file, path, held, lost.gone)
+        except OSError as error:
+            self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
+        digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
+        self._report(
+            "lost_changes_kept", level="error", list=name,
+            detail=f"changes that the store lost are not applied again: {', '.join(digests)}; compare {path} with the list, then use eir add or eir remove",
+        )  # fmt: skip
 
     async def _apply_again(self, work: WriteBack, lost: LostChanges, reasons: Sequence[str]) -> bool:
         """Apply lost changes under the list's lease; return False if another node has it, or another process changed the list."""
@@ -714,17 +718,6 @@ def _has_gap(held: Head, changes: Sequence[Change]) -> bool:
     """Return True if changes do not lead from the held one on, nor continue it."""
     is_continued = held.digest in {change.continues for change in changes}
     return not is_continued and first_break(changes, held.digest) is not None
-
-
-def _is_overtaken(held: Head, changes: Sequence[Change], known: frozenset[str]) -> bool:
-    """Return True if the newest write-back in a chain, which the node has not held, continues an earlier change than the held one."""
-    heal = next((change for change in reversed(changes) if change.what == HEAL), None)
-    return (
-        heal is not None
-        and held.digest not in {heal.continues, heal.digest}
-        and heal.digest not in known
-        and heal.continues in known
-    )
 
 
 class TimedStore:

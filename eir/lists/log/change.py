@@ -18,9 +18,11 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 ROLLBACK = "rollback"
 RELEASE_KINDS = frozenset({"load", ROLLBACK})
 """Kinds of change after which another release is in force."""
+HEAL = "heal"
+"""Kind of a write-back: a node writes its content to a store that lost or damaged the list."""
 LEARN = "learn"
 """Kind of the changes of a learned list that nodes write."""
-NEVER_UNDONE = frozenset({"feed", LEARN, "heal", "restore", "apply-again", "abandon"})
+NEVER_UNDONE = frozenset({"feed", LEARN, HEAL, "restore", "apply-again", "abandon"})
 """Kinds of changes of a local list that no rollback undoes, nor a change before them."""
 
 

@@ -7,7 +7,7 @@ import groups
 import pytest
 from simulated import servers
 from simulated.follower import AWAY, QUICK, FaultyLogStore, LogNode, Recorder, execute, snapshot
-from simulated.store_content import Lists, until
+from simulated.store_content import Altered, Lists, until
 
 from eir.errors import StoreError
 from eir.lists.follow import log_follower as following
@@ -316,10 +316,11 @@ class TestLost:
         """The write-back of a node that was behind, then a new row, then the node that was ahead."""
         await lists.load([1])
         behind = LogNode(store, tmp_path / "behind", who="behind")
-        await behind.follower.start()
-        await lists.change([2])
         ahead = LogNode(store, tmp_path / "ahead", who="ahead")
+        await behind.follower.start()
         await ahead.follower.start()
+        await lists.change([2])
+        await ahead.follower._step()
         await flush(store)
         while "store_healed" not in behind.said():
             await behind.follower._step()
@@ -329,6 +330,80 @@ class TestLost:
             await behind.has(1, 2, 9)
             head, table = ahead.contents["own"]
             assert [head.reasons[reason] for reason in table.rows().column(REASONS)] == ["stolen", "stolen", "lost"]
+
+    @pytest.mark.parametrize("serial", [0, 1], ids=["local", "signed"])
+    async def test_a_node_that_returns_after_a_write_back_keeps_what_came_since(self, sqlite, tmp_path, serial):
+        lists = Lists(sqlite)
+        await lists.load([1], serial=serial)
+        behind = LogNode(sqlite, tmp_path / "behind", who="behind")
+        ahead = LogNode(sqlite, tmp_path / "ahead", who="ahead")
+        await behind.follower.start()
+        await ahead.follower.start()
+        await (lists.load([1, 2], serial=2) if serial else lists.change([2]))
+        await ahead.follower._step()
+        await flush(sqlite)
+        while "store_healed" not in behind.said():
+            await behind.follower._step()
+        await (Lists(sqlite).load([9], serial=3) if serial else lists.change([9]))
+        async with ahead:
+            await ahead.has(*([9] if serial else [1, 2, 9]))
+            await ahead.is_level()
+            assert "list_forked" in ahead.said()
+            assert "store_healed" not in ahead.said()
+
+    async def test_changes_between_a_write_back_and_the_change_that_it_continues_are_applied_again(
+        self, sqlite, tmp_path
+    ):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        behind = LogNode(sqlite, tmp_path / "behind", who="behind")
+        ahead = LogNode(sqlite, tmp_path / "ahead", who="ahead")
+        await behind.follower.start()
+        await ahead.follower.start()
+        await lists.change([2])
+        await ahead.follower._step()
+        await execute(sqlite, "UPDATE log SET rows = x'00' WHERE generation = 2")
+        async with behind:
+            await behind.is_level()
+            assert behind.keys() == [1]
+            assert (await sqlite.log("own", 0))[1].change.digest[:16] in str(behind.events)
+            await Lists(sqlite).change([7])
+            async with ahead:
+                await ahead.has(1, 2, 7)
+                await ahead.is_level()
+                assert not ahead.follower.lost_rows
+
+    async def test_one_unreadable_change_takes_no_other_row_away(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        node = LogNode(sqlite, tmp_path)
+        await node.follower.start()
+        for key in (2, 3, 4):
+            await lists.change([key], reason=2)
+        await execute(sqlite, "UPDATE log SET rows = x'00' WHERE generation = 3")
+        unreadable = (await sqlite.log("own", 0))[2].change
+        async with node:
+            await node.has(1, 2, 4)
+            await node.is_level()
+            head, table = node.contents["own"]
+            assert [head.reasons[reason] for reason in table.rows().column(REASONS)] == ["stolen", "lost", "lost"]
+            (line,) = node.follower.lost_rows["own"].read_text().splitlines()[1:]
+            assert line.split(",")[::4] == [unreadable.digest[:16], "unknown"]
+            assert unreadable.digest[:16] in str(node.events)
+
+    async def test_rows_of_a_base_stay_if_the_head_is_lost(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        node = LogNode(sqlite, tmp_path)
+        await node.follower.start()
+        await lists.change([5])
+        await lists.load([1, 5, 6], what="rollback")
+        await lists.change([7])
+        await evict(sqlite)
+        async with node:
+            await node.has(1, 5, 6, 7)
+            await node.is_level()
+            assert not node.follower.lost_rows
 
     async def test_a_content_that_is_damaged_in_memory_is_not_written_back(self, store, lists, tmp_path):
         await lists.load([1])
@@ -445,6 +520,26 @@ class TestForked:
         async with await self.fork(store, lists, tmp_path, lost=[lost], since=[since]) as node:
             await node.is_level()
             assert node.keys() == await keys_in(store) == after
+            assert not node.follower.lost_rows
+
+    async def test_an_interrupted_application_still_knows_the_rows_that_were_removed_since(self, sqlite, tmp_path):
+        node = await self.fork(
+            sqlite, Lists(sqlite), tmp_path, lost=[{"added": [7]}, {"added": [8]}], since=[{"removed": [8], "what": "remove"}]
+        )  # fmt: skip
+        applied = []
+
+        async def commit(name, head, entry, **fields):
+            applied.append(entry.change.what)
+            if applied == ["apply-again"] * 2:
+                raise AWAY
+            await sqlite.commit(name, head, entry, **fields)
+
+        node.follower._store = Altered(sqlite, commit=commit)
+        async with node:
+            await node.has(1, 2, 3, 7)
+            await node.is_level()
+            assert applied == ["apply-again"] * 3
+            assert node.follower.errors["apply_refused"] == 1
             assert not node.follower.lost_rows
 
     async def test_a_change_that_is_too_old_goes_to_a_file(self, store, lists, tmp_path, monkeypatch):
@@ -596,6 +691,7 @@ class TestDamage:
             await until(lambda: "store_healed" in node.said())
             await until(lambda: not node.follower.lost)
             assert node.keys() == await keys_in(sqlite) == after
+            assert ("own" in node.follower.lost_rows) == (after == [1])
             assert node.said().count("store_lost_data") == 1
             await Lists(sqlite).change([7])
             await node.has(*after, 7)
