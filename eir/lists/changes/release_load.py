@@ -34,6 +34,7 @@ from eir.lists.releases.release import (
     verify_release,
 )
 from eir.lists.rows.delivered import Done, Progress, sum_progress
+from eir.lists.rows.listed_rows import check_sides
 from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, TableRows, block_numbers, distinct, matches, rows_of
 from eir.lists.table.table import EMPTY, Table, TableEffect, device_count, merge, replacement, table_of
@@ -329,6 +330,7 @@ class ReleaseLoader:
         with self.stage(BUILD, 1):
             added, *removed = (rows.pop() for rows in by_role)
             if manifest.kind == DELTA:
+                check_sides(added, removed[0])
                 return ReleaseRows(added, removed[0], texts=reasons.texts), tally
             return ReleaseRows(table=table_of(added), texts=reasons.texts), tally
 

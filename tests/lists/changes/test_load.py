@@ -817,6 +817,19 @@ async def test_dates_of_entries(agency, store):
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "header", "entry"),
+    [("devices", "imei", IMEI), ("devices", "tac", IMEI[:8]), ("pairs", "imei,imsi", f"{IMEI},001010000000001"), ("subscribers", "imsi", "001010000000001")],
+)  # fmt: skip
+async def test_a_delta_that_both_adds_and_removes_an_entry_is_rejected(agency, store, kind, header, entry):
+    agency.settings(kind=kind, growth_max=100, shrink_max=1)
+    await agency.load(agency.release({"f.csv": ("entries", "eir", file(header, entry))}), store)
+    why = await refused(
+        agency, delta(agency, 2, 1, file(f"{header},reason", f"{entry},new"), file(header, entry)), store
+    )
+    assert (why.reason, why.detail.partition(";")[0]) == ("rows", "1 entries are both added and removed")
+
+
 async def test_a_chain_of_deltas_has_the_digest_of_the_full_list(agency, store):
     agency.settings(growth_max=100, shrink_max=1)
     agency.settings(name="whole", growth_max=100, shrink_max=1)
@@ -824,7 +837,8 @@ async def test_a_chain_of_deltas_has_the_digest_of_the_full_list(agency, store):
     pool = [f"{35000000 + rng.randrange(4):08d}{rng.randrange(60):06d}" for _ in range(150)]
     truth = dict.fromkeys(rng.sample(pool, 60), "first")
     for serial in range(1, 9):
-        removed, added = rng.sample(pool, 20), {imei: f"r{rng.randrange(6)}" for imei in rng.sample(pool, 20)}
+        added = {imei: f"r{rng.randrange(6)}" for imei in rng.sample(pool, 20)}
+        removed = set(rng.sample(pool, 20)) - added.keys()
         if serial == 1:
             manifest = agency.release({"f.csv": ("entries", "eir", file("imei,reason", *map(",".join, truth.items())))})
         else:
