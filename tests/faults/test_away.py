@@ -5,13 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
+from eir.node.observe.status_texts import StatusText
 from fleet import HELD, LIST, OPTIONS, Fleet
 from proxy import Proxy
 from simulated.hostile import descriptors
 from simulated.node import until
 from simulated.servers import Server
-
-from eir.node.observe.status_texts import StatusText
 
 FREEZE_S = 5
 MORE = 5

@@ -5,13 +5,13 @@ import os
 import sqlite3
 
 import pytest
+from eir.node.observe.status_texts import StatusText
 from simulated.node import LISTED, TRACKED, UNLISTED, Site, until
 from simulated.servers import Protected
 from simulated.store_content import Lists
 
 from eir.device import device_key
 from eir.lists.stores.open import open_store
-from eir.node.observe.status_texts import StatusText
 
 LISTS, POLICY = (
     {"stolen": {"signers": "signers"}, "own": {"local": True}},

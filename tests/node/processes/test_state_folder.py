@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from eir.node.observe.status_texts import StatusText
 from full_disk import no_file_above
 from simulated.node import LISTED, until
 from typer.main import get_command
@@ -22,7 +23,6 @@ from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.control import RUNNING, SOCKET_NAME, STOPPING
 from eir.node.observe.status import WorkerReport
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 from eir.node.processes.acknowledging import Acknowledging
 
