@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from eir.node.observe.status_texts import StatusText
 from fleet import HELD, LIST, OPTIONS, Fleet
 from proxy import Proxy
 from simulated.hostile import descriptors
@@ -176,7 +175,7 @@ class TestStart:
             node = site.start()
             code, text = node.get("/ready")
             assert (code, text.splitlines()[0]) == (200, "degraded")
-            assert StatusText.COPY_IN_FORCE.format(LIST) in text
+            assert f"{LIST} (this node's last good copy is in force)" in text
             assert node.status()["lists"][LIST]["serial"] == fleet.serial
             assert node.metrics()[f"eir_list_serial{{list={LIST}}}"] == fleet.serial
             server.start()

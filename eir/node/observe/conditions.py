@@ -108,7 +108,7 @@ NODE_CONDITIONS = (
     ),
     Condition(
         "EirReloadFailed", WARNING, "eir_config_last_reload_successful == 0",
-        "the last reload was refused; the previous configuration is in force",
+        "the changed configuration was refused; the previous one is in force",
         "{{ $labels.instance }} refused its changed configuration; the previous one is in force",
         description="`eir config` prints the errors. The node may not start with this file.",
     ),
@@ -132,7 +132,7 @@ NODE_CONDITIONS = (
         "A worker of {{ $labels.instance }} ended unexpectedly and was restarted",
     ),
     Condition(
-        "EirWorkerRestarted", WARNING, 'max by (instance) (eir_workers{state="missing"}) > 0',
+        "EirWorkerRestarted", WARNING, 'max by (instance) (eir_workers{state="missing"}) > 0 unless on (instance) eir_workers{state="answering"} == 0',
         "not every worker answers",
         "Workers of {{ $labels.instance }} that do not answer: {{ $value }}",
         lasting="1m", degrades=True,
