@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from eir.node.observe.conditions import CONDITIONS, INFO, REGULAR_DIAMETER, REGULAR_MAP, REGULAR_N5G, Condition, Trouble
+from eir.node.observe.conditions import (
+    CONDITIONS,
+    INFO,
+    REGULAR_DIAMETER,
+    REGULAR_MAP,
+    REGULAR_N5G,
+    NodeCondition,
+    Trouble,
+)
 from eir.node.observe.metrics import FAMILIES, Labels, Snapshot
 from eir.schema import DETAILS
 
@@ -134,7 +142,7 @@ class RecentMetrics:
 class Alerts:
     """Evaluation of conditions over time. The caller calls `end_minute` every EVERY_S."""
 
-    def __init__(self, conditions: Sequence[Condition] = CONDITIONS) -> None:
+    def __init__(self, conditions: Sequence[NodeCondition] = CONDITIONS) -> None:
         self._conditions = [each for each in conditions if each.severity != INFO]
         self._recent = RecentMetrics()
         self._since: dict[tuple[str, str], float] = {}

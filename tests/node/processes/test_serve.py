@@ -226,7 +226,7 @@ class TestReload:
             )
         )
         loaded.path.write_text(good)
-        await until_async(lambda: "was refused" not in node.status()["summary"])
+        await until_async(lambda: f"{loaded.path}:{number}" not in node.status()["summary"])
         assert await ask(client, LISTED) == BLACK
         assert node.lines("reloaded") == []
 
