@@ -234,8 +234,12 @@ class LogFollower(Generic[ImageType]):
             except _StoreAway:
                 await asyncio.sleep(self._pauses.retry_s)
 
+    def poll(self) -> None:
+        """Read the heads in the store at once, because another process of the host has just changed a list."""
+        self._others.set()
+
     async def _wait(self) -> None:
-        """Wait until a list in the store may have changed, or until a new configuration has changed the lists."""
+        """Wait until a list in the store may have changed, until `poll`, or until a new configuration has changed the lists."""
         wait_s = self._pauses.wait_s
         limited = await_store(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
         tasks = [asyncio.create_task(self._of_store(limited)), asyncio.create_task(self._others.wait())]

@@ -216,6 +216,8 @@ class _FollowerProcess:
     async def _is_recorded(self, name: str, change: str) -> bool:
         """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
         give_up = time.monotonic() + RECORDED_S
+        if not self._journal.has(name, change):
+            self._follower.poll()
         while not self._journal.has(name, change):
             if time.monotonic() > give_up:
                 return False
