@@ -17,7 +17,7 @@ from eir.lists.record.entries import ListEntry, until_text
 from eir.lists.record.listed_entries import entries_in, is_whole
 from eir.lists.record.reasons import REASONS_MAX, Reasons, check_reason
 from eir.lists.record.settings import ListSettings
-from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
+from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import (
     BEGINS,
     ENDS,
@@ -166,7 +166,7 @@ def complete_edit(edit: RowsEdit, settings: ListSettings) -> Callable[[ComputedU
 
     def complete(computed: ComputedUpdate) -> ListUpdate:
         come, gone = computed.effect.devices_added, computed.effect.devices_removed
-        passed = exceeded_limits(settings, computed.content.head.devices, come, gone)
+        passed = exceeded_by(settings, computed)
         if passed and not edit.force:
             excess = next(iter(passed.values()))
             raise EntryRefused(f"nothing was changed: {excess}; if this is intended, repeat the command with --force")

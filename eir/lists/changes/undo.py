@@ -138,6 +138,8 @@ def restored(backup: LoggedList, *, made: str, mark: SerialMark, force: bool = F
         made: time of the backup.
         mark: highest mark of the list that was in force on this node.
         force: if the mark of the backup is lower than that of the store or the node, count one serial reset more, so that every node follows.
+
+    The function raises GenerationConflict if the mark of the backup is lower, without `force`.
     """
 
     def make(content: LoggedList) -> ListUpdate | None:
@@ -146,7 +148,9 @@ def restored(backup: LoggedList, *, made: str, mark: SerialMark, force: bool = F
         if head.generation and head.content == backup.head.content and release_of(head) == state:
             return None
         known = max(mark, head.mark)
-        if force and backup.head.mark < known:
+        if backup.head.mark < known:
+            if not force:
+                raise GenerationConflict(f"a release with serial {known[1]} was loaded meanwhile: repeat the command")
             state["serial_resets"] = known[0] + 1
         return ListUpdate(
             what=RESTORE, table=backup.table, reasons=backup.head.reasons, state=state, continues=backup.head.digest,

@@ -40,7 +40,7 @@ from eir.lists.images.index import FirstSeenList
 from eir.lists.log.change import LEARN, Head, utc_text
 from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, entries_until, read_rows
 from eir.lists.log.store import LogStore
-from eir.lists.log.writer import WHOLE_SHARE, ListUpdate, ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.first_days import (
     DAY_S,
@@ -69,12 +69,11 @@ ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
 """Minimum pause between two rounds in seconds; factor of the pause after a long round, to the duration of the round; maximum pause in seconds."""
 WRITE_S = 120.0
 """Time limit for one write of the store in seconds."""
-MARK_S = 60.0
-"""Seconds after which the record names the newest change of a registering list, although no device has left this list."""
 BEHIND_S = 600.0
 """Seconds after which changes of registering lists that only the record names are forged."""
 COMPARE_S, AHEAD_S = 3600.0, 7200
-"""Seconds between two comparisons of the whole record with the registering lists; seconds before the end of a registration from which the
+"""Seconds between two comparisons of the whole record with the registering lists, after which the record names the newest change of each
+list; seconds before the end of a registration from which the
 record treats it as over, so that no check comes between the end and the next comparison."""
 AT_ONCE_MAX = 10_000_000
 """Maximum number of devices on record with which a device that leaves a list is in the image before the list without the device is in force.
@@ -93,7 +92,6 @@ class _Mark(NamedTuple):
 
     generation: int
     digest: str
-    text: str
 
 
 def _marks(head: Head) -> dict[str, _Mark]:
@@ -102,13 +100,12 @@ def _marks(head: Head) -> dict[str, _Mark]:
     for text in head.registered:
         match text.split(" "):
             case [name, generation, digest] if generation.isdecimal():
-                marks[name] = _Mark(int(generation), digest, text)
+                marks[name] = _Mark(int(generation), digest)
     return marks
 
 
-def mark_of(name: str, head: Head) -> _Mark:
-    """Return the mark of a registering list."""
-    return _Mark(head.generation, head.digest, f"{name} {head.generation} {head.digest}")
+def _mark_texts(marks: Mapping[str, _Mark]) -> tuple[str, ...]:
+    return tuple(f"{name} {mark.generation} {mark.digest}" for name, mark in marks.items())
 
 
 class LearnedRecord:
@@ -154,16 +151,14 @@ class LearnedRecord:
         self._is_saved = True
         """True if the file has the state."""
         self._sighted: list[Sighted] = []
-        self._sent, self._sent_at = NO_ROWS, 0
-        """Rows that this node has written and not read again, and the stored generation that has them."""
         self._merged: Table = EMPTY
         """Content of the image: accepted rows, rows that wait, imported rows."""
         self._clock_start: float | None = None
         """Newest time that the node knew at its start, in Unix seconds; None until its start."""
         self._joined: list[Numbers] = []
         """Devices that came into a registering list since the last round."""
-        self._compare_at = self._mark_at = float("-inf")
-        """Times (time.monotonic) of the next comparison, and of the next change without rows."""
+        self._compare_at = float("-inf")
+        """Time (time.monotonic) of the next comparison."""
         self._behind_at = time.monotonic()
         """Last time (time.monotonic) at which this node had the changes of the registering lists that the record names."""
         self._room = 0
@@ -201,20 +196,27 @@ class LearnedRecord:
             await asyncio.sleep(min(max(ROUND_S, REST_TIMES * (time.monotonic() - began)), ROUND_MAX_S))
 
     async def round(self) -> None:
-        """Write the rows that the store lacks, and publish the image if it changed. After a failure the next round tries again."""
+        """Publish the image if it changed, and write the rows that the store lacks. After a failure these are in the image, and the next round tries again.
+
+        After a write the image changes once, in the next round: then the follower has read the stored rows.
+        """
         async with self._lock:
+            await self._switch()
+            is_stored = False
             try:
                 for peer, keys in await asyncio.to_thread(self._add_sighted):
                     if len(keys):
                         self._reject(peer, keys.tolist())
                 await asyncio.to_thread(self._judge_again)
                 await await_store(self._write(), WRITE_S)
+                is_stored = True
             except StoreError as error:
                 self._failed(error.cause, error)
             except Exception as error:  # noqa: BLE001  # the outermost loop of this task
                 self._failed("internal", error)
             await asyncio.to_thread(self._save)
-            await self._switch()
+            if not is_stored:
+                await self._switch()
 
     # Contents that the follower reads
 
@@ -238,11 +240,8 @@ class LearnedRecord:
 
     def _follow(self, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]) -> None:
         """Judge the rows of a new content of the record. A node without a record accepts all."""
-        state, sent = self._state, NO_ROWS
-        if content.head.generation >= self._sent_at:
-            sent, self._sent = self._sent, NO_ROWS
-            is_stored = is_covered(sent, rows_of_devices(content.table, sent.keys))
-            state.pending = merge(state.pending, sent.select(~is_stored))
+        state, waiting = self._state, self._state.pending
+        state.pending = waiting.select(~is_covered(waiting, rows_of_devices(content.table, waiting.keys)))
         others = [each.change for each in changes if each.change.who != self._who]
         self.changes[MERGED] += sum(each.added for each in others)
         if before is None:
@@ -256,7 +255,7 @@ class LearnedRecord:
             )
             ahead = [moment for each in others if (moment := seconds_of(each.time)) > limit]
             state.retry_at = min([state.retry_at, *ahead])
-            keys = _keys(sent, *(rows for step in steps for rows in (step.added, step.removed)))
+            keys = _keys(waiting, *(rows for step in steps for rows in (step.added, step.removed)))
             rows = self._accepted(before.table, keys)
             for step in steps:
                 rows = self._judged(rows, step)
@@ -293,6 +292,10 @@ class LearnedRecord:
             return rows
         return merge(select_keys(rows, state.disputed, without=True), select_keys(state.kept, keys))
 
+    def _accepted_table(self, table: Table) -> Table:
+        """Return the accepted rows of all devices. `table`: stored content."""
+        return change(table, self._state.kept, rows_of(self._state.disputed)).table
+
     def _follow_registering(
         self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
     ) -> bool:
@@ -326,7 +329,6 @@ class LearnedRecord:
         left = left.select(~self._is_registered(keys, tables=tables))
         state.pending = merge(state.pending, left)
         self.changes[LEFT] += len(left)
-        self._refresh(left.keys)
         self._is_saved = False
         self._save()  # before the copy lacks the devices
         return len(left) > 0
@@ -339,22 +341,15 @@ class LearnedRecord:
             return self._writer.content
 
     def _lacking(self, held: LoggedList, content: LoggedList) -> ListUpdate | None:
-        lacking = EMPTY
-        for rows in batches(held.table):
-            accepted = self._accepted(held.table, rows.keys)
-            stored = rows_of_devices(content.table, accepted.keys)
-            lacking = change(lacking, accepted.select(~is_covered(accepted, stored)), NO_ROWS).table
-        if not len(lacking):
+        table = merged_tables(content.table, self._accepted_table(held.table))
+        if not any(map(len, difference(content.table, table))):
             return None
         marks = _marks(held.head)
         marks |= {name: max(mark, marks.get(name, mark)) for name, mark in _marks(content.head).items()}
-        update = ListUpdate(
-            what=LEARN, state={"registered": tuple(mark.text for mark in marks.values())}, continues=held.head.digest, above=held.head.generation,
+        return ListUpdate(
+            what=LEARN, table=table, state={"registered": _mark_texts(marks)}, continues=held.head.digest, above=held.head.generation,
             detail="rows that the store had lost",
         )  # fmt: skip
-        if len(lacking) * WHOLE_SHARE > len(content.table):
-            return replace(update, table=merged_tables(content.table, lacking))
-        return replace(update, added=lacking.rows())
 
     # Sightings
 
@@ -377,7 +372,7 @@ class LearnedRecord:
             is_listed = self._is_registered(keys)
             rejected.append(("", keys[is_listed]))
             keys = keys[~is_listed]
-            known = merge(rows_of_devices(self._merged, keys), select_keys(merge(self._sent, state.pending), keys))
+            known = merge(rows_of_devices(self._merged, keys), select_keys(state.pending, keys))
             new, peer = np.setdiff1d(keys, known.keys, assume_unique=True), (sighted.peer, sighted.confirmed)
             room = max(self._settings.new_per_peer - state.taken.get(peer, 0), 0)
             if len(new):
@@ -394,9 +389,9 @@ class LearnedRecord:
     def _judge_again(self) -> None:
         """Judge the disputed rows by the lists that this node has now, and report those that stay refused."""
         state, content = self._state, self._content(self.merging)
-        if len(state.disputed) and not self._is_level(content.head):
-            return
         if len(state.disputed):
+            if not self._is_level(content.head):
+                return
             stored, before = rows_of_devices(content.table, state.disputed), state.disputed
             first_min = self._record.today - BACK_DAYS if self._record.now() >= state.retry_at else NO_DAY
             removed = select_keys(state.kept, stored.keys, without=True)
@@ -431,22 +426,17 @@ class LearnedRecord:
             return
         contents = {name: held for name in self._registering() if (held := self._held().get(name)) is not None}
         await self._leave_since_marks(contents, content.head)
-        marks = {name: mark_of(name, each.head) for name, each in contents.items()}
+        marks = {name: _Mark(each.head.generation, each.head.digest) for name, each in contents.items()}
         is_compared = time.monotonic() >= self._compare_at
         joined, self._joined = self._joined, []
         listed, unseen, ended = await asyncio.to_thread(self._departed, joined, contents if is_compared else None)
         waiting, added = await asyncio.to_thread(self._new_rows, ended)
-        is_marked = time.monotonic() >= self._mark_at
-        if is_marked:
-            self._mark_at = time.monotonic() + MARK_S
-        update = partial(self._update, added, np.union1d(listed, unseen), marks, is_marked)
+        update = partial(self._update, added, np.union1d(listed, unseen), marks, is_compared)
         self._writer.content = content
         try:
             made = await self._writer.write(update)
         except BaseException:
             self._joined = [*joined, *self._joined]
-            if len(state.pending):
-                await asyncio.to_thread(self._refresh, state.pending.keys)
             raise
         if is_compared:
             self._compare_at = time.monotonic() + COMPARE_S
@@ -455,19 +445,15 @@ class LearnedRecord:
             self.changes[LISTED] += len(listed)
             self.changes[UNSEEN] += len(unseen)
         self._is_saved &= not len(state.pending)
-        keys, state.pending = state.pending.keys, NO_ROWS
-        stored_at = self._writer.content.head.generation
-        if stored_at > content.head.generation:
-            self._sent, self._sent_at = waiting, stored_at
-        await asyncio.to_thread(self._refresh, keys)
+        dropped, state.pending = select_keys(state.pending, waiting.keys, without=True).keys, waiting
+        await asyncio.to_thread(self._refresh, dropped)
         self._writer.content = empty_content(FIRST_SEEN)
 
-    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_marked: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
+    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_compared: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
         """Return the change that the present content needs; None if it needs none."""
-        before = {name: mark.text for name, mark in _marks(content.head).items()}
         known = _marks(content.head)
         newer = {
-            name: mark.text
+            name: mark
             for name, mark in marks.items()
             if name not in known
             or mark.generation > known[name].generation
@@ -479,10 +465,10 @@ class LearnedRecord:
         rows = added.select(is_lacking)
         gone = rows_of_devices(content.table, removed)
         gone = select_keys(gone, rows.keys, without=True)
-        if not (len(rows) or len(gone) or (newer and (is_marked or not newer.keys() <= before.keys()))):
+        if not (len(rows) or len(gone) or (newer and (is_compared or not newer.keys() <= known.keys()))):
             return None
         return ListUpdate(
-            what=LEARN, added=rows, removed=rows_of(gone.keys), state={"registered": tuple((before | newer).values())}
+            what=LEARN, added=rows, removed=rows_of(gone.keys), state={"registered": _mark_texts(known | newer)}
         )
 
     def _new_rows(self, ended: TableRows) -> tuple[TableRows, TableRows]:
@@ -491,11 +477,11 @@ class LearnedRecord:
         firsts = first_days(state.pending)
         firsts = np.where(firsts == WAS_LISTED, firsts, np.maximum(firsts, first_min))
         waiting = sighted_rows(state.pending.keys, firsts, last_days(state.pending))
-        waiting = waiting.select(~self._is_registered(waiting.keys))
         rows = merge(waiting, ended)
         if self._is_level(self._content(self.merging).head):
             rows = merge(rows, select_keys(state.kept, rows.keys, without=True))
-        return waiting, rows.select(~self._is_registered(rows.keys))
+        rows = rows.select(~self._is_registered(rows.keys))
+        return select_keys(waiting, rows.keys), rows
 
     async def _leave_since_marks(self, contents: Mapping[str, LoggedList], head: Head) -> None:
         """Note the devices that left a registering list after the change that the record names, and before this node followed the list."""
@@ -558,21 +544,18 @@ class LearnedRecord:
         state = self._state
         table = self._content(self.merging).table if table is None else table
         imports = self._content(self.imports).table if imports is None else imports
-        waiting = merge(self._sent, state.pending)
-        if not (len(imports) or len(waiting) or len(state.disputed)):
+        if not (len(imports) or len(state.pending) or len(state.disputed)):
             self._merged = table
         elif keys is None:
-            accepted = change(table, state.kept, rows_of(state.disputed)).table
-            self._merged = change(merged_tables(accepted, imports), waiting, NO_ROWS).table
-        else:
+            self._merged = change(merged_tables(self._accepted_table(table), imports), state.pending, NO_ROWS).table
+        elif len(keys):
             rows = merge(self._accepted(table, keys), rows_of_devices(imports, keys))
-            rows = merge(rows, select_keys(waiting, keys))
+            rows = merge(rows, select_keys(state.pending, keys))
             self._merged = change(self._merged, rows, rows_of(keys)).table
 
     async def _switch(self) -> None:
         """Build the image and publish it, if its content has changed."""
-        if not self._has_more:
-            self._merged = self._content(self.merging).table
+        await asyncio.to_thread(self._refresh, self._state.pending.keys)
         head, before = self._head(), self._record.state
         if before is None and not head.entries:
             return
@@ -592,9 +575,7 @@ class LearnedRecord:
     def _has_more(self) -> bool:
         """True if the image has other rows than the store."""
         state = self._state
-        return bool(
-            self._content(self.imports).head.entries or len(merge(self._sent, state.pending)) or len(state.disputed)
-        )
+        return bool(self._content(self.imports).head.entries or len(state.pending) or len(state.disputed))
 
     def _head(self) -> Head:
         """Return the head of the record in force. Its time is the newest that the node knows; its content digest covers imports and rows that wait."""
@@ -604,7 +585,7 @@ class LearnedRecord:
         if not self._has_more:
             return head
         total = sha256(f"{head.content} {imports.content}".encode())
-        for rows in (state.pending, self._sent, state.kept):
+        for rows in (state.pending, state.kept):
             total.update(rows.keys.tobytes() + last_periods(rows).tobytes() + first_days(rows).tobytes())
         return replace(head, content=total.hexdigest(), digest=total.hexdigest())
 

@@ -74,6 +74,8 @@ class ComputedUpdate(NamedTuple):
     """Content before the update."""
     update: ListUpdate
     effect: TableEffect
+    now: int
+    """Time of the effect in Unix seconds."""
 
 
 class _Staged(NamedTuple):
@@ -145,8 +147,8 @@ class ListWriter:
         update = await asyncio.to_thread(make, content)
         if update is None:
             return None
-        effect = await asyncio.to_thread(_effect, content.table, update, int(self._now().timestamp()))
-        computed = ComputedUpdate(content, update, effect)
+        now = int(self._now().timestamp())
+        computed = ComputedUpdate(content, update, await asyncio.to_thread(_effect, content.table, update, now), now)
         return computed._replace(update=complete(computed))
 
     async def write(self, make: Make, complete: Complete = lambda computed: computed.update) -> Change | None:

@@ -319,10 +319,17 @@ async def test_the_last_change_is_undone(store):
     assert (await store.heads())["own"].generation == 4
 
 
+async def test_replaced_rows_that_begin_later_count_as_removed(store):
+    imeis = [f"35123456{number:06d}" for number in range(1000)]
+    await edit(store, "limited", ADD, *imeis, force=True)
+    said = await refused(store, "limited", ADD, *imeis, begin=NOW_S + DAY, replace=True)
+    assert "0 devices come, 1,000 go, and 1,000 are in force" in said
+
+
 async def test_replacing_reason_begin_and_end_keeps_the_date(store):
     await edit(store, "own", ADD, IMEI, days=[20_000])
     report = await change(store, "own", ADD, IMEI, begin=NOW_S + 30, until=NOW_S + 60, replace=True)
-    assert report.as_text() == "own: reason and times replaced; entries now: 1"
+    assert report.as_text() == "own: 0 devices come, 1 go; entries now: 1"
     assert await times(store) == {IMEI: (NOW_S + 30, NOW_S + 60, 20_000)}
 
 

@@ -218,6 +218,8 @@ class TestUndo:
         assert (await read(empty)).head.signers == backup.head.signers
         await empty.close()
         await load(agency, store, agency.release(IMEIS[:99], serial=4))
+        with pytest.raises(GenerationConflict, match="serial 4"):  # the release came after the command's check
+            await writer(store, own).write(make)
         change = await writer(store, own).write(restored(backup, made="2026-11-25", mark=(0, 7), force=True))
         assert (change.mark, change.serial) == ((1, 3), 3)
         assert set(await held(store)) == set(IMEIS)

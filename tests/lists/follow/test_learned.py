@@ -545,7 +545,6 @@ class TestForged:
         await level(a, b)
         assert a.days() == b.days() == {ONE: WAS_LISTED, TWO: TODAY}
         monkeypatch.setattr(learned, "BEHIND_S", 0.0)
-        a.learned._mark_at = float("-inf")
         await level(a, b)
         head = (await node_on.store.heads())[REGISTERED]
         assert (await node_on.store.heads())[NAME].registered == (f"{REGISTERED} {head.generation} {head.digest}",)
