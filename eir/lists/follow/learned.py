@@ -189,7 +189,7 @@ class LearnedRecord:
             await self._switch()
 
     async def run(self) -> None:
-        """Write sightings in rounds until the task is cancelled."""
+        """Write sightings and publish images in rounds until the task is cancelled."""
         while True:
             began = time.monotonic()
             await self.round()
@@ -300,12 +300,11 @@ class LearnedRecord:
         self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
     ) -> bool:
         """Note devices that come into a registering list, and those that leave it; return True if the image has other rows then."""
-        since = (before or content).head.generation
-        if before is None or name not in self._state.since:
-            self._state.since[name], self._is_saved = since, False
+        self._is_saved = False
         if before is None:
-            self._compare_at = float("-inf")
+            self._state.since[name], self._compare_at = content.head.generation, float("-inf")
             return False
+        self._state.since.setdefault(name, before.head.generation)
         added, removed = _rows_between(name, before, content, changes)
         now = int(self._record.now())
         self._joined.append(added.keys[added.keys < WHOLE])

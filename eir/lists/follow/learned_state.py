@@ -37,7 +37,7 @@ class LearnedState:
     retry_at: float = float("inf")
     """Time in Unix seconds from which a change from the future is judged again."""
     left: TableRows = NO_ROWS
-    """Devices that left a registering list in the last days, with the day of this as the last day."""
+    """Devices that left a registering list in the last days, with the day of the departure as the last day."""
     since: dict[str, int] = field(default_factory=dict)
     """Generation of each registering list since which this node has noted the devices that left the list."""
 
