@@ -330,7 +330,7 @@ async def _rows_of(name: str, store: LogStore, entry: LogEntry) -> tuple[TableRo
 async def undo_sightings(
     name: str, store: LogStore, generation: int, *, who: str, now: datetime
 ) -> tuple[int, Change | None]:
-    """Remove the devices of a change from the record itself; return their number. Nodes write the rows again that they had accepted.
+    """Remove the devices of a change from the record itself; return the number of removed devices. Nodes write the rows again that they had accepted.
 
     Raises:
         EirError: if the rows of this change are not stored.
@@ -347,4 +347,4 @@ async def undo_sightings(
         return ListUpdate(what=LEARN, removed=rows_of(gone.keys), detail=detail) if len(gone) else None
 
     change = await ListWriter(store, name, FIRST_SEEN, who, now=lambda: now).write(make)
-    return len(added), change
+    return (0 if change is None else change.removed), change

@@ -30,6 +30,7 @@ from eir.lists.follow.learned_bounds import (
     TOLERANCE_S,
     LearnedStep,
     judged,
+    leads_by_rows,
     learned_steps,
     seconds_of,
 )
@@ -636,7 +637,6 @@ def _rows_between(
     """Return the rows that lead from one content to the next: those of the changes if they are stored, otherwise by a comparison."""
     if before is None:
         return content.table.rows(), NO_ROWS
-    is_whole = bool(changes) and all(each.parts is not None for each in changes)
-    if is_whole and changes[0].change.before == before.head.digest and changes[-1].change.digest == content.head.digest:
+    if leads_by_rows(before, content, changes):
         return fold([each.decoded(name) for each in changes])
     return difference(before.table, content.table)

@@ -46,6 +46,13 @@ class LearnedStep:
     removed: TableRows
 
 
+def leads_by_rows(before: LoggedList, content: LoggedList, changes: Sequence[ChangeRows]) -> bool:
+    """Return True if the rows of changes are known and lead from one content to the next without a gap."""
+    made = [each.change for each in changes if each.parts is not None]
+    is_whole = bool(changes) and len(made) == len(changes)
+    return is_whole and first_break(made, before.head.digest) is None and made[-1].digest == content.head.digest
+
+
 def learned_steps(
     name: str, before: LoggedList, content: LoggedList, changes: Sequence[ChangeRows], *, newest: float, limit: float
 ) -> tuple[list[LearnedStep], float]:
@@ -59,9 +66,7 @@ def learned_steps(
         newest: newest time of the chain before.
         limit: time from which a change is in the future.
     """
-    is_whole = bool(changes) and all(each.parts is not None for each in changes)
-    made = [each.change for each in changes]
-    if is_whole and first_break(made, before.head.digest) is None and made[-1].digest == content.head.digest:
+    if leads_by_rows(before, content, changes):
         steps = list[LearnedStep]()
         for each in changes:
             moment = seconds_of(each.change.time)
@@ -73,7 +78,7 @@ def learned_steps(
         return steps, newest
     # The rows of some changes are not stored. An honest change since the held one is not older than that one.
     added, removed = difference(before.table, content.table)
-    moment = min(limit, max([newest, *(seconds_of(change.time) for change in made)]))
+    moment = min(limit, max([newest, *(seconds_of(each.change.time) for each in changes)]))
     removed = select_keys(removed, added.keys, without=True)
     return [LearnedStep(int(newest) // DAY_S - BACK_DAYS, int(moment) // DAY_S, added, removed)], moment
 

@@ -98,7 +98,7 @@ class JournalEvent:
     content: str | None = None
     """Content digest of the list after the change."""
     rows: tuple[Mapping[str, str], ...] = ()
-    """Added and removed rows of a change of a local list, if it has at most ROWS_MAX rows, each with its columns as texts."""
+    """Added and removed rows of a change of at most ROWS_MAX rows, each with its columns as texts."""
     detail: str = ""
     count: int = 1
     """Number of equal rejections since the line before of their kind."""

@@ -239,8 +239,7 @@ class NodeJournal:
 def event_of(name: str, each: ChangeRows, reasons: Sequence[str]) -> JournalEvent:
     """Return the event of one change of a list.
 
-    The event has the rows of a change of a local list, if these are at most ROWS_MAX. Those of a release are in the release, and those of
-    a learned list are not recorded.
+    The event has the rows of the change, if these are at most ROWS_MAX; that of a learned list has none.
 
     Args:
         name: list.
@@ -248,8 +247,7 @@ def event_of(name: str, each: ChangeRows, reasons: Sequence[str]) -> JournalEven
         reasons: texts by their index in the rows.
     """
     change = each.change
-    is_local = not change.highest_serial and change.kind != FIRST_SEEN
-    has_rows = is_local and each.parts is not None and change.added + change.removed <= ROWS_MAX
+    has_rows = each.parts is not None and change.added + change.removed <= ROWS_MAX and change.kind != FIRST_SEEN
     rows = tuple(row_texts(each, change.kind, name, reasons)) if has_rows else ()
     return JournalEvent(
         time=change.time, who=change.who, what=change.what, list=name, serial=change.serial, digest=change.release or None,

@@ -31,7 +31,7 @@ from eir.lists.log.change import Head
 from eir.lists.log.journal import MAIN, Journal, JournalEnd, JournalEvent
 from eir.lists.log.node_journal import JournalStatus, NodeJournal
 from eir.lists.record.first_days import Sighted
-from eir.lists.record.settings import FIRST_SEEN
+from eir.lists.record.settings import FIRST_SEEN, KEEP
 from eir.lists.stores.open import JOURNAL, open_store
 from eir.lists.table.table import Table
 from eir.node.observe import metrics
@@ -125,7 +125,7 @@ class _FollowerProcess:
             )  # fmt: skip
         self._follower: LogFollower[Image] = LogFollower(
             self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal, learned=self._learned,
+            who=who, heal=config.heal, keep=self._keep, learned=self._learned,
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -197,6 +197,8 @@ class _FollowerProcess:
     async def _is_recorded(self, name: str, change: str) -> bool:
         """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
         give_up = time.monotonic() + RECORDED_S
+        if not self._journal.has(name, change):
+            self._follower.poll()
         while not self._journal.has(name, change):
             if time.monotonic() > give_up:
                 return False
@@ -252,6 +254,11 @@ class _FollowerProcess:
         """Return the name and the kind of each list to follow."""
         learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
         return {name: settings.kind for name, settings in self._config.lists.items()} | learned
+
+    def _keep(self, name: str) -> int:
+        """Return the number of earlier releases of a list that stay available."""
+        settings = self._config.lists.get(name)
+        return KEEP if settings is None else settings.keep
 
     def _configure(self, config: Config) -> None:
         self._config = config

@@ -257,5 +257,6 @@ async def test_an_undo_of_a_generation_removes_its_devices_from_the_record(store
     devices, change = await undo_sightings(NAME, store, 1, who="test@localhost", now=NOW)
     assert (devices, change.detail) == (2, "undo of generation 1")
     assert await stored(store) == {THREE: TODAY}
+    assert await undo_sightings(NAME, store, 1, who="test@localhost", now=NOW) == (0, None)
     with pytest.raises(EirError, match="no change of generation 9"):
         await undo_sightings(NAME, store, 9, who="test@localhost", now=NOW)

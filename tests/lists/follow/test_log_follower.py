@@ -13,6 +13,7 @@ from eir.errors import StoreError
 from eir.lists.follow import log_follower as following
 from eir.lists.follow import write_back
 from eir.lists.follow.list_copy import copied_heads
+from eir.lists.follow.list_reader import ListReader
 from eir.lists.follow.write_back import abandon, refuse_lost
 from eir.lists.log import writer as writing
 from eir.lists.log.change import Head
@@ -768,6 +769,113 @@ class TestDamage:
             await node.is_level()
             assert path.read_bytes() == octets
             await until(lambda: not node.follower.copy_faults)
+
+
+class TestNewest:
+    """The list in force is never older than the newest of store, copy and image."""
+
+    async def test_a_list_that_a_reload_adds_comes_from_the_copy_while_the_store_is_away(self, sqlite, tmp_path):
+        await Lists(sqlite).load([1])
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+        faulty = FaultyLogStore(sqlite)
+        faulty.fail = AWAY
+        async with LogNode(faulty, tmp_path, ()) as node:
+            node.follower.apply({"own": "devices"})
+            await node.has(1)
+            assert (node.follower.up, node.follower.from_copy) == (False, {"own"})
+
+    @pytest.mark.parametrize("serial", [0, 1], ids=["local", "signed"])
+    @pytest.mark.parametrize("stored", [1, 2])
+    async def test_an_image_that_is_newer_than_copy_and_store_stays(self, sqlite, tmp_path, serial, stored):
+        lists, restores = Lists(sqlite), []
+        for number in (1, 2, 3):
+            await lists.load(range(number), serial=number * serial)
+            restores.append(await snapshot(sqlite))
+            if number == 1:
+                async with LogNode(sqlite, tmp_path) as node:
+                    await node.is_level()
+        newer = LogNode(sqlite, tmp_path / "newer")
+        await newer.follower.start()
+        await restores[stored - 1]()
+        node = LogNode(sqlite, tmp_path)
+        node.follower.accept("own", *newer.contents["own"])
+        async with node:
+            await until(lambda: node.follower.errors["heal_behind"])
+            assert node.switched == []
+            assert node.follower.in_force["own"].generation == 3
+            await restores[2]()
+            await until(lambda: not node.follower.lost)
+            await until(lambda: copied_heads(tmp_path / "copies")["own"].generation == 3)
+            assert node.switched[-1:] == [] or node.keys() == [0, 1, 2]
+
+    async def test_an_image_that_is_older_than_the_copy_is_replaced_while_the_store_is_away(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+            older = node.contents["own"]
+            await lists.change([2])
+            await node.is_level()
+        for heal in (False, True):  # the store is away, or has lost the list
+            faulty = FaultyLogStore(sqlite)
+            faulty.fail = None if heal else AWAY
+            await flush(sqlite)
+            again = LogNode(faulty, tmp_path, heal=False)
+            again.follower.accept("own", *older)
+            async with again:
+                assert again.keys() == [1, 2]
+
+    @pytest.mark.parametrize("what", ["load", "rollback"])
+    async def test_a_reader_beside_the_node_reads_the_newer_copy(self, sqlite, tmp_path, what):
+        lists = Lists(sqlite)
+        await lists.load([1], serial=1)
+        reader = ListReader(sqlite, tmp_path / "copies")
+
+        async def keys():
+            return (await reader.content("own")).table.rows().keys.tolist()
+
+        assert await keys() == [1]
+        await lists.load([1, 2], serial=2)
+        restore = await snapshot(sqlite)
+        await lists.load([3], what=what, state={"serial": 3 if what == "load" else 1})
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+        await restore()
+        assert await keys() == [3]
+        await flush(sqlite)
+        assert await keys() == [3]
+
+    async def test_changes_that_were_not_recorded_are_recorded_after_a_restart(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+            node.journal.fails = True
+            await lists.change([2])
+            await lists.change([3])
+            await node.is_level()
+        node.journal.fails = False
+        await lists.change([4])
+        async with LogNode(sqlite, tmp_path, journal=node.journal) as again:
+            await again.has(1, 2, 3, 4)
+            await again.is_level()
+            assert again.journal.whats() == ["load", "add", "add", "add"]
+            assert [parts is not None for parts, _ in again.journal.rows.values()][1:] == [True] * 3
+
+    async def test_the_changes_of_a_node_keep_as_many_releases_as_the_list_is_configured_to(self, sqlite, tmp_path):
+        lists = Lists(sqlite, keep=50)
+        for name in ("own", "other"):
+            for serial in range(1, 8):
+                await lists.load(range(10 * serial), serial=serial, name=name)
+        keep = {"own": 50, "other": 1}
+        async with LogNode(sqlite, tmp_path, ("own", "other"), keep=keep.__getitem__) as node:
+            for name in keep:
+                await node.is_level(name)
+                await evict(sqlite, name)
+                await until(lambda name=name: name not in node.follower.lost and node.head(name).generation > 7)
+                rows = await sqlite._file.rows("SELECT DISTINCT list, generation FROM parts")
+                assert sum(row[0] == name for row in rows) == (8 if name == "own" else 3)
 
 
 class TestKilled:

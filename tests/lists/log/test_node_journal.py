@@ -100,15 +100,9 @@ def test_a_row_has_the_columns_of_its_kind_of_list(kind, keys, columns, row):
     assert event_of("own", each, REASONS).rows == ({"effect": "added"} | row,)
 
 
-def test_long_changes_releases_and_changes_of_learned_lists_have_no_rows():
-    """So the size of the journal does not depend on the size of releases, and IMSIs of a register's pairs do not stay in it."""
+def test_long_changes_and_those_of_learned_lists_have_no_rows():
     rows = rows_of(range(ROWS_MAX + 1))
     assert event_of("own", change(1, rows), REASONS).rows == ()
-    for what in ("load", "rollback", "heal"):
-        event = event_of(
-            "pairs", change(1, rows_of([1], seconds=7), kind="pairs", what=what, highest_serial=1), REASONS
-        )
-        assert event.rows == ()
     assert event_of("seen", change(1, rows_of([1]), kind="first_seen", what="learn"), REASONS).rows == ()
 
 
