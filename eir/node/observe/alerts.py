@@ -62,11 +62,13 @@ class RecentMetrics:
     def update(self, snapshot: Snapshot, now: float) -> None:
         """Store the node's current metrics in place of the previous ones.
 
-        Of the Diameter messages, which have the most samples, only requests for a check are stored.
+        Of the Diameter messages, which have the most samples, only requests for a check are stored. Samples of CHECKS get an empty
+        label `probe` if they have none.
         """
         messages = snapshot.get(MESSAGES, {})
         requests = {labels: count for labels, count in messages.items() if labels[1:] == CHECK_REQUEST}
-        self._metrics = {**snapshot, MESSAGES: requests, "up": {("eir",): 1.0}}
+        checks = {(*labels, "")[:5]: count for labels, count in snapshot.get(CHECKS, {}).items()}
+        self._metrics = {**snapshot, MESSAGES: requests, CHECKS: checks, "up": {("eir",): 1.0}}
         self.now = now
 
     def end_minute(self) -> None:

@@ -81,17 +81,11 @@ class Trouble(NamedTuple):
 
 NODE_CONDITIONS = (
     NodeCondition(
-        "EirDown", CRITICAL, 'up{job="eir"} == 0',
-        "the node does not answer",
-        "{{ $labels.instance }} does not answer Prometheus",
-        lasting="1m",
-        description="Most MMEs reject every phone while they reach no EIR.",
-    ),
-    NodeCondition(
-        "EirDown", CRITICAL, 'max by (instance) (eir_workers{state="answering"}) == 0',
+        "EirDown", CRITICAL, 'up{job="eir"} == 0 or max by (instance) (eir_workers{state="answering"}) == 0',
         "no worker answers",
-        "No worker of {{ $labels.instance }} answers",
+        "{{ $labels.instance }} does not answer",
         lasting="1m", degrades=True,
+        description="Most MMEs reject every phone while they reach no EIR.",
     ),
     # The second half sees the very first error, which increase() does not.
     NodeCondition(
@@ -132,7 +126,7 @@ NODE_CONDITIONS = (
         "A worker of {{ $labels.instance }} ended unexpectedly and was restarted",
     ),
     NodeCondition(
-        "EirWorkerRestarted", WARNING, 'max by (instance) (eir_workers{state="missing"}) > 0 unless on (instance) eir_workers{state="answering"} == 0',
+        "EirWorkersMissing", WARNING, 'max by (instance) (eir_workers{state="missing"}) > 0 unless on (instance) eir_workers{state="answering"} == 0',
         "not every worker answers",
         "Workers of {{ $labels.instance }} that do not answer: {{ $value }}",
         lasting="1m", degrades=True,
@@ -203,7 +197,7 @@ PEER_CONDITIONS = (
         description="The log has the address, and the setting that would accept it (event=peer_refused).",
     ),
     NodeCondition(
-        "EirPeersRefused", WARNING, "max by (instance, peer) (eir_peer_refused) == 1",
+        "EirConnectionRefused", WARNING, "max by (instance, peer) (eir_peer_refused) == 1",
         "peers that were refused, or refused the node: {}",
         "The last connection between {{ $labels.instance }} and {{ $labels.peer }} was refused",
         lasting="10m",

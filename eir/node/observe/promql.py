@@ -120,22 +120,21 @@ class _Parser:
         matchers = []
         while self._has("{") or self._has(","):
             label, word, pattern = (self.tokens.popleft() for _ in range(3))
-            matchers.append((label, partial(MATCHERS[word], pattern[1:-1])))
+            matchers.append((label, MATCHERS[word], pattern[1:-1]))
         self._has("}")
         window_s = seconds(self.tokens.popleft()) if self._has("[") else 0.0
         self._has("]")
         offset_s = seconds(self.tokens.popleft()) if self._has("offset") else 0.0
         divisor = window_s if is_rate else 1.0
         name = name.removesuffix("_bucket")
+        labels = LABELS[name]
 
         def select(metrics: Metrics) -> Vector:
             samples = metrics.rises(name, window_s, offset_s) if window_s else metrics.values(name, offset_s)
-            vector = {}
-            for values, value in samples.items():
-                labels = dict(zip(LABELS[name], values, strict=False))
-                if all(matches(labels.get(label, "")) for label, matches in matchers):
-                    vector[tuple(labels.items())] = value / divisor
-            return vector
+            for label, matches, pattern in matchers:
+                position = labels.index(label)
+                samples = {values: value for values, value in samples.items() if matches(pattern, values[position])}
+            return {tuple(zip(labels, values, strict=False)): value / divisor for values, value in samples.items()}
 
         return select
 

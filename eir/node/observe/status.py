@@ -138,14 +138,13 @@ class NodeHealth:
     def snapshot(self, reports: Sequence[WorkerReport]) -> metrics.Snapshot:
         """Return the metrics of the supervisor, of its parts, and about the workers' reports, by metric name and label values."""
         refusals = self._refusals(reports)
-        missing = f"{len(reports)} of {self._workers} workers answer" if len(reports) < self._workers else ""
         own: metrics.Snapshot = {
             "eir_start_timestamp_seconds": {(): self.started},
             "eir_workers": {("answering",): len(reports), ("missing",): self._workers - len(reports)},
             "eir_list_missing": {(name,): 1.0 for report in reports for name in report.missing},
             "eir_peer_refused": dict.fromkeys(((label,) for label in refusals), 1.0),
-            DETAILS: metrics.details("EirPeersRefused", refusals)
-            | metrics.details("EirWorkerRestarted", {"": missing}),
+            DETAILS: metrics.details("EirConnectionRefused", refusals)
+            | metrics.details("EirWorkersMissing", {"": f"{len(reports)} of {self._workers} workers answer"}),
         }
         return metrics.merge([own, *self._snapshots()])
 
