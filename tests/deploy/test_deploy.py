@@ -259,6 +259,8 @@ QUIET = (
     "eir_clients_",
     "eir_config_needs_restart",
     "eir_interface_",
+    "eir_list_missing",
+    "eir_peer_refused",
     "eir_release_interval_seconds",
     "eir_first_seen_devices_total",
     "eir_first_seen_unrecorded_checks_total",
