@@ -42,16 +42,22 @@ SELECT device, (MAX(k) - SUM(c) * (1 - q)) / SQRT(GREATEST(SUM(c) * q * (1 - q),
       SELECT steps.device, sim, LAG(sim) OVER (PARTITION BY steps.device ORDER BY t, sim) AS before
       FROM steps JOIN (SELECT device, INSTANT_S(MAX(first_seen)) AS since, INSTANT_S(MIN(last_seen)) AS until FROM members WHERE sim <= 2 GROUP BY device) AS common ON steps.device = common.device
       WHERE COALESCE(own_gap, 1800) >= 1800 AND t BETWEEN since AND until) AS trail GROUP BY device, sim) AS sims) AS parts GROUP BY device, q
--- evidence: Numbers about each shared device, and the columns of the model (`places` to `uneven`).
+-- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
+SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size
+WHERE device % share = drawn % share GROUP BY device, share HAVING COUNT(*) = 1
+-- usual: Rows a day of an ordinary phone: the median of the sample, so that no loud device moves it.
+SELECT MEDIAN(n) AS n FROM (SELECT device, CAST(COUNT(*) AS DOUBLE) / COUNT(DISTINCT day) AS n FROM sightings WHERE device IN (SELECT phones.device FROM phones) GROUP BY device HAVING COUNT(DISTINCT day) >= 5) AS phone
+-- evidence: Numbers about each shared device, and the columns of the model (`places` to `busy`).
 SELECT c.*, m.members, s.days,
   (two - one) / SQRT(GREATEST(two + one, 1)) AS places, LN(1 + LEAST(two_v, 10)) AS versions_two, LN(1 + LEAST(one_v, 10)) AS versions_one,
   LEAST(GREATEST(COALESCE(-z - 0.5, 0), 0), 6) AS blocks, LEAST(GREATEST(COALESCE(z - 0.5, 0), 0), 6) AS lockstep,
   LN(1 + CAST(changes AS DOUBLE) / days) AS switches, LN(LEAST(members, 8) / 2.0) AS several,
-  LEAST(GREATEST(COALESCE(ABS(LN(GREATEST(up_s, 1) / GREATEST(down_s, 1))) * SQRT(changes / 4.0) - 1, 0), 0), 6) AS uneven
+  LEAST(GREATEST(COALESCE(ABS(LN(GREATEST(up_s, 1) / GREATEST(down_s, 1))) * SQRT(changes / 4.0) - 1, 0), 0), 6) AS uneven,
+  LEAST(GREATEST(COALESCE(LN(s.n / usual.n), 0), -2), 3) AS busy
 FROM (SELECT device, COUNT(*) AS changes, COUNT(DISTINCT two) AS two, COUNT(DISTINCT one) AS one, COUNT(DISTINCT two_v) AS two_v, COUNT(DISTINCT one_v) AS one_v,
     AVG(CASE WHEN sim > dev_sim THEN gap END) AS up_s, AVG(CASE WHEN sim < dev_sim THEN gap END) AS down_s FROM changes GROUP BY device) AS c
-JOIN (SELECT device, COUNT(*) AS members FROM members GROUP BY device) AS m ON c.device = m.device JOIN (SELECT device, COUNT(DISTINCT day) AS days FROM steps GROUP BY device) AS s ON c.device = s.device
-LEFT JOIN orders ON c.device = orders.device
+JOIN (SELECT device, COUNT(*) AS members FROM members GROUP BY device) AS m ON c.device = m.device JOIN (SELECT device, COUNT(DISTINCT day) AS days, CAST(COUNT(*) AS DOUBLE) / COUNT(DISTINCT day) AS n FROM steps GROUP BY device) AS s ON c.device = s.device
+LEFT JOIN orders ON c.device = orders.device CROSS JOIN usual
 -- many: SIMs that were in four devices or more.
 SELECT subscriber, COUNT(*) AS devices FROM uses WHERE NOT subscriber IS NULL GROUP BY subscriber HAVING COUNT(*) >= 4
 -- boxes: Devices of SIM boxes. Ports: two thirds of their checks are by at least four such SIMs, one of which was in seven devices, in a period of a third of all days. Turns: devices that one SIM, and no other, used in turn, at least five and nine tenths of its devices.
@@ -102,9 +108,6 @@ FROM sources LEFT JOIN large AS o ON sources.origin = o.name AND o.kind = 'origi
 -- claims: For each SIM of a suspicious shared device the origins and peers that reported it. SIM boxes are left out: one box has many devices at one MME.
 SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.small_realm, r.is_large_origin, r.is_large_peer
 FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source
--- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
-SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size
-WHERE device % share = drawn % share GROUP BY device, share HAVING COUNT(*) = 1
 -- ordinary: Origins and peers that reported the phones of the sample.
 SELECT DISTINCT s.device, r.origin, r.peer, r.is_large_origin * r.is_large_peer AS is_large
 FROM (SELECT * FROM sightings WHERE device IN (SELECT phones.device FROM phones)) AS s JOIN reporters AS r ON s.origin_host = r.origin AND COALESCE(s.peer, s.origin_host) = r.peer

@@ -17,11 +17,11 @@ CONDITIONS: Mapping[str, str] = {
 """Meaning of each condition."""
 
 COLUMNS: Mapping[str, tuple[str, float]] = {
-    "places": ("conflict", 1.33), "versions_two": ("version_alternates", 2.86), "versions_one": ("version_alternates", -5.81),
-    "blocks": ("alternates", -2.06), "lockstep": ("alternates", -0.91), "switches": ("alternates", 3.26), "several": ("alternates", 1.96), "uneven": ("alternates", -1.11),
+    "places": ("conflict", 1.54), "versions_two": ("version_alternates", 3.25), "versions_one": ("version_alternates", -8.34), "blocks": ("alternates", -2.0),
+    "lockstep": ("alternates", -1.02), "switches": ("alternates", 2.78), "several": ("alternates", 1.88), "uneven": ("alternates", -1.17), "busy": ("alternates", 1.1),
 }  # fmt: skip
 """Columns of the table `evidence`: condition, and log odds for each unit (fitted by `scripts/bench tamper --fit`)."""
-INTERCEPT = -2.93
+INTERCEPT = -2.88
 """Log odds of a shared device without evidence."""
 CERTAIN, NO_BODY, LIKELY = 8.7, 3.7, 2.5
 """Log odds of a SIM box or placeholder, of a TAC without any listed TAC of its body (enough for an export), and of another unlisted TAC (enough for a report)."""

@@ -36,7 +36,7 @@ MODEL = " ".join([str(INTERCEPT), *(f"+ ({weight}) * {column}" for column, (_, w
 """SQL expression of a shared device's log odds."""
 Pair: TypeAlias = tuple[str, str]
 """Origin, and peer that sends its checks."""
-REPORTER_TABLES = ("large", "reporters", "claims", "phones", "ordinary", "carried")
+REPORTER_TABLES = ("large", "reporters", "claims", "ordinary", "carried")
 """Tables that judge the reporters."""
 
 
@@ -199,7 +199,7 @@ def _lies(
 
 def _carried(engine: Engine) -> dict[str, int]:
     """Return how many ordinary phones of each origin or peer a large one reports too."""
-    for name in ("phones", "ordinary", "carried"):
+    for name in ("ordinary", "carried"):
         engine.define(name, TABLES[name])
     return {name: int(phones) for name, phones in engine.rows("SELECT name, phones FROM carried")}
 
