@@ -285,14 +285,17 @@ class Node:
                 )
 
     def _tuned(self, altered):
-        """Environment of a program of its own, in which the constants of the site are replaced. `altered`: folder of the fixture of that name."""
+        """Environment of a program of its own, in which the constants of the site are replaced. `altered`: its PYTHONPATH, or None."""
+        if not self.site.tuned:
+            return {}
         folder = self.site.folder / "tuned"
         folder.mkdir(exist_ok=True)
         code = f"from simulated.commands import replace_constant\nfor each in {self.site.tuned}.items(): replace_constant(*each)\n"
-        if altered:
-            code += (Path(altered) / "sitecustomize.py").read_text()
+        customized = Path(altered or folder) / "sitecustomize.py"
+        if altered and customized.exists():
+            code += customized.read_text()
         (folder / "sitecustomize.py").write_text(code)
-        return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}"}
+        return {"PYTHONPATH": ":".join(filter(None, [str(folder), str(Path(__file__).parents[1]), altered]))}
 
     @property
     def pid(self):
