@@ -371,7 +371,7 @@ class Key:
 
 
 def fixed(settings: object, names: Iterable[str]) -> dict[str, str]:
-    """Return the warnings about removed keys whose values are constants now, for `Section.gone`. `settings`: object with these constants."""
+    """Return a warning for each removed key with a fixed value, by key, for `Section.gone`. `settings`: object with the fixed values."""
     return {name: f"the value is fixed at {getattr(settings, name):g}; remove the key" for name in names}
 
 

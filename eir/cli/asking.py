@@ -58,7 +58,7 @@ def _clients() -> str:
 
 
 def _url_help() -> str:
-    """Return the help of the URL: for each protocol a table of its parameters, whose lines click does not fold again."""
+    r"""Return the help text of the URL, with a table of the parameters of each protocol. Click keeps the lines of a paragraph after `\b`."""
     tables = ["The EIR, with parameters behind '?', joined by '&':"]
     for each in CLIENTS.values():
         width = max(len(key.path) for key in each.probe_keys)

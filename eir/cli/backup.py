@@ -32,7 +32,7 @@ from eir.cli.sightings import write_down
 from eir.config import Config, load_config
 from eir.disk import open_named, open_replacement, sync_folder, write_file
 from eir.errors import EirError, GenerationConflict, StoreError
-from eir.interfaces.n5g.registration import INSTANCE_FILE
+from eir.interfaces import INTERFACES
 from eir.lists.follow.backup import RESTORE, Restored, behind, copy_rows, copy_store, restore_store, verify_copy
 from eir.lists.record.dates import dates_name, is_dates
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
@@ -55,7 +55,7 @@ SMALL_BYTES_MAX = 16 << 20
 """Maximum size in bytes of the manifest, and of each member that is read into memory."""
 Member = tuple[str, int, str]
 """Name, size in bytes, and SHA-256 in hexadecimal digits."""
-KEYS = (KEY_FILE, KEY, f"{KEY}.pub", INSTANCE_FILE, CASES_FILE)
+KEYS = (KEY_FILE, KEY, f"{KEY}.pub", *(name for each in INTERFACES for name in each.state_files), CASES_FILE)
 """Files of the state folder that no program can create again: keys, the node's identity at an NRF, decisions about findings."""
 MARKS = (CLOCK_FILE, IN_FORCE_FILE)
 RECORD = re.compile(rf"{FOLDER}/[0-9-]{{10}}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")

@@ -73,7 +73,7 @@ FIXED_LIMITS = (
 FIXED_SCTP = (
     "rto_initial_s", "rto_min_s", "rto_max_s", "heartbeat_s", "path_retransmissions", "association_retransmissions",
 )  # fmt: skip
-"""Limits and SCTP settings that no key changes: the defaults of the dataclasses."""
+"""Limits and SCTP settings that no key changes; their values are the defaults of the dataclasses."""
 
 
 def _limits(*, load_memory: int, **of_peers: Any) -> dict[str, Any]:

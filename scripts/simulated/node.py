@@ -286,16 +286,16 @@ class Node:
 
     def _tuned(self, altered):
         """Environment of a program of its own, in which the constants of the site are replaced. `altered`: its PYTHONPATH, or None."""
-        if not self.site.tuned:
-            return {}
         folder = self.site.folder / "tuned"
         folder.mkdir(exist_ok=True)
         code = f"from simulated.commands import replace_constant\nfor each in {self.site.tuned}.items(): replace_constant(*each)\n"
-        customized = Path(altered or folder) / "sitecustomize.py"
-        if altered and customized.exists():
-            code += customized.read_text()
+        folders = [str(folder), str(Path(__file__).parents[1])]
+        if altered:
+            folders.append(altered)
+            own = Path(altered) / "sitecustomize.py"
+            code += own.read_text() if own.exists() else ""  # Python runs only the first file of this name
         (folder / "sitecustomize.py").write_text(code)
-        return {"PYTHONPATH": ":".join(filter(None, [str(folder), str(Path(__file__).parents[1]), altered]))}
+        return {"PYTHONPATH": ":".join(folders)}
 
     @property
     def pid(self):

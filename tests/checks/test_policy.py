@@ -139,7 +139,7 @@ def test_condition(condition, holds, fails):
 
 
 def test_what_the_key_does_not_show_has_rules_of_its_own():
-    """An identifier that is none: the same rules, in the same order."""
+    """A malformed identifier is decided by the same rules, in the same order."""
     index = index_of(some=[FREE])
     policy = compiled(
         Rule(list="some", identifier=("zero",), answer=UNKNOWN), Rule(identifier=("malformed", "zero"), imsi=("262",), answer=BLACK),

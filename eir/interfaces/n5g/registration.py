@@ -33,7 +33,6 @@ LEAVE_S = 0.8
 NRF_EACH_S = 1.0
 """Seconds of them after which the next address of an NRF's name is tried."""
 READ_BYTES = 65_536
-INSTANCE_FILE = NF_INSTANCE_FILE
 
 
 def instance_of(nrf: NrfSettings | None, folder: Path) -> str:
@@ -46,7 +45,7 @@ def own_instance(folder: Path) -> str:
 
     The first call creates the id and stores it in the state folder.
     """
-    file = folder / INSTANCE_FILE
+    file = folder / NF_INSTANCE_FILE
     try:
         return str(uuid.UUID(file.read_text().strip()))
     except (OSError, ValueError):
