@@ -639,7 +639,7 @@ class LogFollower(Generic[ImageType]):
             return
         followed.failures = 0
         self._report("store_healed", level="warning", list=name, detail=change.detail)
-        await self._keep_lost(followed, head, work.lost)
+        await self._write_lost(followed, head, work.lost)
         await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
         await self._confirm(followed)
 
@@ -693,12 +693,12 @@ class LogFollower(Generic[ImageType]):
                 self._report(
                     "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
                 )
-        await self._keep_lost(followed, newest, lost)
+        await self._write_lost(followed, newest, lost)
         self._record_gap(followed, "fork", newest, stored)
         await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
         return True
 
-    async def _keep_lost(self, followed: FollowedList[ImageType], held: Head, lost: LostChanges) -> None:
+    async def _write_lost(self, followed: FollowedList[ImageType], held: Head, lost: LostChanges) -> None:
         """Write lost changes that are not in the list to a file for the operator, and report the file."""
         if not lost.gone and not lost.missing:
             return

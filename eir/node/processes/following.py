@@ -144,7 +144,7 @@ class _FollowerProcess:
             )  # fmt: skip
         self._follower: LogFollower[Image] = LogFollower(
             self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal, keep=self._keep, learned=self._learned,
+            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned,
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -274,7 +274,7 @@ class _FollowerProcess:
         learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
         return {name: settings.kind for name, settings in self._config.lists.items()} | learned
 
-    def _keep(self, name: str) -> int:
+    def _kept_releases(self, name: str) -> int:
         """Return the number of earlier releases of a list that stay available."""
         settings = self._config.lists.get(name)
         return KEEP if settings is None else settings.keep
