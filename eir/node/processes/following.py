@@ -217,7 +217,8 @@ class _FollowerProcess:
         """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
         give_up = time.monotonic() + RECORDED_S
         if not self._journal.has(name, change):
-            self._follower.poll()
+            with suppress(EirError, OSError):  # the next round of the follower reports it
+                await self._follower.record(name)
         while not self._journal.has(name, change):
             if time.monotonic() > give_up:
                 return False
