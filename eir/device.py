@@ -170,6 +170,11 @@ def imsi_key(text: str) -> int:
     raise IdentifierError(f"an IMSI has 6 to 15 digits; got {len(text)} characters")
 
 
+def imsi_text(key: int) -> str:
+    """Convert the integer key of an IMSI back to its digits."""
+    return str(key)[1:]
+
+
 def device_type_key(text: str) -> int:
     """Return the integer key of a device type such as `IoT Device`, regardless of case and extra spaces.
 

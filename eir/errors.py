@@ -86,10 +86,12 @@ class ReleaseRefused(EirError):
         self.serial = serial
         self.claims: tuple[str, int] | None = None
         """List and serial in an unverified manifest: for people only, never for a decision."""
+        self.digest: str | None = None
+        """SHA-256 of the verified manifest."""
 
-    def name_release(self, list_name: str, serial: int) -> None:
-        """Store in this error the list name and the serial of the rejected release, whose manifest is verified."""
-        self.list_name, self.serial = list_name, serial
+    def name_release(self, list_name: str, serial: int, digest: str | None = None) -> None:
+        """Store in this error the list name and the serial of the rejected release, whose manifest is verified, and the manifest's digest."""
+        self.list_name, self.serial, self.digest = list_name, serial, digest or self.digest
 
     def name_claims(self, claims: tuple[str, int], advice: str = "") -> None:
         """Store in this error the list name and the serial of an unverified manifest, and append advice to the error's detail."""

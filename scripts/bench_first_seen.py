@@ -40,13 +40,15 @@ from benchmark.site import EIR, LIST, Site
 
 from eir.checks.new_devices import COMPARED_PER_TURN, NewDevices
 from eir.cli.output import table
-from eir.lists.images.day_images import image_of
+from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
-from eir.lists.images.imaging import image_of as plain_image_of
 from eir.lists.images.index import FirstSeenList
-from eir.lists.pages.first_days import DAY_S, encode_days, seen_on
+from eir.lists.images.table_image import image_of
+from eir.lists.log.change import Head
+from eir.lists.record.first_days import DAY_S, sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import NO_LIST
+from eir.lists.table.columns import TableRows, rows_of
+from eir.lists.table.table import table_of
 
 ENTRIES, QUICK_ENTRIES, LISTED, TACS, QUESTIONS = 10_000_000, 50_000, 100_000, 20_000, 500_000
 FULL, STEADY = Load(4, 256), Load(4, 4096, 20_000.0, on_wire=True)
@@ -159,9 +161,15 @@ def _new_devices(port: int, on: set[int]) -> AbstractContextManager[None]:
 
 def _bytes_more(keys: Keys) -> float:
     """Return the bytes of a device in the record's image beyond those in the image of a plain list."""
-    days = seen_on(keys.astype(np.uint64), int(time.time()) // DAY_S)
-    plain = plain_image_of([page._replace(extra=b"") for page in encode_days(days)])
-    return round((_size(image_of(days)) - _size(plain)) / len(keys), 2)
+    record, plain = (
+        first_seen_image(table_of(_rows(keys, int(time.time()) // DAY_S))),
+        image_of(table_of(rows_of(keys))),
+    )
+    return round((_size(record) - _size(plain)) / len(keys), 2)
+
+
+def _rows(keys: Keys, day: int) -> TableRows:
+    return sighted_rows(keys.astype(np.uint64), day, day)
 
 
 def _size(image: Image) -> int:
@@ -176,7 +184,7 @@ def _turn_ms(keys: Keys) -> dict[str, float]:
     chosen = np.random.default_rng(1).choice(keys, COMPARED_PER_TURN, replace=False).tolist()
     for key in chosen:
         new.add(key, "mme", "")
-    record.replace(NO_LIST, image_of(seen_on(keys.astype(np.uint64), record.today)))
+    record.replace(Head(kind=FIRST_SEEN), first_seen_image(table_of(_rows(keys, record.today))))
     began = time.perf_counter()
     parts = sum(1 for _ in new.remove_recorded()) + 1
     took = time.perf_counter() - began

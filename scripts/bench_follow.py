@@ -2,7 +2,7 @@
 
 The nodes are real `eir serve` processes; the bench starts its own redis-server. The delay begins when Redis confirms to the loader that
 the list is in force, and ends when the last worker answers from that list. The table also shows the time that the loader needed to write
-the pages, and the processor time of nodes and Redis for a switch. Where nodes and Redis share few cores, the processor time decides the
+the release, and the processor time of nodes and Redis for a switch. Where nodes and Redis share few cores, the processor time decides the
 delay, and it hardly varies on a busy machine.
 """
 
@@ -16,21 +16,17 @@ import tempfile
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench_index import LIST, made
 from benchmark.servers import redis_program
 from benchmark.site import at_rest
-from pyroaring import BitMap
 from simulated.hostile import seconds_of_processor
 from simulated.node import Publisher, Site
 from simulated.servers import Server
+from simulated.store_content import Lists
 
-from eir.lists.pages.pages import Page, amended_digest, content_digest
-from eir.lists.pages.roaring import encode_keys
-from eir.lists.record.store import ListState
 from eir.lists.stores.redis import RedisStore
 from eir.node.observe.control import ask
 
@@ -87,9 +83,10 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
     found: dict[str, list[float]] = {WRITE: [], SWITCH: [], NODES: [], REDIS: [], ENTRY: [], DELTA: []}
     with ExitStack() as stack:
         store = RedisStore(server.url)
+        lists = Lists(store)
         releases = [made(options.entries, options.tacs, seed) for seed in (14, 15)]
-        state = await store.replace(LIST, _state(releases[0], options.entries), releases[0], seen=0)
-        local = await store.amend(LOCAL, _state([], 0), [], seen=0)
+        change = await lists.load(releases[0], 1, LIST)
+        await lists.load((), name=LOCAL)
         sites = [stack.enter_context(Site(folder / f"node-{number}", publisher)) for number in range(options.nodes)]
         for site in sites:
             site.configure(
@@ -97,28 +94,25 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
                 policy={"rules": [{"list": name, "answer": "blacklisted"} for name in (LIST, LOCAL)]},
             )  # fmt: skip
             await asyncio.to_thread(site.start)
-        await _reached(sites, LIST, state.generation, START_S)
+        await _reached(sites, LIST, change.generation, START_S)
         await _at_rest(sites, server.url)
 
         def worked() -> tuple[float, float]:
             return sum(seconds_of_processor(site.node.pid) for site in sites), seconds_of_processor(server.process.pid)
 
         for turn in range(options.turns):
-            pages = releases[(turn + 1) % 2]
             began = time.perf_counter()
-            state = await store.replace(LIST, _state(pages, options.entries), pages, seen=state.generation)
+            change = await lists.load(releases[(turn + 1) % 2], turn + 2, LIST)
             found[WRITE].append(time.perf_counter() - began)
             before = worked()
-            found[SWITCH].append(await _time(_reached(sites, LIST, state.generation)))
+            found[SWITCH].append(await _time(_reached(sites, LIST, change.generation)))
             for part, now, then in zip((NODES, REDIS), worked(), before, strict=True):
                 found[part].append(now - then)
             await _at_rest(sites, server.url)
-            entry = [Page(35_000_000 + turn, encode_keys(BitMap([turn])))]
-            local = await store.amend(LOCAL, _amended(local, [], entry), entry, seen=local.generation)
-            found[ENTRY].append(await _time(_reached(sites, LOCAL, local.generation)))
-            change = [Page(pages[turn].number, encode_keys(BitMap([turn])))]
-            state = await store.amend(LIST, _amended(state, [pages[turn]], change), change, seen=state.generation)
-            found[DELTA].append(await _time(_reached(sites, LIST, state.generation)))
+            change = await lists.change([35_000_000_000_000 + turn], name=LOCAL)
+            found[ENTRY].append(await _time(_reached(sites, LOCAL, change.generation)))
+            change = await lists.change([35_000_000_000_000 + turn], name=LIST, what="load")
+            found[DELTA].append(await _time(_reached(sites, LIST, change.generation)))
             await _at_rest(sites, server.url)
             print(
                 f"turn {turn + 1}: " + ", ".join(f"{seconds[-1]:.3f} s" for seconds in found.values()), file=sys.stderr
@@ -130,17 +124,6 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
 async def _at_rest(sites: Sequence[Site], store: str) -> None:
     for site in sites:
         await at_rest(store, site.state, LIST)
-
-
-def _state(pages: Sequence[Page], entries: int) -> ListState:
-    return ListState(
-        kind="devices", serial=1, generation=0, highest_serial=1, release_digest="", content_digest=content_digest(pages),
-        entries=entries, devices=entries,
-    )  # fmt: skip
-
-
-def _amended(state: ListState, before: Sequence[Page], after: Sequence[Page]) -> ListState:
-    return replace(state, content_digest=amended_digest(state.content_digest, before, after))
 
 
 async def _time(what: Awaitable[Any]) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 import uvloop
 from benchmark.measure import add_options, at_least, finish, times
 from benchmark.questions import KEYS_PER_TAC, scattered
-from simulated.store_content import pages_of, put, state
+from simulated.store_content import fill
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
@@ -31,6 +31,7 @@ from eir.interfaces.gsup.message import check_imei, is_nack
 from eir.interfaces.gsup.server import GsupServer
 from eir.interfaces.gsup.settings import GsupSettings
 from eir.lists.images.index import Index
+from eir.lists.table.columns import rows_of
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.settings import Limits, PeerSettings
@@ -74,8 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     how = times(options)
     listed = scattered(1000 if options.quick else ENTRIES, 100 if options.quick else TACS)
     index = Index({"stolen": "devices"})
-    pages = pages_of(map(int, listed.keys))
-    put(index, "stolen", state(pages), pages)
+    fill(index, "stolen", rows_of(listed.keys))
     rng = np.random.default_rng(41)
     keys = rng.choice(listed.tacs, QUESTIONS) * KEYS_PER_TAC + rng.integers(0, KEYS_PER_TAC, QUESTIONS)
     keys[::100] = rng.choice(listed.keys, len(keys[::100]))

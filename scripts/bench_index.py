@@ -16,16 +16,17 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import uvloop
-from pyroaring import BitMap
+from simulated.follower import Node
+from simulated.store_content import Lists
 
-from eir.lists.follow.follower import Follower
+from eir.device import SNR_KEYS
 from eir.lists.images.image import Image
 from eir.lists.images.index import Index
-from eir.lists.pages.pages import PAGE_KEYS, Page, content_digest
-from eir.lists.pages.roaring import encode_keys
-from eir.lists.record.store import ListState
 from eir.lists.stores.open import open_store
+from eir.lists.table.columns import rows_of
+from eir.lists.table.table import Table, table_of
 
 LIST = "bench"
 QUICK_ENTRIES, QUICK_TACS = 100_000, 1_000
@@ -38,24 +39,19 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def made(entries: int, tacs: int, seed: int) -> list[Page]:
-    """Return pages of scattered identifiers."""
+def made(entries: int, tacs: int, seed: int) -> Table:
+    """Return a table of scattered identifiers."""
     chosen = random.Random(seed)
-    models = [encode_keys(BitMap(chosen.sample(range(PAGE_KEYS), entries // tacs))) for _ in range(MODELS)]
-    return [Page(number, models[at % MODELS]) for at, number in enumerate(sorted(chosen.sample(range(10**8), tacs)))]
+    models = np.array([chosen.sample(range(SNR_KEYS), entries // tacs) for _ in range(MODELS)], "<u8")
+    numbers = np.array(chosen.sample(range(10**8), tacs), "<u8")
+    keys = numbers[:, None] * np.uint64(SNR_KEYS) + models[np.arange(tacs) % MODELS]
+    return table_of(rows_of(keys.ravel()))
 
 
 async def put(url: str, folder: Path, entries: int, tacs: int, seed: int) -> None:
-    """Load pages as a full release."""
+    """Load a table as a full release."""
     store = open_store(url, folder)
-    pages = made(entries, tacs, seed)
-    before = await store.state(LIST)
-    seen = 0 if before is None else before.generation
-    state = ListState(
-        kind="devices", serial=seen + 1, generation=seen, highest_serial=seen, release_digest="",
-        content_digest=content_digest(pages), entries=entries, devices=entries,
-    )  # fmt: skip
-    await store.replace(LIST, state, pages, seen=seen)
+    await Lists(store).load(made(entries, tacs, seed), seed, LIST)
     await store.close()
 
 
@@ -82,9 +78,10 @@ def time_of(index: Index, keys: list[int]) -> float:
 
 async def both(url: str, folder: Path, entries: int, tacs: int) -> None:
     """Measure, and print the result as JSON."""
-    store, index, switched = open_store(url, folder), Index({LIST: "devices"}), asyncio.Event()
-    await store.states()
-    follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: switched.set())
+    store, switched = open_store(url, folder), asyncio.Event()
+    await store.heads()
+    node = Node(store, folder, {LIST: "devices"})
+    node.on_switch, index, follower = switched.set, node.index, node.follower
     before, begun = resident_mb(), time.perf_counter()
     await follower.start()
     found: dict[str, float] = {"entries": entries, "tacs": tacs, "ready_s": time.perf_counter() - begun}
@@ -93,10 +90,10 @@ async def both(url: str, folder: Path, entries: int, tacs: int) -> None:
     chosen, held = random.Random(5), worker.lists[LIST]
     found["image_mb"] = 0.0 if held.image is None else len(held.image.buffer) / 1e6
     hits = list(islice(held, 0, None, max(1, entries // PROBES)))
-    numbers = sorted({key // PAGE_KEYS for key in hits})
+    numbers = sorted({key // SNR_KEYS for key in hits})
 
     def in_tacs(some: list[int]) -> list[int]:
-        return [chosen.choice(some) * PAGE_KEYS + chosen.randrange(PAGE_KEYS) for _ in range(PROBES)]
+        return [chosen.choice(some) * SNR_KEYS + chosen.randrange(SNR_KEYS) for _ in range(PROBES)]
 
     found["hot_ns"] = time_of(worker, in_tacs(chosen.sample(numbers, 100)))
     found["cold_ns"] = time_of(worker, in_tacs(numbers))

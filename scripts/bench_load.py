@@ -107,7 +107,6 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
         "shape": name,
         "rows": options.rows,
         "entries": loads[0]["entries"],
-        "pages": loads[0]["pages"],
         "stages_s": {stage: _median(load["stages"][stage] for load in loads) for stage in STAGE_COLUMNS},
         "load_s": _median(load["seconds"] for load in loads),
         "csv_s": _median(csv_s),
@@ -125,13 +124,11 @@ def _median(values: Any) -> float:
 def _print(result: dict[str, Any], *, first: bool) -> None:
     if first:
         stages = "".join(f"{stage:>8}" for stage in STAGE_COLUMNS)
-        print(
-            f"{'file':<12}{'rows':>12}{'pages':>9}{stages}{'load s':>9}{'csv s':>8}{'ratio':>7}{'peak MB':>9}   ratios"
-        )
+        print(f"{'file':<12}{'rows':>12}{stages}{'load s':>9}{'csv s':>8}{'ratio':>7}{'peak MB':>9}   ratios")
     stages = "".join(f"{result['stages_s'][stage]:>8.2f}" for stage in STAGE_COLUMNS)
     sums = f"{result['load_s']:>9.2f}{result['csv_s']:>8.2f}{result['ratio']:>7.2f}{result['peak_mb']:>9.0f}"
     print(
-        f"{result['shape']:<12}{result['rows']:>12,}{result['pages']:>9,}{stages}{sums}   {result['ratios']}",
+        f"{result['shape']:<12}{result['rows']:>12,}{stages}{sums}   {result['ratios']}",
         flush=True,
     )
 
@@ -186,22 +183,21 @@ def _publish(folder: Path) -> None:
 
 
 def _load(folder: Path) -> None:
-    from eir.lists.changes.load import load_release  # noqa: PLC0415  # as above
+    from eir.lists.changes.release_load import ReleaseLoader  # noqa: PLC0415  # as above
     from eir.lists.record.settings import ListSettings  # noqa: PLC0415  # as above
-    from eir.lists.stores.sqlite import SqliteStore  # noqa: PLC0415  # as above
+    from eir.lists.stores.open import SQLITE, open_store  # noqa: PLC0415  # as above
 
     importlib.import_module("eir.lists.rows.reader")  # the csv process's clock does not see its imports either
 
     async def load() -> dict[str, Any]:
-        store = SqliteStore(folder / "state" / "lists.sqlite")
+        store = open_store(SQLITE, folder / "state")
         lists = {LIST: ListSettings(name=LIST, signers=folder / "signers")}
         began = time.perf_counter()
-        now = datetime.now(UTC)
-        report = await load_release(folder / f"{LIST}-1.manifest.json", lists, store, who="bench", now=now)
+        loader = ReleaseLoader(lists, store, "bench", datetime.now(UTC))
+        report = await loader.verify_and_load(folder / f"{LIST}-1.manifest.json")
         seconds = time.perf_counter() - began
-        pages = sum([len(batch) async for _, batch in store.pages(LIST)])
         await store.close()
-        return {"seconds": seconds, "stages": dict(report.seconds), "entries": report.entries, "pages": pages}
+        return {"seconds": seconds, "stages": dict(report.seconds), "entries": report.entries}
 
     result = asyncio.run(load())
     status = Path("/proc/self/status").read_text()

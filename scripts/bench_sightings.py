@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _fate(state: Path) -> dict[str, float]:
     """Return the number of checks on record, and of those that were not recorded, by reason."""
-    control(state, "record")
+    control(state, "write_checks")
     page = urlopen(f"http://{control(state, 'status')['http']}/metrics").read().decode()
     lines = (line.split() for line in page.splitlines() if line.startswith("eir_sightings_") and "bytes" not in line)
     return {name.removeprefix("eir_sightings_"): float(value) for name, value in lines}

@@ -38,6 +38,9 @@ from benchmark.servers import Server, free_port, memory_mb, redis
 from benchmark.site import LIST, Site, at_rest, await_serial
 
 from eir.cli.output import table
+from eir.lists.changes.undo import plan_rollback
+from eir.lists.log.writer import ListWriter
+from eir.lists.record.settings import DEVICES
 from eir.lists.stores.open import SQLITE, open_store
 
 ENTRIES, QUICK_ENTRIES, TACS, QUESTIONS = 10_000_000, 100_000, 250_000, 500_000
@@ -127,8 +130,8 @@ def _roll_back(site: Site, server: Server, cores: set[int], measured_s: float, t
     async def roll_back() -> None:
         store = open_store(site.store, site.state)
         try:
-            held = await store.state(LIST)
-            await store.rollback(LIST, seen=held.generation if held else 0)
+            planned = await plan_rollback(store, LIST)
+            await ListWriter(store, LIST, DEVICES, "bench").write(planned.make)
         finally:
             await store.close()
 

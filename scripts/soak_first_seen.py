@@ -22,23 +22,23 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from simulated import servers
-from simulated.first_sightings import NAME, TODAY, SightingNode
+from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, register
 
 from eir.checks.checker import Checker
 from eir.checks.new_devices import AGAIN_TURNS, COMPARED_PER_TURN, NewDevices
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.lists.images.day_images import all_days
 from eir.lists.images.index import FirstSeenList, Index
-from eir.lists.pages.first_days import DAY_S, join
+from eir.lists.images.table_image import image_of
+from eir.lists.record.first_days import DAY_S, first_days
 from eir.lists.record.settings import DEVICES, FIRST_SEEN
-from eir.lists.stores.open import SQLITE, open_store
+from eir.lists.stores.open import open_store
 
 WORKERS, PEERS = 2, 4
 PER_TAC = 200
 SEEN_AGAIN = 0.05
 """Share of the known devices that is seen again each day."""
-REGISTERED = 0.02
+REGISTERED_SHARE = 0.02
 """Share of the known devices that is registered for a time."""
 NEW_PER_PEER = 20_000
 NEVER = 30_000
@@ -87,7 +87,7 @@ class _Worker:
 
     def __init__(self, node: "_Node") -> None:
         self._node = node
-        self.index = Index({NAME: FIRST_SEEN, "registered": DEVICES}, lambda: node.today * DAY_S + 1)
+        self.index = Index({NAME: FIRST_SEEN, REGISTERED: DEVICES}, lambda: node.today * DAY_S + DAY_S // 2)
         record = cast("FirstSeenList", self.index.lists[NAME])
         self.new = NewDevices(record, NEW_PER_PEER)
         self.checker = Checker(node.policy, self.index, now=datetime.now(UTC), new_devices=self.new)
@@ -97,9 +97,11 @@ class _Worker:
     def follow(self) -> None:
         """Map the lists that the node has in force."""
         host = self._node.host
-        for each in (host.record, host.registered):
-            if each.image is not None:
-                self.index.switch(each.name, each.state, each.image)
+        if host.record.image is not None:
+            self.index.switch(NAME, host.record.state, host.record.image)
+        held = host.follower.held.get(REGISTERED)
+        if held is not None and held.head != self.index.lists[REGISTERED].state:
+            self.index.switch(REGISTERED, held.head, image_of(held.table))
         self.checker.tick(datetime.now(UTC))
 
     def answers(self, keys: Devices, peers: Devices) -> list[Any]:
@@ -112,43 +114,32 @@ class _Worker:
         """Send devices to the node, as a worker does each second."""
         for _ in range(turns):
             deque(self.new.remove_recorded(), maxlen=0)
-            self._node.host.keeper.note(self.new.pop_sightings())
+            self._node.host.learned.note_sightings(self.new.pop_sightings())
 
 
 class _Node:
-    """Node: its keeper, its workers, and the stores of its host."""
+    """Node: its follower and record, and its workers."""
 
     def __init__(self, name: str, folder: Path, url: str, policy: PolicySettings) -> None:
         self.name, self.today, self.policy, self._folder, self._url = name, TODAY, policy, folder / name, url
-        self._stores = list[Any]()
-        self._registered: Sequence[str] = ()
 
     async def start(self, *, is_redis_away: bool = False) -> None:
-        """Start with the content of copy and store."""
-        self._folder.mkdir(exist_ok=True)
-        self._stores = [open_store(SQLITE, self._folder), open_store(self._url, self._folder)]
-        self._assemble()
-        self.host.stores[-1].is_away = is_redis_away
-        await self.host.keeper.start()
-        self.host.stores[-1].is_away = False
+        """Start with the content of copies and store."""
+        self._store = open_store(self._url, self._folder)
+        await self._begin(is_redis_away=is_redis_away)
         self.workers = [_Worker(self) for _ in range(WORKERS)]
 
-    def _assemble(self) -> None:
-        self.host = SightingNode(*self._stores, today=self.today, new_per_peer=NEW_PER_PEER)
-        if self._registered:
-            self.host.register(self._registered)
+    async def _begin(self, *, is_redis_away: bool = False) -> None:
+        self.host = SightingNode(
+            self._store, self._folder, today=self.today, new_per_peer=NEW_PER_PEER, who=f"node on {self.name}"
+        )
+        self.host.store.is_away = is_redis_away
+        await self.host.start()
+        self.host.store.is_away = False
 
-    def kill_follower(self) -> None:
-        """Replace the follower by a successor, which gets the image in force."""
-        before = self.host
-        self._assemble()
-        if before.record.image is not None:
-            self.host.record.replace(before.record.state, before.record.image)
-
-    def register(self, devices: Sequence[str]) -> None:
-        """Put another list of registered devices in force."""
-        self._registered = devices
-        self.host.register(devices)
+    async def kill_follower(self) -> None:
+        """Replace the follower by a successor, while workers keep the image in force."""
+        await self._begin(is_redis_away=self.host.store.is_away)
 
     async def begin_day(self, day: int) -> None:
         """Move the clock."""
@@ -157,7 +148,7 @@ class _Node:
             worker.follow()
 
     async def round(self) -> None:
-        """Run one round of the keeper; workers follow it."""
+        """Follow the store and write; workers follow."""
         await self.host.round()
         for worker in self.workers:
             worker.follow()
@@ -168,9 +159,8 @@ class _Node:
         self.host.rejected.clear()
 
     async def stop(self, *, keeps_disk: bool = True) -> None:
-        """Stop; the stores keep their content."""
-        for store in self._stores:
-            await store.close()
+        """Stop; the disk keeps its content."""
+        await self._store.close()
         if not keeps_disk:
             shutil.rmtree(self._folder)
 
@@ -215,10 +205,10 @@ class _Network:
         for node in self._nodes:
             await node.begin_day(TODAY + day)
         if fault == APART:
-            hit.host.stores[-1].is_away = True
+            hit.host.store.is_away = True
         if day == days // 3:
             await self._register(
-                np.flatnonzero((self._safe < day) & (self._random.random(len(self._keys)) < REGISTERED))
+                np.flatnonzero((self._safe < day) & (self._random.random(len(self._keys)) < REGISTERED_SHARE))
             )
         if day == 2 * days // 3:
             await self._register(np.flatnonzero(self._is_registered)[::2])
@@ -257,7 +247,7 @@ class _Network:
             await hit.stop()
             await hit.start()
         if fault == KILLED_FOLLOWER:
-            hit.kill_follower()
+            await hit.kill_follower()
             for worker in hit.workers:
                 worker.hand_over(AGAIN_TURNS + 1)
         lost = np.isin(devices, np.concatenate([*unsafe, devices[:0]]))
@@ -286,13 +276,12 @@ class _Network:
         now[devices] = True
         self._left |= self._is_registered & ~now
         self._is_registered = now
-        for node in self._nodes:
-            node.register([f"{key:014d}" for key in self._keys[now].tolist()])
+        await register(self._nodes[0].host.store.store, [f"{key:014d}" for key in self._keys[now].tolist()])
         await self._level()
 
     async def _flood(self) -> None:
         """Have one peer of one node send invented IMEIs."""
-        node, before = self._nodes[0], self._nodes[0].host.keeper._devices  # noqa: SLF001
+        node, before = self._nodes[0], len(self._nodes[0].host.learned._merged)  # noqa: SLF001
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         worker = node.workers[0]
         check, first = worker.checker.check, 86 * 10**12
@@ -304,7 +293,7 @@ class _Network:
                 worker.hand_over()
         await node.round()
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
-        recorded = node.host.keeper._devices - before  # noqa: SLF001
+        recorded = len(node.host.learned._merged) - before  # noqa: SLF001
         refused = worker.new.unrecorded[BAND]
         print(
             f"{self._options.flood:,} invented IMEIs: {recorded:,} recorded, {refused:,} not; memory grew by {grown:.0f} MB"
@@ -317,7 +306,7 @@ class _Network:
     async def _end_partition(self) -> None:
         """Connect both nodes to the store, and run rounds until their records agree."""
         for node in self._nodes:
-            node.host.stores[-1].is_away = False
+            node.host.store.is_away = False
         await self._level()
 
     async def _level(self) -> None:
@@ -330,15 +319,18 @@ class _Network:
         """Compare the record of each node with the model."""
         seen = (self._seen < NEVER) & ~self._is_registered
         for node in self._nodes:
-            days = join(all_days(node.host.record.image))
-            at = np.searchsorted(days.keys, self._keys.astype(np.uint64)).clip(max=len(days.keys) - 1)
-            there = days.keys[at] == self._keys.astype(np.uint64)
-            first = days.firsts[at].astype(np.int64) - TODAY
+            rows = node.host.learned._merged.rows()  # noqa: SLF001
+            firsts, keys = first_days(rows), self._keys.astype(np.uint64)
+            at = np.searchsorted(rows.keys, keys).clip(max=len(rows) - 1)
+            there = rows.keys[at] == keys
+            first = firsts[at] - TODAY
             right = there & (first >= self._seen) & (first <= self._safe)
             wrong = seen & ~self._left & ~right & (there | (self._safe < NEVER))
-            wrong |= self._left & (~there | (days.firsts[at] != 0)) | (self._is_registered & there)
+            wrong |= self._left & (~there | (firsts[at] != 0)) | (self._is_registered & there)
             if wrong.any():
                 self._faults.append(
                     f"node {node.name}: {int(wrong.sum()):,} devices have another first day than the model"
                 )
-            print(f"node {node.name}: {len(days.keys):,} devices on record")
+            if node.host.learned.refused:
+                self._faults.append(f"node {node.name}: {node.host.learned.refused:,} rows are refused")
+            print(f"node {node.name}: {len(rows):,} devices on record")

@@ -12,10 +12,10 @@ from pathlib import Path
 from redis.asyncio.connection import AbstractConnection
 from simulated import servers
 
+from eir.lists.stores import redis as redis_store
+from eir.lists.stores import sqlite as sqlite_store
 from eir.lists.stores.redis import RedisStore
-from eir.lists.stores.redis import writing as redis_writing
 from eir.lists.stores.sqlite import SqliteStore
-from eir.lists.stores.sqlite import writing as sqlite_writing
 
 
 class Die:
@@ -35,14 +35,14 @@ class SqliteCase:
 
     def __init__(self, folder):
         self.path = Path(folder) / "lists.sqlite"
-        sqlite_writing.PORTION_PAGES = 20  # so that a set is filled in several transactions
+        sqlite_store.PORTION_PARTS = 1  # so that a base is staged in several transactions
 
     def open(self):
         return SqliteStore(self.path)
 
     def doomed(self, at):
         store, die = self.open(), Die(at)
-        store.file.submit(lambda db: db.set_trace_callback(die)).result()
+        store._file.submit(lambda db: db.set_trace_callback(die)).result()
         return store
 
 
@@ -50,7 +50,7 @@ class RedisCase:
     """A server, and its steps: what a client sends."""
 
     def __init__(self, _folder):
-        redis_writing.PORTION_PAGES = 5  # so that a set is filled by several commands
+        redis_store.PORTION_PARTS = 1  # so that a base is staged by several commands
         self.server = servers.Server(servers.programs()["redis"]).start()
         atexit.register(self.server.stop)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from simulated.releases import public, publish_once
 
-from eir.lists.changes.load import Loader
+from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.record.settings import ListSettings
 from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
 from eir.lists.stores.sqlite import SqliteStore
@@ -33,6 +33,8 @@ class Site:
             self.trust(name)
         self.store = SqliteStore(self.state / "lists.sqlite")
         self.attempts = Attempts(self.state / "attempt")
+        self.rejected = []
+        """Events of rejections, as the journal gets them."""
         self.ahead_s = 2.0
 
     def trust(self, name, **changes):
@@ -55,14 +57,14 @@ class Site:
         given = {
             "folder": self.drop, "lists": self.lists, "store": self.store, "who": "inbox of tester@host",
             "clock": lambda: datetime.now(UTC) + timedelta(seconds=self.ahead_s), "patience_s": PATIENCE_S,
-            "attempts": self.attempts, "pass_s": UNHURRIED_S,
+            "attempts": self.attempts, "pass_s": UNHURRIED_S, "record": self.rejected.append,
         }  # fmt: skip
         return PassSettings(**(given | changes))
 
     def loader(self):
         """The function by which a pass loads, unless the settings name another."""
         terms = self.terms()
-        return Loader(terms.lists, terms.store, terms.who, terms.clock(), {})
+        return ReleaseLoader(terms.lists, terms.store, terms.who, terms.clock(), {})
 
     async def turn(self, **changes):
         """One pass: {manifest: (outcome, reason)}."""
@@ -72,16 +74,19 @@ class Site:
         return {taken.manifest: (taken.outcome, taken.reason) for taken in made.taken}
 
     async def serial(self, name="stolen"):
-        state = await self.store.state(name)
-        return state and state.serial
+        head = await self.head(name)
+        return head and head.serial
+
+    async def head(self, name="stolen"):
+        return (await self.store.heads()).get(name)
+
+    async def loads(self):
+        """Lists and serials of the loads, those of each list in their order."""
+        logs = [(name, await self.store.log(name, 0)) for name in await self.store.heads()]
+        return [(name, entry.change.serial) for name, log in logs for entry in log if entry.change.what == "load"]
 
     def lying(self, where="."):
         return sorted(entry.name for entry in (self.drop / where).iterdir() if not entry.is_dir())
 
-    async def refusals(self):
-        return [
-            event.detail.partition(":")[0]
-            for event in await self.store.history()
-            if event.what == "refuse"
-            for _ in range(event.count)
-        ]
+    def refusals(self):
+        return [event.detail.partition(":")[0] for event in self.rejected]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from eir.checks.question import KEY_TESTS
 from eir.device import IMSI_LENGTHS, SNR_KEYS, TAC_DIGITS, device_key, device_type_key, imsi_key
 from eir.errors import IdentifierError
-from eir.lists.pages.first_days import DAY_S, WAS_LISTED
+from eir.lists.record.first_days import DAY_S, WAS_LISTED
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES
 
 if TYPE_CHECKING:  # the configuration is checked without the lists

@@ -1,11 +1,10 @@
 """Explanation of the answer that a device would get (`eir check`), from the lists in a node's memory or in the store.
 
-A Checker computes the answer, as for a request. From the store, only the pages of the device are read. The reason is always read
-from the store, because nodes do not keep reasons in memory. A list of pairs is sorted by device, so the devices of an IMSI can be
-on any page. All pages are searched, in batches, but only if a rule needs these devices (`subscriber_bound_elsewhere`).
+A Checker computes the answer, as for a request. For lists in the store, it gets an image of those rows that can affect the answer. The
+reason is always read from the store or the node's copy, because nodes do not keep reasons in memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -17,15 +16,16 @@ from eir.checks.question import SOFTWARE_VERSION_DIGITS, Question
 from eir.checks.settings import NoDevice, PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, imsi_key, is_digits
 from eir.errors import IdentifierError
-from eir.lists.images.day_images import image_of_days
-from eir.lists.images.imaging import image_of
+from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.index import Index
-from eir.lists.pages.first_days import WAS_LISTED
-from eir.lists.pages.pages import Page
-from eir.lists.record.entries import read_pages
-from eir.lists.record.reasons import reason_and_day
-from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, ListSettings
-from eir.lists.record.store import ListState, ListStore
+from eir.lists.images.table_image import image_of
+from eir.lists.log.reader import LoggedList
+from eir.lists.record.entries import until_text
+from eir.lists.record.first_days import IMPORT, WAS_LISTED
+from eir.lists.record.listed_entries import reason_and_day, rows_between
+from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, TYPES, ListSettings
+from eir.lists.table.columns import NO_ROWS, SECONDS, TableRows
+from eir.lists.table.table import Table, merge, table_of
 
 NEVER = "never"
 VALUES_MAX = 5
@@ -33,6 +33,10 @@ VALUES_MAX = 5
 
 ObservedRule = tuple[int, str, str | None]
 """Number of an observed rule, its status, its name."""
+PendingList = tuple[str, str]
+"""List that has a row for the device which has not begun, and the begin of this row."""
+ReadContent = Callable[[str], Awaitable[LoggedList | None]]
+"""Function that returns the content of a list by name; None if the list was never loaded or changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Explanation:
     """First day of the device, or `never`; None if there is no record of first sightings, or if no first day is relevant."""
     until: str | None = None
     """Last day of the period of grace that begins on the first day; None without a period."""
+    pending: tuple[PendingList, ...] = ()
+    """Lists of the policy that will list the device, and do not list it yet."""
 
     def as_fields(self) -> dict[str, Any]:
         """Return all fields of the explanation except the question, as a dict of JSON types. `of_fields` is the inverse function."""
@@ -84,17 +90,20 @@ class Explanation:
             arguments["status"] = Status(arguments["status"])
         arguments["observed"] = tuple(map(tuple, arguments["observed"]))
         arguments["not_loaded"] = tuple(arguments["not_loaded"])
+        arguments["pending"] = tuple(map(tuple, arguments["pending"]))
         return cls(question, **arguments)
 
     def as_json(self) -> dict[str, Any]:
         """Return the explanation as the JSON document of `--json`, with null for fields that do not apply."""
         imei = self.question.imei or self.question.other or ""
         observed = [{"rule": rule, "rule_name": name, "status": status} for rule, status, name in self.observed]
+        pending = [{"list": name, "begin": begin} for name, begin in self.pending]
         return {
             "imei": imei, "imsi": self.question.imsi or None, "status": self.status,
             "rule": self.rule, "list": self.list, "serial": self.serial, "reason": self.reason, "rule_name": self.name,
             "observed": observed,
             "not_loaded": list(self.not_loaded), "first_seen": self.first_seen, "until": self.until, "date": self.date,
+            "pending": pending,
         }  # fmt: skip
 
     def as_text(self) -> str:
@@ -108,6 +117,7 @@ class Explanation:
         if self.first_seen is not None:
             end = f"until {self.until}" if self.until else "without a period"
             lines.append(f"  first seen: {self.first_seen}, {end}")
+        lines += [f"  from {begin}: list {name}" for name, begin in self.pending]
         for rule, status, name in self.observed:
             lines.append(f"  observed only: {_rule_text(rule, name)} would answer {status}")
         note = "  note: the list {} has never been loaded or changed, so no rule that needs it can hold"
@@ -152,22 +162,32 @@ def option_fault(question: Question) -> str | None:
 
 
 async def explain(
-    question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], store: ListStore, *, now: datetime
+    question: Question, policy: PolicySettings, lists: Mapping[str, ListSettings], read: ReadContent, *, now: datetime
 ) -> Explanation:
-    """Decide a question about a device by the lists in the store; return the answer with its reason.
+    """Decide a question about a device by the lists that `read` returns; return the answer with its reason.
 
     Raises:
-        StoreError: if the store cannot be read.
+        StoreError: if a list cannot be read.
     """
     kinds = {name: settings.kind for name, settings in lists.items()}
     index = Index(kinds, now.timestamp)
     key = question.any_device()
-    if key is not None:
-        await _load_index(index, question, key, policy, lists, store=store)
+    contents: dict[str, LoggedList] = {}
+    for name, kind in kinds.items() if key is not None else ():
+        content = await read(name)
+        imported = await read(name + IMPORT) if kind == FIRST_SEEN else None
+        content = content or imported
+        if content is not None and content.head.kind == kind:  # nodes ignore a list of another kind
+            contents[name] = content
+            rows = _rows_for(question, kind, content.table)
+            if imported is not None:
+                rows = merge(rows, _rows_for(question, kind, imported.table))
+            build = first_seen_image if kind == FIRST_SEEN else image_of
+            index.switch(name, content.head, build(table_of(rows)))
     explanation = answer(question, policy, lists, index, now=now)
-    if explanation.list is None:
+    if explanation.list is None or explanation.list not in contents:
         return explanation
-    return await add_reason(explanation, kinds[explanation.list], store, now=now)
+    return with_reason(explanation, contents[explanation.list], now=now)
 
 
 def answer(
@@ -203,7 +223,18 @@ def answer(
     needed = [name for name in names if name in excluded or not lists[name].local]  # another local list is empty
     not_loaded = tuple(name for name in needed if index.lists[name].state is None)
     first_seen, until = _first_seen(key, policy, index, rule)
-    return replace(explanation, not_loaded=not_loaded, first_seen=first_seen, until=until)
+    pending = tuple(_pending(question, key, names, index))
+    return replace(explanation, not_loaded=not_loaded, first_seen=first_seen, until=until, pending=pending)
+
+
+def _pending(question: Question, key: int, names: Iterable[str], index: Index) -> Iterator[PendingList]:
+    """Yield each of these lists that will list the device and does not list it yet, with the first begin."""
+    for name in names:
+        entries = index.lists[name]
+        key_in_list = _key_for(entries.kind, key, question.imsi)
+        begin = 0 if key_in_list is None else entries.begin(key_in_list, subscriber_key(question.imsi))
+        if begin:
+            yield name, until_text(begin)
 
 
 def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | None) -> tuple[str | None, str | None]:
@@ -227,47 +258,34 @@ def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | Non
     return first_text, last_text
 
 
-async def add_reason(explanation: Explanation, kind: str, store: ListStore, *, now: datetime) -> Explanation:
-    """Return the explanation with the reason and the date of the list entry that caused the answer. `kind`: kind of the list.
-
-    Raises:
-        StoreError: if the store cannot be read.
-    """
-    key = explanation.question.any_device()
-    key_in_list = None if key is None else _key_for(kind, key, explanation.question.imsi)
-    name = explanation.list
-    if name is None or key_in_list is None:
+def with_reason(explanation: Explanation, content: LoggedList, *, now: datetime) -> Explanation:
+    """Return the explanation with the reason and the date of the list entry that caused the answer. `content`: content of the list."""
+    question = explanation.question
+    key = question.any_device()
+    key_in_list = _key_for(content.head.kind, key, question.imsi)
+    if key_in_list is None:
         return explanation
-    reason, day = await reason_and_day(store, name, key_in_list, now=now.timestamp())
-    date = day_text(day) if day else None
-    return replace(explanation, reason=reason or explanation.reason, date=date)
+    reason, day = reason_and_day(
+        content.table, content.head.reasons, key_in_list, second=subscriber_key(question.imsi), now=int(now.timestamp())
+    )
+    return replace(explanation, reason=reason or explanation.reason, date=day_text(day) if day else None)
 
 
-async def _load_index(
-    index: Index,
-    question: Question,
-    key: int,
-    policy: PolicySettings,
-    lists: Mapping[str, ListSettings],
-    *,
-    store: ListStore,
-) -> None:
-    """Load into the index in memory those pages of the store's lists that can affect the answer to the question."""
-    bound_lists = {rule.subscriber_bound_elsewhere for rule in policy.rules}
-    subscriber = subscriber_key(question.imsi)
-    for name, settings in lists.items():
-        if name in bound_lists and subscriber != NO_SUBSCRIBER:
-            state, pages = await _pages_of_pair(store, name, key // SNR_KEYS, subscriber)
-        else:
-            key_in_list = _key_for(settings.kind, key, question.imsi)
-            numbers = [] if key_in_list is None else [key_in_list // SNR_KEYS]
-            state, pages = await store.some_pages(name, numbers)
-        if state is not None and state.kind == settings.kind:  # nodes ignore a list of another kind
-            image = image_of_days(pages) if state.kind == FIRST_SEEN else image_of(pages)
-            index.switch(name, state, image)
+def _rows_for(question: Question, kind: str, table: Table) -> TableRows:
+    """Return the rows of a list that can affect the answer to a question."""
+    if kind == TYPES:
+        key = question.any_device()
+        return NO_ROWS if key is None else table.find(key // SNR_KEYS * SNR_KEYS)
+    key, subscriber = _key_for(kind, question.any_device(), question.imsi), subscriber_key(question.imsi)
+    rows = NO_ROWS if key is None else rows_between(table, key, key)
+    seconds = table.columns[SECONDS]
+    if seconds is None or subscriber == NO_SUBSCRIBER:
+        return rows
+    bound = table.rows().select(seconds == subscriber)  # a rule may ask for the other devices of the IMSI
+    return merge(rows, bound)
 
 
-def _key_for(kind: str, key: int, imsi: str) -> int | None:
+def _key_for(kind: str, key: int | None, imsi: str) -> int | None:
     """Return the key to look up in a list of this kind: the key of the IMSI in a list of subscribers, else the key of the device.
 
     Without a valid IMSI, the key for a list of subscribers is `None`.
@@ -275,19 +293,6 @@ def _key_for(kind: str, key: int, imsi: str) -> int | None:
     if kind != SUBSCRIBERS:
         return key
     return subscriber_key(imsi) or None
-
-
-async def _pages_of_pair(
-    store: ListStore, name: str, number: int, subscriber: int
-) -> tuple[ListState | None, Sequence[Page]]:
-    """Read a list of pairs (device and IMSI) from the store: its state, the device's page, and all pages that may contain the IMSI.
-
-    `number`: number of the device's page.
-
-    A page may contain the IMSI if it contains the bytes of the IMSI's key. The policy then evaluates the page exactly.
-    """
-    key_bytes = subscriber.to_bytes(8, "little")
-    return await read_pages(store, name, lambda page: page.number == number or key_bytes in page.extra)
 
 
 def _conditions_text(rule: Rule) -> str:

@@ -13,10 +13,10 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.lists.images.index import FirstSeenList
-from eir.lists.pages.first_days import Sighted, period
+from eir.lists.record.first_days import Sighted, period
 
 if TYPE_CHECKING:
-    from eir.lists.record.store import ListState
+    from eir.lists.log.change import Head
 
 FRESH_MAX = 1 << 20
 """Maximum number of queued devices."""
@@ -38,7 +38,7 @@ class _Queued(NamedTuple):
     is_confirmed: bool
     sent: int
     """Turn in which the device was sent last."""
-    compared: "ListState | None"
+    compared: "Head | None"
     """State of the record with which the device was compared last."""
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eir.checks.conditions import day_text
 from eir.checks.settings import PolicySettings, Rule
-from eir.lists.pages.first_days import WAS_LISTED
+from eir.lists.record.first_days import WAS_LISTED
 
 AHEAD_DAYS = 90
 """Number of days, from today on, for which `count_ends` counts the ends of periods."""

@@ -20,7 +20,7 @@ from eir.checks.question import KEY_FAULTS, KeyRange
 from eir.checks.settings import Status
 from eir.device import IMSI_LENGTHS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key, device_type_key
 from eir.lists.images.index import DeviceList, FirstSeenList, Index, TacsOfTypes
-from eir.lists.pages.first_days import PERIOD_DAYS, PERIODS_BEGIN, WAS_LISTED
+from eir.lists.record.first_days import PERIOD_DAYS, PERIODS_BEGIN, WAS_LISTED
 from eir.lists.record.settings import DEVICES
 
 ASK_INSTEAD: Final = (1 << 64) - 1
@@ -33,7 +33,7 @@ WORD_BYTES = 8
 STATUSES: Final = tuple(Status)
 IMSI_DIGITS_MAX = IMSI_LENGTHS[-1]
 PERIODS: Final = {"PERIOD_DAYS": PERIOD_DAYS, "PERIODS_BEGIN": PERIODS_BEGIN}
-"""Constants with which the compiled lookup decides whether a sighting must be recorded (eir.lists.pages.first_days)."""
+"""Constants with which the compiled lookup decides whether a sighting must be recorded (eir.lists.record.first_days)."""
 
 
 class ConditionCode(IntEnum):

@@ -4,8 +4,11 @@ import asyncio
 import getpass
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, TypeVar
@@ -17,16 +20,20 @@ from eir.config import Config, Whereabouts, load_config, load_whereabouts
 from eir.config.reader import read_file
 from eir.device import strip_separators
 from eir.errors import ConfigError, EirError, IdentifierError, StoreError
+from eir.lists.log.change import Change
+from eir.lists.log.journal import Journal, JournalBusy, JournalEvent
+from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import ListStore
-from eir.lists.stores.open import SQLITE, open_store
+from eir.lists.stores.open import JOURNAL, SQLITE, open_store
 from eir.node.observe import control
-from eir.node.processes.state_folder import as_owner_of, known_form
+from eir.node.processes.state_folder import as_owner_of, check_form
 from eir.schema import did_you_mean
 
 DEFAULT_CONFIG, SYSTEM_CONFIG = Path("config/eir.yaml"), Path("/etc/eir/eir.yaml")
 DENIED = ("cannot_open", "readonly")
 """Causes of a StoreError that missing permissions may explain."""
+RECORDED_S, RECORDED_POLL_S = 5.0, 0.05
+"""Seconds that a command waits for the journal of this host's node, and seconds between two attempts."""
 
 
 def is_named(path: Path) -> bool:
@@ -121,12 +128,12 @@ def opened(config: C) -> C:
 
     Raises EirError if a newer program has changed the form of the folder.
     """
-    known_form(config.state)
+    check_form(config.state)
     return config
 
 
 def with_store(
-    config: Config | Whereabouts, work: Callable[[ListStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False
+    config: Config | Whereabouts, work: Callable[[LogStore], Awaitable[T]], *, fresh: bool = True, reads: bool = False
 ) -> T:
     """Open the store, run `work` on it, close it, and return the result of `work`.
 
@@ -142,7 +149,7 @@ def with_store(
         raise EirError(f"{folder} does not exist; eir load creates it")
 
     async def run() -> T:
-        store = open_store(config.store, config.state, report=warn, upgrades=not reads)
+        store = open_store(config.store, config.state, report=warn, creates=not reads)
         try:
             return await work(store)
         finally:
@@ -182,6 +189,99 @@ def who() -> str:
     behind = os.environ.get("SUDO_USER")
     name = f"{behind} as {user}" if behind and behind != user else user
     return f"{name}@{socket.gethostname()}"
+
+
+# Journal of this host's node
+
+
+def record_event(config: Config, event: JournalEvent) -> bool:
+    """Record an event in the journal of this host's node; return False on a host without a state folder, which has no journal.
+
+    A running node appends the event. Without a node this program appends it.
+
+    Raises:
+        EirError: if the journal cannot be written.
+    """
+    if not config.state.is_dir():
+        return False
+    give_up = time.monotonic() + RECORDED_S
+    while True:
+        with suppress(control.ControlAway):
+            control.ask(config.state, "record", event=asdict(event))
+            return True
+        try:
+            with acting_in(config.state), journal_of(config) as journal:
+                journal.append_event(event)
+                return True
+        except JournalBusy:  # the node starts or stops, or another command writes
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(RECORDED_POLL_S)
+
+
+async def recorded(config: Config, store: LogStore, name: str, change: Change) -> bool:
+    """Wait until the journal of this host's node has a change of a list; without a node, append the change to the journal.
+
+    Returns False on a host without a state folder, whose command says "stored". If the journal fails, or lacks the change after
+    RECORDED_S, print a warning and return False, because the change is stored and in force.
+    """
+    if not config.state.is_dir():
+        return False
+    give_up = time.monotonic() + RECORDED_S
+    try:
+        while True:
+            try:
+                if control.ask(config.state, "recorded", list=name, change=change.digest):
+                    return True
+            except control.ControlAway:
+                with suppress(JournalBusy):
+                    await _append_change(config, store, name, change)
+                    return True
+            if time.monotonic() > give_up:
+                break
+            await asyncio.sleep(RECORDED_POLL_S)
+    except (EirError, OSError) as error:
+        print_message(f"warning: the change is stored, but the journal of this host does not have it: {error}")
+        return False
+    print_message(
+        f"warning: the change is stored, but after {RECORDED_S:g} s the node's journal does not have it; see eir status"
+    )
+    return False
+
+
+async def _append_change(config: Config, store: LogStore, name: str, change: Change) -> None:
+    """Append a stored change to the journal of a stopped node."""
+    from eir.lists.log.node_journal import NodeJournal  # noqa: PLC0415 - numpy, only for a command that records
+    from eir.lists.log.reader import ChangeRows, has_rows, read_rows  # noqa: PLC0415 - as above
+
+    with acting_in(config.state), journal_of(config) as journal:
+        head = (await store.heads()).get(name)
+        entries = await store.log(name, change.generation - 1)
+        rows = ChangeRows(change, None)
+        for entry in entries:
+            if entry.change.digest == change.digest and has_rows(entry):
+                rows = await read_rows(store, name, entry)
+        NodeJournal(journal).record(name, [rows], () if head is None else head.reasons)
+
+
+@contextmanager
+def journal_of(config: Config) -> Iterator[Journal]:
+    """Open the journal of this host's node for writing during the `with` block.
+
+    Raises:
+        JournalBusy: if the node or another command writes the journal.
+        JournalError: if the journal cannot be opened or written.
+    """
+    history = config.history
+    journal = Journal(
+        config.state / JOURNAL, keep=timedelta(days=history.keep), max_bytes=history.max_bytes,
+        feed_max_bytes=history.feed_max_bytes, report=warn,
+    )  # fmt: skip
+    try:
+        journal.open()
+        yield journal
+    finally:
+        journal.close()
 
 
 def imsi_named(config: Config, text: str) -> str:

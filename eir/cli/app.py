@@ -157,6 +157,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("after a release with the mistaken serial 20261129", 'eir lists reset-serial stolen-national --to 41 --reason "typo of the agency"'),
         ("what is next then", "eir load --dry-run stolen-national-42.manifest.json"),
     ),
+    "lists abandon": (
+        ("after the restore of an older backup", 'eir lists abandon blocked --reason "the backup of 1 December counts"'),
+        ("what is in force then", "eir show blocked"),
+    ),
     "peer disable": (
         ("before maintenance of an MME", "eir peer disable mme1"),
         ("what it is called", "eir peers"),
@@ -269,7 +273,7 @@ COMMANDS: dict[str, str | Group] = {
     "show": "lists.show_list", "export": "lists.export_list", "history": "record.history", "rollback": "lists.rollback", "backup": "backup.backup", "restore": "backup.restore",
     "add": "lists.add", "remove": "lists.remove", "publish": "publisher.publish", "offer": "publisher.offer", "probe": "asking.probe", "audit": "audit.audit",
     "seen": "sightings.seen", "figures": "figures.figures",
-    "lists": Group({"reset-serial": "lists.reset_serial"}, alone="lists.lists"),
+    "lists": Group({"reset-serial": "lists.reset_serial", "abandon": "lists.abandon_list"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
     "sightings": Group({"forget": "sightings.forget", "import": "sightings.import_log", "export": "sightings.export"}, alone="sightings.sightings"),

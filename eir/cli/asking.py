@@ -4,7 +4,6 @@ import asyncio
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,9 @@ from eir.errors import ConfigError, IdentifierError, UsageError
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface
 from eir.interfaces.probing import Probe, ProbeFinding
-from eir.lists.record.store import ListState
+from eir.lists.follow.list_reader import ListReader
+from eir.lists.log.change import Head
+from eir.lists.log.store import LogStore
 from eir.schema import DAY_S, seconds
 
 if TYPE_CHECKING:
@@ -112,11 +113,15 @@ def check(
     now = datetime.now(UTC)
     node = in_force.asked(checked, "check", store_only=from_store, as_json=as_json, **question._asdict())
     if node is None:
-        work = partial(explain.explain, question, checked.policy, checked.lists_and_record, now=now)
+
+        async def work(store: LogStore) -> explain.Explanation:
+            read = ListReader(store).content
+            return await explain.explain(question, checked.policy, checked.lists_and_record, read, now=now)
+
         answer = with_store(checked, work, fresh=False, reads=True)
     else:
         found = explain.Explanation.of_fields(question, node.answer)
-        answer = with_reason(checked, node.states, found, now)
+        answer = explained(checked, node.states, found, now)
     document, text = answer.as_json(), answer.as_text()
     if interface is not None and answer.status is not None:
         reply = interface.words(answer.status)
@@ -145,20 +150,18 @@ def _reply_of(probed: Probe, interface: Interface, imei: str, imsi: str, softwar
     return interface.words(Status(finding.status))
 
 
-def with_reason(config: Config, states: Mapping[str, ListState], found: "Explanation", now: datetime) -> "Explanation":
+def explained(config: Config, states: Mapping[str, Head], found: "Explanation", now: datetime) -> "Explanation":
     """Add a reason to a node's answer: the reason of the list entry that caused the answer.
 
-    The entry is read from the store, or from the node's copy of the lists.
+    The entry is read from the node's copy of the list, or from the store.
     """
     if found.list is None or found.list not in states:
         return found
-    from eir.checks.explain import add_reason  # noqa: PLC0415 - for `eir check` and `eir trace`
+    from eir.checks.explain import with_reason  # noqa: PLC0415 - for `eir check` and `eir trace`
 
-    state = states[found.list]
-    read = in_force.read_as_held(config, found.list, state, lambda store: add_reason(found, state.kind, store, now=now))
-    if read is not None:
-        explanation, _ = read
-        return explanation
+    content = in_force.read_as_held(config, found.list, states[found.list])
+    if content is not None:
+        return with_reason(found, content, now=now)
     print_message("note: the reason is not known: neither the store nor the node's copy has what the node answers by")
     return found
 

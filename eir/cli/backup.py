@@ -1,6 +1,6 @@
 """Commands that write the state of a node to a backup, and restore the state.
 
-The state is the lists, the history, the keys, the clock time, and the highest accepted serial of each list.
+The state is the lists, the journal, the keys, the clock time, and the highest accepted serial of each list.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,29 +25,35 @@ from typing import IO, Annotated, Any
 import typer
 
 from eir import __version__
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, record_event, recorded, who, with_store
 from eir.cli.output import print_message, progress, show_one
 from eir.cli.sightings import write_down
 from eir.config import Config, load_config
-from eir.disk import open_named, open_replacement, sync_folder, write_file
-from eir.errors import EirError, GenerationConflict, StoreError
+from eir.disk import open_named, open_replacement, write_file
+from eir.errors import EirError, StoreError
 from eir.interfaces import INTERFACES
-from eir.lists.follow.backup import RESTORE, Restored, behind, copy_rows, copy_store, restore_store, verify_copy
-from eir.lists.record.dates import dates_name, is_dates
+from eir.lists.changes.undo import RESTORE
+from eir.lists.follow.backup import ListFile, Restored, newer_reasons, restore_list, verified_content, write_lists
+from eir.lists.follow.list_copy import copied_heads, serial_marks
+from eir.lists.log.change import Head, SerialMark, utc_text
+from eir.lists.log.journal import ACCEPTED, FORCED, MAIN, JournalError, JournalEvent, paths_of
+from eir.lists.log.journal_export import add_witness, export_journal, has_line, restore_journal, unpack_journal
+from eir.lists.log.journal_faults import journal_faults
+from eir.lists.log.store import LogStore
+from eir.lists.log.writer import KEEP, ListWriter
+from eir.lists.record.first_days import IMPORT
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
 from eir.lists.record.settings import is_list_name
-from eir.lists.record.store import ACCEPTED, Event, ListState, ListStore, utc_text
 from eir.lists.sources.acknowledge import KEY
-from eir.lists.stores.open import COPY_FILE, SQLITE_FILE, open_copy
-from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.stores.open import COPIES, JOURNAL, open_store
 from eir.node.observe.control import owner_advice
-from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, lock, prepare
+from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, prepare
 from eir.schema import IDENTITY
 from eir.sightings.cases import FILE as CASES_FILE
 from eir.sightings.schema import FOLDER
 from eir.sightings.subscribers import KEY_FILE
 
-FORMAT = "eir-backup/2"
+FORMAT = "eir-backup/3"
 MANIFEST = "backup.json"
 """First member of the file: facts about the backup, and the size and SHA-256 of each other member in their order."""
 SMALL_BYTES_MAX = 16 << 20
@@ -59,6 +64,8 @@ KEYS = (KEY_FILE, KEY, f"{KEY}.pub", *(name for each in INTERFACES for name in e
 """Files of the state folder that no program can create again: keys, the node's identity at an NRF, decisions about findings."""
 MARKS = (CLOCK_FILE, IN_FORCE_FILE)
 RECORD = re.compile(rf"{FOLDER}/[0-9-]{{10}}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet")
+LISTS, JOURNAL_FILE = "lists", "journal.jsonl"
+"""Folder of the lists in a backup, and the file with the exported journal."""
 KEY_MODE, PUBLIC_MODE = 0o600, 0o644
 PIECE_BYTES = 1 << 20
 ROOM = ".backup-"
@@ -77,10 +84,10 @@ def backup(
 ) -> None:  # fmt: skip
     """Write the state of the node to one new file.
 
-    The state is the lists, the history, the keys, the clock time, and the highest accepted serial of each list. The
-    node may run meanwhile. The file is verified: each list by its digest, the history by its chain, and each part
-    of the written file by its SHA-256. Only its owner can read the file. From a store in SQLite, the file also has the
-    releases that a rollback can restore. It does not contain the configuration, the certificates and the signers files.
+    The state is the lists with the releases that a rollback can restore, the journal, the keys, the clock time, and the highest
+    accepted serial of each list. The node may run meanwhile. If the store has lost a list of this node, no file is written. The file is
+    verified: each list and each kept release by its digest, the journal by its chains, and each part of the written file by its SHA-256.
+    Only its owner can read the file. It does not contain the configuration, the certificates and the signers files.
     """
     checked = opened(load_config(config))
     if str(file) != "-" and os.path.lexists(file):
@@ -90,21 +97,32 @@ def backup(
     if sightings:
         write_down(checked)
     with _room(checked) as room:
-        copied = room / SQLITE_FILE
-        with_store(checked, lambda store: copy_store(store, copied), fresh=False, reads=True)
         with acting_in(checked.state):
-            states, ledgers = asyncio.run(verify_copy(copied))
+            (room / LISTS).mkdir()
+            held, marks = (
+                copied_heads(checked.state / COPIES),
+                serial_marks(checked.state),
+            )  # before a later change of the store
+        with_store(checked, lambda store: write_lists(store, room / LISTS), fresh=False, reads=True)
+        with acting_in(checked.state):
+            files = asyncio.run(_verified(room))
+            _refuse_lost(checked, files, held, marks)
+            heads = {name: each.head for name, each in files.items()}
+            if not heads:
+                raise EirError("nothing was written: the store has no list; load one first")
+            journal = _export_journal(checked.state / JOURNAL, room)
             members: dict[str, Path | bytes] = {
                 name: (checked.state / name).read_bytes() for name in _small_files(checked.state)
             }
-        members[SQLITE_FILE] = copied
+        members |= {f"{LISTS}/{name}": room / LISTS / name for name in heads}
+        if journal["lines"]:
+            members[JOURNAL_FILE] = room / JOURNAL_FILE
         if sightings:
             for path in sorted((checked.state / FOLDER).glob("*/*.parquet")):
                 members[str(path.relative_to(checked.state))] = path
-        histories = {chain: {"records": ledger.number, "digest": ledger.digest} for chain, ledger in ledgers.items()}
         facts: dict[str, Any] = {
             "format": FORMAT, "eir": __version__, "made": utc_text(datetime.now(UTC)), "node": checked.identity.host,
-            "lists": {name: _list_facts(state) for name, state in states.items()}, "history": histories,
+            "lists": {name: _list_facts(head) for name, head in heads.items()}, "journal": journal,
         }  # fmt: skip
         with progress() as advance, _output(file) as stream:
             shown = advance or (lambda *_: None)
@@ -113,19 +131,66 @@ def backup(
                 stream.flush()
                 with Path(stream.name).open("rb") as written:
                     _unpack(written, file, None)
-    records = sum(ledger.number for ledger in ledgers.values())
-    lists = [name for name in states if not is_dates(name)]
-    text = f"{file}: {len(lists)} lists, {records:,} records of the history, {len(members)} files; verified"
+    text = f"{file}: {len(heads)} lists, {journal['lines']:,} lines of the journal, {len(members)} files; verified"
     if str(file) == "-":
         print_message(text, "info")
     else:
         show_one({"file": str(file), **facts}, text, as_json=as_json)
 
 
-def _list_facts(state: ListState) -> dict[str, Any]:
-    return {
-        "serial": state.serial, "generation": state.generation, "entries": state.entries, "digest": state.content_digest
-    }  # fmt: skip
+def _refuse_lost(
+    checked: Config, files: Mapping[str, ListFile], held: Mapping[str, Head], marks: Mapping[str, SerialMark]
+) -> None:
+    """Reject the backup of a store that lacks a list which was in force on this node, or has an older one. Lists without settings may be missing."""
+    missing = (held.keys() | marks.keys()) & checked.lists.keys() - files.keys()
+    reasons = dict.fromkeys(sorted(missing), "the store has no such list")
+    reasons |= newer_reasons(files, {"this node's copy": held}, marks)
+    if reasons:
+        text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise EirError(
+            f"nothing was written: the store has lost lists: {text}; wait until a node has written them back (eir lists), "
+            "load them, or restore an earlier backup"
+        )
+
+
+def _export_journal(folder: Path, room: Path) -> dict[str, Any]:
+    """Export the journal to the temporary folder of the command; return facts about it. A fault of the journal is a warning."""
+    if not paths_of(folder, MAIN):
+        return {"lines": 0, "digest": "", "faults": 0}
+    with (room / JOURNAL_FILE).open("w+b") as out:
+        exported = export_journal(folder, out)
+    faults = _journal_faults(room)
+    if faults:
+        print_message(f"warning: the journal has {len(faults)} faults, which the backup has too: {faults[0]}")
+    return {**exported._asdict(), "faults": len(faults)}
+
+
+def _journal_faults(room: Path) -> list[str]:
+    """Verify the exported journal in the temporary folder of a command."""
+    unpacked = room / JOURNAL
+    unpack_journal(room / JOURNAL_FILE, unpacked)
+    faults = [
+        fault for fault in journal_faults(unpacked) if not fault.startswith("witness-")
+    ]  # an export has no witness files
+    shutil.rmtree(unpacked)
+    return faults
+
+
+async def _verified(room: Path) -> Mapping[str, ListFile]:
+    """Read and verify the lists of a backup in the temporary folder of a command.
+
+    Raises:
+        StoreError: if a list is damaged.
+    """
+    files = {}
+    for path in sorted((room / LISTS).glob("*")):
+        files[path.name] = ListFile(path)
+        await verified_content(files[path.name])
+    return files
+
+
+def _list_facts(head: Head) -> dict[str, Any]:
+    return {"serial": head.serial, "generation": head.generation, "entries": head.entries, "digest": head.content}
 
 
 def restore(
@@ -136,128 +201,105 @@ def restore(
 ) -> None:  # fmt: skip
     """Restore a backup to the store and to the state folder.
 
-    The backup may come from a node with the other kind of store. Nothing changes if a list is newer than the backup's
-    in the store, in this node's copy, or in the last state of this node. Lists that only the store has stay. A history
-    that is empty, damaged or cut off is restored; a history that continues the backup's stays. Existing keys stay.
+    The backup may come from a node with the other kind of store. Nothing changes if a list is newer than the backup's in the store, in
+    this node's copy, or in the last state of this node. Lists that only the store has stay. A journal that exists stays; the backup's is
+    kept beside it as a witness file, unless this journal continues it. Existing keys stay.
     """
     checked = opened(load_config(config))
     with _room(checked, creates=not dry_run) as room:
         with acting_in(checked.state), _input(file) as stream:
             facts, keys = _unpack(stream, file, room)
-            states = asyncio.run(_verified(file, room))
-        work = partial(_restored, checked, room=room, states=states, facts=facts, force=force, dry_run=dry_run)
-        try:
-            restored = with_store(checked, work, reads=dry_run)
-        except GenerationConflict as e:
-            raise EirError(f"{e}; the lists restored before it stay; run the command again") from None
+            try:
+                files = asyncio.run(_verified(room))
+                faults = _journal_faults(room) if JOURNAL_FILE in facts["files"] else []
+            except (StoreError, JournalError) as e:
+                raise EirError(f"{file} is damaged: {e}; use another backup") from None
+            if faults and not facts["journal"]["faults"]:
+                raise EirError(f"{file} is damaged: the journal: {faults[0]}; use another backup")
+        work = partial(_restored, checked, room=room, files=files, facts=facts, force=force, dry_run=dry_run)
+        restored = with_store(checked, work, reads=dry_run)
         notes = []
         if not dry_run:
             with acting_in(checked.state):
                 notes = _restore_files(keys, room, checked.state, force=force)
     for note in notes:
         print_message(f"note: {note}")
+    lists = [
+        {"list": each.list, "serial": each.serial, "entries": each.entries, "is_written": each.is_written} for each in restored
+    ]  # fmt: skip
     document = {
-        "file": str(file), "made": facts["made"], "node": facts["node"], "lists": [asdict(each) for each in restored], "notes": notes,
-        "dry_run": dry_run,
+        "file": str(file), "made": facts["made"], "node": facts["node"], "lists": lists, "notes": notes, "dry_run": dry_run,
     }  # fmt: skip
     result = "could be restored; nothing was changed" if dry_run else "restored"
     lines = [f"the backup of {facts['made']} by {facts['node']}: {result}"]
     for each in restored:
-        if not is_dates(each.list):
-            note = "" if each.is_written else " (as in the store)"
-            lines.append(f"{each.list}: serial {each.serial}, {each.entries:,} entries{note}")
+        note = "" if each.is_written else " (as in the store)"
+        lines.append(f"{each.list}: serial {each.serial}, {each.entries:,} entries{note}")
     show_one(document, "\n".join(lines), as_json=as_json)
 
 
-async def _verified(file: Path, room: Path) -> Mapping[str, ListState]:
-    """Replace the SQLite file of an unpacked backup by a copy of its rows; verify the copy and return the states of its lists."""
-    path, copied = room / SQLITE_FILE, room / COPY_FILE
-    try:
-        await copy_rows(path, copied, is_ours=False)
-        copied.replace(path)
-        states, _ = await verify_copy(path)
-    except StoreError as e:
-        raise EirError(f"{file} is damaged: {e}; use another backup") from None
-    for name in states:
-        if not is_list_name(name.removesuffix(dates_name(""))):
-            raise EirError(f"{file} is damaged: {name!r:.80} is not the name of a list; use another backup")
-    return states
-
-
 async def _restored(
-    checked: Config, store: ListStore, room: Path, states: Mapping[str, ListState], facts: Mapping[str, Any], *, force: bool, dry_run: bool
+    checked: Config, store: LogStore, room: Path, files: Mapping[str, ListFile], facts: Mapping[str, Any], *, force: bool, dry_run: bool
 ) -> list[Restored]:  # fmt: skip
-    """Restore the lists and the history of an unpacked backup. With `dry_run`, only verify that the restore is allowed."""
+    """Restore the lists and the journal of an unpacked backup. With `dry_run`, only verify that the restore is allowed."""
     folder = checked.state
-    backup = SqliteStore(room / SQLITE_FILE, upgrades=False)
-    new_file = store.path if isinstance(store, SqliteStore) and await _is_empty(store) else None
-    marks = {name: entry.mark for name, entry in load_in_force(folder).items()}
-    copy = open_copy(checked.store, folder, upgrades=False) if (folder / COPY_FILE).exists() else None
+    marks = serial_marks(folder)
+    held = copied_heads(folder / COPIES)
+    stored = await _stored_heads(checked)
+    found = newer_reasons(files, {"the store": stored, "this node's copy": held}, marks)
+    if found and not force:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+        raise EirError(
+            f"nothing was changed: the backup is older than the lists of the nodes: {reasons}; --force restores it"
+        )
+    if dry_run:
+        return [Restored(name, file.head.serial, file.head.entries, is_written=True) for name, file in files.items()]
+    made = facts["made"]
+    _restore_journal(checked, room, facts)
+
+    def writer(name: str, kind: str) -> ListWriter:
+        settings = checked.lists.get(name)
+        return ListWriter(store, name, kind, who(), keep=KEEP if settings is None else settings.keep)
+
+    restored = []
+    for name, file in files.items():
+        mark = marks.get(name, file.head.mark)
+        each = await restore_list(file, store, writer, made=made, mark=mark, held=held.get(name), force=force)
+        restored.append(each)
+        if each.change is not None:
+            await recorded(checked, store, name, each.change)
+    for name, head in (await store.heads()).items():
+        save_mark(folder, name, head.mark)
+    time, detail = (
+        utc_text(datetime.now(UTC)),
+        f"the backup of {made} by {facts['node']}: {', '.join(files) or 'no list'}",
+    )
+    record_event(
+        checked, JournalEvent(time=time, who=who(), what=RESTORE, detail=detail, outcome=FORCED if force else ACCEPTED)
+    )
+    return restored
+
+
+async def _stored_heads(checked: Config) -> Mapping[str, Head]:
+    """Return the heads of the lists in the store. A missing file of the store is not created, so that a rejected restore changes nothing."""
+    store = open_store(checked.store, checked.state, creates=False)
     try:
-        places = {"the store": store if new_file is None else None, "this node's copy": copy}
-        found = await behind(states, places, marks)
-        if found and not force:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
-            raise EirError(
-                f"nothing was changed: the backup is older than the lists of the nodes: {reasons}; --force restores it"
-            )
-        restored = [Restored(name, state.serial, state.entries, is_written=True) for name, state in states.items()]
-        if dry_run:
-            return restored
-        now, by = datetime.now(UTC), who()
-        if new_file is not None and not found and _replace_file(new_file, room / SQLITE_FILE):
-            await _record(new_file, f"the backup of {facts['made']} by {facts['node']}", now, by)
-        else:
-            restored = await restore_store(
-                backup, store, marks, who=by, now=now, made=facts["made"], force=force, registering=checked.registering
-            )
-            states = await store.states()
-        for name, state in states.items():
-            if not is_dates(name):
-                save_mark(folder, name, state.mark)
-        return restored
-    finally:
-        await backup.close()
-        if copy is not None:
-            await copy.close()
-
-
-async def _is_empty(store: SqliteStore) -> bool:
-    """Return True if the file of a store is absent, or has neither lists nor history records, so that a backup may replace it."""
-    if not store.path.exists():
-        return True
-    reader = SqliteStore(store.path, upgrades=False)
-    try:
-        ledger = await reader.ledger()
-        return not ledger.number and not await reader.states()
-    finally:
-        await reader.close()
-
-
-def _replace_file(path: Path, backup: Path) -> bool:
-    """Move the SQLite file of a backup to the place of an empty store. If a running node uses the store, return False."""
-    try:
-        descriptor = lock(path.parent)
-    except EirError:
-        return False
-    try:
-        for journal in path.parent.glob(f"{path.name}-*"):
-            journal.unlink()
-        backup.replace(path)
-        sync_folder(path.parent)
-    finally:
-        os.close(descriptor)
-    return True
-
-
-async def _record(path: Path, detail: str, now: datetime, by: str) -> None:
-    """Add the event of the restore to the history in a restored SQLite file."""
-    store = SqliteStore(path)
-    event = Event(time=utc_text(now), who=by, what=RESTORE, outcome=ACCEPTED, detail=detail)
-    try:
-        await store.record(event)
+        return dict(await store.heads())
     finally:
         await store.close()
+
+
+def _restore_journal(checked: Config, room: Path, facts: Mapping[str, Any]) -> None:
+    """Restore the journal if this host has none; otherwise keep that of the backup as a witness file, unless this journal continues it."""
+    file, folder = room / JOURNAL_FILE, checked.state / JOURNAL
+    if not file.exists():
+        return
+    with acting_in(checked.state):
+        if restore_journal(file, folder) or has_line(folder, facts["journal"]["digest"]):
+            return
+        detail = f"journal in the backup of {facts['made']} by {facts['node']}"
+        event = add_witness(file, folder, who=who(), detail=detail)
+    record_event(checked, event)
 
 
 def _restore_files(keys: Mapping[str, bytes], room: Path, folder: Path, *, force: bool) -> list[str]:
@@ -449,28 +491,34 @@ def _read_manifest(stream: IO[bytes], file: Path) -> tuple[dict[str, Any], list[
         if facts["format"] != FORMAT:
             form = f"{facts['format']!r:.40}"
             raise EirError(
-                f"{file} has the format {form}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it"
+                f"{file} has the format {form}, and eir {__version__} reads {FORMAT}; restore it by the version that wrote it, write its lists"
+                " there by eir export, and load them here by eir load or eir add --file"
             )
         sizes = facts["bytes"]
         members = [(name, sizes[name], digest) for name, digest in facts["files"].items()]
         valid = utc_text(datetime.fromisoformat(facts["made"])), IDENTITY.read(facts["node"])
+        facts["journal"] = {"digest": str(facts["journal"]["digest"]), "faults": int(facts["journal"]["faults"])}
     except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise ValueError(f"its manifest is invalid: {type(e).__name__} {e}") from None
     if valid != (facts["made"], facts["node"]):
         raise ValueError("its manifest has an invalid time or host")
     for name, size, _ in members:
-        is_large = name == SQLITE_FILE or RECORD.fullmatch(name) is not None
+        is_large = name == JOURNAL_FILE or _is_list(name) or RECORD.fullmatch(name) is not None
         size_max = sys.maxsize if is_large else SMALL_BYTES_MAX if name in (*KEYS, *MARKS) else -1
         if type(size) is not int or not 0 <= size <= size_max:
             raise ValueError(f"its manifest names {name!r:.80} of {size!r:.40} bytes")
-    if SQLITE_FILE not in sizes:
-        raise ValueError(f"its manifest does not name {SQLITE_FILE}")
     return facts, members
 
 
+def _is_list(name: str) -> bool:
+    """Return True for the name of a member with a list."""
+    folder, _, list_name = name.partition("/")
+    return folder == LISTS and is_list_name(list_name.removesuffix(IMPORT))
+
+
 def _check_disk(file: Path, room: Path, members: Sequence[Member]) -> None:
-    """Raise EirError if the disk has no room for the members of a backup, and for a copy of the lists."""
-    needs = sum(2 * size if name == SQLITE_FILE else size for name, size, _ in members)
+    """Raise EirError if the disk has no room for the members of a backup, and for an unpacked journal."""
+    needs = sum(2 * size if name == JOURNAL_FILE else size for name, size, _ in members)
     free = shutil.disk_usage(room).free
     if needs > free:
         raise EirError(

@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,11 +23,11 @@ from eir.cli.tamper import EngineChoice, allocated_tacs, judging
 from eir.config import Config, load_config
 from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
 from eir.errors import EirError, SetupFault
-from eir.lists.changes.listings import Parts, count_first_days, read_listings, read_reasons
-from eir.lists.pages.first_days import DAY_S
-from eir.lists.record.history import read_record
+from eir.lists.changes.listings import Parts, count_first_days, read_begin, read_listings, read_reasons
+from eir.lists.log.change import utc_text
+from eir.lists.log.store import LogStore
+from eir.lists.record.first_days import DAY_S, IMPORT
 from eir.lists.record.settings import DEVICES, PAIRS
-from eir.lists.record.store import CHAINS, MAIN, SIGHTED, Event, ListStore, utc_text
 from eir.sightings.cases import CONFIRMED, load_decisions
 from eir.sightings.figures import (
     COLUMNS,
@@ -133,7 +133,8 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     maker = _maker_of(config)
     files = _recorded_files(config, record)
     grace = "" if config.first_seen is None else config.first_seen.list
-    coverage = _with_store(config, partial(_history_coverage, grace=grace, now=now))
+    kinds = _blocking_lists(config)
+    coverage = _with_store(config, partial(_history_coverage, names=kinds.keys(), grace=grace, now=now))
     checks = record_coverage(
         [day for day, _ in files], now, is_recording=record is None and config.sightings is not None
     )
@@ -145,7 +146,6 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     }
     tallies: dict[str, FigureTally] = {}
     if "listed" not in covered:
-        kinds = _blocking_lists(config)
         listings = _with_store(config, partial(read_listings, kinds=kinds, begin=utc_text(begin), end=utc_text(end)))
         tallies["listed"], tallies["unlisted"] = _tally_listings(listings, maker)
     if "grace_begun" not in covered:
@@ -164,28 +164,22 @@ def _compute_figures(config: Config, month: str, record: str | None) -> Document
     return document(config.identity.realm, month, tallies, covered)
 
 
-async def _history_coverage(store: ListStore, *, grace: str, now: datetime) -> dict[str, Coverage | None]:
-    """Return the period that the history covers, for the figures of lists and for those of periods of grace.
+async def _history_coverage(
+    store: LogStore, *, names: Collection[str], grace: str, now: datetime
+) -> dict[str, Coverage | None]:
+    """Return the period that the logs cover, for the figures of lists and for those of periods of grace.
 
-    `grace`: name of the record of first sightings, whose first summary begins the latter; empty without one.
+    Args:
+        store: store of the lists.
+        names: lists whose changes are counted.
+        grace: name of the record of first sightings, whose first change begins its period; empty without a record.
+        now: end of the periods.
     """
-    begins = []
-    for chain in CHAINS:
-        first = await _first_event(store, chain)
-        if first is not None and (chain == MAIN or (await store.ledger(chain)).first > 1):
-            begins.append(datetime.fromisoformat(first.time))
-    lists = Coverage(max(begins), now) if begins else None
-    summaries = [event.time for event in await store.history(grace) if event.what == SIGHTED] if grace else []
-    periods = Coverage(datetime.fromisoformat(summaries[0]), now) if summaries else None
+    begin = await read_begin(store, names)
+    lists = Coverage(datetime.fromisoformat(begin), now) if begin else None
+    record = (await store.heads()).get(grace)
+    periods = Coverage(datetime.fromisoformat(record.loaded_at), now) if record and record.loaded_at else None
     return {"listed": lists, "unlisted": lists, "grace_begun": periods, "grace_ended": periods}
-
-
-async def _first_event(store: ListStore, chain: str) -> Event | None:
-    """Return the oldest event of a chain of the history; None if the chain is empty."""
-    async for batch in store.records(chain=chain):
-        for record in batch:
-            return read_record(record, chain)
-    return None
 
 
 def _period(month: str) -> tuple[datetime, datetime]:
@@ -199,7 +193,7 @@ def _period(month: str) -> tuple[datetime, datetime]:
     return begin, end.replace(day=1)
 
 
-def _with_store(config: Config, work: Callable[[ListStore], Any]) -> Any:
+def _with_store(config: Config, work: Callable[[LogStore], Any]) -> Any:
     return with_store(config, work, fresh=False, reads=True)
 
 
@@ -251,7 +245,7 @@ def _tally_refusals(
         reasons = _with_store(config, partial(read_reasons, name=name, keys=keys))
         return [None if reason is None else _reason_name(reason) for reason in reasons]
 
-    stored = _with_store(config, lambda store: store.states())
+    stored = _with_store(config, lambda store: store.heads())
     lists = {name: partial(read, name) for name in _device_lists(config) if name in stored}
     return count_refusals(paths, begin.replace(tzinfo=None), end.replace(tzinfo=None), lists, maker)
 
@@ -283,7 +277,8 @@ def _tally_grace(config: Config, begin: datetime, end: datetime, maker: Maker) -
     start, stop = (int(time.timestamp()) // DAY_S for time in (begin, end))
     has_begun = (first_days >= start) & (first_days < stop) & (last != NO_END)
     has_ended = (last >= start) & (last < stop)
-    counts = _with_store(config, partial(count_first_days, name=config.first_seen.list, chosen=(has_begun, has_ended)))
+    names = (config.first_seen.list, f"{config.first_seen.list}{IMPORT}")
+    counts = _with_store(config, partial(count_first_days, names=names, chosen=(has_begun, has_ended)))
     begun, ended = (_tally_tacs(count, maker) for count in counts)
     return {"grace_begun": begun, "grace_ended": ended}
 

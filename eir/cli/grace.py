@@ -2,11 +2,11 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, date, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 import typer
@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from eir.checks.conditions import day_text
 from eir.checks.periods import NO_END, is_over, last_days
 from eir.checks.settings import PolicySettings
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened, who, with_store
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened, recorded, who, with_store
 from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, print_message, progress, show_one, written_to
-from eir.config import load_config
+from eir.config import Config, load_config
 from eir.device import key_text
 from eir.errors import EirError
-from eir.lists.changes.import_days import import_days, read_days, seen_now, undo_import
-from eir.lists.images.day_images import BATCH_PAGES
-from eir.lists.pages.first_days import DAY_S, LEFT_LIST, WAS_LISTED, decode_days
-from eir.lists.pages.pages import Page
+from eir.lists.changes.import_days import import_days, read_days, seen_now, undo_import, undo_sightings
+from eir.lists.log.change import Change
+from eir.lists.log.store import LogStore
+from eir.lists.record.first_days import DAY_S, IMPORT, LEFT_LIST, WAS_LISTED, batches, first_days
+from eir.lists.table.table import Table
 
 COLUMNS = ("imei", "first_seen", "until")
 SIGHTINGS = "the record of checks"
+T = TypeVar("T")
 
 
 class Ends(NamedTuple):
@@ -73,32 +75,40 @@ def import_first_seen(
     """
     if (file is None) is not from_sightings:
         raise fail("FILE or --from-sightings is needed, and only one of them", EXIT_USAGE)
-    checked = opened(load_config(config))
-    if checked.first_seen is None:
-        raise EirError(f"{checked.path} has no section 'first_seen', so there is no record of first sightings")
+    checked, name = _with_record(config)
     bad, complaints = 0, list[str]()
     now = datetime.now(UTC)
     with progress() as advance:
         shown = advance or (lambda *_: None)
         if file is None:
-            from eir.sightings.seen import first_days  # noqa: PLC0415 - polars, for --from-sightings alone
+            from eir.sightings.seen import first_days as first_checks  # noqa: PLC0415 - polars, for --from-sightings alone
 
-            days = seen_now(*first_days(checked.state), now)
+            rows = seen_now(*first_checks(checked.state), now)
         else:
-            days, tally = read_days(file, now, partial(shown, "read"))
+            rows, tally = read_days(file, now, partial(shown, "read"))
             bad, complaints = tally.bad, tally.complaints
         shown("write", 0, 1)
         source = SIGHTINGS if file is None else file.name
         work = partial(
-            import_days, days, checked.first_seen.list, registering=checked.registering, source=source, who=who(), now=now,
+            import_days, rows, name, registering=checked.registering, source=source, who=who(), now=now,
             is_over=_is_over(checked.policy, now), dry_run=dry_run, force=force,
         )  # fmt: skip
-        report = with_store(checked, work)
+        report, change = with_store(checked, partial(_recorded, checked, name + IMPORT, work))
         shown("write", 1, 1)
     for complaint in complaints:
         print_message(f"warning: a bad row, which was left out: {complaint}")
-    document = {"source": source, "dry_run": dry_run, **report._asdict(), "bad_rows": bad, "complaints": complaints}
-    text = f"{checked.first_seen.list}: {report.as_text()}"
+    import_id = None if change is None else change.generation
+    document = {
+        "source": source,
+        "dry_run": dry_run,
+        "import": import_id,
+        **report._asdict(),
+        "bad_rows": bad,
+        "complaints": complaints,
+    }
+    text = f"{name}: {report.as_text()}"
+    if import_id is not None:
+        text += f"; import {import_id}"
     if dry_run:
         text = f"dry run, nothing was written: {text}"
     if bad:
@@ -113,25 +123,54 @@ def _is_over(policy: PolicySettings, now: datetime) -> Callable[[NDArray[np.uint
     return lambda firsts: is_over(policy, firsts, int(now.timestamp()) // DAY_S)
 
 
-def undo_first_seen(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Take the last import of first sightings back.
+def undo_first_seen(
+    import_id: Annotated[int | None, typer.Argument(metavar="[IMPORT]", help="Number of the import, as `eir first-seen import` and `eir history` show it; the last import if not given.", show_default=False)] = None,
+    generation: Annotated[int | None, typer.Option("--generation", metavar="N", help="Instead of an import: remove the devices of a change of the record itself, whose rows break a bound (`event=first_seen_refused`). Nodes write accepted rows of these devices again.", show_default=False)] = None,
+    config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Take an import of first sightings back.
 
     A device gets the first day back that it had before the import. A device that was not on record is removed, so its
     period of grace begins at its next check. A device whose first day has changed since the import stays as it is.
     Running nodes follow the change.
     """
-    checked = opened(load_config(config))
-    if checked.first_seen is None:
-        raise EirError(f"{checked.path} has no section 'first_seen', so there is no record of first sightings")
-    name = checked.first_seen.list
-    report = with_store(checked, partial(undo_import, name, who=who(), now=datetime.now(UTC)))
+    checked, name = _with_record(config)
+    if generation is not None:
+        if import_id is not None:
+            raise fail("an import and --generation exclude each other", EXIT_USAGE)
+        work = partial(undo_sightings, name, generation=generation, who=who(), now=datetime.now(UTC))
+        devices, _ = with_store(checked, partial(_recorded, checked, name, work))
+        show_one(
+            {"devices": devices}, f"{name}: {devices:,} devices of generation {generation} removed", as_json=as_json
+        )
+        return
+    undo = partial(undo_import, name, who=who(), now=datetime.now(UTC), import_id=import_id)
+    report, _ = with_store(checked, partial(_recorded, checked, name + IMPORT, undo))
     show_one(report._asdict(), f"{name}: {report.as_text()}", as_json=as_json)
 
 
-def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: Path | None, *, as_json: bool) -> int:
+def _with_record(config: Path) -> tuple[Config, str]:
+    """Read the configuration; return it and the name of the record of first sightings."""
+    checked = opened(load_config(config))
+    if checked.first_seen is None:
+        raise EirError(f"{checked.path} has no section 'first_seen', so there is no record of first sightings")
+    return checked, checked.first_seen.list
+
+
+async def _recorded(
+    config: Config, name: str, work: Callable[..., Awaitable[tuple[T, Change | None]]], store: LogStore
+) -> tuple[T, Change | None]:
+    """Run work that may change a list, and wait until the journal of this host has the change."""
+    report, change = await work(store=store)
+    if change is not None:
+        await recorded(config, store, name, change)
+    return report, change
+
+
+def write_days(policy: PolicySettings, table: Table, ends: Ends, out: Path | None, *, as_json: bool) -> int:
     """Write a row for each device whose period of grace ends in the range `ends`; return the count of devices."""
     count = 0
-    rows = _device_rows(policy, pages, ends)
+    rows = _device_rows(policy, table, ends)
     with written_to(out) as file:
         if as_json:
             devices = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
@@ -146,26 +185,24 @@ def write_days(policy: PolicySettings, pages: Sequence[Page], ends: Ends, out: P
     return count
 
 
-def _device_rows(policy: PolicySettings, pages: Sequence[Page], ends: Ends) -> Iterator[tuple[str, str, str | None]]:
+def _device_rows(policy: PolicySettings, table: Table, ends: Ends) -> Iterator[tuple[str, str, str | None]]:
     """Yield identifier, first day and last day (None: no end) of each device whose period of grace ends in the range `ends`."""
-    text = cache(day_text)
+    text, done = cache(day_text), 0
     with progress() as advance:
-        for at in range(0, len(pages), BATCH_PAGES):
-            try:
-                days = decode_days(pages[at : at + BATCH_PAGES])
-            except ValueError as error:
-                raise EirError(f"the record of first sightings is damaged: {error}") from None
-            lasts = last_days(policy, days.firsts)
+        for rows in batches(table):
+            done += len(rows)
+            firsts = first_days(rows).astype(np.uint16)
+            lasts, keys = last_days(policy, firsts), rows.keys
             if not ends.is_any:
                 wanted = (lasts != NO_END) & (lasts >= (ends.first or 0))
                 if ends.last is not None:
                     wanted &= lasts <= ends.last
-                days, lasts = days.where(wanted), lasts[wanted]
-            for key, first, last in zip(days.keys.tolist(), days.firsts.tolist(), lasts.tolist(), strict=True):
+                keys, firsts, lasts = keys[wanted], firsts[wanted], lasts[wanted]
+            for key, first, last in zip(keys.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
                 yield (
                     key_text(key),
                     LEFT_LIST if first == WAS_LISTED else text(first),
                     None if last == NO_END else text(last),
                 )
             if advance is not None:
-                advance("write", min(at + BATCH_PAGES, len(pages)), len(pages))
+                advance("write", done, len(table))

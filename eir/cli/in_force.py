@@ -1,16 +1,16 @@
 """Lists in force for commands: read from the running node, or from the store if no node runs.
 
 A difference between node, configuration file and store is reported. A node follows its store within 1 s, so a
-difference is checked again before the report. Reasons, authors and times are not in a node's memory. They are read from
-the store, or from the node's last good copy, depending on which has the lists of the node.
+difference is checked again before the report. Reasons and dates are not in a node's memory. They are read from the node's
+copy of the list, or from the store, depending on which has the content of the node.
 """
 
 import asyncio
+import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -18,10 +18,12 @@ from eir.cli.access import acting_in, ask_node, other_config
 from eir.cli.output import print_message
 from eir.config import Config, Whereabouts, digests
 from eir.errors import EirError, StoreError
+from eir.lists.follow.list_reader import read_copy
+from eir.lists.log.change import Head, decode
+from eir.lists.log.reader import LoggedList, read_content
+from eir.lists.log.store import LogStore
 from eir.lists.record.in_force import load_in_force
-from eir.lists.record.store import ListState, ListStore
-from eir.lists.stores.open import open_copy, open_store
-from eir.lists.stores.records import decode_state
+from eir.lists.stores.open import COPIES, open_store
 from eir.node.observe import control
 
 NODE_S = 5.0
@@ -35,12 +37,8 @@ TAKEN_OVER_S, TAKEN_OVER_EACH_S = 2.0, 0.05
 
 FromStore = Annotated[bool, typer.Option("--store", help="Ask the store, and not the running node.")]
 
-STORE_ITSELF, LAST_COPY = "the store", "the node's last good copy"
-
-Stored = Mapping[str, ListState | StoreError | None]
+Stored = Mapping[str, Head | StoreError | None]
 """Name of each list → its state in a store, the error that prevents its reading, or None if it was never loaded."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class NodeAnswer:
     """Lists of a running node, and its answer to a command."""
 
     pid: int
-    states: Mapping[str, ListState]
+    states: Mapping[str, Head]
     """States of the lists in the node's memory."""
     answer: Any
     """Result of the command; None for a command that only requests the lists."""
@@ -90,7 +88,7 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
         except control.ControlError as e:
             print_message(f"note: the running node could not be queried: {e}")
             return None
-        states = {name: decode_state(state) for name, state in reply["lists"].items()}
+        states = heads_of(reply["lists"])
         stored = _stored(config, states)
         if isinstance(stored, EirError):
             differences = [f"the node answers from memory, because its store does not answer: {stored}"]
@@ -107,12 +105,17 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
     return NodeAnswer(reply["pid"], states, reply.get("answer"), tuple(notes))
 
 
-def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> Stored | EirError:
+def heads_of(documents: Mapping[str, Any]) -> dict[str, Head]:
+    """Return the heads of lists from the documents in a node's answer."""
+    return {name: decode(Head, json.dumps(document)) for name, document in documents.items()}
+
+
+def _stored(config: Config | Whereabouts, states: Mapping[str, Head]) -> Stored | EirError:
     """Read from the store the state of all lists in the configuration and in `states`. If the store fails, return its error."""
     names = dict.fromkeys([*config.lists, *states])
 
     async def lookup() -> Stored:
-        store = open_store(config.store, config.state, check=False, upgrades=False)
+        store = open_store(config.store, config.state, check=False, creates=False)
         try:
             async with asyncio.timeout(STORE_S):
                 return await states_of(store, names)
@@ -128,15 +131,16 @@ def _stored(config: Config | Whereabouts, states: Mapping[str, ListState]) -> St
         return EirError(f"no answer in {STORE_S:g} s")
 
 
-async def states_of(store: ListStore, names: Mapping[str, object]) -> dict[str, ListState | StoreError | None]:
+async def states_of(store: LogStore, names: Mapping[str, object]) -> dict[str, Head | StoreError | None]:
     """Return the state of each list in the store, or the error of a damaged list.
 
     Raises StoreError if no list is readable.
     """
-    read: dict[str, ListState | StoreError | None] = {}
+    heads = await store.heads()
+    read: dict[str, Head | StoreError | None] = {}
     for name in names:
         try:
-            read[name] = await store.state(name)
+            read[name] = heads.get(name)
         except StoreError as error:
             if error.cause != "corrupt":
                 raise
@@ -158,7 +162,7 @@ def _file_differences(config: Config | Whereabouts, node: Mapping[str, str]) -> 
     return [f"{config.path} differs from the node in {', '.join(sections)}; eir reload applies the file"]
 
 
-def _store_differences(states: Mapping[str, ListState], stored: Stored) -> list[str]:
+def _store_differences(states: Mapping[str, Head], stored: Stored) -> list[str]:
     """Return messages about lists that differ between the store and the node."""
     notes = []
     for name, stored_state in stored.items():
@@ -171,50 +175,45 @@ def _store_differences(states: Mapping[str, ListState], stored: Stored) -> list[
     return notes
 
 
-def _version(state: ListState | None) -> tuple[int, str] | None:
-    return None if state is None else (state.generation, state.content_digest)
+def _version(state: Head | None) -> tuple[int, str] | None:
+    return None if state is None else (state.generation, state.content)
 
 
-def _version_text(state: ListState | None) -> str:
+def _version_text(state: Head | None) -> str:
     if state is None:
         return "no release"
     return f"serial {state.serial} (generation {state.generation})" if state.serial else f"change {state.generation}"
 
 
-def read_as_held(
-    config: Config | Whereabouts, name: str, held: ListState, work: Callable[[ListStore], Awaitable[T]]
-) -> tuple[T, str] | None:
-    """Run `work` on the store if it contains the version `held` of the list, else on the node's copy of the lists.
+def read_as_held(config: Config | Whereabouts, name: str, held: Head) -> LoggedList | None:
+    """Return the content of a list that a node has in force, from the node's copy or from the store; None if both have other content."""
 
-    Returns the result, and the name of the store or of the copy; None if neither contains the version.
-    """
-
-    async def read() -> tuple[T, str] | None:
-        for place, opening in ((STORE_ITSELF, partial(open_store, check=False)), (LAST_COPY, open_copy)):
-            store = opening(config.store, config.state, upgrades=False)
-            if store is None:
-                continue
-            try:
-                async with asyncio.timeout(STORE_S):
-                    state = await store.state(name)
-                    if _version(state) == _version(held):
-                        return await work(store), place
-            except (StoreError, TimeoutError):
-                continue
-            finally:
-                await store.close()
-        return None
+    async def read() -> LoggedList | None:
+        store = open_store(config.store, config.state, check=False, creates=False)
+        try:
+            async with asyncio.timeout(STORE_S):
+                head = (await store.heads()).get(name)
+                return (
+                    await read_content(store, name, head)
+                    if head is not None and _version(head) == _version(held)
+                    else None
+                )
+        except (StoreError, TimeoutError):
+            return None
+        finally:
+            await store.close()
 
     with acting_in(config.state):
-        return asyncio.run(read())
+        copy = read_copy(config.state / COPIES, name)
+        return copy if copy is not None and _version(copy.head) == _version(held) else asyncio.run(read())
 
 
-def taken_over(config: Config | Whereabouts, loaded: Mapping[str, ListState]) -> str:
+def taken_over(config: Config | Whereabouts, loaded: Mapping[str, Head]) -> str:
     """Wait a few seconds until the node on this host uses newly loaded lists; return a message for the operator about the result.
 
     A list counts as taken over when the node's file of the lists in force also names its serial and content.
     """
-    versions = {name: (each.serial, each.content_digest) for name, each in loaded.items()}
+    versions = {name: (each.serial, each.content) for name, each in loaded.items()}
     end = time.monotonic() + TAKEN_OVER_S
     try:
         while True:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, ask_node, config_with_warnings, whereabouts
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, ask_node, config_with_warnings, whereabouts, with_store
 from eir.cli.output import print_message, show, show_one
 from eir.config import load_config, load_whereabouts, render
 from eir.errors import ConfigError, EirError
@@ -19,6 +19,9 @@ ReloadOnChange = Annotated[
 ]
 Reference = Annotated[
     bool, typer.Option("--reference", help="Print every key with its default and what it is for, and read no file.")
+]
+Connect = Annotated[
+    bool, typer.Option("--connect", help="Open the store too, and warn of settings of Redis that endanger lists.")
 ]
 
 
@@ -109,7 +112,9 @@ def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
     print(_ask_node(config, "drain"))
 
 
-def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, as_json: Json = False) -> None:
+def show_config(
+    config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, connect: Connect = False, as_json: Json = False
+) -> None:
     """Check the configuration and print it with all defaults.
 
     Passwords are hidden.
@@ -128,4 +133,6 @@ def show_config(config: ConfigFile = DEFAULT_CONFIG, reference: Reference = Fals
             read_numbers(checked.numbers)
         except NumbersError as e:
             print_message(f"warning: numbers: {e}")
+    if connect:
+        with_store(checked, lambda store: store.heads(), reads=True)
     show_one(checked.shown, render(checked).rstrip(), as_json=as_json)

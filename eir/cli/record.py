@@ -1,99 +1,138 @@
-"""Command that shows, verifies and exports the history of lists."""
+"""Command that shows, verifies, exports and imports the history of lists: the journal of this host's node, and the logs in the store."""
 
-import socket
-import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import partial
+from heapq import merge
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, no_list, opened, whereabouts, who, with_store
-from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, moment, print_json, print_message, show, written_to
-from eir.config import Whereabouts
+from eir.cli.access import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Json,
+    acting_in,
+    no_list,
+    opened,
+    record_event,
+    whereabouts,
+    who,
+    with_store,
+)
+from eir.cli.output import EXIT_NO, EXIT_USAGE, fail, moment, print_json, print_message, show
+from eir.config import Config, Whereabouts, load_config
+from eir.disk import open_replacement
 from eir.errors import EirError, StoreError
-from eir.lists.follow.history import adopt
-from eir.lists.record.history import chain_faults, feed_faults, is_linked, list_of, read_record, record_digest
-from eir.lists.record.reasons import check_reason
-from eir.lists.record.store import ACCEPTED, CHAINS, FEED, MAIN, Event, Fold, Ledger, ListStore, Record, utc_text
-from eir.lists.stores.open import COPY_FILE, open_copy
-from eir.node.observe import control
+from eir.lists.follow.list_copy import copied_heads
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.comparison import SeenChanges, changes_of_journal, changes_of_log, differences, log_faults
+from eir.lists.log.journal import (
+    FEED,
+    MAIN,
+    REJECTED,
+    SERIES,
+    JournalEvent,
+    lines_of,
+    paths_of,
+    read_events,
+    series_of,
+)
+from eir.lists.log.journal_export import add_witness, export_journal, newest_line, unpack_journal
+from eir.lists.log.journal_faults import journal_faults
+from eir.lists.log.node_journal import event_of
+from eir.lists.log.reader import ChangeRows
+from eir.lists.log.store import LogStore
+from eir.lists.stores.open import COPIES, JOURNAL
+from eir.node.observe.control import owner_advice
 
-KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "number", "chain", "count", "first")
+KEYS = ("time", "who", "what", "list", "serial", "digest", "detail", "generation", "outcome", "rows", "count", "first")
 NEWEST = 50
-ADOPT = "adopt"
-"""Argument in the place of a list's name, for `eir history adopt`."""
+IMPORTED = "import"
+"""Argument in the place of a list's name, for `eir history import FILE`."""
+CHAINS: Mapping[str | None, Sequence[str]] = {None: SERIES, MAIN: (MAIN, REJECTED), FEED: (FEED,)}
+"""Series of the journal by the value of --chain."""
+RECENT, RECENT_OF_LIST = 1_000, 20
+"""Numbers of newest events, of all lists and of one, among which the newest recorded change of a list is found."""
 FAULTS_SHOWN = 20
 READ_AGAIN_MAX = 10
+EXPORT_MODE = 0o640
 
 
-class _Whole(NamedTuple):
-    """Complete history with the result of its verification."""
+class _Query(NamedTuple):
+    """Selection of events."""
 
-    ledger: Ledger
-    """Number and digest of the newest record of the main chain."""
-    records: Sequence[Record]
-    """Records of the main chain."""
-    fed: Sequence[Record]
-    """Records of the feed's chain."""
-    folds: Sequence[Fold]
+    begin: datetime | None
+    """Time of the first event."""
+    chain: str | None
+    limit: int | None
+    """Maximum number of events, the newest ones."""
+
+
+class _Verification(NamedTuple):
+    """Result of a verification."""
+
     faults: Sequence[str]
-    copied: int | None
-    """Number of the newest record of this node's copy; None: it has none."""
+    notes: Sequence[str]
+    """Parts of the history that could not be verified."""
+    document: Mapping[str, Any]
+    text: str
 
 
 def _known_chain(chain: str | None) -> str | None:
-    if chain not in {None, *CHAINS}:
-        raise fail(f"--chain {chain}: expected {' or '.join(CHAINS)}", EXIT_USAGE)
+    if chain not in CHAINS:
+        raise fail(f"--chain {chain}: expected {MAIN} or {FEED}", EXIT_USAGE)
     return chain
 
 
 def history(
     list_name: Annotated[str | None, typer.Argument(metavar="LIST", help="Only events of this list.")] = None,
+    imported: Annotated[Path | None, typer.Argument(metavar="FILE", help="With `eir history import`: exported journal of another node.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", help="The newest N events.", min=1, show_default=f"{NEWEST}; with --since all")] = None,
     since: Annotated[str, typer.Option(metavar="TIME", help="Events from then on: 2026-11-01, 2026-11-01T12:00:00Z, or 30d for the last 30 days.")] = "",
     chain: Annotated[str | None, typer.Option(metavar="main|feed", callback=_known_chain, help="Only rows that registers fed (feed), or only all else (main).", show_default=False)] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Show nothing but whether the whole record holds: nothing in it was changed, removed or moved.")] = False,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="With `eir history adopt`: why the store's history is the right one.", show_default=False)] = "",
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record to a file instead, as it is stored: a line of JSON each, and refusals behind.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify the journal, and compare it with the store; show faults only.")] = False,
+    witness: Annotated[Path | None, typer.Option("--with", metavar="FILE", help="With --verify: also verify and compare the exported journal of another node.", show_default=False)] = None,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole journal to a file, as it is stored: a line of JSON for each event.")] = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show the history of the lists, oldest event first.
 
-    Loads, rollbacks, changes by hand and reloads are records with a number. Each record has the SHA-256 of the previous record's line in
-    `before`. Refused releases are counted by day, reason and sender. A release that was refused before its manifest was verified belongs to
-    no list, and is shown with the list that it claims. `digest` is the SHA-256 of the manifest; `eir lists --json` has the digest of a list's
-    content. Rows that registers feed have a chain and numbers of their own. Each `anchor` has the number and the digest of the newest record
-    of that chain. Exit status 1 if the history has a fault.
+    The node's journal records each change of a list that the node has seen, rejected releases, reloads, traces and imports. A host without a
+    journal shows the logs of the lists in the store. Equal rejections of a day are one event with a count. `digest` is the SHA-256 of the
+    manifest. Rows that registers feed are a series of their own. Exit status 1 if --verify finds a fault.
 
-    `eir history adopt --reason TEXT` replaces this node's copy by the store's history, if the two do not continue each other. This is a record
-    too. The old copy is written to a file in the state folder.
+    `eir history import FILE` adds the changes of another node's exported journal that this journal lacks.
     """
+    if imported is not None:
+        if list_name != IMPORTED:
+            raise fail(f"{imported}: expected one argument LIST, or `eir history import FILE`", EXIT_USAGE)
+        _import(opened(load_config(config)), imported)
+        return
+    if witness is not None and not verify:
+        raise fail("--with requires --verify", EXIT_USAGE)
+    if export is not None and (list_name or since or chain):
+        raise fail("--export writes the whole journal; give no LIST, --since or --chain", EXIT_USAGE)
     checked = opened(whereabouts(config))
-    if list_name == ADOPT and (reason or ADOPT not in checked.lists):
-        _adopt(checked, reason)
-        return
-    if reason:
-        raise fail("--reason requires `eir history adopt`", EXIT_USAGE)
-    start = moment(since)
-    begin = None if start is None else utc_text(start)
-    if verify or export is not None:
-        whole = with_store(checked, partial(_whole, checked), fresh=False, reads=True)
+    with _readable(checked):
         if verify:
-            _print_result(whole, as_json=as_json)
+            _print_result(_verify(checked, witness), as_json=as_json)
         if export is not None:
-            _export(whole, export, list_name, begin, chain, as_json=as_json)
-        return
-    most = None if since else NEWEST
-    if limit:
-        most = min(limit, sys.maxsize)
-    query = {"limit": most, "since": begin, "chain": chain}
-    try:
-        events = with_store(checked, partial(_events, checked, list_name, query), fresh=False, reads=True)
-    except StoreError as error:
-        events = _of_the_node(checked, error, list=list_name, **query)
+            _export(checked, export, as_json=as_json)
+        if not verify and export is None:
+            _show(
+                checked, list_name, _Query(moment(since), chain, limit or (None if since else NEWEST)), as_json=as_json
+            )
+
+
+def _show(checked: Whereabouts, name: str | None, query: "_Query", *, as_json: bool) -> None:
+    events = _events(checked, name, query)
+    if name is not None and name not in checked.lists and not events:
+        raise no_list(name, checked.lists, checked.path)
     rows = [{key: getattr(event, key) for key in KEYS} for event in events]
     if not as_json:
         for row in rows:
@@ -101,81 +140,19 @@ def history(
     show(rows, ("time", "who", "what", "list", "serial", "detail"), as_json=as_json)
 
 
-async def _events(
-    checked: Whereabouts, list_name: str | None, query: Mapping[str, Any], store: ListStore
-) -> Sequence[Event]:
-    """Read events from the store. For an unknown list, the command ends with an error."""
-    events = await store.history(list_name, **query)
-    if list_name is not None and list_name not in checked.lists and not any(event.list for event in events):
-        state = await store.state(list_name)
-        if state is None:
-            raise no_list(list_name, checked.lists, checked.path)
-    return events
-
-
-def _of_the_node(checked: Whereabouts, error: StoreError, **asked: Any) -> Sequence[Event]:
-    """Return events from the running node's copy of the history, because the store does not answer.
-
-    Raises the store's error if no node answers.
-    """
+@contextmanager
+def _readable(checked: Whereabouts) -> Iterator[None]:
+    """Explain a missing permission to read the journal."""
     try:
-        rows = control.ask(checked.state, "history", **asked)
-    except EirError:
-        raise error from None
-    print_message(f"warning: this is the node's copy, because the store does not answer: {error}")
-    return [Event(**row) for row in rows]
+        yield
+    except PermissionError as error:
+        raise EirError(f"{error.filename}: {error.strerror}{owner_advice(checked.state)}") from None
 
 
-def _adopt(checked: Whereabouts, reason: str) -> None:
-    """Replace this node's copy of the history by the history in the store."""
-    try:
-        check_reason(reason)
-    except EirError as e:
-        raise fail(f"eir history adopt: {e} (--reason TEXT)", EXIT_USAGE) from None
-    now = datetime.now(UTC)
-    aside = checked.state / f"history-{now:%Y%m%dT%H%M%SZ}.jsonl"
-
-    async def replace_copy(store: ListStore) -> str:
-        copy = _open_copy(checked)
-        if copy is None:
-            raise EirError("the state folder of this host has no copy of the history, so there is nothing to adopt")
-        try:
-            before = await copy.ledger()
-            if await _is_valid(checked, store):
-                raise EirError("nothing was changed: the store's history is valid and equals this node's copy")
-            with written_to(aside) as out:
-                for chain in CHAINS:
-                    async for batch in copy.records(chain=chain):
-                        out.writelines(f"{record.text}\n" for record in batch)
-            records = f"records up to {before.number} (SHA-256 {before.digest})"
-            detail = f"{reason}; the copy of {socket.gethostname()} had {records}, now in {aside.name}"
-            event = Event(time=utc_text(now), who=who(), what=ADOPT, outcome=ACCEPTED, detail=detail)
-            await adopt(store, copy, event)
-            after = await copy.ledger()
-            return (
-                f"the store's history is this node's too, up to record {after.number}; what the copy had is in {aside}"
-            )
-        finally:
-            await copy.close()
-
-    print(with_store(checked, replace_copy, fresh=False))
-
-
-async def _is_valid(checked: Whereabouts, store: ListStore) -> bool:
-    """Return True if the store's history is readable and valid, and equals the node's copy."""
-    try:
-        whole = await _whole(checked, store)
-    except StoreError as error:
-        if error.cause != "corrupt":
-            raise
-        return False
-    return not whole.faults
-
-
-def _detail(row: dict[str, Any]) -> str:
+def _detail(row: Mapping[str, Any]) -> str:
     """Return the first line of an event's detail.
 
-    If the event counts several equal refusals, their number and the time of the first refusal precede the line.
+    If the event counts several equal rejections, their number and the time of the first one precede the line.
     """
     line: str = row["detail"].partition("\n")[0]
     if row["count"] > 1:
@@ -183,160 +160,183 @@ def _detail(row: dict[str, Any]) -> str:
     return line
 
 
-async def _whole(checked: Whereabouts, store: ListStore) -> _Whole:
-    """Read the complete history from the store, verify its hash chains, and compare it with the node's copy."""
-    copy = await _read_copy(checked)  # before the store: each record of the copy must be in the store by then
-    ledger = await store.ledger()
-    for _ in range(READ_AGAIN_MAX):
-        folds = await store.folds()
-        records = [record async for batch in store.records() for record in batch]
-        before, ledger = ledger, await store.ledger()
-        if ledger == before:  # the chain did not change between the two reads
-            break
-    for _ in range(READ_AGAIN_MAX):
-        feed = await store.ledger(FEED)
-        fed = [record async for batch in store.records(chain=FEED) for record in batch]
-        feed_after = await store.ledger(FEED)
-        if feed_after.first == feed.first:  # no old record was deleted between the two reads
-            break
-    if feed_after.number > feed.number:
-        fed = [record for record in fed if record.number <= feed.number]
-    ours = copy or {MAIN: {}, FEED: {}}
-    faults = [*chain_faults(records, folds, ledger), *_differences(records, ours[MAIN]), *_gap(records, ours[MAIN])]
-    # The feed's chain needs no search for a gap: anchors in the main chain prove its records.
-    of_feed = [*chain_faults(fed, (), feed), *_differences(fed, ours[FEED])]
-    faults += [f"feed: {fault}" for fault in of_feed]
-    faults += feed_faults(records, fed, feed)
-    copied = None if copy is None else max(copy[MAIN], default=0)
-    return _Whole(ledger, records, fed, folds, faults, copied)
+# Events
 
 
-def _open_copy(checked: Whereabouts) -> ListStore | None:
-    """Open the node's copy of the history; return None if there is no copy."""
-    if not (checked.state / COPY_FILE).exists():
-        return None
-    return open_copy(checked.store, checked.state)
+def _events(checked: Whereabouts, name: str | None, query: _Query) -> Sequence[JournalEvent]:
+    """Return the newest events of the journal, and the changes in the store that the journal does not have yet.
 
-
-async def _read_copy(checked: Whereabouts) -> dict[str, dict[int, str]] | None:
-    """Return the digests of the records in the node's copy of the history, by chain and number; None if the copy is unreadable."""
-    copy = _open_copy(checked)
-    if copy is None:
-        return None
-    digests: dict[str, dict[int, str]] = {chain: {} for chain in CHAINS}
-    try:
-        for chain in CHAINS:
-            async for batch in copy.records(chain=chain):
-                digests[chain].update((number, record_digest(text)) for number, text in batch)
-    except StoreError as error:
-        print_message(f"warning: the history was not compared with this node's copy: {error}")
-        return None
-    finally:
-        await copy.close()
-    return digests
-
-
-def _differences(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield a fault for each record that differs between the store and the node's copy.
-
-    If the store lacks records, one more fault has their number.
+    Raises:
+        StoreError: if the host has no journal, and the store does not answer.
     """
-    stored = {record.number: record_digest(record.text) for record in records}
-    oldest = records[0].number if records else 1
-    missing = 0
-    for number, digest in ours.items():
-        if number not in stored:
-            missing += number >= oldest
-        elif stored[number] != digest:
-            yield f"record {number} differs from this node's copy"
-    if missing:
-        yield f"{missing} records of this node's copy are not in the store"
+    folder = checked.state / JOURNAL
+    since = "" if query.begin is None else utc_text(query.begin)
+    events = read_events(folder, name=name, since=since, series=CHAINS[query.chain], limit=query.limit)
+    has_journal = bool(paths_of(folder, MAIN))
+    try:
+        stored = with_store(checked, partial(_stored_events, folder, name), fresh=False, reads=True)
+    except EirError as error:
+        if not has_journal:
+            raise
+        print_message(f"warning: this is the journal of this host alone, because the store does not answer: {error}")
+        stored = []
+    else:
+        if not has_journal:
+            print_message("note: this host has no journal; these are the changes that the store has kept", "info")
+    wanted = [event for event in stored if event.time >= since and query.chain in {None, series_of(event)}]
+    merged = [*merge(events, sorted(wanted, key=attrgetter("time")), key=attrgetter("time"))]
+    return merged if query.limit is None else merged[-query.limit :]
 
 
-def _gap(records: Sequence[Record], ours: Mapping[int, str]) -> Iterator[str]:
-    """Yield a fault if the history has a gap between the last record of the node's copy and the first record in the store."""
-    if not records or not ours:
-        return
-    oldest, last = records[0].number, max(ours)
-    continues = oldest <= last or (oldest == last + 1 and is_linked(records[:1], ours[last]))
-    if not continues:
-        yield f"the store's records, from {oldest} on, do not continue this node's, which end with {last}"
+async def _stored_events(folder: Path, name: str | None, store: LogStore) -> Sequence[JournalEvent]:
+    """Return the changes in the store after those of the journal, without rows. `name`: only those of this list."""
+    recent = _newest_changes(folder, limit=RECENT)
+    events: list[JournalEvent] = []
+    for each, digest in (await store.heads()).digests.items():
+        if name not in {None, each}:
+            continue
+        recorded = recent.get(each) or _newest_changes(folder, name=each, limit=RECENT_OF_LIST).get(each)
+        if recorded is None or recorded.change != digest:
+            after = 0 if recorded is None or recorded.generation is None else recorded.generation
+            events += [event_of(each, ChangeRows(entry.change, None), ()) for entry in await store.log(each, after)]
+    return events
 
 
-def _print_result(whole: _Whole, *, as_json: bool) -> None:
-    """Print the result of the verification; if the history has a fault, end the command with an error."""
-    ledger, faults = whole.ledger, whole.faults
-    first, _ = _ends(whole.records)
-    feed_first, feed_last = _ends(whole.fed)
+def _newest_changes(folder: Path, *, limit: int, name: str | None = None) -> dict[str | None, JournalEvent]:
+    """Return the newest change of each list among the newest `limit` events of a journal."""
+    events = read_events(folder, name=name, series=(MAIN, FEED), limit=limit)
+    return {event.list: event for event in events if event.change is not None}
+
+
+# Verification
+
+
+def _verify(checked: Whereabouts, witness: Path | None) -> _Verification:
+    """Verify the journal, the logs in the store, and an exported journal, and compare the changes that they have."""
+    folder = checked.state / JOURNAL
+    notes: list[str] = []
+    copied: Mapping[str, Head] = {}
+    try:
+        copied = copied_heads(checked.state / COPIES)  # before the journal, which then has each change of a copy
+    except StoreError as error:
+        notes.append(f"the journal was not compared with the copies of the lists: {error}")
+    has_journal = bool(paths_of(folder, MAIN))
+    faults = _faults_of(folder)
+    ours = changes_of_journal(folder)
+    for name, head in copied.items():
+        seen = ours.get(name, SeenChanges())
+        if has_journal and head.digest not in seen.generations and (seen.generations or not seen.oldest):
+            faults.append(f"list {name}: change {head.generation}, which this node holds, is missing in the journal")
+    try:
+        of_store, stored = with_store(checked, _read_logs, fresh=False, reads=True)
+    except StoreError as error:
+        if error.cause == "corrupt" or not has_journal:
+            raise
+        of_store, stored = [], {}
+        notes.append(f"the journal was not compared with the store: {error}")
+    faults += [*of_store, *differences(ours, stored, "the store")]
+    if witness is not None:
+        with tempfile.TemporaryDirectory() as room:
+            unpacked = Path(room) / JOURNAL
+            unpack_journal(witness, unpacked)
+            faults += [f"{witness}: {fault}" for fault in journal_faults(unpacked)]
+            faults += differences(ours, changes_of_journal(unpacked), str(witness))
+    lines = {series: _count_lines(folder, series) for series in SERIES}
+    changes = sum(len(each.generations) for each in stored.values())
+    digest = newest_line(folder)
+    document = {
+        "whole": not faults,
+        "faults": faults,
+        "notes": notes,
+        "lines": lines,
+        "digest": digest or None,
+        "changes": changes,
+    }
+    journal = f"{sum(lines.values()):,} lines of the journal" if has_journal else "this host has no journal"
+    also = "" if witness is None else f"; {witness} is equal"
+    text = f"the history is valid: {journal}; {changes:,} changes in the store{also}; SHA-256 of the newest line: {digest or '-'}"
+    return _Verification(faults, notes, document, text)
+
+
+def _faults_of(folder: Path) -> list[str]:
+    """Verify a journal, again if its files change meanwhile."""
+    for _ in range(READ_AGAIN_MAX):
+        before = [paths_of(folder, series) for series in SERIES]
+        with suppress(FileNotFoundError):
+            faults = [*journal_faults(folder)]
+            if not faults or before == [paths_of(folder, series) for series in SERIES]:
+                return faults
+    raise EirError(f"{folder}: the files of the journal changed {READ_AGAIN_MAX} times while they were read; try again")
+
+
+async def _read_logs(store: LogStore) -> tuple[list[str], dict[str, SeenChanges]]:
+    """Return the faults of the logs in a store, and the changes of each list."""
+    faults: list[str] = []
+    seen: dict[str, SeenChanges] = {}
+    heads = await store.heads()
+    for name, digest in heads.digests.items():
+        changes = [entry.change for entry in await store.log(name, 0)]
+        until = next((at for at, change in enumerate(changes, 1) if change.digest == digest), None)
+        changes = changes[:until]  # without the changes that were written meanwhile
+        faults += log_faults(name, changes, digest)
+        seen[name] = changes_of_log(changes)
+    return faults, seen
+
+
+def _count_lines(folder: Path, series: str) -> int:
+    return sum(1 for path in paths_of(folder, series) for _ in lines_of(path))
+
+
+def _print_result(verified: _Verification, *, as_json: bool) -> None:
+    """Print the result of a verification; if the history has a fault, end the command with an error."""
+    faults = verified.faults
     if as_json:
-        print_json({
-            "whole": not faults, "faults": list(faults), "records": len(whole.records), "first": first,
-            "last": ledger.number, "digest": ledger.digest, "refusals": ledger.refused, "copied": whole.copied,
-            "feed": {"records": len(whole.fed), "first": feed_first, "last": feed_last},
-        })  # fmt: skip
+        print_json(verified.document)
         if faults:
             raise typer.Exit(EXIT_NO)
         return
+    for note in verified.notes:
+        print_message(f"warning: {note}")
     for fault in faults[:FAULTS_SHOWN]:
         print_message(fault)
     if len(faults) > FAULTS_SHOWN:
         print_message(f"… and {len(faults) - FAULTS_SHOWN} more")
     if faults:
         raise fail("the history is not valid")
-    copy = "" if whole.copied is None else f"; this node's copy, up to {whole.copied}, is equal"
-    fed = f"; {len(whole.fed):,} records of feeds, {feed_first} to {feed_last}" if whole.fed else ""
-    print(f"the history is valid: {_span(whole.records)}{fed}{copy}; SHA-256 of the newest: {ledger.digest}")
+    print(verified.text)
 
 
-def _ends(records: Sequence[Record]) -> tuple[int | None, int | None]:
-    """Return the number of the first and of the last record; (None, None) without records."""
-    return (records[0].number, records[-1].number) if records else (None, None)
+# Export and import
 
 
-def _span(records: Sequence[Record]) -> str:
-    """Format a text with the count of history records, and with the position and the time of the first and the last record."""
-    text = f"{len(records):,} records"
-    if not records:
-        return text
-    first, last = records[0], records[-1]
-    return f"{text}, {first.number} to {last.number}, {read_record(first).time} to {read_record(last).time}"
-
-
-def _export(
-    whole: _Whole, file: Path, list_name: str | None, since: str | None, chain: str | None, *, as_json: bool
-) -> None:
-    """Write the history to a file: one line for each record, and one line for each stored count of equal refusals (Fold).
-
-    `since`: time of the first record; all later records follow without a gap.
-    """
-    texts: list[str] = []
-    for each, records in zip(CHAINS, (whole.records, whole.fed), strict=True):
-        if chain in {None, each}:
-            texts += _lines(records, list_name, since)
-    folds = whole.folds if chain != FEED else ()
-    for fold in folds:
-        event = read_record(Record(0, fold.text))
-        is_late = since is None or event.time >= since
-        if is_late and list_name in {None, list_of(event)}:
-            texts.append(fold.text)
-    with written_to(file) as out:
-        out.writelines(f"{text}\n" for text in texts)
+def _export(checked: Whereabouts, file: Path, *, as_json: bool) -> None:
+    """Write the journal to a file."""
+    folder = checked.state / JOURNAL
+    if not paths_of(folder, MAIN):
+        raise EirError(f"this host has no journal in {checked.state}; run the command on the host of a node")
+    with open_replacement(file, mode=EXPORT_MODE) as out:
+        exported = export_journal(folder, out)
     if as_json:
-        print_json({"file": str(file), "lines": len(texts), "digest": whole.ledger.digest})
+        print_json({"file": str(file), **exported._asdict()})
     else:
-        print_message(f"{file}: {len(texts):,} lines; SHA-256 of the newest record: {whole.ledger.digest}")
+        print_message(f"{file}: {exported.lines:,} lines; SHA-256 of the newest line: {exported.digest}", "info")
 
 
-def _lines(records: Sequence[Record], list_name: str | None, since: str | None) -> list[str]:
-    """Return the stored texts of the records about one list, from the time `since` on.
-
-    Without `list_name`, the records about all lists are returned; without `since`, the records of all times.
-    """
-    texts = []
-    has_begun = since is None
-    for record in records:
-        event = read_record(record)
-        has_begun = has_begun or event.time >= str(since)
-        if has_begun and list_name in {None, list_of(event)}:
-            texts.append(record.text)
-    return texts
+def _import(config: Config, file: Path) -> None:
+    """Add an exported journal to that of this host as a witness file, after a verification."""
+    folder = config.state / JOURNAL
+    with tempfile.TemporaryDirectory() as room:
+        unpacked = Path(room) / JOURNAL
+        unpack_journal(file, unpacked)
+        faults = [*journal_faults(unpacked)]
+        if faults:
+            raise EirError(f"nothing was imported: {file} is damaged: {faults[0]}; export the journal again")
+        digest = newest_line(unpacked)
+        changes = sum(len(each.generations) for each in changes_of_journal(unpacked).values())
+    if not folder.is_dir():
+        raise EirError(f"this host has no journal in {config.state}; run the command on the host of a node")
+    detail = f"{changes:,} changes of {file.name}, whose newest line has the SHA-256 {digest}"
+    with acting_in(config.state):
+        event = add_witness(file, folder, who=who(), detail=detail)
+    record_event(config, event)
+    print_message(f"{file}: {changes:,} changes; `eir history` shows those that this journal lacks", "info")

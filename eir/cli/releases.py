@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,18 +11,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, ask_node, list_settings, opened, who, with_store
+from eir.cli.access import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Json,
+    acting_in,
+    ask_node,
+    list_settings,
+    opened,
+    record_event,
+    recorded,
+    who,
+    with_store,
+)
 from eir.cli.in_force import taken_over
 from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, print_message, progress, show, warn
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.changes.release_load import LoadReport, ReleaseLoader, rejection_event
+from eir.lists.follow.list_copy import serial_marks
+from eir.lists.log.change import Head, SerialMark, utc_text
+from eir.lists.log.journal import REFUSED, JournalEvent
+from eir.lists.log.store import LogStore
 from eir.lists.record.in_force import save_mark
-from eir.lists.record.store import REFUSED, ListState, ListStore, utc_text
-from eir.lists.releases.release import MANIFEST_ENDS
-from eir.lists.sources.inbox import UNRECORDED, WAITING, Pass
+from eir.lists.releases.release import MANIFEST_ENDS, VerifiedRelease
+from eir.lists.sources.inbox import WAITING, Pass
 from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
-from eir.lists.stores.open import open_store, serial_marks
+from eir.lists.stores.open import open_store
 from eir.node.processes.apart import load_apart, progress_over
 from eir.node.processes.channel import Channel
 from eir.node.processes.starter import Start, Starter
@@ -30,9 +45,12 @@ from eir.node.processes.state_folder import as_owner_of, prepare
 
 if TYPE_CHECKING:
     from eir.lists.sources.acknowledge import Acknowledgement
+    from eir.node.processes.loading import Load
 
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
 """Suffixes of files beside manifests."""
+NO_RELEASE = "no_manifest"
+"""Cause of the rejection of such a file, which is not recorded."""
 MANIFESTS_NAMED_MAX = 3
 
 
@@ -50,7 +68,7 @@ def load(
     is printed here and recorded in `eir history`.
     """
     checked = opened(load_config(config))
-    loaded: dict[str, ListState] = {}
+    loaded: dict[str, Head] = {}
     work = partial(_load_all, config=checked, manifests=manifests, loaded=loaded, dry_run=dry_run, force=force)
     try:
         reports = with_store(checked, work, reads=dry_run)
@@ -67,29 +85,29 @@ def load(
 
 
 async def _load_all(
-    store: ListStore,
+    store: LogStore,
     config: Config,
     manifests: list[Path],
-    loaded: dict[str, ListState],
+    loaded: dict[str, Head],
     *,
     dry_run: bool,
     force: bool,
 ) -> list[dict[str, Any]]:
     """Load releases one after the other, and continue after a rejected release.
 
-    `loaded` receives the content digest of each loaded list.
+    `loaded` receives the head of each loaded list.
     """
-    options = {"force": force, "dry_run": dry_run, "marks": await serial_marks(config.store, config.state)}
+    options = {"force": force, "dry_run": dry_run, "marks": serial_marks(config.state)}
     async with starting() as start:
         return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
 
 
 async def _loaded(
-    store: ListStore,
+    store: LogStore,
     config: Config,
     start: Start,
     manifest: Path,
-    loaded: dict[str, ListState],
+    loaded: dict[str, Head],
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Load one release, print the result, and return the result as a JSON document."""
@@ -100,14 +118,14 @@ async def _loaded(
                 start, _load, config, manifest, options, memory_max=config.load_memory, progress=advance
             )
     except ReleaseRefused as e:
-        if e.reason in UNRECORDED:
-            loader = Loader(config.lists, store, who(), datetime.now(UTC), dry_run=options["dry_run"])
-            await loader.record(e)
+        if not options["dry_run"] and e.reason != NO_RELEASE:
+            _record(config, rejection_event(e, who(), datetime.now(UTC)))
         print_message(f"{manifest}: refused ({e.reason}): {e.detail}")
         return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
     outcome = "would load" if options["dry_run"] else "loaded"
-    if report.state is not None:
-        loaded[report.list] = report.state
+    if report.head is not None and report.change is not None:
+        loaded[report.list] = report.head
+        await recorded(config, store, report.list, report.change)
     print_message(f"{manifest}: {outcome}: {report.as_text()}")
     return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
 
@@ -115,16 +133,40 @@ async def _loaded(
 async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
     """Load one release in a process of its own, which reports its progress over `channel`."""
     with as_owner_of(config.state):
-        store = open_store(config.store, config.state, report=warn, upgrades=not options["dry_run"])
+        store = open_store(config.store, config.state, report=warn, creates=not options["dry_run"])
         save = partial(save_mark, config.state)
         try:
-            loader = Loader(
+            loader = ReleaseLoader(
                 config.lists, store, who(), datetime.now(UTC), save_mark=save, progress=progress_over(channel), memory_max=config.load_memory,
                 **options,
             )  # fmt: skip
             return await loader.verify_and_load(manifest)
         finally:
             await store.close()
+
+
+def _record(config: Config, event: JournalEvent) -> None:
+    """Record a rejection in the journal of this host's node; print a warning if the journal fails."""
+    try:
+        record_event(config, event)
+    except (EirError, OSError) as error:
+        print_message(f"warning: the journal of this host does not have the rejection: {error}")
+
+
+def _recording(config: Config, load: "Load") -> "Load":
+    """Return a function that loads a release, then waits until the journal of this host's node has the change."""
+
+    async def load_and_record(release: VerifiedRelease, folder: Path, marks: Mapping[str, SerialMark]) -> LoadReport:
+        report = await load(release, folder, marks)
+        if report.change is not None:
+            store = open_store(config.store, config.state, report=warn)
+            try:
+                await recorded(config, store, report.list, report.change)
+            finally:
+                await store.close()
+        return report
+
+    return load_and_record
 
 
 @asynccontextmanager
@@ -152,7 +194,7 @@ def _must_be_manifest(path: Path) -> None:
     advice = "a release has a LIST-SERIAL.manifest.json (eir publish makes it)"
     if manifests:
         advice = f"did you mean {' or '.join(map(str, manifests))}?"
-    raise ReleaseRefused("no_manifest", f"this is not a manifest; {advice}")
+    raise ReleaseRefused(NO_RELEASE, f"this is not a manifest; {advice}")
 
 
 def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
@@ -169,7 +211,8 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
     async def run() -> Pass:
         async with starting() as start:
-            return await make_pass(checked, by, loading(start, checked, by))
+            load = _recording(checked, loading(start, checked, by))
+            return await make_pass(checked, by, load, partial(_record, checked))
 
     os.nice(NICE)
     with as_owner_of(checked.state):
@@ -221,8 +264,9 @@ def pull(
 
     async def run() -> list[Pulled]:
         async with starting() as start:
-            load = loading(start, checked, by, force=force)
-            return [await pull_once(checked, name, by, load, force=force) for name in names]
+            load = _recording(checked, loading(start, checked, by, force=force))
+            record = partial(_record, checked)
+            return [await pull_once(checked, name, by, load, record, force=force) for name in names]
 
     os.nice(NICE)
     with as_owner_of(checked.state):
@@ -285,7 +329,7 @@ def acknowledge(
         state = in_force["lists"][name]
         rejected = Rejection(**rejections[name]) if rejections.get(name) is not None else None
         statement = Acknowledgement(
-            node=node, list=name, serial=state["serial"], content=state["content_digest"], since=since[name], made=now, rejected=rejected
+            node=node, list=name, serial=state["serial"], content=state["content"], since=since[name], made=now, rejected=rejected
         )  # fmt: skip
         if out is None:
             are_accepted.append(_send(checked, statement))

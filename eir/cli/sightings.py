@@ -26,7 +26,7 @@ from eir.cli.output import (
 from eir.config import Config, load_config
 from eir.device import imsi_key, key_text
 from eir.errors import EirError, IdentifierError
-from eir.lists.record.store import utc_text
+from eir.lists.log.change import utc_text
 from eir.lists.rows.msisdn import NO_NUMBERS, number_of, read_numbers
 from eir.node.observe import control
 from eir.node.processes.state_folder import prepare
@@ -251,7 +251,7 @@ def write_down(checked: Config) -> None:
     """
     if checked.sightings is not None:
         with suppress(control.ControlError):
-            control.ask(checked.state, "record")
+            control.ask(checked.state, "write_checks")
 
 
 def _distinct(rows: list[dict[str, Any]], name: str) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from eir.checks.question import KEY_TESTS
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, who, with_store
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, opened, record_event, who, with_store
 from eir.cli.output import (  # fmt: skip
     EXIT_USAGE,
     duration,
@@ -29,10 +29,15 @@ from eir.cli.sightings import write_down
 from eir.config import Config, load_config
 from eir.device import SNR_KEYS, device_key, key_text
 from eir.errors import EirError, IdentifierError
-from eir.lists.record.entries import entries_of, read_pages
-from eir.lists.record.reasons import reason_text
+from eir.lists.follow.list_reader import ListReader
+from eir.lists.log.change import utc_text
+from eir.lists.log.journal import JournalEvent
+from eir.lists.log.reader import LoggedList
+from eir.lists.log.store import LogStore
+from eir.lists.record.listed_entries import entries_in
+from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import TYPES
-from eir.lists.record.store import Event, utc_text
+from eir.lists.table.table import in_force
 from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, add_decision, load_cases, load_decisions, load_owners
 
 if TYPE_CHECKING:
@@ -237,10 +242,10 @@ def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json
     time, user = utc_text(datetime.now(UTC)), who()
     decision = {"time": time, "who": user, "imei": imei, "verdict": verdict, "reason": reason}
     stored = {**decision, "owners": sorted(owners)} if owners else decision
-    event = Event(time=time, who=user, what=verdict, outcome="accepted", detail=f"{imei}: {reason}")
+    event = JournalEvent(time=time, who=user, what=verdict, detail=f"{imei}: {reason}")
     if not checked.state.is_dir():
         raise EirError(f"the state folder {checked.state} (`state` in {checked.path}) does not exist; eir serve or eir load creates it")  # fmt: skip
-    with_store(checked, lambda store: store.record(event))
+    record_event(checked, event)
     with acting_in(checked.state):
         add_decision(checked.state, stored)
     show_one(decision, f"{imei} is {verdict}", as_json=as_json)
@@ -279,18 +284,19 @@ def allocated_tacs(config: Config) -> "Iterator[Tac]":
     """Yield the TACs of all lists of kind device_types in the store. Raises StoreError."""
     from eir.sightings.conditions import Tac  # noqa: PLC0415 - for these commands alone
 
-    now = datetime.now(UTC).timestamp()
-    names = [name for name, settings in config.lists.items() if settings.kind == TYPES]
-    for name in names:
-        state, pages = with_store(config, partial(read_pages, name=name), fresh=False, reads=True)
-        if state is None:
+    now = int(datetime.now(UTC).timestamp())
+
+    async def read(name: str, store: LogStore) -> LoggedList | None:
+        return await ListReader(store).content(name)
+
+    for name in [name for name, settings in config.lists.items() if settings.kind == TYPES]:
+        content = with_store(config, partial(read, name), fresh=False, reads=True)
+        if content is None:
             print_message(f"warning: list {name} was never loaded, so its TACs are unknown")
             continue
-        for entry in entries_of(pages):
-            if not 0 < entry.until <= now:
-                allocated = datetime.fromtimestamp(entry.date, UTC).date() if entry.date else None
-                device_type = reason_text(state, entry.reason)
-                yield Tac(entry.key // SNR_KEYS, allocated, device_type)
+        for entry in entries_in(in_force(content.table.rows(), now)):
+            allocated = datetime.fromtimestamp(entry.date, UTC).date() if entry.date else None
+            yield Tac(entry.key // SNR_KEYS, allocated, reason_at(content.head.reasons, entry.reason))
 
 
 def _window(since: str, until: str | None) -> tuple[datetime, datetime]:

@@ -14,14 +14,14 @@ from eir.checks.explain import Explanation
 from eir.checks.question import Question
 from eir.checks.trace import CHECK, WIRE
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, ask_node, imsi_named
-from eir.cli.asking import with_reason
+from eir.cli.asking import explained
+from eir.cli.in_force import heads_of
 from eir.cli.output import EXIT_USAGE, duration, fail, print_message, printable
 from eir.config import Config, load_config
 from eir.device import device_key, imsi_key, strip_separators
 from eir.errors import EirError, IdentifierError
 from eir.interfaces.s13.capture import begin_capture, captured
 from eir.lists.record.reasons import check_reason
-from eir.lists.stores.records import decode_state
 from eir.node.observe import control
 
 
@@ -105,9 +105,8 @@ def _check(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
     found = Explanation.of_fields(question, record["answer"])
     if found.list is not None:
         with suppress(EirError):
-            stored = control.ask(config.state, "lists")["lists"]
-            states = {name: decode_state(state) for name, state in stored.items()}
-            found = with_reason(config, states, found, datetime.now(UTC))
+            states = heads_of(control.ask(config.state, "lists")["lists"])
+            found = explained(config, states, found, datetime.now(UTC))
     return {
         "kind": CHECK, "time": record["time"], "protocol": question.protocol, "peer": question.peer, "origin_host": question.origin_host,
         "software_version": question.software_version, **found.as_json(), "text": found.as_text(),

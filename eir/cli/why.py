@@ -12,18 +12,25 @@ from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, imsi_named, opened,
 from eir.cli.output import EXIT_USAGE, fail, moment, printable, second, show_one
 from eir.cli.sightings import not_kept, write_down
 from eir.config import Config, load_config
-from eir.device import device_key, imsi_key, strip_separators
-from eir.errors import IdentifierError
-from eir.lists.changes.local import added_by
-from eir.lists.record.entries import ListEntry, Past, date_text, imsi_text, load_past, until_text
-from eir.lists.record.reasons import reason_text
+from eir.device import device_key, imsi_key, imsi_text, strip_separators
+from eir.errors import IdentifierError, StoreError
+from eir.lists.follow.list_reader import ListReader
+from eir.lists.log.change import Change, utc_text
+from eir.lists.log.journal import JournalEvent, read_events
+from eir.lists.log.node_journal import event_of
+from eir.lists.log.reader import ChangeRows
+from eir.lists.log.store import LogStore
+from eir.lists.record.entries import ListEntry, date_text, until_text
+from eir.lists.record.kept_content import RESET, changes_of_rows, read_past
+from eir.lists.record.listed_entries import entries_in
+from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import SUBSCRIBERS
-from eir.lists.record.store import MAIN, Event, ListState, ListStore, utc_text
+from eir.lists.stores.open import JOURNAL
 from eir.sightings.subscribers import subscriber_names
 
 POLICY = frozenset({"policy", "peers"})
 """Sections of the configuration that influence answers."""
-RELOAD = "reload"
+RELOAD, LOAD = "reload", "load"
 ANSWER = (
     "first",
     "last",
@@ -40,24 +47,43 @@ ANSWER = (
 )
 
 
-EVENT_FIELDS = {
-    "serial": "serial",
-    "digest": "digest",
-    "record": "number",
-    "chain": "chain",
-    "what": "what",
-    "who": "who",
-    "time": "time",
-}
-"""Members of a list's document that come from the event which put the list in force → fields of the event."""
+EVENT_FIELDS = ("serial", "digest", "generation", "what", "who", "time")
+"""Members of a list's document that come from the event which put the list in force."""
+
+
+class PastRow(NamedTuple):
+    """Entry of a list at a past time."""
+
+    entry: ListEntry
+    reason: str
+    change: Change | None
+    """Change that added the entry; None if the log does not have it any more."""
+
+
+class PastList(NamedTuple):
+    """State of a list at a past time, and its changes since then."""
+
+    kind: str
+    event: JournalEvent | None
+    """Event that put the state in force; None if the list did not exist, or the journal does not reach back so far."""
+    loaded: JournalEvent | None
+    """Event that loaded the release in force."""
+    change: Change | None
+    """Change that put the state in force, if its content is still stored."""
+    rows: Sequence[PastRow] | None
+    """Entries of the device or subscriber; None if the content is no longer stored, or none was requested."""
+    gone: str
+    """Reason for which the content is no longer stored, with the oldest time."""
+    since: Sequence[JournalEvent]
+    """Changes after that time, oldest first."""
 
 
 class AnswerHistory(NamedTuple):
     """Facts that explain a past answer: past states of the lists, reloads after the answer, and the present answer."""
 
-    lists: Mapping[str, tuple[str, Past, Sequence[Event]]]
-    """Lists by name: kind, past states, and history."""
-    reloads: Sequence[Event]
+    lists: Mapping[str, PastList]
+    """Past states of the lists by name."""
+    reloads: Sequence[JournalEvent]
     """Later reloads that changed the policy or the peer table."""
     now: Explanation
 
@@ -93,7 +119,7 @@ def why(
     work = partial(answer_history, checked, question=question, key=key, then=then)
     found = with_store(checked, work, fresh=False, reads=True)
     decided = {row["list"] for row in rows}
-    lists = [_list_document(name, *past, imsi=imsi, decided=name in decided) for name, past in found.lists.items()]
+    lists = [_list_document(name, past, imsi=imsi, decided=name in decided) for name, past in found.lists.items()]
     reloads = [_event_document(event) for event in found.reloads]
     document = {
         "imei": imei, "imsi": imsi or None, "at": utc_text(asked), "answers": rows, "lists": lists,
@@ -105,60 +131,88 @@ def why(
         raise fail(f"no check of {imei}{sim} is on record up to {utc_text(asked)}{not_kept(checked)}")
 
 
-async def answer_history(config: Config, store: ListStore, question: Any, key: int, then: datetime) -> AnswerHistory:
+async def answer_history(config: Config, store: LogStore, question: Any, key: int, then: datetime) -> AnswerHistory:
     """Return the facts that explain an answer at the time `then`: past list states, later reloads, and the answer that is given now."""
-    lists = {}
+    events = read_events(config.state / JOURNAL)
     subscriber = imsi_key(question.imsi) if question.imsi else None
+    lists = {}
     for name, settings in config.lists.items():
         entry = subscriber if settings.kind == SUBSCRIBERS else key
-        past = await load_past(store, name, entry, then)
-        lists[name] = (settings.kind, past, await store.history(name))
+        changes = [event for event in events if event.list == name and event.change is not None]
+        lists[name] = await _past_list(store, name, settings.kind, entry, then, changes)
     reloads = []
-    for event in await store.history(None, since=utc_text(then)):
+    for event in events:
         sections = event.detail.removeprefix("changed: ").split(", ")
-        if event.what == RELOAD and not POLICY.isdisjoint(sections):
+        if event.what == RELOAD and event.time >= utc_text(then) and not POLICY.isdisjoint(sections):
             reloads.append(event)
-    now = await explain(question, config.policy, config.lists_and_record, store, now=datetime.now(UTC))
+    read = ListReader(store).content
+    now = await explain(question, config.policy, config.lists_and_record, read, now=datetime.now(UTC))
     return AnswerHistory(lists, reloads, now)
 
 
-def _list_document(
-    name: str, kind: str, then: Past, history: Sequence[Event], *, imsi: str, decided: bool
-) -> dict[str, Any]:
-    """Return the state of a list at a past time as a JSON document."""
-    event, release = then.event, then.release
-    document: dict[str, Any] = {"list": name, "decided": decided, "loaded": event is not None}
-    for member, field in EVENT_FIELDS.items():
-        document[member] = getattr(event, field, None)
-    loaded = event
-    if event is not None and release is not None and release.made is not None:
-        loaded = release.made
-    state = None if release is None else release.state
+async def _past_list(
+    store: LogStore, name: str, kind: str, key: int | None, then: datetime, recorded: Sequence[JournalEvent]
+) -> PastList:
+    """Return the state of a list at a past time, with the entries that it had for `key`. `recorded`: changes in the journal."""
+    if not recorded:
+        recorded = [event_of(name, ChangeRows(entry.change, None), ()) for entry in await store.log(name, 0)]
+    events = [event for event in recorded if event.what != RESET]
+    before = [event for event in events if event.time <= utc_text(then)]
+    since = [event for event in events if event.time > utc_text(then)]
+    event = before[-1] if before else None
+    loads = (
+        each for each in reversed(before) if each.what == LOAD and event is not None and each.digest == event.digest
+    )
+    loaded = next(loads, event)
+    try:
+        past = await read_past(store, name, then)
+    except StoreError as error:
+        if error.cause != "gone":
+            raise
+        return PastList(kind, event, loaded, None, None, str(error), since)
     rows = None
-    if then.rows is not None and state is not None:
-        earlier = [each for each in history if event is not None and each.time <= event.time]
-        added = added_by(earlier, kind)
-        entries = [entry for entry in then.rows if not (imsi and entry.imsi and imsi_text(entry.imsi) != imsi)]
-        rows = [_row(entry, kind, state, added.get(entry[:3], loaded)) for entry in entries]
+    if past.content is not None and past.change is not None and key is not None:
+        found = past.rows_of(key, then)
+        changes = await changes_of_rows(store, name, found, past.change.generation)
+        rows = [
+            PastRow(entry, reason_at(past.content.head.reasons, entry.reason), changes.get((stored, entry.imsi)))
+            for entry, stored in zip(entries_in(found), found.keys.tolist(), strict=True)
+        ]
+    return PastList(kind, event, loaded, past.change, rows, "", since)
+
+
+def _list_document(name: str, past: PastList, *, imsi: str, decided: bool) -> dict[str, Any]:
+    """Return the state of a list at a past time as a JSON document."""
+    document: dict[str, Any] = {"list": name, "decided": decided, "loaded": past.event is not None}
+    for field in EVENT_FIELDS:
+        document[field] = getattr(past.event, field, None)
+    loaded, change, rows = past.loaded, past.change, None
+    if past.rows is not None:
+        rows = [
+            _row(row, past.kind, loaded)
+            for row in past.rows
+            if not (imsi and row.entry.imsi and imsi_text(row.entry.imsi) != imsi)
+        ]
     return document | {
         "loaded_by": loaded and loaded.who, "loaded_at": loaded and loaded.time,
-        "signers": list(state.signers) if state else None, "issued": state.issued if state else None, "rows": rows,
-        "since": [_event_document(each) for each in then.since],
+        "signers": [*change.signers] if change else None, "issued": change.issued if change else None, "rows": rows,
+        "gone": past.gone or None, "since": [_event_document(each) for each in past.since],
     }  # fmt: skip
 
 
-def _row(entry: ListEntry, kind: str, state: ListState, source: Event | None) -> dict[str, Any]:
-    """Return an entry as a JSON document. `source`: event that added the entry."""
+def _row(row: PastRow, kind: str, loaded: JournalEvent | None) -> dict[str, Any]:
+    """Return an entry as a JSON document. `loaded`: event that loaded the release in force."""
+    entry, source = row.entry, row.change or loaded
     text = entry.text(kind)
     return {
         "row": f"{text}*" if entry.whole_tac else text, "imsi": imsi_text(entry.imsi) if entry.imsi else None,
-        "reason": reason_text(state, entry.reason) or None, "date": date_text(entry.date) or None, "until": until_text(entry.until) or None,
-        "who": source and source.who, "time": source and source.time,
+        "reason": row.reason or None, "date": date_text(entry.date) or None, "begin": until_text(entry.begin) or None,
+        "until": until_text(entry.until) or None, "who": source and source.who, "time": source and source.time,
     }  # fmt: skip
 
 
-def _event_document(event: Event) -> dict[str, Any]:
-    document = {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "number", "chain")}
+def _event_document(event: JournalEvent) -> dict[str, Any]:
+    document = {name: getattr(event, name) for name in ("time", "who", "what", "list", "serial", "generation")}
     document["detail"] = event.detail.partition("\n")[0]
     return document
 
@@ -180,12 +234,11 @@ def format_sheet(
         lines += [f"  {line}" for line in _list_lines(each)]
     lines += ["", "since then"]
     for event in found.reloads:
-        change = f"applied a changed configuration (record {event.number}): {event.detail}"
-        lines.append(f"  {second(event.time)} {event.who} {change}")
+        lines.append(f"  {second(event.time)} {event.who} applied a changed configuration: {event.detail}")
     for each in lists:
         for change in each["since"]:
-            record = _record(change["chain"], change["number"])
-            lines.append(f"  {second(change['time'])} {change['who']}: {change['what']} {each['list']} ({record})")
+            generation = f"generation {change['generation']}"
+            lines.append(f"  {second(change['time'])} {change['who']}: {change['what']} {each['list']} ({generation})")
     first, *more = found.now.as_text().splitlines()
     lines.append(f"  now, by file and store: {first.partition(': ')[2]}")
     lines += [f"  {line}" for line in more]
@@ -207,23 +260,20 @@ def _answer_lines(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _record(chain: str, number: int | None) -> str:
-    """Format the number of a history record; put the name of the chain before it unless it is the main chain."""
-    return f"record {number}" if chain == MAIN else f"{chain} record {number}"
-
-
 def _list_lines(each: Mapping[str, Any]) -> list[str]:
     if not each["loaded"]:
-        return ["it had not been loaded, or the history does not reach back so far"]
+        return ["it had not been loaded, or the journal does not reach back so far"]
     version = f"serial {each['serial']}" if each["serial"] else "changed by hand"
-    record = _record(each["chain"], each["record"])
-    lines = [f"{version}, in force since {second(each['time'])} by {each['what']} of {each['who']} ({record})"]
+    since = (
+        f"in force since {second(each['time'])} by {each['what']} of {each['who']} (generation {each['generation']})"
+    )
+    lines = [f"{version}, {since}"]
     if each["loaded_at"] != each["time"]:
         lines.append(f"loaded {second(each['loaded_at'])} by {each['loaded_by']}")
     if each["signers"]:
         lines.append(f"signed by {', '.join(each['signers'])}, issued {second(each['issued'])}")
     if each["rows"] is None:
-        lines.append("its content is no longer kept, or no entry was requested")
+        lines.append(each["gone"] or "no entry was requested")
     elif not each["rows"]:
         lines.append("it did not name the device")
     else:
@@ -234,7 +284,9 @@ def _list_lines(each: Mapping[str, Any]) -> list[str]:
 def _row_line(row: Mapping[str, Any]) -> str:
     pair = f" with SIM {row['imsi']}" if row["imsi"] else ""
     dates = f", reported {row['date']}" if row["date"] else ""
+    if row["begin"]:
+        dates += f", from {row['begin']}"
     if row["until"]:
         dates += f", until {row['until']}"
-    source = f"put there by {row['who']}, {second(row['time'])}"
+    source = f"put there by {row['who']}, {second(row['time'])}" if row["who"] else "put there before this journal"
     return f"row {row['row']}{pair}: reason {row['reason'] or '-'}{dates}; {source}"

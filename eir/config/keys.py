@@ -17,6 +17,7 @@ from eir.config.reader import tree
 from eir.interfaces import INTERFACES
 from eir.lists.record.settings import (
     DEVICES,
+    KEEP,
     KINDS,
     LOAD_MEMORY,
     FirstSeenSettings,
@@ -26,7 +27,6 @@ from eir.lists.record.settings import (
     RecordFormat,
     Source,
 )
-from eir.lists.record.store import KEEP
 from eir.lists.rows.layout import SUBJECTS
 from eir.lists.stores.open import SQLITE
 from eir.schema import REQUIRED, Key, Section

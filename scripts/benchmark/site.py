@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from eir.errors import StoreError
+from eir.lists.follow.list_copy import copied_heads
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES
 from eir.lists.releases.publish import publish
-from eir.lists.stores.open import SQLITE, open_copy, open_store
+from eir.lists.stores.open import COPIES, SQLITE, open_store
 from eir.node.observe.control import ask
 
 from .build import Missing, run
@@ -170,13 +172,19 @@ async def at_rest(store: str, state: Path, name: str = LIST) -> None:
 
     Raises TimeoutError.
     """
-    there, copy = open_store(store, state), open_copy(store, state)
+    there = open_store(store, state)
     try:
-        wanted = await there.state(name)
+        wanted = (await there.heads())[name]
         async with asyncio.timeout(REST_S):
-            while copy is not None and await copy.state(name) != wanted:  # noqa: ASYNC110  # another process makes it true
+            while _copied_digest(state, name) != wanted.digest:  # noqa: ASYNC110  # another process makes it true
                 await asyncio.sleep(LOOK_S)
     finally:
-        for each in (there, copy):
-            if each is not None:
-                await each.close()
+        await there.close()
+
+
+def _copied_digest(state: Path, name: str) -> str:
+    """Return the digest of the newest change in a node's copy of a list; empty while the node writes it."""
+    with suppress(StoreError, FileNotFoundError):
+        if (head := copied_heads(state / COPIES).get(name)) is not None:
+            return head.digest
+    return ""

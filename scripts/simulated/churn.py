@@ -9,25 +9,31 @@ import asyncio
 import contextlib
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from eir.device import SNR_KEYS
 from eir.errors import StoreError
-from eir.lists.pages.pages import PAGE_KEYS, amended_digest, content_digest
+from eir.lists.changes.undo import plan_rollback
+from eir.lists.follow.list_copy import copied_heads
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.stores.redis import RedisStore
-from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, SECONDS, WHOLE, TableRows, join, rows_of, sorted_rows
+from eir.lists.table.digest import digest_tree
+from eir.lists.table.table import EMPTY, change, table_of
 
-from .follower import Node
-from .store_content import page, state
+from .follower import AWAY, FaultyLogStore, Node
+from .store_content import TEXTS
 
 KINDS = {"devices": "devices", "pairs": "pairs", "subscribers": "subscribers"}
-PAGES = 400
-"""Page numbers that are used: few, so that changes meet."""
-WHOLE_MAX = 2
-"""Whole TACs at once: comparing walks a million keys of each."""
+TACS = 400
+"""TACs that are used: few, so that changes meet."""
 FULL, DELTA, SINGLE, ROLLBACK = "full", "delta", "single", "rollback"
 WEIGHTS = {FULL: 1, DELTA: 6, SINGLE: 12, ROLLBACK: 1}
 FAULT_EVERY = 20
 PATIENCE_S = 180
+FAR_END = 4_000_000_000
 
 
 @dataclass(slots=True)
@@ -43,136 +49,149 @@ class Figures:
 
 
 class Churn:
-    """The one that changes lists; `truth` is what they should be: list → page number → page."""
+    """The one that changes lists; `truth` is what they should be: list → table."""
 
     def __init__(self, store, server, seed):
         self.store, self.server, self.rng = store, server, random.Random(seed)
-        self.truth = {name: {} for name in KINDS}
-        self.before = dict.fromkeys(KINDS)
-        self.states = dict.fromkeys(KINDS)
+        self.truth = dict.fromkeys(KINDS, EMPTY)
+        self.before = {}
+        """The table of each list that a rollback brings back."""
+        self.writers = {name: ListWriter(store, name, kind, "churn@host") for name, kind in KINDS.items()}
         self.figures = Figures()
 
-    def page(self, name, number, keys):
-        """A page with these keys and random reasons, ends far away, and SIMs where the kind has them."""
-        rng, count = self.rng, len(keys)
-        reasons = (
-            rng.choice([b"", b"\x01", bytes(rng.randrange(5) for _ in range(count))]) if count < PAGE_KEYS else b""
-        )
-        until = [4_000_000_000] if rng.random() < 0.1 else []
-        imsis = [sorted(rng.sample(range(1, 50), rng.randrange(1, 4))) for _ in range(count)] if name == "pairs" else ()
-        return page(number, sorted(keys), reasons=reasons, until=until, imsis=imsis)
+    def rows(self, name, tac):
+        """Rows of one TAC with random keys and reasons, ends far away, and SIMs where the kind has them."""
+        rng = self.rng
+        keys = [tac * SNR_KEYS + key for key in rng.sample(range(SNR_KEYS), rng.choice([0, 1, 5, 40, 400]))]
+        if name == "pairs":
+            keys = [key for key in keys for _ in range(rng.randrange(1, 4))]
+        if name == "devices" and rng.random() < 0.05:
+            keys.append(WHOLE | tac)
+        count = len(keys)
+        seconds = [rng.randrange(1, 50) for _ in range(count)] if name == "pairs" else 0
+        reasons = rng.choice([0, 1, [rng.randrange(len(TEXTS)) for _ in range(count)]])
+        return rows_of(keys, seconds=seconds, reasons=reasons, ends=FAR_END if rng.random() < 0.1 else 0)
 
-    def some_keys(self, name):
-        whole = sum(1 for each in self.truth["devices"].values() if each.keys and len(each.keys) < 40)
-        if name == "devices" and whole < WHOLE_MAX and self.rng.random() < 0.01:
-            return range(PAGE_KEYS)
-        size = self.rng.choice([0, 1, 5, 40, 400])
-        return self.rng.sample(range(PAGE_KEYS), size)
+    def some_rows(self, name, tacs):
+        return sorted_rows(join([NO_ROWS, *(self.rows(name, tac) for tac in sorted(tacs))]))
 
     async def change(self):
         """One change of one list."""
-        name = self.rng.choice(list(KINDS))
-        what = self.rng.choices(list(WEIGHTS), WEIGHTS.values())[0]
-        now, current, before = self.truth[name], self.states[name], self.before[name]
-        seen = 0 if current is None else current.generation
-        if what == ROLLBACK and before is not None:
-            self.states[name] = await self.done(name, seen, lambda: self.store.rollback(name, seen=seen))
-            self.truth[name], self.before[name] = before, None
-        elif what == FULL or current is None:
-            numbers = self.rng.sample(range(PAGES), self.rng.randrange(PAGES))
-            pages = [each for number in sorted(numbers) if (each := self.page(name, number, self.some_keys(name))).keys]
-            after = state(pages, serial=seen + 1, kind=KINDS[name])
-            self.states[name] = await self.done(name, seen, lambda: self.store.replace(name, after, pages, seen=seen))
-            self.truth[name], self.before[name] = {each.number: each for each in pages}, now if seen else None
+        name, rng = self.rng.choice(list(KINDS)), self.rng
+        what, present = rng.choices(list(WEIGHTS), WEIGHTS.values())[0], self.truth[name]
+        writer = self.writers[name]
+        serial = writer.content.head.highest_serial + 1
+        state = {"serial": serial, "highest_serial": serial, "release": f"{serial:064x}"}
+        if what == ROLLBACK and name in self.before:
+
+            async def plan():
+                return (await plan_rollback(self.store, name)).make
+
+            await self.done(writer, plan)
+            self.truth[name] = self.before.pop(name)
+            self.figures.changes += 1
+            return
+        if what in {FULL, ROLLBACK} or not writer.content.head.generation:
+            table = table_of(self.some_rows(name, rng.sample(range(TACS), rng.randrange(TACS))))
+            update = ListUpdate(what="load", table=table, reasons=TEXTS, state=state)
         else:
-            numbers = self.rng.sample(range(PAGES), 1 if what == SINGLE else self.rng.randrange(1, 30))
-            pages = [self.page(name, number, self.some_keys(name)) for number in sorted(numbers)]
-            old = [now[number] for number in numbers if number in now]
-            digest = amended_digest(current.content_digest, old, pages)
-            after = replace(current, serial=seen + 1, highest_serial=seen + 1, content_digest=digest)
-            self.states[name] = await self.done(name, seen, lambda: self.store.amend(name, after, pages, seen=seen))
-            self.truth[name] = {
-                number: each for number, each in {**now, **{p.number: p for p in pages}}.items() if each.keys
-            }
-            self.before[name] = now
+            added = self.some_rows(name, rng.sample(range(TACS), 1 if what == SINGLE else rng.randrange(1, 30)))
+            rows = present.rows()
+            removed = rows.select(np.array([rng.random() < 0.02 for _ in range(len(rows))], bool))
+            removed = TableRows(removed.keys, (removed.columns[SECONDS], *NO_COLUMNS[1:]))
+            table = change(present, added, removed).table
+            update = ListUpdate(what="load", added=added, removed=removed, reasons=TEXTS, state=state)
+
+        async def planned():
+            return lambda _: update
+
+        await self.done(writer, planned)
+        self.becomes(name, table, present)
         self.figures.changes += 1
 
-    async def done(self, name, seen, write):
-        """Make a change, again if its connection was cut, unless it was done all the same; returns the state."""
+    def becomes(self, name, table, before):
+        self.truth[name] = table
+        if self.writers[name].content.head.generation > 1:
+            self.before[name] = before
+
+    async def done(self, writer, plan):
+        """Make a change, again if its connection was cut, unless it was done all the same."""
+        before = writer.content.head.generation
         while True:
             try:
-                return await write()
+                await writer.write(await plan())
             except StoreError:
-                found = await self.store.state(name)
-                if found is not None and found.generation == seen + 1:
-                    return found
+                while not await self.is_read(writer):  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.01)
+            if writer.content.head.generation > before:
+                return
+
+    @staticmethod
+    async def is_read(writer):
+        with contextlib.suppress(StoreError):
+            return await writer.catch_up()
 
     def fault(self):
-        """Something after which the follower has to find its place again."""
-        name = self.rng.choice(list(KINDS))
-        self.server.command(
-            *self.rng.choice([
-                ("CLIENT", "KILL", "TYPE", "normal"),
-                ("XTRIM", f"eir:{{{name}}}:changes", "MAXLEN", 0),
-                ("DEL", f"eir:{{{name}}}:changes"),
-            ])
-        )  # fmt: skip
+        """Something after which the follower has to connect again, or waits."""
+        self.server.command(*self.rng.choice([("CLIENT", "KILL", "TYPE", "normal"), ("CLIENT", "PAUSE", 200, "ALL")]))
         self.figures.faults += 1
 
 
 def content(entries):
     """All that an index holds of a list."""
-    keys = list(entries)
-    return keys, [entries.imsis(key) for key in keys] if hasattr(entries, "imsis") else None
+    return entries.image and bytes(entries.image.buffer)
 
 
 async def churn(server, folder, *, seconds, seed):
     """Change and follow for so long; returns the figures."""
     async with contextlib.AsyncExitStack() as stack:
 
-        def opened(store):
+        def opened():
+            store = RedisStore(server.url)
             stack.push_async_callback(store.close)
             return store
 
-        changer = Churn(opened(RedisStore(server.url)), server, seed)
-        copy = opened(SqliteStore(folder / "copy.sqlite"))
-        node = await stack.enter_async_context(Node(opened(RedisStore(server.url)), KINDS, copy=copy))
+        changer = Churn(opened(), server, seed)
+        node = await stack.enter_async_context(Node(opened(), folder, KINDS))
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for _ in range(changer.rng.choice([1, 1, 5, 30])):
                 await changer.change()
-            if changer.rng.random() < 1 / FAULT_EVERY:
-                changer.fault()
+                if changer.rng.random() < 1 / FAULT_EVERY:
+                    changer.fault()
             await asyncio.sleep(changer.rng.choice([0, 0.01, 0.05]))
-        generations = {name: current.generation for name, current in changer.states.items() if current is not None}
+        heads = {
+            name: writer.content.head for name, writer in changer.writers.items() if writer.content.head.generation
+        }
         async with asyncio.timeout(PATIENCE_S):
-            while await are_behind(node, copy, generations):  # noqa: ASYNC110 - no event tells
+            while are_behind(node, folder, heads):  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.01)
-        scratch = {"the store": opened(RedisStore(server.url)), "the copy": copy}
+        away = FaultyLogStore(node.store)
+        away.fail = AWAY
         changer.figures.switches = len(node.switched)
+        scratch = {"the store": Node(opened(), folder / "scratch", KINDS), "the copy": Node(away, folder, KINDS)}
         changer.figures.wrong = [said async for said in differences(node, changer.truth, scratch)]
-        changer.figures.entries = sum(len(list(node.index.lists[name])) for name in generations)
+        changer.figures.entries = sum(head.entries for head in heads.values())
         return changer.figures
 
 
-async def are_behind(node, copy, generations):
-    """True if the follower, or its copy, has not come to these generations yet."""
-    copied = await copy.states()
+def are_behind(node, folder, heads):
+    """True if the follower, or its copy, has not come to these heads yet."""
+    copied = copied_heads(folder / "copies")
     return any(
-        node.generation(name) != wanted or name not in copied or copied[name].generation != wanted
-        for name, wanted in generations.items()
+        node.generation(name) != head.generation or name not in copied or copied[name].digest != head.digest
+        for name, head in heads.items()
     )
 
 
-async def differences(node, truth, sources):
+async def differences(node, truth, scratch):
     """The differences of the lists in memory from an index built from scratch, or from what was written."""
-    for what, source in sources.items():
-        scratch = Node(source, KINDS)
-        await scratch.follower.start()
+    for what, other in scratch.items():
+        await other.follower.start()
         for name in KINDS:
-            if content(scratch.index.lists[name]) != content(node.index.lists[name]):
+            if content(other.index.lists[name]) != content(node.index.lists[name]):
                 yield f"{name}: memory and {what} differ"
-    for name, pages in truth.items():
+    for name, table in truth.items():
         held = node.index.lists[name].state
-        if held is not None and held.content_digest != content_digest(pages.values()):
+        if held is not None and held.content != digest_tree(table, TEXTS).root:
             yield f"{name}: memory is not what was written"

@@ -1,7 +1,7 @@
 """Fuzzed data files and manifests: each is read, or refused with a reason, in bounded work.
 
 A script is a seed: from it a data file, its layout, kind and cut into pieces are made, nearly right for the most part, and read
-as a load reads them, into pages and through a delta of them. Manifests are good ones with members changed.
+as a load reads them, into a table and through a delta of it. Manifests are good ones with members changed.
 """
 
 import json
@@ -9,13 +9,14 @@ import random
 from contextlib import suppress
 
 from eir.errors import ReleaseRefused
-from eir.lists.pages.pages import EMPTY_DIGEST
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
 from eir.lists.releases.release import parse_manifest
-from eir.lists.rows.build import Rows, amend_pages, build_pages
 from eir.lists.rows.layout import LAYOUTS
+from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
+from eir.lists.table.codec import decode, encode
+from eir.lists.table.table import change, table_of
 
 HEADERS = (
     "imei", "tac", "imei_from,imei_to", "imsi", "imei,imsi", "imei,reason", "imei,until", "imei,reason,until", "tac,reason,until",
@@ -61,7 +62,7 @@ def _read(chance):
         range_tacs_max=chance.choice([1, 3]),
         check_digits=chance.random() < 0.3,
     )
-    reasons, sides = Reasons(), [Rows(chance.choice([0, 5])) for _ in range(2)]
+    reasons, sides = Reasons(), [ListedRows(chance.choice([0, 5])) for _ in range(2)]
     for number in range(chance.choice([1, 1, 2, 3])):
         octets = _file(chance, chance.choice(headers))
         pieces = _pieces(octets, chance)
@@ -77,10 +78,12 @@ def _read(chance):
         )
     if tally.wide:
         raise ReleaseRefused("range", tally.wide[0])
-    added, removed = (build_pages(rows).pages for rows in sides)
-    built = amend_pages(added, removed, added, EMPTY_DIGEST)
+    added, removed = (rows.pop() for rows in sides)
+    table = table_of(added)
+    effect = change(table, added, removed)
     assert len(reasons.texts) <= 256
-    assert built.come >= 0 <= built.gone
+    assert effect.devices_added >= 0 <= effect.devices_removed
+    assert len(decode([*encode(effect.table)])) == len(effect.table)
     return "read"
 
 

@@ -1,152 +1,94 @@
-"""History of a busy year and of a register that feeds rows all the time, and the node that keeps a copy of it."""
+"""A year of a node's journal: loads, rollbacks and traces beside a register that feeds rows, and a flood of rejections. The clock is simulated."""
 
-import hashlib
-import random
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from eir.lists.follow.history import HistoryKeeper
-from eir.lists.record.history import chain_faults, feed_faults, record_digest
-from eir.lists.record.settings import HistorySettings
-from eir.lists.record.store import FEED, MAIN, utc_text
-
-from .node import LISTED, UNLISTED
-from .store_content import event
+from eir.lists.log.journal import FEED, MAIN, REFUSED, REJECTED, SERIES, Journal, JournalEvent, paths_of, read_events
+from eir.lists.log.journal_faults import journal_faults
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-ROWS = 60
-"""Rows that arrive within 50 ms at 1,200 rows/s."""
+LOADS_PER_DAY, LISTS = 24, 10
 YEAR_BYTES_MAX = 50_000_000
-DAY_STEPS = 24
-TURNOVER = 0.65
-"""Share of the feed's chain that comes in a step: 1,200 rows a second are 173 MB in an hour, and the chain may take 256 MiB."""
-FEED_MAX_BYTES = 8_192
+"""Size in bytes of the main series of a busy year: ten lists, one delta per hour and list."""
+FEED_BYTES_OF_A_ROW = 300
 
 
-class HistoryNode:
-    """Keeper of the history on a node, whose clocks the caller moves."""
+def simulate(
+    folder: Path, days: int, *, loads: int = LOADS_PER_DAY, rows: int = 1_200, rejections: int = 200, feed_max_bytes: int = 1 << 20
+) -> Sequence[JournalEvent]:  # fmt: skip
+    """Write days of a journal; return the events of the main series, which must all stay.
 
-    def __init__(self, store, copy, *, writes=True, begin=BEGIN):
-        self.store, self.copy, self.said, self.begin, self.clock = store, copy, [], begin, 0.0
-        self.keeper = HistoryKeeper(
-            copy, writes=writes, who="node", report=self._heard, now=lambda: self.clock, wall=self.wall
-        )  # fmt: skip
-
-    def _heard(self, what, **_):
-        if what != "history_at":
-            self.said.append(what)
-
-    def wall(self):
-        return self.time.timestamp()
-
-    @property
-    def time(self):
-        return self.begin + timedelta(seconds=self.clock)
-
-    async def look(self, lists=(), pass_s=0.0, **settings):
-        self.clock += pass_s
-        await self.keeper.maintain(self.store, HistorySettings(**settings), lists)
-
-    async def feed(self, *numbers, rows=ROWS):
-        """Record transactions of a feed with `rows` rows each."""
-        for number in numbers:
-            text = ", ".join(f"{number:08d}{row:06d}" for row in range(rows))
-            fed = event("own", what="add", detail=f"fed by register: {text}", time=utc_text(self.time), chain=FEED)
-            await self.store.record(fed)
-
-    async def load(self, serial, **fields):
-        made = {"serial": serial, "detail": f"load {serial}", "time": utc_text(self.time), **fields}
-        await self.store.record(event("stolen", **made))
-
-
-async def records_of(store, chain=MAIN):
-    return [record async for batch in store.records(chain=chain) for record in batch]
-
-
-async def faults_of(store):
-    main, fed = await records_of(store), await records_of(store, FEED)
-    feed = await store.ledger(FEED)
-    faults = [*chain_faults(main, await store.folds(), await store.ledger()), *chain_faults(fed, (), feed)]
-    return [*faults, *feed_faults(main, fed, feed)]
-
-
-async def events_of(store, *what):
-    return [each for each in await store.history(chain=MAIN) if each.what in what]
-
-
-async def one(batch):
-    """Yield a single batch."""
-    yield batch
-
-
-async def feed_for_days(node, days):
-    """Simulate days of a register that feeds 1,200 rows a second, in the proportions of the default limits.
-
-    Return the loads, rollbacks and traces of that time as (what, time, detail).
+    Args:
+        folder: folder of the journal.
+        days: number of days.
+        loads: loads per day.
+        rows: rows of a register's feed per day. With `feed_max_bytes` they have the ratio of a register that feeds 1,200 rows/s.
+        rejections: rejections per day, each by another sender.
+        feed_max_bytes: size limit of the feed.
     """
-    expected, number = [], 0
-    for step in range(days * DAY_STEPS):
-        if step % DAY_STEPS == 7:
-            for what in ("load", *(("rollback",) if step // DAY_STEPS % 7 == 1 else ()), "trace"):
-                expected.append((what, utc_text(node.time), f"{what} of step {step}"))
-                await node.load(step, what=what, detail=expected[-1][2])
-        wanted = (await node.store.ledger(FEED)).bytes + TURNOVER * FEED_MAX_BYTES
-        while (await node.store.ledger(FEED)).bytes < wanted:
-            await node.feed(number)
-            number += 1
-        await node.look(["stolen"], pass_s=86400 / DAY_STEPS, feed_max_bytes=FEED_MAX_BYTES)
+    journal = Journal(
+        folder,
+        keep=timedelta(days=3650),
+        max_bytes=256 << 20,
+        feed_max_bytes=feed_max_bytes,
+        report=lambda *_, **__: None,
+    )
+    expected: list[JournalEvent] = []
+    generation = 0
+    for day in range(days):
+        now = BEGIN + timedelta(days=day)
+        text = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        journal.open()  # each day after a restart of the node
+        main = [
+            JournalEvent(
+                time=text, who="inbox of eir@host", what="load", list=f"list-{number % LISTS}", serial=day * loads + number + 1,
+                digest=f"{day * loads + number:064x}", generation=day * loads + number + 1, change=f"{day * loads + number:064x}",
+                content=f"{number:064x}", detail="62,000 entries; 120 devices come, 80 go",
+            )
+            for number in range(loads)
+        ]  # fmt: skip
+        main += [
+            JournalEvent(time=text, who="operator@host", what=what, list="list-0", detail=f"{what} of day {day}")
+            for what in ("rollback", "trace")
+        ]
+        journal.append(MAIN, *main[: loads // 2])
+        fed = []
+        for _ in range(rows):
+            generation += 1
+            row = {"effect": "added", "imei": f"{generation:014d}", "reason": "stolen"}
+            fed.append(JournalEvent(time=text, who="agency", what=FEED, list="own", generation=generation, change=f"f{generation:063x}", rows=(row,)))  # fmt: skip
+        for at in range(0, len(fed), 100):
+            journal.append(FEED, *fed[at : at + 100])
+        for number in range(rejections):
+            journal.reject(JournalEvent(time=text, who=f"sender {number}", what="refuse", outcome=REFUSED, detail="signature: none is valid"))  # fmt: skip
+        journal.append(MAIN, *main[loads // 2 :])
+        journal.trim(now)
+        journal.close()
+        expected += main
     return expected
 
 
-async def assert_complete(node, expected):
-    """Assert that each load, rollback and trace can be verified, in the store and in the node's copy, and that the history is small."""
-    await node.look(["stolen"], feed_max_bytes=FEED_MAX_BYTES)
-    for each in (node.store, node.copy):
-        assert await faults_of(each) == []
-        found = await events_of(each, "load", "rollback", "trace")
-        assert [(event.what, event.time, event.detail) for event in found] == expected
-        assert (await each.ledger(FEED)).bytes < 2 * FEED_MAX_BYTES
-        assert (await each.ledger(FEED)).first > 1
-    main, days = await node.store.ledger(), (node.time - BEGIN).days
-    assert main.first == 1
-    assert main.bytes < 12_000 * days, "ten years of it take less than history.max_bytes"
-    assert node.keeper.ledgers[MAIN].digest == record_digest((await records_of(node.copy))[-1].text)
-    assert node.said == []
+def faults_of(folder: Path, expected: Sequence[JournalEvent], *, feed_max_bytes: int = 1 << 20) -> list[str]:
+    """Verify a simulated journal; return a message about each broken promise."""
+    faults = [*journal_faults(folder)]
+    if list(read_events(folder, series=[MAIN])) != list(expected):
+        faults.append("events of the main series are missing")
+    for series, limit in ((FEED, feed_max_bytes), (REJECTED, 16 << 20)):
+        size = sum(path.stat().st_size for path in paths_of(folder, series))
+        if size > limit + limit // 8:
+            faults.append(f"the series {series} has {size:,} bytes, and its limit is {limit:,}")
+    return faults
 
 
-def year(part=1):
-    """Yield the events of a busy year, or of one of `part` equal parts of it: ten lists with a delta each hour, 20 changes by hand a day, a reload and a rollback a week."""
-    random.seed(1)
-    fingerprint = hashlib.sha256(b"key").hexdigest()[:43]
-    for hour in range(365 * 24 // part):
-        time = utc_text(datetime(2025, 1, 1, tzinfo=UTC) + timedelta(hours=hour))
-        for name in range(10):
-            detail = f"{61_234 + hour} entries, before {61_233 + hour}; {random.randrange(100)} devices come, {random.randrange(50)} go; signed by agency@example SHA256:{fingerprint}"
-            yield event(
-                f"stolen-national-{name}",
-                what="load",
-                time=time,
-                serial=hour,
-                digest=random.randbytes(32).hex(),
-                detail=detail,
-            )
-        if hour % 24 == 0:
-            for number in range(20):
-                yield event(
-                    "blocked-here",
-                    what="add",
-                    time=time,
-                    detail=f"ticket {hour}-{number}, until 2026-12-31T00:00:00Z: {LISTED}, {UNLISTED}",
-                )
-        if hour % 168 == 0:
-            yield event(
-                None, what="reload", time=time, digest=random.randbytes(32).hex(), detail="changed: policy, lists"
-            )
-            yield event(
-                "stolen-national-1",
-                "rolled_back",
-                what="rollback",
-                time=time,
-                serial=hour,
-                digest=random.randbytes(32).hex(),
-                detail="release 7 undone; 61234 entries",
-            )
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of each series."""
+    return {series: sum(path.stat().st_size for path in paths_of(folder, series)) for series in SERIES}
+
+
+def timed(folder: Path, days: int, **options: int) -> tuple[float, list[str]]:
+    """Simulate days of a journal; return the duration in seconds, and the broken promises."""
+    begun = time.monotonic()
+    expected = simulate(folder, days, **options)
+    return time.monotonic() - begun, faults_of(folder, expected, feed_max_bytes=options.get("feed_max_bytes", 1 << 20))

@@ -7,13 +7,13 @@ from ipaddress import ip_network
 from eir.checks.checker import Checker
 from eir.checks.policy import TEXTS
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.device import device_type_key, imsi_key
+from eir.device import SNR_KEYS, device_type_key, imsi_key
 from eir.interfaces.s13.application import s13_application
 from eir.interfaces.s13.dictionary import DICTIONARY
 from eir.interfaces.s13.lane import ExpressLane, ExpressLanes
 from eir.interfaces.s13.service import S13Service
 from eir.lists.images.index import Index
-from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.table.columns import WHOLE, rows_of
 from eir.wire.diameter.application import LaneTerms
 from eir.wire.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.wire.diameter.message import encode_message
@@ -23,7 +23,7 @@ from eir.wire.peers.counts import Counts
 from eir.wire.peers.rate import Bucket, Limit
 from eir.wire.peers.settings import Identity, Limits, PeerSettings
 
-from .store_content import fill, page, pages_of, pair_pages
+from .store_content import fill, pair_rows
 
 VENDOR = 10415
 MSISDN, UNKNOWN = key_of(701, VENDOR), key_of(9999, 99)
@@ -209,7 +209,7 @@ LISTED = PolicySettings(
     rules=(
         Rule(
             answer=Status.BLACKLISTED,
-            imei=(f"{NAMED:014d}", f"{TRACKED_TAC * PAGE_KEYS + 5:014d}0"),
+            imei=(f"{NAMED:014d}", f"{TRACKED_TAC * SNR_KEYS + 5:014d}0"),
             software_version=("01",),
         ),
         Rule(answer=Status.WHITELISTED, list="bound", imsi=("00102",)),
@@ -237,30 +237,26 @@ def listed():
         lambda: NOW,
     )
     fill(
-        index, "stolen", pages_of([*range(101007_130000, 101007_132000), BLOCKED, *range(101009_500000, 101009_500100)])
+        index, "stolen", rows_of([*range(101007_130000, 101007_132000), BLOCKED, *range(101009_500000, 101009_500100)])
     )
     fill(
         index,
         "tacs",
         [
-            page(101003, [], tac=(0, 1100)),
-            page(TRACKED_TAC, range(PAGE_KEYS)),
-            page(101005, [7], tac=(0, 0)),
-            page(101006, [9], tac=(0, 900)),
+            rows_of([WHOLE | 101003, WHOLE | 101005, WHOLE | 101006], ends=[1100, 0, 900]),
+            rows_of(range(TRACKED_TAC * SNR_KEYS, (TRACKED_TAC + 1) * SNR_KEYS)),
+            rows_of([101005_000007, 101006_000009]),
         ],
     )
-    fill(index, "sims", pages_of([imsi_key("001020123456789"), imsi_key("001021")]))
-    fill(index, "ending", [page(101009, [9, 10], until=[999, 1001])])
-    fill(index, "bound", pair_pages({BOUND: [imsi_key("001010123456789")]}))
+    fill(index, "sims", rows_of([imsi_key("001020123456789"), imsi_key("001021")]))
+    fill(index, "ending", rows_of([ENDED, ENDING], ends=[999, 1001]))
+    fill(index, "bound", pair_rows({BOUND: [imsi_key("001010123456789")]}))
     phone, module = map(device_type_key, ("Smartphone", "Module"))
     said = {TRACKED_TAC: {module: 0}, 101006: {phone: 900}, 101007: {phone: 1100}, 101009: {phone: 0, module: 900}}
     fill(
         index,
         "types",
-        [
-            page(tac, [0], imsis=[sorted(types)], until=[types[key] for key in sorted(types)])
-            for tac, types in said.items()
-        ],
+        [pair_rows({tac * SNR_KEYS: types}, ends=[*types.values()]) for tac, types in said.items()],
     )
     return index
 
@@ -308,7 +304,7 @@ DEVICES = (
     NAMED,
     ENDED,
     ENDING,
-    TRACKED_TAC * PAGE_KEYS + 5,
+    TRACKED_TAC * SNR_KEYS + 5,
     101009_500050,
     101005_000007,
     101006_000009,

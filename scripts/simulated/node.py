@@ -9,14 +9,13 @@ import os
 import re
 import shlex
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,21 +23,23 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
+from eir.cli.access import recorded
 from eir.config import load_config
-from eir.lists.changes.load import load_release
+from eir.errors import StoreError
+from eir.lists.follow.list_copy import copied_heads
 from eir.lists.releases.publish import publish
-from eir.lists.stores.open import open_store
+from eir.lists.stores.open import COPIES, open_store
 from eir.node.observe.control import ControlError, ask
 from eir.wire.peers.settings import Limits
 
 from .commands import CONSTANTS, commands
 from .patience import FACTOR, PATIENCE_S
-from .releases import STARTED, publish_once
+from .releases import STARTED, load_release, publish_once
 from .wire import EIR, REALM
 
 COMMAND = [sys.executable, "-m", "eir"]
 
-PERIODS = {"eir.node.processes.supervisor.STORE_S": 0.5}
+PERIODS = {"eir.node.processes.following.JOURNAL_S": 0.5}
 """Periods of a forked node that are shorter than usual, so that tests wait less."""
 
 LISTED = "35209900176148"  # its Luhn digit is 1
@@ -228,20 +229,25 @@ class Site:
         async def load():
             store = open_store(config.store, config.state)
             try:
-                await load_release(manifest, config.lists, store, who="test@localhost", now=now or datetime.now(UTC))
+                report = await load_release(
+                    manifest, config.lists, store, who="test@localhost", now=now or datetime.now(UTC)
+                )
+                await recorded(config, store, report.list, report.change)
             finally:
                 await store.close()
 
         with ThreadPoolExecutor(1) as aside:  # the caller may have a loop of its own
             aside.submit(asyncio.run, load()).result()
 
-    def is_copied(self):
-        """True once the node's last good copy has a list, and not only its file is there."""
+    def is_copied(self, generations=None):
+        """Return True if the node has copied a list; `generations`: these lists, each at least of its generation."""
         try:
-            with closing(sqlite3.connect(f"file:{self.state / 'copy.sqlite'}?mode=ro", uri=True)) as db:
-                return db.execute("SELECT count(*) FROM lists").fetchone()[0] > 0
-        except sqlite3.OperationalError:  # the file or its tables are not there yet
+            heads = copied_heads(self.state / COPIES)
+        except (StoreError, FileNotFoundError):  # a copy is replaced
             return False
+        if generations is None:
+            return bool(heads)
+        return all(name in heads and heads[name].generation >= wanted for name, wanted in generations.items())
 
     def start(self, *, ready=True, prefix=(), arguments=()):
         """Start `eir serve`; `ready`: wait until it listens (or else only until it can be asked).

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from eir.config import load_config
-from eir.lists.changes.load import load_release
-from eir.lists.changes.local import Edit, edit_list
 from eir.lists.changes.local_entries import parse_entries
-from eir.lists.changes.rollback import roll_back
-from eir.lists.stores.open import COPY_FILE, open_store
-from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.changes.local_rows import RowsEdit, rows_of_entries, rows_update, write_edit
+from eir.lists.changes.undo import plan_rollback
+from eir.lists.log.writer import ListWriter
+from eir.lists.stores.open import open_store
 from eir.node.observe.control import ask as control
 
 from .luhn import check_digit
 from .node import until_async
+from .releases import load_release
 from .wire import HOST, REALM, TGPP, Connection, avp, cer, ecr, terminal
 
 KINDS = {
@@ -75,6 +75,11 @@ def in_force(rows, key, now):
     """True if a row for the key is there and has not ended."""
     end = rows.get(key)
     return end is not None and (not end or end > now)
+
+
+def latest_end(*ends):
+    """Return the latest end; 0 stands for no end."""
+    return 0 if 0 in ends else max(ends)
 
 
 SUSPECT = {
@@ -369,7 +374,8 @@ class Run:
     async def release(self, name, *, full):
         """Load the next release of a list: wholly other rows, or some more and some less."""
         rows, before = self.ends(self.chance.rows_of(name)), self.model.rows.get(name)
-        gone = [] if full or not before else self.chance.some(sorted(before, key=repr), 3)
+        others = sorted((before or {}).keys() - rows.keys(), key=repr)
+        gone = [] if full or not others else self.chance.some(others, 3)
         base = None if full else self.bases[name]
         self.serials[name] += 1
         files = [*self.files(name, rows, "added"), *self.files(name, dict.fromkeys(gone), "removed")]
@@ -384,7 +390,8 @@ class Run:
         lists = load_config(self.site.path).lists
         await load_release(manifest, lists, self.store, who="policies", now=datetime.now(UTC), force=True)
         self.bases[name] = self.serials[name]
-        self.becomes(name, rows if full else {row: end for row, end in before.items() if row not in gone} | rows)
+        kept = {} if full else {row: end for row, end in before.items() if row not in gone}
+        self.becomes(name, kept | {row: latest_end(end, kept.get(row, end)) for row, end in rows.items()})
 
     def ends(self, rows):
         return {row: int(self.chance.end()) for row in rows}
@@ -412,18 +419,12 @@ class Run:
         self.before[name], self.model.rows[name] = self.model.rows.get(name), rows
 
     async def edit(self, what, rows, end=0):
-        tacs = rows[0] in TACS
-        edit = Edit(
-            what=what,
-            entries=parse_entries("devices", rows, tacs=tacs),
-            reason="by chance",
-            until=end,
-            replace=what == "add",
-            force=True,
+        listed, names = rows_of_entries(parse_entries("devices", rows, tacs=rows[0] in TACS))
+        edit = RowsEdit(
+            what=what, rows=listed, names=names, reason="by chance", until=end, replace=what == "add", force=True
         )
-        await edit_list(
-            edit, load_config(self.site.path).lists["own"], self.store, who="policies", now=datetime.now(UTC)
-        )
+        settings = load_config(self.site.path).lists["own"]
+        await write_edit(edit, settings, self.writer("own"), rows_update(edit, settings, now=datetime.now(UTC)))
         held = self.model.rows.get("own", {})
         self.becomes(
             "own",
@@ -431,6 +432,9 @@ class Run:
             if what == "add"
             else {row: end for row, end in held.items() if row not in rows},
         )
+
+    def writer(self, name):
+        return ListWriter(self.store, name, KINDS[name], "policies")
 
     async def add(self):
         end = int(time.time()) + self.chance.choice([2, 3, 10**6]) if self.chance.random() < 0.7 else 0
@@ -449,8 +453,9 @@ class Run:
         if not names:
             return False
         name = self.chance.choice(sorted(names))
-        state = await roll_back(name, self.store, who="policies", now=datetime.now(UTC))
-        self.bases[name] = state.serial
+        planned, writer = await plan_rollback(self.store, name), self.writer(name)
+        await writer.write(planned.make)
+        self.bases[name] = writer.content.head.serial
         self.model.rows[name], self.before[name] = self.before[name], None
         return None
 
@@ -478,17 +483,11 @@ class Run:
 
     async def is_level(self):
         """True if the node holds what the store holds, which is all lists that ever came."""
-        stored, told = await self.store.states(), await asyncio.to_thread(self.site.node.status)
+        stored, told = dict(await self.store.heads()), await asyncio.to_thread(self.site.node.status)
         return stored.keys() == self.model.rows.keys() and told["in_step"] and all(
             (held := told["lists"].get(name)) is not None and held["generation"] == state.generation for name, state in stored.items()
         )  # fmt: skip
 
     async def is_copied(self):
-        copy = SqliteStore(self.site.state / COPY_FILE)
-        try:
-            copied, stored = await copy.states(), await self.store.states()
-        finally:
-            await copy.close()
-        return {name: state.generation for name, state in copied.items()} == {
-            name: state.generation for name, state in stored.items()
-        }
+        stored = {name: head.generation for name, head in (await self.store.heads()).items()}
+        return await asyncio.to_thread(self.site.is_copied, stored)

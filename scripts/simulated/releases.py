@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
-from eir.lists.changes.load import Loader, load_release
+from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.publish import publish
 
@@ -78,6 +78,16 @@ def publish_once(files, *, issued=STARTED, valid=timedelta(days=14), **members):
     return files[0].parent / next(iter(_published[identity]))
 
 
+def loader(lists, store, *, now, who="tester@host", **options):
+    """Return the loader of releases into a store, as `eir load` makes it. `options` as for ReleaseLoader."""
+    return ReleaseLoader(lists, store, who, now, **options)
+
+
+async def load_release(manifest, lists, store, **options):
+    """Verify and load a release; return the report. `options` as for `loader`."""
+    return await loader(lists, store, **options).verify_and_load(manifest)
+
+
 def precede_openssh(monkeypatch, folder, line):
     """Have each `ssh-keygen` from now on run this line of shell first."""
     folder.mkdir()
@@ -143,8 +153,5 @@ class Agency:
         if sign_it:
             sign(manifest, key or self.key)
 
-    async def load(self, manifest, store, *, kept_max=None, **arguments):
-        if kept_max is not None:
-            loader = Loader(self.lists, store, "tester@host", NOW, kept_max=kept_max, **arguments)
-            return await loader.verify_and_load(manifest)
-        return await load_release(manifest, self.lists, store, who="tester@host", **{"now": NOW, **arguments})
+    async def load(self, manifest, store, **arguments):
+        return await load_release(manifest, self.lists, store, **{"now": NOW, **arguments})

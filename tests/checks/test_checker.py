@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from simulated.lanes import Kept
-from simulated.store_content import fill, pages_of
+from simulated.store_content import fill
 from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.checker import Checker
@@ -14,6 +14,7 @@ from eir.device import device_key
 from eir.errors import DiameterError
 from eir.interfaces.s13.service import REPLIES, S13Service
 from eir.lists.images.index import Index
+from eir.lists.table.columns import rows_of
 from eir.wire.diameter.message import Request
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -35,8 +36,8 @@ class Checks:
     def __init__(self, settings=POLICY, now=NOW):
         self.notes, self.observed, self.reports = [], [], []
         index = Index({"stolen": "devices", "tried": "devices"})
-        fill(index, "stolen", pages_of(map(device_key, (STOLEN, MEID))))
-        fill(index, "tried", pages_of([device_key(TRIED)]))
+        fill(index, "stolen", rows_of(map(device_key, (STOLEN, MEID))))
+        fill(index, "tried", rows_of([device_key(TRIED)]))
         self.checker = Checker(
             settings, index, now=now, note_check=lambda *note: self.notes.append(note[:-1]),
             note_observed=lambda *rule: self.observed.append(rule), report=lambda event, **fields: self.reports.append((event, fields)),

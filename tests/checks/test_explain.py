@@ -1,20 +1,23 @@
 """What `eir check` says: the checker's own answer over what the store holds, and its reasons."""
 
 import json
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from simulated.store_content import page, pages_of, pair_pages, state
+from simulated.store_content import pair_rows, state
 
 from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, explain, option_fault, question_of
 from eir.checks.question import Question
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
-from eir.device import SNR_KEYS, device_key, imsi_key
-from eir.errors import StoreChanged
+from eir.device import device_key, imsi_key
 from eir.lists.images.index import Index
-from eir.lists.record.entries import READ_AGAIN_MAX
+from eir.lists.log.reader import LoggedList
 from eir.lists.record.settings import ListSettings
+from eir.lists.table.columns import WHOLE, rows_of
+from eir.lists.table.digest import digest_tree
+from eir.lists.table.table import table_of
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 BLACK, GREY, WHITE = Status.BLACKLISTED, Status.GREYLISTED, Status.WHITELISTED
@@ -24,43 +27,36 @@ KINDS = {"stolen": "devices", "own": "devices", "sims": "subscribers", "pairs": 
 LISTS = {name: ListSettings(name=name, kind=kind) for name, kind in KINDS.items()}
 
 
-class Store:
-    """As much of a store as `explain` reads; counts what it was asked for."""
+class Contents:
+    """Content of lists as `explain` reads it; counts what it was asked for."""
 
-    def __init__(self, changes=0):
-        key = device_key(STOLEN)
-        self.changes, self.read = changes, []
-        self.content = {
-            "stolen": [page(key // SNR_KEYS, [key % SNR_KEYS], reasons=b"\1"), *pages_of([device_key(MEID)])],
-            "own": pages_of([0]),
-            "sims": pages_of([imsi_key("262010000000001")]),
-            "pairs": pair_pages({device_key(STOLEN): [imsi_key(IMSI)]}),
+    def __init__(self):
+        self.read = []
+        self.rows = {
+            "stolen": rows_of([device_key(STOLEN), device_key(MEID)], reasons=[1, 0]),
+            "own": rows_of([0]),
+            "sims": rows_of([imsi_key("262010000000001")]),
+            "pairs": pair_rows({device_key(STOLEN): [imsi_key(IMSI)]}),
         }
-        self.states = {
-            name: state(pages, kind=KINDS[name], reasons=("", "theft"), generation=3)
-            for name, pages in self.content.items()
+        self.heads = {
+            name: state(rows, kind=KINDS[name], reasons=("", "theft"), generation=3) for name, rows in self.rows.items()
         }
-        self.states["own"] = state(self.content["own"], serial=0, generation=7)
+        self.heads["own"] = state(self.rows["own"], serial=0, generation=7)
 
-    async def some_pages(self, name, numbers):
-        self.read.append((name, tuple(numbers)))
-        return self.states.get(name), [page for page in self.content.get(name, ()) if page.number in numbers]
-
-    async def pages(self, name):
-        self.read.append((name, "all"))
-        for each in self.content[name]:
-            yield self.states[name], [each]
-        if self.changes:
-            self.changes -= 1
-            raise StoreChanged(name)
+    async def content(self, name):
+        self.read.append(name)
+        if name not in self.rows:
+            return None
+        table = table_of(self.rows[name])
+        return LoggedList(self.heads[name], table, digest_tree(table, ("", "theft")))
 
 
 def settings(*rules, **more):
     return PolicySettings(rules=rules, **more)
 
 
-async def explained(question, policy, store=None):
-    return await explain(question, policy, LISTS, store or Store(), now=NOW)
+async def explained(question, policy, contents=None, now=NOW):
+    return await explain(question, policy, LISTS, (contents or Contents()).content, now=now)
 
 
 BY_LIST = settings(
@@ -90,9 +86,9 @@ async def test_the_answer_and_its_reasons(question, expected):
 
 
 async def test_a_list_of_another_kind_than_configured_is_not_in_force():
-    store = Store()
-    store.states["stolen"] = state(store.content["stolen"], kind="pairs", reasons=("", "theft"), generation=3)
-    found = await explain(Question(STOLEN), BY_LIST, LISTS, store, now=NOW)
+    contents = Contents()
+    contents.heads["stolen"] = replace(contents.heads["stolen"], kind="pairs")
+    found = await explained(Question(STOLEN), BY_LIST, contents)
     assert "stolen" in found.not_loaded
     assert found.list != "stolen"
 
@@ -108,28 +104,43 @@ async def test_an_explanation_that_went_through_json_is_unchanged(question):
     assert (found.status is None) is (question.imei == "x")
 
 
-async def test_only_pages_that_the_device_or_the_sim_is_in_are_read():
-    store = Store()
-    await explained(Question(FREE, imsi=IMSI), BY_LIST, store)
-    number, sims = (device_key(FREE) // SNR_KEYS,), (imsi_key(IMSI) // SNR_KEYS,)
-    assert store.read == [("stolen", number), ("own", number), ("sims", sims), ("pairs", number), ("never", number)]
-    store = Store()
-    await explained(Question(FREE), BY_LIST, store)
-    assert ("sims", ()) in store.read
-
-
-async def test_a_list_of_pairs_is_read_whole_where_a_rule_asks_what_the_sim_is_bound_to():
+async def test_a_rule_asks_which_devices_the_sim_is_bound_to():
     policy = settings(Rule(subscriber_bound_elsewhere="pairs", answer=BLACK))
-    for changes in (0, READ_AGAIN_MAX - 1):
-        store = Store(changes)
-        found = await explained(Question(FREE, imsi=IMSI), policy, store)
-        assert (found.status, found.list) == (BLACK, "pairs")
-        assert store.read.count(("pairs", "all")) == changes + 1
-    with pytest.raises(StoreChanged, match="changed 5 times"):
-        await explained(Question(FREE, imsi=IMSI), policy, Store(READ_AGAIN_MAX))
-    store = Store()
-    assert (await explained(Question(FREE), policy, store)).rule == "default"  # without a SIM it cannot hold
-    assert ("pairs", "all") not in store.read
+    found = await explained(Question(FREE, imsi=IMSI), policy)
+    assert (found.status, found.list) == (BLACK, "pairs")
+    for question in (Question(FREE), Question(FREE, imsi="001010000000002"), Question(STOLEN, imsi=IMSI)):
+        assert (await explained(question, policy)).rule == "default"
+
+
+async def test_the_reason_is_that_of_the_pair_and_else_that_of_the_device():
+    contents = Contents()
+    device, other = device_key(STOLEN), "001010000000002"
+    contents.rows["pairs"] = rows_of([device, device], seconds=[imsi_key(IMSI), imsi_key(other)], reasons=[1, 2])
+    contents.heads["pairs"] = replace(contents.heads["pairs"], reasons=("", "theft", "clone"))
+    by_pair = settings(Rule(list="pairs", answer=BLACK))
+    for imsi, reason in ((IMSI, "theft"), (other, "clone")):
+        assert (await explained(Question(STOLEN, imsi=imsi), by_pair, contents)).reason == reason
+    elsewhere = settings(Rule(device_bound_elsewhere="pairs", answer=BLACK))
+    assert (await explained(Question(STOLEN, imsi="262010000000001"), elsewhere, contents)).reason == "theft"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "question"),
+    [
+        ("own", device_key(FREE), Question(FREE)), ("own", WHOLE | 101003, Question(FREE)),
+        ("sims", imsi_key(IMSI), Question(FREE, imsi=IMSI)),
+    ],
+)  # fmt: skip
+async def test_a_row_that_has_not_begun_is_named_with_its_begin(name, key, question):
+    contents, begin = Contents(), int(NOW.timestamp()) + 60
+    contents.rows[name] = rows_of([key], begins=begin)
+    before = await explained(question, BY_LIST, contents)
+    assert (before.rule, before.pending) == ("default", ((name, "2026-11-25T12:01:00Z"),))
+    assert f"  from 2026-11-25T12:01:00Z: list {name}" in before.as_text().splitlines()
+    assert before.as_json()["pending"] == [{"list": name, "begin": "2026-11-25T12:01:00Z"}]
+    assert Explanation.of_fields(question, json.loads(json.dumps(before.as_fields()))) == before
+    after = await explained(question, BY_LIST, contents, now=NOW + timedelta(seconds=60))
+    assert (after.list, after.pending) == (name, ())
 
 
 @pytest.mark.parametrize(
@@ -141,15 +152,15 @@ async def test_a_list_of_pairs_is_read_whole_where_a_rule_asks_what_the_sim_is_b
 )  # fmt: skip
 @pytest.mark.parametrize("question", [Question(), Question(""), Question("x"), Question(meid="x"), Question("x", "y")])
 async def test_a_request_without_a_device_gets_the_answer_of_the_checker(policy, question):
-    store = Store()
-    found = await explained(question, policy, store)
+    contents = Contents()
+    found = await explained(question, policy, contents)
     verdict = Checker(policy, Index({}), now=NOW).check(question)
     expected = (None, verdict) if isinstance(verdict, NoDevice) else (verdict.status, verdict.rule)
     assert (found.status, found.rule) == expected
     with pytest.raises(Exception, match=r"IMEI|MEID") as raised:
         question.device()
     assert found.reason == str(raised.value)
-    assert (store.read == []) == (question.any_device() is None)
+    assert (contents.read == []) == (question.any_device() is None)
     assert found.as_json()["rule"] == found.rule
     assert f"because of the policy's {found.rule}\n" in found.as_text()
 

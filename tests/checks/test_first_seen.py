@@ -12,11 +12,13 @@ from eir.checks.new_devices import AGAIN_TURNS, COMPARED_AT_ONCE, COMPARED_PER_T
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import device_key
-from eir.lists.images.day_images import image_of
+from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.index import Index
-from eir.lists.pages.first_days import DAY_S, WAS_LISTED, merge, seen_on
+from eir.lists.images.table_image import image_of
+from eir.lists.log.change import Head
+from eir.lists.record.first_days import DAY_S, WAS_LISTED, sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import ListState
+from eir.lists.table.table import EMPTY, table_of
 
 TODAY = 20_787  # 2026-11-30
 NEW, OLD, WAITING = "35209900176148", "35332811002233", "86123456789012"
@@ -38,13 +40,14 @@ class Node:
 
     def on_record(self, **days):
         """Put another image in force: day → devices that were first seen on it, and last today."""
-        parts = []
-        for first, devices in days.items():
-            keys = np.array([*map(device_key, devices)], np.uint64)
-            parts.append(seen_on(keys, self.today, int(first.removeprefix("day"))))
+        firsts = {
+            device_key(device): int(first.removeprefix("day")) for first, listed in days.items() for device in listed
+        }
+        rows = sighted_rows(np.array([*firsts], "<u8"), np.array([*firsts.values()], "<u4"), self.today)
         self.generation += 1
-        state = ListState(kind=FIRST_SEEN, serial=0, generation=self.generation, highest_serial=0, release_digest="")
-        self.index.switch("first-seen", state, image_of(merge(parts)))
+        self.index.switch(
+            "first-seen", Head(kind=FIRST_SEEN, generation=self.generation), first_seen_image(table_of(rows))
+        )
 
     def ask(self, device, peer="mme", imsi="262010000000001", protocol="s13"):
         return self.checker.check(Question(device, imsi=imsi, protocol=protocol, peer=peer)).status
@@ -114,10 +117,8 @@ def test_a_clock_of_2020_gives_no_first_day_before_the_newest_time_of_the_store(
     node = Node(WITHIN)
     node.today = 18_300
     node.ask(NEW)
-    state = ListState(
-        kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", loaded_at="2026-11-30T10:00:00Z"
-    )
-    node.index.switch("registered", state, image_of(merge([])))
+    state = Head(kind="devices", serial=1, generation=1, highest_serial=1, loaded_at="2026-11-30T10:00:00Z")
+    node.index.switch("registered", state, image_of(EMPTY))
     assert node.ask(OLD) is GREY
     (sent, *_) = [
         np.frombuffer(each.keys, "<u8").tolist() for each in node.new.pop_sightings() if each.day == TODAY - 1

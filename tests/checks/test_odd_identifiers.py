@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from simulated.node import LISTED, UNLISTED, until
 from test_serve import BLACK, GREY, WHITE, ask
 
-from eir.device import MEID_BASE, ODD_BASE, any_key, device_key, key_text, odd_key
+from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, any_key, device_key, key_text, odd_key
 from eir.errors import IdentifierError, ReleaseRefused
-from eir.lists.pages.pages import NUMBER_BITS, PAGE_KEYS
+from eir.lists.table.columns import WHOLE
 
 TWELVE, NOBODY, WORD, LONG = "440015202000", "0", "nonsense", "x" * 20
 RULES = [{"list": "own", "answer": "greylisted"}, {"list": "stolen", "answer": "blacklisted"}]
@@ -20,7 +20,7 @@ RULES = [{"list": "own", "answer": "greylisted"}, {"list": "stolen", "answer": "
 def test_any_text_has_a_key_that_leads_back_to_itself(text):
     key = any_key(text)
     assert any_key(key_text(key)) == key
-    assert key // PAGE_KEYS < 1 << NUMBER_BITS
+    assert key < WHOLE
     assert (key >= ODD_BASE) == (key != _device(text))
 
 
@@ -45,7 +45,7 @@ def test_what_has_no_key(text):
 
 def test_the_ranges_of_keys_do_not_meet():
     assert MEID_BASE + (1 << 56) <= ODD_BASE < odd_key("0")
-    assert MEID_BASE % PAGE_KEYS == ODD_BASE % PAGE_KEYS == 0
+    assert MEID_BASE % SNR_KEYS == ODD_BASE % SNR_KEYS == 0
 
 
 async def test_they_are_listed_and_answered(site, connect):

@@ -5,7 +5,7 @@ import pytest
 
 from eir.checks.periods import AHEAD_DAYS, NO_END, count_ends, is_over, last_days
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.lists.pages.first_days import WAS_LISTED
+from eir.lists.record.first_days import WAS_LISTED
 
 TODAY = 20_787  # 2026-11-30
 

@@ -6,16 +6,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated.store_content import pages_of, pair_pages
+from simulated.store_content import fill, pair_rows
 
 from eir.checks import conditions
 from eir.checks.policy import Policy, Verdict, compile_policy
 from eir.checks.question import NO_KEY
 from eir.checks.settings import NoDevice, Override, PolicySettings, Rule, Status
 from eir.device import device_key, imsi_key
-from eir.lists.images.imaging import image_of
 from eir.lists.images.index import Index
-from eir.lists.record.store import ListState
+from eir.lists.table.columns import rows_of
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 WHITE, BLACK, GREY, UNKNOWN = Status.WHITELISTED, Status.BLACKLISTED, Status.GREYLISTED, Status.UNKNOWN
@@ -39,8 +38,7 @@ def index_of(**lists):
 
 
 def load(index, name, identifiers, serial=1):
-    state = ListState(kind="devices", serial=serial, generation=serial, highest_serial=serial, release_digest="")
-    index.switch(name, state, image_of(pages_of(map(device_key, identifiers))))
+    fill(index, name, rows_of(map(device_key, identifiers)), serial=serial, generation=serial)
 
 
 SIM, OTHER_SIM = "001010000000001", "001010000000002"
@@ -59,14 +57,10 @@ def index_with(*, devices=None, subscribers=None, pairs=None):
 
 def put(index, name, kind, content):
     if kind == "pairs":
-        pages = pair_pages(
-            {device_key(device): [imsi_key(imsi) for imsi in imsis] for device, imsis in content.items()}
-        )
+        rows = pair_rows({device_key(device): [imsi_key(imsi) for imsi in imsis] for device, imsis in content.items()})
     else:
-        pages = pages_of((device_key if kind == "devices" else imsi_key)(identifier) for identifier in content)
-    index.switch(
-        name, ListState(kind=kind, serial=1, generation=1, highest_serial=1, release_digest=""), image_of(pages)
-    )
+        rows = rows_of((device_key if kind == "devices" else imsi_key)(identifier) for identifier in content)
+    fill(index, name, rows, generation=1)
 
 
 def compiled(*rules, index=None, observed=None, now=NOW, **settings) -> Policy:

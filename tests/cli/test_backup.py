@@ -7,9 +7,9 @@ import os
 import sqlite3
 import subprocess
 import tarfile
-from contextlib import closing
 
 import pytest
+import zstandard
 from simulated.node import LISTED, UNLISTED, Site, until
 from simulated.servers import Server, programs
 
@@ -42,7 +42,7 @@ def made(folder, publisher, store):
     site.configure(lists=LISTS, policy=POLICY, store=store)
     site.eir("load", site.release([LISTED]))
     site.eir("load", site.release([LISTED, UNLISTED], serial=2))
-    site.eir("add", "own", THIRD, "--reason", "lost")
+    site.eir("add", "own", THIRD, "--reason", "lost", "--first")
     site.eir("acknowledge", "--key")
     return site
 
@@ -81,8 +81,7 @@ def test_a_host_comes_back_from_its_backup(tmp_path, publisher, store, into, req
         assert facts(new) == before
         event = new.json("history", "-n", "1")[-1]
         assert (event["what"], said["made"] in event["detail"]) == ("restore", True)
-        if (store, into) == ("sqlite", "sqlite"):
-            new.eir("rollback", "stolen", "--dry-run")
+        new.eir("rollback", "stolen", "--dry-run")
         assert "history is valid" in new.eir("history", "--verify").stdout
         new.start()
         until(lambda: new.node.status()["state"] == "OK")
@@ -233,7 +232,7 @@ def is_refused(host, archive, *says, prefix=()):
 
 
 def changed_bit(content):
-    """A bit of the SQLite file that is not its header."""
+    """A changed byte of a list."""
     at = content.index(b"agency@publisher.example")
     return content[:at] + b"X" + content[at + 1 :]
 
@@ -242,8 +241,8 @@ def changed_bit(content):
     ("change", "says"),
     [
         ({"in-force.json": lambda content: content[:-1]}, "in-force.json"),
-        ({"lists.sqlite": changed_bit}, "its member lists.sqlite is damaged"),
-        ({"lists.sqlite": None}, "end of file header"),
+        ({"lists/stolen": changed_bit}, "its member lists/stolen is damaged"),
+        ({"lists/stolen": None}, "and its manifest lists/stolen"),
     ],
 )
 def test_a_damaged_backup_changes_nothing(host, members, change, says):
@@ -270,12 +269,21 @@ def test_each_member_is_one_that_the_manifest_names_and_eir_writes(host, members
     is_refused(host, packed(contents, facts, [("clock", b"1\n")]), UNNAMED)
     is_refused(host, packed(contents, facts, [("signers", b"")]), UNNAMED)
     is_refused(host, packed({**contents, "sightings/2026-01-01/00-1-a.parquet": b""}, facts), UNNAMED)
-    for name in ("../evil", "/etc/evil", "sightings/../evil.parquet", "lists.sqlite-wal", "backup.json", ""):
+    for name in (
+        "../evil",
+        "/etc/evil",
+        "sightings/../evil.parquet",
+        "lists.sqlite",
+        "lists/../own",
+        "lists/",
+        "lists/a/b",
+        "lists/.own",
+        "backup.json",
+        "",
+    ):
         known = {**contents, name: b"x"}
         is_refused(host, packed(known, facts_of(known, facts)), f"its manifest names {name!r} of 1 bytes")
     is_refused(host, packed(dict(reversed(contents.items())), facts), "and its manifest")
-    few = {name: content for name, content in contents.items() if name != "lists.sqlite"}
-    is_refused(host, packed(few, facts_of(few, facts)), "does not name lists.sqlite")
 
 
 DEEP = b"[" * 200_000
@@ -284,10 +292,11 @@ DEEP = b"[" * 200_000
 @pytest.mark.parametrize(
     "change",
     [
-        DEEP, b'{"format": "eir-backup/2", "files": ' + DEEP, b"{", b"\xff", b"", b"[]", b"1", b"null", b'"x"', b"9" * 5000, b'{"a": 1e999}',
-        {"format": None}, {"format": ["eir-backup/2"]}, {"files": None}, {"files": []}, {"files": {"lists.sqlite": 1}}, {"bytes": None}, {"bytes": {}}, {"bytes": []},
+        DEEP, b'{"format": "eir-backup/3", "files": ' + DEEP, b"{", b"\xff", b"", b"[]", b"1", b"null", b'"x"', b"9" * 5000, b'{"a": 1e999}',
+        {"format": None}, {"format": ["eir-backup/3"]}, {"files": None}, {"files": []}, {"files": {"lists/own": 1}}, {"bytes": None}, {"bytes": {}}, {"bytes": []},
         {"made": None}, {"made": 5}, {"made": "today"}, {"made": "\ud800"}, {"node": None}, {"node": 5}, {"node": ["x"]}, {"node": "\x1b[2J"}, {"node": "\ud800"},
-        *({"bytes": {"lists.sqlite": size}} for size in (None, True, -1, 1.5, "5", 10**30, [5])),
+        {"journal": None}, {"journal": {}}, {"journal": {"digest": "", "faults": "x"}}, {"journal": {"digest": "", "faults": 1e999}},
+        *({"bytes": {"lists/own": size}} for size in (None, True, -1, 1.5, "5", 10**30, [5])),
     ],
     ids=lambda change: repr(change)[:40],
 )  # fmt: skip
@@ -307,6 +316,7 @@ def test_a_backup_of_another_format_is_refused(host, members):
         packed(contents, {**facts, "format": "eir-backup/9"}),
         "eir-backup/9",
         "restore it by the version that wrote it",
+        "eir load",
     )
 
 
@@ -336,15 +346,15 @@ def test_a_large_header_takes_no_memory(host, members, kind, place):
 
 def test_a_sparse_member_does_not_fill_the_disk(host, members):
     contents, facts = members
-    sizes = {**facts["bytes"], "lists.sqlite": 1 << 40}
+    sizes = {**facts["bytes"], "lists/own": 1 << 40}
     manifest = json.dumps({**facts, "bytes": sizes}).encode()
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
         sparse = b"1\n0\n0\n".ljust(tarfile.BLOCKSIZE, b"\0")
-        for name, content in {"backup.json": manifest, **contents, "lists.sqlite": sparse}.items():
+        for name, content in {"backup.json": manifest, **contents, "lists/own": sparse}.items():
             header = tarfile.TarInfo(name)
             header.size = len(content)
-            if name == "lists.sqlite":
+            if name == "lists/own":
                 header.pax_headers = {
                     "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": name, "GNU.sparse.realsize": str(1 << 40)
                 }  # fmt: skip
@@ -354,123 +364,117 @@ def test_a_sparse_member_does_not_fill_the_disk(host, members):
     is_refused(host, small, "not a plain file", prefix=LIMITS)
 
 
-def altered_lists(tmp_path, contents, *statements):
-    """The members, with statements executed on the SQLite file."""
-    path = tmp_path / "altered.sqlite"
-    path.write_bytes(contents["lists.sqlite"])
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("PRAGMA writable_schema = ON")
-        for statement in statements:
-            db.execute(statement)
-    return {**contents, "lists.sqlite": path.read_bytes()}
+def records_of(content):
+    """The records of a list in a backup: line and content of each."""
+    found, at = [], 0
+    while at < len(content):
+        end = content.index(b"\n", at)
+        line = json.loads(content[at:end])
+        at = end + 1 + line["bytes"]
+        found.append((line, content[end + 1 : at]))
+    return found
 
 
-ENDLESS = "WITH RECURSIVE endless AS (SELECT 1 AS id UNION ALL SELECT id + 1 FROM endless) SELECT"
-COLUMNS = "id INTEGER PRIMARY KEY, keys BLOB NOT NULL"
+def joined(found):
+    return b"".join(json.dumps(line).encode() + b"\n" + content for line, content in found)
+
+
+def with_content(found, kind, change):
+    """The records with one changed content of this kind, of the right size."""
+    at = next(at for at, (line, _) in enumerate(found) if line["kind"] == kind)
+    content = change(found[at][1])
+    return joined([*found[:at], (found[at][0] | {"bytes": len(content)}, content), *found[at + 1 :]])
+
+
+def with_line(found, at, **fields):
+    """The records with other fields in one line."""
+    return joined([*found[:at], (found[at][0] | fields, found[at][1]), *found[at + 1 :]])
+
+
+def flipped(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def replaced(old, new):
+    return lambda content: content.replace(old, new, 1)
+
+
+def bomb(content):
+    """Blocks that a decoder would expand to gigabytes."""
+    return content[:4] + zstandard.compress(bytes(1 << 30)) if len(content) > 4 else content
 
 
 @pytest.mark.parametrize(
-    ("statements", "says"),
+    ("alter", "says"),
     [
-        (["CREATE TRIGGER spy AFTER INSERT ON records BEGIN DELETE FROM pages; END"], "it has the trigger 'spy', which eir does not write"),
-        (["CREATE VIEW spied AS SELECT * FROM lists"], "it has the view 'spied', which eir does not write"),
-        (["CREATE TABLE more (x)"], "it has the table 'more', which eir does not write"),
-        (["CREATE INDEX mine ON lists (made)"], "it has the index 'mine'"),
-        (["DROP TABLE pages", f"CREATE VIEW pages AS {ENDLESS} id, x'00' AS keys, x'' AS extra FROM endless"], "it has the view 'pages'"),
-        (["DROP TABLE pages"], "its table pages is missing or has other columns"),
-        (["DROP TABLE pages", f"CREATE TABLE pages ({COLUMNS}, extra BLOB NOT NULL DEFAULT x'{'00' * 9999}')"], "its table pages"),
-        (["DROP TABLE pages", f"CREATE TABLE pages ({COLUMNS}, extra BLOB NOT NULL AS (zeroblob(1000000000)))"], "its table pages"),
-        (["UPDATE lists SET state = CAST(state AS BLOB)"], "its table lists has a value of another type"),
-        (["UPDATE lists SET name = NULL WHERE name = 'own'"], "its table lists has a value of another type"),
-        (["UPDATE records SET text = x'00'"], "its table records has a value of another type"),
-        (["UPDATE lists SET name = '../own' WHERE name = 'own'"], "'../own' is not the name of a list"),
-        (["UPDATE lists SET state = '[]'"], "is not a JSON object"),
-        ([f"UPDATE lists SET state = '{DEEP.decode()}'"], "is not JSON"),
-        (["UPDATE records SET text = json_set(text, '$.before', json('[]'))"], "invalid value"),
-        (["UPDATE records SET text = json_set(text, '$.number', json('[]'))"], "history is damaged"),
-        (["UPDATE pages SET keys = x'00'"], "digest"),
-        (["UPDATE pages SET keys = zeroblob(140000000) WHERE id = (SELECT min(id) FROM pages)"], "too big"),
-        (["PRAGMA application_id = 1"], "another program"),
-        (["PRAGMA user_version = 1"], "form 1"),
-        (["PRAGMA user_version = 99"], "newer eir"),
+        (lambda _: b"", "does not lead to its head"),
+        (lambda _: b"no list", "list own: "),
+        (lambda found: joined(found)[:-1], "longer than the file"),
+        (lambda _: DEEP + b"\n", "list own: "),
+        (lambda _: b"[]\n", "list own: "),
+        (lambda found: joined(found[1:]), "at the wrong place"),
+        (lambda found: joined([found[0], *found]), "at the wrong place"),
+        (lambda found: joined([found[0], *found[2:]]), "at the wrong place"),
+        (lambda found: joined(found[:2]), "damaged in the store: the base"),
+        (lambda found: with_line(found, 0, kind="other"), "at the wrong place"),
+        *((lambda found, size=size: with_line(found, 1, bytes=size), "list own: ") for size in (-1, 10**12, True, None, "5", 1.5)),
+        (lambda found: with_content(found, "head", lambda _: b"[]"), "a head must have the fields"),
+        (lambda found: with_content(found, "head", lambda _: DEEP), "list own: "),
+        (lambda found: with_content(found, "head", replaced(b'"entries":1', b'"entries":2')), "entries differs"),
+        (lambda found: with_content(found, "head", replaced(b'"reasons":["","lost"', b'"reasons":["","sold"')), "differs"),
+        (lambda found: with_content(found, "change", replaced(b'"who":"', b'"who":"x')), "does not lead to its head"),
+        (lambda found: with_content(found, "change", lambda _: b"{}"), "a change must have the fields"),
+        (lambda found: with_content(found, "part", flipped), "another digest"),
+        (lambda found: with_content(found, "part", bomb), "another digest"),
     ],
-    ids=lambda value: value[-1][:50] if isinstance(value, list) else "",
 )  # fmt: skip
-def test_a_hostile_sqlite_file_is_refused(host, members, tmp_path, statements, says):
+def test_a_damaged_list_is_refused(host, members, alter, says):
     contents, facts = members
-    altered = altered_lists(tmp_path, contents, *statements)
-    is_refused(host, packed(altered, facts_of(altered, facts)), says)
+    altered = {**contents, "lists/own": alter(records_of(contents["lists/own"]))}
+    is_refused(host, packed(altered, facts_of(altered, facts)), "is damaged", says, prefix=LIMITS)
 
 
-def varint(content, at):
-    """A number of SQLite of up to 8 bytes (fileformat2.html 1.6), and the place behind it."""
-    value = 0
-    while True:
-        value = value << 7 | content[at] & 127
-        at += 1
-        if content[at - 1] < 128:
-            return value, at
-
-
-def sharing_overflow(contents, tmp_path):
-    """The SQLite file with 60 pages of 160 kB each, all of whose content is in the same pages of the file."""
-    count, blob = 60, 4092 * 40 + 500
-    grown = altered_lists(
-        tmp_path,
-        contents,
-        f"INSERT INTO pages SELECT value, zeroblob(600), x'' FROM json_each('{[*range(1 << 60, (1 << 60) + count)]}')",
-        *(f"UPDATE pages SET keys = zeroblob({blob}) WHERE id = {(1 << 60) + number}" for number in range(count)),
-    )
-    content = bytearray(grown["lists.sqlite"])
-    shared = None
-    for page in range(4096, len(content), 4096):
-        if content[page] != 13:  # not a leaf of a table
-            continue
-        for cell in range(int.from_bytes(content[page + 3 : page + 5])):
-            at = page + int.from_bytes(content[page + 8 + 2 * cell : page + 10 + 2 * cell])
-            size, at = varint(content, at)
-            _, at = varint(content, at)
-            if size > blob:
-                at += 489 + (size - 489) % 4092
-                shared = shared or int.from_bytes(content[at : at + 4])
-                content[at : at + 4] = shared.to_bytes(4)
-    end = shared + 41
-    content[28:40] = end.to_bytes(4) + bytes(8)  # number of pages; no free ones
-    return {**contents, "lists.sqlite": bytes(content[: end * 4096])}
-
-
-def test_rows_that_share_their_content_do_not_fill_the_disk(host, members, tmp_path):
+@pytest.mark.parametrize(
+    "alter",
+    [lambda _: b"", lambda _: b"{}", lambda content: content.replace(b'"serial":1', b'"serial":9', 1),
+     lambda content: b"".join(line for line in content.splitlines(keepends=True) if b'"line":2' not in line),
+     lambda content: content.replace(b"main-000000000001", b"main-000000000002")],
+)  # fmt: skip
+def test_a_damaged_journal_is_refused(host, members, alter):
     contents, facts = members
-    altered = sharing_overflow(contents, tmp_path)
-    with closing(sqlite3.connect(tmp_path / "altered.sqlite")) as db:
-        (tmp_path / "altered.sqlite").write_bytes(altered["lists.sqlite"])
-        assert db.execute("SELECT sum(length(keys)) FROM pages").fetchone()[0] > 10 * len(altered["lists.sqlite"])
-    is_refused(host, packed(altered, facts_of(altered, facts)), "cannot be copied: database or disk is full")
+    altered = {**contents, "journal.jsonl": alter(contents["journal.jsonl"])}
+    is_refused(host, packed(altered, facts_of(altered, facts)), "is damaged")
 
 
-def test_what_is_no_sqlite_file_is_refused(host, members):
-    contents, facts = members
-    for content in (b"", b"no SQLite file" * 1000, contents["lists.sqlite"][:8192]):
-        altered = {**contents, "lists.sqlite": content}
-        is_refused(host, packed(altered, facts_of(altered, facts)), "lists.sqlite")
-
-
-def test_a_restored_file_has_the_schema_of_the_program(members, tmp_path, publisher):
-    """Its tables may be declared in another way; the texts of the declarations are not restored."""
-    contents, facts = members
-    spied = (
-        "UPDATE sqlite_master SET sql = replace(sql, 'TEXT NOT NULL', 'TEXT CHECK (1) NOT NULL') WHERE name = 'claims'"
-    )
-    altered = altered_lists(tmp_path, contents, spied)
-    (tmp_path / "eir.tar").write_bytes(packed(altered, facts_of(altered, facts)))
-    with Site(tmp_path / "new", publisher) as new:
+def test_a_journal_with_a_fault_does_not_prevent_a_backup(tmp_path, publisher):
+    with made(tmp_path / "site", publisher, "sqlite") as site, Site(tmp_path / "new", publisher) as new:
+        (path,) = (site.state / "journal").glob("main-*")
+        path.write_bytes(path.read_bytes().replace(b'"serial":1,', b'"serial":9,', 1))
+        assert "warning: the journal has 1 faults" in site.eir("backup", tmp_path / "eir.tar").stderr
         new.configure(lists=LISTS, policy=POLICY)
-        (tmp_path / "disk").mkdir()
-        new.state.symlink_to(tmp_path / "disk")
         new.eir("restore", tmp_path / "eir.tar")
-        with closing(sqlite3.connect(new.state / "lists.sqlite")) as db:
-            assert not db.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE '%CHECK%'").fetchall()
-        assert new.json("lists")
+        assert "was changed" in new.eir("history", "--verify", status=1).stderr
+
+
+def test_a_journal_stays_and_that_of_the_backup_is_kept_beside_it(tmp_path, publisher):
+    with made(tmp_path / "site", publisher, "sqlite") as site, Site(tmp_path / "new", publisher) as new:
+        site.eir("backup", tmp_path / "eir.tar")
+        new.configure(lists={**LISTS, "mine": {"local": True}}, policy=POLICY)
+        new.eir("add", "mine", THIRD, "--reason", "lost")
+        new.eir("restore", tmp_path / "eir.tar")
+        history = new.json("history", "-n", "100")
+        assert sorted(event["what"] for event in history) == ["add", "add", "import", "load", "load", "restore"]
+        assert "history is valid" in new.eir("history", "--verify").stdout
+        (witness,) = (new.state / "journal").glob("witness-*")
+        new.eir("restore", tmp_path / "eir.tar")
+        assert [*(new.state / "journal").glob("witness-*")] == [witness]
+        before = len(site.json("history", "-n", "100"))
+        site.eir("add", "own", UNLISTED, "--reason", "lost")
+        site.eir("restore", tmp_path / "eir.tar", status=1)
+        site.eir("restore", "--force", tmp_path / "eir.tar")
+        assert not [*(site.state / "journal").glob("witness-*")]  # this journal continues that of the backup
+        assert len(site.json("history", "-n", "100")) > before + 1
+        assert "history is valid" in site.eir("history", "--verify").stdout
 
 
 @pytest.mark.parametrize("content", [b"[]", DEEP, b'{"own": [1e999, "", ""]}', b"1"])
@@ -484,26 +488,16 @@ def test_a_damaged_file_of_marks_counts_as_empty(members, tmp_path, publisher, c
         assert new.json("lists")
 
 
-def test_views_of_an_operator_are_not_in_a_backup(tmp_path, publisher):
-    with made(tmp_path / "site", publisher, "sqlite") as site, Site(tmp_path / "new", publisher) as new:
-        with closing(sqlite3.connect(site.state / "lists.sqlite")) as db:
-            db.execute("CREATE VIEW mine AS SELECT name FROM lists")
-        site.eir("backup", tmp_path / "eir.tar")
-        new.configure(lists=LISTS, policy=POLICY)
-        new.eir("restore", tmp_path / "eir.tar")
-        assert facts(new) == facts(site)
-
-
 def test_a_killed_command_leaves_no_keys_and_the_next_one_removes_its_folder(host, members):
     def rooms():
         return [*host.state.glob(".backup-*")]
 
     whole = packed(*members)
     with host.popen("restore", "-", text=False, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        process.stdin.write(whole[:-20_000])
+        process.stdin.write(whole[: whole.index(b"lists/stolen\0")])
         process.stdin.flush()
         (room,) = until(rooms)
-        until((room / "lists.sqlite").exists)
+        until((room / "lists" / "own").exists)
         assert not [path.name for path in room.rglob("*") if "key" in path.name]
         host.eir("backup", host.folder / "beside.tar")
         assert rooms() == [room]  # a command that runs keeps its folder
@@ -511,6 +505,30 @@ def test_a_killed_command_leaves_no_keys_and_the_next_one_removes_its_folder(hos
     assert rooms() == [room]
     host.eir("restore", "--dry-run", host.folder / "beside.tar")
     assert not rooms()
+
+
+def test_a_store_that_lost_a_list_or_has_a_damaged_head_is_not_backed_up(tmp_path, publisher):
+    with made(tmp_path / "site", publisher, "sqlite") as site:
+        database = site.state / "lists.sqlite"
+        (site.state / "whole").write_bytes(database.read_bytes())
+        site.load([THIRD], serial=3)
+        with sqlite3.connect(database) as db:
+            db.execute("UPDATE heads SET head = '{' WHERE list = 'own'")
+        db.close()
+        assert "the head of list own is damaged" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        site.start()
+        until(lambda: site.is_copied({"stolen": 3}))
+        site.node.end()
+        for path in site.state.glob("lists.sqlite-*"):
+            path.unlink()
+        (site.state / "whole").replace(database)
+        refused = site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        assert "stolen: this node's copy has serial 3 (generation 3), and the backup 2 (2)" in refused
+        with sqlite3.connect(database) as db:
+            db.execute("DELETE FROM heads WHERE list = 'stolen'")
+        db.close()
+        assert "stolen: the store has no such list" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        assert not (tmp_path / "x.tar").exists()
 
 
 def test_an_existing_file_is_not_replaced(host):
@@ -523,7 +541,7 @@ def test_an_existing_file_is_not_replaced(host):
 
 
 def test_what_is_no_backup_is_refused(host, tmp_path, publisher):
-    link = tarfile.TarInfo("lists.sqlite")
+    link = tarfile.TarInfo("lists/own")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     for archive in (b"no tar", b"", tarfile.TarInfo("../evil").tobuf(), link.tobuf(), b"\0" * 10240):
         is_refused(host, archive, "is not a complete backup")
@@ -531,7 +549,7 @@ def test_what_is_no_backup_is_refused(host, tmp_path, publisher):
         assert "none.tar: No such file" in site.eir("restore", tmp_path / "none.tar", status=1).stderr
         assert not site.state.exists()
         site.state.mkdir()
-        assert "does not exist; load a list first" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        assert "has no list; load one first" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
         assert not (tmp_path / "x.tar").exists()
 
 

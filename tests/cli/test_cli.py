@@ -12,22 +12,28 @@ import socket
 import sqlite3
 import subprocess
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from full_disk import no_file_above
+from simulated import servers
 from simulated.certificates import Authority
 from simulated.luhn import check_digit
 from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site, run_eir, until
 from simulated.patience import PATIENCE_S, PROGRAM_S
+from simulated.servers import Server, programs
+from simulated.store_content import Lists
 from simulated.wire import EIR, HOST, REALM
 from typer.main import get_command
 
 from eir.cli.app import command_line
 from eir.cli.output import written_to
 from eir.disk import open_replacement
+from eir.errors import silent
+from eir.lists.log.journal import MAIN, Journal, JournalEvent
 from eir.lists.record.in_force import load_in_force
+from eir.lists.stores.open import open_store
 
 COMMANDS = get_command(command_line()).commands
 IMSI = "001010123456789"
@@ -190,6 +196,20 @@ class TestConfiguration:
         again.write_text(out)
         assert document(eir("config", "--json", "-c", again)) == document(eir("config", "--json"))
         assert document(eir("config", "--json"))["state"] == str(host.state)
+
+    @pytest.mark.skipif("redis" not in servers.programs(), reason="redis-server is not installed")
+    def test_connect_reports_a_redis_that_endangers_lists_or_is_away(self, eir, host):
+        path = host.folder / "redis.yaml"
+        with servers.Server(servers.programs()["redis"], "--maxmemory-policy", "allkeys-lru") as server:
+            path.write_text(f"{host.path.read_text()}\nstore: {server.url}\n")
+            assert eir("config", "-c", path)[2] == ""
+            status, out, err = eir("config", "--connect", "-c", path)
+            assert (status, out) == eir("config", "-c", path)[:2]
+            assert "set maxmemory-policy noeviction" in err
+            assert "every client of Redis can change lists without a password" in err
+        status, _, err = eir("config", "--connect", "-c", path)
+        assert status == 1
+        assert "start Redis, or correct `store`" in err
 
     def test_every_key_is_printed_without_a_file(self, eir):
         status, out, err = eir("config", "--reference", "-c", "nowhere.yaml")
@@ -413,7 +433,7 @@ class TestLists:
             for name in ("stolen", "tracked"):
                 site.load([LISTED], list_name=name)
             with closing(sqlite3.connect(site.state / "lists.sqlite")) as db, db:
-                db.execute("UPDATE lists SET state = '{' WHERE name = 'stolen'")
+                db.execute("UPDATE heads SET head = '{' WHERE list = 'stolen'")
             rows = document(eir("lists", "--json", "-c", site.path))
             assert [(row["list"], row["state"], row["serial"]) for row in rows] == [
                 ("stolen", "damaged", None),
@@ -431,7 +451,20 @@ class TestLists:
     def test_history(self, eir):
         found = document(eir("history", "--json"))
         assert {tuple(row) for row in found} == {
-            ("time", "who", "what", "list", "serial", "digest", "detail", "number", "chain", "count", "first")
+            (
+                "time",
+                "who",
+                "what",
+                "list",
+                "serial",
+                "digest",
+                "detail",
+                "generation",
+                "outcome",
+                "rows",
+                "count",
+                "first",
+            )
         }
         assert [(row["what"], row["list"], row["serial"]) for row in found] == [
             ("load", "stolen", 1), ("load", "tracked", 1), ("refuse", "tracked", 1),
@@ -569,7 +602,6 @@ class TestLists:
             assert "check digit" not in site.eir("add", "own", UNLISTED, "--reason", "a case").stderr
             node = site.start()
             until((site.state / "in-force.json").exists)
-            lost = "the store lost list own, which was in force here before: restore a backup"
             site.configure(lists={"other": {"local": True}}, policy={"rules": []})
             assert "list own is no longer configured: it has no effect" in site.eir("reload").stdout
             site.configure(lists={"own": {"local": True}}, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
@@ -578,13 +610,22 @@ class TestLists:
             for file in site.state.glob("lists.sqlite*"):
                 file.unlink()
             refused = site.eir("add", "own", TRACKED, "--reason", "a case", status=1).stderr
-            assert "nothing was changed: the store lost own, which was in force here; restore a backup" in refused
+            assert "list own: the store has lost generation 2, which this node holds; wait until a node" in refused
+            assert "never been loaded" in site.eir("rollback", "own", status=1).stderr
+            site.configure(heal=False)
             node = site.start()
-            assert lost in until(lambda: node.status()["troubles"])
+            until(lambda: "own" in str(node.status()["troubles"]))
             assert node.metrics()["eir_store_lost_data{list=own}"] == 1
-            (site.state / "in-force.json").unlink()
-            site.eir("add", "own", TRACKED, "--reason", "begun again")
+            assert site.json("check", UNLISTED)["status"] == "blacklisted", "the list stays in force"
+            assert "eir lists abandon own" in site.eir("add", "own", TRACKED, "--reason", "a case", status=1).stderr
+            abandoned = site.eir("lists", "abandon", "own", "--reason", "begun again").stdout
+            assert abandoned == "own: generation 2 is given up; 0 entries of the store are in force\n"
+            until(lambda: site.json("check", UNLISTED)["status"] == "whitelisted")
+            site.eir("add", "own", TRACKED, "--reason", "a case")
             until(lambda: not node.status()["troubles"])
+            assert [event["what"] for event in site.json("history", "own")][-2:] == ["abandon", "add"]
+            again = site.eir("lists", "abandon", "own", "--reason", "again", status=1).stderr
+            assert again == "eir: nothing was changed: the store has not lost own\n"
 
     def test_the_highest_serial_outlives_a_stop_at_once_and_an_older_backup(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:
@@ -607,6 +648,101 @@ class TestLists:
             site.load([LISTED], serial=6)
             site.eir("lists", "reset-serial", "stolen", "--to", "2", "--reason", "a mistake")
             assert load_in_force(site.state)["stolen"].mark == (1, 2)
+
+    def test_an_entry_that_begins_later_is_shown_with_its_begin_by_node_and_store(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            lists = {"own": {"local": True}, "again": {"local": True}}
+            site.configure(lists=lists, policy={"rules": [{"list": "own", "answer": "blacklisted"}]})
+            refused = site.eir("add", "own", LISTED, "--reason", "x", "--from", "soon", status=2).stderr
+            assert "--from soon: expected 2026-12-31, 2026-12-31T12:00:00Z, or a duration" in refused
+            backwards = ("--from", "2100-01-02", "--until", "2100-01-01")
+            assert (
+                "expected --from before --until"
+                in site.eir("add", "own", LISTED, "--reason", "x", *backwards, status=1).stderr
+            )
+            times = ("--from", "2100-01-01", "--until", "2100-01-31")
+            added = site.json("add", "own", LISTED, "--reason", "notice", *times)
+            assert (added["come"], added["entries"]) == (1, 1)
+            site.eir("add", "own", UNLISTED, "--reason", "stolen")
+            begin, end = "2100-01-01T00:00:00Z", "2100-02-01T00:00:00Z"
+
+            def shown(*options):
+                found = site.json("check", LISTED, *options)
+                assert (found["status"], found["pending"]) == ("whitelisted", [{"list": "own", "begin": begin}])
+                assert f"  from {begin}: list own\n" in site.eir("check", LISTED, *options).stdout
+                assert site.json("check", UNLISTED, *options)["pending"] == []
+                rows = site.json("show", "own", *options)["entries"]
+                assert [(row["begin"], row["until"], row["reason"]) for row in rows] == [
+                    (None, None, "stolen"), (begin, end, "notice"),
+                ]  # fmt: skip
+                assert re.search(
+                    rf"^{LISTED} +{begin} +notice +{end} ", site.eir("show", "own", *options).stdout, re.MULTILINE
+                )
+
+            shown()
+            node = site.start()
+            shown()
+            shown("--store")
+            assert node.metrics()["eir_list_pending{list=own}"] == 1
+            site.eir("add", "own", LISTED, "--reason", "stolen", "--replace")
+            until(lambda: site.json("check", LISTED)["status"] == "blacklisted")
+            site.eir("rollback", "own")
+            until(lambda: node.metrics()["eir_list_pending{list=own}"] == 1)
+            exported = site.folder / "own.csv"
+            site.eir("export", "own", "--out", exported)
+            assert exported.read_text() == (
+                f"imei,reason,begin,until\n{LISTED},notice,{begin},{end}\n{UNLISTED},stolen,,\n"
+            )
+            site.eir("add", "again", "--file", exported, "--reason", "as own")
+            digests = {row["list"]: row["digest"] for row in site.json("lists", "--store")}
+            assert digests["own"] == digests["again"]
+
+    async def test_the_author_of_an_entry_is_in_the_log_or_the_journal_or_unknown(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site:
+            site.configure(lists={"own": {"local": True}}, policy={"rules": []})
+            site.state.mkdir(mode=0o750)
+            store = open_store("sqlite", site.state)
+            lists = Lists(store, "old@host")
+            await lists.load(map(int, (LISTED, UNLISTED)))  # as a base, which names no rows
+            await lists.change([int(TRACKED)])
+            await store.close()
+
+            async def authors():
+                found = json.loads((await site.eir_beside("show", "own", "--json")).stdout)
+                return {row["entry"]: (row["who"], row["time"]) for row in found["entries"]}
+
+            found = await authors()
+            assert found[LISTED] == found[UNLISTED] == ("before this journal", None)
+            assert found[TRACKED][0] == "old@host"
+            journal = Journal(
+                site.state / "journal", keep=timedelta(days=1), max_bytes=1 << 20, feed_max_bytes=1 << 20, report=silent
+            )
+            journal.open()
+            rows = ({"effect": "added", "imei": LISTED}, {"effect": "removed", "imei": UNLISTED})
+            moment = "2026-11-24T00:00:00Z"
+            journal.append(
+                MAIN, JournalEvent(time=moment, who="an operator", what="add", list="own", change="x", rows=rows)
+            )
+            journal.close()
+            assert await authors() == found | {LISTED: ("an operator", moment)}
+
+    @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
+    def test_a_host_without_a_node_begins_a_list_of_a_shared_store_only_with_first(self, host, tmp_path):
+        with Site(tmp_path / "site", host.publisher) as site, Server(programs()["redis"]) as redis:
+            rules = [{"list": "own", "answer": "blacklisted"}]
+            lists = {"own": {"local": True}, "other": {"local": True}}
+            site.configure(store=redis.url, lists=lists, policy={"rules": rules})
+            add = ("add", "own", LISTED, "--reason", "x")
+            assert "if the list is new, repeat the command with --first" in site.eir(*add, status=1).stderr
+            assert "nothing was changed" in site.eir(*add, "--dry-run").stdout
+            site.eir(*add, "--first")
+            site.eir("add", "own", UNLISTED, "--reason", "x")
+            node = site.start()
+            until(site.is_copied)
+            site.eir("add", "other", LISTED, "--reason", "x")  # the node knows the lists
+            node.end()
+            redis.flush()
+            assert "eir lists abandon own" in site.eir(*add, "--first", status=1).stderr
 
     def test_a_whole_tac_takes_force_and_a_dry_run_prints_its_size(self, host, tmp_path):
         with Site(tmp_path / "site", host.publisher) as site:

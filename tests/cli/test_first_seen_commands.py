@@ -58,7 +58,7 @@ def test_a_node_follows_an_import_and_shows_the_ends_of_periods(imported):
     site = imported
     fault = "no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 13 characters"
     assert site.said == {
-        "source": "old.csv", "dry_run": False, "devices": 5, "new": 4, "earlier": 0, "registered": 1, "over": 1, "begun": 3, "bad_rows": 1, "complaints": [f"old.csv:7: {fault}"],
+        "source": "old.csv", "dry_run": False, "import": 1, "devices": 5, "new": 4, "earlier": 0, "registered": 1, "over": 1, "begun": 3, "bad_rows": 1, "complaints": [f"old.csv:7: {fault}"],
     }  # fmt: skip
     ends = [{"day": str(UNTIL[each]), "devices": 1} for each in (SOON, AMNESTY, LATER)]
 
@@ -123,7 +123,7 @@ def test_an_import_of_a_wrong_file_bars_a_phone_until_it_is_taken_back(imported)
     assert "1 devices removed from the record, 1 with their day before the import, 0 left" in undone
     until(lambda: site.json("check", LATER)["until"] == str(UNTIL[LATER]))
     assert site.eir("export", "first-seen").stdout == before
-    history = site.eir("history", "first-seen").stdout
+    history = site.eir("history", "first-seen+import").stdout
     assert ("import of wrong.csv" in history, "undo of the import of wrong.csv" in history) == (True, True)
     assert "has been taken back already" in site.eir("first-seen", "undo", status=1).stderr
     assert all("dates" not in row["list"] for row in site.json("lists"))
@@ -170,8 +170,8 @@ def test_the_record_of_checks_as_the_source(tmp_path, publisher):
         site.eir("sightings", "import", log)
         site.configure(first_seen={"list": "seen-here"})
         assert site.eir("first-seen", "import", "--from-sightings").stdout == (
-            "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them; periods of grace: 0 over, 1 begun\n"
+            "seen-here: 2 devices: 1 new on record, 0 with an earlier day, 0 unchanged, 1 left out because a list registers them; periods of grace: 0 over, 1 begun; import 1\n"
         )
         assert rows_of(site.eir("export", "seen-here").stdout)[1][:2] == [LATER, "2026-11-01"]
-        shown = site.eir("history", "seen-here").stdout
+        shown = site.eir("history", "seen-here+import").stdout
         assert "import of the record of checks" in shown

@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 from simulated.node import LISTED, TRACKED, UNLISTED, until
-from simulated.store_content import event
 from simulated.wire import HOST, REALM
 
 from eir.checks.explain import question_of
@@ -15,7 +14,8 @@ from eir.checks.settings import PolicySettings
 from eir.cli.why import ANSWER, answer_history, format_sheet
 from eir.device import device_key
 from eir.interfaces.s13 import INTERFACE
-from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.log.journal import Journal, JournalEvent
+from eir.lists.stores.open import JOURNAL
 
 IMSI = "001010123456789"
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -72,16 +72,21 @@ def told(shared):
 @pytest.fixture
 async def explained(tmp_path):
     """The history of an answer at 12:00 to a device that no list names, with reloads before and after."""
-    store = SqliteStore(tmp_path / "lists.sqlite")
-    for hour, detail in (
-        (11, "changed: policy"), (13, "changed: policy"), (14, "changed: log"), (15, "changed: http, peers"), (16, "changed: policy, log"),
+    journal = Journal(
+        tmp_path / JOURNAL, keep=timedelta(days=9), max_bytes=1 << 20, feed_max_bytes=1 << 20, report=print
+    )
+    journal.open()
+    for hour, what, detail in (
+        (11, "reload", "changed: policy"), (13, "reload", "changed: policy"), (14, "reload", "changed: log"),
+        (15, "reload", "changed: http, peers"), (16, "reload", "changed: policy, log"), (17, "trace", "changed: policy"),
     ):  # fmt: skip
-        await store.record(event(None, what="reload", time=f"2026-11-24T{hour}:00:00Z", detail=detail))
-    await store.record(event(None, what="adopt", time="2026-11-24T17:00:00Z", detail="changed: policy"))
-    config = SimpleNamespace(lists={}, lists_and_record={}, policy=PolicySettings())
+        journal.append_event(
+            JournalEvent(time=f"2026-11-24T{hour}:00:00Z", who="tester@host", what=what, detail=detail)
+        )
+    journal.close()
+    config = SimpleNamespace(lists={}, lists_and_record={}, policy=PolicySettings(), state=tmp_path)
     question = question_of(LISTED, imsi="", software_version="", origin_host="", origin_realm="")
-    yield await answer_history(config, store, question, device_key(LISTED), NOON)
-    await store.close()
+    return await answer_history(config, None, question, device_key(LISTED), NOON)
 
 
 def test_reloads_since_then_are_those_that_changed_policy_or_peers(explained):
@@ -101,7 +106,7 @@ def test_the_sheet_names_the_rule(explained, rule, list_name, line):
     row = dict.fromkeys(ANSWER, "") | {"first": NOON.isoformat(), "last": NOON.isoformat(), "checks": 1}
     sheet = format_sheet(LISTED, NOON, [row | {"rule": rule, "list": list_name}], [], explained)
     assert line in sheet.splitlines()
-    assert "2026-11-24 15:00:00Z tester@host applied a changed configuration (record 4): changed: http, peers" in sheet
+    assert "2026-11-24 15:00:00Z tester@host applied a changed configuration: changed: http, peers" in sheet
 
 
 def test_what_was_answered_then_and_what_stood_behind_it(told):

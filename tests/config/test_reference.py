@@ -273,7 +273,8 @@ def key(tmp_path):
 
 
 async def test_sample_lists_are_published_and_loaded(tmp_path, key):
-    from eir.lists.changes.load import load_release
+    from simulated.releases import load_release
+
     from eir.lists.releases.publish import publish
     from eir.lists.stores.open import open_store
 

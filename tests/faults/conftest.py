@@ -18,8 +18,8 @@ def redis_program():
 class Calm:
     """One server and one fleet for the tests of a module; a new one where a test has left them in disorder."""
 
-    def __init__(self, program, folder, publisher):
-        self._program, self._folder, self._publisher = program, folder, publisher
+    def __init__(self, program, folder, publisher, **settings):
+        self._program, self._folder, self._publisher, self._settings = program, folder, publisher, settings
         self._number, self.server, self.fleet = 0, None, None
 
     def get(self):
@@ -28,7 +28,7 @@ class Calm:
             self._number += 1
             self.server = Server(self._program, *OPTIONS).start()
             url = self.server.url.replace("//", "//eir:secret@")
-            self.fleet = Fleet(self._folder / str(self._number), self._publisher, url)
+            self.fleet = Fleet(self._folder / str(self._number), self._publisher, url, **self._settings)
         return self.server, self.fleet
 
     def _is_calm(self):

@@ -9,13 +9,13 @@ from simulated.node import Site, until
 from witness import Truth, Witness
 
 from eir.errors import StoreError
-from eir.lists.stores.open import COPY_FILE
+from eir.lists.follow.list_copy import copied_heads
+from eir.lists.stores.open import COPIES
 from eir.lists.stores.redis import RedisStore
-from eir.lists.stores.sqlite import SqliteStore
 
 LIST = "stolen"
 HELD = [f"{35_000_000 + n:08d}{n * 31:06d}" for n in range(2_500)]
-"""Always listed; a page each, so that a load is more than one command."""
+"""Always listed."""
 NEVER = [f"{35_000_000 + n:08d}{n * 31 + 7:06d}" for n in range(10)]
 WATCHDOG_S = 6
 USER = "--user eir on >secret ~* &* +@all"
@@ -29,13 +29,13 @@ def added(serial):
 
 
 class Fleet:
-    """`held`: what the list has in each release."""
+    """`held`: what the list has in each release; `kept`: number of releases in which the device stays that a release adds."""
 
-    def __init__(self, folder, publisher, url, *, nodes=2, workers=2, held=HELD, **settings):
+    def __init__(self, folder, publisher, url, *, nodes=2, workers=2, held=HELD, kept=1000, **settings):
         self.url = self.looked_at = url
         """`looked_at`: where a test looks at the store, past a proxy if there is one."""
         self.folder, self.publisher, self.settings = folder, publisher, settings
-        self.truth, self.serial, self.held_always = None, 0, held
+        self.truth, self.serial, self.held_always, self.kept = None, 0, held, kept
         with ExitStack() as stack:
             self.loader = self.site("loader", url)
             self.sites = [
@@ -78,7 +78,7 @@ class Fleet:
     # ---- loads ----
 
     def content(self, serial):
-        return [*self.held_always, *(added(each) for each in range(1, serial + 1))]
+        return [*self.held_always, *(added(each) for each in range(max(1, serial - self.kept + 1), serial + 1))]
 
     def publish(self, serial=None, *, site=None):
         """The manifest of a release, by default of the next."""
@@ -116,16 +116,12 @@ class Fleet:
     # ---- what is held ----
 
     def stored(self):
-        """The list's state in the store; None while the store does not say."""
-        return self.state_in(RedisStore(self.looked_at))
-
-    @staticmethod
-    def state_in(store):
-        """The same for any store, which is closed then."""
+        """The list's head in the store; None while the store does not say."""
 
         async def ask():
+            store = RedisStore(self.looked_at)
             try:
-                return await store.state(LIST)
+                return (await store.heads()).get(LIST)
             except StoreError:
                 return None
             finally:
@@ -144,13 +140,13 @@ class Fleet:
             return False
         found = self.stored()
         return found is not None and all(
-            held is not None and (held["generation"], held["digest"]) == (found.generation, found.content_digest)
+            held is not None and (held["generation"], held["digest"]) == (found.generation, found.content)
             for held in self.held()
         )
 
     def is_copied(self):
         """The last good copy of every node is what its workers hold."""
-        copied = [self.state_in(SqliteStore(site.state / COPY_FILE)) for site in self.sites]
+        copied = [copied_heads(site.state / COPIES).get(LIST) for site in self.sites]
         return None not in copied and [each.generation for each in copied] == [
             held["generation"] for held in self.held()
         ]

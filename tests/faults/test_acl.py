@@ -1,44 +1,39 @@
-"""The three users for Redis of config/LISTS.md: with exactly these rights everything works, without any one of them it does not."""
+"""The four users for Redis of config/LISTS.md: with exactly these rights everything works, without any one of them it does not."""
 
 import asyncio
 import contextlib
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commits import commit, commit_base, everything, parts_of
 from groups import Cluster, Watched
-from simulated.follower import QUICK, Node
 from simulated.node import until as wait_until
-from simulated.patience import PATIENCE_S
 from simulated.servers import Server
-from simulated.store_content import event, page, pages_of, state, until
 
 from eir.errors import StoreError
-from eir.lists.follow.history import HistoryKeeper
-from eir.lists.pages.pages import PAGE_KEYS
-from eir.lists.record.history import read_record
-from eir.lists.record.settings import HistorySettings
 from eir.lists.stores.redis import RedisStore
-from eir.lists.stores.sqlite import SqliteStore
 
 PAGE = Path(__file__).parents[2] / "config" / "LISTS.md"
-A = pages_of([1, 2, 5 * PAGE_KEYS])
-B = [page(0, [3, 4], reasons=b"\x00\x01"), *pages_of([7 * PAGE_KEYS])]
-HARM = ("FLUSHALL", "CONFIG SET maxmemory 1", "SHUTDOWN", "KEYS *", "GET other", "DEL other", "ACL LIST", "EVAL x 0")
+LOADER, HEALER, RECORDER, WORKER = "loader", "healer", "recorder", "worker"
+USERS = (LOADER, HEALER, RECORDER, WORKER)
+WRITTEN = {LOADER: "stolen", HEALER: "stolen", RECORDER: "first-seen"}
+"""List that a user writes here."""
+HARM = (
+    "FLUSHALL", "CONFIG SET maxmemory 1", "SHUTDOWN", "KEYS *", "GET other", "UNLINK other", "ACL LIST", "FUNCTION LIST", "SCRIPT FLUSH",
+    "EVAL return(redis.call('SET',KEYS[1],1)) 1 other", "EVAL return(redis.call('FLUSHALL')) 0",
+)  # fmt: skip
 
 
 def users():
     """User → rules, as config/LISTS.md gives them."""
     found = re.findall(r"^user (\S+) (.+)$", PAGE.read_text(), re.MULTILINE)
-    return {name: rules.split() for name, rules in found}
-
-
-LOADER, HEALER, WORKER = "loader", "healer", "worker"
+    return {name: re.findall(r"\([^)]*\)|\S+", rules) for name, rules in found}
 
 
 def rights(user):
-    return [rule for rule in users()[user] if rule.startswith("+")]
+    """The rights of a user. A selector, which has rights for a key of its own, is one of them."""
+    return [rule for rule in users()[user] if rule.startswith(("+", "("))]
 
 
 @pytest.fixture(scope="module")
@@ -69,149 +64,92 @@ async def opened(server, user):
         await store.close()
 
 
-async def mend(server, folder):
-    """All that a node does that heals and loads nothing."""
-    async with opened(server, HEALER) as store:
-        admin = RedisStore(server.url)
-        await admin.replace("a", state(A), A, seen=0, event=event("a"))
-        await admin.record(event("a", "refused", what="refuse", detail="expired: …"))
-        await admin.close()
-        await record(store, folder)
-        assert await store.trim_history("2000-01-01T00:00:00Z", 1 << 30, event(None, what="trim")) == 0
-        await heal(server, folder, store)
-        assert {"store_may_evict", "store_not_replicated"} <= set(store.said)
-    server.command("FLUSHALL")
-    await follow(server, folder, HEALER)
+async def read(store, head, name):
+    """All that a node reads, and the commands that only show."""
+    heads = await store.heads()
+    assert heads[name] == head
+    log = await store.log(name, 0)
+    assert await parts_of(store, log[-1].change.base_id, name) == [b"x", b"y"]
+    await store.wait({}, 60)
+    assert "store_may_evict" in store.said
 
 
-async def load(server, folder):
-    """All that a loader does, and a node that heals or watches a drop folder."""
+async def write(store, name):
+    """All that is written of a list: changes, bases, what is old goes, and a load that fails."""
+    head, _ = await commit_base(store, name=name)
+    head, _ = await commit(store, head, name=name)
+    head, _ = await commit_base(store, head, name=name, oldest=2)
+    head, _ = await commit_base(store, head, name=name, oldest=3)
+    log = await store.log(name, 0)
+    assert [entry.rows for entry in log] == [None, None, b"rows", b"rows"]
+    assert await parts_of(store, log[0].change.base_id, name) == []
+
+    def failing():
+        yield b"x"
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        await store.stage(name, "failed", failing())
+    assert "store_not_replicated" in store.said
+    await read(store, head, name)
+
+
+async def load(server):
+    """All that a loader does, and a node with a drop folder."""
     async with opened(server, LOADER) as store:
-        await store.replace("a", state(A), A, seen=0)
-        await store.replace("a", state(B, serial=2), B, seen=1)
-        await store.amend("a", state([page(0, [9]), B[1]], serial=3), [page(0, [9]), page(8, [])], seen=2)
-        await store.rollback("a", seen=3)
-        await store.replace("a", state(A, serial=5), A, seen=4)
-        await store.rollback("a", seen=5)
-        await store.record(event("a"))
-        await store.record(event("a", "refused", what="refuse", detail="expired: …"))
-        await record(store, folder)
-        assert await store.claim("inbox", "me", 5)
-        assert await store.claim("inbox", "me", 5)
-        assert not await store.claim("inbox", "you", 5)
-        assert await store.claim("inbox", "me", 0)
-        assert {"store_may_evict", "store_not_replicated"} <= set(store.said)
-        await heal(server, folder, store)
-    server.command("FLUSHALL")
-    await follow(server, folder, LOADER)
+        await write(store, WRITTEN[LOADER])
+        await leases(store, "inbox")
 
 
-async def record(store, folder):
-    """What a node does about the history: write what waits, forget, copy, give back."""
-    copy = SqliteStore(folder / "history.sqlite")
-    said = []
-    keeper = HistoryKeeper(copy, writes=True, who="node", report=lambda what, **_: said.append(what))
-    try:
-        keeper.add(event(None, what="reload"))
-        await keeper.maintain(store, HistorySettings(keep=1))
-        await keeper.maintain(store, HistorySettings())
-        await store.rewrite_history(nothing(), (), after=0, seen=await store.ledger(), exact=True)
-        await keeper.maintain(store, HistorySettings())
-        assert [what for what in said if what != "history_at"] == ["history_healed"]
-    finally:
-        await keeper.close()
+async def leases(store, task):
+    assert await store.claim(task, "me", 5)
+    assert await store.claim(task, "me", 5)
+    assert not await store.claim(task, "you", 5)
+    assert await store.claim(task, "me", 0)
 
 
-async def nothing():
-    for batch in ():
-        yield batch
+async def heal(server):
+    """All that a node does that writes lists back and loads nothing."""
+    async with opened(server, HEALER) as store:
+        await write(store, WRITTEN[HEALER])
+        await leases(store, "apply-again:stolen")
 
 
-OFTEN = replace(QUICK, wait_s=0.05)
-LESS_S = 3
-"""Limit for a condition that a missing right prevents."""
-WAITS = {(HEALER, "+acl|dryrun"), (HEALER, "+client|setinfo"), (HEALER, "+hscan")}
-"""Without these rights a node waits for the limit."""
+async def record(server):
+    """All that a node does that writes learned lists only."""
+    async with opened(server, RECORDER) as store:
+        await write(store, WRITTEN[RECORDER])
+        await follow(server, RECORDER)
 
 
-async def heal(server, folder, store):
-    copy = SqliteStore(folder / "copy.sqlite")
-    try:
-        async with Node(store, {"a": "devices"}, copy=copy, pauses=OFTEN) as node:
-            await until(lambda: is_there(copy), server.patience_s)
-            server.command("DEL", "eir:{a}:state")
-            await comes(server, node, lambda: node.follower.errors["lost_data"])
-            await comes(server, node, lambda: not node.follower.lost)
-            await until(lambda: is_there(store), server.patience_s)  # healed, and not yet to be found lost
-            await until(lambda: is_recorded(store), server.patience_s)
-    finally:
-        await copy.close()
-
-
-async def comes(server, node, condition):
-    """Wait for something that does not come where Redis denied the node what it takes."""
-
-    def denied():
-        return any("noperm" in cause for cause in node.follower.errors)
-
-    await until(lambda: condition() or denied(), server.patience_s)
-    assert not denied()
-
-
-async def is_there(copy):
-    return await copy.state("a") is not None
-
-
-async def is_recorded(store):
-    """The event of the healing is in the history, and not only beside the list."""
-    records = [each async for batch in store.records() for each in batch]
-    return any(read_record(each).what == "heal" for each in records)
-
-
-async def follow(server, _, user=WORKER):
-    """All that a node does that only follows, and the commands that only show."""
+async def follow(server, user=WORKER):
+    """All that a node does that only follows."""
     admin = RedisStore(server.url)
     try:
-        await admin.replace("a", state(A), A, seen=0)
-        await admin.record(event("a"))
+        head, _ = await commit_base(admin)
         async with opened(server, user) as store:
-            async with Node(store, {"a": "devices"}, pauses=OFTEN) as node:
-                assert node.index.lists["a"].holds(1)
-                await admin.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
-                await comes(server, node, lambda: node.generation() == 2)
-                await admin.replace("a", state(B, serial=3), B, seen=2)
-                await comes(server, node, lambda: node.generation() == 3)
-                assert not node.follower.errors
-            assert (await store.states()).keys() == {"a"}  # `eir lists`
-            assert (await store.outcomes())[0].count == 1
-            assert len(await store.history()) == 1
-            assert (
-                (await store.ledger()).number == len([each async for batch in store.records() for each in batch]) == 1
-            )
-            assert await store.folds() == []
+            await read(store, head, "stolen")
             assert store.said == ["store_may_evict", "store_unprotected"], store.said
     finally:
         await admin.close()
 
 
-WORK = {LOADER: load, HEALER: mend, WORKER: follow}
+WORK = {LOADER: load, HEALER: heal, RECORDER: record, WORKER: follow}
 
 
-def works(server, user, folder, patience_s=PATIENCE_S):
+def works(server, user):
     """Whether all that the user is for works, and nothing was tried that it may not do.
 
-    A replica that is asleep makes a loader wait, and say so.
+    A replica that is asleep makes a writer wait, and say so.
     """
     server.command("FLUSHALL")
-    server.patience_s = patience_s
-    folder.mkdir()
     if user != WORKER:
         # Only a replica that is there makes a writer wait; one that was asleep for long has to come back first.
         wait_until(lambda: b"state=online" in server.command("INFO", "replication"))
         server.replica.pause()
     try:
-        asyncio.run(WORK[user](server, folder))
-    except (StoreError, AssertionError, TimeoutError) as error:
+        asyncio.run(WORK[user](server))
+    except (StoreError, AssertionError) as error:
         print(repr(error))
         return False
     finally:
@@ -219,43 +157,43 @@ def works(server, user, folder, patience_s=PATIENCE_S):
     return server.command("ACL", "LOG") == b"*0\r\n"
 
 
-@pytest.mark.parametrize("user", [LOADER, HEALER, WORKER])
-def test_with_these_rights_all_works(server, user, tmp_path):
+@pytest.mark.parametrize("user", USERS)
+def test_with_these_rights_all_works(server, user):
     allow(server, user)
-    assert works(server, user, tmp_path / "all")
+    assert works(server, user)
+
+
+@pytest.mark.parametrize(("user", "right"), [(user, right) for user in USERS for right in rights(user)])
+def test_without_one_it_does_not(server, user, right):
+    allow(server, user, without=(right,))
+    assert not works(server, user)
 
 
 @pytest.mark.parametrize(
-    ("user", "right"),
+    ("user", "name"),
     [
-        pytest.param(user, right, marks=[pytest.mark.long] * ((user, right) in WAITS))
-        for user in (LOADER, HEALER, WORKER)
-        for right in rights(user)
+        (WORKER, "stolen"), (WORKER, "first-seen"), (RECORDER, "stolen"), (RECORDER, "first-seen+import"), (RECORDER, "first-seen2"),
     ],
-)
-def test_without_one_it_does_not(server, user, right, tmp_path):
-    allow(server, user, without=(right,))
-    assert not works(server, user, tmp_path / "less", LESS_S)
-
-
-async def test_a_worker_changes_nothing(server):
-    allow(server, WORKER)
-    allow(server, LOADER)
+)  # fmt: skip
+async def test_a_user_changes_no_other_list(server, user, name):
+    allow(server, user)
     server.command("FLUSHALL")
-    async with opened(server, LOADER) as store:
-        for seen in range(2):
-            await store.replace("a", state(A), A, seen=seen)
-    async with opened(server, WORKER) as store:
-        for write in (
-            lambda: store.replace("a", state(B), B, seen=2),
-            lambda: store.amend("a", state(B), B, seen=2),
-            lambda: store.rollback("a", seen=2),
-            lambda: store.record(event("a")),
-            lambda: store.claim("inbox", "me", 5),
+    admin = RedisStore(server.url)
+    head, _ = await commit_base(admin, name=name)
+    before = await everything(admin, name)
+    async with opened(server, user) as store:
+        for change in (
+            commit(store, head, name=name),
+            commit_base(store, head, name=name),
+            store.link.execute("UNLINK", f"eir:{{{name}}}:head"),
+            store.link.execute("UNLINK", "eir:lists"),
+            store.claim("inbox", "me", 5),
         ):
             with pytest.raises(StoreError) as caught:
-                await write()
+                await change
             assert caught.value.cause == "noperm"
+    assert await everything(admin, name) == before
+    await admin.close()
 
 
 async def test_a_healer_holds_up_no_drop_folder(server):
@@ -267,11 +205,12 @@ async def test_a_healer_holds_up_no_drop_folder(server):
         assert caught.value.cause == "noperm"
 
 
-@pytest.mark.parametrize("user", [LOADER, HEALER, WORKER])
+@pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("harm", HARM)
 def test_neither_does_harm(server, user, harm):
     allow(server, user)
-    assert b"-NOPERM" in server.command("AUTH", user, "secret", then=harm.split())
+    reply = server.command("AUTH", user, "secret", then=harm.split(" "))
+    assert reply.startswith((b"-NOPERM", b"-ERR ACL failure in script")), reply
 
 
 IN_A_CLUSTER = "+cluster|slots"
@@ -322,7 +261,7 @@ async def test_passwords_from_files(cluster, watched, tmp_path):
 async def is_read(url):
     store = RedisStore(url)
     try:
-        await store.states()
+        await store.heads()
     except StoreError:
         return False
     finally:
@@ -340,3 +279,28 @@ def cluster(redis_program):
 def watched(redis_program):
     with Watched(redis_program, sentinels=1) as made:
         yield made
+
+
+ALL = frozenset({"first-seen", "first-seen+import", "stolen"})
+STOLEN = {WORKER: frozenset(), RECORDER: frozenset({"first-seen"}), HEALER: ALL, LOADER: ALL}
+"""Lists that a thief of each user can change. Nodes bound a change of the record itself: tests/lists/follow/test_learned.py."""
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_a_thief_of_a_user_can_do_no_more_than_the_page_on_security_says(server, user):
+    server.flush()
+    allow(server, user)
+    async with opened(server, user) as store:
+        for name in sorted(ALL):
+            if name in STOLEN[user]:
+                await commit_base(store, name=name)
+            else:
+                with pytest.raises(StoreError) as raised:
+                    await commit_base(store, name=name)
+                assert raised.value.cause == "noperm"
+        if user == LOADER:
+            assert await store.claim("inbox", "thief", 60)
+        else:
+            with pytest.raises(StoreError) as raised:
+                await store.claim("inbox", "thief", 60)
+            assert raised.value.cause == "noperm"

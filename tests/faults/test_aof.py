@@ -1,17 +1,13 @@
-"""A Redis that restarts, with the user file of config/LISTS.md and an AOF: lists, what a rollback needs, serials and the history are there."""
+"""A Redis that restarts, with the user file of config/LISTS.md and an AOF: heads, logs, rows and bases are there."""
 
 import contextlib
 
 import pytest
+from commits import commit, commit_base, everything
 from simulated.servers import USER_FILE, Protected, programs
-from simulated.store_content import event, page, pages_of, state
 
 from eir.errors import StoreError
-from eir.lists.pages.pages import PAGE_KEYS
-from eir.lists.record.history import chain_faults
 from eir.lists.stores.redis import RedisStore
-
-A, B = pages_of([1, 2]), pages_of([3, 5 * PAGE_KEYS])
 
 
 @pytest.fixture(params=programs())
@@ -47,14 +43,14 @@ def rewritten(server):
 async def test_a_restart_loses_nothing(program, ends, rewrites):
     with Protected(program, "--appendfsync", "always") as server:
         async with opened(server) as store:
-            await store.replace("a", state(A, serial=60), A, seen=0, event=event("a", detail="first"))
+            head, _ = await commit_base(store, serial=60)
+            await store.stage("stolen", "lost", [b"x"])
             if rewrites:
                 rewritten(server)
-            await store.replace("a", state(B, serial=61), B, seen=1, event=event("a", detail="second"))
-            await store.amend(
-                "a", state([*B, page(9, [1])], serial=62), [page(9, [1])], seen=2, event=event("a", detail="third")
-            )
-            await store.record(event(None, "refused", what="refuse", detail="bad: …"))
+            for serial in (61, 62):
+                head, _ = await commit_base(store, head, serial=serial)
+            head, _ = await commit(store, head, oldest=2)
+            assert await store.claim("inbox", "me", 600)
             before = await everything(store)
             if len(rewrites) > 1:
                 rewritten(server)
@@ -62,59 +58,15 @@ async def test_a_restart_loses_nothing(program, ends, rewrites):
         server.start()
         async with opened(server) as store:
             assert await everything(store) == before
-            await store.rollback("a", seen=3)
-            await store.rollback("a", seen=4)
-            found = await store.state("a")
-            assert (found.serial, found.highest_serial, found.generation) == (60, 62, 5)
-            assert [each async for _, batch in store.pages("a") for each in batch] == A
+            assert not await store.claim("inbox", "you", 5)
+            await commit(store, head)
             assert not store.said
-
-
-async def everything(store):
-    records = [each async for batch in store.records() for each in batch]
-    assert not list(chain_faults(records, await store.folds(), await store.ledger()))
-    return (
-        await store.states(),
-        await store.releases("a"),
-        records,
-        await store.folds(),
-        await store.ledger(),
-        await store.outcomes(),
-        await store.changes("a", 0),
-    )
 
 
 OFF = "user default off"
 
 
-@pytest.mark.long(
-    short=[
-        "redis-worker-users0-yes-False",
-        "redis-worker-users1-yes-True",
-        "redis-worker-users2-no-False",
-        "redis-worker-users3-yes-True",
-        "redis-worker-users4-yes-True",
-        "redis-worker-users5-yes-True",
-        "redis-worker-users6-yes-False",
-        "redis-worker-users7-yes-False",
-        "redis-healer-users0-yes-False",
-        "redis-healer-users1-yes-True",
-        "redis-healer-users2-no-False",
-        "redis-healer-users3-yes-True",
-        "redis-healer-users4-yes-True",
-        "redis-healer-users5-yes-True",
-        "redis-healer-users6-yes-False",
-        "redis-healer-users7-yes-False",
-        "redis-loader-users0-yes-False",
-        "redis-loader-users1-yes-True",
-        "redis-loader-users2-no-False",
-        "redis-loader-users3-yes-True",
-        "redis-loader-users4-yes-True",
-        "redis-loader-users5-yes-True",
-        "redis-loader-users6-yes-False",
-        "redis-loader-users7-yes-False",
-    ]
-)
+@pytest.mark.long(short=[f"redis-{number}" for number in range(8)])
 @pytest.mark.parametrize(
     ("users", "aof", "warned"),
     [
@@ -127,19 +79,20 @@ OFF = "user default off"
         ([f"{OFF} ~* &* +@all", *USER_FILE[1:]], "yes", False),
         (["user default on >PASSWORD ~* &* +@all", *USER_FILE[1:]], "yes", False),
     ],
+    ids=map(str, range(8)),
 )  # fmt: skip
-@pytest.mark.parametrize("user", ["worker", "healer", "loader"])
-async def test_a_node_warns_of_a_redis_that_could_not_replay(program, users, aof, warned, user):
+async def test_a_node_warns_of_a_redis_that_could_not_replay(program, users, aof, warned):
     with Protected(program, "--appendonly", aof, users=users) as server:
-        async with opened(server, user) as store:
-            await store.states()
-            assert store.said == ["store_cannot_replay"] * warned
+        for user in ("worker", "recorder", "healer", "loader"):
+            async with opened(server, user) as store:
+                await store.heads()
+                assert store.said == ["store_cannot_replay"] * warned, user
 
 
 async def test_nobody_without_a_password_gets_in(program):
     with Protected(program) as server:
         stranger = RedisStore(f"redis://127.0.0.1:{server.port}")
         with pytest.raises(StoreError) as caught:
-            await stranger.states()
+            await stranger.heads()
         await stranger.close()
         assert caught.value.cause == "noauth"

@@ -23,7 +23,7 @@ from simulated.patience import PATIENCE_S, PROGRAM_S
 from simulated.tcp_server import accepting
 from simulated.wire import TGPP, Message, avp, message, u32
 
-from eir.lists.pages.pages import PAGE_KEYS
+from eir.device import SNR_KEYS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REALM = "mme.example"
@@ -161,7 +161,7 @@ def test_soak_upgrade_in_a_clone_without_tags_names_the_option_that_it_needs(tmp
 def test_questions_are_of_the_list_as_often_as_asked_for(tmp_path):
     listed = questions.scattered(5_000, 100)
     assert len(set(listed.keys.tolist())) == 5_000
-    assert set((listed.keys // PAGE_KEYS).tolist()) <= set(listed.tacs.tolist())
+    assert set((listed.keys // SNR_KEYS).tolist()) <= set(listed.tacs.tolist())
     questions.write_questions(tmp_path / "q", listed, count=20_000, hits=0.01)
     rows = (tmp_path / "q").read_text().splitlines()
     keys = set(listed.keys.tolist())

@@ -12,16 +12,17 @@ import polars as pl
 import pytest
 from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until_async
 from simulated.servers import Server, programs
-from simulated.store_content import page, pages_of
 from test_events import desk, told
 from test_sightings import IMSI, asked
 
-from eir.device import device_key
-from eir.lists.images.imaging import image_of
+from eir.device import SNR_KEYS, device_key
 from eir.lists.images.newly_listed import KEYS_AT_ONCE, newly_listed, without_listed
-from eir.lists.pages.pages import PAGE_KEYS, Page, TacEntry
+from eir.lists.images.table_image import image_of
+from eir.lists.stores.open import open_store
+from eir.lists.table.columns import WHOLE, rows_of
+from eir.lists.table.table import table_of
 from eir.node.processes import priority
-from eir.node.processes.listed_search import _event
+from eir.node.processes.listed_search import _build_events
 from eir.sightings.batches import FRAME
 from eir.sightings.events import LISTED as EVENT
 from eir.sightings.events import Events
@@ -38,27 +39,27 @@ def keys(*imeis):
     return sorted(map(device_key, imeis))
 
 
+def image(devices, tacs=()):
+    """The image of a list of devices and of whole TACs."""
+    return image_of(table_of(rows_of([*devices, *(WHOLE | tac for tac in tacs)])))
+
+
 def test_more_newly_listed_devices_than_a_batch_has_come_once():
-    pages = [page(number, range(0, PAGE_KEYS, 100)) for number in range(130)]
-    found = np.concatenate([each.keys for each in newly_listed(None, image_of(pages))])
-    assert len(found) == len(np.unique(found)) == 130 * PAGE_KEYS // 100 > KEYS_AT_ONCE
+    devices = np.arange(130 * SNR_KEYS // 100, dtype="<u8") * np.uint64(100)
+    found = np.concatenate([each.keys for each in newly_listed(None, image_of(table_of(rows_of(devices))))])
+    assert len(found) == len(np.unique(found)) == len(devices) > KEYS_AT_ONCE
 
 
 def test_newly_listed_devices_are_the_difference_of_two_images():
-    whole = [Page(TAC, b"", TacEntry(0, 0).extra)]
-    before, now = (
-        image_of(pages_of(keys(LISTED, OTHER))),
-        image_of(sorted([*pages_of(keys(LISTED, TRACKED, NEVER_SEEN)), *whole])),
-    )
+    before, now = image(keys(LISTED, OTHER)), image(keys(LISTED, TRACKED, NEVER_SEEN), [TAC])
     found = list(newly_listed(before, now))
     assert [key for each in found for key in each.keys.tolist()] == keys(TRACKED, NEVER_SEEN)
     assert [tac for each in found for tac in each.tacs.tolist()] == [TAC]
     assert list(newly_listed(now, now)) == []
     assert [key for each in newly_listed(None, before) for key in each.keys.tolist()] == keys(LISTED, OTHER)
     # A device that was listed by its TAC is not newly listed, and one that was listed singly is not if its TAC is.
-    assert list(newly_listed(image_of(whole), image_of(pages_of(keys(UNLISTED))))) == []
-    single = image_of(pages_of(keys(UNLISTED)))
-    assert without_listed(single, np.array(keys(LISTED, UNLISTED), np.uint64)).tolist() == [False, True]
+    assert list(newly_listed(image([], [TAC]), image(keys(UNLISTED)))) == []
+    assert without_listed(image(keys(UNLISTED)), np.array(keys(LISTED, UNLISTED), np.uint64)).tolist() == [False, True]
 
 
 def test_the_newest_check_of_each_device_counts_of_the_last_hours_only(tmp_path):
@@ -76,22 +77,26 @@ def test_the_newest_check_of_each_device_counts_of_the_last_hours_only(tmp_path)
     )
 
 
-def test_the_id_of_an_event_is_that_of_the_history_event_which_listed_the_device_or_its_tac():
+def test_the_id_of_an_event_is_that_of_the_change_which_listed_the_device_or_its_tac():
     device = device_key(UNLISTED)
     row = dict.fromkeys(("peer", "origin_host", "protocol", "subscriber", "home")) | {
         "device": device,
         "last": datetime(2026, 1, 1, tzinfo=UTC),
     }
 
-    def id_of(generation, **marks):
-        keys = {"single": (device, 0, False), "whole": (TAC * 1_000_000, 0, True), "other": (TAC * 1_000_000, 0, False)}
-        events = {keys[name]: SimpleNamespace(chain="main", number=number) for name, number in marks.items()}
-        state = SimpleNamespace(generation=generation, serial=0)
-        return _event(SimpleNamespace(listed=SimpleNamespace(name="own", state=state)), row, events)["id"]
+    keys = {"single": device, "whole": WHOLE | TAC, "other": TAC * SNR_KEYS}
 
-    assert id_of(5, single=1) == id_of(6, single=1, whole=2) == id_of(6, whole=1)
-    assert len({id_of(5, single=1), id_of(5, whole=2), id_of(5), id_of(6)}) == 4
-    assert id_of(5, other=1) == id_of(5)
+    def id_of(generation, *marks):
+        changes = [(digest, np.array([keys[name]], "<u8")) for name, digest in marks]
+        head = SimpleNamespace(generation=generation, serial=0)
+        (event,) = _build_events(
+            SimpleNamespace(listed=SimpleNamespace(name="own", state=head)), pl.DataFrame([row]), changes
+        )
+        return event["id"]
+
+    assert id_of(5, ("single", "a")) == id_of(6, ("single", "a"), ("whole", "b")) == id_of(6, ("whole", "a"))
+    assert len({id_of(5, ("single", "a")), id_of(5, ("whole", "b")), id_of(5), id_of(6)}) == 4
+    assert id_of(5, ("other", "a")) == id_of(5)
 
 
 def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber():
@@ -189,8 +194,10 @@ async def test_two_nodes_raise_the_same_event_for_each_listing(tmp_path, publish
         b.eir("add", "own", TRACKED, "--reason", "stolen")
         by_hand = await await_events(6)
         assert {(event["list"], event["imei"], event["serial"]) for event in by_hand} == {("own", TRACKED, 0)}
-        listing = a.json("history", "own")[-1]["number"]
-        digest = sha256(f"own\0{device_key(TRACKED)}\0main {listing}".encode()).hexdigest()
+        store = open_store(server.url, a.state)
+        change = (await store.heads())["own"].digest
+        await store.close()
+        digest = sha256(f"own\0{device_key(TRACKED)}\0{change}".encode()).hexdigest()
         assert {event["id"] for event in by_hand} == {f"{EVENT}-{digest[:32]}"}
         b.eir("add", "own", UNLISTED[:8], "--tac", "--force", "--reason", "recalled")
         model = await await_events(8)

@@ -1,4 +1,4 @@
-"""Periods of grace on real nodes, over S13, N5g-eir and MAP, on SQLite and on Redis with two nodes. Conformance rows 62 to 64."""
+"""Periods of grace on real nodes, over S13, N5g-eir and MAP, on SQLite and on Redis with two nodes. Conformance rows 62 to 64, 67, 68."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,25 @@ import os
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from simulated import servers
 from simulated.http2_wire import RESOURCE
 from simulated.node import Site, children, is_gone, until
+from simulated.patience import FACTOR
 from simulated.traffic import connect
 from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.settings import Status
 from eir.interfaces.map import INTERFACE as MAP
+from eir.lists.log.change import LEARN
+from eir.lists.log.writer import ListUpdate, ListWriter
+from eir.lists.record.first_days import sighted_rows
+from eir.lists.record.settings import FIRST_SEEN
+from eir.lists.stores.open import open_store
+from eir.lists.table.columns import rows_of
 
 DAY_S = 86400
 DEVICES = {"s13": "352099001761481", "n5g": "353328110022335", "map": "861234567890124"}
@@ -178,6 +187,75 @@ def test_a_list_under_a_further_condition_gives_no_grace_without_end(hosts):
     until(lambda: {host.entries() for host in there} == {3})
     first.restart(61)
     assert first.answers() == {BLACK}
+
+
+def test_no_second_period_after_a_stop_or_an_end(hosts):
+    """Row 67: the list changes while all nodes are stopped; a registration ends by its `until`."""
+    there = hosts()
+    first, last = there[0], there[-1]
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + DAY_S))
+    first.site.eir("add", "registered", DEVICES["s13"], DEVICES["n5g"], "--reason", "tax paid")
+    first.site.eir("add", "registered", DEVICES["map"], "--reason", "visitor", "--until", soon)
+    until(lambda: last.answers() == {WHITE} == first.answers())
+    for host in there:
+        host.site.node.end()
+    first.site.eir("remove", "registered", DEVICES["s13"], "--reason", "tax returned")
+    for host in there:
+        host.start(2)
+    until(lambda: {host.entries() for host in there} == {2})
+    assert last.ask("n5g") == {WHITE}
+    assert last.ask("s13") | last.ask("map") | first.ask("s13") | first.ask("map") == {BLACK}
+
+
+def test_no_check_comes_between_a_registration_and_the_end_of_the_period(hosts):
+    """Row 67: a registration ends by its `until` or by a removal; the follower is killed as soon as the removal is in force."""
+    there = hosts()
+    first = there[0]
+    end = time.time() + 5 * FACTOR
+    first.site.eir(
+        "add", "registered", DEVICES["map"], "--reason", "visitor",
+        "--until", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end)),
+    )  # fmt: skip
+    first.site.eir("add", "registered", DEVICES["s13"], "--reason", "tax paid")
+    until(lambda: {answer for host in there for answer in host.ask("s13")} == {WHITE})
+    first.site.eir("remove", "registered", DEVICES["s13"], "--reason", "tax returned")
+    until(lambda: first.ask("s13") != {WHITE})
+    os.kill(children(first.site.node.pid)["follower"], signal.SIGKILL)
+    assert first.ask("s13") == {BLACK}
+    until(lambda: first.ask("map") != {WHITE})
+    assert time.time() >= end - 1
+    assert first.ask("map") == {BLACK}
+    until(lambda: {host.entries() for host in there} == {2})
+    assert {answer for host in there for answer in host.ask("s13") | host.ask("map")} == {BLACK}
+
+
+def test_forged_rows_of_a_thief_are_an_alert_and_end_no_period(hosts):
+    """Row 68: a first day long ago, a change dated 2020, and a removal."""
+    there = hosts()
+    first, last = there[0], there[-1]
+    first.answers()
+    until(lambda: {host.entries() for host in there} == {3})
+    asyncio.run(_forge(first.site))
+    for host in there:
+        until(lambda host=host: host.site.node.metrics()["eir_first_seen_refused_devices"] == 2)
+        assert any("breaks a bound" in each for each in host.site.node.status()["troubles"])
+    assert last.answers() == {GREY} == first.answers()
+
+
+async def _forge(site):
+    """Write to the record as a thief of a node's password could."""
+    store = open_store(site.settings["store"], site.state)
+    keys = [np.array([int(DEVICES[each][:14])], "<u8") for each in ("s13", "n5g", "map")]
+    today, old = int(time.time()) // DAY_S, datetime(2020, 1, 1, tzinfo=UTC)
+    rows = sighted_rows(keys[0], today - 100, today), sighted_rows(keys[1], 18_000, today)
+    for update, now in (
+        (ListUpdate(what=LEARN, added=rows[0]), datetime.now(UTC)), (ListUpdate(what=LEARN, added=rows[1]), old),
+        (ListUpdate(what=LEARN, removed=rows_of(keys[2])), datetime.now(UTC)),
+    ):  # fmt: skip
+        await ListWriter(store, "first-seen", FIRST_SEEN, "thief", now=lambda now=now: now).write(
+            lambda _, update=update: update
+        )
+    await store.close()
 
 
 @pytest.mark.long(short=["sqlite"])

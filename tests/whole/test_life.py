@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated import servers
 from simulated.node import until, until_async
-from simulated.releases import NOW, Agency, text
-from simulated.store_content import devices_of, tacs_of
+from simulated.releases import NOW, Agency, load_release, text
+from simulated.store_content import content_of, devices_of
 from simulated.wire import avp, ecr
 
 from eir.checks.explain import explain
@@ -21,22 +21,23 @@ from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
 from eir.device import SNR_KEYS, device_key, imsi_key
 from eir.errors import NothingToRollBack, ReleaseRefused
-from eir.lists.changes import load
-from eir.lists.changes.load import load_release
-from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
+from eir.lists.changes import release_load
 from eir.lists.changes.local_entries import parse_entries
-from eir.lists.changes.rollback import roll_back
-from eir.lists.follow import follower as follow
+from eir.lists.changes.local_rows import ADD, REMOVE, RowsEdit, rows_of_entries, rows_update, write_edit
+from eir.lists.changes.undo import plan_rollback
+from eir.lists.follow.list_reader import ListReader
 from eir.lists.images.index import Index
-from eir.lists.pages.pages import PAGE_KEYS, content_digest, decode_sections
-from eir.lists.pages.roaring import decode_keys
+from eir.lists.images.table_image import image_of
+from eir.lists.log.change import Head
+from eir.lists.log.writer import KEEP, ListWriter
 from eir.lists.record.clock import TrustedClock
+from eir.lists.record.listed_entries import entries_in
+from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import KEEP, ListState
 from eir.lists.releases.publish import publish
 from eir.lists.releases.release import VerifiedRelease, parse_manifest
 from eir.lists.stores.open import open_store
-from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.table.digest import digest_tree
 from eir.node.observe.status import REMIND_S, ExpiryReminder, expired
 
 KINDS = ["sqlite", *servers.programs()]
@@ -53,30 +54,30 @@ def agency(tmp_path_factory):
 
 @pytest.fixture
 async def store(tmp_path):
-    opened = SqliteStore(tmp_path / "lists.sqlite")
+    opened = open_store("sqlite", tmp_path)
     yield opened
     await opened.close()
 
 
 async def contents(store, name):
     """{device or TAC: (reason, end)}, {subscriber: …} or {device: {SIMs}}; proves digest and sums by the way."""
-    state, pages = await store.state(name), [page async for _, batch in store.pages(name) for page in batch]
-    assert state.content_digest == content_digest(pages)
-    texts = state.reasons or ("",)
-    found = {("TAC", number): (texts[code], end) for number, (code, end) in tacs_of(pages).items()}
-    for page in pages:
-        low, sections = decode_keys(page.keys).to_array(), decode_sections(page.extra)
-        codes, ends, bound = sections.reasons or b"\0", sections.until or bytes(8), sections.imsis
-        counts = [int.from_bytes(bound[4 * at : 4 * at + 4], "little") for at in range(len(low))]
-        sims = [int.from_bytes(bound[at : at + 8], "little") for at in range(4 * len(low), len(bound), 8)]
-        for at, key in enumerate(low):
-            reason = texts[codes[at if len(codes) > 1 else 0]]
-            end = int.from_bytes(ends[8 * at : 8 * at + 8] if len(ends) > 8 else ends, "little")
-            mine, sims = set(sims[: counts[at]]), sims[counts[at] :]
-            found[page.number * PAGE_KEYS + key] = mine if bound else (reason, end)
-    assert state.devices == devices_of(pages)
-    assert state.entries == len(found)
+    content = await content_of(store, name)
+    head, found = content.head, {}
+    assert head.content == digest_tree(content.table, head.reasons).root
+    for entry in entries_in(content.table.rows()):
+        if entry.imsi:
+            found.setdefault(entry.key, set()).add(entry.imsi)
+        else:
+            subject = ("TAC", entry.key // SNR_KEYS) if entry.whole_tac else entry.key
+            found[subject] = reason_at(head.reasons, entry.reason), entry.until
+    assert head.devices == devices_of(content.table.rows())
+    assert head.entries == len(content.table)
     return found
+
+
+async def roll_back(name, store):
+    planned = await plan_rollback(store, name)
+    return await ListWriter(store, name, planned.target.kind, "tester@host").write(planned.make)
 
 
 # ---- chains of deltas ----
@@ -148,14 +149,14 @@ class Chain:
     async def release(self, delta, removed, rows):
         """Load it; the truth changes alike."""
         added = self.entries(rows)
-        gone = self.entries({n: ("a", n % 3) for n in removed})
+        gone = self.entries({n: ("a", n % 3) for n in removed - rows.keys()})  # a key in both is refused
         files, members = files_of("entries", self.kind, added), {}
         if delta:
             files = files_of("added", self.kind, added) | files_of("removed", self.kind, gone)
             members = {"kind": "delta", "base": self.current}
         self.serial += 1
         manifest = self.agency.release(files, list=self.kind, serial=self.serial, sign_it=False, **members)
-        await load_release(manifest, self.agency.lists, self.store, who="tester@host", now=NOW)
+        await load_release(manifest, self.agency.lists, self.store, now=NOW)
         if self.current is not None:
             self.kept = [*self.kept, (self.truth, self.current)][-KEEP:]
         self.truth, self.current = self.after(delta, gone, added), self.serial
@@ -164,24 +165,33 @@ class Chain:
         if not delta:
             return added
         if self.kind != "pairs":
-            return {key: value for key, value in self.truth.items() if key not in gone} | added
+            return self.truth_without(gone) | {key: self.merged(key, value) for key, value in added.items()}
         left = {device: sims - gone.get(device, set()) for device, sims in self.truth.items()}
         both = {device: left.get(device, set()) | added.get(device, set()) for device in left | added}
         return {device: sims for device, sims in both.items() if sims}
+
+    def truth_without(self, gone):
+        return {key: value for key, value in self.truth.items() if key not in gone}
+
+    def merged(self, key, value):
+        """Of a row that is listed already, the later end counts; 0 is none."""
+        reason, end = value
+        _, before = self.truth.get(key, value)
+        return reason, end and before and max(end, before)
 
     async def release_truth(self):
         """The full list that everything before leads to."""
         self.serial += 1
         files = files_of("entries", self.kind, self.truth)
         manifest = self.agency.release(files, list=self.kind, serial=self.serial, sign_it=False)
-        await load_release(manifest, self.agency.lists, self.store, who="tester@host", now=NOW)
+        await load_release(manifest, self.agency.lists, self.store, now=NOW)
 
     async def roll_back(self):
         if not self.kept:
             with pytest.raises(NothingToRollBack):
-                await roll_back(self.kind, self.store, who="tester@host", now=NOW)
+                await roll_back(self.kind, self.store)
             return
-        await roll_back(self.kind, self.store, who="tester@host", now=NOW)
+        await roll_back(self.kind, self.store)
         self.truth, self.current = self.kept.pop()
 
     async def missed_base(self):
@@ -191,7 +201,7 @@ class Chain:
             files, list=self.kind, serial=self.serial + 9, kind="delta", base=self.current + 7, sign_it=False
         )
         with pytest.raises(ReleaseRefused) as caught:
-            await load_release(manifest, self.agency.lists, self.store, who="tester@host", now=NOW)
+            await load_release(manifest, self.agency.lists, self.store, now=NOW)
         assert caught.value.reason == "base"
         assert f"a delta with base {self.current}, or a full release, is needed" in caught.value.detail
 
@@ -222,7 +232,7 @@ def opened(tmp_path_factory):
 @pytest.mark.parametrize("store_kind", KINDS)
 @pytest.mark.parametrize("kind", ["devices", "subscribers", "pairs"])
 def test_any_chain_of_deltas_equals_the_list_that_it_leads_to(agency, opened, monkeypatch, kind, store_kind):
-    monkeypatch.setattr(load, "verify_release", believed)
+    monkeypatch.setattr(release_load, "verify_release", believed)
 
     @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(deltas, histories)
@@ -238,7 +248,7 @@ def test_any_chain_of_deltas_equals_the_list_that_it_leads_to(agency, opened, mo
                     else:
                         await made.release(what == "delta", *change)
                     assert await contents(store, kind) == made.truth
-                    assert (await store.state(kind)).serial == made.current
+                    assert (await store.heads())[kind].serial == made.current
                 await made.missed_base()
                 by_deltas = await contents(store, kind)
                 await made.release(False, set(), {})
@@ -272,7 +282,7 @@ async def published(agency, store, name, file, serial, base=None):
         [file], list_name=name, serial=serial, base=base, issued=now, expires=now + timedelta(days=1), key=agency.key,
         out=file.parent / f"out-{name}-{serial}",
     ).manifest  # fmt: skip
-    return await load_release(manifest, agency.lists, store, who="tester@host", now=now)
+    return await load_release(manifest, agency.lists, store, now=now)
 
 
 BLACKLIST, EXCEPTIONS = "imei,block_date,reasons", "imei,imsi,msisdn"
@@ -324,7 +334,7 @@ async def test_dirbs_exceptions_exempt_a_sim_in_a_device_and_theft_beats_them(ag
     )
     found = {}
     for imei, imsi in ((UNPAID, SIM), (UNPAID, OTHER_SIM), (UNPAID, ""), (IN_FULL, SIM)):
-        answer = await explain(Question(imei, imsi=imsi), policy, agency.lists, store, now=NOW)
+        answer = await explain(Question(imei, imsi=imsi), policy, agency.lists, ListReader(store).content, now=NOW)
         found[imei, imsi] = (answer.status, answer.list, answer.reason)
     assert found == {
         (UNPAID, SIM): ("whitelisted", "pairs", None),
@@ -356,7 +366,9 @@ async def test_check_finds_what_a_sim_is_bound_to_anywhere_in_a_list(agency, sto
     )
 
     async def rule(imei, imsi):
-        answer = await explain(Question(imei, imsi=imsi), PolicySettings(rules=rules), agency.lists, store, now=NOW)
+        answer = await explain(
+            Question(imei, imsi=imsi), PolicySettings(rules=rules), agency.lists, ListReader(store).content, now=NOW
+        )
         assert (answer.reason == "test SIM") is (answer.rule == 1)
         return answer.rule
 
@@ -375,7 +387,7 @@ async def test_check_leaves_out_rows_that_ended(agency, store):
     policy = PolicySettings(rules=(Rule(list="devices", answer=Status.BLACKLISTED),))
 
     async def listed(imei, now):
-        answer = await explain(Question(imei), policy, agency.lists, store, now=now)
+        answer = await explain(Question(imei), policy, agency.lists, ListReader(store).content, now=now)
         return answer.status == "blacklisted"
 
     assert not await listed(IN_FULL, NOW)
@@ -392,7 +404,8 @@ async def test_a_published_row_drops_out_at_its_moment_and_not_because_a_clock_j
     await agency.load(agency.release({"u.csv": ("entries", "eir", rows.encode())}, list="devices", serial=1), store)
     wall, monotonic, clock = NOW.timestamp(), 0.0, TrustedClock()
     index = Index({"devices": "devices"}, lambda: clock.now(wall, monotonic))
-    await follow.Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None).start()
+    content = await content_of(store, "devices")
+    index.switch("devices", content.head, image_of(content.table))
     holds = index.lists["devices"].holds
     assert holds(device_key(IN_FULL))
     wall += 36_000  # a jump by ten hours
@@ -409,7 +422,7 @@ async def test_a_published_row_drops_out_at_its_moment_and_not_because_a_clock_j
 
 
 def released(expires):
-    return ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", expires=expires)
+    return Head(kind="devices", serial=1, generation=1, highest_serial=1, expires=expires)
 
 
 def test_which_lists_are_past_their_expiry():
@@ -481,6 +494,7 @@ async def test_a_node_that_starts_on_a_full_disk_has_its_lists(site, connect, tm
     site.configure(workers=workers)
     for name in ("stolen", "tracked"):
         site.load([UNPAID], list_name=name)
+    site.start().end()  # it has written its copies
     with full_disk.small_disk(folder, 4) as disk:
         shutil.copytree(site.state, disk.seen_from_outside, dirs_exist_ok=True)
         site.configure(state=str(folder))
@@ -561,15 +575,18 @@ async def test_operators_entries_in_every_store(opened, store_kind):
     own = ListSettings(name="own", local=True)
 
     async def edit(what, *imeis, **details):
-        change = Edit(what=what, entries=parse_entries("devices", imeis), reason="lost", **details)
-        return await edit_list(change, own, store, who="tester@host", now=NOW)
+        rows, names = rows_of_entries(parse_entries("devices", imeis))
+        change = RowsEdit(what=what, rows=rows, names=names, reason="lost", **details)
+        return await write_edit(
+            change, own, ListWriter(store, "own", "devices", "tester@host"), rows_update(change, own, now=NOW)
+        )
 
     await edit(ADD, IN_FULL, UNPAID)
-    await edit(ADD, IN_FULL, replace=True)  # touches no page
+    await edit(ADD, IN_FULL, replace=True)
     await edit(REMOVE, UNPAID)
     assert await contents(store, "own") == {device_key(IN_FULL): ("lost", 0)}
-    await roll_back("own", store, who="tester@host", now=NOW)
+    await roll_back("own", store)
     assert await contents(store, "own") == dict.fromkeys(map(device_key, (IN_FULL, UNPAID)), ("lost", 0))
-    assert [event.what for event in await store.history("own")] == ["add", "add", "remove", "rollback"]
-    assert (await store.state("own")).generation == 4
+    assert [entry.change.what for entry in await store.log("own", 0)] == ["add", "add", "remove", "rollback"]
+    assert (await store.heads())["own"].generation == 4
     await store.close()

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from simulated.luhn import check_digit
 from simulated.node import Site
+from simulated.store_content import content_of
 from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.policy import compile_policy
 from eir.checks.settings import Status
 from eir.config import load_config
-from eir.lists.follow.follower import Follower
 from eir.lists.images.index import Index
+from eir.lists.images.table_image import image_of
 from eir.lists.stores.open import open_store
 
 ENTRIES = 1_000_000
@@ -95,8 +96,8 @@ async def test_a_million_answers_equal_those_of_a_plain_set(million):
     config = load_config(site.path)
     store = open_store(config.store, config.state)
     index = Index({"stolen": "devices"})
-    follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
-    await follower.start()
+    content = await content_of(store, "stolen")
+    index.switch("stolen", content.head, image_of(content.table))
     await store.close()
     assert index.lists["stolen"].state.entries == ENTRIES
     decide = compile_policy(config.policy, index, observed=lambda *_: None, now=datetime.now(UTC)).decide

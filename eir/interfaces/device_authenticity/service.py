@@ -1,8 +1,8 @@
 """Service process of the interface DeviceAuthenticity: opens the stores, reads the keys of access tokens, and returns the counters.
 
 It evaluates only rules that need nothing but the IMEI. If several hold, the precedence of their statuses counts, not their place in the
-policy; only a rule that asks the record of first sightings excludes the rules after it. It reads lists from the store, or from the node's
-last good copy while the store is unreachable; it never uses the images of the workers.
+policy; only a rule that asks the record of first sightings excludes the rules after it. It reads lists from the store, and starts with the
+node's copies, which count while the store is unreachable or has lost data; it never uses the images of the workers.
 """
 
 import time
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from eir.checks.explain import explain
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Rule, Status
-from eir.errors import Report, StoreError
+from eir.errors import Report
 from eir.interfaces.device_authenticity import device_authenticity as api
 from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthenticity, DeviceStatus
 from eir.interfaces.device_authenticity.settings import ALLOWED, AUTHENTICITY_SCOPE, NAME, UNKNOWN, AuthenticitySettings
-from eir.interfaces.interface import Samples, SharedSettings
-from eir.lists.pages.dates import DAY_MAX
-from eir.lists.record.reasons import reason_and_day
+from eir.interfaces.interface import IsRecorded, Samples, SharedSettings
+from eir.lists.follow.list_reader import ListReader
+from eir.lists.record.listed_entries import reason_and_day
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES
-from eir.lists.record.store import ListStore
-from eir.lists.stores.open import open_copy, open_store
+from eir.lists.stores.open import COPIES, open_store
+from eir.lists.table.columns import DAY_MAX
 from eir.wire.peers.settings import PeerSettings
 from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer
@@ -54,9 +54,9 @@ def rules_of(shared: SharedSettings) -> PolicySettings:
 class AuthenticityService:
     """HTTP service DeviceAuthenticity, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
 
-    def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report) -> None:
+    def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report, _: IsRecorded) -> None:
         self._store = open_store(shared.store, shared.state, report=report, check=False)
-        self._copy = open_copy(shared.store, shared.state, report=report, upgrades=False)
+        self._reader = ListReader(self._store, shared.state / COPIES)
         self._check = DeviceAuthenticity(settings, self._device_status, ticks=time.monotonic, report=report)
         self._keys: KeyFiles | None = None
         self.faults: Mapping[str, str] = {}
@@ -105,42 +105,32 @@ class AuthenticityService:
         return {"eir_device_authenticity_total": self._check.answers}
 
     async def close(self) -> None:
-        """Close the list store, and the node's own copy of the lists that replaces an unreachable store."""
-        for store in (self._store, self._copy):
-            if store is not None:
-                await store.close()
+        """Close the list store."""
+        await self._store.close()
 
     async def _device_status(self, imei: str) -> DeviceStatus | None:
-        try:
-            return await self._status_in(self._store, imei)
-        except StoreError:
-            if self._copy is None:
-                raise
-            return await self._status_in(self._copy, imei)
-
-    async def _status_in(self, store: ListStore, imei: str) -> DeviceStatus | None:
-        """Return the status of an IMEI by the lists in a store; None if no rule matches."""
+        """Return the status of an IMEI; None if no rule matches."""
         now, question = datetime.now(UTC), Question(imei)
-        explanation = await explain(question, self._policy, self._lists, store, now=now)
+        explanation = await explain(question, self._policy, self._lists, self._reader.content, now=now)
         found = []
         for number, *_ in explanation.observed:
             rule = self._policy.rules[number - 1]
-            found.append(await _status_by(rule, store, question.device(), now.timestamp()))
+            found.append(await self._status_by(rule, question.device(), int(now.timestamp())))
             if rule.has_first_seen:  # a device within its period of grace is not judged by later rules
                 break
         return min(found, key=_precedence, default=None)
+
+    async def _status_by(self, rule: Rule, key: int, now: int) -> DeviceStatus:
+        """Return the status that a matching rule gives to a device: blacklisted, allowed or unknown."""
+        if rule.answer is not Status.BLACKLISTED:
+            return DeviceStatus(ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN)
+        content = None if rule.list is None else await self._reader.content(rule.list)
+        if content is None:
+            return DeviceStatus(api.BLACKLISTED)
+        reason, day = reason_and_day(content.table, content.head.reasons, key, now=now)
+        return DeviceStatus(api.reason_word(reason), day)
 
 
 def _precedence(device: DeviceStatus) -> tuple[int, int]:
     """Return the sort key of device statuses: first the position in STATUSES, then the day of the report, the earliest first."""
     return api.STATUSES.index(device.status), device.day or DAY_MAX
-
-
-async def _status_by(rule: Rule, store: ListStore, key: int, now: float) -> DeviceStatus:
-    """Return the status that a matching rule gives to a device: blacklisted, allowed or unknown."""
-    if rule.answer is not Status.BLACKLISTED:
-        return DeviceStatus(ALLOWED if rule.answer is Status.WHITELISTED else UNKNOWN)
-    if rule.list is None:
-        return DeviceStatus(api.BLACKLISTED)
-    reason, day = await reason_and_day(store, rule.list, key, now=now)
-    return DeviceStatus(api.reason_word(reason), day)

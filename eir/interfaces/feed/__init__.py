@@ -3,10 +3,10 @@
 import stat
 from collections import Counter
 
+from eir.device import SNR_KEYS
 from eir.interfaces.feed.feed_users import UsersError, read_users
 from eir.interfaces.feed.settings import FEED_SCOPE, NAME, TAC_ROLES, FeedLists, FeedSettings
 from eir.interfaces.interface import LISTEN_HTTP, Interface, SharedSettings, token_keys
-from eir.lists.pages.pages import PAGE_KEYS
 from eir.lists.record.settings import DEVICES
 from eir.schema import (
     FILE,
@@ -77,10 +77,10 @@ def _warn(feed: FeedSettings, shared: SharedSettings, _: Document) -> Findings:
         yield "no list accepts rows; expected 'lists'", ("feed",)
     for role in TAC_ROLES:
         for at, name in enumerate(feed.lists.by_role[role]):
-            if shared.lists[name].change_min <= PAGE_KEYS:
+            if shared.lists[name].change_min <= SNR_KEYS:
                 most = f"a TAC is a million devices, and change_min of {name} is {shared.lists[name].change_min}"
                 yield (
-                    f"{most}: a row with a TAC is refused while the list is small; expected change_min above {PAGE_KEYS}",
+                    f"{most}: a row with a TAC is refused while the list is small; expected change_min above {SNR_KEYS}",
                     ("feed", "lists", role, at),
                 )
     if not feed.sources and not all(map(is_loopback, feed.listen)):

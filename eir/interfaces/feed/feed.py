@@ -128,7 +128,9 @@ class Feed:
             row = read_row(request.method, request.path, self._roles)
             name, entry = self._entry(row)
             who = f"{user} at {request.address} by the feed of {self._host}"
-            self._writer.add(row.what, entry, name=name, who=who, reason=f"fed by {user}", done=done, day=row.day)
+            self._writer.add(
+                row.what, entry, name=name, who=who, reason=f"fed by {user}", done=done, day=row.day, begin=row.begin
+            )
         except RowRefused as e:
             return self._refused(request, e, user)
         return future

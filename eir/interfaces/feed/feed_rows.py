@@ -3,7 +3,8 @@
     POST|DELETE /eir/{block|exception|track}/<IMEI>/<IMSI>/<MSISDN>/<ACTUAL_IMEI>/<yyyy-MM-dd-HH-mm-ss>
     POST|DELETE /eir/{allowed-tac|blocked-tac}/<TAC>/<yyyy-MM-dd-HH-mm-ss>
 
-An absent value is NULL. ACTUAL_IMEI is the identifier as it was seen; IMEI is its first digits.
+An absent value is NULL. ACTUAL_IMEI is the identifier as it was seen; IMEI is its first digits. A row that begins later has the query
+`?begin=TIME`, with the time of a data file: 2026-12-22 or 2026-12-22T12:00:00Z.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,10 @@ from typing import Final, NamedTuple
 from eir.device import device_key, imsi_key
 from eir.errors import IdentifierError
 from eir.interfaces.feed.settings import TAC_ROLES
-from eir.lists.changes.local import ADD, REMOVE
-from eir.lists.pages.dates import DAY_MAX
-from eir.lists.rows.layout import tac_key
+from eir.lists.changes.local_rows import ADD, REMOVE
+from eir.lists.rows.layout import BEGIN, begin_seconds, tac_key
 from eir.lists.rows.msisdn import number_key
+from eir.lists.table.columns import DAY_MAX
 
 ROOT: Final = "eir"
 NULL: Final = "NULL"
@@ -54,6 +55,8 @@ class FeedRow(NamedTuple):
     msisdn: str = ""
     day: int = 0
     """Day of the row's date, in the register's local time, since 1970-01-01; 0 if it is earlier."""
+    begin: int = 0
+    """Begin of the row in Unix seconds; 0: at once."""
 
 
 def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
@@ -61,6 +64,7 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
 
     `roles`: accepted words for the list. Raises RowRefused with 404, 405 or 400.
     """
+    path, _, query = path.partition("?")
     root, _, rest = path.removeprefix("/").partition("/")
     role, *segments = rest.split("/")
     if root != ROOT or not path.startswith("/") or role not in roles:
@@ -71,16 +75,17 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
         form = "TAC/DATE" if role in TAC_ROLES else "IMEI/IMSI/MSISDN/ACTUAL_IMEI/DATE"
         raise RowRefused(404, "path", f"expected /{ROOT}/{role}/{form}")
     *named, written = segments
-    day = _day(written)
+    day, begin = _day(written), _begin(query, METHODS[method])
     if role in TAC_ROLES:
-        return FeedRow(METHODS[method], role, _good(named[0], tac_key, "TAC"), day=day)
+        return FeedRow(METHODS[method], role, _good(named[0], tac_key, "TAC"), day=day, begin=begin)
     imei, imsi, msisdn, actual = named
     device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
     if device and seen and device_key(device) != device_key(seen):
         raise RowRefused(400, "identifier", "IMEI and ACTUAL_IMEI are different devices")
     row = FeedRow(
-        METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN"), day
-    )
+        METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN"),
+        day=day, begin=begin,
+    )  # fmt: skip
     if not (row.device or row.imsi or row.msisdn):
         raise RowRefused(400, "identifier", "the row names no device and no subscriber: IMEI, IMSI and MSISDN are NULL")
     return row
@@ -96,6 +101,19 @@ def _day(text: str) -> int:
     except ValueError:
         raise RowRefused(400, "date", "expected the date as yyyy-MM-dd-HH-mm-ss") from None
     return min(max(moment.toordinal() - EPOCH, 0), DAY_MAX - 1)
+
+
+def _begin(query: str, what: str) -> int:
+    """Parse the query of a row to its begin in Unix seconds. Raises RowRefused."""
+    if not query:
+        return 0
+    name, _, text = query.partition("=")
+    try:
+        if name != BEGIN or not text or what == REMOVE:
+            raise ValueError  # noqa: TRY301 - handled as an invalid time
+        return begin_seconds(text)
+    except ValueError:
+        raise RowRefused(400, "begin", "expected POST with ?begin=2026-12-22 or ?begin=2026-12-22T12:00:00Z") from None
 
 
 def _given(text: str, key_of: Callable[[str], int], name: str) -> str:

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from eir.device import MEID_BASE, SNR_KEYS, check_digit, key_text
 from eir.errors import EirError
 from eir.lists.changes.data_files import BUILD, VERIFY, read_release
-from eir.lists.pages.content import Content, Keys, decode
-from eir.lists.pages.pages import Page
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, LOAD_MEMORY, ListSettings
 from eir.lists.releases.release import Manifest, naming_release, verify_release
-from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.delivered import Done, Progress, sum_progress
+from eir.lists.table.columns import BEGINS, WHOLE, Numbers
+from eir.lists.table.table import Table, in_force, table_of
 
 ASK = "ask"
 """Last stage of an audit, after those of a load."""
@@ -51,29 +50,15 @@ Ask: TypeAlias = Callable[[str], Awaitable[str]]
 
 
 class ReleaseEntries:
-    """Entries of a signed release (single identifiers and whole TACs) that have not expired at a given time."""
+    """Entries of a signed release (single identifiers and whole TACs) that are in force at a given time."""
 
-    def __init__(self, manifest: Manifest, pages: Sequence[Page], now: datetime) -> None:
+    def __init__(self, manifest: Manifest, table: Table, now: datetime) -> None:
         self.manifest = manifest
-        self._now = now.timestamp()
-        self._pages = {page.number: page for page in pages}
-        self._numbers = list(self._pages)
-        sizes: list[int] = []
-        for number in self._numbers:
-            content = self._content(number)
-            sizes.append(len(content.low) + (content.tac is not None))
-        self._ends = np.cumsum(np.array(sizes, np.int64))
+        rows, now_s = table.rows(), int(now.timestamp())
+        self._keys: Numbers = in_force(rows.select(rows.column(BEGINS) <= now_s), now_s).keys
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def _content(self, number: int) -> Content:
-        """Decode a page of the release to its rows (single identifiers) and its entry of the whole TAC. Expired entries are left out."""
-        low, reasons, until, tac = decode(self._pages[number])
-        in_force = (until == 0) | (until > self._now)
-        if tac is not None and 0 < tac.until <= self._now:
-            tac = None
-        return Content(low[in_force], reasons[in_force], until[in_force], tac)
+        return len(self._keys)
 
     def sample(self, count: int) -> list[int]:
         """Choose `count` random entries of the release (all entries if it has fewer); return their device keys in random order.
@@ -81,35 +66,13 @@ class ReleaseEntries:
         For the entry of a whole TAC, the key of a random device of this TAC is returned.
         """
         random = secrets.SystemRandom()  # the operator of the EIR must not be able to predict the sample
-        positions = random.sample(range(len(self)), min(count, len(self)))
-        chosen = np.array(sorted(positions), np.int64)
-        page_of = np.searchsorted(self._ends, chosen, side="right")
-        keys: list[int] = []
-        for page in np.unique(page_of).tolist():
-            begin = int(self._ends[page - 1]) if page else 0
-            number = self._numbers[page]
-            low = self._content(number).low
-            for at in (chosen[page_of == page] - begin).tolist():
-                remainder = int(low[at]) if at < len(low) else random.randrange(SNR_KEYS)
-                keys.append(number * SNR_KEYS + remainder)
-        random.shuffle(keys)
-        return keys
+        chosen = self._keys[random.sample(range(len(self)), min(count, len(self)))].tolist()
+        return [key if key < WHOLE else (key - WHOLE) * SNR_KEYS + random.randrange(SNR_KEYS) for key in chosen]
 
-    def holds(self, keys: Keys) -> NDArray[np.bool_]:
+    def holds(self, keys: Numbers) -> NDArray[np.bool_]:
         """Return a mask that is True for each device key that the release lists."""
-        mask = np.zeros(len(keys), bool)
-        if not len(keys):
-            return mask
-        numbers = keys // np.uint64(SNR_KEYS)
-        order = np.argsort(numbers, kind="stable")
-        starts = np.flatnonzero(np.diff(numbers[order])) + 1
-        for of_page in np.split(order, starts):
-            number = int(numbers[of_page[0]])
-            if number in self._pages:
-                content = self._content(number)
-                low = keys[of_page] % np.uint64(SNR_KEYS)
-                mask[of_page] = content.tac is not None or np.isin(low, content.low)
-        return mask
+        tacs = keys // np.uint64(SNR_KEYS) | np.uint64(WHOLE)
+        return np.isin(keys, self._keys) | np.isin(tacs, self._keys)
 
 
 def load_entries(
@@ -146,13 +109,12 @@ def load_entries(
             settings,
             Reasons(),
             tally,
-            collect=Rows,
             stage=stage,
             memory_max=memory_max,
         )
         rows = next(iter(rows_by_role))
         with stage(BUILD, 1):
-            return ReleaseEntries(release.manifest, build_pages(rows).pages, now)
+            return ReleaseEntries(release.manifest, table_of(rows.pop()), now)
 
 
 # Sample size and confidence interval

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import ReleaseRefused
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import BOUND, LOAD_MEMORY, ListSettings
 from eir.lists.releases.release import CHANGES, REMOVED, ROLES, Manifest, check_role
-from eir.lists.rows.build import Rows
 from eir.lists.rows.delivered import DataFile, Done, open_folder
 from eir.lists.rows.layout import find_layout
 from eir.lists.rows.listed_rows import ListedRows
@@ -17,12 +16,11 @@ from eir.lists.rows.listed_rows import ListedRows
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
 
-Sink = TypeVar("Sink", Rows, ListedRows)
 STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
 """Stages of a load in their order. At its begin, each stage reports that nothing is done."""
 
 ROW_BYTES = 12
-"""Minimum memory in bytes that a load needs for each row: its key, and its part of a page."""
+"""Minimum memory in bytes that a load needs for each row: its key, and its place in the table."""
 Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
 """Context manager of a stage, from the stage's name and size. It yields a function that receives the amount just done."""
 KEPT_BYTES_MAX = 256 << 20
@@ -36,22 +34,20 @@ def read_release(
     reasons: Reasons,
     tally: "Tally",
     *,
-    collect: Callable[[int], Sink],
     stage: Stage,
     memory_max: int = LOAD_MEMORY,
     kept_max: int = KEPT_BYTES_MAX,
-) -> Iterable[Sink]:
+) -> Iterable[ListedRows]:
     """Verify size and digest of every data file, then read all rows; return the rows by their role in the release.
 
-    Added rows come before removed rows. `manifest` is the result of `verify_release`. `collect` creates a collection of rows from the expected
-    number of single identifiers.
+    Added rows come before removed rows. `manifest` is the result of `verify_release`.
     """
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
     files = manifest.files
     _check_rows(sum(file.rows for file in files), memory_max)
     actions = Actions()
-    rows = _rows_by_role(manifest, settings, collect)
+    rows = _rows_by_role(manifest, settings)
     total = sum(entry.bytes for entry in files)
     with ExitStack() as stack:
         folder_fd = stack.enter_context(open_folder(folder))
@@ -82,14 +78,14 @@ def read_release(
     return rows.values()
 
 
-def _rows_by_role(manifest: Manifest, settings: ListSettings, collect: Callable[[int], Sink]) -> dict[str, Sink]:
+def _rows_by_role(manifest: Manifest, settings: ListSettings) -> dict[str, ListedRows]:
     """Create an empty collection of rows for each role of a release, with room for the number of entries in the manifest."""
     has_singles = settings.kind not in BOUND
-    rows: dict[str, Sink] = {}
+    rows: dict[str, ListedRows] = {}
     for role in ROLES[manifest.kind]:
         if role != CHANGES:
             counts = [file.rows for file in manifest.files if file.role in (role, CHANGES)]
-            rows[role] = collect(sum(counts) if has_singles else 0)
+            rows[role] = ListedRows(sum(counts) if has_singles else 0)
     return rows
 
 

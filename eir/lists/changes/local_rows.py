@@ -1,24 +1,23 @@
 """Changes of a local list (`local: true`) by operators and by a feed: many rows in one change of its log."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
 
-from eir.device import SNR_KEYS, TAC_DIGITS
-from eir.errors import EntryRefused, GenerationConflict, StoreError
+from eir.device import SNR_KEYS, TAC_DIGITS, imsi_text
+from eir.errors import EntryRefused, GenerationConflict
 from eir.lists.changes.local_entries import Entry
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, with_days, without_unused
-from eir.lists.log.change import Change
+from eir.lists.log.change import Change, Head, utc_text
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import TRIES_MAX, ComputedUpdate, ListUpdate, ListWriter, Make
-from eir.lists.record.entries import ListEntry, imsi_text, until_text
+from eir.lists.record.entries import ListEntry, until_text
 from eir.lists.record.listed_entries import entries_in, is_whole
 from eir.lists.record.reasons import REASONS_MAX, Reasons, check_reason
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import utc_text
-from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
+from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import (
     BEGINS,
     ENDS,
@@ -43,8 +42,11 @@ NAMED_MAX = 10
 TACS = "TACs "
 """Prefix of the entries in the detail of a change that are whole TACs."""
 
-KnownLists = Callable[[], Collection[str]]
-"""Function that returns the names of the lists that were in force on this host. It is called if the store lacks a list."""
+FILE = "a file with SHA-256 "
+"""Text in the detail of a change in place of entries that are too many to be named."""
+
+Guard = Callable[[Head], None]
+"""Function that raises StoreError (`lost`) if the store has lost changes of a list that this host has. It receives the stored head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,23 +97,30 @@ class RowsEdit:
         return replace(self, rows=self.rows.select(where))
 
 
-def rows_of_entries(entries: Sequence[Entry], days: Sequence[int] = ()) -> tuple[TableRows, dict[tuple[int, int], str]]:
-    """Return the rows of parsed identifiers, and the text of each. `days`: day of each, 0 for none."""
-    keys = [WHOLE | entry.key // SNR_KEYS if entry.whole_tac else entry.key for entry in entries]
-    seconds = [entry.imsi for entry in entries]
-    names = {(key, second): entry.text for key, second, entry in zip(keys, seconds, entries, strict=True)}
-    return rows_of(keys, seconds=seconds, days=days or 0), names
+def rows_of_entries(
+    entries: Sequence[Entry], *, days: Sequence[int] = (), begins: Sequence[int] | int = 0
+) -> tuple[TableRows, dict[tuple[int, int], str]]:
+    """Return the rows of parsed identifiers, and the text of each. `days`, `begins`: day and begin of each, 0 for none."""
+    keys = [keys_of_entry(entry) for entry in entries]
+    names = {each: entry.text for each, entry in zip(keys, entries, strict=True)}
+    seconds = [second for _, second in keys]
+    return rows_of([key for key, _ in keys], seconds=seconds, days=days or 0, begins=begins), names
 
 
-def rows_update(edit: RowsEdit, settings: ListSettings, *, now: datetime, had: KnownLists = tuple) -> Make:
+def keys_of_entry(entry: Entry) -> tuple[int, int]:
+    """Return the key and the second key of the row of an entry."""
+    return WHOLE | entry.key // SNR_KEYS if entry.whole_tac else entry.key, entry.imsi
+
+
+def rows_update(edit: RowsEdit, settings: ListSettings, *, now: datetime, guard: Guard = lambda _: None) -> Make:
     """Return the function that computes a change of a local list by an operator.
 
-    It raises EntryRefused if a row that is added exists, or a row that is removed does not; StoreError `lost` if the store has lost the list.
+    It raises EntryRefused if a row that is added exists, or a row that is removed does not, and the errors of `guard`.
     """
     check_edit(edit, settings, now)
 
     def make(content: LoggedList) -> ListUpdate:
-        check_present_list(content, settings, had)
+        check_present_list(content, settings, guard)
         present = _present_rows(content.table, edit.rows)
         _reject_no_ops(edit, settings, content.table, present, int(now.timestamp()))
         return _update(edit, content, present, int(now.timestamp()))
@@ -119,20 +128,32 @@ def rows_update(edit: RowsEdit, settings: ListSettings, *, now: datetime, had: K
     return make
 
 
-def feed_update(edit: RowsEdit, settings: ListSettings, *, now: datetime, had: KnownLists = tuple) -> Make:
+def feed_update(
+    edit: RowsEdit, settings: ListSettings, *, who: str, now: datetime, guard: Guard = lambda _: None,
+    note: Callable[[TableRows], None] = lambda _: None,
+) -> Make:  # fmt: skip
     """Return the function that computes a change by a feed: only those rows that have an effect; None if no row has one.
 
     An added row has an effect if no row in force has its keys, or if it begins earlier or ends later than this row.
+
+    Args:
+        edit: rows of the feed.
+        settings: settings of the list.
+        who: user of the feed.
+        now: time of the change.
+        guard: as for `rows_update`.
+        note: receives the rows that have an effect, each time that the change is computed.
     """
     check_edit(edit, settings, now)
 
     def make(content: LoggedList) -> ListUpdate | None:
-        check_present_list(content, settings, had)
+        check_present_list(content, settings, guard)
         present = _present_rows(content.table, edit.rows)
         wanted = edit.select(_has_effect(edit, present, int(now.timestamp())))
+        note(wanted.rows)
         if not len(wanted.rows):
             return None
-        return replace(_update(wanted, content, present, int(now.timestamp())), what=FEED)
+        return replace(_update(wanted, content, present, int(now.timestamp())), what=FEED, who=who)
 
     return make
 
@@ -145,7 +166,7 @@ def complete_edit(edit: RowsEdit, settings: ListSettings) -> Callable[[ComputedU
 
     def complete(computed: ComputedUpdate) -> ListUpdate:
         come, gone = computed.effect.devices_added, computed.effect.devices_removed
-        passed = exceeded_limits(settings, computed.content.head.devices, come, gone)
+        passed = exceeded_by(settings, computed)
         if passed and not edit.force:
             excess = next(iter(passed.values()))
             raise EntryRefused(f"nothing was changed: {excess}; if this is intended, repeat the command with --force")
@@ -157,10 +178,60 @@ def complete_edit(edit: RowsEdit, settings: ListSettings) -> Callable[[ComputedU
     return complete
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditReport:
+    """Effect of a change of a local list, real or in a dry run."""
+
+    list: str
+    holds: str
+    """Kind of the list."""
+    what: str
+    entries: int
+    """Number of entries after the edit."""
+    entries_change: int
+    """Number of entries after the edit less the number before."""
+    come: int
+    gone: int
+    """Numbers of added and of removed identifiers (TableEffect)."""
+    generation: int
+    """Generation after the edit; for a dry run the present one."""
+    lifted: tuple[str, ...]
+    """Limits that the edit exceeds and that `force` lifted: `shrink`, `growth`."""
+    dry_run: bool
+
+    def as_text(self) -> str:
+        """Format the effect of the change of a local list in one line."""
+        if self.come or self.gone:
+            change = turnover(self.holds, self.come, self.gone)
+        elif self.entries_change:
+            change = f"{self.entries_change:+,} entries that listed no further device"
+        else:
+            change = "reason and times replaced"
+        moment = "then" if self.dry_run else "now"
+        parts = [f"{self.list}: {change}", f"entries {moment}: {self.entries:,}"]
+        if self.lifted:
+            parts.append(force_text(self.lifted))
+        if self.dry_run:
+            parts.append("nothing was changed")
+        return "; ".join(parts)
+
+
+def edit_report(settings: ListSettings, computed: ComputedUpdate, made: Change | None) -> EditReport:
+    """Return the report of a change of a local list. `made`: None for a dry run."""
+    effect, update = computed.effect, computed.update
+    return EditReport(
+        list=settings.name, holds=settings.kind, what=update.what, entries=len(effect.table),
+        entries_change=effect.rows_added - effect.rows_removed, come=effect.devices_added, gone=effect.devices_removed,
+        generation=computed.content.head.generation if made is None else made.generation, lifted=update.lifted, dry_run=made is None,
+    )  # fmt: skip
+
+
 async def write_edit(
     edit: RowsEdit, settings: ListSettings, writer: ListWriter, make: Make, *, dry_run: bool = False
 ) -> tuple[ComputedUpdate | None, Change | None]:
-    """Write a change of a local list; return it with its effect. `make`: result of `rows_update` or `feed_update`.
+    """Write a change of a local list; return its effect, and the change. `make`: result of `rows_update` or `feed_update`.
+
+    Both are None if no row has an effect. For a dry run the change is None.
 
     Raises:
         EntryRefused: if the change is not permitted; nothing was written.
@@ -188,24 +259,6 @@ async def write_edit(
     return (seen[0] if seen else None), made
 
 
-def edit_text(settings: ListSettings, computed: ComputedUpdate, *, dry_run: bool) -> str:
-    """Format the effect of a change of a local list in one line."""
-    effect = computed.effect
-    entries_change = effect.rows_added - effect.rows_removed
-    if effect.devices_added or effect.devices_removed:
-        text = turnover(settings.kind, effect.devices_added, effect.devices_removed)
-    elif entries_change:
-        text = f"{entries_change:+,} entries for devices that are listed by their TAC"
-    else:
-        text = "reason and end replaced"
-    parts = [f"{settings.name}: {text}", f"entries {'then' if dry_run else 'now'}: {len(effect.table):,}"]
-    if computed.update.lifted:
-        parts.append(force_text(computed.update.lifted))
-    if dry_run:
-        parts.append("nothing was changed")
-    return "; ".join(parts)
-
-
 def check_edit(edit: RowsEdit, settings: ListSettings, now: datetime) -> None:
     """Reject a change if its list is not local, its reason is not valid, or its end has passed or is not after its begin."""
     if not settings.local:
@@ -219,20 +272,15 @@ def check_edit(edit: RowsEdit, settings: ListSettings, now: datetime) -> None:
         raise EntryRefused("the begin is not before the end: expected --from before --until")
 
 
-def check_present_list(content: LoggedList, settings: ListSettings, had: KnownLists) -> None:
+def check_present_list(content: LoggedList, settings: ListSettings, guard: Guard) -> None:
     """Check that a local list can be changed.
 
     Raises:
-        StoreError: `lost`, if the store has lost the list. Followers would ignore a new list, or it would hide the loss.
+        StoreError: `lost`, if the store has lost changes of the list. Nodes would ignore a change of the rest, or it would hide the loss.
         EntryRefused: if the list has another kind in the store.
     """
     head = content.head
-    if not head.generation and settings.name in had():
-        raise StoreError(
-            "lost",
-            f"nothing was changed: the store lost {settings.name}, which was in force here; restore a backup, or give the list up "
-            "(deploy/OPERATION.md, Backup and restore)",
-        )
+    guard(head)
     if head.generation and head.kind != settings.kind:
         kinds = f"{settings.name} is a list of {head.kind} in the store and of {settings.kind} in the configuration"
         raise EntryRefused(f"{kinds}; give the new kind a list of another name")
@@ -282,13 +330,14 @@ def _has_effect(edit: RowsEdit, present: TableRows, now: int) -> Numbers:
 
 
 def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present: TableRows, now: int) -> None:
-    """Reject a change that adds an existing row or removes a missing one. A row that has ended is missing."""
-    is_present = matches(edit.rows, in_force(present, now)) >= 0
+    """Reject a change that adds an existing row or removes a missing one. A row that has ended can be added again, or removed."""
     if edit.what == REMOVE:
-        wrong, state_text, advice = edit.select(~is_present), f"not in {settings.name}", ""
+        is_missing = matches(edit.rows, present) < 0
+        wrong, state_text, advice = edit.select(is_missing), f"not in {settings.name}", ""
     else:
+        is_present = matches(edit.rows, in_force(present, now)) >= 0
         wrong, state_text = edit.select(is_present & (not edit.replace)), f"in {settings.name} already"
-        advice = "; --replace gives them the new reason and end"
+        advice = "; --replace gives them the new reason, begin and end"
     if not len(wrong.rows):
         return
     first = wrong.select(np.arange(min(len(wrong.rows), NAMED_MAX)))

@@ -1,7 +1,8 @@
-"""Load of a verified release into a list that is a log.
+"""Loader of a release: verifies its files, reads the rows, and writes the change of its list.
 
-eir.lists.releases.release verifies signatures and manifest, eir.lists.changes.data_files the data files. A load blocks the calling thread while
-it reads, so it needs a process of its own. The caller records a rejection.
+eir.lists.releases.release verifies signatures and manifest, eir.lists.changes.data_files size and digest of all files before the first row is
+read. The list in force stays until one commit replaces it. A load blocks the calling thread while it reads, so it needs a process of its own.
+The caller records a rejection (`rejection_event`).
 """
 
 import gc
@@ -13,15 +14,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from eir.errors import GenerationConflict, ReleaseRefused
+from eir.errors import GenerationConflict, ReleaseRefused, StoreError
 from eir.lists.changes.data_files import BUILD, KEPT_BYTES_MAX, VERIFY, WRITE, read_release
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, translate_table, with_days
-from eir.lists.log.change import Head, SerialMark
-from eir.lists.log.reader import LoggedList
-from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter, Make
+from eir.lists.log.change import Change, Head, SerialMark, utc_text
+from eir.lists.log.journal import CLAIMS, REFUSED, JournalEvent
+from eir.lists.log.reader import LoggedList, empty_content
+from eir.lists.log.store import LogStore
+from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import LOAD_MEMORY, TYPES, ListSettings
-from eir.lists.record.store import utc_text
 from eir.lists.releases.release import (
     DELTA,
     Manifest,
@@ -32,10 +34,10 @@ from eir.lists.releases.release import (
     verify_release,
 )
 from eir.lists.rows.delivered import Done, Progress, sum_progress
-from eir.lists.rows.listed_rows import ListedRows
-from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
+from eir.lists.rows.listed_rows import check_sides
+from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, TableRows, block_numbers, distinct, matches, rows_of
-from eir.lists.table.table import Table, device_count, in_force, merge, table_of
+from eir.lists.table.table import EMPTY, Table, TableEffect, device_count, merge, replacement, table_of
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -56,8 +58,8 @@ class ReleaseRows(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseReport:
-    """Result of a load of a release or of a dry run."""
+class LoadReport:
+    """Result of a load or of a dry run."""
 
     list: str
     holds: str
@@ -84,12 +86,15 @@ class ReleaseReport:
     """Limits that the release exceeds and that `force` lifted: `shrink`, `growth`, `range`."""
     seconds: Mapping[str, float]
     """Duration of each stage in seconds."""
+    change: Change | None
+    """Stored change; None for a dry run."""
     head: Head | None
     """Head of the list after the load; None for a dry run."""
 
     def as_json(self) -> dict[str, object]:
         """Return the report of the load as a JSON document for scripts."""
-        document = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "head"}
+        names = [part.name for part in fields(self) if part.name not in {"change", "head"}]
+        document = {name: getattr(self, name) for name in names}
         return document | {"seconds": {stage: round(duration, 3) for stage, duration in self.seconds.items()}}
 
     def as_text(self) -> str:
@@ -108,21 +113,32 @@ class ReleaseReport:
         return "\n  ".join(("; ".join(parts), *self.bad))
 
 
+def rejection_event(refused: ReleaseRefused, who: str, now: datetime) -> JournalEvent:
+    """Return the event of a rejected release for the journal."""
+    claims = "" if refused.claims is None else CLAIMS.format(*refused.claims)
+    return JournalEvent(
+        time=utc_text(now), who=who, what="refuse", outcome=REFUSED, list=refused.list_name, serial=refused.serial,
+        digest=refused.digest, detail=f"{refused.reason}: {refused.detail}{claims}",
+    )  # fmt: skip
+
+
 def release_update(
-    release: VerifiedRelease, rows: ReleaseRows, settings: ListSettings, *, now: datetime, mark: SerialMark = NO_MARK
-) -> Make:
+    release: VerifiedRelease, rows: ReleaseRows, settings: ListSettings, mark: SerialMark = NO_MARK
+) -> Callable[[LoggedList], ListUpdate]:
     """Return the function that computes the update of a list by a verified release.
+
+    The content after the update depends only on the content before and on the release, so that all EIRs and the publisher's index have the same
+    content digest. So rows that have ended are judged at the time of issue.
 
     Args:
         release: verified release.
         rows: rows of the release.
         settings: settings of the list.
-        now: time of the load.
         mark: highest mark of the list that was ever in force on this node, independent of the store.
 
     The function raises ReleaseRefused: `serial`, `serial_step` or `base` if the release does not follow the present content.
     """
-    manifest, now_s = release.manifest, int(now.timestamp())
+    manifest = release.manifest
     tables: dict[bytes, Table] = {}
 
     def full(content: LoggedList, table: Table) -> ListUpdate:
@@ -143,7 +159,7 @@ def release_update(
             )
         reasons = merge_reasons(content.head.reasons, rows.texts)
         added = translate(rows.added, reasons.translation)
-        ended = ended_before(content.table, added, now_s)
+        ended = ended_before(content.table, added, int(manifest.issued.timestamp()))
         added, removed = with_days(added, ended), merge(rows.removed, ended)
         if settings.kind == TYPES:
             removed = merge(removed, _other_types(content.table, added))
@@ -181,13 +197,20 @@ def _other_types(table: Table, added: TableRows) -> TableRows:
     return present.select(is_changed & (matches(present, added) < 0))
 
 
+def _least_effect(devices: int, table: Table) -> TableEffect:
+    """Return the effect of a whole content on a damaged list. Only the number of its devices is known."""
+    more = device_count(table) - devices
+    return replacement(EMPTY, table)._replace(devices_added=max(more, 0), devices_removed=max(-more, 0))
+
+
 @dataclass(slots=True)
 class ReleaseLoader:
     """Load of one release into its list: its settings, and the duration of each stage."""
 
     lists: Mapping[str, ListSettings]
-    open_writer: Callable[[ListSettings], ListWriter]
-    """Function that returns the writer of a list, with user, host and clock of the changes."""
+    store: LogStore
+    who: str
+    """User and host, for the change."""
     now: datetime
     marks: Mapping[str, SerialMark] = field(default_factory=dict)
     """Highest mark of each list that was ever in force on this node, independent of the store."""
@@ -213,13 +236,13 @@ class ReleaseLoader:
         self.seconds[name] = time.monotonic() - began
         self.progress(name, total, total)
 
-    async def verify_and_load(self, manifest: Path) -> ReleaseReport:
+    async def verify_and_load(self, manifest: Path) -> LoadReport:
         """Verify and load the release of this manifest. Raises the errors of `load`."""
         with self.stage(VERIFY, 1):
             release = verify_release(manifest, self.lists, now=self.now)
         return await self.load(release, manifest.parent)
 
-    async def load(self, release: VerifiedRelease, folder: Path) -> ReleaseReport:
+    async def load(self, release: VerifiedRelease, folder: Path) -> LoadReport:
         """Load a verified release whose data files are in `folder`.
 
         Raises:
@@ -229,7 +252,7 @@ class ReleaseLoader:
         name = release.manifest.list
         gc.disable()  # the collector would scan the objects of polars repeatedly and free nothing
         try:
-            with naming_release(release.manifest):
+            with naming_release(release.manifest, release.digest):
                 try:
                     return await self._load(release, folder)
                 except GenerationConflict:
@@ -238,15 +261,18 @@ class ReleaseLoader:
         finally:
             gc.enable()
 
-    async def _load(self, release: VerifiedRelease, folder: Path) -> ReleaseReport:
+    async def _load(self, release: VerifiedRelease, folder: Path) -> LoadReport:
         manifest = release.manifest
         settings = self.lists[manifest.list]
         check_times(manifest, self.now)
-        writer, mark = self.open_writer(settings), self.marks.get(manifest.list, NO_MARK)
-        content = await writer.catch_up()
+        writer = ListWriter(
+            self.store, settings.name, settings.kind, self.who, keep=settings.keep, now=lambda: self.now
+        )
+        mark = self.marks.get(manifest.list, NO_MARK)
+        content, is_damaged = await self._present(writer, manifest)
         check_follows(manifest, settings, content.head, mark)  # before the files are read
         rows, tally = self._read(manifest, folder, settings)
-        make = release_update(release, rows, settings, now=self.now, mark=mark)
+        make = release_update(release, rows, settings, mark)
         seen: list[ComputedUpdate] = []
 
         def complete(computed: ComputedUpdate) -> ListUpdate:
@@ -255,10 +281,36 @@ class ReleaseLoader:
             return update
 
         with self.stage(BUILD if self.dry_run else WRITE, 1):
-            await (writer.compute if self.dry_run else writer.write)(make, complete)
-        if not self.dry_run:
-            self.save_mark(manifest.list, writer.content.head.mark)
-        return self._report(manifest, settings, seen[0], tally, None if self.dry_run else writer.content.head)
+            change = None
+            update = make(content) if is_damaged else ListUpdate(what="load")
+            if update.table is not None:
+                effect = _least_effect(content.head.devices, update.table)
+                update = complete(ComputedUpdate(content, update, effect, int(self.now.timestamp())))
+                if not self.dry_run:
+                    change = await writer.overwrite(content.head, effect.table, update)
+            elif self.dry_run:
+                await writer.compute(make, complete)
+            else:
+                change = await writer.write(make, complete)
+        if change is None:
+            return self._report(manifest, settings, seen[0], tally)
+        head = writer.content.head
+        self.save_mark(manifest.list, head.mark)
+        return self._report(manifest, settings, seen[0], tally, change=change, head=head)
+
+    async def _present(self, writer: ListWriter, manifest: Manifest) -> tuple[LoggedList, bool]:
+        """Read the present content of a list; return also if it is damaged. Damaged content counts as empty, so that a full release can replace it.
+
+        Raises:
+            StoreError: if the store fails, or a delta builds on damaged content (`corrupt`).
+        """
+        try:
+            return await writer.catch_up(), False
+        except StoreError as error:
+            if error.cause != "corrupt" or manifest.kind == DELTA:
+                raise
+        head = (await self.store.heads())[manifest.list]
+        return replace(empty_content(head.kind), head=head), True
 
     def _read(self, manifest: Manifest, folder: Path, settings: ListSettings) -> tuple[ReleaseRows, "Tally"]:
         """Verify and read the data files; return the rows of the release, and the counts of good and bad rows."""
@@ -267,10 +319,10 @@ class ReleaseLoader:
         reasons = Reasons()
         tally = Tally(
             bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
-            dates=settings.dates, begins=True,
+            dates=settings.dates,
         )  # fmt: skip
         by_role = read_release(
-            manifest, folder, settings, reasons, tally, collect=ListedRows, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
+            manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
         )  # fmt: skip
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
@@ -278,9 +330,9 @@ class ReleaseLoader:
         with self.stage(BUILD, 1):
             added, *removed = (rows.pop() for rows in by_role)
             if manifest.kind == DELTA:
+                check_sides(added, removed[0])
                 return ReleaseRows(added, removed[0], texts=reasons.texts), tally
-            table = table_of(in_force(added, int(self.now.timestamp())))
-            return ReleaseRows(table=table, texts=reasons.texts), tally
+            return ReleaseRows(table=table_of(added), texts=reasons.texts), tally
 
     def _completed(
         self, release: VerifiedRelease, settings: ListSettings, computed: ComputedUpdate, tally: "Tally"
@@ -292,7 +344,7 @@ class ReleaseLoader:
         """
         head, effect = computed.content.head, computed.effect
         come, gone = effect.devices_added, effect.devices_removed
-        passed = exceeded_limits(settings, head.devices, come, gone) if head.generation else {}
+        passed = exceeded_by(settings, computed) if head.generation else {}
         if passed and not self.force:
             reason, excess = next(iter(passed.items()))
             raise ReleaseRefused(reason, f"{excess}; if this is intended, load it with --force")
@@ -306,13 +358,14 @@ class ReleaseLoader:
         return replace(computed.update, lifted=lifted, detail="; ".join(parts))
 
     def _report(
-        self, manifest: Manifest, settings: ListSettings, computed: ComputedUpdate, tally: "Tally", head: Head | None
-    ) -> ReleaseReport:
+        self, manifest: Manifest, settings: ListSettings, computed: ComputedUpdate, tally: "Tally", *,
+        change: Change | None = None, head: Head | None = None,
+    ) -> LoadReport:  # fmt: skip
         before, effect = computed.content.head, computed.effect
-        return ReleaseReport(
+        return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=len(effect.table), devices=device_count(effect.table), entries_before=before.entries, devices_before=before.devices,
             bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
-            come=effect.devices_added, gone=effect.devices_removed, lifted=computed.update.lifted, seconds=self.seconds, head=head,
+            come=effect.devices_added, gone=effect.devices_removed, lifted=computed.update.lifted, seconds=self.seconds, change=change, head=head,
         )  # fmt: skip

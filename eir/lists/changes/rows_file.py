@@ -1,21 +1,15 @@
-"""Parser of a data file for a local list. All entries of the file are added to the list in one atomic change."""
+"""Parser of a data file for a local list. All rows of the file are added to the list in one atomic change."""
 
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from eir.errors import ReleaseRefused
-from eir.lists.changes.local import EntryDetails
-from eir.lists.changes.local_entries import Entry
-from eir.lists.pages.first_days import DAY_S
-from eir.lists.record.entries import ListEntry, entries_of, imsi_text
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import ListSettings
-from eir.lists.rows.build import Rows, build_pages
-from eir.lists.rows.dates import date_pages
 from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, layout_fault
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.table.columns import TableRows
@@ -28,84 +22,6 @@ ROWS_MAX = 100_000
 """Maximum number of rows of one file, and of their entries; more entries need a release."""
 BYTES_MAX = 64 << 20
 PIECE_BYTES = 8 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowsFile:
-    """Entries of a data file for a local list."""
-
-    name: str
-    sha256: str
-    entries: Sequence[Entry]
-    details: Mapping[tuple[int, int, bool], EntryDetails]
-    """Details of the entries whose row has a reason, an expiry or a date."""
-    warnings: Sequence[str]
-    """Bad rows, entries that were left out because they have expired, and probable mistakes."""
-
-
-def parse_rows_file(
-    content: bytes, name: str, settings: ListSettings, *, now_s: float, layout: str | None = None, force: bool = False,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> RowsFile:  # fmt: skip
-    """Parse a data file into entries of a local list.
-
-    Args:
-        content: content of the file.
-        name: name of the file for messages.
-        settings: settings of the list.
-        now_s: Unix seconds; entries that have expired by then are left out.
-        layout: layout of the file; None: guessed from the first line.
-        force: lift the limit on ranges.
-        progress: receives the bytes done and the total.
-
-    Raises:
-        ReleaseRefused: with the causes of a load, or `rows` if the file is too large or has no entry in force.
-    """
-    from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - its import takes a while, and each command imports this module
-
-    layout_name = _layout_name(content, name, settings, layout)
-    rows = Rows()
-    reasons = Reasons()
-    tally = Tally(
-        bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
-    )  # fmt: skip
-    pieces = pieces_of_lines(io.BytesIO(content), len(content), progress)
-    count = read_rows(
-        pieces, name=name, layout=layout_name, kind=settings.kind, rows=rows, reasons=reasons, tally=tally,
-        declared=settings.layouts,
-    )  # fmt: skip
-    if tally.wide and not force:
-        limit = (
-            f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, add them with --force"
-        )
-        raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
-    built = build_pages(rows)
-    if built.entries > ROWS_MAX:
-        raise ReleaseRefused(
-            "rows", f"{name} has {built.entries:,} entries, and the maximum is {ROWS_MAX:,}; publish a release instead"
-        )
-    dates = {page.number: page for page in date_pages(built.pages, rows.dates)}
-    every = list(entries_of(built.pages, dates))
-    lasting = [listed for listed in every if not 0 < listed.until <= now_s]
-    bad, others = list(tally.complaints), _file_warnings(content, name, tally, ended=len(every) - len(lasting))
-    if not lasting:
-        fault = f"{name} has no entry that is in force" if count else f"{name} holds no row"
-        raise ReleaseRefused("rows", "\n".join((fault, *bad, *others)))
-    if tally.wrong_check_digits:
-        others.append(f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
-    entries = [_entry_of(listed, settings.kind) for listed in lasting]
-    details: dict[tuple[int, int, bool], EntryDetails] = {}
-    for entry, listed in zip(entries, lasting, strict=True):
-        if listed.reason or listed.until or listed.date:
-            reason = reasons.texts[listed.reason] if listed.reason else ""
-            details[entry[1:]] = EntryDetails(reason, listed.until, listed.date // DAY_S)
-    return RowsFile(
-        name=os.fsencode(name).decode("utf-8", "backslashreplace"),
-        sha256=hashlib.sha256(content).hexdigest(),
-        entries=entries,
-        details=details,
-        warnings=[*(f"a bad row was left out: {each}" for each in bad), *others],
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +42,26 @@ def parse_file_rows(
     content: bytes, name: str, settings: ListSettings, *, now_s: int, layout: str | None = None, force: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> FileRows:  # fmt: skip
-    """Parse a data file into rows of a local list. Arguments and errors are those of `parse_rows_file`."""
-    from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - as above
+    """Parse a data file into rows of a local list.
+
+    Args:
+        content: content of the file.
+        name: name of the file for messages.
+        settings: settings of the list.
+        now_s: Unix seconds; rows that have ended by then are left out.
+        layout: layout of the file; None: guessed from the first line.
+        force: lift the limit on ranges.
+        progress: receives the bytes done and the total.
+
+    Raises:
+        ReleaseRefused: with the causes of a load, or `rows` if the file is too large or has no entry in force.
+    """
+    from eir.lists.rows.reader import Tally, read_rows  # noqa: PLC0415 - its import takes a while, and each command imports this module
 
     layout_name = _layout_name(content, name, settings, layout)
     collected, reasons = ListedRows(), Reasons()
     tally = Tally(
         bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=True, dates=settings.dates,
-        begins=True,
     )  # fmt: skip
     count = read_rows(
         pieces_of_lines(io.BytesIO(content), len(content), progress), name=name, layout=layout_name, kind=settings.kind,
@@ -193,12 +121,6 @@ def _layout_name(content: bytes, name: str, settings: ListSettings, layout: str 
             "rows", f"{name} has more than {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB; publish a release instead"
         )
     return layout_name
-
-
-def _entry_of(listed: ListEntry, kind: str) -> Entry:
-    """Convert an entry read from a page (ListEntry) to an entry for a change of a local list (Entry)."""
-    sim = f"+{imsi_text(listed.imsi)}" if listed.imsi else ""
-    return Entry(listed.text(kind) + sim, listed.key, listed.imsi, listed.whole_tac)
 
 
 def pieces_of_lines(stream: BinaryIO, size: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:

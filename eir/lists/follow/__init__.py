@@ -1,4 +1,4 @@
-"""Follower: updates the lists in memory and this node's last good copy, so that both equal the lists in the store.
+"""Follower: updates the lists in memory and this node's copies and journal, so that they equal the lists in the store.
 
 It works with any store.
 """

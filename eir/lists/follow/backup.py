@@ -1,61 +1,42 @@
-"""Backup of a store (lists and history) in one SQLite file, verification of the file, and restore.
+"""Lists in a backup: each is a file with its head, the newest part of its log, and the rows and bases that a rollback needs.
 
-A restored list is never older than the list in the store or on the node, unless the restore is forced: followers keep their list if
-the store has an older one (eir.lists.follow.copy). A record of first sightings is merged, so that no device loses its earliest day.
+A file is a sequence of records. Each record is a line of JSON with the size of the content that follows it. The reader trusts nothing: each
+change, row and base has the digest that the chain up to the head states.
+
+A restored list is never older than the list in the store or on the node, unless the restore is forced: followers keep their list if the
+store has an older one. A record of first sightings is merged, so that no device loses its earliest day.
 """
 
-import sqlite3
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
 
 from eir.errors import StoreChanged, StoreError
-from eir.lists.changes.import_days import import_days
-from eir.lists.follow.copy import Relation, relation, verified_pages
-from eir.lists.follow.history import read_records, rebuild_history, restore_history
-from eir.lists.pages.content import as_corrupt
-from eir.lists.pages.first_days import DAY_S, FirstDays, decode_days, join, periods
-from eir.lists.record.dates import IMPORTED_DAYS, is_dates
-from eir.lists.record.history import chain_faults, feed_faults
+from eir.lists.changes.undo import RESTORE, restored
+from eir.lists.log.change import NO_CHANGE, Change, Head, SerialMark, decode, digests_of, encode
+from eir.lists.log.reader import LoggedList, damaged, entries_until, read_content, step
+from eir.lists.log.store import LogEntry, LogStore
+from eir.lists.log.writer import ListUpdate, ListWriter, Make
+from eir.lists.record.first_days import IMPORT
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import (
-    ACCEPTED,
-    CHAINS,
-    FEED,
-    FORCED,
-    MAIN,
-    NO_LIST,
-    Event,
-    Ledger,
-    ListState,
-    ListStore,
-    Mark,
-    utc_text,
-)
-from eir.lists.stores.records import FORM, VALUE_BYTES_MAX, check_form
-from eir.lists.stores.sqlite import SqliteStore
-from eir.lists.stores.sqlite.file import APPLICATION_ID, transaction
-from eir.lists.stores.sqlite.writing import DB_PAGE_BYTES
+from eir.lists.table.columns import BEGINS, block_numbers, distinct, matches
 
-RESTORE = "restore"
-"""Name of the event that a restore records."""
 READ_AGAIN_MAX = 10
-"""Maximum number of reads of a store that changes while it is read."""
-PAGES_MIN = 256
-"""Pages of SQLite that a copy may always have: each table and each index has at least one."""
-# Views, triggers, tables and indexes that this program does not create.
-FOREIGN = (
-    "SELECT type, name FROM source.sqlite_master WHERE (type, name) NOT IN (SELECT type, name FROM main.sqlite_master)"
-)
-# Stored columns of a table: name, type in lower case, 1 if a value is required, and default value.
-COLUMNS = """
-SELECT name, lower(type), "notnull" OR pk, dflt_value FROM pragma_table_xinfo(?, ?) WHERE hidden = 0 ORDER BY name
-"""
+"""Maximum number of reads of a list that changes while it is read."""
+HEAD, CHANGE, ROWS, PART = "head", "change", "rows", "part"
+"""Kinds of records. Rows follow their change; parts with an ID follow each other in their order."""
+LINE_BYTES_MAX = 1 << 12
+LOG_MAX = 1_000
+"""Maximum number of changes that a restore writes as they are; of a longer log it writes the content alone."""
+RECORD_BYTES_MAX = 1 << 28
+"""Maximum size in bytes of a record's content."""
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(NamedTuple):
     """Result of a restore for one list."""
 
     list: str
@@ -63,238 +44,305 @@ class Restored:
     entries: int
     is_written: bool
     """False if the store had the list already."""
+    change: Change | None = None
+    """Change that the restore has written; None if the log of the backup was written as it is."""
 
 
-async def copy_store(store: ListStore, to: Path) -> None:
-    """Copy all lists and the history of a store into a new SQLite file.
+# Write
 
-    The copy of an SQLite store also has the releases that a rollback could restore.
+
+async def write_lists(store: LogStore, folder: Path) -> None:
+    """Write each list of a store to a file in a folder.
 
     Raises:
-        StoreError: if the store cannot be read, or changes all the time.
+        StoreError: if the store cannot be read, has a damaged list, or changes all the time.
     """
-    if isinstance(store, SqliteStore):
-        if not store.path.exists():
-            raise StoreError("cannot_open", f"{store.path} does not exist; load a list first")
-        await copy_rows(store.path, to)
-        return
-    for number in range(READ_AGAIN_MAX):
-        copy = SqliteStore(to.with_name(f"{to.name}.{number}"))
+    for name in await store.heads():
+        for _ in range(READ_AGAIN_MAX):
+            heads = await store.heads()
+            try:
+                head = heads[name]
+                with (folder / name).open("wb") as out:
+                    await _write_list(store, name, head, out)
+                await read_content(ListFile(folder / name), name, head)
+                break
+            except KeyError:
+                raise StoreChanged(f"list {name} was removed from the store while it was read") from None
+            except StoreError as error:
+                is_damaged = (await store.heads()).digests.get(name) == heads.digests[name]
+                if error.cause not in {"corrupt", "gone"} or is_damaged:
+                    raise
+        else:
+            raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read: try again")
+
+
+async def _write_list(store: LogStore, name: str, head: Head, out: IO[bytes]) -> None:
+    """Write a list up to its head. Changes before the oldest one from which all rows and bases are stored are left out."""
+    _write_record(out, HEAD, encode(head))
+    kept = list[LogEntry]()
+    for entry in entries_until(head, await store.log(name, 0)):
+        change = entry.change
+        is_stored = (entry.rows is not None or bool(change.part_ids)) and all(
+            [await _has_part(store, name, part_id) for part_id in change.part_ids]
+        )
+        if not is_stored:
+            kept.clear()
+        elif kept or change.base_id:
+            kept.append(entry)
+    for entry in kept:
+        _write_record(out, CHANGE, encode(entry.change))
+        if entry.rows is not None:
+            _write_record(out, ROWS, entry.rows)
+        for part_id in entry.change.part_ids:
+            async for octets in store.base(name, part_id):
+                _write_record(out, PART, octets, part_id)
+
+
+async def _has_part(store: LogStore, name: str, part_id: str) -> bool:
+    async for _ in store.base(name, part_id):
+        return True
+    return False
+
+
+def _write_record(out: IO[bytes], kind: str, content: bytes, part_id: str = "") -> None:
+    line = {"kind": kind, "bytes": len(content)} | ({"id": part_id} if part_id else {})
+    out.write(json.dumps(line, separators=(",", ":")).encode() + b"\n" + content)
+
+
+# Read
+
+
+@dataclass(slots=True)
+class _RecordPlace:
+    """Place of a record's content in a file."""
+
+    at: int
+    size: int
+
+
+class ListFile:
+    """List in a backup, as a source of its log (eir.lists.log.store.LogSource).
+
+    Args:
+        path: file, named after the list.
+
+    Raises:
+        StoreError: `corrupt`, if the file is no list of a backup.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._path = path
+        self._parts: dict[str, list[_RecordPlace]] = {}
+        self.changes: list[Change] = []
+        """Changes of the log, oldest first."""
+        self._rows: dict[int, _RecordPlace] = {}
+        """Place of the rows of a change, by its index."""
+        head: Head | None = None
+        fault = ""
         try:
-            before = [await store.ledger(chain) for chain in CHAINS]
-            for name, state in (await store.states()).items():
-                await copy.restore(name, state, verified_pages(store, name, state), seen=0)
-            for chain in CHAINS:
-                folds = await store.folds() if chain == MAIN else ()
-                await copy.rewrite_history(
-                    store.records(chain=chain), folds, after=0, seen=await copy.ledger(chain), exact=True, chain=chain
-                )
-            is_level = before == [await store.ledger(chain) for chain in CHAINS]
-        except StoreChanged:
-            is_level = False
-        finally:
-            await copy.close()
-        if is_level:
-            copy.path.rename(to)
-            return
-    raise StoreChanged(f"the store changed {READ_AGAIN_MAX} times while it was read: try again")
+            for kind, part_id, place, content in self._records():
+                is_valid = (
+                    head is None if kind == HEAD
+                    else head is not None if kind == CHANGE
+                    else kind in {ROWS, PART} and bool(self.changes) and (kind == PART or len(self.changes) - 1 not in self._rows)
+                )  # fmt: skip
+                if not is_valid:
+                    fault = f"the record {kind!r:.40} is at the wrong place"
+                    break
+                if kind == HEAD:
+                    head = decode(Head, content)
+                elif kind == CHANGE:
+                    self.changes.append(decode(Change, content))
+                elif kind == ROWS:
+                    self._rows[len(self.changes) - 1] = place
+                else:
+                    self._parts.setdefault(part_id, []).append(place)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            fault = str(error)
+        if fault:
+            raise StoreError("corrupt", f"list {self.name}: {fault}")
+        if head is None or not self.changes or self.changes[-1].digest != head.digest:
+            raise StoreError("corrupt", f"list {self.name}: its log does not lead to its head")
+        self.head = head
+
+    def _records(self) -> Iterator[tuple[str, str, _RecordPlace, bytes]]:
+        """Yield kind, ID, place and, for heads and changes, content of each record."""
+        with self._path.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(0)
+            while line := file.readline(LINE_BYTES_MAX):
+                record: dict[str, Any] = json.loads(line)
+                kind, size = record["kind"], record["bytes"]
+                at = file.tell()
+                if type(size) is not int or not 0 <= size <= min(RECORD_BYTES_MAX, end - at):
+                    raise ValueError("a record is longer than the file")
+                content = file.read(size) if kind in {HEAD, CHANGE} else b""
+                file.seek(at + size)
+                yield kind, str(record.get("id", "")), _RecordPlace(at, size), content
+
+    def _content(self, place: _RecordPlace) -> bytes:
+        with self._path.open("rb") as file:
+            file.seek(place.at)
+            return file.read(place.size)
+
+    async def log(self, name: str, after: int) -> Sequence[LogEntry]:  # noqa: ARG002 - there is one list
+        """Return the changes of the list with generations above `after`."""
+        return [self.entry(at) for at, change in enumerate(self.changes) if change.generation > after]
+
+    def entry(self, at: int) -> LogEntry:
+        """Return the entry of a change by its index."""
+        rows = self._rows.get(at)
+        return LogEntry(self.changes[at], None if rows is None else self._content(rows))
+
+    async def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:  # noqa: ARG002 - as above
+        """Yield the parts with an ID in order."""
+        for octets in self.parts(part_id):
+            yield octets
+
+    def parts(self, part_id: str) -> Iterator[bytes]:
+        """Yield the parts with an ID in order."""
+        return (self._content(place) for place in self._parts.get(part_id, ()))
 
 
-async def copy_rows(source: Path, to: Path, *, is_ours: bool = True) -> None:
-    """Copy the rows of a store's SQLite file into a new file with the schema of this program.
-
-    Args:
-        source: SQLite file, whose views, triggers and further tables are not copied.
-        to: new file.
-        is_ours: False for a file from a backup, in which a view, a trigger or a further table is an error.
-
-    Raises:
-        StoreError: if the file cannot be read, or was not written by this program.
-    """
-    copy = SqliteStore(to)
-    try:
-        await copy.file.call(_copy_rows, source, is_ours)
-    except StoreError as error:
-        reason = error.__cause__ or error
-        raise StoreError(
-            error.cause, f"the lists and the history in {source.name} cannot be copied: {reason}"
-        ) from None
-    finally:
-        await copy.close()
-
-
-def _copy_rows(db: sqlite3.Connection, source: Path, is_ours: bool) -> None:
-    """Copy the rows of `source`, which may be hostile, into the empty tables of `db`.
-
-    No expression of the source's schema is evaluated. The copy of a foreign file is limited to twice its size.
-    """
-    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * VALUE_BYTES_MAX)
-    for setting in ("trusted_schema = OFF", "cell_size_check = ON", "journal_mode = OFF"):
-        db.execute(f"PRAGMA {setting}")
-    if not is_ours:  # our own file may have most of its rows in its write-ahead log
-        db.execute(f"PRAGMA max_page_count = {PAGES_MIN + 2 * source.stat().st_size // DB_PAGE_BYTES}")
-    db.execute("ATTACH DATABASE ? AS source", (str(source),))
-    (form,) = db.execute("PRAGMA source.user_version").fetchone()
-    if db.execute("PRAGMA source.application_id").fetchone() != (APPLICATION_ID,):
-        raise StoreError("schema", "it was written by another program")
-    check_form(source.name, form)
-    foreign = None if is_ours else db.execute(FOREIGN).fetchone()
-    if foreign is not None:
-        raise StoreError("corrupt", "it has the {} {!r:.80}, which eir does not write".format(*foreign))
-    tables = db.execute(
-        "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-    ).fetchall()
-    with transaction(db):
-        for (table,) in tables:
-            columns = db.execute(COLUMNS, (table, "main")).fetchall()
-            present = db.execute(COLUMNS, (table, "source")).fetchall()
-            if not present and form < FORM:
-                continue
-            if present != columns:
-                raise StoreError("corrupt", f"its table {table} is missing or has other columns")
-            names = ", ".join(name for name, *_ in columns)
-            db.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM source.{table} NOT INDEXED")  # noqa: S608  # names of our own
-            wrong = " OR ".join(
-                f"iif({name} IS NULL, {needed}, typeof({name}) <> '{kind}')" for name, kind, needed, _ in columns
-            )
-            if db.execute(f"SELECT 1 FROM main.{table} WHERE {wrong} LIMIT 1").fetchone():  # noqa: S608  # as above
-                raise StoreError("corrupt", f"its table {table} has a value of another type")
-
-
-async def verify_copy(path: Path) -> tuple[Mapping[str, ListState], Mapping[str, Ledger]]:
-    """Verify the lists and history chains in a backup by their digests; return the list states and the ledgers (ends) of the chains.
+async def verified_content(file: ListFile) -> LoggedList:
+    """Return the content of a list in a backup; verify every kept release.
 
     Raises:
-        StoreError: if the backup is damaged or cannot be read.
+        StoreError: `corrupt`.
     """
-    copy = SqliteStore(path, upgrades=False)
-    try:
-        states, ledgers = await copy.states(), {chain: await copy.ledger(chain) for chain in CHAINS}
-        for name, state in states.items():
-            async for _ in verified_pages(copy, name, state):
-                pass
-        main = await read_records(copy, MAIN)
-        fed = await read_records(copy, FEED)
-        faults = [*chain_faults(main, await copy.folds(), ledgers[MAIN])]
-        faults += chain_faults(fed, (), ledgers[FEED])
-        faults += feed_faults(main, fed, ledgers[FEED])
-    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise StoreError("corrupt", f"a list or the history has an invalid value: {error}") from None
-    finally:
-        await copy.close()
-    if faults:
-        raise StoreError("corrupt", f"the history is damaged: {faults[0]}")
-    return states, ledgers
+    bases = [change.generation for change in file.changes[:-1] if change.base_id]
+    for generation in bases[1:]:
+        await read_content(file, file.name, file.head, generation)  # with the changes since the base before
+    if not file.changes[0].base_id:
+        raise damaged(file.name, "its log does not begin with a base")
+    return await read_content(file, file.name, file.head)
 
 
-async def behind(
-    states: Mapping[str, ListState], stores: Mapping[str, ListStore | None], marks: Mapping[str, Mark]
+# Restore
+
+
+def newer_reasons(
+    heads: Mapping[str, ListFile], places: Mapping[str, Mapping[str, Head]], marks: Mapping[str, SerialMark]
 ) -> dict[str, str]:
-    """Find the lists that would be replaced by an older version if the backup were restored; return the reason for each.
+    """Return the reason for each list that a restore would replace by an older version.
 
     Args:
-        states: states of the lists in the backup.
-        stores: stores by their names for messages.
+        heads: lists in the backup.
+        places: heads of the lists in the store and on the node, by the name of the place.
         marks: highest marks that were in force on this node.
-
-    Raises:
-        StoreError: if a store cannot be read.
     """
     reasons: dict[str, str] = {}
-    for name, state in states.items():
-        if state.kind in {FIRST_SEEN, IMPORTED_DAYS}:
+    for name, file in heads.items():
+        head = file.head
+        if head.kind == FIRST_SEEN:
             continue
-        if marks.get(name, state.mark) > state.mark:
+        if marks.get(name, head.mark) > head.mark:
             _, serial = marks[name]
-            reasons[name] = f"serial {serial} was in force on this node, and the backup's highest is {state.mark[1]}"
-        for store_name, store in stores.items():
-            held = None if store is None else await store.state(name)
-            if held is not None and relation(held, state) is Relation.LOST:
+            reasons[name] = f"serial {serial} was in force on this node, and the backup's highest is {head.mark[1]}"
+        chain = digests_of(file.changes) - {NO_CHANGE}
+        for place, held_heads in places.items():
+            held = held_heads.get(name)
+            if held is not None and _is_older(head, chain, held):
                 newer = f"serial {held.serial} (generation {held.generation})"
-                reasons[name] = f"{store_name} has {newer}, and the backup {state.serial} ({state.generation})"
+                reasons[name] = f"{place} has {newer}, and the backup {head.serial} ({head.generation})"
     return reasons
 
 
-async def restore_store(
-    backup: ListStore,
-    store: ListStore,
-    marks: Mapping[str, Mark],
-    *,
-    who: str,
-    now: datetime,
-    made: str,
-    force: bool,
-    registering: Sequence[str] = (),
-) -> list[Restored]:
-    """Restore a backup to a store: first the history, if the history in the store is empty, damaged or cut off; then the lists.
+def _is_older(head: Head, chain: Container[str], held: Head) -> bool:
+    """Return True if a list in a backup does not contain the change that the store or the node holds, and is not newer."""
+    if held.digest in chain:
+        return False
+    return (held.mark, held.generation) >= (head.mark, head.generation)
+
+
+async def restore_list(
+    file: ListFile, store: LogStore, writer: Callable[[str, str], ListWriter], *, made: str, mark: SerialMark, held: Head | None, force: bool
+) -> Restored:  # fmt: skip
+    """Restore a list. If the store lacks the list, the log of the backup is written as it is; otherwise the content becomes a change.
 
     Args:
-        backup: store in the backup.
-        store: store to which lists are restored.
-        marks: highest marks that were in force on this node.
-        who: user for the history.
-        now: time of the restore.
+        file: list in the backup.
+        store: store to which the list is restored.
+        writer: creates a writer from name and kind of a list.
         made: time of the backup.
+        mark: highest mark that was in force on this node.
+        held: head that this node holds; None if it holds none.
         force: also restore a list that is newer in the store or on nodes, as a change that nodes follow.
-        registering: lists whose devices are left out of the merged record of first sightings.
 
     Raises:
         StoreError: if a store fails.
     """
-    _, left = await restore_history(store, backup, who, "a backup")
-    if left:
-        detail = f"{left}; rebuilt from its readable records"
-        await rebuild_history(store, Event(time=utc_text(now), who=who, what="heal", outcome=ACCEPTED, detail=detail))
-    restored: list[Restored] = []
-    for name, state in (await backup.states()).items():
-        stored = await store.state(name)
-        is_same = stored is not None and relation(stored, state) is Relation.SAME
-        restored.append(Restored(name, state.serial, state.entries, is_written=not is_same))
-        if is_same or (stored is not None and state.kind == IMPORTED_DAYS):
-            continue  # the days of the last import in the store stay, so that an undo takes that import back
-        if stored is not None and state.kind == FIRST_SEEN:
-            days = await _read_days(backup, name, state, now)
-            source = f"the backup of {made}"
-            await import_days(days, name, store, registering=registering, source=source, who=who, now=now)
-            continue
-        wanted = _forced_state(state, stored, marks.get(name, state.mark)) if force else state
-        detail = f"generation {wanted.generation} from the backup of {made}"
-        event = Event(
-            time=utc_text(now), who=who, what=RESTORE, list=name, serial=state.serial or None, digest=state.release_digest or None,
-            outcome=FORCED if force else ACCEPTED, detail=detail,
-        )  # fmt: skip
-        seen = 0 if stored is None else stored.generation
-        pages = verified_pages(backup, name, state)
-        await store.restore(name, wanted, pages, seen=seen, event=None if is_dates(name) else event)
-    return restored
+    name, head = file.name, file.head
+    stored = (await store.heads()).digests.get(name)
+    is_written, change = False, None
+    first = _first_to_write(file)
+    if stored is None and first is not None:
+        await _write_log(file, store, first)
+        is_written = True
+    elif stored != head.digest:
+        content = await read_content(file, name, head)
+        if head.kind == FIRST_SEEN and stored is not None:
+            change = await _merge_days(content, name, store, writer, made)
+        else:
+            change = await writer(name, head.kind).write(restored(content, made=made, mark=mark, force=force))
+        is_written = change is not None
+    if force and head.kind != FIRST_SEEN:
+        follow = await _follow(file, store, made, mark, held)
+        change = await writer(name, head.kind).write(follow) or change
+    return Restored(name, head.serial, head.entries, is_written or change is not None, change)
 
 
-async def _read_days(backup: ListStore, name: str, state: ListState, now: datetime) -> FirstDays:
-    """Read the record of first sightings from a backup. The last sighting of each device is set to the day of `now`.
+async def _write_log(file: ListFile, store: LogStore, first: int) -> None:
+    """Write the log of a backup, from the change with the index `first` on, to a store that lacks the list.
 
-    Raises:
-        StoreError: if the record is damaged.
+    The head after each change is that of the change, so that a restore which is killed leaves an earlier state of the list.
     """
-    parts: list[FirstDays] = []
-    async for pages in verified_pages(backup, name, state):
-        with as_corrupt(name):
-            parts.append(decode_days(pages))
-    days = join(parts)
-    return days._replace(lasts=periods(int(now.timestamp()) // DAY_S, days.keys))
+    name, seen = file.name, NO_CHANGE
+    content = await read_content(file, name, file.head, file.changes[first].generation)
+    for at in range(first, len(file.changes)):
+        entry = file.entry(at)
+        if at > first:
+            content = await step(file, name, content, entry)
+        for part_id in entry.change.part_ids:
+            await store.stage(name, part_id, file.parts(part_id))
+        head = file.head if entry.change.digest == file.head.digest else content.head
+        await store.commit(name, head, entry, seen=seen)
+        seen = head.digest
 
 
-def _forced_state(state: ListState, stored: ListState | None, mark: Mark) -> ListState:
-    """Return the state that a forced restore gives to a list, so that every node accepts the list as newer than its own version.
+def _first_to_write(file: ListFile) -> int | None:
+    """Return the index of the oldest base that at most LOG_MAX changes follow; None without such a base."""
+    first = max(len(file.changes) - LOG_MAX, 0)
+    return next((at for at in range(first, len(file.changes)) if file.changes[at].base_id), None)
 
-    Args:
-        state: state of the list in the backup.
-        stored: state of the list in the store; its generation becomes lower than that of the result.
-        mark: highest mark that was in force on this node. If the backup's mark is lower than this mark or that of `stored`, the
-            result counts one serial reset more than the higher of both.
-    """
-    present = stored or NO_LIST
-    known = max(mark, present.mark)
-    generation = max(state.generation, present.generation + 1)
-    known_resets, _ = known
-    resets = state.serial_resets if state.mark >= known else known_resets + 1
-    return replace(state, generation=generation, serial_resets=resets)
+
+async def _follow(file: ListFile, store: LogStore, made: str, mark: SerialMark, held: Head | None) -> Make:
+    """Return the function that makes every node follow a list that was restored with force; its result is None if they do already."""
+    contained = digests_of(entry.change for entry in await store.log(file.name, 0))
+    is_lost = held is not None and held.digest not in contained
+
+    def make(content: LoggedList) -> ListUpdate | None:
+        state = {"serial_resets": mark[0] + 1} if content.head.mark < mark else {}
+        if not state and not is_lost:
+            return None
+        update = ListUpdate(what=RESTORE, state=state, detail=f"forced, from the backup of {made}")
+        return update if held is None or not is_lost else replace(update, continues=held.digest, above=held.generation)
+
+    return make
+
+
+async def _merge_days(
+    backup: LoggedList, name: str, store: LogStore, writer: Callable[[str, str], ListWriter], made: str
+) -> Change | None:
+    """Merge a record of first sightings into that of the store: rows that the store lacks or has with a later day become an import."""
+    stored = await read_content(store, name, (await store.heads())[name])
+    rows = backup.table.rows()
+    present = stored.table.rows(distinct(block_numbers(rows.keys)))
+    at = matches(rows, present)
+    later = np.where(at < 0, np.iinfo(np.int64).max, present.column(BEGINS)[at] if len(present) else 0)
+    earlier = rows.select(rows.column(BEGINS) < later)
+    if not len(earlier):
+        return None
+    update = ListUpdate(what="import", added=earlier, detail=f"{len(earlier)} devices from the backup of {made}")
+    return await writer(f"{name.removesuffix(IMPORT)}{IMPORT}", FIRST_SEEN).write(lambda _: update)

@@ -18,8 +18,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from eir.errors import EirError, GenerationConflict, Report, StoreError
 from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.pauses import PAUSES, ChangePace, Heavy, Pauses, while_large
-from eir.lists.follow.write_back import APPLY_S, HEAL, NO_MARK, LostChanges, WriteBack, write_lost_file
-from eir.lists.log.change import NO_CHANGE, Change, Head, digests_of, first_break
+from eir.lists.follow.write_back import APPLY_S, NO_MARK, LostChanges, WriteBack, write_lost_file
+from eir.lists.log.change import HEAL, NO_CHANGE, Change, Head, digests_of, first_break
+from eir.lists.log.journal import ROWS_MAX
 from eir.lists.log.reader import (
     ChangeRows,
     LoggedList,
@@ -30,7 +31,7 @@ from eir.lists.log.reader import (
     read_content,
     read_rows,
 )
-from eir.lists.log.relation import LogRelation, relation
+from eir.lists.log.relation import LogRelation, overtaking, relation
 from eir.lists.log.store import LogEntry, LogStore, StoredHeads
 from eir.lists.log.writer import KEEP, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
@@ -42,6 +43,8 @@ DAMAGE_TRIES = 3
 """Number of failed reads after which a stored list counts as damaged, and is written back."""
 REPORT_AGAIN_S = 60.0
 """Minimum time in seconds between two equal events about a list."""
+LOST = "lost"
+"""Folder in the state folder with lost changes for the operator: `NAME-DIGEST.csv`, with 16 digits of the digest."""
 UNRECORDED_MAX = 1_000
 """Maximum number of changes that wait until the journal can be written; the oldest are left out."""
 
@@ -51,11 +54,31 @@ ImageType = TypeVar("ImageType")
 class ChangeJournal(Protocol):
     """Journal of a node as the follower uses it. The methods are blocking. A method that writes raises EirError or OSError if the disk fails."""
 
+    def has(self, name: str, digest: str) -> bool:
+        """Return True if the change of a list with this digest is recorded. It does not read the disk."""
+
     def record(self, name: str, changes: Sequence[ChangeRows], reasons: Sequence[str]) -> None:
         """Record changes of a list with their rows; a change that is recorded already is skipped. `reasons`: texts by their index in the rows."""
 
     def record_gap(self, name: str, what: str, before: Head, after: Head) -> None:
         """Record that a list continues after a gap (`gap`), or on another chain (`fork`)."""
+
+
+class LearnedLists(Protocol):
+    """Lists that checks write, and whose rows merge, as the follower uses them. The image of these lists is not the follower's."""
+
+    names: frozenset[str]
+    """Names of these lists."""
+    merging: str
+    """Name of the list that each node writes. If the store has lost it, no node writes it back: each one appends the rows that the store lacks."""
+
+    async def note(
+        self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
+    ) -> None:
+        """Handle a new content of any list, before its copy is written. `changes`: all changes since `before`, or less."""
+
+    async def append_to(self, held: LoggedList) -> LoggedList:
+        """Append the held rows that the stored list `merging` lacks, and return the stored content after this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +97,10 @@ class FollowedList(Generic[ImageType]):
     """Head of the content in force. `image` is its image."""
     pace: ChangePace = field(default_factory=ChangePace)
     unrecorded: list[ChangeRows] = field(default_factory=list)
+    is_compared: bool = False
+    """True if changes of the copy that the journal lacks were looked up in the store."""
+    is_tried: bool = False
+    """True if it was tried to put the copy in force."""
     not_before: float = 0.0
     """Time (time.monotonic) of the next read after a failure."""
     pause_s: float = 0.0
@@ -99,14 +126,16 @@ class LogFollower(Generic[ImageType]):
         report: logs events.
         who: name of this node in changes.
         heal: write a list back to a store that has lost it.
-        keep: number of earlier releases that stay available, for changes that this node writes.
+        keep: returns the number of earlier releases of a list that stay available, for changes that this node writes.
         pauses: pauses between reads and retries.
+        learned: lists that checks write. They are among `lists`.
     """
 
     def __init__(
         self, store: LogStore, lists: Mapping[str, str], folder: Path, *, build: Callable[[Table], ImageType],
         on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: ChangeJournal, report: Report,
-        who: str = "eir", heal: bool = True, keep: int = KEEP, pauses: Pauses = PAUSES,
+        who: str = "eir", heal: bool = True, keep: Callable[[str], int] = lambda _: KEEP, pauses: Pauses = PAUSES,
+        learned: LearnedLists | None = None,
     ) -> None:  # fmt: skip
         self.up = False
         """True if the last read of the store succeeded."""
@@ -132,6 +161,8 @@ class LogFollower(Generic[ImageType]):
             report,
         )
         self._who, self._heals, self._keep, self._pauses = who, heal, keep, pauses
+        self._learned = learned
+        self._learned_names = frozenset[str]() if learned is None else learned.names
         self._heavy: Heavy = nullcontext
         self._others = asyncio.Event()
         """Event that is set if the configured lists have changed since the last pass."""
@@ -148,6 +179,8 @@ class LogFollower(Generic[ImageType]):
             followed = before.get(name)
             if followed is None or followed.kind != kind:
                 followed = FollowedList(name, kind, ListCopy(self._folder / "copies", name, self._report))
+                for path in _lost_files(self._folder, name):
+                    self.lost_rows[name] = path
             self._lists[name] = followed
         for names in (self.lost, self.lost_rows, self.copy_faults):
             for name in names.keys() - lists.keys():
@@ -164,12 +197,21 @@ class LogFollower(Generic[ImageType]):
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the configured lists that are not in force yet."""
-        return tuple(name for name, followed in self._lists.items() if followed.in_force is None)
+        return tuple(
+            name
+            for name, followed in self._lists.items()
+            if followed.in_force is None and name not in self._learned_names
+        )
 
     @property
     def held(self) -> Mapping[str, LoggedList]:
         """Newest verified content of each list."""
         return {name: followed.held for name, followed in self._lists.items() if followed.held is not None}
+
+    @property
+    def in_force(self) -> Mapping[str, Head]:
+        """Head of each list in force."""
+        return {name: followed.in_force for name, followed in self._lists.items() if followed.in_force is not None}
 
     # Tasks
 
@@ -178,15 +220,8 @@ class LogFollower(Generic[ImageType]):
 
         If the store is unreachable or a list cannot be verified, nothing is raised: see `up`, `errors`, `missing`, `from_copy`.
         """
-        for followed in tuple(self._lists.values()):
-            await self._read_copy(followed)
         with suppress(_StoreAway):
             await self._step()
-        for name, followed in tuple(self._lists.items()):
-            if followed.held is not None and followed.in_force is None:
-                self.from_copy.add(name)
-                followed.not_before = 0.0
-                await self._of_list(followed, self._switch(followed, followed.held))
 
     async def run(self, heavy: Heavy = nullcontext) -> None:
         """Follow the store until the task is cancelled."""
@@ -199,6 +234,23 @@ class LogFollower(Generic[ImageType]):
                 await self._wait()
             except _StoreAway:
                 await asyncio.sleep(self._pauses.retry_s)
+
+    async def record(self, name: str) -> None:
+        """Record the stored changes that continue a list, before they are in force, because a process of this host waits for it.
+
+        Raises:
+            EirError: if the store cannot be read, or the journal cannot be written.
+            OSError: if the disk fails.
+        """
+        followed = self._lists.get(name)
+        held = None if followed is None else followed.held
+        if held is None:
+            return
+        entries = await self._timed.log(name, held.head.generation)
+        if continues_by_rows(held.head, entries):
+            unrecorded = [entry for entry in entries if not self._journal.has(name, entry.change.digest)]
+            changes = await self._changes(name, unrecorded, is_lenient=True)
+            await asyncio.to_thread(self._journal.record, name, changes, held.head.reasons)
 
     async def _wait(self) -> None:
         """Wait until a list in the store may have changed, or until a new configuration has changed the lists."""
@@ -215,11 +267,22 @@ class LogFollower(Generic[ImageType]):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _step(self) -> None:
-        """Follow each list once.
+        """Follow each list once. A list that cannot be followed then has the newest state that the node holds in force.
 
         Raises:
             _StoreAway: if the store fails.
         """
+        lists = tuple(self._lists.values())
+        for followed in lists:
+            if not followed.is_read:
+                await self._read_copy(followed)
+        try:
+            await self._follow_all(lists)
+        finally:
+            for followed in lists:
+                await self._settle(followed)
+
+    async def _follow_all(self, lists: Sequence[FollowedList[ImageType]]) -> None:
         self._rest_s = 0.0
         heads: StoredHeads = await self._of_store(self._timed.heads())
         if not self.up and self.errors:
@@ -227,12 +290,24 @@ class LogFollower(Generic[ImageType]):
         self.up = True
         self._seen = heads.digests
         is_in_step = True
-        for followed in tuple(self._lists.values()):
+        for followed in lists:
             is_in_step &= await self._of_list(
                 followed, self._follow(followed, heads), heads.digests.get(followed.name, NO_CHANGE)
             )
         if is_in_step:
             self.in_step_at = time.monotonic()
+
+    async def _settle(self, followed: FollowedList[ImageType]) -> None:
+        """Put the held content in force if it is newer than the list in force."""
+        held, newest = followed.held, followed.in_force
+        if held is None or (newest is not None and newest.digest == held.head.digest):
+            return
+        if await self._newest(followed) is held.head:
+            if not followed.is_tried and newest is None:
+                self.from_copy.add(followed.name)
+                followed.not_before = 0.0
+            followed.is_tried = True
+            await self._of_list(followed, self._switch(followed, held), followed.failed_at)
 
     async def _of_store(self, work: Any) -> Any:
         """Await work on the whole store; count and report its failure.
@@ -284,9 +359,7 @@ class LogFollower(Generic[ImageType]):
 
     async def _follow(self, followed: FollowedList[ImageType], heads: StoredHeads) -> bool:
         """Update one list from the store; return True if the list in force then equals the one in the store."""
-        if not followed.is_read:
-            await self._read_copy(followed)
-        name, held = followed.name, followed.held
+        name, newest = followed.name, await self._newest(followed)
         is_damaged = followed.failures >= DAMAGE_TRIES and followed.failed_at == heads.digests.get(name)
         stored = None
         try:
@@ -294,24 +367,24 @@ class LogFollower(Generic[ImageType]):
         except StoreError:
             if not is_damaged:
                 raise
-        if is_damaged and held is not None:
-            await self._lose(followed, held, heads, stored, is_damaged=True)
+        if is_damaged and newest is not None:
+            await self._lose(followed, newest, heads, stored, is_damaged=True)
             return False
         self._check_kind(followed, stored)
-        found, entries = await self._relation(followed, stored)
-        match found:
-            case LogRelation.SAME:
-                await self._confirm(followed)
-                return True
-            case LogRelation.LOST if held is not None:
-                await self._lose(followed, held, heads, stored)
-                return False
+        await self._compare_journal(followed)
+        found, entries = await self._relation(followed, newest, stored)
+        if found is LogRelation.SAME or await self._append(followed, found):
+            await self._confirm(followed)
+            return True
+        if found is LogRelation.LOST and newest is not None:
+            await self._lose(followed, newest, heads, stored)
+            return False
         if stored is None:
             return True
         is_often = followed.pace.begin()
         with while_large(self._heavy, followed.in_force, stored, often=is_often):
-            if found is LogRelation.FORKED and held is not None:
-                if not await self._fork(followed, held, stored, entries):
+            if found is LogRelation.FORKED and newest is not None:
+                if not await self._fork(followed, newest, stored, entries):
                     return False
             else:
                 await self._advance(followed, stored, entries, found)
@@ -327,28 +400,41 @@ class LogFollower(Generic[ImageType]):
             advice = f"load a full release of {followed.kind}, or correct the configuration"
             raise StoreError("kind", f"{kinds}: {advice}")
 
+    async def _newest(self, followed: FollowedList[ImageType]) -> Head | None:
+        """Return the newest head that the node has: the held one, or that of the list in force if the held chain does not contain it.
+
+        A copy is older than the list in force if the disk was full before the follower was started again.
+        """
+        held, in_force = followed.held, followed.in_force
+        if held is None or in_force is None:
+            return in_force if held is None else held.head
+        is_contained = in_force.digest == held.head.digest or in_force.digest in await asyncio.to_thread(
+            followed.copy.known
+        )
+        return held.head if is_contained else in_force
+
     async def _relation(
-        self, followed: FollowedList[ImageType], stored: Head | None
+        self, followed: FollowedList[ImageType], held: Head | None, stored: Head | None
     ) -> tuple[LogRelation, Sequence[LogEntry]]:
-        """Return the relation of the stored list to the held one, and the stored log as far as it was read for this."""
-        held = None if followed.held is None else followed.held.head
+        """Return the relation of the stored list to the newest head of the node, and the stored log as far as it was read for this."""
+        has_content = followed.held is not None and held is not None and followed.held.head.digest == held.digest
         if held is None or stored is None or held.digest == stored.digest:
-            return relation(held, stored), ()
+            found = relation(held, stored)
+            return LogRelation.NEWER if found is LogRelation.SAME and held and not has_content else found, ()
         entries = entries_until(stored, await self._timed.log(followed.name, held.generation))
         changes, known = [entry.change for entry in entries], frozenset[str]()
-        is_continued = held.digest in digests_of(changes)
-        if not is_continued:
+        if held.digest not in digests_of(changes) or any(change.what == HEAL for change in changes):
             entries = entries_until(stored, await self._timed.log(followed.name, 0))
             changes = [entry.change for entry in entries]
-        if not is_continued or any(change.what == HEAL for change in changes):
             known = await asyncio.to_thread(followed.copy.known)
         found = relation(
             held, stored, held_past=known, stored_past=digests_of(changes),
             oldest=_oldest(changes, stored),
             has_seen_base=held.base_digest in digests_of(change for change in changes if change.base_id),
+            overtaken_by=overtaking(held, changes, known),
         )  # fmt: skip
-        if found in {LogRelation.NEWER, LogRelation.FORKED} and _is_overtaken(held, changes, known):
-            found = LogRelation.LOST
+        if not has_content and (stored.mark, stored.generation) < (held.mark, held.generation):
+            found = LogRelation.LOST  # the changes up to the list in force are unknown
         return found, entries
 
     async def _advance(
@@ -364,7 +450,7 @@ class LogFollower(Generic[ImageType]):
                 return
         content = await read_content(self._timed, name, stored)
         entries = await self._timed.log(name, 0)
-        if held is None or found is LogRelation.BEHIND:
+        if found is LogRelation.BEHIND:
             followed.copy.note(entry.change for entry in entries_until(stored, entries)[:-1])
         unseen = await self._unseen(followed, stored, entries)
         if held is not None and _has_gap(held.head, [each.change for each in unseen]):
@@ -407,6 +493,8 @@ class LogFollower(Generic[ImageType]):
         self, followed: FollowedList[ImageType], content: LoggedList, changes: Sequence[ChangeRows]
     ) -> None:
         """Record changes in the journal, update the copy, and put the content after the changes in force."""
+        if self._learned is not None:
+            await self._learned.note(followed.name, followed.held, content, changes)
         followed.unrecorded += changes
         followed.copy.note(each.change for each in changes)
         followed.held = content
@@ -432,6 +520,9 @@ class LogFollower(Generic[ImageType]):
     async def _switch(self, followed: FollowedList[ImageType], content: LoggedList) -> bool:
         before, image = followed.image, followed.image
         head = content.head
+        if followed.name in self._learned_names:
+            followed.in_force = head
+            return True
         if before is None or followed.in_force is None or followed.in_force.content != head.content:
             try:
                 image = await asyncio.to_thread(self._build, content.table)
@@ -447,6 +538,21 @@ class LogFollower(Generic[ImageType]):
         return True
 
     # Journal and copy
+
+    async def _compare_journal(self, followed: FollowedList[ImageType]) -> None:
+        """Find the changes of the copy that the journal lacks, once after a start, because an earlier process could not record them."""
+        held = followed.held
+        if not followed.is_compared and held is not None and not self._journal.has(followed.name, held.head.digest):
+            known = await asyncio.to_thread(followed.copy.known)
+            entries = [each for each in await self._timed.log(followed.name, 0) if each.change.digest in known]
+            for entry in entries[-UNRECORDED_MAX:]:
+                is_short = entry.change.added + entry.change.removed <= ROWS_MAX
+                followed.unrecorded += (
+                    await self._changes(followed.name, [entry], is_lenient=True)
+                    if is_short
+                    else [ChangeRows(entry.change, None)]
+                )
+        followed.is_compared = True
 
     async def _record(self, followed: FollowedList[ImageType]) -> None:
         if not followed.unrecorded or followed.held is None:
@@ -497,22 +603,21 @@ class LogFollower(Generic[ImageType]):
     # Lost and forked lists
 
     def _write_back(self, followed: FollowedList[ImageType]) -> WriteBack:
-        return WriteBack(self._store, ListWriter(self._store, followed.name, followed.kind, self._who, keep=self._keep))
+        name, keep = followed.name, self._keep(followed.name)
+        return WriteBack(self._store, ListWriter(self._store, name, followed.kind, self._who, keep=keep))
 
     async def _lose(
         self,
         followed: FollowedList[ImageType],
-        held: LoggedList,
+        head: Head,
         heads: StoredHeads,
         stored: Head | None,
         *,
         is_damaged: bool = False,
     ) -> None:
-        """Report that the store has lost or damaged a list, and write it back after a random pause."""
-        name, head = followed.name, held.head
-        if followed.in_force is None:
-            self.from_copy.add(name)
-            await self._switch(followed, held)
+        """Report that the store has lost or damaged a list, and write it back after a random pause. `head`: newest head that the node has."""
+        name = followed.name
+        await self._settle(followed)
         seen = heads.digests.get(name, NO_CHANGE)
         stored_text = "damaged data" if is_damaged else "nothing"
         if stored is not None and not is_damaged:
@@ -529,12 +634,12 @@ class LogFollower(Generic[ImageType]):
             followed.heal_at = time.monotonic() + random.uniform(0, self._pauses.heal_s)  # noqa: S311 - no secret
         if self._heals and time.monotonic() >= followed.heal_at:
             followed.heal_at = None
-            await self._heal(followed, held, seen, stored)
+            await self._heal(followed, head, seen, stored)
 
-    async def _heal(self, followed: FollowedList[ImageType], held: LoggedList, seen: str, stored: Head | None) -> None:
-        """Write the held content of a list back to the store, where the newest change has the digest `seen`."""
-        name, head = followed.name, held.head
-        if followed.in_force is not None and followed.in_force.generation > head.generation:
+    async def _heal(self, followed: FollowedList[ImageType], head: Head, seen: str, stored: Head | None) -> None:
+        """Write the newest content of a list back to the store, where the newest change has the digest `seen`."""
+        name, held = followed.name, followed.held
+        if held is None or held.head.digest != head.digest:
             fault = "this node's copy is older than the list in force and is not written back; load the release again"
             self._copy_failed(followed, "heal_", StoreError("behind", f"list {name}: {fault}"))
             return
@@ -550,28 +655,48 @@ class LogFollower(Generic[ImageType]):
             return
         followed.failures = 0
         self._report("store_healed", level="warning", list=name, detail=change.detail)
+        await self._write_lost(followed, head, work.lost)
         await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
         await self._confirm(followed)
 
+    async def _append(self, followed: FollowedList[ImageType], found: LogRelation) -> bool:
+        """If the store has lost rows of a learned list, append them, follow the stored chain, and return True."""
+        learned, name, held = self._learned, followed.name, followed.held
+        is_lost = found in {LogRelation.LOST, LogRelation.FORKED}
+        if learned is None or name != learned.merging or held is None or not is_lost:
+            return False
+        self.errors["lost_data"] += 1
+        content = await learned.append_to(held)
+        self._report(
+            "store_lost_data", level="warning", list=name, held=f"generation {held.head.generation}",
+            stored=f"generation {content.head.generation}", detail="the rows that the store had lost were appended",
+        )  # fmt: skip
+        entries = await self._timed.log(name, 0)
+        await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
+        return True
+
     async def _fork(
-        self, followed: FollowedList[ImageType], held: LoggedList, stored: Head, entries: Sequence[LogEntry]
+        self, followed: FollowedList[ImageType], newest: Head, stored: Head, entries: Sequence[LogEntry]
     ) -> bool:
         """Follow another chain, after lost local changes are applied to it again; return False if another process changes the list."""
         name = followed.name
+        held = newest if followed.held is None else followed.held.head
         if self._is_due("list_forked", f"{name} {stored.digest}"):
             self.errors["forked"] += 1
             self._report(
-                "list_forked", level="error", list=name, held=f"generation {held.head.generation}", stored=f"generation {stored.generation}",
+                "list_forked", level="error", list=name, held=f"generation {newest.generation}", stored=f"generation {stored.generation}",
                 detail="the store has another chain of changes, as after a failover that lost writes; the stored chain goes on",
             )  # fmt: skip
         content = await read_content(self._timed, name, stored)
         lost, work = LostChanges(), self._write_back(followed)
-        if held.head.mark == NO_MARK:
-            lost = await work.find_lost(held.head, content, entries, followed.copy.changes())
+        if held.mark == NO_MARK:
+            lost = await work.find_lost(held, content, entries, followed.copy.changes())
+            if held.digest != newest.digest:
+                lost = lost._replace(missing=newest.digest)
         if lost.applicable:
             work.writer.content = content
             try:
-                is_done = await self._apply_again(work, lost, held.head.reasons)
+                is_done = await self._apply_again(work, lost, held.reasons)
             except StoreError as error:
                 self._copy_failed(followed, "apply_", error)
                 if error.cause != "noperm":
@@ -584,21 +709,27 @@ class LogFollower(Generic[ImageType]):
                 self._report(
                     "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
                 )
-        if lost.gone or lost.missing:
-            path = self._folder / "lost" / f"{name}-{held.head.digest[:16]}.csv"
-            self.lost_rows[name] = path
-            try:
-                await asyncio.to_thread(write_lost_file, path, held.head, lost.gone)
-            except OSError as error:
-                self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
-            digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
-            self._report(
-                "lost_changes_kept", level="error", list=name,
-                detail=f"changes that the store lost are not applied again: {', '.join(digests)}; compare {path} with the list, then use eir add or eir remove",
-            )  # fmt: skip
-        self._record_gap(followed, "fork", held.head, stored)
+        await self._write_lost(followed, newest, lost)
+        self._record_gap(followed, "fork", newest, stored)
         await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
         return True
+
+    async def _write_lost(self, followed: FollowedList[ImageType], held: Head, lost: LostChanges) -> None:
+        """Write lost changes that are not in the list to a file for the operator, and report the file."""
+        if not lost.gone and not lost.missing:
+            return
+        name = followed.name
+        path = self._folder / LOST / f"{name}-{held.digest[:16]}.csv"
+        self.lost_rows[name] = path
+        try:
+            await asyncio.to_thread(write_lost_file, path, held, lost.gone)
+        except OSError as error:
+            self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
+        digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
+        self._report(
+            "lost_changes_kept", level="error", list=name,
+            detail=f"changes that the store lost are not applied again: {', '.join(digests)}; compare {path} with the list, then use eir add or eir remove",
+        )  # fmt: skip
 
     async def _apply_again(self, work: WriteBack, lost: LostChanges, reasons: Sequence[str]) -> bool:
         """Apply lost changes under the list's lease; return False if another node has it, or another process changed the list."""
@@ -641,6 +772,11 @@ async def _raise(error: Exception) -> None:
     raise error
 
 
+def _lost_files(folder: Path, name: str) -> Sequence[Path]:
+    """Return the files with lost changes of a list that an operator has not deleted yet."""
+    return sorted(path for path in (folder / LOST).glob("*.csv") if path.stem[:-17] == name)
+
+
 def _oldest(changes: Sequence[Change], stored: Head) -> int:
     """Return the generation of the oldest change from which the log leads to the head without a gap."""
     oldest, before = stored.generation, stored.digest
@@ -655,17 +791,6 @@ def _has_gap(held: Head, changes: Sequence[Change]) -> bool:
     """Return True if changes do not lead from the held one on, nor continue it."""
     is_continued = held.digest in {change.continues for change in changes}
     return not is_continued and first_break(changes, held.digest) is not None
-
-
-def _is_overtaken(held: Head, changes: Sequence[Change], known: frozenset[str]) -> bool:
-    """Return True if the newest write-back in a chain, which the node has not held, continues an earlier change than the held one."""
-    heal = next((change for change in reversed(changes) if change.what == HEAL), None)
-    return (
-        heal is not None
-        and held.digest not in {heal.continues, heal.digest}
-        and heal.digest not in known
-        and heal.continues in known
-    )
 
 
 class TimedStore:

@@ -152,12 +152,16 @@ class _Keys:
             return range(position, position + 1)
         return range(self.row_stops[position - 1] if position else 0, self.row_stops[position])
 
+    def timed(self, place: int, rows: range) -> slice:
+        """Return the positions of these rows of a page in `begins` and `ends`. The page must be flagged as TIMED."""
+        shift = self.timed_starts[bisect_left(self.timed_pages, place)] - self.rows(self.keys(place).start).start
+        return slice(shift + rows.start, shift + rows.stop)
+
     def in_force(self, place: int, rows: range, now: float) -> list[bool]:
         """Return for each of these rows of a page whether it is in force at the time `now`. `place`: index of the page."""
         if not self.bits[place] & TIMED:
             return [True] * len(rows)
-        shift = self.timed_starts[bisect_left(self.timed_pages, place)] - self.rows(self.keys(place).start).start
-        span = slice(shift + rows.start, shift + rows.stop)
+        span = self.timed(place, rows)
         begins, ends = self.begins[span] or repeat(0), self.ends[span] or repeat(0)
         return [begin <= now and (not end or end > now) for begin, end, _ in zip(begins, ends, rows, strict=False)]
 
@@ -258,10 +262,32 @@ class Image:
         rows = devices.rows(position)
         return tuple(compress(self._seconds[rows.start : rows.stop], devices.in_force(place, rows, now)))
 
+    def begins(self, key: int, now: float, second: int = 0) -> list[int]:
+        """Return the begins after `now` of the rows that list a device or its TAC; with `second`, of those that bind the device to this IMSI."""
+        devices, tac = self._devices, key // SNR_KEYS
+        found = list[int]()
+        for number, remainder in ((tac, key % SNR_KEYS), (WHOLE_PAGES | tac >> TACS_BITS, tac & (1 << TACS_BITS) - 1)):
+            place = devices.page(number)
+            position = devices.position(place, remainder)
+            if position < 0 or not devices.bits[place] & TIMED:
+                continue
+            rows = devices.rows(position)
+            begins = devices.begins[devices.timed(place, rows)]
+            found += [
+                begin
+                for row, begin in zip(rows, begins, strict=False)
+                if begin > now and (not second or self._seconds[row] == second)
+            ]
+        return found
+
+    def pending(self, now: float) -> int:
+        """Return the number of rows that begin after `now`."""
+        return int(np.count_nonzero(self.arrays["begins"] > now))
+
     def first_seen(self, key: int) -> tuple[int, int] | None:
         """Return the day on which a device was first seen, and the index of the period in which it was last seen.
 
-        A period is PERIOD_DAYS days (eir.lists.pages.first_days). Returns None for a device without a record.
+        A period is PERIOD_DAYS days (eir.lists.record.first_days). Returns None for a device without a record.
         """
         devices = self._devices
         position = devices.position(devices.page(key // SNR_KEYS), key % SNR_KEYS)

@@ -13,9 +13,9 @@ from typing import ClassVar, cast
 from eir.device import SNR_KEYS
 from eir.lists.images.image import Image
 from eir.lists.images.table_image import tacs_bound
-from eir.lists.pages.first_days import DAY_S, period
+from eir.lists.log.change import Head
+from eir.lists.record.first_days import DAY_S, period
 from eir.lists.record.settings import BOUND, DEVICES, FIRST_SEEN, TYPES
-from eir.lists.record.store import ListState
 
 Clock = Callable[[], float]
 """Clock by which rows begin and end, in Unix seconds."""
@@ -31,7 +31,7 @@ class DeviceList:
 
     def __init__(self, name: str, kind: str, now: Clock) -> None:
         self.name, self.kind, self.now = name, kind, now
-        self.state: ListState | None = None
+        self.state: Head | None = None
         """State of the release in memory; None before the first one."""
         self.image: Image | None = None
         """Image in memory."""
@@ -42,7 +42,7 @@ class DeviceList:
         """Arrays of the list for the compiled fast path (Image.lane_arrays); None before the list is loaded."""
         return None if self.image is None else self.image.lane_arrays
 
-    def replace(self, state: ListState, image: Image) -> None:
+    def replace(self, state: Head, image: Image) -> None:
         """Replace the state and the content (image) of the list; only Index.switch calls this method."""
         self.state, self.image, self._timed = state, image, image.has_times
 
@@ -55,6 +55,20 @@ class DeviceList:
         """Return True if the list contains the device (or IMSI) with this key in a row that is in force."""
         image = self.image
         return image is not None and image.holds(key, self.now() if self._timed else 0.0)
+
+    def begin(self, key: int, _imsi: int) -> int:
+        """Return the first begin of rows that will list the device (or IMSI) with this key, in Unix seconds.
+
+        0 if it is listed already, or if no such row will begin.
+        """
+        if self.image is None or not self._timed or self.holds(key):
+            return 0
+        return min(self.image.begins(key, self.now()), default=0)
+
+    @property
+    def pending(self) -> int:
+        """Number of rows that have not begun."""
+        return self.image.pending(self.now()) if self.image is not None and self._timed else 0
 
     def __iter__(self) -> Iterator[int]:
         """Iterate in ascending order over the keys that have at least one row that is in force."""
@@ -73,6 +87,12 @@ class PairList(DeviceList):
     def imsis(self, device: int) -> tuple[int, ...]:
         """Return the IMSIs to which rows of the list that are in force bind a device."""
         return () if self.image is None else self.image.imsis(device, self.time)
+
+    def begin(self, key: int, imsi: int) -> int:
+        """Return the first begin of rows that will bind the device to this IMSI; 0 as for DeviceList."""
+        if self.image is None or not self._timed or self.binds(key, imsi):
+            return 0
+        return min(self.image.begins(key, self.now(), imsi), default=0)
 
     def has_subscriber(self, imsi: int) -> bool:
         """Return True if the list binds this IMSI to any device."""
@@ -119,7 +139,7 @@ class FirstSeenList(DeviceList):
         return max(int(self.known_time // DAY_S) - 1, 0)
 
     def note_time(self, changed_at: str | None) -> None:
-        """Note the time of a change in the store (`ListState.loaded_at`)."""
+        """Note the time of a change in the store (`Head.loaded_at`)."""
         if changed_at is not None:
             self.known_time = max(self.known_time, datetime.fromisoformat(changed_at).timestamp())
 
@@ -168,7 +188,7 @@ class TacsOfTypes:
         self.tables = [cast("PairList", entries) for entries in index.lists.values() if entries.kind == TYPES]
         """Lists of device types."""
         self._types = types
-        self._states: list[ListState | None] = []
+        self._states: list[Head | None] = []
         self._arrays: tuple[memoryview, memoryview, memoryview] | None = None
 
     @property
@@ -217,7 +237,7 @@ class Index:
         """Record of first sightings; None if the configuration has no record."""
         return next((each for each in self.lists.values() if isinstance(each, FirstSeenList)), None)
 
-    def switch(self, name: str, state: ListState, image: Image) -> Image | None:
+    def switch(self, name: str, state: Head, image: Image) -> Image | None:
         """Put a new state and content (image) of a list in force; return the previous image, so that the caller can release it.
 
         Returns None if the list had no image, or if `image` is the previous image.

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eir.lists.images.chunks import chunk_of_image
-from eir.lists.images.day_images import held_in, left
-from eir.lists.images.image import WHOLE, WHOLE_TIMED, Image
-from eir.lists.images.imaging import build_image
-from eir.lists.table.columns import Numbers
+from eir.lists.images.image import Image
+from eir.lists.images.table_image import table_view
+from eir.lists.record.registered import is_registered
+from eir.lists.table.columns import NO_COLUMNS, SECONDS, WHOLE, Numbers, TableRows, distinct
+from eir.lists.table.table import EMPTY, Table, difference, table_of
 
 KEYS_AT_ONCE = 1_000_000
-"""Number of devices from which a batch is full."""
+"""Number of devices in a full batch."""
 
 
 class NewlyListed(NamedTuple):
@@ -25,36 +25,28 @@ class NewlyListed(NamedTuple):
 
 
 def newly_listed(before: Image | None, now: Image) -> Iterator[NewlyListed]:
-    """Yield the devices that a change has added to a list. `before`: content of the list before the change; None: the list was empty.
-
-    Raises:
-        OSError: if memory for an image is lacking.
-    """
-    before = before or build_image([])
-    none = np.empty(0, np.uint64)
-    tacs = np.setdiff1d(_whole_tacs(now), _whole_tacs(before), assume_unique=True)
+    """Yield the devices that a change has added to a list. `before`: content of the list before the change; None: the list was empty."""
+    old = _keys_of(before)
+    added = difference(old, _keys_of(now))[0].keys
+    singles, tacs = added[added < WHOLE], added[added >= WHOLE] & np.uint64(WHOLE - 1)
     if len(tacs):
-        yield NewlyListed(none, tacs)
-    parts, size = list[Numbers](), 0
-    for keys in left(now, before):
-        parts.append(keys)
-        size += len(keys)
-        if size >= KEYS_AT_ONCE:
-            yield NewlyListed(np.concatenate(parts), none)
-            parts, size = [], 0
-    if size:
-        yield NewlyListed(np.concatenate(parts), none)
+        yield NewlyListed(singles[:0], tacs)
+    singles = singles[~is_registered([old], singles, 0)]
+    for at in range(0, len(singles), KEYS_AT_ONCE):
+        yield NewlyListed(singles[at : at + KEYS_AT_ONCE], singles[:0])
 
 
 def without_listed(before: Image | None, keys: Numbers) -> Numbers:
     """Return a mask of the keys (ascending) that a list did not contain. `before`: content of the list; None: the list was empty."""
-    if before is None:
-        return np.ones(len(keys), bool)
-    mask: Numbers = ~held_in(before, keys)
+    mask: Numbers = ~is_registered([_keys_of(before)], keys, 0)
     return mask
 
 
-def _whole_tacs(image: Image) -> Numbers:
-    whole = chunk_of_image(image)
-    tacs: Numbers = whole.numbers[whole.bits & np.uint32(WHOLE | WHOLE_TIMED) != 0]
-    return tacs
+def _keys_of(image: Image | None) -> Table:
+    """Return the keys of a list without its other columns."""
+    if image is None:
+        return EMPTY
+    table = table_view(image)
+    if table.columns[SECONDS] is not None:
+        return table_of(TableRows(distinct(table.rows().keys), NO_COLUMNS))
+    return Table(table.blocks, table.starts, table.lows)

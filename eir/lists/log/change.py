@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
 from eir.lists.table.digest import EMPTY_CONTENT
@@ -14,8 +15,15 @@ NO_CHANGE = "0" * 64
 """Digest that the first change of a list has as the digest of the change before it."""
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 """Form of times in UTC."""
-RELEASE_KINDS = frozenset({"load", "rollback"})
+ROLLBACK = "rollback"
+RELEASE_KINDS = frozenset({"load", ROLLBACK})
 """Kinds of change after which another release is in force."""
+HEAL = "heal"
+"""Kind of a write-back: a node writes its content to a store that lost or damaged the list."""
+LEARN = "learn"
+"""Kind of the changes of a learned list that nodes write."""
+NEVER_UNDONE = frozenset({"feed", LEARN, HEAL, "restore", "apply-again", "abandon"})
+"""Kinds of changes of a local list that no rollback undoes, nor a change before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +44,8 @@ class ReleaseInForce:
     expires: str | None = None
     signers: tuple[str, ...] = ()
     """Principals whose signatures count, each with its key's fingerprint: `name SHA256:…`."""
+    registered: tuple[str, ...] = ()
+    """In a record of first sightings: `LIST GENERATION DIGEST` of each list that registers devices, whose removed rows the record has."""
 
     @property
     def mark(self) -> SerialMark:
@@ -59,7 +69,7 @@ class Change(ReleaseInForce):
     who: str
     """User and host."""
     what: str
-    """Kind: load, rollback, reset-serial, add, remove, feed, heal, restore, apply-again."""
+    """Kind: load, rollback, reset-serial, add, remove, feed, learn, import, undo, forget, heal, restore, apply-again, abandon."""
     reasons: tuple[str, ...] = ()
     """Reason texts by the index in the table, if they differ from those before or the change has a base; otherwise empty.
 
@@ -119,9 +129,14 @@ class Head(ReleaseInForce):
     reasons: tuple[str, ...] = ()
     """Reason texts by the index in the table; after 255 texts the last one is `other`."""
     loaded_at: str | None = None
-    """Time of the change that put the release in force."""
+    """Time of the change that put the release in force; of a local list that of its newest change."""
     releases: tuple[str, ...] = ()
     """Times of the newest releases, oldest first; at most RELEASE_TIMES_MAX."""
+
+
+def utc_text(moment: datetime) -> str:
+    """Format a time as in manifests, changes and events: UTC in whole seconds with a Z at the end."""
+    return moment.astimezone(UTC).strftime(TIME_FORMAT)
 
 
 RELEASE_TIMES_MAX = 8
@@ -135,7 +150,7 @@ def release_of(record: ReleaseInForce) -> dict[str, Any]:
 
 def following(head: Head, change: Change, *, entries: int, devices: int) -> Head:
     """Return the head after a change. `entries` and `devices` are those of the table after it."""
-    is_release = change.what in RELEASE_KINDS
+    is_release, is_local = change.what in RELEASE_KINDS, not change.highest_serial
     return replace(
         head,
         generation=change.generation,
@@ -146,7 +161,7 @@ def following(head: Head, change: Change, *, entries: int, devices: int) -> Head
         entries=entries,
         devices=devices,
         reasons=change.reasons or head.reasons,
-        loaded_at=change.time if is_release or head.loaded_at is None else head.loaded_at,
+        loaded_at=change.time if is_release or is_local or head.loaded_at is None else head.loaded_at,
         releases=(*head.releases, *[change.time] * (change.what == "load"))[-RELEASE_TIMES_MAX:],
         **release_of(change),
     )
@@ -192,6 +207,30 @@ def first_break(changes: Sequence[Change], before: str) -> Change | None:
             return change
         before = change.digest
     return None
+
+
+def restorable_releases(changes: Sequence[Change]) -> list[Change]:
+    """Return the changes whose content a rollback can restore, oldest first; the last one has the content in force.
+
+    For a signed list they are the newest change of each release, for a local list all changes since the newest one of NEVER_UNDONE.
+    A rollback removes the changes that it undid.
+
+    Args:
+        changes: chain of a list, oldest first.
+    """
+    releases: list[Change] = []
+    for change in changes:
+        is_local = not change.highest_serial
+        if change.what == ROLLBACK and change.continues in (digests := [release.digest for release in releases]):
+            del releases[digests.index(change.continues) + 1 :]
+            if is_local:
+                continue
+        if not is_local and releases and (change.serial, change.release) == (releases[-1].serial, releases[-1].release):
+            releases.pop()
+        elif is_local and change.what in NEVER_UNDONE:
+            releases.clear()
+        releases.append(change)
+    return releases
 
 
 def digests_of(changes: Iterable[Change]) -> frozenset[str]:

@@ -7,6 +7,9 @@ are deleted. MAIN is deleted by age alone. So MAIN proves each closed file of th
 
 Equal rejections of one day are written when the first one happens, and then at most once
 per REPEAT_S, with their number.
+
+The folder may also have witness files: exports of other journals (eir.lists.log.journal_export), each named by its SHA-256, which an event of
+MAIN records. Readers add the changes of witness files that the journal lacks.
 """
 
 import fcntl
@@ -20,10 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from heapq import merge
 from itertools import takewhile
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +38,15 @@ MAIN, FEED, REJECTED = "main", "feed", "rejected"
 SERIES = (MAIN, FEED, REJECTED)
 CLOSED, TRIMMED, DAMAGED = "close", "trim", "damage"
 """Kinds of events about the journal's files: a full file, files deleted by age, and a damaged file that a new one follows."""
+IMPORT = "import"
+"""Kind of the event that records a witness file; `digest` is the SHA-256 of the file."""
 ABOUT_FILES = frozenset({CLOSED, TRIMMED, DAMAGED})
-ACCEPTED, REFUSED = "accepted", "refused"
+FEED_KINDS = frozenset({FEED, "learn"})
+"""Kinds of events that the series FEED has: rows of a register, and batches of a learned list, which is one change per batch."""
+ACCEPTED, FORCED, REFUSED = "accepted", "forced", "refused"
+CLAIMS = " (claims {} {}, unverified)"
+"""End of the detail of a rejection whose manifest is not verified: list and serial that it claims."""
+_CLAIMED = re.compile(r" \(claims (\S+) [0-9]+, unverified\)\Z")
 MAIN_FILE_BYTES = 4 << 20
 """Size in bytes from which a file of MAIN is full."""
 FILES_OF_A_LIMIT = 8
@@ -53,11 +63,18 @@ NEARLY_FULL = 0.8
 BEGIN = "0" * 64
 """Field `before` of the first line of a series."""
 _NAME = re.compile(r"(main|feed|rejected)-([0-9]{12})\.jsonl")
-_MODE = 0o640
+_WITNESS, WITNESS_DIGITS = "witness-", 32
+"""Begin of the name of a witness file, and number of digits of its SHA-256 in the name."""
+MODE = 0o640
+"""Mode of the files."""
 
 
 class JournalError(EirError):
     """Error for a journal that cannot be written, or has a damaged line; the message names the file."""
+
+
+class JournalBusy(JournalError):
+    """Error for a journal that another process writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +133,19 @@ class JournalLine(NamedTuple):
     event: JournalEvent
 
 
+def list_of(event: JournalEvent) -> str | None:
+    """Return the list of an event; for a rejection of an unverified manifest, the list that the manifest claims."""
+    if event.list is not None:
+        return event.list
+    claim = _CLAIMED.search(event.detail)
+    return claim[1] if claim else None
+
+
+def series_of(event: JournalEvent) -> str:
+    """Return the series of an event."""
+    return REJECTED if event.outcome == REFUSED else FEED if event.what in FEED_KINDS else MAIN
+
+
 def key_of(event: JournalEvent) -> tuple[str, ...]:
     """Return the day, list, sender and reason of a rejection: equal ones are counted together."""
     return event.time[:10], event.list or "", event.who, event.detail.partition(":")[0]
@@ -153,14 +183,15 @@ class Journal:
         """Open the journal for writing; repair a line that a crash has cut short.
 
         Raises:
-            JournalError: if another process writes the journal, or the folder cannot be written.
+            JournalBusy: if another process writes the journal.
+            JournalError: if the folder cannot be written.
         """
         try:
             self.folder.mkdir(mode=0o750, exist_ok=True)
-            self._folder_lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+            self._folder_lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
             fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise JournalError(f"{self.folder}: another process writes the journal; run the command again") from error
+            raise JournalBusy(f"{self.folder}: another process writes the journal; run the command again") from error
         except OSError as error:
             raise JournalError(f"{self.folder}: the journal cannot be opened: {error}") from error
         for series in SERIES:
@@ -179,6 +210,11 @@ class Journal:
                 self._folder_lock = None
 
     @property
+    def is_open(self) -> bool:
+        """True if the journal is open for writing."""
+        return self._folder_lock is not None
+
+    @property
     def is_nearly_full(self) -> bool:
         """True if MAIN has more than NEARLY_FULL of its expected size."""
         return sum(path.stat().st_size for path in self._paths(MAIN)) > NEARLY_FULL * self.max_bytes
@@ -192,6 +228,18 @@ class Journal:
         with self._lock:
             self._write(series, events)
             return self.ends[series]
+
+    def append_event(self, event: JournalEvent) -> None:
+        """Append an event to its series. Equal rejections are counted, as `reject` does it.
+
+        Raises:
+            JournalError: as `append`.
+        """
+        series = series_of(event)
+        if series == REJECTED:
+            self.reject(event)
+        else:
+            self.append(series, event)
 
     def reject(self, event: JournalEvent) -> None:
         """Append a rejection; if an equal one of this day was written before, only count it. `write_repeated` writes the counts.
@@ -231,13 +279,16 @@ class Journal:
         """
         with self._lock:
             for series in SERIES:
-                first = next(_readable(self._paths(series)[-1]), None)
+                first = next(readable_lines(self._paths(series)[-1]), None)
                 if first is not None and first.event.time < (now - self.keep / FILES_OF_A_LIMIT).strftime(TIME_FORMAT):
                     self._close_file(series)
                 closed = self._paths(series)[:-1]
                 is_old = [_newest_time(path) < (now - self.keep).strftime(TIME_FORMAT) for path in closed]
                 if old := [path for path, _ in takewhile(itemgetter(1), zip(closed, is_old, strict=True))]:
                     self._delete(series, old, now)
+            for path in witness_paths(self.folder):
+                if path.stat().st_mtime < (now - self.keep).timestamp():
+                    self._delete_witness(path, now)
 
     # Files
 
@@ -257,7 +308,7 @@ class Journal:
             # The damaged lines stay for the verification, which names them. A new file continues the chain from the file's bytes.
             self._report("journal_damaged", level="error", file=path.name, detail=str(error))
             content = path.read_bytes()
-            end = JournalEnd(_first_number(path) + max(content.count(b"\n") - 1, 0), sha256(content).hexdigest())
+            end = JournalEnd(first_number(path) + max(content.count(b"\n") - 1, 0), sha256(content).hexdigest())
             self._open_file(series, end)
             event = JournalEvent(
                 time=datetime.now(UTC).strftime(TIME_FORMAT), who="eir", what=DAMAGED, detail=str(error), series=series, number=end.number
@@ -272,7 +323,7 @@ class Journal:
         before = self._files.get(series)
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._files[series] = os.open(path, flags, _MODE)
+            self._files[series] = os.open(path, flags, MODE)
             sync_folder(self.folder)
         except OSError as error:
             raise JournalError(f"{path}: the journal cannot be written: {error}") from error
@@ -321,7 +372,7 @@ class Journal:
         paths = self._paths(series)[:-1]
         sizes = [path.stat().st_size for path in paths]
         surplus = [path for at, path in enumerate(paths) if sum(sizes[at:]) > limit - self._file_bytes(series)]
-        oldest = _first_number(paths[len(surplus)]) if len(surplus) < len(paths) else end.number + 1
+        oldest = first_number(paths[len(surplus)]) if len(surplus) < len(paths) else end.number + 1
         event = JournalEvent(
             time=datetime.now(UTC).strftime(TIME_FORMAT), who="eir", what=CLOSED, digest=end.digest, series=series, number=end.number, oldest=oldest
         )  # fmt: skip
@@ -332,7 +383,7 @@ class Journal:
     def _delete(self, series: str, paths: Sequence[Path], now: datetime) -> None:
         """Delete old files, and record this in MAIN."""
         last = _end_of(paths[-1])
-        numbers = f"lines {_first_number(paths[0])} to {last.number} of {series}"
+        numbers = f"lines {first_number(paths[0])} to {last.number} of {series}"
         event = JournalEvent(
             time=now.strftime(TIME_FORMAT), who="eir", what=TRIMMED, digest=last.digest, series=series, number=last.number, oldest=last.number + 1,
             detail=f"history.keep: {numbers} are deleted",
@@ -340,6 +391,14 @@ class Journal:
         self._write(MAIN, [event])
         for path in paths:
             path.unlink()
+
+    def _delete_witness(self, path: Path, now: datetime) -> None:
+        """Delete an old witness file, and record this in MAIN."""
+        with path.open("rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+        detail = f"history.keep: {path.name} is deleted"
+        self._write(MAIN, [JournalEvent(time=now.strftime(TIME_FORMAT), who="eir", what=TRIMMED, digest=digest, detail=detail)])  # fmt: skip
+        path.unlink()
 
     def _write_repeated(self) -> None:
         self._write(REJECTED, [event for event in self._repeated.values() if event.count])
@@ -377,7 +436,17 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
     number, before, after = document.pop("line", None), document.pop("before", None), document.pop("after", None)
     if type(number) is not int or not isinstance(before, str) or type(after) is not int:
         raise ValueError("`line`, `before` and `after` must be a number, a digest and a number")
-    for name, value in document.items():
+    return JournalLine(number, after, parse_event(document)), before
+
+
+def parse_event(document: Mapping[str, Any]) -> JournalEvent:
+    """Create an event from the JSON object of its fields; a field without a value may be missing or None.
+
+    Raises:
+        ValueError: if it is not an event.
+    """
+    fields_given = {name: value for name, value in document.items() if value is not None}
+    for name, value in fields_given.items():
         form = _FORMS.get(name)
         if form is None:
             raise ValueError(f"unknown field {name}")
@@ -387,10 +456,9 @@ def decode_line(octets: bytes) -> tuple[JournalLine, str]:
         )  # fmt: skip
         if not is_valid:
             raise ValueError(f"field {name} must have the type {form}")
-    if not {"time", "who", "what"} <= document.keys():
+    if not {"time", "who", "what"} <= fields_given.keys():
         raise ValueError("an event must have `time`, `who` and `what`")
-    document["rows"] = tuple(document.get("rows", ()))
-    return JournalLine(number, after, JournalEvent(**document)), before
+    return JournalEvent(**fields_given | {"rows": tuple(fields_given.get("rows", ()))})
 
 
 def paths_of(folder: Path, series: str) -> list[Path]:
@@ -400,7 +468,28 @@ def paths_of(folder: Path, series: str) -> list[Path]:
     return []
 
 
-def _first_number(path: Path) -> int:
+def witness_paths(folder: Path) -> list[Path]:
+    """Return the witness files of a journal."""
+    return sorted(folder.glob(f"{_WITNESS}*.jsonl"))
+
+
+def witness_path(folder: Path, digest: str) -> Path:
+    """Return the path of the witness file with this SHA-256."""
+    return folder / f"{_WITNESS}{digest[:WITNESS_DIGITS]}.jsonl"
+
+
+def is_journal_file(name: str) -> bool:
+    """Return True for the name of a file of a series."""
+    return _NAME.fullmatch(name) is not None
+
+
+def first_line(folder: Path, series: str) -> int:
+    """Return the number of the oldest line of a series; 1 for a new series."""
+    return first_number(paths[0]) if (paths := paths_of(folder, series)) else 1
+
+
+def first_number(path: Path) -> int:
+    """Return the number of the first line of a file."""
     found = _NAME.fullmatch(path.name)
     return int(found[2]) if found else 0
 
@@ -436,14 +525,14 @@ def _end_of(path: Path) -> JournalEnd:
         line, _ = decode_line(last)
     except (ValueError, RecursionError) as error:
         raise JournalError(f"{path.name}:{count}: the line was changed: {error}") from error
-    if line.number != (number := _first_number(path) + count - 1):
+    if line.number != (number := first_number(path) + count - 1):
         raise JournalError(f"{path.name}:{count}: line {line.number} is where line {number} was")
     return JournalEnd(line.number, sha256(last).hexdigest())
 
 
 def _newest_time(path: Path) -> str:
     """Return the time of the newest readable line of a file; an empty text for a file without one."""
-    return "".join(line.event.time for line in deque(_readable(path), maxlen=1))
+    return "".join(line.event.time for line in deque(readable_lines(path), maxlen=1))
 
 
 def _repair(path: Path, report: Report) -> None:
@@ -478,11 +567,13 @@ def read_events(
     since: str = "",
     series: Sequence[str] = SERIES,
     limit: int | None = None,
+    witnesses: bool = True,
+    about_files: bool = False,
 ) -> Sequence[JournalEvent]:
     """Return the newest events in the order in which they happened.
 
     Equal rejections of one day are one event. Events about the journal's own files are left out. Between two lines of MAIN the lines of the
-    feed come before rejections.
+    feed come before rejections. Changes that only a witness file has are placed by their time; with `limit`, if the journal has fewer events.
 
     Args:
         folder: folder of the journal.
@@ -490,26 +581,49 @@ def read_events(
         since: only events from this time on.
         series: series to read.
         limit: maximum number of events; None for all.
+        witnesses: also read witness files.
+        about_files: True to return also events about the journal's own files.
     """
-    found = [_newest_lines(folder, each, name, since, limit) for each in series]
+    found = [_newest_lines(folder, each, name, since, limit, about_files=about_files) for each in series]
     rejected = [_combined(lines) if each == REJECTED else lines for each, lines in zip(series, found, strict=True)]
     keyed = (
         [((line.number, 0) if each == MAIN else (line.after, 1), line.event) for line in lines]
         for each, lines in zip(series, rejected, strict=True)
     )
     events = [event for _, event in merge(*keyed, key=itemgetter(0))]
+    if witnesses and (limit is None or len(events) < limit):
+        known = {(event.list, event.change) for event in events}
+        witnessed = _witnessed(folder, known, name, since, series)
+        events = [*merge(witnessed, events, key=attrgetter("time"))]
     return events if limit is None else events[-limit:]
 
 
-def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit: int | None) -> Sequence[JournalLine]:
+def _witnessed(
+    folder: Path, known: set[tuple[str | None, str | None]], name: str | None, since: str, series: Sequence[str]
+) -> Iterator[JournalEvent]:
+    """Yield the matching changes of the witness files that are not in `known`, each as its list and digest."""
+    for path in witness_paths(folder):
+        for line in readable_lines(path):
+            event = line.event
+            is_wanted = name in {None, event.list} and event.time >= since and series_of(event) in series
+            if event.change is not None and is_wanted and (event.list, event.change) not in known:
+                known.add((event.list, event.change))
+                yield event
+
+
+def _newest_lines(
+    folder: Path, series: str, name: str | None, since: str, limit: int | None, *, about_files: bool
+) -> Sequence[JournalLine]:
     """Return the newest lines of a series that match, oldest first: at least `limit` if there are so many, from whole files."""
     newest: list[Sequence[JournalLine]] = []
     count = 0
     for path in reversed(paths_of(folder, series)):
         lines = [
             line
-            for line in _readable(path)
-            if line.event.what not in ABOUT_FILES and name in {None, line.event.list} and line.event.time >= since
+            for line in readable_lines(path)
+            if (about_files or line.event.what not in ABOUT_FILES)
+            and name in {None, list_of(line.event)}
+            and line.event.time >= since
         ]
         newest.append(lines)
         count += len(lines)
@@ -518,7 +632,8 @@ def _newest_lines(folder: Path, series: str, name: str | None, since: str, limit
     return [line for lines in reversed(newest) for line in lines]
 
 
-def _readable(path: Path) -> Iterator[JournalLine]:
+def readable_lines(path: Path) -> Iterator[JournalLine]:
+    """Yield the lines of a file; a damaged line is left out."""
     for octets in lines_of(path):
         with suppress(ValueError, RecursionError):
             yield decode_line(octets)[0]
@@ -534,81 +649,3 @@ def _combined(lines: Sequence[JournalLine]) -> Sequence[JournalLine]:
             event = replace(event, count=before.event.count + event.count, first=first)
         combined[key] = line._replace(event=event)
     return sorted(combined.values(), key=lambda line: (line.after, line.event.time))
-
-
-def journal_faults(folder: Path) -> Iterator[str]:
-    """Verify all series; yield a message about each fault, with file and line.
-
-    The removal of the newest lines of MAIN shows only in a comparison with the store or with another node's journal.
-    """
-    proofs: dict[str, dict[int, str]] = {series: {} for series in SERIES}
-    """Digests of lines by their number, as events of MAIN record them."""
-    oldest = dict.fromkeys(SERIES, 1)
-    yield from _chain_faults(folder, MAIN, {}, None)
-    for path in paths_of(folder, MAIN):
-        for line in _readable(path):
-            event = line.event
-            if event.series in proofs and event.number is not None:
-                proofs[event.series][event.number] = event.digest or ""
-                oldest[event.series] = event.oldest or oldest[event.series]
-    for series in SERIES:
-        paths = paths_of(folder, series)
-        if paths and (first := _first_number(paths[0])) > oldest[series]:
-            yield f"{paths[0].name}: lines {oldest[series]} to {first - 1} before this file are missing"
-        if series != MAIN:
-            yield from _chain_faults(folder, series, proofs[series], max(proofs[series], default=0))
-
-
-def _chain_faults(folder: Path, series: str, proofs: Mapping[int, str], newest: int | None) -> Iterator[str]:
-    """Verify that each line of a series follows the line before, and has the digest in `proofs`. `newest`: number of its newest proved line."""
-    number, digest = 0, None
-    for path in paths_of(folder, series):
-        first = _first_number(path)
-        if number and first != number + 1:
-            yield f"{path.name}: lines {number + 1} to {first - 1} before this file are missing"
-            digest = None
-        number = first - 1
-        for at, octets in enumerate(lines_of(path), 1):
-            try:
-                line, before = decode_line(octets)
-            except (ValueError, RecursionError) as error:
-                yield f"{path.name}:{at}: the line was changed: {error}"
-                number, digest = number + 1, None
-                continue
-            if line.number != number + 1:
-                yield f"{path.name}:{at}: line {line.number} is where line {number + 1} was"
-            elif before != (digest or before):
-                yield f"{path.name}:{at}: the line before, {number}, was changed"
-            elif number == 0 and before != BEGIN:
-                yield f"{path.name}:{at}: the first line does not begin a journal"
-            number, digest = line.number, sha256(octets).hexdigest()
-            if proofs.get(number, digest) != digest:
-                yield f"{path.name}:{at}: the line is not the one that the series {MAIN} records"
-    if newest is not None and newest > number:
-        yield f"lines {number + 1} to {newest} of the series {series} are missing"
-
-
-def recorded_changes(events: Iterable[JournalEvent]) -> dict[tuple[str, int], str]:
-    """Return the digest of each recorded change by its list and generation."""
-    return {
-        (event.list, event.generation): event.change
-        for event in events
-        if event.list is not None and event.generation is not None and event.change is not None
-    }
-
-
-def change_differences(changes: Mapping[tuple[str, int], str], witness: Mapping[tuple[str, int], str]) -> Iterator[str]:
-    """Compare the changes of a journal with those of a store's log or of another node's journal; yield a message about each difference.
-
-    A generation that only one of them has is no difference, unless the other one has an earlier and a later generation of the list.
-    """
-    for name in sorted({name for name, _ in changes}):
-        ours = {generation: digest for (each, generation), digest in changes.items() if each == name}
-        theirs = {generation: digest for (each, generation), digest in witness.items() if each == name}
-        for generation in sorted(ours.keys() | theirs.keys()):
-            if generation not in ours and min(ours) < generation < max(ours):
-                yield f"list {name}: change {generation} is missing in the journal"
-            elif generation not in theirs and theirs and min(theirs) < generation < max(theirs):
-                yield f"list {name}: change {generation} is missing in the witness"
-            elif generation in ours and generation in theirs and ours[generation] != theirs[generation]:
-                yield f"list {name}: change {generation} differs from that of the witness"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from eir.errors import StoreError
 from eir.lists.log.change import NO_CHANGE, Change, Head, first_break, following
-from eir.lists.log.store import LogEntry, LogStore
+from eir.lists.log.store import LogEntry, LogSource
 from eir.lists.table.codec import decode, decode_change
 from eir.lists.table.columns import TableRows
 from eir.lists.table.digest import DigestTree, digest_tree, updated_tree
@@ -74,7 +74,7 @@ def _gone(name: str, generation: int) -> StoreError:
     return StoreError("gone", f"list {name}: generation {generation} is no longer stored")
 
 
-async def read_content(store: LogStore, name: str, head: Head, at: int | None = None) -> LoggedList:
+async def read_content(store: LogSource, name: str, head: Head, at: int | None = None) -> LoggedList:
     """Read a list from its newest base and the changes after it. `at`: an earlier generation.
 
     Raises:
@@ -87,9 +87,21 @@ async def read_content(store: LogStore, name: str, head: Head, at: int | None = 
     if not bases or entries[-1].change.generation != last:
         raise _gone(name, last) if at is not None else damaged(name, f"its log does not lead to generation {last}")
     first = entries[bases[-1]].change
-    parts = await _read_parts(store.base(name, first.base_id), first.base)
-    if parts is None and at is not None and not await _has_parts(store, name, first.base_id):
+    if at is not None and not await _has_parts(store, name, first.base_id):
         raise _gone(name, last)
+    table, tree = await read_base(store, name, first)
+    begun = LoggedList(_after(head, first, table), table, tree, (first,))
+    content = await _applied(store, name, begun, entries[bases[-1] + 1 :])
+    return content if at is not None else _checked(name, content, head)
+
+
+async def read_base(store: LogSource, name: str, first: Change) -> tuple[Table, DigestTree]:
+    """Read and verify the base that a change wrote.
+
+    Raises:
+        StoreError: if the store fails (`corrupt`: the base is missing or damaged).
+    """
+    parts = await _read_parts(store.base(name, first.base_id), first.base)
     if parts is None:
         raise damaged(name, f"the base of generation {first.generation} has another digest, or is missing")
     try:
@@ -99,12 +111,10 @@ async def read_content(store: LogStore, name: str, head: Head, at: int | None = 
     tree = await asyncio.to_thread(digest_tree, table, first.reasons)
     if tree.root != first.content:
         raise damaged(name, f"the base of generation {first.generation} has another content digest than its change")
-    begun = LoggedList(_after(head, first, table), table, tree, (first,))
-    content = await _applied(store, name, begun, entries[bases[-1] + 1 :])
-    return content if at is not None else _checked(name, content, head)
+    return table, tree
 
 
-async def advance(store: LogStore, name: str, held: LoggedList, head: Head) -> LoggedList:
+async def advance(store: LogSource, name: str, held: LoggedList, head: Head) -> LoggedList:
     """Apply the changes since the held content, and return the content of the head, whose chain contains the held change.
 
     If a change since then has a base in place of rows, the newest base is read.
@@ -134,7 +144,7 @@ def continues_by_rows(held: Head, entries: Sequence[LogEntry]) -> bool:
 
 
 async def apply_entries(
-    store: LogStore, name: str, held: LoggedList, entries: Sequence[LogEntry], head: Head
+    store: LogSource, name: str, held: LoggedList, entries: Sequence[LogEntry], head: Head
 ) -> LoggedList:
     """Apply entries that lead from the held content to a head.
 
@@ -144,7 +154,7 @@ async def apply_entries(
     return _checked(name, await _applied(store, name, held, entries), head)
 
 
-async def step(store: LogStore, name: str, content: LoggedList, entry: LogEntry) -> LoggedList:
+async def step(store: LogSource, name: str, content: LoggedList, entry: LogEntry) -> LoggedList:
     """Return the content after the next change of a list.
 
     Raises:
@@ -155,7 +165,7 @@ async def step(store: LogStore, name: str, content: LoggedList, entry: LogEntry)
     return await _applied(store, name, content, [entry])
 
 
-async def oldest_readable(store: LogStore, name: str, entries: Sequence[LogEntry]) -> int:
+async def oldest_readable(store: LogSource, name: str, entries: Sequence[LogEntry]) -> int:
     """Return the generation of the oldest content that the store can restore. `entries`: all log entries of the list; at least one."""
     for entry in entries:
         if entry.change.base_id and await _has_parts(store, name, entry.change.base_id):
@@ -174,7 +184,7 @@ def _checked(name: str, content: LoggedList, head: Head) -> LoggedList:
     return replace(content, head=head)
 
 
-async def _applied(store: LogStore, name: str, content: LoggedList, entries: Sequence[LogEntry]) -> LoggedList:
+async def _applied(store: LogSource, name: str, content: LoggedList, entries: Sequence[LogEntry]) -> LoggedList:
     changes = [await read_rows(store, name, entry) for entry in entries]
     return await asyncio.to_thread(apply_changes, name, content, changes)
 
@@ -207,7 +217,7 @@ def _after(head: Head, last: Change, table: Table) -> Head:
     return following(head, last, entries=len(table), devices=device_count(table))
 
 
-async def read_rows(store: LogStore, name: str, entry: LogEntry) -> ChangeRows:
+async def read_rows(store: LogSource, name: str, entry: LogEntry) -> ChangeRows:
     """Read and verify the rows of a change.
 
     Raises:
@@ -229,7 +239,7 @@ def _place(made: Change) -> str:
     return f"the rows of generation {made.generation}"
 
 
-async def _has_parts(store: LogStore, name: str, part_id: str) -> bool:
+async def _has_parts(store: LogSource, name: str, part_id: str) -> bool:
     """Return True if at least one part with this ID is stored."""
     async for _ in store.base(name, part_id):
         return True

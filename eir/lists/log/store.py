@@ -43,11 +43,8 @@ class StoredHeads(Mapping[str, Head]):
         return len(self._heads)
 
 
-class LogStore(Protocol):
-    """Store of lists as logs."""
-
-    async def heads(self) -> StoredHeads:
-        """Return the heads of all lists."""
+class LogSource(Protocol):
+    """Source of logs for a reader."""
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
         """Return the changes of a list with generations above `after`, oldest first, with their rows as far as they are stored.
@@ -58,6 +55,13 @@ class LogStore(Protocol):
     def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:
         """Yield the parts with an ID in order; none if they do not exist."""
 
+
+class LogStore(LogSource, Protocol):
+    """Store of lists as logs."""
+
+    async def heads(self) -> StoredHeads:
+        """Return the heads of all lists."""
+
     async def stage(self, name: str, part_id: str, parts: Iterable[bytes]) -> int:
         """Write parts, which expire unless a commit names their ID; return their number."""
 
@@ -65,6 +69,7 @@ class LogStore(Protocol):
         """Append a change and replace the head in one transaction.
 
         Then delete, in portions, the rows and parts of changes with generations below `oldest`, and records beyond RECORDS_KEPT and BASES_KEPT.
+        A fault of the deletion is only reported, because the change is stored.
 
         Args:
             name: name of the list.

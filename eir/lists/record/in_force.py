@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eir.disk import sync_folder, write_file
-from eir.lists.record.store import Mark
+from eir.lists.log.change import SerialMark
 
 IN_FORCE_FILE = "in-force.json"
 """File with the content in force, its start time, and the highest serial, for each list."""
@@ -22,7 +22,7 @@ class InForce(NamedTuple):
     content: str
     since: str
     """Time from which the content was in force."""
-    mark: Mark
+    mark: SerialMark
     """Highest mark (ListState.mark) of all states of the list that were in force on this node."""
 
 
@@ -38,7 +38,7 @@ def load_in_force(folder: Path) -> dict[str, InForce]:
     return {}
 
 
-def save_in_force(folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, Mark]) -> dict[str, InForce]:
+def save_in_force(folder: Path, entries: Mapping[str, InForce], marks: Mapping[str, SerialMark]) -> dict[str, InForce]:
     """Save the lists in force, and the marks (highest serials) of lists, in the state folder. Return the new content of the file.
 
     A mark in the file never decreases. Several processes of a host may call the function at the same time. The file survives a power failure.
@@ -64,7 +64,7 @@ def save_in_force(folder: Path, entries: Mapping[str, InForce], marks: Mapping[s
     return stored
 
 
-def save_mark(folder: Path, name: str, mark: Mark) -> None:
+def save_mark(folder: Path, name: str, mark: SerialMark) -> None:
     """Save the mark (highest accepted serial) of a list on disk. The caller reports the change of the list only after this.
 
     Nothing is saved if there is no state folder, because the host then has no node. If the disk is full, the node saves
@@ -74,6 +74,6 @@ def save_mark(folder: Path, name: str, mark: Mark) -> None:
         save_in_force(folder, {}, {name: mark})
 
 
-def _mark(numbers: Sequence[Any]) -> Mark:
+def _mark(numbers: Sequence[Any]) -> SerialMark:
     resets, highest = map(int, numbers)
     return resets, highest

@@ -1,13 +1,12 @@
 """Entries of a list, read from the rows of its table for commands and figures."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from eir.device import SNR_KEYS
-from eir.lists.pages.first_days import DAY_S
 from eir.lists.record.entries import ListEntry
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.reasons import reason_at
 from eir.lists.table.columns import BEGINS, DAYS, ENDS, REASONS, SECONDS, WHOLE, Numbers, TableRows, block_numbers
 from eir.lists.table.table import Table, in_force
@@ -65,8 +64,12 @@ def rows_between(table: Table, first: int, last: int) -> TableRows:
     return rows.select(is_wanted)
 
 
-def reason_and_day(table: Table, reasons: Sequence[str], key: int, *, now: int = 0) -> tuple[str | None, int]:
+def reason_and_day(
+    table: Table, reasons: Sequence[str], key: int, *, second: int = 0, now: int = 0
+) -> tuple[str | None, int]:
     """Return the reason and the day that a list has for a key; None without a reason, 0 without a day.
+
+    If a row has the second key `second`, only this row counts.
 
     The result is that of the identifier's own row. If this row lacks a reason (or a day), has ended by `now` or has not begun, the
     result is that of the whole TAC. `now` is in Unix seconds; with 0 each row is in force.
@@ -75,12 +78,9 @@ def reason_and_day(table: Table, reasons: Sequence[str], key: int, *, now: int =
     if now:
         rows = in_force(rows, now)
         rows = rows.select(rows.column(BEGINS) <= now)
+    is_second = rows.column(SECONDS) == second
+    if second and is_second.any():
+        rows = rows.select(is_second)
     indexes, days = rows.column(REASONS), rows.column(DAYS)
     reason = next((reason_at(reasons, index) for index in indexes.tolist() if index), None)
     return reason or None, next((day for day in days.tolist() if day), 0)
-
-
-def count_reasons(table: Table, reasons: Sequence[str]) -> Counter[str]:
-    """Count the rows of a list by reason; rows without reason under the empty text."""
-    counts = np.bincount(table.rows().column(REASONS), minlength=1).tolist()
-    return Counter({reason_at(reasons, index): count for index, count in enumerate(counts) if count})

@@ -13,6 +13,8 @@ FIRST_SEEN = "first_seen"
 BOUND = (PAIRS, TYPES)
 """Kinds of list that bind a key to other keys: a device to its IMSIs, or a TAC (by its lowest key) to its device types."""
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KEEP = 5
+"""Default number of previous releases to which a rollback can return."""
 LOAD_MEMORY = 2 << 30
 """Default memory of a load in bytes."""
 
@@ -77,7 +79,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistorySettings:
-    """Limits on the size and age of the history. Refusals have a fixed limit (eir.lists.record.history.FOLDS_MAX)."""
+    """Limits on the size and age of the history. Rejections have a fixed limit (eir.lists.log.journal)."""
 
     keep: int = 3650
     """Days for which records are stored."""
@@ -131,10 +133,10 @@ class ListSettings:
     """Maximum difference between the next serial and the highest serial ever accepted."""
     bad_rows_max: int = 100
     """Maximum number of bad rows of a release; bad rows are skipped."""
-    keep: int = 5
+    keep: int = KEEP
     """Number of previous releases, or changes of a local list, to which a rollback can return."""
     dates: bool = False
-    """True if the date of each entry is stored (eir.lists.record.dates)."""
+    """True if the date of each entry is stored."""
     source: Source | None = None
     """Source from which releases are pulled; None if they are delivered."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)

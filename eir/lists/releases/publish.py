@@ -15,18 +15,15 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from eir.disk import errors_name, open_named, write_file
 from eir.errors import ReleaseRefused
-from eir.lists.pages.content import has_pairs
-from eir.lists.pages.pages import Page
-from eir.lists.pages.roaring import decode_keys
+from eir.lists.log.change import utc_text
 from eir.lists.record.reasons import OTHER_REASON, REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.lists.record.settings import KINDS, Layout, is_list_name
-from eir.lists.record.store import utc_text
 from eir.lists.releases import release
 from eir.lists.releases.openssh import sign
 from eir.lists.releases.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
-from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, open_folder, sum_progress
 from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, kinds_for, layout_fault, unknown_columns
+from eir.lists.rows.listed_rows import ListedRows, check_sides
 from eir.lists.rows.records import Frame
 
 if TYPE_CHECKING:
@@ -62,11 +59,11 @@ class Published:
     manifest: Path
     rows: int
     entries: Mapping[str, int]
-    """Number of identifiers, TACs and ranges by role: `entries` of a full release, `added` and `removed` of a delta."""
+    """Number of identifiers and whole TACs by role: `entries` of a full release, `added` and `removed` of a delta."""
     duplicates: int
-    """Number of rows that repeat an earlier row's entry (Rows.repeats)."""
+    """Number of entries that are listed again (ListedRows.count_repeats)."""
     conflicting: int
-    """Number of duplicates with another reason or expiry than the earlier row."""
+    """Number of duplicates with another reason, begin or end than before."""
     bad_rows: int
     skipped: int
     """Number of junk identifiers, as in Tally."""
@@ -165,16 +162,14 @@ def publish(
         if not replace and _has_other_data(path, manifest):
             advice = "publish with a higher serial, or with --force"
             raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
-        repeats = [role_rows.repeats() for role_rows in rows.values()]
-        built = {role: build_pages(role_rows) for role, role_rows in rows.items()}
+        repeats = [role_rows.count_repeats() for role_rows in rows.values()]
+        listed = {role: role_rows.pop() for role, role_rows in rows.items()}
         if kind == DELTA:
-            common = _count_common(built[ADDED].pages, built[REMOVED].pages)
-            if common:
-                warnings.append(f"{common:,} identifiers are both added and removed: they stay in the list")
+            check_sides(listed[ADDED], listed[REMOVED])
         warnings += _warnings(entries, tally)
         _check_warnings(warnings, strict=strict)
     published = Published(
-        manifest=path, rows=sum(entry.rows for entry in entries), entries={role: each.entries for role, each in built.items()},
+        manifest=path, rows=sum(entry.rows for entry in entries), entries={role: len(each) for role, each in listed.items()},
         duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(contradictions for _, contradictions in repeats),
         bad_rows=tally.bad, skipped=tally.skipped, wrong_check_digits=tally.wrong_check_digits,
         odd={kind: tally.odd[kind].count if kind in tally.odd else 0 for kind in ODD},
@@ -208,17 +203,6 @@ def _check_warnings(warnings: Sequence[str], *, strict: bool) -> None:
     if strict and warnings:
         fault = f"{len(warnings)} warnings; --strict allows none"
         raise ReleaseRefused("warnings", "\n".join((fault, *warnings)))
-
-
-def _count_common(added: Sequence[Page], removed: Sequence[Page]) -> int:
-    """Count the single identifiers that are both in `added` and in `removed`. Pairs are ignored."""
-    removed_keys = {page.number: page.keys for page in removed if page.keys and not has_pairs(page)}
-    common = 0
-    for page in added:
-        if page.keys and page.number in removed_keys:
-            removed_bitmap = decode_keys(removed_keys[page.number])
-            common += decode_keys(page.keys).intersection_cardinality(removed_bitmap)
-    return common
 
 
 def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
@@ -371,11 +355,11 @@ def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]
 def _describe_files(
     folder: Path, names: Sequence[str], kind: str, layout: str | None, declared: Mapping[str, Layout], *,
     tally: "Tally", warn: Callable[[str], None], report: Progress,
-) -> tuple[Sequence[FileEntry], Mapping[str, Rows]]:  # fmt: skip
+) -> tuple[Sequence[FileEntry], Mapping[str, ListedRows]]:  # fmt: skip
     """Read all data files; return their entries for the manifest, and their rows by role."""
     from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
 
-    rows = {role: Rows() for role in release.ROLES[kind] if role != CHANGES}
+    rows = {role: ListedRows() for role in release.ROLES[kind] if role != CHANGES}
     reasons = Reasons()
     actions = Actions()
     entries = []

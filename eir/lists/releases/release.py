@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from eir.errors import ReleaseRefused
+from eir.lists.log.change import utc_text
 from eir.lists.record.settings import DEVICES, Layout, ListSettings, is_list_name
-from eir.lists.record.store import utc_text
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, most_specific
 from eir.lists.rows.delivered import open_folder, read_small
 
@@ -158,12 +158,12 @@ def check_serial(manifest: Manifest, *, current: int | None, highest: int, step_
 
 
 @contextmanager
-def naming_release(manifest: Manifest) -> Iterator[None]:
-    """Catch a ReleaseRefused in the `with` block, add list and serial of the verified manifest to the exception, and raise it again."""
+def naming_release(manifest: Manifest, digest: str | None = None) -> Iterator[None]:
+    """Catch a ReleaseRefused in the `with` block, add list, serial and digest of the verified manifest to it, and raise it again."""
     try:
         yield
     except ReleaseRefused as refused:
-        refused.name_release(manifest.list, manifest.serial)
+        refused.name_release(manifest.list, manifest.serial, digest)
         raise
 
 

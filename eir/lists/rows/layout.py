@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
 from eir.errors import IdentifierError, ReleaseRefused
-from eir.lists.pages.first_days import LEFT_LIST, WAS_LISTED
+from eir.lists.record.first_days import LEFT_LIST, WAS_LISTED
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES, Layout
 
 EPOCH = date(1970, 1, 1)
@@ -138,9 +138,7 @@ class Plan:
         return self.layout.declared and self.subject == BY_RANGE
 
 
-def plan_of(
-    name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False, begins: bool = False
-) -> tuple[Plan, bytes]:
+def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
     """Parse the first lines of a data file; return the positions of the needed columns (plan), and the rows among these lines.
 
     Args:
@@ -149,7 +147,6 @@ def plan_of(
         kind: kind of the list.
         begin: first lines of the file.
         dates: as for `plan_for`.
-        begins: as for `plan_for`.
 
     Raises:
         ReleaseRefused: `layout`, as `plan_for`.
@@ -158,10 +155,10 @@ def plan_of(
     rows = begin.removeprefix(BOM)
     if layout.names:
         header, _, rows = rows.partition(b"\n")
-    return plan_for(name, layout, kind, header, dates=dates, begins=begins), rows
+    return plan_for(name, layout, kind, header, dates=dates), rows
 
 
-def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False, begins: bool = False) -> Plan:
+def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
     """Return the positions of the columns in a data file with this header (plan).
 
     Args:
@@ -170,7 +167,6 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         kind: kind of the list.
         header: header line of the file.
         dates: include the column `date` also for another kind of list than device types.
-        begins: include the column `begin`.
 
     Raises:
         ReleaseRefused: `layout`, if the header does not fit.
@@ -195,13 +191,11 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         header_columns = "+".join(sorted(present)) or "none of them"
         fault = f"a header with {expected} is expected for {kind}; it has {header_columns}{separator_hint(header)}"
         raise ReleaseRefused("layout", f"{where}: {fault}")
-    columns = [*subject, REASON, UNTIL, ACTION, CHANGE]
+    columns = [*subject, REASON, BEGIN, UNTIL, ACTION, CHANGE]
     if subject == BY_TYPE:
         at[REASON] = at["device_type"]  # the list stores the text of the type as the reason, for display
     if dates or subject == BY_TYPE:
         columns.append(DATE)
-    if begins:
-        columns.append(BEGIN)
     return Plan(subject, {column: at[column] for column in columns if column in at}, layout, len(names))
 
 
@@ -250,10 +244,9 @@ def unknown_columns(header: bytes, layout: Layout) -> list[str]:
     if layout.name != "eir":
         return []
     warnings = []
-    known = [column for column in layout.columns if column != BEGIN]  # loads ignore the column `begin`
     for column in _header_names(header, ","):
-        if column not in known:
-            similar = difflib.get_close_matches(column, known, n=1)
+        if column not in layout.columns:
+            similar = difflib.get_close_matches(column, layout.columns, n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else ""
             warnings.append(f"{column!r}{hint}")
     return warnings

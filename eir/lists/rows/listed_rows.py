@@ -6,8 +6,21 @@ import numpy as np
 
 from eir.device import SNR_KEYS
 from eir.errors import ReleaseRefused
-from eir.lists.rows.layout import BY_PAIR, BY_TYPE, TIME_MAX
-from eir.lists.table.columns import COLUMNS, WHOLE, Columns, Numbers, TableRows, sorted_rows
+from eir.lists.rows.layout import BY_FIRST_SEEN, BY_PAIR, BY_TYPE, TIME_MAX
+from eir.lists.table.columns import (
+    BEGINS,
+    COLUMNS,
+    ENDS,
+    REASONS,
+    SECONDS,
+    WHOLE,
+    Columns,
+    Numbers,
+    TableRows,
+    is_first,
+    matches,
+    sorted_rows,
+)
 
 RANGE_TACS_MAX = 500_000
 """Maximum number of TACs that all ranges and whole TACs of one release touch. `--force` does not lift this limit. GSMA has allocated half as many TACs."""
@@ -16,6 +29,19 @@ RANGE_KEYS_MAX = 10**8
 EXPECTED_MAX = 1 << 27
 """Maximum number of rows for which memory is reserved by the row count of the manifest."""
 _TAC = np.uint64(SNR_KEYS)
+
+
+def check_sides(added: TableRows, removed: TableRows) -> None:
+    """Reject a delta that both adds and removes an entry.
+
+    Raises:
+        ReleaseRefused: `rows`.
+    """
+    common = int((matches(added, removed) >= 0).sum())
+    if common:
+        raise ReleaseRefused(
+            "rows", f"{common:,} entries are both added and removed; name each entry in one of the files"
+        )
 
 
 class ListedRows:
@@ -45,7 +71,7 @@ class ListedRows:
 
         Args:
             subject: columns that identify each row.
-            keys: device and IMSI, TAC and type, first and last key of a range (also for a whole TAC), or single keys.
+            keys: device and IMSI, TAC and type, device and first day, first and last key of a range (also for a whole TAC), or single keys.
             reasons: indexes of reasons.
             begins: Unix seconds, 0 for none.
             ends: Unix seconds, 0 for none.
@@ -56,12 +82,16 @@ class ListedRows:
         """
         if ends is not None:
             ends = np.where(ends > TIME_MAX, 0, ends)
-        is_bound = subject in {BY_PAIR, BY_TYPE}
+        is_bound = subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}
         columns = _columns(keys[1] if is_bound else None, reasons, begins, ends, days)
         if is_bound or len(keys) == 1:
             self._append(TableRows(keys[0], columns))
             return
-        self._add_ranges(keys[0], keys[1], columns)
+        single = keys[0] == keys[1]
+        if single.any():
+            self._append(TableRows(keys[0], columns).select(single))
+        ranges = TableRows(keys[0], columns).select(~single)
+        self._add_ranges(ranges.keys, keys[1][~single], ranges.columns)
 
     def _add_ranges(self, first: Numbers, last: Numbers, columns: Columns) -> None:
         """Add rows with ranges. A range includes its first and its last key."""
@@ -100,10 +130,34 @@ class ListedRows:
                 column[start:end] = values
         self._used = end
 
+    def _rows(self) -> TableRows:
+        """Return the collected rows in the order in which they were added."""
+        columns = tuple(None if column is None else column[: self._used] for column in self._columns)
+        return TableRows(self._keys[: self._used], columns)
+
+    def count_repeats(self) -> tuple[int, int]:
+        """Return how many entries are listed again, and how many of these have another reason, begin or end than before.
+
+        An entry is a single identifier, a whole TAC or a pair.
+        """
+        rows = self._rows()
+        if all(column is None for column in rows.columns):
+            rows.keys.sort()  # in place: a copy of 100 million keys uses 800 MB
+            return len(rows) - int(is_first(rows.keys).sum()), 0
+        order = np.argsort(rows.keys)
+        keys = rows.keys[order]
+        equal = keys[1:] == keys[:-1]
+        again = rows.select(order[np.append(equal, False) | np.append(False, equal)])
+        names = [again.keys, again.column(SECONDS)]
+        values = [again.column(index) for index in (REASONS, BEGINS, ENDS)]
+        order = np.lexsort((*values, *names[::-1]))
+        repeated = ~is_first(*(column[order] for column in names))
+        conflicting = repeated & is_first(*(column[order] for column in values))
+        return int(repeated.sum()), int(conflicting.sum())
+
     def pop(self) -> TableRows:
         """Return the sorted rows, and clear this object. Of repeated rows the earliest begin and the latest end count (`sorted_rows`)."""
-        columns = tuple(None if column is None else column[: self._used] for column in self._columns)
-        rows = TableRows(self._keys[: self._used], columns)
+        rows = self._rows()
         self._keys, self._columns, self._used = self._keys[:0], [None] * len(COLUMNS), 0
         return sorted_rows(rows)
 

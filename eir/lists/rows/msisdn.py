@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eir.device import MSISDN_LENGTHS, imsi_key, is_digits
+from eir.device import MSISDN_LENGTHS, imsi_key, imsi_text, is_digits
 from eir.errors import EirError, IdentifierError
-from eir.lists.record.entries import imsi_text
 
 ROWS_MAX = 1 << 31
 HEADER = ("msisdn", "imsi")

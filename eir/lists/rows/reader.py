@@ -10,7 +10,7 @@ polars uses one thread, because a load shares the host with a server and may use
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,13 @@ from numpy.typing import NDArray
 from eir.device import IMEI_LENGTHS, IMSI_LENGTHS, KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_type_key, odd_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.frames import pl
-from eir.lists.pages.content import Keys, ReasonIndexes, Seconds
-from eir.lists.pages.dates import DAY_MAX, Days
-from eir.lists.pages.first_days import DAY_S
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.reasons import REASON_CHARS_MAX, REASONS_MAX, Reasons
 from eir.lists.record.settings import Layout
-from eir.lists.rows.build import Rows, select_rows
 from eir.lists.rows.layout import (
     ACTION,
     BEGIN,
     BOM,
-    BY_FIRST_SEEN,
-    BY_PAIR,
     BY_RANGE,
     BY_TAC,
     BY_TYPE,
@@ -50,12 +45,14 @@ from eir.lists.rows.layout import (
 )  # fmt: skip
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.records import Frame
+from eir.lists.table.columns import DAY_MAX, Numbers
 
 COMPLAINTS_MAX = 10
 """Maximum number of named bad rows. A message has file, line and expected form, but never the identifier. All bad rows are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
-Parsed: TypeAlias = tuple[Keys, Mask]
+Values = TypeVar("Values", bound=Numbers | None)
+Parsed: TypeAlias = tuple[Numbers, Mask]
 """Key of each row, and a mask of the rows with a valid key."""
 
 _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
@@ -92,8 +89,6 @@ class Tally:
     """Verify the check digits of IMEIs for `wrong_check_digits`. A load needs no check digits, and the verification takes time."""
     dates: bool = False
     """Parse the column `date` also for another kind of list than device types, and add the dates to the rows."""
-    begins: bool = False
-    """Parse the column `begin`, and add the begins to the rows."""
     now_s: int | None = None
     """Present time in Unix seconds, with which odd rows are found. None: only wrong dates are counted as odd rows."""
     complaints_max: int = COMPLAINTS_MAX
@@ -133,61 +128,43 @@ class _Faults(NamedTuple):
     """Odd rows by kind, a key of `ODD`."""
 
 
+def _select(values: Values, mask: Mask) -> Values:
+    """Return those values of a column whose rows are in the mask; None for an absent column."""
+    return values if values is None or mask.all() else cast("Values", values[mask])
+
+
 class _RowColumns(NamedTuple):
     """Columns of the valid rows of a file."""
 
     plan: Plan
-    keys: Sequence[Keys]
+    keys: Sequence[Numbers]
     """Keys of the subject's columns. For a TAC, also its highest key; for a device type, the allocation date (Unix seconds) is second."""
-    reasons: ReasonIndexes | None
-    until: Seconds | None
-    days: Days | None
+    reasons: Numbers | None
+    until: Numbers | None
+    days: Numbers | None
     """Days of the column `date`, if the list stores dates."""
-    begins: Seconds | None = None
+    begins: Numbers | None = None
     """Begins of the rows in Unix seconds, 0 for none."""
 
     def select(self, mask: Mask) -> "_RowColumns":
         """Return the columns, but only with the rows that the mask selects."""
-        keys = [select_rows(column, mask) for column in self.keys]
-        reasons = select_rows(self.reasons, mask)
-        until = select_rows(self.until, mask)
-        days = select_rows(self.days, mask)
-        return _RowColumns(self.plan, keys, reasons, until, days, select_rows(self.begins, mask))
+        keys = [_select(column, mask) for column in self.keys]
+        reasons = _select(self.reasons, mask)
+        until = _select(self.until, mask)
+        days = _select(self.days, mask)
+        return _RowColumns(self.plan, keys, reasons, until, days, _select(self.begins, mask))
 
-    def add_to(self, rows: "RowSink") -> None:
+    def add_to(self, rows: ListedRows) -> None:
         """Add the rows of these columns to the collection `rows`."""
-        if isinstance(rows, ListedRows):
-            is_type = self.plan.subject == BY_TYPE
-            days = _days(self.keys[1]) if is_type else self.days
-            keys = (self.keys[0], self.keys[-1]) if is_type else self.keys
-            rows.add(self.plan.subject, keys, reasons=self.reasons, begins=self.begins, ends=self.until, days=days)
-            return
-        first, last = self.keys[0], self.keys[-1]
-        if self.plan.subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN}:
-            rows.add_pairs(first, last, self.reasons, self.until, *self.keys[1:-1])
-            return
-        if self.days is not None:
-            rows.dates.append(first, last, self.days)
-        if len(self.keys) == 1:
-            rows.add(first, self.reasons, self.until)
-            return
-        ranges = self
-        single = first == last
-        if self.plan.may_be_open and single.any():  # a load of ranges is slower than a load of single identifiers
-            singles = self.select(single)
-            rows.add(singles.keys[0], singles.reasons, singles.until)
-            ranges = self.select(~single)
-        if len(ranges.keys[0]):
-            rows.add_spans(ranges.keys[0], ranges.keys[1], ranges.reasons, ranges.until)
-
-
-RowSink: TypeAlias = Rows | ListedRows
-"""Collection that receives the rows of a file."""
+        is_type = self.plan.subject == BY_TYPE
+        days = _days(self.keys[1]) if is_type else self.days
+        keys = (self.keys[0], self.keys[-1]) if is_type else self.keys
+        rows.add(self.plan.subject, keys, reasons=self.reasons, begins=self.begins, ends=self.until, days=days)
 
 
 def read_rows(
-    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: RowSink | None, reasons: Reasons, tally: Tally,
-    rows_max: int | None = None, removed: RowSink | None = None, declared: Mapping[str, Layout] | None = None,
+    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: ListedRows | None, reasons: Reasons, tally: Tally,
+    rows_max: int | None = None, removed: ListedRows | None = None, declared: Mapping[str, Layout] | None = None,
     actions: "Actions | None" = None,
 ) -> int:  # fmt: skip
     """Read the rows of one file; return the number of rows, which includes bad and skipped rows but no blank lines.
@@ -209,7 +186,7 @@ def read_rows(
     Raises:
         ReleaseRefused: `layout` if the header does not fit; `rows` if a header or trailer record has another row count, or
             there are more than `rows_max` rows; `bad_rows` if all files so far have more than `tally.bad_rows_max` bad
-            rows; `range` as Rows.add_spans.
+            rows; `range` as ListedRows.add.
     """
     file_layout = find_layout(name, layout, declared or {})
     collected = actions or Actions()
@@ -220,7 +197,7 @@ def read_rows(
     for piece in frame.lines(chunks):
         data = piece
         if plan is None:
-            plan, data = plan_of(name, file_layout, kind, piece, dates=tally.dates, begins=tally.begins)
+            plan, data = plan_of(name, file_layout, kind, piece, dates=tally.dates)
             line += _lines(piece) - _lines(data)
         if data:
             chunk = _Chunk(name, line, data, plan)
@@ -241,7 +218,7 @@ def read_rows(
     return count
 
 
-def _read_chunk(chunk: _Chunk, rows: RowSink | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
+def _read_chunk(chunk: _Chunk, rows: ListedRows | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
     """Parse some lines of a file; add their valid rows to `rows` or `actions`, and return masks of the invalid and suspicious rows."""
     plan = chunk.plan
     layout = plan.layout
@@ -281,19 +258,20 @@ def _read_chunk(chunk: _Chunk, rows: RowSink | None, reasons: Reasons, tally: Ta
     indexes = _row_reasons(columns, layout, reasons)
     row_columns = _RowColumns(plan, keys, indexes, until, days, begins).select(good)
     if removes is not None:
-        actions.add(_Part(row_columns, select_rows(removes, good)))
+        actions.add(_Part(row_columns, _select(removes, good)))
     elif rows is not None:
         row_columns.add_to(rows)
     return _Faults(bad, wide, odd)
 
 
-def _days(dates_s: Keys) -> Days:
+def _days(dates_s: Numbers) -> Numbers:
     """Convert dates from Unix seconds to days since 1970-01-01."""
-    return np.minimum(dates_s // DAY_S, DAY_MAX - 1).astype(np.uint16)
+    days: Numbers = np.minimum(dates_s // DAY_S, DAY_MAX - 1)
+    return days.astype(np.uint16)
 
 
 def _probable_mistakes(
-    chunk: _Chunk, columns: tuple[Keys, Keys, Seconds | None], good: Mask, *, now_s: int | None
+    chunk: _Chunk, columns: tuple[Numbers, Numbers, Numbers | None], good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
     """Return masks of valid rows that are probably mistakes, by kind (a key of `ODD`), such as rows with future dates.
 
@@ -343,7 +321,7 @@ class Actions:
         """Add rows of one file to the collection."""
         self._parts.append(part)
 
-    def move_to(self, rows: RowSink | None, removed: RowSink | None) -> None:
+    def move_to(self, rows: ListedRows | None, removed: ListedRows | None) -> None:
         """Move the last row about each list entry to `rows` (entry added) or to `removed` (entry removed); drop all other rows."""
         parts = [part for part in self._parts if len(part.removes)]
         self._parts = []
@@ -396,7 +374,7 @@ def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
         columns["imei_to"] = columns["imei_from"].zip_with(is_missing, last)
 
 
-def _wide_ranges(plan: Plan, keys: Sequence[Keys], good: Mask, tally: Tally) -> Mask:
+def _wide_ranges(plan: Plan, keys: Sequence[Numbers], good: Mask, tally: Tally) -> Mask:
     """Return a mask of the rows whose range has more than `range_tacs_max` TACs.
 
     Rows whose range ends before it begins are cleared in `good`.
@@ -493,7 +471,7 @@ def _days_seen(texts: pl.Series, _: bool) -> Parsed:
     return days.astype(np.uint64), good
 
 
-def _parse_each(texts: pl.Series, parse: Callable[[str], int]) -> tuple[Seconds, Mask]:
+def _parse_each(texts: pl.Series, parse: Callable[[str], int]) -> tuple[Numbers, Mask]:
     """Parse each different text of a column once; return numbers (0 for an invalid text), and a mask of the valid rows.
 
     `parse` raises ValueError or IdentifierError for a fault. The column should have few different texts.
@@ -544,12 +522,12 @@ def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
     return numbers.fill_null(0).to_numpy(), good
 
 
-def _expiries(texts: pl.Series, form: str | None) -> tuple[Seconds, Mask]:
+def _expiries(texts: pl.Series, form: str | None) -> tuple[Numbers, Mask]:
     """Parse a column of expiries as until_seconds does; return Unix seconds and a mask of the valid rows."""
     return _parse_each(texts, lambda text: until_seconds(text, form))
 
 
-def _times(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Seconds | None, Seconds | None, Mask]:
+def _times(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Numbers | None, Numbers | None, Mask]:
     """Parse the columns of begins and expiries; return Unix seconds (None for an absent column) and a mask of the valid rows."""
     begins = until = None
     good = np.ones(len(next(iter(columns.values()))), bool)
@@ -563,7 +541,7 @@ def _times(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Seconds | 
     return begins, until, good
 
 
-def _dates(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Keys, Mask]:
+def _dates(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Numbers, Mask]:
     """Parse the column of dates; return Unix seconds (0 for none) and a mask of the invalid rows."""
     if DATE not in columns:
         rows = len(next(iter(columns.values())))
@@ -611,7 +589,7 @@ def _lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
 
 
-def _row_reasons(columns: Mapping[str, pl.Series], layout: Layout, reasons: Reasons) -> ReasonIndexes | None:
+def _row_reasons(columns: Mapping[str, pl.Series], layout: Layout, reasons: Reasons) -> Numbers | None:
     """Return the index of each row's reason, and add new texts to `reasons`; None if the file has no reasons."""
     if REASON not in columns:
         return None

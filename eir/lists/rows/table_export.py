@@ -1,7 +1,7 @@
 """Export of a list to a data file, from which a release with the same content can be published.
 
-The file begins with one row for each reason, in the order of the reasons' indexes, so that a load of the file into an empty list assigns the
-same indexes to them.
+The file begins with one row for each reason that the list has, in the order of the reasons' indexes, so that a load of the file into an empty
+list assigns the indexes in this order.
 """
 
 import csv
@@ -10,11 +10,11 @@ from typing import TextIO
 
 import numpy as np
 
-from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, TAC_DIGITS, key_text
+from eir.device import MEID_BASE, ODD_BASE, SNR_KEYS, TAC_DIGITS, imsi_text, key_text
 from eir.errors import EirError
 from eir.lists.log.change import Head
-from eir.lists.pages.first_days import DAY_S
-from eir.lists.record.entries import date_text, imsi_text, until_text
+from eir.lists.record.entries import date_text, until_text
+from eir.lists.record.first_days import DAY_S
 from eir.lists.record.listed_entries import chunks_of, display_order, first_keys, is_whole
 from eir.lists.record.reasons import REASONS_MAX, reason_at
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, TYPES
@@ -37,8 +37,6 @@ from eir.lists.table.table import Table
 
 EIR, IMEI, DIRBS_BLACKLIST = EXPORTS = ("eir", "imei", "dirbs-blacklist")
 """Layouts in which `eir export` writes a list."""
-LONG_PAST = 1
-"""End of a row without effect in Unix seconds: earlier than the end of every entry."""
 RANGES_MAX = 100_000
 """Maximum number of entries of a list with whole TACs and single identifiers that are written as ranges to one file. A load of ranges is slower than a load of single identifiers."""
 _LOST: Mapping[str, str] = {
@@ -76,11 +74,10 @@ def export_table(
             lists of devices only.
     """
     rows = display_order(table.rows())
-    highest = int(rows.column(REASONS).max(initial=0))
     if only_tacs is not None:
         rows = rows.select(is_whole(rows) == only_tacs)
-    if highest and not only_tacs and len(rows):
-        rows = _with_each_reason_first(rows, highest)
+    if not only_tacs and rows.columns[REASONS] is not None:
+        rows = _with_each_reason_first(rows)
     columns = _columns(head.kind, rows, _subject(head.kind, rows, only_tacs))
     if layout != EIR:
         refuse_loss(head.kind, columns, layout)
@@ -103,32 +100,11 @@ def export_table(
     return len(rows)
 
 
-def _with_each_reason_first(rows: TableRows, highest: int) -> TableRows:
-    """Move the first row with each reason before all other rows, in the order of the reasons' indexes.
-
-    A reason without a row gets one without effect: a listed entry, with this reason and an end in the past. The entry's own row overrides it.
-
-    `highest`: highest index of a reason, also in rows that are not written.
-    """
-    reasons, ends = rows.column(REASONS), rows.column(ENDS)
-    indexes, first = np.unique(reasons, return_index=True)
-    at = np.full(highest + 1, -1)
-    at[indexes] = first
-    lasting = np.flatnonzero((ends == 0) | (ends > LONG_PAST))[:1]
-    chosen = np.flatnonzero((at >= 0) | (len(lasting) > 0))
-    chosen = chosen[chosen > 0]
-    is_unused = at[chosen] < 0
-    rest = np.ones(len(rows), bool)
-    rest[first[indexes > 0]] = False
-    order = np.concatenate((np.where(is_unused, lasting[0] if len(lasting) else 0, at[chosen]), np.flatnonzero(rest)))
-    ordered = rows.select(order)
-    if not is_unused.any():
-        return ordered
-    reasons, ends = reasons[order], ends[order]
-    reasons[: len(chosen)] = chosen
-    ends[: len(chosen)][is_unused] = LONG_PAST
-    seconds, _, begins, _, days = ordered.columns
-    return TableRows(ordered.keys, (seconds, reasons, begins, ends, days))
+def _with_each_reason_first(rows: TableRows) -> TableRows:
+    """Move the first row with each reason before all other rows, in the order of the reasons' indexes."""
+    indexes, first = np.unique(rows.column(REASONS), return_index=True)
+    first = first[indexes > 0]
+    return rows.select(np.concatenate((first, np.delete(np.arange(len(rows)), first))))
 
 
 def _subject(kind: str, rows: TableRows, only_tacs: bool | None) -> Sequence[str]:

@@ -20,8 +20,8 @@ from typing import Any
 
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.audit import ReleaseEntries
+from eir.lists.log.change import utc_text
 from eir.lists.record.settings import ListSettings, is_list_name
-from eir.lists.record.store import utc_text
 from eir.lists.releases.openssh import sign_document, verify_document
 from eir.lists.releases.release import SERIAL_MAX, is_utc_text, member, parse_manifest, verify_release
 from eir.lists.rows.delivered import open_folder, read_small
@@ -77,7 +77,7 @@ class Acknowledgement:
     list: str
     serial: int
     content: str
-    """Digest of the list in force (ListState.content_digest)."""
+    """Digest of the list in force (Head.content)."""
     since: str
     """Time from which the content is in force."""
     made: str
@@ -313,11 +313,11 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
         verify_release(path, lists, now=manifest.issued)
     with tempfile.TemporaryDirectory(prefix="eir-audit-") as temporary:
         contents = Contents(folder, name, index.holds, lists[name].layouts, Path(temporary))
-        state, pages, _ = asyncio.run(contents.load(paths))
-    if state.content_digest != acknowledgement.content:
-        fault = f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {serial} makes {state.content_digest[:12]}"
+        content = asyncio.run(contents.load(paths))
+    if content.head.content != acknowledgement.content:
+        fault = f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {serial} makes {content.head.content[:12]}"
         raise ReleaseRefused("acknowledgement", fault)
-    return ReleaseEntries(manifests[-1], sorted(pages), now)
+    return ReleaseEntries(manifests[-1], content.table, now)
 
 
 def _chain_to(index: FolderIndex, serial: int) -> Sequence[Offer]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eir.errors import EirError
-from eir.lists.record.store import ACCEPTED, REFUSED
+from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.releases.release import MANIFEST_ENDS, Manifest
 
 SETTLED_S = 1.0

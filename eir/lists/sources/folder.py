@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any
 
 from eir.errors import ReleaseRefused
+from eir.lists.log.change import utc_text
 from eir.lists.record.settings import KINDS, is_list_name
-from eir.lists.record.store import utc_text
 from eir.lists.releases.release import DELTA, FULL, SERIAL_MAX, SIGNATURES_MAX, is_plain_name, is_utc_text, member
 
 FORMAT = "eir-folder/1"
@@ -51,7 +51,7 @@ class Offer:
     """SHA-256 of each signature beside the manifest."""
     issued: str
     content: str
-    """Content digest of the list after the release (ListState.content_digest). It is compared with that of a node."""
+    """Content digest of the list after the release (Head.content). It is compared with that of a node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

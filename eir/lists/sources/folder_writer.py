@@ -23,15 +23,15 @@ import zstandard
 
 from eir.disk import sync_folder, write_file
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.changes.load import Loader
-from eir.lists.pages.pages import Page
-from eir.lists.record.dates import read_dates
+from eir.lists.changes.release_load import ReleaseLoader
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.reader import LoggedList, read_content
+from eir.lists.record.listed_entries import is_whole
 from eir.lists.record.settings import BOUND, DEVICES, Layout, ListSettings
-from eir.lists.record.store import ListState, utc_text
 from eir.lists.releases.openssh import BEGINS, claims_one_of, key_in, keys_of, sign_document
 from eir.lists.releases.publish import Published, publish
 from eir.lists.releases.release import VerifiedRelease, parse_manifest, signature_names
-from eir.lists.rows.export import export
+from eir.lists.rows.table_export import export_table
 from eir.lists.sources.folder import (
     AHEAD_MAX,
     INDEX,
@@ -44,6 +44,7 @@ from eir.lists.sources.folder import (
     trim_index,
 )
 from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.table.table import Table
 
 KEEP = timedelta(days=7)
 """Default time for which deltas are kept. A node that is behind for a shorter time loads only deltas."""
@@ -116,21 +117,18 @@ def publish_into(
                 _check_keys(folder, before, _signatures_of(published.manifest))
             contents = Contents(folder, list_name, kind, declared or {}, Path(temporary))
             manifests = _earlier_manifests(folder, before, base)
-            state, pages, dates = asyncio.run(contents.load([*manifests, published.manifest]))
-            offer = _offer(published.manifest, state)
+            content = asyncio.run(contents.load([*manifests, published.manifest]))
+            offer = _offer(published.manifest, content.head)
             _place_release(offer, staged, folder)
             index = _next_index(before, offer, list_name, kind, _next_index_time(before, issued, warn))
             middle = issued + (expires - issued) / 2
             folds = base is not None and _needs_full_release(index, folder, issued - keep, middle)
             if folds:
-                full = contents.fold(
-                    state, pages, dates, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys)
-                )
+                full = contents.fold(content, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
                 _place_release(full, Path(temporary) / full.folder, folder)
                 index = replace(index, releases=sort_offers([*index.releases, full]))
         index = trim_index(index, issued - keep)
-        content = sign_document(encode_index(index), key)
-        _replace_index(folder, before, index, content)
+        _replace_index(folder, before, index, sign_document(encode_index(index), key))
     manifest = folder / offer.folder / offer.manifest
     return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
 
@@ -158,8 +156,7 @@ def offer_release(
             staged_manifest = staged / manifest.name
             contents = Contents(folder, release.list, kind, declared or {}, Path(temporary))
             manifests = _earlier_manifests(folder, before, release.base)
-            state, *_ = asyncio.run(contents.load([*manifests, staged_manifest]))
-            offer = _offer(staged_manifest, state)
+            offer = _offer(staged_manifest, asyncio.run(contents.load([*manifests, staged_manifest])).head)
             index = _next_index(before, offer, release.list, kind, _next_index_time(before, now, warn))
             if len(_deltas_after_full(index)) > deltas_max:
                 detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
@@ -324,17 +321,13 @@ class Contents:
         self._folder = folder
         self._room = room
 
-    async def load(self, manifests: Sequence[Path]) -> tuple[ListState, Sequence[Page], Mapping[int, Page]]:
-        """Load releases in order into a temporary store.
-
-        Returns:
-            State of the list, its pages, and its pages of dates by number.
+    async def load(self, manifests: Sequence[Path]) -> LoggedList:
+        """Load releases in order into a temporary store, and return the content of the list.
 
         Raises:
             ReleaseRefused: if a release cannot be loaded.
         """
         name = self._settings.name
-        pages: list[Page] = []
         store = SqliteStore(self._room / "lists.sqlite")
         try:
             for path in manifests:
@@ -342,33 +335,21 @@ class Contents:
                 manifest = parse_manifest(content)
                 digest = hashlib.sha256(content).hexdigest()
                 release = VerifiedRelease(manifest=manifest, digest=digest, signers=())
-                loader = Loader(
+                loader = ReleaseLoader(
                     {name: self._settings}, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX
                 )
                 await loader.load(release, path.parent)
-            state = await store.state(name)
-            async for _, batch in store.pages(name):
-                pages += batch
-            numbers = [page.number for page in pages]
-            _, dates = await read_dates(store, name, numbers)
+            head = (await store.heads()).get(name)
+            if head is None:
+                raise ReleaseRefused("fault", f"{self._folder} has no releases")
+            return await read_content(store, name, head)
         finally:
             await store.close()
             for file in self._room.glob("lists.sqlite*"):
                 file.unlink()
-        if state is None:
-            raise ReleaseRefused("fault", f"{self._folder} has no releases")
-        return state, pages, dates
 
     def fold(
-        self,
-        state: ListState,
-        pages: Sequence[Page],
-        dates: Mapping[int, Page],
-        *,
-        serial: int,
-        issued: datetime,
-        expires: datetime,
-        keys: Sequence[Path],
+        self, content: LoggedList, *, serial: int, issued: datetime, expires: datetime, keys: Sequence[Path]
     ) -> Offer:
         """Write the rebuilt content of the list as a full release, sign it with all `keys`, and return its row for the index.
 
@@ -378,43 +359,43 @@ class Contents:
         staged = self._room / f"{serial}-full"
         staged.mkdir()
         files = []
-        for label, only_tacs in self._parts(pages):
-            path = staged / f"{state.serial}-{label}.csv.zst"
+        for label, only_tacs in self._parts(content.table):
+            path = staged / f"{content.head.serial}-{label}.csv.zst"
             with (
                 path.open("wb") as file,
                 zstandard.ZstdCompressor().stream_writer(file) as packed,
                 io.TextIOWrapper(packed, "utf-8", newline="") as out,
             ):
-                export(state, pages, "eir", out, dates=dates, only_tacs=only_tacs)
+                export_table(content.head, content.table, "eir", out, only_tacs=only_tacs)
             files.append(path)
         published = publish(
             files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=keys[0], more_keys=keys[1:], layout="eir"
         )  # fmt: skip
-        loaded, *_ = asyncio.run(self.load([published.manifest]))
-        if loaded.content_digest != state.content_digest:
+        loaded = asyncio.run(self.load([published.manifest]))
+        if loaded.head.content != content.head.content:
             fault = "the full release that the deltas were folded into is not the same list; report this"
             raise ReleaseRefused("fault", fault)
-        return replace(_offer(published.manifest, state), folder=staged.name)
+        return replace(_offer(published.manifest, content.head), folder=staged.name)
 
-    def _parts(self, pages: Sequence[Page]) -> Sequence[tuple[str, bool | None]]:
+    def _parts(self, table: Table) -> Sequence[tuple[str, bool | None]]:
         """Choose the data files of a full release: for each file, return the label in the file name, and the entries of the file.
 
-        The entries are given as for `export`: True for whole TACs, False for single identifiers, None for both.
+        The entries are given as for `export_table`: True for whole TACs, False for single identifiers, None for both.
         """
-        has_tacs = self._settings.kind == DEVICES and any(page.tac for page in pages)
-        if has_tacs and any(page.keys for page in pages):
+        whole = is_whole(table.rows())
+        if self._settings.kind == DEVICES and whole.any() and not whole.all():
             return (("imei", False), ("tac", True))
         return (("all", None),)
 
 
-def _offer(manifest: Path, state: ListState) -> Offer:
-    """Return the index row of a signed release. `state`: state of the list after the release."""
+def _offer(manifest: Path, head: Head) -> Offer:
+    """Return the index row of a signed release. `head`: head of the list after the release."""
     content = manifest.read_bytes()
     release = parse_manifest(content)
     signatures = [hashlib.sha256(signature).hexdigest() for signature in _signatures_of(manifest)]
     return Offer(
         serial=release.serial, kind=release.kind, base=release.base, folder=str(release.serial), manifest=manifest.name, signatures=tuple(signatures),
-        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content=state.content_digest,
+        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content=head.content,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Loading of delivered releases: all releases in the drop folder (a pass), or one release that a pull has fetched.
 
-eir.lists.releases.release and eir.lists.changes.load verify each release. An incomplete release waits. A loaded release is moved to
+eir.lists.releases.release and eir.lists.changes.release_load verify each release. An incomplete release waits. A loaded release is moved to
 `accepted/`, a rejected one to `refused/` with a text file that gives the reason. If this host causes the failure (the store is
 unreachable, the disk is full, a signers file cannot be read), the release stays where it is. A pass blocks its thread, so it runs in
 a process of its own.
@@ -16,13 +16,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from eir.errors import ReleaseRefused, StoreError, escape_invalid, refused_by
 from eir.lists.changes.data_files import KEPT_BYTES_MAX
-from eir.lists.changes.load import Loader, LoadReport
+from eir.lists.changes.release_load import LoadReport, ReleaseLoader, rejection_event
+from eir.lists.log.change import Head, SerialMark, utc_text
+from eir.lists.log.journal import ACCEPTED, REFUSED, JournalEvent
+from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import ACCEPTED, REFUSED, ListStore, Mark, utc_text
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.releases.release import MANIFEST_BYTES_MAX, FileEntry, VerifiedRelease, naming_release
 from eir.lists.rows.delivered import DataFile, read_small
@@ -44,8 +46,6 @@ from eir.lists.sources.drop_folder import (
 WAITING = "waiting"
 """Outcome of a release that is neither accepted nor rejected yet."""
 CRASH, KILLED = "crash", "killed"
-UNRECORDED = frozenset({CRASH, KILLED, "memory", "time", "fault"})
-"""Reasons of rejections that the process of the load cannot write to the history itself."""
 
 ATTEMPTS_MAX = 3
 """Number of processes killed while they loaded the same release, after which the release is rejected."""
@@ -177,26 +177,31 @@ class _Delay(NamedTuple):
     """True if the release is rejected after a wait of `patience_s`."""
 
 
+Record: TypeAlias = Callable[[JournalEvent], object]
+"""Function that records a rejection in the journal of this host's node."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSettings:
     """Settings of a pass over the drop folder."""
 
     folder: Path
     lists: Mapping[str, ListSettings]
-    store: ListStore
+    store: LogStore
     who: str
     clock: Callable[[], datetime]
     patience_s: float
     """Seconds after the last change for which an incomplete release, or a file that no release names, may wait."""
     attempts: Attempts
+    record: Record
     believed: bool = True
     """False while the clock is not trusted after a jump: no release counts as too old."""
-    marks: Mapping[str, Mark] | None = None
-    """Highest generation and serial of each list on this node, as for Loader."""
+    marks: Mapping[str, SerialMark] | None = None
+    """Highest mark of each list on this node, as for ReleaseLoader."""
     ours: Callable[[], bool] = lambda: True
     """Function that is called before each load, and returns True if this process still has the right to load."""
     load: Callable[[VerifiedRelease, Path], Awaitable[LoadReport]] | None = None
-    """Function that loads a release from a folder; None: Loader.load in this process."""
+    """Function that loads a release from a folder; None: ReleaseLoader.load in this process."""
     is_spool: bool = False
     """True for the private folder of a pull, which has only complete files."""
     pass_s: float = PASS_S
@@ -357,14 +362,14 @@ class _Turn:
         """Load a release and move its files to `accepted/`; if it is rejected, return the rejection without moving files."""
         terms = self.terms
         manifest = release.manifest
-        state = await terms.store.state(manifest.list)
-        if state is not None and (state.serial, state.release_digest) == (manifest.serial, release.digest):
+        head = await self._head(manifest.list)
+        if head is not None and (head.serial, head.release) == (manifest.serial, release.digest):
             # An earlier pass has loaded the release but could not move its files.
             await self._move(delivery, others, _outcome(delivery, ACCEPTED, detail="it is in force already"))
             return None
-        load = terms.load or self._loader().load
+        load = terms.load or ReleaseLoader(terms.lists, terms.store, terms.who, terms.clock(), terms.marks or {}).load
         try:
-            with naming_release(manifest), terms.attempts.one(release.digest):
+            with naming_release(manifest, release.digest), terms.attempts.one(release.digest):
                 report = await load(release, terms.folder)
         except ReleaseRefused as refused:
             return refused
@@ -372,19 +377,15 @@ class _Turn:
         return None
 
     async def _refuse(self, delivery: Delivery, others: set[str], refused: ReleaseRefused) -> None:
-        """Move a rejected release to `refused/`, and record the rejection unless the load has recorded it."""
+        """Record the rejection of a release, then move the release to `refused/`."""
         release = delivery.release
-        digest = None
         if release is not None:
-            refused.name_release(release.manifest.list, release.manifest.serial)
-            digest = release.digest
-        if release is None or refused.reason in UNRECORDED:
-            await self._loader().record(refused, digest)
+            refused.name_release(release.manifest.list, release.manifest.serial, release.digest)
+        self.terms.record(rejection_event(refused, self.terms.who, self.terms.clock()))
         await self._move(delivery, others, _outcome(delivery, REFUSED, refused.reason, refused.detail))
 
-    def _loader(self) -> Loader:
-        terms = self.terms
-        return Loader(terms.lists, terms.store, terms.who, terms.clock(), terms.marks or {})
+    async def _head(self, name: str) -> Head | None:
+        return (await self.terms.store.heads()).get(name)
 
     async def _delay(self, delivery: Delivery) -> _Delay | None:
         """Return the reason why a delivered release must wait; None if it can be loaded or rejected now."""
@@ -401,11 +402,11 @@ class _Turn:
         if base is None:
             return None
         # Releases arrive in any order, so the base of a delta may still arrive.
-        state = await self.terms.store.state(manifest.list)
-        if state is None:
+        head = await self._head(manifest.list)
+        if head is None:
             in_force = "there is no list yet"
-        elif base > state.serial and manifest.serial > state.highest_serial:
-            in_force = f"serial {state.serial} is in force"
+        elif base > head.serial and manifest.serial > head.highest_serial:
+            in_force = f"serial {head.serial} is in force"
         else:
             return None
         return _Delay("base", f"it builds on serial {base}, and {in_force}")

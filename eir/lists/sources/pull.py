@@ -20,8 +20,9 @@ from typing import Any
 
 from eir.disk import write_file
 from eir.errors import EirError, ReleaseRefused, StoreError
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.record.settings import ListSettings, Source
-from eir.lists.record.store import ACCEPTED, NO_LIST, REFUSED, ListState, utc_text
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, verify_document
 from eir.lists.releases.release import MANIFEST_BYTES_MAX, Manifest, signature_names
 from eir.lists.rows.delivered import CHUNK_BYTES
@@ -259,7 +260,7 @@ class _Pull:
         """
         state, highest = await self._state_and_highest()
         from_full = folder.releases_to_load(index, None, highest)
-        if state is NO_LIST or self._differs(index, state):
+        if state is Head() or self._differs(index, state):
             return from_full
         offers = folder.releases_to_load(index, state.serial, highest)
         has_rejected = any(offer.sha256 in self.note.refused for offer in offers)
@@ -268,20 +269,20 @@ class _Pull:
         return offers
 
     @staticmethod
-    def _differs(index: FolderIndex, state: ListState) -> bool:
+    def _differs(index: FolderIndex, state: Head) -> bool:
         """Return True if the index contains the serial in force, but with another content digest than the list in force."""
-        return index.content_of(state.serial) not in {None, state.content_digest}
+        return index.content_of(state.serial) not in {None, state.content}
 
-    async def _state_and_highest(self) -> tuple[ListState, int]:
+    async def _state_and_highest(self) -> tuple[Head, int]:
         """Return the state of the list in force, and the highest serial that this node has accepted.
 
         Raises:
             StoreError: if the store fails.
         """
         name = self.settings.name
-        state = await self.terms.store.state(name) or NO_LIST
+        state = (await self.terms.store.heads()).get(name) or Head()
         marks = self.terms.marks or {}
-        _, highest = max(marks.get(name, NO_LIST.mark), state.mark)
+        _, highest = max(marks.get(name, Head().mark), state.mark)
         return state, highest
 
     def _index(self, server: SourceClient) -> FolderIndex:

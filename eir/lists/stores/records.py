@@ -1,178 +1,109 @@
-"""Encoding of list states, events, ledgers and changes as text, the same for all stores.
+"""Parts that all stores share: format version, decoding of records, the check of free room, and errors."""
 
-Each is encoded as a JSON object of its fields, except a change. Readers ignore unknown fields, so that nodes of two versions
-can share a store during an upgrade.
-"""
-
-import json
-from array import array
-from collections.abc import Container, Sequence
-from dataclasses import asdict
-from datetime import datetime
-from typing import Any, get_type_hints
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 
 from eir.errors import Report, StoreError
-from eir.lists.pages.pages import NUMBER_BITS
-from eir.lists.record.store import Event, Ledger, ListChange, ListState
+from eir.lists.log.change import Change, Head, RecordType, decode
+from eir.lists.log.store import LogEntry, StoredHeads
 
-FORM = 3
-"""Version of the store's format. Version 2 had no chain for feeds. A program does not write to a store of a newer version."""
-OLDEST_FORM = 2
-"""Oldest format version that this program reads and upgrades."""
+LOG_FORM = 4
+"""Version of the store's format. A program does not use a store of another format."""
+RECORD_BYTES_MAX = 1 << 20
+"""Maximum size in bytes of a head or a change; another program wrote a longer one."""
+
 VALUE_BYTES_MAX = 64 << 20
-"""Maximum size in bytes of a page or a record. Readers skip longer values, which another program must have written."""
-INTEGER_MAX = (1 << 63) - 1
-_STATE_TYPES = get_type_hints(ListState)
-_EVENT_TYPES = get_type_hints(Event)
-_LEDGER_TYPES = get_type_hints(Ledger)
-_STATE_TUPLES = ("reasons", "signers")
-_STATE_TIMES = ("issued", "expires", "loaded_at")
+"""Maximum size in bytes of the reply to one command of Redis; another program wrote a longer value."""
+SMALL_BYTES = 1 << 20
+"""Size in bytes up to which a write may use the reserve, such as an operator's entries or a rollback of few rows."""
+_MB = 1 << 20
 
 
-def _known_fields(names: Container[str], record: str | bytes | dict[str, Any]) -> dict[str, Any]:
-    """Return only those fields of a stored record that this program knows. `record`: JSON text, or parsed JSON."""
+def check_room(cause: str, where: str, advice: str, *, needs: int, free: int, reserve: int) -> None:
+    """Raise StoreError (`cause`) if a write needs more bytes than are free above the reserve.
+
+    Args:
+        cause: cause of the error.
+        where: store, for the message.
+        advice: remedy, for the message.
+        needs: size of the write in bytes.
+        free: free bytes.
+        reserve: bytes that must stay free, unless the write is small (SMALL_BYTES).
+    """
+    if needs <= SMALL_BYTES or needs <= free - reserve:
+        return
+    needs_text = f"{-(-needs // _MB):,} MB"
+    free_text = f"{free // _MB:,} MB are free, of which {reserve // _MB:,} MB are kept for small changes"
+    raise StoreError(cause, f"{where}: this needs about {needs_text}, and {free_text}; nothing was changed: {advice}")
+
+
+def other_form(where: str, form: object) -> str:
+    """Return the message for a store of another format."""
+    return (
+        f"{where} has format {form}, and this program has format {LOG_FORM}: write the lists with `eir export` of the program that wrote it, "
+        "and load them into an empty store with `eir load` or `eir add --file`"
+    )
+
+
+def decode_stored(kind: type[RecordType], octets: str | bytes, subject: str) -> RecordType:
+    """Decode a stored record. `subject`: the record, for the error.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
+    if len(octets) > RECORD_BYTES_MAX:
+        raise StoreError("corrupt", f"{subject} has more than {RECORD_BYTES_MAX} bytes")
     try:
-        fields = json.loads(record) if isinstance(record, str | bytes) else record
+        return decode(kind, octets)
     except (ValueError, RecursionError) as error:
-        raise StoreError("corrupt", f"a record in the store is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise StoreError("corrupt", "a record in the store is not a JSON object")
-    return {name: value for name, value in fields.items() if name in names}
+        raise StoreError("corrupt", f"{subject} is damaged: {error}") from error
 
 
-def newer_form(where: str, form: str | bytes | int | None) -> str | None:
-    """If stored data has a newer format than this program supports, return the message that it only reads the data; otherwise None.
+def stored_heads(heads: Mapping[str, tuple[bytes | str | StoreError, str]]) -> StoredHeads:
+    """Return the heads of lists from their stored form, or the error instead, and the digests of their newest changes."""
 
-    Data without a format version (`form` None) is old.
-    """
+    def head(name: str) -> Head:
+        octets = heads[name][0]
+        if isinstance(octets, StoreError):
+            raise octets
+        return decode_stored(Head, octets, f"the head of list {name}")
+
+    return StoredHeads(
+        {name: partial(head, name) for name in heads}, {name: digest for name, (_, digest) in heads.items()}
+    )
+
+
+def stored_entries(records: Iterable[tuple[bytes | str, bytes | None]]) -> list[LogEntry]:
+    """Decode changes with their rows; a damaged change is left out."""
+    entries = list[LogEntry]()
+    for octets, rows in records:
+        with suppress(StoreError):
+            entries.append(LogEntry(decode_stored(Change, octets, "a change"), rows))
+    return entries
+
+
+def part_counts(change: Change) -> Sequence[tuple[str, int]]:
+    """Return ID and number of the parts that a change names."""
+    counts = ((change.rows_id, change.rows_parts), (change.base_id, change.base_parts))
+    return [(part_id, count) for part_id, count in counts if part_id]
+
+
+def staging_lost(name: str) -> StoreError:
+    """Return the error for a change whose staged parts are incomplete."""
+    return StoreError(
+        "staging_lost",
+        f"staged parts of list {name} are no longer in the store (expired, flushed, evicted); nothing was written: try again",
+    )
+
+
+@contextmanager
+def deletion(name: str, report: Report) -> Iterator[None]:
+    """Report a fault of the `with` block, which deletes old rows after a change was written, because the change is valid."""
     try:
-        version = 0 if form is None else int(form)
-    except ValueError:
-        version = FORM + 1
-    if version <= FORM:
-        return None
-    form_text = form.decode(errors="replace") if isinstance(form, bytes) else form
-    return f"{where} was written by a newer eir (form {form_text}, this one knows {FORM}): this eir only reads it; upgrade eir"
-
-
-def check_form(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (`schema`) if the format of stored data is too new or too old for this program."""
-    reason = newer_form(where, form)
-    if reason is not None:
-        raise StoreError("schema", reason)
-    check_oldest(where, form)
-
-
-def check_oldest(where: str, form: str | bytes | int | None) -> None:
-    """Raise StoreError (`schema`) if the format of stored data is too old for this program.
-
-    `form` None: the data has no format version.
-    """
-    version = 1 if form is None else int(form)
-    if version < OLDEST_FORM:
-        fault = f"{where} has form {version}, and this eir reads forms {OLDEST_FORM} to {FORM}"
-        remedy = "upgrade with an older eir first, or load the lists into an empty store"
-        raise StoreError("schema", f"{fault}: {remedy}")
-
-
-def log_upgrade(report: Report, where: str, form: str | bytes | int | None) -> None:
-    """Log that the next write upgrades data of an older format."""
-    version = FORM if form is None else int(form)
-    if version < FORM:
-        detail = f"{where} has form {version}, and is converted to form {FORM}: an older eir can no longer change it"
-        report("store_upgraded", level="warning", reason="older", detail=detail)
-
-
-def encode(record: ListState | Event | Ledger) -> str:
-    """Encode a state, an event or a ledger as JSON."""
-    return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
-
-
-def decode_state(record: str | bytes | dict[str, Any]) -> ListState:
-    """Decode a list's state from JSON text, or from parsed JSON.
-
-    Raises:
-        StoreError: `corrupt`.
-    """
-    fields = _known_fields(_STATE_TYPES, record)
-    try:
-        for name in _STATE_TUPLES:
-            fields[name] = tuple(fields.get(name, ()))
-        state = ListState(**fields)
-        invalid = _invalid_field(state)
-    except (TypeError, ValueError) as error:
-        raise StoreError("corrupt", f"a state in the store is incomplete: {error}") from error
-    if invalid is not None:
-        value = getattr(state, invalid)
-        raise StoreError("corrupt", f"a state in the store has an invalid {invalid}: {value!r:.200}")
-    return state
-
-
-def _invalid_field(state: ListState) -> str | None:
-    """Return the name of an invalid field of a state; None if the state is valid.
-
-    A field is invalid if it has a wrong type, a value out of range, or a time without a zone.
-
-    Raises:
-        ValueError: if a text cannot be parsed.
-    """
-    int(state.content_digest, 16)
-    for name, kind in _STATE_TYPES.items():
-        value = getattr(state, name)
-        is_valid = all(isinstance(text, str) for text in value) if name in _STATE_TUPLES else isinstance(value, kind)
-        if is_valid and kind is int:
-            is_valid = 0 <= value <= INTEGER_MAX
-        if is_valid and value and name in _STATE_TIMES:
-            is_valid = datetime.fromisoformat(value).tzinfo is not None
-        if not is_valid:
-            return name
-    return None
-
-
-def decode_ledger(text: str | bytes) -> Ledger:
-    """Decode JSON text to a ledger: size, newest number and digest of one chain of the history.
-
-    Raises:
-        StoreError: `corrupt`.
-    """
-    fields = _known_fields(_LEDGER_TYPES, text)
-    for name, value in fields.items():
-        if not isinstance(value, _LEDGER_TYPES[name]):
-            raise StoreError("corrupt", f"the ledger of the history has an invalid {name}: {value!r:.200}")
-    return Ledger(**fields)
-
-
-def decode_event(text: str | bytes | dict[str, Any]) -> Event:
-    """Decode an event of the history from JSON text, or from parsed JSON.
-
-    Raises:
-        StoreError: `corrupt`.
-    """
-    fields = _known_fields(_EVENT_TYPES, text)
-    try:
-        return Event(**fields)
-    except TypeError as error:
-        raise StoreError("corrupt", f"an event in the store is incomplete: {error}") from error
-
-
-def encode_numbers(pages: Sequence[int] | None) -> bytes | None:
-    """Encode the page numbers of a list change: 8 bytes for each number, little-endian. None (all pages) stays None."""
-    return None if pages is None else array("Q", pages).tobytes()
-
-
-def decode_change(before: int, after: int, pages: bytes | None) -> ListChange:
-    """Decode one change of a list from the change log. `before`, `after`: generations of the list. `pages`: encoded page numbers.
-
-    Raises:
-        StoreError: `corrupt`.
-    """
-    if type(before) is not int or type(after) is not int:
-        raise StoreError("corrupt", f"a change in the store is from {before!r:.50} to {after!r:.50}")
-    try:
-        numbers = None if pages is None else tuple(array("Q", pages))
-    except (TypeError, ValueError) as error:
-        raise StoreError("corrupt", f"a change in the store names no pages: {error}") from error
-    highest = max(numbers or (0,))
-    if highest >> NUMBER_BITS:
-        raise StoreError("corrupt", f"a change in the store names the page {highest}, which is invalid")
-    return ListChange(before, after, numbers)
+        yield
+    except StoreError as error:
+        detail = (
+            f"list {name} was changed, but its old rows stay until the next change with a base deletes them: {error}"
+        )
+        report("store_not_trimmed", level="warning", list=name, detail=detail)

@@ -53,7 +53,7 @@ The message does not quote the part, because the part may be the rest of a passw
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 4.0
-"""Seconds for an answer, longer than a read that waits for a change (`wait_s` of eir.lists.follow.copy)."""
+"""Seconds for an answer, longer than a read that waits for a change (`wait_s` of eir.lists.follow.pauses)."""
 GUIDE_TIMEOUT_S = 1.5
 """Seconds for the answer of a sentinel or cluster node that only names the server of a key.
 

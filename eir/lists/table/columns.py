@@ -21,6 +21,8 @@ WHOLE = 1 << 60
 """Flag of a key that stands for a whole TAC; the other bits are the TAC."""
 COLUMNS = {"seconds": "<u8", "reasons": "<u1", "begins": "<u4", "ends": "<u4", "days": "<u2"}
 """Columns beside the key, with their types. `begins` and `ends` are in Unix seconds, `days` in days since 1970-01-01; 0 for none."""
+DAY_MAX = 0xFFFF
+"""Number above all days that a row can have."""
 SECONDS, REASONS, BEGINS, ENDS, DAYS = range(len(COLUMNS))
 """Index of each column."""
 LOW_BITS, BLOCKS_PER_TAC = 16, 16

@@ -19,7 +19,8 @@ from eir.wire.web.access import LOCKED_OUT, PAGE
 
 CRITICAL_ALERTS = frozenset({
     "EirDown", "EirInternalErrors", "EirNoPeers", "EirErrorAnswers", "EirErrorResponses", "EirHlrAway", "EirNoLists", "EirListMissing",
-    "EirListExpired", "EirInboxUnusable", "EirHistoryDiffers", "EirListUnrecorded", "EirBlockingJumped",
+    "EirListExpired", "EirInboxUnusable", "EirHistoryDiffers", "EirChangesLost", "EirListUnrecorded", "EirBlockingJumped",
+    "EirFirstSightingsRefused",
 })  # fmt: skip
 """Alerts of severity `critical` in deploy/prometheus/alerts.yml: while one of their texts is in `eir status`, the state is CRITICAL."""
 EVERY_S = 60.0
@@ -383,15 +384,17 @@ LIST_RULES = (
     AlertRule("EirAcknowledgementsNotTaken", "lists whose source does not accept acknowledgements: {} (event=acknowledgement_not_given)", _lists_not_acknowledged, 1740),
     AlertRule("EirStoreAway", "the store is away; the node answers from memory", _is("eir_store_up", value=0)),
     AlertRule("EirStoreLostData", "lists of which the store lost data: {}", _is("eir_store_lost_data", "list")),
-    AlertRule("EirHistoryDiffers", "the store's history does not continue this node's copy (eir history --verify)", _is("eir_history_differs")),
+    AlertRule("EirHistoryDiffers", "the store replaced changes that this node held, or the node's journal was damaged (eir history --verify)", _is("eir_history_differs")),
     AlertRule("EirHistoryNearlyFull", "the history uses more than 80 % of history.max_bytes", _full_history),
-    AlertRule("EirListUnrecorded", "lists in the store without a record of their load: {} (eir history)", _is("eir_list_unrecorded", "list")),
+    AlertRule("EirChangesLost", "lists of which the store lost changes: {} (event=lost_changes_kept)", _is("eir_list_lost_changes", "list")),
+    AlertRule("EirListUnrecorded", "lists in force whose newest change the history lacks: {} (eir history)", _is("eir_list_unrecorded", "list")),
     AlertRule("EirCopyFailed", "lists whose last good copy cannot be written or read: {} (event=copy_failed)", _is("eir_copy_failed", "list")),
     AlertRule("EirClockDiffers", "the host's clock and the time of the node differ by more than 1 minute (event=clock_jumped)", _exceeds("eir_clock_difference_seconds", DIFFERENCE_MAX_S)),
     AlertRule("EirFollowLag", "the node has been behind its store for more than 30 s", _exceeds("eir_follow_lag_seconds", 30)),
     AlertRule("EirOverrideActive", "the policy's override gives every check the same answer", _is("eir_override_active")),
     AlertRule("EirBlockingJumped", "the share of blocked checks is more than three times that of the day before", _jump_of_blocking, 240),
     AlertRule("EirSightingsDropped", "checks are missing in the record: {}", _rose("eir_sightings_dropped_total", 10, "reason"), 540),
+    AlertRule("EirFirstSightingsRefused", "rows in the store's record of first sightings break a bound and are left out (event=first_seen_refused)", _exceeds("eir_first_seen_refused_devices", 0)),
     AlertRule("EirFirstSightingsUnrecorded", "peers with more new devices than `first_seen.new_per_peer`; further devices are not recorded: {}", _rose("eir_first_seen_unrecorded_checks_total", 10, "peer"), 240),
     AlertRule("EirEventsDropped", "receivers that events do not reach: {}", _rose("eir_events_dropped_total", 10, "to"), 240),
 )  # fmt: skip

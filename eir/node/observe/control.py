@@ -284,6 +284,8 @@ READ_ONLY: Mapping[str, set[str]] = {
     "why": _ALL | {"--imsi", "--at"},
 }  # fmt: skip
 """Permitted options of each permitted command. They read no other configuration and write no file."""
+_CHANGING = {("history", "import")}
+"""Permitted commands with a first argument that changes the node."""
 _ONLY_OPTIONS = {"lists"}
 """Commands that may only have options, because some of their subcommands change the node."""
 AT_ONCE, TIME_S, OUT_BYTES_MAX = 4, 20.0, 8 << 20
@@ -297,6 +299,8 @@ def refusal(arguments: Sequence[str]) -> str | None:
         return "an argument holds a NUL character"
     if command not in READ_ONLY:
         return f"{command or 'eir'}: not for read-only users, who may run: {', '.join(READ_ONLY)}"
+    if any((command, argument) in _CHANGING for argument in rest):
+        return f"{command} {rest[0]}: not for read-only users"
     for argument in rest:
         option, _, _ = argument.partition("=")
         if option in READ_ONLY[command]:

@@ -1,17 +1,16 @@
 """Recent events of a node: checks by minute in the last hour; time of each list's last release, and interval of its releases.
 
-The supervisor passes a snapshot of the workers' counters each minute. Releases are read from the history.
+The supervisor passes a snapshot of the workers' counters each minute. The head of a list has the times of its newest releases.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-from eir.lists.record.clock import await_store
-from eir.lists.record.store import ACCEPTED, FORCED, MAIN, ListStore, OutcomeCount
+from eir.lists.log.change import Head
 from eir.node.observe import metrics
 from eir.node.observe.metrics import Labels, Snapshot
 
@@ -77,51 +76,17 @@ def _percentiles(before: Mapping[Labels, float], after: Mapping[Labels, float]) 
     return percentile(0.5), percentile(0.99)
 
 
-LOADS_MIN, LOADS = 4, 12
-"""Minimum and maximum number of loads from which an interval is computed; the most recent loads count."""
-EVENTS = 1000
-"""Maximum number of records of the history that are read per list."""
-IN_FORCE = {ACCEPTED, FORCED}
-"""Outcomes of a load that put a release in force."""
+LOADS_MIN = 4
+"""Minimum number of loads from which an interval is computed."""
 
 
-class ReleaseTimes:
-    """Time of the last release of each list, and median interval between its releases.
-
-    After each release that is put in force, both are computed again from the history.
-    """
-
-    def __init__(self) -> None:
-        self._interval_s: dict[str, float] = {}
-        self._last: dict[str, float] = {}
-        self._seen: dict[str, int] = {}
-        """Number of releases put in force up to the last read of the history, by list."""
-
-    async def update(self, outcomes: Iterable[OutcomeCount], store: ListStore) -> None:
-        """Read the store's history for each list that has had a new release since the last call, and update the list's release times.
-
-        Raises:
-            StoreError: if the store cannot be read.
-        """
-        releases: Counter[str] = Counter()
-        for each in outcomes:
-            if each.list and each.outcome in IN_FORCE:
-                releases[each.list] += each.count
-        for name, count in releases.items():
-            if self._seen.get(name) == count:
-                continue
-            events = await await_store(store.history(name, limit=EVENTS, chain=MAIN))
-            loads = (event.time for event in events if event.what == "load" and event.outcome in IN_FORCE)
-            times = sorted(datetime.fromisoformat(time).timestamp() for time in loads)[-LOADS:]
-            if times:
-                self._last[name] = times[-1]
-            if len(times) >= LOADS_MIN:
-                self._interval_s[name] = median(later - earlier for earlier, later in pairwise(times))
-            self._seen[name] = count
-
-    def snapshot(self) -> metrics.Snapshot:
-        """Return the samples of the metrics about release times, by metric name and label values."""
-        return {
-            "eir_release_last_accepted_timestamp_seconds": metrics.by_label(self._last),
-            "eir_release_interval_seconds": metrics.by_label(self._interval_s),
-        }
+def release_metrics(heads: Mapping[str, Head]) -> Snapshot:
+    """Return the metrics about the times of the releases of lists: time of the last one, and median interval. `heads`: lists in force."""
+    times = {name: [datetime.fromisoformat(time).timestamp() for time in head.releases] for name, head in heads.items()}
+    intervals = {
+        name: median(later - earlier for earlier, later in pairwise(each)) for name, each in times.items() if len(each) >= LOADS_MIN
+    }  # fmt: skip
+    return {
+        "eir_release_last_accepted_timestamp_seconds": metrics.by_label({name: each[-1] for name, each in times.items() if each}),
+        "eir_release_interval_seconds": metrics.by_label(intervals),
+    }  # fmt: skip

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from eir.checks.periods import AHEAD_DAYS
 from eir.device import MCC_MNC_DIGITS, shorten, shorten_in_text
+from eir.lists.log.change import Head
+from eir.lists.log.journal import JournalEvent
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS
-from eir.lists.record.store import Event, ListState
 from eir.node.observe.alerts import TRAFFIC_MIN, PeerTraffic, alert_of
 from eir.node.observe.lately import MINUTES, Minute
 from eir.node.observe.metrics import Snapshot
@@ -138,13 +139,13 @@ class PageContent:
     """Rows of `eir peers`."""
     traffic: Mapping[str, PeerTraffic]
     """Traffic of the last minutes, by peer label."""
-    lists: Mapping[str, ListState]
+    lists: Mapping[str, Head]
     """Lists in force, and the record of first sightings."""
-    changes: Mapping[str, Event]
+    changes: Mapping[str, JournalEvent]
     """Last event that changed each list, by list."""
-    events: Sequence[Event]
+    events: Sequence[JournalEvent]
     """Newest events of the history, the oldest first."""
-    refusals: Sequence[Event]
+    refusals: Sequence[JournalEvent]
     """Refused releases, the oldest first."""
     minutes: Sequence[Minute]
     """Minutes of the last hour."""
@@ -441,7 +442,7 @@ def _lists(shown: PageContent) -> str:
     return _table("lists", ("List", "Serial", "Entries", "Issued", "Expires", "Signed by", "Changed"), rows)
 
 
-def _list(name: str, state: ListState, change: Event | None) -> Sequence[str]:
+def _list(name: str, state: Head, change: JournalEvent | None) -> Sequence[str]:
     principals = [signer.partition(" SHA256:")[0] for signer in state.signers]
     changed = _at(state.loaded_at)
     if change is not None:
@@ -489,7 +490,7 @@ def _history(shown: PageContent) -> str:
     return _table("history", ("Time", "Entry", "By", "Detail"), rows) if rows else "<p>None.</p>"
 
 
-def _detail(event: Event, shown: PageContent) -> str:
+def _detail(event: JournalEvent, shown: PageContent) -> str:
     """Return the first line of an event's text, with shortened identifiers."""
     first_line, _, _ = event.detail.partition("\n")
     state = shown.lists.get(event.list or "")

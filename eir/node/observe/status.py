@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eir import __version__
 from eir.errors import Report
 from eir.interfaces.s13.lane import COMPILED, LANE
-from eir.lists.record.store import ListState
+from eir.lists.log.change import Head
 from eir.node.observe.alerts import CRITICAL_ALERTS, Trouble, alert_of
 from eir.node.observe.status_texts import StatusText
 from eir.wire.peers.status import Failure
@@ -42,7 +42,7 @@ class WorkerReport:
 
     missing: Sequence[str]
     """Lists of the rules in force that have never been loaded."""
-    lists: Mapping[str, ListState]
+    lists: Mapping[str, Head]
     """Lists in force."""
     overridden: bool
     """True if the policy's override is in force."""
@@ -218,7 +218,7 @@ class NodeHealth:
         return document
 
     def _warnings(
-        self, reports: Sequence[WorkerReport], lists: Mapping[str, ListState], peers: Mapping[str, int]
+        self, reports: Sequence[WorkerReport], lists: Mapping[str, Head], peers: Mapping[str, int]
     ) -> list[str]:
         """Return the warnings for `eir status` that do not affect the readiness of the node."""
         now = datetime.fromtimestamp(self._now(), UTC)
@@ -266,9 +266,9 @@ class NodeHealth:
         return {label: failure.text for label, failure in refusals.items()}
 
 
-def _oldest_lists(reports: Sequence[WorkerReport]) -> dict[str, ListState]:
+def _oldest_lists(reports: Sequence[WorkerReport]) -> dict[str, Head]:
     """Return for each list the oldest version that any worker still has in force."""
-    lists: dict[str, ListState] = {}
+    lists: dict[str, Head] = {}
     for report in reports:
         for name, state in report.lists.items():
             other = lists.get(name, state)
@@ -345,14 +345,14 @@ def _last_error(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, str | 
     return max(errors, default=(None, None))
 
 
-def _list_figures(state: ListState) -> dict[str, Any]:
+def _list_figures(state: Head) -> dict[str, Any]:
     return {
-        "serial": state.serial, "generation": state.generation, "digest": state.content_digest, "entries": state.entries,
+        "serial": state.serial, "generation": state.generation, "digest": state.content, "entries": state.entries,
         "expires": state.expires,
     }  # fmt: skip
 
 
-def expired(states: Mapping[str, ListState], now: datetime) -> list[str]:
+def expired(states: Mapping[str, Head], now: datetime) -> list[str]:
     """Return the names of lists whose release is past its expiry time (`expires`). Local lists never expire."""
     return [name for name, state in states.items() if state.expires and datetime.fromisoformat(state.expires) <= now]
 
@@ -365,7 +365,7 @@ class ExpiryReminder:
     def __init__(self) -> None:
         self._reported_at: dict[str, float] = {}
 
-    def due(self, states: Mapping[str, ListState], *, now: datetime, monotonic: float) -> list[str]:
+    def due(self, states: Mapping[str, Head], *, now: datetime, monotonic: float) -> list[str]:
         """Return the expired lists that must be logged now: each list at once, then every REMIND_S until its next release.
 
         `monotonic`: time on the monotonic clock.

@@ -21,6 +21,10 @@ class StatusText(Enum):
     )
     COPY_IN_FORCE = "EirCopyFailed", "list {} comes from this node's last good copy"
     COPY_FAILED = "EirCopyFailed", "the last good copy of list {} cannot be written or read ({})"
+    FIRST_SEEN_REFUSED = (
+        "EirFirstSightingsRefused",
+        "{} devices have a row in the store's record of first sightings that breaks a bound and is left out (event=first_seen_refused)",
+    )
     LIST_EXPIRED = "EirListExpired", "list {} is past its expiry"
     FILE_INVALID = (
         "EirReloadFailed",
@@ -28,9 +32,14 @@ class StatusText(Enum):
     )
     HISTORY_DIFFERS = (
         "EirHistoryDiffers",
-        "the store's history does not continue this node's copy (eir history --verify)",
+        "in the last day the store replaced changes that this node held, or the node's journal was damaged (eir history --verify)",
     )
-    LIST_UNRECORDED = "EirListUnrecorded", "the history has no record of the load of list {} (eir history {})"
+    CHANGES_LOST = (
+        "EirChangesLost",
+        "the store lost changes of list {}, which are in {}: apply them, then delete the file",
+    )
+    LIST_UNRECORDED = "EirListUnrecorded", "the history has no record of the present state of list {} (eir history {})"
+    JOURNAL_FAILED = "EirListUnrecorded", "the history cannot be written ({})"
     OVERRIDE_ACTIVE = "EirOverrideActive", "the policy's override gives every check the same answer"
     SHEDDING = "EirShedding", "requests of {} above a rate limit are rejected"
     PEER_REFUSED = "EirPeersRefused", "{} was refused, or refused the node: {}"

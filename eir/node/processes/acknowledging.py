@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from eir.config import Config
 from eir.errors import EirError, Report, detail_of
+from eir.lists.log.change import Head, utc_text
 from eir.lists.record.in_force import InForce, load_in_force, save_in_force
-from eir.lists.record.store import NO_LIST, ListState, utc_text
 from eir.lists.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, Rejection, load_key, sign_acknowledgement
 from eir.lists.sources.pull_http import SourceClient, Unreached
 from eir.node.observe import metrics
@@ -127,9 +127,9 @@ class Acknowledging:
                 continue
             before = self._in_force.get(name)
             mark = max(before.mark, state.mark) if before is not None else state.mark
-            if before is None or before[:2] != (state.serial, state.content_digest):
+            if before is None or before[:2] != (state.serial, state.content):
                 now = utc_text(datetime.now(UTC))
-                self._in_force[name] = InForce(state.serial, state.content_digest, now, mark)
+                self._in_force[name] = InForce(state.serial, state.content, now, mark)
                 self._next.pop(name, None)
                 self._is_saved = False
             elif before.mark != mark:
@@ -151,17 +151,17 @@ class Acknowledging:
         rejected = self._rejected.get(name)
         in_force = self._in_force.get(name)
         if not has_list and rejected is not None:  # the list was in force neither at the rejection nor since then
-            return _Content(0, NO_LIST.content_digest, rejected.at, rejected)
+            return _Content(0, Head().content, rejected.at, rejected)
         if in_force is None or not in_force.since:
             return None
         return _Content(in_force.serial, in_force.content, in_force.since, rejected)
 
-    def since(self, states: Mapping[str, ListState]) -> dict[str, str]:
+    def since(self, states: Mapping[str, Head]) -> dict[str, str]:
         """Return the time from which each list version has been in force, by list name. `states`: list versions by name."""
         since = {}
         for name, state in states.items():
             in_force = self._in_force.get(name)
-            if in_force is not None and in_force[:2] == (state.serial, state.content_digest):
+            if in_force is not None and in_force[:2] == (state.serial, state.content):
                 since[name] = in_force.since
         return since
 

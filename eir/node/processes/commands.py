@@ -3,15 +3,18 @@
 A user who can open the control socket can control the node. A user who can open the read-only socket can only read.
 """
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from eir.checks.question import Question
 from eir.config import digests
 from eir.errors import EirError, Report, SetupFault
-from eir.lists.follow.history import HistoryKeeper
+from eir.lists.log.journal import SERIES, parse_event, read_events
+from eir.lists.stores.open import JOURNAL
 from eir.node.observe.control import (
     PING,
     RUN,
@@ -25,6 +28,7 @@ from eir.node.observe.control import (
     asker,
 )
 from eir.node.processes.configuration import Configuration
+from eir.node.processes.following import Followed
 from eir.node.processes.overview import Overview
 from eir.node.processes.recorder import Recorded
 from eir.node.processes.reload import Reload
@@ -38,7 +42,7 @@ QUESTION: Arguments = {**dict.fromkeys(Question._fields, str | None), "unproven"
 ACCEPTS: Mapping[str, Arguments] = {
     "check": QUESTION, "history": {"list": str | None, "limit": int | None, "since": str | None, "chain": str | None},
     "forget": {"subscribers": list}, "trace": {"imei": str | None, "imsi": str | None, "lasts_s": int | float, "reason": str | None},
-    "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
+    "record": {"event": dict}, "recorded": {"list": str, "change": str}, "trace_read": {"number": int | None}, "trace_end": {"number": int | None}, "peer_disable": {"name": str}, "peer_enable": {"name": str},
 }  # fmt: skip
 """Arguments of each command of the control socket that has arguments."""
 
@@ -96,7 +100,7 @@ class Commands:
         reload: Reload,
         *,
         sources: Sources,
-        history: HistoryKeeper,
+        followed: Followed,
         recorded: Recorded | None,
         tracing: Tracing,
         stop: Callable[[str], None],
@@ -111,7 +115,7 @@ class Commands:
         self._overview = overview
         self._reload = reload
         self._sources = sources
-        self._history = history
+        self._followed = followed
         self._recorded = recorded
         self._tracing = tracing
         self._stop = stop
@@ -129,7 +133,9 @@ class Commands:
             "reload": lambda _: self._reload_file(),
             "drain": lambda _: self._drain(),
             "history": self._events,
-            "record": lambda _: self._write_record(),
+            "write_checks": lambda _: self._write_checks(),
+            "record": self._record,
+            "recorded": lambda arguments: self._followed.is_recorded(arguments["list"], arguments["change"]),
             "forget": self._forget,
             "trace": self._tracing.begin,
             "trace_read": self._tracing.read,
@@ -172,16 +178,28 @@ class Commands:
         return "draining: the node sends a DPR to each peer, then ends"
 
     async def _events(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return records from the node's copy of the history, for commands that cannot read the store."""
-        limit = arguments.get("limit")
+        """Return events of the node's journal, for commands that cannot read its folder."""
+        limit, chain = arguments.get("limit"), arguments.get("chain")
         if limit is not None and not 0 <= limit <= LIMIT_MAX:
             raise EirError(f"history limit {limit}: expected 0 to {LIMIT_MAX}")
-        since = arguments.get("since")
-        chain = arguments.get("chain")
-        events = await self._history.events(arguments.get("list"), limit=limit, since=since, chain=chain)
-        return [asdict(event) for event in events]
+        if chain not in {None, *SERIES}:
+            raise EirError(f"history chain {chain}: expected one of {', '.join(SERIES)}")
+        folder = self._configuration.config.state / JOURNAL
+        read = partial(
+            read_events, folder, name=arguments.get("list"), since=arguments.get("since") or "", series=(chain,) if chain else SERIES, limit=limit,
+        )  # fmt: skip
+        return [asdict(event) for event in await asyncio.to_thread(read)]
 
-    async def _write_record(self) -> bool:
+    async def _record(self, arguments: Mapping[str, Any]) -> bool:
+        """Record an event of a command in the journal of this node; return once it is on the disk."""
+        try:
+            event = parse_event(arguments["event"])
+        except (ValueError, TypeError) as error:
+            raise EirError(f"the event is not valid: {error}") from None
+        await self._followed.record_now(event)
+        return True
+
+    async def _write_checks(self) -> bool:
         """Write all checks so far to the record on disk; return false if the node keeps no record of checks."""
         if self._recorded is None:
             return False

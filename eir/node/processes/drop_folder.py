@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 from eir.config import Config
 from eir.errors import EirError, Report, SetupFault, StoreError, place_of
-from eir.lists.record.store import ACCEPTED
+from eir.lists.log.journal import ACCEPTED
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, scan_folder
-from eir.lists.sources.inbox import WAITING, DeliveryOutcome, Pass, run_pass
+from eir.lists.sources.inbox import WAITING, DeliveryOutcome, Pass, Record, run_pass
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
 from eir.node.processes.apart import run_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.lease import CLAIM_S
-from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass
+from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass, recording_over
 from eir.node.processes.starter import Start
 
 POLL_S = 1.0
@@ -36,7 +36,7 @@ LEVELS = {ACCEPTED: "info", WAITING: "info"}
 """Level of the log line of an outcome; the level of any other outcome is `warning`."""
 
 
-async def make_pass(config: Config, who: str, load: Load) -> Pass:
+async def make_pass(config: Config, who: str, load: Load, record: Record) -> Pass:
     """Load all complete releases in the drop folder once (a pass), unless another node has the lease.
 
     Raises:
@@ -47,7 +47,9 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
     lease = CLAIM, f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     try:
         attempts_file = config.state / ATTEMPTS_FILE
-        opened = open_pass(config, config.inbox, config.lists, who, load, attempts_file=attempts_file, lease=lease)
+        opened = open_pass(
+            config, config.inbox, config.lists, who, load, record=record, attempts_file=attempts_file, lease=lease
+        )
         async with opened as (settings, claim):
             if not await claim():
                 return Pass(again_s=CLAIM_S / 3, elsewhere=True)
@@ -60,7 +62,7 @@ async def make_pass(config: Config, who: str, load: Load) -> Pass:
 
 async def _pass_of_node(config: Config, who: str, channel: Channel) -> Pass:
     """Load the drop folder's releases once, in a process of a running node."""
-    return await make_pass(config, who, loading_over(channel))
+    return await make_pass(config, who, loading_over(channel), recording_over(channel))
 
 
 class DropFolder:

@@ -1,9 +1,9 @@
 """Follower: the process that reads changed lists from the store, for all workers of the node. It answers no checks.
 
 It verifies the changes, builds an image of each changed list, and passes the image to the supervisor, which passes it to every
-worker. It also writes the last good copy, and restores lists in the store. While it restarts, the workers answer from their
-lists, and the supervisor then passes these lists to the new follower. `Followed` is the part of the supervisor: it stores the
-last list images for workers that start later, and the status of the follower.
+worker. It also writes the node's journal and the copies, and restores lists in the store. While it restarts, the workers answer from
+their lists, and the supervisor then passes these lists to the new follower. `Followed` is the part of the supervisor: it stores the
+last list images for workers that start later, the status of the follower, and events that the journal does not have yet.
 """
 
 import asyncio
@@ -11,23 +11,29 @@ import ctypes
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from eir.checks.periods import count_ends
 from eir.config import Config
-from eir.errors import Report
-from eir.lists.follow.first_seen import NewToday, RecordKeeper
-from eir.lists.follow.follower import Follower
+from eir.errors import EirError, Report
+from eir.lists.follow.learned import LearnedRecord
+from eir.lists.follow.log_follower import LogFollower
 from eir.lists.images.image import Image, ImageError
-from eir.lists.images.index import DeviceList, FirstSeenList, Index
-from eir.lists.pages.first_days import Sighted
-from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import ListState
-from eir.lists.stores.open import open_copy, open_store
+from eir.lists.images.index import FirstSeenList
+from eir.lists.images.table_image import image_of
+from eir.lists.log.change import Head
+from eir.lists.log.journal import MAIN, Journal, JournalEnd, JournalEvent
+from eir.lists.log.node_journal import JournalStatus, NodeJournal
+from eir.lists.record.first_days import Sighted
+from eir.lists.record.settings import FIRST_SEEN, KEEP
+from eir.lists.stores.open import JOURNAL, open_store
+from eir.lists.table.table import Table
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
@@ -42,6 +48,14 @@ STATUS_S = 0.1
 """Seconds between two status messages to the supervisor."""
 FLUSH_S = 5.0
 """Maximum seconds for recording the last first sightings at the end of the process."""
+RECORDED_S, RECORDED_POLL_S = 4.0, 0.005
+"""Seconds until a change must be in the journal (less than ANSWER_S of the channel), and between two checks."""
+JOURNAL_S = 10.0
+"""Seconds between two attempts to write events that could not be written."""
+EVENTS_MAX = 1_000
+"""Maximum number of events that wait for a follower; the oldest are left out."""
+RECORD_AGAIN_S = 0.5
+"""Seconds between two attempts to have an event written by the follower."""
 TRIM_S = 1.0
 """Seconds between the switch of a list and the release of the previous image, so that the release does not slow the workers' switch."""
 
@@ -58,7 +72,12 @@ class Following:
     in_step_at: float
     """Time of the last verification that the lists in force are those of the store (time.monotonic)."""
     copy_faults: Mapping[str, str] = field(default_factory=dict)
-    """Fault of the last good copy (writing, reading, restoring), by list."""
+    """Fault of the copy (writing, reading, restoring), by list."""
+    lost_rows: Mapping[str, str] = field(default_factory=dict)
+    """File with changes that a failover of the store lost and that were not applied again, by list."""
+    journal: JournalStatus = field(default_factory=JournalStatus)
+    first_seen_refused: int = 0
+    """Number of devices whose row in the stored record of first sightings breaks a bound."""
     ending: Mapping[str, int] | None = None
     """Number of periods of grace that end on a day, for each of the next days; None without a record of first sightings."""
 
@@ -66,8 +85,17 @@ class Following:
         """Return a warning for each list that has lost data in the store."""
         return [StatusText.LIST_OLDER.format(name, shown) for name, shown in self.lost.items()]
 
+    def lost_changes_warnings(self) -> list[str]:
+        """Return a warning for each list that lost changes which were not applied again."""
+        return [StatusText.CHANGES_LOST.format(name, path) for name, path in self.lost_rows.items()]
+
+    def first_seen_warnings(self) -> list[str]:
+        """Return a warning if rows of the stored record of first sightings break a bound."""
+        refused = self.first_seen_refused
+        return [StatusText.FIRST_SEEN_REFUSED.format(refused)] if refused else []
+
     def copy_warnings(self) -> list[str]:
-        """Return a warning for each list in force that comes from the last good copy, and for each fault of the copy."""
+        """Return a warning for each list in force that comes from the copy, and for each fault of the copy."""
         in_force = [StatusText.COPY_IN_FORCE.format(name) for name in self.from_copy]
         faulty = [StatusText.COPY_FAILED.format(name, fault) for name, fault in self.copy_faults.items()]
         return in_force + faulty
@@ -88,135 +116,189 @@ async def _follow(config: Config, process: ThisProcess) -> None:
 
 
 class _FollowerProcess:
-    """Process of the follower, which copies changed lists from the store into images in memory."""
+    """Process of the follower, which builds images of changed lists in memory."""
 
     def __init__(self, config: Config, process: ThisProcess) -> None:
         self._config = config
         self._process = process
         self._channel = process.channel
-        log = process.log
-        self._index = Index(_list_kinds(config))
+        report, history = process.log.report, config.history
         self._has_all_lists = asyncio.Event()
-        self._store = open_store(config.store, config.state, report=log.report, check=False)
-        self._copy = open_copy(config.store, config.state, report=log.report)
-        self._follower = Follower(
-            self._store, self._index, report=log.report, on_switch=self._switched, copy=self._copy, heal=config.heal,
-            who=f"{socket.gethostname()}:{os.getpid()}",
+        who = f"{socket.gethostname()}:{os.getpid()}"
+        self._journal = NodeJournal(
+            Journal(
+                config.state / JOURNAL, keep=timedelta(days=history.keep), max_bytes=history.max_bytes, feed_max_bytes=history.feed_max_bytes,
+                report=report,
+            ), who,
         )  # fmt: skip
+        self._store = open_store(config.store, config.state, report=report, check=False)
         clock = state_folder.read_clock(config.state)
         name = config.first_seen.list if config.first_seen else ""
-        self._record = FirstSeenList(name, FIRST_SEEN, lambda: clock.now(time.time(), time.monotonic()))
-        self._keeper = None
+        self._first_seen = FirstSeenList(name, FIRST_SEEN, lambda: clock.now(time.time(), time.monotonic()))
+        self._learned = None
         if config.first_seen is not None:
-            stores = [self._store] if self._copy is None else [self._copy, self._store]
-            self._keeper = RecordKeeper(
-                config.first_seen, self._record, stores, who=f"node on {socket.gethostname()}", report=log.report,
-                registering=self._registered_device_lists, publish=self._send_record,
+            self._learned = LearnedRecord(
+                config.first_seen, self._first_seen, self._store, config.state, who=who, report=report, held=lambda: self._follower.held,
+                registering=lambda: self._config.registering, publish=self._send_record,
                 reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
-                count=lambda day, taken: self._channel.notify("first_seen_counted", day, taken, latest="first_seen_counted"),
             )  # fmt: skip
+        self._follower: LogFollower[Image] = LogFollower(
+            self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
+            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned,
+        )  # fmt: skip
+        self._journal_fault = ""
+        self._anchored = JournalEnd()
+        """Newest line of the journal that the log names."""
+        self._is_nearly_full = False
 
     def handlers(self) -> dict[str, Any]:
         """Return the follower's functions that the supervisor may call: map from name to function."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
-            "first_seen": self._note_sightings, "first_seen_counted": self._resume,
+            "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
+            "first_seen": self._note_sightings,
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Wait until the supervisor has sent the lists in force, then copy changed lists from the store until cancelled."""
+        """Wait until the supervisor has sent the lists in force, then follow the store until cancelled."""
         await self._has_all_lists.wait()
+        await self._maintain_journal()
+        if self._learned is not None:
+            await self._learned.open()
         await self._follower.start()
-        if self._keeper is not None:
-            await self._keeper.start()
+        if self._learned is not None:
+            await self._learned.start()
         await self._send_status()  # must arrive before `complete`
         self._channel.notify("complete")
         self._process.jobs.start("following", STATUS_S, self._send_status, delay_s=STATUS_S)
+        self._process.jobs.start("journal", JOURNAL_S, self._maintain_journal, delay_s=JOURNAL_S)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follower.run(IdlePriority()))
-            if self._keeper is not None:
-                tasks.create_task(self._keeper.run())
+            if self._learned is not None:
+                tasks.create_task(self._learned.run())
 
     async def _send_status(self) -> None:
         follower = self._follower
         status = Following(
             store_up=follower.up, lost=dict(follower.lost), from_copy=sorted(follower.from_copy), in_step_at=follower.in_step_at,
-            copy_faults=dict(follower.copy_faults), ending=self._ending(),
+            copy_faults=dict(follower.copy_faults), lost_rows={name: str(path) for name, path in follower.lost_rows.items() if path.exists()},
+            journal=self._journal.status(follower.in_force, self._journal_fault), ending=self._ending(),
+            first_seen_refused=0 if self._learned is None else self._learned.refused,
         )  # fmt: skip
         self._channel.notify("following", status, latest="following")
         self._channel.notify("counted", self._counters(), latest="counted")
 
     def _ending(self) -> Mapping[str, int] | None:
         """Count by date the devices whose period of grace ends within AHEAD_DAYS. If first sightings are not recorded, return None."""
-        if self._keeper is None:
+        if self._learned is None:
             return None
-        return count_ends(self._config.policy, self._keeper.first_days, self._record.today)
+        return count_ends(self._config.policy, self._learned.first_days, self._first_seen.today)
 
     async def close(self) -> None:
-        """Write the first sightings that are still in memory to the record, then close the store and the last good copy."""
-        if self._keeper is not None:
+        """Write the first sightings that are still in memory to the record, then close the store and the journal."""
+        if self._learned is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_S):
-                    await self._keeper.round()
-        for store in (self._store, self._copy):
-            if store is not None:
-                await store.close()
+                    await self._learned.round()
+        await self._store.close()
+        await asyncio.to_thread(self._journal.journal.close)
+
+    # Journal
+
+    async def _record(self, event: JournalEvent) -> None:
+        """Record an event of the node.
+
+        Raises:
+            EirError: if the journal cannot be written.
+        """
+        await asyncio.to_thread(self._journal.record_event, event)
+
+    async def _is_recorded(self, name: str, change: str) -> bool:
+        """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
+        give_up = time.monotonic() + RECORDED_S
+        if not self._journal.has(name, change):
+            with suppress(EirError, OSError):  # the next round of the follower reports it
+                await self._follower.record(name)
+        while not self._journal.has(name, change):
+            if time.monotonic() > give_up:
+                return False
+            await asyncio.sleep(RECORDED_POLL_S)
+        return True
+
+    async def _maintain_journal(self) -> None:
+        """Open the journal if it is not open, write events that could not be written before, and delete old ones."""
+        before = self._journal_fault
+        try:
+            await asyncio.to_thread(self._journal.maintain)
+        except (EirError, OSError) as error:
+            self._journal_fault = str(error)
+            if self._journal_fault != before:
+                self._process.log.report("journal_failed", level="error", detail=self._journal_fault)
+            return
+        self._journal_fault = ""
+        journal = self._journal.journal
+        if (newest := journal.ends[MAIN]) != self._anchored:
+            self._anchored = newest
+            self._process.log.report("history_at", record=newest.number, digest=newest.digest)
+        if journal.is_nearly_full > self._is_nearly_full:
+            detail = f"the history exceeds 80 % of {journal.max_bytes:,} bytes (history.max_bytes); nothing is deleted before history.keep"
+            self._process.log.report("history_nearly_full", level="warning", detail=detail)
+        self._is_nearly_full = journal.is_nearly_full
+
+    # Lists
 
     def _accept_list(self, what: Listed, memory: int | None) -> None:
         if memory is None:
             return  # the follower reads the list from the store
         with suppress(ImageError, OSError):  # likewise
-            image = Image.map(memory)
-            self._record.note_time(what.state.loaded_at)
-            if what.name == self._record.name:
-                self._record.replace(what.state, image)
-            entries = self._index.lists.get(what.name)
-            if entries is not None and entries.kind == what.kind:
-                self._index.switch(what.name, what.state, image)
+            self._first_seen.note_time(what.state.loaded_at)
+            if what.name == self._first_seen.name:
+                self._first_seen.replace(what.state, Image.map(memory))
+                return
+            self._follower.accept(what.name, what.state, Image.map(memory))
 
-    def _switched(self, name: str, state: ListState, image: Image, before: Image | None) -> None:
+    def _switched(self, name: str, state: Head, _table: Table, image: Image, before: Image | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
-        send_list(self._channel, Listed(name, self._index.lists[name].kind, state), image)
-        self._record.note_time(state.loaded_at)
-        if self._keeper is not None:
-            self._keeper.note_switch(name, before)
+        send_list(self._channel, Listed(name, state.kind, state), image)
+        self._first_seen.note_time(state.loaded_at)
 
-    def _send_record(self, state: ListState, image: Image) -> None:
-        send_list(self._channel, Listed(self._record.name, FIRST_SEEN, state), image)
+    def _send_record(self, state: Head, image: Image) -> None:
+        send_list(self._channel, Listed(self._first_seen.name, FIRST_SEEN, state), image)
 
     def _note_sightings(self, sighted: list[Sighted]) -> None:
-        if self._keeper is not None:
-            self._keeper.note(sighted)
+        if self._learned is not None:
+            self._learned.note_sightings(sighted)
 
-    def _resume(self, day: int, taken: NewToday) -> None:
-        if self._keeper is not None:
-            self._keeper.resume(day, taken)
+    def _kinds(self) -> dict[str, str]:
+        """Return the name and the kind of each list to follow."""
+        learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
+        return {name: settings.kind for name, settings in self._config.lists.items()} | learned
 
-    def _registered_device_lists(self) -> list[DeviceList]:
-        """Return the lists of registered devices. Registered devices need no period of grace, so their first sightings are not recorded."""
-        return [self._index.lists[name] for name in self._config.registering]
+    def _kept_releases(self, name: str) -> int:
+        """Return the number of earlier releases of a list that stay available."""
+        settings = self._config.lists.get(name)
+        return KEEP if settings is None else settings.keep
 
     def _configure(self, config: Config) -> None:
         self._config = config
-        self._index.apply(_list_kinds(config))
-        self._follower.wake()
+        self._follower.apply(self._kinds())
+        journal, history = self._journal.journal, config.history
+        journal.keep, journal.max_bytes, journal.feed_max_bytes = (
+            timedelta(days=history.keep),
+            history.max_bytes,
+            history.feed_max_bytes,
+        )
         self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:
-        errors = self._follower.errors
-        changes = dict[str, int]()
-        if self._keeper is not None:
-            errors = errors + self._keeper.errors
-            changes = self._keeper.changes
+        errors, changes = self._follower.errors, dict[str, int]()
+        if self._learned is not None:
+            errors, changes = errors + self._learned.errors, self._learned.changes
         return {
             "eir_store_errors_total": metrics.by_label(errors),
             "eir_first_seen_devices_total": metrics.by_label(changes),
         }
-
-
-def _list_kinds(config: Config) -> dict[str, str]:
-    return {name: settings.kind for name, settings in config.lists.items()}
 
 
 def _trim(_before: Image | None) -> None:
@@ -244,8 +326,10 @@ class Followed:
         self._reject: Callable[[str, list[int]], None] = lambda *_: None
         self._note_list: Callable[..., None] = lambda *_, **__: None
         self._lists: dict[str, tuple[Listed, Image]] = {}
-        self._new_today: tuple[int, NewToday] | None = None
-        """Day, and number of new devices of each peer on this day, which a new follower continues."""
+        self._events: deque[JournalEvent] = deque(maxlen=EVENTS_MAX)
+        """Events that the journal does not have yet."""
+        self._recent: Sequence[JournalEvent] = ()
+        self._recording: asyncio.Task[None] | None = None
         self._complete = False
         """True if a follower has sent all lists that it found at its start."""
         self.status = Following(store_up=False, lost={}, from_copy=(), in_step_at=time.monotonic())
@@ -257,7 +341,7 @@ class Followed:
         """Set the functions that the supervisor calls when the follower sends lists.
 
         `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` receives a peer's label and
-        devices whose first sighting is not recorded (eir.lists.follow.first_seen).
+        devices whose first sighting is not recorded (eir.lists.follow.learned).
         """
         self._put_in_force = put_in_force
         self._notify_complete = complete
@@ -272,8 +356,6 @@ class Followed:
         process.channel.notify("configure", self._config)
         for listed, image in self._lists.values():
             send_list(process.channel, listed, image)
-        if self._new_today is not None:
-            process.channel.notify("first_seen_counted", *self._new_today)
         process.channel.notify("complete")
 
     def _calls(self, process: Process) -> Handlers:
@@ -285,8 +367,60 @@ class Followed:
 
         return {
             "following": self._set_status, "put_in_force": accept, "complete": self._completed,
-            "first_seen_rejected": self._reject, "first_seen_counted": self._note_new_today,
+            "first_seen_rejected": self._reject,
         }  # fmt: skip
+
+    # Journal
+
+    def record(self, event: JournalEvent) -> None:
+        """Record an event of this node in its journal. The call returns at once; the event waits until the follower has written it."""
+        self._events.append(event)
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.get_running_loop().create_task(self._record_all())
+
+    async def record_now(self, event: JournalEvent) -> None:
+        """Record an event of this node in its journal, and return once it is on the disk.
+
+        Raises:
+            EirError: if the follower does not run, or the journal cannot be written.
+        """
+        await self._ask("record", event)
+
+    async def is_recorded(self, name: str, change: str) -> bool:
+        """Return True if the journal of this node has the change of a list with this digest, after at most RECORDED_S.
+
+        Raises:
+            EirError: if the follower does not run.
+        """
+        return bool(await self._ask("recorded", name, change))
+
+    async def recent_events(self) -> Sequence[JournalEvent]:
+        """Return the newest events of the journal (NodeJournal.recent); if the follower does not answer, those of the last call."""
+        with suppress(EirError):
+            self._recent = await self._ask("events")
+        return self._recent
+
+    async def _record_all(self) -> None:
+        while self._events:
+            event = self._events[0]
+            try:
+                await self._ask("record", event)
+            except EirError:
+                await asyncio.sleep(RECORD_AGAIN_S)
+            else:
+                if self._events and self._events[0] is event:
+                    self._events.popleft()
+
+    async def _ask(self, what: str, *arguments: Any) -> Any:
+        if self.child.channel is None:
+            raise EirError("the follower process of the node does not run; try again in a moment")
+        return await self.child.channel.ask(what, *arguments)
+
+    async def close(self) -> None:
+        """Give up events that could not be recorded."""
+        if self._recording is not None:
+            self._recording.cancel()
+            await asyncio.gather(self._recording, return_exceptions=True)
 
     def note_first_seen(self, sighted: list[Sighted]) -> None:
         """Send the follower the devices that a worker saw for the first time; the follower writes them to the record of first sightings."""
@@ -299,7 +433,7 @@ class Followed:
         if self._complete:
             channel.notify("complete")
 
-    def send_missing(self, channel: Channel, states: Mapping[str, ListState]) -> None:
+    def send_missing(self, channel: Channel, states: Mapping[str, Head]) -> None:
         """Send a worker the lists in force that differ from its own lists, because earlier messages to the worker were lost.
 
         `states`: lists that the worker has.
@@ -317,6 +451,10 @@ class Followed:
                 del self._lists[name]
         self.child.notify("configure", config)
 
+    def heads(self) -> Mapping[str, Head]:
+        """Return the head of each list in force."""
+        return {name: listed.state for name, (listed, _) in self._lists.items()}
+
     def snapshot(self) -> metrics.Snapshot:
         """Return the samples of the metrics about store, lists and copies, by metric name and label values."""
         status = self.status
@@ -325,12 +463,11 @@ class Followed:
             "eir_store_up": {(): float(status.store_up)},
             "eir_store_lost_data": {(name,): float(name in status.lost) for name in self._lists},
             "eir_copy_failed": {(name,): float(name in status.copy_faults) for name in self._lists},
+            "eir_list_lost_changes": {(name,): float(name in status.lost_rows) for name in self._lists},
+            "eir_first_seen_refused_devices": {(): float(status.first_seen_refused)},
             "eir_follow_lag_seconds": {(): lag_s},
         }
         return metrics.merge([own, self.child.snapshot()])
-
-    def _note_new_today(self, day: int, taken: NewToday) -> None:
-        self._new_today = day, taken
 
     def _set_status(self, status: Following) -> None:
         self.status = status

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Self
 
 from eir.errors import StoreError
-from eir.lists.record.store import ListStore
+from eir.lists.log.store import LogStore
 
 CLAIM_S = 30.0
 """Duration of a lease in seconds, and so the time for which the lease of a killed process blocks others."""
@@ -15,7 +15,7 @@ CLAIM_S = 30.0
 class Lease:
     """Lease in the store. It is renewed until the end of the `async with` block, then released."""
 
-    def __init__(self, store: ListStore, name: str, holder: str) -> None:
+    def __init__(self, store: LogStore, name: str, holder: str) -> None:
         self._store = store
         self._name = name
         self._holder = holder

@@ -20,13 +20,13 @@ import numpy as np
 from eir.config import Config
 from eir.device import SNR_KEYS, key_text
 from eir.errors import EirError, Report, StoreError, detail_of
-from eir.lists.changes.local import added_by
 from eir.lists.images.image import Image, ImageError
 from eir.lists.images.newly_listed import NewlyListed, newly_listed, without_listed
+from eir.lists.log.reader import has_rows, read_rows
+from eir.lists.log.store import LogStore
 from eir.lists.record.clock import await_store
-from eir.lists.record.settings import DEVICES
-from eir.lists.record.store import Event
 from eir.lists.stores.open import open_store
+from eir.lists.table.columns import WHOLE, Numbers
 from eir.node.processes.priority import IdlePriority, IdleThread
 from eir.node.processes.setup import Listed
 from eir.sightings.events import LISTED
@@ -40,15 +40,15 @@ FLUSH_EVERY_S = 2.0
 WAITING_BYTES_MAX = 256 << 20
 """Maximum bytes of queued images. Above it a new image of a list replaces the queued one, so that one search finds the devices of both."""
 CHANGES_READ = 1000
-"""Maximum number of history records in which the listing of a device is looked up."""
+"""Maximum number of changes in which the listing of a device is looked up."""
 NEW_LIST = 1
 """Generation of a list after its first change."""
 ID_DIGITS = 32
 ROWS_AT_ONCE = 1000
 """Maximum number of events that are built at once."""
 
-ListingMarks: TypeAlias = Mapping[tuple[int, int, bool], Event]
-"""History event that has added an entry to a list, by entry as in `added_by`."""
+ListingMarks: TypeAlias = Sequence[tuple[str, Numbers]]
+"""Digest of each change that has added rows to a list, oldest first, with the keys of these rows."""
 
 
 class ListContent(NamedTuple):
@@ -192,22 +192,31 @@ class ListedSearch:
         await self._send(events)
 
     async def _listing_marks(self, name: str, before: ListContent | None) -> ListingMarks:
-        """Return the history events that have added single entries to a local list since the last search, by entry.
+        """Return the changes that have added rows to a local list since the last search; none for other lists.
 
-        The map is empty for other lists. From the history event all nodes compute the same id of an event, even if a node receives
-        several changes of a local list at once. If the store is away, the id depends on the generation of the list.
+        From the change all nodes compute the same id of an event, even if a node receives several changes of a local list at once. If
+        the store is away, the id depends on the generation of the list.
         """
-        since = before.listed.state.loaded_at if before else None
+        after = before.listed.state.generation if before else 0
         if not self._config.lists[name].local:
-            return {}
+            return ()
         store = open_store(self._config.store, self._config.state, report=self._report, check=False)
         try:
             with suppress(StoreError):
-                reading = store.history(name, limit=CHANGES_READ, since=since)
-                return added_by(await await_store(reading), DEVICES)
+                return await await_store(_read_marks(store, name, after))
         finally:
             await store.close()
-        return {}
+        return ()
+
+
+async def _read_marks(store: LogStore, name: str, after: int) -> ListingMarks:
+    """Read the changes of a list after a generation, with the keys of the rows that they added."""
+    marks = []
+    for entry in (await store.log(name, after))[:CHANGES_READ]:
+        if has_rows(entry):
+            added, _ = (await read_rows(store, name, entry)).decoded(name)
+            marks.append((entry.change.digest, added.keys))
+    return marks
 
 
 def _map(listed: Listed, memory: int | None) -> ListContent | None:
@@ -222,16 +231,24 @@ def _map(listed: Listed, memory: int | None) -> ListContent | None:
 
 
 def _build_events(now: ListContent, rows: "pl.DataFrame", marks: ListingMarks) -> list[dict[str, Any]]:
-    return [_event(now, row, marks) for row in rows.iter_rows(named=True)]
+    devices = rows["device"].to_numpy().astype(np.uint64)
+    tacs = np.uint64(WHOLE) | devices // np.uint64(SNR_KEYS)
+    listings = [f"generation {now.listed.state.generation}"] * len(devices)
+    for digest, keys in reversed(
+        marks
+    ):  # the oldest change counts: later ones may be of the next search on another node
+        for at in np.flatnonzero(np.isin(devices, keys) | np.isin(tacs, keys)).tolist():
+            listings[at] = digest
+    return [_event(now, row, listing) for row, listing in zip(rows.iter_rows(named=True), listings, strict=True)]
 
 
-def _event(now: ListContent, row: Mapping[str, Any], marks: ListingMarks) -> dict[str, Any]:
-    """Build the event for a newly listed device that was seen before. The event has the data of the device's newest recorded check."""
+def _event(now: ListContent, row: Mapping[str, Any], listing: str) -> dict[str, Any]:
+    """Build the event for a newly listed device that was seen before. The event has the data of the device's newest recorded check.
+
+    `listing`: the change that listed the device; all nodes compute the id from it.
+    """
     listed = now.listed
     device = row["device"]
-    first_of_tac = device // SNR_KEYS * SNR_KEYS
-    mark = marks.get((device, 0, False)) or marks.get((first_of_tac, 0, True))
-    listing = f"generation {listed.state.generation}" if mark is None else f"{mark.chain} {mark.number}"
     digest = sha256(f"{listed.name}\0{device}\0{listing}".encode()).hexdigest()
     return {
         "id": f"{LISTED}-{digest[:ID_DIGITS]}", "event": LISTED, "list": listed.name, "serial": listed.state.serial,

@@ -18,17 +18,18 @@ from pathlib import Path
 
 from eir.config import Config
 from eir.errors import EirError, Report, StoreError, detail_of
+from eir.lists.log.change import utc_text
+from eir.lists.log.journal import REFUSED
 from eir.lists.record.settings import Source
-from eir.lists.record.store import REFUSED, utc_text
 from eir.lists.sources.acknowledge import Rejection
-from eir.lists.sources.inbox import WAITING
+from eir.lists.sources.inbox import WAITING, Record
 from eir.lists.sources.pull import ELSEWHERE, LOADED, PULL_S, UNCHANGED, UNREACHED, Pulled, pull
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
 from eir.node.processes.apart import run_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
-from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass
+from eir.node.processes.loading import NICE, Load, Loads, loading_over, node_user, open_pass, recording_over
 from eir.node.processes.starter import Start
 from eir.node.processes.state_folder import as_owner_of
 
@@ -46,7 +47,7 @@ SPREAD = 0.1
 """Random part of the pause, so that nodes do not pull at the same time."""
 
 
-async def pull_once(config: Config, name: str, who: str, load: Load, *, force: bool = False) -> Pulled:
+async def pull_once(config: Config, name: str, who: str, load: Load, record: Record, *, force: bool = False) -> Pulled:
     """Poll the source of a list once, and load its new releases, unless another process or node is pulling the list.
 
     Raises:
@@ -62,7 +63,9 @@ async def pull_once(config: Config, name: str, who: str, load: Load, *, force: b
         lease = (f"pull:{name}", f"{socket.gethostname()}:{folder}")
         lists = {name: config.lists[name]}
         try:
-            opened = open_pass(config, folder, lists, who, load, attempts_file=folder / ATTEMPTS_FILE, lease=lease)
+            opened = open_pass(
+                config, folder, lists, who, load, record=record, attempts_file=folder / ATTEMPTS_FILE, lease=lease
+            )
             async with opened as (settings, claim):
                 return await pull(settings, claim, force=force)
         except StoreError as error:
@@ -84,7 +87,7 @@ def _lock(folder: Path) -> Iterator[bool]:
 async def _pull_of_node(config: Config, name: str, who: str, channel: Channel) -> Pulled:
     """Pull a list once in a process of a running node."""
     with as_owner_of(config.state):
-        return await pull_once(config, name, who, loading_over(channel))
+        return await pull_once(config, name, who, loading_over(channel), recording_over(channel))
 
 
 class Pulling:

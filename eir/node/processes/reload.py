@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from eir.config import changed_settings
 from eir.errors import EirError, Report
-from eir.lists.record.store import Event
+from eir.lists.log.journal import JournalEvent
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.setup import changed_lists, reload_event
@@ -25,7 +25,7 @@ class Reload:
         workers: Workers,
         *,
         apply: Callable[[Loaded], Awaitable[None]],
-        record: Callable[[Event], None],
+        record: Callable[[JournalEvent], None],
         is_stopping: Callable[[], bool],
         on_change: bool,
         jobs: Jobs,

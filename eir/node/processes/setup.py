@@ -19,8 +19,9 @@ from eir.disk import WatchedFile
 from eir.errors import ConfigError, EirError, Report, SetupFault
 from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
-from eir.lists.record.store import ACCEPTED, Event, ListState, utc_text
-from eir.lists.stores.open import open_copy, open_store
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.journal import JournalEvent
+from eir.lists.stores.open import open_store
 from eir.node.observe.log import Log
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
@@ -50,9 +51,8 @@ def prepare(config: Config) -> None:
         # This import takes 0.5 s, which must not delay a worker after a reload.
         import eir.wire.web.tokens  # noqa: F401, PLC0415 - for the workers, which share the memory
     try:
-        state_folder.upgrade_form(config.state, log.report)
+        state_folder.write_form(config.state)
         open_store(config.store, config.state)
-        open_copy(config.store, config.state)
     except EirError as e:
         raise SetupFault(str(e)) from None
 
@@ -62,7 +62,7 @@ def kinds_of(config: Config) -> dict[str, str]:
     return {name: settings.kind for name, settings in config.lists_and_record.items()}
 
 
-def missing_lists(config: Config, states: Mapping[str, ListState]) -> list[str]:
+def missing_lists(config: Config, states: Mapping[str, Head]) -> list[str]:
     """Return the lists that policy rules use but that were never loaded. Local lists, which may be empty, are left out."""
     used = dict.fromkeys(name for rule in config.policy.rules if not rule.observe for name in rule.lists)
     return [name for name in used if name not in states and not config.lists[name].local]
@@ -113,11 +113,11 @@ def report_warnings(config: Config, report: Report) -> None:
         report("config_warning", level="warning", detail=str(warning))
 
 
-def log_in_force(report: Report, name: str, state: ListState) -> None:
+def log_in_force(report: Report, name: str, state: Head) -> None:
     """Log that a list is in force, with its serial, number of entries, digest and signers."""
     report(
         "list_in_force", list=name, serial=state.serial, generation=state.generation, entries=state.entries,
-        digest=state.content_digest[:DIGEST_DIGITS], signers=",".join(state.signers) or None,
+        digest=state.content[:DIGEST_DIGITS], signers=",".join(state.signers) or None,
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ class Listed(NamedTuple):
     name: str
     kind: str
     """Kind of the list in the configuration."""
-    state: ListState
+    state: Head
 
 
 def send_list(channel: Channel, listed: Listed, image: Image) -> None:
@@ -165,9 +165,9 @@ def _digest_and_fault(path: Path) -> tuple[str, str | None]:
     return "", fault
 
 
-def reload_event(digest: str, who: str, changed: Sequence[str]) -> Event:
-    """Return the history event for a reload: user, changed keys and digest of the configuration."""
+def reload_event(digest: str, who: str, changed: Sequence[str]) -> JournalEvent:
+    """Return the journal's event for a reload: user, changed keys and digest of the configuration."""
     now = utc_text(datetime.now(UTC))
     user = f"{who}@{socket.gethostname()}"
     detail = f"changed: {', '.join(changed)}"
-    return Event(time=now, who=user, what="reload", digest=digest, outcome=ACCEPTED, detail=detail)
+    return JournalEvent(time=now, who=user, what="reload", digest=digest, detail=detail)

@@ -6,7 +6,8 @@ from typing import Any
 
 from eir.config import Config
 from eir.errors import Report
-from eir.lists.record.store import ListState
+from eir.lists.log.change import Head
+from eir.lists.sources.inbox import Record
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.processes.acknowledging import Acknowledging
@@ -20,13 +21,15 @@ from eir.node.processes.starter import Start
 class Sources:
     """Drop folder, pulls and acknowledgements of a node."""
 
-    def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
+    def __init__(
+        self, config: Callable[[], Config], start: Start, jobs: Jobs, record: Record, *, report: Report
+    ) -> None:
         """Create the objects for drop folder, pulls and acknowledgements. No job is started yet.
 
-        `config`: function that returns the settings in force.
+        `config`: function that returns the settings in force. `record`: function that records a rejection in the node's journal.
         """
         self._jobs = jobs
-        loads = Loads(start)
+        loads = Loads(start, record)
         self._drop_folder = DropFolder(config, start, loads, report=report)
         self._pulling = Pulling(config, start, jobs, loads, report=report)
         self._acknowledging = Acknowledging(config, start, jobs, report=report)
@@ -51,7 +54,7 @@ class Sources:
         """Save on disk the lists that all workers have in force."""
         self._acknowledging.note(reports)
 
-    def in_force(self, states: Mapping[str, ListState]) -> dict[str, Any]:
+    def in_force(self, states: Mapping[str, Head]) -> dict[str, Any]:
         """Return two tables by list name: when the version in force took effect (`since`), and the last rejected release (`rejected`)."""
         rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}

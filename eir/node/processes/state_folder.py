@@ -15,16 +15,16 @@ from pathlib import Path
 
 from eir import __version__
 from eir.disk import write_file
-from eir.errors import EirError, Report, SetupFault
+from eir.errors import EirError, SetupFault
 from eir.lists.record.clock import TrustedClock
 from eir.node.observe.control import PING, RUNNING, ControlError, ask, owner_advice
 
 LOCK_FILE, CLOCK_FILE, ORIGIN_STATE_ID_FILE = "lock", "clock", "origin-state-id"
 FORM_FILE = "form"
-FORM = 1
-"""Form (format version) of the folder. Each SQLite file in the folder has its own form (eir.lists.stores.records)."""
-CHANGES = {1: f"the file `{FORM_FILE}` says from now on which form it has, and which eir wrote it"}
-"""Change of each form against the previous one. A folder without FORM_FILE has form 0."""
+FORM = 2
+"""Form (format version) of the folder. The files of stores, copies and journal have forms of their own."""
+OLD_COPY_FILE = "copy.sqlite"
+"""File that only folders of a form below 2 have."""
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 ENDING_S, POLL_S, PING_S = 20.0, 0.1, 1.0
 """Seconds that a start waits for the end of another node, seconds between two checks, and maximum seconds for the other node's answer."""
@@ -66,40 +66,41 @@ def lock(folder: Path, ending_s: float = ENDING_S) -> int:
             return descriptor
 
 
-def known_form(folder: Path) -> tuple[int, str]:
-    """Return the format version (form) of the state folder, and the version of the program that wrote it.
+def check_form(folder: Path) -> str:
+    """Check the format version (form) of the state folder; return the line of the file FORM_FILE.
 
-    An unreadable or truncated file counts as form 0, because a node that does not start would leave phones without service.
+    An unreadable or truncated file is no reason to refuse the folder, because a node that does not start would leave phones without service.
 
     Raises:
-        EirError: if the form is newer than this program's.
+        EirError: if the form is another one than this program's.
     """
     text = ""
     with suppress(OSError):
         text = (folder / FORM_FILE).read_text(errors="replace")
     form, _, version = text.strip().partition(" ")
     known = int(form) if form.isdecimal() else 0
+    writer = f"form {known}, written by eir {version or 'of another version'}; this is eir {__version__}, which knows form {FORM}"
     if known > FORM:
         raise EirError(
-            f"the state folder {folder} has form {known}, written by eir {version or 'of a newer version'}; this is eir"
-            f" {__version__}, which knows form {FORM}; start that version again, or restore a backup from before the upgrade"
+            f"the state folder {folder} has {writer}; start that version again, or restore a backup from before the upgrade"
         )
-    return known, version
+    if 0 < known < FORM or os.access(folder / OLD_COPY_FILE, os.F_OK):
+        raise EirError(
+            f"the state folder {folder} has {writer}; write each list to a file with that version (eir export), then load the files"
+            " into a new folder with this one (eir load, eir add --file)"
+        )
+    return text
 
 
-def upgrade_form(folder: Path, report: Report) -> None:
-    """Upgrade a locked state folder to this program's format version (form); log the changes first.
+def write_form(folder: Path) -> None:
+    """Note in a locked state folder this program's format version (form).
 
     Raises:
-        EirError: as `known_form`.
+        EirError: as `check_form`.
     """
-    known, version = known_form(folder)
-    if known < FORM and (folder / ORIGIN_STATE_ID_FILE).exists():
-        changes = "; ".join(CHANGES[each] for each in range(known + 1, FORM + 1))
-        detail = f"{folder} has form {known}, and is converted to form {FORM}: {changes}"
-        report("state_upgraded", level="warning", reason="older", detail=detail)
-    if (known, version) != (FORM, __version__):
-        _save(folder / FORM_FILE, f"{FORM} {__version__}\n")
+    text = f"{FORM} {__version__}\n"
+    if check_form(folder) != text:
+        _save(folder / FORM_FILE, text)
 
 
 def _is_running(folder: Path) -> bool:

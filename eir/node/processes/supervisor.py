@@ -23,6 +23,7 @@ from eir.node.processes.accept import HOLD_S, Acceptor
 from eir.node.processes.attendants import Attendants
 from eir.node.processes.commands import Commands, ControlSockets
 from eir.node.processes.configuration import Configuration, Loaded
+from eir.node.processes.history_watch import HistoryWatch
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.others import OtherProcesses
 from eir.node.processes.overview import Overview
@@ -33,12 +34,9 @@ from eir.node.processes.setup import prepare
 from eir.node.processes.sources import Sources
 from eir.node.processes.starter import END_S, Starter, set_process_name
 from eir.node.processes.state_folder import as_owner_of
-from eir.node.processes.store_watch import StoreWatch
 from eir.node.processes.tracing import Tracing
 from eir.node.processes.web import Web
 
-STORE_S = 5.0
-"""Seconds between two polls of the store."""
 POLL_S = 1.0
 """Seconds between two polls of the workers, the configuration file and key files."""
 STARTED_S = 0.25
@@ -126,29 +124,30 @@ class Supervisor:
         def settings() -> Config:
             return configuration.config
 
-        self._store = StoreWatch(settings, report=report)
-        self._tracing = Tracing(workers.trace, self._store.history.add, report)
-        self._sources = Sources(settings, starter.start, self._jobs, report=report)
-        self._attendants = Attendants(report)
         followed = self._others.followed
+        self._history = HistoryWatch(settings, followed)
+        self._tracing = Tracing(workers.trace, followed.record, report)
+        self._sources = Sources(settings, starter.start, self._jobs, followed.record, report=report)
+        self._attendants = Attendants(report)
         status = NodeHealth(
             workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.status.store_up,
             losses=(
                 lambda: followed.status.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - `status` is replaced later
-                lambda: followed.status.copy_warnings(), self._store.form_warnings,  # noqa: PLW0108 - as above
+                lambda: followed.status.lost_changes_warnings(), lambda: followed.status.copy_warnings(),  # noqa: PLW0108 - as above
+                lambda: followed.status.first_seen_warnings(),  # noqa: PLW0108 - as above
             ),
-            warnings=(configuration.warnings, self._store.warnings, self._sources.warnings, self._others.warnings),
+            warnings=(configuration.warnings, self._history.warnings, self._sources.warnings, self._others.warnings),
             attendants=self._attendants.all, report=report,
         )  # fmt: skip
         self.overview = Overview(workers, status, self._snapshots, lambda: followed.status.ending)
         self.reload = Reload(
-            configuration, workers, apply=self._apply, record=self._store.history.add, is_stopping=self._stop.is_set,
+            configuration, workers, apply=self._apply, record=followed.record, is_stopping=self._stop.is_set,
             on_change=reload_on_change, jobs=self._jobs, report=report,
         )  # fmt: skip
         read_only = ReadOnlyRunner(config.path)
-        self._web = Web(settings, self.overview, self._store, read_only, report=report)
+        self._web = Web(settings, self.overview, followed, read_only, report=report)
         commands = Commands(
-            configuration, self.overview, self.reload, sources=self._sources, history=self._store.history,
+            configuration, self.overview, self.reload, sources=self._sources, followed=followed,
             recorded=self._others.recorded, tracing=self._tracing, stop=self._begin_stop, is_stopping=self._stop.is_set,
             report=report,
         )  # fmt: skip
@@ -174,7 +173,6 @@ class Supervisor:
                 self._others.start()
                 await self._others.start_services(self._configuration.loaded)
             self._sources.start()
-            self._jobs.start("outcomes", STORE_S, self._store.poll)
             self._jobs.start("lately", EVERY_S, self.overview.end_minute)
             if await self._are_workers_started():
                 await self._listen()
@@ -186,7 +184,6 @@ class Supervisor:
             killed = not await self._others.end()
             await self._jobs.close()
             await self._others.close()
-            await self._store.history.close()
             await self._web.close()
             await self._control.close()
             self._log.report("stopped")  # after all other processes have ended
@@ -279,6 +276,6 @@ class Supervisor:
         return Running(self._acceptor.addresses, self._web.address, others, self._stop.is_set())
 
     def _snapshots(self) -> list[metrics.Snapshot]:
-        parts = (self._acceptor, self._configuration, self._store, self._sources, self._web, self._attendants)
+        parts = (self._acceptor, self._configuration, self._history, self._sources, self._web, self._attendants)
         snapshots = [part.snapshot() for part in parts]
         return snapshots + self._others.snapshots()

@@ -17,8 +17,9 @@ from typing import Any
 from eir.checks.trace import TraceFilter
 from eir.device import MCC_MNC_DIGITS, device_key, imsi_key, key_text, shorten
 from eir.errors import EirError, Report
+from eir.lists.log.change import utc_text
+from eir.lists.log.journal import JournalEvent
 from eir.lists.record.reasons import check_reason
-from eir.lists.record.store import ACCEPTED, Event, utc_text
 from eir.node.observe.control import asker
 
 LASTS_MAX_S = 3600.0
@@ -36,7 +37,7 @@ class Tracing:
     def __init__(
         self,
         seek: Callable[[TraceFilter | None], Awaitable[None]],
-        record: Callable[[Event], None],
+        record: Callable[[JournalEvent], None],
         report: Report,
         idle_s: float = IDLE_S,
         read_s: float = READ_S,
@@ -44,7 +45,7 @@ class Tracing:
         """Create the tracing of the supervisor. No trace is running yet.
 
         `seek`: function that sets the filter of checks that all workers report from now on; None: no checks. `record`: function
-        that adds an event to the history. `idle_s`: as IDLE_S. `read_s`: as READ_S.
+        that records an event in the journal. `idle_s`: as IDLE_S. `read_s`: as READ_S.
         """
         self._seek = seek
         self._record = record
@@ -115,7 +116,7 @@ class Tracing:
         detail = f"checks of {self._about} for {lasts_s:g} s: {reason}"
         now = utc_text(datetime.now(UTC))
         user = f"{self._who}@{socket.gethostname()}"
-        self._record(Event(time=now, who=user, what="trace", outcome=ACCEPTED, detail=detail))
+        self._record(JournalEvent(time=now, who=user, what="trace", detail=detail))
         self._report("traced", who=self._who, level="warning", detail=detail)
         await self._seek(sought)
         self._read_at = time.monotonic()

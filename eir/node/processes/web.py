@@ -12,14 +12,14 @@ from urllib.parse import parse_qs
 from eir.config import Config
 from eir.device import strip_separators
 from eir.errors import Report
-from eir.lists.record.store import REFUSED
+from eir.lists.log.journal import REFUSED
 from eir.node.observe import metrics
 from eir.node.observe.control import ReadOnlyRunner
 from eir.node.observe.http import COMPUTED_MAX, HttpServer, Page, pages
 from eir.node.observe.page import RUNBOOK, DiskSpace, PageContent, page, runbook
 from eir.node.processes.accept import cannot_listen
+from eir.node.processes.following import Followed
 from eir.node.processes.overview import Overview
-from eir.node.processes.store_watch import StoreWatch
 from eir.wire.transport.endpoint import address_text
 from eir.wire.web.access import PAGE, PageAccess
 from eir.wire.web.http1 import HttpRequest, HttpResponse
@@ -37,7 +37,7 @@ class Web:
         self,
         config: Callable[[], Config],
         overview: Overview,
-        store: StoreWatch,
+        followed: Followed,
         read_only: ReadOnlyRunner,
         *,
         report: Report,
@@ -45,7 +45,7 @@ class Web:
         """Create the pages; the listener is not open yet. `config`: function that returns the settings in force."""
         self._config = config
         self._overview = overview
-        self._store = store
+        self._followed = followed
         self._read_only = read_only
         self._report = report
         self._access = PageAccess(ticks=time.monotonic)
@@ -105,7 +105,7 @@ class Web:
         """Return the web page with the answer to a check. `imei` and `imsi`: identifiers of the check; empty without a check."""
         config = self._config()
         reports, status = await self._overview.reports_and_document()
-        events = self._store.events
+        events = await self._followed.recent_events()
         lists = reports[0].lists if reports else {}
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
         refusals = [event for event in events if event.outcome == REFUSED]

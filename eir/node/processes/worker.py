@@ -33,8 +33,8 @@ from eir.interfaces.interface import Context, Interface
 from eir.interfaces.s13.server import S13Server
 from eir.interfaces.s13.service import PROTOCOL as S13
 from eir.lists.images.index import Index
+from eir.lists.log.change import Head
 from eir.lists.record.clock import DIFFERENCE_MAX_S, TrustedClock
-from eir.lists.record.store import ListState
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
@@ -426,7 +426,7 @@ class Worker:
 
     # Calls of the supervisor that return something
 
-    def _loaded(self) -> dict[str, ListState]:
+    def _loaded(self) -> dict[str, Head]:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
 
     def counters(self) -> metrics.Snapshot:
@@ -457,7 +457,7 @@ class Worker:
         states = self._loaded()
         connected = self.connected()
         disabled = self.disabled()
-        digests = {name: int(state.content_digest[:DIGEST_DIGITS], 16) for name, state in states.items()}
+        digests = {name: int(state.content[:DIGEST_DIGITS], 16) for name, state in states.items()}
         issued = {name: state.issued for name, state in states.items()}
         expires = {name: state.expires for name, state in states.items()}
         snapshot = self.counters()
@@ -470,6 +470,7 @@ class Worker:
             "eir_peer_last_request_timestamp_seconds": metrics.by_label(self.context.counts.last_request),
             "eir_sctp_paths": self.paths(),
             "eir_list_entries": {(name,): state.entries for name, state in states.items()},
+            "eir_list_pending": {(name,): self.index.lists[name].pending for name in states},
             "eir_list_serial": {(name,): state.serial for name, state in states.items()},
             "eir_list_content_digest": metrics.by_label(digests),
             "eir_list_issued_timestamp_seconds": metrics.times(issued),

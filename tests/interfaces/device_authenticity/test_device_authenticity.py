@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from local_edits import edit, read
 from simulated.certificates import Authority
 from simulated.issuer import Issuer, jwks
 from simulated.luhn import check_digit
@@ -38,9 +39,9 @@ from eir.interfaces.device_authenticity.device_authenticity import (
 )
 from eir.interfaces.device_authenticity.service import AuthenticityService, rules_of
 from eir.interfaces.device_authenticity.settings import AuthenticitySettings
-from eir.lists.changes.local import ADD, Edit, edit_list
-from eir.lists.changes.local_entries import parse_entries
-from eir.lists.stores.open import open_store
+from eir.lists.changes.local_rows import ADD, REMOVE
+from eir.lists.follow.list_copy import ListCopy
+from eir.lists.stores.open import COPIES, SQLITE_FILE, open_store
 from eir.node.processes import interfaces
 from eir.wire.web.http1 import HttpRequest
 
@@ -69,6 +70,10 @@ MARKED = {
 """Devices in the lists `stolen` and `own`, with their reasons there; each next device has the next status."""
 DATES = {LISTED: "2026-11-20T00:00:00Z"} | {f"001010020000{at}0": "2026-11-21T00:00:00Z" for at in (2, 4, 6, 7)}
 """Dates of the devices whose status comes from the list `stolen`, which has dates; the list `own` has none."""
+
+
+def ignored(*_, **__):
+    """Accept a report, or a question that this service does not ask."""
 
 
 @pytest.fixture
@@ -129,8 +134,7 @@ async def by_hand(site, entries):
     store = open_store(config.store, config.state)
     for name, by_reason in entries.items():
         for reason, identifiers in by_reason.items():
-            edit = Edit(what=ADD, entries=parse_entries("devices", identifiers), reason=reason)
-            await edit_list(edit, config.lists[name], store, who="test@localhost", now=datetime.now(UTC))
+            await edit(store, name, ADD, *identifiers, reason=reason, now=datetime.now(UTC), lists=config.lists)
     await store.close()
 
 
@@ -283,13 +287,52 @@ async def test_a_key_that_was_taken_back_is_not_valid(site):
         device_authenticity={"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}}
     )
     config = load_config(site.path)
-    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, lambda *_, **__: None)
+    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, ignored, ignored)
     for issuer in (second, first):
         (site.folder / "jwks").write_bytes(jwks(issuer))
         service.read_files()()
         tokens = (token(first), token(second))
         answers = [await service.respond(request(f"Bearer {each}")) for each in tokens]
         assert [answer.status for answer in answers] == [200 if each is issuer else 401 for each in (first, second)]
+    await service.close()
+
+
+async def test_the_lists_of_this_host_s_node_count_where_the_store_lost_them_or_is_away(site):
+    """A blocked phone is no allowed one for a shop because a store is empty; a row counts from its begin on."""
+    issuer = Issuer()
+    (site.folder / "jwks").write_bytes(jwks(issuer))
+    settings = {"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}, "rate_max": 1000}
+    rules = [{"list": "own", "answer": "blacklisted"}]
+    site.configure(lists={"own": {"local": True}}, policy={"rules": rules}, device_authenticity=settings)
+    config = load_config(site.path)
+    store = open_store(config.store, config.state)
+
+    async def change(what, **options):
+        await edit(store, "own", what, LISTED, now=datetime.now(UTC), lists=config.lists, **options)
+        ListCopy(config.state / COPIES, "own").save(await read(store, "own"))
+
+    async def status(service):
+        answer = await service.respond(request(f"Bearer {token(issuer)}"))
+        return json.loads(answer.body).get("operationalStatus", answer.status)
+
+    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, ignored, ignored)
+    await change(ADD, reason="lost", begin=int(time.time()) + 3600)
+    assert await status(service) == "unknown"
+    await change(ADD, reason="lost", replace=True)
+    assert await status(service) == "lost"
+    await change(REMOVE)
+    assert await status(service) == "unknown"
+    await change(ADD, reason="stolen")
+    assert await status(service) == "stolen"
+    await store.close()
+    file = config.state / SQLITE_FILE
+    for path in config.state.glob(f"{SQLITE_FILE}*"):
+        path.unlink()
+    for lose in (lambda: None, lambda: file.write_bytes(b"no database" * 1000)):
+        lose()
+        again = AuthenticityService(config.of(device_authenticity.INTERFACE), config, ignored, ignored)
+        assert await status(service) == await status(again) == "stolen"
+        await again.close()
     await service.close()
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from types import SimpleNamespace
 
@@ -10,23 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated.register import DATE, basic, device, path, request
-from simulated.store_content import Altered
+from simulated.store_content import Altered, Lists, content_of, rows_in
 
-from eir.device import device_key, imsi_key
+from eir.device import SNR_KEYS, device_key, imsi_key, key_text
 from eir.disk import WatchedFile
-from eir.errors import StoreError
+from eir.errors import EirError, StoreError
 from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
 from eir.interfaces.feed.feed_rows import FeedRow, RowRefused, read_row
 from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users, user_line
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
-from eir.lists.changes.local import ADD, REMOVE, Edit, edit_list
 from eir.lists.changes.local_entries import Entry
-from eir.lists.record.entries import entries_of, read_pages
-from eir.lists.record.reasons import reason_and_day
+from eir.lists.changes.local_rows import ADD, REMOVE
+from eir.lists.follow.list_copy import ListCopy
+from eir.lists.follow.write_back import refuse_lost_here
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numbers
 from eir.lists.stores.sqlite import SqliteStore
+from eir.lists.table.columns import BEGINS, DAYS, ENDS, WHOLE, rows_of
 from eir.wire.web.http1 import Conversation, HttpRequest, HttpResponse
 
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
@@ -61,6 +64,8 @@ def test_a_file_that_is_being_written_is_read_once_it_is_whole(tmp_path):
         ("POST", device("A0000000000001", role="exception"), FeedRow(ADD, "exception", "A0000000000001")),
         ("POST", path("allowed-tac", "00101001"), FeedRow(ADD, "allowed-tac", "00101001")),
         ("DELETE", path("blocked-tac", "00101001"), FeedRow(REMOVE, "blocked-tac", "00101001")),
+        ("POST", f"{device(IMEI)}?begin=2026-12-22", FeedRow(ADD, "block", IMEI, begin=1_797_897_600)),
+        ("POST", f"{path('blocked-tac', '00101001')}?begin=2026-12-22T12:00:00Z", FeedRow(ADD, "blocked-tac", "00101001", begin=1_797_940_800)),
     ],
 )  # fmt: skip
 def test_parts_of_a_request(method, target, row):
@@ -80,6 +85,8 @@ def test_parts_of_a_request(method, target, row):
         ("POST", device(IMEI, date="2026-11-28"), 400, "date"), ("POST", device(IMEI, date="2026-13-28-16-00-00"), 400, "date"),
         ("POST", device(IMEI, date="2026-11-28-16-00-0x"), 400, "date"), ("POST", device(IMEI, date="NULL"), 400, "date"),
         ("POST", device(IMEI, date="-0026-1-28-16-00-00"), 400, "date"), ("POST", path("allowed-tac", "0010100"), 400, "identifier"),
+        ("POST", f"{device(IMEI)}?begin=", 400, "begin"), ("POST", f"{device(IMEI)}?begin=soon", 400, "begin"), ("POST", f"{device(IMEI)}?x=1", 400, "begin"),
+        ("DELETE", f"{device(IMEI)}?begin=2026-12-22", 400, "begin"), ("POST", f"{device(IMEI)}?begin=2199-01-01", 400, "begin"),
         ("POST", path("allowed-tac", "NULL"), 400, "identifier"), ("POST", path("allowed-tac", "00101001", "x"), 404, "path"),
     ],
 )  # fmt: skip
@@ -286,19 +293,35 @@ LISTS = {
 }
 
 
+async def recorded(*_):
+    return True
+
+
 class Writing:
     """A writer over a store of its own; `put` gives what a row is answered."""
 
     def __init__(self, store, **limits):
         self.failed = []
-        self.writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, **limits)
+        self.writer = FeedWriter(
+            store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, is_recorded=recorded, **limits
+        )
         self.store = store
 
-    def put(self, what, imei, name="blocked", who="register at x", day=DAY):
+    def put(self, what, imei, name="blocked", who="register at x", day=DAY, begin=0):
         answer = asyncio.get_running_loop().create_future()
         entry = Entry(imei, device_key(imei))
-        self.writer.add(what, entry, name=name, who=who, reason="fed by register", done=answer.set_result, day=day)
+        done = answer.set_result
+        self.writer.add(what, entry, name=name, who=who, reason="fed by register", done=done, day=day, begin=begin)
         return answer
+
+    async def columns(self, name, *indexes):
+        """Return some columns of a list by identifier."""
+        rows = await rows_in(self.store, name)
+        values = zip(*(rows.column(index).tolist() for index in indexes), strict=True)
+        return dict(zip(map(key_text, rows.keys.tolist()), values, strict=True))
+
+    async def changes(self, name="blocked"):
+        return [entry.change for entry in await self.store.log(name, 0)]
 
     async def all(self, *rows):
         return [
@@ -329,36 +352,56 @@ async def test_a_list_with_dates_has_those_of_the_rows(writing):
         208,
         202,
     ]
-    days = [
-        (await reason_and_day(writing.store, name, device_key(imei(at))))[1]
-        for name, at in (("dated", 1), ("dated", 2), ("dated", 3), ("blocked", 1))
-    ]
-    assert days == [DAY, 0, 0, 0]
+    assert await writing.columns("dated", DAYS) == {imei(1): (DAY,), imei(2): (0,)}
+    assert await writing.columns("blocked", DAYS) == {imei(1): (0,)}
+
+
+async def test_a_row_begins_when_the_register_says_and_never_later_than_it_did(writing):
+    later = int(datetime.now(UTC).timestamp()) + 86_400
+    rows = ((1, later), (2, later), (3, 0), (1, later + 60), (2, 0), (3, later), (1, later - 60))
+    answers = await writing.all(*((ADD, imei(at), "blocked", "register at x", DAY, begin) for at, begin in rows))
+    assert answers == [201, 201, 201, 208, 201, 208, 201]
+    assert await writing.columns("blocked", BEGINS) == {imei(1): (later - 60,), imei(2): (0,), imei(3): (0,)}
 
 
 async def test_a_list_that_the_store_lost_takes_no_row(writing):
     """A new one of the fed rows alone would not be followed, or would take the place of all that were blocked before."""
-    writing.writer.had = lambda: {"blocked"}
+
+    def guard(name, stored):
+        if name == "blocked":
+            raise StoreError("lost", f"list {name}: the store has generation {stored.generation}")
+
+    writing.writer.guard = guard
     assert await writing.all((ADD, imei(1)), (ADD, imei(1), "other")) == [503, 201]
-    assert [str(fault).partition(";")[0] for fault in writing.failed] == [
-        "nothing was changed: the store lost blocked, which was in force here"
-    ]
-    assert await writing.store.state("blocked") is None
+    assert [str(fault) for fault in writing.failed] == ["list blocked: the store has generation 0"]
+    assert [*await writing.store.heads()] == ["other"]
+
+
+async def test_a_host_whose_copy_is_newer_than_the_store_takes_no_row(writing, tmp_path):
+    """The store loses the last change of a list, which this host's node holds; each other list takes rows."""
+    assert await writing.all((ADD, imei(1)), (ADD, imei(2)), (ADD, imei(1), "other")) == [201] * 3
+    content = await content_of(writing.store, "blocked")
+    ListCopy(tmp_path / "copies", "blocked").save(replace(content, head=replace(content.head, generation=9)))
+    writing.writer.guard = partial(refuse_lost_here, tmp_path / "copies")
+    assert await writing.all((ADD, imei(3)), (ADD, imei(3), "other")) == [503, 201]
+    assert "eir lists abandon blocked" in str(writing.failed[0])
+    ListCopy(tmp_path / "copies", "blocked").save(content)
+    assert await writing.all((ADD, imei(3))) == [201]
 
 
 async def test_what_comes_together_is_one_transaction(writing):
     assert await writing.all(*((ADD, imei(number)) for number in range(40))) == [201] * 40
     assert writing.writer.transactions == 1
-    (event,) = await writing.store.history("blocked")
-    assert (event.what, event.who, event.detail.count(", ")) == ("add", "register at x", 39)
+    (change,) = await writing.changes()
+    assert (change.what, change.who, change.detail.count(", "), change.added) == ("feed", "register at x", 39, 40)
     # Those that are there, and those that are not, beside such that change something; of another sender and another list besides.
     assert await writing.all((ADD, imei(0)), (REMOVE, imei(1)), (REMOVE, imei(99)), (ADD, imei(50)), (ADD, imei(0), "other"), (ADD, imei(51), "blocked", "second")) == [
         208, 202, 204, 201, 201, 201,
     ]  # fmt: skip
-    assert [(event.what, event.who) for event in await writing.store.history("blocked")][1:] == [
-        ("add", "register at x"), ("remove", "register at x"), ("add", "second"),
+    assert [(change.who, change.added, change.removed) for change in (await writing.changes())[1:]] == [
+        ("register at x", 1, 0), ("register at x", 0, 1), ("second", 1, 0),
     ]  # fmt: skip
-    assert (await writing.store.state("blocked")).entries == 41
+    assert (await writing.store.heads())["blocked"].entries == 41
 
 
 @pytest.mark.parametrize(
@@ -371,8 +414,8 @@ async def test_what_comes_together_is_one_transaction(writing):
 async def test_what_was_to_end_does_not_once_a_register_sends_it(writing, kind, entry):
     settings = ListSettings(name=kind, kind=kind, local=True, change_min=10**7)
     end = int(datetime.now(UTC).timestamp()) + 3600
-    edit = Edit(what=ADD, entries=[entry], reason="for an hour", until=end)
-    await edit_list(edit, settings, writing.store, who="x", now=datetime.now(UTC))
+    key = WHOLE | entry.key // SNR_KEYS if entry.whole_tac else entry.key
+    await Lists(writing.store, kinds={kind: kind}).change(rows_of([key], seconds=[entry.imsi], ends=end), name=kind)
     writing.writer.lists = {kind: settings}
 
     async def put(what):
@@ -381,15 +424,14 @@ async def test_what_was_to_end_does_not_once_a_register_sends_it(writing, kind, 
         return await answer
 
     assert [await put(ADD), await put(ADD)] == [201, 208]
-    (found,) = entries_of((await read_pages(writing.store, kind))[1])
-    assert found.until == 0
+    assert (await rows_in(writing.store, kind)).column(ENDS).tolist() == [0]
     assert [await put(REMOVE), await put(REMOVE)] == [202, 204]
 
 
 async def test_rows_about_one_entry_keep_their_order(writing):
     rows = [(ADD, imei(1)), (REMOVE, imei(1)), (REMOVE, imei(1)), (ADD, imei(1)), (ADD, imei(1)), (ADD, imei(2))]
     assert await writing.all(*rows) == [201, 202, 204, 201, 208, 201]
-    assert (await writing.store.state("blocked")).entries == 2
+    assert (await writing.store.heads())["blocked"].entries == 2
 
 
 async def test_a_limit_is_one_of_each_row(writing):
@@ -407,14 +449,74 @@ async def test_a_store_that_fails_is_reported_and_the_next_row_is_written(writin
     async def fails(*_, **__):
         raise StoreError("full", "no room")
 
-    store = Altered(writing.store, some_pages=fails)
+    store = Altered(writing.store, commit=fails)
     failing = Writing(store)
     task = asyncio.create_task(failing.writer.run())
     assert await failing.all((ADD, imei(1)), (ADD, imei(2))) == [503, 503]
     assert [fault.cause for fault in failing.failed] == ["full"]
-    store.some_pages = writing.store.some_pages
+    store.commit = writing.store.commit
     assert await failing.all((ADD, imei(1)), (ADD, imei(1), "gone")) == [201, 503]
     task.cancel()
+
+
+async def test_a_fault_leaves_no_row_without_an_answer(writing):
+    """One transaction has rows of two lists. The program fails at the first one."""
+    altered, commit = Altered(writing.store), writing.store.commit
+
+    async def fails_for_one(name, *rest, **more):
+        if name == "blocked":
+            raise RuntimeError(name)
+        await commit(name, *rest, **more)
+
+    altered.commit = fails_for_one
+    failing = Writing(altered)
+    task = asyncio.create_task(failing.writer.run())
+    assert await failing.all((ADD, imei(1)), (ADD, imei(1), "other"), (ADD, imei(2), "blocked", "second")) == [
+        500,
+        201,
+        500,
+    ]
+    assert [str(fault) for fault in failing.failed] == ["blocked"] * 2
+    altered.commit = commit
+    assert await failing.all((ADD, imei(1))) == [201]
+    task.cancel()
+
+
+async def test_a_row_is_answered_once_the_journal_has_its_change(writing):
+    awaited, is_recorded = asyncio.Queue(), asyncio.Event()
+
+    async def await_recorded(name, change):
+        awaited.put_nowait((name, change))
+        return await is_recorded.wait()
+
+    writing.writer.is_recorded = await_recorded
+    assert await writing.all((REMOVE, imei(1))) == [204]  # the list has no change
+    answers = [writing.put(ADD, imei(1)), writing.put(ADD, imei(2), "other")]
+    changes = [await awaited.get(), await awaited.get()]
+    heads = await writing.store.heads()
+    assert changes == [(name, heads[name].digest) for name in ("blocked", "other")]
+    answers.append(writing.put(ADD, imei(1)))  # it changes nothing: the change before it counts
+    assert await awaited.get() == changes[0]
+    assert not any(answer.done() for answer in answers)
+    is_recorded.set()
+    assert await asyncio.gather(*answers) == [201, 201, 208]
+
+
+@pytest.mark.parametrize("error", [EirError("the follower does not run"), None])
+async def test_a_row_that_the_journal_lacks_is_sent_again(writing, error):
+    async def fails(*_):
+        if error is not None:
+            raise error
+        return False
+
+    failing = Writing(writing.store)
+    failing.writer.is_recorded = fails
+    task = asyncio.create_task(failing.writer.run())
+    refused = await failing.put(ADD, imei(1))
+    assert (refused.status, refused.reason) == (503, "journal")
+    assert str(error or "lacks the change") in str(failing.failed[0])
+    task.cancel()
+    assert await writing.all((ADD, imei(1))) == [208]
 
 
 async def test_too_many_that_wait_are_turned_away(writing):

@@ -1,7 +1,7 @@
 """kill -9 at every step of what a register feeds: each row that was answered is there, and a row that is sent again is taken.
 
 A child feeds two lists over several transactions and writes down each answer at once; it kills itself when it is about to do a step
-(tests/doomed.py). What a node has afterwards is proved by generation, digest and history.
+(tests/doomed.py). What the store has afterwards is proved by the digests of base, changes and head.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from doomed import CASES, fork
 from simulated.patience import PROGRAM_S
 
 from eir.interfaces.feed.feed_writer import FeedWriter
-from eir.lists.changes.local import ADD, REMOVE, added_by
 from eir.lists.changes.local_entries import parse_entries
-from eir.lists.follow.follower import Follower
-from eir.lists.images.index import Index
-from eir.lists.record.history import chain_faults
+from eir.lists.changes.local_rows import ADD, REMOVE, keys_of_entry
+from eir.lists.log.reader import read_content
+from eir.lists.record.kept_content import changes_of_rows
 from eir.lists.record.settings import DEVICES, PAIRS, ListSettings
+from eir.lists.table.columns import SECONDS
 
 LISTS = {
     name: ListSettings(name=name, kind=kind, local=True) for name, kind in (("blocked", DEVICES), ("bound", PAIRS))
@@ -35,7 +35,7 @@ SHORT_STEP = 9
 """The short form dies at each ninth step: once or twice in each transaction."""
 
 
-def rows():
+def rows_sent():
     """What is sent, burst by burst: (what, list, entry)."""
     devices = parse_entries(DEVICES, DEVICES_FED)
     pairs = parse_entries(PAIRS, DEVICES_FED[:3], imsis=[IMSI])
@@ -47,7 +47,7 @@ def rows():
 def borders():
     """How many rows are there after each transaction: one of a burst has the rows that do the same to the same list."""
     number = 0
-    for burst in rows():
+    for burst in rows_sent():
         before = None
         for what, name, _ in burst:
             if (what, name) != before:
@@ -58,7 +58,7 @@ def borders():
 
 async def feed(store, answered):
     """Send all of it, each burst when the one before is answered; `answered` is told each row's number and status."""
-    writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=fail)
+    writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=fail, is_recorded=recorded)
     working, numbers = asyncio.create_task(writer.run()), count()
 
     def send(what, name, entry):
@@ -71,7 +71,7 @@ async def feed(store, answered):
         writer.add(what, entry, name=name, who="register", reason="fed", done=done)
         return made
 
-    for burst in rows():
+    for burst in rows_sent():
         await asyncio.gather(*(send(*row) for row in burst))
     working.cancel()
     await store.close()
@@ -79,6 +79,10 @@ async def feed(store, answered):
 
 def fail(fault):
     raise fault
+
+
+async def recorded(*_):
+    return True
 
 
 def die_at(case, step, answers):
@@ -95,32 +99,24 @@ def die_at(case, step, answers):
 
 
 def held(case):
-    """What a node that starts now answers from, by list; proved, and what the history says."""
+    """Entries of each list in the store, as a node that starts now reads them: verified by every digest, each transaction once in the log."""
 
     async def run():
-        store, index = case.open(), Index({name: each.kind for name, each in LISTS.items()})
-        follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
-        await follower.start()
-        assert not follower.errors, follower.errors
-        await store.append_pending()
-        records = [record async for batch in store.records() for record in batch]
-        assert not list(chain_faults(records, await store.folds(), await store.ledger()))
-        for name, settings in LISTS.items():
-            state = await store.state(name)
-            events = await store.history(name)
-            assert len(events) == (state.generation if state else 0), "each transaction is on record, once"
-            assert {entry[1:] for entry in there(index, name)} <= set(added_by(events, settings.kind))
-        found = {name: there(index, name) for name in LISTS}
+        store = case.open()
+        heads = await store.heads()
+        found = {name: set() for name in LISTS}
+        for name, head in heads.items():
+            content = await read_content(store, name, head)
+            log = await store.log(name, 0)
+            assert [entry.change.generation for entry in log] == [*range(1, head.generation + 1)]
+            rows = content.table.rows()
+            assert len(await changes_of_rows(store, name, rows)) == len(rows), "the log says who added each row"
+            present = {*zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)}
+            wanted = {entry for burst in rows_sent() for _, each, entry in burst if each == name}
+            found[name] = {entry for entry in wanted if keys_of_entry(entry) in present}
+            assert len(found[name]) == len(present)
         await store.close()
         return found
-
-    def there(index, name):
-        wanted, lists = {entry for burst in rows() for _, each, entry in burst if each == name}, index.lists[name]
-        if lists.state is None:
-            return set()
-        return {
-            entry for entry in wanted if (lists.binds(entry.key, entry.imsi) if entry.imsi else lists.holds(entry.key))
-        }
 
     return asyncio.run(run())
 
@@ -128,7 +124,7 @@ def held(case):
 def after(numbers):
     """What is there once the rows with these numbers were taken."""
     found, number = {name: set() for name in LISTS}, count()
-    for burst in rows():
+    for burst in rows_sent():
         for what, name, entry in burst:
             if next(number) in numbers:
                 (found[name].add if what == ADD else found[name].discard)(entry)
@@ -137,7 +133,7 @@ def after(numbers):
 
 def each_step(kind, folder, stride):
     """Run by the process that forks; prints how many rows were answered before each death."""
-    sent = sum(map(len, rows()))
+    sent = sum(map(len, rows_sent()))
     for step in count(1, stride):
         room = Path(folder) / str(step)
         room.mkdir()
@@ -165,5 +161,5 @@ def test_each_row_that_was_answered_is_there(kind, stride, tmp_path):
     assert done.returncode == 0, done.stderr
     answered = [*map(int, done.stdout.split())]
     assert answered == sorted(answered)
-    assert (answered[0], answered[-1]) == (0, sum(map(len, rows())))
+    assert (answered[0], answered[-1]) == (0, sum(map(len, rows_sent())))
     assert len(set(answered)) > 3

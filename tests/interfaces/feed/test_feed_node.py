@@ -13,11 +13,12 @@ from simulated.issuer import Issuer, jwks
 from simulated.node import LISTED, UNLISTED, children, until, until_async
 from simulated.register import Client, basic, device, path, request
 from simulated.servers import Server, programs
+from simulated.store_content import rows_in
 from simulated.wire import EIR
 
 from eir.config import load_config
 from eir.interfaces.feed.feed_users import read_users, user_line
-from eir.lists.record.entries import entries_of, read_pages
+from eir.lists.record.listed_entries import entries_in
 from eir.lists.stores.open import open_store
 from eir.node.observe.control import ControlError, ask
 from eir.node.observe.log import BURST
@@ -76,7 +77,8 @@ async def entries(site, name):
     config = load_config(site.path)
     opened = open_store(config.store, config.state)
     try:
-        return {entry.text(config.lists[name].kind) for entry in entries_of((await read_pages(opened, name))[1])}
+        rows = await rows_in(opened, name)
+        return {entry.text(config.lists[name].kind) for entry in entries_in(rows)}
     finally:
         await opened.close()
 
@@ -106,7 +108,7 @@ async def test_each_row_that_a_register_sends(site, client):
     assert await entries(site, "blocked-sims") == {IMSI, "001010000000009"}
     added = site.json("history", "blocked")
     who = "register at 127.0.0.1 by the feed of "
-    assert {event["what"] for event in added} == {"add", "remove"}
+    assert {event["what"] for event in added} == {"feed"}
     assert all(event["who"].startswith(who) for event in added)
     assert added[0]["detail"] == f"fed by register: {LISTED}"
     assert site.json("check", UNLISTED)["reason"] == "fed by register"

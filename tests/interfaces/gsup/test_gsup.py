@@ -22,7 +22,7 @@ from simulated.osmo_wire import (
     tbcd,
     update_location,
 )
-from simulated.store_content import fill, pages_of
+from simulated.store_content import fill
 
 from eir.checks.checker import Checker
 from eir.checks.settings import PolicySettings, Rule, Status
@@ -31,6 +31,7 @@ from eir.interfaces.gsup import ipa, message
 from eir.interfaces.gsup.ipa import Frames, FrameTooLong
 from eir.interfaces.gsup.server import GsupService
 from eir.lists.images.index import Index
+from eir.lists.table.columns import rows_of
 from eir.wire.peers.settings import Requester
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -41,7 +42,7 @@ MSC = Requester("msc", "MSC-1")
 
 def service(*rules, peers=(), unproven=(), **policy):
     index = Index({"stolen": "devices"})
-    fill(index, "stolen", pages_of([device_key(LISTED)]))
+    fill(index, "stolen", rows_of([device_key(LISTED)]))
     made = GsupService(
         Checker(PolicySettings(rules=rules or (Rule(list="stolen", answer=BLACK),), **policy), index, now=NOW)
     )

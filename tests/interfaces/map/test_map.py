@@ -13,7 +13,7 @@ from clock import Clock
 from pycrate_asn1dir import TCAP_MAPv2v3
 from simulated import m3ua_wire as wire
 from simulated.patience import PATIENCE_S
-from simulated.store_content import fill, pages_of
+from simulated.store_content import fill
 from simulated.tcp_server import accepting
 
 from eir.checks.checker import Checker
@@ -26,6 +26,7 @@ from eir.interfaces.map.server import MapServer
 from eir.interfaces.map.service import MapReply, MapService
 from eir.interfaces.map.settings import GatewaySettings, Ss7Settings
 from eir.lists.images.index import Index
+from eir.lists.table.columns import rows_of
 from eir.wire.peers.counts import Counts
 from eir.wire.peers.rate import RateLimits
 from eir.wire.peers.settings import Limits, PeerSettings, Requester
@@ -48,7 +49,7 @@ RULES = (
 
 def service(*, answers=None, fallback=Status.WHITELISTED, tags=(), broken=False, **policy):
     index = Index({"stolen": "devices"})
-    fill(index, "stolen", pages_of([device_key(LISTED)]))
+    fill(index, "stolen", rows_of([device_key(LISTED)]))
     checker = Checker(PolicySettings(**{"rules": RULES} | policy), index, now=NOW)
     made = MapService(None if broken else checker)
     made.configure(answers or {}, fallback, tags)

@@ -16,7 +16,7 @@ from simulated.http2_wire import HELLO, frames, get, statuses
 from simulated.lanes import Kept
 from simulated.node import until_async
 from simulated.patience import PATIENCE_S
-from simulated.store_content import fill, pages_of
+from simulated.store_content import fill
 
 from eir.checks.checker import Checker
 from eir.checks.question import Question
@@ -26,6 +26,7 @@ from eir.interfaces.n5g import sbi
 from eir.interfaces.n5g.link import N5gConnection
 from eir.interfaces.n5g.service import N5gService
 from eir.lists.images.index import Index
+from eir.lists.table.columns import rows_of
 from eir.wire.peers.link import Turns
 from eir.wire.peers.settings import PeerSettings, Requester, realm_of, requester
 from eir.wire.web.http2 import Http2Connection
@@ -48,7 +49,7 @@ RULES = (
 
 def service(now=time.time, listed=None, **policy):
     index = Index({"stolen": "devices"})
-    fill(index, "stolen", pages_of([device_key(LISTED) if listed is None else listed]))
+    fill(index, "stolen", rows_of([device_key(LISTED) if listed is None else listed]))
     checker = Checker(PolicySettings(**{"rules": RULES} | policy), index, now=NOW)
     made = N5gService(checker, now)
     made.checker = checker

@@ -34,20 +34,21 @@ from simulated.lanes import (
     listed,
     sides,
 )
-from simulated.store_content import fill, page, pages_of, pair_pages
+from simulated.store_content import fill, joined, pair_rows
 
 from eir.checks.new_devices import NewDevices
 from eir.checks.program import VERDICTS_MAX, encode_policy
 from eir.checks.settings import Override, PolicySettings, Rule, Status
-from eir.device import device_type_key
+from eir.device import SNR_KEYS, device_type_key, imsi_key
 from eir.interfaces.s13.lane import COMPILED
 from eir.interfaces.s13.service import REPLIES
-from eir.lists.images.day_images import image_of_days
+from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.index import Index
-from eir.lists.pages.first_days import encode_days, merge, seen_on
-from eir.lists.pages.pages import PAGE_KEYS
+from eir.lists.log.change import Head
+from eir.lists.record.first_days import sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
-from eir.lists.record.store import ListState
+from eir.lists.table.columns import WHOLE, rows_of
+from eir.lists.table.table import table_of
 from eir.wire.diameter.avp import encode, encode_text, encode_u32, key_of
 from eir.wire.diameter.serve import TOO_BUSY_REPLY
 from eir.wire.peers.settings import Limits
@@ -56,6 +57,7 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no C compiler was there")
 
 IMEI, VERSION, MEID, TERMINAL = (key_of(code, VENDOR) for code in (1402, 1403, 1471, 1401))
+SIM = "001020123456789"
 STATUS = {
     status: encode_u32(key_of(1445, VENDOR), value)
     for status, value in {Status.WHITELISTED: 0, Status.BLACKLISTED: 1, Status.GREYLISTED: 2}.items()
@@ -283,7 +285,7 @@ class TestConditions:
         (Rule(answer=Status.BLACKLISTED, list="stolen"), ecr("001010071310710"), ecr("00101007129999")),
         (
             Rule(answer=Status.BLACKLISTED, list="tacs"),
-            ecr(f"{TRACKED_TAC * PAGE_KEYS + 999_999:014d}"),
+            ecr(f"{TRACKED_TAC * SNR_KEYS + 999_999:014d}"),
             ecr("00101006000008"),
         ),
         (Rule(answer=Status.BLACKLISTED, list="tacs"), ecr("00101003000001"), ecr("00101006000010")),
@@ -396,7 +398,7 @@ class TestConditions:
             ("types", {}), ("types", {101003: [module], 101004: [phone]}), ("more", {101004: [phone, module], 101005: [module]}), ("types", {101003: [phone]}),
         ):  # fmt: skip
             both([stream], with_lane, without)
-            fill(index, name, pair_pages({tac * PAGE_KEYS: said for tac, said in types.items()}))
+            fill(index, name, pair_rows({tac * SNR_KEYS: said for tac, said in types.items()}))
             answer = with_lane.feed(stream)
             assert answer == without.feed(stream)
             blocked.append(answer.count(STATUS[Status.BLACKLISTED]))
@@ -408,7 +410,7 @@ class TestConditions:
         names = {f"list{number}": "devices" for number in range(20)}
         many = Index(names)
         for number, name in enumerate(names):
-            fill(many, name, pages_of([100 + number]))
+            fill(many, name, rows_of([100 + number]))
         policy = PolicySettings(rules=(*rules, *(Rule(answer=Status.GREYLISTED, list=name) for name in names)))
         messages = [ecr(host=f"mme{number}.example") for number in (0, 31, 32, 33, 69, 70)] + [
             ecr(f"{number:014d}") for number in range(98, 124)
@@ -649,7 +651,7 @@ class TestManyAtOnce:
         )
         stream = b"".join(
             ecr(f"{key:014d}0", imsi=f"00101{key:010d}")
-            for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * PAGE_KEYS + 9, *range(60, 120)]
+            for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * SNR_KEYS + 9, *range(60, 120)]
         )
         for _ in range(2):
             assert with_lane.feed(stream) == without.feed(stream)
@@ -688,7 +690,7 @@ class TestManyAtOnce:
         with_lane.sightings.full = {"mme"}
         stream = b"".join(
             ecr(f"{key:014d}")
-            for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * PAGE_KEYS + 9, 101004_000005, *range(60, 120)]
+            for key in [*range(60), BLOCKED, NAMED, TRACKED_TAC * SNR_KEYS + 9, 101004_000005, *range(60, 120)]
         )
         for _ in range(2):
             assert with_lane.feed(stream) == without.feed(stream)
@@ -708,7 +710,7 @@ class TestManyAtOnce:
         side = sides(index)[0]
         side.feed(ecr() * 3)
         before = mapped()
-        fill(index, "stolen", pages_of([BLOCKED + 1]))
+        fill(index, "stolen", rows_of([BLOCKED + 1]))
         assert mapped() == before + 1
         side.lanes.renew()
         assert mapped() == before
@@ -716,23 +718,50 @@ class TestManyAtOnce:
     def test_lists_that_change_between_messages(self):
         index = listed()
         with_lane, without = sides(index)
-        messages = [ecr(f"{key:014d}") for key in (BLOCKED, BLOCKED + 1, 101009_500050, TRACKED_TAC * PAGE_KEYS + 6)]
+        messages = [ecr(f"{key:014d}") for key in (BLOCKED, BLOCKED + 1, 101009_500050, TRACKED_TAC * SNR_KEYS + 6)]
         stream = b"".join(messages * 20)
         changes = [
-            ("stolen", [page(101009, [8])]),
-            ("tacs", [page(TRACKED_TAC, [])]),
-            ("stolen", [page(101009, [7, 8])]),
+            ("stolen", [BLOCKED + 1]),
+            ("tacs", [101005_000007]),
+            ("stolen", [BLOCKED, BLOCKED + 1]),
         ]
         said = set()
-        for name, pages in changes:
-            fill(index, name, pages, amend=True)
+        for name, keys in changes:
+            fill(index, name, rows_of(keys))
             answer = with_lane.feed(stream)
             assert answer == without.feed(stream)
             said.add(answer)
-        fill(index, "stolen", pages_of([BLOCKED + 1]))
+        fill(index, "stolen", rows_of([BLOCKED + 1]))
         assert with_lane.feed(stream) == without.feed(stream)
         assert with_lane.state() == without.state()
         assert len(said) == 3
+
+    @pytest.mark.parametrize(
+        ("kind", "row", "imei", "imsi"),
+        [
+            ("devices", {"keys": [BLOCKED]}, BLOCKED, None), ("devices", {"keys": [WHOLE | TRACKED_TAC]}, TRACKED_TAC * SNR_KEYS + 6, None),
+            ("subscribers", {"keys": [imsi_key(SIM)]}, BLOCKED, SIM), ("pairs", {"keys": [BLOCKED], "seconds": [imsi_key(SIM)]}, BLOCKED, SIM),
+        ],
+    )  # fmt: skip
+    def test_a_row_counts_from_the_first_second_of_its_begin_to_the_last_before_its_end(self, kind, row, imei, imsi):
+        """Row 69, while other rows of the list have neither begin nor end."""
+        now = [0.0]
+        index = Index({"stolen": kind}, lambda: now[0])
+        others = rows_of([BLOCKED + 1, TRACKED_TAC * SNR_KEYS + 7], seconds=imsi_key(SIM) if kind == "pairs" else 0)
+        fill(
+            index, "stolen", joined([rows_of(row["keys"], seconds=row.get("seconds", 0), begins=200, ends=300), others])
+        )
+        rules = (Rule(list="stolen", answer=Status.BLACKLISTED),)
+        given_sides = sides(index, PolicySettings(rules=rules))
+        message = ecr(f"{imei:014d}", imsi=imsi) if imsi else ecr(f"{imei:014d}")
+        for moment, status in (
+            (199.999, Status.WHITELISTED), (200.0, Status.BLACKLISTED), (299.999, Status.BLACKLISTED), (300.0, Status.WHITELISTED),
+        ):  # fmt: skip
+            now[0] = moment
+            both([message], *given_sides)
+            assert STATUS[status] in given_sides[0].feed(message)
+            assert index.lists["stolen"].pending == (moment < 200)
+            given_sides[1].feed(message)
 
     def test_a_limit_ends_it_where_it_has_to(self, index):
         with_lane, without = sides(index, rates=[40.0])
@@ -795,12 +824,11 @@ class TestFirstSightings:
 
     def index(self, days):
         index = Index({"first-seen": FIRST_SEEN}, lambda: self.TODAY * 86400)
-        parts = [seen_on(np.array([key], np.uint64), last, first) for key, (first, last) in days.items()]
-        state = ListState(kind=FIRST_SEEN, serial=0, generation=1, highest_serial=0, release_digest="")
-        image = image_of_days(encode_days(merge(parts)))
+        firsts, lasts = zip(*days.values(), strict=True) if days else ((), ())
+        image = first_seen_image(table_of(sighted_rows(np.array([*days], "<u8"), np.array(firsts), np.array(lasts))))
         # The bytes before the days are those of a device on record: a device without a place must not read there.
         image.sightings = memoryview(b"\x01\x00\xff" + bytes(image.sightings))[3:]
-        index.switch("first-seen", state, image)
+        index.switch("first-seen", Head(kind=FIRST_SEEN, generation=1), image)
         return index
 
     def asked(self, days, requests):

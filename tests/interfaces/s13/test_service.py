@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated.store_content import pages_of, put, state
+from simulated.store_content import fill
 from simulated.wire import HOST, TGPP, Message, avp, ecr, message, terminal, u32, walk
 
 from eir.checks.checker import Checker
@@ -15,6 +15,7 @@ from eir.device import KEY_DIGITS, device_key, key_text, meid_key, odd_key
 from eir.errors import DiameterError, IdentifierError
 from eir.interfaces.s13.service import PROTOCOL, REPLIES, S13Service, meid_text, user_name_imsi
 from eir.lists.images.index import Index
+from eir.lists.table.columns import rows_of
 from eir.wire.diameter.message import Request
 from eir.wire.peers.settings import PeerSettings
 
@@ -36,8 +37,7 @@ class Checks:
 
     def __init__(self, **policy):
         index = Index({"stolen": "devices"})
-        pages = pages_of(device_key(identifier) for identifier in (LISTED, MEID, DECIMAL_MEID))
-        put(index, "stolen", state(pages, generation=1), pages)
+        fill(index, "stolen", rows_of(map(device_key, (LISTED, MEID, DECIMAL_MEID))))
         settings = PolicySettings(**{"rules": RULES, "no_identity": None, "bad_identity": None} | policy)
         self.notes = []
         self.checker = Checker(

@@ -17,7 +17,7 @@ from diameter.node.application import Application
 from simulated.luhn import check_digit
 from simulated.node import LISTED, UNLISTED
 from simulated.servers import free_port
-from simulated.store_content import page
+from simulated.store_content import as_table, page
 from simulated.wire import EIR, HOST, REALM
 
 from eir.device import MEID_BASE, device_key
@@ -32,6 +32,7 @@ from eir.lists.changes.audit import (
     interval,
     sample_size,
 )
+from eir.lists.table.columns import rows_of
 from eir.sightings.schema import FOLDER
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
@@ -140,7 +141,7 @@ def test_forms_are_those_of_mmes():
 
 
 def listed(*pages):
-    return ReleaseEntries(SimpleNamespace(list="stolen", serial=1), pages, NOW)
+    return ReleaseEntries(SimpleNamespace(list="stolen", serial=1), as_table(pages), NOW)
 
 
 def test_what_is_listed_and_what_has_ended():
@@ -149,9 +150,10 @@ def test_what_is_listed_and_what_has_ended():
         page(35209900, [1, 2, 3], until=[past, coming, 0]),
         page(35209901, [7], tac=(0, 0)),
         page(35209902, [], tac=(0, past)),
+        rows_of([35209903_000001], begins=coming),
     )
     keys = np.array(
-        [35209900_000002, 35209902_000001, 35209901_999999, 35209900_000001, 99999999_000001, 35209900_000003],
+        [35209900_000002, 35209902_000001, 35209901_999999, 35209900_000001, 35209903_000001, 35209900_000003],
         np.uint64,
     )
     assert of.holds(keys).tolist() == [True, False, True, False, False, True]

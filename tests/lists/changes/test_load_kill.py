@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from doomed import CASES, Die, fork
 from simulated.patience import PROGRAM_S
-from simulated.releases import NAME, NOW, Agency
-from simulated.store_content import event, pages_of, state
+from simulated.releases import NAME, NOW, Agency, load_release
 
-from eir.lists.changes.load import load_release
-from eir.lists.follow.follower import Follower
-from eir.lists.images.index import Index
-from eir.lists.record.history import chain_faults
+from eir.lists.log.change import NO_CHANGE, first_break
+from eir.lists.log.reader import read_content
+from eir.lists.log.writer import ListUpdate, ListWriter
+from eir.lists.table.columns import rows_of
+from eir.lists.table.table import table_of
 
 OLD = [f"{35_000_000 + n:08d}{n:06d}" for n in range(50)]
 NEW = [f"{35_000_000 + n:08d}{n + 1:06d}" for n in range(5, 55)]
@@ -31,10 +31,10 @@ ANY_TIME = 8
 TESTS = Path(__file__).parents[2]
 
 
-def load(store, manifest, lists, progress=None):
+def load(store, manifest, lists, progress):
     async def run():
         try:
-            return await load_release(manifest, lists, store, who="tester@host", now=NOW, force=True, progress=progress)
+            return await load_release(manifest, lists, store, now=NOW, force=True, progress=progress)
         finally:
             await store.close()
 
@@ -42,14 +42,18 @@ def load(store, manifest, lists, progress=None):
 
 
 def put(store, rows):
+    """Write these rows as a release, whole with a base and parts."""
+
     async def run():
         try:
-            pages = pages_of(map(int, rows))
-            current = await store.state(NAME)
-            seen = 0 if current is None else current.generation
-            await store.replace(
-                NAME, state(pages, serial=seen + 1), pages, seen=seen, event=event(NAME, serial=seen + 1)
-            )
+            writer = ListWriter(store, NAME, "devices", "tester@host", keep=1)
+
+            def make(content):
+                serial = content.head.serial + 1
+                table = table_of(rows_of([int(row) for row in rows]))
+                return ListUpdate(what="load", table=table, state={"serial": serial, "highest_serial": serial})
+
+            await writer.write(make)
         finally:
             await store.close()
 
@@ -57,30 +61,21 @@ def put(store, rows):
 
 
 def in_force(case):
-    """What a node that starts now answers from: the keys, proved by generation and digest."""
+    """What a node that starts now reads: the keys, proved by every digest; and each load is in the log once."""
 
     async def run():
-        store, index = case.open(), Index({NAME: "devices"})
-        follower = Follower(store, index, report=lambda *_, **__: None, on_switch=lambda *_: None)
-        await follower.start()
-        assert not follower.errors, follower.errors
-        await check_history(store)
+        store = case.open()
+        head = (await store.heads())[NAME]
+        content = await read_content(store, NAME, head)
+        changes = [entry.change for entry in await store.log(NAME, 0)]
         await store.close()
-        return list(index.lists[NAME])
+        assert first_break(changes, NO_CHANGE) is None
+        serials = [change.serial for change in changes]
+        assert serials == sorted({*serials})
+        assert (len(changes), changes[-1].digest) == (head.generation, head.digest)
+        return content.table.rows().keys.tolist()
 
     return asyncio.run(run())
-
-
-async def check_history(store):
-    """Each load that is or was in force is on record, once, and the record holds."""
-    generation = (await store.state(NAME)).generation
-    serials = [each.serial for each in await store.history(NAME)]
-    assert serials == sorted({*serials})
-    assert len(serials) == generation
-    await store.append_pending()
-    records = [record async for batch in store.records() for record in batch]
-    assert len(records) == generation
-    assert not list(chain_faults(records, await store.folds(), await store.ledger()))
 
 
 def each_step(level, kind, folder):

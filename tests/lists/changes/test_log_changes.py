@@ -1,43 +1,28 @@
 """Loads, local rows, rollbacks, resets and restores of lists as logs, and what reads their content, on SQLite and Redis."""
 
-import asyncio
 import io
 import random
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from simulated.releases import NAME, NOW, make_key, public, text
+from local_edits import edit
+from simulated.releases import NAME, NOW
 
 from eir.errors import EntryRefused, GenerationConflict, NothingToRollBack, ReleaseRefused, StoreError
-from eir.lists.changes.data_files import STAGES
-from eir.lists.changes.local_entries import parse_entries
-from eir.lists.changes.local_rows import (
-    ADD,
-    REMOVE,
-    RowsEdit,
-    edit_text,
-    feed_update,
-    rows_of_entries,
-    rows_update,
-    write_edit,
-)
-from eir.lists.changes.log_listings import read_log_listings, read_log_reasons
+from eir.lists.changes.listings import read_listings, read_reasons
+from eir.lists.changes.local_rows import ADD
 from eir.lists.changes.release_load import ReleaseLoader
-from eir.lists.changes.rows_file import parse_file_rows
 from eir.lists.changes.undo import plan_rollback, restored, serial_reset
 from eir.lists.log import writer as writing
 from eir.lists.log.reader import read_content
-from eir.lists.log.writer import ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.kept_content import changes_of_rows, read_past
-from eir.lists.record.listed_entries import entries_in, reason_and_day
+from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.table_export import export_table
-from eir.lists.stores.log_redis import RedisLogStore
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.redis import RedisStore
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.columns import rows_of
 
 IMEIS = [f"35123456{number:06d}" for number in range(143)]
@@ -58,9 +43,9 @@ async def store(request, tmp_path):
     if request.param == "redis":
         server = request.getfixturevalue("server")
         server.flush()
-        opened = RedisLogStore(server.url)
+        opened = RedisStore(server.url)
     else:
-        opened = SqliteLogStore(tmp_path / "log.sqlite")
+        opened = SqliteStore(tmp_path / "log.sqlite")
     yield opened
     await opened.close()
 
@@ -70,7 +55,7 @@ def writer(store, settings, now=NOW):
 
 
 def loader(agency, store, now=NOW, **options):
-    return ReleaseLoader(agency.lists, lambda settings: writer(store, settings, now), now, **options)
+    return ReleaseLoader(agency.lists, store, "tester@host", now, **options)
 
 
 async def load(agency, store, manifest, **options):
@@ -108,585 +93,11 @@ def file(header, *rows):
     return "".join(f"{row}\n" for row in (header, *rows)).encode()
 
 
-def delta(agency, serial, base, added=b"", removed=b""):
+def delta(agency, serial, base, added=b"", removed=b"", **members):
     files = {f"a{serial}.csv": ("added", "eir", added), f"r{serial}.csv": ("removed", "eir", removed)}
     return agency.release(
-        {name: entry for name, entry in files.items() if entry[2]}, serial=serial, kind="delta", base=base
+        {name: entry for name, entry in files.items() if entry[2]}, serial=serial, kind="delta", base=base, **members
     )
-
-
-class TestLoad:
-    async def test_a_full_release(self, agency, store):
-        marks, seen = {}, []
-        manifest = agency.release(IMEIS)
-        report = await load(
-            agency, store, manifest, save_mark=marks.__setitem__, progress=lambda *call: seen.append(call)
-        )
-        head = (await store.heads())[NAME]
-        assert set(await held(store)) == set(IMEIS)
-        assert (head.kind, head.serial, head.highest_serial, head.generation, head.entries, head.devices) == (
-            "devices",
-            1,
-            1,
-            1,
-            143,
-            143,
-        )
-        assert (head.issued, head.expires, head.loaded_at) == (
-            text(NOW - timedelta(days=1)),
-            text(NOW + timedelta(days=14)),
-            text(NOW),
-        )
-        assert head.signers[0].startswith("agency SHA256:")
-        assert (report.rows, report.entries, report.devices, report.entries_before, report.come, report.gone) == (
-            143,
-            143,
-            143,
-            0,
-            143,
-            0,
-        )
-        assert report.head == head
-        assert set(report.seconds) == set(STAGES)
-        assert all(0 <= done <= total for _, done, total in seen)
-        assert marks == {NAME: (0, 1)}
-        (entry,) = await store.log(NAME, 0)
-        assert (entry.change.what, entry.change.who, entry.change.lifted) == ("load", "tester@host", ())
-        assert entry.change.detail.startswith("143 entries, before 0; 143 devices come, 0 go; signed by agency SHA256:")
-        assert report.as_text().startswith(f"{NAME} full 1: 143 entries, before 0; 143 devices come, 0 go; ")
-        assert report.as_json()["entries"] == 143
-
-    async def test_a_dry_run_writes_nothing(self, agency, store):
-        report = await load(agency, store, agency.release(["350000000000009", *IMEIS]), dry_run=True)
-        assert (report.come, report.wrong_check_digits, report.head) == (144, 1, None)
-        assert await store.heads() == {}
-
-    async def test_serials_are_never_used_again(self, agency, store):
-        await load(agency, store, agency.release(IMEIS, serial=5))
-        for serial in (4, 5):
-            why = await refused(agency, store, agency.release(IMEIS[1:], serial=serial))
-            assert (why.reason, why.list_name, why.serial) == ("serial", NAME, serial)
-            assert why.detail == f"serial {serial} is not above 5, the highest ever accepted for {NAME}"
-        assert (await refused(agency, store, agency.release(IMEIS, serial=5_000_000))).reason == "serial_step"
-        why = await refused(agency, store, agency.release(IMEIS, serial=6), marks={NAME: (0, 9)})
-        assert why.detail == f"serial 6 is not above 9, the highest ever accepted for {NAME}"
-
-    async def test_a_replay_is_refused_before_its_files_are_read(self, agency, store):
-        await load(agency, store, agency.release(IMEIS, serial=5))
-        manifest = agency.release(IMEIS, serial=5)
-        (agency.drop / "data-5.csv").write_bytes(b"")
-        assert (await refused(agency, store, manifest)).reason == "serial"
-
-    async def test_times(self, agency, store):
-        manifest = agency.release(IMEIS)
-        assert (await refused(agency, store, manifest, now=NOW + timedelta(days=20))).reason == "expired"
-        assert (await refused(agency, store, manifest, now=NOW - timedelta(days=2))).reason == "issued_in_future"
-
-    @pytest.mark.parametrize(
-        ("keep", "add", "reason", "says"),
-        [(110, 0, "shrink", "0 devices come, 33 go"), (143, 40, "growth", "40 devices come, 0 go")],
-    )
-    async def test_limits(self, agency, store, keep, add, reason, says):
-        agency.settings(change_min=0)
-        await load(agency, store, agency.release(IMEIS))
-        rows = IMEIS[:keep] + [f"35000000{number:06d}" for number in range(add)]
-        why = await refused(agency, store, agency.release(rows, serial=2))
-        assert (why.reason, why.detail[: len(says)]) == (reason, says)
-        assert why.detail.endswith("; if this is intended, load it with --force")
-        report = await load(agency, store, agency.release(rows, serial=2), force=True)
-        assert report.lifted == (reason,)
-        change = (await store.log(NAME, 1))[0].change
-        assert change.lifted == (reason,)
-        assert f"--force lifted the limit on {reason}" in change.detail
-        agency.settings(change_min=1000)
-        await load(agency, store, agency.release(IMEIS[:5], serial=3))
-
-    async def test_an_empty_list_in_force_has_limits_and_a_first_release_has_none(self, agency, store):
-        many = [f"35111111{number:06d}" for number in range(1000)]
-        assert (await load(agency, store, agency.release(many), dry_run=True)).come == 1000
-        await load(agency, store, agency.release({"none.csv": ("entries", "eir", b"imei\n")}))
-        assert (await refused(agency, store, agency.release(many))).reason == "growth"
-
-    async def test_sims_that_devices_get_are_limited(self, agency, store):
-        agency.settings(kind="pairs", change_min=0)
-        pairs = [file("imei,imsi", *(f"{imei},00101000000000{sim}" for imei in IMEIS)) for sim in (1, 2)]
-        await load(agency, store, agency.release({"1.csv": ("entries", "eir", pairs[0])}))
-        why = await refused(agency, store, agency.release({"2.csv": ("entries", "eir", pairs[1])}))
-        assert "143 devices come, 143 go, and 143 are in force" in why.detail
-
-    async def test_rows_that_have_ended_do_not_count_and_rows_that_have_not_begun_do(self, agency, store):
-        agency.settings(change_min=0)
-        await load(agency, store, agency.release(IMEIS))
-        ended = file("imei,until", *(f"{imei},2020-01-01" for imei in IMEIS))
-        why = await refused(agency, store, agency.release({"o.csv": ("entries", "eir", ended)}, serial=2))
-        assert "0 devices come, 143 go" in why.detail
-        later = file("imei,begin", *(f"35000000{number:06d},2027-01-01" for number in range(40)))
-        why = await refused(agency, store, delta(agency, 3, 1, added=later))
-        assert "40 devices come, 0 go" in why.detail
-        until = file("imei,until", *(f"{imei},2026-11-26" for imei in IMEIS))
-        await load(agency, store, agency.release({"u.csv": ("entries", "eir", until)}, serial=4))
-        why = await refused(
-            agency, store, agency.release(IMEIS, serial=5, expires="2028-01-01T00:00:00Z"), now=NOW + timedelta(days=10)
-        )
-        assert "143 devices come, 0 go" in why.detail
-        none = agency.release({"n.csv": ("entries", "eir", b"imei\n")}, serial=6, expires="2028-01-01T00:00:00Z")
-        assert (await load(agency, store, none, now=NOW + timedelta(days=10))).gone == 0
-
-    async def test_a_full_release_drops_ended_rows_and_a_delta_does_not(self, agency, store):
-        rows = file("imei,until", f"{IMEI},2026-12-01", f"{OTHER},")
-        await load(agency, store, agency.release({"f.csv": ("entries", "eir", rows)}))
-        later = NOW + timedelta(days=10)
-        await load(agency, store, delta(agency, 2, 1, added=file("imei", IMEIS[9])), now=later)
-        assert set(await held(store)) == {IMEI, OTHER, IMEIS[9]}
-        await load(agency, store, agency.release({"f.csv": ("entries", "eir", rows)}, serial=3), now=later)
-        assert set(await held(store)) == {OTHER}
-        assert (await store.log(NAME, 2))[0].change.removed == 2
-
-    async def test_a_delta_and_its_base(self, agency, store):
-        added = file("imei,reason", "35123456000000,lost", "99999999999999,new", "A0000000000001,")
-        removed = file("imei", IMEIS[7], IMEIS[8])
-        why = await refused(agency, store, delta(agency, 2, 1, added, removed))
-        assert (why.reason, "a full release is needed" in why.detail) == ("base", True)
-        await load(agency, store, agency.release([imei for imei in IMEIS if imei != IMEIS[8]], serial=1))
-        why = await refused(agency, store, delta(agency, 4, 3, added, removed))
-        assert (why.reason, "base 1" in why.detail) == ("base", True)
-        report = await load(agency, store, delta(agency, 5, 1, added, removed))
-        assert (report.come, report.gone) == (2, 1)
-        expected = dict.fromkeys(IMEIS, "") | {IMEIS[0]: "lost", "99999999999999": "new", "A0000000000001": ""}
-        assert await held(store) == {imei: reason for imei, reason in expected.items() if imei not in IMEIS[7:9]}
-        head = (await store.heads())[NAME]
-        assert (head.serial, head.reasons) == (5, ("", "lost", "new"))
-        agency.settings(kind="subscribers")
-        why = await refused(agency, store, delta(agency, 6, 5, added=b"imsi\n001010000000001\n"))
-        assert why.detail == "the list in force is a list of devices; publish a full release of subscribers"
-        await load(
-            agency,
-            store,
-            agency.release({"s.csv": ("entries", "eir", b"imsi\n001010000000001\n")}, serial=7),
-            force=True,
-        )
-        assert (await read(store)).head.kind == "subscribers"
-
-    async def test_the_earliest_begin_and_the_latest_end_count_in_a_delta(self, agency, store):
-        rows = (
-            "A0000000000001,2026-12-22,2027-01-31",
-            "A0000000000002,,",
-            "A0000000000003,,2026-11-26",
-            "A0000000000004,,2026-12-31",
-        )
-        await load(agency, store, agency.release({"f.csv": ("entries", "eir", file("imei,begin,until", *rows))}))
-        rows = (
-            "A0000000000001,2026-12-01,2026-12-31",
-            "A0000000000002,2027-01-01,2027-02-01",
-            "A0000000000003,2027-01-01,",
-            "A0000000000004,2027-01-01,2027-02-01",
-        )
-        await load(
-            agency, store, delta(agency, 2, 1, added=file("imei,begin,until", *rows)), now=NOW + timedelta(days=3)
-        )
-        found = {
-            entry.text("devices")[-1]: (entry.begin, entry.until)
-            for entry in entries_in((await read(store)).table.rows())
-        }
-        assert found == {
-            "1": (day("2026-12-01"), day("2027-02-01")),
-            "2": (0, 0),  # a later notice does not free a blocked phone
-            "3": (day("2027-01-01"), 0),  # the row before had ended
-            "4": (0, day("2027-02-02")),
-        }
-
-    async def test_a_tac_has_one_type_at_a_time(self, agency, store):
-        agency.settings(kind="device_types")
-        files = {
-            "t.csv": (
-                "entries",
-                "tacs",
-                file("tac,device_type,allocation_date", "35209900,Smartphone,2020-01-01", "35209901,Module,2021-02-01"),
-            )
-        }
-        await load(agency, store, agency.release(files))
-        changed = {"d.csv": ("added", "tacs", file("tac,device_type", "35209900,Module", "35209901,module"))}
-        await load(agency, store, agency.release(changed, serial=2, kind="delta", base=1))
-        rows = [
-            (
-                entry.text("device_types")[:8],
-                reason_at(("", "Smartphone", "Module", "module"), entry.reason),
-                entry.date // DAY,
-            )
-            for entry in entries_in((await read(store)).table.rows())
-        ]
-        assert rows == [("35209900", "Module", 0), ("35209901", "module", 18_659)]
-
-    async def test_dates_of_entries(self, agency, store):
-        agency.settings(dates=True)
-        await load(
-            agency,
-            store,
-            agency.release({"f.csv": ("entries", "eir", file("imei,date", f"{IMEI},2026-10-01", f"{OTHER},"))}),
-        )
-        await load(agency, store, delta(agency, 2, 1, added=file("imei,date", f"{IMEI},", f"{OTHER},2026-10-02")))
-        content = await read(store)
-        assert [reason_and_day(content.table, (), int(imei)) for imei in (IMEI, OTHER)] == [
-            (None, 20_727),
-            (None, 20_728),
-        ]
-
-    async def test_a_chain_of_deltas_has_the_digest_of_the_full_list(self, agency, store):
-        agency.settings(growth_max=100, shrink_max=1)
-        agency.settings(name="whole", growth_max=100, shrink_max=1)
-        rng = random.Random(5)
-        pool = [f"{35000000 + rng.randrange(4):08d}{rng.randrange(60):06d}" for _ in range(150)]
-        truth = dict.fromkeys(rng.sample(pool, 60), "first")
-        for serial in range(1, 9):
-            removed, added = rng.sample(pool, 20), {imei: f"r{rng.randrange(6)}" for imei in rng.sample(pool, 20)}
-            if serial == 1:
-                manifest = agency.release(
-                    {"f.csv": ("entries", "eir", file("imei,reason", *map(",".join, truth.items())))}
-                )
-            else:
-                truth = {imei: reason for imei, reason in truth.items() if imei not in removed} | added
-                manifest = delta(
-                    agency,
-                    serial,
-                    serial - 1,
-                    file("imei,reason", *map(",".join, added.items())),
-                    file("imei", *removed),
-                )
-            await load(agency, store, manifest)
-            rows = file("imei,reason", *map(",".join, random.Random(serial).sample([*truth.items()], len(truth))))
-            await load(agency, store, agency.release({"w.csv": ("entries", "eir", rows)}, serial=serial, list="whole"))
-            heads = await store.heads()
-            assert heads[NAME].content == heads["whole"].content
-            assert await held(store) == await held(store, "whole") == truth
-
-    async def test_bad_rows_and_ranges_are_limited(self, agency, store):
-        agency.settings(bad_rows_max=2, range_tacs_max=2)
-        bad = ["35000000000001", "x", "1234567", "y"]
-        why = await refused(agency, store, agency.release(bad))
-        assert why.reason == "bad_rows"
-        assert "data-1.csv:3: " in why.detail
-        report = await load(agency, store, agency.release(bad[:3]))
-        assert (report.bad_rows, report.entries) == (2, 1)
-        wide = {"r.csv": ("entries", "eir", file("imei_from,imei_to", "35000000000000,35000003999999"))}
-        why = await refused(agency, store, agency.release(wide, serial=3))
-        assert (why.reason, "ranges over 2 TACs (range_tacs_max)" in why.detail) == ("range", True)
-        assert (await load(agency, store, agency.release(wide, serial=3), force=True)).lifted == ("growth", "range")
-        assert (
-            await refused(agency, store, agency.release(["x", "y", "z"], serial=4), force=True)
-        ).reason == "bad_rows"
-
-    async def test_reasons_keep_their_indexes_and_a_full_table_begins_anew(self, agency, store):
-        def rows(first, last):
-            return {
-                "f.csv": (
-                    "entries",
-                    "eir",
-                    file("imei,reason", *(f"350000000{n:05d},r{n}" for n in range(first, last))),
-                )
-            }
-
-        await load(agency, store, agency.release(rows(0, 200)))
-        await load(agency, store, agency.release(rows(100, 250), serial=2))
-        assert (await store.heads())[NAME].reasons == ("", *(f"r{n}" for n in range(250)))
-        await load(agency, store, agency.release(rows(200, 400), serial=3))
-        assert (await store.heads())[NAME].reasons == ("", *(f"r{n}" for n in range(200, 400)))
-        assert await held(store) == {f"350000000{n:05d}": f"r{n}" for n in range(200, 400)}
-
-    async def test_of_two_loaders_one_wins(self, agency, store):
-        manifests = [agency.release(IMEIS[:number], serial=number) for number in (50, 51)]
-        first = [delta(agency, serial, 50, file("imei", f"350000000000{serial}")) for serial in (60, 61)]
-        await load(agency, store, manifests[0])
-        results = await asyncio.gather(*(load(agency, store, manifest) for manifest in first), return_exceptions=True)
-        assert sorted(getattr(result, "reason", "") for result in results) in (["", "base"], ["", "serial"])
-        assert (await store.heads())[NAME].entries == 51
-
-    async def test_a_list_that_never_stands_still_is_a_conflict(self, agency, store, monkeypatch):
-        async def commit(*_, **__):
-            raise GenerationConflict("changed")
-
-        monkeypatch.setattr(store, "commit", commit)
-        why = await refused(agency, store, agency.release(IMEIS))
-        assert why.reason == "conflict"
-        assert "was changed by another load or command meanwhile" in why.detail
-
-    async def test_two_signatures_for_a_list_that_wants_two(self, agency, store):
-        second = make_key(agency.folder, "second")
-        agency.settings(threshold=2, signers=agency.trust("two", f"a {public(agency.key)}", f"b {public(second)}"))
-        assert (await refused(agency, store, agency.release(IMEIS))).reason == "threshold"
-
-
-async def edit(
-    store,
-    name,
-    what,
-    *identifiers,
-    imsis=(),
-    tacs=False,
-    reason="lost",
-    now=NOW,
-    feed=False,
-    dry_run=False,
-    days=(),
-    had=tuple,
-    **options,
-):
-    listed = LISTS[name]
-    rows, names = rows_of_entries(parse_entries(listed.kind, identifiers, imsis=imsis, tacs=tacs), days)
-    one = RowsEdit(what=what, rows=rows, names=names, reason=reason, **options)
-    make = (feed_update if feed else rows_update)(one, listed, now=now, had=had)
-    return await write_edit(one, listed, writer(store, listed, now), make, dry_run=dry_run)
-
-
-async def edit_refused(store, name, what, *identifiers, **options):
-    before = await store.heads()
-    with pytest.raises(EntryRefused) as caught:
-        await edit(store, name, what, *identifiers, **options)
-    assert await store.heads() == before
-    return str(caught.value)
-
-
-async def times(store, name="own"):
-    return {
-        entry.text("devices"): (entry.begin, entry.until, entry.date // DAY)
-        for entry in entries_in((await read(store, name)).table.rows())
-    }
-
-
-class TestLocalRows:
-    async def test_entries_are_added_and_removed_and_the_log_names_user_and_reason(self, store):
-        computed, _ = await edit(store, "own", ADD, IMEI, "A0000000000001", reason="stolen in Lomé")
-        assert edit_text(LISTS["own"], computed, dry_run=False) == "own: 2 devices come, 0 go; entries now: 2"
-        await edit(store, "own", REMOVE, IMEI, reason="found again")
-        assert await held(store, "own") == {"A0000000000001": "stolen in Lomé"}
-        changes = [entry.change for entry in await store.log("own", 0)]
-        assert [(c.time, c.who, c.what, c.detail, c.serial) for c in changes] == [
-            ("2026-11-25T12:00:00Z", "tester@host", "add", f"stolen in Lomé: {IMEI}, A0000000000001", 0),
-            ("2026-11-25T12:00:00Z", "tester@host", "remove", f"found again: {IMEI}", 0),
-        ]
-        await edit(store, "own", ADD, TAC, tacs=True, until=NOW_S + DAY, begin=NOW_S + 60, force=True)
-        assert (await store.log("own", 2))[0].change.detail == (
-            f"lost, from 2026-11-25T12:01:00Z, until 2026-11-26T12:00:00Z; 1,000,000 devices come, 0 go; --force, which lifted no limit: TACs {TAC}"
-        )
-
-    @pytest.mark.parametrize("again", [IMEI, f"{IMEI}9", f"{IMEI}77"])
-    async def test_adding_what_is_there(self, store, again):
-        await edit(store, "own", ADD, IMEI)
-        said = await edit_refused(store, "own", ADD, OTHER, again)
-        assert (
-            said
-            == f"nothing was changed: 1 of 2 are in own already: {again}; --replace gives them the new reason and end"
-        )
-        await edit(store, "own", ADD, OTHER, again, reason="again", replace=True)
-        assert await held(store, "own") == {IMEI: "again", OTHER: "again"}
-
-    async def test_replacing_reason_begin_and_end_keeps_the_date(self, store):
-        await edit(store, "own", ADD, IMEI, days=[20_000])
-        computed, _ = await edit(store, "own", ADD, IMEI, begin=NOW_S + 30, until=NOW_S + 60, replace=True)
-        assert edit_text(LISTS["own"], computed, dry_run=False) == "own: reason and end replaced; entries now: 1"
-        assert await times(store) == {IMEI: (NOW_S + 30, NOW_S + 60, 20_000)}
-
-    async def test_removing_what_is_not_there(self, store):
-        assert await edit_refused(store, "own", REMOVE, IMEI) == f"nothing was changed: 1 of 1 are not in own: {IMEI}"
-        await edit(store, "own", ADD, TAC, tacs=True)
-        single = f"{TAC}123456"
-        said = await edit_refused(store, "own", REMOVE, single)
-        assert (
-            said
-            == f"nothing was changed: 1 of 1 are not in own: {single} (it is covered by TAC {TAC}; not listed on its own)"
-        )
-        said = await edit_refused(store, "own", REMOVE, *(f"35123456{number:06d}" for number in range(100, 115)))
-        assert (said.endswith(", …"), said.count("35123456")) == (True, 10)
-        computed, _ = await edit(store, "own", ADD, single)
-        assert (
-            edit_text(LISTS["own"], computed, dry_run=False)
-            == "own: +1 entries for devices that are listed by their TAC; entries now: 2"
-        )
-
-    async def test_a_change_is_limited(self, store):
-        await edit(store, "limited", ADD, *IMEIS)
-        said = await edit_refused(store, "limited", ADD, TAC, tacs=True)
-        assert said.startswith("nothing was changed: 1,000,000 devices come, 0 go, and 143 are in force")
-        assert said.endswith("; if this is intended, repeat the command with --force")
-        _, change = await edit(store, "limited", ADD, TAC, tacs=True, force=True)
-        assert change.lifted == ("growth",)
-
-    async def test_a_dry_run_reports_and_changes_nothing(self, store):
-        computed, change = await edit(store, "own", ADD, IMEI, dry_run=True)
-        assert (
-            edit_text(LISTS["own"], computed, dry_run=True)
-            == "own: 1 devices come, 0 go; entries then: 1; nothing was changed"
-        )
-        assert (change, await store.heads()) == (None, {})
-
-    async def test_pairs_and_subscribers(self, store):
-        sims = ["001010000000001", "001010000000002"]
-        await edit(store, "bound", ADD, IMEI, imsis=sims)
-        assert f"in bound already: {IMEI}+{sims[0]}" in await edit_refused(store, "bound", ADD, IMEI, imsis=sims[:1])
-        await edit(store, "bound", REMOVE, IMEI, imsis=sims[:1])
-        assert set(await held(store, "bound")) == {f"{IMEI}+1{sims[1]}"}
-        await edit(store, "sims", ADD, *sims)
-        assert set(await held(store, "sims")) == set(sims)
-
-    async def test_an_entry_that_has_ended_comes_again_with_its_own_begin(self, store):
-        await edit(store, "own", ADD, IMEI, until=NOW_S + 60)
-        later = NOW + timedelta(days=1)
-        assert "not in own" in await edit_refused(store, "own", REMOVE, IMEI, now=later)
-        await edit(store, "own", ADD, IMEI, begin=NOW_S + 9 * DAY, now=later)
-        assert await times(store) == {IMEI: (NOW_S + 9 * DAY, 0, 0)}
-
-    async def test_which_changes_are_rejected(self, store):
-        assert "changes only by signed releases" in await edit_refused(store, "signed", ADD, IMEI)
-        assert "a reason is needed" in await edit_refused(store, "own", ADD, IMEI, reason=" ")
-        assert "the end has passed" in await edit_refused(store, "own", ADD, IMEI, until=NOW_S)
-        assert "expected --from before --until" in await edit_refused(
-            store, "own", ADD, IMEI, begin=NOW_S + 60, until=NOW_S + 60
-        )
-        with pytest.raises(StoreError, match="the store lost own") as caught:
-            await edit(store, "own", ADD, IMEI, had=lambda: ["own"])
-        assert caught.value.cause == "lost"
-        await edit(store, "own", ADD, IMEI)
-        listed = replace(LISTS["own"], kind="subscribers")
-        rows, _ = rows_of_entries(parse_entries("subscribers", ["001010000000001"]))
-        one = RowsEdit(what=ADD, rows=rows, reason="x")
-        with pytest.raises(EntryRefused, match="give the new kind a list of another name"):
-            await write_edit(one, listed, writer(store, listed), rows_update(one, listed, now=NOW))
-
-    async def test_a_feed_writes_only_rows_that_have_an_effect(self, store):
-        async def fed(what, *identifiers, **options):
-            _, change = await edit(store, "own", what, *identifiers, feed=True, **options)
-            return None if change is None else (change.what, change.detail.rpartition(": ")[2])
-
-        assert await fed(ADD, IMEI, OTHER, begin=NOW_S + 60, until=NOW_S + DAY) == ("feed", f"{IMEI}, {OTHER}")
-        assert await fed(ADD, IMEI, OTHER, begin=NOW_S + 70, until=NOW_S + 90) is None
-        assert await fed(ADD, IMEI, begin=NOW_S + 50, until=NOW_S + 90) == ("feed", IMEI)
-        assert await fed(ADD, IMEI, begin=NOW_S + 70) == ("feed", IMEI)
-        assert await times(store) == {IMEI: (NOW_S + 50, 0, 0), OTHER: (NOW_S + 60, NOW_S + DAY, 0)}
-        assert await fed(REMOVE, OTHER, "35123456000009") == ("feed", OTHER)
-        assert await fed(REMOVE, OTHER) is None
-
-    async def test_rows_of_a_file_have_their_own_reasons_and_times(self, store):
-        content = file(
-            "imei,reason,begin,until,date",
-            f"{IMEI},own reason,2026-12-22,,2026-10-01",
-            f"{OTHER},,,,",
-            "35000000000001,,,2020-01-01,",
-            "x,,,,",
-        )
-        parsed = parse_file_rows(content, "f.csv", replace(LISTS["own"], dates=True), now_s=NOW_S)
-        assert parsed.warnings == [
-            "a bad row was left out: f.csv:5: no IMEI (14 to 16 digits) and no MEID (14 hexadecimal digits); got 1 characters",
-            "1 entries have expired and were left out", "1 IMEIs of 15 digits end in a wrong check digit",
-        ][: len(parsed.warnings)]  # fmt: skip
-        one = RowsEdit(
-            what=ADD,
-            rows=parsed.rows,
-            texts=parsed.texts,
-            reason="lost",
-            until=NOW_S + 90 * DAY,
-            source=f"{parsed.name} with SHA-256 {parsed.sha256}",
-        )
-        await write_edit(one, LISTS["own"], writer(store, LISTS["own"]), rows_update(one, LISTS["own"], now=NOW))
-        assert await held(store, "own") == {IMEI: "own reason", OTHER: "lost"}
-        assert await times(store) == {IMEI: (1_797_897_600, NOW_S + 90 * DAY, 20_727), OTHER: (0, NOW_S + 90 * DAY, 0)}
-        assert f"; 2 entries of f.csv with SHA-256 {parsed.sha256}" in (await store.log("own", 0))[0].change.detail
-
-    async def test_reasons_that_no_row_has_any_more_make_room(self, store):
-        old = [f"35000000{number:06d}" for number in range(300)]
-        texts = ("", *(f"ticket {number}" for number in range(254)))
-        rows = rows_of([int(imei) for imei in old[:254]], reasons=range(1, 255))
-        one = RowsEdit(what=ADD, rows=rows, texts=texts, reason="lost")
-        await write_edit(one, LISTS["own"], writer(store, LISTS["own"]), rows_update(one, LISTS["own"], now=NOW))
-        await edit(store, "own", ADD, old[254], reason="ticket 254")
-        await edit(store, "own", REMOVE, old[100], old[7])
-        for number in (255, 256):
-            await edit(store, "own", ADD, old[number], reason=f"ticket {number}")
-        expected = {old[number]: f"ticket {number}" for number in [*range(254), 255, 256] if number not in {7, 100}} | {
-            old[254]: "other"
-        }
-        assert await held(store, "own") == expected
-
-    async def test_operators_at_once_do_not_undo_each_other(self, store):
-        await asyncio.gather(
-            *(edit(store, "own", ADD, imei, reason=f"r{number}") for number, imei in enumerate(IMEIS[:8]))
-        )
-        assert await held(store, "own") == {imei: f"r{number}" for number, imei in enumerate(IMEIS[:8])}
-
-    async def test_a_list_that_never_stands_still_is_given_up(self, store, monkeypatch):
-        async def commit(*_, **__):
-            raise GenerationConflict("changed")
-
-        monkeypatch.setattr(store, "commit", commit)
-        with pytest.raises(
-            GenerationConflict, match="own was changed 10 times while this change was being made: try again"
-        ):
-            await edit(store, "own", ADD, IMEI)
-
-
-STEPS = st.lists(
-    st.tuples(st.sampled_from([ADD, ADD, REMOVE, "feed", "rollback"]), st.sets(st.integers(0, 5), min_size=1, max_size=3), st.booleans(), st.sampled_from([0, 50, 150]), st.sampled_from([0, 0, 60])),
-    max_size=10,
-)  # fmt: skip
-
-
-def merged(truth, alive, what, which, row, *, again):
-    """Return the dictionary after a change, and the entries for which the change is rejected."""
-    if what == REMOVE:
-        return {key: value for key, value in truth.items() if key not in which}, which - alive
-    after, (reason, begin, end) = dict(truth), row
-    for key in which:
-        _, first, last = truth.get(key, row)
-        if what == ADD or key not in alive:
-            after[key] = row
-        elif (last and (not end or end > last)) or begin < first:
-            after[key] = (reason, min(first, begin), max(last, end) if last and end else 0)
-    return after, which & alive if what == ADD and not again else set()
-
-
-async def roll_back(store, past, moment):
-    planned = await plan_rollback(store, "own")
-    await writer(store, LISTS["own"], moment).write(planned.make)
-    return past[:-1]
-
-
-async def apply_steps(store, steps):
-    """Entry → (reason, begin, end), at a clock that goes on by 40 s a step. `past`: dictionaries to which a rollback can return."""
-    past = []
-    for number, (what, which, again, lasts, waits) in enumerate(steps):
-        truth = past[-1] if past else {}
-        moment, now = NOW + timedelta(seconds=40 * number), NOW_S + 40 * number
-        if what == "rollback":
-            past = await roll_back(store, past, moment) if len(past) > 1 else past
-            continue
-        alive = {key for key, (_, _, end) in truth.items() if not end or end > now}
-        row = f"r{number}", now + waits if waits else 0, now + 100 + lasts if lasts else 0
-        after, wrong = merged(truth, alive, what, which, row, again=again)
-        times = {} if what == REMOVE else {"begin": row[1], "until": row[2]}
-        options = {"reason": row[0], "now": moment, "replace": again and what == ADD} | times
-        imeis = [f"3500000{key % 2}00000{key}" for key in sorted(which)]
-        if wrong:
-            await edit_refused(store, "own", what, *imeis, **options)
-            continue
-        _, change = await edit(store, "own", REMOVE if what == REMOVE else ADD, *imeis, feed=what == "feed", **options)
-        if change is None:
-            assert after == truth
-            continue
-        past = [after] if what == "feed" else [*past, after]
-        content = await read(store, "own")
-        rows = entries_in(content.table.rows())
-        assert {e.key % 10: (reason_at(content.head.reasons, e.reason), e.begin, e.until) for e in rows} == after
-
-
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS)
-def test_any_history_of_local_changes_equals_a_dictionary(tmp_path_factory, steps):
-    async def run():
-        store = SqliteLogStore(tmp_path_factory.mktemp("store") / "log.sqlite")
-        try:
-            await apply_steps(store, steps)
-        finally:
-            await store.close()
-
-    asyncio.run(run())
 
 
 class TestUndo:
@@ -714,6 +125,38 @@ class TestUndo:
         assert (await refused(agency, store, agency.release(IMEIS, serial=6))).reason == "serial"
         await load(agency, store, delta(agency, 7, 3, added=file("imei", IMEIS[100])))
         assert (await plan_rollback(store, NAME)).target.serial == 3
+
+    async def test_releases_before_a_rollback_stay_for_the_next_one(self, agency, store):
+        agency.settings(keep=3, change_min=1000)
+        for serial in range(1, 5):
+            await load(agency, store, agency.release(IMEIS[: 10 * serial], serial=serial))
+        for serial in (3, 2):
+            await writer(store, agency.lists[NAME]).write((await plan_rollback(store, NAME)).make)
+            assert (await store.heads())[NAME].serial == serial
+        await load(agency, store, agency.release(IMEIS[:90], serial=5))
+        for serial in (2, 1):
+            await writer(store, agency.lists[NAME]).write((await plan_rollback(store, NAME)).make)
+            assert set(await held(store)) == set(IMEIS[: 10 * serial])
+
+    async def test_a_rollback_undoes_the_restore_of_another_release(self, agency, store):
+        backups = {}
+        for serial in (3, 4, 5):
+            await load(agency, store, agency.release(IMEIS[:serial], serial=serial))
+            backups[serial] = await read(store)
+        own = agency.lists[NAME]
+        same = ListUpdate(what="heal", table=backups[5].table, reasons=backups[5].head.reasons)
+        await writer(store, own).write(lambda _: same)
+        await writer(store, own).write(restored(backups[3], made="2026-11-25", mark=(0, 5), force=True))
+        for serial in (5, 4):
+            change = await writer(store, own).write((await plan_rollback(store, NAME)).make)
+            assert (change.serial, set(await held(store))) == (serial, set(IMEIS[:serial]))
+
+    @pytest.mark.parametrize("what", ["heal", "apply-again", "abandon", "restore"])
+    async def test_no_rollback_undoes_the_repair_of_a_local_list(self, store, what):
+        await edit(store, "own", ADD, IMEI)
+        await writer(store, LISTS["own"]).write(lambda _: ListUpdate(what=what, added=rows_of([int(OTHER)])))
+        with pytest.raises(NothingToRollBack):
+            await plan_rollback(store, "own")
 
     async def test_nothing_to_roll_back(self, agency, store):
         with pytest.raises(NothingToRollBack, match="it has never been loaded or changed"):
@@ -764,7 +207,7 @@ class TestUndo:
         backup = await read(store)
         make = restored(backup, made="2026-11-25", mark=(0, 3))
         assert await writer(store, own).write(make) is None
-        empty = SqliteLogStore(tmp_path / "empty.sqlite")
+        empty = SqliteStore(tmp_path / "empty.sqlite")
         change = await writer(empty, own).write(make)
         assert (change.generation, change.continues, change.mark, change.content) == (
             2,
@@ -775,6 +218,8 @@ class TestUndo:
         assert (await read(empty)).head.signers == backup.head.signers
         await empty.close()
         await load(agency, store, agency.release(IMEIS[:99], serial=4))
+        with pytest.raises(GenerationConflict, match="serial 4"):  # the release came after the command's check
+            await writer(store, own).write(make)
         change = await writer(store, own).write(restored(backup, made="2026-11-25", mark=(0, 7), force=True))
         assert (change.mark, change.serial) == ((1, 3), 3)
         assert set(await held(store)) == set(IMEIS)
@@ -828,7 +273,7 @@ class TestPast:
         for serial in range(1, 6):
             rows = file("imei,reason", *(f"{serial:08d}{number:06d},lost" for number in range(50)))
             await load(agency, store, agency.release({"f.csv": ("entries", "eir", rows)}, serial=serial))
-        counts = await read_log_listings(store, {NAME: "devices"}, "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
+        counts = await read_listings(store, {NAME: "devices"}, "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
         assert counts[NAME, True, "lost", 5] == counts[NAME, False, "lost", 4] == 50
         assert counts[NAME, True, None, None] + counts[NAME, False, None, None] > 100
         assert sum(counts.values()) == 50 * 9
@@ -845,12 +290,12 @@ class TestPast:
         await load(agency, store, agency.release(tac, serial=2, kind="delta", base=1))
         await load(agency, store, agency.release(IMEIS[:9], serial=3), now=NOW + timedelta(days=8), force=True)
         kinds = {NAME: "devices", "none": "devices"}
-        counts = await read_log_listings(store, kinds, november, december)
+        counts = await read_listings(store, kinds, november, december)
         assert counts == {(NAME, True, "lost", 35_123_456): 143, (NAME, True, "recall", 35_123_456): 1_000_000 - 143}
-        counts = await read_log_listings(store, kinds, december, "2027-01-01T00:00:00Z")
+        counts = await read_listings(store, kinds, december, "2027-01-01T00:00:00Z")
         assert counts == {(NAME, False, "recall", 35_123_456): 1_000_000 - 9}
-        assert await read_log_reasons(store, NAME, [int(IMEI), 1]) == ["", None]
-        assert await read_log_reasons(store, "none", [1]) == [None]
+        assert await read_reasons(store, NAME, [int(IMEI), 1]) == ["", None]
+        assert await read_reasons(store, "none", [1]) == [None]
 
 
 async def test_a_million_random_rows_and_a_delta(agency, store):

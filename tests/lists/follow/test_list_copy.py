@@ -11,8 +11,8 @@ from eir.lists.follow.list_copy import ListCopy, copied_heads
 from eir.lists.log.change import encode
 from eir.lists.log.reader import read_rows
 from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.stores import write
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores import records
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.codec import arrays_of
 from eir.lists.table.columns import rows_of
 from eir.lists.table.table import table_of
@@ -44,7 +44,7 @@ class Written:
 
 @pytest.fixture
 async def store(tmp_path):
-    opened = SqliteLogStore(tmp_path / "lists.sqlite")
+    opened = SqliteStore(tmp_path / "lists.sqlite")
     yield opened
     await opened.close()
 
@@ -121,6 +121,26 @@ async def test_changes_that_do_not_follow_it_write_it_whole(store, opened):
     await written.add(10)
     copy.save(*await written.add(11))
     assert values(opened().read()) == values(written.writer.content)
+
+
+async def test_changes_behind_a_gap_stay_and_the_copy_ends_before_it(store, opened, monkeypatch):
+    """On a full disk a change cannot be appended, a later and shorter one can, and the whole copy cannot be written."""
+    written, copy = Written(store), opened()
+    copy.save(await written.load())
+    before = copy.save(*await written.add(10))
+    await written.add(11)
+    monkeypatch.setattr(list_copy, "RESERVE_BYTES", 1 << 62)
+    monkeypatch.setattr(records, "SMALL_BYTES", 0)
+    with pytest.raises(StoreError, match="make room"):
+        copy.save(*await written.add(12))
+    assert copied_heads(copy.path.parent)["own"].digest == before.head.digest
+    fresh = opened()
+    assert values(fresh.read()) == values(before)
+    monkeypatch.undo()
+    missing = [await read_rows(store, "own", entry) for entry in await store.log("own", before.head.generation)]
+    fresh.save(written.writer.content, missing)
+    assert values(opened().read()) == values(written.writer.content)
+    assert [each.change.generation for each in fresh.changes()] == [2, 4, 3, 4]
 
 
 @pytest.mark.parametrize(("state", "kept"), [({}, [True, False]), (STATE, [False, False])], ids=["local", "signed"])
@@ -206,7 +226,7 @@ class TestDamage:
     async def test_without_room_the_earlier_one_stays(self, copy, opened, store, monkeypatch):
         before = values(opened().read())
         monkeypatch.setattr(list_copy, "RESERVE_BYTES", 1 << 62)
-        monkeypatch.setattr(write, "SMALL_BYTES", 0)
+        monkeypatch.setattr(records, "SMALL_BYTES", 0)
         written = Written(store)
         await written.add(12)
         with pytest.raises(StoreError, match="make room") as caught:

@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from log_nodes import AWAY, FaultyLogStore, Lists, LogNode, snapshot
-from simulated.store_content import until
+from simulated.follower import AWAY, FaultyLogStore, LogNode, snapshot
+from simulated.store_content import Lists, until
 
 from eir.lists.follow import list_copy
 from eir.lists.log import writer as writing
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 
 
 class Model:
@@ -44,7 +44,7 @@ class Fleet:
 
     def __init__(self, folder, rng):
         self.folder, self.rng = folder, rng
-        self.store = SqliteLogStore(folder / "lists.sqlite")
+        self.store = SqliteStore(folder / "lists.sqlite")
         self.faulty, self.model, self.nodes, self.restore = FaultyLogStore(self.store), Model(range(20)), {}, None
 
     async def start(self, who, **settings):

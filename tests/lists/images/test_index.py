@@ -1,104 +1,47 @@
-"""The lists in memory: each form of a page, switching, ends of rows, pairs; and what they cost."""
+"""The lists in memory: keys of a TAC, switching, ends of rows, pairs; and what they cost."""
 
-import contextlib
 import random
 import time
 from bisect import bisect_left
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyroaring import BitMap
-from simulated.store_content import fill, page, pages_of, pair_pages, state
+from simulated.store_content import fill, page, pair_rows, state
 
-from eir.device import MEID_BASE
-from eir.lists.images.chunks import chunk_of_image
-from eir.lists.images.imaging import build_image, chunks_of, image_of, rows_of
+from eir.device import MEID_BASE, SNR_KEYS
 from eir.lists.images.index import Index
-from eir.lists.pages.pages import PAGE_KEYS, Page
-from eir.lists.pages.roaring import ARRAY_KEYS, encode_keys
+from eir.lists.images.table_image import image_of
+from eir.lists.table.columns import rows_of
+from eir.lists.table.table import table_of
 
 
 def device_list(keys):
     index = Index({"a": "devices"})
-    fill(index, "a", pages_of(keys))
+    fill(index, "a", rows_of(keys))
     return index.lists["a"]
 
 
-@pytest.mark.parametrize("count", [1, 2, 63, ARRAY_KEYS, ARRAY_KEYS + 1, 70_000, PAGE_KEYS])
+@pytest.mark.parametrize("count", [1, 2, 63, 4_096, 70_000, SNR_KEYS])
 def test_a_page_of_each_size_holds_its_keys_and_no_others(count):
-    step = PAGE_KEYS // count
+    step = SNR_KEYS // count
     keys = {n * step for n in range(count)}
-    entries = device_list(35_000_000 * PAGE_KEYS + n for n in keys)
-    probes = set(range(0, PAGE_KEYS, 997)) | set(list(keys)[:500]) | {0, PAGE_KEYS - 1}
+    entries = device_list(35_000_000 * SNR_KEYS + n for n in keys)
+    probes = set(range(0, SNR_KEYS, 997)) | set(list(keys)[:500]) | {0, SNR_KEYS - 1}
     for probe in probes:
-        assert entries.holds(35_000_000 * PAGE_KEYS + probe) == (probe in keys)
-        assert not entries.holds(35_000_001 * PAGE_KEYS + probe)
-    assert [key % PAGE_KEYS for key in entries] == sorted(keys)
+        assert entries.holds(35_000_000 * SNR_KEYS + probe) == (probe in keys)
+        assert not entries.holds(35_000_001 * SNR_KEYS + probe)
+    assert [key % SNR_KEYS for key in entries] == sorted(keys)
 
 
-def stored(keys):
-    return encode_keys(BitMap(keys))
-
-
-@pytest.mark.parametrize("count", [1, 64, ARRAY_KEYS, ARRAY_KEYS + 1])
-def test_a_key_beyond_its_page_is_damage(count):
-    page = Page(3, stored([*range(0, 3 * (count - 1), 3), PAGE_KEYS]))
-    with pytest.raises(ValueError, match="beyond"):
-        rows_of(page)
-    with pytest.raises(ValueError, match="beyond"):
-        chunks_of([page])
-
-
-@given(st.sets(st.integers(0, 3 * PAGE_KEYS - 1), max_size=900), st.lists(st.integers(0, 3 * PAGE_KEYS - 1)))
+@given(st.sets(st.integers(0, 3 * SNR_KEYS - 1), max_size=900), st.lists(st.integers(0, 3 * SNR_KEYS - 1)))
 @settings(max_examples=60)
 def test_equals_a_set(keys, probes):
     entries = device_list(keys)
     assert list(entries) == sorted(keys)
     for probe in [*probes, *keys]:
         assert entries.holds(probe) == (probe in keys)
-
-
-class TestManyAtOnce:
-    """Pages that are taken in together give what each of them gives alone."""
-
-    keys = st.one_of(
-        st.sets(st.integers(0, PAGE_KEYS - 1), max_size=120),
-        st.sets(st.integers(0, 70_000), max_size=30),
-        st.integers(1, 3_000).map(range),  # runs
-        st.sampled_from([range(0, PAGE_KEYS, 3), range(PAGE_KEYS), range(0xD7F0, 0xE010), range(0, 900_000, 2_260)]),
-        st.sampled_from(
-            [range(0, 244 * ARRAY_KEYS, 244), [*range(0, 8_000, 2), *range(70_000, 70_200, 2)]]
-        ),  # at the limit, beyond
-    )
-    extras = st.sampled_from([b"", b"", b"R\x01\x00\x00\x00\x00"])
-
-    @given(st.lists(st.tuples(keys, extras), max_size=12))
-    @settings(max_examples=80)
-    def test_equals_one_after_another(self, rows):
-        pages = [page(number, keys)._replace(extra=extra if keys else b"") for number, (keys, extra) in enumerate(rows)]
-        alone = build_image([rows.chunk() for each in pages if (rows := rows_of(each)) is not None])
-        assert bytes(image_of(pages).buffer) == bytes(alone.buffer)
-
-    damaged = st.one_of(
-        st.sets(st.integers(0, PAGE_KEYS - 1), min_size=1, max_size=20), st.just(range(0, PAGE_KEYS, 9_001))
-    )
-
-    @given(st.lists(damaged, min_size=1, max_size=4), st.data())
-    @settings(max_examples=80)
-    def test_damage_is_an_error_or_other_keys_but_no_crash(self, sets, data):
-        pages = [page(number, keys) for number, keys in enumerate(sets)]
-        victim = data.draw(st.integers(0, len(pages) - 1))
-        keys = bytearray(pages[victim].keys)
-        if data.draw(st.booleans()):
-            keys[data.draw(st.integers(0, len(keys) - 1))] ^= data.draw(st.integers(1, 255))
-        else:
-            del keys[data.draw(st.integers(1, len(keys) - 1)) :]
-        pages[victim] = pages[victim]._replace(keys=bytes(keys))
-        with contextlib.suppress(ValueError):
-            image = image_of(pages)
-            for number in range(len(pages)):
-                image.holds(number * PAGE_KEYS + 1, 0.0)
 
 
 def test_a_meid_with_letters_is_a_key_like_any_other():
@@ -111,43 +54,13 @@ def test_a_switch_is_one_step():
     index = Index({"a": "devices"})
     entries, version = index.lists["a"], index.version
     assert (entries.state, list(entries), entries.holds(1)) == (None, [], False)
-    assert index.switch("a", state(serial=1), first := image_of(pages_of([1, 2]))) is None
-    second = image_of(pages_of(n * PAGE_KEYS for n in range(5_000)))
+    assert index.switch("a", state(serial=1), first := image_of(table_of(rows_of([1, 2])))) is None
+    second = image_of(table_of(rows_of(n * SNR_KEYS for n in range(5_000))))
     assert (list(entries), entries.state.serial) == ([1, 2], 1)
     assert index.switch("a", state(serial=2), second) is first
     assert (entries.state.serial, entries.holds(0), entries.holds(1)) == (2, True, False)
     assert index.switch("a", state(serial=3), second) is None, "of the same content nothing is let go"
     assert index.version > version + 2
-
-
-def test_an_amendment_replaces_the_pages_given_and_no_others():
-    index = Index({"a": "devices"})
-    fill(index, "a", pages_of([1, PAGE_KEYS + 1, 2 * PAGE_KEYS + 1]))
-    fill(index, "a", [page(0, []), page(1, [7]), page(3, range(PAGE_KEYS))], amend=True)
-    keys = iter(index.lists["a"])
-    assert [next(keys), next(keys), next(keys)] == [PAGE_KEYS + 7, 2 * PAGE_KEYS + 1, 3 * PAGE_KEYS]
-
-
-@pytest.mark.parametrize(
-    ("damaged", "said"),
-    [
-        (pages_of([1])[0]._replace(keys=b"\x00\x01"), "bitmap"),
-        (pages_of([1])[0]._replace(extra=b"U\x08\x00\x00\x00abc"), "cut short"),
-        (page(0, [1, 2, 3], until=[5, 6]), "3 rows and 2 ends"),
-        (page(0, [1, 2], imsis=[[4]]), "2 devices and 12 bytes"),
-        (pages_of([1])[0]._replace(extra=b"R\x08\x00\x00\x00abc"), "cut short"),
-        (pages_of([1])[0]._replace(extra=b"S\x08\x00\x00\x00abc"), "cut short"),
-        (
-            page(0, [1], imsis=[[4]])._replace(
-                extra=page(0, [1], imsis=[[4]]).extra + b"U\x10\x00\x00\x00" + bytes(16)
-            ),
-            "1 rows and 2 ends",
-        ),
-    ],
-)
-def test_a_damaged_page_is_an_error(damaged, said):
-    with pytest.raises(ValueError, match=said):
-        image_of([damaged])
 
 
 class TestUntil:
@@ -164,7 +77,7 @@ class TestUntil:
     def test_rows_end_at_their_moment(self, index, clock):
         entries = index.lists["a"]
         fill(index, "a", [page(0, [1, 2, 3, 4], until=[100, 0, 200, 100]), page(1, [5, 6], until=[150]), page(2, [9])])
-        every = [1, 2, 3, 4, PAGE_KEYS + 5, PAGE_KEYS + 6, 2 * PAGE_KEYS + 9]
+        every = [1, 2, 3, 4, SNR_KEYS + 5, SNR_KEYS + 6, 2 * SNR_KEYS + 9]
 
         def keys_at(now):
             clock[0] = now
@@ -176,20 +89,19 @@ class TestUntil:
         assert keys_at(150) == [2, 3, every[-1]]
         assert keys_at(10**10) == [2, every[-1]]
 
-    @pytest.mark.parametrize("amend", [False, True])
-    def test_rows_that_had_ended_never_come_into_force(self, index, clock, amend):
+    def test_rows_that_had_ended_never_come_into_force(self, index, clock):
         clock[0] = 200
         pages = [page(number, [1, 2], until=[100, 300]) for number in range(300)]
         fill(index, "a", [])
-        fill(index, "a", pages, amend=amend)
-        assert list(index.lists["a"]) == [number * PAGE_KEYS + 2 for number in range(300)]
+        fill(index, "a", pages)
+        assert list(index.lists["a"]) == [number * SNR_KEYS + 2 for number in range(300)]
 
     def test_a_large_page_and_a_whole_tac_end_too(self, index, clock):
         fill(index, "a", [page(0, range(2_000), until=[n + 1 for n in range(2_000)]), page(1, [], tac=(0, 50))])
-        assert index.lists["a"].holds(PAGE_KEYS)
+        assert index.lists["a"].holds(SNR_KEYS)
         clock[0] = 1_500
         assert list(index.lists["a"]) == list(range(1_500, 2_000))
-        assert not index.lists["a"].holds(PAGE_KEYS)
+        assert not index.lists["a"].holds(SNR_KEYS)
 
     def test_what_is_listed_under_a_tac_counts_when_the_tac_ends(self, index, clock):
         entries = index.lists["a"]
@@ -205,12 +117,12 @@ class TestUntil:
                 1,
                 2,
                 3,
-                PAGE_KEYS + 4,
-                PAGE_KEYS + 5,
-                2 * PAGE_KEYS + 5,
-                3 * PAGE_KEYS,
-                4 * PAGE_KEYS,
-                4 * PAGE_KEYS + 6,
+                SNR_KEYS + 4,
+                SNR_KEYS + 5,
+                2 * SNR_KEYS + 5,
+                3 * SNR_KEYS,
+                4 * SNR_KEYS,
+                4 * SNR_KEYS + 6,
             )
             return "".join(str(int(entries.holds(key))) for key in probes)
 
@@ -219,16 +131,7 @@ class TestUntil:
         assert at(100) == "0011110001"
         assert at(150) == "0001110001"
 
-    def test_a_tac_whose_page_is_replaced_leaves_nothing(self, index, clock):
-        entries = index.lists["a"]
-        fill(index, "a", [page(0, [1], tac=(0, 100)), page(1, [2], until=[100], tac=(0, 200))])
-        fill(index, "a", [page(0, [3]), page(1, [2], until=[300], tac=(0, 0))], amend=True)
-        clock[0] = 250
-        assert [entries.holds(key) for key in (1, 3, PAGE_KEYS, PAGE_KEYS + 2)] == [False, True, True, True]
-        fill(index, "a", [page(1, [])], amend=True)
-        assert list(entries) == [3]
-
-    ends = st.sampled_from([0, 10, 20, 30, 2**33])
+    ends = st.sampled_from([0, 10, 20, 30, 2**32 - 1])
 
     @given(
         st.lists(
@@ -238,17 +141,15 @@ class TestUntil:
             min_size=1, max_size=5,
         ),
         st.lists(st.integers(0, 35), max_size=4).map(sorted),
-        st.booleans(),
     )  # fmt: skip
     @settings(max_examples=150)
-    def test_tacs_and_identifiers_end_each_on_its_own(self, histories, moments, amend):
+    def test_tacs_and_identifiers_end_each_on_its_own(self, histories, moments):
         """Against what the rows say: listed by its own row, or by its TAC's."""
-        clock, truth = [0.0], {}
+        clock = [0.0]
         index = Index({"a": "devices"}, lambda: clock[0])
         fill(index, "a", [])
         for n, step in enumerate(histories):
             clock[0] = now = moments[n] if n < len(moments) else 35
-            truth = (truth if amend else {}) | step
             pages = [
                 page(
                     number,
@@ -258,27 +159,19 @@ class TestUntil:
                 )
                 for number, (rows, end) in sorted(step.items())
             ]
-            fill(index, "a", pages, amend=amend)
+            fill(index, "a", pages)
             entries = index.lists["a"]
             for number in range(3):
-                rows, tac = truth.get(number, ({}, None))
+                rows, tac = step.get(number, ({}, None))
                 ends = {key: [end for end in (rows.get(key), tac) if end is not None] for key in range(6)}
                 expected = [any(not end or end > now for end in ends[key]) for key in range(6)]
-                assert [entries.holds(number * PAGE_KEYS + key) for key in range(6)] == expected
-
-    def test_ends_of_a_page_that_was_replaced_do_not_count(self, index, clock):
-        fill(index, "a", [page(0, [1], until=[100])])
-        fill(index, "a", [page(0, [1, 2], until=[0, 500])], amend=True)
-        clock[0] = 100
-        assert list(index.lists["a"]) == [1, 2]
-        clock[0] = 500
-        assert list(index.lists["a"]) == [1]
+                assert [entries.holds(number * SNR_KEYS + key) for key in range(6)] == expected
 
 
 class TestPairs:
     def test_a_device_is_bound_to_its_sims(self):
         index = Index({"a": "pairs"})
-        fill(index, "a", pair_pages({1: [10**15 + 1], 2: [10**15 + 1, 10**15 + 2], PAGE_KEYS: [7]}))
+        fill(index, "a", pair_rows({1: [10**15 + 1], 2: [10**15 + 1, 10**15 + 2], SNR_KEYS: [7]}))
         pairs = index.lists["a"]
         assert pairs.imsis(2) == (10**15 + 1, 10**15 + 2)
         assert pairs.imsis(3) == ()
@@ -288,7 +181,7 @@ class TestPairs:
         assert not pairs.device_bound_elsewhere(1, 10**15 + 1)
         assert not pairs.device_bound_elsewhere(3, 5)
         assert pairs.subscriber_bound_elsewhere(3, 7)
-        assert not pairs.subscriber_bound_elsewhere(PAGE_KEYS, 7)
+        assert not pairs.subscriber_bound_elsewhere(SNR_KEYS, 7)
         assert not pairs.subscriber_bound_elsewhere(3, 8)
 
     def test_ends_take_device_and_sims(self):
@@ -319,46 +212,33 @@ class TestPairs:
         clock[0] = 100
         assert (pairs.imsis(1), pairs.has_subscriber(11), pairs.has_subscriber(12)) == ((), False, False)
 
-    devices = st.integers(0, 2 * PAGE_KEYS).map(lambda n: n - n % (PAGE_KEYS // 3))
+    devices = st.integers(0, 2 * SNR_KEYS).map(lambda n: n - n % (SNR_KEYS // 3))
     bound = st.dictionaries(st.integers(1, 6), st.sampled_from([0, 10, 20]), min_size=1)
 
-    @given(st.lists(st.dictionaries(devices, bound, max_size=5), min_size=2, max_size=5))
+    @given(st.dictionaries(devices, bound, max_size=5))
     @settings(max_examples=100)
-    def test_amended_and_built_lists_have_the_content_of_the_rows(self, histories):
+    def test_a_list_has_the_content_of_the_rows(self, bindings):
         clock = [0]
-        amended, built = (Index({"a": "pairs"}, lambda: clock[0]) for _ in range(2))
-        fill(amended, "a", pair_pages_with_ends(histories[0]))
-        for pairs in histories[1:]:
-            new = {p.number: p for p in pair_pages_with_ends(pairs)}
-            fill(amended, "a", [new.get(number) or page(number, []) for number in range(3)], amend=True)
-        fill(built, "a", pair_pages_with_ends(histories[-1]))
+        index = Index({"a": "pairs"}, lambda: clock[0])
+        ends = [end for _, imsis in sorted(bindings.items()) for _, end in sorted(imsis.items())]
+        fill(index, "a", pair_rows({key: sorted(imsis) for key, imsis in sorted(bindings.items())}, ends=ends or 0))
+        entries = index.lists["a"]
         for clock[0] in (5, 10, 15, 20):
             rows = {
                 (device, imsi)
-                for device, ends in histories[-1].items()
-                for imsi, end in ends.items()
+                for device, imsis in bindings.items()
+                for imsi, end in imsis.items()
                 if not end or end > clock[0]
             }
-            for entries in (amended.lists["a"], built.lists["a"]):
-                assert list(entries) == sorted({device for device, _ in rows})
-                assert {(device, imsi) for device in histories[-1] for imsi in entries.imsis(device)} == rows
-                assert {n for n in range(8) if entries.has_subscriber(n)} == {imsi for _, imsi in rows}
-
-
-def pair_pages_with_ends(pairs):
-    """The pages of a list of pairs: device key → IMSI key → end."""
-    ends = {key: [imsis[imsi] for imsi in sorted(imsis)] for key, imsis in sorted(pairs.items())}
-    return [
-        page(p.number, keys := BitMap.deserialize(p.keys), imsis=[sorted(pairs[p.number * PAGE_KEYS + key]) for key in keys],
-             until=[end for key in keys for end in ends[p.number * PAGE_KEYS + key]])
-        for p in pair_pages(pairs)
-    ]  # fmt: skip
+            assert list(entries) == sorted({device for device, _ in rows})
+            assert {(device, imsi) for device in bindings for imsi in entries.imsis(device)} == rows
+            assert {n for n in range(8) if entries.has_subscriber(n)} == {imsi for _, imsi in rows}
 
 
 def test_reconfigure_keeps_what_stays():
     index = Index({"a": "devices", "b": "devices"})
-    fill(index, "a", pages_of([1]))
-    fill(index, "b", pages_of([2]))
+    fill(index, "a", rows_of([1]))
+    fill(index, "b", rows_of([2]))
     kept = index.lists["a"]
     index.apply({"c": "pairs", "a": "devices"})
     assert list(index.lists) == ["c", "a"]
@@ -374,10 +254,10 @@ def test_a_lookup_costs_a_few_steps_of_plain_python():
     probes = [n * 5_003 + n % 2 for n in range(0, 200_000, 7)]
     by_page = {}
     for key in entries:
-        by_page.setdefault(key // PAGE_KEYS, []).append(key % PAGE_KEYS)
+        by_page.setdefault(key // SNR_KEYS, []).append(key % SNR_KEYS)
 
     def plain(key):
-        number, low = divmod(key, PAGE_KEYS)
+        number, low = divmod(key, SNR_KEYS)
         held = by_page.get(number, ())
         at = bisect_left(held, low)
         return at < len(held) and held[at] == low
@@ -397,12 +277,9 @@ def test_a_lookup_costs_a_few_steps_of_plain_python():
 @pytest.mark.parametrize("tacs", [5_000, 25_000])
 def test_memory_of_a_million_is_a_tenth_of_what_ten_million_may_take(tacs):
     chosen = random.Random(1)
-    models = [page(0, chosen.sample(range(PAGE_KEYS), 1_000_000 // tacs)) for _ in range(200)]
-    image = image_of(
-        [
-            models[at % 200]._replace(number=number)
-            for at, number in enumerate(sorted(chosen.sample(range(10**8), tacs)))
-        ]
-    )
-    assert len(chunk_of_image(image).lows) == 1_000_000
+    models = [np.array(chosen.sample(range(SNR_KEYS), 1_000_000 // tacs)) for _ in range(200)]
+    numbers = sorted(chosen.sample(range(10**8), tacs))
+    keys = np.concatenate([number * SNR_KEYS + models[at % 200] for at, number in enumerate(numbers)])
+    image = image_of(table_of(rows_of(np.sort(keys).astype("<u8"))))
+    assert len(image.arrays["lows"]) == 1_000_000
     assert len(image.buffer) < 5_500_000

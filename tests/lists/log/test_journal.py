@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from simulated.history import faults_of, simulate
 
 from eir.lists.log import journal as journals
 from eir.lists.log.journal import (
@@ -15,14 +16,12 @@ from eir.lists.log.journal import (
     Journal,
     JournalError,
     JournalEvent,
-    change_differences,
     decode_line,
-    journal_faults,
     lines_of,
     paths_of,
     read_events,
-    recorded_changes,
 )
+from eir.lists.log.journal_faults import journal_faults
 
 NOW = datetime(2026, 12, 2, 8, tzinfo=UTC)
 LOAD = JournalEvent(time="2026-12-02T08:00:00Z", who="eir@host", what="load", list="stolen", serial=7)
@@ -283,18 +282,6 @@ class TestReading:
             journal.append(MAIN, replace(LOAD, serial=serial))
         assert [event.serial for event in read_events(journal.folder, limit=20)] == [*range(80, 100)]
 
-    def test_changes_are_compared_with_those_of_a_witness(self):
-        event = replace(LOAD, change="a")
-        ours = recorded_changes([replace(event, generation=number) for number in (1, 2, 4, 5)])
-        assert [*change_differences(ours, ours)] == []
-        assert [*change_differences(ours, {("stolen", 5): "a", ("stolen", 6): "a"})] == []
-        forked = {("stolen", 2): "a", ("stolen", 3): "a", ("stolen", 5): "b"}
-        assert [*change_differences(ours, forked)] == [
-            "list stolen: change 3 is missing in the journal",
-            "list stolen: change 4 is missing in the witness",
-            "list stolen: change 5 differs from that of the witness",
-        ]
-
 
 def test_a_line_is_bounded(opened):
     journal = opened()
@@ -303,3 +290,15 @@ def test_a_line_is_bounded(opened):
     (event,) = read_events(journal.folder)
     assert event.rows == ()
     assert json.loads(next(lines_of(paths_of(journal.folder, FEED)[0])))["list"] == "own"
+
+
+def test_a_year_of_a_feed_and_of_rejections_keeps_each_load_rollback_and_trace(tmp_path):
+    """The rows are to the size limit of the feed as 1,200 rows/s are in some hours. Each day the journal is opened again."""
+    options = {"loads": 4, "rows": 30, "rejections": 5}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(journals, "MAIN_FILE_BYTES", 30_000)
+        patched.setattr(journals.os, "fdatasync", lambda _: None)  # 2,000 flushes
+        expected = simulate(tmp_path / "journal", 365, feed_max_bytes=32_000, **options)
+    assert len(expected) == 365 * 6
+    assert faults_of(tmp_path / "journal", expected, feed_max_bytes=32_000) == []
+    assert len(paths_of(tmp_path / "journal", MAIN)) > 10

@@ -13,7 +13,7 @@ from eir.lists.log.change import NO_CHANGE, Change, Head, decode, digests_of, en
 from eir.lists.log.reader import advance, empty_content, read_content
 from eir.lists.log.relation import LogRelation, relation
 from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.stores.log_sqlite import SqliteLogStore
+from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.columns import NO_ROWS, REASONS, rows_of
 from eir.lists.table.table import EMPTY, table_of
 
@@ -23,7 +23,7 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 @pytest.fixture
 async def store(tmp_path):
-    opened = SqliteLogStore(tmp_path / "lists.sqlite")
+    opened = SqliteStore(tmp_path / "lists.sqlite")
     yield opened
     await opened.close()
 

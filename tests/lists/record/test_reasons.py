@@ -1,53 +1,49 @@
-"""Reasons as the store has them, for a key: the narrower row's first, as long as it is in force."""
+"""Reason and day that a list has for a key: the narrower row's first, as long as it is in force."""
 
-import pytest
-from simulated.store_content import page, state
+from simulated.store_content import as_table, page, pair_rows
 
-from eir.errors import StoreError
-from eir.lists.pages.pages import PAGE_KEYS
-from eir.lists.record.reasons import reason_and_day
+from eir.device import SNR_KEYS
+from eir.lists.record.listed_entries import reason_and_day
+from eir.lists.table.columns import rows_of
 
 
-async def test_a_reason_is_read_from_the_store(store):
-    pages = [page(0, [1, 5, 900], reasons=b"\x02\x01\x07"), page(1, [1, 2], reasons=b"\x01"), page(2, [3])]
-    await store.replace("a", state(pages, reasons=("", "stolen", "lost")), pages, seen=0)
+def test_a_reason_is_that_of_the_row():
+    table = as_table([page(0, [1, 5, 900], reasons=[2, 1, 7]), page(1, [1, 2], reasons=[1, 0]), page(2, [3])])
     expected = {
-        1: "lost", 5: "stolen", 900: "other", 2: None, PAGE_KEYS + 1: "stolen", PAGE_KEYS + 2: "stolen",
-        2 * PAGE_KEYS + 3: None, 3 * PAGE_KEYS: None,
-    }  # fmt: skip
-    assert {key: (await reason_and_day(store, "a", key))[0] for key in expected} == expected
-    assert (await reason_and_day(store, "unknown", 1))[0] is None
+        1: "lost",
+        5: "stolen",
+        900: "other",
+        2: None,
+        SNR_KEYS + 1: "stolen",
+        SNR_KEYS + 2: None,
+        3 * SNR_KEYS: None,
+    }
+    texts = ("", "stolen", "lost")
+    assert {key: reason_and_day(table, texts, key)[0] for key in expected} == expected
 
 
-async def test_the_narrower_reason_is_shown_as_long_as_it_is_in_force(store):
-    pages = [
-        page(0, [1, 2, 3], reasons=b"\x01\x01\x00", until=[0, 100, 0], tac=(2, 200)), page(1, [], tac=(2, 0)), page(2, [7], tac=(0, 0)),
-    ]  # fmt: skip
-    await store.replace("a", state(pages, reasons=("", "stolen", "recalled")), pages, seen=0)
+def test_the_narrower_reason_is_shown_as_long_as_it_is_in_force():
+    table = as_table([
+        page(0, [1, 2, 3], reasons=[1, 1, 0], until=[0, 100, 0], tac=(2, 200)), page(1, [], tac=(2, 0)), page(2, [7], tac=(0, 0)),
+    ])  # fmt: skip
 
-    async def at(now):
-        return [
-            (await reason_and_day(store, "a", key, now=now))[0]
-            for key in (1, 2, 3, 4, PAGE_KEYS + 9, 2 * PAGE_KEYS + 7)
-        ]
+    def at(now):
+        keys = (1, 2, 3, 4, SNR_KEYS + 9, 2 * SNR_KEYS + 7)
+        return [reason_and_day(table, ("", "stolen", "recalled"), key, now=now)[0] for key in keys]
 
-    assert await at(99) == ["stolen", "stolen", "recalled", "recalled", "recalled", None]
-    assert await at(100) == ["stolen", "recalled", "recalled", "recalled", "recalled", None]
-    assert await at(200) == ["stolen", None, None, None, "recalled", None]
-    await store.replace("a", state(pages), pages[2:], seen=1)  # no row has a reason
-    assert (await reason_and_day(store, "a", 2 * PAGE_KEYS + 8))[0] is None
+    assert at(99) == ["stolen", "stolen", "recalled", "recalled", "recalled", None]
+    assert at(100) == ["stolen", "recalled", "recalled", "recalled", "recalled", None]
+    assert at(200) == ["stolen", None, None, None, "recalled", None]
 
 
-async def test_the_reason_of_a_pair_outlives_the_end_of_a_sim(store):
-    pages = [page(0, [1], reasons=b"\x01", until=[100, 200], imsis=[[1001, 1002]])]
-    await store.replace("a", state(pages, kind="pairs", reasons=("", "stolen")), pages, seen=0)
-    assert (await reason_and_day(store, "a", 1, now=150))[0] == "stolen"
+def test_a_row_has_no_reason_and_no_day_before_its_begin():
+    table = as_table(rows_of([5], reasons=1, begins=100, days=20_000))
+    texts = ("", "stolen")
+    assert [reason_and_day(table, texts, 5, now=now) for now in (99, 100)] == [(None, 0), ("stolen", 20_000)]
 
 
-@pytest.mark.parametrize("extra", [b"R\x02\0\0\0\x01\x01", b"R\x09\0\0\0\x01", b"T\x02\0\0\0\x01"])
-async def test_the_reason_on_a_damaged_page_is_an_error(store, extra):
-    pages = [page(0, [1, 2, 3])._replace(extra=extra)]
-    await store.replace("a", state([]), pages, seen=0)
-    with pytest.raises(StoreError, match="page 0 is damaged: ") as caught:
-        await reason_and_day(store, "a", 1)
-    assert caught.value.cause == "corrupt"
+def test_each_pair_has_its_own_reason():
+    table = as_table([pair_rows({1: [1001]}, reasons=1, ends=100), pair_rows({1: [1002]}, reasons=2)])
+    texts = ("", "stolen", "clone")
+    assert [reason_and_day(table, texts, 1, second=imsi, now=50)[0] for imsi in (1001, 1002)] == ["stolen", "clone"]
+    assert reason_and_day(table, texts, 1, now=150)[0] == "clone", "the reason of a device outlives the end of a SIM"

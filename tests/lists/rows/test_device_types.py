@@ -94,7 +94,7 @@ def test_a_delta_replaces_the_day_of_allocation(types):
     types.load(*(types.folder / name for name in changes), list_name="tacs", serial=2, base=1)
     rows = csv.DictReader(io.StringIO(types.eir("export", "tacs").stdout))
     assert {row["tac"]: row["allocation_date"] for row in rows} == {
-        PHONE[:8]: "2019-05-06", MODULE[:8]: "", NO_TYPE[:8]: "2021-02-01",
+        PHONE[:8]: "2019-05-06", MODULE[:8]: "2021-02-01", NO_TYPE[:8]: "2021-02-01",
     }  # fmt: skip
 
 

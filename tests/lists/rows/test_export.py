@@ -2,61 +2,62 @@
 
 import io
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated.store_content import state
 
-from eir.device import MEID_BASE
+from eir.device import MEID_BASE, SNR_KEYS
 from eir.errors import EirError
-from eir.lists.pages.pages import PAGE_KEYS, content_digest
-from eir.lists.record.entries import entries_of
+from eir.lists.log.change import Head
+from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import Reasons
-from eir.lists.rows.build import Rows, amend_pages, build_pages
-from eir.lists.rows.export import export
+from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
+from eir.lists.rows.table_export import export_table
+from eir.lists.table.columns import WHOLE, rows_of
+from eir.lists.table.digest import digest_tree
+from eir.lists.table.table import change, table_of
 
 TEXTS = ("", "stolen", "lost, found", 'said "stolen"', "señal")
-KEYS = st.integers(1, 40).map(lambda n: 35 * 10**12 + n % 4 * PAGE_KEYS + n) | st.integers(0, 3).map(
+FIRST = 35 * 10**12
+TAC = FIRST // SNR_KEYS
+KEYS = st.integers(1, 40).map(lambda n: FIRST + n % 4 * SNR_KEYS + n) | st.integers(0, 3).map(
     lambda n: MEID_BASE + 0xA0000000000000 + n
 )
-TAC_KEYS = st.integers(0, 3).map(lambda n: 35 * 10**12 + n * PAGE_KEYS)
-ENDS = st.sampled_from([0, 0, 1, 1_900_000_000, 2_000_000_000])
+TACS = st.integers(0, 3).map(lambda n: WHOLE | TAC + n)
+TIMES = st.sampled_from([0, 0, 1, 1_900_000_000, 2_000_000_000])
 SIMS = st.integers(0, 5).map(lambda n: 1_001_010_000_000_000 + n)
-SAID = (st.integers(0, len(TEXTS) - 1), ENDS)
+SAID = (st.integers(0, len(TEXTS) - 1), TIMES, TIMES)
 LISTS = {
-    "devices": st.lists(st.tuples(KEYS | TAC_KEYS.map(lambda key: ("tac", key)), st.none(), *SAID), max_size=30),
+    "devices": st.lists(st.tuples(KEYS | TACS, st.just(0), *SAID), max_size=30),
     "pairs": st.lists(st.tuples(KEYS, SIMS, *SAID), max_size=30),
-    "subscribers": st.lists(st.tuples(SIMS, st.none(), *SAID), max_size=30),
+    "subscribers": st.lists(st.tuples(SIMS, st.just(0), *SAID), max_size=30),
 }
 
 
-def pages_of(kind, entries):
-    rows = Rows()
-    for subject, imsi, reason, until in entries:
-        key = np.array([subject[1] if isinstance(subject, tuple) else subject], np.uint64)
-        said = np.array([reason], np.uint8), np.array([until], np.int64)
-        if isinstance(subject, tuple):
-            rows.add_spans(key, key + np.uint64(PAGE_KEYS - 1), *said)
-        elif kind == "pairs":
-            rows.add_pairs(key, np.array([imsi], np.uint64), *said)
-        else:
-            rows.add(key, *said)
-    return sorted(build_pages(rows).pages)
+def rows(entries):
+    """The rows of entries; a begin that is not before the end is none."""
+    keys, seconds, reasons, begins, ends = map(list, zip(*entries, strict=True)) if entries else [[]] * 5
+    begins = [0 if end and begin >= end else begin for begin, end in zip(begins, ends, strict=True)]
+    return rows_of(keys, seconds=seconds, reasons=reasons, begins=begins, ends=ends)
 
 
-def read_again(files, layout, kind):
-    """The digest of what a load would make of the files, and how many rows were bad."""
-    rows, reasons, tally = Rows(), Reasons(), Tally(bad_rows_max=10**6, range_tacs_max=1000)
+def read_again(files, layout, kind, **options):
+    """The table and the reasons of what a load would make of the files, and how many rows were bad."""
+    collected, reasons = ListedRows(), Reasons()
+    tally = Tally(bad_rows_max=10**6, range_tacs_max=1000, **options)
     for text in files:
-        read_rows([text.encode()], name="f.csv", layout=layout, kind=kind, rows=rows, reasons=reasons, tally=tally)
-    return content_digest(build_pages(rows).pages), tally.bad
+        read_rows([text.encode()], name="f.csv", layout=layout, kind=kind, rows=collected, reasons=reasons, tally=tally)
+    return table_of(collected.pop()), reasons.texts, tally.bad
 
 
-def written(state, pages, layout="eir", **how):
+def digest(table, texts):
+    return digest_tree(table, texts).root
+
+
+def written(table, layout="eir", *, kind="devices", reasons=TEXTS, issued=None, **how):
     out = io.StringIO()
-    count = export(state, pages, layout, out, **how)
+    count = export_table(Head(kind=kind, reasons=reasons, issued=issued), table, layout, out, **how)
     assert count == len(out.getvalue().splitlines()) - (layout != "imei")
     return out.getvalue()
 
@@ -64,58 +65,71 @@ def written(state, pages, layout="eir", **how):
 @pytest.mark.parametrize("kind", LISTS)
 @given(data=st.data())
 def test_any_list_read_again_has_the_same_digest(kind, data):
-    """After a delta too, which may take the last entry of a reason, and leaves the others' bytes as they are."""
-    first = pages_of(kind, data.draw(LISTS[kind]))
-    removed, added = (pages_of(kind, data.draw(LISTS[kind])) for _ in range(2))
-    amended = amend_pages(first, removed, added, content_digest(first))
-    changed = {page.number: page for page in amended.pages}
-    pages = sorted(page for page in {**{page.number: page for page in first}, **changed}.values() if not page.is_empty)
-    held = state(pages, kind=kind, reasons=TEXTS)
-    tacs, letters = any(page.tac for page in pages), any(page.number >= MEID_BASE // PAGE_KEYS for page in pages)
-    if tacs and letters:
+    """After a delta too, which may take the last entry of a reason, and leaves the others as they are."""
+    first, removed, added = (rows(data.draw(LISTS[kind])) for _ in range(3))
+    table = change(table_of(first), added, removed).table
+    found = table.rows()
+    whole, letters = found.keys >= WHOLE, (found.keys >= MEID_BASE) & (found.keys < WHOLE)
+    only = [None]
+    if whole.any() and letters.any():
         with pytest.raises(EirError, match="--only imei and the second with --only tac"):
-            written(held, pages)
-    if pages and all(entry.until != 1 for entry in entries_of(pages)):
-        files = (
-            [written(held, pages)]
-            if not (tacs and letters)
-            else [written(held, pages, only_tacs=only) for only in (False, True)]
-        )
-        assert read_again(files, "eir", kind) == (content_digest(pages), 0)
+            written(table, kind=kind)
+        only = [False, True]
+    files = [written(table, kind=kind, only_tacs=each) for each in only]
+    again, texts, bad = read_again(files, "eir", kind)
+    assert (digest(again, texts), bad) == (digest(table, TEXTS), 0)
 
 
 @pytest.mark.parametrize(
     ("layout", "head"), [("imei", ""), ("dirbs-blacklist", "IMEI,block_date,reasons\n"), ("eir", "imei\n")]
 )
 def test_a_plain_list_in_each_layout(layout, head):
-    pages = pages_of("devices", [(key, None, 0, 0) for key in (35 * 10**12 + 7, MEID_BASE + 0xA1234567890ABC)])
-    held = state(pages, issued="2026-11-24T10:00:00Z")
-    text = written(held, pages, layout)
+    table = table_of(rows_of([FIRST + 7, MEID_BASE + 0xA1234567890ABC]))
+    text = written(table, layout, issued="2026-11-24T10:00:00Z")
     assert text.startswith(head)
     assert text.count("20261124") == 2 * (layout == "dirbs-blacklist")
-    assert read_again([text], layout, "devices") == (content_digest(pages), 0)
+    again, texts, bad = read_again([text], layout, "devices")
+    assert (digest(again, texts), bad) == (digest(table, ()), 0)
 
 
 @pytest.mark.parametrize(
-    ("layout", "kind", "entry", "says"),
+    ("layout", "kind", "columns", "says"),
     [
-        ("imei", "devices", (("tac", 35 * 10**12), None, 0, 0), "whole TACs"),
-        ("dirbs-blacklist", "devices", (35 * 10**12, None, 0, 2_000_000_000), "ends"),
-        ("imei", "devices", (35 * 10**12, None, 1, 0), "reasons"),
-        ("imei", "subscribers", (1_001_010_000_000_000, None, 0, 0), "subscribers"),
-        ("dirbs-blacklist", "pairs", (35 * 10**12, 1_001_010_000_000_000, 0, 0), "pairs"),
+        ("imei", "devices", {"keys": [WHOLE | TAC]}, "whole TACs"),
+        ("dirbs-blacklist", "devices", {"ends": 2_000_000_000}, "ends"),
+        ("dirbs-blacklist", "devices", {"begins": 2_000_000_000}, "begins"),
+        ("imei", "devices", {"reasons": 1, "days": 20_000}, "reasons and dates"),
+        ("imei", "subscribers", {"keys": [1_001_010_000_000_000]}, "subscribers"),
+        ("dirbs-blacklist", "pairs", {"seconds": 1_001_010_000_000_000}, "pairs"),
     ],
 )
-def test_an_entry_that_a_layout_cannot_express_is_refused_and_nothing_is_written(layout, kind, entry, says):
-    pages, out = pages_of(kind, [entry]), io.StringIO()
+def test_an_entry_that_a_layout_cannot_express_is_refused_and_nothing_is_written(layout, kind, columns, says):
+    table, out = table_of(rows_of(**{"keys": [FIRST]} | columns)), io.StringIO()
     with pytest.raises(EirError, match=says):
-        export(state(pages, kind=kind, reasons=TEXTS if entry[2] else ()), pages, layout, out)
+        export_table(Head(kind=kind, reasons=TEXTS), table, layout, out)
     assert out.getvalue() == ""
 
 
 def test_reasons_past_255_come_back_as_other():
     texts = ("", *map(str, range(254)), "other")
-    assert len(texts) == 256
-    pages = pages_of("devices", [(35 * 10**12 + n, None, n, 0) for n in range(256)])
-    text = written(state(pages, reasons=texts), pages)
-    assert read_again([text], "eir", "devices") == (content_digest(pages), 0)
+    table = table_of(rows_of(range(FIRST, FIRST + 256), reasons=range(256)))
+    again, read_texts, bad = read_again([written(table, reasons=texts)], "eir", "devices")
+    assert (digest(again, read_texts), bad) == (digest(table, texts), 0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "text"),
+    [
+        ("eir", "imei,reason,date\n35000000000001,lost,2026-11-20\n35000000000002,,\n35000000000003,lost,1970-01-02\n"),
+        ("eir", "imei,date,until\n35000000000001,2026-11-20,\n35000000000002,,2031-01-02T00:00:00Z\n"),
+        ("eir", "imei,date,begin\n35000000000001,2026-11-20,\n35000000000002,,2031-01-02T00:00:00Z\n"),
+        ("eir", "imei_from,imei_to,date\n35000000000000,35000000999999,2026-11-20\n35000001000001,35000001000001,\n"),
+        ("dirbs-blacklist", "IMEI,block_date,reasons\n35000000000001,20261120,lost\n35000000000002,20261121,lost\n"),
+    ],
+)  # fmt: skip
+def test_an_export_has_the_dates(layout, text):
+    table, texts, _ = read_again([text], layout, "devices", dates=True)
+    out = written(table, layout, reasons=texts)
+    assert sorted(out.splitlines()) == sorted(text.splitlines())
+    again, _, _ = read_again([out], layout, "devices", dates=True)
+    assert [*entries_in(again.rows())] == [*entries_in(table.rows())]

@@ -3,45 +3,34 @@
 import csv
 import io
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated.luhn import check_digit
-from simulated.store_content import tacs_of
 
-from eir.device import device_key, imsi_key, meid_key
+from eir.device import SNR_KEYS, device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.changes import import_days
-from eir.lists.pages.pages import PAGE_KEYS, decode_sections
-from eir.lists.pages.roaring import decode_keys
-from eir.lists.record.reasons import Reasons
+from eir.lists.record.listed_entries import entries_in
+from eir.lists.record.reasons import Reasons, reason_at
 from eir.lists.rows import layout as layouts
 from eir.lists.rows import reader
-from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.layout import LAYOUTS, guess_layout, until_seconds
+from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
 
 
 def read(content, layout="eir", kind="devices", *, bad_rows_max=10**6, range_tacs_max=1000, chunks=None):
     """(keys, tally, rows, reasons by key, ends by key) of a file with that content."""
-    rows, reasons = Rows(), Reasons()
+    rows, reasons = ListedRows(), Reasons()
     tally = Tally(bad_rows_max=bad_rows_max, range_tacs_max=range_tacs_max)
     pieces = chunks if chunks is not None else [content]
     count = read_rows(pieces, name="f.csv", layout=layout, kind=kind, rows=rows, reasons=reasons, tally=tally)
-    why, ends = {}, {}
-    pages = build_pages(rows).pages
-    for number, (code, end) in tacs_of(pages).items():
-        why["TAC", number], ends["TAC", number] = (reasons.texts or ("",))[code], end
-    for page in pages:
-        sections = decode_sections(page.extra)
-        for at, low in enumerate(decode_keys(page.keys).to_array()):
-            key = page.number * PAGE_KEYS + low
-            codes = sections.reasons or b"\0"
-            why[key] = (reasons.texts or ("",))[codes[at if len(codes) > 1 else 0]]
-            until = np.frombuffer(sections.until or bytes(8), "<i8")
-            ends[key] = int(until[at if len(until) > 1 else 0])
-    return set(why), tally, count, why, ends
+    entries = {
+        ("TAC", entry.key // SNR_KEYS) if entry.whole_tac else entry.key: entry for entry in entries_in(rows.pop())
+    }
+    why = {key: reason_at(reasons.texts, entry.reason) for key, entry in entries.items()}
+    return set(entries), tally, count, why, {key: entry.until for key, entry in entries.items()}
 
 
 def keys_of(*texts):
@@ -233,8 +222,8 @@ def test_tacs_and_ranges():
     assert tally.complaints[0] == "f.csv:4: a TAC has 8 digits; got 7 characters"
     rows = b"35123456000005,351234560000091\n35123456000005,35123456000004\n35123456999999,35123457000000\n,1\n"
     keys, tally, _, _, _ = read(b"imei_from,imei_to\n" + rows)
-    first = 35_123_456 * PAGE_KEYS
-    assert keys == {*range(first + 5, first + 10), first + 999_999, first + PAGE_KEYS}
+    first = 35_123_456 * SNR_KEYS
+    assert keys == {*range(first + 5, first + 10), first + 999_999, first + SNR_KEYS}
     assert tally.bad == 2
     assert tally.complaints[0] == "f.csv:3: imei_from is above imei_to"
     _, tally, _, _, _ = read(
@@ -301,7 +290,7 @@ def test_an_lsds_list_has_what_is_to_be_blocked_and_not_what_is_pending():
     ]
     full = b"imei,reporting_date,status\n00101006000001,20261101,blacklist\n00101006000002,20261101,pending\n00101006000003,,\n"
     assert read(full, "lsds")[0] == keys_of("00101006000001", "00101006000003")
-    tally, removed = Tally(bad_rows_max=9, range_tacs_max=1), Rows()
+    tally, removed = Tally(bad_rows_max=9, range_tacs_max=1), ListedRows()
     read_rows(
         [LSDS.encode()],
         name="f.csv",
@@ -312,7 +301,7 @@ def test_an_lsds_list_has_what_is_to_be_blocked_and_not_what_is_pending():
         reasons=Reasons(),
         tally=tally,
     )
-    assert set(decode_keys(build_pages(removed).pages[0].keys).to_array()) == {2, 4, 5}
+    assert set(removed.pop().keys.tolist()) == keys_of("00101006000002", "00101006000004", "00101006000005")
 
 
 @pytest.mark.parametrize("cut", [1, 10**6])
@@ -326,11 +315,11 @@ def test_of_the_rows_of_a_file_that_has_codes_the_last_one_about_a_device_counts
     lines = [LSDS.splitlines()[0], *rows]
     pieces = ["\n".join(lines[at : at + cut]).encode() + b"\n" for at in range(0, len(lines), cut)]
     assert read(b"", "lsds", chunks=pieces)[0] == keys_of("00101006000003", "00101006000004")
-    removed = Rows()
+    removed = ListedRows()
     read_rows(
         pieces, name="f.csv", layout="lsds", kind="devices", rows=None, removed=removed, reasons=Reasons(), tally=Tally(bad_rows_max=0, range_tacs_max=1)
     )  # fmt: skip
-    assert set(decode_keys(build_pages(removed).pages[0].keys).to_array()) == {1, 2}
+    assert set(removed.pop().keys.tolist()) == keys_of("00101006000001", "00101006000002")
 
 
 @pytest.mark.parametrize(
@@ -457,7 +446,7 @@ def test_wrong_check_digits_are_those_of_the_annex(texts):
             f"{row}\n" for row in (content, *(rows.format(text) for text in (*texts, "x", "35123456789a15")))
         ).encode()
         kind = "pairs" if "imsi" in content else "devices"
-        read_rows([octets], name="f.csv", layout="eir", kind=kind, rows=Rows(), reasons=Reasons(), tally=tally)
+        read_rows([octets], name="f.csv", layout="eir", kind=kind, rows=ListedRows(), reasons=Reasons(), tally=tally)
         assert tally.wrong_check_digits == subjects * len(wrong)
 
 
@@ -467,12 +456,11 @@ def test_check_digits_are_checked_only_if_wanted():
 
 def test_pairs():
     def pairs(content, layout):
-        rows, tally = Rows(), Tally(bad_rows_max=9, range_tacs_max=1000)
+        rows, tally = ListedRows(), Tally(bad_rows_max=9, range_tacs_max=1000)
         read_rows([content], name="f.csv", layout=layout, kind="pairs", rows=rows, reasons=Reasons(), tally=tally)
         found = {}
-        for page in build_pages(rows).pages:
-            (low,) = decode_keys(page.keys).to_array()
-            found[page.number * PAGE_KEYS + low] = np.frombuffer(decode_sections(page.extra).imsis[4:], "<u8").tolist()
+        for entry in entries_in(rows.pop()):
+            found.setdefault(entry.key, []).append(entry.imsi)
         return found, tally
 
     lines = b"imsi,imei\n001010000000001,35123456789012\n00101000002,351234567890128\n1,35123456789012\n00101000003,A1234567890ABC\n00101000003,1\n"

@@ -1,5 +1,6 @@
-"""Rows of data files as tables, and tables as data files: the text of an export equals that of the pages of the same file."""
+"""Rows of data files as tables, against a plain reading of the files, and tables as data files."""
 
+import csv
 import io
 import random
 from pathlib import Path
@@ -7,24 +8,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated.store_content import state
 
-from eir.device import MEID_BASE, SNR_KEYS, key_text
+from eir.device import MEID_BASE, SNR_KEYS, any_key, device_key, imsi_key, key_text
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.log.change import Head
-from eir.lists.pages.pages import content_digest
-from eir.lists.record.entries import entries_of
-from eir.lists.record.listed_entries import count_reasons, entries_in, reason_and_day, rows_between
+from eir.lists.record.listed_entries import entries_in, reason_and_day, rows_between
 from eir.lists.record.reasons import Reasons, reason_at
 from eir.lists.rows import listed_rows
-from eir.lists.rows.build import Rows, build_pages
-from eir.lists.rows.dates import date_pages
-from eir.lists.rows.export import export
-from eir.lists.rows.layout import guess_layout
+from eir.lists.rows.layout import guess_layout, until_seconds
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
 from eir.lists.rows.table_export import export_table
-from eir.lists.table.columns import BEGINS, ENDS, WHOLE
+from eir.lists.table.columns import BEGINS, DAYS, ENDS, REASONS, SECONDS, WHOLE
 from eir.lists.table.digest import digest_tree
 from eir.lists.table.table import table_of
 
@@ -41,20 +36,9 @@ def read(files, kind, rows, layout="eir", **options):
     return reasons, tally
 
 
-def old_text(files, kind, dates=False, layout="eir", only=None):
-    rows = Rows()
-    reasons, _ = read(files, kind, rows, layout, dates=dates)
-    days, out = rows.dates, io.StringIO()
-    pages = build_pages(rows).pages
-    dated = {page.number: page for page in date_pages(pages, days) if not page.is_empty} if dates else {}
-    held = state(pages, kind=kind, reasons=reasons.texts, issued="2026-11-24T10:00:00Z", entries=1)
-    export(held, pages, "eir", out, dates=dated, only_tacs=only)
-    return out.getvalue()
-
-
 def new_table(files, kind, dates=False, layout="eir", **options):
     rows = ListedRows()
-    reasons, tally = read(files, kind, rows, layout, dates=dates, begins=True, **options)
+    reasons, tally = read(files, kind, rows, layout, dates=dates, **options)
     return table_of(rows.pop()), reasons.texts, tally
 
 
@@ -66,7 +50,7 @@ def new_text(files, kind, dates=False, layout="eir", only=None, to="eir"):
     return out.getvalue()
 
 
-REASONS = st.sampled_from(["stolen", "lost, found", 'said "stolen"', "señal"])
+REASONS_TEXT = st.sampled_from(["", "stolen", "lost, found", 'said "stolen"', "señal"])
 DATES = st.sampled_from(["", "2026-10-01", "20261102", "2026-11-30", "junk"])
 ENDS_TEXT = st.sampled_from(["", "2027-01-31", "2029-12-31T12:00:00Z", "1960-01-01"])
 SNRS = st.integers(0, 30) | st.just(999_999)
@@ -80,7 +64,7 @@ SIZES = st.integers(0, 40) | st.sampled_from([SNR_KEYS + 20, 2 * SNR_KEYS + 20])
 RANGES = st.builds(lambda first, size: (first, first + size), STARTS, SIZES | st.just(SNR_KEYS - 1)) | st.builds(
     lambda first, size: (first - 10, first - 10 + size), STARTS, SIZES
 )
-REST = (REASONS, DATES, ENDS_TEXT)
+REST = (REASONS_TEXT, DATES, ENDS_TEXT)
 
 
 def lines(header, rows):
@@ -93,22 +77,18 @@ def lines(header, rows):
 
 @st.composite
 def files_of(draw, kind):
-    """Data files of a list. Of rows with several reasons for one entry, pages and tables choose alike."""
+    """Data files of a list."""
     rest = "reason,date,until"
-    if kind == "pairs":  # pages have one reason for all pairs of a device
-        rows = draw(st.lists(st.tuples(IMEIS | MEIDS, SIMS, ENDS_TEXT), max_size=30))
-        return [lines("imei,imsi,until,reason", [(*row, f"r{row[0][-1]}") for row in rows])]
+    if kind == "pairs":
+        rows = draw(st.lists(st.tuples(IMEIS | MEIDS, SIMS, ENDS_TEXT, REASONS_TEXT), max_size=30))
+        return [lines("imei,imsi,until,reason", rows)]
     if kind == "subscribers":
         return [lines(f"imsi,{rest}", draw(st.lists(st.tuples(SIMS, *REST), max_size=30)))]
-    # Ranges have the first reason, which counts in both forms.
     ranges = [
-        (f"{first:014d}", f"{last:014d}", "range", *said)
-        for (first, last), *said in draw(st.lists(st.tuples(RANGES, DATES, ENDS_TEXT), max_size=4))
+        (f"{first:014d}", f"{last:014d}", *said)
+        for (first, last), *said in draw(st.lists(st.tuples(RANGES, *REST), max_size=4))
     ]
-    tacs = [
-        (f"{TAC + tac}", "range", *said)
-        for tac, *said in draw(st.lists(st.tuples(st.integers(0, 3), DATES, ENDS_TEXT), max_size=3))
-    ]
+    tacs = [(f"{TAC + tac}", *said) for tac, *said in draw(st.lists(st.tuples(st.integers(0, 3), *REST), max_size=3))]
     singles = draw(st.lists(st.tuples(IMEIS, *REST), max_size=20))
     odd = draw(st.lists(st.tuples(MEIDS | ODD, *REST), max_size=4))
     return [
@@ -127,22 +107,67 @@ def is_apart(files):
     return bool((rows.keys >= WHOLE).any() and ((rows.keys >= MEID_BASE) & (rows.keys < WHOLE)).any())
 
 
+def day_of(text):
+    try:
+        return max(until_seconds(text) - 1, 0) // 86_400
+    except ValueError:
+        return 0
+
+
+def keys_of(row, kind):
+    """Subjects of a row: of a range, each whole TAC and each other identifier."""
+    if kind == "pairs":
+        return [(device_key(row["imei"]), imsi_key(row["imsi"]))]
+    if kind == "subscribers":
+        return [imsi_key(row["imsi"])]
+    if "tac" in row:
+        return [WHOLE | int(row["tac"])]
+    if "imei_from" not in row:
+        text = row.get("imei") or row["identifier"]
+        return [device_key(text) if "imei" in row else any_key(text)]
+    first, after = int(row["imei_from"]), int(row["imei_to"]) + 1
+    tacs = range(-(-first // SNR_KEYS), after // SNR_KEYS)
+    whole = range(tacs.start * SNR_KEYS, tacs.stop * SNR_KEYS) if tacs else range(after, after)
+    return [*range(first, whole.start), *(WHOLE | tac for tac in tacs), *range(whole.stop, after)]
+
+
+def listed(files, kind):
+    """The entries of files by a plain reading: subject → reason, end and day."""
+    found, order = {}, {}
+    for text in files:
+        for row in csv.DictReader(io.StringIO(text)):
+            reason, end, day = row["reason"], until_seconds(row["until"]), day_of(row.get("date", ""))
+            order.setdefault(reason, len(order) + 1 if reason else 10**6)
+            for key in keys_of(row, kind):
+                found.setdefault(key, []).append((reason, end or 1 << 60, day))
+    merged = {}
+    for key, rows in found.items():
+        end = max(end for _, end, _ in rows)
+        reasons = [reason for reason, until, _ in sorted(rows, key=lambda row: (-row[1], order[row[0]])) if reason]
+        merged[key] = "".join(reasons[:1]), end % (1 << 60), min((day for *_, day in rows if day), default=0)
+    return merged
+
+
 @pytest.mark.parametrize("kind", ["devices", "pairs", "subscribers"])
 @given(data=st.data())
-def test_the_export_of_any_file_equals_that_of_its_pages(kind, data):
-    files, dates = data.draw(files_of(kind)), kind != "pairs" and data.draw(st.booleans())
+def test_any_file_has_the_entries_of_its_rows_and_comes_back(kind, data):
+    files = data.draw(files_of(kind))
+    table, texts, tally = new_table(files, kind, dates=True)
+    rows = table.rows()
+    keys = (
+        rows.keys.tolist() if kind != "pairs" else zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)
+    )
+    columns = [rows.column(index).tolist() for index in (REASONS, ENDS, DAYS)]
+    found = {key: (reason_at(texts, reason), *rest) for key, reason, *rest in zip(keys, *columns, strict=True)}
+    assert (found, tally.bad) == (listed(files, kind), 0)
     choices = [None]
     if is_apart(files):
-        for form in (old_text, new_text):
-            with pytest.raises(EirError, match="--only imei and the second with --only tac"):
-                form(files, kind, dates)
+        with pytest.raises(EirError, match="--only imei and the second with --only tac"):
+            new_text(files, kind, dates=True)
         choices = [False, True]
-    for only in choices:
-        assert new_text(files, kind, dates, only=only) == old_text(files, kind, dates, only=only)
-    texts = [new_text(files, kind, dates, only=only) for only in choices]
-    first, again = new_table(files, kind, dates), new_table(texts, kind, dates)
-    assert digest_tree(*again[:2]).root == digest_tree(*first[:2]).root
-    assert first[1][: len(again[1])] == again[1]
+    again = new_table([new_text(files, kind, dates=True, only=only) for only in choices], kind, dates=True)
+    assert digest_tree(*again[:2]).root == digest_tree(table, texts).root
+    assert again[0].rows().column(DAYS).tolist() == rows.column(DAYS).tolist()
 
 
 DIRBS = "IMEI,block_date,reasons\n" + "".join(
@@ -163,10 +188,13 @@ TYPES = """TAC|Device Type|Allocation Date
         *[(path.read_text(), "pairs" if "paired" in path.name else "devices", None) for path in sorted((CONFIG / "lists").glob("*.csv")) + sorted((CONFIG / "lists/dirbs").glob("*.csv"))],
     ],
 )  # fmt: skip
-def test_the_export_of_known_files_equals_that_of_their_pages(content, kind, layout):
+def test_known_files_come_back(content, kind, layout):
     layout = layout or guess_layout(content.partition("\n")[0].encode())
-    for dates in (False, True) if kind == "devices" else (False,):
-        assert new_text([content], kind, dates, layout) == old_text([content], kind, dates, layout)
+    table, texts, _ = new_table([content], kind, kind == "devices", layout)
+    text = new_text([content], kind, kind == "devices", layout)
+    again, read_texts, tally = new_table([text], kind, kind == "devices", "tacs" if kind == "device_types" else "eir")
+    assert (digest_tree(again, read_texts).root, tally.bad) == (digest_tree(table, texts).root, 0)
+    assert len(again) == len(table) > 0
 
 
 def test_a_million_random_rows():
@@ -174,11 +202,15 @@ def test_a_million_random_rows():
     reasons = [f"reason {number}" for number in range(40)]
     keys = {rng.randrange(TAC, TAC + 3000) * SNR_KEYS + rng.randrange(400): rng.randrange(40) for _ in range(1_000_000)}
     ends = ("", "", "", "2027-01-31", "2029-12-31T12:00:00Z")
-    text = "imei,reason,until,date\n" + "".join(
-        f"{key},{reasons[reason]},{ends[reason % 5]},2026-{reason % 9 + 1:02d}-11\n" for key, reason in keys.items()
+    text = "imei,reason,until\n" + "".join(
+        f"{key},{reasons[reason]},{ends[reason % 5]}\n" for key, reason in keys.items()
     )
-    for dates in (False, True):
-        assert new_text([text], "devices", dates) == old_text([text], "devices", dates)
+    table, texts, _ = new_table([text], "devices")
+    rows = table.rows()
+    found = zip(rows.keys.tolist(), rows.column(REASONS).tolist(), rows.column(ENDS).tolist(), strict=True)
+    assert {key: (texts[reason], end) for key, reason, end in found} == {
+        key: (reasons[reason], until_seconds(ends[reason % 5])) for key, reason in keys.items()
+    }
 
 
 def test_what_other_layouts_have_no_place_for_is_refused():
@@ -238,17 +270,6 @@ class TestBegin:
 
 
 class TestRanges:
-    @given(st.lists(st.tuples(RANGES, ENDS_TEXT), max_size=5))
-    def test_they_become_the_entries_of_their_pages(self, ranges):
-        file = lines(
-            "imei_from,imei_to,until", [(f"{first:014d}", f"{last:014d}", end) for (first, last), end in ranges]
-        )
-        rows = Rows()
-        read([file], "devices", rows)
-        expected = sorted((e.key, e.whole_tac, e.until) for e in entries_of(build_pages(rows).pages))
-        found = sorted((e.key, e.whole_tac, e.until) for e in entries_in(new_table([file], "devices")[0].rows()))
-        assert found == expected
-
     @pytest.mark.parametrize(
         ("name", "message"), [("RANGE_TACS_MAX", "cover at least 3 TACs"), ("RANGE_KEYS_MAX", "have 5 identifiers")]
     )
@@ -256,15 +277,16 @@ class TestRanges:
         file = "imei_from,imei_to\n35000000999998,35000002000002\n"
         assert len(new_table([file], "devices")[0]) == 6
         monkeypatch.setattr(listed_rows, name, 2)
+        singles = "imei_from,imei_to\n" + "".join(f"3500000000000{n},3500000000000{n}\n" for n in range(9))
+        assert len(new_table([singles], "devices")[0]) == 9
         with pytest.raises(ReleaseRefused, match=message):
             new_table([file], "devices")
 
 
 def test_reasons_past_255_come_back_as_other():
     file = "imei,reason\n" + "".join(f"350000000{n:05d},r{n}\n" for n in range(300))
-    assert new_text([file], "devices") == old_text([file], "devices")
     table, texts, _ = new_table([file], "devices")
-    assert count_reasons(table, texts)["other"] == 46
+    assert (table.rows().column(REASONS) == 255).sum() == 46
     assert reason_at(texts, 255) == "other"
 
 
@@ -278,7 +300,3 @@ def test_rows_of_a_device_or_a_tac_are_found():
     assert reason_and_day(table, texts, first + 6) == ("tac", 0)
     assert reason_and_day(table, texts, first + SNR_KEYS + 1) == ("one", 0)
     assert reason_and_day(table, texts, first + SNR_KEYS + 2) == (None, 0)
-
-
-def test_the_content_digest_of_pages_and_tables_are_of_their_own():
-    assert content_digest(()) != digest_tree(*new_table(["imei\n"], "devices")[:2]).root

@@ -10,13 +10,14 @@ from simulated.releases import NAME, NOW, Agency
 
 from eir.config import load_layouts
 from eir.errors import ConfigError, ReleaseRefused
-from eir.lists.pages.pages import PAGE_KEYS, decode_sections
-from eir.lists.pages.roaring import decode_keys
-from eir.lists.record.reasons import Reasons, reason_and_day
+from eir.lists.log.reader import read_content
+from eir.lists.record.listed_entries import reason_and_day
+from eir.lists.record.reasons import Reasons
 from eir.lists.releases.publish import publish
-from eir.lists.rows.build import Rows, build_pages
 from eir.lists.rows.layout import is_date_form, until_seconds
+from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
+from eir.lists.table.columns import ENDS
 
 CONFIG = Path(__file__).parents[3] / "config"
 SAMPLE = CONFIG / "lists" / "register"
@@ -40,19 +41,13 @@ def layouts(tmp_path):
 
 def read(layouts, content, *, kind="devices", chunks=None, **declared):
     """What a file of a layout that is so declared lists: keys, those that are removed, the tally, and its count of rows."""
-    rows, removed = Rows(), Rows()
+    rows, removed = ListedRows(), ListedRows()
     tally = Tally(bad_rows_max=10**6, range_tacs_max=1000, dates=True)
     count = read_rows(
         chunks or [content], name="f.txt", layout="own", kind=kind, rows=rows, removed=removed, reasons=Reasons(), tally=tally,
         declared=layouts({"own": declared}),
     )  # fmt: skip
-    return keys_of(rows), keys_of(removed), tally, count
-
-
-def keys_of(rows):
-    pages = build_pages(rows).pages
-    assert all(page.tac is None for page in pages)
-    return {page.number * PAGE_KEYS + low for page in pages for low in decode_keys(page.keys).to_array()}
+    return set(rows.pop().keys.tolist()), set(removed.pop().keys.tolist()), tally, count
 
 
 # The worked sample of the page
@@ -84,13 +79,15 @@ async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, l
         "00101010123456": "counterfeit",
         "00101006000003": "Prüfung",
     }
-    assert {imei: (await reason_and_day(store, NAME, int(imei)))[0] for imei in reasons} == reasons
-    _, (page,) = await store.some_pages(NAME, [101006])
-    assert set(memoryview(decode_sections(page.extra).until).cast("q")) == {0, until_seconds("2030-12-31")}
+    content = await read_content(store, NAME, (await store.heads())[NAME])
+    found = {imei: reason_and_day(content.table, content.head.reasons, int(imei))[0] for imei in reasons}
+    assert found == reasons
+    assert set(content.table.rows().column(ENDS).tolist()) == {0, until_seconds("2030-12-31")}
     report = await agency.load(delta.manifest, store)
     assert report.entries == 104 + 1 - 51
-    assert (await reason_and_day(store, NAME, 101006000005))[0] == "lost"
-    assert (await reason_and_day(store, NAME, 101006000001))[0] is None
+    content = await read_content(store, NAME, (await store.heads())[NAME])
+    assert reason_and_day(content.table, content.head.reasons, 101006000005)[0] == "lost"
+    assert reason_and_day(content.table, content.head.reasons, 101006000001)[0] is None
 
 
 async def test_an_eir_without_the_layout_names_the_place_of_its_declaration(tmp_path, store, layouts):

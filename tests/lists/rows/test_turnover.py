@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated.store_content import page, pair_pages
+from simulated.store_content import as_table, page, pair_rows
 
-from eir.lists.pages.pages import PAGE_KEYS, Page
+from eir.device import SNR_KEYS
 from eir.lists.record.settings import ListSettings
-from eir.lists.rows.turnover import differences, exceeded_limits, force_text, turnover
+from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
+from eir.lists.table.table import change, difference, replacement
 
 NOW = 100
 ENDS = st.sampled_from([0, NOW, NOW + 1])
@@ -26,49 +27,51 @@ def listed(rows, tacs):
 
 
 def counted(devices):
-    return sum(1 if low < 4 else PAGE_KEYS - 4 for _, low in devices)
+    return sum(1 if low < 4 else SNR_KEYS - 4 for _, low in devices)
 
 
-def pages(rows, tacs, reason):
-    for number in sorted({number for number, _ in rows} | set(tacs)):
-        lows = sorted(low for at, low in rows if at == number)
-        ends = [rows[number, low] for low in lows]
-        tac = (reason, tacs[number]) if number in tacs else None
-        yield page(number, lows, until=ends if any(ends) else (), reasons=bytes([reason]) if reason else b"", tac=tac)
+def table(rows, tacs, reason):
+    def each():
+        for number in sorted({number for number, _ in rows} | set(tacs)):
+            lows = sorted(low for at, low in rows if at == number)
+            tac = (reason, tacs[number]) if number in tacs else None
+            yield page(number, lows, until=[rows[number, low] for low in lows], reasons=[reason] * len(lows), tac=tac)
+
+    return as_table(each())
+
+
+def turnovers(old, new):
+    """What comes and what goes, by the whole new content and by the rows that differ."""
+    added, removed = difference(old, new)
+    effects = [replacement(old, new, NOW), change(old, added, removed, NOW)]
+    (found,) = {(effect.devices_added, effect.devices_removed) for effect in effects}
+    return found
 
 
 @given(ROWS, ROWS, TACS, TACS, REASONS)
 def test_devices_that_come_and_go(before, after, tacs_before, tacs_after, reason):
-    old, new = list(pages(before, tacs_before, 0)), list(pages(after, tacs_after, reason))
     was, now = listed(before, tacs_before), listed(after, tacs_after)
-    assert differences(old, new, NOW) == (counted(now - was), counted(was - now))
+    found = turnovers(table(before, tacs_before, 0), table(after, tacs_after, reason))
+    assert found == (counted(now - was), counted(was - now))
 
 
 @given(*[st.dictionaries(st.integers(0, 3), st.sets(st.integers(10, 13), min_size=1))] * 2)
 def test_in_a_list_of_pairs_a_device_comes_and_goes_with_each_sim(before, after):
     come = sum(bool(sims - before.get(device, set())) for device, sims in after.items())
     gone = sum(bool(sims - after.get(device, set())) for device, sims in before.items())
-    assert differences(pair_pages(before), pair_pages(after), NOW) == (come, gone)
+    assert turnovers(as_table(pair_rows(before)), as_table(pair_rows(after))) == (come, gone)
 
 
 def test_a_pair_ends():
-    held, over = page(1, [5], imsis=[[10, 11]]), page(1, [5], imsis=[[10, 11]], until=[0, NOW])
-    assert differences([held], [over], NOW) == (0, 1)
-    assert differences([over], [held], NOW) == (1, 0)
-    assert differences([over], [], NOW) == (0, 1)
-    assert differences([page(1, [5], imsis=[[10]], until=[NOW])], [], NOW) == (0, 0)
+    held, over = (as_table(pair_rows({5: [10, 11]}, ends=ends)) for ends in (0, [0, NOW]))
+    assert turnovers(held, over) == (0, 1)
+    assert turnovers(over, held) == (1, 0)
+    assert turnovers(over, as_table([])) == (0, 1)
+    assert turnovers(as_table(pair_rows({5: [10]}, ends=NOW)), as_table([])) == (0, 0)
 
 
 def test_a_list_that_was_one_of_another_kind():
-    assert differences([page(1, [5, 6])], [page(1, [6, 7], imsis=[[10], [11]])], NOW) == (2, 2)
-
-
-@pytest.mark.parametrize(
-    "damaged", [Page(1, b"junk"), Page(1, b"", b"T\x09"), Page(1, page(1, [5]).keys, b"U\x10\0\0\0" + bytes(16))]
-)
-def test_a_page_that_is_damaged_lists_nothing(damaged):
-    assert differences([damaged], [page(1, [5, 6])], NOW) == (2, 0)
-    assert differences([damaged], [], NOW) == (0, 0)
+    assert turnovers(as_table(page(0, [5, 6])), as_table(pair_rows({6: [10], 7: [11]}))) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from simulated.releases import sign
 from simulated.store_content import Altered
 
 from eir.errors import EirError, ReleaseRefused, StoreError
-from eir.lists.record.store import ACCEPTED, REFUSED
+from eir.lists.log.journal import ACCEPTED, REFUSED
+from eir.lists.log.store import StoredHeads
 from eir.lists.releases.release import Manifest, VerifiedRelease
 from eir.lists.sources import delivery
 from eir.lists.sources.delivery import Delivery, manifests_by_priority, order_by_turn
@@ -66,7 +67,7 @@ async def test_names_that_are_not_utf_8(site):
     taken = await site.turn()
     names = [r"stolen-\xff.manifest.json", r"two\nlines.manifest.json"]
     assert taken == GOOD | dict.fromkeys(names, (REFUSED, "file_name"))
-    assert await site.refusals() == ["file_name"] * 2
+    assert site.refusals() == ["file_name"] * 2
     site.ahead_s = PATIENCE_S + 1
     assert await site.turn() == {r"stolen-\xff.csv": (REFUSED, "stray")}
     assert site.lying() == []
@@ -127,20 +128,21 @@ async def test_a_fault_of_the_program_is_a_refusal_of_that_delivery(site, monkey
     said = site.said["stolen-1.manifest.json"]
     assert f"{'OSError' if where == 'name' else 'KeyError'} at eir/lists/sources/" in said
     assert "35209900176148" not in said
-    assert await site.refusals() == ["fault"]
+    assert site.refusals() == ["fault"]
     assert (await site.serial(), await site.serial("other")) == (2, 1)
 
 
 async def test_a_store_that_fails_for_one_list_leaves_the_others_their_turn(site):
     site.deliver(site.publish(1) + site.publish(2) + site.publish(1, name="other") + site.publish(7, key=2))
-    real = site.store.state
 
-    async def damaged(name):
-        if name == "stolen":
-            raise StoreError("corrupt", "its state cannot be read")
-        return await real(name)
+    def damaged():
+        raise StoreError("corrupt", "its head cannot be read")
 
-    store, site.store = site.store, Altered(site.store, state=damaged)
+    async def heads():
+        found = await store.heads()
+        return StoredHeads({"stolen": damaged, "other": lambda: found["other"]} if found else {"stolen": damaged}, {})
+
+    store, site.store = site.store, Altered(site.store, heads=heads)
     site.ahead_s = 10 * PATIENCE_S
     assert await site.turn() == GOOD | {"stolen-1.manifest.json": (WAITING, "corrupt")}
     assert site.again_s == 30

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from simulated.deliveries import KINDS, LISTS, Deliveries
 
+from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.record.settings import ListSettings
-from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
 from eir.lists.stores.sqlite import SqliteStore
 
@@ -25,7 +25,7 @@ async def test_every_kind_of_delivery_has_the_end_that_it_should(tmp_path):
     async def turn():
         terms = PassSettings(
             folder=drop, lists=lists, store=store, who="inbox", clock=lambda: datetime.now(UTC) + timedelta(seconds=ahead_s), patience_s=PATIENCE_S,
-            attempts=Attempts(tmp_path / "attempt"),
+            attempts=Attempts(tmp_path / "attempt"), record=[].append,
         )  # fmt: skip
         return await run_pass(terms)
 
@@ -44,7 +44,8 @@ async def test_every_kind_of_delivery_has_the_end_that_it_should(tmp_path):
     ahead_s = PATIENCE_S + 10.0
     for _ in range(5):
         await turn()
-    loaded = [(event.list, event.serial) for event in await store.history() if event.what == "load"]
+    logs = [(name, await store.log(name, 0)) for name in await store.heads()]
+    loaded = [(name, entry.change.serial) for name, log in logs for entry in log]
     await store.close()
     broken = deliveries.broken([drop / ACCEPTED, drop / REFUSED], loaded)
     assert not broken, "\n".join(broken)

@@ -20,7 +20,9 @@ from simulated.web_folder import tls
 
 from eir.config import load_config
 from eir.errors import ConfigError
-from eir.lists.changes.load import Loader
+from eir.lists.changes.release_load import ReleaseLoader
+from eir.lists.changes.undo import plan_rollback
+from eir.lists.log.writer import ListWriter
 from eir.lists.record.settings import ListSettings, Source
 from eir.lists.releases.openssh import sign_document
 from eir.lists.sources import pull_http
@@ -46,12 +48,12 @@ class Node:
         self.store = store or SqliteStore(folder / "lists.sqlite")
         self.source = Source(**{"url": register.web.url} | source)
         self.settings = ListSettings(name=NAME, signers=register.signers)
-        self.loads, self.is_alone = [], True
+        self.loads, self.is_alone, self.rejected = [], True, []
 
     async def pull(self, *, force=False, until=None, **changes):
         async def load(release, place):
             self.loads.append(release.manifest.serial)
-            return await Loader({NAME: self.settings}, self.store, "x", datetime.now(UTC), {}, force).load(
+            return await ReleaseLoader({NAME: self.settings}, self.store, "x", datetime.now(UTC), {}, force).load(
                 release, place
             )
 
@@ -61,14 +63,22 @@ class Node:
         given = {
             "lists": {NAME: replace(self.settings, source=self.source)}, "folder": self.room, "store": self.store, "who": "pull of x@y",
             "clock": lambda: datetime.now(UTC) + timedelta(seconds=1), "load": load, "attempts": Attempts(self.room / "attempts.json"), "patience_s": 3600,
+            "record": self.rejected.append,
         }  # fmt: skip
         made = await pull(PassSettings(**given | changes), alone, force=force, until=until)
         self.said = made
         return made.outcome, made.reason
 
     async def serial(self):
-        state = await self.store.state(NAME)
-        return state and state.serial
+        head = await self.head()
+        return head and head.serial
+
+    async def head(self):
+        return (await self.store.heads()).get(NAME)
+
+    async def roll_back(self):
+        writer = ListWriter(self.store, NAME, "devices", "tester@host")
+        await writer.write((await plan_rollback(self.store, NAME)).make)
 
 
 @pytest.fixture
@@ -89,7 +99,7 @@ async def test_a_list_follows_its_folder(register, node):
     asked = len(register.web.asked)
     assert await node.pull() == ("unchanged", "")
     assert register.web.asked[asked:] == [(f"/{INDEX}", 304)]
-    assert (await node.store.state(NAME)).content_digest == parse_index(_document(register)).content_of(4)
+    assert (await node.head()).content == parse_index(_document(register)).content_of(4)
     assert [path.name for path in node.room.iterdir() if path.is_dir()] == []
 
 
@@ -173,7 +183,7 @@ async def test_what_a_network_does_keeps_nothing_out_once_it_is_over(register, n
     register.web.fault = None
     assert await node.pull() == ("loaded", "")
     assert await node.serial() == 2
-    assert [event for event in await node.store.history() if event.what == "refuse"] == []
+    assert node.rejected == []
 
 
 @pytest.mark.parametrize("fault", ["riddle", "nowhere"])
@@ -311,7 +321,7 @@ async def test_a_release_that_differs_from_the_index_is_refused(register, node):
     )
     assert await node.pull() == ("refused", "mixed")
     assert await node.serial() is None
-    assert [event.detail.partition(":")[0] for event in await node.store.history()] == ["mixed"]
+    assert [event.detail.partition(":")[0] for event in node.rejected] == ["mixed"]
 
 
 async def test_what_passes_a_limit_is_fetched_once_and_by_force(register, node):
@@ -323,9 +333,7 @@ async def test_what_passes_a_limit_is_fetched_once_and_by_force(register, node):
         assert await node.pull() == ("refused", "growth")
     assert node.loads == [1, 2]
     assert sum(path.endswith(".csv") for path in register.web.paths()) == 2
-    assert (
-        len([event for event in await node.store.history() if event.what == "refuse" for _ in range(event.count)]) == 1
-    )
+    assert len(node.rejected) == 1
     assert await node.pull(force=True) == ("loaded", "")
     assert await node.serial() == 2
 
@@ -355,7 +363,7 @@ async def test_what_was_refused_is_tried_again_by_other_settings(register, node,
     (register.folder / INDEX).write_bytes(sign_document(_document(register), register.key))
     assert await node.pull() == ("refused", "untrusted_signer")
     assert await node.pull() == ("refused", "untrusted_signer")
-    rejection = (await node.store.history())[-1]
+    rejection = node.rejected[-1]
     assert (rejection.list, rejection.serial, rejection.detail.partition(":")[0]) == ("stolen", 3, "untrusted_signer")
     register.signers.write_text(f"{register.signers.read_text()}\nother {public(other)}")
     assert await node.pull() == ("loaded", "")
@@ -384,7 +392,7 @@ async def test_deltas_are_not_put_on_another_publishers_list(register, node, tmp
         other.publish(added=[ROWS[21]])  # and a full release, since the one before ends soon
         node.source = replace(node.source, url=other.web.url)
         assert await node.pull() == ("loaded", "")
-        assert (await node.store.state(NAME)).content_digest == parse_index(_document(other)).content_of(3)
+        assert (await node.head()).content == parse_index(_document(other)).content_of(3)
 
 
 async def test_a_delta_waits_where_another_content_is_in_force_and_no_full_release_leads_on(register, node, tmp_path):
@@ -396,21 +404,21 @@ async def test_a_delta_waits_where_another_content_is_in_force_and_no_full_relea
     node.source = replace(node.source, url=register.web.url)
     register.publish(ROWS[:20])
     register.publish(added=[ROWS[20]])
-    held = (await node.store.state(NAME)).content_digest
+    held = (await node.head()).content
     assert await node.pull() == ("waiting", "base")
     assert "is not what index.signed says of serial 1" in node.said.detail
-    assert (await node.store.state(NAME)).content_digest == held
+    assert (await node.head()).content == held
     register.publish(ROWS[:22])
     node.settings = replace(node.settings, shrink_max=1, growth_max=10)
     assert await node.pull() == ("loaded", "")
-    assert (await node.store.state(NAME)).content_digest == parse_index(_document(register)).content_of(3)
+    assert (await node.head()).content == parse_index(_document(register)).content_of(3)
 
 
 async def test_after_a_rollback_nothing_is_loaded_that_was_undone(register, node):
     register.publish(ROWS[:20])
     register.publish(added=ROWS[20:22])
     await node.pull()
-    await node.store.rollback(NAME, seen=(await node.store.state(NAME)).generation)
+    await node.roll_back()
     assert await node.pull() == ("unchanged", "")
     register.publish(added=ROWS[22:24])
     assert await node.pull() == ("waiting", "base")
@@ -489,7 +497,7 @@ async def test_what_waits_is_behind(register, node, late, tmp_path):
     register.publish(ROWS[:20])
     register.publish(added=ROWS[20:22])
     assert await late.behind(0) is None
-    await node.store.rollback(NAME, seen=(await node.store.state(NAME)).generation)
+    await node.roll_back()
     assert await late.behind(1) == 1
     assert late.outcome == ("unchanged", "")
     register.publish(added=ROWS[22:24])

@@ -5,27 +5,25 @@ For SQLite on a real small disk, and for Redis with a small maxmemory, which is 
 
 import itertools
 import json
+import random
 
 import full_disk
 import pytest
+from commits import commit, commit_base, everything, parts_of
 from simulated.node import LISTED, TRACKED, Site
 from simulated.servers import Server, programs
-from simulated.store_content import event, page, pages_in, pages_of, state
 
 from eir.errors import StoreError
-from eir.lists.pages.pages import PAGE_KEYS, Page
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
 
 MB = 1 << 20
-DISK_MB, MEMORY_MB = 36, 24
-A, B = pages_of([1, 2, 5 * PAGE_KEYS]), pages_of([3])
-KEYS = page(0, range(0, PAGE_KEYS, 500)).keys  # 4 KB
+DISK_MB, MEMORY_MB = 60, 24
 
 
 def large(megabytes):
-    """Pages of that size in all."""
-    return [Page(number, KEYS) for number in range(megabytes * MB // len(KEYS))]
+    """Parts of that size in all."""
+    return [bytes(MB)] * megabytes
 
 
 class Disk:
@@ -35,7 +33,7 @@ class Disk:
 
     def __init__(self, disk):
         self.store = SqliteStore(disk.folder / "lists.sqlite")
-        self.store.file._thread.submit(disk.enter).result()
+        self.store._file._thread.submit(disk.enter).result()
         self.disk, self.fill, self.free = disk, disk.fill, disk.free
 
     def traces(self):
@@ -45,9 +43,6 @@ class Disk:
             for path in self.disk.seen_from_outside.glob("lists.sqlite*")
             if path.suffix != ".sqlite-shm"
         )
-
-    async def sets(self):
-        return (await self.store.file.rows("SELECT count(*) FROM sets"))[0][0]
 
 
 class Memory:
@@ -70,13 +65,10 @@ class Memory:
     def traces(self):
         return self.server.command("DBSIZE")
 
-    async def sets(self):
-        return self.traces()
-
 
 @pytest.fixture(params=["SQLite", "Redis"])
 async def small(request, tmp_path):
-    """A store with little room, in which two lists are, one of them with something to roll back."""
+    """A store with little room, in which two lists are."""
     if request.param == "SQLite":
         if not full_disk.is_possible(tmp_path):
             pytest.skip("no mount namespace may be made here")
@@ -87,67 +79,62 @@ async def small(request, tmp_path):
         pytest.skip("redis-server is not installed")
     with held as where:
         one = Disk(where) if request.param == "SQLite" else Memory(where)
-        await one.store.replace("a", state(A), A, seen=0)
-        await one.store.replace("b", state(A), A, seen=0)
-        await one.store.amend("a", state([*A, *B], serial=2), [page(9, [1])], seen=1)
+        for name in ("stolen", "own"):
+            await commit_base(one.store, name=name)
         yield one
         await one.store.close()
 
 
 async def all_else_works(store):
     """What operators and other lists do with the store after one load was refused."""
-    generation = (await store.state("a")).generation
-    await store.amend("a", state([*A, *B], serial=3), [page(7, [5])], seen=generation)
-    await store.amend("a", state([*A, *B], serial=4), [page(7, [])], seen=generation + 1)
-    await store.rollback("a", seen=generation + 2)
-    await store.record(event("a"))
-    other = (await store.state("b")).generation
-    await store.replace("b", state(B, serial=other + 1), B, seen=other)
-    assert await pages_in(store, "b") == B
-    assert page(7, [5]) in await pages_in(store, "a")
+    for name in ("stolen", "own"):
+        head = (await store.heads())[name]
+        head, change = await commit(store, head, bytes(1000), name=name)
+        assert (await store.log(name, head.generation - 1))[0] == (change, bytes(1000))
+        _, change = await commit_base(store, head, name=name)
+        assert await parts_of(store, change.base_id, name) == [b"x", b"y"]
 
 
-@pytest.mark.parametrize("write", ["replace", "amend"])
-async def test_what_is_too_large_is_refused_before_anything_is_written(small, write):
-    before, traces = await pages_in(small.store, "a"), small.traces()
+async def test_what_is_too_large_is_refused_and_nothing_of_it_stays(small):
+    before, traces = await everything(small.store), small.traces()
+    head = before[0]["stolen"]
     with pytest.raises(
         StoreError, match=r"needs about \d+ MB, and \d+ MB are free, of which \d+ MB are kept .*: (make|raise)"
     ) as caught:
-        await getattr(small.store, write)("a", state(large(30), serial=3), large(30), seen=2)
+        await commit_base(small.store, head, large(30))
     assert caught.value.cause == small.cause
-    assert small.traces() == traces
-    assert await pages_in(small.store, "a") == before
+    assert await everything(small.store) == before
+    if isinstance(small, Memory):
+        assert small.traces() == traces
     await all_else_works(small.store)
 
 
 async def test_what_others_have_written_is_not_free(small):
     small.fill(2 * MB)
     with pytest.raises(StoreError, match=r"needs about \d+ MB, and [0-3] MB are free") as caught:
-        await small.store.replace("a", state(large(4), serial=3), large(4), seen=2)
+        await commit_base(small.store, (await small.store.heads())["stolen"], large(4))
     assert caught.value.cause == small.cause
 
 
 @pytest.mark.parametrize("leave", [0, 2 * MB])
 async def test_what_stops_in_the_middle_leaves_nothing_behind(small, leave):
     """Someone else takes the room while a list is written: all of it, or nearly all."""
-    before, sets = await pages_in(small.store, "a"), await small.sets()
-    pages = large(3)
+    before, traces = await everything(small.store), small.traces()
 
-    async def batches():
-        for at in range(0, len(pages), 200):
-            if at == 400:
+    def parts():
+        for number, part in enumerate(large(20)):
+            if number == 8:
                 small.fill(leave)
-            yield pages[at : at + 200]
+            yield part
 
-    with pytest.raises(StoreError, match="make room") as caught:
-        await small.store.restore("a", state(pages, serial=3, generation=3), batches(), seen=2)
+    with pytest.raises(StoreError, match=r"make room|are free") as caught:
+        await small.store.stage("stolen", "a", parts())
     assert caught.value.cause == small.cause
-    assert await pages_in(small.store, "a") == before
-    if leave and isinstance(small, Disk):
-        assert await small.sets() == sets
+    assert await everything(small.store) == before
     small.free()
+    assert await parts_of(small.store, "a") == []
     if isinstance(small, Memory):
-        assert await small.sets() == sets
+        assert small.traces() == traces
     await all_else_works(small.store)
 
 
@@ -157,7 +144,7 @@ async def test_a_release_for_a_disk_that_is_too_small(tmp_path, publisher):
     (tmp_path / "disk").mkdir()
     if not full_disk.is_possible(tmp_path / "disk"):
         pytest.skip("no mount namespace may be made here")
-    with full_disk.small_disk(tmp_path / "disk", DISK_MB) as disk, Site(tmp_path / "site", publisher) as site:
+    with full_disk.small_disk(tmp_path / "disk", 34) as disk, Site(tmp_path / "site", publisher) as site:
         lists = {"stolen": {"signers": "signers", "growth_max": "100%"}, "own": {"local": True}}
         site.configure(state=str(disk.folder), lists=lists, policy={"rules": []})
 
@@ -165,7 +152,7 @@ async def test_a_release_for_a_disk_that_is_too_small(tmp_path, publisher):
             return site.eir(*arguments, status=status, prefix=disk.prefix)
 
         eir("load", site.release([LISTED]), site.release([LISTED, TRACKED], serial=2))
-        rows = [f"{35_000_000 + number:08d}000000" for number in range(150_000)]
+        rows = [f"35{number:012d}" for number in random.Random(1).sample(range(10**12), 400_000)]
         refused = eir("load", site.release(rows, serial=3), "--force", status=1)
         assert "MB are free" in refused.stderr
         assert "make room on the disk" in refused.stderr

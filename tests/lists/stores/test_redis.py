@@ -2,41 +2,28 @@
 
 import asyncio
 import contextlib
-import json
 import re
 import socket
-import time
-from dataclasses import replace
 
 import groups
 import pytest
-import redis.asyncio
-import redis.exceptions as fault
 import trustme
+from commits import commit, commit_base, everything, parts_of
 from simulated import servers
-from simulated.follower import Node
 from simulated.patience import FACTOR, PATIENCE_S
-from simulated.store_content import Altered, cause_of, event, page, pages_in, pages_of, state, until
+from simulated.store_content import cause_of, until
 from simulated.tcp_server import accepting
 
-from eir.errors import GenerationConflict, NothingToRollBack, StoreChanged, StoreError
-from eir.lists.pages.pages import PAGE_KEYS, Page
+from eir.errors import GenerationConflict, StoreError
+from eir.lists.log.change import decode
 from eir.lists.record.clock import STORE_TIMEOUT_S
-from eir.lists.record.history import chain_faults
-from eir.lists.record.store import ACCEPTED, REFUSED
 from eir.lists.stores import redis as redis_store
-from eir.lists.stores import redis_url
+from eir.lists.stores import redis_link, redis_url
 from eir.lists.stores.open import open_store
-from eir.lists.stores.redis import RedisStore, link, reading, writing
+from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.redis_url import parse_url
-from eir.lists.stores.sqlite import SqliteStore
-
-STATE = {"kind": "devices", "serial": 1, "generation": 1, "highest_serial": 1, "release_digest": ""}
 
 pytestmark = pytest.mark.skipif("redis" not in servers.programs(), reason="redis-server is not installed")
-
-A = pages_of([1, 2, 5 * PAGE_KEYS])
-B = [page(0, [3, 4], reasons=b"\x00\x01"), *pages_of([7 * PAGE_KEYS])]
 
 
 @pytest.fixture(scope="module")
@@ -85,83 +72,61 @@ def keys_of(server):
 
 class TestKeys:
     async def test_they_are_as_in_the_design(self, server, store):
-        await store.replace("a", state(A), A, seen=0)
-        await store.replace("a", state(B, serial=2), B, seen=1)
-        await store.record(event("a"))
-        names = {re.sub(rb":set:[0-9a-f]+", b":set:ID", key) for key in keys_of(server)}
-        assert names == {
-            b"eir:lists", b"eir:{a}:state", b"eir:{a}:set:ID", b"eir:{a}:changes", b"eir:{history}:records",
-            b"eir:{history}:ledger", b"eir:{history}:outcomes",
+        head, _ = await commit_base(store)
+        await commit(store, head)
+        assert keys_of(server) == {
+            b"eir:lists", b"eir:{stolen}:head", b"eir:{stolen}:log", b"eir:{stolen}:rows", b"eir:{stolen}:parts", b"eir:{stolen}:bases",
+            b"eir:{stolen}:base:stolen-0",
         }  # fmt: skip
 
-    async def test_pages_are_plain_bitmaps_under_their_number(self, server, store):
-        await store.replace("a", state(B), B, seen=0)
-        (key,) = [key for key in keys_of(server) if b":set:" in key]
-        assert B[0].keys in server.command("HGET", key, "0")
-        assert B[0].extra in server.command("HGET", key, "0+")
-        assert B[1].keys in server.command("HGET", key, "7")
-        assert server.command("HLEN", key) == b":3\r\n"
+    async def test_a_head_is_json_for_other_readers(self, server, store):
+        head, _ = await commit(store, serial=42)
+        text = server.command("HGET", "eir:{stolen}:head", "head").split(b"\r\n")[1]
+        assert (decode(type(head), text), head.serial) == (head, 42)
 
-    async def test_only_what_is_in_force_stays(self, server, store):
-        for seen in range(4):
-            await store.replace("a", state(A, serial=seen + 1), A, seen=seen, keep=2)
-        lifetimes = [ttl(server, key) for key in keys_of(server) if b":set:" in key]
-        # In force, and the two before for a rollback; older ones are gone.
-        assert lifetimes == [-1, -1, -1]
-        await store.amend("a", state([page(0, [9]), A[1]], serial=5), [page(0, [9])], seen=4, keep=2)
-        lifetimes = {key: ttl(server, key) for key in keys_of(server) if b":set:" in key or b":kept:" in key}
-        assert [*lifetimes.values()] == [-1, -1, -1]
-        assert sum(b":kept:" in key for key in lifetimes) == 1
+    async def test_parts_expire_unless_a_change_names_them(self, server, store):
+        await store.stage("stolen", "lost", [b"x"])
+        await commit_base(store)
+        assert 0 < ttl(server, "eir:{stolen}:base:lost") <= redis_store.STAGED_S
+        assert ttl(server, "eir:{stolen}:base:stolen-0") == -1
 
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            (("HDEL", "eir:{a}:state", "form"), r"list a in Redis \(.*\) has form 1, and this eir reads forms 2 to 3"),
-            (("HSET", "eir:{a}:state", "form", 99), r"list a in Redis \(.*\) was written by a newer eir \(form 99, this one knows 3\)"),
+            (("HSET", "eir:{stolen}:state", "form", "3"), "format 3"),
+            (("HSET", "eir:{own}:head", "form", "99"), "format 99"),
         ],
-    )  # fmt: skip
-    async def test_a_list_of_a_form_that_is_too_old_or_newer_is_read_and_not_changed(self, server, store, change, says):
-        await store.replace("a", state(A), A, seen=0)
-        assert server.command("HGET", "eir:{a}:state", "form") == b"$1\r\n3\r\n"
+    )
+    async def test_a_store_of_another_format_is_refused(self, server, store, change, says):
+        await commit(store, name="own")
+        server.command("SADD", "eir:lists", "stolen")
         server.command(*change)
+        says = rf"Redis \(.*\) has {says}, and this program has format 4: .* `eir export` .* `eir load` or `eir add --file`"
         with pytest.raises(StoreError, match=says) as caught:
-            await store.replace("a", state(B, serial=2), B, seen=1)
+            await store.heads()
         assert caught.value.cause == "schema"
-        assert (await store.state("a")).serial == 1
-        assert await pages_in(store) == A
 
-    async def test_data_of_an_older_form_are_announced_before_the_write_that_brings_them_to_ours(self, server):
-        said = []
-        async with opened(server.url, report=lambda event, **fields: said.append((event, fields["detail"]))) as store:
-            await store.replace("a", state(A), A, seen=0, event=event("a"))
-            assert "store_upgraded" not in dict(said)
-            said.clear()
-            for name in ("eir:{a}:state", "eir:{history}:ledger"):
-                server.command("HSET", name, "form", 2)
-            await store.replace("a", state(B, serial=2), B, seen=1, event=event("a"))
-            assert [event for event, _ in said] == ["store_upgraded"] * 2
-            assert said[0][1].startswith("list a in Redis (")
-            assert " has form 2, and is converted to form 3" in said[0][1]
-            assert said[1][1].startswith("the history in Redis (")
-            await store.replace("a", state(A, serial=3), A, seen=2, event=event("a"))
-            assert len(said) == 2
+    @pytest.mark.parametrize("what", ["head", "log", "rows", "parts", "bases"])
+    async def test_a_key_of_another_program_stops_the_commit_before_its_first_write(self, store, server, what):
+        server.command("SET", redis_store.list_key("stolen", what), "mine")
+        assert await cause_of(commit(store)) == "corrupt"
+        assert keys_of(server) == {b"eir:lists", redis_store.list_key("stolen", what).encode()}
 
-    async def test_a_rollback_whose_release_is_gone(self, server, store):
-        await store.replace("a", state(A), A, seen=0)
-        (old,) = [key for key in keys_of(server) if b":set:" in key]
-        await store.replace("a", state(B, serial=2), B, seen=1)
-        server.command("DEL", old)
-        with pytest.raises(NothingToRollBack, match="no longer in Redis"):
-            await store.rollback("a", seen=2)
-        assert await pages_in(store) == B
+    async def test_a_head_of_another_type_affects_no_other(self, store, server):
+        await commit(store, name="own")
+        server.command("SADD", "eir:lists", "stolen")
+        server.command("SET", redis_store.list_key("stolen", "head"), "mine")
+        heads = await store.heads()
+        assert heads["own"].generation == 1
+        with pytest.raises(StoreError, match="another type"):
+            heads.get("stolen")
+        await store.wait(heads.digests, 0.05)
 
-    async def test_the_stream_of_changes_is_bounded(self, server, store):
-        last = writing.CHANGES_MAX + 15
-        for seen in range(last):
-            await store.amend("a", state([page(0, [seen])]), [page(0, [seen])], seen=seen)
-        assert len(await store.changes("a", last - 4)) == 4
-        assert await store.changes("a", 3) is None
-        assert server.command("XLEN", "eir:{a}:changes") == b":%d\r\n" % writing.CHANGES_MAX
+    async def test_a_value_that_is_too_long_is_corrupt(self, server, store):
+        await commit(store)
+        server.command("SETRANGE", "long", 65 << 20, "x")
+        assert await cause_of(store.link.execute("GET", "long")) == "corrupt"
+        assert [*await store.heads()] == ["stolen"]
 
 
 def ttl(server, key):
@@ -172,31 +137,32 @@ def ttl(server, key):
 class TestFaults:
     async def test_nobody_listens(self):
         async with opened(f"redis://127.0.0.1:{servers.free_port()}") as store:
-            assert await cause_of(store.states()) == "refused"
+            assert await cause_of(store.heads()) == "refused"
 
     async def test_hanging(self, own):
         server = own()
         async with opened(server.url) as store:
-            await store.replace("a", state(A), A, seen=0)
+            head, _ = await commit(store)
             server.pause()
             try:
-                assert await cause_of(store.states()) == "timeout"
-                assert await cause_of(store.replace("a", state(B), B, seen=1)) == "timeout"
+                assert await cause_of(store.heads()) == "timeout"
+                assert await cause_of(store.wait({}, PATIENCE_S)) == "timeout"
+                assert await cause_of(commit(store, head)) == "timeout"
             finally:
                 server.resume()
-            await until(lambda: is_a(store))
+            await until(lambda: answers_with(store, "stolen"))
 
     async def test_a_password_is_wanted(self, own):
         server = own("--requirepass", "right")
         for url in (server.url, server.url.replace("//", "//:wrong@")):
             async with opened(url) as store:
                 with pytest.raises(StoreError) as caught:
-                    await store.states()
+                    await store.heads()
                 assert caught.value.cause == "noauth"
                 assert str(caught.value).endswith("; correct the user and the password that `store` names")
                 assert "wrong" not in f"{caught.value}{store.link.where}{parse_url(url)!r}"
         async with opened(server.url.replace("//", "//:right@")) as store:
-            assert await store.states() == {}
+            assert await store.heads() == {}
 
     async def test_a_password_file_is_read_for_each_connection(self, own, tmp_path):
         """So a password may change while a node runs; a file that is away meanwhile is a fault that passes."""
@@ -208,25 +174,19 @@ class TestFaults:
         file.write_text("right\n")
         password = "right"
         async with opened(f"{server.url}?password_file={file}") as store:
-            await store.replace("a", state(A), A, seen=0)
-            async with Node(store, {"a": "devices"}) as node:
-                file.unlink()
-                cut()
-                await until(lambda: node.follower.errors["noauth"])
-                details = [
-                    fields["detail"]
-                    for event, fields in node.events
-                    if event == "store_failed" and fields["reason"] == "noauth"
-                ]
-                assert f"password file {file} cannot be read: No such file" in details[0]
-                assert node.keys() == [1, 2, 5 * PAGE_KEYS]
-                assert server.command("AUTH", password, then=["CONFIG", "SET", "requirepass", "other"])
-                password = "other"
-                file.write_text("other\n")
-                cut()
-                await until(lambda: is_a(store))
-                await store.replace("a", state(B, serial=2), B, seen=1)
-                await node.reaches(2)
+            head, _ = await commit(store)
+            file.unlink()
+            cut()
+            await cause_of(store.heads())  # the connection that was cut
+            with pytest.raises(StoreError, match=f"password file {file} cannot be read: No such file") as caught:
+                await store.heads()
+            assert caught.value.cause == "noauth"
+            assert server.command("AUTH", password, then=["CONFIG", "SET", "requirepass", "other"])
+            password = "other"
+            file.write_text("other\n")
+            cut()
+            await until(lambda: answers_with(store, "stolen"))
+            await commit(store, head)
 
     async def test_a_password_file_that_is_not_there_is_named_at_the_start(self, own, tmp_path):
         url = f"{own('--requirepass', 'right').url}?password_file={tmp_path}/password"
@@ -235,9 +195,9 @@ class TestFaults:
         assert caught.value.cause == "url"
         # A process of a node that has started takes it as a fault of each call.
         store = open_store(url, tmp_path, check=False)
-        assert await cause_of(store.states()) == "noauth"
+        assert await cause_of(store.heads()) == "noauth"
         (tmp_path / "password").write_text("right")
-        assert await store.states() == {}
+        assert await store.heads() == {}
         await store.close()
 
     async def test_loading(self, own):
@@ -251,17 +211,17 @@ class TestFaults:
         async with opened(server.url) as store:
             cause = "timeout"
             while cause == "timeout":  # of a busy machine: the server loads for 40 s and answers now and then
-                cause = await cause_of(store.states())
+                cause = await cause_of(store.heads())
             assert cause == "loading"
             with pytest.raises(StoreError, match="; wait until Redis has loaded its data"):
-                await store.states()
+                await store.heads()
 
     async def test_a_replica_is_not_for_writing(self, own):
         master = own()
         replica = own("--replicaof", "127.0.0.1", str(master.port))
         async with opened(replica.url) as store:
             with pytest.raises(StoreError, match="; name the primary in `store`, or its Sentinels") as caught:
-                await store.record(event())
+                await commit(store)
             assert caught.value.cause == "readonly"
 
     async def test_a_user_without_a_permission(self, own):
@@ -269,23 +229,38 @@ class TestFaults:
         server.command("ACL", "SETUSER", "reader", "on", ">right", "%R~*", "+@read", "+info", "+acl|dryrun")
         async with opened(server.url.replace("//", "//reader:right@")) as store:
             with pytest.raises(StoreError, match=r"; give this user the rights in config/LISTS.md") as caught:
-                await store.record(event())
+                await commit(store)
             assert caught.value.cause == "noperm"
+
+    async def test_a_change_whose_old_rows_cannot_be_deleted_is_stored(self, own):
+        server, said = own(), []
+        async with opened(server.url, report=lambda what, **more: said.append((what, more))) as store:
+            head, _ = await commit(store)
+            server.command("ACL", "SETUSER", "default", "-xdel")
+            head, _ = await commit(store, head, oldest=2)
+            assert dict(await store.heads()) == {"stolen": head}
+            event, more = said[-1]
+            assert (event, more["list"], "xdel" in more["detail"]) == ("store_not_trimmed", "stolen", True)
+            server.command("ACL", "SETUSER", "default", "+xdel")
+            await commit(store, head, oldest=3)
+            assert [entry.rows for entry in await store.log("stolen", 0)] == [None, None, b"rows"]
 
     async def test_memory_is_full(self, own):
         server = own("--maxmemory", "3mb")
-        many = [page(n, range(n % 7, 30_000, 7)) for n in range(3_000)]
         async with opened(server.url) as store:
-            await store.replace("a", state(A), A, seen=0)
-            assert await cause_of(store.replace("a", state(many), many, seen=1)) == "oom"
-            assert await pages_in(store) == A
+            head, _ = await commit(store)
+            before = await everything(store)
+            assert await cause_of(store.stage("stolen", "a", [bytes(1 << 20)] * 4)) == "oom"
+            assert await cause_of(commit(store, head, bytes(3 << 20))) == "oom"
+            assert await everything(store) == before
+            assert await parts_of(store, "a") == []
 
     async def test_a_policy_that_drops_lists_is_reported(self, own):
         said = []
         async with opened(
             own("--maxmemory-policy", "allkeys-lru").url, report=lambda *what, **more: said.append((what, more))
         ) as store:
-            await store.states()
+            await store.heads()
         reported = {what: more for (what,), more in said}
         assert reported.keys() == {"store_may_evict", "store_unprotected"}
         assert reported["store_may_evict"]["reason"] == "allkeys-lru"
@@ -295,10 +270,10 @@ class TestFaults:
         server = own("--maxmemory-policy", "allkeys-lru")
         server.kill()
         async with opened(server.url, report=lambda what, **_: said.append(what)) as store:
-            assert await cause_of(store.states()) == "refused"
+            assert await cause_of(store.heads()) == "refused"
             server.start()
-            assert await store.states() == {}
-            assert await store.states() == {}
+            assert await store.heads() == {}
+            assert await store.heads() == {}
         assert said == ["store_may_evict", "store_unprotected"]
 
     async def test_a_change_that_no_replica_has_is_reported(self, own):
@@ -315,12 +290,12 @@ class TestFaults:
             )
         )
         async with opened(master.url, report=heard, replica_wait_ms=60_000) as store:
-            await store.replace("a", state(A), A, seen=0)
+            head, _ = await commit(store)
         assert said == ["store_unprotected"]
         replica.pause()
         try:
             async with opened(master.url, report=heard, replica_wait_ms=100) as store:
-                await store.replace("a", state(B), B, seen=1)
+                await commit(store, head)
         finally:
             replica.resume()
         assert said == ["store_unprotected", "store_unprotected", "store_not_replicated"]
@@ -333,22 +308,22 @@ def answers(server):
         return False
 
 
-async def is_a(store):
-    try:
-        return await pages_in(store) == A
-    except StoreError:
-        return False
+async def answers_with(store, *names):
+    """True if the store answers, and has these lists."""
+    with contextlib.suppress(StoreError):
+        return [*await store.heads()] == [*names]
+    return False
 
 
 async def test_a_reader_that_is_cancelled_ends(store):
     """At any moment: redis before Python 3.12 loses a cancellation that comes while it sends."""
-    await store.replace("a", state(A), A, seen=0)
+    head, _ = await commit(store)
 
     async def read_for_ever():
         while True:
-            await pages_in(store)
+            await store.log("stolen", 0)
             with contextlib.suppress(StoreError):
-                await store.wait({"a": 1}, 0.001)
+                await store.wait({"stolen": head.digest}, 0.001)
 
     for moment in range(100):
         reading = asyncio.create_task(read_for_ever())
@@ -359,332 +334,84 @@ async def test_a_reader_that_is_cancelled_ends(store):
         assert reading.cancelled()
 
 
-async def details_of(store, **selected):
-    return [each.detail for each in await store.history("a", **selected)]
+@pytest.mark.parametrize(
+    ("meanwhile", "cause"),
+    [("done", None), ("nothing", "refused"), ("another write", "conflict"), ("a flush", "refused")],
+)
+async def test_a_commit_whose_answer_is_lost(server, store, monkeypatch, meanwhile, cause):
+    head, _ = await commit(store)
+    client = await store.link._client("eir:{stolen}:head")
+    execute = client.execute_command
 
-
-class TestPendingEvents:
-    """A node reads the row of a list, and appends its event only after something else has happened."""
-
-    @pytest.fixture
-    async def row(self, store, monkeypatch):
-        """Row of a write whose event is not in the history yet."""
-
-        async def dead(*_):
-            raise StoreError("refused", "the writer died")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(redis_store.history, "append", dead)
-            await store.replace("a", state(A), A, seen=0, event=event("a", detail="first"))
-        return await reading.read_row(store.link, "a", past=True)
-
-    async def test_another_node_has_written_the_list_again(self, store, row):
-        await store.replace("a", state(B, serial=2), B, seen=1, event=event("a", detail="second"))
-        await writing.append_pending(store.link, row)
-        await store.append_pending()
-        assert await details_of(store) == ["first", "second"]
-
-    async def test_the_list_is_lost(self, server, store, row):
-        server.command("DEL", "eir:{a}:state")
-        for _ in range(2):
-            await writing.append_pending(store.link, row)
-        assert await details_of(store) == ["first"]
-
-    async def test_the_list_is_lost_and_loaded_again(self, server, store, row):
-        server.command("DEL", "eir:{a}:state")
-        await store.replace("a", state(B), B, seen=0, event=event("a", detail="second"))
-        for _ in range(2):
-            await writing.append_pending(store.link, row)
-            await store.append_pending()
-        assert await details_of(store) == ["second", "first"]
-
-    async def test_the_history_is_read_while_others_append(self, store, row, monkeypatch):
-        read_history, asked = redis_store.history.read_history, []
-
-        async def later(*what):
-            asked.append(what)
-            if len(asked) == 1:
-                await store.replace("a", state(B, serial=2), B, seen=row.generation, event=event("a", detail="second"))
-            return await read_history(*what)
-
-        monkeypatch.setattr(redis_store.history, "read_history", later)
-        assert await details_of(store, limit=1) == ["second"]
-        assert len(asked) == 2
-
-    async def test_a_list_is_written_while_pending_events_are_sought(self, store, row, monkeypatch):
-        read_appended, asked = redis_store.history.read_appended, []
-
-        async def later(*what):
-            asked.append(what)
-            if len(asked) == 1:
-                await store.replace("a", state(B, serial=2), B, seen=row.generation, event=event("a", detail="second"))
-            return await read_appended(*what)
-
-        monkeypatch.setattr(redis_store.history, "read_appended", later)
-        assert await store._pending() == []
-
-
-async def test_pages_are_read_in_batches_of_bounded_size(store):
-    pages = [page(n, range(0, 1_000_000, 997)) for n in range(400)]
-    await store.replace("a", state(pages), pages, seen=0)
-    sizes = [sum(len(each.keys) + len(each.extra) for each in batch) async for _, batch in store.pages("a")]
-    assert 1 << 15 < max(sizes) < 3 << 15
-
-
-class TestSwitch:
-    async def test_a_staged_set_that_vanishes(self, server, store, monkeypatch):
-        stored = await store.replace("a", state(A), A, seen=0)
-        stage = writing.stage
-
-        async def vanishing(link, key, pages, **how):
-            count = await stage(link, key, pages, **how)
-            server.command("DEL", key)
-            return count
-
-        monkeypatch.setattr(writing, "stage", vanishing)
-        assert await cause_of(store.replace("a", state(B, serial=2), B, seen=1)) == "staging_lost"
-        assert await cause_of(store.amend("a", state(B, serial=2), B, seen=1)) == "staging_lost"
-        assert await store.state("a") == stored
-        assert await pages_in(store) == A
-
-    async def test_a_flush_in_the_middle_of_a_load(self, server, store):
-        stored = await store.replace("a", state(A), A, seen=0)
-
-        async def flushed():
-            yield B
+    async def lost(*command, **options):
+        if command[0] != "EVAL":
+            return await execute(*command, **options)
+        if meanwhile == "done":
+            await execute(*command, **options)
+        elif meanwhile == "a flush":
             server.command("FLUSHALL")
+        elif meanwhile == "another write":
+            async with opened(server.url) as other:
+                await commit(other, head, detail="other")
+        raise ConnectionResetError("the answer is lost")
 
-        newer = replace(state(B, serial=2), generation=2)
-        assert await cause_of(store.restore("a", newer, flushed(), seen=stored.generation)) == "staging_lost"
-        assert not {key for key in keys_of(server) if b"{a}" in key}
-
-    @pytest.mark.parametrize(
-        ("meanwhile", "cause"),
-        [("done", None), ("nothing", "refused"), ("another write", "conflict"), ("a flush", "staging_lost")],
-    )
-    async def test_an_exec_whose_answer_is_lost(self, server, store, monkeypatch, meanwhile, cause):
-        await store.replace("a", state(A), A, seen=0)
-        other, more = RedisStore(server.url), pages_of([7 * PAGE_KEYS])
-        client = await store.link._client("eir:{a}:state")
-        pipeline = client.pipeline
-
-        def breaking(*args, **how):
-            pipe = pipeline(*args, **how)
-            execute = pipe.execute
-
-            async def lost():
-                if meanwhile == "another write":
-                    await other.amend("a", state([*A, *more], serial=2), more, seen=1)
-                elif meanwhile == "a flush":
-                    server.command("FLUSHALL")
-                if meanwhile in {"done", "a flush"}:
-                    await execute()
-                raise ConnectionResetError("the answer is lost")
-
-            if pipe.is_transaction:
-                pipe.execute = lost
-            return pipe
-
-        monkeypatch.setattr(client, "pipeline", breaking)
-        write = store.replace("a", state(B, serial=2), B, seen=1)
-        if cause == "conflict":
-            with pytest.raises(GenerationConflict):
-                await write
-        elif cause is not None:
-            assert await cause_of(write) == cause
-        else:
-            assert (await write).generation == 2
-        await other.close()
-        assert (
-            await pages_in(store) == {"done": B, "nothing": A, "another write": [*A, *more], "a flush": []}[meanwhile]
-        )
-
-    @pytest.mark.parametrize("refused", [False, True])
-    async def test_a_history_whose_ledger_was_evicted_goes_on(self, server, store, refused):
-        for number in range(3):
-            await store.record(event(f"list-{number}"))
-        await store.record(event("list-0", REFUSED))
-        before = await store.ledger()
-        server.command("DEL", "eir:{history}:ledger")
-        await store.record(event("list-1", REFUSED) if refused else event("list-3"))
-        now, records = await store.ledger(), [record async for batch in store.records() for record in batch]
-        assert now.number == before.number + (not refused) == len(records)
-        assert not list(chain_faults(records, await store.folds(), now))
-        assert [each.list for each in await store.history() if each.outcome == ACCEPTED] == [
-            f"list-{n}" for n in range(len(records))
-        ]
-
-    async def test_a_history_whose_ledger_was_evicted_is_trimmed_as_before(self, server, store):
-        for day in range(1, 5):
-            await store.record(event("stolen", time=f"2026-11-0{day}T00:00:00Z"))
-        server.command("DEL", "eir:{history}:ledger")
-        assert await store.trim_history("2026-11-03T00:00:00Z", 1 << 20, event(None, what="trim")) == 2
-        records = [record async for batch in store.records() for record in batch]
-        assert [record.number for record in records] == [3, 4, 5]
-        assert not list(chain_faults(records, (), await store.ledger()))
-
-    async def test_a_set_that_was_evicted_is_a_list_that_was_lost(self, server, store):
-        await store.replace("a", state(A, serial=7), A, seen=0)
-        (key,) = [key for key in keys_of(server) if b":set:" in key]
-        server.command("DEL", key)
-        assert await store.state("a") is None
-        assert await store.states() == {}
-        assert await pages_in(store) == []
-        # What is loaded next goes on from what is known.
-        stored = await store.replace("a", state(B, serial=8), B, seen=0)
-        assert (stored.generation, stored.highest_serial) == (2, 8)
-        assert await pages_in(store) == B
-
-    async def test_part_of_a_set_that_is_gone_is_no_list_either(self, server, store):
-        await store.replace("a", state(A), A, seen=0)
-        (key,) = [key for key in keys_of(server) if b":set:" in key]
-        server.command("HDEL", key, "0")
-        assert await store.state("a") is None
-
-    @pytest.mark.parametrize(
-        ("field", "value"),
-        [
-            ("state", "{"), ("state", "[]"), ("state", '{"kind": "devices"}'), ("state", json.dumps({**STATE, "serial": "7"})),
-            ("state", json.dumps({**STATE, "expires": "2026-12-01T00:00:00"})), ("state", json.dumps({**STATE, "issued": "soon"})),
-            ("state", json.dumps({**STATE, "content_digest": "x"})), ("state", json.dumps({**STATE, "signers": [7]})),
-            ("fields", "many"), ("set", b"\xff"),
-        ],
-    )  # fmt: skip
-    async def test_what_nobody_here_wrote_is_named_and_a_node_goes_on_from_memory(self, server, store, field, value):
-        await store.replace("a", state(A), A, seen=0)
-        async with Node(store, {"a": "devices"}) as node:
-            server.command("HSET", "eir:{a}:state", field, value)
-            assert await cause_of(store.state("a")) == "corrupt"
-            await until(lambda: node.follower.errors["corrupt"])
-            assert node.keys() == [1, 2, 5 * PAGE_KEYS]
-        async with Node(store, {"a": "devices"}) as late:
-            assert late.follower.missing == ("a",)
-            assert late.follower.errors["corrupt"]
-
-    async def test_a_damaged_state_keeps_no_other_list_from_being_followed(self, server, store):
-        for name in ("a", "b", "c"):
-            await store.replace(name, state(A), A, seen=0)
-        async with Node(store, {"a": "devices", "b": "devices"}) as node:
-            good = server.command("HGET", "eir:{a}:state", "state").split(b"\r\n")[1]
-            for name in ("a", "c"):  # c is none of this node's lists
-                server.command("HSET", f"eir:{{{name}}}:state", "state", "{")
-            await until(lambda: node.follower.errors["corrupt"])
-            await store.replace("b", state(B, serial=8), B, seen=1)
-            await until(lambda: node.index.lists["b"].state.serial == 8)
-            assert node.keys() == [1, 2, 5 * PAGE_KEYS]
-            assert node.follower.up
-            assert not node.follower.lost
-            await until(lambda: node.lag_s > 1)
-            async with Node(store, {"a": "devices", "b": "devices"}) as late:
-                assert late.follower.missing == ("a",)
-                assert late.index.lists["b"].state.serial == 8
-            server.command("HSET", "eir:{a}:state", "state", good)
-            await store.amend("a", state([page(0, [7]), A[1]], serial=8), [page(0, [7])], seen=1)
-            await until(lambda: node.keys() == [7, 5 * PAGE_KEYS])
-            await until(lambda: node.lag_s < 1)
-
-    async def test_a_list_named_like_the_history(self, store):
-        await store.replace("history", state(A), A, seen=0)
-        await store.record(event("history"))
-        assert await pages_in(store, "history") == A
-        assert len(await store.history()) == 1
+    monkeypatch.setattr(client, "execute_command", lost)
+    write = commit(store, head, detail="mine")
+    if cause == "conflict":
+        with pytest.raises(GenerationConflict):
+            await write
+    elif cause is not None:
+        with pytest.raises(StoreError, match="nothing was written") as caught:
+            await write
+        assert caught.value.cause == cause
+    else:
+        assert (await write)[0].generation == 2
+    details = {"done": ["", "mine"], "nothing": [""], "another write": ["", "other"], "a flush": []}[meanwhile]
+    assert [entry.change.detail for entry in await store.log("stolen", 0)] == details
 
 
-class TestNodes:
-    async def test_a_load_and_a_single_entry_reach_every_node(self, server, store):
-        async with contextlib.AsyncExitStack() as stack:
-            nodes = []
-            for _ in range(3):
-                one = await stack.enter_async_context(opened(server.url))
-                nodes.append(await stack.enter_async_context(Node(one, {"a": "devices"})))
-            await store.replace("a", state(A), A, seen=0)
-            for node in nodes:
-                await node.reaches(1)
-            touched = [page(0, [1, 2, 3])]
-            await store.amend("a", state([touched[0], A[1]]), touched, seen=1)
-            for node in nodes:
-                await node.reaches(2)
-                assert node.index.lists["a"].holds(3)
-                assert not node.follower.errors
+async def test_a_commit_that_is_sent_again_because_its_answer_was_lost(server, store):
+    head, _ = await commit(store)
+    commits = []
 
-    async def test_a_change_that_the_log_lacks_is_found_by_the_next_poll(self, server, store, monkeypatch):
-        """Trimmed before anyone read it: the follower looks at the states each second, and reads the whole list."""
-        await store.replace("a", state(A), A, seen=0)
-        async with opened(server.url) as one:
-            waits, wait = [], one.wait
+    async def serve(reader, writer):
+        far, there = await asyncio.open_connection("127.0.0.1", server.port)
 
-            async def noted(seen, timeout_s):
-                waits.append((seen["a"], timeout_s))
-                await wait(seen, timeout_s)
+        async def send():
+            while data := await reader.read(1 << 16):
+                if b"XADD" in data:
+                    commits.append(data)
+                there.write(data)
 
-            monkeypatch.setattr(writing, "_log_change", lambda pipe, stream, _: pipe.execute_command("UNLINK", stream))
-            async with Node(Altered(one, wait=noted), {"a": "devices"}) as node:
-                await until(lambda: waits)
-                await store.amend("a", state([page(0, [9]), A[1]], serial=2), [page(0, [9])], seen=1)
-                begun = len(waits)
-                await node.reaches(2)
-            assert node.keys() == [9, 5 * PAGE_KEYS]
-            assert {timeout_s for _, timeout_s in waits} == {1.0}
-            assert [seen for seen, _ in waits[begun:]].count(
-                1
-            ) <= 1  # one look may have been made just before the change
-            assert not node.follower.errors
+        sending = asyncio.create_task(send())
+        try:
+            while data := await far.read(1 << 16):
+                if len(commits) == 1:
+                    commits.append(b"the answer to the first one is dropped")
+                    return
+                writer.write(data)
+        finally:
+            sending.cancel()
+            for each in (writer, there):
+                each.transport.abort()
+            await asyncio.gather(sending, there.wait_closed(), return_exceptions=True)
 
-    async def test_an_entry_without_its_state_does_not_make_a_follower_spin(self, server, store):
-        await store.replace("a", state(A), A, seen=0)
-        server.command("XADD", "eir:{a}:changes", "9-0", "before", "8")
-        began = time.monotonic()
-        for _ in range(4):
-            await store.wait({"a": 1}, 60)
-        assert 3 * redis_store.UNCHANGED_PAUSE_S <= time.monotonic() - began < 60
-
-    async def test_an_entry_with_its_state_is_told_at_once(self, store, monkeypatch):
-        await store.replace("a", state(A), A, seen=0)
-        monkeypatch.setattr(redis_store, "UNCHANGED_PAUSE_S", 60)
-        async with asyncio.timeout(STORE_TIMEOUT_S):
-            await store.wait({"a": 0}, 60)
-
-    async def test_pages_of_a_list_that_changes_during_each_read(self, store, monkeypatch):
-        async def changed(*_):
-            raise StoreChanged("changed")
-
-        await store.replace("a", state(A), A, seen=0)
-        monkeypatch.setattr(reading, "read_each", changed)
-        with pytest.raises(StoreChanged, match="changed 5 times"):
-            await store.some_pages("a", [0])
-
-    async def test_a_flush_is_noticed_and_healed_from_a_copy(self, server, tmp_path, store):
-        copy = SqliteStore(tmp_path / "copy.sqlite")
-        await store.replace("a", state(A, serial=5), A, seen=0)
-        async with Node(store, {"a": "devices"}, copy=copy, who="node") as node:
-            await until(lambda: has_state(copy))
-            server.command("FLUSHALL")
-            await until(lambda: "store_healed" in node.said())
-            assert node.index.lists["a"].holds(1)
-            await until(lambda: not node.follower.lost)
-            assert (await store.state("a")).serial == 5
-            await store.replace("a", state(B, serial=6), B, seen=1)
-            await node.reaches(2)
-        await copy.close()
-
-    @pytest.mark.usefixtures("impatient")
-    async def test_a_server_that_comes_back_empty(self, own, tmp_path):
-        server, copy = own(), SqliteStore(tmp_path / "copy.sqlite")
-        async with opened(server.url) as store:
-            await store.replace("a", state(A), A, seen=0)
-            async with Node(store, {"a": "devices"}, copy=copy) as node:
-                await until(lambda: has_state(copy))
-                server.kill()
-                await until(lambda: node.follower.errors["refused"])
-                assert node.index.lists["a"].holds(1)
-                server.start()
-                await until(lambda: "store_healed" in node.said(), 20)
-                assert await pages_in(store) == A
-        await copy.close()
+    async with accepting(serve) as (_, port), opened(f"redis://127.0.0.1:{port}") as through:
+        assert (await commit(through, head, detail="mine"))[0].generation == 2
+    assert commits[2:], "the commit was not sent again"
+    assert [entry.change.detail for entry in await store.log("stolen", 0)] == ["", "mine"]
 
 
-async def has_state(copy):
-    return await copy.state("a") is not None
+@pytest.mark.parametrize("then", [("DEL", "eir:{stolen}:base:a"), ("RPOP", "eir:{stolen}:base:a"), ("FLUSHALL",)])
+async def test_staged_parts_that_vanish(server, store, then):
+    head, _ = await commit(store)
+    await store.stage("stolen", "a", [b"x", b"y"])
+    server.command(*then)
+    change = commit(store, None if then == ("FLUSHALL",) else head, base_id="a", base_parts=2)
+    with pytest.raises(StoreError, match="nothing was written: try again") as caught:
+        await change
+    assert caught.value.cause == "staging_lost"
+    assert dict(await store.heads()) == ({} if then == ("FLUSHALL",) else {"stolen": head})
 
 
 class TestUrls:
@@ -737,7 +464,7 @@ class TestUrls:
             monkeypatch.setattr("redis.asyncio.retry.sleep", sleep)
             for _ in range(20):
                 async with opened(url) as store:
-                    assert await cause_of(store.states()) == "refused"
+                    assert await cause_of(store.heads()) == "refused"
         tries = 1 + redis_url.RETRIES
         assert len(came) == 20 * tries
         assert len(set(pauses)) > 20
@@ -850,14 +577,14 @@ class TestTls:
         ours = f"{base}&cert_file={tmp_path / 'client.pem'}&key_file={tmp_path / 'client.key'}"
         async with opened(ours) as store:
             for name in "abc":
-                await store.replace(name, state(A), A, seen=0)
-                assert await pages_in(store, name) == A
+                await commit_base(store, name=name)
+            assert [*await store.heads()] == ["a", "b", "c"]
         async with opened(base) as without:
-            assert await cause_of(without.states()) in {"refused", "timeout", "clusterdown"}
+            assert await cause_of(without.heads()) in {"refused", "timeout", "clusterdown"}
         other = trustme.CA()
         other.cert_pem.write_to_path(tmp_path / "ca.pem")
         async with opened(ours) as deceived:
-            assert await cause_of(deceived.states()) in {"refused", "clusterdown"}
+            assert await cause_of(deceived.heads()) in {"refused", "clusterdown"}
 
 
 @pytest.mark.usefixtures("impatient")
@@ -878,22 +605,20 @@ async def test_a_master_that_sentinel_names_and_a_failover(own, tmp_path):
     known = b"num-other-sentinels\r\n$1\r\n2"
     await until(lambda: all(known in watcher.command("SENTINEL", "MASTER", "lists") for watcher in watchers), 30)
     async with opened(f"redis+sentinel://{hosts}/lists") as store:
-        await store.replace("a", state(A), A, seen=0)
-        async with Node(store, {"a": "devices"}) as node:
-            master.kill()
-            await until(lambda: node.follower.errors, 20)
+        head, _ = await commit(store)
+        master.kill()
+        assert await cause_of(store.heads()) in {"refused", "timeout"}
 
-            async def promoted():
-                try:
-                    await store.replace("a", state(B, serial=2), B, seen=1)
-                except StoreError:
-                    return False
-                return True
+        async def promoted():
+            try:
+                await commit(store, head)
+            except StoreError:
+                return False
+            return True
 
-            await until(promoted, 40)
-            assert b"role:master" in replica.command("INFO", "replication")
-            await until(lambda: node.generation() == 2, 20)
-            assert node.index.lists["a"].holds(3)
+        await until(promoted, 40)
+        assert b"role:master" in replica.command("INFO", "replication")
+        assert (await store.heads())["stolen"].generation == 2
 
 
 async def test_sentinels_that_are_asked_at_the_same_time_all_stay_known(own, tmp_path):
@@ -902,7 +627,7 @@ async def test_sentinels_that_are_asked_at_the_same_time_all_stay_known(own, tmp
     config.write_text(f"sentinel monitor lists 127.0.0.1 {master.port} 1\n")
     watcher = own(folder=tmp_path, sentinel=config)
     async with opened(f"redis+sentinel://127.0.0.1:{away},127.0.0.1:{watcher.port}/lists") as store:
-        await asyncio.gather(*(store.replace(name, state(A), A, seen=0) for name in "abcdef"))
+        await asyncio.gather(*(commit(store, name=name) for name in "abcdef"))
         known = [client.connection_pool.connection_kwargs["port"] for client in store.link._sentinel.sentinels]
         assert sorted(known) == sorted([away, watcher.port])
 
@@ -923,31 +648,22 @@ async def test_a_cluster_of_three(own):
         30,
     )
     names = ["a", "b", "c", "history", "stolen-national"]
-    async with opened(f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}") as store:
-        for name in names:
-            await store.replace(name, state(A), A, seen=0)
-            await store.replace(name, state(B, serial=2), B, seen=1)
-            await store.record(event(name))
-        assert all(b"eir:" in node.command("KEYS", "eir:{*}:state") for node in nodes)
-        async with Node(store, dict.fromkeys(names, "devices")) as node:
-            for name in names:
-                await store.amend(name, state([page(0, [9]), B[1]], serial=3), [page(0, [9])], seen=2)
-                await node.reaches(3, name)
-                await store.rollback(name, seen=3)
-                await node.reaches(4, name)
-            assert not node.follower.errors
-            assert len(await store.history()) == len(names)
-            assert await store.claim("inbox", "me", 5)
-            # A slot that moves to another node, with nothing in the way of the next read.
-            slot = int(nodes[0].command("CLUSTER", "KEYSLOT", "eir:{moved}:state")[1:])
-            owner = next(n for n in nodes if b"MOVED" not in n.command("HLEN", "eir:{moved}:state"))
-            target = next(n for n in nodes if n is not owner)
-            identity = target.command("CLUSTER", "MYID").split(b"\r\n")[1]
-            for n in nodes:
-                assert n.command("CLUSTER", "SETSLOT", slot, "NODE", identity) == b"+OK\r\n"
-            await store.replace("moved", state(A), A, seen=0)
-            assert await pages_in(store, "moved") == A
-            assert b"eir:{moved}:state" in target.command("KEYS", "eir:{moved}:state")
+    url = f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}"
+    async with opened(url) as store, opened(url) as reader:
+        heads = {name: (await commit_base(store, name=name))[0] for name in names}
+        assert all(b"eir:" in node.command("KEYS", "eir:{*}:head") for node in nodes)
+        assert await reader.heads() == heads
+        assert await store.claim("inbox", "me", 5)
+        # A slot that moves to another node, with nothing in the way of the next read or write.
+        slot = int(nodes[0].command("CLUSTER", "KEYSLOT", "eir:{moved}:head")[1:])
+        owner = next(n for n in nodes if b"MOVED" not in n.command("HLEN", "eir:{moved}:head"))
+        target = next(n for n in nodes if n is not owner)
+        identity = target.command("CLUSTER", "MYID").split(b"\r\n")[1]
+        for n in nodes:
+            assert n.command("CLUSTER", "SETSLOT", slot, "NODE", identity) == b"+OK\r\n"
+        head, _ = await commit_base(store, name="moved")
+        assert await reader.heads() == {**heads, "moved": head}
+        assert b"eir:{moved}:head" in target.command("KEYS", "eir:{moved}:head")
 
 
 class TestOneOfSeveralHangs:
@@ -960,20 +676,20 @@ class TestOneOfSeveralHangs:
 
     async def in_time(self, url):
         async with opened(url) as store, asyncio.timeout(STORE_TIMEOUT_S):
-            assert "a" in await store.states()
+            assert "stolen" in await store.heads()
 
     async def test_a_sentinel(self, redis_of):
         with groups.Watched(redis_of, sentinels=1) as watched, contextlib.ExitStack() as stack:
             async with opened(watched.url) as store:
-                await store.replace("a", state(A), A, seen=0)
+                await commit(store)
             holes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
             await self.in_time(watched.url.replace("//", "//" + "".join(f"127.0.0.1:{port}," for port in holes)))
 
     async def test_a_node_of_a_cluster(self, redis_of):
         with groups.Cluster(redis_of, "--cluster-require-full-coverage", "no") as cluster:
             async with opened(cluster.url) as store:
-                await store.replace("a", state(A), A, seen=0)
-            needed = {cluster.owner(key) for key in ("eir:{a}:state", "eir:lists")}
+                await commit(store)
+            needed = {cluster.owner(key) for key in ("eir:{stolen}:head", "eir:lists")}
             (other, *_) = set(cluster.nodes) - needed
             other.pause()
             try:
@@ -988,78 +704,6 @@ def redis_of():
     return servers.programs()["redis"]
 
 
-def test_the_form_of_a_state_is_json_for_other_readers(server):
-    async def write():
-        async with opened(server.url) as store:
-            await store.replace("a", state(A, serial=42), A, seen=0)
-
-    asyncio.run(write())
-    text = server.command("HGET", "eir:{a}:state", "state").split(b"\r\n")[1]
-    assert json.loads(text)["serial"] == 42
-
-
-def test_a_page_that_is_not_there_is_left_out():
-    assert reading.build_pages([5, 6, 7], [None, None, b"kk", b"x", b"", b"T"], plain=False) == [
-        Page(6, b"kk", b"x"),
-        Page(7, b"", b"T"),
-    ]
-    assert reading.build_pages([5, 6], [None, b"kk"], plain=True) == [Page(6, b"kk")]
-
-
-class TestReadingTheNames:
-    """Of a list's pages: HSCAN leaves out the values where it can, which Redis 7.0 and 7.2 cannot."""
-
-    @pytest.fixture
-    def scans(self, monkeypatch):
-        """As on Redis 7.2: the arguments of each HSCAN that was tried."""
-        tried, execute = [], redis.asyncio.Redis.execute_command
-
-        async def older(client, command, *args, **options):
-            if command == "HSCAN":
-                tried.append(args)
-                if "NOVALUES" in args:
-                    raise fault.ResponseError("syntax error")
-            return await execute(client, command, *args, **options)
-
-        monkeypatch.setattr(redis.asyncio.Redis, "execute_command", older)
-        return tried
-
-    @pytest.mark.parametrize("pages", [A, B])
-    async def test_where_values_come_with_them(self, store, scans, pages):
-        await store.replace("a", state(pages), pages, seen=0)
-        assert await pages_in(store) == pages
-        assert ["NOVALUES" in args for args in scans] == [True, False]
-        assert await pages_in(store) == pages
-        assert ["NOVALUES" in args for args in scans] == [True, False, False]
-
-    async def test_another_fault_is_one(self, server, store):
-        await store.replace("a", state(A), A, seen=0)
-        server.command("ACL", "SETUSER", "default", "-hscan")
-        try:
-            assert await cause_of(pages_in(store)) == "noperm"
-        finally:
-            server.command("ACL", "SETUSER", "default", "+@all")
-        assert await pages_in(store) == A
-
-    async def test_in_many_steps(self, store):
-        many = pages_of(range(0, 5 * reading.SCAN_COUNT * PAGE_KEYS, PAGE_KEYS))
-        await store.replace("a", state(many), many, seen=0)
-        assert await pages_in(store) == many
-
-    async def test_a_list_that_changes_between_names_and_pages_is_not_mixed(self, store, monkeypatch):
-        await store.replace("a", state(B), B, seen=0)
-        numbers = reading.read_numbers
-
-        async def then_changed(*args):
-            found = await numbers(*args)
-            after = [page(0, [9]), B[1]]
-            await store.amend("a", state(after, serial=2), [after[0]], seen=1)
-            return found
-
-        monkeypatch.setattr(reading, "read_numbers", then_changed)
-        assert await cause_of(pages_in(store)) == "changed"
-
-
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -1072,7 +716,7 @@ class TestReadingTheNames:
 async def test_a_fault_is_reported_without_details_of_python(url, says):
     async with opened(url) as store:
         with pytest.raises(StoreError) as caught:
-            await store.state("stolen")
+            await store.heads()
     text, _, advice = str(caught.value).partition("; ")
     assert says in text
     server = url.removesuffix("/eir").replace("+sentinel", "").replace("+cluster", "")
@@ -1089,7 +733,7 @@ async def test_a_fault_is_reported_without_details_of_python(url, says):
     ],
 )
 def test_faults_without_a_text(error, says):
-    assert link.error_text(error) == says
+    assert redis_link.error_text(error) == says
 
 
 @pytest.mark.parametrize(
@@ -1109,6 +753,5 @@ async def test_a_redis_that_strangers_can_write_to_is_reported(own, tmp_path, us
     async with opened(
         f"redis://loader:loading@127.0.0.1:{server.port}", report=lambda what, **_: said.append(what)
     ) as store:
-        await store.replace("a", state(A), A, seen=0)
-        assert await pages_in(store) == A
+        await commit(store)
     assert said == ["store_unprotected"] * warned

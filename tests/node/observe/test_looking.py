@@ -85,7 +85,8 @@ def test_status_is_for_nagios(watched, tmp_path):
     "command",
     [
         ("peer", "disable", "mme"), ("drain",), ("reload",), ("add", "stolen", LISTED), ("sightings", "forget", "--imsi", "1"), ("serve",), ("config",),
-        ("history", "--export", "/tmp/x"), ("history", "--export=/tmp/x"), ("check", LISTED, "-c", "/etc/passwd"), ("status", "-c/etc/passwd"),
+        ("history", "--export", "/tmp/x"), ("history", "--export=/tmp/x"), ("history", "import", "/tmp/x"), ("history", "--json", "import", "/tmp/x"),
+        ("history", "--verify", "--with", "/tmp/x"), ("check", LISTED, "-c", "/etc/passwd"), ("status", "-c/etc/passwd"),
         ("show", "stolen", "-o", "/tmp/x"), ("check", "--", LISTED), ("-c", "x", "status"), (), ("seen", UNLISTED, "--config=x"),
         ("lists", "reset-serial", "stolen", "--reason", "x"), ("lists", "--json", "reset-serial", "stolen"), ("lists", "reset-serial"),
     ],
@@ -134,7 +135,7 @@ def test_no_option_gets_through_that_is_not_meant_to():
         command = typer.main.get_command(command_line(word)).commands[word]
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
         assert READ_ONLY[word] - {"-h", "--help"} <= options
-        assert options - READ_ONLY[word] <= {"-c", "--config", "--export", "--reason"}
+        assert options - READ_ONLY[word] <= {"-c", "--config", "--export", "--reason", "--with"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody of the group, and somebody who is not")

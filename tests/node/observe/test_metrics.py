@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from eir.lists.log.change import Head
+from eir.node.observe.lately import release_metrics
 from eir.node.observe.metrics import (
     FAMILIES,
     TICKS,
@@ -142,3 +145,15 @@ def test_processor_time_is_that_of_user_and_system_in_seconds():
     before = sum(used())
     shown = usage_metrics(os.getpid())["eir_process_cpu_seconds_total"]["front",]
     assert before - 2 / TICKS <= shown <= sum(used()) + 2 / TICKS
+
+
+def test_release_times_are_those_of_the_head():
+    """The interval counts from the fourth release on, so that an overdue one is not one of a list that has just begun."""
+    hours = [f"2026-12-01T{hour:02d}:00:00Z" for hour in (1, 2, 3, 9)]
+    heads = {"hourly": Head(releases=tuple(hours)), "new": Head(releases=tuple(hours[:3])), "own": Head()}
+    found = release_metrics(heads)
+    assert found["eir_release_interval_seconds"] == {("hourly",): 3600.0}
+    last = found["eir_release_last_accepted_timestamp_seconds"]
+    assert last == {
+        (name,): datetime.fromisoformat(time).timestamp() for name, time in (("hourly", hours[3]), ("new", hours[2]))
+    }

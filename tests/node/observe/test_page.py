@@ -20,8 +20,9 @@ from colours import contrast
 from simulated.node import LISTED, until
 from simulated.patience import PROGRAM_S
 
+from eir.lists.log.change import Head
+from eir.lists.log.journal import JournalEvent
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, PAIRS, SUBSCRIBERS
-from eir.lists.record.store import Event, ListState
 from eir.node.observe import alerts
 from eir.node.observe import page as pages
 from eir.node.observe.alerts import PeerTraffic, alert_of
@@ -54,11 +55,11 @@ PEER = {
 
 
 def shown(**changes):
-    state = ListState(
-        kind="devices", serial=7, generation=7, highest_serial=7, release_digest="0" * 64, entries=61234, issued="2026-11-20T00:00:00Z",
+    state = Head(
+        kind="devices", serial=7, generation=7, highest_serial=7, release="0" * 64, entries=61234, issued="2026-11-20T00:00:00Z",
         expires="2026-12-04T00:00:00Z", signers=("register@agency.example SHA256:abc",), loaded_at="2026-11-20T01:00:00Z",
     )  # fmt: skip
-    refused = Event(
+    refused = JournalEvent(
         time="2026-11-28T11:00:00Z",
         who="carol@host",
         what="refuse",
@@ -183,11 +184,13 @@ def test_a_peer_has_its_rate_and_its_share_of_errors_and_silent_peers_are_named(
 
 def test_the_last_five_entries_of_the_history_the_newest_first():
     events = [
-        Event(time=f"2026-11-28T0{hour}:00:00Z", who="dave@host", what="load", list="stolen", serial=hour, outcome="accepted")
+        JournalEvent(time=f"2026-11-28T0{hour}:00:00Z", who="dave@host", what="load", list="stolen", serial=hour, outcome="accepted")
         for hour in range(1, 8)
     ]  # fmt: skip
     events.append(
-        Event(time="2026-11-28T09:00:00Z", who="<b>", what="reload", outcome="accepted", detail="<i>" + 300 * "x")
+        JournalEvent(
+            time="2026-11-28T09:00:00Z", who="<b>", what="reload", outcome="accepted", detail="<i>" + 300 * "x"
+        )
     )
     text = page(shown(events=events, refusals=[], peers=[PEER])).body.decode()
     entries = re.findall('data-is="Entry"><span>(.*?)<', text)
@@ -211,7 +214,7 @@ IMSI = "262019876543210"
 )
 def test_history_and_refusals_show_identifiers_as_privacy_says(kind, detail, short):
     state = replace(shown().lists["stolen"], kind=kind)
-    event = Event(
+    event = JournalEvent(
         time="2026-11-28T11:00:00Z", who="dave@host", what="add", list="stolen", outcome="refused", detail=detail
     )
     content = {"lists": {"stolen": state}, "events": [event], "refusals": [event], "peers": [PEER]}
@@ -514,7 +517,7 @@ async def test_60_connections_guess_20_passwords_and_are_named(site):
 @in_chromium
 def test_everybody_can_use_it_in_light_and_dark_and_on_a_narrow_screen(tmp_path):
     """WCAG, by axe-core; and 1.4.10: nothing is wider than the screen."""
-    load = Event(
+    load = JournalEvent(
         time="2026-11-20T01:00:00Z", who="operator@host.core.example", what="load", list="stolen", outcome="ok"
     )
     long = shown(

@@ -14,7 +14,7 @@ from simulated.wire import ecr
 from eir import __version__
 from eir.errors import EirError
 from eir.interfaces.s13.lane import COMPILED, LANE
-from eir.lists.record.store import ListState
+from eir.lists.log.change import Head
 from eir.node.observe import status
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.control import ask as control
@@ -230,8 +230,7 @@ def test_peers_that_are_missing_or_disabled_are_named(node):
 def test_two_workers_are_one_node(node):
     """The list that fewer have counts, peers and checks are summed, and workers that differ are out of step."""
     older, newer = (
-        ListState(kind="devices", serial=n, generation=n, highest_serial=n, release_digest="", entries=n)
-        for n in (1, 2)
+        Head(kind="devices", serial=n, generation=n, highest_serial=n, release="", entries=n) for n in (1, 2)
     )
     (one,), (other,) = reports(lists={"stolen": newer}, checks=3), reports(lists={"stolen": older}, checks=4)
     said = node.document([one, other])
@@ -289,7 +288,7 @@ def test_connections_that_are_over_are_one_row_whichever_workers_had_them():
 
 
 async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(node, told):
-    stolen = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="", entries=1)
+    stolen = Head(kind="devices", serial=1, generation=1, highest_serial=1, release="", entries=1)
     node.log_readiness(reports(missing=["stolen"]))
     assert told == [("serving", "list stolen has never been loaded")]
     assert (await shown(node, reports(missing=["stolen"]))).status == 503
@@ -393,6 +392,8 @@ def test_changes_of_a_local_list_are_no_releases(site):
     assert shown == {"eir_releases_total{list=stolen,outcome=accepted}"}
     forced = "eir_release_last_forced_timestamp_seconds{list=own}"
     assert forced not in node.metrics()
+    limited = {"local": True, "growth_max": "1%", "change_min": 0}
+    site.configure(lists=site.settings["lists"] | {"own": limited})
     site.eir("add", "own", UNLISTED, "--reason", "lost", "--force")  # which is to be seen for a day
     assert until(lambda: node.metrics().get(forced, 0)) > 1.7e9
     assert node.metrics()["eir_releases_total{list=own,outcome=forced}"] == 1

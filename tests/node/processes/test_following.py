@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from simulated.node import LISTED, UNLISTED, children, until, until_async
-from simulated.store_content import pages_of, state
+from simulated.store_content import state
 from simulated.wire import HOST
 from test_supervisor import PID, PlayedProcess, lines, serving  # noqa: F401  # a fixture
 from test_workers import BLACK, WHITE, ask, crew, loaded  # noqa: F401  # fixtures
 
 from eir.lists.images.image import Image
-from eir.lists.images.imaging import image_of
+from eir.lists.images.table_image import image_of
+from eir.lists.table.columns import rows_of
+from eir.lists.table.table import table_of
 from eir.node.processes.channel import Channel, pair
 from eir.node.processes.following import Following
 from eir.node.processes.setup import Listed, send_list
@@ -23,8 +25,8 @@ FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
 
 
 def listed(name, *keys, serial=1, kind="devices"):
-    pages = pages_of(keys)
-    return Listed(name, kind, state(pages, serial=serial, generation=serial)), image_of(pages)
+    table = table_of(rows_of(keys))
+    return Listed(name, kind, state(table, serial=serial, generation=serial)), image_of(table)
 
 
 class TestOnTheWay:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eir.lists.record.store import REFUSED
+from eir.lists.log.journal import REFUSED
 from eir.lists.sources.inbox import WAITING
 from eir.lists.sources.pull import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, Pulled
 from eir.node.processes import pulling
@@ -56,7 +56,7 @@ async def test_a_list_that_another_process_of_this_host_pulls_is_left_to_it(tmp_
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        pulled = await pull_once(SimpleNamespace(state=tmp_path), "stolen", "", None)
+        pulled = await pull_once(SimpleNamespace(state=tmp_path), "stolen", "", None, pytest.fail)
     assert (pulled.outcome, pulled.detail) == (ELSEWHERE, "another process on this host is pulling it")
 
 

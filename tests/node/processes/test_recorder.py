@@ -9,9 +9,10 @@ import pytest
 from simulated.node import until_async
 from test_supervisor import PID, PlayedProcess
 
-from eir.lists.images.imaging import image_of
+from eir.lists.images.table_image import image_of
+from eir.lists.log.change import Head
 from eir.lists.record.settings import DEVICES
-from eir.lists.record.store import ListState
+from eir.lists.table.table import EMPTY
 from eir.node.processes.recorder import Recorded
 from eir.node.processes.setup import Listed
 from eir.sightings.settings import SightingsSettings, Webhook
@@ -42,8 +43,8 @@ async def test_only_events_that_are_sent_are_searched_for(webhook, searches):
     """Without a receiver no event leaves the queue, and the recorder would wait for that for good, at idle priority."""
     settings = SightingsSettings(webhook=webhook)
     recorded = Recorded(SimpleNamespace(store="sqlite"), settings, None, lambda *_, **__: None)
-    state = ListState(kind=DEVICES, serial=1, generation=1, highest_serial=1, release_digest="")
-    recorded.note_list(Listed("stolen", DEVICES, state), image_of([]), is_change=True)
+    state = Head(kind=DEVICES, serial=1, generation=1, highest_serial=1, release="")
+    recorded.note_list(Listed("stolen", DEVICES, state), image_of(EMPTY), is_change=True)
     searched, is_greeted = [], asyncio.Event()
 
     def search(listed, memory):

@@ -9,12 +9,12 @@ import socket
 import subprocess
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from simulated.node import LISTED, TRACKED, UNLISTED, fields, until, until_async
+from simulated.store_content import Lists
 from simulated.wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
 from eir.__main__ import LARGE_PAGES, TUNABLES
@@ -42,8 +42,7 @@ async def _changed(site, serial):
     """The list is in the store with another serial, and the same entries."""
     config = load_config(site.path)
     store = open_store(config.store, config.state)
-    found = await store.state("stolen")
-    await store.amend("stolen", replace(found, serial=serial), [], seen=found.generation)
+    await Lists(store).change(name="stolen", what="load", state={"serial": serial, "highest_serial": serial})
     await store.close()
 
 

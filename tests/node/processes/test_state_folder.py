@@ -17,8 +17,8 @@ from typer.main import get_command
 from eir import __version__
 from eir.cli.app import EXAMPLES, command_line
 from eir.errors import EirError, SetupFault, silent
+from eir.lists.log.change import Head
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
-from eir.lists.record.store import NO_LIST
 from eir.node.observe.alerts import alert_of
 from eir.node.observe.control import RUNNING, SOCKET_NAME, STOPPING
 from eir.node.observe.status import WorkerReport
@@ -77,35 +77,29 @@ def test_a_running_node_is_reported_at_once_and_the_end_of_an_ending_node_is_awa
     os.close(held)
 
 
-def forms(folder):
-    """Take a folder; returns what is said meanwhile, and what its file holds then."""
-    said = []
-    state_folder.upgrade_form(folder, lambda event, **fields: said.append((event, fields["detail"])))
-    return said, (folder / "form").read_text()
+def form_after_a_start(folder):
+    state_folder.write_form(folder)
+    return (folder / "form").read_text()
 
 
-def test_a_new_folder_has_this_programs_form_and_no_message(tmp_path):
-    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
-    assert forms(tmp_path)[0] == []
-
-
-@pytest.mark.parametrize("left", [None, "", "\0\0\0\0", "junk 0.0.1"])
-def test_an_older_folder_is_converted_and_each_change_is_reported(tmp_path, left):
+@pytest.mark.parametrize("left", [None, "", "\0\0\0\0", "junk 0.0.1", f"{state_folder.FORM} 0.0.1\n"])
+def test_a_folder_gets_this_programs_form(tmp_path, left):
     """A file that a power cut has left broken is no reason not to start."""
-    state_folder.next_origin_state_id(tmp_path)
     if left is not None:
         (tmp_path / "form").write_text(left)
-    ((event, detail),), written = forms(tmp_path)
-    assert (event, written) == ("state_upgraded", f"{state_folder.FORM} {__version__}\n")
-    assert f"has form 0, and is converted to form {state_folder.FORM}: " in detail
-    assert all(change in detail for change in state_folder.CHANGES.values())
-    assert set(state_folder.CHANGES) == set(range(1, state_folder.FORM + 1))
+    assert form_after_a_start(tmp_path) == f"{state_folder.FORM} {__version__}\n"
 
 
-def test_another_version_of_the_same_form_is_stored_without_a_message(tmp_path):
-    state_folder.next_origin_state_id(tmp_path)
-    (tmp_path / "form").write_text(f"{state_folder.FORM} 0.0.1\n")
-    assert forms(tmp_path) == ([], f"{state_folder.FORM} {__version__}\n")
+@pytest.mark.parametrize("left", ["form", "copy.sqlite"])
+def test_an_older_folder_is_refused_with_the_way_to_its_lists(site, left):
+    site.state.mkdir()
+    (site.state / left).write_text("1 0.0.1\n" if left == "form" else "")
+    said = " ".join(site.eir("serve", status=2).stderr.split())
+    assert (
+        f"this is eir {__version__}, which knows form {state_folder.FORM}; write each list to a file with that version (eir export)"
+        in said
+    )
+    assert "(eir load, eir add --file)" in said
 
 
 def test_an_older_program_leaves_a_newer_folder_alone_and_names_both(site):
@@ -121,7 +115,7 @@ BECAUSE = ("--reason", "x")
 OPENS = {
     "check": [LISTED], "why": [LISTED], "load": ["x.manifest.json"], "inbox": [], "pull": [], "acknowledge": ["--key"], "show": ["stolen"],
     "export": ["stolen"], "history": [], "rollback": ["stolen"], "add": ["stolen", LISTED, *BECAUSE], "remove": ["stolen", LISTED, *BECAUSE],
-    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
+    "audit": ["RELEASE", "--sightings"], "seen": [LISTED], "lists": [], "lists abandon": ["own", *BECAUSE], "lists reset-serial": ["stolen", "--to", "1", *BECAUSE],
     "sightings": [], "sightings forget": ["--imsi", "001010123456789"], "sightings import": ["x.csv"], "sightings export": [],
     "backup": ["eir.tar"], "restore": ["eir.tar"], "tamper report": [], "tamper show": [LISTED], "tamper confirm": [LISTED, *BECAUSE], "tamper clear": [LISTED, *BECAUSE], "tamper forget-decision": [LISTED, *BECAUSE], "tamper export": [], "figures": ["--month", "2026-11"], "first-seen import": ["x.csv"], "first-seen undo": [],
 }  # fmt: skip
@@ -188,7 +182,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
     def older(serial, highest, resets=0):
         """As a node that starts sees a store with this list."""
         state = replace(
-            NO_LIST, kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
+            Head(), kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
         )
         node = Acknowledging(lambda: config, None, None, report=silent)
         node.update([replace(REPORT, lists={"stolen": state})])
@@ -218,7 +212,7 @@ def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
 
     def look(**serials):
         lists = {
-            name: replace(NO_LIST, kind="devices", serial=serial, generation=serial, highest_serial=serial)
+            name: replace(Head(), kind="devices", serial=serial, generation=serial, highest_serial=serial)
             for name, serial in serials.items()
         }
         node.update([replace(REPORT, lists=lists)])
@@ -229,6 +223,6 @@ def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
     save_mark(tmp_path, "other", (0, 3))
     assert look(stolen=6, third=1) == {"stolen": 7, "other": 3, "third": 1}
     save_mark(tmp_path, "stolen", (0, 2))
-    assert load_in_force(tmp_path)["stolen"][:2] == (6, NO_LIST.content_digest)
+    assert load_in_force(tmp_path)["stolen"][:2] == (6, Head().content)
     assert look(stolen=7, other=3, third=1) == {"stolen": 7, "other": 3, "third": 1}
     assert all(entry.since for entry in load_in_force(tmp_path).values())

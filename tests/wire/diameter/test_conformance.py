@@ -24,7 +24,7 @@ from simulated import sctp_wire
 from simulated.certificates import Authority
 from simulated.lanes import Kept
 from simulated.patience import PATIENCE_S
-from simulated.store_content import pages_of, put
+from simulated.store_content import put
 from simulated.wire import (
     APP,
     EIR,
@@ -55,7 +55,8 @@ from eir.interfaces.s13.application import ECR, S13, s13_application
 from eir.interfaces.s13.dictionary import DICTIONARY
 from eir.interfaces.s13.service import REPLIES, S13Service
 from eir.lists.images.index import Index
-from eir.lists.record.store import ListState
+from eir.lists.log.change import Head
+from eir.lists.table.columns import rows_of
 from eir.wire.diameter.client import connect
 from eir.wire.diameter.message import Reply
 from eir.wire.diameter.node import Identity, Limits, Node, PeerSettings
@@ -77,8 +78,8 @@ def checker(**policy) -> Checker:
     """Over one list that holds LISTED."""
     index = Index({"stolen": "devices"})
     key = device_key(LISTED)
-    state = ListState(kind="devices", serial=1, generation=1, highest_serial=1, release_digest="")
-    put(index, "stolen", state, pages_of([key]))
+    state = Head(kind="devices", serial=1, generation=1, highest_serial=1, release="")
+    put(index, "stolen", state, rows_of([key]))
     settings = PolicySettings(
         **{"rules": (Rule(list="stolen", answer=Status.BLACKLISTED),), "no_identity": None, "bad_identity": None}
         | policy
