@@ -125,7 +125,7 @@ class _FollowerProcess:
             )  # fmt: skip
         self._follower: LogFollower[Image] = LogFollower(
             self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal, keep=self._keep, learned=self._learned,
+            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned,
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -198,7 +198,8 @@ class _FollowerProcess:
         """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
         give_up = time.monotonic() + RECORDED_S
         if not self._journal.has(name, change):
-            self._follower.poll()
+            with suppress(EirError, OSError):  # the next round of the follower reports it
+                await self._follower.record(name)
         while not self._journal.has(name, change):
             if time.monotonic() > give_up:
                 return False
@@ -255,7 +256,7 @@ class _FollowerProcess:
         learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
         return {name: settings.kind for name, settings in self._config.lists.items()} | learned
 
-    def _keep(self, name: str) -> int:
+    def _kept_releases(self, name: str) -> int:
         """Return the number of earlier releases of a list that stay available."""
         settings = self._config.lists.get(name)
         return KEEP if settings is None else settings.keep
