@@ -4,7 +4,7 @@ The supervisor reads the configuration, passes it to all processes, and replaces
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.config import Config, config_after_reload, load_config, needs_restart
@@ -18,9 +18,6 @@ from eir.wire.web.verifier import keys_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
-
-CERTIFICATE_WARNED = timedelta(days=14)
-"""Time before the expiry of the node's certificate from which `eir status` has a warning, as in the alert."""
 
 
 class Loaded(NamedTuple):

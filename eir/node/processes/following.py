@@ -442,7 +442,7 @@ class Followed:
         lag_s = max(0.0, time.monotonic() - status.in_step_at)
 
         def flags(names: Collection[str]) -> dict[metrics.Labels, float]:
-            return {(name,): float(name in names) for name in {*self._lists, *names}}
+            return {(name,): float(name in names) for name in dict.fromkeys([*self._lists, *names])}
 
         own: metrics.Snapshot = {
             "eir_store_up": {(): float(status.store_up)},
