@@ -62,13 +62,11 @@ class RecentMetrics:
     def update(self, snapshot: Snapshot, now: float) -> None:
         """Store the node's current metrics in place of the previous ones.
 
-        Of the Diameter messages, which have the most samples, only requests for a check are stored. Samples of CHECKS get an empty
-        label `probe` if they have none.
+        Of the Diameter messages, which have the most samples, only requests for a check are stored.
         """
         messages = snapshot.get(MESSAGES, {})
         requests = {labels: count for labels, count in messages.items() if labels[1:] == CHECK_REQUEST}
-        checks = {(*labels, "")[:5]: count for labels, count in snapshot.get(CHECKS, {}).items()}
-        self._metrics = {**snapshot, MESSAGES: requests, CHECKS: checks, "up": {("eir",): 1.0}}
+        self._metrics = {**snapshot, MESSAGES: requests, "up": {("eir",): 1.0}}
         self.now = now
 
     def end_minute(self) -> None:
@@ -76,8 +74,8 @@ class RecentMetrics:
         rises = self._rises_since_noted()
         self._rises.append(rises)
         checks: dict[Labels, float] = defaultdict(float)
-        for (status, *_, probe), count in rises.get(CHECKS, {}).items():
-            checks[status, "", "", "", probe] += count
+        for labels, count in rises.get(CHECKS, {}).items():
+            checks[*labels[:1], "", "", "", *labels[4:]] += count
         self._checks.append(checks)
         self._noted = {name: dict(samples) for name, samples in self._metrics.items() if name in _COUNTERS}
 

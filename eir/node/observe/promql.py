@@ -133,7 +133,11 @@ class _Parser:
             samples = metrics.rises(name, window_s, offset_s) if window_s else metrics.values(name, offset_s)
             for label, matches, pattern in matchers:
                 position = labels.index(label)
-                samples = {values: value for values, value in samples.items() if matches(pattern, values[position])}
+                samples = {
+                    values: value
+                    for values, value in samples.items()
+                    if matches(pattern, "".join(values[position : position + 1]))
+                }
             return {tuple(zip(labels, values, strict=False)): value / divisor for values, value in samples.items()}
 
         return select
