@@ -6,19 +6,23 @@ SELECT device, subscriber, CAST(place AS INTEGER) AS sim, first_seen, last_seen 
     SELECT *, CASE WHEN first_seen < MAX(last_seen) OVER (PARTITION BY device ORDER BY first_seen, subscriber ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) THEN 1 ELSE 0 END AS is_beside
     FROM uses WHERE NOT subscriber IS NULL AND CAST(first_seen AS DATE) < CAST(last_seen AS DATE)) AS regular) AS ranked
 WHERE is_shared = 1 AND place <= 100
--- sources: Pairs of an origin and a peer that sends its checks. A peer that sends less than a tenth of an origin's rows is no evidence (`counts` 0).
-SELECT *, CASE WHEN n * 10 >= SUM(n) OVER (PARTITION BY origin) AND {believed_source} THEN 1 ELSE 0 END AS counts, CAST(ROW_NUMBER() OVER (ORDER BY origin, peer) AS INTEGER) AS source
+-- sources: Pairs of an origin and a peer that sends its checks, each with a number, and the number of the origin. A peer that sends less than a tenth of an origin's rows is no evidence (`counts` 0).
+SELECT *, CASE WHEN n * 10 >= SUM(n) OVER (PARTITION BY origin) AND {believed_source} THEN 1 ELSE 0 END AS counts, CAST(ROW_NUMBER() OVER (ORDER BY origin, peer) AS INTEGER) AS source, CAST(DENSE_RANK() OVER (ORDER BY origin) AS INTEGER) AS o
 FROM (SELECT origin_host AS origin, COALESCE(peer, origin_host) AS peer, MIN(COALESCE(origin_realm, '')) AS realm, COUNT(*) AS n FROM sightings WHERE NOT origin_host IS NULL GROUP BY 1, 2) AS counted
--- origins: Each origin with a number, and its operator by the peer that sends most of its rows.
-SELECT origin, realm, CAST(ROW_NUMBER() OVER (ORDER BY origin) AS INTEGER) AS o FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY origin ORDER BY n DESC, peer) AS place FROM sources) AS ranked WHERE place = 1
--- steps: Checks of shared devices in order: the previous SIM, origin and version of the device (`dev_`), and the previous origin and version of this SIM (`own_`). Version 00 is no version.
+-- origins: Operator of each origin, by the peer that sends most of its rows.
+SELECT origin, realm, o FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY origin ORDER BY n DESC, peer) AS place FROM sources) AS ranked WHERE place = 1
+-- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
+SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size
+WHERE device % share = drawn % share GROUP BY device, share HAVING COUNT(*) = 1
+-- checks: Rows of the shared devices and of the sample, with the number of the SIM in a shared device. Version 00 is no version.
+SELECT s.device, m.sim, INSTANT_S(s.time) AS t, s.day, sources.source, sources.counts, sources.o, NULLIF(s.software_version, '00') AS v
+FROM (SELECT * FROM sightings WHERE device IN (SELECT members.device FROM members UNION ALL SELECT phones.device FROM phones)) AS s LEFT JOIN members AS m ON s.device = m.device AND s.subscriber = m.subscriber
+LEFT JOIN sources ON s.origin_host = sources.origin AND COALESCE(s.peer, s.origin_host) = sources.peer
+-- steps: Checks of shared devices in order: the previous SIM, origin and version of the device (`dev_`), and the previous origin and version of this SIM (`own_`).
 SELECT *, LAG(sim) OVER dev AS dev_sim, LAG(o) OVER dev AS dev_o, t - LAG(t) OVER dev AS gap, LAG(o) OVER own AS own_o, t - LAG(t) OVER own AS own_gap,
   LAST_VALUE(v IGNORE NULLS) OVER (PARTITION BY device ORDER BY t, sim, o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS dev_v,
   LAST_VALUE(v IGNORE NULLS) OVER (PARTITION BY device, sim ORDER BY t, o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS own_v
-FROM (
-  SELECT s.device, m.sim, INSTANT_S(s.time) AS t, s.day, sources.source, origins.o, NULLIF(s.software_version, '00') AS v
-  FROM (SELECT * FROM sightings WHERE device IN (SELECT members.device FROM members)) AS s JOIN members AS m ON s.device = m.device AND s.subscriber = m.subscriber
-  JOIN sources ON s.origin_host = sources.origin AND COALESCE(s.peer, s.origin_host) = sources.peer AND sources.counts = 1 JOIN origins ON s.origin_host = origins.origin) AS checks
+FROM checks WHERE counts = 1 AND NOT sim IS NULL
 WINDOW dev AS (PARTITION BY device ORDER BY t, sim, o), own AS (PARTITION BY device, sim ORDER BY t, o)
 -- meets: Pairs of origins, in both directions, with the number of devices of two or three SIMs that changed the SIM from one origin to the other within 3 hours.
 SELECT CASE WHEN is_back = 1 THEN dev_o ELSE o END AS a, CASE WHEN is_back = 1 THEN o ELSE dev_o END AS b, COUNT(DISTINCT steps.device) AS n
@@ -42,11 +46,8 @@ SELECT device, (MAX(k) - SUM(c) * (1 - q)) / SQRT(GREATEST(SUM(c) * q * (1 - q),
       SELECT steps.device, sim, LAG(sim) OVER (PARTITION BY steps.device ORDER BY t, sim) AS before
       FROM steps JOIN (SELECT device, INSTANT_S(MAX(first_seen)) AS since, INSTANT_S(MIN(last_seen)) AS until FROM members WHERE sim <= 2 GROUP BY device) AS common ON steps.device = common.device
       WHERE COALESCE(own_gap, 1800) >= 1800 AND t BETWEEN since AND until) AS trail GROUP BY device, sim) AS sims) AS parts GROUP BY device, q
--- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
-SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size
-WHERE device % share = drawn % share GROUP BY device, share HAVING COUNT(*) = 1
 -- usual: Rows a day of an ordinary phone: the median of the sample, so that no loud device moves it.
-SELECT MEDIAN(n) AS n FROM (SELECT device, CAST(COUNT(*) AS DOUBLE) / COUNT(DISTINCT day) AS n FROM sightings WHERE device IN (SELECT phones.device FROM phones) GROUP BY device HAVING COUNT(DISTINCT day) >= 5) AS phone
+SELECT MEDIAN(n) AS n FROM (SELECT device, CAST(COUNT(*) AS DOUBLE) / COUNT(DISTINCT day) AS n FROM checks WHERE device IN (SELECT phones.device FROM phones) GROUP BY device HAVING COUNT(DISTINCT day) >= 5) AS phone
 -- evidence: Numbers about each shared device, and the columns of the model (`places` to `busy`).
 SELECT c.*, m.members, s.days,
   (two - one) / SQRT(GREATEST(two + one, 1)) AS places, LN(1 + LEAST(two_v, 10)) AS versions_two, LN(1 + LEAST(one_v, 10)) AS versions_one,
@@ -109,8 +110,7 @@ FROM sources LEFT JOIN large AS o ON sources.origin = o.name AND o.kind = 'origi
 SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.small_realm, r.is_large_origin, r.is_large_peer
 FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source
 -- ordinary: Origins and peers that reported the phones of the sample.
-SELECT DISTINCT s.device, r.origin, r.peer, r.is_large_origin * r.is_large_peer AS is_large
-FROM (SELECT * FROM sightings WHERE device IN (SELECT phones.device FROM phones)) AS s JOIN reporters AS r ON s.origin_host = r.origin AND COALESCE(s.peer, s.origin_host) = r.peer
+SELECT DISTINCT checks.device, r.origin, r.peer, r.is_large_origin * r.is_large_peer AS is_large FROM checks JOIN phones ON checks.device = phones.device JOIN reporters AS r ON checks.source = r.source
 -- carried: Number of ordinary phones that both an origin or peer and a large one reported.
 SELECT name, COUNT(DISTINCT o.device) * (SELECT MAX(share) AS share FROM phones) AS phones
 FROM (SELECT device, origin AS name FROM ordinary UNION ALL SELECT device, peer AS name FROM ordinary) AS o

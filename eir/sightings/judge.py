@@ -90,8 +90,8 @@ class Judgement:
     """Number of pairs of origins that are known to be at different places; if 0, places are not evidence."""
     batches: tuple[tuple[str, int], ...]
     """IMEIs of modules with ten regular SIMs or more: IMEI, number of SIMs; most SIMs first. They are not findings."""
-    malformed: tuple[tuple[str, int, int], ...]
-    """Origins of checks whose identifier is not a device: origin, rows, subscribers; most rows first."""
+    malformed: tuple[tuple[str, int], ...]
+    """Origins of checks whose identifier is not a device, with the number of rows; most rows first."""
 
 
 def judge(
@@ -122,11 +122,11 @@ def judge(
     devices, sightings = engine.rows("SELECT COUNT(DISTINCT device), COALESCE(SUM(n), 0) FROM uses")[0]
     ((places,),) = engine.rows("SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND a < b")
     batches = engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")
-    malformed = engine.rows("SELECT COALESCE(origin_host, ''), COUNT(*), COUNT(DISTINCT subscriber) FROM sightings WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")  # fmt: skip
+    malformed = engine.rows("SELECT COALESCE(origin_host, ''), COUNT(*) FROM sightings WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")  # fmt: skip
     return Judgement(
         since=since, until=until, devices=int(devices), sightings=int(sightings), findings=tuple(_findings(engine, cases, settings.report_min)),
         left_out=tuple(sorted(left_out)), places=int(places), batches=tuple((key_text(device), int(sims)) for device, sims in batches),
-        malformed=tuple((str(origin), int(rows), int(subscribers)) for origin, rows, subscribers in malformed),
+        malformed=tuple((str(origin), int(rows)) for origin, rows in malformed),
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_who_is_honest_is_left_alone(worlds, judged):
 
 
 def test_checks_that_name_no_device_are_counted_by_origin(judged):
-    assert sum(seen for _, seen, _ in judged[0].malformed) > 100
+    assert sum(seen for _, seen in judged[0].malformed) > 100
     assert judged[1].malformed == ()
 
 
