@@ -40,7 +40,7 @@ SELECT device, day, t, o, dev_o, sim, dev_sim, gap,
   CASE WHEN v = own_v AND v <> dev_v THEN day END AS two_v, CASE WHEN v <> own_v AND v = dev_v THEN day END AS one_v
 FROM steps LEFT JOIN ways AS d ON d.a = o AND d.b = dev_o LEFT JOIN ways AS w ON w.a = o AND w.b = own_o WHERE sim <> dev_sim
 -- orders: Deviation of the number of changes from that of a random order, while the two busiest SIMs are both in use. Of a SIM's checks within half an hour the first counts.
-SELECT device, (MAX(k) - SUM(c) * (1 - q)) / SQRT(GREATEST(SUM(c) * q * (1 - q), 0.25)) AS z FROM (
+SELECT device, (MAX(k) - SUM(c) * (1 - q)) / SQRT(GREATEST(SUM(c) * q * (1 - q), 25e-2)) AS z FROM (
   SELECT device, c, k, SUM(c * c) OVER (PARTITION BY device) / POWER(SUM(c) OVER (PARTITION BY device), 2) AS q FROM (
     SELECT device, sim, CAST(COUNT(*) AS DOUBLE) AS c, SUM(SUM(CASE WHEN sim <> before THEN 1 ELSE 0 END)) OVER (PARTITION BY device) AS k FROM (
       SELECT steps.device, sim, LAG(sim) OVER (PARTITION BY steps.device ORDER BY t, sim) AS before
@@ -51,9 +51,9 @@ SELECT MEDIAN(n) AS n FROM (SELECT device, CAST(COUNT(*) AS DOUBLE) / COUNT(DIST
 -- evidence: Numbers about each shared device, and the columns of the model (`places` to `busy`).
 SELECT c.*, m.members, s.days,
   (two - one) / SQRT(GREATEST(two + one, 1)) AS places, LN(1 + LEAST(two_v, 10)) AS versions_two, LN(1 + LEAST(one_v, 10)) AS versions_one,
-  LEAST(GREATEST(COALESCE(-z - 0.5, 0), 0), 6) AS blocks, LEAST(GREATEST(COALESCE(z - 0.5, 0), 0), 6) AS lockstep,
-  LN(1 + CAST(changes AS DOUBLE) / days) AS switches, LN(LEAST(members, 8) / 2.0) AS several,
-  LEAST(GREATEST(COALESCE(ABS(LN(GREATEST(up_s, 1) / GREATEST(down_s, 1))) * SQRT(changes / 4.0) - 1, 0), 0), 6) AS uneven,
+  LEAST(GREATEST(COALESCE(-z - 5e-1, 0), 0), 6) AS blocks, LEAST(GREATEST(COALESCE(z - 5e-1, 0), 0), 6) AS lockstep,
+  LN(1 + CAST(changes AS DOUBLE) / days) AS switches, LN(LEAST(members, 8) / 2e0) AS several,
+  LEAST(GREATEST(COALESCE(ABS(LN(GREATEST(up_s, 1) / GREATEST(down_s, 1))) * SQRT(changes / 4e0) - 1, 0), 0), 6) AS uneven,
   LEAST(GREATEST(COALESCE(LN(s.n / usual.n), 0), -2), 3) AS busy
 FROM (SELECT device, COUNT(*) AS changes, COUNT(DISTINCT two) AS two, COUNT(DISTINCT one) AS one, COUNT(DISTINCT two_v) AS two_v, COUNT(DISTINCT one_v) AS one_v,
     AVG(CASE WHEN sim > dev_sim THEN gap END) AS up_s, AVG(CASE WHEN sim < dev_sim THEN gap END) AS down_s FROM changes GROUP BY device) AS c
@@ -103,15 +103,23 @@ SELECT DISTINCT kind, name FROM (
   SELECT kind, name, SUM(n) OVER (PARTITION BY kind, realm ORDER BY n DESC, name ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) - n AS larger, SUM(n) OVER (PARTITION BY kind, realm) AS of_realm, SUM(n) OVER (PARTITION BY kind) AS total
   FROM (SELECT 'origin' AS kind, origin AS name, realm, SUM(n) AS n FROM sources GROUP BY origin, realm UNION ALL SELECT 'peer' AS kind, peer AS name, realm, SUM(n) AS n FROM sources GROUP BY peer, realm) AS counted) AS ranked
 WHERE larger * 2 < of_realm AND of_realm * 20 >= total
--- reporters: Pairs of origin and peer, with 1 for an origin or peer that is large, and the operator if it sends less than 5 % of all rows.
-SELECT CASE WHEN SUM(n) OVER (PARTITION BY realm) * 20 < SUM(n) OVER () THEN realm END AS small_realm, sources.source, sources.origin, sources.peer, CASE WHEN o.name IS NULL THEN 0 ELSE 1 END AS is_large_origin, CASE WHEN p.name IS NULL THEN 0 ELSE 1 END AS is_large_peer
+-- reporters: Pairs of origin and peer, with 1 if both are large, and the operator if it sends less than 5 % of all rows.
+SELECT CASE WHEN SUM(n) OVER (PARTITION BY realm) * 20 < SUM(n) OVER () THEN realm END AS small_realm, sources.source, sources.origin, sources.peer, CASE WHEN o.name IS NULL OR p.name IS NULL THEN 0 ELSE 1 END AS is_large
 FROM sources LEFT JOIN large AS o ON sources.origin = o.name AND o.kind = 'origin' LEFT JOIN large AS p ON sources.peer = p.name AND p.kind = 'peer'
--- claims: For each SIM of a suspicious shared device the origins and peers that reported it. SIM boxes are left out: one box has many devices at one MME.
-SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.small_realm, r.is_large_origin, r.is_large_peer
-FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source
+-- claims: For each SIM of a suspicious shared device the origins and peers that reported it. A large one reported it by a large one if it `is_seen`. SIM boxes are left out: one box has many devices at one MME.
+SELECT *, MAX(is_large) OVER (PARTITION BY device, sim) AS is_seen FROM (
+  SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.small_realm, r.is_large
+  FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source) AS reported
 -- ordinary: Origins and peers that reported the phones of the sample.
-SELECT DISTINCT checks.device, r.origin, r.peer, r.is_large_origin * r.is_large_peer AS is_large FROM checks JOIN phones ON checks.device = phones.device JOIN reporters AS r ON checks.source = r.source
+SELECT DISTINCT checks.device, r.origin, r.peer, r.is_large FROM checks JOIN phones ON checks.device = phones.device JOIN reporters AS r ON checks.source = r.source
 -- carried: Number of ordinary phones that both an origin or peer and a large one reported.
 SELECT name, COUNT(DISTINCT o.device) * (SELECT MAX(share) AS share FROM phones) AS phones
 FROM (SELECT device, origin AS name FROM ordinary UNION ALL SELECT device, peer AS name FROM ordinary) AS o
 WHERE o.device IN (SELECT ordinary.device FROM ordinary WHERE ordinary.is_large = 1) GROUP BY name
+-- liar: The worst origin or peer. Its doubtful reports make five devices or more suspicious that another reporter has too, and these are more than half of its ordinary phones. Reports of one small operator do not discredit each other.
+SELECT d.name FROM (
+  SELECT c.name, COUNT(DISTINCT c.device) AS devices FROM (
+    SELECT device, small_realm, origin AS name FROM claims WHERE is_seen = 0 AND {believed_source} UNION SELECT device, small_realm, peer AS name FROM claims WHERE is_seen = 0 AND {believed_source}) AS c
+  JOIN (SELECT DISTINCT device, small_realm, origin, peer FROM claims WHERE {believed_source}) AS o ON c.device = o.device AND c.name <> o.origin AND c.name <> o.peer AND COALESCE(c.small_realm <> o.small_realm, TRUE)
+  WHERE NOT c.name IN (SELECT large.name FROM large) GROUP BY c.name HAVING COUNT(DISTINCT c.device) >= 5) AS d
+LEFT JOIN carried ON d.name = carried.name WHERE devices * 2 > COALESCE(phones, 0) ORDER BY CAST(devices AS DOUBLE) / (COALESCE(phones, 0) + 1) DESC, d.name LIMIT 1
