@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eir.sightings.spark import Spark
 
 SQL = Path(__file__).with_name("analysis.sql")
-TABLES = {
+TABLES: dict[str, str] = {
     name: select.strip() for name, select in re.findall(r"^-- (\w+): .*\n((?:(?!-- ).*\n)+)", SQL.read_text("utf-8"), re.MULTILINE)
 }  # fmt: skip
 """Tables of the analysis with their SELECTs, in the order in which they are built. A SELECT has names in braces for values."""

@@ -136,7 +136,7 @@ def _build_tables(engine: Engine, left_out: Sequence[str], progress: Callable[[s
 def _select(table: str, left_out: Sequence[str]) -> str:
     """Return the SELECT of a table of the analysis, without the reports of some origins and peers."""
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in left_out)
-    return TABLES[table].format_map({
+    return TABLES[table].format(**{
         "believed": f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})" if names else "TRUE",
         "believed_source": f"NOT origin IN ({names}) AND NOT peer IN ({names})" if names else "TRUE",
         "model": MODEL, "suspicious": SUSPICIOUS, "certain": f"{CERTAIN}e0", "no_body": f"{NO_BODY}e0", "likely": f"{LIKELY}e0",

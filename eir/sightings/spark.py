@@ -94,7 +94,9 @@ def spark(
         recorded = session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files))
         recorded.createOrReplaceTempView("recorded")
         session.sql(translate(window_select("recorded", since, until, without))).createOrReplaceTempView("sightings")
-        session.sql("CREATE TEMPORARY FUNCTION instant_s(t TIMESTAMP_NTZ) RETURNS DOUBLE RETURN CAST(UNIX_MICROS(t) AS DOUBLE) / 1000000")
+        session.sql(
+            "CREATE TEMPORARY FUNCTION instant_s(t TIMESTAMP_NTZ) RETURNS DOUBLE RETURN CAST(UNIX_MICROS(t) AS DOUBLE) / 1000000"
+        )
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:
         raise EirError(f"the record cannot be analysed on Spark at {master}: {_first(e)}") from None
@@ -110,7 +112,7 @@ def translate(select: str) -> str:
     """Translate a SELECT from DuckDB's dialect to Spark's. sqlglot raises its errors for parts without a translation."""
     import sqlglot  # noqa: PLC0415 - where it is needed
 
-    return sqlglot.transpile(select, read="duckdb", write="spark", unsupported_level=sqlglot.ErrorLevel.RAISE, comments=False)[0]  # fmt: skip
+    return str(sqlglot.transpile(select, read="duckdb", write="spark", unsupported_level=sqlglot.ErrorLevel.RAISE, comments=False)[0])  # fmt: skip
 
 
 def _first(fault: Exception) -> str:
