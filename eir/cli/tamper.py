@@ -43,8 +43,8 @@ from eir.lists.record.settings import TYPES
 from eir.lists.table.table import in_force
 from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, add_decision, load_cases, load_decisions
 from eir.sightings.conditions import Tac
-from eir.sightings.engine import Engine, duck
-from eir.sightings.judge import Judgement, judge
+from eir.sightings.engine import duck
+from eir.sightings.judge import Engine, Judgement, judge
 from eir.sightings.schema import FOLDER
 from eir.sightings.sheet import is_imsi, other_sims, sheet
 from eir.sightings.spark import spark
@@ -55,9 +55,7 @@ ROWS = ("tracked", "pairs", "devices")
 SINCE, SINCE_MAX = "30d", timedelta(days=366)
 
 Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 366 days at most.")]
-Until = Annotated[
-    str, typer.Option(metavar="DATE", help="The day before which to look, as 2026-11-25.", show_default="now")
-]
+Until = Annotated[str, typer.Option(metavar="DATE", help="The day before which to look, as 2026-11-25.", show_default="now")]  # fmt: skip
 Record = Annotated[str | None, typer.Option(metavar="PATTERN", help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.", show_default=False)]  # fmt: skip
 OnSpark = Annotated[str | None, typer.Option("--spark", metavar="MASTER", help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/OPERATION.md says how.", show_default=False)]  # fmt: skip
 Work = Annotated[str | None, typer.Option(metavar="FOLDER", help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.", show_default=False)]  # fmt: skip

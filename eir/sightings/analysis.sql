@@ -91,13 +91,11 @@ SELECT DISTINCT device FROM uses WHERE (device < 100000000000000 AND device % 11
 -- batches: IMEIs of modules with ten regular SIMs or more. A maker may have given one number to many modules, so they are listed apart from the findings.
 SELECT uses.device, COUNT(*) AS subscribers FROM uses JOIN (SELECT DISTINCT tac FROM allocations WHERE is_module = 1) AS modules ON CAST(FLOOR(uses.device / 1000000) AS BIGINT) = modules.tac
 WHERE NOT subscriber IS NULL AND CAST(first_seen AS DATE) < CAST(last_seen AS DATE) GROUP BY uses.device HAVING COUNT(*) >= 10
+-- fixed: Devices of the conditions with fixed log odds.
+SELECT device, 'sim_box' AS name, {certain} AS odds FROM boxes UNION ALL SELECT device, 'placeholder' AS name, {certain} AS odds FROM placeholders
+UNION ALL SELECT device, 'tac' AS name, CASE WHEN has_body = 0 THEN {no_body} ELSE {likely} END AS odds FROM unlisted WHERE device IN (SELECT tacs.device FROM tacs)
 -- scores: Log odds of each device by the strongest of its conditions.
-SELECT device, MAX(odds) AS odds FROM (
-  SELECT device, {model} AS odds FROM evidence
-  UNION ALL SELECT device, {certain} AS odds FROM boxes
-  UNION ALL SELECT device, CASE WHEN has_body = 0 THEN {no_body} ELSE {likely} END AS odds FROM unlisted WHERE device IN (SELECT tacs.device FROM tacs)
-  UNION ALL SELECT device, {certain} AS odds FROM placeholders
-) AS conditions WHERE NOT device IN (SELECT batches.device FROM batches) GROUP BY device
+SELECT device, MAX(odds) AS odds FROM (SELECT device, {model} AS odds FROM evidence UNION ALL SELECT device, odds FROM fixed) AS conditions WHERE NOT device IN (SELECT batches.device FROM batches) GROUP BY device
 -- large: Origins and peers of the larger half, by rows, of an operator that sends 5 % of all rows. An invented name would need as many rows.
 SELECT DISTINCT kind, name FROM (
   SELECT kind, name, SUM(n) OVER (PARTITION BY kind, realm ORDER BY n DESC, name ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) - n AS larger, SUM(n) OVER (PARTITION BY kind, realm) AS of_realm, SUM(n) OVER (PARTITION BY kind) AS total

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from eir.errors import EirError, SetupFault
 from eir.sightings.schema import SCHEMA
@@ -19,16 +19,11 @@ from eir.sightings.schema import SCHEMA
 if TYPE_CHECKING:
     import duckdb
 
-    from eir.sightings.spark import Spark
-
 SQL = Path(__file__).with_name("analysis.sql")
 TABLES: dict[str, str] = {
     name: select.strip() for name, select in re.findall(r"^-- (\w+): .*\n((?:(?!-- ).*\n)+)", SQL.read_text("utf-8"), re.MULTILINE)
 }  # fmt: skip
 """Tables of the analysis with their SELECTs, in the order in which they are built. A SELECT has names in braces for values."""
-
-
-Engine: TypeAlias = "Duck | Spark"
 
 
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from eir.device import key_text
 from eir.sightings.conditions import (  # fmt: skip
@@ -22,8 +22,10 @@ from eir.sightings.conditions import (  # fmt: skip
     Tac,
     TamperSettings,
 )
-from eir.sightings.engine import TABLES, Engine
+from eir.sightings.engine import TABLES, Duck
+from eir.sightings.spark import Spark
 
+Engine: TypeAlias = Duck | Spark
 SCORE_MAX = 0.999
 HOLDS_FROM = 0.5
 """Log odds from which a finding names a condition."""
@@ -136,11 +138,11 @@ def _build_tables(engine: Engine, left_out: Sequence[str], progress: Callable[[s
 def _select(table: str, left_out: Sequence[str]) -> str:
     """Return the SELECT of a table of the analysis, without the reports of some origins and peers."""
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in left_out)
-    return TABLES[table].format(**{
-        "believed": f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})" if names else "TRUE",
-        "believed_source": f"NOT origin IN ({names}) AND NOT peer IN ({names})" if names else "TRUE",
-        "model": MODEL, "suspicious": SUSPICIOUS, "certain": f"{CERTAIN}e0", "no_body": f"{NO_BODY}e0", "likely": f"{LIKELY}e0",
-    })  # fmt: skip
+    return TABLES[table].format(
+        believed=f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})" if names else "TRUE",
+        believed_source=f"NOT origin IN ({names}) AND NOT peer IN ({names})" if names else "TRUE",
+        model=MODEL, suspicious=SUSPICIOUS, certain=f"{CERTAIN}e0", no_body=f"{NO_BODY}e0", likely=f"{LIKELY}e0",
+    )  # fmt: skip
 
 
 def _findings(engine: Engine, cases: Mapping[int, bool], least_score: float) -> list[Finding]:
@@ -186,16 +188,13 @@ def _evidence(engine: Engine) -> Mapping[int, list[tuple[str, float, str]]]:
             "alternates": f"SIMs that came back: {members}; they change {changes} times on {days} days",
         }  # fmt: skip
         says[device] += [(name, round(odds[name], 6), text) for name, text in texts.items() if text]
-    for (device,) in engine.rows("SELECT boxes.device FROM boxes JOIN chosen ON boxes.device = chosen.device"):
-        says[device].append(("sim_box", CERTAIN, "SIMs go round through such devices, with little other traffic"))
-    for device, has_body, newest in engine.rows("""
-        SELECT unlisted.device, unlisted.has_body, (SELECT MAX(allocated) FROM allocations)
-        FROM unlisted JOIN tacs ON unlisted.device = tacs.device JOIN chosen ON unlisted.device = chosen.device
-    """):
-        text = f"its TAC is not in the list, whose newest is of {newest or 'no day'}"
-        says[device].append(("tac", LIKELY if has_body else NO_BODY, text))
-    for (device,) in engine.rows("SELECT chosen.device FROM placeholders JOIN chosen ON placeholders.device = chosen.device"):  # fmt: skip
-        says[device].append(("placeholder", CERTAIN, CONDITIONS["placeholder"]))
+    ((newest,),) = engine.rows("SELECT MAX(allocated) FROM allocations")
+    fixed = {
+        "sim_box": "SIMs go round through such devices, with little other traffic", "placeholder": CONDITIONS["placeholder"],
+        "tac": f"its TAC is not in the list, whose newest is of {newest or 'no day'}",
+    }  # fmt: skip
+    for device, name, log_odds in engine.rows("SELECT fixed.device, name, fixed.odds FROM fixed JOIN chosen ON fixed.device = chosen.device"):  # fmt: skip
+        says[device].append((name, log_odds, fixed[name]))
     return says
 
 

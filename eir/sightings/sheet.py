@@ -7,8 +7,7 @@ from typing import Any
 
 from eir.device import key_text
 from eir.sightings.conditions import CONDITIONS
-from eir.sightings.engine import Engine
-from eir.sightings.judge import Judgement, as_text
+from eir.sightings.judge import Engine, Judgement, as_text
 
 EXAMPLES, SAMPLE = 20, 400
 """Maximum number of changes of place on a sheet, and of subscribers and checks."""
