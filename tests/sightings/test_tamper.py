@@ -13,7 +13,7 @@ from tampered import DAY, FAR, IMEI, NEAR, OTHERS, START, TAMPERED, UNTIL, files
 from eir.errors import EirError
 from eir.sightings.conditions import COLUMNS, CONDITIONS, TamperSettings
 from eir.sightings.engine import TABLES, duck
-from eir.sightings.judge import judge
+from eir.sightings.judge import MODEL, judge
 
 PEOPLE = 1000
 
@@ -94,6 +94,11 @@ def test_the_page_names_each_condition_and_each_column_of_the_model():
     assert all(f"`{name}`" in page for name in {*CONDITIONS, *COLUMNS})
     assert {condition for condition, _ in COLUMNS.values()} < CONDITIONS.keys()
     assert all(re.search(rf"AS {name}\b", TABLES["evidence"]) for name in COLUMNS)
+
+
+def test_fractions_in_the_sql_are_doubles():
+    """Without an exponent Spark computes with decimal numbers, which it rounds."""
+    assert not [name for name, select in (*TABLES.items(), ("model", MODEL)) if re.search(r"\d\.\d+(?![\de])", select)]
 
 
 COPY = "00101000001{:04d}"
