@@ -73,8 +73,6 @@ class LoadReport:
     bad_rows: int
     bad: tuple[str, ...]
     """Complaints about the first bad rows, as in Tally."""
-    skipped: int
-    """Number of junk identifiers that were skipped, as in Tally."""
     wrong_check_digits: int | None
     """Number of IMEIs with a wrong check digit, which are in the list nevertheless; None except in a dry run."""
     come: int
@@ -102,8 +100,6 @@ class LoadReport:
         parts.append(turnover(self.holds, self.come, self.gone))
         if self.lifted:
             parts.append(force_text(self.lifted))
-        if self.skipped:
-            parts.append(f"{self.skipped:,} junk identifiers skipped")
         if self.wrong_check_digits:
             parts.append(f"warning: {self.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
         if self.bad_rows:
@@ -357,7 +353,7 @@ class ReleaseLoader:
         return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=len(effect.table), devices=device_count(effect.table), entries_before=before.entries, devices_before=before.devices,
-            bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
+            bad_rows=tally.bad, bad=tuple(tally.complaints),
             wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
             come=effect.devices_added, gone=effect.devices_removed, lifted=computed.update.lifted, seconds=self.seconds, change=change, head=head,
         )  # fmt: skip

@@ -11,16 +11,6 @@ from eir.lists.rows.layout import BOM, USUAL_DATES, csv_fields, until_seconds
 UTF_8 = "utf-8"
 
 
-def one_line_end(piece: bytes) -> bytes:
-    """Replace each CRLF by a newline, and each other carriage return by a blank.
-
-    CSV readers treat carriage returns differently.
-    """
-    if b"\r" not in piece:
-        return piece
-    return piece.replace(b"\r\n", b"\n").replace(b"\r", b" ")
-
-
 class Frame:
     """Reader of one data file: removes header and trailer record, and converts the text to UTF-8."""
 
@@ -39,7 +29,6 @@ class Frame:
         """
         if self._layout.encoding != UTF_8:
             chunks = _decode_lines(self._name, chunks, self._layout.encoding)
-        chunks = map(one_line_end, chunks)
         if self._layout.lines_before:
             chunks = self._skip_header(chunks)
         if self._layout.trailer is not None:
@@ -75,7 +64,7 @@ class Frame:
         pending = b""
         for piece in chunks:
             content = pending + piece
-            last_line_end = len(content.rstrip(b"\n"))
+            last_line_end = len(content.rstrip(b"\r\n"))
             start = content.rfind(b"\n", 0, last_line_end) + 1
             if start:
                 yield content[:start]
@@ -88,13 +77,13 @@ class Frame:
         Raises:
             ReleaseRefused: by `reason`, if the record is not as the layout declares it.
         """
-        text = line.decode("utf-8", "replace").strip("\n")
+        text = line.decode("utf-8", "replace").strip("\r\n")
         if not text.startswith(record.begins):
             fault = f"does not begin with {record.begins!r}, as a {label} record does"
             if label == "header":
                 raise ReleaseRefused(reason, f"{self._name}: the first line {fault}")
             raise ReleaseRefused(reason, f"{self._name}: the last line {fault}; the file is probably truncated")
-        fields = csv_fields(line.strip(b"\n"), self._layout.separator)
+        fields = csv_fields(line.strip(b"\r\n"), self._layout.separator)
         if record.count is not None:
             count = _field(fields, record.count)
             if not (count.isascii() and count.isdigit()):
