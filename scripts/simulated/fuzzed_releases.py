@@ -11,8 +11,8 @@ from contextlib import suppress
 from eir.errors import ReleaseRefused
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
-from eir.lists.releases.release import parse_manifest
 from eir.lists.releases.foreign import LAYOUTS
+from eir.lists.releases.release import parse_manifest
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
 from eir.lists.table.codec import decode, encode

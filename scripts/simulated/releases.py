@@ -81,6 +81,30 @@ def publish_once(files, *, issued=STARTED, valid=timedelta(days=14), **members):
     return files[0].parent / next(iter(_published[identity]))
 
 
+def release_by_hand(files, *, list_name, serial, key, base=None, issued=STARTED, valid=timedelta(days=14)):
+    """Write manifest and signature for CSV files in one folder, as an agency without this program does; return the manifest.
+
+    The rows of a delta are added ones.
+    """
+    document = {
+        "format": "eir-release/1", "list": list_name, "kind": "full" if base is None else "delta", "serial": serial, "issued": text(issued),
+        "expires": text(issued + valid), "files": [entry_of(file, "entries" if base is None else "added") for file in files],
+    } | ({} if base is None else {"base": base})  # fmt: skip
+    manifest = files[0].parent / f"{list_name}-{serial}.manifest.json"
+    manifest.write_text(json.dumps(document))
+    sign(manifest, key)
+    return manifest
+
+
+def entry_of(file, role="entries"):
+    """Entry of a CSV file in a manifest."""
+    content = file.read_bytes()
+    return {
+        "name": file.name, "role": role, "layout": "eir", "bytes": len(content), "rows": max(len([*filter(None, content.splitlines())]) - 1, 0),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+
+
 def publish_files(files, *, key, more_keys=(), out=None, list_name=NAME, **members):
     """Publish a release as `eir publish` does. `members`: of ReleaseSpec, and the options of `publish`."""
     options = {name: members.pop(name) for name in ("replace", "progress", "warn", "each_bad") if name in members}

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import zstandard
 
 from eir.device import SNR_KEYS
@@ -40,7 +39,7 @@ from eir.lists.releases.release import (
 from eir.lists.rows.delivered import EXPANDED_RATIO_MAX, Progress, read_lines, sum_progress
 from eir.lists.rows.layout import EIR
 from eir.lists.rows.listed_rows import DataRows, ListedRows
-from eir.lists.table.columns import SECONDS, WHOLE, Numbers, TableRows, is_first, join, matches
+from eir.lists.table.columns import SECONDS, WHOLE, Numbers, TableRows, matches
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import RowPart, Tally
@@ -369,10 +368,14 @@ def _read(
 
 
 def _data_files(stem: str, data: Mapping[str, DataRows]) -> Iterator[tuple[str, str, TableRows, Numbers | None]]:
-    """Yield name, role, rows and last keys of each data file of a release: one file for single keys, and one for ranges."""
+    """Yield name, role, rows and last keys of each data file of a release: one file for single keys, and one for ranges.
+
+    A file without rows is omitted, unless the release has no rows at all.
+    """
+    is_empty = not any(len(singles) or len(ranges) for singles, ranges, _ in data.values())
     for role, (singles, ranges, lasts) in data.items():
         name = stem if role == ENTRIES else f"{stem}-{role}"
-        if len(singles) or not len(ranges):
+        if len(singles) or is_empty:
             yield f"{name}.csv.zst", role, singles, None
         if len(ranges):
             yield f"{name}-ranges.csv.zst", role, ranges, lasts

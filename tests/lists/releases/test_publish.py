@@ -498,8 +498,7 @@ def test_files_for_lists_of_different_kinds_are_no_release(agency):
         make(agency, *fitting)
 
 
-def test_files_that_are_not_there_or_come_twice(agency):
-    file = put(agency.drop, "a.csv", b"imei\n")
+def test_files_that_are_not_there_or_are_no_files(agency):
     assert refusal(agency, agency.drop / "nothing.csv").reason == "file_missing"
     assert refusal(agency, agency.folder / "nothing.csv", out=agency.drop).reason == "file_missing"
     os.mkfifo(agency.drop / "pipe.csv")
