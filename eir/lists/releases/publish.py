@@ -322,7 +322,7 @@ def _kind_of_list(inputs: Sequence[_Input]) -> str:
     """Return the only kind of list (such as devices) into which all data files fit.
 
     Raises:
-        ReleaseRefused: `layout`, if there is none or more than one.
+        ReleaseRefused: `layout`, unless exactly one kind fits.
     """
     kinds = list(KINDS)
     for path, layout, header in inputs:

@@ -1,11 +1,16 @@
 """Declared layouts: an agency's own files, from the configuration over publish and load to the list in force; and what refuses them."""
 
 import re
+import shlex
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
+from pages import blocks, section
+from simulated.node import COMMAND
+from simulated.patience import PROGRAM_S
 from simulated.releases import NAME, NOW, Agency, publish_files, read_into
 
 from eir.config import load_layouts
@@ -132,6 +137,30 @@ def test_the_commands_of_the_page_with_a_file_of_layouts_alone(site):
         "publish", *options, "--serial", "44", "--layout", "registre", SAMPLE / "register-20261120.txt", status=1
     )
     assert "layout 'registre' is unknown; expected one of register, eir, imei" in done.stderr
+
+
+@pytest.mark.parametrize("signer", ["registry", "operator"])
+def test_four_commands_from_a_registrys_file_to_a_blocked_phone(site, signer):
+    """Each block of the page; between the first and the second command the operator trusts the key."""
+    block = blocks(section((CONFIG / "LISTS.md").read_text(), "## From a registry's file to a blocked phone"))[
+        signer == "operator"
+    ]
+    lines = block.replace("KEY", "key").splitlines(keepends=True)
+    assert len(lines) == 4
+    (site.folder / "stolen.csv").write_text("imei,reporting_date,status\n35209900176148,20261120,blacklist\n")
+    (site.folder / "inbox").mkdir()
+    site.configure(
+        lists={"stolen-national": {"signers": "trusted"}},
+        policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
+        inbox="inbox",
+    )
+    trust = """printf '%s namespaces="eir-release" %s\\n' registry "$(cut -d' ' -f1,2 key.pub)" >trusted\n"""
+    script = "".join((f'eir() {{ {shlex.join(COMMAND)} "$@"; }}\n', lines[0], trust, *lines[1:]))
+    done = subprocess.run(
+        ["sh", "-euc", script], cwd=site.folder, env=site.environment(), check=True, capture_output=True, text=True, timeout=PROGRAM_S
+    )  # fmt: skip
+    assert "blacklisted" in done.stdout
+    assert site.json("check", "35209900176148")["status"] == "blacklisted"
 
 
 # Forms
