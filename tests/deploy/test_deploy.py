@@ -474,7 +474,7 @@ class TestUnit:
             policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
         )
         subprocess.run(shlex.split(command), check=True, env=site.environment())
-        assert "accepted" in site.eir("inbox").stderr
+        until(lambda: "accepted" in site.eir("inbox").stderr)
         assert site.json("check", LISTED)["status"] == "blacklisted"
 
     def test_systemd_finds_it_confined(self):
