@@ -38,8 +38,8 @@ from eir.lists.releases.release import (
 )
 from eir.lists.rows.delivered import EXPANDED_RATIO_MAX, Progress, read_lines, sum_progress
 from eir.lists.rows.layout import EIR
-from eir.lists.rows.listed_rows import DataRows, ListedRows
-from eir.lists.table.columns import SECONDS, WHOLE, Numbers, TableRows, matches
+from eir.lists.rows.listed_rows import DataRows, ListedRows, check_sides
+from eir.lists.table.columns import Numbers, TableRows
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import RowPart, Tally
@@ -219,8 +219,8 @@ def publish(
     warnings += [*_reason_warnings(texts), *_warnings(tally)]
     content = ReleaseContent(kind, {role: listed.data_rows() for role, listed in rows.items()}, texts)
     entries = {role: listed.pop() for role, listed in rows.items()}
-    if spec.base is not None and (common := _count_common(entries[ADDED], entries[REMOVED])):
-        warnings.append(f"{common:,} identifiers are both added and removed: they stay in the list")
+    if spec.base is not None:
+        check_sides(entries[ADDED], entries[REMOVED])
     if spec.strict and warnings:
         fault = f"{len(warnings)} warnings; --strict allows none"
         raise ReleaseRefused("warnings", "\n".join((fault, *warnings)))
@@ -393,13 +393,6 @@ def _write_data(
     with path.open("rb") as written:
         digest = hashlib.file_digest(written, "sha256").hexdigest()
     return {"layout": EIR.name, "bytes": path.stat().st_size, "rows": len(rows), "sha256": digest}
-
-
-def _count_common(added: TableRows, removed: TableRows) -> int:
-    """Count the single identifiers that are both in `added` and in `removed`. Pairs are ignored."""
-    if added.columns[SECONDS] is not None or removed.columns[SECONDS] is not None:
-        return 0
-    return int(((matches(added, removed) >= 0) & (added.keys < WHOLE)).sum())
 
 
 def _warnings(tally: "Tally") -> Iterator[str]:

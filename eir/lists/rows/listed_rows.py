@@ -17,6 +17,7 @@ from eir.lists.table.columns import (
     TableRows,
     is_first,
     join,
+    matches,
     sorted_rows,
 )
 
@@ -25,6 +26,19 @@ RANGE_TACS_MAX = 500_000
 RANGE_KEYS_MAX = 10**8
 """Maximum number of identifiers of the ranges that cover only a part of a TAC."""
 _TAC = np.uint64(SNR_KEYS)
+
+
+def check_sides(added: TableRows, removed: TableRows) -> None:
+    """Reject a delta that both adds and removes an entry.
+
+    Raises:
+        ReleaseRefused: `rows`.
+    """
+    common = int((matches(added, removed) >= 0).sum())
+    if common:
+        raise ReleaseRefused(
+            "rows", f"{common:,} entries are both added and removed; name each entry in one of the files"
+        )
 
 
 class DataRows(NamedTuple):
