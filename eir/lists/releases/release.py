@@ -300,8 +300,11 @@ def parse_manifest(content: bytes) -> Manifest:
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise ReleaseRefused("manifest", f"the manifest is not JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ReleaseRefused("manifest", f'the manifest\'s "format" is not "{FORMAT}"')
+    if not isinstance(document, dict):
+        raise ReleaseRefused("manifest", "the manifest is not a JSON object")
+    if document.get("format") != FORMAT:
+        formats = f"the format {str(document.get('format'))[:40]!r}, and this version reads {FORMAT!r}"
+        raise ReleaseRefused("manifest", f"the manifest has {formats}: update the program here or at the publisher")
     kind = member(document, "kind", str, ROLES.__contains__, "full or delta")
     serial = _number(document, "serial", 1)
     if kind == FULL and document.get("base") is not None:
