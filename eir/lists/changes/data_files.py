@@ -23,13 +23,11 @@ ROW_BYTES = 20
 """Minimum memory in bytes that a load needs for each row: its key twice, and its place in the table."""
 Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
 """Context manager of a stage, from the stage's name and size. It yields a function that receives the amount just done."""
-KEPT_BYTES_MAX = 256 << 20
-"""Bytes of a release's data files up to which the files stay in memory between hashing and reading."""
 
 
 def read_release(
     manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons, tally: "Tally", *,
-    stage: Stage, memory_max: int = LOAD_MEMORY, kept_max: int = KEPT_BYTES_MAX,
+    stage: Stage, memory_max: int = LOAD_MEMORY,
 ) -> Iterable[ListedRows]:  # fmt: skip
     """Verify layout, size and digest of every data file, then read all rows; return the rows by their role in the release.
 
@@ -55,7 +53,7 @@ def read_release(
                 )
         with stage(DIGEST, total) as done:
             for entry, file in opened:
-                digest = file.sha256(done, keep=total <= kept_max)
+                digest = file.sha256(done)
                 if digest != entry.sha256:
                     raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
         with stage(READ, total) as done:

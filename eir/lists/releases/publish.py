@@ -218,7 +218,7 @@ def publish(
     repeats = [listed.count_repeats() for listed in rows.values()]
     warnings += [*_reason_warnings(texts), *_warnings(tally)]
     content = ReleaseContent(kind, {role: listed.data_rows() for role, listed in rows.items()}, texts)
-    entries = {role: listed.pop() for role, listed in rows.items()}
+    entries = {role: rows[role].pop() if len(part.ranges) else part.singles for role, part in content.data.items()}
     if spec.base is not None:
         check_sides(entries[ADDED], entries[REMOVED])
     if spec.strict and warnings:

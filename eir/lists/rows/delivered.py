@@ -1,9 +1,8 @@
 """Reader of delivered files: opens each file once, measures and hashes it, and reads it in bounded pieces.
 
 Only regular files are accepted. A publisher may write to the drop folder at any time. So a file is opened through the
-descriptor of its folder, without following a link and without waiting for the writer of a pipe. The loaded bytes are always
-the hashed bytes: either the hashed bytes stay in memory, or the file is read again through the same descriptor, and a second
-hash detects a file that was changed in place.
+descriptor of its folder, without following a link and without waiting for the writer of a pipe. The file is hashed before its rows
+are read through the same descriptor, and a second hash detects a file that was changed in place.
 """
 
 import errno
@@ -18,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import numpy as np
 import zstandard
 
 from eir.errors import ReleaseRefused
@@ -105,76 +103,27 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
     return content
 
 
-class DataFile(AbstractContextManager["DataFile"]):
-    """Data file of a release, opened for reading. The end of the `with` block closes the file."""
-
-    def __init__(self, name: str, folder_fd: int) -> None:
-        self.name = name
-        self._fd = open_regular(name, folder_fd)
-        self._content: memoryview | None = None
-        self.size = os.fstat(self._fd).st_size
-        """Number of delivered bytes, before decompression."""
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def sha256(self, done: Done = lambda _: None, *, keep: bool = False) -> str:
-        """Return the SHA-256 of the delivered file as hexadecimal digits.
-
-        If `keep` is set, the hashed bytes, at most `size`, stay in memory for `chunks`.
-        """
-        # The memory of a numpy array is in huge pages. With a bytearray, page faults would double the time.
-        buffer = np.empty(self.size if keep else CHUNK_BYTES, np.uint8).data
-        digest = hashlib.sha256()
-        at = 0
-        while True:
-            piece = buffer[at : at + CHUNK_BYTES] if keep else buffer
-            count = os.preadv(self._fd, [piece], at)
-            if not count:
-                break
-            digest.update(piece[:count])
-            at += count
-            done(count)
-        if keep:
-            self._content = buffer[:at]
-        return digest.hexdigest()
-
-    def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
-        """Yield the content of the file as `Lines`.
-
-        Raises:
-            ReleaseRefused: as `Lines`; `changed` if the delivered bytes do not have the digest `sha256`.
-        """
-        digest = hashlib.sha256() if self._content is None else None
-        source = _Source(self._read, done, digest)
-        yield from Lines(self.name, source, self.size, rows_max)
-        while source.read(CHUNK_BYTES):  # hashes the bytes that the decompressor did not read
-            pass
-        if digest is not None and digest.hexdigest() != sha256:
-            raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
-
-    def _read(self, size: int, at: int) -> bytes:
-        if self._content is None:
-            return os.pread(self._fd, size, at)
-        return bytes(self._content[at : at + size])
-
-
 class _Source:
-    """Stream of delivered bytes from the first byte on. Each read updates the digest, if there is one, and reports the number of bytes to a callback."""
+    """Stream of delivered bytes from the first byte on. It hashes the bytes, and reports the number of read bytes to a callback."""
 
-    def __init__(self, read_at: Callable[[int, int], bytes], done: Done, digest: "hashlib._Hash | None" = None) -> None:
+    def __init__(self, read_at: Callable[[int, int], bytes], done: Done) -> None:
         self._read_at = read_at
-        self._digest = digest
+        self._digest = hashlib.sha256()
         self._done = done
         self._at = 0
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._read_at(CHUNK_BYTES if size < 0 else size, self._at)
         self._at += len(data)
-        if self._digest is not None:
-            self._digest.update(data)
+        self._digest.update(data)
         self._done(len(data))
         return data
+
+    def hash_rest(self) -> str:
+        """Read the rest of the bytes, which a decompressor may leave, and return the SHA-256 of all bytes."""
+        while self.read(CHUNK_BYTES):
+            pass
+        return self._digest.hexdigest()
 
 
 class Lines:
@@ -222,6 +171,37 @@ class Lines:
         self.is_unended = bool(rest)
         if rest:
             yield rest + b"\n"
+
+
+class DataFile(AbstractContextManager["DataFile"]):
+    """Data file of a release, opened for reading. The end of the `with` block closes the file."""
+
+    def __init__(self, name: str, folder_fd: int) -> None:
+        self.name = name
+        self._fd = open_regular(name, folder_fd)
+        self.size = os.fstat(self._fd).st_size
+        """Number of delivered bytes, before decompression."""
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def _read(self, size: int, at: int) -> bytes:
+        return os.pread(self._fd, size, at)
+
+    def sha256(self, done: Done = lambda _: None) -> str:
+        """Return the SHA-256 of the delivered file as hexadecimal digits."""
+        return _Source(self._read, done).hash_rest()
+
+    def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
+        """Yield the content of the file as `Lines`.
+
+        Raises:
+            ReleaseRefused: as `Lines`; `changed` if the delivered bytes do not have the digest `sha256`.
+        """
+        source = _Source(self._read, done)
+        yield from Lines(self.name, source, self.size, rows_max)
+        if source.hash_rest() != sha256:
+            raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
 
 def read_lines(name: str, stream: BinaryIO, size: int, done: Done = lambda _: None) -> Lines:

@@ -247,9 +247,7 @@ async def test_a_file_that_is_swapped_or_changed_during_the_load(agency, store, 
     assert set(found) == {device_key(text) for text in IMEIS}
 
 
-@pytest.mark.parametrize("kept", [True, False])
-async def test_a_file_that_is_written_to_during_the_load(agency, store, kept):
-    how = {"kept_max": (1 << 20) * kept}
+async def test_a_file_that_is_written_to_during_the_load(agency, store):
     manifest = agency.release(IMEIS)
     data = agency.drop / "data-1.csv"
 
@@ -257,11 +255,7 @@ async def test_a_file_that_is_written_to_during_the_load(agency, store, kept):
         if at == "read" and not done:
             data.write_bytes(data.read_bytes().replace(b"35123456000007", b"99999999000007"))
 
-    if kept:
-        await agency.load(manifest, store, progress=write, **how)
-        assert set((await held(store))[1]) == {device_key(text) for text in IMEIS}
-    else:
-        assert (await refused(agency, manifest, store, progress=write, **how)).reason == "changed"
+    assert (await refused(agency, manifest, store, progress=write)).reason == "changed"
 
 
 @pytest.mark.parametrize("length", [-1, +1])
@@ -273,10 +267,7 @@ async def test_a_file_that_is_cut_or_grows_while_it_is_hashed(agency, store, len
         if at == "digest" and not done:
             os.truncate(data, data.stat().st_size + length)
 
-    if length < 0:
-        assert (await refused(agency, manifest, store, progress=change)).reason == "digest"
-    else:  # what was promised is there and is what is read
-        assert (await agency.load(manifest, store, progress=change)).entries == 143
+    assert (await refused(agency, manifest, store, progress=change)).reason == "digest"
 
 
 @pytest.mark.parametrize(
@@ -302,8 +293,7 @@ async def test_data_that_does_not_expand_as_it_should(agency, store, name, conte
     assert (await refused(agency, manifest, store)).reason == reason
 
 
-@pytest.mark.parametrize("kept", [True, False])
-async def test_several_members_and_frames_in_one_file(agency, store, kept):
+async def test_several_members_and_frames_in_one_file(agency, store):
     parts = [b"imei\n35123456000001\n3512", b"3456000002\n", b"35123456000003\n"]
     files = {
         "a.csv.gz": ("entries", "eir", b"".join(map(gzip.compress, parts))),
@@ -314,7 +304,7 @@ async def test_several_members_and_frames_in_one_file(agency, store, kept):
     for entry in document["files"]:
         entry["rows"] = 3
     agency.rewrite(manifest, document)
-    assert (await agency.load(manifest, store, kept_max=(1 << 20) * kept)).entries == 3
+    assert (await agency.load(manifest, store)).entries == 3
 
 
 async def test_serials_are_never_used_again(agency, store):
@@ -588,22 +578,6 @@ async def test_a_dry_run_changes_and_records_nothing(agency, store):
     with pytest.raises(ReleaseRefused):
         await agency.load(agency.release([]), store, dry_run=True)
     assert (await newest(store)).generation == 1
-
-
-async def test_a_dry_run_counts_wrong_check_digits_and_refuses_nothing(agency, store):
-    rows = [
-        "35209900176148",
-        "352099001761481",
-        "352099001761480",
-        "352099001761482",
-        "351234567890127",
-    ]  # none, good, spare, wrong twice
-    report = await agency.load(agency.release(rows), store, dry_run=True)
-    assert (report.wrong_check_digits, report.bad_rows, report.entries) == (2, 0, 2)
-    assert "warning: 2 IMEIs of 15 digits end in a wrong check digit" in report.as_text()
-    report = await agency.load(agency.release(rows[:3]), store, dry_run=True)
-    assert (report.wrong_check_digits, "check digit" in report.as_text()) == (0, False)
-    assert (await agency.load(agency.release(rows), store)).wrong_check_digits is None
 
 
 async def test_of_two_loaders_one_wins(agency, each_store):
