@@ -13,7 +13,7 @@ from eir.device import device_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES, Layout
-from eir.lists.releases.records import Frame
+from eir.lists.releases.records import split_records
 from eir.lists.rows.layout import (
     ACTION,
     BY_IMEI,
@@ -164,14 +164,16 @@ def read_file(
     """
     from eir.lists.rows.reader import read_rows  # noqa: PLC0415 - its import takes a while, and the configuration imports this module
 
-    frame, count = Frame(name, layout), 0
-    lines = frame.lines(chunks)
+    lines, counts = split_records(chunks, name, layout)
+    count = 0
     for part in read_rows(
         lines, name=name, layout=layout, kind=kind, reasons=reasons, tally=tally, first_line=1 + layout.lines_before
     ):
         count += part.row_count
         yield part
-    frame.check(count)
+    for record, promised in counts.items():
+        if promised != count:
+            raise ReleaseRefused("rows", f"{name} has {count} rows; its {record} says {promised}")
 
 
 def add_latest(parts: Sequence["RowPart"], rows: Mapping[str, ListedRows]) -> None:

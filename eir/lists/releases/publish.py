@@ -23,7 +23,7 @@ from eir.lists.record.reasons import OTHER_REASON, REASON_CHARS_MAX, REASONS_MAX
 from eir.lists.record.settings import DEVICES, KINDS, Layout, is_list_name
 from eir.lists.releases.foreign import add_latest, find_layout, kinds_for, read_file, unknown_columns
 from eir.lists.releases.openssh import sign
-from eir.lists.releases.records import Frame
+from eir.lists.releases.records import decode
 from eir.lists.releases.release import (
     ADDED,
     DELTA,
@@ -314,8 +314,8 @@ def _inspect(path: Path, spec: ReleaseSpec) -> _Input:
     except OSError as error:
         raise ReleaseRefused("file_missing", f"{path}: {error.strerror}") from None
     layout = find_layout(path.name, begin, spec.layout, spec.declared)
-    text = Frame(path.name, layout).lines((begin,) if begin else ())
-    return _Input(path, layout, next(iter(text), b"").partition(b"\n")[0])
+    lines = decode(begin, layout.encoding).split(b"\n")
+    return _Input(path, layout, b"".join(lines[layout.lines_before : layout.lines_before + 1]))
 
 
 def _kind_of_list(inputs: Sequence[_Input]) -> str:
