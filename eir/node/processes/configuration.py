@@ -4,7 +4,6 @@ The supervisor reads the configuration, passes it to all processes, and replaces
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.config import Config, config_after_reload, load_config, needs_restart
@@ -17,6 +16,8 @@ from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
 from eir.wire.web.verifier import keys_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from eir.wire.web.tokens import KeyFiles
 
 
