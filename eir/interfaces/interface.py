@@ -78,7 +78,7 @@ class SharedSettings:
     store: str
     """`sqlite`, or a URL of eir.lists.stores.redis_url, which may contain a password."""
     lists: Mapping[str, ListSettings]
-    """Lists by name, with the declared layouts."""
+    """Lists by name."""
     first_seen: FirstSeenSettings | None = None
     """None: no record of first sightings is kept."""
     policy: PolicySettings

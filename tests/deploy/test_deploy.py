@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 from simulated.certificates import Authority
-from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until, until_async
+from simulated.node import COMMAND, LISTED, TRACKED, UNLISTED, Site, children, until, until_async
 from simulated.patience import PATIENCE_S, PROGRAM_S
 from simulated.servers import Server, free_port
 from simulated.wire import EIR, HOST, REALM, TGPP, avp, cer, ecr, message
@@ -463,6 +464,32 @@ class TestUnit:
         copy.write_text(UNIT.read_text().replace("/opt/eir/bin/eir", shutil.which("true")))
         said = run("systemd-analyze", "verify", "--recursive-errors=no", copy)
         assert UNIT.name not in said, said
+
+    def test_the_units_of_a_registrys_deliveries_publish_them(self, tmp_path, site):
+        """systemd understands both, and the command of the service delivers a release to the drop folder."""
+        units = {name: (UNIT.parent / name).read_text() for name in ("eir-publish.path", "eir-publish.service")}
+        for name, text in units.items():
+            (tmp_path / name).write_text(text)
+        said = run("systemd-analyze", "verify", "--recursive-errors=no", tmp_path / "eir-publish.path")
+        assert "eir-publish" not in said, said
+        command = re.search(r"^ExecStart=(.*)$", units["eir-publish.service"], re.MULTILINE)[1].replace("%%", "%")
+        delivered = re.search(r"^PathChanged=(.*)$", units["eir-publish.path"], re.MULTILINE)[1]
+        assert command.count(delivered) == 1
+        file = tmp_path / "stolen.csv"
+        file.write_text(f"imei\n{LISTED}\n")
+        for there, here in (
+            ("/opt/eir/bin/eir", shlex.join(COMMAND)), ("/etc/eir/registry.key", site.publisher.key), ("/var/lib/eir/inbox", site.folder / "inbox"),
+            (delivered, file),
+        ):  # fmt: skip
+            command = command.replace(there, str(here))
+        site.configure(
+            inbox="inbox",
+            lists={"stolen-national": {"signers": "signers"}},
+            policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
+        )
+        subprocess.run(shlex.split(command), check=True, env=site.environment())
+        until(lambda: "accepted" in site.eir("inbox").stderr)
+        assert site.json("check", LISTED)["status"] == "blacklisted"
 
     def test_systemd_finds_it_confined(self):
         run("systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", UNIT)

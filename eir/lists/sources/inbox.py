@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from eir.errors import ReleaseRefused, StoreError, escape_invalid, refused_by
-from eir.lists.changes.data_files import KEPT_BYTES_MAX
 from eir.lists.changes.release_load import LoadReport, ReleaseLoader, rejection_event
 from eir.lists.log.change import Head, SerialMark, utc_text
 from eir.lists.log.journal import ACCEPTED, REFUSED, JournalEvent
@@ -52,6 +51,8 @@ ATTEMPTS_MAX = 3
 ATTEMPTED_MAX = 100
 """Maximum number of releases that have a counter of killed processes."""
 NOT_MOVED_AGAIN_S = 600.0
+KEPT_BYTES_MAX = 256 << 20
+"""Size up to which a rejected release's data file is hashed."""
 TEXT_NAME_BYTES_MAX = 240
 """Maximum number of bytes of a rejected file's name that are part of the name of its text file."""
 PASS_S = 5.0
