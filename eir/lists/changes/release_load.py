@@ -190,7 +190,7 @@ def _other_types(table: Table, added: TableRows) -> TableRows:
 
 
 def _least_effect(devices: int, table: Table) -> TableEffect:
-    """Return the effect of a whole content on a damaged list, of which only the number of devices is known."""
+    """Return the effect of a whole content on a damaged list. Only the number of its devices is known."""
     more = device_count(table) - devices
     return replacement(EMPTY, table)._replace(devices_added=max(more, 0), devices_removed=max(-more, 0))
 

@@ -17,7 +17,6 @@ from eir.lists.log.journal import ACCEPTED
 from eir.lists.sources.drop_folder import AGAIN_S, Listing, Watch, scan_folder
 from eir.lists.sources.inbox import WAITING, DeliveryOutcome, Pass, Record, run_pass
 from eir.node.observe import metrics
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes.apart import run_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.lease import CLAIM_S
@@ -86,13 +85,6 @@ class DropFolder:
     def is_usable(self) -> bool:
         """True if the drop folder is readable and the last attempt to load from it succeeded."""
         return self._readable and not self._failures
-
-    def warnings(self) -> list[str]:
-        """Return a warning for `eir status` if the drop folder cannot be used."""
-        folder = self._config().inbox
-        if folder is None or self.is_usable:
-            return []
-        return [StatusText.INBOX_UNUSABLE.format(folder)]
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about the drop folder; empty if no drop folder is configured."""

@@ -25,7 +25,6 @@ from eir.lists.sources.acknowledge import Rejection
 from eir.lists.sources.inbox import WAITING, Record
 from eir.lists.sources.pull import ELSEWHERE, LOADED, PULL_S, UNCHANGED, UNREACHED, Pulled, pull
 from eir.node.observe import metrics
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes.apart import run_apart
 from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
@@ -147,20 +146,6 @@ class Pulling:
             "eir_source_faults_total": dict(self._faults),
             "eir_source_bytes_total": metrics.by_label(self._bytes),
         }
-
-    def warnings(self) -> list[str]:
-        """Return a warning for each source that is not reached, and for each list that is behind its source for too long."""
-        now = time.time()
-        warnings = []
-        for name, source in self._sources().items():
-            reached = self._reached.get(name, now)
-            behind_since = self._behind.get(name, now)
-            if now - reached > source.patience_s:
-                warnings.append(StatusText.SOURCE_UNREACHED.format(name, name))
-            if now - behind_since > source.patience_s:
-                time_text = utc_text(datetime.fromtimestamp(behind_since, UTC))
-                warnings.append(StatusText.LIST_BEHIND.format(name, time_text, name))
-        return warnings
 
     def _sources(self) -> dict[str, Source]:
         return {name: settings.source for name, settings in self._config().lists.items() if settings.source is not None}

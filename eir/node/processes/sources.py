@@ -59,14 +59,6 @@ class Sources:
         rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}
 
-    def loss_warnings(self) -> list[str]:
-        """Return warnings about lists that the store has lost, completely or in part."""
-        return self._acknowledging.warnings()
-
-    def warnings(self) -> list[str]:
-        """Return warnings for `eir status` about drop folder and sources."""
-        return [*self._pulling.warnings(), *self._drop_folder.warnings()]
-
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about drop folder, sources and acknowledgements by name and label values."""
         return {**self._drop_folder.snapshot(), **self._pulling.snapshot(), **self._acknowledging.snapshot()}

@@ -878,9 +878,9 @@ async def test_releases_that_wait_are_counted(site, configured, start):
 async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured, start):
     async with polled(configured, start) as folder:
         shutil.rmtree(site.drop)
-        await until(lambda: folder.warnings() == [f"the drop folder {site.drop} cannot be used (eir inbox)"])
+        await until(lambda: folder.snapshot()["eir_inbox_usable"] == {(): 0.0})
         site.drop.mkdir()
-        await until(lambda: folder.warnings() == [])
+        await until(lambda: folder.snapshot()["eir_inbox_usable"] == {(): 1.0})
 
 
 async def test_a_node_reports_an_unusable_folder(site, watching):
@@ -898,7 +898,7 @@ async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
     none = replace(configured, inbox=None)
     folder = DropFolder(lambda: none, start, Loads(start, [].append), report=Reports())
     await folder.poll()
-    assert (folder.snapshot(), folder.warnings()) == ({}, [])
+    assert folder.snapshot() == {}
     with pytest.raises(EirError, match="sets no drop folder"):
         await make_pass(none, "tester", loading(start, none, "tester"), [].append)
 
