@@ -104,26 +104,18 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class _Source:
-    """Stream of delivered bytes from the first byte on. It hashes the bytes, and reports the number of read bytes to a callback."""
+    """Stream of delivered bytes from the first byte on. Each read reports the number of bytes to a callback."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], done: Done) -> None:
         self._read_at = read_at
-        self._digest = hashlib.sha256()
         self._done = done
         self._at = 0
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._read_at(CHUNK_BYTES if size < 0 else size, self._at)
         self._at += len(data)
-        self._digest.update(data)
         self._done(len(data))
         return data
-
-    def hash_rest(self) -> str:
-        """Read the rest of the bytes, which a decompressor may leave, and return the SHA-256 of all bytes."""
-        while self.read(CHUNK_BYTES):
-            pass
-        return self._digest.hexdigest()
 
 
 class Lines:
@@ -185,12 +177,10 @@ class DataFile(AbstractContextManager["DataFile"]):
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def _read(self, size: int, at: int) -> bytes:
-        return os.pread(self._fd, size, at)
-
     def sha256(self, done: Done = lambda _: None) -> str:
         """Return the SHA-256 of the delivered file as hexadecimal digits."""
-        return _Source(self._read, done).hash_rest()
+        source, digest = self._hashed_source(done)
+        return _hash_rest(source, digest)
 
     def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
         """Yield the content of the file as `Lines`.
@@ -198,10 +188,27 @@ class DataFile(AbstractContextManager["DataFile"]):
         Raises:
             ReleaseRefused: as `Lines`; `changed` if the delivered bytes do not have the digest `sha256`.
         """
-        source = _Source(self._read, done)
+        source, digest = self._hashed_source(done)
         yield from Lines(self.name, source, self.size, rows_max)
-        if source.hash_rest() != sha256:
+        if _hash_rest(source, digest) != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
+
+    def _hashed_source(self, done: Done) -> "tuple[_Source, hashlib._Hash]":
+        digest = hashlib.sha256()
+
+        def read(size: int, at: int) -> bytes:
+            data = os.pread(self._fd, size, at)
+            digest.update(data)
+            return data
+
+        return _Source(read, done), digest
+
+
+def _hash_rest(source: _Source, digest: "hashlib._Hash") -> str:
+    """Read the bytes that a decompressor left, and return the SHA-256 of all bytes."""
+    while source.read(CHUNK_BYTES):
+        pass
+    return digest.hexdigest()
 
 
 def read_lines(name: str, stream: BinaryIO, size: int, done: Done = lambda _: None) -> Lines:

@@ -115,8 +115,8 @@ class ListedRows:
         """
         rows = join((*self._singles, *self._expanded))
         keys = np.sort(rows.keys)
-        keys = keys[:-1][keys[:-1] == keys[1:]]
-        rows = rows.select(keys.searchsorted(rows.keys, "right") > keys.searchsorted(rows.keys))
+        keys = np.append(keys[:-1][keys[:-1] == keys[1:]], np.uint64(2**64 - 1))
+        rows = rows.select(keys[keys.searchsorted(rows.keys)] == rows.keys)
         rows = rows.select(np.lexsort((rows.column(SECONDS), rows.keys)))
         again = np.flatnonzero(~is_first(rows.keys, rows.column(SECONDS)))
         here, before = rows.select(again), rows.select(again - 1)

@@ -274,9 +274,9 @@ def _long_rows(chunk: _Chunk) -> Mask:
     """Return a mask of the rows with more fields than the header, for example because of a comma in a reason without quotes."""
     separator = chunk.plan.layout.separator
     octets = np.frombuffer(chunk.data, np.uint8)
-    starts, ends = _row_bounds(chunk.data)
-    at = np.flatnonzero(octets == ord(separator))
-    long: Mask = at.searchsorted(ends) - at.searchsorted(starts) >= (chunk.plan.width or len(octets))
+    _, ends = _row_bounds(chunk.data)
+    before = np.flatnonzero(octets == ord(separator)).searchsorted(ends)
+    long: Mask = np.diff(before, prepend=0) >= (chunk.plan.width or len(octets))
     for row, (_, line) in zip(np.flatnonzero(long), _rows_of(chunk, long), strict=True):
         long[row] = len(csv_fields(line, separator)) > chunk.plan.width
     return long
