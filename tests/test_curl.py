@@ -150,11 +150,11 @@ async def test_curl_ends_with_its_reader(web):
 
 async def test_an_answer_has_its_time(web, monkeypatch):
     web.fault = "drip"
-    with pytest.raises(Unreached, match="the time is over"):
+    with pytest.raises(Unreached, match=r"no answer within 0\.3 s|timed out"):
         await fetched(web.url, within_s=0.3)
     monkeypatch.setattr(curl, "ANSWER_S", 0.3)
     began = time.monotonic()
-    with pytest.raises(Unreached, match=r"an answer took longer than 0\.3 s") as caught:
+    with pytest.raises(Unreached, match=r"no answer within 0\.3 s") as caught:
         await fetched(web.url)
     assert caught.value.reason == "timeout"
     assert time.monotonic() - began < WITHIN_S

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote
 
-FAULTS = ("drop", "cut", "stall", "corrupt", "redirect", "error", "repeat", "endless", "garbage", "riddle", "nowhere")
+FAULTS = ("drop", "cut", "stall", "corrupt", "redirect", "error", "repeat", "endless", "garbage", "nowhere")
 
 
 class Web:
@@ -82,7 +82,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "error",
             "endless",
             "garbage",
-            "riddle",
             "nowhere",
             "continue",
             "drip",
@@ -116,9 +115,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _nowhere(self, _):
         self._say(302, Location="http://[::1/")
 
-    def _riddle(self, _):
-        self._say(200, Content_Type="multipart/mixed; boundary*=undefined''x")
-
     def _error(self, _):
         self._say(503)
 
@@ -146,7 +142,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _flood(self, path):
         """Redirect to the file, in an answer whose body never ends."""
         self.send_response(302)
-        self.send_header("Location", f"{self.web.url}./{path}")
+        self.send_header("Location", f"{self.web.url}{path}")
         self.end_headers()
         while True:
             self.wfile.write(b"x" * 65536)
