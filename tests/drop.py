@@ -11,7 +11,7 @@ from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.log.journal import REFUSED
 from eir.lists.record.settings import ListSettings
 from eir.lists.sources.drop_folder import DropFolderSettings, load_delivered
-from eir.lists.sources.result import accepted
+from eir.lists.sources.release_result import accepted
 from eir.lists.sources.source import TurnSettings
 from eir.lists.stores.sqlite import SqliteStore
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
-from eir.lists.sources.index import INDEX
+from eir.lists.sources.folder_index import INDEX
 from eir.lists.sources.folder_writer import publish_into
 
 from .releases import STARTED, public

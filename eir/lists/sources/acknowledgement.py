@@ -24,8 +24,8 @@ from eir.lists.record.settings import ListSettings, is_list_name
 from eir.lists.releases.openssh import sign_document, verify_document
 from eir.lists.releases.release import SERIAL_MAX, is_utc_text, member, parse_manifest, verify_release
 from eir.lists.rows.delivered import open_folder, read_small
+from eir.lists.sources.folder_index import AHEAD_MAX, FolderIndex, Offer, is_digest, releases_to_load
 from eir.lists.sources.folder_writer import Contents, load_index
-from eir.lists.sources.index import AHEAD_MAX, FolderIndex, Offer, is_digest, releases_to_load
 
 FORMAT, NAMESPACE = "eir-acknowledgement/2", "eir-acknowledgement"
 KEY = "acknowledgement.key"

@@ -34,7 +34,7 @@ from eir.lists.releases.release import (
     verify_release,
 )
 from eir.lists.rows.delivered import DataFile, read_small
-from eir.lists.sources.result import ELSEWHERE, WAITING, ReleaseResult, Turn, printable
+from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn, printable
 from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, take_turn
 
 SETTLED_S = 1.0

@@ -32,7 +32,7 @@ from eir.lists.releases.openssh import BEGINS, claims_one_of, key_in, keys_of, s
 from eir.lists.releases.publish import Published, publish
 from eir.lists.releases.release import VerifiedRelease, parse_manifest, signature_names
 from eir.lists.rows.table_export import export_table
-from eir.lists.sources.index import (
+from eir.lists.sources.folder_index import (
     AHEAD_MAX,
     INDEX,
     FolderIndex,

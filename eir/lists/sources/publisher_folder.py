@@ -26,11 +26,11 @@ from eir.lists.record.settings import ListSettings, SourceSettings
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, verify_document
 from eir.lists.releases.release import Manifest, signature_names, verify_release
 from eir.lists.rows.delivered import CHUNK_BYTES
-from eir.lists.sources import index as indexes
-from eir.lists.sources.client import SourceClient, size_of
-from eir.lists.sources.index import INDEX, INDEX_BYTES_MAX, FolderIndex, Offer
-from eir.lists.sources.result import ELSEWHERE, WAITING, ReleaseResult, Turn
+from eir.lists.sources import folder_index
+from eir.lists.sources.folder_index import INDEX, INDEX_BYTES_MAX, FolderIndex, Offer
+from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn
 from eir.lists.sources.source import Candidate, TurnSettings, take_turn
+from eir.lists.sources.source_client import SourceClient, size_of
 
 PULL_S = 900.0
 """Seconds for one turn with its downloads and loads; the next turn continues an interrupted download."""
@@ -197,10 +197,10 @@ class PublisherFolderSource:
         would give a list that no signer has signed.
         """
         head, highest = await self._head_and_highest()
-        from_full = indexes.releases_to_load(index, None, highest)
+        from_full = folder_index.releases_to_load(index, None, highest)
         if head == Head() or _differs(index, head):
             return from_full
-        offers = indexes.releases_to_load(index, head.serial, highest)
+        offers = folder_index.releases_to_load(index, head.serial, highest)
         if any(offer.sha256 in self._note.refused for offer in offers) and not self._force:
             return from_full or offers
         return offers
@@ -244,9 +244,9 @@ class PublisherFolderSource:
             raise
         content = stored.read_bytes() if fetched is None else fetched.octets
         document, _ = await asyncio.to_thread(verify_document, content, INDEX, own.signers, now, revoked=own.revoked)
-        index = indexes.parse_index(document)
+        index = folder_index.parse_index(document)
         before = datetime.fromisoformat(note.issued) if note.issued else None
-        indexes.check_index(index, own.name, own.kind, now, before)
+        folder_index.check_index(index, own.name, own.kind, now, before)
         if fetched is not None:
             note.etag, note.sha256 = fetched.etag, hashlib.sha256(content).hexdigest()
             note.issued = index.issued.isoformat()

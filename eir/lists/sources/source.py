@@ -22,7 +22,7 @@ from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.release import VerifiedRelease
-from eir.lists.sources.result import (
+from eir.lists.sources.release_result import (
     CRASH,
     KILLED,
     LOADED,

@@ -27,7 +27,7 @@ from eir.lists.sources.acknowledgement import (
     load_key,
     sign_acknowledgement,
 )
-from eir.lists.sources.client import SourceClient
+from eir.lists.sources.source_client import SourceClient
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
 from eir.node.observe.status_texts import StatusText

@@ -27,7 +27,7 @@ from eir.lists.releases.release import VerifiedRelease
 from eir.lists.rows.delivered import Progress
 from eir.lists.sources.drop_folder import DropFolderSettings, load_delivered
 from eir.lists.sources.publisher_folder import load_published
-from eir.lists.sources.result import (
+from eir.lists.sources.release_result import (
     CRASH,
     ELSEWHERE,
     KILLED,

@@ -41,7 +41,8 @@ def prepare(config: Config) -> None:
     Raises:
         SetupFault: if the store cannot be used, or a required program is missing.
     """
-    if config.sightings.webhook is not None or any(settings.source for settings in config.lists.values()):
+    has_webhook = config.sightings is not None and config.sightings.webhook is not None
+    if has_webhook or any(settings.source for settings in config.lists.values()):
         check_version()
     log = Log(time.monotonic, level=config.log_level, in_background=False)
     report_warnings(config, log.report)

@@ -21,7 +21,7 @@ from eir.lists.record.settings import SourceSettings
 from eir.lists.sources.acknowledgement import Rejection
 from eir.lists.sources.drop_folder import Item, Listing, is_settled, scan_folder
 from eir.lists.sources.publisher_folder import PULL_S
-from eir.lists.sources.result import (
+from eir.lists.sources.release_result import (
     ELSEWHERE,
     LOADED,
     UNCHANGED,
@@ -53,6 +53,8 @@ BESIDE_S = 5.0
 SPREAD = 0.1
 """Random part of the pause, so that nodes do not pull at the same time."""
 RESULT = "release"
+INBOX_PROCESS, PULL_PROCESS = "inbox", "pull"
+"""Names of the processes of turns in `ps` and `top`."""
 
 
 async def _turn_apart(config: Config, name: str | None, who: str, emit: Emit) -> dict[str, Any]:
@@ -253,7 +255,7 @@ class Sources:
     async def _turn(self, name: str | None) -> Turn:
         """Take one turn in a new process, and record its rejections; return its result, also if the process fails."""
         config = self._config()
-        process = "inbox" if name is None else "pull"
+        process = INBOX_PROCESS if name is None else PULL_PROCESS
         who = f"{process} of {node_user()}"
 
         def note(document: dict[str, Any]) -> None:

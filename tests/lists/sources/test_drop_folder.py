@@ -39,7 +39,7 @@ from eir.lists.record.clock import TrustedClock
 from eir.lists.releases.release import parse_manifest
 from eir.lists.sources import drop_folder
 from eir.lists.sources.drop_folder import Item, _numbered, is_settled, missing_part, scan_folder, signed_manifests
-from eir.lists.sources.result import ELSEWHERE, KILLED, WAITING, rejected
+from eir.lists.sources.release_result import ELSEWHERE, KILLED, WAITING, rejected
 from eir.lists.sources.source import ATTEMPTS_MAX
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S

@@ -21,10 +21,8 @@ from eir.errors import EirError, ReleaseRefused
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.openssh import verify_document
 from eir.lists.releases.publish import publish
-from eir.lists.sources import folder_writer
-from eir.lists.sources import index as indexes
-from eir.lists.sources.folder_writer import offer_release, publish_into
-from eir.lists.sources.index import (
+from eir.lists.sources import folder_index, folder_writer
+from eir.lists.sources.folder_index import (
     INDEX,
     FolderIndex,
     Offer,
@@ -34,6 +32,7 @@ from eir.lists.sources.index import (
     sort_offers,
     trim_index,
 )
+from eir.lists.sources.folder_writer import offer_release, publish_into
 from eir.lists.stores.sqlite import SqliteStore
 
 CONFIG = Path(__file__).parents[3] / "config" / "LISTS.md"
@@ -470,7 +469,7 @@ def test_an_index_that_is_not_one(change, says):
         b"[]",
         b"\xff",
         b"[" * 100_000,
-        json.dumps({"format": indexes.FORMAT, "releases": [{}] * 3000}).encode(),
+        json.dumps({"format": folder_index.FORMAT, "releases": [{}] * 3000}).encode(),
     ],
 )
 def test_what_is_no_index_at_all(document):
@@ -479,9 +478,9 @@ def test_what_is_no_index_at_all(document):
 
 
 def test_an_index_has_at_most_a_limited_number_of_releases():
-    offers = [offer(1), *(offer(serial, serial - 1) for serial in range(2, indexes.RELEASES_MAX + 2))]
+    offers = [offer(1), *(offer(serial, serial - 1) for serial in range(2, folder_index.RELEASES_MAX + 2))]
     most = index_of(*offers[:-1])
-    assert len(parse_index(encode_index(most)).releases) == indexes.RELEASES_MAX
+    assert len(parse_index(encode_index(most)).releases) == folder_index.RELEASES_MAX
     with pytest.raises(ReleaseRefused, match="an array of 1 to 2000 objects"):
         parse_index(encode_index(index_of(*offers)))
 
@@ -503,10 +502,10 @@ def test_releases_that_do_not_rise_are_no_index():
 def test_an_index_that_is_not_the_next_one_of_its_list(arguments, reason):
     given = {"name": NAME, "holds": "devices", "now": NOW, "before": None} | arguments
     if reason is None:
-        indexes.check_index(CHAIN, **given)
+        folder_index.check_index(CHAIN, **given)
         return
     with pytest.raises(ReleaseRefused) as caught:
-        indexes.check_index(CHAIN, **given)
+        folder_index.check_index(CHAIN, **given)
     assert caught.value.reason == reason
 
 
