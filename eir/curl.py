@@ -3,7 +3,7 @@
 URL, headers, secrets and body go to curl's standard input (`--config -`), so that no list of processes shows them. Head and body of
 the response come from its standard output. So this program counts the bytes before they reach a file, and curl ends with its reader.
 curl follows no redirect. It speaks HTTPS, or plain HTTP if the URL says so, but no other protocol. Proxies come from the environment
-(`https_proxy`, `no_proxy`); for plain HTTP there are none.
+(`https_proxy`, `no_proxy`), but plain HTTP goes to the server directly.
 """
 
 import asyncio

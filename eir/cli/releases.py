@@ -34,7 +34,7 @@ from eir.lists.log.store import LogStore
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.release_result import LOADED, UNCHANGED, WAITING, ReleaseResult, Turn, rejected
 from eir.lists.stores.open import open_store
-from eir.node.processes.loading import NICE, load_apart, take
+from eir.node.processes.loading import NICE, load_apart, process_once
 from eir.node.processes.state_folder import as_owner_of, prepare
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _record(config: Config, result: ReleaseResult) -> None:
         print_message(f"warning: the journal of this host does not have the rejection: {error}")
 
 
-def _take(config: Config, names: Sequence[str | None], by: str, *, force: bool = False) -> list[Turn]:
+def _run_turns(config: Config, names: Sequence[str | None], by: str, *, force: bool = False) -> list[Turn]:
     """Take a turn of each source. `names`: lists; None for the drop folder."""
 
     async def loaded(result: ReleaseResult) -> None:
@@ -151,7 +151,7 @@ def _take(config: Config, names: Sequence[str | None], by: str, *, force: bool =
 
     async def run() -> list[Turn]:
         emit = partial(_record, config)
-        return [await take(config, name, by, emit=emit, force=force, loaded=loaded) for name in names]
+        return [await process_once(config, name, by, emit=emit, force=force, loaded=loaded) for name in names]
 
     os.nice(NICE)
     with as_owner_of(config.state):
@@ -180,7 +180,7 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     gives the reason. An incomplete release stays. Files that wait are listed, with the reason.
     """
     checked = opened(load_config(config))
-    (turn,) = _take(checked, [None], f"inbox of {who()}")
+    (turn,) = _run_turns(checked, [None], f"inbox of {who()}")
     if as_json:
         print_json(turn.as_json())
     for each in turn.results:
@@ -221,7 +221,7 @@ def pull(
         names = [list_name]
     if not names:
         raise fail(f"no list in {checked.path} has a source (lists.*.source)", EXIT_USAGE)
-    turns = _take(checked, names, f"pull of {who()}", force=force)
+    turns = _run_turns(checked, names, f"pull of {who()}", force=force)
     if as_json:
         print_json([each.as_json() for each in turns])
     for each in turns:

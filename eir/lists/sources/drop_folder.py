@@ -35,7 +35,7 @@ from eir.lists.releases.release import (
 )
 from eir.lists.rows.delivered import DataFile, read_small
 from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn, printable
-from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, take_turn
+from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, process_source
 
 SETTLED_S = 1.0
 """Seconds after the last change of a file during which a faulty release is not rejected."""
@@ -172,7 +172,7 @@ async def load_delivered(drop: DropFolderSettings, settings: TurnSettings) -> Tu
     """
     with open_rooms(drop.folder) as rooms:
         source = DropFolderSource(drop, settings, rooms)
-        turn = await take_turn(source, settings)
+        turn = await process_source(source, settings)
         with suppress(OSError):
             rooms.prune(*drop.refused_max)
     return turn
@@ -270,7 +270,7 @@ class DropFolderSource:
         return Candidate(name, signatures, None, fault)
 
     def _cut_off(self, names: Iterable[str]) -> str:
-        """Return the first file that has changed since the scan, or ends in the middle; empty if there is none. The first one is a manifest."""
+        """Return the first file that has changed since the scan, or ends in the middle; otherwise an empty text. `names`: manifest, signatures."""
         end, bytes_max = b"}", MANIFEST_BYTES_MAX
         for name in names:
             with suppress(ReleaseRefused, FileNotFoundError):

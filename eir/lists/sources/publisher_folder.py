@@ -29,7 +29,7 @@ from eir.lists.rows.delivered import CHUNK_BYTES
 from eir.lists.sources import folder_index
 from eir.lists.sources.folder_index import INDEX, INDEX_BYTES_MAX, FolderIndex, Offer
 from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn
-from eir.lists.sources.source import Candidate, TurnSettings, take_turn
+from eir.lists.sources.source import Candidate, TurnSettings, process_source
 from eir.lists.sources.source_client import SourceClient, size_of
 
 PULL_S = 900.0
@@ -85,7 +85,7 @@ async def load_published(
         raise EirError(f"list {name} has no source (lists.{name}.source)")
     client = SourceClient(own.source, time.monotonic() + PULL_S if until is None else until)
     source = PublisherFolderSource(settings, own, own.source, folder, client, force=force)
-    turn = await take_turn(source, settings)
+    turn = await process_source(source, settings)
     turn.bytes = client.bytes
     with suppress(StoreError, OSError):
         await source.compare()

@@ -154,11 +154,11 @@ class TurnSettings:
         return max(self.marks.get(name, NO_MARK), head.mark)
 
 
-async def take_turn(source: Source, settings: TurnSettings) -> Turn:
+async def process_source(source: Source, settings: TurnSettings) -> Turn:
     """Load all releases of a source that can be loaded now; return the result of the turn."""
     turn = source.turn
     try:
-        await _take_all(source, settings)
+        await _process_all(source, settings)
     except Unreached as error:
         turn.end(UNREACHED, error.reason, str(error))
     except ReleaseRefused as refused:
@@ -172,7 +172,7 @@ async def take_turn(source: Source, settings: TurnSettings) -> Turn:
     return turn
 
 
-async def _take_all(source: Source, settings: TurnSettings) -> None:
+async def _process_all(source: Source, settings: TurnSettings) -> None:
     turn, failed = source.turn, set[str]()
     async for candidate in source.candidates():
         if candidate.list in failed:
@@ -180,7 +180,7 @@ async def _take_all(source: Source, settings: TurnSettings) -> None:
         if not settings.is_held():
             turn.repeat_after(AGAIN_S)
             return
-        result, wait_s = await _take(source, candidate, settings)
+        result, wait_s = await _process(source, candidate, settings)
         if wait_s is not None:
             turn.repeat_after(wait_s)
         if result.here and result.reason not in HOST | AGED:  # its store fails, or the disk
@@ -192,7 +192,7 @@ async def _take_all(source: Source, settings: TurnSettings) -> None:
         await source.done(candidate, result)
 
 
-async def _take(source: Source, candidate: Candidate, settings: TurnSettings) -> tuple[ReleaseResult, float | None]:
+async def _process(source: Source, candidate: Candidate, settings: TurnSettings) -> tuple[ReleaseResult, float | None]:
     """Load one release of a source; return its result, and the seconds until a waiting release is tried again.
 
     Raises:

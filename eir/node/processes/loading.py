@@ -1,6 +1,6 @@
 """Loads of releases, each in a process of its own, and turns of the drop folder and of lists' sources.
 
-`take` is one turn: the work of a process of a running node, and of `eir inbox` and `eir pull`. If several nodes share a store, one of
+`process_once` is one turn: the work of a process of a running node, and of `eir inbox` and `eir pull`. If several nodes share a store, one of
 them loads a new release: a turn holds a lease in the store. If that node ends, another node continues.
 """
 
@@ -131,7 +131,7 @@ async def _load(
     return asdict(result)
 
 
-async def take(
+async def process_once(
     config: Config, name: str | None, who: str, *, emit: Callable[[ReleaseResult], object], force: bool = False,
     loaded: Callable[[ReleaseResult], Any] | None = None,
 ) -> Turn:  # fmt: skip

@@ -38,7 +38,7 @@ from eir.node.observe.status_texts import StatusText
 from eir.node.processes.acknowledging import Acknowledging, backoff_s
 from eir.node.processes.apart import Emit, run_apart
 from eir.node.processes.jobs import Jobs
-from eir.node.processes.loading import NICE, node_user, take
+from eir.node.processes.loading import NICE, node_user, process_once
 
 POLL_S = 1.0
 """Seconds between two looks at the drop folder."""
@@ -59,7 +59,7 @@ INBOX_PROCESS, PULL_PROCESS = "inbox", "pull"
 
 async def _turn_apart(config: Config, name: str | None, who: str, emit: Emit) -> dict[str, Any]:
     """Take one turn in a process of a running node; return its result as JSON."""
-    turn = await take(config, name, who, emit=lambda result: emit(RESULT, asdict(result)))
+    turn = await process_once(config, name, who, emit=lambda result: emit(RESULT, asdict(result)))
     return asdict(turn)
 
 

@@ -43,7 +43,7 @@ from eir.lists.sources.release_result import ELSEWHERE, KILLED, WAITING, rejecte
 from eir.lists.sources.source import ATTEMPTS_MAX
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S
-from eir.node.processes.loading import ATTEMPTS_FILE, CLAIM, take
+from eir.node.processes.loading import ATTEMPTS_FILE, CLAIM, process_once
 from eir.node.processes.sources import POLL_S, Sources, Watch
 from eir.node.processes.state_folder import save_clock
 
@@ -754,7 +754,7 @@ async def test_two_processes_at_once_load_once(site, configured):
 
 async def test_a_store_that_is_away_is_an_outcome_of_the_turn(configured):
     away = replace(configured, store=f"redis://127.0.0.1:{free_port()}")
-    made = await take(away, None, "tester", emit=[].append)
+    made = await process_once(away, None, "tester", emit=[].append)
     assert (made.results, made.outcome, made.reason, made.again_s) == ([], WAITING, "refused", 30)
 
 
@@ -879,7 +879,7 @@ async def test_without_a_drop_folder_there_is_nothing_to_do(configured):
     await sources.poll_drop_folder()
     assert (sources.warnings(), [name for name in sources.snapshot() if "inbox" in name]) == ([], [])
     with pytest.raises(EirError, match="sets no drop folder"):
-        await take(none, None, "tester", emit=[].append)
+        await process_once(none, None, "tester", emit=[].append)
 
 
 async def test_a_node_that_stops_ends_the_turn_and_its_load_and_gives_the_right_to_load_back(site, configured):
@@ -945,7 +945,7 @@ async def test_a_turn_goes_by_the_time_that_its_node_saw_last(site, configured, 
     site.deliver(site.publish(1, issued=issued, valid=timedelta(days=8)))
     keep(TrustedClock(time.time() - 86400))
     for _ in range(2):
-        made = await take(configured, None, "tester", emit=lambda _: None)
+        made = await process_once(configured, None, "tester", emit=lambda _: None)
         seen += [(each.outcome, each.reason) for each in made.results]
         keep(TrustedClock(time.time()))
     assert seen == [(WAITING, "expired"), (REFUSED, "expired")]

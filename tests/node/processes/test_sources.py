@@ -9,7 +9,7 @@ from eir.lists.log.journal import REFUSED
 from eir.lists.sources.release_result import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, WAITING, Turn
 from eir.node.processes import acknowledging, sources
 from eir.node.processes.acknowledging import AGAIN_S, backoff_s
-from eir.node.processes.loading import PULLS_FOLDER, take
+from eir.node.processes.loading import PULLS_FOLDER, process_once
 from eir.node.processes.sources import BESIDE_S, SPREAD, Sources
 
 EVERY_S = 60.0
@@ -58,7 +58,7 @@ async def test_a_list_that_another_process_of_this_host_pulls_is_left_to_it(tmp_
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        turn = await take(SimpleNamespace(state=tmp_path), "stolen", "", emit=pytest.fail)
+        turn = await process_once(SimpleNamespace(state=tmp_path), "stolen", "", emit=pytest.fail)
     assert (turn.outcome, turn.detail) == (ELSEWHERE, "another process on this host is doing it")
 
 
