@@ -34,8 +34,8 @@ from eir.errors import EirError, StoreError
 from eir.interfaces import INTERFACES
 from eir.lists.changes.undo import RESTORE
 from eir.lists.follow.backup import ListFile, Restored, newer_reasons, restore_list, verified_content, write_lists
-from eir.lists.follow.list_copy import copied_heads
-from eir.lists.log.change import Head, utc_text
+from eir.lists.follow.list_copy import copied_heads, serial_marks
+from eir.lists.log.change import Head, SerialMark, utc_text
 from eir.lists.log.journal import ACCEPTED, FORCED, MAIN, JournalError, JournalEvent, paths_of
 from eir.lists.log.journal_export import add_witness, export_journal, has_line, restore_journal, unpack_journal
 from eir.lists.log.journal_faults import journal_faults
@@ -45,7 +45,7 @@ from eir.lists.record.first_days import IMPORT
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
 from eir.lists.record.settings import is_list_name
 from eir.lists.sources.acknowledgement import KEY
-from eir.lists.stores.open import COPIES, JOURNAL
+from eir.lists.stores.open import COPIES, JOURNAL, open_store
 from eir.node.observe.control import owner_advice
 from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, prepare
 from eir.schema import IDENTITY
@@ -85,9 +85,9 @@ def backup(
     """Write the state of the node to one new file.
 
     The state is the lists with the releases that a rollback can restore, the journal, the keys, the clock time, and the highest
-    accepted serial of each list. The node may run meanwhile. The file is verified: each list and each kept release by its digest, the
-    journal by its chains, and each part of the written file by its SHA-256. Only its owner can read the file. It does not contain the
-    configuration, the certificates and the signers files.
+    accepted serial of each list. The node may run meanwhile. If the store has lost a list of this node, no file is written. The file is
+    verified: each list and each kept release by its digest, the journal by its chains, and each part of the written file by its SHA-256.
+    Only its owner can read the file. It does not contain the configuration, the certificates and the signers files.
     """
     checked = opened(load_config(config))
     if str(file) != "-" and os.path.lexists(file):
@@ -99,9 +99,15 @@ def backup(
     with _room(checked) as room:
         with acting_in(checked.state):
             (room / LISTS).mkdir()
+            held, marks = (
+                copied_heads(checked.state / COPIES),
+                serial_marks(checked.state),
+            )  # before a later change of the store
         with_store(checked, lambda store: write_lists(store, room / LISTS), fresh=False, reads=True)
         with acting_in(checked.state):
-            heads = {name: each.head for name, each in asyncio.run(_verified(room)).items()}
+            files = asyncio.run(_verified(room))
+            _refuse_lost(checked, files, held, marks)
+            heads = {name: each.head for name, each in files.items()}
             if not heads:
                 raise EirError("nothing was written: the store has no list; load one first")
             journal = _export_journal(checked.state / JOURNAL, room)
@@ -130,6 +136,21 @@ def backup(
         print_message(text, "info")
     else:
         show_one({"file": str(file), **facts}, text, as_json=as_json)
+
+
+def _refuse_lost(
+    checked: Config, files: Mapping[str, ListFile], held: Mapping[str, Head], marks: Mapping[str, SerialMark]
+) -> None:
+    """Reject the backup of a store that lacks a list which was in force on this node, or has an older one. Lists without settings may be missing."""
+    missing = (held.keys() | marks.keys()) & checked.lists.keys() - files.keys()
+    reasons = dict.fromkeys(sorted(missing), "the store has no such list")
+    reasons |= newer_reasons(files, {"this node's copy": held}, marks)
+    if reasons:
+        text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise EirError(
+            f"nothing was written: the store has lost lists: {text}; wait until a node has written them back (eir lists), "
+            "load them, or restore an earlier backup"
+        )
 
 
 def _export_journal(folder: Path, room: Path) -> dict[str, Any]:
@@ -222,9 +243,9 @@ async def _restored(
 ) -> list[Restored]:  # fmt: skip
     """Restore the lists and the journal of an unpacked backup. With `dry_run`, only verify that the restore is allowed."""
     folder = checked.state
-    marks = {name: entry.mark for name, entry in load_in_force(folder).items()}
+    marks = serial_marks(folder)
     held = copied_heads(folder / COPIES)
-    stored = await _heads(store, missing=dry_run)
+    stored = await _stored_heads(checked)
     found = newer_reasons(files, {"the store": stored, "this node's copy": held}, marks)
     if found and not force:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
@@ -242,8 +263,7 @@ async def _restored(
 
     restored = []
     for name, file in files.items():
-        known = held[name].mark if name in held else file.head.mark
-        mark = max(marks.get(name, known), known)
+        mark = marks.get(name, file.head.mark)
         each = await restore_list(file, store, writer, made=made, mark=mark, held=held.get(name), force=force)
         restored.append(each)
         if each.change is not None:
@@ -260,15 +280,13 @@ async def _restored(
     return restored
 
 
-async def _heads(store: LogStore, *, missing: bool) -> Mapping[str, Head]:
-    """Return the heads of the lists in a store. `missing`: True if the file of the store may be missing."""
+async def _stored_heads(checked: Config) -> Mapping[str, Head]:
+    """Return the heads of the lists in the store. A missing file of the store is not created, so that a rejected restore changes nothing."""
+    store = open_store(checked.store, checked.state, creates=False)
     try:
-        heads = await store.heads()
-        return {name: heads[name] for name in heads}
-    except StoreError as error:
-        if missing and error.cause == "cannot_open":
-            return {}
-        raise
+        return dict(await store.heads())
+    finally:
+        await store.close()
 
 
 def _restore_journal(checked: Config, room: Path, facts: Mapping[str, Any]) -> None:

@@ -613,7 +613,7 @@ def export_list(
     """Export a list in force to a data file.
 
     `eir publish` can make a release of this file with the same content, and so with the same `digest` in `eir lists
-    --json`. For this purpose, a reason without entries keeps its index by a row that ended in 1970 and has no effect.
+    --json`.
     An existing file is replaced when the new file is complete.
 
     A row of the record of first sightings (`first_seen.list`) has the device, its first day, and the last day of its period

@@ -22,6 +22,9 @@ class Recorder:
     def __init__(self):
         self.changes, self.rows, self.gaps, self.fails = {}, {}, [], False
 
+    def has(self, name, digest):
+        return (name, digest) in self.changes
+
     def record(self, name, changes, reasons):
         if self.fails:
             raise OSError(28, "No space left on device")

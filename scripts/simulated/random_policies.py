@@ -374,7 +374,8 @@ class Run:
     async def release(self, name, *, full):
         """Load the next release of a list: wholly other rows, or some more and some less."""
         rows, before = self.ends(self.chance.rows_of(name)), self.model.rows.get(name)
-        gone = [] if full or not before else self.chance.some(sorted(before, key=repr), 3)
+        others = sorted((before or {}).keys() - rows.keys(), key=repr)
+        gone = [] if full or not others else self.chance.some(others, 3)
         base = None if full else self.bases[name]
         self.serials[name] += 1
         files = [*self.files(name, rows, "added"), *self.files(name, dict.fromkeys(gone), "removed")]

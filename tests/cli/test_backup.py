@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import tarfile
 
@@ -41,7 +42,7 @@ def made(folder, publisher, store):
     site.configure(lists=LISTS, policy=POLICY, store=store)
     site.eir("load", site.release([LISTED]))
     site.eir("load", site.release([LISTED, UNLISTED], serial=2))
-    site.eir("add", "own", THIRD, "--reason", "lost")
+    site.eir("add", "own", THIRD, "--reason", "lost", "--first")
     site.eir("acknowledge", "--key")
     return site
 
@@ -504,6 +505,30 @@ def test_a_killed_command_leaves_no_keys_and_the_next_one_removes_its_folder(hos
     assert rooms() == [room]
     host.eir("restore", "--dry-run", host.folder / "beside.tar")
     assert not rooms()
+
+
+def test_a_store_that_lost_a_list_or_has_a_damaged_head_is_not_backed_up(tmp_path, publisher):
+    with made(tmp_path / "site", publisher, "sqlite") as site:
+        database = site.state / "lists.sqlite"
+        (site.state / "whole").write_bytes(database.read_bytes())
+        site.load([THIRD], serial=3)
+        with sqlite3.connect(database) as db:
+            db.execute("UPDATE heads SET head = '{' WHERE list = 'own'")
+        db.close()
+        assert "the head of list own is damaged" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        site.start()
+        until(lambda: site.is_copied({"stolen": 3}))
+        site.node.end()
+        for path in site.state.glob("lists.sqlite-*"):
+            path.unlink()
+        (site.state / "whole").replace(database)
+        refused = site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        assert "stolen: this node's copy has serial 3 (generation 3), and the backup 2 (2)" in refused
+        with sqlite3.connect(database) as db:
+            db.execute("DELETE FROM heads WHERE list = 'stolen'")
+        db.close()
+        assert "stolen: the store has no such list" in site.eir("backup", tmp_path / "x.tar", status=1).stderr
+        assert not (tmp_path / "x.tar").exists()
 
 
 def test_an_existing_file_is_not_replaced(host):

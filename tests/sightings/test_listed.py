@@ -18,6 +18,7 @@ from test_sightings import IMSI, asked
 from eir.device import SNR_KEYS, device_key
 from eir.lists.images.newly_listed import KEYS_AT_ONCE, newly_listed, without_listed
 from eir.lists.images.table_image import image_of
+from eir.lists.stores.open import open_store
 from eir.lists.table.columns import WHOLE, rows_of
 from eir.lists.table.table import table_of
 from eir.node.processes import priority
@@ -76,7 +77,7 @@ def test_the_newest_check_of_each_device_counts_of_the_last_hours_only(tmp_path)
     )
 
 
-def test_the_id_of_an_event_is_that_of_the_history_event_which_listed_the_device_or_its_tac():
+def test_the_id_of_an_event_is_that_of_the_change_which_listed_the_device_or_its_tac():
     device = device_key(UNLISTED)
     row = dict.fromkeys(("peer", "origin_host", "protocol", "subscriber", "home")) | {
         "device": device,
@@ -193,8 +194,10 @@ async def test_two_nodes_raise_the_same_event_for_each_listing(tmp_path, publish
         b.eir("add", "own", TRACKED, "--reason", "stolen")
         by_hand = await await_events(6)
         assert {(event["list"], event["imei"], event["serial"]) for event in by_hand} == {("own", TRACKED, 0)}
-        listing = a.json("history", "own")[-1]["number"]
-        digest = sha256(f"own\0{device_key(TRACKED)}\0main {listing}".encode()).hexdigest()
+        store = open_store(server.url, a.state)
+        change = (await store.heads())["own"].digest
+        await store.close()
+        digest = sha256(f"own\0{device_key(TRACKED)}\0{change}".encode()).hexdigest()
         assert {event["id"] for event in by_hand} == {f"{EVENT}-{digest[:32]}"}
         b.eir("add", "own", UNLISTED[:8], "--tac", "--force", "--reason", "recalled")
         model = await await_events(8)

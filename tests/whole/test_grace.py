@@ -18,7 +18,8 @@ from simulated.wire import HOST, TGPP, avp, ecr
 
 from eir.checks.settings import Status
 from eir.interfaces.map import INTERFACE as MAP
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.change import LEARN
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
@@ -203,6 +204,28 @@ def test_no_second_period_after_a_stop_or_an_end(hosts):
     until(lambda: {host.entries() for host in there} == {2})
     assert last.ask("n5g") == {WHITE}
     assert last.ask("s13") | last.ask("map") | first.ask("s13") | first.ask("map") == {BLACK}
+
+
+def test_no_check_comes_between_a_registration_and_the_end_of_the_period(hosts):
+    """Row 67: a registration ends by its `until` or by a removal; the follower is killed as soon as the removal is in force."""
+    there = hosts()
+    first = there[0]
+    end = time.time() + 5
+    first.site.eir(
+        "add", "registered", DEVICES["map"], "--reason", "visitor",
+        "--until", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end)),
+    )  # fmt: skip
+    first.site.eir("add", "registered", DEVICES["s13"], "--reason", "tax paid")
+    until(lambda: {answer for host in there for answer in host.ask("s13")} == {WHITE})
+    first.site.eir("remove", "registered", DEVICES["s13"], "--reason", "tax returned")
+    until(lambda: first.ask("s13") != {WHITE})
+    os.kill(children(first.site.node.pid)["follower"], signal.SIGKILL)
+    assert first.ask("s13") == {BLACK}
+    until(lambda: first.ask("map") != {WHITE})
+    assert time.time() >= end - 1
+    assert first.ask("map") == {BLACK}
+    until(lambda: {host.entries() for host in there} == {2})
+    assert {answer for host in there for answer in host.ask("s13") | host.ask("map")} == {BLACK}
 
 
 def test_forged_rows_of_a_thief_are_an_alert_and_end_no_period(hosts):

@@ -1,8 +1,8 @@
 """Writer of the feed's rows: groups rows into transactions of the store.
 
-Each row is answered when its transaction is durable. A transaction starts QUIET_S after its last row, at most GATHER_S after
-its first row, or when it is full. While it is written, the next one collects rows. Rows about the same entry are written in
-separate transactions, in their order of arrival. The history records the sender and the rows of each transaction.
+Each row is answered when its transaction is durable, and in the journal of this host. A transaction starts QUIET_S after its last row, at
+most GATHER_S after its first row, or when it is full. While it is written, the next one collects rows. Rows about the same entry are written
+in separate transactions, in their order of arrival. The history records the sender and the rows of each transaction.
 """
 
 import asyncio
@@ -12,11 +12,13 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
-from eir.errors import EntryRefused, StoreError
+from eir.errors import EirError, EntryRefused, StoreError
 from eir.interfaces.feed.feed_rows import DONE, RowRefused
+from eir.interfaces.interface import IsRecorded
 from eir.lists.changes.local_entries import Entry
 from eir.lists.changes.local_rows import ADD, RowsEdit, feed_update, keys_of_entry, rows_of_entries, write_edit
 from eir.lists.log.change import Head
+from eir.lists.log.journal import JournalError
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListWriter
 from eir.lists.record.settings import ListSettings
@@ -30,7 +32,7 @@ ROWS_MAX = 500
 WAITING_MAX = 20_000
 """Maximum number of waiting rows; a further row is answered 503 at once."""
 
-LIMIT, STORE, BUSY = "limit", "store", "busy"
+LIMIT, STORE, BUSY, JOURNAL = "limit", "store", "busy", "journal"
 """Reasons for refusing a row."""
 
 
@@ -56,8 +58,15 @@ class Waiting(NamedTuple):
 class FeedWriter:
     """Writer of rows from external registers into local lists, many rows in each transaction.
 
-    `lists`: configured lists. `now`: clock. `failed`: called with an exception. `guard`: raises StoreError (`lost`) if the store, which has
-    this head of a list, has lost changes of the list that this host has.
+    Args:
+        store: store of the lists.
+        lists: configured lists.
+        now: clock.
+        failed: function that is called with an exception.
+        is_recorded: function that waits until the journal of this host has a change.
+        guard: function that raises StoreError (`lost`) if the store, which has this head of a list, has lost changes of the list that this
+            host has.
+        waiting_max: maximum number of queued rows.
     """
 
     def __init__(
@@ -67,12 +76,14 @@ class FeedWriter:
         *,
         now: Callable[[], datetime],
         failed: Callable[[Exception], None],
+        is_recorded: IsRecorded,
         guard: Callable[[str, Head], None] = lambda _name, _stored: None,
         waiting_max: int = WAITING_MAX,
     ) -> None:
         self._waiting_max = waiting_max
         self.lists = lists
         self._store, self._now, self._failed, self.guard = store, now, failed, guard
+        self.is_recorded = is_recorded
         self._writers: dict[tuple[str, str], ListWriter] = {}
         """Writer of each list, by its name and kind."""
         self._waiting: deque[Waiting] = deque()
@@ -114,12 +125,10 @@ class FeedWriter:
 
     async def run(self) -> None:
         """Write the queued rows until cancelled."""
-        while True:
-            await self._gather()
-            try:
-                await self._write(self._taken())
-            except Exception as e:  # noqa: BLE001 - the outermost loop of this task: it logs the fault and continues
-                self._failed(e)
+        async with asyncio.TaskGroup() as answers:
+            while True:
+                await self._gather()
+                await self._write(self._taken(), answers)
 
     async def _gather(self) -> None:
         """Wait until rows are queued and the next transaction can start."""
@@ -148,49 +157,69 @@ class FeedWriter:
         self._waiting.extendleft(reversed(later))
         return rows
 
-    async def _write(self, rows: Sequence[Waiting]) -> None:
+    async def _write(self, rows: Sequence[Waiting], answers: asyncio.TaskGroup) -> None:
         together: dict[tuple[str, str, str, str], list[Waiting]] = {}
         for row in rows:
             together.setdefault((row.name, row.who, row.what, row.reason), []).append(row)
         for same in together.values():
-            await self._one(same)
+            await self._one(same, answers)
 
-    async def _one(self, rows: Sequence[Waiting]) -> None:
-        """Write rows with the same list, sender and operation in one transaction, and answer each row."""
+    async def _one(self, rows: Sequence[Waiting], answers: asyncio.TaskGroup) -> None:
+        """Write rows with the same list, sender and operation in one transaction, and answer each row. `answers`: group of the tasks that answer."""
         name, who = rows[0].name, rows[0].who
         settings = self.lists.get(name)
         if settings is None:
             _refuse(rows, RowRefused(503, BUSY, f"the list {name} is no longer configured"))
             return
         changed: list[TableRows] = []
+        writer = self._writer(settings)
         try:
             edit = _edit(rows, has_days=settings.dates)
             make = feed_update(
                 edit, settings, who=who, now=self._now(), guard=partial(self.guard, name), note=lambda each: changed.__setitem__(slice(None), [each])
             )  # fmt: skip
-            _, made = await write_edit(edit, settings, self._writer(settings), make)
+            _, made = await write_edit(edit, settings, writer, make)
         except EntryRefused as e:
             # A row above the limits of its list must not block the others: halve the transaction until it is alone.
             if len(rows) == 1:
                 _refuse(rows, RowRefused(422, LIMIT, str(e)))
                 return
             middle = len(rows) // 2
-            await self._one(rows[:middle])
-            await self._one(rows[middle:])
+            await self._one(rows[:middle], answers)
+            await self._one(rows[middle:], answers)
             return
         except StoreError as e:
             self._failed(e)
             _refuse(rows, RowRefused(503, STORE, "the store is unavailable; send the row again later"))
             return
-        except Exception:
+        except Exception as e:  # noqa: BLE001 - a fault must not leave rows of other requests without an answer
+            self._failed(e)
             _refuse(rows, RowRefused(500, "fault", "internal fault of the program"))
-            raise
+            return
         self.transactions += made is not None
         effective = {
             each for rows in changed for each in zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)
         }
-        for row in rows:
-            row.done(DONE[row.what, keys_of_entry(row.entry) in effective])
+        statuses = [DONE[row.what, keys_of_entry(row.entry) in effective] for row in rows]
+        answers.create_task(self._answer(rows, statuses, writer.content.head))
+
+    async def _answer(self, rows: Sequence[Waiting], statuses: Sequence[int], head: Head) -> None:
+        """Answer rows with their statuses as soon as the journal of this host has the change that led to this head of their list."""
+        name, detail = rows[0].name, "it lacks the change"
+        try:
+            is_recorded = not head.generation or await self.is_recorded(name, head.digest)
+        except EirError as e:
+            is_recorded, detail = False, str(e)
+        if not is_recorded:
+            self._failed(
+                JournalError(f"list {name}: stored, but not in the journal of this host: {detail}; see eir status")
+            )
+            _refuse(
+                rows, RowRefused(503, JOURNAL, "the history of this host lacks the change; send the row again later")
+            )
+            return
+        for row, status in zip(rows, statuses, strict=True):
+            row.done(status)
 
     def _writer(self, settings: ListSettings) -> ListWriter:
         """Return the writer of a list, which keeps the list's content, so that each transaction reads only later changes of others."""

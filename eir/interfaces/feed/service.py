@@ -11,10 +11,11 @@ from eir.disk import WatchedFile
 from eir.errors import EirError, Report, StoreError, place_of
 from eir.interfaces.feed.feed import Feed, no_request
 from eir.interfaces.feed.feed_users import Users, read_users
-from eir.interfaces.feed.feed_writer import FeedWriter
+from eir.interfaces.feed.feed_writer import JOURNAL, FeedWriter
 from eir.interfaces.feed.settings import FEED_SCOPE, NAME, FeedSettings
-from eir.interfaces.interface import Samples, SharedSettings
+from eir.interfaces.interface import IsRecorded, Samples, SharedSettings
 from eir.lists.follow.write_back import refuse_lost_here
+from eir.lists.log.journal import JournalError
 from eir.lists.rows.msisdn import NO_NUMBERS, read_numbers
 from eir.lists.stores.open import COPIES, open_store
 from eir.wire.peers.settings import PeerSettings
@@ -32,7 +33,7 @@ USERS, TOKENS, NUMBERS = "users", "tokens", "numbers"
 class FeedService:
     """HTTP service of the feed, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
 
-    def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report) -> None:
+    def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report, is_recorded: IsRecorded) -> None:
         self._report = report
         self._store = open_store(shared.store, shared.state, report=report, check=False)
         self._writer = FeedWriter(
@@ -40,6 +41,7 @@ class FeedService:
             shared.lists,
             now=lambda: datetime.now(UTC),
             failed=self._failed,
+            is_recorded=is_recorded,
             guard=partial(refuse_lost_here, shared.state / COPIES),
         )
         self._feed = Feed(settings, self._writer, host=socket.gethostname(), report=report)
@@ -126,5 +128,7 @@ class FeedService:
     def _failed(self, fault: Exception) -> None:
         if isinstance(fault, StoreError):
             self._report("feed_failed", level="error", reason=fault.cause, detail=str(fault))
+        elif isinstance(fault, JournalError):
+            self._report("feed_failed", level="error", reason=JOURNAL, detail=str(fault))
         else:
             self._report("fault", reason=NAME, level="error", detail=place_of(fault))

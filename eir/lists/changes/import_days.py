@@ -16,13 +16,14 @@ import numpy as np
 
 from eir.errors import EirError, StoreError
 from eir.lists.changes.rows_file import pieces_of_lines
-from eir.lists.log.change import Change
+from eir.lists.log.change import LEARN, Change
 from eir.lists.log.reader import LoggedList, empty_content, read_content, read_rows
 from eir.lists.log.store import LogEntry, LogStore
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import (
     DAY_S,
     IMPORT,
+    different_keys,
     first_days,
     merged_tables,
     rows_of_devices,
@@ -255,15 +256,12 @@ async def undo_import(
         GenerationConflict: if other writers changed the imported days at each attempt.
         StoreError: if the store fails.
     """
-    entry = await _import_of(name, store, import_id)
-    try:
-        written, replaced = (await read_rows(store, name + IMPORT, entry)).decoded(name + IMPORT)
-    except StoreError as error:
-        if error.cause != "gone":
-            raise
-        raise EirError(
-            f"{name}: the rows of import {entry.change.generation} are no longer stored, so it cannot be taken back"
-        ) from None
+    entry, undone_before = await _import_of(name, store, import_id)
+    written, replaced = await _rows_of(name + IMPORT, store, entry)
+    for other in undone_before:
+        days, earlier = await _rows_of(name + IMPORT, store, other)
+        keys = np.setdiff1d(days.keys, different_keys(days, select_keys(replaced, days.keys)), assume_unique=True)
+        replaced = merge(select_keys(replaced, keys, without=True), select_keys(earlier, keys))
     record, result = await read_record(store, name), DaysUndo(0, "", "", 0, 0, 0)
 
     def make(content: LoggedList) -> ListUpdate | None:
@@ -296,23 +294,43 @@ async def undo_import(
     return result, change
 
 
-async def _import_of(name: str, store: LogStore, import_id: int | None) -> LogEntry:
+async def _import_of(name: str, store: LogStore, import_id: int | None) -> tuple[LogEntry, Sequence[LogEntry]]:
+    """Return the import to take back, and the imports before it, newest first, that were taken back after it."""
     entries = await store.log(name + IMPORT, 0)
-    undone = {entry.change.continues for entry in entries if entry.change.what == UNDO}
-    imports = [
-        entry for entry in entries if entry.change.what == IMPORTED and import_id in {None, entry.change.generation}
-    ]
+    undone = {entry.change.continues: entry.change.generation for entry in entries if entry.change.what == UNDO}
+    made = [entry for entry in entries if entry.change.what == IMPORTED]
+    imports = [entry for entry in made if import_id in {None, entry.change.generation}]
     if imports and imports[-1].change.digest not in undone:
-        return imports[-1]
+        newest = imports[-1].change.generation
+        before = [each for each in made if each.change.generation < newest < undone.get(each.change.digest, 0)]
+        return imports[-1], before[::-1]
     what = "no import can be taken back" if import_id is None else f"import {import_id} cannot be taken back"
     last = f"; the {imports[-1].change.detail.partition(':')[0]} has been taken back already" if imports else ""
     raise EirError(f"{name}: {what}{last} (eir history {name}{IMPORT})")
 
 
+async def _rows_of(name: str, store: LogStore, entry: LogEntry) -> tuple[TableRows, TableRows]:
+    """Return the added and the removed rows of a change.
+
+    Raises:
+        EirError: if the rows are not stored.
+        StoreError: if the store fails.
+    """
+    try:
+        return (await read_rows(store, name, entry)).decoded(name)
+    except StoreError as error:
+        if error.cause != "gone":
+            raise
+        generation = entry.change.generation
+        raise EirError(
+            f"{name}: the rows of generation {generation} are no longer stored, so no undo can use them"
+        ) from None
+
+
 async def undo_sightings(
     name: str, store: LogStore, generation: int, *, who: str, now: datetime
 ) -> tuple[int, Change | None]:
-    """Remove the devices of a change from the record itself; return their number. Nodes write the rows again that they had accepted.
+    """Remove the devices of a change from the record itself; return the number of removed devices. Nodes write the rows again that they had accepted.
 
     Raises:
         EirError: if the rows of this change are not stored.
@@ -321,12 +339,7 @@ async def undo_sightings(
     entries = [entry for entry in await store.log(name, generation - 1) if entry.change.generation == generation]
     if not entries:
         raise EirError(f"{name}: the store has no change of generation {generation} (eir history {name})")
-    try:
-        added, _ = (await read_rows(store, name, entries[0])).decoded(name)
-    except StoreError as error:
-        if error.cause != "gone":
-            raise
-        raise EirError(f"{name}: the rows of generation {generation} are no longer stored") from None
+    added, _ = await _rows_of(name, store, entries[0])
 
     def make(content: LoggedList) -> ListUpdate | None:
         gone = rows_of_devices(content.table, added.keys)
@@ -334,4 +347,4 @@ async def undo_sightings(
         return ListUpdate(what=LEARN, removed=rows_of(gone.keys), detail=detail) if len(gone) else None
 
     change = await ListWriter(store, name, FIRST_SEEN, who, now=lambda: now).write(make)
-    return len(added), change
+    return (0 if change is None else change.removed), change

@@ -17,7 +17,7 @@ from eir.lists.record.entries import ListEntry, until_text
 from eir.lists.record.listed_entries import entries_in, is_whole
 from eir.lists.record.reasons import REASONS_MAX, Reasons, check_reason
 from eir.lists.record.settings import ListSettings
-from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
+from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import (
     BEGINS,
     ENDS,
@@ -166,7 +166,7 @@ def complete_edit(edit: RowsEdit, settings: ListSettings) -> Callable[[ComputedU
 
     def complete(computed: ComputedUpdate) -> ListUpdate:
         come, gone = computed.effect.devices_added, computed.effect.devices_removed
-        passed = exceeded_limits(settings, computed.content.head.devices, come, gone)
+        passed = exceeded_by(settings, computed)
         if passed and not edit.force:
             excess = next(iter(passed.values()))
             raise EntryRefused(f"nothing was changed: {excess}; if this is intended, repeat the command with --force")
@@ -204,7 +204,7 @@ class EditReport:
         if self.come or self.gone:
             change = turnover(self.holds, self.come, self.gone)
         elif self.entries_change:
-            change = f"{self.entries_change:+,} entries for devices that are listed by their TAC"
+            change = f"{self.entries_change:+,} entries that listed no further device"
         else:
             change = "reason and times replaced"
         moment = "then" if self.dry_run else "now"
@@ -330,11 +330,12 @@ def _has_effect(edit: RowsEdit, present: TableRows, now: int) -> Numbers:
 
 
 def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present: TableRows, now: int) -> None:
-    """Reject a change that adds an existing row or removes a missing one. A row that has ended is missing."""
-    is_present = matches(edit.rows, in_force(present, now)) >= 0
+    """Reject a change that adds an existing row or removes a missing one. A row that has ended can be added again, or removed."""
     if edit.what == REMOVE:
-        wrong, state_text, advice = edit.select(~is_present), f"not in {settings.name}", ""
+        is_missing = matches(edit.rows, present) < 0
+        wrong, state_text, advice = edit.select(is_missing), f"not in {settings.name}", ""
     else:
+        is_present = matches(edit.rows, in_force(present, now)) >= 0
         wrong, state_text = edit.select(is_present & (not edit.replace)), f"in {settings.name} already"
         advice = "; --replace gives them the new reason, begin and end"
     if not len(wrong.rows):

@@ -34,9 +34,10 @@ from eir.lists.releases.release import (
     verify_release,
 )
 from eir.lists.rows.delivered import Done, Progress, sum_progress
-from eir.lists.rows.turnover import exceeded_limits, force_text, turnover
+from eir.lists.rows.listed_rows import check_sides
+from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, TableRows, block_numbers, distinct, matches, rows_of
-from eir.lists.table.table import EMPTY, Table, device_count, merge, replacement, table_of
+from eir.lists.table.table import EMPTY, Table, TableEffect, device_count, merge, replacement, table_of
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -196,6 +197,12 @@ def _other_types(table: Table, added: TableRows) -> TableRows:
     return present.select(is_changed & (matches(present, added) < 0))
 
 
+def _least_effect(devices: int, table: Table) -> TableEffect:
+    """Return the effect of a whole content on a damaged list, of which only the number of devices is known."""
+    more = device_count(table) - devices
+    return replacement(EMPTY, table)._replace(devices_added=max(more, 0), devices_removed=max(-more, 0))
+
+
 @dataclass(slots=True)
 class ReleaseLoader:
     """Load of one release into its list: its settings, and the duration of each stage."""
@@ -277,8 +284,8 @@ class ReleaseLoader:
             change = None
             update = make(content) if is_damaged else ListUpdate(what="load")
             if update.table is not None:
-                effect = replacement(EMPTY, update.table, int(self.now.timestamp()))
-                update = complete(ComputedUpdate(content, update, effect))
+                effect = _least_effect(content.head.devices, update.table)
+                update = complete(ComputedUpdate(content, update, effect, int(self.now.timestamp())))
                 if not self.dry_run:
                     change = await writer.overwrite(content.head, effect.table, update)
             elif self.dry_run:
@@ -323,6 +330,7 @@ class ReleaseLoader:
         with self.stage(BUILD, 1):
             added, *removed = (rows.pop() for rows in by_role)
             if manifest.kind == DELTA:
+                check_sides(added, removed[0])
                 return ReleaseRows(added, removed[0], texts=reasons.texts), tally
             return ReleaseRows(table=table_of(added), texts=reasons.texts), tally
 
@@ -336,7 +344,7 @@ class ReleaseLoader:
         """
         head, effect = computed.content.head, computed.effect
         come, gone = effect.devices_added, effect.devices_removed
-        passed = exceeded_limits(settings, head.devices, come, gone) if head.generation else {}
+        passed = exceeded_by(settings, computed) if head.generation else {}
         if passed and not self.force:
             reason, excess = next(iter(passed.items()))
             raise ReleaseRefused(reason, f"{excess}; if this is intended, load it with --force")

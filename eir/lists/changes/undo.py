@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from eir.errors import EntryRefused, GenerationConflict, NothingToRollBack
-from eir.lists.log.change import Change, Head, SerialMark, release_of
+from eir.lists.log.change import ROLLBACK, Change, Head, SerialMark, release_of, restorable_releases
 from eir.lists.log.reader import LoggedList, oldest_readable, read_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ListUpdate, Make
-from eir.lists.record.kept_content import restorable_releases
 from eir.lists.record.reasons import check_reason
 
-ROLLBACK, RESET_SERIAL, RESTORE = "rollback", "reset-serial", "restore"
+RESET_SERIAL, RESTORE = "reset-serial", "restore"
 
 
 class PlannedRollback(NamedTuple):
@@ -54,7 +53,7 @@ async def plan_rollback(store: LogStore, name: str, *, to: int | None = None) ->
         raise NothingToRollBack(f"no release of list {name} before the one in force is kept; {_advice(name, None)}")
     entries = await store.log(name, 0)
     oldest = await oldest_readable(store, name, entries)
-    releases = restorable_releases([entry.change for entry in entries], is_local=not head.highest_serial)
+    releases = restorable_releases([entry.change for entry in entries])
     kept = [release for release in releases[:-1] if release.generation >= oldest]
     target = _target(name, head, kept, to)
     undone = releases[releases.index(target) + 1 :][::-1]
@@ -139,6 +138,8 @@ def restored(backup: LoggedList, *, made: str, mark: SerialMark, force: bool = F
         made: time of the backup.
         mark: highest mark of the list that was in force on this node.
         force: if the mark of the backup is lower than that of the store or the node, count one serial reset more, so that every node follows.
+
+    The function raises GenerationConflict if the mark of the backup is lower, without `force`.
     """
 
     def make(content: LoggedList) -> ListUpdate | None:
@@ -147,7 +148,9 @@ def restored(backup: LoggedList, *, made: str, mark: SerialMark, force: bool = F
         if head.generation and head.content == backup.head.content and release_of(head) == state:
             return None
         known = max(mark, head.mark)
-        if force and backup.head.mark < known:
+        if backup.head.mark < known:
+            if not force:
+                raise GenerationConflict(f"a release with serial {known[1]} was loaded meanwhile: repeat the command")
             state["serial_resets"] = known[0] + 1
         return ListUpdate(
             what=RESTORE, table=backup.table, reasons=backup.head.reasons, state=state, continues=backup.head.digest,

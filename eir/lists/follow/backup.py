@@ -58,18 +58,19 @@ async def write_lists(store: LogStore, folder: Path) -> None:
         StoreError: if the store cannot be read, has a damaged list, or changes all the time.
     """
     for name in await store.heads():
-        for number in range(READ_AGAIN_MAX):
+        for _ in range(READ_AGAIN_MAX):
+            heads = await store.heads()
             try:
-                head = (await store.heads())[name]
+                head = heads[name]
                 with (folder / name).open("wb") as out:
                     await _write_list(store, name, head, out)
-                copy = ListFile(folder / name)
-                await read_content(copy, name, head)
+                await read_content(ListFile(folder / name), name, head)
                 break
+            except KeyError:
+                raise StoreChanged(f"list {name} was removed from the store while it was read") from None
             except StoreError as error:
-                if error.cause not in {"corrupt", "gone"} or number == READ_AGAIN_MAX - 1:
-                    raise
-                if (await store.heads()).digests[name] == head.digest:  # it is damaged, and did not change meanwhile
+                is_damaged = (await store.heads()).digests.get(name) == heads.digests[name]
+                if error.cause not in {"corrupt", "gone"} or is_damaged:
                     raise
         else:
             raise StoreChanged(f"list {name} changed {READ_AGAIN_MAX} times while it was read: try again")

@@ -6,17 +6,15 @@ If the store is away, the rows wait on this node's disk. The image has the store
 out rows that break a bound (eir.lists.follow.learned_bounds).
 
 A device that a list registers is removed. A device that leaves such a list gets the first day WAS_LISTED, so that it gets no second
-period of grace. The head of the record names for each such list the change up to which this was done. Until a node has
-stored it, the node keeps its older copy of the list.
+period of grace. Such rows are in the image and on the disk of the node before the list without the device is. The head of the
+record names for each such list the change up to which the record has these rows.
 """
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -31,20 +29,19 @@ from eir.lists.follow.learned_bounds import (
     NO_DAY,
     TOLERANCE_S,
     LearnedStep,
-    different_keys,
     judged,
+    leads_by_rows,
     learned_steps,
     seconds_of,
 )
 from eir.lists.follow.learned_state import LearnedState, read_state
-from eir.lists.follow.list_copy import ListCopy
 from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
 from eir.lists.images.index import FirstSeenList
-from eir.lists.log.change import Head, utc_text
-from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, read_rows
+from eir.lists.log.change import LEARN, Head, utc_text
+from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, entries_until, read_rows
 from eir.lists.log.store import LogStore
-from eir.lists.log.writer import LEARN, WHOLE_SHARE, ListUpdate, ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
 from eir.lists.record.first_days import (
     DAY_S,
@@ -53,30 +50,35 @@ from eir.lists.record.first_days import (
     Sighted,
     batches,
     count_first_days,
+    different_keys,
     first_days,
     is_covered,
     is_unseen,
+    last_days,
     last_periods,
     merged_tables,
     rows_of_devices,
     select_keys,
     sighted_rows,
 )
-from eir.lists.record.registered import ended_rows, is_registered
+from eir.lists.record.registered import ended_rows, ends_by, is_registered
 from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
-from eir.lists.table.columns import NO_ROWS, WHOLE, Numbers, TableRows, distinct, rows_of
-from eir.lists.table.table import EMPTY, Table, change, difference, fold, merge
+from eir.lists.table.columns import BEGINS, NO_ROWS, WHOLE, Numbers, TableRows, distinct, rows_of
+from eir.lists.table.table import EMPTY, Table, change, difference, fold, has_ended, merge
 
 ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
 """Minimum pause between two rounds in seconds; factor of the pause after a long round, to the duration of the round; maximum pause in seconds."""
 WRITE_S = 120.0
 """Time limit for one write of the store in seconds."""
-MARK_S = 60.0
-"""Seconds after which the record names the newest change of a registering list, although no device has left this list."""
 BEHIND_S = 600.0
 """Seconds after which changes of registering lists that only the record names are forged."""
-COMPARE_S = 3600.0
-"""Seconds between two comparisons of the whole record with the registering lists."""
+COMPARE_S, AHEAD_S = 3600.0, 7200
+"""Seconds between two comparisons of the whole record with the registering lists, after which the record names the newest change of each
+list; seconds before the end of a registration from which the
+record treats it as over, so that no check comes between the end and the next comparison."""
+AT_ONCE_MAX = 10_000_000
+"""Maximum number of devices on record with which a device that leaves a list is in the image before the list without the device is in force.
+The image of a larger record takes long to build, so it gets the device in the next round."""
 FORGOTTEN_SHARE, FORGOTTEN_MIN = 20, 1000
 """Limit on unseen devices that are removed in a day: one device in FORGOTTEN_SHARE, but at least FORGOTTEN_MIN. So a clock that is years
 ahead empties the record slowly enough to be noticed."""
@@ -86,22 +88,11 @@ NEW, LISTED, UNSEEN, LEFT, MERGED, UNDONE = "new", "listed", "unseen", "left_lis
 NO_KEYS = np.empty(0, "<u8")
 
 
-@dataclass(slots=True)
-class _Registering:
-    """Changes of a list that registers devices, since the record stored them."""
-
-    since: Head
-    """Head of the content before these changes."""
-    left: list[Numbers] = field(default_factory=list)
-    """Devices of the removed rows."""
-
-
 class _Mark(NamedTuple):
     """Newest change of a registering list that the record has, as in the head of the record."""
 
     generation: int
     digest: str
-    text: str
 
 
 def _marks(head: Head) -> dict[str, _Mark]:
@@ -110,13 +101,12 @@ def _marks(head: Head) -> dict[str, _Mark]:
     for text in head.registered:
         match text.split(" "):
             case [name, generation, digest] if generation.isdecimal():
-                marks[name] = _Mark(int(generation), digest, text)
+                marks[name] = _Mark(int(generation), digest)
     return marks
 
 
-def mark_of(name: str, head: Head) -> _Mark:
-    """Return the mark of a registering list."""
-    return _Mark(head.generation, head.digest, f"{name} {head.generation} {head.digest}")
+def _mark_texts(marks: Mapping[str, _Mark]) -> tuple[str, ...]:
+    return tuple(f"{name} {mark.generation} {mark.digest}" for name, mark in marks.items())
 
 
 class LearnedRecord:
@@ -162,21 +152,14 @@ class LearnedRecord:
         self._is_saved = True
         """True if the file has the state."""
         self._sighted: list[Sighted] = []
-        self._sent, self._sent_at = NO_ROWS, 0
-        """Rows that this node has written and not read again, and the generation of this change."""
         self._merged: Table = EMPTY
         """Content of the image: accepted rows, rows that wait, imported rows."""
         self._clock_start: float | None = None
         """Newest time that the node knew at its start, in Unix seconds; None until its start."""
-        self._retry_at = float("inf")
-        """Time in Unix seconds from which a change from the future is judged again."""
-        self._lists: dict[str, _Registering] = {}
-        self._evidence, self._old_evidence = NO_KEYS, NO_KEYS
-        """Devices that left a registering list today, and on the day before."""
         self._joined: list[Numbers] = []
         """Devices that came into a registering list since the last round."""
-        self._compare_at = self._mark_at = float("-inf")
-        """Times (time.monotonic) of the next comparison, and of the next change without rows."""
+        self._compare_at = float("-inf")
+        """Time (time.monotonic) of the next comparison."""
         self._behind_at = time.monotonic()
         """Last time (time.monotonic) at which this node had the changes of the registering lists that the record names."""
         self._room = 0
@@ -203,30 +186,38 @@ class LearnedRecord:
         async with self._lock:
             self._clock_start = self._record.known_time
             await asyncio.to_thread(self._refresh, None)
+            await asyncio.to_thread(self._judge_again)
             await self._switch()
 
     async def run(self) -> None:
-        """Write sightings in rounds until the task is cancelled."""
+        """Write sightings and publish images in rounds until the task is cancelled."""
         while True:
             began = time.monotonic()
             await self.round()
             await asyncio.sleep(min(max(ROUND_S, REST_TIMES * (time.monotonic() - began)), ROUND_MAX_S))
 
     async def round(self) -> None:
-        """Write the rows that the store lacks, and publish the image if it changed. After a failure the next round tries again."""
+        """Publish the image if it changed, and write the rows that the store lacks. After a failure these are in the image, and the next round tries again.
+
+        After a write the image changes once, in the next round: then the follower has read the stored rows.
+        """
         async with self._lock:
+            await self._switch()
+            is_stored = False
             try:
                 for peer, keys in await asyncio.to_thread(self._add_sighted):
                     if len(keys):
                         self._reject(peer, keys.tolist())
                 await asyncio.to_thread(self._judge_again)
                 await await_store(self._write(), WRITE_S)
+                is_stored = True
             except StoreError as error:
                 self._failed(error.cause, error)
             except Exception as error:  # noqa: BLE001  # the outermost loop of this task
                 self._failed("internal", error)
             await asyncio.to_thread(self._save)
-            await self._switch()
+            if not is_stored:
+                await self._switch()
 
     # Contents that the follower reads
 
@@ -239,21 +230,19 @@ class LearnedRecord:
         async with self._lock:
             if name == self.merging:
                 await asyncio.to_thread(self._follow, before, content, changes)
-            else:
+            elif name == self.imports:
                 added, removed = await asyncio.to_thread(_rows_between, name, before, content, changes)
-                if name == self.imports:
-                    self.changes[UNDONE if any(each.change.what == "undo" for each in changes) else MERGED] += len(
-                        added
-                    )
-                    await asyncio.to_thread(self._refresh, _keys(added, removed), imports=content.table)
-                else:
-                    self._note_registering(name, before, added, removed)
+                self.changes[UNDONE if any(each.change.what == "undo" for each in changes) else MERGED] += len(added)
+                await asyncio.to_thread(self._refresh, _keys(added, removed), imports=content.table)
+            else:
+                has_left = await asyncio.to_thread(self._follow_registering, name, before, content, changes)
+                if has_left and self._clock_start is not None and len(self._merged) <= AT_ONCE_MAX:
+                    await self._switch()
 
     def _follow(self, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]) -> None:
         """Judge the rows of a new content of the record. A node without a record accepts all."""
-        state = self._state
-        if content.head.generation >= self._sent_at:
-            self._sent = NO_ROWS
+        state, waiting = self._state, self._state.pending
+        state.pending = waiting.select(~is_covered(waiting, rows_of_devices(content.table, waiting.keys)))
         others = [each.change for each in changes if each.change.who != self._who]
         self.changes[MERGED] += sum(each.added for each in others)
         if before is None:
@@ -266,8 +255,8 @@ class LearnedRecord:
                 self.merging, before, content, changes, newest=state.newest, limit=limit
             )
             ahead = [moment for each in others if (moment := seconds_of(each.time)) > limit]
-            self._retry_at = min([self._retry_at, *ahead])
-            keys = _keys(*(rows for step in steps for rows in (step.added, step.removed)))
+            state.retry_at = min([state.retry_at, *ahead])
+            keys = _keys(waiting, *(rows for step in steps for rows in (step.added, step.removed)))
             rows = self._accepted(before.table, keys)
             for step in steps:
                 rows = self._judged(rows, step)
@@ -279,8 +268,15 @@ class LearnedRecord:
             self._save()  # before the copy has the rows
 
     def _judged(self, rows: TableRows, step: LearnedStep) -> TableRows:
-        evidence = np.union1d(self._evidence, self._old_evidence)
-        return judged(rows, step, evidence=evidence, registered=self._is_registered, remember=self._settings.remember)
+        remember = self._settings.remember
+        return judged(
+            rows, step, left=self._has_left, registered=partial(self._is_registered, ahead=0), remember=remember
+        )
+
+    def _has_left(self, keys: Numbers) -> Numbers:
+        """Return a mask of the devices that left a registering list in the last days, or whose registration ends soon."""
+        moment = int(self._record.now() + AHEAD_S + TOLERANCE_S)
+        return np.isin(keys, self._state.left.keys) | ends_by(self._registered_tables().values(), keys, moment)
 
     def _dispute(self, keys: Numbers, rows: TableRows, stored: TableRows) -> None:
         """Note which of the devices `keys` have another accepted row than the stored one. `rows`: accepted rows of these devices."""
@@ -297,24 +293,45 @@ class LearnedRecord:
             return rows
         return merge(select_keys(rows, state.disputed, without=True), select_keys(state.kept, keys))
 
-    def _note_registering(self, name: str, before: LoggedList | None, added: TableRows, removed: TableRows) -> None:
-        """Note devices that came into a registering list, and those that left it."""
+    def _accepted_table(self, table: Table) -> Table:
+        """Return the accepted rows of all devices. `table`: stored content."""
+        return change(table, self._state.kept, rows_of(self._state.disputed)).table
+
+    def _follow_registering(
+        self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
+    ) -> bool:
+        """Note devices that come into a registering list, and those that leave it; return True if the image has other rows then."""
+        self._is_saved = False
         if before is None:
-            self._compare_at = float("-inf")
-            return
-        noted = self._lists.setdefault(name, _Registering(before.head))
-        keys = removed.keys[removed.keys < WHOLE]
-        noted.left.append(keys)
-        self._evidence = np.union1d(self._evidence, keys)
+            self._state.since[name], self._compare_at = content.head.generation, float("-inf")
+            return False
+        self._state.since.setdefault(name, before.head.generation)
+        added, removed = _rows_between(name, before, content, changes)
+        now = int(self._record.now())
         self._joined.append(added.keys[added.keys < WHOLE])
         if len(added) and added.keys[-1] >= WHOLE:
             self._compare_at = float("-inf")
-        with suppress(FileExistsError, FileNotFoundError):
-            os.link(self._copies / f"{name}.copy", self._past_path(name))
+        ending = added.select(has_ended(added, now + AHEAD_S))
+        rows = rows_of_devices(before.table, removed.keys)
+        gone = select_keys(removed, rows.keys[rows.column(BEGINS) > now], without=True)
+        return self._leave(_keys(ending, gone), self._registered_tables() | {name: content.table})
 
-    def _past_path(self, name: str) -> Path:
-        """Return the path of the older copy of a registering list, which stays until the record has the changes since then."""
-        return self._copies / f"{name}.past"
+    def _leave(self, keys: Numbers, tables: Mapping[str, Table]) -> bool:
+        """Add a row for each of the devices `keys` that left a registering list, and save them; return True if there are any.
+
+        `tables`: content of each registering list. A device that one of them registers gets no row.
+        """
+        state, keys = self._state, keys[keys < WHOLE]
+        if not len(keys):
+            return False
+        left = sighted_rows(keys, WAS_LISTED, self._record.today)
+        state.left = merge(state.left, left)
+        left = left.select(~self._is_registered(keys, tables=tables))
+        state.pending = merge(state.pending, left)
+        self.changes[LEFT] += len(left)
+        self._is_saved = False
+        self._save()  # before the copy lacks the devices
+        return len(left) > 0
 
     async def append_to(self, held: LoggedList) -> LoggedList:
         """Append the accepted rows that the store has lost, and return the stored content after this."""
@@ -324,22 +341,15 @@ class LearnedRecord:
             return self._writer.content
 
     def _lacking(self, held: LoggedList, content: LoggedList) -> ListUpdate | None:
-        lacking = EMPTY
-        for rows in batches(held.table):
-            accepted = self._accepted(held.table, rows.keys)
-            stored = rows_of_devices(content.table, accepted.keys)
-            lacking = change(lacking, accepted.select(~is_covered(accepted, stored)), NO_ROWS).table
-        if not len(lacking):
+        table = merged_tables(content.table, self._accepted_table(held.table))
+        if not any(map(len, difference(content.table, table))):
             return None
         marks = _marks(held.head)
         marks |= {name: max(mark, marks.get(name, mark)) for name, mark in _marks(content.head).items()}
-        update = ListUpdate(
-            what=LEARN, state={"registered": tuple(mark.text for mark in marks.values())}, continues=held.head.digest, above=held.head.generation,
+        return ListUpdate(
+            what=LEARN, table=table, state={"registered": _mark_texts(marks)}, continues=held.head.digest, above=held.head.generation,
             detail="rows that the store had lost",
         )  # fmt: skip
-        if len(lacking) * WHOLE_SHARE > len(content.table):
-            return replace(update, table=merged_tables(content.table, lacking))
-        return replace(update, added=lacking.rows())
 
     # Sightings
 
@@ -347,7 +357,8 @@ class LearnedRecord:
         state, today = self._state, self._record.today
         if today != state.day:
             state.day, state.taken = today, {}
-            self._evidence, self._old_evidence = NO_KEYS, self._evidence
+            is_recent = last_days(state.left) >= today - 1
+            state.left = state.left.select(is_recent | np.isin(state.left.keys, state.pending.keys))
             self._room = max(FORGOTTEN_MIN, len(self._merged) // FORGOTTEN_SHARE)
             self._compare_at, self._is_saved = float("-inf"), False
 
@@ -361,7 +372,7 @@ class LearnedRecord:
             is_listed = self._is_registered(keys)
             rejected.append(("", keys[is_listed]))
             keys = keys[~is_listed]
-            known = merge(rows_of_devices(self._merged, keys), select_keys(merge(self._sent, state.pending), keys))
+            known = merge(rows_of_devices(self._merged, keys), select_keys(state.pending, keys))
             new, peer = np.setdiff1d(keys, known.keys, assume_unique=True), (sighted.peer, sighted.confirmed)
             room = max(self._settings.new_per_peer - state.taken.get(peer, 0), 0)
             if len(new):
@@ -378,15 +389,15 @@ class LearnedRecord:
     def _judge_again(self) -> None:
         """Judge the disputed rows by the lists that this node has now, and report those that stay refused."""
         state, content = self._state, self._content(self.merging)
-        if len(state.disputed) and not self._is_level(content.head):
-            return
         if len(state.disputed):
+            if not self._is_level(content.head):
+                return
             stored, before = rows_of_devices(content.table, state.disputed), state.disputed
-            first_min = self._record.today - BACK_DAYS if self._record.now() >= self._retry_at else NO_DAY
+            first_min = self._record.today - BACK_DAYS if self._record.now() >= state.retry_at else NO_DAY
             removed = select_keys(state.kept, stored.keys, without=True)
             step = LearnedStep(first_min, self._record.today, stored, removed)
             if first_min != NO_DAY:
-                self._retry_at = float("inf")
+                state.retry_at, self._is_saved = float("inf"), False
             self._dispute(before, self._judged(state.kept, step), stored)
             self._refresh(before)
         refused = np.setdiff1d(state.disputed, state.pending.keys, assume_unique=True)
@@ -414,22 +425,18 @@ class LearnedRecord:
         if content.head.kind not in {"", FIRST_SEEN}:
             return
         contents = {name: held for name in self._registering() if (held := self._held().get(name)) is not None}
-        left, marks = await self._left(contents, content.head)
+        await self._leave_since_marks(contents, content.head)
+        marks = {name: _Mark(each.head.generation, each.head.digest) for name, each in contents.items()}
         is_compared = time.monotonic() >= self._compare_at
         joined, self._joined = self._joined, []
         listed, unseen, ended = await asyncio.to_thread(self._departed, joined, contents if is_compared else None)
-        added = await asyncio.to_thread(self._new_rows, merge(left, ended))
-        is_marked = time.monotonic() >= self._mark_at
-        if is_marked:
-            self._mark_at = time.monotonic() + MARK_S
-        update = partial(self._update, added, np.union1d(listed, unseen), marks, is_marked)
+        waiting, added = await asyncio.to_thread(self._new_rows, ended)
+        update = partial(self._update, added, np.union1d(listed, unseen), marks, is_compared)
         self._writer.content = content
         try:
             made = await self._writer.write(update)
         except BaseException:
             self._joined = [*joined, *self._joined]
-            if len(state.pending):
-                await asyncio.to_thread(self._refresh, state.pending.keys)
             raise
         if is_compared:
             self._compare_at = time.monotonic() + COMPARE_S
@@ -437,22 +444,16 @@ class LearnedRecord:
         if made is not None:
             self.changes[LISTED] += len(listed)
             self.changes[UNSEEN] += len(unseen)
-            self.changes[LEFT] += len(left)
         self._is_saved &= not len(state.pending)
-        self._sent, self._sent_at, state.pending = state.pending, 0 if made is None else made.generation, NO_ROWS
-        stored = _marks(self._writer.content.head)
-        for name, held in contents.items():
-            if name in stored and stored[name].digest == held.head.digest:
-                self._lists.pop(name, None)
-                self._past_path(name).unlink(missing_ok=True)
+        dropped, state.pending = select_keys(state.pending, waiting.keys, without=True).keys, waiting
+        await asyncio.to_thread(self._refresh, dropped)
         self._writer.content = empty_content(FIRST_SEEN)
 
-    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_marked: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
+    def _update(self, added: TableRows, removed: Numbers, marks: Mapping[str, _Mark], is_compared: bool, content: LoggedList) -> ListUpdate | None:  # fmt: skip
         """Return the change that the present content needs; None if it needs none."""
-        before = {name: mark.text for name, mark in _marks(content.head).items()}
         known = _marks(content.head)
         newer = {
-            name: mark.text
+            name: mark
             for name, mark in marks.items()
             if name not in known
             or mark.generation > known[name].generation
@@ -464,63 +465,40 @@ class LearnedRecord:
         rows = added.select(is_lacking)
         gone = rows_of_devices(content.table, removed)
         gone = select_keys(gone, rows.keys, without=True)
-        if not (len(rows) or len(gone) or (newer and (is_marked or not newer.keys() <= before.keys()))):
+        if not (len(rows) or len(gone) or (newer and (is_compared or not newer.keys() <= known.keys()))):
             return None
         return ListUpdate(
-            what=LEARN, added=rows, removed=rows_of(gone.keys), state={"registered": tuple((before | newer).values())}
+            what=LEARN, added=rows, removed=rows_of(gone.keys), state={"registered": _mark_texts(known | newer)}
         )
 
-    def _new_rows(self, left: TableRows) -> TableRows:
-        """Return the rows that wait, the rows of devices that left a list, and accepted rows that the store lacks."""
+    def _new_rows(self, ended: TableRows) -> tuple[TableRows, TableRows]:
+        """Return the rows that wait; and these with `ended` rows of devices whose registration ended, and accepted rows that the store lacks."""
         state, first_min = self._state, self._record.today - BACK_DAYS
-        waiting = select_keys(state.pending, left.keys, without=True)
-        firsts = np.maximum(first_days(waiting), first_min)
-        waiting = sighted_rows(waiting.keys, firsts, waiting.column(3) // DAY_S)
-        rows = merge(waiting, left)
+        firsts = first_days(state.pending)
+        firsts = np.where(firsts == WAS_LISTED, firsts, np.maximum(firsts, first_min))
+        waiting = sighted_rows(state.pending.keys, firsts, last_days(state.pending))
+        rows = merge(waiting, ended)
         if self._is_level(self._content(self.merging).head):
             rows = merge(rows, select_keys(state.kept, rows.keys, without=True))
-        return rows.select(~self._is_registered(rows.keys))
+        rows = rows.select(~self._is_registered(rows.keys))
+        return select_keys(waiting, rows.keys), rows
 
-    async def _left(self, contents: Mapping[str, LoggedList], head: Head) -> tuple[TableRows, Mapping[str, _Mark]]:
-        """Return a row for each device that left a registering list since the change that the record names, and the new marks."""
-        marks, parts = _marks(head), [NO_KEYS]
-        for name, content in contents.items():
-            noted, mark = self._lists.get(name), marks.get(name)
-            if noted is not None and (mark is None or noted.since.generation <= mark.generation):
-                parts += noted.left
-            elif mark is not None and mark.digest != content.head.digest and mark.generation <= content.head.generation:
-                parts += await self._left_since(name, mark, content)
-        keys = distinct(np.concatenate(parts))
-        self._evidence = np.union1d(self._evidence, keys)
-        keys = keys[~self._is_registered(keys)]
-        now = {name: mark_of(name, content.head) for name, content in contents.items()}
-        return sighted_rows(keys, WAS_LISTED, self._record.today), now
-
-    async def _left_since(self, name: str, mark: _Mark, content: LoggedList) -> list[Numbers]:
-        """Return the devices of the rows that a registering list lost since a change, by the log, or by the older copy."""
-        entries = [
-            entry
-            for entry in await self._store.log(name, mark.generation)
-            if entry.change.generation <= content.head.generation
-        ]
-        if (
-            entries
-            and entries[0].change.before == mark.digest
-            and continues_by_rows(replace(content.head, digest=mark.digest), entries)
-        ):
-            rows = [(await read_rows(self._store, name, entry)).decoded(name) for entry in entries]
-            return [removed.keys[removed.keys < WHOLE] for _, removed in rows]
-        past = ListCopy(self._copies, name)
-        past.path = self._past_path(name)
-        before = None
-        with suppress(StoreError):
-            before = await asyncio.to_thread(past.read)
-        if before is None:
-            detail = f"the log of {name} does not reach back to generation {mark.generation}, and no older copy is left"
-            self._report("first_seen_gap", level="error", list=name, detail=detail)
-            return []
-        removed = (await asyncio.to_thread(difference, before.table, content.table))[1].keys
-        return [removed[removed < WHOLE]]
+    async def _leave_since_marks(self, contents: Mapping[str, LoggedList], head: Head) -> None:
+        """Note the devices that left a registering list after the change that the record names, and before this node followed the list."""
+        for name, mark in _marks(head).items():
+            content = contents.get(name)
+            if content is None or mark.generation >= self._state.since.get(name, content.head.generation):
+                continue
+            log = await self._store.log(name, mark.generation)
+            entries = entries_until(content.head, log)
+            if continues_by_rows(replace(content.head, digest=mark.digest), entries):
+                rows = [(await read_rows(self._store, name, entry)).decoded(name) for entry in entries]
+                keys = _keys(*(removed for _, removed in rows))
+                await asyncio.to_thread(self._leave, keys, self._registered_tables())
+            else:
+                detail = f"the log of {name} does not reach back to generation {mark.generation}, which this node has not followed"
+                self._report("first_seen_gap", level="error", list=name, detail=detail)
+            self._state.since[name], self._is_saved = mark.generation, False
 
     def _departed(
         self, joined: Sequence[Numbers], contents: Mapping[str, LoggedList] | None
@@ -542,9 +520,7 @@ class LearnedRecord:
             room -= len(unseen[-1])
         ended = NO_ROWS
         for content in contents.values():
-            ended = merge(ended, ended_rows(content.table, now, now - remember * DAY_S))
-        ended = ended.select(~self._is_registered(ended.keys))
-        self._evidence = np.union1d(self._evidence, ended.keys)
+            ended = merge(ended, ended_rows(content.table, now + AHEAD_S, now - remember * DAY_S))
         return np.concatenate(listed), np.concatenate(unseen), ended
 
     # In memory
@@ -552,10 +528,16 @@ class LearnedRecord:
     def _content(self, name: str) -> LoggedList:
         return self._held().get(name) or empty_content(FIRST_SEEN)
 
-    def _is_registered(self, keys: Numbers) -> Numbers:
+    def _registered_tables(self) -> dict[str, Table]:
         held = self._held()
-        tables = [held[name].table for name in self._registering() if name in held]
-        return is_registered(tables, keys, int(self._record.now()))
+        return {name: held[name].table for name in self._registering() if name in held}
+
+    def _is_registered(
+        self, keys: Numbers, *, ahead: int = AHEAD_S, tables: Mapping[str, Table] | None = None
+    ) -> Numbers:
+        """Return a mask of the devices (ascending) that a list registers. A registration that ends within `ahead` seconds does not count."""
+        now = int(self._record.now())
+        return is_registered((tables or self._registered_tables()).values(), keys, now, now + ahead)
 
     def _refresh(self, keys: Numbers | None, table: Table | None = None, *, imports: Table | None = None) -> None:
         """Bring the content of the image up to date. `keys`: devices (ascending) whose rows changed; None: all. `table`: stored content."""
@@ -565,17 +547,15 @@ class LearnedRecord:
         if not (len(imports) or len(state.pending) or len(state.disputed)):
             self._merged = table
         elif keys is None:
-            accepted = change(table, state.kept, rows_of(state.disputed)).table
-            self._merged = change(merged_tables(accepted, imports), state.pending, NO_ROWS).table
-        else:
+            self._merged = change(merged_tables(self._accepted_table(table), imports), state.pending, NO_ROWS).table
+        elif len(keys):
             rows = merge(self._accepted(table, keys), rows_of_devices(imports, keys))
             rows = merge(rows, select_keys(state.pending, keys))
             self._merged = change(self._merged, rows, rows_of(keys)).table
 
     async def _switch(self) -> None:
         """Build the image and publish it, if its content has changed."""
-        if not self._has_more:
-            self._merged = self._content(self.merging).table
+        await asyncio.to_thread(self._refresh, self._state.pending.keys)
         head, before = self._head(), self._record.state
         if before is None and not head.entries:
             return
@@ -657,7 +637,6 @@ def _rows_between(
     """Return the rows that lead from one content to the next: those of the changes if they are stored, otherwise by a comparison."""
     if before is None:
         return content.table.rows(), NO_ROWS
-    is_whole = bool(changes) and all(each.parts is not None for each in changes)
-    if is_whole and changes[0].change.before == before.head.digest and changes[-1].change.digest == content.head.digest:
+    if leads_by_rows(before, content, changes):
         return fold([each.decoded(name) for each in changes])
     return difference(before.table, content.table)

@@ -15,7 +15,7 @@ import numpy as np
 from eir.lists.log.change import first_break
 from eir.lists.log.reader import ChangeRows, LoggedList
 from eir.lists.record.first_days import DAY_S, WAS_LISTED, first_days, is_unseen, last_days, select_keys
-from eir.lists.table.columns import BEGINS, ENDS, Numbers, TableRows, matches
+from eir.lists.table.columns import Numbers, TableRows, matches
 from eir.lists.table.table import difference, merge
 
 BACK_DAYS = 7
@@ -46,6 +46,13 @@ class LearnedStep:
     removed: TableRows
 
 
+def leads_by_rows(before: LoggedList, content: LoggedList, changes: Sequence[ChangeRows]) -> bool:
+    """Return True if the rows of changes are known and lead from one content to the next without a gap."""
+    made = [each.change for each in changes if each.parts is not None]
+    is_whole = bool(changes) and len(made) == len(changes)
+    return is_whole and first_break(made, before.head.digest) is None and made[-1].digest == content.head.digest
+
+
 def learned_steps(
     name: str, before: LoggedList, content: LoggedList, changes: Sequence[ChangeRows], *, newest: float, limit: float
 ) -> tuple[list[LearnedStep], float]:
@@ -59,9 +66,7 @@ def learned_steps(
         newest: newest time of the chain before.
         limit: time from which a change is in the future.
     """
-    is_whole = bool(changes) and all(each.parts is not None for each in changes)
-    made = [each.change for each in changes]
-    if is_whole and first_break(made, before.head.digest) is None and made[-1].digest == content.head.digest:
+    if leads_by_rows(before, content, changes):
         steps = list[LearnedStep]()
         for each in changes:
             moment = seconds_of(each.change.time)
@@ -73,18 +78,18 @@ def learned_steps(
         return steps, newest
     # The rows of some changes are not stored. An honest change since the held one is not older than that one.
     added, removed = difference(before.table, content.table)
-    moment = min(limit, max([newest, *(seconds_of(change.time) for change in made)]))
+    moment = min(limit, max([newest, *(seconds_of(each.change.time) for each in changes)]))
     removed = select_keys(removed, added.keys, without=True)
     return [LearnedStep(int(newest) // DAY_S - BACK_DAYS, int(moment) // DAY_S, added, removed)], moment
 
 
-def judged(rows: TableRows, step: LearnedStep, *, evidence: Numbers, registered: Callable[[Numbers], Numbers], remember: int) -> TableRows:  # fmt: skip
+def judged(rows: TableRows, step: LearnedStep, *, left: Callable[[Numbers], Numbers], registered: Callable[[Numbers], Numbers], remember: int) -> TableRows:  # fmt: skip
     """Return the accepted rows of the devices of a step after it.
 
     Args:
         rows: accepted rows before it, of all these devices.
         step: the step.
-        evidence: devices (ascending) that left a list that registers devices.
+        left: returns the mask of the devices that left a list that registers devices.
         registered: returns the mask of the devices that a list registers.
         remember: days after which a device that was not seen is forgotten.
     """
@@ -94,16 +99,8 @@ def judged(rows: TableRows, step: LearnedStep, *, evidence: Numbers, registered:
     known[at >= 0] = first_days(rows)[at[at >= 0]]
     firsts, lasts = first_days(added), last_days(added)
     is_new = (firsts >= step.first_min) & (firsts <= step.day + 1)
-    has_left = (firsts == WAS_LISTED) & np.isin(added.keys, evidence)
+    has_left = firsts == WAS_LISTED
+    has_left[has_left] = left(added.keys[has_left])
     accepted = added.select((is_new | has_left | (firsts >= known)) & (lasts > 0) & (lasts <= step.day + 1))
     gone = removed.select(registered(removed.keys) | is_unseen(removed, step.day, remember))
     return merge(select_keys(rows, gone.keys, without=True), accepted)
-
-
-def different_keys(rows: TableRows, others: TableRows) -> Numbers:
-    """Return the keys, ascending, of the rows that only one of two records has, or that differ in a day."""
-    at = matches(rows, others)
-    same = at >= 0
-    for column in (BEGINS, ENDS):
-        same[same] &= rows.column(column)[same] == others.column(column)[at[same]]
-    return np.union1d(rows.keys[~same], others.keys[~np.isin(others.keys, rows.keys[same], assume_unique=True)])

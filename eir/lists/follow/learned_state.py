@@ -21,10 +21,10 @@ REMEDY = "delete the file, then its sightings are lost"
 
 @dataclass(slots=True)
 class LearnedState:
-    """Sightings that are not in the store yet, rows of the store that are not accepted, and numbers of new devices by peer."""
+    """Rows that are not in the store yet, rows of the store that are not accepted, devices that left a list, and numbers of new devices by peer."""
 
     pending: TableRows = NO_ROWS
-    """Rows of sightings that the store lacks."""
+    """Rows that the store lacks: of sightings, and of devices that left a registering list."""
     disputed: Numbers = field(default_factory=lambda: np.empty(0, "<u8"))
     """Devices (ascending) whose stored row is not accepted, or whose accepted row the store lacks."""
     kept: TableRows = NO_ROWS
@@ -34,6 +34,12 @@ class LearnedState:
     """Number of new devices of `day` by peer and `Sighted.confirmed`."""
     newest: float = 0.0
     """Newest accepted time of a change of the record, in Unix seconds."""
+    retry_at: float = float("inf")
+    """Time in Unix seconds from which a change from the future is judged again."""
+    left: TableRows = NO_ROWS
+    """Devices that left a registering list in the last days, with the day of the departure as the last day."""
+    since: dict[str, int] = field(default_factory=dict)
+    """Generation of each registering list since which this node has noted the devices that left the list."""
 
     def save(self, path: Path) -> None:
         """Write the file.
@@ -43,7 +49,7 @@ class LearnedState:
         """
         rows = b"".join(
             join_parts([join_parts([*encode_change(*pair)])])
-            for pair in ((self.pending, NO_ROWS), (self.kept, rows_of(self.disputed)))
+            for pair in ((self.pending, NO_ROWS), (self.kept, rows_of(self.disputed)), (self.left, NO_ROWS))
         )
         taken = [[peer, confirmed, count] for (peer, confirmed), count in self.taken.items()]
         head = {
@@ -52,6 +58,8 @@ class LearnedState:
             "day": self.day,
             "newest": self.newest,
             "taken": taken,
+            "retry_at": self.retry_at,
+            "since": self.since,
         }
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         write_file(path, json.dumps(head).encode() + b"\n" + rows, mode=0o600, durable=True)
@@ -68,9 +76,11 @@ def read_state(path: Path) -> LearnedState:
         head: dict[str, Any] = json.loads(text)
         if head["form"] != FORM or head["sha256"] != sha256(rows).hexdigest():
             raise StoreError("corrupt", f"{path} is damaged; {REMEDY}")
-        (pending, _), (kept, disputed) = (decode_change(split_parts(each)) for each in split_parts(rows))
+        (pending, _), (kept, disputed), (left, _) = (decode_change(split_parts(each)) for each in split_parts(rows))
         taken = {(peer, confirmed): count for peer, confirmed, count in head["taken"]}
-        return LearnedState(pending, disputed.keys, kept, head["day"], taken, head["newest"])
+        return LearnedState(
+            pending, disputed.keys, kept, head["day"], taken, head["newest"], head["retry_at"], left, head["since"]
+        )
     except FileNotFoundError:
         return LearnedState()
     except (ValueError, KeyError, TypeError) as error:

@@ -18,6 +18,7 @@ import mmap
 import os
 import re
 import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -54,6 +55,8 @@ PAST_MAX = RECORDS_KEPT
 RESERVE_BYTES = 32 << 20
 """Bytes that a copy leaves free on the disk."""
 MODE = 0o600
+_NEVER_SHORT = sys.maxsize
+"""Size of the appended changes after which the whole copy is written next."""
 _BEGIN = struct.Struct("<8sII32s")
 _CHANGES_BEGIN = struct.Struct("<8sI")
 _RECORD = struct.Struct("<II32s")
@@ -98,7 +101,7 @@ class ListCopy:
                 return None
             content = self._mapped(verifies=True)
             if self._changes.exists():
-                changes = self._read_changes(repairs=repairs)
+                changes = self._read_changes(content.head.digest, repairs=repairs)
                 content = apply_changes(self._name, content, changes)
                 self.note(each.change for each in changes)
             self.digest = content.head.digest
@@ -136,6 +139,7 @@ class ListCopy:
                 return content
             if records and content.head.mark == (0, 0) and self.digest != NO_CHANGE:
                 self._append(records)  # they stay for KEPT_S, although the copy will have them
+                self._appended = _NEVER_SHORT
             self._write(content)
             return self._mapped(content)
 
@@ -217,21 +221,18 @@ class ListCopy:
 
     # Changes since the copy
 
-    def _read_changes(self, *, repairs: bool) -> Sequence[ChangeRows]:
-        """Read the changes since the copy. With `repairs`, remove a record that a crash cut short, and changes after which a crash kept the copy from being written."""
-        changes, end = list[ChangeRows](), 0
-        for content, after in _records(self._changes):
-            change = _change_rows(content)
-            if change.parts is None:
-                break
-            changes.append(change)
-            end = after
+    def _read_changes(self, digest: str, *, repairs: bool) -> Sequence[ChangeRows]:
+        """Read the changes that continue the copy, whose digest is `digest`. With `repairs`, remove a record that a crash cut short.
+
+        Behind them are kept changes before which a full disk or a crash prevented a write of the copy. The next write is then of the whole copy.
+        """
+        changes, end, is_whole = _continuing(self._changes, digest)
         size = self._changes.stat().st_size
         if end < size and repairs:
             detail = f"{self._changes}: {size - end} bytes of an incomplete change were removed"
             self._report("copy_repaired", level="warning", list=self._name, detail=detail)
             os.truncate(self._changes, end)
-        self._appended = end
+        self._appended = end if is_whole else _NEVER_SHORT
         return changes
 
     def _append(self, records: bytes) -> None:
@@ -290,8 +291,8 @@ def copied_head(folder: Path, name: str) -> Head | None:
             description, _ = _description(copy.path, begin + file.read(_BEGIN.unpack(begin)[2] if len(begin) == _BEGIN.size else 0))  # fmt: skip
         head = decode(Head, description["head"])
         changes = _changes_path(copy.path, head)
-        for content, _ in _records(changes) if changes.exists() else ():
-            head = following(head, _change_rows(content).change, entries=head.entries, devices=head.devices)
+        for each in _continuing(changes, head.digest)[0] if changes.exists() else ():
+            head = following(head, each.change, entries=head.entries, devices=head.devices)
         return head
 
 
@@ -365,6 +366,18 @@ def _records(path: Path) -> Iterator[tuple[bytes, int]]:
             if sha256(content).digest() != digest:
                 raise ValueError(f"{path.name}: a change has another SHA-256 than the file states")
             yield content, file.tell()
+
+
+def _continuing(path: Path, digest: str) -> tuple[Sequence[ChangeRows], int, bool]:
+    """Return the changes in a file that continue the one with a digest, the place behind the last record, and True if these are all changes."""
+    changes, end, is_whole = list[ChangeRows](), 0, True
+    for content, after in _records(path):
+        each, end = _change_rows(content), after
+        is_whole = is_whole and each.parts is not None and each.change.before == digest
+        if is_whole:
+            changes.append(each)
+            digest = each.change.digest
+    return changes, end, is_whole
 
 
 def _record(each: ChangeRows) -> bytes:

@@ -18,8 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from eir.errors import EirError, GenerationConflict, Report, StoreError
 from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.pauses import PAUSES, ChangePace, Heavy, Pauses, while_large
-from eir.lists.follow.write_back import APPLY_S, HEAL, NO_MARK, LostChanges, WriteBack, write_lost_file
-from eir.lists.log.change import NO_CHANGE, Change, Head, digests_of, first_break
+from eir.lists.follow.write_back import APPLY_S, NO_MARK, LostChanges, WriteBack, write_lost_file
+from eir.lists.log.change import HEAL, NO_CHANGE, Change, Head, digests_of, first_break
 from eir.lists.log.reader import (
     ChangeRows,
     LoggedList,
@@ -30,7 +30,7 @@ from eir.lists.log.reader import (
     read_content,
     read_rows,
 )
-from eir.lists.log.relation import LogRelation, relation
+from eir.lists.log.relation import LogRelation, overtaking, relation
 from eir.lists.log.store import LogEntry, LogStore, StoredHeads
 from eir.lists.log.writer import KEEP, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
@@ -52,6 +52,9 @@ ImageType = TypeVar("ImageType")
 
 class ChangeJournal(Protocol):
     """Journal of a node as the follower uses it. The methods are blocking. A method that writes raises EirError or OSError if the disk fails."""
+
+    def has(self, name: str, digest: str) -> bool:
+        """Return True if the change of a list with this digest is recorded. It does not read the disk."""
 
     def record(self, name: str, changes: Sequence[ChangeRows], reasons: Sequence[str]) -> None:
         """Record changes of a list with their rows; a change that is recorded already is skipped. `reasons`: texts by their index in the rows."""
@@ -93,6 +96,10 @@ class FollowedList(Generic[ImageType]):
     """Head of the content in force. `image` is its image."""
     pace: ChangePace = field(default_factory=ChangePace)
     unrecorded: list[ChangeRows] = field(default_factory=list)
+    is_compared: bool = False
+    """True if changes of the copy that the journal lacks were looked up in the store."""
+    is_tried: bool = False
+    """True if it was tried to put the copy in force."""
     not_before: float = 0.0
     """Time (time.monotonic) of the next read after a failure."""
     pause_s: float = 0.0
@@ -118,7 +125,7 @@ class LogFollower(Generic[ImageType]):
         report: logs events.
         who: name of this node in changes.
         heal: write a list back to a store that has lost it.
-        keep: number of earlier releases that stay available, for changes that this node writes.
+        keep: returns the number of earlier releases of a list that stay available, for changes that this node writes.
         pauses: pauses between reads and retries.
         learned: lists that checks write. They are among `lists`.
     """
@@ -126,7 +133,7 @@ class LogFollower(Generic[ImageType]):
     def __init__(
         self, store: LogStore, lists: Mapping[str, str], folder: Path, *, build: Callable[[Table], ImageType],
         on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: ChangeJournal, report: Report,
-        who: str = "eir", heal: bool = True, keep: int = KEEP, pauses: Pauses = PAUSES,
+        who: str = "eir", heal: bool = True, keep: Callable[[str], int] = lambda _: KEEP, pauses: Pauses = PAUSES,
         learned: LearnedLists | None = None,
     ) -> None:  # fmt: skip
         self.up = False
@@ -212,15 +219,8 @@ class LogFollower(Generic[ImageType]):
 
         If the store is unreachable or a list cannot be verified, nothing is raised: see `up`, `errors`, `missing`, `from_copy`.
         """
-        for followed in tuple(self._lists.values()):
-            await self._read_copy(followed)
         with suppress(_StoreAway):
             await self._step()
-        for name, followed in tuple(self._lists.items()):
-            if followed.held is not None and followed.in_force is None:
-                self.from_copy.add(name)
-                followed.not_before = 0.0
-                await self._of_list(followed, self._switch(followed, followed.held))
 
     async def run(self, heavy: Heavy = nullcontext) -> None:
         """Follow the store until the task is cancelled."""
@@ -234,8 +234,12 @@ class LogFollower(Generic[ImageType]):
             except _StoreAway:
                 await asyncio.sleep(self._pauses.retry_s)
 
+    def poll(self) -> None:
+        """Read the heads in the store at once, because another process of the host has just changed a list."""
+        self._others.set()
+
     async def _wait(self) -> None:
-        """Wait until a list in the store may have changed, or until a new configuration has changed the lists."""
+        """Wait until a list in the store may have changed, until `poll`, or until a new configuration has changed the lists."""
         wait_s = self._pauses.wait_s
         limited = await_store(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
         tasks = [asyncio.create_task(self._of_store(limited)), asyncio.create_task(self._others.wait())]
@@ -249,11 +253,22 @@ class LogFollower(Generic[ImageType]):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _step(self) -> None:
-        """Follow each list once.
+        """Follow each list once. A list that cannot be followed then has the newest state that the node holds in force.
 
         Raises:
             _StoreAway: if the store fails.
         """
+        lists = tuple(self._lists.values())
+        for followed in lists:
+            if not followed.is_read:
+                await self._read_copy(followed)
+        try:
+            await self._follow_all(lists)
+        finally:
+            for followed in lists:
+                await self._settle(followed)
+
+    async def _follow_all(self, lists: Sequence[FollowedList[ImageType]]) -> None:
         self._rest_s = 0.0
         heads: StoredHeads = await self._of_store(self._timed.heads())
         if not self.up and self.errors:
@@ -261,12 +276,24 @@ class LogFollower(Generic[ImageType]):
         self.up = True
         self._seen = heads.digests
         is_in_step = True
-        for followed in tuple(self._lists.values()):
+        for followed in lists:
             is_in_step &= await self._of_list(
                 followed, self._follow(followed, heads), heads.digests.get(followed.name, NO_CHANGE)
             )
         if is_in_step:
             self.in_step_at = time.monotonic()
+
+    async def _settle(self, followed: FollowedList[ImageType]) -> None:
+        """Put the held content in force if it is newer than the list in force."""
+        held, newest = followed.held, followed.in_force
+        if held is None or (newest is not None and newest.digest == held.head.digest):
+            return
+        if await self._newest(followed) is held.head:
+            if not followed.is_tried and newest is None:
+                self.from_copy.add(followed.name)
+                followed.not_before = 0.0
+            followed.is_tried = True
+            await self._of_list(followed, self._switch(followed, held), followed.failed_at)
 
     async def _of_store(self, work: Any) -> Any:
         """Await work on the whole store; count and report its failure.
@@ -318,9 +345,7 @@ class LogFollower(Generic[ImageType]):
 
     async def _follow(self, followed: FollowedList[ImageType], heads: StoredHeads) -> bool:
         """Update one list from the store; return True if the list in force then equals the one in the store."""
-        if not followed.is_read:
-            await self._read_copy(followed)
-        name, held = followed.name, followed.held
+        name, newest = followed.name, await self._newest(followed)
         is_damaged = followed.failures >= DAMAGE_TRIES and followed.failed_at == heads.digests.get(name)
         stored = None
         try:
@@ -328,23 +353,24 @@ class LogFollower(Generic[ImageType]):
         except StoreError:
             if not is_damaged:
                 raise
-        if is_damaged and held is not None:
-            await self._lose(followed, held, heads, stored, is_damaged=True)
+        if is_damaged and newest is not None:
+            await self._lose(followed, newest, heads, stored, is_damaged=True)
             return False
         self._check_kind(followed, stored)
-        found, entries = await self._relation(followed, stored)
+        await self._compare_journal(followed)
+        found, entries = await self._relation(followed, newest, stored)
         if found is LogRelation.SAME or await self._append(followed, found):
             await self._confirm(followed)
             return True
-        if found is LogRelation.LOST and held is not None:
-            await self._lose(followed, held, heads, stored)
+        if found is LogRelation.LOST and newest is not None:
+            await self._lose(followed, newest, heads, stored)
             return False
         if stored is None:
             return True
         is_often = followed.pace.begin()
         with while_large(self._heavy, followed.in_force, stored, often=is_often):
-            if found is LogRelation.FORKED and held is not None:
-                if not await self._fork(followed, held, stored, entries):
+            if found is LogRelation.FORKED and newest is not None:
+                if not await self._fork(followed, newest, stored, entries):
                     return False
             else:
                 await self._advance(followed, stored, entries, found)
@@ -360,28 +386,41 @@ class LogFollower(Generic[ImageType]):
             advice = f"load a full release of {followed.kind}, or correct the configuration"
             raise StoreError("kind", f"{kinds}: {advice}")
 
+    async def _newest(self, followed: FollowedList[ImageType]) -> Head | None:
+        """Return the newest head that the node has: the held one, or that of the list in force if the held chain does not contain it.
+
+        A copy is older than the list in force if the disk was full before the follower was started again.
+        """
+        held, in_force = followed.held, followed.in_force
+        if held is None or in_force is None:
+            return in_force if held is None else held.head
+        is_contained = in_force.digest == held.head.digest or in_force.digest in await asyncio.to_thread(
+            followed.copy.known
+        )
+        return held.head if is_contained else in_force
+
     async def _relation(
-        self, followed: FollowedList[ImageType], stored: Head | None
+        self, followed: FollowedList[ImageType], held: Head | None, stored: Head | None
     ) -> tuple[LogRelation, Sequence[LogEntry]]:
-        """Return the relation of the stored list to the held one, and the stored log as far as it was read for this."""
-        held = None if followed.held is None else followed.held.head
+        """Return the relation of the stored list to the newest head of the node, and the stored log as far as it was read for this."""
+        has_content = followed.held is not None and held is not None and followed.held.head.digest == held.digest
         if held is None or stored is None or held.digest == stored.digest:
-            return relation(held, stored), ()
+            found = relation(held, stored)
+            return LogRelation.NEWER if found is LogRelation.SAME and held and not has_content else found, ()
         entries = entries_until(stored, await self._timed.log(followed.name, held.generation))
         changes, known = [entry.change for entry in entries], frozenset[str]()
-        is_continued = held.digest in digests_of(changes)
-        if not is_continued:
+        if held.digest not in digests_of(changes) or any(change.what == HEAL for change in changes):
             entries = entries_until(stored, await self._timed.log(followed.name, 0))
             changes = [entry.change for entry in entries]
-        if not is_continued or any(change.what == HEAL for change in changes):
             known = await asyncio.to_thread(followed.copy.known)
         found = relation(
             held, stored, held_past=known, stored_past=digests_of(changes),
             oldest=_oldest(changes, stored),
             has_seen_base=held.base_digest in digests_of(change for change in changes if change.base_id),
+            overtaken_by=overtaking(held, changes, known),
         )  # fmt: skip
-        if found in {LogRelation.NEWER, LogRelation.FORKED} and _is_overtaken(held, changes, known):
-            found = LogRelation.LOST
+        if not has_content and (stored.mark, stored.generation) < (held.mark, held.generation):
+            found = LogRelation.LOST  # the changes up to the list in force are unknown
         return found, entries
 
     async def _advance(
@@ -486,6 +525,19 @@ class LogFollower(Generic[ImageType]):
 
     # Journal and copy
 
+    async def _compare_journal(self, followed: FollowedList[ImageType]) -> None:
+        """Find the changes of the copy that the journal lacks, once after a start, because an earlier process could not record them."""
+        held = followed.held
+        if not followed.is_compared and held is not None and not self._journal.has(followed.name, held.head.digest):
+            known = await asyncio.to_thread(followed.copy.known)
+            entries = [each for each in await self._timed.log(followed.name, 0) if each.change.digest in known]
+            newest = entries[-UNRECORDED_MAX:]
+            if held.head.mark == NO_MARK:
+                followed.unrecorded += await self._changes(followed.name, newest, is_lenient=True)
+            else:  # the journal has no rows of releases
+                followed.unrecorded += [ChangeRows(entry.change, None) for entry in newest]
+        followed.is_compared = True
+
     async def _record(self, followed: FollowedList[ImageType]) -> None:
         if not followed.unrecorded or followed.held is None:
             return
@@ -535,22 +587,21 @@ class LogFollower(Generic[ImageType]):
     # Lost and forked lists
 
     def _write_back(self, followed: FollowedList[ImageType]) -> WriteBack:
-        return WriteBack(self._store, ListWriter(self._store, followed.name, followed.kind, self._who, keep=self._keep))
+        name, keep = followed.name, self._keep(followed.name)
+        return WriteBack(self._store, ListWriter(self._store, name, followed.kind, self._who, keep=keep))
 
     async def _lose(
         self,
         followed: FollowedList[ImageType],
-        held: LoggedList,
+        head: Head,
         heads: StoredHeads,
         stored: Head | None,
         *,
         is_damaged: bool = False,
     ) -> None:
-        """Report that the store has lost or damaged a list, and write it back after a random pause."""
-        name, head = followed.name, held.head
-        if followed.in_force is None:
-            self.from_copy.add(name)
-            await self._switch(followed, held)
+        """Report that the store has lost or damaged a list, and write it back after a random pause. `head`: newest head that the node has."""
+        name = followed.name
+        await self._settle(followed)
         seen = heads.digests.get(name, NO_CHANGE)
         stored_text = "damaged data" if is_damaged else "nothing"
         if stored is not None and not is_damaged:
@@ -567,12 +618,12 @@ class LogFollower(Generic[ImageType]):
             followed.heal_at = time.monotonic() + random.uniform(0, self._pauses.heal_s)  # noqa: S311 - no secret
         if self._heals and time.monotonic() >= followed.heal_at:
             followed.heal_at = None
-            await self._heal(followed, held, seen, stored)
+            await self._heal(followed, head, seen, stored)
 
-    async def _heal(self, followed: FollowedList[ImageType], held: LoggedList, seen: str, stored: Head | None) -> None:
-        """Write the held content of a list back to the store, where the newest change has the digest `seen`."""
-        name, head = followed.name, held.head
-        if followed.in_force is not None and followed.in_force.generation > head.generation:
+    async def _heal(self, followed: FollowedList[ImageType], head: Head, seen: str, stored: Head | None) -> None:
+        """Write the newest content of a list back to the store, where the newest change has the digest `seen`."""
+        name, held = followed.name, followed.held
+        if held is None or held.head.digest != head.digest:
             fault = "this node's copy is older than the list in force and is not written back; load the release again"
             self._copy_failed(followed, "heal_", StoreError("behind", f"list {name}: {fault}"))
             return
@@ -588,6 +639,7 @@ class LogFollower(Generic[ImageType]):
             return
         followed.failures = 0
         self._report("store_healed", level="warning", list=name, detail=change.detail)
+        await self._keep_lost(followed, head, work.lost)
         await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
         await self._confirm(followed)
 
@@ -608,24 +660,27 @@ class LogFollower(Generic[ImageType]):
         return True
 
     async def _fork(
-        self, followed: FollowedList[ImageType], held: LoggedList, stored: Head, entries: Sequence[LogEntry]
+        self, followed: FollowedList[ImageType], newest: Head, stored: Head, entries: Sequence[LogEntry]
     ) -> bool:
         """Follow another chain, after lost local changes are applied to it again; return False if another process changes the list."""
         name = followed.name
+        held = newest if followed.held is None else followed.held.head
         if self._is_due("list_forked", f"{name} {stored.digest}"):
             self.errors["forked"] += 1
             self._report(
-                "list_forked", level="error", list=name, held=f"generation {held.head.generation}", stored=f"generation {stored.generation}",
+                "list_forked", level="error", list=name, held=f"generation {newest.generation}", stored=f"generation {stored.generation}",
                 detail="the store has another chain of changes, as after a failover that lost writes; the stored chain goes on",
             )  # fmt: skip
         content = await read_content(self._timed, name, stored)
         lost, work = LostChanges(), self._write_back(followed)
-        if held.head.mark == NO_MARK:
-            lost = await work.find_lost(held.head, content, entries, followed.copy.changes())
+        if held.mark == NO_MARK:
+            lost = await work.find_lost(held, content, entries, followed.copy.changes())
+            if held.digest != newest.digest:
+                lost = lost._replace(missing=newest.digest)
         if lost.applicable:
             work.writer.content = content
             try:
-                is_done = await self._apply_again(work, lost, held.head.reasons)
+                is_done = await self._apply_again(work, lost, held.reasons)
             except StoreError as error:
                 self._copy_failed(followed, "apply_", error)
                 if error.cause != "noperm":
@@ -638,21 +693,27 @@ class LogFollower(Generic[ImageType]):
                 self._report(
                     "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
                 )
-        if lost.gone or lost.missing:
-            path = self._folder / LOST / f"{name}-{held.head.digest[:16]}.csv"
-            self.lost_rows[name] = path
-            try:
-                await asyncio.to_thread(write_lost_file, path, held.head, lost.gone)
-            except OSError as error:
-                self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
-            digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
-            self._report(
-                "lost_changes_kept", level="error", list=name,
-                detail=f"changes that the store lost are not applied again: {', '.join(digests)}; compare {path} with the list, then use eir add or eir remove",
-            )  # fmt: skip
-        self._record_gap(followed, "fork", held.head, stored)
+        await self._keep_lost(followed, newest, lost)
+        self._record_gap(followed, "fork", newest, stored)
         await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
         return True
+
+    async def _keep_lost(self, followed: FollowedList[ImageType], held: Head, lost: LostChanges) -> None:
+        """Write lost changes that are not in the list to a file for the operator, and report the file."""
+        if not lost.gone and not lost.missing:
+            return
+        name = followed.name
+        path = self._folder / LOST / f"{name}-{held.digest[:16]}.csv"
+        self.lost_rows[name] = path
+        try:
+            await asyncio.to_thread(write_lost_file, path, held, lost.gone)
+        except OSError as error:
+            self._copy_failed(followed, "lost_", StoreError("io", f"{path}: {error.strerror}"))
+        digests = [digest[:16] for digest in (lost.missing, *(each.change.digest for each in lost.gone)) if digest]
+        self._report(
+            "lost_changes_kept", level="error", list=name,
+            detail=f"changes that the store lost are not applied again: {', '.join(digests)}; compare {path} with the list, then use eir add or eir remove",
+        )  # fmt: skip
 
     async def _apply_again(self, work: WriteBack, lost: LostChanges, reasons: Sequence[str]) -> bool:
         """Apply lost changes under the list's lease; return False if another node has it, or another process changed the list."""
@@ -714,17 +775,6 @@ def _has_gap(held: Head, changes: Sequence[Change]) -> bool:
     """Return True if changes do not lead from the held one on, nor continue it."""
     is_continued = held.digest in {change.continues for change in changes}
     return not is_continued and first_break(changes, held.digest) is not None
-
-
-def _is_overtaken(held: Head, changes: Sequence[Change], known: frozenset[str]) -> bool:
-    """Return True if the newest write-back in a chain, which the node has not held, continues an earlier change than the held one."""
-    heal = next((change for change in reversed(changes) if change.what == HEAL), None)
-    return (
-        heal is not None
-        and held.digest not in {heal.continues, heal.digest}
-        and heal.digest not in known
-        and heal.continues in known
-    )
 
 
 class TimedStore:

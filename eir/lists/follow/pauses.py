@@ -22,8 +22,6 @@ class Pauses:
     unproved_s: float = 1.0
     """Pause before a list that could not be verified is read again; the pause doubles after each failure."""
     unproved_max_s: float = 60.0
-    unreadable_s: float = 5.0
-    """Pause before a damaged state is read again, because a damaged state may have many bytes."""
     full_s: float = 60.0
     """Pause before a list is copied again after the disk was full, because each attempt writes until the disk is full."""
     heal_s: float = 2.0

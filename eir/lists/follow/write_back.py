@@ -21,8 +21,9 @@ from eir.device import imsi_text, key_text
 from eir.disk import open_replacement
 from eir.errors import StoreError
 from eir.lists.follow.list_copy import copied_head
-from eir.lists.log.change import NO_CHANGE, TIME_FORMAT, Change, Head, digests_of, first_break, release_of
-from eir.lists.log.reader import ChangeRows, LoggedList, read_rows
+from eir.lists.log.change import HEAL, NO_CHANGE, TIME_FORMAT, Change, Head, digests_of, release_of
+from eir.lists.log.reader import ChangeRows, LoggedList, read_base, read_rows
+from eir.lists.log.relation import effective
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.entries import until_text
@@ -46,12 +47,14 @@ from eir.lists.table.table import change, fold, merge
 
 NO_MARK = (0, 0)
 """Mark of a local list."""
-HEAL, APPLY_AGAIN, ABANDON = "heal", "apply-again", "abandon"
-"""Kinds of changes that this module writes."""
+APPLY_AGAIN, ABANDON = "apply-again", "abandon"
+"""Kinds of changes that this module writes, beside HEAL."""
 APPLY_AGAIN_MAX = timedelta(days=1)
 """Age up to which a lost change is applied again."""
 LOST_COLUMNS = ("change", "time", "who", "what", "effect", "identifier", "second", "reason", "begin", "until")
 """Columns of the file with lost rows."""
+UNREADABLE = frozenset({"corrupt", "gone"})
+"""Causes of StoreError for rows that are damaged or deleted."""
 APPLY_S = 60.0
 """Seconds for which a node has the lease while it applies lost changes."""
 
@@ -91,14 +94,14 @@ async def abandon(writer: ListWriter, held: Head, reason: str) -> Change | None:
 
 
 class LostChanges(NamedTuple):
-    """Local changes of a node that the stored chain does not contain, oldest first."""
+    """Local changes that the stored chain or a write-back does not contain, oldest first."""
 
     applicable: Sequence[ChangeRows] = ()
     """Changes to apply again."""
     gone: Sequence[ChangeRows] = ()
     """Changes that cannot be applied: too old, without rows, or the stored log does not reach back to the common change."""
     missing: str = ""
-    """Digest of a lost change whose rows the node lacks."""
+    """Digest of a lost change that the node lacks."""
     touched: TableRows = NO_ROWS
     """Rows that the stored chain has changed since the common change."""
 
@@ -116,6 +119,8 @@ class WriteBack:
         self, store: LogStore, writer: ListWriter, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.writer = writer
+        self.lost = LostChanges()
+        """Stored changes that a write-back could not keep."""
         self._store, self._name, self._now = store, writer.name, now
 
     async def heal(self, held: LoggedList, seen: str, stored: Head | None, known: frozenset[str]) -> Change:
@@ -136,11 +141,11 @@ class WriteBack:
             fault = "the content in memory is damaged and is not written back; restart the node"
             raise StoreError("corrupt", f"list {self._name}: {fault}")
         entries = await self._store.log(self._name, 0)
-        rows = [] if head.mark > NO_MARK else await self._rows(_since(entries, seen, known)) or []
+        rows = list[tuple[TableRows, TableRows]]()
+        if head.mark == NO_MARK:
+            rows, reasons = await self._since(entries, seen, known, reasons)
         if rows:
-            added, removed = fold(rows)
-            added, reasons = with_reasons(added, () if stored is None else stored.reasons, reasons)
-            table = (await asyncio.to_thread(change, table, added, removed)).table
+            table = (await asyncio.to_thread(change, table, *fold(rows))).table
         release, generation = release_of(head), 0
         if seen != NO_CHANGE:
             stored_generation = head.generation if stored is None else stored.generation
@@ -154,14 +159,45 @@ class WriteBack:
         update = ListUpdate(what=HEAL, state=release, reasons=reasons, continues=head.digest, above=head.generation, detail=detail)  # fmt: skip
         return await self.writer.overwrite(replace(head, digest=seen, generation=generation), table, update)
 
-    async def _rows(self, entries: Sequence[LogEntry]) -> list[tuple[TableRows, TableRows]] | None:
-        """Read the rows of changes; None if some are deleted or damaged."""
+    async def _since(
+        self, entries: Sequence[LogEntry], seen: str, known: frozenset[str], reasons: tuple[str, ...]
+    ) -> tuple[list[tuple[TableRows, TableRows]], tuple[str, ...]]:
+        """Read the rows of the stored changes after the newest one that the node has held, with reasons of the node's list, which are returned too.
+
+        A change whose rows are deleted or damaged counts as one that adds the rows of its base. `lost` has the changes without either.
+        """
+        chain, others, missing = _after_known(entries, seen, known)
+        rows, texts = list[tuple[TableRows, TableRows]](), reasons
+        gone = [ChangeRows(entry.change, None) for entry in others]
+        for entry in chain:
+            texts = entry.change.reasons or texts
+            changed = await self._rows(entry) or await self._base_rows(entry)
+            if changed is None:
+                gone.append(ChangeRows(entry.change, None))
+            else:
+                added, reasons = with_reasons(changed[0], texts, reasons)
+                rows.append((added, changed[1]))
+        self.lost = LostChanges(gone=gone, missing=missing)
+        return rows, reasons
+
+    async def _rows(self, entry: LogEntry) -> tuple[TableRows, TableRows] | None:
+        """Read the rows of a change; None if they are deleted or damaged."""
         try:
-            return [(await read_rows(self._store, self._name, entry)).decoded(self._name) for entry in entries]
+            return (await read_rows(self._store, self._name, entry)).decoded(self._name)
         except StoreError as error:
-            if error.cause not in {"corrupt", "gone"}:
+            if error.cause not in UNREADABLE:
                 raise
             return None
+
+    async def _base_rows(self, entry: LogEntry) -> tuple[TableRows, TableRows] | None:
+        """Read the base of a change as added rows; None if it has none, or if the base is deleted or damaged."""
+        try:
+            table, _ = await read_base(self._store, self._name, entry.change)
+        except StoreError as error:
+            if error.cause not in UNREADABLE:
+                raise
+            return None
+        return table.rows(), NO_ROWS
 
     async def find_lost(
         self, held: Head, stored: LoggedList, entries: Sequence[LogEntry], kept: Iterable[ChangeRows]
@@ -176,17 +212,24 @@ class WriteBack:
         """
         if held.content == stored.head.content:
             return LostChanges()
-        contained = digests_of(entry.change for entry in entries) - {NO_CHANGE}
+        changes = [entry.change for entry in entries]
+        chain = effective(changes)
+        own = frozenset(change.digest for change in chain)
+        applied = {change.continues for change in chain if change.what == APPLY_AGAIN}
+        overtaken = {change.digest for change in changes} - own
+        contained = own | digests_of(chain) - overtaken - applied - {NO_CHANGE}
         found, common = await asyncio.to_thread(_back, held.digest, contained, kept)
-        missing = "" if common in contained else common
-        lost = [each for each in found if each.change.what != HEAL]
+        missing = "" if common in contained | applied else common
+        lost = [each for each in found if each.change.what != HEAL and each.change.digest not in applied]
         if not lost or self._are_contained(lost, held, stored):
             return LostChanges(missing=missing)
         begin = (self._now() - APPLY_AGAIN_MAX).strftime(TIME_FORMAT)
         after = _after(entries, common, {each.change.digest for each in found})
-        touched = None if after is None else await self._rows(after)
-        can_apply = [touched is not None and each.parts is not None and each.change.time >= begin for each in lost]
-        changed = [(TableRows(rows.keys, (rows.columns[SECONDS], *NO_COLUMNS[1:])), NO_ROWS) for pair in touched or () for rows in pair]  # fmt: skip
+        read = [await self._rows(entry) for entry in after or ()]
+        touched = [each for each in read if each is not None]
+        is_known = after is not None and len(touched) == len(read)
+        can_apply = [is_known and each.parts is not None and each.change.time >= begin for each in lost]
+        changed = [(TableRows(rows.keys, (rows.columns[SECONDS], *NO_COLUMNS[1:])), NO_ROWS) for pair in touched for rows in pair]  # fmt: skip
         return LostChanges(
             [each for each, is_applicable in zip(lost, can_apply, strict=True) if is_applicable],
             [each for each, is_applicable in zip(lost, can_apply, strict=True) if not is_applicable],
@@ -243,21 +286,24 @@ class WriteBack:
         return ListUpdate(what=APPLY_AGAIN, added=added, removed=removed, reasons=texts, continues=lost.digest, above=lost.generation, detail=detail)  # fmt: skip
 
 
-def _since(entries: Sequence[LogEntry], seen: str, known: frozenset[str]) -> Sequence[LogEntry]:
-    """Return the entries after the newest one that the node has held, or that continues such a change.
+def _after_known(
+    entries: Sequence[LogEntry], seen: str, known: frozenset[str]
+) -> tuple[Sequence[LogEntry], Sequence[LogEntry], str]:
+    """Return the entries after the newest one that the node has held: those that lead to the newest stored change, and those before a gap or a damaged record, with the digest that is missing there.
 
-    None are returned if there is no such entry, or if they do not lead to the newest stored change `seen`.
+    Write-backs of content that the node has held are left out. `seen`: digest of the newest stored change; NO_CHANGE for an unknown one.
     """
-    for at in range(len(entries) - 1, -1, -1):
-        if not known.isdisjoint((entries[at].change.digest, entries[at].change.continues)):
-            changes = [entry.change for entry in entries[at + 1 :]]
-            is_whole = first_break(changes, entries[at].change.digest) is None
-            return (
-                entries[at + 1 :]
-                if is_whole and seen in {NO_CHANGE, *(change.digest for change in changes[-1:])}
-                else []
-            )
-    return []
+    chain, others, missing, expected = list[LogEntry](), list[LogEntry](), "", seen
+    for entry in reversed(entries):
+        made = entry.change
+        if made.digest != expected != NO_CHANGE:
+            missing = missing or expected
+        if made.digest in known:
+            break
+        if not (made.what == HEAL and made.continues in known):
+            (others if missing else chain).append(entry)
+        expected = made.before
+    return chain[::-1], others[::-1], missing
 
 
 def _back(digest: str, contained: frozenset[str], kept: Iterable[ChangeRows]) -> tuple[list[ChangeRows], str]:
@@ -279,10 +325,11 @@ def _back(digest: str, contained: frozenset[str], kept: Iterable[ChangeRows]) ->
 
 
 def _after(entries: Sequence[LogEntry], common: str, lost: set[str]) -> Sequence[LogEntry] | None:
-    """Return the entries after the common change, but those that applied a lost change again; None if the log does not reach back."""
+    """Return the entries after the common change, but lost ones and those that applied one again; None if the log does not reach back."""
     for at, entry in enumerate(entries):
         if common in {entry.change.before, entry.change.continues}:
-            return [each for each in entries[at:] if each.change.continues not in lost | {common}]
+            after = [each for each in entries[at:] if each.change.continues not in lost | {common}]
+            return [each for each in after if each.change.digest not in lost]
     return [] if entries and entries[-1].change.digest == common else None
 
 

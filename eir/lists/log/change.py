@@ -15,8 +15,15 @@ NO_CHANGE = "0" * 64
 """Digest that the first change of a list has as the digest of the change before it."""
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 """Form of times in UTC."""
-RELEASE_KINDS = frozenset({"load", "rollback"})
+ROLLBACK = "rollback"
+RELEASE_KINDS = frozenset({"load", ROLLBACK})
 """Kinds of change after which another release is in force."""
+HEAL = "heal"
+"""Kind of a write-back: a node writes its content to a store that lost or damaged the list."""
+LEARN = "learn"
+"""Kind of the changes of a learned list that nodes write."""
+NEVER_UNDONE = frozenset({"feed", LEARN, HEAL, "restore", "apply-again", "abandon"})
+"""Kinds of changes of a local list that no rollback undoes, nor a change before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +69,7 @@ class Change(ReleaseInForce):
     who: str
     """User and host."""
     what: str
-    """Kind: load, rollback, reset-serial, add, remove, feed, learn, import, undo, heal, restore, apply-again."""
+    """Kind: load, rollback, reset-serial, add, remove, feed, learn, import, undo, forget, heal, restore, apply-again, abandon."""
     reasons: tuple[str, ...] = ()
     """Reason texts by the index in the table, if they differ from those before or the change has a base; otherwise empty.
 
@@ -200,6 +207,30 @@ def first_break(changes: Sequence[Change], before: str) -> Change | None:
             return change
         before = change.digest
     return None
+
+
+def restorable_releases(changes: Sequence[Change]) -> list[Change]:
+    """Return the changes whose content a rollback can restore, oldest first; the last one has the content in force.
+
+    For a signed list they are the newest change of each release, for a local list all changes since the newest one of NEVER_UNDONE.
+    A rollback removes the changes that it undid.
+
+    Args:
+        changes: chain of a list, oldest first.
+    """
+    releases: list[Change] = []
+    for change in changes:
+        is_local = not change.highest_serial
+        if change.what == ROLLBACK and change.continues in (digests := [release.digest for release in releases]):
+            del releases[digests.index(change.continues) + 1 :]
+            if is_local:
+                continue
+        if not is_local and releases and (change.serial, change.release) == (releases[-1].serial, releases[-1].release):
+            releases.pop()
+        elif is_local and change.what in NEVER_UNDONE:
+            releases.clear()
+        releases.append(change)
+    return releases
 
 
 def digests_of(changes: Iterable[Change]) -> frozenset[str]:

@@ -87,9 +87,21 @@ async def read_content(store: LogSource, name: str, head: Head, at: int | None =
     if not bases or entries[-1].change.generation != last:
         raise _gone(name, last) if at is not None else damaged(name, f"its log does not lead to generation {last}")
     first = entries[bases[-1]].change
-    parts = await _read_parts(store.base(name, first.base_id), first.base)
-    if parts is None and at is not None and not await _has_parts(store, name, first.base_id):
+    if at is not None and not await _has_parts(store, name, first.base_id):
         raise _gone(name, last)
+    table, tree = await read_base(store, name, first)
+    begun = LoggedList(_after(head, first, table), table, tree, (first,))
+    content = await _applied(store, name, begun, entries[bases[-1] + 1 :])
+    return content if at is not None else _checked(name, content, head)
+
+
+async def read_base(store: LogSource, name: str, first: Change) -> tuple[Table, DigestTree]:
+    """Read and verify the base that a change wrote.
+
+    Raises:
+        StoreError: if the store fails (`corrupt`: the base is missing or damaged).
+    """
+    parts = await _read_parts(store.base(name, first.base_id), first.base)
     if parts is None:
         raise damaged(name, f"the base of generation {first.generation} has another digest, or is missing")
     try:
@@ -99,9 +111,7 @@ async def read_content(store: LogSource, name: str, head: Head, at: int | None =
     tree = await asyncio.to_thread(digest_tree, table, first.reasons)
     if tree.root != first.content:
         raise damaged(name, f"the base of generation {first.generation} has another content digest than its change")
-    begun = LoggedList(_after(head, first, table), table, tree, (first,))
-    content = await _applied(store, name, begun, entries[bases[-1] + 1 :])
-    return content if at is not None else _checked(name, content, head)
+    return table, tree
 
 
 async def advance(store: LogSource, name: str, held: LoggedList, head: Head) -> LoggedList:

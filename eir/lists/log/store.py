@@ -69,6 +69,7 @@ class LogStore(LogSource, Protocol):
         """Append a change and replace the head in one transaction.
 
         Then delete, in portions, the rows and parts of changes with generations below `oldest`, and records beyond RECORDS_KEPT and BASES_KEPT.
+        A fault of the deletion is only reported, because the change is stored.
 
         Args:
             name: name of the list.

@@ -10,7 +10,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from eir.errors import GenerationConflict, StoreError
-from eir.lists.log.change import RELEASE_KINDS, TIME_FORMAT, Change, Head, following, release_of
+from eir.lists.log.change import (
+    NEVER_UNDONE,
+    TIME_FORMAT,
+    Change,
+    Head,
+    following,
+    release_of,
+    restorable_releases,
+)
 from eir.lists.log.reader import LoggedList, advance, empty_content, join_parts
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.table.codec import encode as encode_table
@@ -32,10 +40,6 @@ BASE_ROWS, BASE_ENTRIES, BASE_BYTES = 100_000, 20_000, 1 << 20
 list's rows, or more bytes than this and the last base."""
 KEEP = 5
 """Default number of earlier releases that stay available for a rollback."""
-LEARN = "learn"
-"""Kind of the changes of a record of first sightings that nodes write."""
-UNCOUNTED = frozenset({"feed", LEARN})
-"""Kinds of changes of local lists that cannot be undone."""
 LOCAL_KEPT = timedelta(days=1)
 """Time for which each change of a local list can be undone."""
 
@@ -70,6 +74,8 @@ class ComputedUpdate(NamedTuple):
     """Content before the update."""
     update: ListUpdate
     effect: TableEffect
+    now: int
+    """Time of the effect in Unix seconds."""
 
 
 class _Staged(NamedTuple):
@@ -141,8 +147,8 @@ class ListWriter:
         update = await asyncio.to_thread(make, content)
         if update is None:
             return None
-        effect = await asyncio.to_thread(_effect, content.table, update, int(self._now().timestamp()))
-        computed = ComputedUpdate(content, update, effect)
+        now = int(self._now().timestamp())
+        computed = ComputedUpdate(content, update, await asyncio.to_thread(_effect, content.table, update, now), now)
         return computed._replace(update=complete(computed))
 
     async def write(self, make: Make, complete: Complete = lambda computed: computed.update) -> Change | None:
@@ -287,19 +293,15 @@ class ListWriter:
     async def _oldest_wanted(self, made: Change) -> int:
         """Return the generation of the oldest base that must stay, so that `keep` earlier releases can be restored; 0 keeps all.
 
-        In a local list, each change but those in UNCOUNTED counts as a release, and each of the last day stays.
+        In a local list, each change of the last day stays, except those in NEVER_UNDONE.
         """
         changes = [entry.change for entry in await self._store.log(self.name, 0)]
         bases = [change.generation for change in changes if change.base_id]
-        is_local = not made.highest_serial
-        restorable = [
-            change for change in changes if (change.what not in UNCOUNTED if is_local else change.what in RELEASE_KINDS)
-        ]
-        wanted = [change.generation for change in restorable[-self._keep :]]
-        if is_local:
+        wanted = restorable_releases([*changes, made])[-self._keep - 1 :]
+        if not made.highest_serial:
             begin = (self._now() - LOCAL_KEPT).strftime(TIME_FORMAT)
-            wanted += [change.generation for change in restorable if change.time >= begin]
-        limit = min([*bases[-1:], *wanted], default=0)
+            wanted += [change for change in changes if change.what not in NEVER_UNDONE and change.time >= begin]
+        limit = min([*bases[-1:], *(change.generation for change in wanted)])
         return max((generation for generation in bases if generation <= limit), default=0)
 
 

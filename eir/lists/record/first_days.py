@@ -130,6 +130,15 @@ def rows_of_devices(table: Table, keys: Numbers) -> TableRows:
     return select_keys(table.rows(distinct(block_numbers(keys))), keys) if len(keys) else NO_ROWS
 
 
+def different_keys(rows: TableRows, others: TableRows) -> Numbers:
+    """Return the keys, ascending, of the rows that only one of two records has, or that differ in a day."""
+    at = matches(rows, others)
+    same = at >= 0
+    for column in (BEGINS, ENDS):
+        same[same] &= rows.column(column)[same] == others.column(column)[at[same]]
+    return np.union1d(rows.keys[~same], others.keys[~np.isin(others.keys, rows.keys[same], assume_unique=True)])
+
+
 def is_covered(rows: TableRows, record: TableRows) -> NDArray[np.bool_]:
     """Return a mask of the rows that a record has already: with a first day that is not later, and a last sighting in the same period or a later one."""
     at = matches(rows, record)

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from eir.errors import StoreError
-from eir.lists.log.change import RELEASE_KINDS, Change, utc_text
+from eir.lists.log.change import Change, utc_text
 from eir.lists.log.reader import LoggedList, oldest_readable, read_content, read_rows
 from eir.lists.log.store import LogStore
 from eir.lists.record.listed_entries import rows_between
 from eir.lists.table.columns import BEGINS, NO_ROWS, SECONDS, TableRows, matches
 from eir.lists.table.table import in_force
 
-FEED, RESET = "feed", "reset-serial"
+RESET = "reset-serial"
 
 
 class PastContent(NamedTuple):
@@ -77,21 +77,3 @@ async def changes_of_rows(
         pairs = zip(found.keys.tolist(), found.column(SECONDS).tolist(), strict=True)
         changes |= dict.fromkeys(pairs, entry.change)
     return changes
-
-
-def restorable_releases(changes: Sequence[Change], *, is_local: bool) -> list[Change]:
-    """Return the changes whose content a rollback can restore, oldest first; the last one has the content in force.
-
-    For a signed list they are its releases, for a local list all changes since the newest row of a feed: a rollback never undoes such a row.
-    A rollback removes the changes that it undid.
-    """
-    releases: list[Change] = []
-    for change in changes:
-        if change.what == "rollback" and any(release.digest == change.continues for release in releases):
-            while releases[-1].digest != change.continues:
-                releases.pop()
-        elif is_local and change.what == FEED:
-            releases = [change]
-        elif change.what != RESET and (is_local or change.what in RELEASE_KINDS or not releases):
-            releases.append(change)
-    return releases

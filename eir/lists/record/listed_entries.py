@@ -1,6 +1,5 @@
 """Entries of a list, read from the rows of its table for commands and figures."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -85,9 +84,3 @@ def reason_and_day(
     indexes, days = rows.column(REASONS), rows.column(DAYS)
     reason = next((reason_at(reasons, index) for index in indexes.tolist() if index), None)
     return reason or None, next((day for day in days.tolist() if day), 0)
-
-
-def count_reasons(table: Table, reasons: Sequence[str]) -> Counter[str]:
-    """Count the rows of a list by reason; rows without reason under the empty text."""
-    counts = np.bincount(table.rows().column(REASONS), minlength=1).tolist()
-    return Counter({reason_at(reasons, index): count for index, count in enumerate(counts) if count})

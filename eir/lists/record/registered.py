@@ -21,21 +21,33 @@ from eir.lists.table.columns import (
 from eir.lists.table.table import Table, has_ended, has_whole, merge
 
 
-def is_registered(tables: Iterable[Table], keys: Numbers, now: int) -> Numbers:
-    """Return a mask of the devices (ascending) that at least one table lists, singly or by the whole TAC, in a row that is in force."""
-    mask = np.zeros(len(keys), bool)
+def is_registered(tables: Iterable[Table], keys: Numbers, now: int, until: int | None = None) -> Numbers:
+    """Return a mask of the devices (ascending) that at least one table lists, singly or by the whole TAC, in a row in force at the time `now`.
+
+    `until`: rows that end until then do not count; None: `now`.
+    """
+    mask, until = np.zeros(len(keys), bool), now if until is None else until
     for table in tables:
-        mask |= _has(table, keys, now)
+        mask |= _has(table, keys, now, until)
         if has_whole(table):
             tacs, at = np.unique(tacs_and_snrs(keys)[0], return_inverse=True)
-            mask |= _has(table, tacs | np.uint64(WHOLE), now)[at]
+            mask |= _has(table, tacs | np.uint64(WHOLE), now, until)[at]
     return mask
 
 
-def _has(table: Table, keys: Numbers, now: int) -> Numbers:
+def _has(table: Table, keys: Numbers, now: int, until: int) -> Numbers:
     rows = table.rows(distinct(block_numbers(keys)))
-    rows = rows.select(~has_ended(rows, now) & (rows.column(BEGINS) <= now))
+    rows = rows.select(~has_ended(rows, until) & (rows.column(BEGINS) <= now))
     return matches(TableRows(keys, NO_COLUMNS), rows) >= 0
+
+
+def ends_by(tables: Iterable[Table], keys: Numbers, moment: int) -> Numbers:
+    """Return a mask of the devices (ascending) that at least one table lists singly in a row that ends by a time."""
+    mask = np.zeros(len(keys), bool)
+    for table in tables:
+        rows = table.rows(distinct(block_numbers(keys)))
+        mask |= matches(TableRows(keys, NO_COLUMNS), rows.select(has_ended(rows, moment))) >= 0
+    return mask
 
 
 def ended_rows(table: Table, now: int, since: int) -> TableRows:

@@ -53,8 +53,6 @@ _DETAILS = {
     "bad_signature": "the signature is damaged, or {what} differs from the signed one",
 }
 _NEAREST = (*_DETAILS, "untrusted_signer")
-UNSIGNED = frozenset(_NEAREST)
-"""Reason words for a signature that does not count."""
 
 
 @dataclass(frozen=True, slots=True)

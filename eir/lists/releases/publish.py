@@ -23,9 +23,8 @@ from eir.lists.releases.openssh import sign
 from eir.lists.releases.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
 from eir.lists.rows.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, open_folder, sum_progress
 from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, kinds_for, layout_fault, unknown_columns
-from eir.lists.rows.listed_rows import ListedRows
+from eir.lists.rows.listed_rows import ListedRows, check_sides
 from eir.lists.rows.records import Frame
-from eir.lists.table.columns import SECONDS, WHOLE, TableRows, matches
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -166,9 +165,7 @@ def publish(
         repeats = [role_rows.count_repeats() for role_rows in rows.values()]
         listed = {role: role_rows.pop() for role, role_rows in rows.items()}
         if kind == DELTA:
-            common = _count_common(listed[ADDED], listed[REMOVED])
-            if common:
-                warnings.append(f"{common:,} identifiers are both added and removed: they stay in the list")
+            check_sides(listed[ADDED], listed[REMOVED])
         warnings += _warnings(entries, tally)
         _check_warnings(warnings, strict=strict)
     published = Published(
@@ -206,13 +203,6 @@ def _check_warnings(warnings: Sequence[str], *, strict: bool) -> None:
     if strict and warnings:
         fault = f"{len(warnings)} warnings; --strict allows none"
         raise ReleaseRefused("warnings", "\n".join((fault, *warnings)))
-
-
-def _count_common(added: TableRows, removed: TableRows) -> int:
-    """Count the single identifiers that are both in `added` and in `removed`. Pairs are ignored."""
-    if added.columns[SECONDS] is not None or removed.columns[SECONDS] is not None:
-        return 0
-    return int(((matches(added, removed) >= 0) & (added.keys < WHOLE)).sum())
 
 
 def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:

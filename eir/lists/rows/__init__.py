@@ -1,1 +1,1 @@
-"""Data files: their delivery, the layouts of rows, and conversion between rows and pages (list entries of one TAC each)."""
+"""Data files: their delivery, the layouts of rows, conversion between rows and tables, limits on a change of a list, MSISDNs."""

@@ -18,6 +18,7 @@ from eir.lists.table.columns import (
     Numbers,
     TableRows,
     is_first,
+    matches,
     sorted_rows,
 )
 
@@ -28,6 +29,19 @@ RANGE_KEYS_MAX = 10**8
 EXPECTED_MAX = 1 << 27
 """Maximum number of rows for which memory is reserved by the row count of the manifest."""
 _TAC = np.uint64(SNR_KEYS)
+
+
+def check_sides(added: TableRows, removed: TableRows) -> None:
+    """Reject a delta that both adds and removes an entry.
+
+    Raises:
+        ReleaseRefused: `rows`.
+    """
+    common = int((matches(added, removed) >= 0).sum())
+    if common:
+        raise ReleaseRefused(
+            "rows", f"{common:,} entries are both added and removed; name each entry in one of the files"
+        )
 
 
 class ListedRows:

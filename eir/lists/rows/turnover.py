@@ -5,7 +5,20 @@ The difference of the sizes is not enough: two lists of the same size may have n
 
 from collections.abc import Collection
 
+from eir.lists.log.writer import ComputedUpdate
 from eir.lists.record.settings import SUBSCRIBERS, ListSettings
+from eir.lists.table.table import devices_in_force
+
+
+def exceeded_by(settings: ListSettings, computed: ComputedUpdate) -> dict[str, str]:
+    """Return the limits that a computed change of a list exceeds, as `exceeded_limits`."""
+    content, effect = computed.content, computed.effect
+    come, gone = effect.devices_added, effect.devices_removed
+    if max(come, gone) < settings.change_min:  # the devices in force are not counted for each row of a feed
+        return {}
+    # The table of a damaged list is unknown.
+    devices = devices_in_force(content.table, computed.now) if len(content.table) else content.head.devices
+    return exceeded_limits(settings, devices, come, gone)
 
 
 def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) -> dict[str, str]:
@@ -13,7 +26,7 @@ def exceeded_limits(settings: ListSettings, devices: int, come: int, gone: int) 
 
     Args:
         settings: settings of the list.
-        devices: number of listed identifiers before the change.
+        devices: number of identifiers in force before the change.
         come: number of added identifiers.
         gone: number of removed identifiers.
 

@@ -37,7 +37,7 @@ def open_store(
     if url == SQLITE:
         from eir.lists.stores.sqlite import SqliteStore  # noqa: PLC0415  # 0.1 s that a command which only reads the configuration does not spend
 
-        return SqliteStore(state_folder / SQLITE_FILE, creates=creates)
+        return SqliteStore(state_folder / SQLITE_FILE, creates=creates, report=report)
     from eir.lists.stores.redis import RedisStore  # noqa: PLC0415  # 0.2 s that a node with the embedded store does not spend
 
     return RedisStore(url, report=report, check=check)

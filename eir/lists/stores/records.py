@@ -1,10 +1,10 @@
 """Parts that all stores share: format version, decoding of records, the check of free room, and errors."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
-from eir.errors import StoreError
+from eir.errors import Report, StoreError
 from eir.lists.log.change import Change, Head, RecordType, decode
 from eir.lists.log.store import LogEntry, StoredHeads
 
@@ -95,3 +95,15 @@ def staging_lost(name: str) -> StoreError:
         "staging_lost",
         f"staged parts of list {name} are no longer in the store (expired, flushed, evicted); nothing was written: try again",
     )
+
+
+@contextmanager
+def deletion(name: str, report: Report) -> Iterator[None]:
+    """Report a fault of the `with` block, which deletes old rows after a change was written, because the change is valid."""
+    try:
+        yield
+    except StoreError as error:
+        detail = (
+            f"list {name} was changed, but its old rows stay until the next change with a base deletes them: {error}"
+        )
+        report("store_not_trimmed", level="warning", list=name, detail=detail)

@@ -24,7 +24,15 @@ import redis.exceptions as fault
 from eir.errors import GenerationConflict, Report, StoreError, silent
 from eir.lists.log.change import Head, encode
 from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
-from eir.lists.stores.records import LOG_FORM, other_form, part_counts, staging_lost, stored_entries, stored_heads
+from eir.lists.stores.records import (
+    LOG_FORM,
+    deletion,
+    other_form,
+    part_counts,
+    staging_lost,
+    stored_entries,
+    stored_heads,
+)
 from eir.lists.stores.redis_link import REPLICA_WAIT_MS, RedisClient, check_free, replicate
 from eir.lists.stores.redis_url import parse_url
 
@@ -47,6 +55,7 @@ for index, name in ipairs({'hash', 'stream', 'stream', 'stream', 'stream'}) do
 end
 local seen, digest, head, version, id, change, rows, ids, has_base, records, bases = unpack(ARGV, 1, 11)
 local now = redis.call('HMGET', KEYS[1], 'digest')[1]
+if now == digest then return 'ok' end -- redis-py has sent the command again, because the answer was lost
 if (now or string.rep('0', 64)) ~= seen then return 'conflict' end
 for index = 6, #KEYS do
   if redis.call('LLEN', KEYS[index]) ~= tonumber(ARGV[index + 6]) then return 'staged' end
@@ -195,8 +204,9 @@ class RedisStore:
                     "corrupt",
                     f"Redis ({self.link.where}): a key of list {name} has another type: another program wrote it",
                 )
-        if oldest:
-            await self._delete_before(name, oldest)
+        with deletion(name, self.link.report):
+            if oldest:
+                await self._delete_before(name, oldest)
 
     async def _run(self, client: Any, name: str, head: Head, entry: LogEntry, seen: str) -> str:
         """Run the script of a commit; return its outcome. If the answer is lost, the stored digest shows the outcome."""

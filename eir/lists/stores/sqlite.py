@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from eir.errors import GenerationConflict
+from eir.errors import GenerationConflict, Report, silent
 from eir.lists.log.change import NO_CHANGE, Head, encode
 from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
-from eir.lists.stores.records import part_counts, staging_lost, stored_entries, stored_heads
+from eir.lists.stores.records import deletion, part_counts, staging_lost, stored_entries, stored_heads
 from eir.lists.stores.sqlite_file import SqliteFile, check_disk, checkpoint, transaction
 
 POLL_S = 0.1
@@ -58,11 +58,13 @@ class SqliteStore:
     Args:
         path: the file.
         creates: True to create a missing file; False to read only.
+        report: receives events that are not errors.
         times: arguments of SqliteFile in seconds.
     """
 
-    def __init__(self, path: Path, *, creates: bool = True, **times: float) -> None:
+    def __init__(self, path: Path, *, creates: bool = True, report: Report = silent, **times: float) -> None:
         self.path = path
+        self._report = report
         self._file = SqliteFile(path, SCHEMA, creates=creates, **times)
 
     async def heads(self) -> StoredHeads:
@@ -100,15 +102,13 @@ class SqliteStore:
         """Append a change and replace the head in one transaction, then delete old rows and parts."""
         await self._file.call(_commit, name, head, entry, seen)
         values = {"list": name, "oldest": oldest, "now": time.time(), "records": RECORDS_KEPT, "bases": BASES_KEPT}
-        for statement, most in (
-            (DELETE_PARTS, PORTION_PARTS),
-            (DELETE_ROWS, PORTION_RECORDS),
-            (DELETE_RECORDS, PORTION_RECORDS),
-        ):
-            while oldest and await self._file.call(_execute, statement, values | {"most": most}):
-                pass
-        if entry.change.base_id:
-            await self._file.call(checkpoint)
+        portions = ((DELETE_PARTS, PORTION_PARTS), (DELETE_ROWS, PORTION_RECORDS), (DELETE_RECORDS, PORTION_RECORDS))
+        with deletion(name, self._report):
+            for statement, most in portions:
+                while oldest and await self._file.call(_execute, statement, values | {"most": most}):
+                    pass
+            if entry.change.base_id:
+                await self._file.call(checkpoint)
 
     async def wait(self, seen: Mapping[str, str], timeout_s: float) -> None:
         """Return when a list may have changed, or after the timeout."""

@@ -4,15 +4,16 @@ Keys are stored as blocks (eir.lists.table.columns): number of the block, index 
 The blocks are those of an image, so that both can share memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from eir.device import SNR_KEYS
 from eir.lists.table.columns import (
+    BEGINS,
     BLOCKS_PER_TAC,
     COLUMNS,
     ENDS,
@@ -123,6 +124,7 @@ class TableEffect(NamedTuple):
     In a list with second keys, number of keys that get a new second key. Rows that have ended do not count. Rows that have not begun count.
     """
     devices_removed: int
+    """Number of identifiers that a row in force lists before the change and none after it. Rows that have not begun do not count."""
 
 
 def change(old: Table, added: TableRows, removed: TableRows, now: int = 0) -> TableEffect:
@@ -195,6 +197,12 @@ def in_force(rows: TableRows, now: int) -> TableRows:
     return rows if rows.columns[ENDS] is None else rows.select(~has_ended(rows, now))
 
 
+def begun(rows: TableRows, now: int) -> TableRows:
+    """Return the rows that have begun and have not ended by `now` (Unix seconds)."""
+    rows = in_force(rows, now)
+    return rows if rows.columns[BEGINS] is None else rows.select(rows.column(BEGINS) <= now)
+
+
 def merge(rows: TableRows, later: TableRows) -> TableRows:
     """Merge sorted rows with later ones: earliest begin, latest end, and the later reason and day unless they are 0."""
     if not len(rows) or not len(later):
@@ -225,6 +233,21 @@ def device_count(table: Table) -> int:
     return singles - _singles_in(table, tacs) + len(tacs) * SNR_KEYS
 
 
+def devices_in_force(table: Table, now: int) -> int:
+    """Return the number of identifiers that rows list which have begun and have not ended by `now` (Unix seconds)."""
+    if table.columns[BEGINS] is None and table.columns[ENDS] is None:
+        return device_count(table)
+    rows = TableRows(np.arange(len(table), dtype="<u4"), table.columns)
+    index = begun(rows, now).keys
+    starts = np.searchsorted(index, table.starts).astype("<u4")
+    is_kept = starts[1:] > starts[:-1]
+    seconds = table.columns[SECONDS]
+    columns: Columns = (None if seconds is None else seconds[index], *NO_COLUMNS[1:])
+    return device_count(
+        Table(table.blocks[is_kept], np.append(starts[:-1][is_kept], starts[-1]), table.lows[index], columns)
+    )
+
+
 def _key_starts(table: Table) -> Numbers:
     """Return the number of distinct keys before each block, and at the end that of all blocks."""
     if table.columns[SECONDS] is None or not len(table):
@@ -250,6 +273,10 @@ def _singles_in(table: Table, tacs: Numbers) -> int:
     return int((starts[end] - starts[first]).sum())
 
 
+_Counted: TypeAlias = "Callable[[TableRows, int], TableRows]"
+"""Function that selects the rows whose identifiers count at a time in Unix seconds."""
+
+
 class _State(NamedTuple):
     """A table, and those of its rows that the table before or after a change may lack."""
 
@@ -258,8 +285,8 @@ class _State(NamedTuple):
 
 
 def _effect(before: _State, after: _State, added: TableRows, removed: TableRows, now: int) -> TableEffect:
-    rows_added, devices_added = _gained(after, before, now)
-    rows_removed, devices_removed = _gained(before, after, now)
+    rows_added, devices_added = _gained(after, before, in_force, now)
+    rows_removed, devices_removed = _gained(before, after, begun, now)
     blocks = distinct(np.concatenate([_blocks_of(rows) for rows in (added, removed)]))
     return TableEffect(after.table, blocks, added, removed, rows_added, rows_removed, devices_added, devices_removed)
 
@@ -275,13 +302,13 @@ def _fresh_keys(rows: TableRows, others: TableRows) -> Numbers:
     return rows.keys[matches(rows, others) < 0] if len(others) else rows.keys
 
 
-def _gained(state: _State, other: _State, now: int) -> tuple[int, int]:
-    """Return the numbers of rows and of identifiers that a state has and another does not."""
+def _gained(state: _State, other: _State, counted: _Counted, now: int) -> tuple[int, int]:
+    """Return the numbers of rows and of identifiers that a state has and another does not. `counted`: rows whose identifiers count."""
     rows, others = state.rows, other.rows
     fresh = _fresh_keys(rows, others)
     count = len(fresh)
-    if rows.columns[ENDS] is not None or others.columns[ENDS] is not None:
-        rows, others = in_force(rows, now), in_force(others, now)
+    if any(each.columns[index] is not None for each in (rows, others) for index in (BEGINS, ENDS)):
+        rows, others = counted(rows, now), counted(others, now)
         fresh = _fresh_keys(rows, others)
     if rows.columns[SECONDS] is not None or others.columns[SECONDS] is not None:
         return count, int(is_first(fresh).sum())
@@ -289,8 +316,9 @@ def _gained(state: _State, other: _State, now: int) -> tuple[int, int]:
     # A TAC that is whole in either state is counted as a whole, or not at all.
     if has_whole(state.table) or has_whole(other.table):
         of_tacs = tacs_and_snrs(singles)[0]
-        singles = singles[~(has_tacs(state.table, of_tacs, now) | has_tacs(other.table, of_tacs, now))]
-    return count, len(singles) + len(tacs) * SNR_KEYS - count_singles(other.table, tacs, now)
+        is_whole = has_tacs(state.table, of_tacs, now, counted) | has_tacs(other.table, of_tacs, now, counted)
+        singles = singles[~is_whole]
+    return count, len(singles) + len(tacs) * SNR_KEYS - count_singles(other.table, tacs, now, counted)
 
 
 def _split(keys: Numbers) -> tuple[Numbers, Numbers]:
@@ -304,17 +332,17 @@ def has_whole(table: Table) -> bool:
     return len(table.blocks) > 0 and bool(table.blocks[-1] >= _WHOLE_BLOCK)
 
 
-def has_tacs(table: Table, tacs: Numbers, now: int) -> Numbers:
+def has_tacs(table: Table, tacs: Numbers, now: int, counted: _Counted = in_force) -> Numbers:
     """Return for each TAC whether the table lists it as a whole."""
     whole = distinct(tacs) | np.uint64(WHOLE)
-    present = in_force(table.rows(distinct(block_numbers(whole))), now).keys if len(whole) else whole
+    present = counted(table.rows(distinct(block_numbers(whole))), now).keys if len(whole) else whole
     return np.isin(tacs | np.uint64(WHOLE), present)
 
 
-def count_singles(table: Table, tacs: Numbers, now: int) -> int:
+def count_singles(table: Table, tacs: Numbers, now: int, counted: _Counted = in_force) -> int:
     """Return the number of identifiers that the table lists singly in these TACs."""
     numbers = tacs[:, None] * np.uint64(BLOCKS_PER_TAC) + np.arange(BLOCKS_PER_TAC, dtype="<u8")
-    return len(in_force(table.rows(numbers.ravel()), now))
+    return len(counted(table.rows(numbers.ravel()), now))
 
 
 class _Spans(NamedTuple):

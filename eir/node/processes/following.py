@@ -31,7 +31,7 @@ from eir.lists.log.change import Head
 from eir.lists.log.journal import MAIN, Journal, JournalEnd, JournalEvent
 from eir.lists.log.node_journal import JournalStatus, NodeJournal
 from eir.lists.record.first_days import Sighted
-from eir.lists.record.settings import FIRST_SEEN
+from eir.lists.record.settings import FIRST_SEEN, KEEP
 from eir.lists.stores.open import JOURNAL, open_store
 from eir.lists.table.table import Table
 from eir.node.observe import metrics
@@ -48,6 +48,8 @@ STATUS_S = 0.1
 """Seconds between two status messages to the supervisor."""
 FLUSH_S = 5.0
 """Maximum seconds for recording the last first sightings at the end of the process."""
+RECORDED_S, RECORDED_POLL_S = 4.0, 0.005
+"""Seconds until a change must be in the journal (less than ANSWER_S of the channel), and between two checks."""
 JOURNAL_S = 10.0
 """Seconds between two attempts to write events that could not be written."""
 EVENTS_MAX = 1_000
@@ -142,7 +144,7 @@ class _FollowerProcess:
             )  # fmt: skip
         self._follower: LogFollower[Image] = LogFollower(
             self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal, learned=self._learned,
+            who=who, heal=config.heal, keep=self._keep, learned=self._learned,
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -153,7 +155,7 @@ class _FollowerProcess:
         """Return the follower's functions that the supervisor may call: map from name to function."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
-            "record": self._record, "recorded": self._journal.has, "events": self._journal.recent,
+            "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
             "first_seen": self._note_sightings,
         }  # fmt: skip
 
@@ -211,6 +213,17 @@ class _FollowerProcess:
         """
         await asyncio.to_thread(self._journal.record_event, event)
 
+    async def _is_recorded(self, name: str, change: str) -> bool:
+        """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
+        give_up = time.monotonic() + RECORDED_S
+        if not self._journal.has(name, change):
+            self._follower.poll()
+        while not self._journal.has(name, change):
+            if time.monotonic() > give_up:
+                return False
+            await asyncio.sleep(RECORDED_POLL_S)
+        return True
+
     async def _maintain_journal(self) -> None:
         """Open the journal if it is not open, write events that could not be written before, and delete old ones."""
         before = self._journal_fault
@@ -260,6 +273,11 @@ class _FollowerProcess:
         """Return the name and the kind of each list to follow."""
         learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
         return {name: settings.kind for name, settings in self._config.lists.items()} | learned
+
+    def _keep(self, name: str) -> int:
+        """Return the number of earlier releases of a list that stay available."""
+        settings = self._config.lists.get(name)
+        return KEEP if settings is None else settings.keep
 
     def _configure(self, config: Config) -> None:
         self._config = config
@@ -368,7 +386,7 @@ class Followed:
         await self._ask("record", event)
 
     async def is_recorded(self, name: str, change: str) -> bool:
-        """Return True if the journal of this node has the change of a list with this digest.
+        """Return True if the journal of this node has the change of a list with this digest, after at most RECORDED_S.
 
         Raises:
             EirError: if the follower does not run.

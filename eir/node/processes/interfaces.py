@@ -17,7 +17,7 @@ from typing import Any
 from eir.config import Config
 from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
-from eir.interfaces.interface import Interface, Service
+from eir.interfaces.interface import Interface, IsRecorded, Service
 from eir.node.observe import metrics
 from eir.node.observe.status_texts import StatusText
 from eir.node.processes.accept import cannot_listen
@@ -48,7 +48,7 @@ DRAIN_S = 3.0
 class ServiceProcess:
     """Object in the supervisor that starts the process of an HTTP/1.1 interface, opens the listeners, and stores the interface's faults."""
 
-    def __init__(self, interface: Interface, start: Start, *, report: Report) -> None:
+    def __init__(self, interface: Interface, start: Start, *, is_recorded: IsRecorded, report: Report) -> None:
         self.interface = interface
         self._report = report
         self.child = Child(
@@ -56,7 +56,7 @@ class ServiceProcess:
             lambda: start(interface.name, run, interface.name),
             report=report,
             greet=self._greet,
-            handlers=lambda _: {"faults": self._set_faults},
+            handlers=lambda _: {"faults": self._set_faults, "recorded": is_recorded},
             left=lambda _: self._set_faults({PROCESS: "it has ended and was not replaced; see the log"}),
         )
         self._sockets: list[tuple[str, socket.socket]] = []
@@ -181,7 +181,8 @@ class _InterfaceProcess:
             return
         try:
             make = resolve_name(self._interface.service)
-            self._service = make(config.of(self._interface), config, self._log.report)
+            is_recorded = partial(self._process.channel.ask, "recorded")
+            self._service = make(config.of(self._interface), config, self._log.report, is_recorded)
         except Exception as e:  # noqa: BLE001 - a fault ends the process and is logged
             self._process.fail(self._interface.name, e)
             return

@@ -49,7 +49,9 @@ class OtherProcesses:
             sightings=None if self.recorded is None else self.recorded.sender, traced=traced, report=report,
         )  # fmt: skip
         served = [each for each in INTERFACES if each.service and config.of(each).listen]
-        self._services = [ServiceProcess(each, start, report=report) for each in served]
+        self._services = [
+            ServiceProcess(each, start, is_recorded=self.followed.is_recorded, report=report) for each in served
+        ]
         """Interfaces of the configuration that have their own process. A reload adds none."""
 
     def start(self) -> None:

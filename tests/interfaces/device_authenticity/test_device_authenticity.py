@@ -72,6 +72,10 @@ DATES = {LISTED: "2026-11-20T00:00:00Z"} | {f"001010020000{at}0": "2026-11-21T00
 """Dates of the devices whose status comes from the list `stolen`, which has dates; the list `own` has none."""
 
 
+def ignored(*_, **__):
+    """Accept a report, or a question that this service does not ask."""
+
+
 @pytest.fixture
 async def client():
     made = []
@@ -283,7 +287,7 @@ async def test_a_key_that_was_taken_back_is_not_valid(site):
         device_authenticity={"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}}
     )
     config = load_config(site.path)
-    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, lambda *_, **__: None)
+    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, ignored, ignored)
     for issuer in (second, first):
         (site.folder / "jwks").write_bytes(jwks(issuer))
         service.read_files()()
@@ -311,7 +315,7 @@ async def test_the_lists_of_this_host_s_node_count_where_the_store_lost_them_or_
         answer = await service.respond(request(f"Bearer {token(issuer)}"))
         return json.loads(answer.body).get("operationalStatus", answer.status)
 
-    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, lambda *_, **__: None)
+    service = AuthenticityService(config.of(device_authenticity.INTERFACE), config, ignored, ignored)
     await change(ADD, reason="lost", begin=int(time.time()) + 3600)
     assert await status(service) == "unknown"
     await change(ADD, reason="lost", replace=True)
@@ -326,7 +330,7 @@ async def test_the_lists_of_this_host_s_node_count_where_the_store_lost_them_or_
         path.unlink()
     for lose in (lambda: None, lambda: file.write_bytes(b"no database" * 1000)):
         lose()
-        again = AuthenticityService(config.of(device_authenticity.INTERFACE), config, lambda *_, **__: None)
+        again = AuthenticityService(config.of(device_authenticity.INTERFACE), config, ignored, ignored)
         assert await status(service) == await status(again) == "stolen"
         await again.close()
     await service.close()

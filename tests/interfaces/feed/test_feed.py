@@ -16,7 +16,7 @@ from simulated.store_content import Altered, Lists, content_of, rows_in
 
 from eir.device import SNR_KEYS, device_key, imsi_key, key_text
 from eir.disk import WatchedFile
-from eir.errors import StoreError
+from eir.errors import EirError, StoreError
 from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
 from eir.interfaces.feed.feed_rows import FeedRow, RowRefused, read_row
 from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users, user_line
@@ -293,12 +293,18 @@ LISTS = {
 }
 
 
+async def recorded(*_):
+    return True
+
+
 class Writing:
     """A writer over a store of its own; `put` gives what a row is answered."""
 
     def __init__(self, store, **limits):
         self.failed = []
-        self.writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, **limits)
+        self.writer = FeedWriter(
+            store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, is_recorded=recorded, **limits
+        )
         self.store = store
 
     def put(self, what, imei, name="blocked", who="register at x", day=DAY, begin=0):
@@ -451,6 +457,66 @@ async def test_a_store_that_fails_is_reported_and_the_next_row_is_written(writin
     store.commit = writing.store.commit
     assert await failing.all((ADD, imei(1)), (ADD, imei(1), "gone")) == [201, 503]
     task.cancel()
+
+
+async def test_a_fault_leaves_no_row_without_an_answer(writing):
+    """One transaction has rows of two lists. The program fails at the first one."""
+    altered, commit = Altered(writing.store), writing.store.commit
+
+    async def fails_for_one(name, *rest, **more):
+        if name == "blocked":
+            raise RuntimeError(name)
+        await commit(name, *rest, **more)
+
+    altered.commit = fails_for_one
+    failing = Writing(altered)
+    task = asyncio.create_task(failing.writer.run())
+    assert await failing.all((ADD, imei(1)), (ADD, imei(1), "other"), (ADD, imei(2), "blocked", "second")) == [
+        500,
+        201,
+        500,
+    ]
+    assert [str(fault) for fault in failing.failed] == ["blocked"] * 2
+    altered.commit = commit
+    assert await failing.all((ADD, imei(1))) == [201]
+    task.cancel()
+
+
+async def test_a_row_is_answered_once_the_journal_has_its_change(writing):
+    awaited, is_recorded = asyncio.Queue(), asyncio.Event()
+
+    async def await_recorded(name, change):
+        awaited.put_nowait((name, change))
+        return await is_recorded.wait()
+
+    writing.writer.is_recorded = await_recorded
+    assert await writing.all((REMOVE, imei(1))) == [204]  # the list has no change
+    answers = [writing.put(ADD, imei(1)), writing.put(ADD, imei(2), "other")]
+    changes = [await awaited.get(), await awaited.get()]
+    heads = await writing.store.heads()
+    assert changes == [(name, heads[name].digest) for name in ("blocked", "other")]
+    answers.append(writing.put(ADD, imei(1)))  # it changes nothing: the change before it counts
+    assert await awaited.get() == changes[0]
+    assert not any(answer.done() for answer in answers)
+    is_recorded.set()
+    assert await asyncio.gather(*answers) == [201, 201, 208]
+
+
+@pytest.mark.parametrize("error", [EirError("the follower does not run"), None])
+async def test_a_row_that_the_journal_lacks_is_sent_again(writing, error):
+    async def fails(*_):
+        if error is not None:
+            raise error
+        return False
+
+    failing = Writing(writing.store)
+    failing.writer.is_recorded = fails
+    task = asyncio.create_task(failing.writer.run())
+    refused = await failing.put(ADD, imei(1))
+    assert (refused.status, refused.reason) == (503, "journal")
+    assert str(error or "lacks the change") in str(failing.failed[0])
+    task.cancel()
+    assert await writing.all((ADD, imei(1))) == [208]
 
 
 async def test_too_many_that_wait_are_turned_away(writing):

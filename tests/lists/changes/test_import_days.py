@@ -18,7 +18,8 @@ from eir.lists.changes.import_days import (
     undo_import,
     undo_sightings,
 )
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.change import LEARN
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import IMPORT, WAS_LISTED, first_days, sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
@@ -185,6 +186,22 @@ async def test_an_earlier_import_is_taken_back_by_its_number(store):
     assert await stored(store) == {ONE: TODAY - 9, THREE: TODAY - 9}
 
 
+async def test_an_undo_does_not_restore_the_day_of_an_import_that_was_taken_back(store):
+    """The day before the import is that of the newest import which still counts; an import that was taken back earlier is not read."""
+    await take(store, {ONE: TODAY - 2}, source="kept.csv")
+    await take(store, {ONE: TODAY - 5, TWO: TODAY - 5})
+    await undo(store)
+    await take(store, {ONE: TODAY - 20, TWO: TODAY - 20, THREE: TODAY - 20})
+    await take(store, {ONE: TODAY - 30, TWO: TODAY - 30})
+    await take(store, {ONE: TODAY - 50, TWO: TODAY - 50, THREE: TODAY - 50})
+    await undo(store, 4)
+    await undo(store, 5)
+    assert await stored(store) == {ONE: TODAY - 50, TWO: TODAY - 50, THREE: TODAY - 50}
+    report = await undo(store, 6)
+    assert (report.removed, report.later, report.changed) == (2, 1, 0)
+    assert await stored(store) == {ONE: TODAY - 2}
+
+
 async def test_an_import_after_an_undo_can_be_taken_back_and_one_that_changes_no_day_hides_none(store):
     await take(store, {ONE: TODAY - 5})
     await undo(store)
@@ -240,5 +257,6 @@ async def test_an_undo_of_a_generation_removes_its_devices_from_the_record(store
     devices, change = await undo_sightings(NAME, store, 1, who="test@localhost", now=NOW)
     assert (devices, change.detail) == (2, "undo of generation 1")
     assert await stored(store) == {THREE: TODAY}
+    assert await undo_sightings(NAME, store, 1, who="test@localhost", now=NOW) == (0, None)
     with pytest.raises(EirError, match="no change of generation 9"):
         await undo_sightings(NAME, store, 9, who="test@localhost", now=NOW)

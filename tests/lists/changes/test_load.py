@@ -462,11 +462,42 @@ async def test_a_damaged_list_can_be_replaced(agency, store, what):
         await agency.load(delta(agency, 3, 2, added=file("imei", "99999999999998")), store)
     full = agency.release(IMEIS[:100], serial=4)
     report = await agency.load(full, store, dry_run=True)
-    assert (report.entries, report.come, report.gone) == (100, 100, 0)
+    assert (report.entries, report.come, report.gone) == (100, 0, 44)
     report = await agency.load(full, store)
-    assert (report.entries, report.entries_before, report.come, report.gone) == (100, 144, 100, 0)
+    assert (report.entries, report.entries_before, report.come, report.gone) == (100, 144, 0, 44)
     head, found, _ = await held(store)
     assert (head, head.generation, set(found)) == (report.head, 3, {device_key(imei) for imei in IMEIS[:100]})
+
+
+async def test_the_limit_on_shrinking_holds_for_a_damaged_list(agency, store):
+    agency.settings(change_min=20)
+    await agency.load(agency.release(IMEIS), store)
+    with directly(store) as db:
+        db.execute("UPDATE parts SET octets = zeroblob(9)")
+    assert (await refused(agency, agency.release(IMEIS[:100], serial=2), store)).reason == "shrink"
+    await agency.load(agency.release(IMEIS[:120], serial=2), store)
+
+
+@pytest.mark.parametrize(
+    ("imeis", "begin", "reason"),
+    [
+        (IMEIS[:100], -1, "shrink"),
+        (IMEIS, 1, "shrink"),  # a row that moves to the future frees its device
+        ([*IMEIS, *(f"35222222{n:06d}" for n in range(40))], -1, "growth"),
+    ],
+)
+async def test_limits_are_shares_of_the_devices_in_force(agency, store, imeis, begin, reason):
+    def release(imeis, begin):
+        started, begins = (text(NOW + timedelta(days=days)) for days in (-1, 1))
+        rows = [f"{imei},{text(NOW + timedelta(days=begin))}," for imei in imeis]
+        rows += [f"35999999{n:06d},{begins}," for n in range(500)]
+        rows += [f"35999998{n:06d},{started},{text(NOW)}" for n in range(500)]
+        return agency.release({"f.csv": ("entries", "eir", file("imei,begin,until", *rows))})
+
+    agency.settings(shrink_max=0.2, growth_max=0.2, change_min=0)
+    report = await agency.load(release(IMEIS, -1), store)
+    assert report.entries == 1143
+    assert (await refused(agency, release(imeis, begin), store)).reason == reason
 
 
 async def test_a_tac_counts_as_a_million(agency, store):
@@ -786,6 +817,19 @@ async def test_dates_of_entries(agency, store):
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "header", "entry"),
+    [("devices", "imei", IMEI), ("devices", "tac", IMEI[:8]), ("pairs", "imei,imsi", f"{IMEI},001010000000001"), ("subscribers", "imsi", "001010000000001")],
+)  # fmt: skip
+async def test_a_delta_that_both_adds_and_removes_an_entry_is_rejected(agency, store, kind, header, entry):
+    agency.settings(kind=kind, growth_max=100, shrink_max=1)
+    await agency.load(agency.release({"f.csv": ("entries", "eir", file(header, entry))}), store)
+    why = await refused(
+        agency, delta(agency, 2, 1, file(f"{header},reason", f"{entry},new"), file(header, entry)), store
+    )
+    assert (why.reason, why.detail.partition(";")[0]) == ("rows", "1 entries are both added and removed")
+
+
 async def test_a_chain_of_deltas_has_the_digest_of_the_full_list(agency, store):
     agency.settings(growth_max=100, shrink_max=1)
     agency.settings(name="whole", growth_max=100, shrink_max=1)
@@ -793,7 +837,8 @@ async def test_a_chain_of_deltas_has_the_digest_of_the_full_list(agency, store):
     pool = [f"{35000000 + rng.randrange(4):08d}{rng.randrange(60):06d}" for _ in range(150)]
     truth = dict.fromkeys(rng.sample(pool, 60), "first")
     for serial in range(1, 9):
-        removed, added = rng.sample(pool, 20), {imei: f"r{rng.randrange(6)}" for imei in rng.sample(pool, 20)}
+        added = {imei: f"r{rng.randrange(6)}" for imei in rng.sample(pool, 20)}
+        removed = set(rng.sample(pool, 20)) - added.keys()
         if serial == 1:
             manifest = agency.release({"f.csv": ("entries", "eir", file("imei,reason", *map(",".join, truth.items())))})
         else:

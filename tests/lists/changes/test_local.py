@@ -127,7 +127,7 @@ async def test_a_tac_and_a_device_under_it_are_entries_of_their_own(store):
     assert [await reason(store, "own", imei) for imei in (stolen, other)] == ["stolen", "model recalled"]
     assert "in own already" in await refused(store, "own", ADD, stolen)
     report = await change(store, "own", ADD, other, reason="lost")
-    assert report.as_text() == "own: +1 entries for devices that are listed by their TAC; entries now: 3"
+    assert report.as_text() == "own: +1 entries that listed no further device; entries now: 3"
     assert await reason(store, "own", other) == "lost"
     await change(store, "own", REMOVE, other)
     assert await reason(store, "own", other) == "model recalled"
@@ -207,6 +207,13 @@ async def test_an_entry_that_has_ended_comes_again(store):
     assert (await change(store, "own", ADD, IMEI, now=end)).come == 1
 
 
+async def test_an_entry_that_has_ended_is_removed(store):
+    end = NOW + timedelta(hours=1)
+    await change(store, "own", ADD, IMEI, until=int(end.timestamp()))
+    report = await change(store, "own", REMOVE, IMEI, now=end)
+    assert report.as_text() == "own: -1 entries that listed no further device; entries now: 0"
+
+
 async def test_subscribers(store):
     await change(store, "sims", ADD, SIM, OTHER_SIM, "26201000000001")
     await change(store, "sims", REMOVE, SIM)
@@ -283,7 +290,6 @@ async def test_entries_end(store):
     assert await reason(store, "own", IMEI, now=end - timedelta(seconds=1)) == "for an hour"
     assert await reason(store, "own", IMEI, now=end) is None
     assert "already" in await refused(store, "own", ADD, IMEI, now=end - timedelta(seconds=1))
-    assert "not in own" in await refused(store, "own", REMOVE, IMEI, now=end)  # it is over
     await change(store, "own", ADD, IMEI, reason="again", now=end)
     assert await reason(store, "own", IMEI, now=end + timedelta(days=1000)) == "again"
 
@@ -313,17 +319,23 @@ async def test_the_last_change_is_undone(store):
     assert (await store.heads())["own"].generation == 4
 
 
+async def test_replaced_rows_that_begin_later_count_as_removed(store):
+    imeis = [f"35123456{number:06d}" for number in range(1000)]
+    await edit(store, "limited", ADD, *imeis, force=True)
+    said = await refused(store, "limited", ADD, *imeis, begin=NOW_S + DAY, replace=True)
+    assert "0 devices come, 1,000 go, and 1,000 are in force" in said
+
+
 async def test_replacing_reason_begin_and_end_keeps_the_date(store):
     await edit(store, "own", ADD, IMEI, days=[20_000])
     report = await change(store, "own", ADD, IMEI, begin=NOW_S + 30, until=NOW_S + 60, replace=True)
-    assert report.as_text() == "own: reason and times replaced; entries now: 1"
+    assert report.as_text() == "own: 0 devices come, 1 go; entries now: 1"
     assert await times(store) == {IMEI: (NOW_S + 30, NOW_S + 60, 20_000)}
 
 
 async def test_an_entry_that_has_ended_comes_again_with_its_own_begin(store):
     await edit(store, "own", ADD, IMEI, until=NOW_S + 60)
     later = NOW + timedelta(days=1)
-    assert "not in own" in await refused(store, "own", REMOVE, IMEI, now=later)
     await edit(store, "own", ADD, IMEI, begin=NOW_S + 9 * DAY, now=later)
     assert await times(store) == {IMEI: (NOW_S + 9 * DAY, 0, 0)}
 
@@ -470,7 +482,7 @@ STEPS = st.lists(
 def merged(truth, alive, what, which, row, *, again):
     """Return the dictionary after a change, and the entries for which the change is rejected."""
     if what == REMOVE:
-        return {key: value for key, value in truth.items() if key not in which}, which - alive
+        return {key: value for key, value in truth.items() if key not in which}, which - truth.keys()
     after, (reason, begin, end) = dict(truth), row
     for key in which:
         _, first, last = truth.get(key, row)

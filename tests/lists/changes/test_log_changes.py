@@ -15,7 +15,7 @@ from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.changes.undo import plan_rollback, restored, serial_reset
 from eir.lists.log import writer as writing
 from eir.lists.log.reader import read_content
-from eir.lists.log.writer import ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.kept_content import changes_of_rows, read_past
 from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at
@@ -126,6 +126,38 @@ class TestUndo:
         await load(agency, store, delta(agency, 7, 3, added=file("imei", IMEIS[100])))
         assert (await plan_rollback(store, NAME)).target.serial == 3
 
+    async def test_releases_before_a_rollback_stay_for_the_next_one(self, agency, store):
+        agency.settings(keep=3, change_min=1000)
+        for serial in range(1, 5):
+            await load(agency, store, agency.release(IMEIS[: 10 * serial], serial=serial))
+        for serial in (3, 2):
+            await writer(store, agency.lists[NAME]).write((await plan_rollback(store, NAME)).make)
+            assert (await store.heads())[NAME].serial == serial
+        await load(agency, store, agency.release(IMEIS[:90], serial=5))
+        for serial in (2, 1):
+            await writer(store, agency.lists[NAME]).write((await plan_rollback(store, NAME)).make)
+            assert set(await held(store)) == set(IMEIS[: 10 * serial])
+
+    async def test_a_rollback_undoes_the_restore_of_another_release(self, agency, store):
+        backups = {}
+        for serial in (3, 4, 5):
+            await load(agency, store, agency.release(IMEIS[:serial], serial=serial))
+            backups[serial] = await read(store)
+        own = agency.lists[NAME]
+        same = ListUpdate(what="heal", table=backups[5].table, reasons=backups[5].head.reasons)
+        await writer(store, own).write(lambda _: same)
+        await writer(store, own).write(restored(backups[3], made="2026-11-25", mark=(0, 5), force=True))
+        for serial in (5, 4):
+            change = await writer(store, own).write((await plan_rollback(store, NAME)).make)
+            assert (change.serial, set(await held(store))) == (serial, set(IMEIS[:serial]))
+
+    @pytest.mark.parametrize("what", ["heal", "apply-again", "abandon", "restore"])
+    async def test_no_rollback_undoes_the_repair_of_a_local_list(self, store, what):
+        await edit(store, "own", ADD, IMEI)
+        await writer(store, LISTS["own"]).write(lambda _: ListUpdate(what=what, added=rows_of([int(OTHER)])))
+        with pytest.raises(NothingToRollBack):
+            await plan_rollback(store, "own")
+
     async def test_nothing_to_roll_back(self, agency, store):
         with pytest.raises(NothingToRollBack, match="it has never been loaded or changed"):
             await plan_rollback(store, NAME)
@@ -186,6 +218,8 @@ class TestUndo:
         assert (await read(empty)).head.signers == backup.head.signers
         await empty.close()
         await load(agency, store, agency.release(IMEIS[:99], serial=4))
+        with pytest.raises(GenerationConflict, match="serial 4"):  # the release came after the command's check
+            await writer(store, own).write(make)
         change = await writer(store, own).write(restored(backup, made="2026-11-25", mark=(0, 7), force=True))
         assert (change.mark, change.serial) == ((1, 3), 3)
         assert set(await held(store)) == set(IMEIS)

@@ -12,8 +12,9 @@ from simulated.first_sightings import NAME, REGISTERED, TODAY, SightingNode, lev
 from eir.device import device_key
 from eir.lists.follow import learned
 from eir.lists.follow.learned_state import read_state
+from eir.lists.log.change import LEARN
 from eir.lists.log.reader import read_content
-from eir.lists.log.writer import LEARN, ListUpdate, ListWriter
+from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import DAY_S, WAS_LISTED, first_days, sighted_rows
 from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
@@ -289,13 +290,76 @@ class TestRegistered:
         node = await started()
         await node.round()
         await register(node_on.store, [TWO], rows=rows)
-        await node.follow()  # its copy has the new list; the record does not
+        await node.follow()  # its copy has the new list; the stored record lacks the device
         again = await started(today=TODAY + 1)
+        assert again.days() == {ONE: WAS_LISTED}, "before its first round"
+        again.see(ONE)
+        await again.round()
+        assert again.days() == {ONE: WAS_LISTED} == await stored(node_on.store)
+
+    @pytest.mark.parametrize("name", ["a", "b"])
+    @pytest.mark.parametrize("rows", [None, "whole"])
+    async def test_a_follower_that_was_killed_before_it_read_the_stored_departure(self, node_on, started, rows, name):
+        """Row 67. Node `name` stores the device that left: a itself, or another node."""
+        if name == "b" and node_on.kind == "sqlite":
+            pytest.skip("one host has one node")
+        await register(node_on.store, [ONE, TWO])
+        node, writer = await started(), await started("writer")
+        await level(node, writer)
+        await register(node_on.store, [TWO], rows=rows)
+        await node.follow()
+        if name == "a":
+            await node.learned.round()
+        else:
+            await writer.round()
+        assert await stored(node_on.store) == {ONE: WAS_LISTED}
+        again = await started()
+        assert again.days() == {ONE: WAS_LISTED}, "before its first round"
         again.see(ONE)
         await again.round()
         assert again.days() == {ONE: WAS_LISTED}
-        await again.round()
-        assert not [*(again.folder / "copies").glob("*.past")], "the older copy is not needed any more"
+        assert not said(again, "first_seen_refused")
+
+    async def test_a_device_is_on_record_before_the_list_without_it_is_in_force(self, node_on, started):
+        await register(node_on.store, [ONE, TWO])
+        node = await started()
+        await node.round()
+        await register(node_on.store, [TWO])
+        node.published.clear()
+        days = []
+        node.follower._on_switch = lambda *_: days.append((len(node.published), node.days()))
+        await node.follow()
+        assert days == [(1, {ONE: WAS_LISTED})], node.faults
+
+    async def test_a_registration_that_is_removed_before_its_begin_ends_no_period(self, node_on, started):
+        writer = ListWriter(node_on.store, REGISTERED, "devices", "eir@host")
+        added = rows_of(keys_of(ONE), begins=(TODAY + 2) * DAY_S)
+        await writer.write(lambda _: ListUpdate(what="add", added=added))
+        node = await started()
+        node.see(ONE)
+        await node.round()
+        await register(node_on.store, [TWO])
+        await node.round()
+        assert node.days() == {ONE: TODAY}
+
+    @pytest.mark.parametrize("seconds", [1800, 5400])
+    async def test_a_registration_that_ends_soon(self, node_on, started, seconds):
+        """Row 67. The device is on record before its registration ends, so that no check comes between; without a comparison of all lists."""
+        await register(node_on.store, [FOUR])
+        node = await started()
+        node.see(ONE)
+        await node.round()
+        await register(node_on.store, [FOUR, ONE, TWO], ends=node.now() + seconds)
+        await node.follow()
+        await node.learned.round()
+        expected = {ONE: WAS_LISTED, TWO: WAS_LISTED}
+        assert node.days() == expected == await stored(node_on.store)
+        await node.round()
+        assert node.days() == expected
+        assert not said(node, "first_seen_refused")
+        await register(node_on.store, [FOUR, ONE, TWO])
+        await node.round()
+        assert node.days() == {}, "registered again"
 
     async def test_a_registration_that_ends(self, node_on, started):
         """Row 67."""
@@ -330,16 +394,17 @@ class TestRegistered:
         await node.round()
         assert node.days() == {THREE: TODAY}
 
-    async def test_without_log_and_older_copy_a_gap_is_reported(self, node_on, started):
+    @pytest.mark.parametrize("rows", [None, "whole"])
+    async def test_a_node_without_a_copy_reads_the_log_and_reports_a_gap(self, node_on, started, rows):
+        """Row 67: all nodes were stopped, and come back without their disks."""
         await register(node_on.store, [ONE, TWO])
         node = await started()
         await node.round()
-        await register(node_on.store, [TWO], rows="whole")
-        await node.follow()
-        (node.folder / "copies" / f"{REGISTERED}.past").unlink()
-        again = await started()
+        await register(node_on.store, [TWO], rows=rows)
+        again = await started("without-disk")
         await again.round()
-        assert said(again, "first_seen_gap")
+        assert bool(said(again, "first_seen_gap")) == (rows == "whole")
+        assert again.days() == ({} if rows == "whole" else {ONE: WAS_LISTED})
 
 
 class TestClock:
@@ -453,6 +518,17 @@ class TestForged:
         await level(a, b)
         assert a.days()[THREE] == b.days()[THREE] == TODAY + 2
 
+    async def test_a_change_from_the_future_is_judged_again_in_its_time_by_a_node_that_restarts(
+        self, node_on, started, pair
+    ):
+        await forge(node_on.store, added={THREE: TODAY + 2}, day=TODAY + 2)
+        await level(*pair)
+        again = await started("a")
+        assert THREE not in again.days()
+        again.today = TODAY + 3
+        await again.round()
+        assert again.days()[THREE] == TODAY + 2
+
     async def test_honest_rows_beside_a_forged_one_count(self, node_on, pair):
         await forge(node_on.store, added={ONE: TODAY - 100, THREE: TODAY})
         await level(*pair)
@@ -469,7 +545,6 @@ class TestForged:
         await level(a, b)
         assert a.days() == b.days() == {ONE: WAS_LISTED, TWO: TODAY}
         monkeypatch.setattr(learned, "BEHIND_S", 0.0)
-        a.learned._mark_at = float("-inf")
         await level(a, b)
         head = (await node_on.store.heads())[REGISTERED]
         assert (await node_on.store.heads())[NAME].registered == (f"{REGISTERED} {head.generation} {head.digest}",)

@@ -123,6 +123,26 @@ async def test_changes_that_do_not_follow_it_write_it_whole(store, opened):
     assert values(opened().read()) == values(written.writer.content)
 
 
+async def test_changes_behind_a_gap_stay_and_the_copy_ends_before_it(store, opened, monkeypatch):
+    """On a full disk a change cannot be appended, a later and shorter one can, and the whole copy cannot be written."""
+    written, copy = Written(store), opened()
+    copy.save(await written.load())
+    before = copy.save(*await written.add(10))
+    await written.add(11)
+    monkeypatch.setattr(list_copy, "RESERVE_BYTES", 1 << 62)
+    monkeypatch.setattr(records, "SMALL_BYTES", 0)
+    with pytest.raises(StoreError, match="make room"):
+        copy.save(*await written.add(12))
+    assert copied_heads(copy.path.parent)["own"].digest == before.head.digest
+    fresh = opened()
+    assert values(fresh.read()) == values(before)
+    monkeypatch.undo()
+    missing = [await read_rows(store, "own", entry) for entry in await store.log("own", before.head.generation)]
+    fresh.save(written.writer.content, missing)
+    assert values(opened().read()) == values(written.writer.content)
+    assert [each.change.generation for each in fresh.changes()] == [2, 4, 3, 4]
+
+
 @pytest.mark.parametrize(("state", "kept"), [({}, [True, False]), (STATE, [False, False])], ids=["local", "signed"])
 async def test_changes_of_local_lists_stay_for_a_week(store, opened, state, kept):
     written, copy = Written(store, state), opened()

@@ -7,12 +7,13 @@ import groups
 import pytest
 from simulated import servers
 from simulated.follower import AWAY, QUICK, FaultyLogStore, LogNode, Recorder, execute, snapshot
-from simulated.store_content import Lists, until
+from simulated.store_content import Altered, Lists, until
 
 from eir.errors import StoreError
 from eir.lists.follow import log_follower as following
 from eir.lists.follow import write_back
 from eir.lists.follow.list_copy import copied_heads
+from eir.lists.follow.list_reader import ListReader
 from eir.lists.follow.write_back import abandon, refuse_lost
 from eir.lists.log import writer as writing
 from eir.lists.log.change import Head
@@ -316,10 +317,11 @@ class TestLost:
         """The write-back of a node that was behind, then a new row, then the node that was ahead."""
         await lists.load([1])
         behind = LogNode(store, tmp_path / "behind", who="behind")
-        await behind.follower.start()
-        await lists.change([2])
         ahead = LogNode(store, tmp_path / "ahead", who="ahead")
+        await behind.follower.start()
         await ahead.follower.start()
+        await lists.change([2])
+        await ahead.follower._step()
         await flush(store)
         while "store_healed" not in behind.said():
             await behind.follower._step()
@@ -329,6 +331,80 @@ class TestLost:
             await behind.has(1, 2, 9)
             head, table = ahead.contents["own"]
             assert [head.reasons[reason] for reason in table.rows().column(REASONS)] == ["stolen", "stolen", "lost"]
+
+    @pytest.mark.parametrize("serial", [0, 1], ids=["local", "signed"])
+    async def test_a_node_that_returns_after_a_write_back_keeps_what_came_since(self, sqlite, tmp_path, serial):
+        lists = Lists(sqlite)
+        await lists.load([1], serial=serial)
+        behind = LogNode(sqlite, tmp_path / "behind", who="behind")
+        ahead = LogNode(sqlite, tmp_path / "ahead", who="ahead")
+        await behind.follower.start()
+        await ahead.follower.start()
+        await (lists.load([1, 2], serial=2) if serial else lists.change([2]))
+        await ahead.follower._step()
+        await flush(sqlite)
+        while "store_healed" not in behind.said():
+            await behind.follower._step()
+        await (Lists(sqlite).load([9], serial=3) if serial else lists.change([9]))
+        async with ahead:
+            await ahead.has(*([9] if serial else [1, 2, 9]))
+            await ahead.is_level()
+            assert "list_forked" in ahead.said()
+            assert "store_healed" not in ahead.said()
+
+    async def test_changes_between_a_write_back_and_the_change_that_it_continues_are_applied_again(
+        self, sqlite, tmp_path
+    ):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        behind = LogNode(sqlite, tmp_path / "behind", who="behind")
+        ahead = LogNode(sqlite, tmp_path / "ahead", who="ahead")
+        await behind.follower.start()
+        await ahead.follower.start()
+        await lists.change([2])
+        await ahead.follower._step()
+        await execute(sqlite, "UPDATE log SET rows = x'00' WHERE generation = 2")
+        async with behind:
+            await behind.is_level()
+            assert behind.keys() == [1]
+            assert (await sqlite.log("own", 0))[1].change.digest[:16] in str(behind.events)
+            await Lists(sqlite).change([7])
+            async with ahead:
+                await ahead.has(1, 2, 7)
+                await ahead.is_level()
+                assert not ahead.follower.lost_rows
+
+    async def test_one_unreadable_change_takes_no_other_row_away(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        node = LogNode(sqlite, tmp_path)
+        await node.follower.start()
+        for key in (2, 3, 4):
+            await lists.change([key], reason=2)
+        await execute(sqlite, "UPDATE log SET rows = x'00' WHERE generation = 3")
+        unreadable = (await sqlite.log("own", 0))[2].change
+        async with node:
+            await node.has(1, 2, 4)
+            await node.is_level()
+            head, table = node.contents["own"]
+            assert [head.reasons[reason] for reason in table.rows().column(REASONS)] == ["stolen", "lost", "lost"]
+            (line,) = node.follower.lost_rows["own"].read_text().splitlines()[1:]
+            assert line.split(",")[::4] == [unreadable.digest[:16], "unknown"]
+            assert unreadable.digest[:16] in str(node.events)
+
+    async def test_rows_of_a_base_stay_if_the_head_is_lost(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        node = LogNode(sqlite, tmp_path)
+        await node.follower.start()
+        await lists.change([5])
+        await lists.load([1, 5, 6], what="rollback")
+        await lists.change([7])
+        await evict(sqlite)
+        async with node:
+            await node.has(1, 5, 6, 7)
+            await node.is_level()
+            assert not node.follower.lost_rows
 
     async def test_a_content_that_is_damaged_in_memory_is_not_written_back(self, store, lists, tmp_path):
         await lists.load([1])
@@ -445,6 +521,26 @@ class TestForked:
         async with await self.fork(store, lists, tmp_path, lost=[lost], since=[since]) as node:
             await node.is_level()
             assert node.keys() == await keys_in(store) == after
+            assert not node.follower.lost_rows
+
+    async def test_an_interrupted_application_still_knows_the_rows_that_were_removed_since(self, sqlite, tmp_path):
+        node = await self.fork(
+            sqlite, Lists(sqlite), tmp_path, lost=[{"added": [7]}, {"added": [8]}], since=[{"removed": [8], "what": "remove"}]
+        )  # fmt: skip
+        applied = []
+
+        async def commit(name, head, entry, **fields):
+            applied.append(entry.change.what)
+            if applied == ["apply-again"] * 2:
+                raise AWAY
+            await sqlite.commit(name, head, entry, **fields)
+
+        node.follower._store = Altered(sqlite, commit=commit)
+        async with node:
+            await node.has(1, 2, 3, 7)
+            await node.is_level()
+            assert applied == ["apply-again"] * 3
+            assert node.follower.errors["apply_refused"] == 1
             assert not node.follower.lost_rows
 
     async def test_a_change_that_is_too_old_goes_to_a_file(self, store, lists, tmp_path, monkeypatch):
@@ -596,6 +692,7 @@ class TestDamage:
             await until(lambda: "store_healed" in node.said())
             await until(lambda: not node.follower.lost)
             assert node.keys() == await keys_in(sqlite) == after
+            assert ("own" in node.follower.lost_rows) == (after == [1])
             assert node.said().count("store_lost_data") == 1
             await Lists(sqlite).change([7])
             await node.has(*after, 7)
@@ -672,6 +769,113 @@ class TestDamage:
             await node.is_level()
             assert path.read_bytes() == octets
             await until(lambda: not node.follower.copy_faults)
+
+
+class TestNewest:
+    """The list in force is never older than the newest of store, copy and image."""
+
+    async def test_a_list_that_a_reload_adds_comes_from_the_copy_while_the_store_is_away(self, sqlite, tmp_path):
+        await Lists(sqlite).load([1])
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+        faulty = FaultyLogStore(sqlite)
+        faulty.fail = AWAY
+        async with LogNode(faulty, tmp_path, ()) as node:
+            node.follower.apply({"own": "devices"})
+            await node.has(1)
+            assert (node.follower.up, node.follower.from_copy) == (False, {"own"})
+
+    @pytest.mark.parametrize("serial", [0, 1], ids=["local", "signed"])
+    @pytest.mark.parametrize("stored", [1, 2])
+    async def test_an_image_that_is_newer_than_copy_and_store_stays(self, sqlite, tmp_path, serial, stored):
+        lists, restores = Lists(sqlite), []
+        for number in (1, 2, 3):
+            await lists.load(range(number), serial=number * serial)
+            restores.append(await snapshot(sqlite))
+            if number == 1:
+                async with LogNode(sqlite, tmp_path) as node:
+                    await node.is_level()
+        newer = LogNode(sqlite, tmp_path / "newer")
+        await newer.follower.start()
+        await restores[stored - 1]()
+        node = LogNode(sqlite, tmp_path)
+        node.follower.accept("own", *newer.contents["own"])
+        async with node:
+            await until(lambda: node.follower.errors["heal_behind"])
+            assert node.switched == []
+            assert node.follower.in_force["own"].generation == 3
+            await restores[2]()
+            await until(lambda: not node.follower.lost)
+            await until(lambda: copied_heads(tmp_path / "copies")["own"].generation == 3)
+            assert node.switched[-1:] == [] or node.keys() == [0, 1, 2]
+
+    async def test_an_image_that_is_older_than_the_copy_is_replaced_while_the_store_is_away(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+            older = node.contents["own"]
+            await lists.change([2])
+            await node.is_level()
+        for heal in (False, True):  # the store is away, or has lost the list
+            faulty = FaultyLogStore(sqlite)
+            faulty.fail = None if heal else AWAY
+            await flush(sqlite)
+            again = LogNode(faulty, tmp_path, heal=False)
+            again.follower.accept("own", *older)
+            async with again:
+                assert again.keys() == [1, 2]
+
+    @pytest.mark.parametrize("what", ["load", "rollback"])
+    async def test_a_reader_beside_the_node_reads_the_newer_copy(self, sqlite, tmp_path, what):
+        lists = Lists(sqlite)
+        await lists.load([1], serial=1)
+        reader = ListReader(sqlite, tmp_path / "copies")
+
+        async def keys():
+            return (await reader.content("own")).table.rows().keys.tolist()
+
+        assert await keys() == [1]
+        await lists.load([1, 2], serial=2)
+        restore = await snapshot(sqlite)
+        await lists.load([3], what=what, state={"serial": 3 if what == "load" else 1})
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+        await restore()
+        assert await keys() == [3]
+        await flush(sqlite)
+        assert await keys() == [3]
+
+    async def test_changes_that_were_not_recorded_are_recorded_after_a_restart(self, sqlite, tmp_path):
+        lists = Lists(sqlite)
+        await lists.load([1])
+        async with LogNode(sqlite, tmp_path) as node:
+            await node.is_level()
+            node.journal.fails = True
+            await lists.change([2])
+            await lists.change([3])
+            await node.is_level()
+        node.journal.fails = False
+        await lists.change([4])
+        async with LogNode(sqlite, tmp_path, journal=node.journal) as again:
+            await again.has(1, 2, 3, 4)
+            await again.is_level()
+            assert again.journal.whats() == ["load", "add", "add", "add"]
+            assert [parts is not None for parts, _ in again.journal.rows.values()][1:] == [True] * 3
+
+    async def test_the_changes_of_a_node_keep_as_many_releases_as_the_list_is_configured_to(self, sqlite, tmp_path):
+        lists = Lists(sqlite, keep=50)
+        for name in ("own", "other"):
+            for serial in range(1, 8):
+                await lists.load(range(10 * serial), serial=serial, name=name)
+        keep = {"own": 50, "other": 1}
+        async with LogNode(sqlite, tmp_path, ("own", "other"), keep=keep.__getitem__) as node:
+            for name in keep:
+                await node.is_level(name)
+                await evict(sqlite, name)
+                await until(lambda name=name: name not in node.follower.lost and node.head(name).generation > 7)
+                rows = await sqlite._file.rows("SELECT DISTINCT list, generation FROM parts")
+                assert sum(row[0] == name for row in rows) == (8 if name == "own" else 3)
 
 
 class TestKilled:

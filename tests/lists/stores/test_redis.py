@@ -232,6 +232,19 @@ class TestFaults:
                 await commit(store)
             assert caught.value.cause == "noperm"
 
+    async def test_a_change_whose_old_rows_cannot_be_deleted_is_stored(self, own):
+        server, said = own(), []
+        async with opened(server.url, report=lambda what, **more: said.append((what, more))) as store:
+            head, _ = await commit(store)
+            server.command("ACL", "SETUSER", "default", "-xdel")
+            head, _ = await commit(store, head, oldest=2)
+            assert dict(await store.heads()) == {"stolen": head}
+            event, more = said[-1]
+            assert (event, more["list"], "xdel" in more["detail"]) == ("store_not_trimmed", "stolen", True)
+            server.command("ACL", "SETUSER", "default", "+xdel")
+            await commit(store, head, oldest=3)
+            assert [entry.rows for entry in await store.log("stolen", 0)] == [None, None, b"rows"]
+
     async def test_memory_is_full(self, own):
         server = own("--maxmemory", "3mb")
         async with opened(server.url) as store:
@@ -355,6 +368,38 @@ async def test_a_commit_whose_answer_is_lost(server, store, monkeypatch, meanwhi
         assert (await write)[0].generation == 2
     details = {"done": ["", "mine"], "nothing": [""], "another write": ["", "other"], "a flush": []}[meanwhile]
     assert [entry.change.detail for entry in await store.log("stolen", 0)] == details
+
+
+async def test_a_commit_that_is_sent_again_because_its_answer_was_lost(server, store):
+    head, _ = await commit(store)
+    commits = []
+
+    async def serve(reader, writer):
+        far, there = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def send():
+            while data := await reader.read(1 << 16):
+                if b"XADD" in data:
+                    commits.append(data)
+                there.write(data)
+
+        sending = asyncio.create_task(send())
+        try:
+            while data := await far.read(1 << 16):
+                if len(commits) == 1:
+                    commits.append(b"the answer to the first one is dropped")
+                    return
+                writer.write(data)
+        finally:
+            sending.cancel()
+            for each in (writer, there):
+                each.transport.abort()
+            await asyncio.gather(sending, there.wait_closed(), return_exceptions=True)
+
+    async with accepting(serve) as (_, port), opened(f"redis://127.0.0.1:{port}") as through:
+        assert (await commit(through, head, detail="mine"))[0].generation == 2
+    assert commits[2:], "the commit was not sent again"
+    assert [entry.change.detail for entry in await store.log("stolen", 0)] == ["", "mine"]
 
 
 @pytest.mark.parametrize("then", [("DEL", "eir:{stolen}:base:a"), ("RPOP", "eir:{stolen}:base:a"), ("FLUSHALL",)])

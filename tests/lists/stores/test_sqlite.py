@@ -46,6 +46,23 @@ async def test_open_store_means_the_file_in_the_state_folder(tmp_path):
         open_store("mysql://user:secret@host", tmp_path)
 
 
+async def test_a_change_whose_old_rows_cannot_be_deleted_is_stored(tmp_path):
+    said = []
+    store = SqliteStore(tmp_path / "lists.sqlite", report=lambda what, **more: said.append((what, more)))
+    head, _ = await commit(store)
+    with directly(store) as other:
+        other.execute("CREATE TRIGGER fault BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'no deletion'); END")
+    head, _ = await commit(store, head, oldest=2)
+    assert dict(await store.heads()) == {"stolen": head}
+    ((event, more),) = said
+    assert (event, more["list"], "no deletion" in more["detail"]) == ("store_not_trimmed", "stolen", True)
+    with directly(store) as other:
+        other.execute("DROP TRIGGER fault")
+    await commit(store, head, oldest=3)
+    assert [entry.rows for entry in await store.log("stolen", 0)] == [None, None, b"rows"]
+    await store.close()
+
+
 async def test_file_and_folder_are_for_owner_and_group_only(store):
     await commit(store)
     assert store.path.parent.stat().st_mode & 0o777 == 0o750

@@ -21,7 +21,17 @@ from eir.lists.table.columns import (
     rows_of,
 )
 from eir.lists.table.digest import EMPTY_CONTENT, digest_tree, updated_tree
-from eir.lists.table.table import EMPTY, Table, change, device_count, difference, fold, replacement, table_of
+from eir.lists.table.table import (
+    EMPTY,
+    Table,
+    change,
+    device_count,
+    devices_in_force,
+    difference,
+    fold,
+    replacement,
+    table_of,
+)
 
 TAC, OTHER_TAC = 35_123_456, 35_123_457
 TEXTS = ("", "stolen", "lost", "lost")
@@ -56,6 +66,10 @@ def add(model: Model, entry) -> None:
     model[key, second] = reason, begin, end, day
 
 
+def begun(model: Model, now: int) -> Model:
+    return {keys: row for keys, row in model.items() if row[1] <= now}
+
+
 def covered(model: Model, now: int = 0) -> set[int]:
     """Devices that rows list which have not ended."""
     model = {keys for keys, (_, _, end, _) in model.items() if not end or end > now}
@@ -67,10 +81,13 @@ def covered(model: Model, now: int = 0) -> set[int]:
 def gains(model: Model, before: Model, now: int, with_seconds: bool) -> tuple[int, int]:
     """Numbers of devices that come and go; with second keys, of devices that get and lose one."""
     if not with_seconds:
-        new, old = covered(model, now), covered(before, now)
-        return len(new - old), len(old - new)
-    new, old = ({keys for keys, row in each.items() if not row[2] or row[2] > now} for each in (model, before))
-    return len({key for key, _ in new - old}), len({key for key, _ in old - new})
+        come = covered(model, now) - covered(before, now)
+        return len(come), len(covered(begun(before, now), now) - covered(begun(model, now), now))
+    new, old, new_begun, old_begun = (
+        {keys for keys, row in each.items() if not row[2] or row[2] > now}
+        for each in (model, before, begun(model, now), begun(before, now))
+    )
+    return len({key for key, _ in new - old}), len({key for key, _ in old_begun - new_begun})
 
 
 def drawn(rng: random.Random, count: int, *, with_seconds: bool, with_tacs: bool):
@@ -118,6 +135,7 @@ def test_changes_equal_those_of_a_dictionary(with_seconds, monkeypatch):
                 assert (each.devices_added, each.devices_removed) == gains(model, before, now, with_seconds), step
                 assert model_of(change(table, each.added, each.removed).table) == model
             assert device_count(effect.table) == len(covered(model))
+            assert devices_in_force(effect.table, now) == len(covered(begun(model, now), now))
         tree = updated_tree(tree, effect.table, TEXTS, effect.blocks)
         assert tree.root == digest_tree(effect.table, TEXTS).root
         assert model_of(decode([*encode(effect.table)])) == model
