@@ -2,8 +2,9 @@
 
 Anyone with write access may deliver many invalid files. Files may arrive in any order and in parts, change while they are read, or be
 links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A release that can be loaded
-is loaded at once; a faulty one is rejected only after its files have not changed for a while. Deliveries that claim a trusted key are
-verified first. Then one release of each list is loaded after the other, by serial, and those last whose load was killed.
+is loaded at once; a faulty one is rejected only after its files have not changed for a while. A turn verifies a limited number of
+deliveries, the newest and the oldest first. Then one release of each list is loaded after the other, by serial, and those last whose
+load was killed.
 """
 
 import asyncio
@@ -22,8 +23,7 @@ from typing import Any, NamedTuple
 from eir.errors import EirError, ReleaseRefused, refused_by
 from eir.lists.log.change import utc_text
 from eir.lists.log.journal import ACCEPTED, REFUSED
-from eir.lists.record.settings import ListSettings
-from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, SIGNERS_BYTES_MAX, claims_one_of, keys_of
+from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX
 from eir.lists.releases.release import (
     MANIFEST_BYTES_MAX,
     MANIFEST_ENDS,
@@ -104,16 +104,13 @@ def is_settled(item: Item, now: float) -> bool:
     return not now - SETTLED_S < item.changed <= now
 
 
-def order_by_claim(listing: Listing, folder_fd: int, lists: Iterable[ListSettings]) -> list[str]:
-    """Return the names of the signed manifests: first those whose signature names a trusted key, then all others.
+def alternate(listing: Listing) -> list[str]:
+    """Return the names of the signed manifests, alternately the newest and the oldest.
 
-    In each group the newest and the oldest manifests alternate, so that ten thousand deliveries before or after a valid
-    release cannot delay the release.
+    So ten thousand deliveries before or after a valid release cannot delay the release.
     """
-    keys = _trusted_keys(lists)
     names = sorted(signed_manifests(listing), key=lambda name: listing[name].changed)
-    alternating = dict.fromkeys(chain.from_iterable(zip(reversed(names), names, strict=True)))
-    return sorted(alternating, key=lambda name: keys is not None and not _claims_key(name, folder_fd, listing, keys))
+    return list(dict.fromkeys(chain.from_iterable(zip(reversed(names), names, strict=True))))
 
 
 def order_by_turn(candidates: Iterable[Candidate], killed: Collection[str]) -> list[Candidate]:
@@ -128,26 +125,6 @@ def order_by_turn(candidates: Iterable[Candidate], killed: Collection[str]) -> l
         ranks[is_late, each.list] += 1
         places.append((each.release is None, is_late, ranks[is_late, each.list], each.list or "", len(places), each))
     return [place[-1] for place in sorted(places, key=lambda place: place[:-1])]
-
-
-def _trusted_keys(lists: Iterable[ListSettings]) -> Collection[bytes] | None:
-    """Return the public keys in all signers files, or None if one of the files cannot be read."""
-    keys: set[bytes] = set()
-    try:
-        for path in {settings.signers for settings in lists if settings.signers is not None}:
-            with path.open("rb") as file:
-                keys |= keys_of(file.read(SIGNERS_BYTES_MAX))
-    except OSError:
-        return None
-    return keys
-
-
-def _claims_key(name: str, folder_fd: int, listing: Listing, keys: Collection[bytes]) -> bool:
-    for signature in signature_names(name):
-        with suppress(ReleaseRefused, OSError):
-            if signature in listing and claims_one_of(keys, read_small(signature, folder_fd, SIGNATURE_BYTES_MAX)):
-                return True
-    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +176,7 @@ class DropFolderSource:
             return
         self._listing = await asyncio.to_thread(scan_folder, self._rooms.drop, self._drop.items_max)
         self._scanned_at = settings.clock().timestamp()
-        names = await asyncio.to_thread(order_by_claim, self._listing, self._rooms.drop, settings.lists.values())
+        names = alternate(self._listing)
         for name in names[: self._drop.verified_max]:
             self._present[name] = await asyncio.to_thread(self._verify, name)
         strays = self._listing.keys() - {name for each in self._present.values() for name in _file_names(each)}

@@ -61,8 +61,8 @@ class _Note:
     """Digest of the list's settings at these rejections."""
     url: str | None = None
     """URL of the source to which `etag`, `sha256`, `issued` and `offers` belong."""
-    offers: list[tuple[int, float]] = field(default_factory=list)
-    """Serials above the one in force, each with the Unix seconds at which it was first offered."""
+    offers: dict[str, float] = field(default_factory=dict)
+    """Unix seconds at which a serial above the one in force was first offered."""
 
 
 async def load_published(
@@ -176,18 +176,19 @@ class PublisherFolderSource:
         turn = self.turn
         turn.in_force = (await self._settings.head(self._own.name)).serial
         now, newest = self._settings.clock().timestamp(), turn.serial
-        offers = [(serial, min(offered_at, now)) for serial, offered_at in self._note.offers]
-        if newest is not None:
-            # A serial above the newest one is no longer offered, because it was wrong. The newest serial replaces it.
-            offers = [(min(serial, newest), offered_at) for serial, offered_at in offers]
-            if not offers or offers[-1][0] < newest:
-                offered_at = offers.pop()[1] if len(offers) >= OFFERS_MAX else now
-                offers.append((newest, offered_at))
-        offers = [offer for offer in offers if offer[0] > turn.in_force]
+        offers = {
+            serial: min(offered_at, now)
+            for serial, offered_at in self._note.offers.items()
+            if turn.in_force
+            < int(serial)
+            <= (newest or int(serial))  # a higher serial was wrong, and is no longer offered
+        }
+        if newest is not None and newest > turn.in_force and str(newest) not in offers:
+            offers[str(newest)] = offers.popitem()[1] if len(offers) >= OFFERS_MAX else now
         if offers != self._note.offers:
             self._note.offers = offers
             self._write_note()
-        turn.behind_since = utc_text(datetime.fromtimestamp(offers[0][1], UTC)) if offers else None
+        turn.behind_since = utc_text(datetime.fromtimestamp(min(offers.values()), UTC)) if offers else None
 
     async def _releases_to_load(self, index: FolderIndex) -> Sequence[Offer]:
         """Return the releases to load: deltas if they continue the list in force, otherwise a full release.
@@ -321,12 +322,11 @@ class PublisherFolderSource:
         note = _Note()
         with suppress(OSError, ValueError, TypeError):
             note = _Note(**json.loads((self._folder / NOTE).read_text()))
-        note.offers = [(serial, offered_at) for serial, offered_at in note.offers]
         settings = _digest(self._own)
         if settings != note.settings or self._settings.clock().timestamp() < note.refused_at:
             note = replace(note, refused={}, refused_at=0.0, settings=settings)
         if url != note.url:
-            note = replace(note, etag=None, sha256=None, issued=None, offers=[], url=url)
+            note = replace(note, etag=None, sha256=None, issued=None, offers={}, url=url)
         return note
 
     def _write_note(self) -> None:

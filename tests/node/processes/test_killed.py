@@ -24,7 +24,7 @@ from eir.node.processes.starter import NAME as STARTER
 from eir.wire.peers.settings import Limits
 
 KINDS = ("front", "starter", "worker-0", "follower", "sightings")
-"""Each kind that there is at any time; loads and turns come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_drop_folder.py."""
+"""Each kind that there is at any time; loads and turns come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
 COMES_BACK = ("worker-0", "follower", "sightings")
 PAGE = Path(__file__).parents[3] / "eir" / "README.md"
 
