@@ -3,20 +3,20 @@
 Anyone with write access may deliver many invalid files. Files may arrive in any order and in parts, change while they are read, or be
 links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A release that can be loaded
 is loaded at once; a faulty one is rejected only after its files have not changed for a while. A turn verifies a limited number of
-deliveries, the newest and the oldest first. Then one release of each list is loaded after the other, by serial, and those last whose
-load was killed.
+deliveries, chosen at random. Then one release of each list is loaded after the other, by serial, and those last whose load was killed.
 """
 
 import asyncio
 import errno
 import os
+import random
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,15 +104,6 @@ def is_settled(item: Item, now: float) -> bool:
     return not now - SETTLED_S < item.changed <= now
 
 
-def alternate(listing: Listing) -> list[str]:
-    """Return the names of the signed manifests, alternately the newest and the oldest.
-
-    So ten thousand deliveries before or after a valid release cannot delay the release.
-    """
-    names = sorted(signed_manifests(listing), key=lambda name: listing[name].changed)
-    return list(dict.fromkeys(chain.from_iterable(zip(reversed(names), names, strict=True))))
-
-
 def order_by_turn(candidates: Iterable[Candidate], killed: Collection[str]) -> list[Candidate]:
     """Sort releases: one of each list after the other, each list by serial. Releases in `killed` follow, then unverified ones.
 
@@ -176,7 +167,10 @@ class DropFolderSource:
             return
         self._listing = await asyncio.to_thread(scan_folder, self._rooms.drop, self._drop.items_max)
         self._scanned_at = settings.clock().timestamp()
-        names = alternate(self._listing)
+        names = signed_manifests(self._listing)
+        random.shuffle(
+            names
+        )  # so that deliveries that wait for hours, and are verified each time, can hold up no other
         for name in names[: self._drop.verified_max]:
             self._present[name] = await asyncio.to_thread(self._verify, name)
         strays = self._listing.keys() - {name for each in self._present.values() for name in _file_names(each)}

@@ -630,18 +630,6 @@ async def test_a_folder_with_more_files_than_one_pass_reads(site):
     assert site.lying() == []
 
 
-async def test_a_flood_is_verified_in_portions_from_both_ends(site):
-    for serial in range(1, 10):
-        site.deliver(site.publish(serial, key=0 if serial in {1, 9} else 2))
-        os.utime(site.drop / f"stolen-{serial}.manifest.json")
-    taken = await site.turn(verified_max=3)
-    assert [taken.pop(f"stolen-{serial}.manifest.json") for serial in (1, 9)] == [(ACCEPTED, "")] * 2
-    assert (len(taken), site.again_s) == (1, 1)
-    for _ in range(3):
-        taken |= await site.turn(verified_max=3)
-    assert len(taken) == 7
-
-
 arrivals = st.permutations([(release, part) for release in range(3) for part in range(5)])
 
 
