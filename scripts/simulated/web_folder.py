@@ -86,6 +86,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "continue",
             "drip",
             "flood",
+            "trickle",
         }:
             getattr(self, f"_{fault}")(path)
         elif path.startswith("moved/"):
@@ -138,6 +139,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
         while not self.web.over.wait(0.02):
             self.wfile.write(b"x")
+
+    def _trickle(self, path):
+        """Send the file a byte at a time."""
+        content = (self.web.folder / path).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        for at in range(len(content)):
+            self.wfile.write(content[at : at + 1])
+            if self.web.over.wait(0.02):
+                break
 
     def _flood(self, path):
         """Redirect to the file, in an answer whose body never ends."""

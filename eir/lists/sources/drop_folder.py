@@ -43,6 +43,8 @@ ITEMS_MAX = 50_000
 """Maximum number of files that one turn reads. The other files wait for a later turn."""
 VERIFIED_MAX = 200
 """Maximum number of deliveries that one turn verifies."""
+STRAYS_MAX = 1000
+"""Maximum number of files without a release that one turn processes and names, the oldest first."""
 NOT_MOVED_AGAIN_S = 600.0
 FOLDER_MODE, TEXT_MODE = 0o750, 0o640
 NAME_BYTES_MAX = 255
@@ -168,9 +170,8 @@ class DropFolderSource:
         self._listing = await asyncio.to_thread(scan_folder, self._rooms.drop, self._drop.items_max)
         self._scanned_at = settings.clock().timestamp()
         names = signed_manifests(self._listing)
-        random.shuffle(
-            names
-        )  # so that deliveries that wait for hours, and are verified each time, can hold up no other
+        # So deliveries that wait for hours, and are verified each time, cannot hold up another one.
+        random.shuffle(names)
         for name in names[: self._drop.verified_max]:
             self._present[name] = await asyncio.to_thread(self._verify, name)
         strays = self._listing.keys() - {name for each in self._present.values() for name in _file_names(each)}
@@ -195,7 +196,7 @@ class DropFolderSource:
 
     def remaining_s(self, candidate: Candidate, *, is_patient: bool) -> float:
         """Return the seconds until a faulty release is rejected, which begin with the last change of its files."""
-        left_s = self._left_s(_file_names(candidate), self._drop.patience_s)
+        left_s = self._left_s(_file_names(candidate))
         if is_patient:
             return left_s
         items = [self._listing[name] for name in _file_names(candidate) if name in self._listing]
@@ -252,8 +253,9 @@ class DropFolderSource:
             end, bytes_max = b"-----END SSH SIGNATURE-----", SIGNATURE_BYTES_MAX
         return ""
 
-    def _left_s(self, names: Iterable[str], patience_s: float) -> float:
-        """Return the seconds until `patience_s` after the last change of files; `patience_s` while the clock is not trusted."""
+    def _left_s(self, names: Iterable[str]) -> float:
+        """Return the seconds until unchanged files are rejected."""
+        patience_s = self._drop.patience_s
         if not self._settings.believed:
             return patience_s
         changed = max((self._listing[name].changed for name in names if name in self._listing), default=0.0)
@@ -261,7 +263,7 @@ class DropFolderSource:
 
     def _belongs_to_rejected(self, file: FileEntry) -> bool:
         """Return True if a data file must be moved with a rejected manifest: it matches the manifest, or has waited for long."""
-        if self._left_s((file.name,), self._drop.patience_s) <= 0:
+        if self._left_s((file.name,)) <= 0:
             return True
         with suppress(ReleaseRefused, OSError), DataFile(file.name, self._rooms.drop) as data:
             return data.size == file.bytes and data.sha256() == file.sha256
@@ -288,8 +290,9 @@ class DropFolderSource:
     def _sweep(self, strays: Iterable[str]) -> None:
         """Move files that belong to no release to `refused/`, after they have waited in the drop folder for `patience_s`."""
         detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
-        for name in sorted(strays):
-            left_s = self._left_s((name,), self._drop.patience_s)
+        oldest = sorted(strays, key=lambda name: (self._listing[name].changed, name))
+        for name in oldest[:STRAYS_MAX]:
+            left_s = self._left_s((name,))
             label = printable(name)
             if left_s > 0:
                 self.turn.repeat_after(left_s)
@@ -297,6 +300,8 @@ class DropFolderSource:
             else:
                 self.turn.results.append(ReleaseResult(manifest=label, outcome=REFUSED, reason="stray", detail=detail))
                 self._move([name], name, self.turn.results[-1])
+                if len(oldest) > STRAYS_MAX:
+                    self.turn.repeat_after(SETTLED_S)
 
 
 def missing_part(manifest: Manifest, listing: Listing) -> str:

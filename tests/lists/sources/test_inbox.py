@@ -630,6 +630,18 @@ async def test_a_folder_with_more_files_than_one_pass_reads(site):
     assert site.lying() == []
 
 
+async def test_many_files_of_no_release_are_moved_in_portions(site, monkeypatch):
+    """The result of a turn is one line of JSON, however many files there are."""
+    monkeypatch.setattr(drop_folder, "STRAYS_MAX", 3)
+    for number in range(7):
+        (site.drop / f"{number}.txt").write_text("x")
+    assert (await site.turn(), len(site.lying())) == ({}, 7)
+    site.ahead_s = PATIENCE_S + 1
+    for left in (4, 1, 0):
+        await site.turn()
+        assert (len(site.lying()), site.again_s) == (left, 1.0 if left else None)
+
+
 arrivals = st.permutations([(release, part) for release in range(3) for part in range(5)])
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -254,6 +255,63 @@ async def test_an_answer_that_never_begins_does_not_hold_a_pull(register, node, 
     assert await node.pull(until=time.monotonic() + 1.0) == ("unreached", "timeout")
     register.web.fault = None
     assert await node.pull() == ("loaded", "")
+
+
+async def test_a_body_that_trickles_has_the_time_of_a_pull_and_goes_on_where_it_ended(register, node):
+    register.publish([f"{100_000_000_000_00 + n}" for n in range(1000)])
+    register.web.fault = lambda path: "trickle" if path.endswith(".csv") else None
+    assert await node.pull(until=time.monotonic() + 1.0) == ("unreached", "timeout")
+    received = (node.room / "1" / "x.csv.part").stat().st_size
+    register.web.fault = None
+    assert await node.pull() == ("loaded", "")
+    size = (register.folder / "1" / "x.csv").stat().st_size
+    assert 0 < received < size
+    assert node.said.bytes < size - received + (register.folder / INDEX).stat().st_size + 5000
+
+
+@pytest.mark.parametrize(
+    "to", ["file:///etc/hostname?", "http://127.0.0.1:9/", "https://localhost:9/", "ftp://localhost/", "//elsewhere.example/", "gopher://127.0.0.1:9/_"]
+)  # fmt: skip
+@pytest.mark.parametrize("where", [INDEX, ".csv"])
+async def test_no_redirect_leads_to_another_place(register, node, to, where):
+    register.publish(ROWS[:20])
+    register.web.fault, register.web.elsewhere = (lambda path: "redirect" if path.endswith(where) else None), to
+    assert await node.pull() == ("unreached", "redirect")
+    register.web.fault = None
+    assert await node.pull() == ("loaded", "")
+
+
+async def test_an_index_of_a_million_names_is_not_read(register, node):
+    register.publish(ROWS[:20])
+    good = (register.folder / INDEX).read_bytes()
+    document = json.loads(_document(register))
+    document["releases"] *= 5_000
+    (register.folder / INDEX).write_bytes(sign_document(json.dumps(document).encode() + b"\n", register.key))
+    assert await node.pull() == ("unreached", "too_large")
+    document["releases"] = document["releases"][:2500]
+    for each in document["releases"]:
+        each["signatures"] = each["signatures"][:1]
+    (register.folder / INDEX).write_bytes(sign_document(json.dumps(document).encode() + b"\n", register.key))
+    assert await node.pull() in {("refused", "index"), ("unreached", "too_large")}
+    (register.folder / INDEX).write_bytes(good)
+    assert await node.pull() == ("loaded", "")
+
+
+async def test_a_serial_far_above_is_refused_and_the_next_good_one_is_loaded(register, node):
+    register.publish(ROWS[:20])
+    assert await node.pull() == ("loaded", "")
+    register.serial = 10**15 - 1
+    register.publish(ROWS[:22])
+    assert await node.pull() == ("refused", "serial_step")
+    assert [path for path in register.web.paths() if path.endswith(f"{10**15}/x.csv")] == []
+    index = parse_index(_document(register))
+    shutil.rmtree(register.folder)
+    register.folder.mkdir()
+    register.serial = 1
+    register.publish(ROWS[:21], ahead_s=1)
+    assert parse_index(_document(register)).issued >= index.issued
+    assert await node.pull() == ("loaded", "")
+    assert await node.serial() == 2
 
 
 async def test_the_body_of_a_redirect_is_not_read(register, node):
