@@ -34,7 +34,7 @@ from eir.lists.log.store import LogStore
 from eir.lists.releases.release import MANIFEST_ENDS
 from eir.lists.sources.release_result import LOADED, UNCHANGED, WAITING, ReleaseResult, Turn, rejected
 from eir.lists.stores.open import open_store
-from eir.node.processes.loading import NICE, load_apart, process_once
+from eir.node.processes.loading import NICE, load_apart, load_process, process_once
 from eir.node.processes.state_folder import as_owner_of, prepare
 
 if TYPE_CHECKING:
@@ -90,17 +90,16 @@ async def _load_all(
 
     `loaded` receives the head of each loaded list.
     """
-    documents = []
+    documents, process = [], load_process(config)
     for manifest in manifests:
         try:
             _must_be_manifest(manifest)
-        except ReleaseRefused as refused:
-            result = rejected("", refused)
-        else:
             with progress() as advance:
                 result = await load_apart(
-                    config, who(), manifest, manifest.parent, force=force, dry_run=dry_run, progress=advance
+                    process, config, who(), manifest, manifest.parent, force=force, dry_run=dry_run, progress=advance
                 )
+        except ReleaseRefused as refused:
+            result = rejected("", refused)
         result = replace(result, manifest=str(manifest))
         if result.outcome == WAITING:
             raise EirError(result.detail)
@@ -116,6 +115,7 @@ async def _load_all(
         documents.append(
             result.as_json() | ({"outcome": "would load"} if dry_run and result.outcome == ACCEPTED else {})
         )
+    await process.close()
     return documents
 
 

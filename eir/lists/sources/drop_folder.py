@@ -1,8 +1,8 @@
 """Drop folder as a source of releases: a release is complete if its signature is there and each file of its manifest has the stated size.
 
 Anyone with write access may deliver many invalid files. Files may arrive in any order and in parts, change while they are read, or be
-links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A release that can be loaded
-is loaded at once; a faulty one is rejected only after its files have not changed for a while. A turn verifies a limited number of
+links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A release is loaded or
+rejected after its files have not changed for a moment. A turn verifies a limited number of
 deliveries, chosen at random. Then one release of each list is loaded after the other, by serial, and those last whose load was killed.
 """
 
@@ -38,7 +38,7 @@ from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, 
 from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, process_source
 
 SETTLED_S = 1.0
-"""Seconds after the last change of a file during which a faulty release is not rejected."""
+"""Seconds after the last change of a file during which its release is neither loaded nor rejected."""
 ITEMS_MAX = 50_000
 """Maximum number of files that one turn reads. The other files wait for a later turn."""
 VERIFIED_MAX = 200
@@ -189,6 +189,9 @@ class DropFolderSource:
         Raises:
             Unfinished: `incomplete`.
         """
+        if not self._has_settled(candidate):
+            self.turn.repeat_after(SETTLED_S)  # otherwise a later serial, which has settled, could be loaded before it
+            raise Unfinished("incomplete", "its files were changed just now")
         fault = missing_part(candidate.release.manifest, self._listing) if candidate.release is not None else ""
         if fault:
             raise Unfinished("incomplete", fault)
@@ -199,8 +202,7 @@ class DropFolderSource:
         left_s = self._left_s(_file_names(candidate))
         if is_patient:
             return left_s
-        items = [self._listing[name] for name in _file_names(candidate) if name in self._listing]
-        return 0.0 if all(is_settled(item, self._scanned_at) for item in items) else min(left_s, SETTLED_S)
+        return 0.0 if self._has_settled(candidate) else min(left_s, SETTLED_S)
 
     async def done(self, candidate: Candidate, result: ReleaseResult) -> None:
         """Move the files of a processed release to `accepted/` or `refused/`, data files first.
@@ -252,6 +254,10 @@ class DropFolderSource:
                     return printable(name)
             end, bytes_max = b"-----END SSH SIGNATURE-----", SIGNATURE_BYTES_MAX
         return ""
+
+    def _has_settled(self, candidate: Candidate) -> bool:
+        items = [self._listing[name] for name in _file_names(candidate) if name in self._listing]
+        return all(is_settled(item, self._scanned_at) for item in items)
 
     def _left_s(self, names: Iterable[str]) -> float:
         """Return the seconds until unchanged files are rejected."""

@@ -1,7 +1,7 @@
 """Work in a process of its own, such as a load, so that a fault caused by a release ends only this process.
 
-The process gets its work by standard input, prints lines of JSON (calls of its caller's functions, then the result), and ends. It also
-ends when its caller closes standard input, or has ended. A load has a limit of memory and of time. If the host's memory runs out, the
+The process gets its work by standard input, and prints lines of JSON: calls of its caller's functions, then the result. It ends when its
+caller closes standard input, or has ended. A load has a limit of memory and of time. If the host's memory runs out, the
 kernel kills a load before any other process.
 """
 
@@ -37,6 +37,8 @@ OOM_SCORE = 1000
 """Value of /proc/PID/oom_score_adj for a load, so that the kernel kills it before any other process (proc(5))."""
 END_S, LOAD_END_S = 5.0, 2.0
 """Seconds after which the process is killed if it does not end after its standard input was closed; the second value for work with a limit of memory."""
+GROWN_BYTES_MAX = 256 << 20
+"""Memory that a process may keep after a work; a process that has more ends, and the next work gets a new one."""
 LINE_BYTES_MAX = 1 << 26
 RESULT, ERROR = "result", "error"
 
@@ -49,67 +51,97 @@ class NoOutcome(EirError):
         self.status = status
 
 
-async def run_apart(
-    name: str, work: Work, *arguments: Any, owned: Path, memory_max: int | None = None, nice: int = 0,
-    handlers: Mapping[str, Callable[..., object]] | None = None,
-) -> Any:  # fmt: skip
-    """Run `work` with these arguments in a new process, and return its result.
+class WorkProcess:
+    """Process that does one work after the other. It is started for the first work, and again for the next work after it has ended.
 
     Args:
         name: name of the process in `ps` and `top`, after `eir-`.
-        work: function of a module; it and its arguments must be picklable.
-        arguments: arguments of the work.
         owned: folder for as_owner_of.
-        memory_max: maximum bytes of the work in addition to the program; with this limit the work also ends after LOAD_S_MAX.
+        memory_max: maximum bytes of a work in addition to the program; with this limit a work also ends after LOAD_S_MAX.
         nice: nice value.
-        handlers: functions that the work may call, by name.
-
-    Raises:
-        NoOutcome: if the process ends without a result.
-        EirError: if the work raises an EirError or an OSError.
     """
-    command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE_BYTES_MAX
-    )
-    assert process.stdin is not None  # noqa: S101 - for mypy
-    assert process.stdout is not None  # noqa: S101 - as above
-    outcomes: dict[str, Any] = {}
-    try:
-        process.stdin.write(pickle.dumps((name, work, arguments, owned, memory_max, nice)))
+
+    def __init__(self, name: str, *, owned: Path, memory_max: int | None = None, nice: int = 0) -> None:
+        self._settings = name, owned, memory_max, nice
+        self._end_s = END_S if memory_max is None else LOAD_END_S
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(
+        self, work: Work, *arguments: Any, handlers: Mapping[str, Callable[..., object]] | None = None
+    ) -> Any:
+        """Run `work` with these arguments in the process, and return its result.
+
+        Args:
+            work: function of a module; it and its arguments must be picklable.
+            arguments: arguments of the work.
+            handlers: functions that the work may call, by name.
+
+        Raises:
+            NoOutcome: if the process ends without a result.
+            EirError: if the work raises an EirError or an OSError.
+        """
+        try:
+            return await self._run(pickle.dumps((work, arguments)), handlers or {})
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _run(self, job: bytes, handlers: Mapping[str, Callable[..., object]]) -> Any:
+        if self._process is None:
+            command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE_BYTES_MAX
+            )
+            job = pickle.dumps(self._settings) + job
+        process = self._process
+        assert process.stdin is not None  # noqa: S101 - for mypy
+        assert process.stdout is not None  # noqa: S101 - as above
+        process.stdin.write(job)
         while line := await process.stdout.readline():
             called, *values = json.loads(line)
-            if called in {RESULT, ERROR}:
-                outcomes[called] = values[0]
-            else:
-                (handlers or {})[called](*values)
-        status = await process.wait()
-    finally:
+            if called == ERROR:
+                raise EirError(*values)
+            if called == RESULT:
+                result, is_large = values
+                if is_large:
+                    await self.close()
+                return result
+            handlers[called](*values)
+        raise NoOutcome(await process.wait())
+
+    async def close(self) -> None:
+        """End the process: close its standard input, and kill the process if it does not end in time."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        assert process.stdin is not None  # noqa: S101 - for mypy
         process.stdin.close()
-        await _end(process, END_S if memory_max is None else LOAD_END_S)
-    if ERROR in outcomes:
-        raise EirError(outcomes[ERROR])
-    if RESULT not in outcomes:
-        raise NoOutcome(status)
-    return outcomes[RESULT]
-
-
-async def _end(process: asyncio.subprocess.Process, within_s: float) -> None:
-    """Wait for the end of a process whose standard input is closed already, and kill the process after `within_s`."""
-    try:
-        async with asyncio.timeout(within_s):
+        try:
+            async with asyncio.timeout(self._end_s):
+                await process.communicate()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
             await process.communicate()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
+
+
+async def run_apart(
+    name: str, work: Work, *arguments: Any, owned: Path, nice: int = 0,
+    handlers: Mapping[str, Callable[..., object]] | None = None,
+) -> Any:  # fmt: skip
+    """Run one work in a process of its own, as WorkProcess does, and return its result."""
+    process = WorkProcess(name, owned=owned, nice=nice)
+    try:
+        return await process.run(work, *arguments, handlers=handlers)
+    finally:
+        await process.close()
 
 
 # In such a process
 
 
 def main() -> NoReturn:
-    """Run the work that standard input has, and print its result."""
+    """Do the works that standard input has, until it ends."""
     lines = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
     os.dup2(2, 1)  # what a library prints is no line of this protocol
     for number in (signal.SIGHUP, signal.SIGINT):  # the caller handles those of a terminal
@@ -119,24 +151,26 @@ def main() -> NoReturn:
     def emit(called: str, *values: Any) -> None:
         lines.write(f"{json.dumps([called, *values])}\n")
 
-    name, work, arguments, owned, memory_max, nice = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the caller
+    name, owned, memory_max, nice = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the caller
     set_process_name(name)
     with suppress(OSError):  # a filter of system calls may forbid it
         os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
-    if memory_max is not None:
-        _confine(memory_max)
-    status = 0
-    try:
-        with as_owner_of(owned):
-            emit(RESULT, asyncio.run(_run(work, (*arguments, emit), at_once=memory_max is not None)))
-    except EirError as error:
-        emit(ERROR, str(error))
-    except OSError as error:
-        emit(ERROR, f"{error}")
-    except asyncio.CancelledError:
-        status = 1
-    except Exception as fault:  # noqa: BLE001 - outermost frame of the process; a traceback might show an identifier
-        emit(ERROR, detail_of(fault))
+    status, present = 0, _data_bytes()
+    with as_owner_of(owned), suppress(EOFError):
+        while not status:
+            work, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the caller
+            if memory_max is not None:
+                _confine(memory_max)
+            try:
+                result = asyncio.run(_run(work, (*arguments, emit), at_once=memory_max is not None))
+                emit(RESULT, result, _data_bytes() > present + GROWN_BYTES_MAX)
+            except (EirError, OSError) as error:
+                emit(ERROR, str(error))
+            except asyncio.CancelledError:
+                status = 1
+            except Exception as fault:  # noqa: BLE001 - outermost frame of the process; a traceback might show an identifier
+                emit(ERROR, detail_of(fault))
+            signal.alarm(0)
     os._exit(status)
 
 
@@ -164,15 +198,18 @@ def _end_with_caller(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any],
 
 
 def _confine(memory_max: int) -> None:
-    """Limit memory and duration of this process; if the host runs out of memory, the kernel kills this process first."""
+    """Limit memory and duration of a work; if the host runs out of memory, the kernel kills this process first."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_S_MAX)
-    page_counts = Path("/proc/self/statm").read_text().split()
-    present = int(page_counts[5]) * resource.getpagesize()  # data and stack: proc(5)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = present + memory_max
+    limit = _data_bytes() + memory_max
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     with suppress(OSError):  # /proc may be read-only
         Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}\n")
+
+
+def _data_bytes() -> int:
+    """Return the size of this process's data and stack (proc(5))."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()

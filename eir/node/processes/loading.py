@@ -41,7 +41,7 @@ from eir.lists.sources.release_result import (
 )
 from eir.lists.sources.source import AGAIN_S, ELSEWHERE_S, TurnSettings
 from eir.lists.stores.open import open_store
-from eir.node.processes.apart import LOAD_S_MAX, Emit, NoOutcome, run_apart
+from eir.node.processes.apart import LOAD_S_MAX, Emit, NoOutcome, WorkProcess
 from eir.node.processes.lease import Lease
 from eir.node.processes.state_folder import read_clock
 
@@ -58,32 +58,33 @@ ATTEMPTS_FILE, PULL_ATTEMPTS_FILE, LOCK_FILE, LOAD_LOCK_FILE = "inbox.attempt", 
 LOCK_POLL_S = 0.1
 
 
+def load_process(config: Config, nice: int = 0) -> WorkProcess:
+    """Return the process in which loads run, one after the other, within limits of memory and time."""
+    return WorkProcess(LOAD_PROCESS, owned=config.state, memory_max=config.load_memory, nice=nice)
+
+
 async def load_apart(
-    config: Config, who: str, release: VerifiedRelease | Path, folder: Path, *, force: bool = False, dry_run: bool = False,
-    nice: int = 0, progress: Progress | None = None,
+    process: WorkProcess, config: Config, who: str, release: VerifiedRelease | Path, folder: Path, *, force: bool = False, dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> ReleaseResult:  # fmt: skip
-    """Load a release in a new process, within limits of memory and time; return its result.
+    """Load a release in a process of its own; return its result.
 
     Args:
+        process: process of loads.
         config: configuration of the node.
         who: acting user, for the history.
         release: verified release, or the path of a manifest.
         folder: folder of the data files.
         force: lift the limits on shrinking, growth and ranges.
         dry_run: do everything but write to the store.
-        nice: nice value of the process.
         progress: receives the stages of the load.
     """
     handlers = {PROGRESS: progress or (lambda *_: None)}
     job = who, release, folder, force, dry_run
-    memory_max = config.load_memory
     try:
-        document = await run_apart(
-            LOAD_PROCESS, _load, config, job, owned=config.state, memory_max=memory_max, nice=nice, handlers=handlers
-        )
+        return result_of(await process.run(_load, config, job, handlers=handlers))
     except NoOutcome as fault:
-        return rejected("", _refusal_after(fault, memory_max))
-    return result_of(document)
+        return rejected("", _refusal_after(fault, config.load_memory))
 
 
 def _refusal_after(fault: NoOutcome, memory_max: int) -> ReleaseRefused:
@@ -157,12 +158,12 @@ async def process_once(
 
     async def load(release: VerifiedRelease, place: Path) -> ReleaseResult:
         async with _one_load(config.state):
-            result = await load_apart(config, who, release, place, force=force, nice=NICE)
+            result = await load_apart(process, config, who, release, place, force=force)
         if loaded is not None:
             await loaded(result)
         return result
 
-    turn = Turn(list=name)
+    turn, process = Turn(list=name), load_process(config, NICE)
     with _locked(folder / lock) as is_locked:
         if not is_locked:
             turn.end(ELSEWHERE, "", "another process on this host is doing it")
@@ -188,6 +189,7 @@ async def process_once(
             turn.repeat_after(AGAIN_S)
             return turn
         finally:
+            await process.close()
             await store.close()
 
 

@@ -19,7 +19,7 @@ from eir.lists.log.change import Head, utc_text
 from eir.lists.log.journal import ACCEPTED, REFUSED, JournalEvent
 from eir.lists.record.settings import SourceSettings
 from eir.lists.sources.acknowledgement import Rejection
-from eir.lists.sources.drop_folder import Item, Listing, is_settled, scan_folder
+from eir.lists.sources.drop_folder import Listing, is_settled, scan_folder
 from eir.lists.sources.publisher_folder import PULL_S
 from eir.lists.sources.release_result import (
     ELSEWHERE,
@@ -42,8 +42,6 @@ from eir.node.processes.loading import NICE, node_user, process_once
 
 POLL_S = 1.0
 """Seconds between two looks at the drop folder."""
-BUSY_S = 10.0
-"""Seconds between two turns of a drop folder whose files change all the time."""
 FAILED_MAX_S = 600.0
 """Maximum seconds before another turn of the drop folder after a failure."""
 END_S = 30.0
@@ -68,23 +66,21 @@ class Watch:
 
     def __init__(self) -> None:
         self._again_at = 0.0
-        self._taken_at = -float("inf")
         self._seen: Listing = {}
-        """Files of the last turn."""
+        """Files that had settled at the last turn."""
 
     def is_due(self, listing: Listing, now: float) -> bool:
-        """Return True if a turn must start now: changed files have settled, or change for long, or the last turn wants another one.
+        """Return True if a turn must start now: a new or changed file has settled, or the last turn wants another one.
 
         `now` is in Unix seconds, like the times of the files.
         """
-        changed: list[Item] = [item for name, item in listing.items() if self._seen.get(name) != item]
-        if now >= self._again_at or not changed:
-            return bool(listing) and now >= self._again_at
-        return now - self._taken_at >= BUSY_S or all(is_settled(item, now) for item in changed)
+        if now >= self._again_at:
+            return bool(listing)
+        return any(is_settled(item, now) for name, item in listing.items() if self._seen.get(name) != item)
 
     def note(self, listing: Listing, again_s: float | None, now: float) -> None:
-        """Store that a turn has taken the files of `listing`. `again_s`: time until the next turn; None: it needs a change."""
-        self._seen, self._taken_at = listing, now
+        """Store that a turn has processed the files of `listing` at the time `now`. `again_s`: time until the next turn; None: it needs a change."""
+        self._seen = {name: item for name, item in listing.items() if is_settled(item, now)}
         self._again_at = float("inf") if again_s is None else now + again_s
 
 
@@ -223,7 +219,8 @@ class Sources:
         self._is_readable = True
         if not listing:
             self._waiting = 0
-        if not self._watch.is_due(listing, time.time()):
+        now = time.time()
+        if not self._watch.is_due(listing, now):
             return
         turn = await self._turn(None)
         again_s = turn.again_s
@@ -235,7 +232,7 @@ class Sources:
             self._failures[None] = 0
             self._log_results(turn)
             self._waiting = sum(each.outcome == WAITING for each in turn.results)
-        self._watch.note(listing, again_s, time.time())
+        self._watch.note(listing, again_s, now)
 
     async def _pull(self, name: str) -> float:
         """Take a turn with the source of a list; return the seconds until the next one."""

@@ -16,8 +16,8 @@ from simulated.node import COMMAND, LISTED, children, is_gone, until_async
 from simulated.releases import sign
 
 from eir.errors import EirError, StoreError
-from eir.node.processes import loading
-from eir.node.processes.apart import OOM_SCORE, NoOutcome, run_apart
+from eir.node.processes import apart, loading
+from eir.node.processes.apart import OOM_SCORE, NoOutcome, WorkProcess, run_apart
 
 MEMORY = 128 << 20
 
@@ -36,6 +36,9 @@ async def work(job, emit):  # a row a job
         case int():
             faulthandler.disable()
             os.kill(os.getpid(), job)
+        case "keep":
+            apart.kept = bytearray(MEMORY // 2)
+            apart.GROWN_BYTES_MAX = MEMORY // 4
         case "busy":
             while True:
                 pass
@@ -56,11 +59,43 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
     async def by(job, *, memory_max=MEMORY, progress=lambda *_: None):
-        return await run_apart(
-            "load", work, job, owned=tmp_path, memory_max=memory_max, handlers={"progress": progress}
-        )
+        process = WorkProcess("load", owned=tmp_path, memory_max=memory_max)
+        try:
+            return await process.run(work, job, handlers={"progress": progress})
+        finally:
+            await process.close()
 
     return by
+
+
+@pytest.fixture
+async def process(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    made = WorkProcess("load", owned=tmp_path, memory_max=MEMORY)
+    yield made
+    await made.close()
+
+
+async def test_one_process_does_one_work_after_the_other(process):
+    """After an error, an end or a work that leaves much memory behind, the next work has a process of its own."""
+    handlers = {"progress": lambda *_: None}
+
+    async def pid():
+        return (await process.run(work, "result", handlers=handlers))["pid"]
+
+    first = await pid()
+    assert await pid() == first
+    with pytest.raises(EirError, match="no space"):
+        await process.run(work, "store")
+    second = await pid()
+    assert second != first
+    with pytest.raises(NoOutcome):
+        await process.run(work, int(signal.SIGKILL))
+    third = await pid()
+    assert third != second
+    await process.run(work, "keep")
+    assert await pid() != third
+    assert is_gone(third)
 
 
 async def load_process():
@@ -77,8 +112,10 @@ async def test_work_returns_its_result(run):
     assert score() != str(OOM_SCORE)
 
 
-async def test_work_that_is_no_load_is_held_to_no_limit(run):
-    assert (await run("result", memory_max=None))["score"] == score()
+async def test_work_that_is_no_load_is_held_to_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    said = await run_apart("inbox", work, "result", owned=tmp_path, handlers={"progress": lambda *_: None})
+    assert said["score"] == score()
 
 
 @pytest.mark.parametrize(("job", "says"), [("store", "no space"), ("disk", "No such file"), ("fault", "KeyError")])
@@ -121,9 +158,9 @@ async def test_work_ends_with_those_who_asked_for_it(run, job):
 ASKS = """
 import asyncio, os, sys
 from pathlib import Path
-from test_apart import children, run_apart, until_async, work
+from test_apart import WorkProcess, children, until_async, work
 async def ask():
-    asking = asyncio.create_task(run_apart("load", work, {job!r}, owned=Path("."), memory_max={memory_max}))
+    asking = asyncio.create_task(WorkProcess("load", owned=Path("."), memory_max={memory_max}).run(work, {job!r}))
     print(await until_async(lambda: children(os.getpid()).get("load")), flush=True)
     await asking
 asyncio.run(ask())
