@@ -439,6 +439,10 @@ Findings = Iterator[tuple[str, Spot]]
 """Texts to report, each with the position of its value in the file."""
 
 
+DETAILS = "details"
+"""Name under which a part of the node adds details of conditions to its metrics. The labels are alert, subject and text; a scrape omits them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Metric family: name, type, labels, help text, and the rule that merges the values of all workers."""

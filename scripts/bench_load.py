@@ -174,11 +174,12 @@ def _csv(path: Path) -> None:
 
 
 def _publish(folder: Path) -> None:
-    from eir.lists.releases.publish import publish  # noqa: PLC0415  # the csv process needs none of it
+    from eir.lists.releases.publish import ReleaseSpec, publish  # noqa: PLC0415  # the csv process needs none of it
 
     now = datetime.now(UTC)
     times = {"issued": now - timedelta(seconds=1), "expires": now + timedelta(days=1)}
-    manifest = publish([folder / "data.csv"], list_name=LIST, serial=1, key=folder / "key", **times).manifest
+    spec = ReleaseSpec(list=LIST, serial=1, keys=(folder / "key",), files=(folder / "data.csv",), **times)
+    manifest = publish(spec).manifest
     print(json.dumps({"manifest": str(manifest)}))
 
 

@@ -437,7 +437,7 @@ def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     made, total = _large(site.state, rows, seed)
     listed = site.folder / "tacs.csv"
     with listed.open("w") as out:
-        out.write("tac,device_type,allocation_date\n")
+        out.write("tac,device_type,date\n")
         out.writelines(f"{tac:08d},{kind},{allocated}\n" for tac, allocated, kind in made.tacs)
     site.load(site.release(listed))
     config = site.configure(0)

@@ -5,7 +5,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from simulated.releases import public, publish_once
+from simulated.releases import public, release_by_hand
 
 from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.log.journal import REFUSED
@@ -47,7 +47,7 @@ class Site:
         """A release in the outbox; returns its files, data first, the signature last."""
         file = self.outbox / (data or f"{name}-{serial}{'-added' if base is not None else ''}.csv")
         file.write_text("imei\n" + "".join(f"{row}\n" for row in rows))
-        manifest = publish_once([file], list_name=name, serial=serial, base=base, key=self.keys[key], **how)
+        manifest = release_by_hand([file], list_name=name, serial=serial, base=base, key=self.keys[key], **how)
         return [file, manifest, Path(f"{manifest}.sig")]
 
     def deliver(self, files):

@@ -19,7 +19,7 @@ from eir.checks.periods import NO_END, last_days
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, opened, with_store
 from eir.cli.output import EXIT_USAGE, fail, print_json, print_message, show, written_to
 from eir.cli.sightings import write_down
-from eir.cli.tamper import EngineChoice, allocated_tacs, judging
+from eir.cli.tamper import allocated_tacs, judging
 from eir.config import Config, load_config
 from eir.device import KEY_DIGITS, MEID_BASE, SNR_KEYS, TAC_DIGITS, device_key
 from eir.errors import EirError, SetupFault
@@ -300,7 +300,7 @@ def _tally_copies(config: Config, record: str | None, begin: datetime, end: date
 
     start, stop = begin.replace(tzinfo=None), end.replace(tzinfo=None)
     tally = FigureTally()
-    with judging(config, start, stop, EngineChoice(record, None, None), min_score=None) as (_, judgement):
+    with judging(config, start, stop, record) as (_, judgement):
         for finding in judgement.findings:
             evidence = CONDITIONS[finding.conditions[0]] if finding.conditions else CONFIRMED
             tally.add(1, condition=evidence, maker=maker(finding.device // SNR_KEYS))

@@ -85,8 +85,8 @@ def import_first_seen(
 
             rows = seen_now(*first_checks(checked.state), now)
         else:
-            rows, tally = read_days(file, now, partial(shown, "read"))
-            bad, complaints = tally.bad, tally.complaints
+            rows, tally = read_days(file, now, shown)
+            bad, complaints = tally.bad, [*tally.complaints]
         shown("write", 0, 1)
         source = SIGHTINGS if file is None else file.name
         work = partial(

@@ -85,8 +85,9 @@ from eir.lists.record.kept_content import changes_of_rows
 from eir.lists.record.listed_entries import display_order, entries_in, is_whole, rows_between
 from eir.lists.record.reasons import check_reason, reason_at
 from eir.lists.record.settings import FIRST_SEEN, PAIRS, SUBSCRIBERS, TYPES, ListSettings
-from eir.lists.rows.layout import ALLOCATED, BEGIN, DATE, begin_seconds, tac_key, until_seconds
-from eir.lists.rows.table_export import EIR, EXPORTS, export_table
+from eir.lists.releases.foreign import ALLOCATED
+from eir.lists.rows.layout import BEGIN, DATE, EIR, begin_seconds, tac_key, until_seconds
+from eir.lists.rows.table_export import EXPORTS, export_table
 from eir.lists.stores.open import COPIES, JOURNAL, SQLITE
 from eir.lists.table.columns import SECONDS, TableRows
 from eir.node.observe.control import ControlAway
@@ -388,7 +389,8 @@ def add(
             now_s=now_s,
             layout=layout,
             force=force,
-            progress=partial(shown, "read"),
+            declared=checked.layouts,
+            progress=shown,
         )
         for warning in found.warnings:  # also before a change that is refused
             print_message(f"warning: {warning}")
@@ -587,7 +589,7 @@ def _as_held(checked: Whereabouts, node: NodeAnswer | None, name: str) -> Logged
 
 def export_list(
     list_name: ListName,
-    layout: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(EXPORTS)}.")] = EIR,
+    layout: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(EXPORTS)}.")] = EIR.name,
     only: Annotated[
         str,
         typer.Option(
@@ -613,8 +615,7 @@ def export_list(
     """Export a list in force to a data file.
 
     `eir publish` can make a release of this file with the same content, and so with the same `digest` in `eir lists
-    --json`.
-    An existing file is replaced when the new file is complete.
+    --json`. An existing file is replaced when the new file is complete.
 
     A row of the record of first sightings (`first_seen.list`) has the device, its first day, and the last day of its period
     (`until`), for the register that notifies people. The longest period counts of the rules with `first_seen_within` that
@@ -630,7 +631,7 @@ def export_list(
     content = with_store(checked, partial(_list_content, checked, list_name), fresh=False, reads=True)
     head = content.head
     is_record = head.kind == FIRST_SEEN
-    if is_record and (only or layout != EIR):
+    if is_record and (only or layout != EIR.name):
         raise fail(f"{list_name} is the record of first sightings: --layout and --only are for lists", EXIT_USAGE)
     if is_record:
         policy = load_config(config).policy

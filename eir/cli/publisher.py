@@ -2,13 +2,13 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,11 @@ from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, optional_config
 from eir.cli.output import EXIT_USAGE, duration, fail, print_warning, progress, show_one
 from eir.config import load_layouts
 from eir.lists.record.settings import KINDS
-from eir.lists.rows.layout import LAYOUTS
+from eir.lists.releases.foreign import LAYOUTS
 from eir.lists.sources.folder_index import INDEX, FolderIndex
+
+if TYPE_CHECKING:
+    from eir.lists.releases.publish import ReleaseSpec
 
 
 def publish(
@@ -28,11 +31,11 @@ def publish(
     keys: Annotated[list[Path], typer.Option("--key", metavar="KEY", help="The OpenSSH key that signs; a .pub for one held by ssh-agent. Once for each signature that the list wants (lists.*.threshold).")],
     base: Annotated[int | None, typer.Option(metavar="M", help="Of a delta: the serial that it builds on.", min=0)] = None,
     layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(LAYOUTS)}, or one that the configuration declares; guessed among the first if not given.")] = None,
-    folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data if not given.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; beside the data files if not given.")] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Instead of --out: a folder with an index, for a web server, which nodes pull from (lists.*.source).")] = None,
-    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="With --to: what the list holds, devices, pairs, subscribers or device_types; as the folder says, else devices.", show_default=False)] = None,
+    holds: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="What the list holds: devices, pairs, subscribers or device_types; needed only if the files fit several, as DIRBS notifications do.", show_default=False)] = None,
     keep: Annotated[str, typer.Option(metavar="7d", help="With --to: how far behind a node may be and catch up by deltas. Older ones are folded into a full release.")] = "7d",
-    bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and an EIR leaves them out.")] = 0,
+    bad_rows_max: Annotated[int, typer.Option(metavar="N", min=0, help="Rows that may be wrong; they are named, and left out of the release.")] = 0,
     bad_rows: Annotated[Path | None, typer.Option("--bad-rows", metavar="FILE", help="Write all bad rows to FILE, as CSV: file, line, problem, row.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A warning refuses the release, such as of a row that has ended or an IMEI of zeros.")] = False,
     new_key: Annotated[bool, typer.Option("--new-key", help="With --to: sign with a key that has signed no release in FOLDER and is not in FOLDER/signers. Nodes have to trust it.")] = False,
@@ -41,9 +44,10 @@ def publish(
 ) -> None:  # fmt: skip
     """Create a signed release from data files.
 
-    The command writes LIST-SERIAL.manifest.json and its .sig beside the data files, and .sig.2 for a second --key. Rows are read as `eir load`
-    reads them, so that a bad row is reported to the publisher and not to the receivers of the release. The configuration is read only for a
-    layout that it declares. OpenSSH creates the signatures. For an existing manifest, this command does the same:
+    Rows of any layout are read, and written in the layout `eir`, which nodes load: LIST-SERIAL.csv.zst (of a delta -added and -removed; -ranges for
+    whole TACs and ranges), LIST-SERIAL.manifest.json and its .sig, and .sig.2 for a second --key. A bad row is named to the publisher, and not in the
+    release. The configuration is read only for a layout that it declares. OpenSSH creates the signatures. For an existing manifest, this command does
+    the same:
 
     \b
     ssh-keygen -Y sign -n eir-release -f KEY MANIFEST
@@ -51,28 +55,28 @@ def publish(
     With --to the release is written to its own folder in FOLDER, and is added to the index from which nodes pull. A key that has signed no
     release in FOLDER and is not in FOLDER/signers is rejected, because nodes that do not trust it would keep the previous release.
     """  # noqa: D301 - for typer: the command is not to be wrapped
+    from eir.lists.releases.publish import ReleaseSpec  # noqa: PLC0415 - for this command alone
     from eir.lists.releases.publish import publish as publish_release  # noqa: PLC0415 - for this command alone
 
-    lasts = duration(expires, "--expires")
     now = datetime.now(UTC).replace(microsecond=0)
     optional_config(config)
-    declared = load_layouts(config) if layout and layout not in LAYOUTS else None
-    release: dict[str, Any] = {
-        "list_name": list_name, "serial": serial, "base": base, "issued": now, "expires": now + lasts, "key": keys[0], "more_keys": keys[1:],
-        "layout": layout, "declared": declared, "bad_rows_max": bad_rows_max, "strict": strict, "warn": print_warning,
-    }  # fmt: skip
+    declared = load_layouts(config) if layout and layout not in LAYOUTS else {}
+    _check_kind(holds)
+    spec = ReleaseSpec(
+        list=list_name, serial=serial, base=base, issued=now, expires=now + duration(expires, "--expires"), keys=keys, files=files, kind=holds,
+        layout=layout, declared=declared, bad_rows_max=bad_rows_max, strict=strict,
+    )  # fmt: skip
     if to is not None:
         kept = duration(keep, "--keep")
-        _check_kind(holds)
         if folder is not None or force:
             text = "--to cannot be combined with --out or --force, because nodes may have read the index"
             raise fail(text, EXIT_USAGE)
-        release |= {"holds": holds, "keep": kept, "new_key": new_key}
-        _publish_into(to, files, release, bad_rows, as_json=as_json)
+        _publish_into(to, spec, bad_rows, keep=kept, new_key=new_key, as_json=as_json)
         return
     with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
-        release |= {"each_bad": each_bad, "progress": advance, "out": folder, "replace": force}
-        published = publish_release(files, **release)
+        published = publish_release(
+            spec, folder, replace=force, progress=advance or (lambda *_: None), warn=print_warning, each_bad=each_bad
+        )
     written = f"{published.manifest} and its .sig are written; on the EIR: eir load {quote(str(published.manifest))}"
     show_one(published.as_json(), f"{published.as_text()}\n{written}", as_json=as_json)
 
@@ -101,12 +105,9 @@ def offer(
 
     kept = duration(keep, "--keep")
     _check_kind(holds)
-    file = optional_config(config)
-    declared = None if file is None else load_layouts(file)
+    optional_config(config)
     now = datetime.now(UTC).replace(microsecond=0)
-    index = offer_release(
-        to, manifest, key=key, now=now, holds=holds, keep=kept, declared=declared, warn=print_warning, new_key=new_key
-    )
+    index = offer_release(to, manifest, key=key, now=now, holds=holds, keep=kept, warn=print_warning, new_key=new_key)
     document = {"list": index.list, "serial": index.serial, **_index_document(to, index)}
     show_one(document, _index_text(to, index), as_json=as_json)
 
@@ -143,12 +144,14 @@ def _bad_rows_to(path: Path | None, files: Sequence[Path]) -> Iterator[Callable[
 
 
 def _publish_into(
-    folder: Path, files: list[Path], release: Mapping[str, Any], bad_rows: Path | None, *, as_json: bool
+    folder: Path, spec: "ReleaseSpec", bad_rows: Path | None, *, keep: timedelta, new_key: bool, as_json: bool
 ) -> None:
     from eir.lists.sources.folder_writer import publish_into  # noqa: PLC0415 - for --to alone
 
-    with progress() as advance, _bad_rows_to(bad_rows, files) as each_bad:
-        placed = publish_into(folder, files, each_bad=each_bad, progress=advance, **release)
+    with progress() as advance, _bad_rows_to(bad_rows, spec.files) as each_bad:
+        placed = publish_into(
+            folder, spec, keep=keep, new_key=new_key, progress=advance or (lambda *_: None), warn=print_warning, each_bad=each_bad
+        )  # fmt: skip
     text = f"{placed.published.as_text()}\n{_index_text(folder, placed.index)}"
     if placed.folded:
         text += "; its deltas were folded into a full release"

@@ -1,12 +1,14 @@
 """Commands that find devices with a tampered identity in the record of checks, and export them as rows."""
 
 import csv
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
@@ -16,6 +18,7 @@ from eir.cli.output import (  # fmt: skip
     EXIT_USAGE,
     duration,
     fail,
+    moment,
     print_json,
     print_message,
     print_text,
@@ -38,20 +41,21 @@ from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import TYPES
 from eir.lists.table.table import in_force
-from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, add_decision, load_cases, load_decisions, load_owners
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from eir.sightings.conditions import Tac
-    from eir.sightings.engine import Engine
-    from eir.sightings.judge import Judgement
+from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, add_decision, load_cases, load_decisions
+from eir.sightings.conditions import Tac
+from eir.sightings.engine import duck
+from eir.sightings.judge import Engine, Judgement, judge
+from eir.sightings.schema import FOLDER
+from eir.sightings.sheet import is_imsi, other_sims, sheet
+from eir.sightings.spark import spark
 
 COLUMNS = ("imei", "rank", "score", "subscribers", "copies", "first_seen", "last_seen", "conditions", "evidence")
+ROWS = ("tracked", "pairs", "devices")
+"""Choices for the export: IMEIs to track, pairs of confirmed devices with named owners, confirmed IMEIs."""
 SINCE, SINCE_MAX = "30d", timedelta(days=366)
 
 Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 366 days at most.")]
-Until = Annotated[str | None, typer.Option(metavar="DATE", help="The day before which to look, as 2026-11-25; now if not given.", show_default=False)]  # fmt: skip
+Until = Annotated[str, typer.Option(metavar="DATE", help="The day before which to look, as 2026-11-25.", show_default="now")]  # fmt: skip
 Record = Annotated[str | None, typer.Option(metavar="PATTERN", help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.", show_default=False)]  # fmt: skip
 OnSpark = Annotated[str | None, typer.Option("--spark", metavar="MASTER", help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/OPERATION.md says how.", show_default=False)]  # fmt: skip
 Work = Annotated[str | None, typer.Option(metavar="FOLDER", help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.", show_default=False)]  # fmt: skip
@@ -61,7 +65,7 @@ MinScore = Annotated[float | None, typer.Option("--min-score", metavar="S", min=
 
 
 def report(
-    since: Since = SINCE, until: Until = None, min_score: MinScore = None,
+    since: Since = SINCE, until: Until = "", min_score: MinScore = None,
     limit: Annotated[int, typer.Option("-n", "--limit", metavar="N", min=1, help="Devices in the table at most.")] = 50,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all of them as CSV.")] = None,
     batches: Annotated[bool, typer.Option("--batches", help="List the IMEIs of modules with ten SIMs or more, instead of the findings.")] = False,
@@ -74,8 +78,7 @@ def report(
     section `tamper` of the configuration and eir/sightings/README.md describe the conditions and the score. Devices that
     an operator cleared are left out. So are reports of distrusted origins and peers; a warning names these.
     """
-    window = _window(since, until)
-    with judging(opened(load_config(config)), *window, EngineChoice(record, on_spark, work), min_score=min_score) as (_, found):  # fmt: skip
+    with judging(opened(load_config(config)), *_window(since, until), record, on_spark, work, min_score=min_score) as (_, found):  # fmt: skip
         pass
     if batches:
         modules = [{"imei": imei, "subscribers": sims} for imei, sims in found.batches]
@@ -106,10 +109,8 @@ def report(
 
 
 def export(
-    layout: Annotated[str, typer.Option("--as", metavar="eir|dirbs-notifications", help="The form of the rows.")] = "eir",
     kind: Annotated[str, typer.Option("--rows", metavar="tracked|pairs|devices", help="tracked: IMEIs to watch; pairs: confirmed IMEIs with each SIM but the owner's, to block; devices: confirmed IMEIs, to block.")] = "tracked",
-    since: Since = SINCE, until: Until = None, min_score: MinScore = None,
-    condition: Annotated[list[str] | None, typer.Option("--condition", metavar="NAME", help="Only devices for which this condition holds; may be given several times.")] = None,
+    since: Since = SINCE, until: Until = "", min_score: MinScore = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write; standard output if not given.")] = None,
     record: Record = None, on_spark: OnSpark = None, work: Work = None,
     config: ConfigFile = DEFAULT_CONFIG,
@@ -123,42 +124,32 @@ def export(
     with every SIM, including the owner's. Devices that an operator cleared, and devices with a test TAC, are never
     exported. Exit status 1 if there is nothing to write.
     """
-    from eir.sightings.conditions import CONDITIONS  # noqa: PLC0415 - for this command alone
-    from eir.sightings.sheet import LAYOUTS, ROWS, export_rows, other_sims  # noqa: PLC0415 - for this command alone
-
-    if layout not in LAYOUTS:
-        raise fail(f"--as {layout}: expected {' or '.join(LAYOUTS)}", EXIT_USAGE)
-    if kind not in ROWS or (kind == "tracked" and layout != "eir"):
-        raise fail(f"--rows {kind}: expected {', '.join(ROWS)}; tracked only --as eir", EXIT_USAGE)
-    for name in condition or ():
-        if name not in CONDITIONS:
-            raise fail(f"--condition {name}: no such condition; there are: {', '.join(CONDITIONS)}", EXIT_USAGE)
-    wanted = frozenset(condition or CONDITIONS)
+    if kind not in ROWS:
+        raise fail(f"--rows {kind}: expected {', '.join(ROWS)}", EXIT_USAGE)
     checked = opened(load_config(config))
     least = checked.tamper.export_min if min_score is None else min_score
     begin, end = _window(since, until)
-    owners = load_owners(checked.state)
-    with judging(checked, begin, end, EngineChoice(record, on_spark, work), min_score=least) as (engine, found):
+    confirmed = {device: case for device, case in load_cases(checked.state).items() if case["verdict"] == CONFIRMED}
+    with judging(checked, begin, end, record, on_spark, work, min_score=least) as (engine, found):
+        owners = {device: case["owners"] for device, case in confirmed.items() if "owners" in case}
         sims = other_sims(engine, owners) if kind == "pairs" else {}
-    findings = [each for each in found.findings if each.confirmed or "sim_box" not in each.conditions]
-    chosen = {each.device: each.conditions[0] for each in findings if not wanted.isdisjoint(each.conditions)}
-    confirmed = {device for device, is_confirmed in load_cases(checked.state).items() if is_confirmed}
-    if not condition:  # a decision counts, whether the device was seen in the period or not
-        chosen |= dict.fromkeys(sorted(confirmed - chosen.keys()), CONFIRMED)
+    chosen = {each.device: each.conditions[0] for each in found.findings if each.conditions and (each.confirmed or "sim_box" not in each.conditions)}  # fmt: skip
+    # A decision counts, whether the device was seen in the period or not.
+    chosen |= dict.fromkeys(sorted(confirmed.keys() - chosen.keys()), CONFIRMED)
     if kind != "tracked":
         chosen = {device: why for device, why in chosen.items() if device in confirmed}
     tests = {device for device in chosen if KEY_TESTS["test"](device)}
     if tests:
         print_message(f"{len(tests):,} devices with a TAC for tests are left out")
-    imsis = {device: sims.get(device, []) if kind == "pairs" else [""] for device in chosen.keys() - tests}
-    rows = [(key_text(device), imsi, why) for device, why in chosen.items() for imsi in imsis.get(device, [])]
+    # A list has at most 255 reasons, so a reason must not include values of a device.
+    rows = [(key_text(device), *imsi, f"tampered: {why}", f"{end:%Y%m%d}") for device, why in chosen.items() if device not in tests for imsi in (sims.get(device, []) if kind == "pairs" else [()])]  # fmt: skip
     if not rows and kind == "pairs":
         raise fail("there is no pair, and no file was written: eir tamper confirm IMEI --owner IMSI names the owner of a device, and the record needs IMSIs (sightings.subscribers: full)")  # fmt: skip
     if not rows:
         raise fail("there is no such device, and no file was written; --rows devices has only confirmed devices")
     with written_to(out, private=True) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows(export_rows(rows, layout, f"{end:%Y%m%d}", has_imsi=kind == "pairs"))
+        columns = ("imei", "imsi", "reason", "date") if kind == "pairs" else ("imei", "reason", "date")
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
     written = len({imei for imei, *_ in rows})
     command = f"eir publish --list L --serial N --expires 30d --key KEY {quote(str(out or 'FILE'))}"
     print_message(f"{written:,} devices are written; to sign them: {command}")
@@ -166,7 +157,7 @@ def export(
 
 def show_one_device(
     identifier: Annotated[str, typer.Argument(metavar="IMEI", help="The device.")],
-    since: Since = SINCE, until: Until = None, record: Record = None, on_spark: OnSpark = None, work: Work = None,
+    since: Since = SINCE, until: Until = "", record: Record = None, on_spark: OnSpark = None, work: Work = None,
     config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show the evidence of a finding about one device.
@@ -174,12 +165,10 @@ def show_one_device(
     The sheet has the result of each condition, with times, SIMs, places and software versions, and the decisions of
     operators. Exit status 1 if the device is not on record in this period.
     """
-    from eir.sightings.sheet import sheet  # noqa: PLC0415 - for this command alone
-
     device = _device(identifier)
     checked = opened(load_config(config))
     begin, end = _window(since, until)
-    with judging(checked, begin, end, EngineChoice(record, on_spark, work), min_score=0) as (engine, found):
+    with judging(checked, begin, end, record, on_spark, work, min_score=0) as (engine, found):
         evidence = sheet(engine, found, device, load_decisions(checked.state))
     if not evidence["subscribers"]:
         raise fail(f"{identifier} is not on record from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")
@@ -208,8 +197,6 @@ def confirm(
     other SIM of the device. A later decision replaces the owner's SIMs. The decision is recorded in the history,
     without IMSIs.
     """
-    from eir.sightings.sheet import is_imsi  # noqa: PLC0415 - for this command alone
-
     for imsi in owner or ():
         if not is_imsi(imsi):
             raise fail(f"--owner {imsi}: expected an IMSI of 14 or 15 digits", EXIT_USAGE)
@@ -230,13 +217,12 @@ def forget(identifier: Identifier, reason: Reason, config: ConfigFile = DEFAULT_
     From then on the device is judged as if there were no decision. Exit status 1 if there is no decision. The decision
     and the withdrawal stay in the history.
     """
-    decisions = load_cases(opened(load_config(config)).state)
-    if _device(identifier) not in decisions:
+    if _device(identifier) not in load_cases(opened(load_config(config)).state):
         raise fail(f"{identifier} has no decision to withdraw")
     _decide(identifier, FORGOTTEN, reason, config, as_json=as_json)
 
 
-def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool, owners: "Iterable[str]" = ()) -> None:  # fmt: skip
+def _decide(identifier: str, verdict: str, reason: str, config: Path, *, as_json: bool, owners: Sequence[str] = ()) -> None:  # fmt: skip
     checked = opened(load_config(config))
     imei = key_text(_device(identifier))
     time, user = utc_text(datetime.now(UTC)), who()
@@ -258,32 +244,40 @@ def _device(identifier: str) -> int:
         raise fail(f"{identifier}: {e}", EXIT_USAGE) from None
 
 
-class EngineChoice(NamedTuple):
-    """Files to analyse, and the engine that analyses them."""
-
-    record: str | None
-    spark: str | None
-    work: str | None
-
-
 @contextmanager
-def judging(config: Config, begin: datetime, end: datetime, where: EngineChoice, *, min_score: float | None) -> "Iterator[tuple[Engine, Judgement]]":  # fmt: skip
-    """Open the engine, analyse the record of a period, and yield the engine with its findings."""
-    from dataclasses import replace  # noqa: PLC0415 - for these commands alone
-
-    from eir.sightings.judge import judge  # noqa: PLC0415 - for this command alone
-
+def judging(
+    config: Config, begin: datetime, end: datetime, record: str | None = None, on_spark: str | None = None, work: str | None = None, *, min_score: float | None = None,
+) -> Iterator[tuple[Engine, Judgement]]:  # fmt: skip
+    """Analyse the record of a period by DuckDB or Spark, and yield the engine and its findings. `record`: pattern of files instead of the node's own."""
+    if (on_spark is None) != (work is None):
+        raise fail("--spark and --work go together", EXIT_USAGE)
+    files = record or _recorded_files(config, begin, end)
+    probes = [peer.label for peer in config.peers if peer.is_probe]
     settings = config.tamper if min_score is None else replace(config.tamper, report_min=min_score)
-    with progress() as advance, _engine(config, begin, end, where) as engine:
+    cases = {device: case["verdict"] == CONFIRMED for device, case in load_cases(config.state).items()}
+    opening: AbstractContextManager[Engine]
+    if on_spark is not None and work is not None:
+        opening = spark(files, since=begin, until=end, master=on_spark, work=work, without=probes)
+    else:
+        opening = duck(files, since=begin, until=end, memory=settings.memory, without=probes)
+    with progress() as advance, opening as engine:
         shown = advance or (lambda *_: None)
-        tacs, cases = allocated_tacs(config), load_cases(config.state)
+        tacs = allocated_tacs(config)
         yield engine, judge(engine, settings, since=begin, until=end, tacs=tacs, cases=cases, warn=print_warning, progress=shown)  # fmt: skip
 
 
-def allocated_tacs(config: Config) -> "Iterator[Tac]":
-    """Yield the TACs of all lists of kind device_types in the store. Raises StoreError."""
-    from eir.sightings.conditions import Tac  # noqa: PLC0415 - for these commands alone
+def _recorded_files(config: Config, begin: datetime, end: datetime) -> list[str]:
+    """Return the files of this node's record of a period, after its buffered checks are written."""
+    write_down(config)
+    days = [(begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3)]
+    files = [str(path) for day in days for path in sorted((config.state / FOLDER).glob(f"{day}/*.parquet"))]
+    if not files:
+        raise EirError(f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}; a node records checks if the configuration has the section `sightings`; --until selects an earlier time")  # fmt: skip
+    return files
 
+
+def allocated_tacs(config: Config) -> Iterator[Tac]:
+    """Yield the TACs of all lists of kind device_types in the store. Raises StoreError."""
     now = int(datetime.now(UTC).timestamp())
 
     async def read(name: str, store: LogStore) -> LoggedList | None:
@@ -299,38 +293,8 @@ def allocated_tacs(config: Config) -> "Iterator[Tac]":
             yield Tac(entry.key // SNR_KEYS, allocated, reason_at(content.head.reasons, entry.reason))
 
 
-def _window(since: str, until: str | None) -> tuple[datetime, datetime]:
-    """Parse `--since` and `--until`; return start and end of the period, in UTC without a time zone."""
+def _window(since: str, until: str) -> tuple[datetime, datetime]:
+    """Return start and end of the period of `--since` and `--until`, in UTC without a time zone."""
     lasts = duration(since, "--since", most=SINCE_MAX)
-    if not until:
-        end = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=1)
-        return end - lasts, end
-    try:
-        end = datetime.fromisoformat(until).replace(tzinfo=None)
-    except ValueError:
-        raise fail(f"--until {until}: expected a day such as 2026-11-25", EXIT_USAGE) from None
+    end = (moment(until, "--until") or datetime.now(UTC) + timedelta(seconds=1)).replace(tzinfo=None)
     return end - lasts, end
-
-
-def _engine(config: Config, begin: datetime, end: datetime, where: EngineChoice) -> "AbstractContextManager[Engine]":
-    """Open the engine (DuckDB or Spark) for the recorded files of a period."""
-    from eir.sightings.schema import FOLDER  # noqa: PLC0415 - for these commands alone
-
-    if (where.spark is None) != (where.work is None):
-        raise fail("--spark and --work go together", EXIT_USAGE)
-    files: str | list[str] = where.record or []
-    if not where.record:
-        write_down(config)
-        days = [(begin + timedelta(days=number)).date() for number in range(-1, (end - begin).days + 3)]
-        paths = [path for day in days for path in sorted((config.state / FOLDER).glob(f"{day}/*.parquet"))]
-        files = [*map(str, paths)]
-    if not files:
-        raise EirError(f"no sightings from {begin:%Y-%m-%d} to {end:%Y-%m-%d} in {config.state}; a node records checks if the configuration has the section `sightings`; --until selects an earlier time")  # fmt: skip
-    probes = [peer.label for peer in config.peers if peer.is_probe]
-    if where.spark is not None and where.work is not None:
-        from eir.sightings.spark import spark  # noqa: PLC0415 - for --spark alone
-
-        return spark(files, since=begin, until=end, master=where.spark, work=where.work, without=probes)
-    from eir.sightings.engine import duck  # noqa: PLC0415 - for analyses without Spark
-
-    return duck(files, since=begin, until=end, memory=config.tamper.memory, without=probes)

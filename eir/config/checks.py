@@ -18,8 +18,9 @@ from eir.config.settings import Config
 from eir.errors import FileError, StoreError
 from eir.interfaces import INTERFACES
 from eir.lists.record.settings import BOUND, DEVICES, PAIRS, TYPES, is_list_name
+from eir.lists.releases.foreign import LAYOUTS
 from eir.lists.releases.openssh import distinct_signers
-from eir.lists.rows.layout import ACTION, LAYOUTS, SUBJECTS
+from eir.lists.rows.layout import ACTION, SUBJECTS
 from eir.lists.stores.open import SQLITE
 from eir.schema import Document, Findings, Spot, did_you_mean
 from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds

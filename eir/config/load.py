@@ -145,7 +145,7 @@ def _checked(path: Path, document: Document) -> tuple[Config, tuple[Problem, ...
     values = dict(document.values)
     if values["overload_answer"] == TOO_BUSY:
         values["overload_answer"] = None
-    lists = {name: replace(settings, layouts=values["layouts"]) for name, settings in values["lists"].items()}
+    lists = dict(values["lists"])
     first_seen = values["first_seen"]
     if first_seen and first_seen.list in lists and lists[first_seen.list].local:
         del lists[first_seen.list]  # the record is a local list, and may be declared as one

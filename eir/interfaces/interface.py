@@ -78,7 +78,7 @@ class SharedSettings:
     store: str
     """`sqlite`, or a URL of eir.lists.stores.redis_url, which may contain a password."""
     lists: Mapping[str, ListSettings]
-    """Lists by name, with the declared layouts."""
+    """Lists by name."""
     first_seen: FirstSeenSettings | None = None
     """None: no record of first sightings is kept."""
     policy: PolicySettings
@@ -139,9 +139,6 @@ class Attendant(Protocol):
 
     def status(self) -> Mapping[str, Any]:
         """Return the interface's fields in the document of `eir status`."""
-
-    def warnings(self) -> Sequence[str]:
-        """Return the interface's warnings for `eir status`."""
 
     def numbers(self) -> Samples:
         """Return the metrics of the interface's task in the supervisor, by name and label values."""
@@ -223,8 +220,6 @@ class Interface:
     attendant: str = ""
     """Class of its Attendant, created with a function that returns the node's NodeLoad, and a Report."""
     attendant_families: tuple[Family, ...] = ()
-    alerts: tuple[tuple[str, str], ...] = ()
-    """Text of each warning, with `{}` for a value, and the alert whose runbook entry has advice."""
 
     service: str = ""
     """Class of its Service, created with (settings, SharedSettings, Report, IsRecorded)."""

@@ -6,19 +6,23 @@ SELECT device, subscriber, CAST(place AS INTEGER) AS sim, first_seen, last_seen 
     SELECT *, CASE WHEN first_seen < MAX(last_seen) OVER (PARTITION BY device ORDER BY first_seen, subscriber ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) THEN 1 ELSE 0 END AS is_beside
     FROM uses WHERE NOT subscriber IS NULL AND CAST(first_seen AS DATE) < CAST(last_seen AS DATE)) AS regular) AS ranked
 WHERE is_shared = 1 AND place <= 100
--- sources: Pairs of an origin and a peer that sends its checks. A peer that sends less than a tenth of an origin's rows is no evidence (`counts` 0).
-SELECT *, CASE WHEN n * 10 >= SUM(n) OVER (PARTITION BY origin) AND {believed_source} THEN 1 ELSE 0 END AS counts, CAST(ROW_NUMBER() OVER (ORDER BY origin, peer) AS INTEGER) AS source
+-- sources: Pairs of an origin and a peer that sends its checks, each with a number, and the number of the origin. A peer that sends less than a tenth of an origin's rows is no evidence (`counts` 0).
+SELECT *, CASE WHEN n * 10 >= SUM(n) OVER (PARTITION BY origin) AND {believed_source} THEN 1 ELSE 0 END AS counts, CAST(ROW_NUMBER() OVER (ORDER BY origin, peer) AS INTEGER) AS source, CAST(DENSE_RANK() OVER (ORDER BY origin) AS INTEGER) AS o
 FROM (SELECT origin_host AS origin, COALESCE(peer, origin_host) AS peer, MIN(COALESCE(origin_realm, '')) AS realm, COUNT(*) AS n FROM sightings WHERE NOT origin_host IS NULL GROUP BY 1, 2) AS counted
--- origins: Each origin with a number, and its operator by the peer that sends most of its rows.
-SELECT origin, realm, CAST(ROW_NUMBER() OVER (ORDER BY origin) AS INTEGER) AS o FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY origin ORDER BY n DESC, peer) AS place FROM sources) AS ranked WHERE place = 1
--- steps: Checks of shared devices in order: the previous SIM, origin and version of the device (`dev_`), and the previous origin and version of this SIM (`own_`). Version 00 is no version.
+-- origins: Operator of each origin, by the peer that sends most of its rows.
+SELECT origin, realm, o FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY origin ORDER BY n DESC, peer) AS place FROM sources) AS ranked WHERE place = 1
+-- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
+SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size
+WHERE device % share = drawn % share GROUP BY device, share HAVING COUNT(*) = 1
+-- checks: Rows of the shared devices and of the sample, with the number of the SIM in a shared device. Version 00 is no version.
+SELECT s.device, m.sim, INSTANT_S(s.time) AS t, s.day, sources.source, sources.counts, sources.o, NULLIF(s.software_version, '00') AS v
+FROM (SELECT * FROM sightings WHERE device IN (SELECT members.device FROM members UNION ALL SELECT phones.device FROM phones)) AS s LEFT JOIN members AS m ON s.device = m.device AND s.subscriber = m.subscriber
+LEFT JOIN sources ON s.origin_host = sources.origin AND COALESCE(s.peer, s.origin_host) = sources.peer
+-- steps: Checks of shared devices in order: the previous SIM, origin and version of the device (`dev_`), and the previous origin and version of this SIM (`own_`).
 SELECT *, LAG(sim) OVER dev AS dev_sim, LAG(o) OVER dev AS dev_o, t - LAG(t) OVER dev AS gap, LAG(o) OVER own AS own_o, t - LAG(t) OVER own AS own_gap,
   LAST_VALUE(v IGNORE NULLS) OVER (PARTITION BY device ORDER BY t, sim, o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS dev_v,
   LAST_VALUE(v IGNORE NULLS) OVER (PARTITION BY device, sim ORDER BY t, o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS own_v
-FROM (
-  SELECT s.device, m.sim, INSTANT_S(s.time) AS t, s.day, sources.source, origins.o, NULLIF(s.software_version, '00') AS v
-  FROM (SELECT * FROM sightings WHERE device IN (SELECT members.device FROM members)) AS s JOIN members AS m ON s.device = m.device AND s.subscriber = m.subscriber
-  JOIN sources ON s.origin_host = sources.origin AND COALESCE(s.peer, s.origin_host) = sources.peer AND sources.counts = 1 JOIN origins ON s.origin_host = origins.origin) AS checks
+FROM checks WHERE counts = 1 AND NOT sim IS NULL
 WINDOW dev AS (PARTITION BY device ORDER BY t, sim, o), own AS (PARTITION BY device, sim ORDER BY t, o)
 -- meets: Pairs of origins, in both directions, with the number of devices of two or three SIMs that changed the SIM from one origin to the other within 3 hours.
 SELECT CASE WHEN is_back = 1 THEN dev_o ELSE o END AS a, CASE WHEN is_back = 1 THEN o ELSE dev_o END AS b, COUNT(DISTINCT steps.device) AS n
@@ -36,23 +40,20 @@ SELECT device, day, t, o, dev_o, sim, dev_sim, gap,
   CASE WHEN v = own_v AND v <> dev_v THEN day END AS two_v, CASE WHEN v <> own_v AND v = dev_v THEN day END AS one_v
 FROM steps LEFT JOIN ways AS d ON d.a = o AND d.b = dev_o LEFT JOIN ways AS w ON w.a = o AND w.b = own_o WHERE sim <> dev_sim
 -- orders: Deviation of the number of changes from that of a random order, while the two busiest SIMs are both in use. Of a SIM's checks within half an hour the first counts.
-SELECT device, (MAX(k) - SUM(c) * (1 - q)) / SQRT(GREATEST(SUM(c) * q * (1 - q), 0.25)) AS z FROM (
+SELECT device, (MAX(k) - SUM(c) * (1 - q)) / SQRT(GREATEST(SUM(c) * q * (1 - q), 25e-2)) AS z FROM (
   SELECT device, c, k, SUM(c * c) OVER (PARTITION BY device) / POWER(SUM(c) OVER (PARTITION BY device), 2) AS q FROM (
     SELECT device, sim, CAST(COUNT(*) AS DOUBLE) AS c, SUM(SUM(CASE WHEN sim <> before THEN 1 ELSE 0 END)) OVER (PARTITION BY device) AS k FROM (
       SELECT steps.device, sim, LAG(sim) OVER (PARTITION BY steps.device ORDER BY t, sim) AS before
       FROM steps JOIN (SELECT device, INSTANT_S(MAX(first_seen)) AS since, INSTANT_S(MIN(last_seen)) AS until FROM members WHERE sim <= 2 GROUP BY device) AS common ON steps.device = common.device
       WHERE COALESCE(own_gap, 1800) >= 1800 AND t BETWEEN since AND until) AS trail GROUP BY device, sim) AS sims) AS parts GROUP BY device, q
--- phones: Sample of about 20,000 phones with one SIM. The number of rows selects them, so that no peer can know them. One of `share` phones is in the sample.
-SELECT device, share FROM uses CROSS JOIN (SELECT CAST(GREATEST(FLOOR(COUNT(*) / 20000), 1) AS BIGINT) AS share, CAST(SUM(n) AS BIGINT) AS drawn FROM uses) AS size
-WHERE device % share = drawn % share GROUP BY device, share HAVING COUNT(*) = 1
 -- usual: Rows a day of an ordinary phone: the median of the sample, so that no loud device moves it.
-SELECT MEDIAN(n) AS n FROM (SELECT device, CAST(COUNT(*) AS DOUBLE) / COUNT(DISTINCT day) AS n FROM sightings WHERE device IN (SELECT phones.device FROM phones) GROUP BY device HAVING COUNT(DISTINCT day) >= 5) AS phone
+SELECT MEDIAN(n) AS n FROM (SELECT device, CAST(COUNT(*) AS DOUBLE) / COUNT(DISTINCT day) AS n FROM checks WHERE device IN (SELECT phones.device FROM phones) GROUP BY device HAVING COUNT(DISTINCT day) >= 5) AS phone
 -- evidence: Numbers about each shared device, and the columns of the model (`places` to `busy`).
 SELECT c.*, m.members, s.days,
   (two - one) / SQRT(GREATEST(two + one, 1)) AS places, LN(1 + LEAST(two_v, 10)) AS versions_two, LN(1 + LEAST(one_v, 10)) AS versions_one,
-  LEAST(GREATEST(COALESCE(-z - 0.5, 0), 0), 6) AS blocks, LEAST(GREATEST(COALESCE(z - 0.5, 0), 0), 6) AS lockstep,
-  LN(1 + CAST(changes AS DOUBLE) / days) AS switches, LN(LEAST(members, 8) / 2.0) AS several,
-  LEAST(GREATEST(COALESCE(ABS(LN(GREATEST(up_s, 1) / GREATEST(down_s, 1))) * SQRT(changes / 4.0) - 1, 0), 0), 6) AS uneven,
+  LEAST(GREATEST(COALESCE(-z - 5e-1, 0), 0), 6) AS blocks, LEAST(GREATEST(COALESCE(z - 5e-1, 0), 0), 6) AS lockstep,
+  LN(1 + CAST(changes AS DOUBLE) / days) AS switches, LN(LEAST(members, 8) / 2e0) AS several,
+  LEAST(GREATEST(COALESCE(ABS(LN(GREATEST(up_s, 1) / GREATEST(down_s, 1))) * SQRT(changes / 4e0) - 1, 0), 0), 6) AS uneven,
   LEAST(GREATEST(COALESCE(LN(s.n / usual.n), 0), -2), 3) AS busy
 FROM (SELECT device, COUNT(*) AS changes, COUNT(DISTINCT two) AS two, COUNT(DISTINCT one) AS one, COUNT(DISTINCT two_v) AS two_v, COUNT(DISTINCT one_v) AS one_v,
     AVG(CASE WHEN sim > dev_sim THEN gap END) AS up_s, AVG(CASE WHEN sim < dev_sim THEN gap END) AS down_s FROM changes GROUP BY device) AS c
@@ -90,28 +91,33 @@ SELECT DISTINCT device FROM uses WHERE (device < 100000000000000 AND device % 11
 -- batches: IMEIs of modules with ten regular SIMs or more. A maker may have given one number to many modules, so they are listed apart from the findings.
 SELECT uses.device, COUNT(*) AS subscribers FROM uses JOIN (SELECT DISTINCT tac FROM allocations WHERE is_module = 1) AS modules ON CAST(FLOOR(uses.device / 1000000) AS BIGINT) = modules.tac
 WHERE NOT subscriber IS NULL AND CAST(first_seen AS DATE) < CAST(last_seen AS DATE) GROUP BY uses.device HAVING COUNT(*) >= 10
+-- fixed: Devices of the conditions with fixed log odds.
+SELECT device, 'sim_box' AS name, {certain} AS odds FROM boxes UNION ALL SELECT device, 'placeholder' AS name, {certain} AS odds FROM placeholders
+UNION ALL SELECT device, 'tac' AS name, CASE WHEN has_body = 0 THEN {no_body} ELSE {likely} END AS odds FROM unlisted WHERE device IN (SELECT tacs.device FROM tacs)
 -- scores: Log odds of each device by the strongest of its conditions.
-SELECT device, MAX(odds) AS odds FROM (
-  SELECT device, {model} AS odds FROM evidence
-  UNION ALL SELECT device, {certain} AS odds FROM boxes
-  UNION ALL SELECT device, CASE WHEN has_body = 0 THEN {no_body} ELSE {likely} END AS odds FROM unlisted WHERE device IN (SELECT tacs.device FROM tacs)
-  UNION ALL SELECT device, {certain} AS odds FROM placeholders
-) AS conditions WHERE NOT device IN (SELECT batches.device FROM batches) GROUP BY device
+SELECT device, MAX(odds) AS odds FROM (SELECT device, {model} AS odds FROM evidence UNION ALL SELECT device, odds FROM fixed) AS conditions WHERE NOT device IN (SELECT batches.device FROM batches) GROUP BY device
 -- large: Origins and peers of the larger half, by rows, of an operator that sends 5 % of all rows. An invented name would need as many rows.
 SELECT DISTINCT kind, name FROM (
   SELECT kind, name, SUM(n) OVER (PARTITION BY kind, realm ORDER BY n DESC, name ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) - n AS larger, SUM(n) OVER (PARTITION BY kind, realm) AS of_realm, SUM(n) OVER (PARTITION BY kind) AS total
   FROM (SELECT 'origin' AS kind, origin AS name, realm, SUM(n) AS n FROM sources GROUP BY origin, realm UNION ALL SELECT 'peer' AS kind, peer AS name, realm, SUM(n) AS n FROM sources GROUP BY peer, realm) AS counted) AS ranked
 WHERE larger * 2 < of_realm AND of_realm * 20 >= total
--- reporters: Pairs of origin and peer, with 1 for an origin or peer that is large, and the operator if it sends less than 5 % of all rows.
-SELECT CASE WHEN SUM(n) OVER (PARTITION BY realm) * 20 < SUM(n) OVER () THEN realm END AS small_realm, sources.source, sources.origin, sources.peer, CASE WHEN o.name IS NULL THEN 0 ELSE 1 END AS is_large_origin, CASE WHEN p.name IS NULL THEN 0 ELSE 1 END AS is_large_peer
+-- reporters: Pairs of origin and peer, with 1 if both are large, and the operator if it sends less than 5 % of all rows.
+SELECT CASE WHEN SUM(n) OVER (PARTITION BY realm) * 20 < SUM(n) OVER () THEN realm END AS small_realm, sources.source, sources.origin, sources.peer, CASE WHEN o.name IS NULL OR p.name IS NULL THEN 0 ELSE 1 END AS is_large
 FROM sources LEFT JOIN large AS o ON sources.origin = o.name AND o.kind = 'origin' LEFT JOIN large AS p ON sources.peer = p.name AND p.kind = 'peer'
--- claims: For each SIM of a suspicious shared device the origins and peers that reported it. SIM boxes are left out: one box has many devices at one MME.
-SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.small_realm, r.is_large_origin, r.is_large_peer
-FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source
+-- claims: For each SIM of a suspicious shared device the origins and peers that reported it. A large one reported it by a large one if it `is_seen`. SIM boxes are left out: one box has many devices at one MME.
+SELECT *, MAX(is_large) OVER (PARTITION BY device, sim) AS is_seen FROM (
+  SELECT DISTINCT s.device, s.sim, r.origin, r.peer, r.small_realm, r.is_large
+  FROM steps AS s JOIN (SELECT device FROM evidence WHERE {model} > {suspicious}) AS d ON s.device = d.device JOIN reporters AS r ON s.source = r.source) AS reported
 -- ordinary: Origins and peers that reported the phones of the sample.
-SELECT DISTINCT s.device, r.origin, r.peer, r.is_large_origin * r.is_large_peer AS is_large
-FROM (SELECT * FROM sightings WHERE device IN (SELECT phones.device FROM phones)) AS s JOIN reporters AS r ON s.origin_host = r.origin AND COALESCE(s.peer, s.origin_host) = r.peer
+SELECT DISTINCT checks.device, r.origin, r.peer, r.is_large FROM checks JOIN phones ON checks.device = phones.device JOIN reporters AS r ON checks.source = r.source
 -- carried: Number of ordinary phones that both an origin or peer and a large one reported.
 SELECT name, COUNT(DISTINCT o.device) * (SELECT MAX(share) AS share FROM phones) AS phones
 FROM (SELECT device, origin AS name FROM ordinary UNION ALL SELECT device, peer AS name FROM ordinary) AS o
 WHERE o.device IN (SELECT ordinary.device FROM ordinary WHERE ordinary.is_large = 1) GROUP BY name
+-- liar: The worst origin or peer. Its doubtful reports make five devices or more suspicious that another reporter has too, and these are more than half of its ordinary phones. Reports of one small operator do not discredit each other.
+SELECT d.name FROM (
+  SELECT c.name, COUNT(DISTINCT c.device) AS devices FROM (
+    SELECT device, small_realm, origin AS name FROM claims WHERE is_seen = 0 AND {believed_source} UNION SELECT device, small_realm, peer AS name FROM claims WHERE is_seen = 0 AND {believed_source}) AS c
+  JOIN (SELECT DISTINCT device, small_realm, origin, peer FROM claims WHERE {believed_source}) AS o ON c.device = o.device AND c.name <> o.origin AND c.name <> o.peer AND COALESCE(c.small_realm <> o.small_realm, TRUE)
+  WHERE NOT c.name IN (SELECT large.name FROM large) GROUP BY c.name HAVING COUNT(DISTINCT c.device) >= 5) AS d
+LEFT JOIN carried ON d.name = carried.name WHERE devices * 2 > COALESCE(phones, 0) ORDER BY CAST(devices AS DOUBLE) / (COALESCE(phones, 0) + 1) DESC, d.name LIMIT 1

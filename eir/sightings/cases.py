@@ -30,19 +30,10 @@ def load_decisions(state: Path) -> list[dict[str, Any]]:
         raise EirError(f"{state / FILE}: {e}; restore it from a backup, or remove it: the history has all its decisions") from None  # fmt: skip
 
 
-def load_cases(state: Path) -> dict[int, bool]:
-    """Return the operators' last decision on each device: True if the device is confirmed as tampered with, False if it is cleared.
-
-    Devices whose decision was withdrawn are left out.
-    """
-    last = {device_key(each["imei"]): each["verdict"] for each in load_decisions(state)}
-    return {device: verdict == CONFIRMED for device, verdict in last.items() if verdict != FORGOTTEN}
-
-
-def load_owners(state: Path) -> dict[int, frozenset[str]]:
-    """Return the owner's IMSIs of each confirmed device whose last decision names an owner."""
+def load_cases(state: Path) -> dict[int, dict[str, Any]]:
+    """Return the last decision on each device that an operator confirmed or cleared. Devices whose decision was withdrawn are left out."""
     last = {device_key(each["imei"]): each for each in load_decisions(state)}
-    return {device: frozenset(each["owners"]) for device, each in last.items() if each["verdict"] == CONFIRMED and each.get("owners")}  # fmt: skip
+    return {device: each for device, each in last.items() if each["verdict"] != FORGOTTEN}
 
 
 def add_decision(state: Path, decision: dict[str, Any]) -> Path:

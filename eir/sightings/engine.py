@@ -1,9 +1,8 @@
-"""SQL engines of the analysis: their interface, and the DuckDB engine for one machine.
+"""SQL engine of the analysis on one machine: DuckDB. Spark (spark.py) is for several machines.
 
-Spark (spark.py) is for several machines. The SQL is DuckDB's, limited to parts with the same result on other engines: integers,
-decimal numbers that stand for doubles, ties broken by name, and no function that another engine lacks, except `instant_s` (Unix
-seconds of a time, as a double). DuckDB writes data that exceeds its memory to a temporary folder that only its user can read.
-`pip install '.[analysis]'` in the clone installs duckdb.
+The SQL is DuckDB's, limited to parts with the same result on both engines: integers, doubles with an exponent (`25e-2`), ties broken
+by name, functions of both, and `instant_s` (Unix seconds of a time, as a double). DuckDB writes data that exceeds its memory to a
+temporary folder that only its user can read. `pip install '.[analysis]'` in the clone installs duckdb.
 """
 
 import re
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from eir.errors import EirError, SetupFault
 from eir.sightings.schema import SCHEMA
@@ -21,36 +20,16 @@ if TYPE_CHECKING:
     import duckdb
 
 SQL = Path(__file__).with_name("analysis.sql")
-TABLES = {
+TABLES: dict[str, str] = {
     name: select.strip() for name, select in re.findall(r"^-- (\w+): .*\n((?:(?!-- ).*\n)+)", SQL.read_text("utf-8"), re.MULTILINE)
 }  # fmt: skip
 """Tables of the analysis with their SELECTs, in the order in which they are built. A SELECT has names in braces for values."""
 
 
-class Engine(Protocol):
-    """Interface of an SQL engine with named tables. Callers write all SQL in DuckDB's dialect."""
-
-    def define(self, name: str, select: str) -> None:
-        """Create or replace the table `name` from the result of a SELECT. The SELECT may read the table that is replaced."""
-
-    def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Create a table from rows of values. `columns`: name → SQL type."""
-
-    def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """Run a SELECT and return its rows."""
-
-
 def window_select(source: str, since: datetime, until: datetime, without: Sequence[str] = ()) -> str:
-    """Build the SELECT of the recorded checks in a window of time. It leaves out checks by probes and checks before authentication.
+    """Build the SELECT of the checks in `source` from `since` to before `until`, except those of the peers `without`.
 
-    A column `day` counts the days from the start of the window. Early checks are left out, because any phone can claim an
-    IMSI before authentication.
-
-    Args:
-        source: table, or SQL expression that reads the recorded files.
-        since: start of the window.
-        until: end of the window; a check at this time is outside.
-        without: labels of peers that are probes, whose checks are left out.
+    A column `day` counts the days from `since`. Early checks are left out, because any phone can claim an IMSI before authentication.
     """
     peers = ", ".join("'" + peer.replace("'", "''") + "'" for peer in ("", *without))
     limits = f"time >= TIMESTAMP '{since:%Y-%m-%d %H:%M:%S}' AND time < TIMESTAMP '{until:%Y-%m-%d %H:%M:%S}' AND (peer IS NULL OR NOT peer IN ({peers})) AND COALESCE(early, FALSE) = FALSE"
@@ -58,24 +37,24 @@ def window_select(source: str, since: datetime, until: datetime, without: Sequen
 
 
 class Duck:
-    """Engine that keeps its tables in DuckDB."""
+    """Engine whose tables are in DuckDB."""
 
     def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
         self._connection = connection
 
     def define(self, name: str, select: str) -> None:
-        """Create or replace a DuckDB table from a SELECT (see Engine.define)."""
+        """Create or replace the table `name` from a SELECT, which may read the table that is replaced."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {select}")
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Create a DuckDB table from rows of values (see Engine.fill)."""
+        """Create a table from rows of values. `columns`: names and SQL types."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} ({columns})")
         if rows:  # by columns: a list of TACs has hundreds of thousands
             columns_of_rows = [list(column) for column in zip(*rows, strict=True)]
             self._connection.execute(f"INSERT INTO {name} SELECT {', '.join('UNNEST(?)' for _ in rows[0])}", columns_of_rows)  # fmt: skip
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """Run a SELECT in DuckDB and return its rows (see Engine.rows)."""
+        """Run a SELECT and return its rows."""
         return self._connection.execute(select).fetchall()
 
 
@@ -91,7 +70,7 @@ def duck(
         until: end.
         memory: memory in bytes; the engine uses the disk beyond that.
         threads: number of threads; None: DuckDB's default.
-        without: peers whose checks are left out.
+        without: labels of probes, whose checks are left out.
 
     Raises:
         SetupFault: if duckdb is not installed.

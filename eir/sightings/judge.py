@@ -5,10 +5,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Any, TypeAlias
 
 from eir.device import key_text
@@ -23,21 +22,17 @@ from eir.sightings.conditions import (  # fmt: skip
     Tac,
     TamperSettings,
 )
-from eir.sightings.engine import TABLES, Engine
+from eir.sightings.engine import TABLES, Duck
+from eir.sightings.spark import Spark
 
+Engine: TypeAlias = Duck | Spark
 SCORE_MAX = 0.999
 HOLDS_FROM = 0.5
 """Log odds from which a finding names a condition."""
-SUSPICIOUS = -1.2
+SUSPICIOUS = "-1.2e0"
 """Log odds from which a device is suspicious when reporters are judged."""
-LIES_MIN = 5
-"""Minimum number of suspicious devices for which a reporter is left out."""
-MODEL = " ".join([str(INTERCEPT), *(f"+ ({weight}) * {column}" for column, (_, weight) in COLUMNS.items())])
+MODEL = " ".join([f"{INTERCEPT}e0", *(f"+ ({weight}e0) * {column}" for column, (_, weight) in COLUMNS.items())])
 """SQL expression of a shared device's log odds."""
-Pair: TypeAlias = tuple[str, str]
-"""Origin, and peer that sends its checks."""
-REPORTER_TABLES = ("large", "reporters", "claims", "ordinary", "carried")
-"""Tables that judge the reporters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +85,8 @@ class Judgement:
     """Number of pairs of origins that are known to be at different places; if 0, places are not evidence."""
     batches: tuple[tuple[str, int], ...]
     """IMEIs of modules with ten regular SIMs or more: IMEI, number of SIMs; most SIMs first. They are not findings."""
-    malformed: tuple[tuple[str, int, int], ...]
-    """Origins of checks whose identifier is not a device: origin, rows, subscribers; most rows first."""
+    malformed: tuple[tuple[str, int], ...]
+    """Origins of checks whose identifier is not a device, with the number of rows; most rows first."""
 
 
 def judge(
@@ -113,95 +108,41 @@ def judge(
     allocated = [(tac, day, int(bool(MODULES.search(kind)))) for tac, day, kind in tacs]
     engine.fill("allocations", "tac BIGINT, allocated DATE, is_module INTEGER", allocated)
     engine.fill("confirmed", "device BIGINT", [(device,) for device, is_confirmed in cases.items() if is_confirmed])
-    _build_tables(engine, frozenset(), progress)
-    left_out = find_distrusted(engine)
+    left_out: list[str] = []
+    _build_tables(engine, left_out, progress)
+    # The worst is left out first. Its reports then make no device suspicious, so that it cannot discredit the other reporters of its victims.
+    while liar := engine.rows("SELECT name FROM liar"):
+        left_out.append(liar[0][0])
+        engine.define("liar", _select("liar", left_out))
+    left_out.sort()
     if left_out:
-        names = ", ".join(sorted(left_out))
-        warn(f"{names}: distrusted, because too many devices would be tampered with by these reports alone; they are left out")  # fmt: skip
+        warn(f"{', '.join(left_out)}: distrusted, because too many devices would be tampered with by these reports alone; they are left out")  # fmt: skip
         _build_tables(engine, left_out, progress)
     devices, sightings = engine.rows("SELECT COUNT(DISTINCT device), COALESCE(SUM(n), 0) FROM uses")[0]
     ((places,),) = engine.rows("SELECT COUNT(*) FROM ways WHERE is_apart = 1 AND a < b")
     batches = engine.rows("SELECT device, subscribers FROM batches ORDER BY 2 DESC, 1")
-    malformed = engine.rows("SELECT COALESCE(origin_host, ''), COUNT(*), COUNT(DISTINCT subscriber) FROM sightings WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")  # fmt: skip
+    malformed = engine.rows("SELECT COALESCE(origin_host, ''), COUNT(*) FROM sightings WHERE device IS NULL AND NOT imei IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")  # fmt: skip
     return Judgement(
         since=since, until=until, devices=int(devices), sightings=int(sightings), findings=tuple(_findings(engine, cases, settings.report_min)),
-        left_out=tuple(sorted(left_out)), places=int(places), batches=tuple((key_text(device), int(sims)) for device, sims in batches),
-        malformed=tuple((str(origin), int(rows), int(subscribers)) for origin, rows, subscribers in malformed),
+        left_out=tuple(left_out), places=int(places), batches=tuple((key_text(device), int(sims)) for device, sims in batches),
+        malformed=tuple((str(origin), int(rows)) for origin, rows in malformed),
     )  # fmt: skip
 
 
-def _build_tables(engine: Engine, left_out: frozenset[str], progress: Callable[[str, int, int], None]) -> None:
-    """Build the tables of the analysis, without the reports of some origins and peers."""
-    names = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(left_out))
-    values: dict[str, str | float] = {
-        "believed": f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})" if names else "TRUE",
-        "believed_source": f"NOT origin IN ({names}) AND NOT peer IN ({names})" if names else "TRUE",
-        "model": MODEL, "certain": CERTAIN, "no_body": NO_BODY, "likely": LIKELY,
-    }  # fmt: skip
-    stages = [name for name in TABLES if name not in REPORTER_TABLES]
-    for done, name in enumerate(stages):
-        progress("judging", done + 1, len(stages))
-        engine.define(name, TABLES[name].format_map(values))
+def _build_tables(engine: Engine, left_out: Sequence[str], progress: Callable[[str, int, int], None]) -> None:
+    for done, name in enumerate(TABLES, 1):
+        progress("judging", done, len(TABLES))
+        engine.define(name, _select(name, left_out))
 
 
-def find_distrusted(engine: Engine) -> frozenset[str]:
-    """Return the origins and peers to leave out. They make many devices suspicious by their reports, but report few ordinary phones.
-
-    A report is doubtful if no large origin and peer ever reported this SIM in this device. A reporter is left out if the devices that are
-    suspicious by its doubtful reports are at least `LIES_MIN`, and more than half of the ordinary phones that a large one reports too. The
-    worst is left out first. Its reports then make no device suspicious, so that it cannot discredit the other reporters of its victims.
-    """
-    for name in ("large", "reporters", "claims"):
-        engine.define(name, TABLES[name].format_map({"model": MODEL, "suspicious": SUSPICIOUS}))
-    reports: defaultdict[int, defaultdict[int, set[Pair]]] = defaultdict(lambda: defaultdict(set))
-    large, seen, realms = set[str](), set[tuple[int, int]](), dict[Pair, str | None]()
-    for device, sim, origin, peer, small_realm, is_large_origin, is_large_peer in engine.rows("SELECT * FROM claims"):
-        reports[device][sim].add((origin, peer))
-        realms[origin, peer] = small_realm
-        large |= {name for name, is_large in ((origin, is_large_origin), (peer, is_large_peer)) if is_large}
-        if is_large_origin and is_large_peer:
-            seen.add((device, sim))
-    left_out, carried = frozenset[str](), None
-    while lies := _lies(reports, left_out, large, seen, realms):
-        carried = _carried(engine) if carried is None else carried
-        ratios = {name: len(devices) / (carried.get(name, 0) + 1) for name, devices in lies.items()}
-        worst = min(lies, key=lambda name: (-ratios[name], name))
-        if len(lies[worst]) * 2 <= carried.get(worst, 0):
-            break
-        left_out |= {worst}
-    return left_out
-
-
-def _lies(
-    reports: Mapping[int, Mapping[int, set[Pair]]], left_out: frozenset[str], large: set[str], seen: set[tuple[int, int]], realms: Mapping[Pair, str | None]
-) -> dict[str, set[int]]:  # fmt: skip
-    """Return the devices that are suspicious by doubtful reports of each origin or peer, if they are at least `LIES_MIN`.
-
-    Args:
-        reports: device, SIM, and pairs of origin and peer that reported the two.
-        left_out: origins and peers whose reports do not count.
-        large: origins and peers that are trusted.
-        seen: devices and SIMs that a large origin reported by a large peer.
-        realms: operator of each pair, if it is small. Its own peers do not discredit each other.
-    """
-    lies = defaultdict[str, set[int]](set)
-    for device, by_sim in reports.items():
-        left = {sim: {pair for pair in pairs if left_out.isdisjoint(pair)} for sim, pairs in by_sim.items()}
-        left = {sim: pairs for sim, pairs in left.items() if pairs}
-        for sim, pairs in left.items():
-            for pair in pairs if (device, sim) not in seen else ():
-                others = {each for each in chain.from_iterable(left.values()) if realms[pair] is None or realms[each] != realms[pair]}  # fmt: skip
-                for name in {*pair} - large:
-                    if any(name not in other for other in others):  # another reporter's phone
-                        lies[name].add(device)
-    return {name: devices for name, devices in lies.items() if len(devices) >= LIES_MIN}
-
-
-def _carried(engine: Engine) -> dict[str, int]:
-    """Return how many ordinary phones of each origin or peer a large one reports too."""
-    for name in ("ordinary", "carried"):
-        engine.define(name, TABLES[name])
-    return {name: int(phones) for name, phones in engine.rows("SELECT name, phones FROM carried")}
+def _select(table: str, left_out: Sequence[str]) -> str:
+    """Return the SELECT of a table of the analysis, without the reports of some origins and peers."""
+    names = ", ".join("'" + name.replace("'", "''") + "'" for name in left_out)
+    return TABLES[table].format(
+        believed=f"NOT COALESCE(origin_host, '') IN ({names}) AND NOT COALESCE(peer, '') IN ({names})" if names else "TRUE",
+        believed_source=f"NOT origin IN ({names}) AND NOT peer IN ({names})" if names else "TRUE",
+        model=MODEL, suspicious=SUSPICIOUS, certain=f"{CERTAIN}e0", no_body=f"{NO_BODY}e0", likely=f"{LIKELY}e0",
+    )  # fmt: skip
 
 
 def _findings(engine: Engine, cases: Mapping[int, bool], least_score: float) -> list[Finding]:
@@ -247,16 +188,13 @@ def _evidence(engine: Engine) -> Mapping[int, list[tuple[str, float, str]]]:
             "alternates": f"SIMs that came back: {members}; they change {changes} times on {days} days",
         }  # fmt: skip
         says[device] += [(name, round(odds[name], 6), text) for name, text in texts.items() if text]
-    for (device,) in engine.rows("SELECT boxes.device FROM boxes JOIN chosen ON boxes.device = chosen.device"):
-        says[device].append(("sim_box", CERTAIN, "SIMs go round through such devices, with little other traffic"))
-    for device, has_body, newest in engine.rows("""
-        SELECT unlisted.device, unlisted.has_body, (SELECT MAX(allocated) FROM allocations)
-        FROM unlisted JOIN tacs ON unlisted.device = tacs.device JOIN chosen ON unlisted.device = chosen.device
-    """):
-        text = f"its TAC is not in the list, whose newest is of {newest or 'no day'}"
-        says[device].append(("tac", LIKELY if has_body else NO_BODY, text))
-    for (device,) in engine.rows("SELECT chosen.device FROM placeholders JOIN chosen ON placeholders.device = chosen.device"):  # fmt: skip
-        says[device].append(("placeholder", CERTAIN, CONDITIONS["placeholder"]))
+    ((newest,),) = engine.rows("SELECT MAX(allocated) FROM allocations")
+    fixed = {
+        "sim_box": "SIMs go round through such devices, with little other traffic", "placeholder": CONDITIONS["placeholder"],
+        "tac": f"its TAC is not in the list, whose newest is of {newest or 'no day'}",
+    }  # fmt: skip
+    for device, name, log_odds in engine.rows("SELECT fixed.device, name, fixed.odds FROM fixed JOIN chosen ON fixed.device = chosen.device"):  # fmt: skip
+        says[device].append((name, log_odds, fixed[name]))
     return says
 
 

@@ -17,7 +17,6 @@ from eir.sightings.schema import SCHEMA
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from sqlglot.expressions import Expression
 
 TYPES = {"VARCHAR": "STRING", "INTEGER": "INT", "UINTEGER": "BIGINT", "TIMESTAMP": "TIMESTAMP_NTZ"}
 """DuckDB types with another name in Spark, which reads unsigned numbers as the next larger type."""
@@ -29,18 +28,18 @@ SETTINGS = {
 
 
 class Spark:
-    """Engine that keeps its tables in Spark (see eir.sightings.engine.Engine)."""
+    """Engine whose tables are in Spark."""
 
     def __init__(self, session: "SparkSession", work: str) -> None:
         self._session = session
         self._work = work
 
     def define(self, name: str, select: str) -> None:
-        """Create or replace a Spark table from a SELECT (see Engine.define)."""
+        """Create or replace a table from a SELECT (see Duck.define)."""
         self._write_table(name, self._session.sql(translate(select)))
 
     def fill(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Create a Spark table from rows of values (see Engine.fill)."""
+        """Create a table from rows of values (see Duck.fill)."""
         fields = [column.split() for column in columns.split(", ")]
         layout = ", ".join(f"{field}: {TYPES.get(kind, kind)}" for field, kind in fields)
         select = f"SELECT INLINE(FROM_JSON(:rows, 'ARRAY<STRUCT<{layout}>>'))"
@@ -49,7 +48,7 @@ class Spark:
         self._write_table(name, self._session.sql(select, {"rows": text}))
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
-        """Run a SELECT in Spark and return its rows (see Engine.rows)."""
+        """Run a SELECT and return its rows."""
         return [tuple(row) for row in self._session.sql(translate(select)).collect()]
 
     def _write_table(self, name: str, frame: "DataFrame") -> None:
@@ -64,7 +63,7 @@ class Spark:
 def spark(
     files: str | list[str], *, since: datetime, until: datetime, master: str, work: str, without: Sequence[str] = ()
 ) -> Iterator[Spark]:
-    """Open a Spark engine whose view `sightings` has the checks from `since` to before `until` (naive UTC).
+    """Open a Spark engine whose view `sightings` has the checks from `since` to before `until` (see engine.duck).
 
     Args:
         files: pattern or list of the record's files.
@@ -72,7 +71,7 @@ def spark(
         until: end.
         master: Spark's master: spark://HOST:PORT, yarn, k8s://…, or local[2] in this process.
         work: folder, as a path or URL that every worker reaches.
-        without: peers whose checks are left out.
+        without: labels of probes, whose checks are left out.
 
     Raises:
         SetupFault: if pyspark is not installed.
@@ -95,6 +94,9 @@ def spark(
         recorded = session.read.schema(columns).parquet(*([files] if isinstance(files, str) else files))
         recorded.createOrReplaceTempView("recorded")
         session.sql(translate(window_select("recorded", since, until, without))).createOrReplaceTempView("sightings")
+        session.sql(
+            "CREATE TEMPORARY FUNCTION instant_s(t TIMESTAMP_NTZ) RETURNS DOUBLE RETURN CAST(UNIX_MICROS(t) AS DOUBLE) / 1000000"
+        )
         yield Spark(session, own)
     except (PySparkException, Py4JError) as e:
         raise EirError(f"the record cannot be analysed on Spark at {master}: {_first(e)}") from None
@@ -107,29 +109,10 @@ def spark(
 
 
 def translate(select: str) -> str:
-    """Translate a SELECT from DuckDB's dialect to Spark's.
-
-    sqlglot raises its errors for parts without a translation.
-    """
+    """Translate a SELECT from DuckDB's dialect to Spark's. sqlglot raises its errors for parts without a translation."""
     import sqlglot  # noqa: PLC0415 - where it is needed
 
-    tree = sqlglot.parse_one(select, read="duckdb").transform(_translate_node)
-    return str(tree.sql("spark", unsupported_level=sqlglot.ErrorLevel.RAISE, comments=False))
-
-
-def _translate_node(node: "Expression") -> "Expression":
-    """Replace a node that sqlglot cannot translate: a call of `instant_s`, or a decimal number, which becomes a DOUBLE.
-
-    `instant_s` converts a time to Unix seconds.
-    """
-    from sqlglot import exp  # noqa: PLC0415 - where it is needed
-
-    if isinstance(node, exp.Anonymous) and node.name.lower() == "instant_s":
-        moment = node.expressions[0].transform(_translate_node)
-        return exp.paren(exp.cast(exp.func("UNIX_MICROS", moment), "DOUBLE") / 1000000)
-    if isinstance(node, exp.Literal) and not node.is_string and "." in node.name:
-        return exp.cast(node.copy(), "DOUBLE")
-    return node
+    return str(sqlglot.transpile(select, read="duckdb", write="spark", unsupported_level=sqlglot.ErrorLevel.RAISE, comments=False)[0])  # fmt: skip
 
 
 def _first(fault: Exception) -> str:

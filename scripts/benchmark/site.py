@@ -18,7 +18,7 @@ import yaml
 from eir.errors import StoreError
 from eir.lists.follow.list_copy import copied_heads
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES
-from eir.lists.releases.publish import publish
+from eir.lists.releases.publish import ReleaseSpec, publish
 from eir.lists.stores.open import COPIES, SQLITE, open_store
 from eir.node.observe.control import ask
 
@@ -91,15 +91,15 @@ class Site:
             keys, data = data, self.folder / f"{name}-{serial}.csv"
             write_list(data, keys, with_imsi=self._kind == PAIRS)
         issued = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
-        return publish(
-            [data],
-            list_name=name,
+        spec = ReleaseSpec(
+            list=name,
             serial=serial,
             issued=issued,
             expires=issued + timedelta(days=30),
-            key=self._key,
-            out=self.folder,
-        ).manifest
+            keys=(self._key,),
+            files=(data,),
+        )
+        return publish(spec, self.folder).manifest
 
     def load(self, manifest: Path, **more: Any) -> float:
         """Run `eir load` on the loader's cores; return its duration in seconds."""

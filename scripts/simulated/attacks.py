@@ -299,10 +299,10 @@ def unknown_tacs(checks: pl.DataFrame, _: list[int], __: np.random.Generator) ->
 
 
 def quick_moves(checks: pl.DataFrame, _: list[int], __: np.random.Generator) -> Rows:
-    """Phones with one SIM that are at two MMEs at once by the peer's checks, for all pairs of MMEs."""
+    """Phones with one SIM that are at two MMEs at once by the peer's checks, for all pairs of MMEs; no rows if there is one MME."""
     places = checks["origin_host"].unique().sort().to_list()
     pairs = [(a, b) for number, a in enumerate(places) for b in places[number + 1 :]]
-    each = max(VICTIMS * REQUESTS // len(pairs) // 2, 21)
+    each = max(VICTIMS * REQUESTS // max(len(pairs), 1) // 2, 21)
     start = checks["time"].min()
     return [
         {"time": start + _minutes(60 * turn + late), "device": _of_model(int(checks["device"][0]), 900_000 + at), "subscriber": f"quick{at}", "origin_host": place}

@@ -11,12 +11,14 @@ from contextlib import suppress
 from eir.errors import ReleaseRefused
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
+from eir.lists.releases.foreign import LAYOUTS
 from eir.lists.releases.release import parse_manifest
-from eir.lists.rows.layout import LAYOUTS
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
 from eir.lists.table.codec import decode, encode
 from eir.lists.table.table import change, table_of
+
+from .releases import read_into
 
 HEADERS = (
     "imei", "tac", "imei_from,imei_to", "imsi", "imei,imsi", "imei,reason", "imei,until", "imei,reason,until", "tac,reason,until",
@@ -62,20 +64,16 @@ def _read(chance):
         range_tacs_max=chance.choice([1, 3]),
         check_digits=chance.random() < 0.3,
     )
-    reasons, sides = Reasons(), [ListedRows(chance.choice([0, 5])) for _ in range(2)]
+    reasons, sides = Reasons(), [ListedRows() for _ in range(2)]
     for number in range(chance.choice([1, 1, 2, 3])):
         octets = _file(chance, chance.choice(headers))
         pieces = _pieces(octets, chance)
-        read_rows(
-            pieces,
-            name="f.csv",
-            layout=layout,
-            kind=kind,
-            rows=sides[number % 2],
-            reasons=reasons,
-            tally=tally,
-            rows_max=chance.choice([None, 9]),
-        )
+        options = {"name": "f.csv", "kind": kind, "reasons": reasons, "tally": tally}
+        if layout == "eir":
+            for part in read_rows(pieces, rows_max=chance.choice([None, 9]), **options):
+                sides[number % 2].add(part.rows, part.lasts)
+        else:
+            read_into(sides[number % 2], pieces, layout=layout, **options)
     if tally.wide:
         raise ReleaseRefused("range", tally.wide[0])
     added, removed = (rows.pop() for rows in sides)

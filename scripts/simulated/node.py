@@ -27,14 +27,13 @@ from eir.cli.access import recorded
 from eir.config import load_config
 from eir.errors import StoreError
 from eir.lists.follow.list_copy import copied_heads
-from eir.lists.releases.publish import publish
 from eir.lists.stores.open import COPIES, open_store
 from eir.node.observe.control import ControlError, ask
 from eir.wire.peers.settings import Limits
 
 from .commands import CONSTANTS, commands
 from .patience import FACTOR, PATIENCE_S
-from .releases import STARTED, load_release, publish_once
+from .releases import STARTED, load_release, publish_files, publish_once
 from .wire import EIR, REALM
 
 COMMAND = [sys.executable, "-m", "eir"]
@@ -151,7 +150,7 @@ class Publisher:
         if issued is None and expires_in >= timedelta(days=1) and are_in_place:
             return publish_once(files, issued=STARTED - timedelta(seconds=1), valid=expires_in, **members)
         issued = issued or datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
-        return publish(files, issued=issued, expires=issued + expires_in, out=folder, **members).manifest
+        return publish_files(files, issued=issued, expires=issued + expires_in, out=folder, **members).manifest
 
 
 class Site:

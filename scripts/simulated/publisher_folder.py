@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
+from eir.lists.releases.publish import ReleaseSpec
 from eir.lists.sources.folder_index import INDEX
 from eir.lists.sources.folder_writer import publish_into
 
@@ -34,17 +35,19 @@ class Register:
         file.write_text("imei\n" + "".join(f"{row}\n" for row in (full if full is not None else added)))
         self.serial += 1
         given = {
-            "list_name": NAME,
+            "list": NAME,
             "serial": self.serial,
             "base": None if full is not None else self.serial - 1,
-            "key": key or self.key,
+            "keys": (key or self.key,),
+            "files": (file,),
         }
+        options = {name: how.pop(name) for name in ("keep", "new_key", "warn") if name in how}
         given |= {"issued": now, "expires": now + timedelta(days=9)} | how
         before = self._files()
-        identity = hashlib.sha256(repr((file.name, file.read_bytes(), given, before)).encode()).digest()
+        identity = hashlib.sha256(repr((file.name, file.read_bytes(), given, options, before)).encode()).digest()
         if identity not in _published:
             with ThreadPoolExecutor(1) as aside:  # the caller may have a loop of its own
-                placed = aside.submit(publish_into, self.folder, [file], **given).result()
+                placed = aside.submit(publish_into, self.folder, ReleaseSpec(**given), **options).result()
             after = self._files()
             changed = {path: after[path] for path in after if before.get(path) != after[path]}
             _published[identity] = (

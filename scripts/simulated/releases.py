@@ -12,7 +12,9 @@ from pathlib import Path
 
 from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.record.settings import ListSettings
-from eir.lists.releases.publish import publish
+from eir.lists.releases.foreign import add_latest, find_layout, read_file
+from eir.lists.releases.publish import ReleaseSpec, publish
+from eir.lists.rows.listed_rows import ListedRows
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen-national"
@@ -71,11 +73,57 @@ def publish_once(files, *, issued=STARTED, valid=timedelta(days=14), **members):
     digests = [(file.name, hashlib.sha256(file.read_bytes()).digest()) for file in files]
     identity = (*digests, issued, valid, *members.items())
     if identity not in _published:
-        made = publish(files, issued=issued, expires=issued + valid, **members).manifest
-        _published[identity] = {path: (made.parent / path).read_bytes() for path in (made.name, f"{made.name}.sig")}
+        made = publish_files(files, issued=issued, expires=issued + valid, **members).manifest
+        names = (made.name, f"{made.name}.sig", *(file["name"] for file in json.loads(made.read_bytes())["files"]))
+        _published[identity] = {name: (made.parent / name).read_bytes() for name in names}
     for name, content in _published[identity].items():
         (files[0].parent / name).write_bytes(content)
     return files[0].parent / next(iter(_published[identity]))
+
+
+def release_by_hand(files, *, list_name, serial, key, base=None, issued=STARTED, valid=timedelta(days=14)):
+    """Write manifest and signature for CSV files in one folder, as an agency without this program does; return the manifest.
+
+    The rows of a delta are added ones.
+    """
+    document = {
+        "format": "eir-release/1", "list": list_name, "kind": "full" if base is None else "delta", "serial": serial, "issued": text(issued),
+        "expires": text(issued + valid), "files": [entry_of(file, "entries" if base is None else "added") for file in files],
+    } | ({} if base is None else {"base": base})  # fmt: skip
+    manifest = files[0].parent / f"{list_name}-{serial}.manifest.json"
+    manifest.write_text(json.dumps(document))
+    sign(manifest, key)
+    return manifest
+
+
+def entry_of(file, role="entries"):
+    """Entry of a CSV file in a manifest."""
+    content = file.read_bytes()
+    return {
+        "name": file.name, "role": role, "layout": "eir", "bytes": len(content), "rows": max(len([*filter(None, content.splitlines())]) - 1, 0),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+
+
+def publish_files(files, *, key, more_keys=(), out=None, list_name=NAME, **members):
+    """Publish a release as `eir publish` does. `members`: of ReleaseSpec, and the options of `publish`."""
+    options = {name: members.pop(name) for name in ("replace", "progress", "warn", "each_bad") if name in members}
+    return publish(ReleaseSpec(list=list_name, files=files, keys=(key, *more_keys), **members), out, **options)
+
+
+def read_into(rows, chunks, *, name="f.csv", layout="eir", declared=None, removed=None, **options):
+    """Read a data file into collections of rows, as a publisher does; return the number of its rows. `options` as for `read_file`."""
+    count, coded = 0, []
+    file_layout = find_layout(name, b"", layout, declared or {})
+    for part in read_file(chunks, name=name, layout=file_layout, **options):
+        count += part.row_count
+        if part.removes is not None:
+            coded.append(part)
+        elif rows is not None:
+            rows.add(part.rows, part.lasts)
+    if coded:
+        add_latest(coded, {"added": rows or ListedRows(), "removed": removed or ListedRows()})
+    return count
 
 
 def loader(lists, store, *, now, who="tester@host", **options):

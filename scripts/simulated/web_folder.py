@@ -98,7 +98,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if fault == "corrupt":
                 at = len(content) // 2
                 content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
-            in_the_middle = fault == "stall" and path.endswith(".csv")  # of an answer; before it, of another file
+            in_the_middle = fault == "stall" and path.endswith(".zst")  # of an answer; before it, of another file
             if fault == "stall" and not in_the_middle:
                 web.over.wait(web.stall_s)
             self._file(content, cut=fault == "cut" or in_the_middle)

@@ -1,5 +1,6 @@
 """`eir add --file`: thousands of rows as one change of a local list, checked and limited as the rows of a release are."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -23,17 +24,25 @@ LISTS = {
     "wide": {"local": True, "change_min": 10**7},
     "piped": {"local": True},
     "any": {"local": True},
+    "foreign": {"local": True},
     "bound": {"kind": "pairs", "local": True},
     "sims": {"kind": "subscribers", "local": True},
     "types": {"kind": "device_types", "local": True},
     "signed": {"signers": "signers"},
 }
 
+LAYOUTS = {
+    "register": {
+        "separator": ";", "columns": {"imei": "Gerät", "reason": "Grund"}, "reasons": ["10=lost"], "header": {"begins": "HDR", "count": 2},
+        "trailer": {"begins": "TRL"},
+    },
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory, publisher):
     with Site(tmp_path_factory.mktemp("added") / "site", publisher) as site:
-        site.configure(lists=LISTS, policy={"rules": [{"list": "many", "answer": "blacklisted"}]})
+        site.configure(lists=LISTS, policy={"rules": [{"list": "many", "answer": "blacklisted"}]}, layouts=LAYOUTS)
         site.eir("add", "any", TRACKED, "--reason", "x")  # creates the store
         yield site
 
@@ -183,6 +192,18 @@ def test_other_kinds_of_lists_take_files_too(host):
     assert entries(host, "sims") == {"001010000000001": ("box", None)}
     add(host, "wide", "tac", "35999999")
     assert entries(host, "wide") == {"35999999*": ("recalled", None)}
+
+
+def test_foreign_files_are_read_also_compressed(host):
+    """By their header, and by a declared layout; a file of additions and removals is for `eir publish`."""
+    path = host.folder / "20261120_120000_blacklist.csv.gz"
+    path.write_bytes(gzip.compress(f"imei,block_date,reasons\r\n{imei(21)},20261101,stolen\r\n*#06#,,\r\n".encode()))
+    host.eir("add", "foreign", "--file", path, "--reason", "x")
+    rows = ("HDR;1", "Gerät;Grund", f"{imei(22)};10", "TRL")
+    host.eir("add", "foreign", "--file", put(host, *rows), "--layout", "register", "--reason", "x")
+    assert entries(host, "foreign") == {imei(21)[:14]: ("stolen", None), imei(22)[:14]: ("lost", None)}
+    refused = add(host, "foreign", "imei,reporting_date,status", f"{imei(23)},20261101,recovered", status=1).stderr
+    assert "rows of layout lsds are additions and removals; publish them as a release" in refused
 
 
 @pytest.mark.parametrize(

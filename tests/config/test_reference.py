@@ -275,7 +275,7 @@ def key(tmp_path):
 async def test_sample_lists_are_published_and_loaded(tmp_path, key):
     from simulated.releases import load_release
 
-    from eir.lists.releases.publish import publish
+    from eir.lists.releases.publish import ReleaseSpec, publish
     from eir.lists.stores.open import open_store
 
     shutil.copytree(SAMPLE.parent, tmp_path / "config", ignore=shutil.ignore_patterns("var"))
@@ -296,18 +296,12 @@ async def test_sample_lists_are_published_and_loaded(tmp_path, key):
         ("tracked", 1, [lists / "tracked.csv"]),
         ("stolen-national", 2, dirbs),
     ):
-        manifest = publish(
-            files,
-            list_name=name,
-            serial=serial,
-            issued=now,
-            expires=now + timedelta(days=14),
-            key=key,
-            layout=None,
-            out=None,
-        ).manifest
-        report = await load_release(manifest, config.lists, store, who="test", now=now, force=serial == 2)
-        loaded[name, serial] = (report.entries, report.devices, report.bad_rows, report.skipped)
+        spec = ReleaseSpec(
+            list=name, serial=serial, issued=now, expires=now + timedelta(days=14), keys=(key,), files=files
+        )
+        made = publish(spec)
+        report = await load_release(made.manifest, config.lists, store, who="test", now=now, force=serial == 2)
+        loaded[name, serial] = (report.entries, report.devices, made.bad_rows, made.skipped)
     await store.close()
     assert loaded["stolen-national", 1] == (6 + 1 + 100, 6 + 1_000_000 + 100, 0, 0)
     assert loaded["tracked", 1] == (2, 2, 0, 0)

@@ -11,8 +11,6 @@ from simulated.hostile import descriptors
 from simulated.node import until
 from simulated.servers import Server
 
-from eir.node.observe.status_texts import StatusText
-
 FREEZE_S = 5
 MORE = 5
 """Tasks, and open files of a process, on top of those of a node at rest, while and after its store hangs: less than one each second."""
@@ -177,7 +175,7 @@ class TestStart:
             node = site.start()
             code, text = node.get("/ready")
             assert (code, text.splitlines()[0]) == (200, "degraded")
-            assert StatusText.COPY_IN_FORCE.format(LIST) in text
+            assert f"{LIST} (this node's last good copy is in force)" in text
             assert node.status()["lists"][LIST]["serial"] == fleet.serial
             assert node.metrics()[f"eir_list_serial{{list={LIST}}}"] == fleet.serial
             server.start()

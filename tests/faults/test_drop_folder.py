@@ -37,7 +37,7 @@ def deliver(fleet, drop):
     """Put the next release into the folder, and see it reach every worker."""
     manifest = fleet.publish()
     fleet.begin()
-    for file in manifest.parent.glob(f"{LIST}-{fleet.serial + 1}[.-]*"):
+    for file in manifest.parent.glob(f"{LIST}-{fleet.serial + 1}.*"):
         shutil.copy(file, drop)
     fleet.serial += 1
     until(lambda: fleet.stored().serial == fleet.serial)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sqlite3
 
 import pytest
@@ -11,7 +12,6 @@ from simulated.store_content import Lists
 
 from eir.device import device_key
 from eir.lists.stores.open import open_store
-from eir.node.observe.status_texts import StatusText
 
 LISTS, POLICY = (
     {"stolen": {"signers": "signers"}, "own": {"local": True}},
@@ -55,7 +55,7 @@ async def test_a_list_that_was_overwritten_is_reported_for_a_day(site, redis):
         await store.close()
     until(lambda: node.lines("list_forked", list="stolen"))
     until(lambda: node.metrics()["eir_history_differs"] == 1)
-    assert StatusText.HISTORY_DIFFERS.text in site.eir("status", status=2).stdout
+    assert "replaced changes that this node held" in site.eir("status", status=2).stdout
     assert "fork" in whats(site)
     until(lambda: node.lines("history_at")[-1]["digest"] != anchored[-1])
     node.end()
@@ -86,8 +86,7 @@ def test_a_journal_that_cannot_be_written_makes_the_node_critical_until_it_can(s
     until(lambda: node.lines("journal_failed"))
     until(lambda: node.metrics()["eir_list_unrecorded{list=stolen}"] == 1)
     said = site.eir("status", status=2).stdout
-    assert StatusText.LIST_UNRECORDED.format("stolen", "stolen") in said
-    assert StatusText.JOURNAL_FAILED.text.partition("(")[0] in said
+    assert re.search(r"newest change the history lacks: stolen\b.* \(eir history\): .*journal", said)
     journal.unlink()
     until(lambda: node.metrics()["eir_list_unrecorded{list=stolen}"] == 0)
     assert whats(site) == ["load"]
@@ -116,7 +115,7 @@ def test_a_copy_that_cannot_be_kept_degrades_the_node_until_it_can(site):
     node = site.start()
     assert site.json("check", LISTED)["status"] == "blacklisted"
     until(lambda: node.metrics()["eir_copy_failed{list=stolen}"] == 1)
-    assert StatusText.COPY_FAILED.text.partition("(")[0].format("stolen") in site.eir("status", status=1).stdout
+    assert "is in force without the store: stolen (" in site.eir("status", status=1).stdout
     assert node.status()["ready"] == "degraded"
     until(lambda: node.lines("copy_failed"))
     copy.rmdir()
@@ -130,7 +129,10 @@ def test_changes_that_a_failover_lost_are_critical_until_the_operator_deletes_th
     file.write_text("change\n")
     node = site.start()
     until(lambda: node.metrics()["eir_list_lost_changes{list=stolen}"] == 1)
-    assert StatusText.CHANGES_LOST.format("stolen", file) in site.eir("status", status=2).stdout
+    assert (
+        f"the store lost changes: stolen (in {file}: apply them, then delete the file)"
+        in site.eir("status", status=2).stdout
+    )
     file.unlink()
     until(lambda: node.metrics()["eir_list_lost_changes{list=stolen}"] == 0)
 
@@ -145,7 +147,7 @@ def test_with_a_store_of_a_newer_form_the_node_answers_from_its_copy_and_nothing
         node = site.start()
         assert node.status()["lists"]["stolen"]["serial"] == 1
         until(lambda: node.status()["ready"] == "degraded")
-        assert StatusText.COPY_IN_FORCE.format("stolen") in site.eir("status", status=1).stdout
+        assert "stolen (this node's last good copy is in force)" in site.eir("status", status=1).stdout
         assert "newer" in site.eir("load", site.release([UNLISTED], serial=2), status=1).stderr
 
 

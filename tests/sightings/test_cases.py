@@ -18,4 +18,4 @@ def test_a_decision_that_found_no_room_damages_none_before_it_and_none_after(tmp
         add_decision(tmp_path, decision(OTHER, CONFIRMED))
     assert load_decisions(tmp_path) == [decision(IMEI, CONFIRMED)]
     add_decision(tmp_path, decision(IMEI, CLEARED))
-    assert list(load_cases(tmp_path).values()) == [False]
+    assert list(load_cases(tmp_path).values()) == [decision(IMEI, CLEARED)]

@@ -13,7 +13,7 @@ from tampered import DAY, FAR, IMEI, NEAR, OTHERS, START, TAMPERED, UNTIL, files
 from eir.errors import EirError
 from eir.sightings.conditions import COLUMNS, CONDITIONS, TamperSettings
 from eir.sightings.engine import TABLES, duck
-from eir.sightings.judge import judge
+from eir.sightings.judge import MODEL, judge
 
 PEOPLE = 1000
 
@@ -64,7 +64,7 @@ def test_who_is_honest_is_left_alone(worlds, judged):
 
 
 def test_checks_that_name_no_device_are_counted_by_origin(judged):
-    assert sum(seen for _, seen, _ in judged[0].malformed) > 100
+    assert sum(seen for _, seen in judged[0].malformed) > 100
     assert judged[1].malformed == ()
 
 
@@ -94,6 +94,11 @@ def test_the_page_names_each_condition_and_each_column_of_the_model():
     assert all(f"`{name}`" in page for name in {*CONDITIONS, *COLUMNS})
     assert {condition for condition, _ in COLUMNS.values()} < CONDITIONS.keys()
     assert all(re.search(rf"AS {name}\b", TABLES["evidence"]) for name in COLUMNS)
+
+
+def test_fractions_in_the_sql_are_doubles():
+    """Without an exponent Spark computes with decimal numbers, which it rounds."""
+    assert not [name for name, select in (*TABLES.items(), ("model", MODEL)) if re.search(r"\d\.\d+(?![\de])", select)]
 
 
 COPY = "00101000001{:04d}"
@@ -207,14 +212,12 @@ def test_identifiers_are_exported_and_no_pair_without_a_person_s_word(operator):
     for at, sims in enumerate(OWNED.values()):
         named = [word for number in range(sims) for word in ("--owner", owner(at, number))]
         operator.eir("tamper", "confirm", imei(at), "--reason", "both phones were seen", *named)
-    for layout in ("eir", "dirbs-notifications"):
-        rows, _ = exported("--rows", "pairs", "--as", layout)
-        assert [(row["imei"], row["imsi"]) for row in rows] == [(imei(at), COPY.format(at)) for at in range(len(OWNED))]
+    rows, _ = exported("--rows", "pairs")
+    assert [(row["imei"], row["imsi"]) for row in rows] == [(imei(at), COPY.format(at)) for at in range(len(OWNED))]
     box = min(BOX)
     operator.eir("tamper", "confirm", box, "--reason", "a rack of modems in a flat")
     assert {row["imei"] for row in exported()[0]} == COPIED | {"00000000000000", box}
     assert "expected tracked, pairs, devices" in exported("--rows", "all", status=2)[1]
-    assert "tracked only --as eir" in exported("--as", "dirbs-notifications", status=2)[1]
     assert "expected an IMSI" in operator.eir("tamper", "confirm", box, "--reason", "x", "--owner", "me", status=2).stderr  # fmt: skip
     history = [event["detail"] for event in operator.json("history")]
     assert any(imei(0) in detail for detail in history)
@@ -264,7 +267,7 @@ def test_wrong_use_and_no_record(site):
     site.state.mkdir(exist_ok=True)
     assert "no sightings from" in site.eir("tamper", "report", status=1).stderr
     assert "--since 400d: expected" in site.eir("tamper", "report", "--since", "400d", status=2).stderr
-    assert "--condition clone: no such condition" in site.eir("tamper", "export", "--condition", "clone", status=2).stderr  # fmt: skip
+    assert "--until x: expected" in site.eir("tamper", "report", "--until", "x", status=2).stderr
 
 
 def test_a_decision_holds_for_its_device_and_moves_no_other_score(operator):
@@ -280,12 +283,11 @@ def test_a_decision_holds_for_its_device_and_moves_no_other_score(operator):
     decided = {cleared, confirmed, box}
     assert {name: row["score"] for name, row in rows.items() if name not in decided} == {name: score for name, score in scores.items() if name not in decided}  # fmt: skip
     assert (rows[confirmed]["score"], rows[confirmed]["conditions"], rows[confirmed]["confirmed"]) == (0.999, [], True)
-    for layout in ("eir", "dirbs-notifications"):
-        done = operator.eir("tamper", "export", *UNTIL_DAY, "--as", layout, "--rows", "devices")
-        reasons = {row["imei"]: row["reason" if layout == "eir" else "reasons"] for row in rows_of(done.stdout)}
-        assert reasons == {box: "tampered: sim_box", confirmed: "tampered: confirmed", "35209977000000": "tampered: confirmed"}  # fmt: skip
-        assert "1 devices with a TAC for tests are left out" in done.stderr
-        assert "3 devices are written" in done.stderr, "each once, whether it was found or not"
+    done = operator.eir("tamper", "export", *UNTIL_DAY, "--rows", "devices")
+    reasons = {row["imei"]: row["reason"] for row in rows_of(done.stdout)}
+    assert reasons == {box: "tampered: sim_box", confirmed: "tampered: confirmed", "35209977000000": "tampered: confirmed"}  # fmt: skip
+    assert "1 devices with a TAC for tests are left out" in done.stderr
+    assert "3 devices are written" in done.stderr, "each once, whether it was found or not"
     assert operator.json("tamper", "show", cleared, *UNTIL_DAY)["decisions"][0]["reason"] == "a mast at the border"
     forget = ("tamper", "forget-decision", cleared, "--reason", "the wrong phone")
     operator.eir(*forget)

@@ -18,7 +18,7 @@ from eir.errors import EirError
 from eir.sightings.conditions import TamperSettings
 from eir.sightings.engine import TABLES, duck
 from eir.sightings.judge import judge
-from eir.sightings.spark import spark, translate
+from eir.sightings.spark import spark
 
 PEOPLE = 500
 COMPARED = {*TABLES, "chosen"}
@@ -127,18 +127,3 @@ def test_a_fault_of_spark_is_an_error(standalone, world, site, tmp_path):
     assert (
         "--spark and --work go together" in site.eir("tamper", "report", "--spark", standalone.master, status=2).stderr
     )
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        ("SELECT 0.5 * n FROM t", "SELECT CAST(0.5 AS DOUBLE) * n FROM t"),
-        (
-            "SELECT INSTANT_S(LAG(u) OVER w) FROM t WINDOW w AS (ORDER BY u)",
-            "SELECT (CAST(UNIX_MICROS(LAG(u) OVER w) AS DOUBLE) / 1000000) FROM t WINDOW w AS (ORDER BY u NULLS LAST)",
-        ),
-        ("SELECT CONCAT('a', b) FROM t", "SELECT CONCAT('a', COALESCE(b, '')) FROM t"),
-    ],
-)
-def test_what_is_translated_by_rules_of_ours(ours, theirs):
-    assert translate(ours) == theirs

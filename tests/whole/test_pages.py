@@ -126,7 +126,7 @@ def test_each_block_is_shell(block):
     "words", [w for w in OURS if Path(w[0]).name == "eir" and w[1:] != ["--version"]], ids=" ".join
 )
 def test_each_command_of_ours_parses(words):
-    command, arguments = resolve(words[1:])
+    command, arguments = resolve(["1" if word == "$(date +%s)" else word for word in words[1:]])
     assert command.make_context(command.name, arguments)  # raises a usage error for what the command does not take
 
 

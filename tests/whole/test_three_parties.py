@@ -126,11 +126,11 @@ async def test_a_clone_goes_from_one_operator_s_record_to_another_s_answer(parti
 
     # The register takes it from A and from nobody else, and signs the national list of it and of its own.
     manifest = handed(of_a, register, "from-a")
-    data = manifest.parent / found.name
-    whole = data.read_text()
-    data.write_text(whole.replace(CLONE, HONEST[0]))
+    data = manifest.parent / "tampered-a-1.csv.zst"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "refused (digest)" in register.eir("load", manifest, status=1).stderr
-    data.write_text(whole)
+    data.write_bytes(whole)
     register.eir("load", manifest)
     register.eir("export", "tampered-a", "--out", "from-a.csv")
     (register.folder / "own.csv").write_text(f"imei,reason,date\n{LISTED},theft,20261101\n")

@@ -6,7 +6,7 @@ and all clients of a worker; probe.py a client.
 """
 
 from eir.checks.settings import Status
-from eir.interfaces.gsup.settings import HLR_AWAY, PORT, GsupSettings
+from eir.interfaces.gsup.settings import PORT, GsupSettings
 from eir.interfaces.interface import Interface, SharedSettings
 from eir.schema import FLAG, Document, Family, Findings, Key, Section, many, text, url
 from eir.wire.transport.endpoint import ANY, TCP, endpoint, is_loopback
@@ -50,7 +50,6 @@ def _words(status: Status) -> str:
 
 INTERFACE = Interface(
     name="gsup", section="gsup", keys=KEYS, sections=(Section("gsup", GsupSettings),), check=_check, families=FAMILIES,
-    alerts=((HLR_AWAY, "EirHlrAway"),),
     server="eir.interfaces.gsup.server:GsupServer", client="an OsmoMSC", words=_words,
     probe="eir.interfaces.gsup.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

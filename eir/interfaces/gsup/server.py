@@ -18,6 +18,7 @@ from eir.interfaces.gsup.link import GsupConnection
 from eir.interfaces.gsup.message import CheckImei, read_check_imei
 from eir.interfaces.gsup.settings import HLR_AWAY, GsupSettings
 from eir.interfaces.interface import Context
+from eir.schema import DETAILS
 from eir.wire.peers.server import DISABLED, SOURCE, UNKNOWN_PEER, Server
 from eir.wire.peers.settings import PeerSettings, Requester, is_from
 
@@ -143,20 +144,22 @@ class GsupServer(Server[GsupConnection]):
             if link.has_hlr is not None:
                 label = (link.requester.label,)
                 up[label] = min(up.get(label, 1.0), float(link.has_hlr))
-        return {"eir_gsup_hlr_up": up}
-
-    def warnings(self) -> Mapping[str, str]:
-        """Return a warning for each peer whose HLR is not connected, by peer label."""
-        away = {link.requester.label for link in self.links.values() if link.has_hlr is False}
-        return {label: HLR_AWAY.format(label, detail) for label, (_, detail) in self._away.items() if label in away}
+        return {
+            "eir_gsup_hlr_up": up,
+            DETAILS: {("EirHlrAway", label, detail): 1.0 for label, (_, detail) in self._away.items()},
+        }
 
     def standing(self, link: GsupConnection) -> Mapping[str, Any]:
         """Return the GSUP-specific fields of a connection's row in `eir peers`, with the reason if its HLR is not connected."""
         label = link.requester.label
-        fault = self.warnings().get(label)
-        if fault is None:
+        if link.has_hlr is not False or label not in self._away:
             return super().standing(link)
-        return {**super().standing(link), "last_error": fault, "last_error_at": max(self._away[label][0], link.since)}
+        away_at, detail = self._away[label]
+        return {
+            **super().standing(link),
+            "last_error": HLR_AWAY.format(label, detail),
+            "last_error_at": max(away_at, link.since),
+        }
 
     def doubt(self, name: str, newest: GsupConnection | None = None) -> None:
         """Send a PING to every client with this name except `newest`, and close the connection of a client that does not answer.

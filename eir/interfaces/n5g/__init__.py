@@ -13,7 +13,7 @@ from eir.checks.question import Question
 from eir.checks.settings import Status
 from eir.errors import EirError
 from eir.interfaces.interface import LISTEN_HTTP, TLS_KEYS, Interface, SharedSettings, token_keys
-from eir.interfaces.n5g.settings import NF_INSTANCE_FILE, NF_TYPE, NOT_REGISTERED, N5gSettings, NrfSettings
+from eir.interfaces.n5g.settings import NF_INSTANCE_FILE, NF_TYPE, N5gSettings, NrfSettings
 from eir.schema import (
     IDENTITY,
     REQUIRED,
@@ -150,5 +150,5 @@ def _question(imei: str, imsi: str, software_version: str, origin_host: str, ori
 INTERFACE = Interface(
     name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, state_files=(NF_INSTANCE_FILE,), server="eir.interfaces.n5g.server:N5gServer",
     stays=False, tokens=_tokens, settings_after_reload=_settings_until_restart, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
-    alerts=((NOT_REGISTERED, "EirNotRegistered"),), client="an AMF", words=_words, question=_question, probe="eir.interfaces.n5g.probe:connected", probe_keys=PROBE_KEYS,
+    client="an AMF", words=_words, question=_question, probe="eir.interfaces.n5g.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

@@ -20,7 +20,8 @@ from eir.disk import write_file
 from eir.errors import Report
 from eir.interfaces.interface import NodeLoad, Samples, SharedSettings
 from eir.interfaces.n5g.nrf import Ask, Registration, profile_of
-from eir.interfaces.n5g.settings import NF_INSTANCE_FILE, NOT_REGISTERED, N5gSettings, NrfSettings
+from eir.interfaces.n5g.settings import NF_INSTANCE_FILE, N5gSettings, NrfSettings
+from eir.schema import DETAILS
 from eir.wire.transport.endpoint import is_http
 from eir.wire.transport.stream import connected, fault_text
 from eir.wire.transport.tls import TlsFiles, load_tls
@@ -106,19 +107,13 @@ class Registrar:
         error = registration.last_error
         return {"nrf": {"registered": registration.where, "last_answer_s_ago": ago, "last_error": error}}
 
-    def warnings(self) -> Sequence[str]:
-        """Return a warning for `eir status` if the node is not registered at an NRF."""
-        if (registration := self._registration) is None or registration.where is not None:
-            return ()
-        why = registration.last_error or "not asked yet"
-        return (NOT_REGISTERED.format(why),)
-
     def numbers(self) -> Samples:
         """Return the metrics of the registration by name and label values."""
         if (registration := self._registration) is None or self._settings is None or self._settings.nrf is None:
             return {}
         return {
             "eir_nrf_registered": {(uri,): float(uri == registration.where) for uri in self._settings.nrf.uri},
+            DETAILS: {("EirNotRegistered", "", registration.last_error or "not asked yet"): 1.0},
             "eir_nrf_requests_total": {labels: float(count) for labels, count in registration.requests.items()},
         }
 

@@ -12,8 +12,6 @@ NF_TYPE: Final = "5G_EIR"
 """NF type (TS 29.510 6.1.6.3.3)."""
 NF_INSTANCE_FILE: Final = "nf-instance-id"
 """File in the state folder with the node's own NF instance id."""
-NOT_REGISTERED: Final = "not registered with any NRF ({}); AMFs that know the node are still answered"
-"""Warning for `eir status`, with the last error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Reader of the data files of a release: verifies size and digest of all files before it reads the first row."""
+"""Reader of the data files of a release: verifies layout, size and digest of all files before it reads the first row."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from eir.errors import ReleaseRefused
 from eir.lists.record.reasons import Reasons
-from eir.lists.record.settings import BOUND, LOAD_MEMORY, ListSettings
-from eir.lists.releases.release import CHANGES, REMOVED, ROLES, Manifest, check_role
+from eir.lists.record.settings import LOAD_MEMORY, ListSettings
+from eir.lists.releases.release import ROLES, Manifest
 from eir.lists.rows.delivered import DataFile, Done, open_folder
-from eir.lists.rows.layout import find_layout
+from eir.lists.rows.layout import EIR
 from eir.lists.rows.listed_rows import ListedRows
 
 if TYPE_CHECKING:
@@ -19,35 +19,29 @@ if TYPE_CHECKING:
 STAGES = VERIFY, DIGEST, READ, BUILD, WRITE = "verify", "digest", "read", "build", "write"
 """Stages of a load in their order. At its begin, each stage reports that nothing is done."""
 
-ROW_BYTES = 12
-"""Minimum memory in bytes that a load needs for each row: its key, and its place in the table."""
+ROW_BYTES = 20
+"""Minimum memory in bytes that a load needs for each row: its key twice, and its place in the table."""
 Stage: TypeAlias = Callable[[str, int], AbstractContextManager[Done]]
 """Context manager of a stage, from the stage's name and size. It yields a function that receives the amount just done."""
-KEPT_BYTES_MAX = 256 << 20
-"""Bytes of a release's data files up to which the files stay in memory between hashing and reading."""
 
 
 def read_release(
-    manifest: Manifest,
-    folder: Path,
-    settings: ListSettings,
-    reasons: Reasons,
-    tally: "Tally",
-    *,
-    stage: Stage,
-    memory_max: int = LOAD_MEMORY,
-    kept_max: int = KEPT_BYTES_MAX,
-) -> Iterable[ListedRows]:
-    """Verify size and digest of every data file, then read all rows; return the rows by their role in the release.
+    manifest: Manifest, folder: Path, settings: ListSettings, reasons: Reasons, tally: "Tally", *,
+    stage: Stage, memory_max: int = LOAD_MEMORY,
+) -> Iterable[ListedRows]:  # fmt: skip
+    """Verify layout, size and digest of every data file, then read all rows; return the rows by their role in the release.
 
     Added rows come before removed rows. `manifest` is the result of `verify_release`.
     """
-    from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
+    from eir.lists.rows.reader import read_rows  # noqa: PLC0415  # as above
 
     files = manifest.files
+    for entry in files:
+        if entry.layout != EIR.name:
+            advice = f"nodes load the layout {EIR.name} only: the publisher has to convert the file by eir publish --layout {entry.layout}"
+            raise ReleaseRefused("layout", f"{entry.name} has the layout {entry.layout}; {advice}")
     _check_rows(sum(file.rows for file in files), memory_max)
-    actions = Actions()
-    rows = _rows_by_role(manifest, settings)
+    rows = {role: ListedRows() for role in ROLES[manifest.kind]}
     total = sum(entry.bytes for entry in files)
     with ExitStack() as stack:
         folder_fd = stack.enter_context(open_folder(folder))
@@ -59,34 +53,20 @@ def read_release(
                 )
         with stage(DIGEST, total) as done:
             for entry, file in opened:
-                digest = file.sha256(done, keep=total <= kept_max)
+                digest = file.sha256(done)
                 if digest != entry.sha256:
                     raise ReleaseRefused("digest", f"{entry.name} does not have the SHA-256 that the manifest says")
         with stage(READ, total) as done:
             for entry, file in opened:
-                chunks = file.chunks(entry.rows, entry.sha256, done)
-                layout = find_layout(entry.name, entry.layout, settings.layouts)
-                check_role(entry, layout, settings.kind)
-                count = read_rows(
-                    chunks, name=entry.name, layout=entry.layout, kind=settings.kind, rows=rows.get(entry.role), reasons=reasons, tally=tally,
-                    rows_max=entry.rows, declared=settings.layouts, actions=actions,
-                )  # fmt: skip
+                chunks, count = file.chunks(entry.rows, entry.sha256, done), 0
+                for part in read_rows(
+                    chunks, name=entry.name, kind=settings.kind, reasons=reasons, tally=tally, rows_max=entry.rows
+                ):
+                    count += part.row_count
+                    rows[entry.role].add(part.rows, part.lasts)
                 if count != entry.rows:
                     raise ReleaseRefused("rows", f"{entry.name} has {count} rows; the manifest says {entry.rows}")
-            first = next(iter(rows.values()))
-            actions.move_to(first, rows.get(REMOVED))
     return rows.values()
-
-
-def _rows_by_role(manifest: Manifest, settings: ListSettings) -> dict[str, ListedRows]:
-    """Create an empty collection of rows for each role of a release, with room for the number of entries in the manifest."""
-    has_singles = settings.kind not in BOUND
-    rows: dict[str, ListedRows] = {}
-    for role in ROLES[manifest.kind]:
-        if role != CHANGES:
-            counts = [file.rows for file in manifest.files if file.role in (role, CHANGES)]
-            rows[role] = ListedRows(sum(counts) if has_singles else 0)
-    return rows
 
 
 def _check_rows(rows: int, memory_max: int) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from eir.errors import EirError, StoreError
-from eir.lists.changes.rows_file import pieces_of_lines
 from eir.lists.log.change import LEARN, Change
 from eir.lists.log.reader import LoggedList, empty_content, read_content, read_rows
 from eir.lists.log.store import LogEntry, LogStore
@@ -33,6 +32,7 @@ from eir.lists.record.first_days import (
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.registered import is_registered
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, Layout
+from eir.lists.rows.delivered import Progress, read_lines, sum_progress
 from eir.lists.rows.layout import BY_FIRST_SEEN
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.table.columns import SECONDS, Numbers, TableRows, matches, rows_of
@@ -51,7 +51,6 @@ OVER_SHARE, OVER_MIN = 0.2, 1000
 """Limit on the periods of grace that an import may end without `force`: this share of the devices on record. Fewer than OVER_MIN periods
 exceed no limit."""
 
-Progress = Callable[[int, int], None]
 IsOver = Callable[[Numbers], Numbers]
 """Function that returns from the first days of devices a mask of those whose period of grace is over today."""
 
@@ -120,7 +119,7 @@ def seen_now(keys: Numbers, firsts: Numbers, now: datetime) -> TableRows:
 def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -> DaysFile:
     """Read a file with the columns `imei` and `first_seen`. The last sighting of each device is set to the day of `now`.
 
-    `progress` receives the bytes done and the total.
+    `progress` receives the stage `read`, in bytes.
 
     Raises:
         ReleaseRefused: `layout`, if a column is missing.
@@ -130,11 +129,12 @@ def read_days(file: Path, now: datetime, progress: Progress = lambda *_: None) -
 
     rows, tally = ListedRows(), reader.Tally(bad_rows_max=sys.maxsize, range_tacs_max=0)
     with file.open("rb") as stream:
-        pieces = pieces_of_lines(stream, file.stat().st_size, progress)
-        reader.read_rows(
-            pieces, name=file.name, layout=LAYOUT.name, kind=FIRST_SEEN, rows=rows, reasons=Reasons(), tally=tally,
-            declared={LAYOUT.name: LAYOUT},
-        )  # fmt: skip
+        size = file.stat().st_size
+        lines = read_lines(file.name, stream, size, sum_progress(progress, "read", size))
+        for part in reader.read_rows(
+            lines, name=file.name, layout=LAYOUT, kind=FIRST_SEEN, reasons=Reasons(), tally=tally
+        ):
+            rows.add(part.rows)
     pairs = rows.pop()
     return DaysFile(seen_now(pairs.keys, pairs.column(SECONDS), now), tally)
 

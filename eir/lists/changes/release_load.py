@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreError
-from eir.lists.changes.data_files import BUILD, KEPT_BYTES_MAX, VERIFY, WRITE, read_release
+from eir.lists.changes.data_files import BUILD, VERIFY, WRITE, read_release
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, translate_table, with_days
 from eir.lists.log.change import Change, Head, SerialMark, utc_text
 from eir.lists.log.journal import CLAIMS, REFUSED, JournalEvent
@@ -74,10 +74,6 @@ class LoadReport:
     bad_rows: int
     bad: tuple[str, ...]
     """Complaints about the first bad rows, as in Tally."""
-    skipped: int
-    """Number of junk identifiers that were skipped, as in Tally."""
-    wrong_check_digits: int | None
-    """Number of IMEIs with a wrong check digit, which are in the list nevertheless; None except in a dry run."""
     come: int
     """Number of identifiers that were not in the list before; a whole TAC counts as 1,000,000."""
     gone: int
@@ -103,10 +99,6 @@ class LoadReport:
         parts.append(turnover(self.holds, self.come, self.gone))
         if self.lifted:
             parts.append(force_text(self.lifted))
-        if self.skipped:
-            parts.append(f"{self.skipped:,} junk identifiers skipped")
-        if self.wrong_check_digits:
-            parts.append(f"warning: {self.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit")
         if self.bad_rows:
             parts.append(f"{self.bad_rows:,} bad rows left out")
         parts.append(f"{sum(self.seconds.values()):.1f} s")
@@ -198,7 +190,7 @@ def _other_types(table: Table, added: TableRows) -> TableRows:
 
 
 def _least_effect(devices: int, table: Table) -> TableEffect:
-    """Return the effect of a whole content on a damaged list, of which only the number of devices is known."""
+    """Return the effect of a whole content on a damaged list. Only the number of its devices is known."""
     more = device_count(table) - devices
     return replacement(EMPTY, table)._replace(devices_added=max(more, 0), devices_removed=max(-more, 0))
 
@@ -223,8 +215,6 @@ class ReleaseLoader:
     progress: Progress = lambda *_: None
     memory_max: int = LOAD_MEMORY
     """Memory in bytes for the rows; a release that needs more is rejected before its first row is read."""
-    kept_max: int = KEPT_BYTES_MAX
-    """Bytes of a release's data files up to which the files stay in memory between hashing and reading."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Duration of each finished stage."""
 
@@ -317,13 +307,8 @@ class ReleaseLoader:
         from eir.lists.rows.reader import Tally  # noqa: PLC0415  # only a load needs polars, and the server imports this module
 
         reasons = Reasons()
-        tally = Tally(
-            bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, check_digits=self.dry_run,
-            dates=settings.dates,
-        )  # fmt: skip
-        by_role = read_release(
-            manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max, kept_max=self.kept_max
-        )  # fmt: skip
+        tally = Tally(bad_rows_max=settings.bad_rows_max, range_tacs_max=settings.range_tacs_max, dates=settings.dates)
+        by_role = read_release(manifest, folder, settings, reasons, tally, stage=self.stage, memory_max=self.memory_max)
         if tally.wide and not self.force:
             limit = f"ranges over {settings.range_tacs_max} TACs (range_tacs_max); if they are intended, load them with --force"
             raise ReleaseRefused("range", "\n".join((limit, *tally.wide)))
@@ -365,7 +350,6 @@ class ReleaseLoader:
         return LoadReport(
             list=manifest.list, holds=settings.kind, kind=manifest.kind, serial=manifest.serial, rows=sum(file.rows for file in manifest.files),
             entries=len(effect.table), devices=device_count(effect.table), entries_before=before.entries, devices_before=before.devices,
-            bad_rows=tally.bad, bad=tuple(tally.complaints), skipped=tally.skipped,
-            wrong_check_digits=tally.wrong_check_digits if self.dry_run else None,
+            bad_rows=tally.bad, bad=tuple(tally.complaints),
             come=effect.devices_added, gone=effect.devices_removed, lifted=computed.update.lifted, seconds=self.seconds, change=change, head=head,
         )  # fmt: skip

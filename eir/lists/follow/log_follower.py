@@ -20,6 +20,7 @@ from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.pauses import PAUSES, ChangePace, Heavy, Pauses, while_large
 from eir.lists.follow.write_back import APPLY_S, NO_MARK, LostChanges, WriteBack, write_lost_file
 from eir.lists.log.change import HEAL, NO_CHANGE, Change, Head, digests_of, first_break
+from eir.lists.log.journal import ROWS_MAX
 from eir.lists.log.reader import (
     ChangeRows,
     LoggedList,
@@ -234,12 +235,25 @@ class LogFollower(Generic[ImageType]):
             except _StoreAway:
                 await asyncio.sleep(self._pauses.retry_s)
 
-    def poll(self) -> None:
-        """Read the heads in the store at once, because another process of the host has just changed a list."""
-        self._others.set()
+    async def record(self, name: str) -> None:
+        """Record the stored changes that continue a list, before they are in force, because a process of this host waits for it.
+
+        Raises:
+            EirError: if the store cannot be read, or the journal cannot be written.
+            OSError: if the disk fails.
+        """
+        followed = self._lists.get(name)
+        held = None if followed is None else followed.held
+        if held is None:
+            return
+        entries = await self._timed.log(name, held.head.generation)
+        if continues_by_rows(held.head, entries):
+            unrecorded = [entry for entry in entries if not self._journal.has(name, entry.change.digest)]
+            changes = await self._changes(name, unrecorded, is_lenient=True)
+            await asyncio.to_thread(self._journal.record, name, changes, held.head.reasons)
 
     async def _wait(self) -> None:
-        """Wait until a list in the store may have changed, until `poll`, or until a new configuration has changed the lists."""
+        """Wait until a list in the store may have changed, or until a new configuration has changed the lists."""
         wait_s = self._pauses.wait_s
         limited = await_store(self._store.wait(self._seen, wait_s), self._pauses.answer_s + wait_s)
         tasks = [asyncio.create_task(self._of_store(limited)), asyncio.create_task(self._others.wait())]
@@ -531,11 +545,13 @@ class LogFollower(Generic[ImageType]):
         if not followed.is_compared and held is not None and not self._journal.has(followed.name, held.head.digest):
             known = await asyncio.to_thread(followed.copy.known)
             entries = [each for each in await self._timed.log(followed.name, 0) if each.change.digest in known]
-            newest = entries[-UNRECORDED_MAX:]
-            if held.head.mark == NO_MARK:
-                followed.unrecorded += await self._changes(followed.name, newest, is_lenient=True)
-            else:  # the journal has no rows of releases
-                followed.unrecorded += [ChangeRows(entry.change, None) for entry in newest]
+            for entry in entries[-UNRECORDED_MAX:]:
+                is_short = entry.change.added + entry.change.removed <= ROWS_MAX
+                followed.unrecorded += (
+                    await self._changes(followed.name, [entry], is_lenient=True)
+                    if is_short
+                    else [ChangeRows(entry.change, None)]
+                )
         followed.is_compared = True
 
     async def _record(self, followed: FollowedList[ImageType]) -> None:
@@ -639,7 +655,7 @@ class LogFollower(Generic[ImageType]):
             return
         followed.failures = 0
         self._report("store_healed", level="warning", list=name, detail=change.detail)
-        await self._keep_lost(followed, head, work.lost)
+        await self._write_lost(followed, head, work.lost)
         await self._put_in_force(followed, work.writer.content, [ChangeRows(change, None)])
         await self._confirm(followed)
 
@@ -693,12 +709,12 @@ class LogFollower(Generic[ImageType]):
                 self._report(
                     "lost_changes_applied", level="warning", list=name, detail=f"{len(lost.applicable)} changes"
                 )
-        await self._keep_lost(followed, newest, lost)
+        await self._write_lost(followed, newest, lost)
         self._record_gap(followed, "fork", newest, stored)
         await self._put_in_force(followed, content, await self._unseen(followed, content.head, entries))
         return True
 
-    async def _keep_lost(self, followed: FollowedList[ImageType], held: Head, lost: LostChanges) -> None:
+    async def _write_lost(self, followed: FollowedList[ImageType], held: Head, lost: LostChanges) -> None:
         """Write lost changes that are not in the list to a file for the operator, and report the file."""
         if not lost.gone and not lost.missing:
             return

@@ -139,8 +139,6 @@ class ListSettings:
     """True if the date of each entry is stored."""
     source: SourceSettings | None = None
     """Source from which releases are pulled; None if they are delivered."""
-    layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """Layouts that the configuration declares, in addition to the built-in ones; the same for all lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,35 +1,49 @@
-"""Publisher of releases: writes data files, the manifest, and signatures over the manifest."""
+"""Publisher of releases: reads data files, which may have foreign layouts, and writes data files in the layout `eir`, the manifest and its signatures."""
 
-import contextlib
-import filecmp
+import hashlib
 import json
-import os
 import re
+import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eir.disk import errors_name, open_named, write_file
+import zstandard
+
+from eir.device import SNR_KEYS
+from eir.disk import open_named, write_file
 from eir.errors import ReleaseRefused
 from eir.lists.log.change import utc_text
 from eir.lists.record.reasons import OTHER_REASON, REASON_CHARS_MAX, REASONS_MAX, Reasons
-from eir.lists.record.settings import KINDS, Layout, is_list_name
-from eir.lists.releases import release
+from eir.lists.record.settings import DEVICES, KINDS, Layout, is_list_name
+from eir.lists.releases.foreign import add_latest, find_layout, kinds_for, read_file, unknown_columns
 from eir.lists.releases.openssh import sign
-from eir.lists.releases.release import ADDED, CHANGES, DELTA, ENTRIES, FULL, REMOVED, FileEntry, is_plain_name
-from eir.lists.rows.delivered import CHUNK_BYTES, EXPANDED_RATIO_MAX, DataFile, Progress, open_folder, sum_progress
-from eir.lists.rows.layout import LAYOUTS, find_layout, guess_layout, kinds_for, layout_fault, unknown_columns
-from eir.lists.rows.listed_rows import ListedRows, check_sides
-from eir.lists.rows.records import Frame
+from eir.lists.releases.records import decode
+from eir.lists.releases.release import (
+    ADDED,
+    DELTA,
+    ENTRIES,
+    FORMAT,
+    FULL,
+    MANIFEST_ENDS,
+    REMOVED,
+    ROLES,
+    SIGNATURES_MAX,
+    signature_names,
+)
+from eir.lists.rows.delivered import EXPANDED_RATIO_MAX, Progress, read_lines, sum_progress
+from eir.lists.rows.layout import EIR
+from eir.lists.rows.listed_rows import DataRows, ListedRows, check_sides
+from eir.lists.table.columns import Numbers, TableRows
 
 if TYPE_CHECKING:
-    from eir.lists.rows.reader import Tally
+    from eir.lists.rows.reader import RowPart, Tally
 
-ROWS_MAX = 10**10
 ZIP_MEMBERS_MAX = 1000
 BAD_ROWS_NAMED_MAX = 20
 REPLACED = "\ufffd"
@@ -53,10 +67,62 @@ _LAST_WORD = re.compile(r"(?:^|[-_.])(added|removed)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseSpec:
+    """Release that a publisher orders, and the data files for it."""
+
+    list: str
+    serial: int
+    base: int | None = None
+    """Serial on which a delta builds; None for a full release."""
+    issued: datetime
+    expires: datetime
+    keys: Sequence[Path]
+    """OpenSSH keys that sign, or the `.pub` files of an agent's keys. The first one also signs the index of a publisher's folder."""
+    files: Sequence[Path] = ()
+    """Data files, or zips of DIRBS. In a delta, the name of a file ends in `added` or `removed` or is a DIRBS delta name, or the rows have a code that adds or removes an entry."""
+    kind: str | None = None
+    """Kind of the list; None: the only kind into which the data files fit."""
+    layout: str | None = None
+    """Layout of the files; None: guessed from each header."""
+    declared: Mapping[str, Layout] = field(default_factory=dict)
+    """Layouts of the configuration by name."""
+    bad_rows_max: int = 0
+    """Maximum number of bad rows. Up to this number, bad rows are warnings, and left out of the release."""
+    strict: bool = False
+    """Reject the release for any warning."""
+
+    @property
+    def release_kind(self) -> str:
+        """Kind of the release: FULL or DELTA."""
+        return FULL if self.base is None else DELTA
+
+    def check(self) -> None:
+        """Raise ReleaseRefused for a release that no EIR would accept."""
+        if not is_list_name(self.list):
+            raise ReleaseRefused("manifest", f"{self.list!r} is not a valid name of a list")
+        if self.serial < 1 or (self.base is not None and not 0 <= self.base < self.serial):
+            raise ReleaseRefused("manifest", "expected a serial above 0, and for a delta a base below its serial")
+        if self.expires <= self.issued:
+            raise ReleaseRefused("manifest", "expected an expiry after the time of issue")
+        if len(self.keys) > SIGNATURES_MAX:
+            raise ReleaseRefused("threshold", f"a release carries {SIGNATURES_MAX} signatures at most")
+
+    def manifest(self, files: Sequence[Mapping[str, Any]]) -> Mapping[str, object]:
+        """Return the JSON document of the manifest with these data files."""
+        base = {} if self.base is None else {"base": self.base}
+        return {
+            "format": FORMAT, "list": self.list, "kind": self.release_kind, "serial": self.serial, **base,
+            "issued": utc_text(self.issued), "expires": utc_text(self.expires), "files": files,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """Result of publishing a release: its files, and the counts of its rows."""
 
     manifest: Path
+    kind: str
+    """Kind of the list."""
     rows: int
     entries: Mapping[str, int]
     """Number of identifiers and whole TACs by role: `entries` of a full release, `added` and `removed` of a delta."""
@@ -75,7 +141,7 @@ class Published:
     def as_json(self) -> dict[str, Any]:
         """Return the release and its counts as a JSON document."""
         counts = asdict(self)
-        for name in ("manifest", "entries", "odd"):
+        for name in ("manifest", "kind", "entries", "odd"):
             del counts[name]
         entries = {"entries": sum(self.entries.values()), **self.entries}
         return {"manifest": str(self.manifest), "signature": f"{self.manifest}.sig", **entries, **counts, **self.odd}
@@ -87,133 +153,257 @@ class Published:
         if self.duplicates:
             parts.append(f"{self.duplicates:,} duplicates, of which {self.conflicting:,} have another reason or end")
         if self.skipped:
-            parts.append(f"{self.skipped:,} junk identifiers that an EIR skips")
+            parts.append(f"{self.skipped:,} junk identifiers skipped")
         return "; ".join(parts)
 
 
+class ReleaseContent(NamedTuple):
+    """Rows of a release."""
+
+    kind: str
+    """Kind of the list."""
+    data: Mapping[str, DataRows]
+    """Rows by their role."""
+    reasons: Sequence[str]
+    """Reason texts by index."""
+
+
+class _Input(NamedTuple):
+    """Data file of a publisher."""
+
+    path: Path
+    layout: Layout
+    header: bytes
+    """Line with the column names."""
+
+
 def publish(
-    files: Sequence[Path], *, list_name: str, serial: int, base: int | None = None, issued: datetime, expires: datetime,
-    key: Path, more_keys: Sequence[Path] = (), layout: str | None = None, declared: Mapping[str, Layout] | None = None,
-    out: Path | None = None, replace: bool = True, bad_rows_max: int = 0, progress: Progress | None = None,
-    warn: Callable[[str], None] = lambda _: None, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
+    spec: ReleaseSpec, folder: Path | None = None, *, replace: bool = True, progress: Progress = lambda *_: None,
+    warn: Callable[[str], None] = lambda _: None, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Published:  # fmt: skip
-    """Write a signed release from data files or from zips of DIRBS. Rows are parsed as an EIR parses them.
+    """Write a signed release in the layout `eir` from the data files of a publisher, which may have other layouts.
 
     Args:
-        files: data files. In a delta, the name of a file ends in `added` or `removed` or is a DIRBS delta name, or the
-            rows have a code that adds or removes an entry.
-        list_name: list of the release.
-        serial: serial of the release.
-        base: serial on which a delta builds; None for a full release.
-        issued: start of validity.
-        expires: end of validity.
-        key: OpenSSH key, or the `.pub` file of an agent's key.
-        more_keys: keys for further signatures, for lists with a threshold above 1.
-        layout: layout of the files; None: guessed from each header.
-        declared: layouts of the configuration.
-        out: folder of the release; None: the folder of the files.
+        spec: release.
+        folder: folder of the release; None: the folder of the data files.
         replace: if False, reject this release if a release of the same serial has other data.
-        bad_rows_max: maximum number of bad rows. Up to this number, bad rows are warnings.
-        progress: receives the stages `extract` and `measure`, in bytes.
-        strict: reject the release for any warning.
-        each_bad: receives each bad row: file, line, fault and the row.
+        progress: receives the stage `read`, in bytes.
         warn: receives warnings, such as data that an EIR accepts but that is probably a mistake.
+        each_bad: receives each bad row: file, line, fault and the row.
 
     Raises:
-        ReleaseRefused: with the reason word of a load. The new data files are then deleted.
+        ReleaseRefused: with the reason word of a load. Nothing is written then.
     """
     from eir.lists.rows.reader import ODD, Tally  # noqa: PLC0415  # its import takes a while, and the command line imports this module
 
-    report = progress or (lambda *_: None)
-    kind = FULL if base is None else DELTA
-    _check_arguments(list_name, serial, base, issued, expires)
-    if len(more_keys) >= release.SIGNATURES_MAX:
-        raise ReleaseRefused("threshold", f"a release carries {release.SIGNATURES_MAX} signatures at most")
-    if out is None and len({file.resolve().parent for file in files}) != 1:
-        fault = "the data files are in several folders"
-        raise ReleaseRefused("file_name", f"{fault}; name the folder for the release (--out)")
-    folder = out or files[0].parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with _remove_on_failure() as new_files:
-        names = [name for file in files for name in _place(file, folder, kind, report, new_files)]
-        if len(set(names)) < len(names):
-            raise ReleaseRefused("file_name", "two data files have the same name")
-        tally = Tally(
-            bad_rows_max=ROWS_MAX,
-            range_tacs_max=ROWS_MAX,
-            check_digits=True,
-            dates=True,
-            now_s=int(issued.timestamp()),
-            complaints_max=BAD_ROWS_NAMED_MAX,
-            each_bad=each_bad,
+    spec.check()
+    folders = {file.absolute().parent for file in spec.files}
+    if folder is None and len(folders) != 1:
+        raise ReleaseRefused(
+            "file_name", "the data files are in several folders; name the folder for the release (--out)"
         )
-        warnings: list[str] = []
-        entries, rows = _describe_files(
-            folder, names, kind, layout, declared or {}, tally=tally, warn=warnings.append, report=report
-        )
-        _check_bad(tally, bad_rows_max)
-        manifest: dict[str, object] = {"format": release.FORMAT, "list": list_name, "kind": kind, "serial": serial}
-        if base is not None:
-            manifest["base"] = base
-        manifest["issued"] = utc_text(issued)
-        manifest["expires"] = utc_text(expires)
-        manifest["files"] = [asdict(entry) for entry in entries]
-        path = folder / f"{list_name}-{serial}.manifest.json"
-        if not replace and _has_other_data(path, manifest):
-            advice = "publish with a higher serial, or with --force"
-            raise ReleaseRefused("file_exists", f"{path} is a release of this serial with other data; {advice}")
-        repeats = [role_rows.count_repeats() for role_rows in rows.values()]
-        listed = {role: role_rows.pop() for role, role_rows in rows.items()}
-        if kind == DELTA:
-            check_sides(listed[ADDED], listed[REMOVED])
-        warnings += _warnings(entries, tally)
-        _check_warnings(warnings, strict=strict)
-    published = Published(
-        manifest=path, rows=sum(entry.rows for entry in entries), entries={role: len(each) for role, each in listed.items()},
-        duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(contradictions for _, contradictions in repeats),
-        bad_rows=tally.bad, skipped=tally.skipped, wrong_check_digits=tally.wrong_check_digits,
-        odd={kind: tally.odd[kind].count if kind in tally.odd else 0 for kind in ODD},
+    folder = folder or spec.files[0].parent
+    tally = Tally(
+        bad_rows_max=sys.maxsize, range_tacs_max=sys.maxsize // SNR_KEYS, check_digits=True, dates=True, now_s=int(spec.issued.timestamp()),
+        complaints_max=BAD_ROWS_NAMED_MAX, each_bad=each_bad,
     )  # fmt: skip
-    _write_signed(path, manifest, (key, *more_keys))
-    for text in warnings:
-        warn(text)
-    return published
-
-
-def _write_signed(path: Path, manifest: Mapping[str, object], keys: Sequence[Path]) -> None:
-    """Write a manifest and sign it by each key. Earlier signatures are deleted."""
-    signatures = [path.with_name(name) for name in release.signature_names(path.name)]
-    for signature in signatures:
-        signature.unlink(missing_ok=True)
-    text = json.dumps(manifest, indent=1) + "\n"
-    document = text.encode()
-    write_file(path, document)
-    contents = [sign(document, key) for key in keys]
-    for signature, content in zip(signatures, contents, strict=False):
-        write_file(signature, content)
-
-
-def _check_bad(tally: "Tally", bad_rows_max: int) -> None:
-    if tally.bad > bad_rows_max:
-        fault = f"{tally.bad} bad rows; {bad_rows_max} are allowed (--bad-rows-max)"
+    with tempfile.TemporaryDirectory(prefix="eir-publish-") as temporary:
+        paths = [path for file in spec.files for path in _unpacked(file, Path(temporary), spec.release_kind)]
+        inputs = [_inspect(path, spec) for path in paths]
+        kind = spec.kind or _kind_of_list(inputs)
+        rows, texts, count, warnings = _read(inputs, kind, spec.release_kind, tally, progress)
+    if tally.bad > spec.bad_rows_max:
+        fault = f"{tally.bad} bad rows; {spec.bad_rows_max} are allowed (--bad-rows-max)"
         raise ReleaseRefused("bad_rows", "\n".join((fault, *tally.complaints)))
-
-
-def _check_warnings(warnings: Sequence[str], *, strict: bool) -> None:
-    if strict and warnings:
+    repeats = [listed.count_repeats() for listed in rows.values()]
+    warnings += [*_reason_warnings(texts), *_warnings(tally)]
+    content = ReleaseContent(kind, {role: listed.data_rows() for role, listed in rows.items()}, texts)
+    entries = {role: rows[role].pop() if len(part.ranges) else part.singles for role, part in content.data.items()}
+    if spec.base is not None:
+        check_sides(entries[ADDED], entries[REMOVED])
+    if spec.strict and warnings:
         fault = f"{len(warnings)} warnings; --strict allows none"
         raise ReleaseRefused("warnings", "\n".join((fault, *warnings)))
+    manifest = write_release(spec, folder, content, replace=replace)
+    for text in warnings:
+        warn(text)
+    return Published(
+        manifest=manifest, kind=kind, rows=count, entries={role: len(each) for role, each in entries.items()},
+        duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(contradictions for _, contradictions in repeats),
+        bad_rows=tally.bad, skipped=tally.skipped, wrong_check_digits=tally.wrong_check_digits, odd={kind: tally.rows[kind].count for kind in ODD},
+    )  # fmt: skip
 
 
-def _warnings(entries: Sequence[FileEntry], tally: "Tally") -> Iterator[str]:
-    yield from (f"{entry.name} holds no row" for entry in entries if not entry.rows)
-    yield from (f"a bad row, which nodes leave out: {complaint}" for complaint in tally.complaints)
+def write_release(spec: ReleaseSpec, folder: Path, content: ReleaseContent, *, replace: bool = True) -> Path:
+    """Write a signed release to a folder: its data files, the manifest, and last the signatures; return the path of the manifest.
+
+    Args:
+        spec: release. Its data files are not read.
+        folder: folder of the release, which is created.
+        content: rows of the release.
+        replace: as for `publish`.
+
+    Raises:
+        ReleaseRefused: `file_exists`, `signing`, `openssh`. Nothing is written then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{spec.list}-{spec.serial}{MANIFEST_ENDS}"
+    signatures = [path.with_name(name) for name in signature_names(path.name)]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".eir-publish-") as temporary:
+        entries = []
+        for name, role, rows, lasts in _data_files(f"{spec.list}-{spec.serial}", content.data):
+            members = _write_data(Path(temporary) / name, folder / name, content, rows, lasts)
+            entries.append({"name": name, "role": role, **members})
+        manifest = spec.manifest(entries)
+        if any(file.absolute() == (folder / entry["name"]).absolute() for file in spec.files for entry in entries):
+            raise ReleaseRefused(
+                "file_exists",
+                "a data file has the name of a file of the release; name another folder for the release (--out)",
+            )
+        if not replace and _has_other_data(path, manifest):
+            raise ReleaseRefused(
+                "file_exists",
+                f"{path} is a release of this serial with other data; publish with a higher serial, or with --force",
+            )
+        document = f"{json.dumps(manifest, indent=1)}\n".encode()
+        signed = [sign(document, key) for key in spec.keys]
+        for signature in signatures:
+            signature.unlink(missing_ok=True)
+        for entry in entries:
+            (Path(temporary) / entry["name"]).replace(folder / entry["name"])
+    write_file(path, document)
+    for signature, signature_content in zip(signatures, signed, strict=False):
+        write_file(signature, signature_content)
+    return path
+
+
+def _unpacked(file: Path, folder: Path, kind: str) -> Sequence[Path]:
+    """Return the path of a data file; of a zip, those of the extracted data files for a full release or a delta (`kind`)."""
+    if file.suffix.lower() != ".zip":
+        return (file,)
+    paths = []
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name, member in _select_members(archive.infolist(), file.name, kind).items():
+                if member.file_size > max(member.compress_size, 1 << 10) * EXPANDED_RATIO_MAX:
+                    fault = f"{name} expands to more than {EXPANDED_RATIO_MAX} times its size"
+                    raise ReleaseRefused("expanded", f"{file.name}: {fault}")
+                paths.append(folder / name)
+                with archive.open(member) as source, paths[-1].open("xb") as target:
+                    shutil.copyfileobj(source, target)
+    except FileExistsError:
+        raise ReleaseRefused("file_name", f"two data files have the name {paths[-1].name}") from None
+    except OSError as error:
+        raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # damaged, encrypted, unsupported compression
+        raise ReleaseRefused("data", f"{file.name} cannot be unpacked: {error}") from None
+    return paths
+
+
+def _inspect(path: Path, spec: ReleaseSpec) -> _Input:
+    """Read the begin of a data file, and determine its layout."""
+    if path.exists() and not path.is_file():
+        raise ReleaseRefused("not_a_file", f"{path} is not a regular file")
+    try:
+        with path.open("rb") as stream:
+            begin = read_lines(path.name, stream, path.stat().st_size).begin()
+    except OSError as error:
+        raise ReleaseRefused("file_missing", f"{path}: {error.strerror}") from None
+    layout = find_layout(path.name, begin, spec.layout, spec.declared)
+    lines = decode(begin, layout.encoding).split(b"\n")
+    return _Input(path, layout, b"".join(lines[layout.lines_before : layout.lines_before + 1]))
+
+
+def _kind_of_list(inputs: Sequence[_Input]) -> str:
+    """Return the only kind of list (such as devices) into which all data files fit.
+
+    Raises:
+        ReleaseRefused: `layout`, unless exactly one kind fits.
+    """
+    kinds = list(KINDS)
+    for path, layout, header in inputs:
+        file_kinds = kinds_for(path.name, layout, header)
+        kinds = [kind for kind in kinds if kind in file_kinds]
+        if not kinds:
+            fault = f"{path.name} is for lists of {' or '.join(file_kinds)}, and a file before it is not; publish them apart"
+            raise ReleaseRefused("layout", fault)
+    if len(kinds) > 1:
+        fault = f"layout {layout.name} is for lists of {' or '.join(kinds)}; give one of them (--kind)"
+        raise ReleaseRefused("layout", f"{path.name}: {fault}")
+    return kinds[0]
+
+
+def _read(
+    inputs: Sequence[_Input], kind: str, release_kind: str, tally: "Tally", progress: Progress
+) -> tuple[Mapping[str, ListedRows], Sequence[str], int, list[str]]:
+    """Read all data files; return their rows by role, the reason texts, the number of rows, and warnings."""
+    reasons = Reasons()
+    rows = {role: ListedRows() for role in ROLES[release_kind]}
+    coded: list[RowPart] = []
+    count, warnings = 0, []
+    for path, layout, header in inputs:
+        role, before, size = _role(path.name, release_kind, kind, layout), count, path.stat().st_size
+        with path.open("rb") as stream:
+            lines = read_lines(path.name, stream, size, sum_progress(progress, "read", size))
+            for part in read_file(lines, name=path.name, layout=layout, kind=kind, reasons=reasons, tally=tally):
+                count += part.row_count
+                if part.removes is None:
+                    rows[role].add(part.rows, part.lasts)
+                else:
+                    coded.append(part)
+        if lines.is_unended:
+            warnings.append(f"{path.name} does not end with a newline: it may be truncated")
+        warnings += [
+            f"{path.name}: unknown column without effect: {column}" for column in unknown_columns(header, layout)
+        ]
+        if count == before:
+            warnings.append(f"{path.name} holds no row")
+    if coded:
+        add_latest(coded, rows)
+    return rows, reasons.texts, count, warnings
+
+
+def _data_files(stem: str, data: Mapping[str, DataRows]) -> Iterator[tuple[str, str, TableRows, Numbers | None]]:
+    """Yield name, role, rows and last keys of each data file of a release: one file for single keys, and one for ranges.
+
+    A file without rows is omitted, unless the release has no rows at all.
+    """
+    is_empty = not any(len(singles) or len(ranges) for singles, ranges, _ in data.values())
+    for role, (singles, ranges, lasts) in data.items():
+        name = stem if role == ENTRIES else f"{stem}-{role}"
+        if len(singles) or is_empty:
+            yield f"{name}.csv.zst", role, singles, None
+        if len(ranges):
+            yield f"{name}-ranges.csv.zst", role, ranges, lasts
+
+
+def _write_data(
+    path: Path, target: Path, content: ReleaseContent, rows: TableRows, lasts: Numbers | None
+) -> Mapping[str, Any]:
+    """Write a data file to `path`, and return its members of the manifest. `target`: later path, for errors."""
+    from eir.lists.rows.row_writer import csv_text, frames_of  # noqa: PLC0415 - its import takes a while, and the command line imports this module
+
+    with open_named(path, target) as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as packed:
+        for number, frame in enumerate(frames_of(content.kind, rows, content.reasons, lasts)):
+            packed.write(csv_text(frame, header=not number).encode())
+    with path.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    return {"layout": EIR.name, "bytes": path.stat().st_size, "rows": len(rows), "sha256": digest}
+
+
+def _warnings(tally: "Tally") -> Iterator[str]:
+    yield from (f"a bad row, left out of the release: {complaint}" for complaint in tally.complaints)
     if tally.bad > len(tally.complaints):
         yield f"{tally.bad} bad rows in all"
-    for kind, rows in tally.odd.items():
+    for kind, text in _ODD_IN_ALL.items():
+        rows = tally.rows[kind]
         yield from rows.named
         if rows.count > len(rows.named):
-            yield f"{rows.count:,} rows {_ODD_IN_ALL[kind]}"
+            yield f"{rows.count:,} rows {text}"
     if tally.wrong_check_digits:
         yield f"{tally.wrong_check_digits:,} IMEIs of 15 digits end in a wrong check digit"
 
@@ -234,73 +424,6 @@ def _has_other_data(path: Path, manifest: Mapping[str, object]) -> bool:
     return any(existing.get(name) != manifest.get(name) for name in ("kind", "base", "files"))
 
 
-def _check_arguments(list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime) -> None:
-    if not is_list_name(list_name):
-        raise ReleaseRefused("manifest", f"{list_name!r} is not a valid name of a list")
-    if serial < 1 or (base is not None and not 0 <= base < serial):
-        raise ReleaseRefused("manifest", "expected a serial above 0, and for a delta a base below its serial")
-    if expires <= issued:
-        raise ReleaseRefused("manifest", "expected an expiry after the time of issue")
-
-
-@contextlib.contextmanager
-def _remove_on_failure() -> Iterator[list[Path]]:
-    """Yield an empty list, in which the caller collects the paths of new files. If the `with` block fails, delete these files."""
-    new_files: list[Path] = []
-    try:
-        yield new_files
-    except BaseException:
-        for path in new_files:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _place(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
-    """Copy a data file, or the data files in a zip, to the folder of the release; return the file names.
-
-    The paths of new files are added to `new_files`.
-    """
-    if file.suffix.lower() == ".zip":
-        return _extract(file, folder, kind, report, new_files)
-    if not is_plain_name(file.name):
-        raise ReleaseRefused("file_name", f"{file.name!r} is not a plain file name")
-    if file.resolve().parent != folder.resolve():
-        try:
-            source = file.open("rb")
-        except OSError as error:
-            raise ReleaseRefused("file_missing", f"{file}: {error.strerror}") from None
-        with source:
-            size = os.fstat(source.fileno()).st_size
-            _write_new(source, folder / file.name, size, new_files)
-    return (file.name,)
-
-
-def _extract(file: Path, folder: Path, kind: str, report: Progress, new_files: list[Path]) -> Sequence[str]:
-    """Extract the CSV files for a full release or a delta (`kind`) from a zip to the folder of the release; return the file names."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = _select_members(archive.infolist(), file.name, kind)
-            total = sum(member.file_size for member in members.values())
-            done = sum_progress(report, "extract", total)
-            for name, member in members.items():
-                packed_size = max(member.compress_size, 1 << 10)
-                if member.file_size > packed_size * EXPANDED_RATIO_MAX:
-                    fault = f"{name} expands to more than {EXPANDED_RATIO_MAX} times its size"
-                    raise ReleaseRefused("expanded", f"{file.name}: {fault}")
-                with archive.open(member) as source:
-                    _write_new(source, folder / name, member.file_size, new_files)
-                done(member.file_size)
-    except OSError as error:
-        raise ReleaseRefused("file_missing", f"{file}: {error.strerror or error}") from None
-    except (
-        zipfile.BadZipFile,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # damaged, encrypted, unsupported compression
-        raise ReleaseRefused("data", f"{file.name} cannot be unpacked: {error}") from None
-    return tuple(members)
-
-
 def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) -> Mapping[str, zipfile.ZipInfo]:
     """Select the data files in a zip by name: in a DIRBS zip the full file or the deltas (`kind`), in another zip all CSV files.
 
@@ -311,14 +434,11 @@ def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) 
         raise ReleaseRefused("data", f"{zip_name} holds more than {ZIP_MEMBERS_MAX} files")
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        path = PurePosixPath(info.filename)
-        name = path.name
+        name = PurePosixPath(info.filename).name
         if info.is_dir() or not name.endswith((".csv", ".csv.gz", ".csv.zst")):
             continue
-        if ".." in path.parts:
-            raise ReleaseRefused("file_name", f"{zip_name}: {info.filename!r} leads out of its folder")
-        if not is_plain_name(name) or name in members:
-            raise ReleaseRefused("file_name", f"{zip_name}: {name!r} is not a plain file name, or occurs twice")
+        if name in members:
+            raise ReleaseRefused("file_name", f"{zip_name}: the file name {name!r} occurs twice")
         members[name] = info
     dirbs_names = [match for match in map(_DIRBS_NAME.fullmatch, members) if match is not None]
     if dirbs_names:
@@ -333,72 +453,6 @@ def _select_members(infos: Sequence[zipfile.ZipInfo], zip_name: str, kind: str) 
     return members
 
 
-def _write_new(source: IO[bytes], target: Path, size: int, new_files: list[Path]) -> None:
-    """Write `size` bytes of a stream to the file `target`. If it exists with other content, reject the release."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".eir-publish-") as folder:
-        temporary = Path(folder) / target.name
-        with open_named(temporary, target) as file:
-            rest = size
-            while data := source.read(min(CHUNK_BYTES, rest + 1)):
-                rest -= len(data)
-                if rest < 0:
-                    raise ReleaseRefused("expanded", f"{target.name} is larger than the archive declares")
-                file.write(data)
-        if not os.path.lexists(target):
-            with errors_name(target, temporary):
-                temporary.replace(target)
-            new_files.append(target)
-        elif target.is_symlink() or not target.is_file() or not filecmp.cmp(target, temporary, shallow=False):
-            raise ReleaseRefused("file_exists", f"{target} already exists with other content; remove it first")
-
-
-def _describe_files(
-    folder: Path, names: Sequence[str], kind: str, layout: str | None, declared: Mapping[str, Layout], *,
-    tally: "Tally", warn: Callable[[str], None], report: Progress,
-) -> tuple[Sequence[FileEntry], Mapping[str, ListedRows]]:  # fmt: skip
-    """Read all data files; return their entries for the manifest, and their rows by role."""
-    from eir.lists.rows.reader import Actions, read_rows  # noqa: PLC0415  # as above
-
-    rows = {role: ListedRows() for role in release.ROLES[kind] if role != CHANGES}
-    reasons = Reasons()
-    actions = Actions()
-    entries = []
-    with open_folder(folder) as folder_fd:
-        inspected = [_inspect(name, folder_fd, layout, declared) for name in names]
-        holds = _kind_of_list(names, inspected)
-        for name, (digest, file_layout, _, header) in zip(names, inspected, strict=True):
-            role = _role(name, kind, file_layout)
-            with DataFile(name, folder_fd) as file:
-                chunks = file.chunks(ROWS_MAX, digest, sum_progress(report, "measure", file.size))
-                count = read_rows(
-                    chunks, name=name, layout=file_layout.name, kind=holds, rows=rows.get(role), reasons=reasons, tally=tally, declared=declared,
-                    actions=actions,
-                )  # fmt: skip
-                if file.is_unended:
-                    warn(f"{name} does not end with a newline: it may be truncated")
-            entries.append(
-                FileEntry(name=name, role=role, layout=file_layout.name, bytes=file.size, rows=count, sha256=digest)
-            )
-            for column in unknown_columns(header, file_layout):
-                warn(f"{name}: unknown column without effect: {column}")
-    actions.move_to(next(iter(rows.values())), rows.get(REMOVED))
-    for text in _reason_warnings(reasons.texts):
-        warn(text)
-    return entries, rows
-
-
-def _kind_of_list(names: Sequence[str], inspected: Sequence["_Inspected"]) -> str:
-    """Return the first kind of list (such as devices) into which all data files fit."""
-    kinds = list(KINDS)
-    for name, inspection in zip(names, inspected, strict=True):
-        kinds = [kind for kind in kinds if kind in inspection.kinds]
-        if not kinds:
-            file_kinds = " or ".join(inspection.kinds)
-            fault = f"{name} is for lists of {file_kinds}, and a file before it is not; publish them apart"
-            raise ReleaseRefused("layout", fault)
-    return kinds[0]
-
-
 def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
     """Yield warnings about reason texts that an EIR shortens or replaces."""
     garbled = next((text for text in texts if REPLACED in text), None)
@@ -411,45 +465,23 @@ def _reason_warnings(texts: Sequence[str]) -> Iterator[str]:
         yield f"an EIR keeps the first {REASONS_MAX - 1} different reasons; all others become '{OTHER_REASON}'"
 
 
-class _Inspected(NamedTuple):
-    """Properties of a data file, determined before its rows are read."""
+def _role(name: str, release_kind: str, kind: str, layout: Layout) -> str:
+    """Return the role of the rows of a data file. In a layout with codes each row has a role of its own.
 
-    sha256: str
-    layout: Layout
-    kinds: Sequence[str]
-    """Kinds of list into which the file can be loaded."""
-    header: bytes
-    """Line with the column names."""
-
-
-def _inspect(name: str, folder_fd: int, layout: str | None, declared: Mapping[str, Layout]) -> _Inspected:
-    with DataFile(name, folder_fd) as file:
-        digest = file.sha256()
-        chunks = file.chunks(ROWS_MAX, digest)
-        begin = next(chunks, b"")
-        header = begin.partition(b"\n")[0]
-        layout_name = layout or guess_layout(header)
-        if layout_name is None:
-            fault = layout_fault(begin[:-1] if file.is_unended else begin)
-            layouts = ", ".join((*LAYOUTS, *declared))
-            raise ReleaseRefused("layout", f"{name}: {fault}; give one of {layouts} (--layout)")
-    file_layout = find_layout(name, layout_name, declared)
-    lines = Frame(name, file_layout).lines((begin,) if begin else ())
-    header = next(iter(lines), b"").partition(b"\n")[0]
-    return _Inspected(digest, file_layout, kinds_for(name, file_layout, header), header)
-
-
-def _role(name: str, kind: str, layout: Layout) -> str:
-    if kind == FULL:
+    Raises:
+        ReleaseRefused: `file_name`, if the name of a delta's file has no role; `layout`, if the role does not fit the layout.
+    """
+    if release_kind == FULL:
         return ENTRIES
     if layout.added:
-        return CHANGES
+        return ADDED
     dirbs_name = _DIRBS_NAME.fullmatch(name)
-    if dirbs_name and dirbs_name["change"] in _DIRBS_ROLES:
-        return _DIRBS_ROLES[dirbs_name["change"]]
-    stem, _, _ = name.partition(".")
-    word = _LAST_WORD.search(stem)
-    if word:
-        return word[1]
-    detail = "in a delta the name must end in added or removed, such as x-added.csv"
-    raise ReleaseRefused("file_name", f"{name}: {detail}")
+    word = _LAST_WORD.search(name.partition(".")[0])
+    role = _DIRBS_ROLES.get(dirbs_name["change"]) if dirbs_name else word and word[1]
+    if not role:
+        detail = "in a delta the name must end in added or removed, such as x-added.csv"
+        raise ReleaseRefused("file_name", f"{name}: {detail}")
+    if layout.by_pair and role == REMOVED and kind == DEVICES:
+        detail = f"layout {layout.name} has a row for each device with one of its SIMs, so a removed row may leave the device listed with another SIM"
+        raise ReleaseRefused("layout", f"{name}: {detail}; for a list of {DEVICES} publish a full release")
+    return role

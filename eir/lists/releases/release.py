@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from eir.errors import ReleaseRefused
 from eir.lists.log.change import utc_text
-from eir.lists.record.settings import DEVICES, Layout, ListSettings, is_list_name
+from eir.lists.record.settings import ListSettings, is_list_name
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, most_specific
 from eir.lists.rows.delivered import open_folder, read_small
 
@@ -36,9 +36,9 @@ FIRST_SERIAL_MAX = 10**16
 """Highest serial of a list's first release: high enough for date, time and a number, such as 2026112612000001, and low enough for all later releases."""
 
 FULL, DELTA = "full", "delta"
-ENTRIES, ADDED, REMOVED, CHANGES = "entries", "added", "removed", "changes"
-ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED, CHANGES)}
-"""Roles of data files by the kind of release. A file with the role `changes` has a code in each row that adds or removes its entry."""
+ENTRIES, ADDED, REMOVED = "entries", "added", "removed"
+ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED)}
+"""Roles of data files by the kind of release."""
 
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -165,23 +165,6 @@ def naming_release(manifest: Manifest, digest: str | None = None) -> Iterator[No
     except ReleaseRefused as refused:
         refused.name_release(manifest.list, manifest.serial, digest)
         raise
-
-
-def check_role(entry: FileEntry, layout: Layout, holds: str) -> None:
-    """Reject a data file whose role in the release (such as added entries) does not fit its layout or the kind of the list.
-
-    Raises:
-        ReleaseRefused: `layout`.
-    """
-    if layout.by_pair and entry.role == REMOVED and holds == DEVICES:
-        detail = f"layout {layout.name} has a row for each device with one of its SIMs, so a removed row may leave the device listed with another SIM"
-        raise ReleaseRefused("layout", f"{entry.name}: {detail}; for a list of {DEVICES} publish a full release")
-    if layout.added and entry.role in (ADDED, REMOVED):
-        detail = f"rows of layout {layout.name} have codes for added and removed: in a delta the role of the file is {CHANGES}"
-        raise ReleaseRefused("layout", f"{entry.name}: {detail}")
-    if entry.role == CHANGES and not layout.added:
-        detail = f"its role is {CHANGES}, but layout {layout.name} has no codes for added and removed"
-        raise ReleaseRefused("layout", f"{entry.name}: {detail}")
 
 
 def is_plain_name(name: str) -> bool:
@@ -317,8 +300,11 @@ def parse_manifest(content: bytes) -> Manifest:
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise ReleaseRefused("manifest", f"the manifest is not JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ReleaseRefused("manifest", f'the manifest\'s "format" is not "{FORMAT}"')
+    if not isinstance(document, dict):
+        raise ReleaseRefused("manifest", "the manifest is not a JSON object")
+    if document.get("format") != FORMAT:
+        formats = f"the format {str(document.get('format'))[:40]!r}, and this version reads {FORMAT!r}"
+        raise ReleaseRefused("manifest", f"the manifest has {formats}: update the program here or at the publisher")
     kind = member(document, "kind", str, ROLES.__contains__, "full or delta")
     serial = _number(document, "serial", 1)
     if kind == FULL and document.get("base") is not None:

@@ -1,9 +1,8 @@
 """Reader of delivered files: opens each file once, measures and hashes it, and reads it in bounded pieces.
 
 Only regular files are accepted. A publisher may write to the drop folder at any time. So a file is opened through the
-descriptor of its folder, without following a link and without waiting for the writer of a pipe. The loaded bytes are always
-the hashed bytes: either the hashed bytes stay in memory, or the file is read again through the same descriptor, and a second
-hash detects a file that was changed in place.
+descriptor of its folder, without following a link and without waiting for the writer of a pipe. The file is hashed before its rows
+are read through the same descriptor, and a second hash detects a file that was changed in place.
 """
 
 import errno
@@ -11,13 +10,13 @@ import gzip
 import hashlib
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import numpy as np
 import zstandard
 
 from eir.errors import ReleaseRefused
@@ -104,64 +103,45 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
     return content
 
 
-class DataFile(AbstractContextManager["DataFile"]):
-    """Data file of a release, opened for reading. The end of the `with` block closes the file."""
+class _Source:
+    """Stream of delivered bytes from the first byte on. Each read reports the number of bytes to a callback."""
 
-    def __init__(self, name: str, folder_fd: int) -> None:
-        self.name = name
-        self._fd = open_regular(name, folder_fd)
-        self._content: memoryview | None = None
-        self.size = os.fstat(self._fd).st_size
-        """Number of delivered bytes, before decompression."""
+    def __init__(self, read_at: Callable[[int, int], bytes], done: Done) -> None:
+        self._read_at = read_at
+        self._done = done
+        self._at = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._read_at(CHUNK_BYTES if size < 0 else size, self._at)
+        self._at += len(data)
+        self._done(len(data))
+        return data
+
+
+class Lines:
+    """Decompressed content of a data file in pieces that end with a newline. A newline is added to a last line without one.
+
+    Iteration raises ReleaseRefused: `expanded` if the content is larger than the number of rows or EXPANDED_RATIO_MAX allow; `data` if the
+    content cannot be decompressed or a line is too long.
+    """
+
+    def __init__(self, name: str, source: _Source, size: int, rows_max: int = sys.maxsize) -> None:
+        """Create the pieces. `name`: file name, whose end is the form of compression; `size`: number of delivered bytes."""
+        self._name, self._source, self._size, self._rows_max = name, source, size, rows_max
         self.is_unended = False
-        """True if `chunks` has found no newline at the end of the last line: the file may be truncated."""
+        """True if the last line had no newline: the file may be truncated."""
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+    def begin(self) -> bytes:
+        """Return the first piece, without an added newline."""
+        piece = next(iter(self), b"")
+        return piece[:-1] if self.is_unended else piece
 
-    def sha256(self, done: Done = lambda _: None, *, keep: bool = False) -> str:
-        """Return the SHA-256 of the delivered file as hexadecimal digits.
-
-        If `keep` is set, the hashed bytes, at most `size`, stay in memory for `chunks`.
-        """
-        # The memory of a numpy array is in huge pages. With a bytearray, page faults would double the time.
-        buffer = np.empty(self.size if keep else CHUNK_BYTES, np.uint8).data
-        digest = hashlib.sha256()
-        at = 0
-        while True:
-            piece = buffer[at : at + CHUNK_BYTES] if keep else buffer
-            count = os.preadv(self._fd, [piece], at)
-            if not count:
-                break
-            digest.update(piece[:count])
-            at += count
-            done(count)
-        if keep:
-            self._content = buffer[:at]
-        return digest.hexdigest()
-
-    def _read_at(self, size: int, at: int) -> bytes:
-        if self._content is None:
-            return os.pread(self._fd, size, at)
-        return bytes(self._content[at : at + size])
-
-    def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
-        """Yield the decompressed content of the file in pieces that end with a newline.
-
-        A newline is added to a last line without one.
-
-        Raises:
-            ReleaseRefused: `expanded` if the content is larger than `rows_max` rows or EXPANDED_RATIO_MAX allow; `data`
-                if the content cannot be decompressed or a line is too long; `changed` if the delivered bytes do not have
-                the digest `sha256`.
-        """
-        digest = hashlib.sha256() if self._content is None else None
-        source = _Delivered(self._read_at, digest, done)
-        most_by_rows = (rows_max + 1) * EXPANDED_BYTES_PER_ROW
-        most_by_size = EXPANDED_BYTES_FREE + EXPANDED_RATIO_MAX * self.size
+    def __iter__(self) -> Iterator[bytes]:
+        most_by_rows = (self._rows_max + 1) * EXPANDED_BYTES_PER_ROW
+        most_by_size = EXPANDED_BYTES_FREE + EXPANDED_RATIO_MAX * self._size
         budget = min(most_by_rows, most_by_size)
         rest = b""
-        expanded = _open_expander(self.name, source)
+        expanded = _open_expander(self._name, self._source)
         try:
             while chunk := expanded.read(CHUNK_BYTES):
                 budget -= len(chunk)
@@ -169,7 +149,7 @@ class DataFile(AbstractContextManager["DataFile"]):
                     limit = f"{EXPANDED_BYTES_PER_ROW} bytes for each row"
                     if most_by_size <= most_by_rows:
                         limit = f"{EXPANDED_RATIO_MAX} times its size"
-                    raise ReleaseRefused("expanded", f"{self.name} expands to more than {limit}")
+                    raise ReleaseRefused("expanded", f"{self._name} expands to more than {limit}")
                 end = chunk.rfind(b"\n") + 1
                 if end:
                     yield b"".join((rest, memoryview(chunk)[:end]))
@@ -177,42 +157,66 @@ class DataFile(AbstractContextManager["DataFile"]):
                 else:
                     rest += chunk
                 if len(rest) > LINE_BYTES_MAX:
-                    raise ReleaseRefused("data", f"{self.name} holds a line of more than {LINE_BYTES_MAX} bytes")
+                    raise ReleaseRefused("data", f"{self._name} holds a line of more than {LINE_BYTES_MAX} bytes")
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-            raise ReleaseRefused("data", f"{self.name} cannot be expanded: {error}") from None
+            raise ReleaseRefused("data", f"{self._name} cannot be expanded: {error}") from None
         self.is_unended = bool(rest)
         if rest:
             yield rest + b"\n"
-        while source.read(CHUNK_BYTES):  # hashes the bytes that the decompressor did not read
-            pass
-        if digest is not None and digest.hexdigest() != sha256:
+
+
+class DataFile(AbstractContextManager["DataFile"]):
+    """Data file of a release, opened for reading. The end of the `with` block closes the file."""
+
+    def __init__(self, name: str, folder_fd: int) -> None:
+        self.name = name
+        self._fd = open_regular(name, folder_fd)
+        self.size = os.fstat(self._fd).st_size
+        """Number of delivered bytes, before decompression."""
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def sha256(self, done: Done = lambda _: None) -> str:
+        """Return the SHA-256 of the delivered file as hexadecimal digits."""
+        source, digest = self._hashed_source(done)
+        return _hash_rest(source, digest)
+
+    def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
+        """Yield the content of the file as `Lines`.
+
+        Raises:
+            ReleaseRefused: as `Lines`; `changed` if the delivered bytes do not have the digest `sha256`.
+        """
+        source, digest = self._hashed_source(done)
+        yield from Lines(self.name, source, self.size, rows_max)
+        if _hash_rest(source, digest) != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
+    def _hashed_source(self, done: Done) -> "tuple[_Source, hashlib._Hash]":
+        digest = hashlib.sha256()
 
-class _Delivered:
-    """Stream of a delivered file from its first byte on. Each read updates a digest, and reports the number of bytes to a callback.
+        def read(size: int, at: int) -> bytes:
+            data = os.pread(self._fd, size, at)
+            digest.update(data)
+            return data
 
-    Without a digest, the bytes are not hashed.
-    """
-
-    def __init__(self, read_at: Callable[[int, int], bytes], digest: "hashlib._Hash | None", done: Done) -> None:
-        self._read_at = read_at
-        self._digest = digest
-        self._done = done
-        self._at = 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        if size < 0:
-            size = CHUNK_BYTES
-        data = self._read_at(size, self._at)
-        self._at += len(data)
-        if self._digest is not None:
-            self._digest.update(data)
-        self._done(len(data))
-        return data
+        return _Source(read, done), digest
 
 
-def _open_expander(name: str, source: _Delivered) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Delivered:
+def _hash_rest(source: _Source, digest: "hashlib._Hash") -> str:
+    """Read the bytes that a decompressor left, and return the SHA-256 of all bytes."""
+    while source.read(CHUNK_BYTES):
+        pass
+    return digest.hexdigest()
+
+
+def read_lines(name: str, stream: BinaryIO, size: int, done: Done = lambda _: None) -> Lines:
+    """Return the lines of a data file of `size` bytes from its open stream. `done` receives the number of bytes that were read."""
+    return Lines(name, _Source(lambda count, _: stream.read(count), done), size)
+
+
+def _open_expander(name: str, source: _Source) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Source:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=cast("BinaryIO", source))
     if name.endswith(".zst"):

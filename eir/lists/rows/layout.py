@@ -1,17 +1,19 @@
-"""Layouts of data files: their columns, the columns that identify a row, and messages about bad rows.
+"""Layout `eir` of data files: its columns, the columns that identify a row, and messages about bad rows.
+
+Nodes load only this layout. eir.lists.releases.foreign has the layouts of other files, which publishers convert.
 
 This module parses one line at a time. Its result is the reference for eir.lists.rows.reader, which parses whole files and uses
 this module only for messages about bad rows.
 """
 
 import csv
-import difflib
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import TypeAlias
 
 from eir.device import SNR_KEYS, TAC_DIGITS, any_key, device_key, device_type_key, imei_key, imsi_key, is_digits
@@ -48,11 +50,9 @@ UNTIL = "until"
 DATE = "date"
 """Column with the date of the entry; for a device type the allocation date of the TAC."""
 ACTION = "action"
-"""Column with a code that adds or removes the entry."""
+"""Column of a foreign layout with a code that adds or removes the entry."""
 CHANGE = "change"
 """Second column with such a code. The row removes the entry if one of both codes does."""
-ALLOCATED = "allocation_date"
-"""Column with the allocation date of a TAC, in files of device types."""
 
 
 def tac_key(text: str) -> int:
@@ -90,34 +90,7 @@ _IDENTIFIES: Mapping[str, Callable[[str], int]] = {
 KEY_OF = {**_IDENTIFIES, "first_seen": day_key}
 """Parser of each column that identifies an entry of a release or of the record of first sightings."""
 
-_DIRBS = {"imei": "imei", "imsi": "imsi", REASON: "reasons", DATE: "block_date"}
-_TACS = {"tac": "tac", "device_type": "device_type", DATE: ALLOCATED}
-_NO_SEPARATOR = "\x1f"  # a character that no line contains: in the layout `imei` the whole line is the identifier
-
-LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (
-    Layout(name="eir", columns={name: name for name in (*_IDENTIFIES, REASON, BEGIN, UNTIL, DATE) if name != "device_type"}, subjects=SUBJECTS),
-    Layout(name="imei", columns={"imei": 1}, names=False, separator=_NO_SEPARATOR, subjects={DEVICES: (BY_IMEI,)}),
-    Layout(name="dirbs-blacklist", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,)}, junk=True),
-    Layout(name="dirbs-notifications", columns=_DIRBS, subjects={DEVICES: (BY_IMEI,), PAIRS: (BY_PAIR,)}, junk=True, by_pair=True),
-    # An exception covers one IMSI in one device; in a list of devices it would exempt the device for every IMSI.
-    Layout(name="dirbs-exceptions", columns={"imei": "imei", "imsi": "imsi"}, subjects={PAIRS: (BY_PAIR,)}, junk=True),
-    # A pending case must not be blocked yet, and a case without a status counts as closed (DIRBS-Core, StolenListSchema).
-    Layout(
-        name="lsds", columns={"imei": "imei", DATE: "reporting_date", ACTION: "status", CHANGE: "change_type"}, subjects={DEVICES: (BY_IMEI,)},
-        added=frozenset({"", "blacklist", "add", "update"}), removed=frozenset({"pending", "recovered", "remove"}),
-    ),
-    Layout(name="tacs", columns=_TACS | {UNTIL: UNTIL}, subjects={TYPES: (BY_TYPE,)}, underscores=True),
-    Layout(name="gsma-tacs", columns=_TACS, subjects={TYPES: (BY_TYPE,)}, separator="|", underscores=True, dates="DD-Mon-YYYY"),
-)}  # fmt: skip
-"""Built-in layouts."""
-_HEADERS = {
-    "imei,block_date,reasons": "dirbs-blacklist",
-    "imei,imsi,msisdn,block_date,reasons": "dirbs-notifications",
-    "imei,imsi,msisdn,block_date,reasons,amnesty_granted": "dirbs-notifications",
-    "imei,imsi,msisdn": "dirbs-exceptions",
-    "imei,reporting_date,status": "lsds",
-    "imei,reporting_date,status,change_type": "lsds",
-}
+EIR = Layout(name="eir", columns={name: name for name in (*_IDENTIFIES, REASON, BEGIN, UNTIL, DATE)}, subjects=SUBJECTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,26 +111,6 @@ class Plan:
         return self.layout.declared and self.subject == BY_RANGE
 
 
-def plan_of(name: str, layout: Layout, kind: str, begin: bytes, *, dates: bool = False) -> tuple[Plan, bytes]:
-    """Parse the first lines of a data file; return the positions of the needed columns (plan), and the rows among these lines.
-
-    Args:
-        name: name of the file for messages.
-        layout: layout of the file.
-        kind: kind of the list.
-        begin: first lines of the file.
-        dates: as for `plan_for`.
-
-    Raises:
-        ReleaseRefused: `layout`, as `plan_for`.
-    """
-    header = b""
-    rows = begin.removeprefix(BOM)
-    if layout.names:
-        header, _, rows = rows.partition(b"\n")
-    return plan_for(name, layout, kind, header, dates=dates), rows
-
-
 def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool = False) -> Plan:
     """Return the positions of the columns in a data file with this header (plan).
 
@@ -176,7 +129,7 @@ def plan_for(name: str, layout: Layout, kind: str, header: bytes, *, dates: bool
         kinds = " or ".join(layout.subjects)
         raise ReleaseRefused("layout", f"{name}: layout {layout.name} is for lists of {kinds}, not of {kind}")
     where = f"{name}:{layout.lines_before + 1}"
-    names = _header_names(header, layout.separator) if layout.names else []
+    names = header_names(header, layout.separator) if layout.names else []
     if layout.underscores:
         names = [column.replace(" ", "_") for column in names]
     at = _positions(layout, names, header, where)
@@ -221,37 +174,6 @@ def _positions(layout: Layout, names: Sequence[str], header: bytes, where: str) 
     return at
 
 
-def kinds_for(name: str, layout: Layout, header: bytes) -> list[str]:
-    """Return the kinds of list into which a file with this header line can be loaded.
-
-    Raises:
-        ReleaseRefused: `layout`, if no kind fits.
-    """
-    kinds, faults = [], []
-    for kind in layout.subjects:
-        try:
-            plan_for(name, layout, kind, header)
-            kinds.append(kind)
-        except ReleaseRefused as fault:
-            faults.append(fault)
-    if not kinds:
-        raise faults[0]
-    return kinds
-
-
-def unknown_columns(header: bytes, layout: Layout) -> list[str]:
-    """Return a warning for each unknown column of a file in the layout `eir`; files in other layouts may have unknown columns."""
-    if layout.name != "eir":
-        return []
-    warnings = []
-    for column in _header_names(header, ","):
-        if column not in layout.columns:
-            similar = difflib.get_close_matches(column, layout.columns, n=1)
-            hint = f"; did you mean {similar[0]!r}?" if similar else ""
-            warnings.append(f"{column!r}{hint}")
-    return warnings
-
-
 def separator_hint(header: bytes, separator: str = ",") -> str:
     """Return a hint for a header that a spreadsheet wrote in UTF-16 or with another separator; otherwise an empty text."""
     if header.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
@@ -263,50 +185,6 @@ def separator_hint(header: bytes, separator: str = ",") -> str:
         if other_separator in header:
             return f" (its columns are separated by {label}; {advice})"
     return ""
-
-
-def layout_fault(content: bytes) -> str:
-    """Return the reason for which no built-in layout fits a file. `content`: beginning of the file, at least its first line."""
-    if not content:
-        return "the file is empty"
-    first_line, line_end, _ = content.partition(b"\n")
-    if not first_line.strip():
-        return "its first line is blank"
-    if b"\r" in first_line.rstrip(b"\r"):
-        return "its lines end with CR alone; save it with LF or CRLF"
-    hint = separator_hint(first_line) or " (no column is named imei, or as in another layout)"
-    if not line_end:
-        hint = " (the file ends within it and may be truncated)"
-    return f"no layout fits its first line{hint}"
-
-
-def guess_layout(first_line: bytes) -> str | None:
-    """Return the name of the built-in layout for a file with this first line, or None if no layout fits."""
-    names = _header_names(first_line, ",")
-    known = _HEADERS.get(",".join(names)) or _device_type_layout(first_line)
-    if known is not None:
-        return known
-    if _IDENTIFIES.keys() & set(names):
-        return "eir"
-    try:
-        device_key(",".join(names))
-    except IdentifierError:
-        return None
-    return "imei"
-
-
-def _device_type_layout(header: bytes) -> str | None:
-    """Return the layout's name for a file of device types with this header; None for another file."""
-    needed = set(BY_TYPE)
-    if needed <= _names_of_types(header, ",") <= {*BY_TYPE, ALLOCATED, UNTIL}:
-        return "tacs"
-    if needed <= _names_of_types(header, "|"):
-        return "gsma-tacs"
-    return None
-
-
-def _names_of_types(header: bytes, separator: str) -> set[str]:
-    return {name.replace(" ", "_") for name in _header_names(header, separator)}
 
 
 _DATE_PARTS = {"YYYY": "%Y", "MM": "%m", "Mon": "%b", "DD": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
@@ -328,6 +206,7 @@ def is_date_form(form: str) -> bool:
     return part_set > {"YYYY", "DD"} and has_one_month and has_whole_time
 
 
+@lru_cache(1 << 12)
 def until_seconds(text: str, form: str | None = None) -> int:
     """Parse the expiry of an entry to Unix seconds; return 0 if the text is empty.
 
@@ -381,34 +260,9 @@ def _usual_form(text: str) -> str:
     return "YYYY-MM-DD"
 
 
-def find_layout(name: str, layout: str, declared: Mapping[str, Layout]) -> Layout:
-    """Return the declared or built-in layout with the name `layout`, for the list `name`.
-
-    Args:
-        name: name of the data file for messages.
-        layout: name of the layout.
-        declared: layouts of the configuration by name. A built-in layout of the same name has priority.
-
-    Raises:
-        ReleaseRefused: `layout`, if the layout is unknown.
-    """
-    known = {**declared, **LAYOUTS}
-    if layout not in known:
-        expected = ", ".join(known)
-        fault = (
-            f"layout {layout!r} is unknown; expected one of {expected}; the configuration may declare others (layouts)"
-        )
-        raise ReleaseRefused("layout", f"{name}: {fault}")
-    return known[layout]
-
-
-def _header_names(header: bytes, separator: str) -> list[str]:
-    try:
-        text = header.removeprefix(BOM).decode("utf-8").rstrip("\r\n")
-        columns = next(csv.reader([text], strict=True, delimiter=separator), [])
-    except (UnicodeDecodeError, csv.Error):
-        return []
-    return [column.strip().lower() for column in columns]
+def header_names(header: bytes, separator: str = ",") -> list[str]:
+    """Return the names of the columns in a header line, in lower case; an empty list if the line is not valid CSV."""
+    return [column.strip().lower() for column in csv_fields(header.removeprefix(BOM).rstrip(b"\r\n"), separator)]
 
 
 def csv_fields(line: bytes, separator: str) -> list[str]:

@@ -10,7 +10,7 @@ polars uses one thread, because a load shares the host with a server and may use
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias, TypeVar, cast
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,16 @@ from eir.lists.rows.layout import (
     ACTION,
     BEGIN,
     BOM,
+    BY_FIRST_SEEN,
+    BY_PAIR,
     BY_RANGE,
     BY_TAC,
     BY_TYPE,
     CHANGE,
     DATE,
+    EIR,
     REASON,
+    TIME_MAX,
     UNTIL,
     USUAL_DATES,
     Plan,
@@ -38,27 +42,24 @@ from eir.lists.rows.layout import (
     csv_fields,
     day_key,
     fields_of,
-    find_layout,
-    plan_of,
+    plan_for,
     row_fault,
     until_seconds,
 )  # fmt: skip
-from eir.lists.rows.listed_rows import ListedRows
-from eir.lists.rows.records import Frame
-from eir.lists.table.columns import DAY_MAX, Numbers
+from eir.lists.table.columns import COLUMNS, DAY_MAX, Numbers, TableRows
 
 COMPLAINTS_MAX = 10
 """Maximum number of named bad rows. A message has file, line and expected form, but never the identifier. All bad rows are counted."""
 
 Mask: TypeAlias = NDArray[np.bool_]
-Values = TypeVar("Values", bound=Numbers | None)
 Parsed: TypeAlias = tuple[Numbers, Mask]
 """Key of each row, and a mask of the rows with a valid key."""
 
 _DIRBS_JUNK = "^[0-9A-Fa-f*#]{1,16}$"
 _MEID = "^[0-9A-Fa-f]{14}$"
 
-
+BAD, WIDE = "bad", "wide"
+"""Rows that are left out; rows whose range has more than `range_tacs_max` TACs."""
 WRONG_DATES, ENDED, ZEROS, FUTURE_DATES, LONG_ROWS = "wrong_dates", "ended", "zeros", "future_dates", "long_rows"
 ODD = {
     WRONG_DATES: "its date is not like {dates}", ENDED: "its end (until) is over", ZEROS: "its IMEI is all zeros",
@@ -68,11 +69,8 @@ ODD = {
 
 
 @dataclass(slots=True)
-class OddRows:
-    """Valid but suspicious rows of one kind, such as rows with future dates: their number, and messages about the first rows.
-
-    The kinds are the keys of ODD.
-    """
+class NamedRows:
+    """Rows of one kind, such as bad rows: their number, and messages about the first rows."""
 
     count: int = 0
     named: list[str] = field(default_factory=list)
@@ -94,17 +92,27 @@ class Tally:
     complaints_max: int = COMPLAINTS_MAX
     each_bad: Callable[[str, int, str, bytes], None] | None = None
     """Callback that receives each bad row: file, line, fault, and the row itself."""
-    bad: int = 0
     skipped: int = 0
     """Number of rows with a junk identifier, in layouts whose files usually have such rows."""
     wrong_check_digits: int = 0
     """Number of IMEIs of 15 digits whose last digit is neither the check digit nor the spare 0 (TS 23.003 6.2.1)."""
-    complaints: list[str] = field(default_factory=list)
-    """Messages about the first bad rows."""
-    wide: list[str] = field(default_factory=list)
-    """Messages about the first ranges that have more than `range_tacs_max` TACs."""
-    odd: dict[str, "OddRows"] = field(default_factory=dict)
-    """Odd rows by kind, a key of `ODD`."""
+    rows: dict[str, NamedRows] = field(default_factory=lambda: {kind: NamedRows() for kind in (BAD, WIDE, *ODD)})
+    """Rows by kind: BAD, WIDE, or a key of ODD."""
+
+    @property
+    def bad(self) -> int:
+        """Number of bad rows."""
+        return self.rows[BAD].count
+
+    @property
+    def complaints(self) -> Sequence[str]:
+        """Messages about the first bad rows."""
+        return self.rows[BAD].named
+
+    @property
+    def wide(self) -> Sequence[str]:
+        """Messages about the first ranges that have more than `range_tacs_max` TACs."""
+        return self.rows[WIDE].named
 
 
 class _Chunk(NamedTuple):
@@ -118,272 +126,160 @@ class _Chunk(NamedTuple):
     plan: Plan
 
 
-class _Faults(NamedTuple):
-    """Masks of the invalid and suspicious rows among lines that are parsed together."""
+class RowPart(NamedTuple):
+    """Rows of some lines of a file."""
 
-    bad: Mask
-    wide: Mask
-    """Rows whose range has more than `range_tacs_max` TACs."""
-    odd: Mapping[str, Mask]
-    """Odd rows by kind, a key of `ODD`."""
-
-
-def _select(values: Values, mask: Mask) -> Values:
-    """Return those values of a column whose rows are in the mask; None for an absent column."""
-    return values if values is None or mask.all() else cast("Values", values[mask])
-
-
-class _RowColumns(NamedTuple):
-    """Columns of the valid rows of a file."""
-
-    plan: Plan
-    keys: Sequence[Numbers]
-    """Keys of the subject's columns. For a TAC, also its highest key; for a device type, the allocation date (Unix seconds) is second."""
-    reasons: Numbers | None
-    until: Numbers | None
-    days: Numbers | None
-    """Days of the column `date`, if the list stores dates."""
-    begins: Numbers | None = None
-    """Begins of the rows in Unix seconds, 0 for none."""
-
-    def select(self, mask: Mask) -> "_RowColumns":
-        """Return the columns, but only with the rows that the mask selects."""
-        keys = [_select(column, mask) for column in self.keys]
-        reasons = _select(self.reasons, mask)
-        until = _select(self.until, mask)
-        days = _select(self.days, mask)
-        return _RowColumns(self.plan, keys, reasons, until, days, _select(self.begins, mask))
-
-    def add_to(self, rows: ListedRows) -> None:
-        """Add the rows of these columns to the collection `rows`."""
-        is_type = self.plan.subject == BY_TYPE
-        days = _days(self.keys[1]) if is_type else self.days
-        keys = (self.keys[0], self.keys[-1]) if is_type else self.keys
-        rows.add(self.plan.subject, keys, reasons=self.reasons, begins=self.begins, ends=self.until, days=days)
+    row_count: int
+    """Number of rows, which includes bad and skipped rows but no blank lines."""
+    rows: TableRows
+    """Valid rows in the order of the file. The key of a range or of a whole TAC is its first one."""
+    lasts: Numbers | None
+    """Last key of each valid row; None if each row has one key."""
+    removes: Mask | None
+    """Mask of the valid rows whose code removes their entry; None if the layout has no codes."""
 
 
 def read_rows(
-    chunks: Iterable[bytes], *, name: str, layout: str, kind: str, rows: ListedRows | None, reasons: Reasons, tally: Tally,
-    rows_max: int | None = None, removed: ListedRows | None = None, declared: Mapping[str, Layout] | None = None,
-    actions: "Actions | None" = None,
-) -> int:  # fmt: skip
-    """Read the rows of one file; return the number of rows, which includes bad and skipped rows but no blank lines.
+    chunks: Iterable[bytes], *, name: str, kind: str, reasons: Reasons, tally: Tally, layout: Layout = EIR,
+    rows_max: int | None = None, first_line: int = 1,
+) -> Iterator[RowPart]:  # fmt: skip
+    """Yield the rows of one file.
 
     Args:
         chunks: content in pieces that end with a newline.
         name: name of the file for messages.
-        layout: name of the layout.
         kind: kind of the list.
-        rows: receives the rows; None to only count them.
         reasons: receives new reasons.
         tally: receives counts and faults.
+        layout: layout of the file.
         rows_max: maximum number of rows.
-        removed: receives the rows with a code that removes their entry; None to only count them.
-        declared: layouts of the configuration.
-        actions: receives rows with codes, in place of `rows` and `removed`. A caller that reads several files passes the
-            same collection for each, so that the latest row of all files counts.
+        first_line: number of the first line in the file.
 
     Raises:
-        ReleaseRefused: `layout` if the header does not fit; `rows` if a header or trailer record has another row count, or
-            there are more than `rows_max` rows; `bad_rows` if all files so far have more than `tally.bad_rows_max` bad
-            rows; `range` as ListedRows.add.
+        ReleaseRefused: `layout` if the header does not fit; `rows` if there are more than `rows_max` rows; `bad_rows` if all files
+            so far have more than `tally.bad_rows_max` bad rows.
     """
-    file_layout = find_layout(name, layout, declared or {})
-    collected = actions or Actions()
-    frame = Frame(name, file_layout)
     plan: Plan | None = None
-    count = 0
-    line = 1 + file_layout.lines_before
-    for piece in frame.lines(chunks):
+    count, line = 0, first_line
+    for piece in map(one_line_end, chunks):
         data = piece
         if plan is None:
-            plan, data = plan_of(name, file_layout, kind, piece, dates=tally.dates)
-            line += _lines(piece) - _lines(data)
-        if data:
-            chunk = _Chunk(name, line, data, plan)
-            faults = _read_chunk(chunk, rows, reasons, tally, collected)
-            count += len(faults.bad)
-            line += _lines(data)
-            _tally_faults(tally, chunk, faults)
-            if tally.bad > tally.bad_rows_max:
-                detail = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
-                raise ReleaseRefused("bad_rows", "\n".join((detail, *tally.complaints)))
-            if rows_max is not None and count > rows_max:
-                raise ReleaseRefused("rows", f"{name} has {count} rows; the manifest says {rows_max}")
-    if plan is None and file_layout.names:
+            header, data = b"", piece.removeprefix(BOM)
+            if layout.names:
+                header, _, data = data.partition(b"\n")
+            plan = plan_for(name, layout, kind, header, dates=tally.dates)
+            line += layout.names
+        chunk = _Chunk(name, line, data, plan)
+        line += _lines(data)
+        columns = _columns(data, plan) if data else {}
+        rows = len(next(iter(columns.values()), ()))
+        if not rows:  # only blank lines
+            continue
+        part, faults = _parse(chunk, columns, reasons, tally)
+        _tally_faults(tally, chunk, faults)
+        if tally.bad > tally.bad_rows_max:
+            detail = f"{tally.bad} bad rows at least, {tally.bad_rows_max} are allowed (bad_rows_max)"
+            raise ReleaseRefused("bad_rows", "\n".join((detail, *tally.complaints)))
+        count += part.row_count
+        if rows_max is not None and count > rows_max:
+            raise ReleaseRefused("rows", f"{name} has {count} rows; the manifest says {rows_max}")
+        yield part
+    if plan is None and layout.names:
         raise ReleaseRefused("layout", f"{name} is empty; a header is expected")
-    frame.check(count)
-    if actions is None:
-        collected.move_to(rows, removed)
-    return count
 
 
-def _read_chunk(chunk: _Chunk, rows: ListedRows | None, reasons: Reasons, tally: Tally, actions: "Actions") -> _Faults:
-    """Parse some lines of a file; add their valid rows to `rows` or `actions`, and return masks of the invalid and suspicious rows."""
+def one_line_end(piece: bytes) -> bytes:
+    """Replace each CRLF by a newline, and each other carriage return by a blank.
+
+    CSV readers treat carriage returns differently.
+    """
+    if b"\r" not in piece:
+        return piece
+    return piece.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+
+
+def _parse(
+    chunk: _Chunk, columns: dict[str, pl.Series], reasons: Reasons, tally: Tally
+) -> tuple[RowPart, dict[str, Mask]]:
+    """Parse the columns of some lines; return the valid rows, and masks of the rows of each kind in `Tally.rows`."""
     plan = chunk.plan
-    layout = plan.layout
-    columns = _columns(chunk.data, plan)
-    identifiers = columns[plan.subject[0]]
-    if not len(identifiers):  # only blank lines
-        return _Faults(np.zeros(0, bool), np.zeros(0, bool), {})
+    layout, subject = plan.layout, plan.subject
     has_plus = b"+" in chunk.data  # polars accepts a sign before a number; identifiers have none
     if tally.check_digits:
         tally.wrong_check_digits += sum(
-            _wrong_check_digits(columns[name], has_plus) for name in plan.subject if name.startswith("imei")
+            _wrong_check_digits(columns[name], has_plus) for name in subject if name.startswith("imei")
         )
-    _close_ranges(columns, plan)
-    parsed = [KEYS_OF[name](columns[name], has_plus) for name in plan.subject]
+    if plan.may_be_open:  # a missing end of a range is the range's first identifier
+        last = columns["imei_to"]
+        columns["imei_to"] = columns["imei_from"].zip_with(last.fill_null("") == "", last)
+    parsed = [KEYS_OF[name](columns[name], has_plus) for name in subject]
     keys = [numbers for numbers, _ in parsed]
-    good = np.logical_and.reduce([is_valid for _, is_valid in parsed])
-    begins, until, is_valid = _times(columns, layout)
-    good &= is_valid
-    dates_s, has_wrong_date = _dates(columns, layout)
-    removes = None
+    begins, ends, good = _times(columns, layout)
+    good = np.logical_and.reduce([good, *(is_valid for _, is_valid in parsed)])
+    days, has_wrong_date = _days(columns, layout)
+    removes = lasts = None
     if ACTION in columns:
         removes, is_valid = _codes(columns, layout)
         good &= is_valid
-    wide = _wide_ranges(plan, keys, good, tally)
-    odd = {WRONG_DATES: has_wrong_date} | _probable_mistakes(chunk, (keys[0], dates_s, until), good, now_s=tally.now_s)
-    bad = ~good
-    if layout.junk and bad.any():
+    wide = np.zeros(len(good), bool)
+    if subject == BY_TAC:
+        lasts = keys[0] + np.uint64(SNR_KEYS - 1)
+    if subject == BY_RANGE:
+        lasts = keys[1]
+        good &= keys[0] <= lasts
+        wide = good & (lasts - keys[0] >= np.uint64(tally.range_tacs_max * SNR_KEYS))
+    faults = {BAD: ~good, WIDE: wide, WRONG_DATES: has_wrong_date} | _probable_mistakes(
+        chunk, keys[0], days, ends, good, now_s=tally.now_s
+    )
+    if layout.junk and not good.all():
         _, is_valid = parsed[0]
-        junk = ~is_valid & _matches(identifiers, _DIRBS_JUNK)
+        junk = _matches(columns[subject[0]], _DIRBS_JUNK, ~is_valid)
         tally.skipped += int(junk.sum())
-        bad &= ~junk
-    if plan.subject == BY_TAC:
-        keys.append(keys[0] + np.uint64(SNR_KEYS - 1))
-    if plan.subject == BY_TYPE:
-        keys.insert(1, dates_s)
-    days = _days(dates_s) if tally.dates else None
-    indexes = _row_reasons(columns, layout, reasons)
-    row_columns = _RowColumns(plan, keys, indexes, until, days, begins).select(good)
-    if removes is not None:
-        actions.add(_Part(row_columns, _select(removes, good)))
-    elif rows is not None:
-        row_columns.add_to(rows)
-    return _Faults(bad, wide, odd)
-
-
-def _days(dates_s: Numbers) -> Numbers:
-    """Convert dates from Unix seconds to days since 1970-01-01."""
-    days: Numbers = np.minimum(dates_s // DAY_S, DAY_MAX - 1)
-    return days.astype(np.uint16)
+        faults[BAD] &= ~junk
+    seconds = keys[1] if subject in {BY_PAIR, BY_TYPE, BY_FIRST_SEEN} else None
+    if ends is not None:
+        ends = np.where(ends > TIME_MAX, 0, ends)
+    values = (seconds, _row_reasons(columns, layout, reasons), begins, ends, days)
+    rows = TableRows(keys[0], tuple(
+        None if column is None or not column.any() else column.astype(form, copy=False)
+        for column, form in zip(values, COLUMNS.values(), strict=True)
+    ))  # fmt: skip
+    if not good.all():
+        rows = rows.select(good)
+        lasts = None if lasts is None else lasts[good]
+        removes = None if removes is None else removes[good]
+    return RowPart(len(good), rows, lasts, removes), faults
 
 
 def _probable_mistakes(
-    chunk: _Chunk, columns: tuple[Numbers, Numbers, Numbers | None], good: Mask, *, now_s: int | None
+    chunk: _Chunk, keys: Numbers, days: Numbers | None, ends: Numbers | None, good: Mask, *, now_s: int | None
 ) -> dict[str, Mask]:
     """Return masks of valid rows that are probably mistakes, by kind (a key of `ODD`), such as rows with future dates.
 
     Without `now_s`, there are no masks.
-
-    `columns`: keys, dates (Unix seconds) and expiries.
     """
     if now_s is None:
         return {}
-    keys, dates_s, until = columns
-    odd = {FUTURE_DATES: dates_s > np.uint64(now_s + 365 * DAY_S), LONG_ROWS: _long_rows(chunk)}
+    odd = {LONG_ROWS: _long_rows(chunk)}
+    if days is not None:
+        odd[FUTURE_DATES] = days > now_s // DAY_S + 365
     if chunk.plan.subject[0].startswith("imei"):
         odd[ZEROS] = keys == 0
-    if until is not None:
-        odd[ENDED] = (until > 0) & (until <= now_s)
+    if ends is not None:
+        odd[ENDED] = (ends > 0) & (ends <= now_s)
     return {kind: mask & good for kind, mask in odd.items()}
 
 
 def _long_rows(chunk: _Chunk) -> Mask:
     """Return a mask of the rows with more fields than the header, for example because of a comma in a reason without quotes."""
-    width = chunk.plan.width
     separator = chunk.plan.layout.separator
-    lines = [line for line in chunk.data.split(b"\n") if line]
-    long = np.zeros(len(lines), bool)
-    if width:
-        for row, line in enumerate(lines):
-            if line.count(separator.encode()) >= width:
-                long[row] = len(csv_fields(line, separator)) > width
+    octets = np.frombuffer(chunk.data, np.uint8)
+    _, ends = _row_bounds(chunk.data)
+    before = np.flatnonzero(octets == ord(separator)).searchsorted(ends)
+    long: Mask = np.diff(before, prepend=0) >= (chunk.plan.width or len(octets))
+    for row, (_, line) in zip(np.flatnonzero(long), _rows_of(chunk, long), strict=True):
+        long[row] = len(csv_fields(line, separator)) > chunk.plan.width
     return long
-
-
-class _Part(NamedTuple):
-    """Rows of one file, in the order of the file. The code of each row adds or removes a list entry."""
-
-    columns: _RowColumns
-    removes: Mask
-    """Rows that remove their entry."""
-
-
-class Actions:
-    """Collection of rows whose codes add or remove list entries. The last row about an entry in the files decides."""
-
-    def __init__(self) -> None:
-        self._parts: list[_Part] = []
-
-    def add(self, part: _Part) -> None:
-        """Add rows of one file to the collection."""
-        self._parts.append(part)
-
-    def move_to(self, rows: ListedRows | None, removed: ListedRows | None) -> None:
-        """Move the last row about each list entry to `rows` (entry added) or to `removed` (entry removed); drop all other rows."""
-        parts = [part for part in self._parts if len(part.removes)]
-        self._parts = []
-        for part, counts in zip(parts, _latest(parts), strict=True):
-            if rows is not None:
-                part.columns.select(counts & ~part.removes).add_to(rows)
-            if removed is not None:
-                part.columns.select(counts & part.removes).add_to(removed)
-
-
-def _latest(parts: Sequence[_Part]) -> list[Mask]:
-    """Find the last row about each list entry in all parts; return these rows as one mask for each part.
-
-    If no row removes an entry, all rows of the entry count.
-    """
-    removed_keys = [part.columns.keys[0][part.removes] for part in parts]
-    removed = np.concatenate([np.zeros(0, np.uint64), *removed_keys])
-    disputed: list[Mask] = [np.isin(part.columns.keys[0], removed) for part in parts]
-    if not any(mask.any() for mask in disputed):
-        return [~mask for mask in disputed]
-    firsts, lasts = [], []
-    for part, mask in zip(parts, disputed, strict=True):
-        firsts.append(part.columns.keys[0][mask])
-        lasts.append(part.columns.keys[-1][mask])
-    first = np.concatenate(firsts)
-    last = np.concatenate(lasts)
-    order = np.lexsort((last, first))  # a stable sort
-    first = first[order]
-    last = last[order]
-    is_latest = np.ones(len(order), bool)
-    is_latest[:-1] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
-    counts = np.zeros(len(order), bool)
-    counts[order[is_latest]] = True
-    masks = []
-    begin = 0
-    for mask in disputed:
-        end = begin + int(mask.sum())
-        part_counts = ~mask
-        part_counts[mask] = counts[begin:end]
-        masks.append(part_counts)
-        begin = end
-    return masks
-
-
-def _close_ranges(columns: dict[str, pl.Series], plan: Plan) -> None:
-    """Set a missing end of a range to the range's first identifier."""
-    if plan.may_be_open:
-        last = columns["imei_to"]
-        is_missing = last.fill_null("") == ""
-        columns["imei_to"] = columns["imei_from"].zip_with(is_missing, last)
-
-
-def _wide_ranges(plan: Plan, keys: Sequence[Numbers], good: Mask, tally: Tally) -> Mask:
-    """Return a mask of the rows whose range has more than `range_tacs_max` TACs.
-
-    Rows whose range ends before it begins are cleared in `good`.
-    """
-    if plan.subject != BY_RANGE:
-        return np.zeros(len(good), bool)
-    first, last = keys
-    good &= first <= last
-    return good & (last - first >= np.uint64(tally.range_tacs_max * SNR_KEYS))
 
 
 def _codes(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Mask, Mask]:
@@ -408,7 +304,7 @@ def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
     keys, good = _imeis(texts, plus)
     if good.all():
         return keys, good
-    is_meid = ~good & _matches(texts, _MEID)
+    is_meid = _matches(texts, _MEID, ~good)
     if is_meid.any():
         meids = texts.filter(pl.Series(is_meid)).str.to_integer(base=16)
         keys = keys.copy()
@@ -522,37 +418,33 @@ def _digits(texts: pl.Series, plus: bool, lengths: Sequence[int]) -> Parsed:
     return numbers.fill_null(0).to_numpy(), good
 
 
-def _expiries(texts: pl.Series, form: str | None) -> tuple[Numbers, Mask]:
-    """Parse a column of expiries as until_seconds does; return Unix seconds and a mask of the valid rows."""
-    return _parse_each(texts, lambda text: until_seconds(text, form))
-
-
 def _times(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Numbers | None, Numbers | None, Mask]:
     """Parse the columns of begins and expiries; return Unix seconds (None for an absent column) and a mask of the valid rows."""
-    begins = until = None
+    begins = ends = None
     good = np.ones(len(next(iter(columns.values()))), bool)
     if UNTIL in columns:
-        until, good = _expiries(columns[UNTIL], layout.dates)
+        ends, good = _parse_each(columns[UNTIL], lambda text: until_seconds(text, layout.dates))
     if BEGIN in columns:
         begins, is_valid = _parse_each(columns[BEGIN], lambda text: begin_seconds(text, layout.dates))
         good = good & is_valid
-        if until is not None:
-            good &= (until == 0) | (begins < until)
-    return begins, until, good
+        if ends is not None:
+            good &= (ends == 0) | (begins < ends)
+    return begins, ends, good
 
 
-def _dates(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Numbers, Mask]:
-    """Parse the column of dates; return Unix seconds (0 for none) and a mask of the invalid rows."""
+def _days(columns: Mapping[str, pl.Series], layout: Layout) -> tuple[Numbers | None, Mask]:
+    """Parse the column of dates; return days since 1970-01-01 (0 for none; None for an absent column) and a mask of the invalid rows."""
     if DATE not in columns:
-        rows = len(next(iter(columns.values())))
-        return np.zeros(rows, np.uint64), np.zeros(rows, bool)
-    day_ends, is_valid = _expiries(columns[DATE], layout.dates)
-    days = np.maximum(day_ends - 1, 0) // DAY_S
-    return (days * DAY_S).astype(np.uint64), ~is_valid
+        return None, np.zeros(len(next(iter(columns.values()))), bool)
+    day_ends, is_valid = _parse_each(columns[DATE], lambda text: until_seconds(text, layout.dates))
+    return np.minimum(np.maximum(day_ends - 1, 0) // DAY_S, DAY_MAX - 1), ~is_valid
 
 
-def _matches(texts: pl.Series, pattern: str) -> Mask:
-    return texts.str.contains(pattern).fill_null(value=False).to_numpy()
+def _matches(texts: pl.Series, pattern: str, among: Mask) -> Mask:
+    """Return a mask of those rows of the mask `among` whose text matches a pattern."""
+    matching = among.copy()
+    matching[among] = texts.filter(pl.Series(among)).str.contains(pattern).fill_null(value=False).to_numpy()
+    return matching
 
 
 def _columns(data: bytes, plan: Plan) -> dict[str, pl.Series]:
@@ -613,44 +505,32 @@ def _known_reasons(texts: pl.Series, reasons: Reasons) -> pl.Series:
     return texts.cast(pl.Enum(reasons.known), strict=False).to_physical().cast(pl.UInt8)
 
 
-def _tally_faults(tally: Tally, chunk: _Chunk, faults: _Faults) -> None:
-    """Add the faulty rows of one chunk of a file to the counts and messages of a tally.
-
-    Args:
-        tally: counts and messages for all files of a release. Its callback `each_bad` receives each invalid row.
-        chunk: lines that were parsed together.
-        faults: masks of the rows in `chunk` that are invalid, have a too large range, or are odd (valid, but probably a mistake).
-    """
-    tally.bad += int(faults.bad.sum())
-    _name_rows(tally.complaints, chunk, faults.bad, most=tally.complaints_max)
-    _name_rows(tally.wide, chunk, faults.wide, most=tally.complaints_max)
-    for kind, mask in faults.odd.items():
-        odd_rows = tally.odd.setdefault(kind, OddRows())
-        odd_rows.count += int(mask.sum())
-        message = ODD[kind].format(dates=chunk.plan.layout.dates or USUAL_DATES)
-        _name_rows(odd_rows.named, chunk, mask, most=tally.complaints_max, message=message)
+def _tally_faults(tally: Tally, chunk: _Chunk, faults: Mapping[str, Mask]) -> None:
+    """Add the rows in masks, by their kind, to the counts and messages of a tally. `tally.each_bad` receives each bad row."""
+    for kind, mask in faults.items():
+        rows = tally.rows[kind]
+        rows.count += int(mask.sum())
+        first_rows = np.zeros(len(mask), bool)
+        first_rows[np.flatnonzero(mask)[: tally.complaints_max - len(rows.named)]] = True
+        message = ODD.get(kind, "").format(dates=chunk.plan.layout.dates or USUAL_DATES)
+        for line, row in _rows_of(chunk, first_rows):
+            rows.named.append(f"{chunk.file}:{line}: {message or row_fault(row, chunk.plan)}")
     if tally.each_bad is not None:
-        for line, row in _rows_of(chunk, faults.bad):
+        for line, row in _rows_of(chunk, faults[BAD]):
             tally.each_bad(chunk.file, line, row_fault(row, chunk.plan), row)
-
-
-def _name_rows(names: list[str], chunk: _Chunk, mask: Mask, *, most: int, message: str | None = None) -> None:
-    """Append a message `FILE:LINE: …` for each row of a mask to `names`, until `names` has `most` messages.
-
-    `message`: text for all rows; None: the fault of each row.
-    """
-    selected = np.flatnonzero(mask)[: most - len(names)]
-    first_rows = np.zeros(len(mask), bool)
-    first_rows[selected] = True
-    for line, row in _rows_of(chunk, first_rows):
-        text = message or row_fault(row, chunk.plan)
-        names.append(f"{chunk.file}:{line}: {text}")
 
 
 def _rows_of(chunk: _Chunk, mask: Mask) -> Iterator[tuple[int, bytes]]:
     """Yield the line number and the text of each row that the mask selects among some lines of a file."""
     if mask.any():
-        lines = ((line, text) for line, text in enumerate(chunk.data.split(b"\n"), chunk.line) if text)
-        for numbered_line, is_selected in zip(lines, mask, strict=False):
-            if is_selected:
-                yield numbered_line
+        starts, ends = _row_bounds(chunk.data)
+        for start, end in zip(starts[mask].tolist(), ends[mask].tolist(), strict=True):
+            yield chunk.line + _lines(chunk.data[:start]), chunk.data[start:end]
+
+
+def _row_bounds(data: bytes) -> tuple[Numbers, Numbers]:
+    """Return the positions at which each line that is not blank starts and ends."""
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+    starts = np.append(0, ends[:-1] + 1)
+    is_row = starts < ends
+    return starts[is_row], ends[is_row]

@@ -313,7 +313,7 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
     for path, manifest in zip(paths, manifests, strict=True):
         verify_release(path, lists, now=manifest.issued)
     with tempfile.TemporaryDirectory(prefix="eir-audit-") as temporary:
-        contents = Contents(folder, name, index.holds, lists[name].layouts, Path(temporary))
+        contents = Contents(folder, name, index.holds, Path(temporary))
         content = asyncio.run(contents.load(paths))
     if content.head.content != statement.content:
         fault = f"{acknowledgement.node} has {statement.content[:12]} in force, and release {statement.serial} makes {content.head.content[:12]}"

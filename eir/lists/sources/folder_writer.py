@@ -9,29 +9,30 @@ import asyncio
 import base64
 import fcntl
 import hashlib
-import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import zstandard
+import numpy as np
 
+from eir.device import SNR_KEYS
 from eir.disk import sync_folder, write_file
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.log.change import Head, utc_text
 from eir.lists.log.reader import LoggedList, read_content
-from eir.lists.record.listed_entries import is_whole
-from eir.lists.record.settings import BOUND, DEVICES, Layout, ListSettings
+from eir.lists.record.listed_entries import first_keys, is_whole
+from eir.lists.record.settings import BOUND, DEVICES, ListSettings
 from eir.lists.releases.openssh import BEGINS, claims_one_of, key_in, keys_of, sign_document
-from eir.lists.releases.publish import Published, publish
-from eir.lists.releases.release import VerifiedRelease, parse_manifest, signature_names
-from eir.lists.rows.table_export import export_table
+from eir.lists.releases.publish import Published, ReleaseContent, ReleaseSpec, publish, write_release
+from eir.lists.releases.release import ENTRIES, VerifiedRelease, parse_manifest, signature_names
+from eir.lists.rows.delivered import Progress
+from eir.lists.rows.listed_rows import DataRows
 from eir.lists.sources.folder_index import (
     AHEAD_MAX,
     INDEX,
@@ -44,7 +45,7 @@ from eir.lists.sources.folder_index import (
     trim_index,
 )
 from eir.lists.stores.sqlite import SqliteStore
-from eir.lists.table.table import Table
+from eir.lists.table.columns import TableRows
 
 KEEP = timedelta(days=7)
 """Default time for which deltas are kept. A node that is behind for a shorter time loads only deltas."""
@@ -69,10 +70,8 @@ class Placed:
 
 
 def publish_into(
-    folder: Path, files: Sequence[Path], *, list_name: str, serial: int, base: int | None, issued: datetime, expires: datetime, key: Path,
-    holds: str | None = None, keep: timedelta = KEEP, layout: str | None = None, declared: Mapping[str, Layout] | None = None,
-    bad_rows_max: int = 0, progress: Callable[[str, int, int], None] | None = None, warn: Callable[[str], None] = lambda _: None,
-    more_keys: Sequence[Path] = (), new_key: bool = False, strict: bool = False, each_bad: Callable[[str, int, str, bytes], None] | None = None,
+    folder: Path, spec: ReleaseSpec, *, keep: timedelta = KEEP, new_key: bool = False, progress: Progress = lambda *_: None,
+    warn: Callable[[str], None] = lambda _: None, each_bad: Callable[[str, int, str, bytes], None] | None = None,
 ) -> Placed:  # fmt: skip
     """Create a signed release from data files (eir.lists.releases.publish), and add it to the publisher's folder.
 
@@ -80,24 +79,12 @@ def publish_into(
 
     Args:
         folder: publisher's folder.
-        files: data files.
-        list_name: list of the release.
-        serial: serial of the release.
-        base: serial on which a delta builds.
-        issued: start of validity.
-        expires: end of validity.
-        key: key that signs the index and the releases.
-        holds: kind of the list; None: kind of the folder's list, `devices` for a new folder.
+        spec: release. Without a kind, the list has the kind of the folder's list.
         keep: time for which deltas are kept.
-        layout: layout of the files; None: guessed from each header.
-        declared: layouts of the configuration.
-        bad_rows_max: maximum number of bad rows.
-        progress: receives the stages of `publish`.
-        warn: receives warnings.
-        more_keys: keys for further signatures of each release, also of a full release of folded deltas.
         new_key: skip the check of the keys by `_check_keys`.
-        strict: reject the release for any warning.
-        each_bad: receives each bad row: file, line, fault and the row.
+        progress: as for `publish`.
+        warn: receives warnings.
+        each_bad: as for `publish`.
 
     Raises:
         ReleaseRefused: if the release is rejected.
@@ -105,37 +92,34 @@ def publish_into(
     """
     with _publish_lock(folder):
         before = load_index(folder)
-        kind = _kind_of_list(before, holds)
-        _check(before, folder, list_name=list_name, serial=serial, base=base, holds=kind)
+        spec = replace(spec, kind=spec.kind or (None if before is None else before.holds))
+        _check(before, folder, list_name=spec.list, serial=spec.serial, base=spec.base, holds=spec.kind)
         with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as temporary:
-            staged = Path(temporary) / str(serial)
-            published = publish(
-                files, list_name=list_name, serial=serial, base=base, issued=issued, expires=expires, key=key, out=staged, layout=layout,
-                declared=declared, bad_rows_max=bad_rows_max, progress=progress, warn=warn, more_keys=more_keys, strict=strict, each_bad=each_bad,
-            )  # fmt: skip
+            staged = Path(temporary) / str(spec.serial)
+            published = publish(spec, staged, progress=progress, warn=warn, each_bad=each_bad)
             if not new_key:
                 _check_keys(folder, before, _signatures_of(published.manifest))
-            contents = Contents(folder, list_name, kind, declared or {}, Path(temporary))
-            manifests = _earlier_manifests(folder, before, base)
+            contents = Contents(folder, spec.list, published.kind, Path(temporary))
+            manifests = _earlier_manifests(folder, before, spec.base)
             content = asyncio.run(contents.load([*manifests, published.manifest]))
             offer = _offer(published.manifest, content.head)
             _place_release(offer, staged, folder)
-            index = _next_index(before, offer, list_name, kind, _next_index_time(before, issued, warn))
-            middle = issued + (expires - issued) / 2
-            folds = base is not None and _needs_full_release(index, folder, issued - keep, middle)
+            written = _next_index_time(before, spec.issued, warn)
+            index = _next_index(before, offer, spec.list, published.kind, written)
+            middle = spec.issued + (spec.expires - spec.issued) / 2
+            folds = spec.base is not None and _needs_full_release(index, folder, spec.issued - keep, middle)
             if folds:
-                full = contents.fold(content, serial=serial, issued=issued, expires=expires, keys=(key, *more_keys))
+                full = contents.fold(content, spec)
                 _place_release(full, Path(temporary) / full.folder, folder)
                 index = replace(index, releases=sort_offers([*index.releases, full]))
-        index = trim_index(index, issued - keep)
-        _replace_index(folder, before, index, sign_document(encode_index(index), key))
+        index = trim_index(index, spec.issued - keep)
+        _replace_index(folder, before, index, sign_document(encode_index(index), spec.keys[0]))
     manifest = folder / offer.name
     return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
 
 
 def offer_release(
-    folder: Path, manifest: Path, *, key: Path, now: datetime, holds: str | None = None, keep: timedelta = KEEP,
-    declared: Mapping[str, Layout] | None = None, warn: Callable[[str], None] = lambda _: None, deltas_max: int = DELTAS_MAX,
+    folder: Path, manifest: Path, *, key: Path, now: datetime, holds: str | None = None, keep: timedelta = KEEP, warn: Callable[[str], None] = lambda _: None, deltas_max: int = DELTAS_MAX,
     new_key: bool = False,
 ) -> FolderIndex:  # fmt: skip
     """Add a signed release with its files to the publisher's folder; write and return the new index, signed with `key`.
@@ -154,7 +138,7 @@ def offer_release(
             for name in (manifest.name, *_signatures(manifest), *data_names):
                 _copy(manifest.with_name(name), staged / name)
             staged_manifest = staged / manifest.name
-            contents = Contents(folder, release.list, kind, declared or {}, Path(temporary))
+            contents = Contents(folder, release.list, kind, Path(temporary))
             manifests = _earlier_manifests(folder, before, release.base)
             offer = _offer(staged_manifest, asyncio.run(contents.load([*manifests, staged_manifest])).head)
             index = _next_index(before, offer, release.list, kind, _next_index_time(before, now, warn))
@@ -226,7 +210,7 @@ def _signatures(manifest: Path) -> list[str]:
 
 
 def _check(
-    before: FolderIndex | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str
+    before: FolderIndex | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str | None
 ) -> None:
     """Reject a release that does not fit the present index of the publisher's folder."""
     if before is None:
@@ -312,11 +296,11 @@ class Contents:
     `room`: folder for a temporary store.
     """
 
-    def __init__(self, folder: Path, name: str, kind: str, declared: Mapping[str, Layout], room: Path) -> None:
+    def __init__(self, folder: Path, name: str, kind: str, room: Path) -> None:
         # The releases are the publisher's own: no limits on changes and no signature checks.
         self._settings = ListSettings(
             name=name, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
-            serial_step_max=1 << 63, layouts=declared, keep=1, dates=kind not in BOUND,
+            serial_step_max=1 << 63, keep=1, dates=kind not in BOUND,
         )  # fmt: skip
         self._folder = folder
         self._room = room
@@ -348,44 +332,25 @@ class Contents:
             for file in self._room.glob("lists.sqlite*"):
                 file.unlink()
 
-    def fold(
-        self, content: LoggedList, *, serial: int, issued: datetime, expires: datetime, keys: Sequence[Path]
-    ) -> Offer:
-        """Write the rebuilt content of the list as a full release, sign it with all `keys`, and return its row for the index.
+    def fold(self, content: LoggedList, spec: ReleaseSpec) -> Offer:
+        """Write the rebuilt content of the list as a full release with serial, times and keys of `spec`; return its row for the index.
 
         Raises:
             ReleaseRefused: if a load of the release would give another content.
         """
-        staged = self._room / f"{serial}-full"
-        staged.mkdir()
-        files = []
-        for label, only_tacs in self._parts(content.table):
-            path = staged / f"{content.head.serial}-{label}.csv.zst"
-            with (
-                path.open("wb") as file,
-                zstandard.ZstdCompressor().stream_writer(file) as packed,
-                io.TextIOWrapper(packed, "utf-8", newline="") as out,
-            ):
-                export_table(content.head, content.table, "eir", out, only_tacs=only_tacs)
-            files.append(path)
-        published = publish(
-            files, list_name=self._settings.name, serial=serial, issued=issued, expires=expires, key=keys[0], more_keys=keys[1:], layout="eir"
-        )  # fmt: skip
-        loaded = asyncio.run(self.load([published.manifest]))
+        rows = content.table.rows()
+        whole = is_whole(rows)
+        tacs = rows.select(whole)
+        firsts = first_keys(tacs)
+        data = DataRows(rows.select(~whole), TableRows(firsts, tacs.columns), firsts + np.uint64(SNR_KEYS - 1))
+        staged = self._room / f"{spec.serial}-full"
+        full = ReleaseContent(self._settings.kind, {ENTRIES: data}, content.head.reasons)
+        manifest = write_release(replace(spec, base=None, files=()), staged, full)
+        loaded = asyncio.run(self.load([manifest]))
         if loaded.head.content != content.head.content:
             fault = "the full release that the deltas were folded into is not the same list; report this"
             raise ReleaseRefused("fault", fault)
-        return _offer(published.manifest, content.head)
-
-    def _parts(self, table: Table) -> Sequence[tuple[str, bool | None]]:
-        """Choose the data files of a full release: for each file, return the label in the file name, and the entries of the file.
-
-        The entries are given as for `export_table`: True for whole TACs, False for single identifiers, None for both.
-        """
-        whole = is_whole(table.rows())
-        if self._settings.kind == DEVICES and whole.any() and not whole.all():
-            return (("imei", False), ("tac", True))
-        return (("all", None),)
+        return _offer(manifest, content.head)
 
 
 def _offer(manifest: Path, head: Head) -> Offer:

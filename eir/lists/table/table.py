@@ -130,14 +130,31 @@ class TableEffect(NamedTuple):
 def change(old: Table, added: TableRows, removed: TableRows, now: int = 0) -> TableEffect:
     """Remove rows from a table, then add rows. An added row and a present row with the same keys are merged (`merge_runs`).
 
-    Only the blocks of these rows are decoded. `now`: Unix seconds until which rows have ended; 0: no row has ended.
+    Only the blocks of these rows are decoded, and only rows with their keys are compared. `now`: Unix seconds until which rows have ended;
+    0: no row has ended.
     """
-    numbers = distinct(np.concatenate((block_numbers(added.keys), block_numbers(removed.keys))))
-    before = old.rows(numbers)
-    kept = before.select(matches(before, removed) < 0)
-    after = merge(kept, added)
-    table = _splice(old, numbers, table_of(after))
+    keys = distinct(np.concatenate((added.keys, removed.keys)))
+    numbers = distinct(block_numbers(keys))
+    around = old.rows(numbers)
+    firsts, ends = around.keys.searchsorted(keys), around.keys.searchsorted(keys, "right")
+    is_before = np.zeros(len(around) + 1, "i1")
+    np.add.at(is_before, firsts, 1)
+    np.add.at(is_before, ends, -1)
+    is_before = np.cumsum(is_before[:-1], dtype="i1").view(bool)
+    before = around.select(is_before)
+    after = merge(before.select(matches(before, removed) < 0), added)
+    table = _splice(old, numbers, table_of(_inserted(around.select(~is_before), after)))
     return _effect(_State(old, before), _State(table, after), *_different_rows(before, after), now)
+
+
+def _inserted(rows: TableRows, others: TableRows) -> TableRows:
+    """Return sorted rows together with others that have none of their keys, in the order of the keys."""
+    at = rows.keys.searchsorted(others.keys)
+    columns = (
+        None if mine is None and more is None else np.insert(rows.column(index), at, others.column(index))
+        for index, (mine, more) in enumerate(zip(rows.columns, others.columns, strict=True))
+    )
+    return TableRows(np.insert(rows.keys, at, others.keys), tuple(columns))
 
 
 def replacement(old: Table, new: Table, now: int = 0) -> TableEffect:

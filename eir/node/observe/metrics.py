@@ -23,7 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from eir.interfaces import INTERFACES
-from eir.schema import Family
+from eir.schema import DETAILS, Family
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -48,6 +48,7 @@ PEER_METRICS = (
     Family("eir_peer_disabled", "gauge", ("peer",), "1 if the peer is out of service by `eir peer disable`", "max"),
     Family("eir_peer_last_request_timestamp_seconds", "gauge", ("peer",), "Time of the peer's last request", "max"),
     Family("eir_peers_refused_total", "counter", ("reason",), "Refused connections and capabilities exchanges"),
+    Family("eir_peer_refused", "gauge", ("peer",), "1 if the last connection of the peer was refused by the node or by the peer", "max"),
     Family("eir_shed_total", "counter", ("peer", "reason"), "Requests that got the overload answer instead of a check"),
     Family("eir_sctp_paths", "gauge", ("peer", "state"), "Number of SCTP paths to the addresses of connected peers, by state: up or down"),
     Family("eir_sctp_retransmissions_total", "counter", ("peer",), "Retransmitted SCTP DATA chunks"),
@@ -58,6 +59,7 @@ LIST_METRICS = (
     Family("eir_first_seen_refused_devices", "gauge", (), "Devices whose row in the store's record of first sightings breaks a bound, and is left out", "max"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, and each listed device of this TAC also as 1", "min"),
+    Family("eir_list_missing", "gauge", ("list",), "1 for a list of a rule in force that has never been loaded", "max"),
     Family("eir_list_pending", "gauge", ("list",), "Number of entries of the list whose begin is later than now", "min"),
     Family("eir_list_serial", "gauge", ("list",), "Serial of the release in force", "min"),
     Family("eir_list_content_digest", "gauge", ("list",), "First 48 bits of the content digest of the list: equal for equal lists", "min"),
@@ -89,6 +91,7 @@ STORE_METRICS = (
     Family("eir_store_errors_total", "counter", ("cause",), "Failures of the store"),
     Family("eir_store_lost_data", "gauge", ("list",), "1 if the store lost the list, or has an older state of it than the node put in force", "max"),
     Family("eir_copy_failed", "gauge", ("list",), "1 if the last good copy of the list cannot be read, written or written back", "max"),
+    Family("eir_list_from_copy", "gauge", ("list",), "1 if the list in force comes from the last good copy of the node, and the store has not confirmed it", "max"),
     Family("eir_history_last_record", "gauge", (), "Number of the newest line of the node's journal", "max"),
     Family("eir_history_last_digest", "gauge", (), "First 48 bits of the SHA-256 of the newest line of the node's journal", "max"),
     Family("eir_history_bytes", "gauge", ("chain",), "Size (bytes) of the node's journal: main, and the rows of registers (feed)", "max"),
@@ -110,8 +113,9 @@ RECORD_METRICS = (
 )  # fmt: skip
 PROCESS_METRICS = (
     Family("eir_tls_certificate_expires_timestamp_seconds", "gauge", (), "Time at which the node's own certificate expires; absent without TLS", "min"),
-    Family("eir_config_last_reload_successful", "gauge", (), "0 from a refused reload until a successful one, else 1", "min"),
+    Family("eir_config_last_reload_successful", "gauge", (), "0 from a refused reload, or while the configuration file has an error, else 1", "min"),
     Family("eir_config_needs_restart", "gauge", ("key",), "1 for each configuration key whose new value waits for a restart", "max"),
+    Family("eir_workers", "gauge", ("state",), "Number of workers that answer the supervisor (answering), or do not (missing)"),
     Family("eir_worker_restarts_total", "counter", (), "Workers that died and were restarted"),
     Family("eir_process_resident_memory_bytes", "gauge", ("process",), "Memory (bytes) of the process, including memory shared with others", "max"),
     Family("eir_process_cpu_seconds_total", "counter", ("process",), "Processor time (s) of the process", "max"),
@@ -192,9 +196,14 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], total: float) -> d
     return samples
 
 
+def details(alert: str, by_subject: Mapping[str, str]) -> dict[Labels, float]:
+    """Convert details of an alert's condition to samples of DETAILS. `by_subject`: text by subject; an empty subject is the node."""
+    return {(alert, subject, text): 1.0 for subject, text in by_subject.items() if text}
+
+
 def unknown(snapshot: Snapshot) -> list[str]:
     """Return names of metrics without a row in FAMILIES, which is an error of the program."""
-    return sorted(snapshot.keys() - _FAMILY.keys())
+    return sorted(snapshot.keys() - _FAMILY.keys() - {DETAILS})
 
 
 def exposition(snapshot: Snapshot) -> bytes:

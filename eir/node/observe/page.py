@@ -20,7 +20,8 @@ from eir.device import MCC_MNC_DIGITS, shorten, shorten_in_text
 from eir.lists.log.change import Head
 from eir.lists.log.journal import JournalEvent
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS
-from eir.node.observe.alerts import TRAFFIC_MIN, PeerTraffic, alert_of
+from eir.node.observe.alerts import TRAFFIC_MIN, PeerTraffic
+from eir.node.observe.conditions import Trouble
 from eir.node.observe.lately import MINUTES, Minute
 from eir.node.observe.metrics import Snapshot
 from eir.node.observe.status import NOT_LISTENING
@@ -133,8 +134,8 @@ class PageContent:
     """Origin-Host of the node."""
     status: Mapping[str, Any]
     """Document of `eir status`."""
-    since: Mapping[str, float]
-    """Unix time since which a warning of the status holds, by the text of the warning."""
+    troubles: Mapping[str, Trouble]
+    """Conditions of the status that hold, by text."""
     peers: Sequence[Mapping[str, Any]]
     """Rows of `eir peers`."""
     traffic: Mapping[str, PeerTraffic]
@@ -178,7 +179,7 @@ def page(shown: PageContent) -> HttpResponse:
     """Render the web page as an HTTP response."""
     status = shown.status
     first = STARTING if NOT_LISTENING in status["troubles"] else FIRST[status["state"]]
-    troubles = "".join(_trouble(text, shown.since.get(text)) for text in status["troubles"])
+    troubles = "".join(_trouble(text, shown.troubles.get(text)) for text in status["troubles"])
     trouble_list = f"<ul>{troubles}</ul>" if troubles else ""
     node = f"{escape(shown.host)}, eir {escape(status['version'])}"
     head = f"""<h1>{escape(first)}</h1>{trouble_list}
@@ -230,12 +231,13 @@ def _section(name: str, head: str, body: str) -> str:
     return f"<section class=live id={name}><h2>{head}</h2>{body}</section>"
 
 
-def _trouble(text: str, since: float | None) -> str:
+def _trouble(text: str, trouble: Trouble | None) -> str:
     """Render a warning of `eir status`, with the time since which it holds, and a link to the advice on its alert."""
-    alert = alert_of(text)
+    if trouble is None:
+        return f"<li>{escape(text)}"
+    alert = trouble.condition.alert
     link = f' <a href="{RUNBOOK}#{alert.lower()}">{alert}</a>' if alert else ""
-    began = f" <span class=soft>since {_at(since)}</span>" if since else ""
-    return f"<li>{escape(text)}{began}{link}"
+    return f"<li>{escape(text)} <span class=soft>since {_at(trouble.since)}</span>{link}"
 
 
 def _facts(shown: PageContent) -> str:
@@ -436,8 +438,8 @@ def _lists(shown: PageContent) -> str:
     lists = [name for name, state in shown.lists.items() if state.kind != FIRST_SEEN]
     if not lists:
         return "<p>None was ever loaded.</p>"
-    troubles = "\n".join(shown.status["troubles"])
-    troubled_first = sorted(lists, key=lambda name: f"list {name} " not in troubles)
+    affected = {subject for each in shown.troubles.values() for subject in each.subjects}
+    troubled_first = sorted(lists, key=lambda name: name not in affected)
     rows = [_list(name, shown.lists[name], shown.changes.get(name)) for name in troubled_first]
     return _table("lists", ("List", "Serial", "Entries", "Issued", "Expires", "Signed by", "Changed"), rows)
 

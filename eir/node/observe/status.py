@@ -5,7 +5,7 @@ module does no I/O, and its clock is an argument.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,22 +14,20 @@ from eir import __version__
 from eir.errors import Report
 from eir.interfaces.s13.lane import COMPILED, LANE
 from eir.lists.log.change import Head
-from eir.node.observe.alerts import CRITICAL_ALERTS, Trouble, alert_of
-from eir.node.observe.status_texts import StatusText
+from eir.node.observe import metrics
+from eir.node.observe.alerts import Alerts
+from eir.node.observe.conditions import CONDITIONS, CRITICAL, WARNING, Trouble
+from eir.schema import DETAILS
 from eir.wire.peers.status import Failure
 
 if TYPE_CHECKING:
     from eir.interfaces.interface import Attendant
 
-OK, WARNING, CRITICAL = (0, "OK"), (1, "WARNING"), (2, "CRITICAL")
-"""Exit status and word of `eir status`, in the form of a Nagios plugin."""
+CODES = {"OK": 0, WARNING: 1, CRITICAL: 2}
+"""Exit status of `eir status` by state, in the form of a Nagios plugin."""
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 NOT_LISTENING = "not listening yet"
 """Reason of a starting node for being not ready."""
-PEERLESS_S = 60.0
-"""Seconds after the start in which a peer without a connection causes no warning, because a peer reconnects after its Tc, usually 30 s."""
-AWAY_SHOWN = 10
-"""Maximum number of peers in the warning about peers without a connection."""
 REFUSED_S = 300.0
 """Seconds for which a refusal is a warning although another peer with the same label is connected."""
 REMIND_S = 3600.0
@@ -44,8 +42,6 @@ class WorkerReport:
     """Lists of the rules in force that have never been loaded."""
     lists: Mapping[str, Head]
     """Lists in force."""
-    overridden: bool
-    """True if the policy's override is in force."""
     checks: int
     connected: Mapping[str, int]
     """Number of open connections by peer label."""
@@ -53,25 +49,17 @@ class WorkerReport:
     """Number of tasks on the event loop of the worker."""
     load: float = 0.0
     """Share of one processor that the worker used in the last second."""
-    shedding: Sequence[str]
-    """Labels of peers whose requests were rejected by a rate limit in the last seconds."""
-    disabled: Sequence[str]
-    """Labels of peers that are out of service."""
     refused: Mapping[str, Failure] = field(default_factory=dict)
     """Last refusal after which no connection of the peer was opened, by peer label."""
     newest: Mapping[str, float] = field(default_factory=dict)
     """Unix time at which the newest open connection was opened, by peer label."""
-    lost_paths: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Addresses of a peer that SCTP does not reach, by peer label."""
-    warnings: Mapping[str, str] = field(default_factory=dict)
-    """Warnings of the protocols other than Diameter, by peer label."""
 
 
 class Readiness(NamedTuple):
     """Readiness of the node for traffic, and the reasons if the node is degraded or not ready."""
 
     word: str
-    """`ready`, `degraded` (the node answers but has a warning of `losses`) or `not ready`."""
+    """`ready`, `degraded` (the node answers, but a condition with `degrades` holds) or `not ready`."""
     why: Sequence[str]
     """Reasons for `degraded` or `not ready`."""
 
@@ -88,10 +76,6 @@ class Running(NamedTuple):
     is_stopping: bool = False
 
 
-Warnings = Callable[[], Sequence[str]]
-"""Function that returns the current warnings of one part of the supervisor."""
-
-
 class NodeHealth:
     """Computation of a node's status. It keeps the previous state for log lines and reminders."""
 
@@ -101,24 +85,21 @@ class NodeHealth:
         workers: int,
         pid: int,
         running: Callable[[], Running],
-        is_store_up: Callable[[], bool],
-        losses: Sequence[Warnings] = (),
-        warnings: Sequence[Warnings] = (),
+        snapshots: Callable[[], Iterable[metrics.Snapshot]],
         attendants: Sequence["Attendant"] = (),
         report: Report,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Create the status of a node that starts now.
 
-        `workers`: configured number of workers. `pid`: process that receives signals. A warning of `losses` makes the node
-        degraded; a warning of `warnings` does not.
+        `workers`: configured number of workers. `pid`: process that receives signals. `snapshots`: function that returns the
+        metrics of all parts of the supervisor.
         """
         self._workers = workers
         self._pid = pid
         self._running = running
-        self._is_store_up = is_store_up
-        self._losses = losses
-        self._warnings_of_parts = warnings
+        self._snapshots = snapshots
+        self._degrading = Alerts([each for each in CONDITIONS if each.degrades])
         self._attendants = attendants
         self._report = report
         self._now = now
@@ -136,25 +117,36 @@ class NodeHealth:
         A node does not become ready before each of its lists was loaded. If a reload adds a list that was never loaded, a ready
         node only becomes degraded, because it answers other checks as before.
         """
-        missing = dict.fromkeys(name for report in reports for name in report.missing)
-        never = {name: StatusText.LIST_MISSING.format(name) for name in missing}
+        troubles = self._degrading.troubles(self.snapshot(reports), self._now())
         self._in_force.update(name for report in reports for name in report.lists)
-        not_ready = [text for name, text in never.items() if not self._was_ready or name in self._in_force]
-        if not reports:
-            not_ready.append(StatusText.NO_WORKER.text)
+        not_ready = [each.text for each in troubles if self._is_fatal(each)]
         running = self._running()
         if not running.listening:
             not_ready.append(NOT_LISTENING)
         if running.is_stopping:
             not_ready.append("stopping")
         self._was_ready = self._was_ready or not not_ready
-        degraded = [text for text in never.values() if text not in not_ready]
-        if 0 < len(reports) < self._workers:
-            degraded.append(StatusText.WORKERS_MISSING.format(len(reports), self._workers))
-        if reports and not self._is_store_up():
-            degraded.append(StatusText.STORE_AWAY.text)
-        degraded += [text for part in self._losses for text in part()]
+        degraded = [each.text for each in troubles if each.text not in not_ready]
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
+
+    def _is_fatal(self, trouble: Trouble) -> bool:
+        """Return true if the node cannot answer while the condition holds: without a worker, or without a list that it needs."""
+        if trouble.condition.alert == "EirListMissing":
+            return not self._was_ready or not self._in_force.isdisjoint(trouble.subjects)
+        return trouble.condition.alert == "EirDown"
+
+    def snapshot(self, reports: Sequence[WorkerReport]) -> metrics.Snapshot:
+        """Return the metrics of the supervisor, of its parts, and about the workers' reports, by metric name and label values."""
+        refusals = self._refusals(reports)
+        own: metrics.Snapshot = {
+            "eir_start_timestamp_seconds": {(): self.started},
+            "eir_workers": {("answering",): len(reports), ("missing",): self._workers - len(reports)},
+            "eir_list_missing": {(name,): 1.0 for report in reports for name in report.missing},
+            "eir_peer_refused": dict.fromkeys(((label,) for label in refusals), 1.0),
+            DETAILS: metrics.details("EirConnectionRefused", refusals)
+            | metrics.details("EirWorkersMissing", {"": f"{len(reports)} of {self._workers} workers answer"}),
+        }
+        return metrics.merge([own, *self._snapshots()])
 
     def log_readiness(self, reports: Sequence[WorkerReport]) -> None:
         """Log a change of the node's readiness or of its reasons. The first line has the version."""
@@ -179,25 +171,21 @@ class NodeHealth:
             expires = states[name].expires
             self._report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
 
-    def document(self, reports: Sequence[WorkerReport], alerts: Sequence[Trouble] = ()) -> dict[str, Any]:
+    def document(self, reports: Sequence[WorkerReport], troubles: Sequence[Trouble] = ()) -> dict[str, Any]:
         """Return the document of `eir status`: Nagios state and code, a summary line, and data about workers, lists, peers and checks.
 
-        The state is CRITICAL if the node is not ready, or if the alert of a warning is critical.
+        The state is CRITICAL if the node is not ready, or if one of the conditions in `troubles` is critical.
 
-        `alerts`: alerts whose conditions hold. An alert that another warning names already is left out.
+        `troubles`: conditions that hold.
         """
         readiness = self.readiness(reports)
         running = self._running()
         lists = _oldest_lists(reports)
         peers = _connections(reports)
-        warnings = [*readiness.why, *self._warnings(reports, lists, peers)]
-        named = {alert_of(text) for text in warnings}
-        unnamed = [each for each in alerts if each.alert not in named]
-        warnings += [each.text for each in unnamed]
-        named.update(each.alert for each in unnamed)
-        code, word = WARNING if warnings else OK
-        if readiness.word == NOT_READY or named & CRITICAL_ALERTS:
-            code, word = CRITICAL
+        warnings = list(dict.fromkeys([*readiness.why, *(each.text for each in troubles)]))
+        word = WARNING if warnings else "OK"
+        if readiness.word == NOT_READY or any(each.condition.severity == CRITICAL for each in troubles):
+            word = CRITICAL
         checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())
         totals = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
@@ -206,7 +194,7 @@ class NodeHealth:
         summary = "; ".join([*warnings, totals])
         in_step = all(report.lists == reports[0].lists for report in reports)
         document = {
-            "state": word, "code": code, "summary": summary, "troubles": warnings, "ready": readiness.word, "version": __version__, "lane": LANE,
+            "state": word.upper(), "code": CODES[word], "summary": summary, "troubles": warnings, "ready": readiness.word, "version": __version__, "lane": LANE,
             "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
             "tasks": sum(report.tasks for report in reports), "in_step": in_step, "listening": running.listening, "http": running.http,
             "lists": {name: _list_figures(state) for name, state in lists.items()}, "peers": peers, "checks": checks,
@@ -216,34 +204,6 @@ class NodeHealth:
         if running.interfaces:
             document["interfaces"] = running.interfaces
         return document
-
-    def _warnings(
-        self, reports: Sequence[WorkerReport], lists: Mapping[str, Head], peers: Mapping[str, int]
-    ) -> list[str]:
-        """Return the warnings for `eir status` that do not affect the readiness of the node."""
-        now = datetime.fromtimestamp(self._now(), UTC)
-        warnings = [StatusText.LIST_EXPIRED.format(name) for name in expired(lists, now)]
-        for warnings_of_part in self._warnings_of_parts:
-            warnings += warnings_of_part()
-        if any(report.overridden for report in reports):
-            warnings.append(StatusText.OVERRIDE_ACTIVE.text)
-        for attendant in self._attendants:
-            warnings += attendant.warnings()
-        shedding = dict.fromkeys(label for report in reports for label in report.shedding)
-        warnings += [StatusText.SHEDDING.format(label) for label in shedding]
-        disabled = dict.fromkeys(label for report in reports for label in report.disabled)
-        warnings += [f"peer {label} is disabled" for label in disabled]
-        for label, text in self._refusals(reports).items():
-            warnings.append(StatusText.PEER_REFUSED.format(label, text))
-        by_label = {label: text for report in reports for label, text in report.warnings.items()}
-        warnings += by_label.values()
-        paths = {label: addresses for report in reports for label, addresses in report.lost_paths.items()}
-        for label, addresses in paths.items():
-            warnings.append(StatusText.PATHS_LOST.format(label, ", ".join(addresses)))
-        away = [label for label, connections in peers.items() if not connections and label not in disabled]
-        if self._now() - self.started >= PEERLESS_S:
-            warnings += _absence_warnings(peers, away)
-        return warnings
 
     def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
         """Return the reason why each peer's last connection was refused, by peer label.
@@ -283,21 +243,6 @@ def _connections(reports: Sequence[WorkerReport]) -> dict[str, int]:
         for label, number in report.connected.items():
             connections[label] = connections.get(label, 0) + number
     return connections
-
-
-def _absence_warnings(peers: Mapping[str, int], away: Sequence[str]) -> list[str]:
-    """Return a warning if no peer has a connection, or if the peers in `away` have none.
-
-    `peers`: number of connections by label.
-    """
-    if peers and not any(peers.values()):
-        return [StatusText.NO_PEERS.format(len(peers))]
-    if not away:
-        return []
-    names = ", ".join(away[:AWAY_SHOWN])
-    if len(away) > AWAY_SHOWN:
-        names += f" and {len(away) - AWAY_SHOWN} more"
-    return [StatusText.PEERS_LOST.format(names)]
 
 
 def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:

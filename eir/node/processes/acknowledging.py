@@ -30,8 +30,8 @@ from eir.lists.sources.acknowledgement import (
 from eir.lists.sources.source_client import SourceClient
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes.jobs import Jobs
+from eir.schema import DETAILS
 
 POST_S = 60.0
 AGAIN_S = 2.0
@@ -189,18 +189,15 @@ class Acknowledging:
                 since[name] = in_force.since
         return since
 
-    def warnings(self) -> list[str]:
-        """Return a warning for each list that the store has lost, completely or in part."""
-        lost = [StatusText.LIST_LOST.format(name) for name in self._lost]
-        older = [StatusText.SERIAL_LOST.format(name, highest, own) for name, (highest, own) in self.older.items()]
-        return lost + older
-
     def snapshot(self) -> metrics.Snapshot:
         """Return the samples of the metrics about acknowledgements and lost lists, by metric name and label values."""
-        lost = [*self._lost, *self.older]
+        lost = dict.fromkeys(self._lost, "it was in force here before: restore a backup")
+        for name, (highest, own) in self.older.items():
+            lost[name] = f"its highest serial is {highest}, but this node accepted {own}: load the newest release again"
         return {
             "eir_source_acknowledgements_total": dict(self._counts),
             "eir_store_lost_data": {(name,): 1.0 for name in lost},
+            DETAILS: metrics.details("EirStoreLostData", lost),
         }
 
     def _is_due(self, name: str, lists: Mapping[str, ListStatement]) -> bool:

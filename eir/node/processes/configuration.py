@@ -4,23 +4,21 @@ The supervisor reads the configuration, passes it to all processes, and replaces
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.config import Config, config_after_reload, load_config, needs_restart
 from eir.errors import ConfigError, EirError, Report
 from eir.interfaces import INTERFACES
-from eir.node.observe.metrics import Snapshot
-from eir.node.observe.status_texts import StatusText
+from eir.node.observe.metrics import Snapshot, details
 from eir.node.processes.setup import ConfigFile, report_warnings
+from eir.schema import DETAILS
 from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
 from eir.wire.web.verifier import keys_of
 
 if TYPE_CHECKING:
-    from eir.wire.web.tokens import KeyFiles
+    from datetime import datetime
 
-CERTIFICATE_WARNED = timedelta(days=14)
-"""Time before the expiry of the node's certificate from which `eir status` has a warning, as in the alert."""
+    from eir.wire.web.tokens import KeyFiles
 
 
 class Loaded(NamedTuple):
@@ -111,20 +109,15 @@ class Configuration:
         """Return true if the configuration file was changed since the last call."""
         return await self._file.poll()
 
-    def warnings(self) -> list[str]:
-        """Return warnings for `eir status` about the configuration file and the node's certificate."""
-        warnings = []
-        if self._file.fault is not None:
-            warnings.append(StatusText.FILE_INVALID.format(self._file.fault))
-        return warnings + certificate_warnings(self._certificate_ends, datetime.now(UTC))
-
     def snapshot(self) -> Snapshot:
         """Return the samples of the metrics about reloads and the node's certificate, by metric name and label values."""
-        ends = self._certificate_ends
+        ends, fault = self._certificate_ends, self._file.fault
         return {
-            "eir_config_last_reload_successful": {(): float(not self._is_refused)},
+            "eir_config_last_reload_successful": {(): float(not self._is_refused and fault is None)},
             "eir_config_needs_restart": {(key,): 1.0 for key in self._needs_restart},
             "eir_tls_certificate_expires_timestamp_seconds": {(): ends.timestamp()} if ends else {},
+            DETAILS: details("EirReloadFailed", {"": fault or ""})
+            | details("EirCertificateExpires", {"": f"{ends:%Y-%m-%dT%H:%M:%SZ}" if ends else ""}),
         }
 
     def _read_tls(self, config: Config) -> TlsFiles | None:
@@ -140,13 +133,6 @@ class Configuration:
         self._certificate_ends = ends
         self._report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
         return files
-
-
-def certificate_warnings(ends: datetime | None, now: datetime) -> list[str]:
-    """Return a warning if the node's TLS certificate expires soon. `ends`: time of its expiry; None without TLS."""
-    if ends is None or ends - now >= CERTIFICATE_WARNED:
-        return []
-    return [StatusText.CERTIFICATE_EXPIRES.format(f"{ends:%Y-%m-%dT%H:%M:%SZ}")]
 
 
 def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":

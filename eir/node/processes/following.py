@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,7 +35,6 @@ from eir.lists.record.settings import FIRST_SEEN, KEEP
 from eir.lists.stores.open import JOURNAL, open_store
 from eir.lists.table.table import Table
 from eir.node.observe import metrics
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, Handlers
 from eir.node.processes.child import Child
@@ -43,6 +42,7 @@ from eir.node.processes.priority import BESIDE_NICE, IdlePriority
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.setup import Listed, kinds_of, log_in_force, send_list
 from eir.node.processes.starter import Process, Start
+from eir.schema import DETAILS
 
 STATUS_S = 0.1
 """Seconds between two status messages to the supervisor."""
@@ -80,25 +80,6 @@ class Following:
     """Number of devices whose row in the stored record of first sightings breaks a bound."""
     ending: Mapping[str, int] | None = None
     """Number of periods of grace that end on a day, for each of the next days; None without a record of first sightings."""
-
-    def loss_warnings(self) -> list[str]:
-        """Return a warning for each list that has lost data in the store."""
-        return [StatusText.LIST_OLDER.format(name, shown) for name, shown in self.lost.items()]
-
-    def lost_changes_warnings(self) -> list[str]:
-        """Return a warning for each list that lost changes which were not applied again."""
-        return [StatusText.CHANGES_LOST.format(name, path) for name, path in self.lost_rows.items()]
-
-    def first_seen_warnings(self) -> list[str]:
-        """Return a warning if rows of the stored record of first sightings break a bound."""
-        refused = self.first_seen_refused
-        return [StatusText.FIRST_SEEN_REFUSED.format(refused)] if refused else []
-
-    def copy_warnings(self) -> list[str]:
-        """Return a warning for each list in force that comes from the copy, and for each fault of the copy."""
-        in_force = [StatusText.COPY_IN_FORCE.format(name) for name in self.from_copy]
-        faulty = [StatusText.COPY_FAILED.format(name, fault) for name, fault in self.copy_faults.items()]
-        return in_force + faulty
 
 
 def run(end: socket.socket, config: Config) -> int:
@@ -144,7 +125,7 @@ class _FollowerProcess:
             )  # fmt: skip
         self._follower: LogFollower[Image] = LogFollower(
             self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal, keep=self._keep, learned=self._learned,
+            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned,
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -217,7 +198,8 @@ class _FollowerProcess:
         """Wait until the journal has the change of a list with this digest; return False if it lacks the change after RECORDED_S."""
         give_up = time.monotonic() + RECORDED_S
         if not self._journal.has(name, change):
-            self._follower.poll()
+            with suppress(EirError, OSError):  # the next round of the follower reports it
+                await self._follower.record(name)
         while not self._journal.has(name, change):
             if time.monotonic() > give_up:
                 return False
@@ -274,7 +256,7 @@ class _FollowerProcess:
         learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
         return {name: settings.kind for name, settings in self._config.lists.items()} | learned
 
-    def _keep(self, name: str) -> int:
+    def _kept_releases(self, name: str) -> int:
         """Return the number of earlier releases of a list that stay available."""
         settings = self._config.lists.get(name)
         return KEEP if settings is None else settings.keep
@@ -458,14 +440,22 @@ class Followed:
         """Return the samples of the metrics about store, lists and copies, by metric name and label values."""
         status = self.status
         lag_s = max(0.0, time.monotonic() - status.in_step_at)
+
+        def flags(names: Collection[str]) -> dict[metrics.Labels, float]:
+            return {(name,): float(name in names) for name in dict.fromkeys([*self._lists, *names])}
+
         own: metrics.Snapshot = {
             "eir_store_up": {(): float(status.store_up)},
-            "eir_store_lost_data": {(name,): float(name in status.lost) for name in self._lists},
-            "eir_copy_failed": {(name,): float(name in status.copy_faults) for name in self._lists},
-            "eir_list_lost_changes": {(name,): float(name in status.lost_rows) for name in self._lists},
+            "eir_store_lost_data": flags(status.lost),
+            "eir_copy_failed": flags(status.copy_faults),
+            "eir_list_from_copy": flags(status.from_copy),
+            "eir_list_lost_changes": flags(status.lost_rows),
             "eir_first_seen_refused_devices": {(): float(status.first_seen_refused)},
             "eir_follow_lag_seconds": {(): lag_s},
-        }
+            DETAILS: metrics.details("EirStoreLostData", {name: f"it shows {shown}" for name, shown in status.lost.items()})
+            | metrics.details("EirCopyFailed", {**dict.fromkeys(status.from_copy, "this node's last good copy is in force"), **status.copy_faults})
+            | metrics.details("EirChangesLost", {name: f"in {path}: apply them, then delete the file" for name, path in status.lost_rows.items()}),
+        }  # fmt: skip
         return metrics.merge([own, self.child.snapshot()])
 
     def _set_status(self, status: Following) -> None:

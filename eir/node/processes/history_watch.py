@@ -1,4 +1,4 @@
-"""Metrics and warnings about releases and the history, from the journal that the follower writes and from the heads in force."""
+"""Metrics about releases and the history, from the journal that the follower writes and from the heads in force."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ from eir.config import Config
 from eir.lists.log.journal import FEED, FORCED, MAIN, REFUSED, JournalEnd
 from eir.node.observe import metrics
 from eir.node.observe.lately import release_metrics
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes.following import Followed
+from eir.schema import DETAILS
 
 UNKNOWN_LIST = "unknown"
 """Label of releases that were refused before their manifest was verified."""
@@ -20,16 +20,6 @@ class HistoryWatch:
         """Create the part. `config`: function that returns the settings in force."""
         self._config = config
         self._followed = followed
-
-    def warnings(self) -> list[str]:
-        """Return warnings for `eir status` about the history of this node."""
-        journal = self._followed.status.journal
-        warnings = [StatusText.LIST_UNRECORDED.format(name, name) for name in journal.unrecorded]
-        if journal.fault:
-            warnings.insert(0, StatusText.JOURNAL_FAILED.format(journal.fault))
-        if journal.differs:
-            warnings.insert(0, StatusText.HISTORY_DIFFERS.text)
-        return warnings
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about releases and history by name and label values."""
@@ -45,6 +35,7 @@ class HistoryWatch:
             "eir_history_bytes": {(series,): journal.bytes.get(series, 0) for series in (MAIN, FEED)},
             "eir_history_max_bytes": {(MAIN,): config.history.max_bytes, (FEED,): config.history.feed_max_bytes},
             "eir_history_differs": {(): float(journal.differs)},
-            "eir_list_unrecorded": {(name,): float(name in journal.unrecorded) for name in config.lists},
+            "eir_list_unrecorded": {(name,): float(bool(journal.fault) or name in journal.unrecorded) for name in config.lists},
+            DETAILS: metrics.details("EirListUnrecorded", {"": journal.fault}),
             **release_metrics(self._followed.heads()),
         }  # fmt: skip

@@ -19,13 +19,13 @@ from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, IsRecorded, Service
 from eir.node.observe import metrics
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes.accept import cannot_listen
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
 from eir.node.processes.priority import BESIDE_NICE, IdlePriority, stay_idle
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.starter import Process, Start
+from eir.schema import DETAILS
 from eir.wire.peers.settings import is_from
 from eir.wire.transport import stream
 from eir.wire.transport.begin import SocketListener, listening_sockets
@@ -93,12 +93,10 @@ class ServiceProcess:
     def snapshot(self) -> metrics.Snapshot:
         """Return the samples of the interface's metrics, by metric name and label values."""
         faulty = {(self.interface.name, part): 1.0 for part in self._faults}
-        return metrics.merge([{"eir_interface_faulty": faulty}, self.child.snapshot()])
-
-    def warnings(self) -> list[str]:
-        """Return warnings for `eir status` about faults of the interface."""
-        name = self.interface.name
-        return [StatusText.INTERFACE_FAULTY.format(name, part, fault) for part, fault in self._faults.items()]
+        details = metrics.details(
+            "EirInterfaceFaulty", {f"{self.interface.name} {part}": fault for part, fault in self._faults.items()}
+        )
+        return metrics.merge([{"eir_interface_faulty": faulty, DETAILS: details}, self.child.snapshot()])
 
     def stop(self) -> None:
         """Close the listeners, and let the process answer its pending requests before it ends."""

@@ -81,10 +81,6 @@ class OtherProcesses:
         """Return the addresses of open listeners, by name, for interfaces with a process of their own."""
         return {each.interface.name: each.addresses for each in self._services if each.addresses}
 
-    def warnings(self) -> list[str]:
-        """Return warnings for `eir status` about interfaces with a process of their own, such as the feed."""
-        return [text for each in self._services for text in each.warnings()]
-
     def snapshots(self) -> list[metrics.Snapshot]:
         """Return the metrics of the recorder, the follower and the interfaces with a process of their own."""
         restarts: metrics.Snapshot = {"eir_worker_restarts_total": {(): float(self._children.restarts)}}

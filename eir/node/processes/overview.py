@@ -3,8 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from eir import __version__
 from eir.interfaces.s13.lane import LANE
@@ -14,6 +14,9 @@ from eir.node.observe.lately import Minute, RecentChecks
 from eir.node.observe.status import NodeHealth, WorkerReport
 from eir.node.processes.workers import Workers
 
+if TYPE_CHECKING:
+    from eir.node.observe.conditions import Trouble
+
 
 class Overview:
     """Metrics and status of a node at present, and its checks in the last hour."""
@@ -22,41 +25,41 @@ class Overview:
         self,
         workers: Workers,
         status: NodeHealth,
-        snapshots: Callable[[], Iterable[metrics.Snapshot]],
         ending: Callable[[], Mapping[str, int] | None],
     ) -> None:
         """Create the overview of a node that starts now.
 
-        `snapshots`: function that returns the metrics of all parts except the workers. `ending`: function that returns
-        Following.ending.
+        `ending`: function that returns Following.ending.
         """
         self.workers = workers
         self.status = status
-        self._snapshots = snapshots
         self.ending = ending
         self._recent_checks = RecentChecks()
         self._alerts = Alerts()
         self.metrics: metrics.Snapshot = {}
         """Metrics of the node at the last evaluation of the alerts."""
-        self.since: dict[str, float] = {}
-        """Unix time since which each warning of `eir status` holds, by its text."""
+        self.troubles: dict[str, Trouble] = {}
+        """Conditions of `eir status` that hold, by text."""
 
     async def snapshot(self) -> metrics.Snapshot:
         """Return the samples of all metrics of the node, by metric name and label values."""
-        own: metrics.Snapshot = {
-            "eir_start_timestamp_seconds": {(): self.status.started},
-            "eir_build_info": {(__version__, LANE): 1.0},
-        }
+        _, snapshot = await self._reports_and_snapshot()
+        return snapshot
+
+    async def _reports_and_snapshot(self) -> tuple[Sequence[WorkerReport], metrics.Snapshot]:
+        reports, workers = await asyncio.gather(self.workers.reports(), self.workers.snapshot())
+        own: metrics.Snapshot = {"eir_build_info": {(__version__, LANE): 1.0}}
         usage = metrics.usage_metrics(os.getpid())
-        return metrics.merge([own, usage, *self._snapshots(), await self.workers.snapshot()])
+        return reports, metrics.merge([own, usage, self.status.snapshot(reports), workers])
 
     async def reports_and_document(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
         """Return the status reports of all workers, and the document of `eir status`."""
-        reports, snapshot = await asyncio.gather(self.workers.reports(), self.snapshot())
+        reports, snapshot = await self._reports_and_snapshot()
         now = time.time()
-        document = self.status.document(reports, self._alerts.troubles(snapshot, now))
+        troubles = self._alerts.troubles(snapshot, now)
+        document = self.status.document(reports, troubles)
         self.metrics = snapshot
-        self.since = {text: self._alerts.since(text) or self.since.get(text, now) for text in document["troubles"]}
+        self.troubles = {each.text: each for each in troubles}
         return reports, document
 
     async def end_minute(self) -> None:

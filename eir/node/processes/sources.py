@@ -34,7 +34,6 @@ from eir.lists.sources.release_result import (
 )
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
-from eir.node.observe.status_texts import StatusText
 from eir.node.processes.acknowledging import Acknowledging, backoff_s
 from eir.node.processes.apart import Emit, run_apart
 from eir.node.processes.jobs import Jobs
@@ -152,30 +151,10 @@ class Sources:
         rejected = {name: asdict(each) for name, each in self.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}
 
-    def loss_warnings(self) -> list[str]:
-        """Return warnings about lists that the store has lost, completely or in part."""
-        return self._acknowledging.warnings()
-
     @property
     def is_usable(self) -> bool:
         """True if the drop folder is readable and the last turn with it succeeded."""
         return self._is_readable and not self._failures[None]
-
-    def warnings(self) -> list[str]:
-        """Return warnings for `eir status`: sources that are not reached, lists that are behind them, an unusable drop folder."""
-        now = time.time()
-        warnings = []
-        for name, source in self._sources().items():
-            if now - self._reached.get(name, now) > source.patience_s:
-                warnings.append(StatusText.SOURCE_UNREACHED.format(name, name))
-            behind_since = self._behind.get(name, now)
-            if now - behind_since > source.patience_s:
-                time_text = utc_text(datetime.fromtimestamp(behind_since, UTC))
-                warnings.append(StatusText.LIST_BEHIND.format(name, time_text, name))
-        folder = self._config().inbox
-        if folder is not None and not self.is_usable:
-            warnings.append(StatusText.INBOX_UNUSABLE.format(folder))
-        return warnings
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about drop folder, sources and acknowledgements by name and label values."""

@@ -130,16 +130,10 @@ class Supervisor:
         self._sources = Sources(settings, self._jobs, followed.record, report=report)
         self._attendants = Attendants(report)
         status = NodeHealth(
-            workers=config.workers, pid=os.getpid(), running=self._running, is_store_up=lambda: followed.status.store_up,
-            losses=(
-                lambda: followed.status.loss_warnings(), self._sources.loss_warnings,  # noqa: PLW0108 - `status` is replaced later
-                lambda: followed.status.lost_changes_warnings(), lambda: followed.status.copy_warnings(),  # noqa: PLW0108 - as above
-                lambda: followed.status.first_seen_warnings(),  # noqa: PLW0108 - as above
-            ),
-            warnings=(configuration.warnings, self._history.warnings, self._sources.warnings, self._others.warnings),
+            workers=config.workers, pid=os.getpid(), running=self._running, snapshots=self._snapshots,
             attendants=self._attendants.all, report=report,
         )  # fmt: skip
-        self.overview = Overview(workers, status, self._snapshots, lambda: followed.status.ending)
+        self.overview = Overview(workers, status, lambda: followed.status.ending)
         self.reload = Reload(
             configuration, workers, apply=self._apply, record=followed.record, is_stopping=self._stop.is_set,
             on_change=reload_on_change, jobs=self._jobs, report=report,

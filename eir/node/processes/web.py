@@ -111,7 +111,7 @@ class Web:
         refusals = [event for event in events if event.outcome == REFUSED]
         peers = await self._overview.workers.peers()
         content = PageContent(
-            host=config.identity.host, status=status, since=self._overview.since, peers=peers, traffic=self._overview.traffic(),
+            host=config.identity.host, status=status, troubles=self._overview.troubles, peers=peers, traffic=self._overview.traffic(),
             lists=lists, changes=changes, events=events, refusals=refusals, minutes=self._overview.minutes(),
             percentiles=self._overview.percentiles(), ending=self._overview.ending(), metrics=self._overview.metrics,
             store=config.store.partition(":")[0], disk=await asyncio.to_thread(_disk_space, config.state), imei=imei, imsi=imsi,

@@ -43,6 +43,7 @@ from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.recorder import buffer_for
 from eir.node.processes.setup import kinds_of, limits_of, missing_lists
 from eir.node.processes.takeover import Takeover
+from eir.schema import DETAILS
 from eir.sightings.buffer import Buffer
 from eir.wire.diameter.admission import Claim, Order
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
@@ -460,10 +461,13 @@ class Worker:
         digests = {name: int(state.content[:DIGEST_DIGITS], 16) for name, state in states.items()}
         issued = {name: state.issued for name, state in states.items()}
         expires = {name: state.expires for name, state in states.items()}
-        snapshot = self.counters()
+        paths: dict[str, list[str]] = {}
+        """Addresses of connected peers that SCTP does not reach, by peer label."""
         for server in self.servers.values():
-            snapshot |= server.gauges()
-        return snapshot | {
+            for label, address, is_up in server.paths():
+                if not is_up:
+                    paths.setdefault(label, []).append(address)
+        own: metrics.Snapshot = {
             "eir_peer_up": {(label,): float(number > 0) for label, number in connected.items()},
             "eir_clock_difference_seconds": {(): self.clock.difference_s(time.time())},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
@@ -477,22 +481,18 @@ class Worker:
             "eir_list_expires_timestamp_seconds": metrics.times(expires),
             "eir_switch_longest_slice_seconds": {(): self.lists.longest_slice_s},
             "eir_override_active": {(): float(self.context.checker.policy.overridden)},
+            DETAILS: metrics.details(
+                "EirPathLost", {label: ", ".join(addresses) for label, addresses in paths.items()}
+            ),
         }
+        return metrics.merge([self.counters(), *(server.gauges() for server in self.servers.values()), own])
 
     def report(self) -> WorkerReport:
         """Return the status report of this worker for `eir status`."""
         states = self._loaded()
-        shed = (self.context.counts.shed - self.shed_logged) + self.shed_last
-        shedding = list(dict.fromkeys(peer for peer, _ in shed))
-        warnings: dict[str, str] = {}
-        for server in self.servers.values():
-            if server is not self.node:
-                warnings |= server.warnings()
         return WorkerReport(
-            missing=missing_lists(self.config, states), lists=states, overridden=self.context.checker.policy.overridden,
-            checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
-            shedding=shedding, disabled=self.disabled(), load=self.load, refused=self.node.refusals(),
-            newest=self.node.newest(), lost_paths=self.lost_paths(), warnings=warnings,
+            missing=missing_lists(self.config, states), lists=states, checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
+            load=self.load, refused=self.node.refusals(), newest=self.node.newest(),
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
@@ -518,15 +518,6 @@ class Worker:
             for label, _, up in server.paths():
                 paths[label, "up"] += up
                 paths[label, "down"] += not up
-        return paths
-
-    def lost_paths(self) -> dict[str, list[str]]:
-        """Return the addresses of connected peers that SCTP does not reach, by peer label."""
-        paths: dict[str, list[str]] = {}
-        for server in self.servers.values():
-            for label, address, up in server.paths():
-                if not up:
-                    paths.setdefault(label, []).append(address)
         return paths
 
     def connected(self) -> dict[str, int]:

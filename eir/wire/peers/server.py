@@ -117,10 +117,6 @@ class Server(Generic[C]):
         """Return the protocol-specific fields of a connection's row in `eir peers`, at least `state`."""
         return {"state": "open"}
 
-    def warnings(self) -> Mapping[str, str]:
-        """Return the protocol's warnings for `eir status`, by peer label."""
-        return {}
-
     def may_shake_hands(self, link: C) -> bool:  # noqa: ARG002 - for protocols that reject connections before the handshake
         """Return whether the TLS handshake of a connection may begin."""
         return True

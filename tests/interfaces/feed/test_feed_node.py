@@ -131,7 +131,7 @@ async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_
     assert (answer.status, answer.headers["allow"]) == (405, "POST, DELETE")
     faulty = "eir_interface_faulty{interface=feed,part=numbers}"
     await until_async(lambda: node.metrics().get(faulty) == 1)
-    assert "feed: numbers cannot be used" in node.status()["summary"]
+    assert "cannot be used: feed numbers (" in node.status()["summary"]
     lines = await until_async(lambda: node.lines("access_file_refused", interface="feed", file="numbers"))
     assert len(lines) == 1
     (site.folder / "numbers").write_text("85512345678,001010000000009\n")
@@ -143,7 +143,7 @@ async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_
     # A process that cannot begin is named too: there is no user at all, and then again one.
     (site.folder / "users").write_text("half a line")
     os.kill(children(node.pid)["feed"], signal.SIGKILL)
-    await until_async(lambda: "feed: users cannot be used" in node.status()["summary"])
+    await until_async(lambda: "cannot be used: feed users (" in node.status()["summary"])
     assert (await (await client(node)).ask("POST", device(LISTED))).status == 503
     (site.folder / "users").write_text(user_line("register", PASSWORD))
     await until_async(lambda: "cannot be used" not in str(node.status()["troubles"]))

@@ -237,7 +237,7 @@ async def test_one_of_two_paths_is_cut_and_comes_back(site):
             for link in LINKS:
                 switch(link, up=False)
                 await paths(up=1, down=1)
-                assert re.search("near is not reached at 10.* .SCTP.", node.status()["summary"])
+                assert re.search(r"SCTP paths that are down: near \(10\.", node.status()["summary"])
                 switch(link, up=True)
                 await paths(up=2, down=0)
     for event in ("path_down", "path_up"):

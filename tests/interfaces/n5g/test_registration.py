@@ -17,6 +17,7 @@ from test_nrf import GOOD, INSTANCE, settings_of
 from eir.interfaces.interface import NodeLoad
 from eir.interfaces.n5g.registration import Registrar, own_instance
 from eir.interfaces.n5g.settings import N5gSettings
+from eir.schema import DETAILS
 from eir.wire.transport.settings import TlsSettings
 from eir.wire.transport.tls import read_tls
 
@@ -62,7 +63,7 @@ async def registering(*uri, standing=lambda: GOOD, tls=None, ask_s=3.0, **more):
     yield it
     assert not it._task.done()
     await it.close()
-    assert (it.status(), it.warnings(), it.numbers()) == ({}, (), {})
+    assert (it.status(), it.numbers()) == ({}, {})
 
 
 async def test_a_life_with_an_nrf(nrfs):
@@ -201,10 +202,10 @@ async def test_a_reload_registers_again_what_has_changed_and_nothing_without_a_l
     for wanted in (settings_of(nrf.uri, instance=INSTANCE, capacity=7), settings_of(nrf.uri, instance=None)):
         before = set(nrf.profiles)
         await it.apply(N5gSettings(listen=(LISTENER,), nrf=wanted), SimpleNamespace(state=tmp_path), None, [LISTENER])
-        assert "not asked yet" in it.warnings()[0]
+        assert it.numbers()[DETAILS] == {("EirNotRegistered", "", "not asked yet"): 1.0}
         await until(lambda before=before: set(nrf.profiles) - before)
         await until(lambda: it.status()["nrf"]["registered"] == nrf.uri)
-        assert it.warnings() == ()
+        assert it.numbers()["eir_nrf_registered"] == {(nrf.uri,): 1.0}
     assert set(nrf.profiles) == {own_instance(tmp_path)}
     await it.apply(N5gSettings(), SimpleNamespace(state=tmp_path), None, [LISTENER])
     assert (nrf.profiles, it.status()) == ({}, {})

@@ -299,7 +299,7 @@ def test_what_is_refused_and_what_is_wrong_usage(site):
     ):  # fmt: skip
         assert site.eir("audit", manifest, *arguments, status=2).stderr
     assert "cannot connect" in site.eir("audit", manifest, f"s13://127.0.0.1:{free_port()}", status=1).stderr
-    (site.folder / "releases" / "stolen-1-0.csv").write_text("imei\n")
+    (site.folder / "releases" / "stolen-1.csv.zst").write_bytes(b"")
     assert "refused (file_size)" in site.eir("audit", manifest, "s13://127.0.0.1:1", status=1).stderr
 
 

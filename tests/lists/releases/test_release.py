@@ -395,6 +395,15 @@ def test_manifests_that_are_none(change):
     assert caught.value.reason == "manifest"
 
 
+@pytest.mark.parametrize("given", ["eir-release/2", None, 7, ["x"] * 1000])
+def test_a_manifest_of_another_version_names_both_formats(given):
+    with pytest.raises(ReleaseRefused) as caught:
+        parse_manifest(json.dumps(MANIFEST | {"format": given}).encode())
+    assert caught.value.detail == (
+        f"the manifest has the format {str(given)[:40]!r}, and this version reads 'eir-release/1': update the program here or at the publisher"
+    )
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{", b"\xff", b'{"format": "eir-release/1", "format": "eir-release/1"}', b"[" * 100_000]
 )

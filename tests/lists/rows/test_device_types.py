@@ -7,7 +7,7 @@ import pytest
 
 from eir.device import device_type_key
 from eir.errors import ReleaseRefused
-from eir.lists.rows.layout import guess_layout
+from eir.lists.releases.foreign import guess_layout
 
 GSMA = """TAC|Manufacturer|Marketing Name|Bands|Allocation Date|Device Type
 35209900|Maker|A phone|LTE 3|01-Jan-2020|Smartphone
@@ -71,7 +71,7 @@ def test_a_node_follows_the_table_and_its_lane_answers_by_it(types):
 def test_what_is_exported_publishes_the_same_table(types):
     types.load(types.folder / "gsma.txt", list_name="tacs")
     text = types.eir("export", "tacs").stdout
-    rows = {row["tac"]: (row["device_type"], row["allocation_date"]) for row in csv.DictReader(io.StringIO(text))}
+    rows = {row["tac"]: (row["device_type"], row["date"]) for row in csv.DictReader(io.StringIO(text))}
     assert rows == {
         "35209900": ("Smartphone", "2020-01-01"), "35209901": ("IoT Device", "2021-02-01"), "35209902": ("WLAN Router", "2021-02-01"),
         "35209903": ("", "2021-02-01"),
@@ -93,7 +93,7 @@ def test_a_delta_replaces_the_day_of_allocation(types):
         (types.folder / name).write_text(text)
     types.load(*(types.folder / name for name in changes), list_name="tacs", serial=2, base=1)
     rows = csv.DictReader(io.StringIO(types.eir("export", "tacs").stdout))
-    assert {row["tac"]: row["allocation_date"] for row in rows} == {
+    assert {row["tac"]: row["date"] for row in rows} == {
         PHONE[:8]: "2019-05-06", MODULE[:8]: "2021-02-01", NO_TYPE[:8]: "2021-02-01",
     }  # fmt: skip
 
@@ -151,9 +151,11 @@ def test_names_of_types_are_compared_without_case_spaces_and_underscores():
     [
         (b"TAC|Manufacturer|Device_Type\n", "gsma-tacs"),
         (b"tac|device type\n", "gsma-tacs"),
-        (b"tac,device_type\n", "tacs"),
+        (b"tac,device_type\n", "eir"),
+        (b"tac,device_type,date,until\n", "eir"),
+        (b"TAC,Device Type\n", "tacs"),
+        (b"tac,device_type,allocation_date\n", "tacs"),
         (b"TAC,Allocation Date,Device Type,until\n", "tacs"),
-        (b"tac,device_type,reason\n", "eir"),  # a list of TACs that says more than a list of TACs needs
     ],
 )
 def test_layouts_are_guessed_by_the_header(header, layout):

@@ -5,6 +5,7 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated.releases import read_into
 
 from eir.device import MEID_BASE, SNR_KEYS
 from eir.errors import EirError
@@ -12,7 +13,7 @@ from eir.lists.log.change import Head
 from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import Reasons
 from eir.lists.rows.listed_rows import ListedRows
-from eir.lists.rows.reader import Tally, read_rows
+from eir.lists.rows.reader import Tally
 from eir.lists.rows.table_export import export_table
 from eir.lists.table.columns import WHOLE, rows_of
 from eir.lists.table.digest import digest_tree
@@ -47,7 +48,7 @@ def read_again(files, layout, kind, **options):
     collected, reasons = ListedRows(), Reasons()
     tally = Tally(bad_rows_max=10**6, range_tacs_max=1000, **options)
     for text in files:
-        read_rows([text.encode()], name="f.csv", layout=layout, kind=kind, rows=collected, reasons=reasons, tally=tally)
+        read_into(collected, [text.encode()], layout=layout, kind=kind, reasons=reasons, tally=tally)
     return table_of(collected.pop()), reasons.texts, tally.bad
 
 

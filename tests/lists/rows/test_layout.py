@@ -7,17 +7,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated.luhn import check_digit
+from simulated.releases import read_into
 
 from eir.device import SNR_KEYS, device_key, imsi_key, meid_key
 from eir.errors import IdentifierError, ReleaseRefused
 from eir.lists.changes import import_days
 from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import Reasons, reason_at
+from eir.lists.releases.foreign import LAYOUTS, guess_layout
 from eir.lists.rows import layout as layouts
 from eir.lists.rows import reader
-from eir.lists.rows.layout import LAYOUTS, guess_layout, until_seconds
+from eir.lists.rows.layout import until_seconds
 from eir.lists.rows.listed_rows import ListedRows
-from eir.lists.rows.reader import Tally, read_rows
+from eir.lists.rows.reader import Tally
 
 
 def read(content, layout="eir", kind="devices", *, bad_rows_max=10**6, range_tacs_max=1000, chunks=None):
@@ -25,7 +27,7 @@ def read(content, layout="eir", kind="devices", *, bad_rows_max=10**6, range_tac
     rows, reasons = ListedRows(), Reasons()
     tally = Tally(bad_rows_max=bad_rows_max, range_tacs_max=range_tacs_max)
     pieces = chunks if chunks is not None else [content]
-    count = read_rows(pieces, name="f.csv", layout=layout, kind=kind, rows=rows, reasons=reasons, tally=tally)
+    count = read_into(rows, pieces, layout=layout, kind=kind, reasons=reasons, tally=tally)
     entries = {
         ("TAC", entry.key // SNR_KEYS) if entry.whole_tac else entry.key: entry for entry in entries_in(rows.pop())
     }
@@ -291,16 +293,7 @@ def test_an_lsds_list_has_what_is_to_be_blocked_and_not_what_is_pending():
     full = b"imei,reporting_date,status\n00101006000001,20261101,blacklist\n00101006000002,20261101,pending\n00101006000003,,\n"
     assert read(full, "lsds")[0] == keys_of("00101006000001", "00101006000003")
     tally, removed = Tally(bad_rows_max=9, range_tacs_max=1), ListedRows()
-    read_rows(
-        [LSDS.encode()],
-        name="f.csv",
-        layout="lsds",
-        kind="devices",
-        rows=None,
-        removed=removed,
-        reasons=Reasons(),
-        tally=tally,
-    )
+    read_into(None, [LSDS.encode()], layout="lsds", kind="devices", removed=removed, reasons=Reasons(), tally=tally)
     assert set(removed.pop().keys.tolist()) == keys_of("00101006000002", "00101006000004", "00101006000005")
 
 
@@ -316,9 +309,8 @@ def test_of_the_rows_of_a_file_that_has_codes_the_last_one_about_a_device_counts
     pieces = ["\n".join(lines[at : at + cut]).encode() + b"\n" for at in range(0, len(lines), cut)]
     assert read(b"", "lsds", chunks=pieces)[0] == keys_of("00101006000003", "00101006000004")
     removed = ListedRows()
-    read_rows(
-        pieces, name="f.csv", layout="lsds", kind="devices", rows=None, removed=removed, reasons=Reasons(), tally=Tally(bad_rows_max=0, range_tacs_max=1)
-    )  # fmt: skip
+    tally = Tally(bad_rows_max=0, range_tacs_max=1)
+    read_into(None, pieces, layout="lsds", kind="devices", removed=removed, reasons=Reasons(), tally=tally)
     assert set(removed.pop().keys.tolist()) == keys_of("00101006000001", "00101006000002")
 
 
@@ -446,7 +438,7 @@ def test_wrong_check_digits_are_those_of_the_annex(texts):
             f"{row}\n" for row in (content, *(rows.format(text) for text in (*texts, "x", "35123456789a15")))
         ).encode()
         kind = "pairs" if "imsi" in content else "devices"
-        read_rows([octets], name="f.csv", layout="eir", kind=kind, rows=ListedRows(), reasons=Reasons(), tally=tally)
+        read_into(ListedRows(), [octets], kind=kind, reasons=Reasons(), tally=tally)
         assert tally.wrong_check_digits == subjects * len(wrong)
 
 
@@ -457,7 +449,7 @@ def test_check_digits_are_checked_only_if_wanted():
 def test_pairs():
     def pairs(content, layout):
         rows, tally = ListedRows(), Tally(bad_rows_max=9, range_tacs_max=1000)
-        read_rows([content], name="f.csv", layout=layout, kind="pairs", rows=rows, reasons=Reasons(), tally=tally)
+        read_into(rows, [content], layout=layout, kind="pairs", reasons=Reasons(), tally=tally)
         found = {}
         for entry in entries_in(rows.pop()):
             found.setdefault(entry.key, []).append(entry.imsi)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pages import blocks
 from simulated.node import COMMAND, until
 from simulated.patience import PROGRAM_S
-from simulated.releases import load_release, make_key, precede_openssh, public
+from simulated.releases import load_release, make_key, precede_openssh, public, publish_files
 
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.openssh import verify_document
-from eir.lists.releases.publish import publish
+from eir.lists.releases.publish import ReleaseSpec
 from eir.lists.sources import folder_index, folder_writer
 from eir.lists.sources.folder_index import (
     INDEX,
@@ -64,15 +64,16 @@ class Publisher:
                 files[-1].write_text("".join(f"{row}\n" for row in (header, *rows)))
         base = None if full is not None else self.serial
         self.serial += 1
+        options = {name: how.pop(name) for name in ("keep", "new_key", "warn") if name in how}
         given = {
-            "list_name": NAME,
+            "list": NAME,
             "serial": self.serial,
             "base": base,
             "issued": self.now,
             "expires": self.now + timedelta(days=14),
-            "key": self.key,
         }
-        return publish_into(self.folder, files, **given | how)
+        keys = (how.pop("key", self.key), *how.pop("more_keys", ()))
+        return publish_into(self.folder, ReleaseSpec(**{**given, "keys": keys, "files": files, **how}), **options)
 
     def index(self):
         return parse_index(verify_document((self.folder / INDEX).read_bytes(), INDEX, self.signers, self.now)[0])
@@ -167,7 +168,7 @@ def test_a_folder_of_releases(keeper):
 )  # fmt: skip
 def test_deltas_are_folded_and_every_way_leads_to_the_same_list(keeper, tmp_path, kind, header, rows):
     """Whoever begins with the full release, and whoever has followed since the first one, and all between."""
-    how = {"header": header, "holds": kind, "keep": timedelta(minutes=5)}
+    how = {"header": header, "kind": kind, "keep": timedelta(minutes=5)}
     keeper.publish(full=rows[:10], **how)
     folded = [keeper.publish(added=rows[n + 10 : n + 11], removed=rows[n : n + 1], **how).folded for n in range(16)]
     assert 2 <= folded.count(True) <= 4
@@ -233,7 +234,7 @@ def test_a_release_that_two_signed_on_their_own_hosts_is_offered(keeper, tmp_pat
     def made(serial, base, name, rows):
         (tmp_path / name).write_text("".join(f"{row}\n" for row in ("imei", *rows)))
         times = {"issued": NOW, "expires": NOW + timedelta(days=14)}
-        return publish(
+        return publish_files(
             [tmp_path / name],
             list_name=NAME,
             serial=serial,
@@ -256,7 +257,7 @@ def test_a_release_that_two_signed_on_their_own_hosts_is_offered(keeper, tmp_pat
     unsigned, lacking = made(3, 2, "y-added.csv", ROWS[5:6]), made(4, 2, "z-added.csv", ROWS[5:6])
     for signature in out.glob(f"{unsigned.name}.sig*"):
         signature.unlink()
-    (out / "z-added.csv").unlink()
+    (out / f"{NAME}-4-added.csv.zst").unlink()
     for manifest, reason in (
         (delta, "serial"),
         (unsigned, "signature_missing"),
@@ -275,7 +276,7 @@ def test_only_so_many_deltas_are_offered_that_nobody_folds(keeper, tmp_path):
         file = tmp_path / f"x{serial}-added.csv"
         file.write_text("".join(f"{row}\n" for row in ("imei", *rows)))
         base = serial - 1 or None
-        manifest = publish(
+        manifest = publish_files(
             [file],
             list_name=NAME,
             serial=serial,
@@ -297,8 +298,8 @@ def test_what_is_refused_leaves_the_folder_as_it_was(keeper, tmp_path):
     keeper.publish(full=ROWS[:3])
     before = keeper.index()
     for reason, how in (
-        ("serial", {"full": ROWS, "serial": 1}), ("base", {"added": ROWS[3:4], "base": 7, "serial": 9}), ("mixed", {"full": ROWS, "list_name": "other"}),
-        ("mixed", {"full": ["001010000000001"], "header": "imsi", "holds": "subscribers"}), ("bad_rows", {"full": ["x"]}),
+        ("serial", {"full": ROWS, "serial": 1}), ("base", {"added": ROWS[3:4], "base": 7, "serial": 9}), ("mixed", {"full": ROWS, "list": "other"}),
+        ("mixed", {"full": ["001010000000001"], "header": "imsi", "kind": "subscribers"}), ("bad_rows", {"full": ["x"]}),
     ):  # fmt: skip
         with pytest.raises(ReleaseRefused) as caught:
             keeper.publish(**how)
@@ -368,7 +369,7 @@ def test_a_release_or_an_index_of_an_unknown_key_is_not_offered(keeper, tmp_path
         (tmp_path / "all.csv").write_text("".join(f"{row}\n" for row in ("imei", *ROWS)))
         times = {"issued": NOW, "expires": NOW + timedelta(days=14)}
         how = {"list_name": NAME, "serial": 2, "key": key, "more_keys": more_keys, "out": tmp_path / "out"}
-        return publish([tmp_path / "all.csv"], **how, **times).manifest
+        return publish_files([tmp_path / "all.csv"], **how, **times).manifest
 
     def offered(manifest, key, **how):
         return offer_release(keeper.folder, manifest, key=key, now=NOW + timedelta(hours=1), **how)

@@ -1,4 +1,4 @@
-"""No alert fires while `eir status` is OK: each critical and warning alert has its condition in the status, by the same metrics.
+"""Status, alerts, page and readiness agree on every condition of the table.
 
 The metrics are those of deploy/prometheus/alerts_test.yml, by which promtool shows that the alert fires at that time.
 """
@@ -6,36 +6,42 @@ The metrics are those of deploy/prometheus/alerts_test.yml, by which promtool sh
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import yaml
 from simulated.node import LISTED, TRACKED, children, until
-from test_status import reports, status_of
+from test_page import shown as page_content
+from test_status import AWAY, reports, status_of
+from troubles import alerts_of
 
-from eir.node.observe.alerts import CHECKS, EVERY_S, RULES, SUBJECTS_SHOWN, TEXTS, Alerts, RecentMetrics, alert_of
+from eir.node.observe import promql
+from eir.node.observe.alerts import CHECKS, EVERY_S, Alerts, RecentMetrics
+from eir.node.observe.conditions import CONDITIONS, CRITICAL, INFO, SUBJECTS_SHOWN, WARNING
 from eir.node.observe.metrics import FAMILIES
-from eir.node.observe.status_texts import StatusText
+from eir.node.observe.page import page
+from eir.node.observe.status import READY
+from eir.schema import DETAILS
 
-PROMETHEUS = Path(__file__).parents[3] / "deploy" / "prometheus"
-SEVERE = {
-    alert["alert"]: alert
-    for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
-    for alert in group["rules"]
-    if alert["labels"]["severity"] != "info"
-}
-STATES = {alert: rule["labels"]["severity"].upper() for alert, rule in SEVERE.items()}
-"""State of `eir status` while an alert fires."""
+ROOT = Path(__file__).parents[3]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+SEVERE = {each.alert: each for each in CONDITIONS if each.alert and each.severity != INFO}
 EXAMPLES = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
-BETWEEN_NODES = {"EirListsDiffer", "EirListContentDiffers", "EirListMissing"}
+BETWEEN_NODES = {"EirListsDiffer", "EirListContentDiffers"}
 """Alerts that compare nodes: the metrics of one node do not show their conditions."""
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+NO_STATUS = {
+    "EirDown": ["a node that is gone, and one that is there"],
+    "EirListMissing": ["no list at all, a list that one node lacks, releases that differ"],
+}
+"""Examples of alerts that no node's status can name: a node is gone, or nodes are compared."""
 FAMILY = {family.name: family for family in FAMILIES}
 
 
 def seconds(text):
-    return sum(int(number) * SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhd])", text))
+    return sum(int(number) * promql.SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhd])", text))
 
 
 def samples(text):
@@ -68,16 +74,19 @@ def snapshots(example):
     return found
 
 
-def status_at(metrics, end):
-    """Return the document of `eir status` of a node that had these metrics."""
+def shown_at(metrics, end):
+    """Return document, web page and word of readiness of a node that had these metrics."""
     alerts = Alerts()
     for at in range(0, end, 60):
         if at in metrics:
             alerts.end_minute(metrics[at], at)
-    status = status_of()
-    healthy = status.document(reports())
+    status = status_of(lambda: metrics[end])
+    healthy = status_of().document(reports())
     assert (healthy["state"], healthy["troubles"]) == ("OK", [])
-    return status.document(reports(), alerts.troubles(metrics[end], end))
+    troubles = alerts.troubles(metrics[end], end)
+    document = status.document(reports(), troubles)
+    content = page_content(status=document, troubles={each.text: each for each in troubles})
+    return document, page(content).body.decode(), status.readiness(reports()).word
 
 
 def cases():
@@ -98,96 +107,103 @@ def nodes_of(example, alert):
     return nodes
 
 
-@pytest.mark.parametrize("alert", sorted(SEVERE.keys() - BETWEEN_NODES - {"EirDown"}))
-def test_while_an_alert_fires_the_status_of_its_node_is_not_ok_and_names_its_condition(alert):
+@pytest.mark.parametrize("alert", sorted(SEVERE.keys() - BETWEEN_NODES))
+def test_while_an_alert_fires_status_page_and_readiness_of_its_node_name_the_condition(alert):
     shown = 0
     for name, example, at, instance in cases():
-        if name == alert:
-            nodes = nodes_of(example, alert)
-            if alert == "EirNoLists":  # the node has no series of its own
-                nodes.setdefault(instance, {at: {}})
-            found = [status_at(nodes[each], at) for each in ([instance] if instance else nodes)]
-            assert any(
-                each["state"] in {STATES[alert], "CRITICAL"}
-                for each in found
-                if alert in map(alert_of, each["troubles"])
-            ), found
-            shown += 1
+        if name != alert or example["name"] in NO_STATUS.get(alert, ()):
+            continue
+        nodes = nodes_of(example, alert)
+        if alert == "EirNoLists":  # the node has no series of its own
+            nodes.setdefault(instance, {at: {}})
+        named = []
+        for each in [instance] if instance else nodes:
+            document, text, word = shown_at(nodes[each], at)
+            if alert in alerts_of(document):
+                named.append(each)
+                conditions = [each for each in CONDITIONS if each.alert == alert]
+                assert document["state"] in {conditions[0].severity.upper(), "CRITICAL"}
+                assert f"/runbook#{alert.lower()}" in text
+                assert (word != READY) >= all(condition.degrades for condition in conditions)
+        assert named, (alert, example["name"], at)
+        shown += 1
     assert shown
 
 
-@pytest.mark.parametrize(("text", "alert"), TEXTS)
-def test_the_status_is_as_severe_as_the_alert_of_its_text(text, alert):
-    for part in ("losses", "warnings"):
-        found = status_of(**{part: [lambda: [text.format(*range(9))]]}).document(reports())
-        assert (found["state"], found["ready"] == "ready") == (STATES[alert], part == "warnings")
-        assert found["code"] == {"WARNING": 1, "CRITICAL": 2}[found["state"]]
+def fields(condition):
+    return condition.alert, condition.expression
 
 
-def test_each_alert_of_one_node_has_a_rule_that_holds_a_minute_before_it_fires():
-    """A status between two calls of `end_minute` is at most a minute behind."""
-    assert sorted(rule.alert for rule in RULES) == sorted(SEVERE.keys() - BETWEEN_NODES - {"EirDown"})
-    for rule in RULES:
-        if minutes := re.search(r"for (\d+) minutes", rule.text):  # the status has another text of this alert before
-            assert rule.wait_s == 60 * int(minutes[1])
-            continue
-        assert rule.wait_s <= max(0, seconds(SEVERE[rule.alert].get("for", "0s")) - EVERY_S), rule.alert
+@pytest.mark.parametrize("condition", CONDITIONS, ids=fields)
+def test_the_parts_of_a_condition_agree(condition):
+    assert condition.severity in {CRITICAL, WARNING, INFO}
+    assert condition.wait_s <= max(0, promql.seconds(condition.lasting) - EVERY_S)  # a status is at most a minute old
+    windows = set(re.findall(r"\[(\d+)m\]", condition.expression))
+    assert set(re.findall(r"in the last (\d+) minutes", condition.text)) <= windows
+    assert set(re.findall(r"\beir_\w+", condition.expression)) <= {
+        name + end for name in FAMILY for end in ("", "_bucket")
+    }
+    promql.parse(condition.expression)
 
 
-class Windows(RecentMetrics):
-    """Metrics without samples, and the numbers of minutes for which a rule asks."""
-
-    def __init__(self):
-        super().__init__()
-        self.minutes = set()
-
-    def rises(self, name, minutes, *how):
-        self.minutes.add(minutes)
-        return super().rises(name, minutes, *how)
+def test_the_rules_of_prometheus_are_those_of_the_table():
+    run = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "alerts", "--check"], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_each_rule_and_its_alert_count_the_same_minutes():
-    for rule in RULES:
-        windows, alert = Windows(), SEVERE[rule.alert]
-        list(rule.subjects(windows))
-        said = re.findall(r"in the last (\d+) minutes", rule.text) or re.findall(r"\[(\d+)m\]", alert["expr"])
-        assert windows.minutes <= set(map(int, said)), rule.alert
+def test_text_after_an_expression_is_an_error():
+    with pytest.raises(ValueError, match="cannot parse '\\)'"):
+        promql.parse("eir_store_up == 0)")
 
 
 def test_each_minute_of_blocked_checks_counts_once():
     recent = RecentMetrics()
     kinds = [{"status": "blacklisted"}, {"status": "whitelisted"}, {"status": "blacklisted", "probe": "yes"}]
     for minute in range(1, 5):
-        samples = {tuple(kind.get(label, "") for label in FAMILY[CHECKS].labels): 10.0 * minute for kind in kinds}
+        samples = {
+            tuple(kind.get(label, "") for label in FAMILY[CHECKS].labels)[: 5 if "probe" in kind else 4]: 10.0 * minute
+            for kind in kinds
+        }
         recent.update({CHECKS: samples}, 60 * minute)
         if minute < 4:
             recent.end_minute()
-    assert [recent.blocked(minutes) for minutes in (0, 1, 9)] == [(10, 20), (20, 40), (40, 80)]
-    assert [recent.blocked_before(minutes) for minutes in (0, 1, 9)] == [(30, 60), (20, 40), (0, 0)]
+    for begin, wanted in (("", {0: (10, 20), 1: (20, 40), 9: (40, 80)}), (" offset 2m", {1: (10, 20), 9: (10, 20)})):
+        for minutes, counts in wanted.items():
+            window_s, offset_s = 60.0 * minutes, 120.0 if begin else 0.0
+            rises = recent.rises(CHECKS, window_s, offset_s)
+            blocked = sum(rise for labels, rise in rises.items() if labels[0] == "blacklisted" and not labels[-1])
+            checks = sum(rise for labels, rise in rises.items() if not labels[-1])
+            assert (blocked, checks) == counts
 
 
-def test_no_rule_holds_where_its_alert_is_quiet():
-    """Alerts that wait (`for`) are left out if their rule does not."""
-    waits = {rule.alert: rule.wait_s for rule in RULES}
+def test_no_condition_holds_where_its_alert_is_quiet():
+    """Alerts that wait (`for`) are left out if their status does not."""
+    rushed = {each.alert for each in CONDITIONS if each.lasting != "0s" and not each.wait_s}
     quiet = set()
     for example in EXAMPLES:
         for case in example["alert_rule_test"]:
             alert, at = case["alertname"], seconds(case["eval_time"]) // 60 * 60
-            if case["exp_alerts"] or alert not in waits or ("for" in SEVERE[alert] and not waits[alert]):
+            if case["exp_alerts"] or alert not in SEVERE or alert in rushed:
                 continue
             for instance, metrics in nodes_of(example, alert).items():
                 if at in metrics:
-                    assert alert not in map(alert_of, status_at(metrics, at)["troubles"]), (alert, instance, at)
+                    document, *_ = shown_at(metrics, at)
+                    assert alert not in alerts_of(document), (alert, instance, at)
                     quiet.add(alert)
-    assert len(quiet) > len(RULES) / 2
+    assert len(quiet) > len(SEVERE) / 3, len(quiet)
 
 
 @pytest.mark.parametrize("alert", sorted(BETWEEN_NODES))
-def test_an_alert_without_a_rule_compares_nodes(alert):
-    assert "instance" not in SEVERE[alert]["expr"]
-    ((_, example, _, instance), *_) = [case for case in cases() if case[0] == alert]
+def test_an_alert_that_compares_nodes_holds_on_no_single_node(alert):
+    assert "instance" not in SEVERE[alert].expression
+    example, at, instance = next(case[1:] for case in cases() if case[0] == alert)
     assert instance is None
-    assert len(snapshots(example)) >= 2
+    nodes = snapshots(example)
+    assert len(nodes) >= 2
+    for metrics in nodes.values():
+        assert alert not in alerts_of(shown_at(metrics, at)[0])
 
 
 def test_a_node_that_does_not_answer_is_critical(site):
@@ -221,9 +237,9 @@ def test_a_refused_release_and_a_dead_worker_are_troubles_for_a_while(site):
     site.load([TRACKED], list_name="tracked")
     node = site.start()
     site.eir("load", site.release([LISTED]), status=1)
-    until(lambda: "EirReleaseRefused" in map(alert_of, node.status()["troubles"]))
+    until(lambda: "EirReleaseRefused" in alerts_of(node.status()))
     os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
-    until(lambda: "EirWorkerRestarted" in map(alert_of, node.status()["troubles"]))
+    until(lambda: "EirWorkerRestarted" in alerts_of(node.status()))
 
 
 def test_many_subjects_are_cut():
@@ -231,8 +247,8 @@ def test_many_subjects_are_cut():
         "eir_sctp_paths": {(f"mme{number}", "down"): 1.0 for number in range(SUBJECTS_SHOWN + 3)},
         "eir_list_serial": {("l",): 1.0},
     }
-    ((alert, text),) = Alerts().troubles(paths, 0.0)
-    assert (alert, text[-12:]) == ("EirPathLost", "mme9, 3 more")
+    (trouble,) = Alerts().troubles(paths, 0.0)
+    assert (trouble.condition.alert, trouble.text[-12:]) == ("EirPathLost", "mme9, 3 more")
 
 
 @pytest.mark.parametrize(("errors", "alerts"), [(10, []), (11, ["EirErrorAnswers"])])
@@ -246,21 +262,35 @@ def test_errors_are_a_trouble_above_one_in_a_hundred_answers(errors, alerts):
         }
         snapshot = {"eir_diameter_answers_total": answers, "eir_list_serial": {("l",): 1.0}}
         found = trouble.troubles(snapshot, 60.0 * minute)
-    assert [alert for alert, _ in found if alert == "EirErrorAnswers"] == alerts
+    assert [each.condition.alert for each in found if each.condition.alert == "EirErrorAnswers"] == alerts
 
 
-def test_since_when_an_alert_holds():
-    """Of the subjects that a text names, the earliest time counts: of `a` not that of `ab`."""
-    alerts, expired = Alerts(), "eir_list_expires_timestamp_seconds"
-    alerts.troubles({expired: {("ab",): 100.0, ("a",): 300.0}, "eir_store_up": {(): 0.0}}, 200.0)
-    alerts.troubles({expired: {("ab",): 100.0, ("a",): 300.0}, "eir_store_up": {(): 0.0}}, 400.0)
-    assert alerts.since("list ab is past its expiry") == 200.0
-    assert alerts.since("list a is past its expiry") == 400.0
-    assert alerts.since("lists past their expiry: ab, a") == 200.0
-    assert alerts.since(StatusText.STORE_AWAY.text) == 200.0
-    alerts.troubles({"eir_store_up": {(): 1.0}}, 500.0)
-    assert alerts.since(StatusText.STORE_AWAY.text) is None
-    assert alerts.since("peer mme is disabled") is None
+def test_since_when_a_condition_holds():
+    alerts, expired, expiry = Alerts(), "eir_list_expires_timestamp_seconds", {("ab",): 100.0, ("a",): 300.0}
+
+    def since(metrics, now):
+        return {each.text: each.since for each in alerts.troubles(metrics, now)}
+
+    metrics = {expired: expiry, "eir_store_up": {(): 0.0}, "eir_list_serial": {("a",): 1.0}}
+    since(metrics, 200.0)
+    assert since(metrics, 400.0) == {
+        "list ab is past its expiry": 200.0, "list a is past its expiry": 400.0, AWAY: 200.0,
+    }  # fmt: skip
+    assert AWAY not in since(metrics | {"eir_store_up": {(): 1.0}}, 500.0)
+    assert since(metrics, 600.0)[AWAY] == 600.0
+
+
+@pytest.mark.parametrize(
+    ("details", "text"),
+    [
+        ({}, "lists of which the store lost data: a, b"),
+        ({("EirStoreLostData", "b", "it shows serial 1"): 1.0}, "lists of which the store lost data: a, b (it shows serial 1)"),
+        ({("EirStoreLostData", "", "all of it"): 1.0}, "lists of which the store lost data: a, b: all of it"),
+    ],
+)  # fmt: skip
+def test_details_stand_in_the_text(details, text):
+    metrics = {"eir_store_lost_data": {("a",): 1.0, ("b",): 1.0}, "eir_list_serial": {("a",): 1.0}, DETAILS: details}
+    assert [each.text for each in Alerts().troubles(metrics, 0.0)] == [text]
 
 
 def test_the_traffic_of_each_peer_in_the_last_5_minutes():

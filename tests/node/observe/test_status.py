@@ -4,45 +4,49 @@ import asyncio
 import getpass
 import socket
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 from simulated.node import LISTED, TRACKED, UNLISTED, until
 from simulated.wire import ecr
+from troubles import alerts_of
 
 from eir import __version__
 from eir.errors import EirError
 from eir.interfaces.s13.lane import COMPILED, LANE
 from eir.lists.log.change import Head
-from eir.node.observe import status
-from eir.node.observe.alerts import alert_of
+from eir.node.observe.alerts import Alerts
 from eir.node.observe.control import ask as control
 from eir.node.observe.http import pages
 from eir.node.observe.metrics import FAMILIES
 from eir.node.observe.status import NodeHealth, Running, WorkerReport, merged_peers
-from eir.node.observe.status_texts import StatusText
-from eir.node.processes.configuration import certificate_warnings
-from eir.node.processes.following import Following
+from eir.node.processes.following import Followed, Following
+from eir.schema import DETAILS
 from eir.wire.peers.status import Failure
 from eir.wire.web.http1 import HttpRequest
 
-HEALTHY = {
-    "missing": (), "lists": {}, "overridden": False, "checks": 0,
-    "connected": {"mme": 1}, "shedding": (), "disabled": (),
-}  # fmt: skip
-
-FOLLOWING = Following(store_up=True, lost={}, from_copy=(), in_step_at=0.0)
+HEALTHY = {"missing": (), "lists": {}, "checks": 0, "connected": {"mme": 1}}
+HEALTHY_METRICS = {"eir_store_up": {(): 1.0}, "eir_list_serial": {("stolen",): 1.0}}
+AWAY = "the store is away; the node answers from memory"
+SHEDDING = "peers whose requests above a rate limit were rejected in the last 5 minutes: mme rate_max"
 LISTENING = Running(["tcp://127.0.0.1:3868"])
 
 
-def status_of(following=lambda: FOLLOWING, running=lambda: LISTENING, **parts):
-    """The status of a node whose parts are these, as the supervisor puts it together."""
+def status_of(metrics=lambda: HEALTHY_METRICS, running=lambda: LISTENING, **parts):
+    """The status of a node whose parts have these metrics, as the supervisor puts it together."""
     known = {
-        "workers": 1, "pid": 1, "report": lambda *_, **__: None, "running": running, "is_store_up": lambda: following().store_up,
-        "losses": (lambda: following().loss_warnings(), lambda: following().copy_warnings()),
-    }  # fmt: skip
+        "workers": 1,
+        "pid": 1,
+        "report": lambda *_, **__: None,
+        "running": running,
+        "snapshots": lambda: [metrics()],
+    }
     return NodeHealth(**known | parts)
+
+
+def document_of(node, found, **metrics):
+    """The document of `eir status` if the workers report this, and the node has these metrics as well."""
+    return node.document(found, Alerts().troubles(node.snapshot(found) | metrics, node.started + 3600))
 
 
 def reports(**changes):
@@ -62,9 +66,9 @@ def report(told):
 
 
 @pytest.fixture
-def following():
-    """How the follower is, for a test to change."""
-    return [FOLLOWING]
+def metrics():
+    """Metrics of the parts of the supervisor, for a test to change."""
+    return dict(HEALTHY_METRICS)
 
 
 @pytest.fixture
@@ -74,9 +78,9 @@ def running():
 
 
 @pytest.fixture
-def node(report, following, running):
+def node(report, metrics, running):
     """The status of such a node."""
-    return status_of(lambda: following[0], lambda: running[0], report=report)
+    return status_of(lambda: metrics, lambda: running[0], report=report)
 
 
 async def shown(node, found, path="/ready"):
@@ -98,25 +102,23 @@ def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw
             *reports(refused={"mme": Failure(refused, "it offers no S13", refusal=True)}),
             *reports(newest={"mme": newest} if newest else {}),
         ]
-        return node.document(found)["summary"]
+        return document_of(node, found)["summary"]
 
-    assert "mme was refused, or refused the node: it offers no S13" in summary(now - 5000, None)
+    assert "peers that were refused, or refused the node: mme (it offers no S13)" in summary(now - 5000, None)
     assert "it offers no S13" in summary(now - 100, now - 200)  # another one of that label is connected
     assert "it offers no S13" not in summary(now - 5000, now - 9000)
     assert "it offers no S13" not in summary(now - 200, now - 100)
 
 
-def test_the_first_line_has_version_and_lane_and_others_only_what_changed(following, running):
+def test_the_first_line_has_version_and_lane_and_others_only_what_changed(metrics, running):
     lines = []
     running[0] = Running()
-    node = status_of(
-        lambda: following[0], lambda: running[0], report=lambda *event, **more: lines.append((event, more))
-    )
+    node = status_of(lambda: metrics, lambda: running[0], report=lambda *event, **more: lines.append((event, more)))
     node.log_readiness(reports())
     running[0] = LISTENING
     node.log_readiness(reports())
     node.log_readiness(reports())
-    following[0] = replace(FOLLOWING, store_up=False)
+    metrics["eir_store_up"] = {(): 0.0}
     node.log_readiness(reports())
     running[0] = LISTENING._replace(is_stopping=True)
     node.log_readiness([])
@@ -125,34 +127,33 @@ def test_the_first_line_has_version_and_lane_and_others_only_what_changed(follow
     assert lines == [
         (("serving",), {"level": "warning", "reason": "not listening yet", "workers": 1, "version": __version__, "lane": LANE, "detail": slow}),
         (("ready",), {"level": "info", "reason": None, "workers": 1} | nothing),
-        (("degraded",), {"level": "warning", "reason": StatusText.STORE_AWAY.text, "workers": 1} | nothing),
+        (("degraded",), {"level": "warning", "reason": AWAY, "workers": 1} | nothing),
     ]  # fmt: skip
 
 
 def test_a_lost_path_is_a_warning(node):
-    found = node.document(reports(lost_paths={"mme": ["10.30.1.1"]}))
-    assert (found["code"], "mme is not reached at 10.30.1.1 (SCTP)" in found["summary"]) == (1, True)
+    details = {("EirPathLost", "mme", "10.30.1.1"): 1.0}
+    found = document_of(node, reports(), eir_sctp_paths={("mme", "down"): 1.0}, details=details)
+    assert (found["code"], "peers with SCTP paths that are down: mme (10.30.1.1)" in found["summary"]) == (1, True)
 
 
 @pytest.mark.parametrize(("days", "warned"), [(None, False), (15, False), (13, True), (0, True)])
-def test_a_certificate_that_ends_soon_is_a_warning(days, warned):
-    now = datetime.now(UTC)
-    ends = None if days is None else now + timedelta(days=days)
-    node = status_of(warnings=[lambda: certificate_warnings(ends, now)])
-    assert ("EirCertificateExpires" in map(alert_of, node.document(reports())["troubles"])) is warned
+def test_a_certificate_that_ends_soon_is_a_warning(node, days, warned):
+    ends = {} if days is None else {(): node.started + 3600 + days * 86400}
+    found = document_of(node, reports(), eir_tls_certificate_expires_timestamp_seconds=ends)
+    assert ("EirCertificateExpires" in alerts_of(found)) is warned
 
 
-def test_warnings_of_the_parts_keep_their_order():
-    """Those that degrade the node come first, each group in the order of its parts."""
-    parts = {name: [lambda name=name, n=n: [f"{name} {n}"] for n in (1, 2)] for name in ("losses", "warnings")}
-    troubles = status_of(**parts).document(reports(overridden=True))["troubles"]
-    assert troubles == [
-        "losses 1",
-        "losses 2",
-        "warnings 1",
-        "warnings 2",
-        StatusText.OVERRIDE_ACTIVE.text,
+def test_conditions_that_degrade_the_node_come_first(node, metrics):
+    metrics["eir_override_active"] = {(): 1.0}
+    metrics["eir_copy_failed"] = {("stolen",): 1.0}
+    metrics[DETAILS] = {("EirCopyFailed", "stolen", "no room"): 1.0}
+    found = document_of(node, reports())
+    assert found["troubles"] == [
+        "lists whose last good copy cannot be written or read, or is in force without the store: stolen (no room)",
+        "the policy's override gives every check the same answer",
     ]
+    assert (found["state"], found["ready"]) == ("WARNING", "degraded")
 
 
 async def test_a_metric_without_a_place_is_reported_once_and_costs_no_page(node, report, told):
@@ -175,19 +176,11 @@ def test_a_node_has_no_metric_without_a_place(site):
     assert node.lines("metric_unknown") == []
 
 
-def test_a_copy_that_is_not_kept_and_an_override_are_troubles(node, following):
-    following[0] = replace(FOLLOWING, copy_faults={"stolen": "no room"})
-    said = node.document(reports(overridden=True))
-    assert said["troubles"] == [
-        StatusText.COPY_FAILED.format("stolen", "no room"), StatusText.OVERRIDE_ACTIVE.text,
-    ]  # fmt: skip
-
-
 def test_requests_that_are_turned_away_are_a_warning(node):
-    assert node.document(reports())["state"] == "OK"
-    said = node.document(reports(shedding=["mme"]))
+    assert document_of(node, reports())["state"] == "OK"
+    said = document_of(node, reports(), eir_shed_total={("mme", "rate_max"): 1.0})
     assert (said["state"], said["ready"]) == ("WARNING", "ready")
-    assert said["summary"].startswith(StatusText.SHEDDING.format("mme"))
+    assert said["summary"].startswith(SHEDDING)
 
 
 async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(site, connect):
@@ -198,7 +191,7 @@ async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(si
     client = await connect(node)
     await client.send(*[ecr(LISTED)] * 50)
     results = [(await client.read()).result for _ in range(50)]
-    assert StatusText.SHEDDING.format("mme") in node.status()["troubles"]
+    assert SHEDDING in node.status()["troubles"]
     client.writer.transport.abort()  # nobody is waited for at the end, so that the line is of the end
     node.end()
     lines = node.lines("shed", peer="mme", reason="rate_max", level="warning")
@@ -207,24 +200,27 @@ async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(si
 
 
 def test_peers_that_are_missing_or_disabled_are_named(node):
-    away = reports(connected={"mme": 0, "dra": 0})
-    assert node.document(away)["state"] == "OK"  # they may well be on their way just after the start
-    node.started -= status.PEERLESS_S
-    said = node.document(away)
-    assert (said["state"], said["summary"].split("; ")[0]) == ("CRITICAL", "0 of 2 peers connected")
-    for connected, disabled, wanted in (
-        ({"mme": 1, "dra": 0}, ["dra"], ["peer dra is disabled"]),
-        ({"mme": 1, "dra": 0}, [], [StatusText.PEERS_LOST.format("dra")]),
-        ({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"], ["peer sgsn is disabled", StatusText.PEERS_LOST.format("dra")]),
-        (
-            {"mme": 1} | {f"p{n}": 0 for n in range(12)},
-            [],
-            [StatusText.PEERS_LOST.format(f"{', '.join(f'p{n}' for n in range(10))} and 2 more")],
-        ),
-    ):
-        said = node.document(reports(connected=connected, disabled=disabled))
-        assert (said["state"], said["summary"].split("; ")[:-1]) == ("WARNING", wanted)
-    assert node.document(reports(connected={"mme": 1, "dra": 2}))["state"] == "OK"
+    def found(connected, disabled=(), up_s=3600):
+        node.started = 1_000_000.0
+        metrics = node.snapshot(reports()) | {
+            "eir_peer_up": {(label,): float(number) for label, number in connected.items()},
+            "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
+        }
+        document = node.document(reports(), Alerts().troubles(metrics, node.started + up_s))
+        return document["state"], document["troubles"]
+
+    absent = {"mme": 0, "dra": 0}
+    assert found(absent, up_s=59) == ("OK", [])  # they may well be on their way just after the start
+    assert found(absent) == ("CRITICAL", ["peers without a connection: mme, dra", "no peer is connected"])
+    assert found({"mme": 1, "dra": 0}, ["dra"]) == ("WARNING", ["peer dra is disabled"])
+    assert found({"mme": 1, "dra": 0}) == ("WARNING", ["peers without a connection: dra"])
+    assert found({"mme": 1, "dra": 0, "sgsn": 0}, ["sgsn"]) == (
+        "WARNING", ["peers without a connection: dra", "peer sgsn is disabled"],
+    )  # fmt: skip
+    many = {"mme": 1} | {f"p{n}": 0 for n in range(12)}
+    shown = ", ".join(f"p{n}" for n in range(10))
+    assert found(many) == ("WARNING", [f"peers without a connection: {shown}, 2 more"])
+    assert found({"mme": 1, "dra": 2}) == ("OK", [])
 
 
 def test_two_workers_are_one_node(node):
@@ -296,30 +292,32 @@ async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_st
     late = reports(lists={"stolen": stolen}, missing=["late"])
     said = await shown(node, late)
     assert (said.status, said.body) == (200, b"degraded\nlist late has never been loaded\n")
-    assert node.document(late)["state"] == "CRITICAL"
+    assert document_of(node, late)["state"] == "CRITICAL"
     assert (await shown(node, reports(missing=["stolen"]))).status == 503  # a worker that came back without it
 
 
-def test_each_change_of_readiness_is_one_line(node, told, following, running):
-    away = StatusText.STORE_AWAY.text
-    following[0] = replace(FOLLOWING, store_up=False)
+def test_each_change_of_readiness_is_one_line(report, told, running):
+    followed = Followed(None, None, report=report)
+    followed.status = following = Following(store_up=False, lost={}, from_copy=(), in_step_at=0.0)
+    node = status_of(followed.snapshot, lambda: running[0], report=report)
     node.log_readiness(reports())
-    assert told == [("serving", away)]
-    lost = StatusText.LIST_OLDER.format("stolen", "serial 1")
+    assert told == [("serving", AWAY)]
+    lost = "lists of which the store lost data: stolen (it shows serial 1)"
+    copied = "lists whose last good copy cannot be written or read, or is in force without the store: stolen (this node's last good copy is in force)"
     changes = [
         ({"store_up": False}, []),
         ({}, [("ready", None)]),
         ({}, []),
-        ({"store_up": False}, [("degraded", away)]),
-        ({"store_up": False, "lost": {"stolen": "serial 1"}}, [("degraded", f"{away}; {lost}")]),
+        ({"store_up": False}, [("degraded", AWAY)]),
+        ({"store_up": False, "lost": {"stolen": "serial 1"}}, [("degraded", f"{AWAY}; {lost}")]),
         ({"lost": {"stolen": "serial 1"}}, [("degraded", lost)]),
         ({"lost": {"stolen": "serial 1"}}, []),
-        ({"from_copy": ["stolen"]}, [("degraded", StatusText.COPY_IN_FORCE.format("stolen"))]),
+        ({"from_copy": ["stolen"]}, [("degraded", copied)]),
         ({}, [("ready", None)]),
     ]
     for changed, lines in changes:
         told.clear()
-        following[0] = replace(FOLLOWING, **changed)
+        followed.status = replace(following, **{"store_up": True} | changed)
         node.log_readiness(reports())
         assert told == lines
     told.clear()

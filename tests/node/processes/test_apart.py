@@ -231,5 +231,5 @@ def test_a_load_by_hand_is_held_to_the_memory_that_is_configured(site):
     site.configure(limits={"load_memory": "128MiB"})
     manifest = released(site, "many.csv", b"imei\n", 12_000_000)
     refused = site.eir("load", manifest, status=1).stderr
-    assert "refused (too_large): its 12000000 rows take 144000000 bytes" in refused
+    assert "refused (too_large): its 12000000 rows take 240000000 bytes" in refused
     assert "limits.load_memory is 134217728: raise it" in refused

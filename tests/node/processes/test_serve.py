@@ -221,12 +221,12 @@ class TestReload:
         assert (line["level"], line["reason"]) == ("error", "configuration")
         await until_async(
             lambda: (
-                f"the configuration file has an error; the previous configuration is in force: {loaded.path}:{number}:"
+                f"the changed configuration was refused; the previous one is in force: {loaded.path}:{number}:"
                 in node.status()["summary"]
             )
         )
         loaded.path.write_text(good)
-        await until_async(lambda: "has an error" not in node.status()["summary"])
+        await until_async(lambda: f"{loaded.path}:{number}" not in node.status()["summary"])
         assert await ask(client, LISTED) == BLACK
         assert node.lines("reloaded") == []
 

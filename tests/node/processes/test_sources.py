@@ -58,7 +58,7 @@ async def test_a_list_that_another_process_of_this_host_pulls_is_left_to_it(tmp_
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        turn = await process_once(SimpleNamespace(state=tmp_path), "stolen", "", emit=pytest.fail)
+        turn = await process_once(SimpleNamespace(state=tmp_path, load_memory=0), "stolen", "", emit=pytest.fail)
     assert (turn.outcome, turn.detail) == (ELSEWHERE, "another process on this host is doing it")
 
 

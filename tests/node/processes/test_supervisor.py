@@ -23,7 +23,7 @@ from eir.node.processes.channel import Channel, pair
 from eir.node.processes.starter import Starter
 from eir.node.processes.supervisor import Supervisor
 
-REPORT = WorkerReport(missing=(), lists={}, overridden=False, checks=0, connected={}, shedding=(), disabled=())
+REPORT = WorkerReport(missing=(), lists={}, checks=0, connected={})
 PID = 1 << 22
 """Of no process."""
 

@@ -1,22 +1,26 @@
 """Declared layouts: an agency's own files, from the configuration over publish and load to the list in force; and what refuses them."""
 
 import re
+import shlex
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
-from simulated.releases import NAME, NOW, Agency
+from pages import blocks, section
+from simulated.node import COMMAND, until
+from simulated.patience import PROGRAM_S
+from simulated.releases import NAME, NOW, Agency, publish_files, read_into
 
 from eir.config import load_layouts
 from eir.errors import ConfigError, ReleaseRefused
 from eir.lists.log.reader import read_content
 from eir.lists.record.listed_entries import reason_and_day
 from eir.lists.record.reasons import Reasons
-from eir.lists.releases.publish import publish
 from eir.lists.rows.layout import is_date_form, until_seconds
 from eir.lists.rows.listed_rows import ListedRows
-from eir.lists.rows.reader import Tally, read_rows
+from eir.lists.rows.reader import Tally
 from eir.lists.table.columns import ENDS
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -43,8 +47,8 @@ def read(layouts, content, *, kind="devices", chunks=None, **declared):
     """What a file of a layout that is so declared lists: keys, those that are removed, the tally, and its count of rows."""
     rows, removed = ListedRows(), ListedRows()
     tally = Tally(bad_rows_max=10**6, range_tacs_max=1000, dates=True)
-    count = read_rows(
-        chunks or [content], name="f.txt", layout="own", kind=kind, rows=rows, removed=removed, reasons=Reasons(), tally=tally,
+    count = read_into(
+        rows, chunks or [content], name="f.txt", layout="own", kind=kind, removed=removed, reasons=Reasons(), tally=tally,
         declared=layouts({"own": declared}),
     )  # fmt: skip
     return set(rows.pop().keys.tolist()), set(removed.pop().keys.tolist()), tally, count
@@ -56,7 +60,7 @@ def read(layouts, content, *, kind="devices", chunks=None, **declared):
 async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, layouts):
     agency = Agency(tmp_path)
     declared = layouts(DECLARED)
-    agency.settings(layouts=declared, shrink_max=1, growth_max=1)
+    agency.settings(shrink_max=1, growth_max=1)
     given = {
         "list_name": NAME,
         "issued": NOW,
@@ -66,9 +70,9 @@ async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, l
         "declared": declared,
     }
     told = []
-    full = publish([SAMPLE / "register-20261120.txt"], serial=42, out=agency.drop, warn=told.append, **given)
+    full = publish_files([SAMPLE / "register-20261120.txt"], serial=42, out=agency.drop, warn=told.append, **given)
     assert (told, full.rows, full.entries) == ([], 6, {"entries": 3 + 100 + 1})
-    delta = publish([SAMPLE / "register-20261121.txt"], serial=43, base=42, out=agency.drop, **given)
+    delta = publish_files([SAMPLE / "register-20261121.txt"], serial=43, base=42, out=agency.drop, **given)
     assert (delta.rows, delta.entries) == (3, {"added": 1, "removed": 51})
     report = await agency.load(full.manifest, store)
     assert (report.entries, report.devices, report.bad_rows) == (104, 1_000_103, 0)
@@ -90,22 +94,24 @@ async def test_the_sample_of_the_page_is_published_and_loaded(tmp_path, store, l
     assert reason_and_day(content.table, content.head.reasons, 101006000001)[0] is None
 
 
-async def test_an_eir_without_the_layout_names_the_place_of_its_declaration(tmp_path, store, layouts):
+async def test_a_release_in_another_layout_is_rejected_with_the_way(tmp_path, store):
     agency = Agency(tmp_path)
-    made = publish(
-        [SAMPLE / "register-20261120.txt"], list_name=NAME, serial=1, issued=NOW, expires=NOW + timedelta(days=1), key=agency.key,
-        layout="register", declared=layouts(DECLARED), out=agency.drop,
-    )  # fmt: skip
-    with pytest.raises(ReleaseRefused, match=r"layout 'register' is unknown; .*\(layouts\)") as caught:
-        await agency.load(made.manifest, store)
-    assert caught.value.reason == "layout"
+    for layout in ("register", "lsds", "imei"):
+        manifest = agency.release({"d.txt": ("entries", layout, f"{ONE}\n".encode())}, serial=1)
+        with pytest.raises(ReleaseRefused, match=f"by eir publish --layout {layout}$") as caught:
+            await agency.load(manifest, store)
+        refused = caught.value
+        assert (refused.reason, refused.list_name, refused.serial) == ("layout", NAME, 1)
+    assert await store.heads() == {}
+    manifest = agency.release({"d.txt": ("changes", "eir", f"imei\n{ONE}\n".encode())}, kind="delta", base=1, serial=2)
+    with pytest.raises(ReleaseRefused, match='"role" is missing or is not added or removed'):
+        await agency.load(manifest, store)
 
 
 def test_the_commands_of_the_page_with_a_file_of_layouts_alone(site):
     folder = site.folder / "agency"
     folder.mkdir()
     (folder / "layouts.yaml").write_text(DECLARED)
-    site.configure(**yaml.safe_load(DECLARED))
     options = [
         "--list",
         "stolen",
@@ -131,6 +137,31 @@ def test_the_commands_of_the_page_with_a_file_of_layouts_alone(site):
         "publish", *options, "--serial", "44", "--layout", "registre", SAMPLE / "register-20261120.txt", status=1
     )
     assert "layout 'registre' is unknown; expected one of register, eir, imei" in done.stderr
+
+
+@pytest.mark.parametrize("signer", ["registry", "operator"])
+def test_four_commands_from_a_registrys_file_to_a_blocked_phone(site, signer):
+    """Each block of the page; between the first and the second command the operator trusts the key."""
+    block = blocks(section((CONFIG / "LISTS.md").read_text(), "## From a registry's file to a blocked phone"))[
+        signer == "operator"
+    ]
+    lines = block.replace("KEY", "key").splitlines(keepends=True)
+    assert len(lines) == 4
+    (site.folder / "stolen.csv").write_text("imei,reporting_date,status\n35209900176148,20261120,blacklist\n")
+    (site.folder / "inbox").mkdir()
+    site.configure(
+        lists={"stolen-national": {"signers": "trusted"}},
+        policy={"rules": [{"list": "stolen-national", "answer": "blacklisted"}]},
+        inbox="inbox",
+    )
+    trust = """printf '%s namespaces="eir-release" %s\\n' registry "$(cut -d' ' -f1,2 key.pub)" >trusted\n"""
+    script = "".join((f'eir() {{ {shlex.join(COMMAND)} "$@"; }}\n', lines[0], trust, *lines[1:]))
+    subprocess.run(
+        ["sh", "-euc", script], cwd=site.folder, env=site.environment(), check=True, capture_output=True, text=True, timeout=PROGRAM_S
+    )  # fmt: skip
+    if signer == "operator":  # the files may have been too fresh
+        until(lambda: "nothing waits" in site.eir("inbox").stderr)
+    assert site.json("check", "35209900176148")["status"] == "blacklisted"
 
 
 # Forms
@@ -223,23 +254,6 @@ def test_a_file_that_is_not_as_declared_is_refused(layouts, content, declared, r
     with pytest.raises(ReleaseRefused, match=re.escape(says or "layout")) as caught:
         read(layouts, content.encode(), **{"columns": {"imei": 1}, **declared})
     assert caught.value.reason == reason
-
-
-async def test_roles_and_codes_need_each_other(tmp_path, store, layouts):
-    agency = Agency(tmp_path)
-    agency.settings(layouts=layouts({"own": {"columns": {"imei": 1, "action": 2}, "added": ["A"], "removed": ["D"]}}))
-    await agency.load(agency.release([str(ONE)]), store)
-    for role, layout, says in (
-        ("changes", "imei", "has no codes"),
-        ("removed", "own", "the role of the file is changes"),
-        ("added", "own", "the role of the file is changes"),
-    ):
-        manifest = agency.release({"d.txt": (role, layout, f"{ONE},D\n".encode())}, kind="delta", base=1, serial=2)
-        with pytest.raises(ReleaseRefused, match=says) as caught:
-            await agency.load(manifest, store)
-        assert caught.value.reason in {"layout", "rows"}
-    with pytest.raises(ReleaseRefused, match='"role" is missing or is not entries'):
-        await agency.load(agency.release({"d.txt": ("changes", "own", b"")}), store)
 
 
 # Dates, and what a declaration may say
