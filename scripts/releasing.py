@@ -41,7 +41,7 @@ Version: {version}
 Architecture: {architecture}
 Maintainer: {maintainer}
 Installed-Size: {size}
-Depends: python3 (>= {python}), python3 (<< {after}), openssh-client, adduser, libc6
+Depends: python3 (>= {python}), python3 (<< {after}), openssh-client, curl (>= 7.76), adduser, libc6
 Section: net
 Priority: optional
 Description: Equipment Identity Register

@@ -23,7 +23,7 @@ from simulated.publisher_folder import NAME, Register
 from simulated.web_folder import FAULTS, Web, tls
 
 from eir.errors import ReleaseRefused
-from eir.lists.sources import acknowledge
+from eir.lists.sources import acknowledgement
 from eir.lists.sources.folder_writer import load_index
 
 RECOVERED_S = 60.0
@@ -169,16 +169,20 @@ class _Soak:
     def _acknowledged(self) -> list[int]:
         """Return the serials that nodes acknowledged last, each with its content."""
         found = []
+        folder = self.folder / "given"
+        folder.mkdir(exist_ok=True)
         for path, content in sorted(self.web.given.items()):
+            file = folder / Path(path).name
+            file.write_bytes(content)
             try:
-                said = acknowledge.verify_acknowledgement(
-                    content, path, self.register.folder / acknowledge.NODES, datetime.now(UTC)
-                )
+                nodes = self.register.folder / acknowledgement.NODES
+                made = acknowledgement.read_acknowledgement(file, nodes, datetime.now(UTC))
             except ReleaseRefused as e:
                 self.broken.append(f"{path} is not proved: {e}")
                 continue
+            said = made.lists[NAME]
             if self.proven.get(said.serial) != said.content:
-                self.broken.append(f"{said.node} acknowledges other content for serial {said.serial}")
+                self.broken.append(f"{made.node} acknowledges other content for serial {said.serial}")
             found.append(said.serial)
         return found
 

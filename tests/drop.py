@@ -8,13 +8,14 @@ from pathlib import Path
 from simulated.releases import public, release_by_hand
 
 from eir.lists.changes.release_load import ReleaseLoader
+from eir.lists.log.journal import REFUSED
 from eir.lists.record.settings import ListSettings
-from eir.lists.sources.inbox import Attempts, PassSettings, run_pass
+from eir.lists.sources.drop_folder import DropFolderSettings, load_delivered
+from eir.lists.sources.release_result import accepted
+from eir.lists.sources.source import TurnSettings
 from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600
-UNHURRIED_S = 60.0
-"""A pass is not cut short because the host is busy."""
 IMEIS = [f"35123456{n:06d}" for n in range(10)]
 
 
@@ -32,7 +33,7 @@ class Site:
         for name in ("stolen", "other"):
             self.trust(name)
         self.store = SqliteStore(self.state / "lists.sqlite")
-        self.attempts = Attempts(self.state / "attempt")
+        self.attempts = self.state / "attempt"
         self.rejected = []
         """Events of rejections, as the journal gets them."""
         self.ahead_s = 2.0
@@ -42,36 +43,47 @@ class Site:
             **{"name": name, "signers": self.signers, "growth_max": 100, "shrink_max": 1, **changes}
         )
 
-    def publish(self, serial, rows=IMEIS, *, base=None, name="stolen", key=0, data=None):
+    def publish(self, serial, rows=IMEIS, *, base=None, name="stolen", key=0, data=None, **how):
         """A release in the outbox; returns its files, data first, the signature last."""
         file = self.outbox / (data or f"{name}-{serial}{'-added' if base is not None else ''}.csv")
         file.write_text("imei\n" + "".join(f"{row}\n" for row in rows))
-        manifest = release_by_hand([file], list_name=name, serial=serial, base=base, key=self.keys[key])
+        manifest = release_by_hand([file], list_name=name, serial=serial, base=base, key=self.keys[key], **how)
         return [file, manifest, Path(f"{manifest}.sig")]
 
     def deliver(self, files):
         for file in files:
             shutil.copyfile(file, self.drop / file.name)
 
-    def terms(self, **changes):
+    async def load(self, release, folder):
+        """The load of a turn, unless the settings name another; in this process."""
+        loader = ReleaseLoader(self.lists, self.store, "inbox of tester@host", self.clock(), {})
+        return accepted("", await loader.load(release, folder))
+
+    def clock(self):
+        return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
+
+    async def turn(self, *, items_max=50_000, verified_max=200, refused_max=(1000, 1 << 30), **changes):
+        """One turn: {manifest: (outcome, reason)}."""
+
+        async def claim():
+            return True
+
+        def emit(result):
+            if result.outcome == REFUSED:
+                self.rejected.append(result.rejection("inbox of tester@host", self.clock()))
+
         given = {
-            "folder": self.drop, "lists": self.lists, "store": self.store, "who": "inbox of tester@host",
-            "clock": lambda: datetime.now(UTC) + timedelta(seconds=self.ahead_s), "patience_s": PATIENCE_S,
-            "attempts": self.attempts, "pass_s": UNHURRIED_S, "record": self.rejected.append,
+            "lists": self.lists, "store": self.store, "clock": self.clock, "load": self.load, "attempts": self.attempts,
+            "claim": claim, "emit": emit, "marks": {},
         }  # fmt: skip
-        return PassSettings(**(given | changes))
-
-    def loader(self):
-        """The function by which a pass loads, unless the settings name another."""
-        terms = self.terms()
-        return ReleaseLoader(terms.lists, terms.store, terms.who, terms.clock(), {})
-
-    async def turn(self, **changes):
-        """One pass: {manifest: (outcome, reason)}."""
-        made = await run_pass(self.terms(**changes))
+        drop = DropFolderSettings(
+            folder=self.drop, patience_s=PATIENCE_S, items_max=items_max, verified_max=verified_max, refused_max=refused_max
+        )  # fmt: skip
+        made = await load_delivered(drop, TurnSettings(**(given | changes)))
         json.dumps(made.as_json())
-        self.again_s, self.said = made.again_s, {taken.manifest: taken.detail for taken in made.taken}
-        return {taken.manifest: (taken.outcome, taken.reason) for taken in made.taken}
+        self.again_s, self.said = made.again_s, {each.manifest: each.detail for each in made.results}
+        self.outcome = made.outcome, made.reason
+        return {each.manifest: (each.outcome, each.reason) for each in made.results}
 
     async def serial(self, name="stolen"):
         head = await self.head(name)

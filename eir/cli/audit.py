@@ -30,7 +30,7 @@ from eir.lists.changes.audit import (
     sample_size,
 )
 from eir.lists.changes.audit import audit as ask_about
-from eir.lists.sources.acknowledge import ENDS, acknowledged_entries
+from eir.lists.sources.acknowledgement import ENDS, acknowledged_entries
 
 RATE = 100.0
 NAMED_MAX = 10

@@ -44,7 +44,7 @@ from eir.lists.log.writer import KEEP, ListWriter
 from eir.lists.record.first_days import IMPORT
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_in_force, save_mark
 from eir.lists.record.settings import is_list_name
-from eir.lists.sources.acknowledge import KEY
+from eir.lists.sources.acknowledgement import KEY
 from eir.lists.stores.open import COPIES, JOURNAL, open_store
 from eir.node.observe.control import owner_advice
 from eir.node.processes.state_folder import CLOCK_FILE, FILE_MODE, FOLDER_MODE, prepare

@@ -17,7 +17,7 @@ from eir.cli.output import EXIT_USAGE, duration, fail, print_warning, progress, 
 from eir.config import load_layouts
 from eir.lists.record.settings import KINDS
 from eir.lists.releases.foreign import LAYOUTS
-from eir.lists.sources.folder import INDEX, FolderIndex
+from eir.lists.sources.folder_index import INDEX, FolderIndex
 
 if TYPE_CHECKING:
     from eir.lists.releases.publish import ReleaseSpec

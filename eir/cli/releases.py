@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -28,24 +28,17 @@ from eir.cli.in_force import taken_over
 from eir.cli.output import EXIT_NO, EXIT_USAGE, duration, fail, print_json, print_message, progress, show, warn
 from eir.config import Config, load_config
 from eir.errors import EirError, ReleaseRefused
-from eir.lists.changes.release_load import LoadReport, ReleaseLoader, rejection_event
-from eir.lists.follow.list_copy import serial_marks
-from eir.lists.log.change import Head, SerialMark, utc_text
-from eir.lists.log.journal import REFUSED, JournalEvent
+from eir.lists.log.change import Head
+from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.log.store import LogStore
-from eir.lists.record.in_force import save_mark
-from eir.lists.releases.release import MANIFEST_ENDS, VerifiedRelease
-from eir.lists.sources.inbox import WAITING, Pass
-from eir.lists.sources.pull import LOADED, UNCHANGED, Pulled
+from eir.lists.releases.release import MANIFEST_ENDS
+from eir.lists.sources.release_result import LOADED, UNCHANGED, WAITING, ReleaseResult, Turn, rejected
 from eir.lists.stores.open import open_store
-from eir.node.processes.apart import load_apart, progress_over
-from eir.node.processes.channel import Channel
-from eir.node.processes.starter import Start, Starter
+from eir.node.processes.loading import NICE, load_apart, load_process, process_once
 from eir.node.processes.state_folder import as_owner_of, prepare
 
 if TYPE_CHECKING:
-    from eir.lists.sources.acknowledge import Acknowledgement
-    from eir.node.processes.loading import Load
+    from eir.lists.sources.acknowledgement import ListStatement
 
 NO_MANIFEST = (".csv", ".txt", ".gz", ".zst", ".zip", ".sig", ".pub")
 """Suffixes of files beside manifests."""
@@ -93,93 +86,76 @@ async def _load_all(
     dry_run: bool,
     force: bool,
 ) -> list[dict[str, Any]]:
-    """Load releases one after the other, and continue after a rejected release.
+    """Load releases one after the other, print the results, and continue after a rejected release; return the results as JSON.
 
     `loaded` receives the head of each loaded list.
     """
-    options = {"force": force, "dry_run": dry_run, "marks": serial_marks(config.state)}
-    async with starting() as start:
-        return [await _loaded(store, config, start, manifest, loaded, options) for manifest in manifests]
-
-
-async def _loaded(
-    store: LogStore,
-    config: Config,
-    start: Start,
-    manifest: Path,
-    loaded: dict[str, Head],
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Load one release, print the result, and return the result as a JSON document."""
-    try:
-        _must_be_manifest(manifest)
-        with progress() as advance:
-            report: LoadReport = await load_apart(
-                start, _load, config, manifest, options, memory_max=config.load_memory, progress=advance
-            )
-    except ReleaseRefused as e:
-        if not options["dry_run"] and e.reason != NO_RELEASE:
-            _record(config, rejection_event(e, who(), datetime.now(UTC)))
-        print_message(f"{manifest}: refused ({e.reason}): {e.detail}")
-        return {"manifest": str(manifest), "outcome": "refused", "reason": e.reason, "detail": e.detail}
-    outcome = "would load" if options["dry_run"] else "loaded"
-    if report.head is not None and report.change is not None:
-        loaded[report.list] = report.head
-        await recorded(config, store, report.list, report.change)
-    print_message(f"{manifest}: {outcome}: {report.as_text()}")
-    return {"manifest": str(manifest), "outcome": outcome, **report.as_json()}
-
-
-async def _load(config: Config, manifest: Path, options: dict[str, Any], channel: Channel) -> LoadReport:
-    """Load one release in a process of its own, which reports its progress over `channel`."""
-    with as_owner_of(config.state):
-        store = open_store(config.store, config.state, report=warn, creates=not options["dry_run"])
-        save = partial(save_mark, config.state)
+    documents, process = [], load_process(config)
+    for manifest in manifests:
         try:
-            loader = ReleaseLoader(
-                config.lists, store, who(), datetime.now(UTC), save_mark=save, progress=progress_over(channel), memory_max=config.load_memory,
-                **options,
-            )  # fmt: skip
-            return await loader.verify_and_load(manifest)
-        finally:
-            await store.close()
+            _must_be_manifest(manifest)
+            with progress() as advance:
+                result = await load_apart(
+                    process, config, who(), manifest, manifest.parent, force=force, dry_run=dry_run, progress=advance
+                )
+        except ReleaseRefused as refused:
+            result = rejected("", refused)
+        result = replace(result, manifest=str(manifest))
+        if result.outcome == WAITING:
+            raise EirError(result.detail)
+        if result.outcome == REFUSED:
+            if not dry_run and result.reason != NO_RELEASE:
+                _record(config, result)
+            print_message(f"{manifest}: refused ({result.reason}): {result.detail}")
+        else:
+            print_message(f"{manifest}: {'would load' if dry_run else 'loaded'}: {result.detail}")
+        head = await _journalled(config, store, result)
+        if head is not None and result.list is not None:
+            loaded[result.list] = head
+        documents.append(
+            result.as_json() | ({"outcome": "would load"} if dry_run and result.outcome == ACCEPTED else {})
+        )
+    await process.close()
+    return documents
 
 
-def _record(config: Config, event: JournalEvent) -> None:
+async def _journalled(config: Config, store: LogStore, result: ReleaseResult) -> Head | None:
+    """Wait until the journal of this host's node has the change of a load; return the head of the list, or None without a change."""
+    if result.generation is None or result.list is None:
+        return None
+    entries = await store.log(result.list, result.generation - 1)
+    if entries and entries[0].change.generation == result.generation:
+        await recorded(config, store, result.list, entries[0].change)
+    return (await store.heads()).get(result.list)
+
+
+def _record(config: Config, result: ReleaseResult) -> None:
     """Record a rejection in the journal of this host's node; print a warning if the journal fails."""
+    if result.outcome != REFUSED:
+        return
     try:
-        record_event(config, event)
+        record_event(config, result.rejection(who(), datetime.now(UTC)))
     except (EirError, OSError) as error:
         print_message(f"warning: the journal of this host does not have the rejection: {error}")
 
 
-def _recording(config: Config, load: "Load") -> "Load":
-    """Return a function that loads a release, then waits until the journal of this host's node has the change."""
+def _run_turns(config: Config, names: Sequence[str | None], by: str, *, force: bool = False) -> list[Turn]:
+    """Take a turn of each source. `names`: lists; None for the drop folder."""
 
-    async def load_and_record(release: VerifiedRelease, folder: Path, marks: Mapping[str, SerialMark]) -> LoadReport:
-        report = await load(release, folder, marks)
-        if report.change is not None:
-            store = open_store(config.store, config.state, report=warn)
-            try:
-                await recorded(config, store, report.list, report.change)
-            finally:
-                await store.close()
-        return report
+    async def loaded(result: ReleaseResult) -> None:
+        store = open_store(config.store, config.state, report=warn)
+        try:
+            await _journalled(config, store, result)
+        finally:
+            await store.close()
 
-    return load_and_record
+    async def run() -> list[Turn]:
+        emit = partial(_record, config)
+        return [await process_once(config, name, by, emit=emit, force=force, loaded=loaded) for name in names]
 
-
-@asynccontextmanager
-async def starting() -> AsyncIterator[Start]:
-    """Run a helper process that starts load processes. Yield the function that requests a load process.
-
-    The helper process ends with the `with` block.
-    """
-    starter = Starter(__name__, "eir.lists.rows.reader")
-    try:
-        yield starter.start
-    finally:
-        await starter.close()
+    os.nice(NICE)
+    with as_owner_of(config.state):
+        return asyncio.run(run())
 
 
 def _must_be_manifest(path: Path) -> None:
@@ -203,34 +179,22 @@ def inbox(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
     A running node does this by itself. Each release is moved to `accepted/`, or to `refused/` with a text file that
     gives the reason. An incomplete release stays. Files that wait are listed, with the reason.
     """
-    from eir.node.processes.drop_folder import make_pass  # noqa: PLC0415 - for this command alone
-    from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - for this command alone
-
     checked = opened(load_config(config))
-    by = f"inbox of {who()}"
-
-    async def run() -> Pass:
-        async with starting() as start:
-            load = _recording(checked, loading(start, checked, by))
-            return await make_pass(checked, by, load, partial(_record, checked))
-
-    os.nice(NICE)
-    with as_owner_of(checked.state):
-        result = asyncio.run(run())
+    (turn,) = _run_turns(checked, [None], f"inbox of {who()}")
     if as_json:
-        print_json(result.as_json())
-    for each in result.taken:
+        print_json(turn.as_json())
+    for each in turn.results:
         _print_parts(each.manifest, each.outcome, each.reason, each.detail)
-    for name in result.strays:
+    for name in turn.strays:
         reason = "no delivered release names it"
         if name.endswith(MANIFEST_ENDS):
-            reason = f"its signature {name}.sig is not there"
+            reason = f"its signature {name}.sig is missing"
         print_message(f"{name}: {WAITING}: {reason}")
-    if result.elsewhere:
-        print_message("another process is processing the drop folder; see eir history, or try again in a moment")
-    elif not result.taken and not result.strays:
+    if turn.detail:
+        _print_parts(turn.outcome, turn.reason, turn.detail)
+    elif not turn.results and not turn.strays:
         print_message(f"nothing waits in {checked.inbox}")
-    if any(each.outcome == REFUSED or each.here for each in result.taken):
+    if turn.reason or any(each.outcome == REFUSED or each.here for each in turn.results):
         raise typer.Exit(EXIT_NO)
 
 
@@ -249,9 +213,6 @@ def pull(
     A running node does this by itself. The command fetches the index and the releases that lead from the release in
     force to the newest one. They are loaded as by `eir load`, with the same signatures, limits and refusals.
     """
-    from eir.node.processes.loading import NICE, loading  # noqa: PLC0415 - for this command alone
-    from eir.node.processes.pulling import pull_once  # noqa: PLC0415 - for this command alone
-
     checked = opened(load_config(config))
     names = [name for name, settings in checked.lists.items() if settings.source is not None]
     if list_name is not None:
@@ -260,27 +221,17 @@ def pull(
         names = [list_name]
     if not names:
         raise fail(f"no list in {checked.path} has a source (lists.*.source)", EXIT_USAGE)
-    by = f"pull of {who()}"
-
-    async def run() -> list[Pulled]:
-        async with starting() as start:
-            load = _recording(checked, loading(start, checked, by, force=force))
-            record = partial(_record, checked)
-            return [await pull_once(checked, name, by, load, record, force=force) for name in names]
-
-    os.nice(NICE)
-    with as_owner_of(checked.state):
-        results = asyncio.run(run())
+    turns = _run_turns(checked, names, f"pull of {who()}", force=force)
     if as_json:
-        print_json([each.as_json() for each in results])
-    for each in results:
+        print_json([each.as_json() for each in turns])
+    for each in turns:
         serials = ""
         if each.loaded:
             serials = f"serial {', '.join(map(str, each.loaded))} loaded"
         elif each.outcome == UNCHANGED:
             serials = f"{each.serial} is the newest"
         _print_parts(f"{each.list}: {each.outcome}", each.reason, each.detail, serials)
-    if any(each.outcome not in {LOADED, UNCHANGED} for each in results):
+    if any(each.outcome not in {LOADED, UNCHANGED} for each in turns):
         raise typer.Exit(EXIT_NO)
 
 
@@ -296,65 +247,70 @@ def acknowledge(
     rejections by the node. It is signed with the node's own key. A running node sends it by itself for lists with
     `source: {acknowledge: true}`.
     """
-    from eir.lists.sources.acknowledge import Acknowledgement, Rejection, load_key, sign_acknowledgement, signer_line  # noqa: PLC0415 - for this command alone
+    from eir.lists.sources.acknowledgement import load_key, signer_line  # noqa: PLC0415 - for this command alone
+    from eir.node.processes.acknowledging import signed_statements  # noqa: PLC0415 - as above
 
     checked = opened(load_config(config))
-    node = checked.identity.host
     with acting_in(checked.state):
         prepare(checked.state)
-        own = load_key(checked.state)
-        line = signer_line(own, node)
+        line = signer_line(load_key(checked.state), checked.identity.host)
     if key:
         print(line)
         return
     in_force = ask_node(checked, "lists")
     if not in_force["in_step"]:
         raise fail("the workers of the node do not have the same lists yet; try again in a moment")
-    since = in_force["since"]
-    if list_name is not None:
-        names = [list_settings(checked, list_name).name]
-    elif out is not None:
-        names = [*since]
-    else:
-        pulled = {name for name, settings in checked.lists.items() if settings.source is not None}
-        names = [name for name in since if name in pulled]
-    if not names:
-        raise fail("no list in force has a source that accepts acknowledgements; --out FOLDER writes them to files")
-    now = utc_text(datetime.now(UTC))
-    rejections = in_force.get("rejected", {})
-    are_accepted = []
-    for name in names:
-        if name not in since:
-            raise fail(f"list {name} is not in force on the node")
-        state = in_force["lists"][name]
-        rejected = Rejection(**rejections[name]) if rejections.get(name) is not None else None
-        statement = Acknowledgement(
-            node=node, list=name, serial=state["serial"], content=state["content"], since=since[name], made=now, rejected=rejected
-        )  # fmt: skip
-        if out is None:
-            are_accepted.append(_send(checked, statement))
+    if list_name is not None and list_settings(checked, list_name).name not in in_force["since"]:
+        raise fail(f"list {list_name} is not in force on the node")
+    statements = _statements(in_force, list_name)
+    if out is None:
+        _send_statements(checked, statements)
+        return
+    with as_owner_of(checked.state):
+        name, content = signed_statements(checked, statements)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / name).write_bytes(content)
+    lists = ", ".join(f"{name} {each.serial} since {each.since}" for name, each in statements.items())
+    print_message(f"{out / name}: {lists}")
+
+
+def _statements(in_force: Mapping[str, Any], list_name: str | None) -> dict[str, "ListStatement"]:
+    """Return the statements about the lists in force, or about one list. `in_force`: answer of the node."""
+    from eir.lists.sources.acknowledgement import ListStatement, Rejection  # noqa: PLC0415 - for this command alone
+
+    statements = {}
+    for name, since in in_force["since"].items():
+        if list_name in {None, name}:
+            head, rejection = in_force["lists"][name], in_force["rejected"].get(name)
+            rejected_last = None if rejection is None else Rejection(**rejection)
+            statements[name] = ListStatement(
+                head["serial"], head["release"] or None, head["content"], since, rejected_last
+            )
+    return statements
+
+
+def _send_statements(checked: Config, statements: Mapping[str, "ListStatement"]) -> None:
+    """Send an acknowledgement to the source of each list, and print the results."""
+    from eir.node.processes.acknowledging import send_statements, statements_for  # noqa: PLC0415 - for this command alone
+
+    sources = {name: checked.lists[name].source for name in statements if name in checked.lists}
+    advice = "--out FOLDER writes them to a file, for any other way to the publisher"
+    if not any(sources.values()):
+        raise fail(f"no list in force has a source that accepts acknowledgements; {advice}")
+    is_failed = False
+    for name, source in sources.items():
+        if source is None:
             continue
-        with as_owner_of(checked.state):
-            content = sign_acknowledgement(statement, own)
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / statement.name
-        path.write_bytes(content)
-        print_message(f"{path}: {name} {statement.serial} since {statement.since}")
-    if not all(are_accepted):
-        raise fail("send the other acknowledgements another way: eir acknowledge --out FOLDER writes them to files")
-
-
-def _send(checked: Config, statement: "Acknowledgement") -> bool:
-    """Send an acknowledgement to the source of its list, print the result, and return True if it was accepted."""
-    from eir.node.processes.acknowledging import send_acknowledgement  # noqa: PLC0415 - for this command alone
-
-    try:
-        send_acknowledgement(checked, statement)
-    except EirError as e:
-        print_message(f"eir: {e}")
-        return False
-    print_message(f"{statement.list} {statement.serial} since {statement.since}: accepted by its source")
-    return True
+        try:
+            with as_owner_of(checked.state):
+                asyncio.run(send_statements(checked, source, statements_for(checked, source, statements)))
+        except EirError as e:
+            is_failed = True
+            print_message(f"eir: {e}")
+        else:
+            print_message(f"{name} {statements[name].serial} since {statements[name].since}: accepted by its source")
+    if is_failed:
+        raise fail(f"not all acknowledgements were accepted; eir acknowledge {advice}")
 
 
 def show_acknowledged(
@@ -370,7 +326,7 @@ def show_acknowledged(
     offer of the folder, has other content, has no valid acknowledgement, or has posted none. A file from a node without
     a key is shown, but does not count.
     """
-    from eir.lists.sources.acknowledge import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
+    from eir.lists.sources.acknowledgement import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
 
     late = duration(within, "--within", least=timedelta(0))
     statuses = node_statuses(folder, now=datetime.now(UTC), within=late, nodes=nodes)

@@ -25,7 +25,7 @@ from eir.lists.record.settings import (
     Layout,
     ListSettings,
     RecordFormat,
-    Source,
+    SourceSettings,
 )
 from eir.lists.rows.layout import SUBJECTS
 from eir.lists.stores.open import SQLITE
@@ -45,7 +45,7 @@ LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE, FIRST_SIGHTINGS = (
     HistorySettings(),
     SightingsSettings(),
     TamperSettings(),
-    Source(url=""),
+    SourceSettings(url=""),
     FirstSeenSettings(),
 )
 
@@ -130,7 +130,7 @@ SECTIONS = (
     *(section for each in INTERFACES for section in each.sections),
     Section("sctp", SctpSettings, gone=schema.fixed(SCTP, FIXED_SCTP)),
     Section("lists.*", ListSettings),
-    Section("lists.*.source", Source, optional=True, short="url"),
+    Section("lists.*.source", SourceSettings, optional=True, short="url"),
     Section("first_seen", FirstSeenSettings, optional=True, live=False),
     Section("history", HistorySettings),
     Section("layouts.*", _layout),

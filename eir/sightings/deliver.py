@@ -7,17 +7,14 @@ queued up to a limit; then the oldest are dropped and counted.
 import asyncio
 import hashlib
 import hmac
-import http.client
 import json
-import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from eir import curl
 from eir.errors import EirError, Report, place_of
 
 WAITING_MAX = 10_000
@@ -140,6 +137,8 @@ def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post
     Headers contain the time, and an HMAC-SHA256 over the time, a dot and the body. The key file is read for each
     delivery, because it may change or be missing for a while. `post_s` is the time limit for the receiver.
     """
+    parts = urlsplit(url)
+    where = f"{parts.scheme}://{parts.netloc}"
 
     async def send(events: Sequence[Event]) -> None:
         try:
@@ -152,14 +151,14 @@ def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post
             "Content-Type": "application/json", TIME_HEADER: stamp, ID_HEADER: events[0]["id"],
             SIGNATURE_HEADER: f"sha256={signature(key, stamp, body)}",
         }  # fmt: skip
-        exchange = _Exchange(url, post_s)
         try:
-            async with asyncio.timeout(post_s):
-                await asyncio.to_thread(exchange.post, body, headers)
-        except TimeoutError:
-            raise Undelivered(f"{exchange.where}: no answer in {post_s:g} s") from None
-        finally:
-            exchange.end()
+            async with curl.request(url, headers=headers, body=body, method="POST", within_s=post_s) as response:
+                status = response.status
+        except curl.Unreached as e:
+            raise Undelivered(f"{where}: {e.fault}") from None
+        if not 200 <= status < 300:
+            later = status >= 500 or status in RETRY_STATUSES
+            raise (Undelivered if later else EventsRejected)(f"{where} answered {status}")
 
     return send
 
@@ -167,51 +166,3 @@ def webhook(url: str, key_file: Path, now: Callable[[], float] = time.time, post
 def signature(key: bytes, stamp: str, body: bytes) -> str:
     """Return the HMAC-SHA256 of a delivery in hexadecimal digits. The receiver computes and compares the same HMAC."""
     return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
-
-
-class _Exchange:
-    """HTTP POST in a thread. Another thread can abort it if the receiver is too slow."""
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        parts = urlsplit(url)
-        self.where = f"{parts.scheme}://{parts.netloc}"
-        self._target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
-        host, port = parts.hostname or "", parts.port
-        self._link = (
-            http.client.HTTPSConnection(host, port, timeout=timeout_s, context=ssl.create_default_context())
-            if parts.scheme == "https"
-            else http.client.HTTPConnection(host, port, timeout=timeout_s)
-        )
-        self._ended = False
-
-    def post(self, body: bytes, headers: dict[str, str]) -> None:
-        """Send the POST request and check the status of the response.
-
-        Raises:
-            Undelivered: if the receiver is unreachable or rejects the events temporarily.
-            EventsRejected: if the receiver rejects the events.
-        """
-        try:
-            self._link.connect()
-            if self._ended:
-                return
-            self._link.request("POST", self._target, body, headers)
-            status = self._link.getresponse().status
-        except OSError as e:
-            raise Undelivered(f"{self.where}: {str(e) or type(e).__name__}") from None
-        except (http.client.HTTPException, ValueError) as e:  # without its text, which may repeat an event
-            raise Undelivered(f"{self.where}: what it sends is no answer: {type(e).__name__}") from None
-        finally:
-            self._link.close()
-        if not 200 <= status < 300:
-            later = status < 200 or status >= 500 or status in RETRY_STATUSES
-            raise (Undelivered if later else EventsRejected)(f"{self.where} answered {status}")
-
-    def end(self) -> None:
-        """Abort the POST request from another thread, in any state of the connection."""
-        self._ended = True  # before the socket is read, because it may be connecting at this moment
-        if (connected := self._link.sock) is not None:
-            with suppress(OSError):
-                socket.socket.shutdown(
-                    connected, socket.SHUT_RDWR
-                )  # below TLS, whose state belongs to the other thread

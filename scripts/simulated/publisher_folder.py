@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from eir.lists.releases.publish import ReleaseSpec
-from eir.lists.sources.folder import INDEX
+from eir.lists.sources.folder_index import INDEX
 from eir.lists.sources.folder_writer import publish_into
 
 from .releases import STARTED, public

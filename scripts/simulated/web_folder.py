@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote
 
-FAULTS = ("drop", "cut", "stall", "corrupt", "redirect", "error", "repeat", "endless", "garbage", "riddle", "nowhere")
+FAULTS = ("drop", "cut", "stall", "corrupt", "redirect", "error", "repeat", "endless", "garbage", "nowhere")
 
 
 class Web:
@@ -82,11 +82,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "error",
             "endless",
             "garbage",
-            "riddle",
             "nowhere",
             "continue",
             "drip",
             "flood",
+            "trickle",
         }:
             getattr(self, f"_{fault}")(path)
         elif path.startswith("moved/"):
@@ -116,9 +116,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _nowhere(self, _):
         self._say(302, Location="http://[::1/")
 
-    def _riddle(self, _):
-        self._say(200, Content_Type="multipart/mixed; boundary*=undefined''x")
-
     def _error(self, _):
         self._say(503)
 
@@ -143,10 +140,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         while not self.web.over.wait(0.02):
             self.wfile.write(b"x")
 
+    def _trickle(self, path):
+        """Send the file a byte at a time."""
+        content = (self.web.folder / path).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        for at in range(len(content)):
+            self.wfile.write(content[at : at + 1])
+            if self.web.over.wait(0.02):
+                break
+
     def _flood(self, path):
         """Redirect to the file, in an answer whose body never ends."""
         self.send_response(302)
-        self.send_header("Location", f"{self.web.url}./{path}")
+        self.send_header("Location", f"{self.web.url}{path}")
         self.end_headers()
         while True:
             self.wfile.write(b"x" * 65536)

@@ -1353,12 +1353,12 @@ def test_inbox_lists_the_waiting_files(host, tmp_path):
             (inbox / file.name).write_bytes(file.read_bytes())
     (inbox / "readme.txt").write_text("x")
     (inbox / "stolen-2.manifest.json").write_text("{}")
-    until(lambda: "stolen-1.csv.zst is not there" in site.eir("inbox").stderr)
+    until(lambda: "stolen-1.csv.zst is missing" in site.eir("inbox").stderr)
     assert (
-        "stolen-1.manifest.json: waiting: incomplete: stolen-1.csv.zst is not there\nreadme.txt: waiting: no delivered release names it\n"
+        "stolen-1.manifest.json: waiting: incomplete: stolen-1.csv.zst is missing\nreadme.txt: waiting: no delivered release names it\n"
         in (said := site.eir("inbox").stderr)
     )
-    assert "stolen-2.manifest.json: waiting: its signature stolen-2.manifest.json.sig is not there\n" in said
+    assert "stolen-2.manifest.json: waiting: its signature stolen-2.manifest.json.sig is missing\n" in said
 
 
 def test_no_file_can_be_written_by_everyone(tmp_path, publisher):

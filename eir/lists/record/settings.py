@@ -90,7 +90,7 @@ class HistorySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceSettings:
     """Publisher's folder on a web server, from which a node pulls the releases of a list."""
 
     url: str
@@ -137,7 +137,7 @@ class ListSettings:
     """Number of previous releases, or changes of a local list, to which a rollback can return."""
     dates: bool = False
     """True if the date of each entry is stored."""
-    source: Source | None = None
+    source: SourceSettings | None = None
     """Source from which releases are pulled; None if they are delivered."""
 
 

@@ -1,38 +1,57 @@
-"""Drop folder: completeness of its files, times of its passes (reads of the folder), and subfolders for processed files.
+"""Drop folder as a source of releases: a release is complete if its signature is there and each file of its manifest has the stated size.
 
-A pass processes all files in the folder once.
-
-Files may arrive in any order and in parts, change while they are read, or be links. So all files are moved relative to the open
-descriptors of the folders, which no link can redirect. This module reads names, sizes and times of files, but no content.
+Anyone with write access may deliver many invalid files. Files may arrive in any order and in parts, change while they are read, or be
+links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A release is loaded or
+rejected after its files have not changed for a moment. A turn verifies a limited number of
+deliveries, chosen at random. Then one release of each list is loaded after the other, by serial, and those last whose load was killed.
 """
 
+import asyncio
 import errno
 import os
+import random
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from eir.errors import EirError
+from eir.errors import EirError, ReleaseRefused, refused_by
+from eir.lists.log.change import utc_text
 from eir.lists.log.journal import ACCEPTED, REFUSED
-from eir.lists.releases.release import MANIFEST_ENDS, Manifest
+from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX
+from eir.lists.releases.release import (
+    MANIFEST_BYTES_MAX,
+    MANIFEST_ENDS,
+    FileEntry,
+    Manifest,
+    is_plain_name,
+    signature_names,
+    verify_release,
+)
+from eir.lists.rows.delivered import DataFile, read_small
+from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn, printable
+from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, process_source
 
 SETTLED_S = 1.0
-"""Seconds after the last change of a file during which the file counts as incomplete."""
+"""Seconds after the last change of a file during which its release is neither loaded nor rejected."""
 ITEMS_MAX = 50_000
-"""Maximum number of files that one pass reads. The other files wait for a later pass."""
-AGAIN_S = 30.0
-"""Seconds between two passes while no file changes."""
-CHANGED_AGAIN_S = 10.0
-"""Seconds between two passes while files change and none of them is complete."""
-
+"""Maximum number of files that one turn reads. The other files wait for a later turn."""
+VERIFIED_MAX = 200
+"""Maximum number of deliveries that one turn verifies."""
+STRAYS_MAX = 1000
+"""Maximum number of files without a release that one turn processes and names, the oldest first."""
+NOT_MOVED_AGAIN_S = 600.0
 FOLDER_MODE, TEXT_MODE = 0o750, 0o640
 NAME_BYTES_MAX = 255
+TEXT_NAME_BYTES_MAX = 240
+"""Maximum number of bytes of a rejected file's name that are part of the name of its text file."""
 REFUSED_FILES_MAX = 1000
-"""Maximum number of files in `refused/`. The oldest files are deleted first, but no file that this pass has moved."""
+"""Maximum number of files in `refused/`. The oldest files are deleted first, but no file that this turn has moved."""
 REFUSED_BYTES_MAX = 1 << 30
 """Maximum total size of the files in `refused/`."""
 
@@ -79,26 +98,6 @@ def signed_manifests(listing: Listing) -> list[str]:
     return sorted(name for name in manifests if f"{name}.sig" in listing)
 
 
-def printable(name: str) -> str:
-    """Escape control characters, and bytes that are not valid UTF-8, in the name of a file."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    characters = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-    return "".join(characters)
-
-
-def missing_part(manifest: Manifest, listing: Listing, now: float) -> str:
-    """Return a message about the first data file of a release that is missing or incomplete; otherwise an empty text."""
-    for file in manifest.files:
-        item = listing.get(file.name)
-        if item is None:
-            return f"{file.name} is not there"
-        if item.size != file.bytes:
-            return f"{file.name} has {item.size} of {file.bytes} bytes"
-        if not is_settled(item, now):
-            return f"{file.name} was changed just now"
-    return ""
-
-
 def is_settled(item: Item, now: float) -> bool:
     """Return False if the file was changed less than SETTLED_S ago.
 
@@ -107,59 +106,235 @@ def is_settled(item: Item, now: float) -> bool:
     return not now - SETTLED_S < item.changed <= now
 
 
-class Watch:
-    """Scheduler of passes over a drop folder: compares the files with those of the last pass.
+def order_by_turn(candidates: Iterable[Candidate], killed: Collection[str]) -> list[Candidate]:
+    """Sort releases: one of each list after the other, each list by serial. Releases in `killed` follow, then unverified ones.
 
-    `patience_s` is that of inbox.PassSettings.
+    `killed`: digests of releases whose load was killed.
     """
+    ranks: Counter[tuple[bool, str | None]] = Counter()
+    places: list[tuple[Any, ...]] = []
+    for each in sorted(candidates, key=lambda each: (each.serial or 0, each.name)):
+        is_late = each.digest in killed
+        ranks[is_late, each.list] += 1
+        places.append((each.release is None, is_late, ranks[is_late, each.list], each.list or "", len(places), each))
+    return [place[-1] for place in sorted(places, key=lambda place: place[:-1])]
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._again_at = 0.0
-        self._passed_at = -float("inf")
-        self._seen: Listing = {}
-        """Files of the last pass."""
 
-    def due(self, listing: Listing, now: float) -> bool:
-        """Return True if a pass over the folder must start now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropFolderSettings:
+    """Settings of the drop folder."""
 
-        `now` is in Unix seconds, like the times of the files.
+    folder: Path
+    patience_s: float
+    """Seconds after the last change for which an incomplete release, or a file that no release names, may wait."""
+    items_max: int = ITEMS_MAX
+    """Maximum number of files that a turn reads."""
+    verified_max: int = VERIFIED_MAX
+    refused_max: tuple[int, int] = REFUSED_FILES_MAX, REFUSED_BYTES_MAX
+    """Limits of `refused/`: maximum number of files, and maximum total size in bytes."""
+
+
+async def load_delivered(drop: DropFolderSettings, settings: TurnSettings) -> Turn:
+    """Load all complete releases in the drop folder, and move processed files to its subfolders `accepted` and `refused`.
+
+    Raises:
+        EirError: if the folder or a subfolder cannot be used.
+    """
+    with open_rooms(drop.folder) as rooms:
+        source = DropFolderSource(drop, settings, rooms)
+        turn = await process_source(source, settings)
+        with suppress(OSError):
+            rooms.prune(*drop.refused_max)
+    return turn
+
+
+class DropFolderSource:
+    """Drop folder as a source: the files of one scan, and the releases that they form."""
+
+    def __init__(self, drop: DropFolderSettings, settings: TurnSettings, rooms: "Rooms") -> None:
+        self.turn = Turn()
+        self._drop, self._settings, self._rooms = drop, settings, rooms
+        self._listing: Listing = {}
+        self._scanned_at = 0.0
+        """Time of the scan, for all files. With a time of its own, a later release could count as settled before an earlier one."""
+        self._present: dict[str, Candidate] = {}
+        """Verified and unverified releases in the folder, by manifest."""
+
+    async def candidates(self) -> AsyncIterator[Candidate]:
+        """Yield the delivered releases in the order of their turns; then move old files that belong to no release."""
+        settings = self._settings
+        if not await settings.claim():
+            self.turn.end(ELSEWHERE, "", "another process or node is processing the drop folder")
+            self.turn.repeat_after(ELSEWHERE_S)
+            return
+        self._listing = await asyncio.to_thread(scan_folder, self._rooms.drop, self._drop.items_max)
+        self._scanned_at = settings.clock().timestamp()
+        names = signed_manifests(self._listing)
+        # So deliveries that wait for hours, and are verified each time, cannot hold up another one.
+        random.shuffle(names)
+        for name in names[: self._drop.verified_max]:
+            self._present[name] = await asyncio.to_thread(self._verify, name)
+        strays = self._listing.keys() - {name for each in self._present.values() for name in _file_names(each)}
+        for candidate in order_by_turn(self._present.values(), load_attempts(settings.attempts)):
+            yield candidate
+        if len(names) > self._drop.verified_max or len(self._listing) >= self._drop.items_max:
+            self.turn.repeat_after(SETTLED_S)
+        is_whole = len(names) <= self._drop.verified_max
+        if is_whole and all(candidate.release is not None for candidate in self._present.values()):
+            self._sweep(strays)  # otherwise an unverified manifest may name a file
+
+    async def fetch(self, candidate: Candidate) -> Path:
+        """Check that all data files of a release have arrived, and return the drop folder.
+
+        Raises:
+            Unfinished: `incomplete`.
         """
-        if not listing:
-            return False
-        if now >= self._again_at:
-            return True
-        since_pass_s = now - self._passed_at
-        oldest = min(item.changed for item in listing.values())
-        if since_pass_s >= AGAIN_S and oldest + self._patience_s <= now:
-            return True
-        has_signature = any(name.endswith(".sig") for name in listing)
-        groups = self._changed_groups(listing)
-        if not groups or not has_signature:
-            return False
-        return since_pass_s >= CHANGED_AGAIN_S or any(_are_settled(group, now) for group in groups)
+        if not self._has_settled(candidate):
+            self.turn.repeat_after(SETTLED_S)  # otherwise a later serial, which has settled, could be loaded before it
+            raise Unfinished("incomplete", "its files were changed just now")
+        fault = missing_part(candidate.release.manifest, self._listing) if candidate.release is not None else ""
+        if fault:
+            raise Unfinished("incomplete", fault)
+        return self._drop.folder
 
-    def _changed_groups(self, listing: Listing) -> Collection[Sequence[Item]]:
-        """Return the new and changed files in groups. A group is a manifest with its signatures, or a single other file."""
-        groups: dict[str, list[Item]] = {}
-        for name, item in listing.items():
-            if self._seen.get(name) != item:
-                stem, _, _ = name.partition(f"{MANIFEST_ENDS}.sig")
-                groups.setdefault(stem.removesuffix(MANIFEST_ENDS), []).append(item)
-        return groups.values()
+    def remaining_s(self, candidate: Candidate, *, is_patient: bool) -> float:
+        """Return the seconds until a faulty release is rejected, which begin with the last change of its files."""
+        left_s = self._left_s(_file_names(candidate))
+        if is_patient:
+            return left_s
+        return 0.0 if self._has_settled(candidate) else min(left_s, SETTLED_S)
 
-    def record_pass(self, listing: Listing, again_s: float | None, now: float) -> None:
-        """Store that a pass has processed the files of `listing`. `again_s`: time until the next pass.
+    async def done(self, candidate: Candidate, result: ReleaseResult) -> None:
+        """Move the files of a processed release to `accepted/` or `refused/`, data files first.
 
-        The next pass starts after `again_s` seconds even without a change; None: it needs a change.
+        `.sig` is moved last: while it stays, a later turn completes an interrupted move. A file with other content may belong
+        to another release that uses the same name and is still arriving.
         """
-        self._seen = listing
-        self._passed_at = now
-        self._again_at = float("inf") if again_s is None else now + again_s
+        if result.outcome == WAITING:
+            return
+        del self._present[candidate.name]
+        others = {name for other in self._present.values() for name in other.data}
+        names = []
+        for file in () if candidate.release is None else candidate.release.manifest.files:
+            if file.name not in self._listing or file.name in others:
+                continue
+            if result.outcome == ACCEPTED or await asyncio.to_thread(self._belongs_to_rejected, file):
+                names.append(file.name)
+        *further, first = candidate.signatures
+        self._move([*names, *further, candidate.name, first], candidate.name, result)
+
+    def _verify(self, name: str) -> Candidate:
+        """Verify the signatures of a manifest, and return the release with the result."""
+        first, *further = (signature for signature in signature_names(name) if signature in self._listing)
+        signatures = (*further, first)
+        fault: ReleaseRefused | OSError
+        if not is_plain_name(name):
+            fault = ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8")
+            return Candidate(name, signatures, None, fault)
+        try:
+            release = verify_release(self._drop.folder / name, self._settings.lists, now=self._settings.clock())
+            return Candidate(name, signatures, release, None)
+        except ReleaseRefused as refused:
+            cut_off = self._cut_off((name, *signatures))
+            fault = Unfinished("incomplete", f"{cut_off} is not complete") if cut_off else refused
+        except OSError as error:
+            fault = error
+        except Exception as error:  # noqa: BLE001 - a bug with one delivery must not stop the others
+            fault = refused_by(error)
+        return Candidate(name, signatures, None, fault)
+
+    def _cut_off(self, names: Iterable[str]) -> str:
+        """Return the first file that has changed since the scan, or ends in the middle; otherwise an empty text. `names`: manifest, signatures."""
+        end, bytes_max = b"}", MANIFEST_BYTES_MAX
+        for name in names:
+            with suppress(ReleaseRefused, FileNotFoundError):
+                status = os.stat(name, dir_fd=self._rooms.drop, follow_symlinks=False)
+                is_changed = status.st_ctime != self._listing[name].changed
+                if is_changed or not read_small(name, self._rooms.drop, bytes_max).rstrip().endswith(end):
+                    return printable(name)
+            end, bytes_max = b"-----END SSH SIGNATURE-----", SIGNATURE_BYTES_MAX
+        return ""
+
+    def _has_settled(self, candidate: Candidate) -> bool:
+        items = [self._listing[name] for name in _file_names(candidate) if name in self._listing]
+        return all(is_settled(item, self._scanned_at) for item in items)
+
+    def _left_s(self, names: Iterable[str]) -> float:
+        """Return the seconds until unchanged files are rejected."""
+        patience_s = self._drop.patience_s
+        if not self._settings.believed:
+            return patience_s
+        changed = max((self._listing[name].changed for name in names if name in self._listing), default=0.0)
+        return changed + patience_s - self._settings.clock().timestamp()
+
+    def _belongs_to_rejected(self, file: FileEntry) -> bool:
+        """Return True if a data file must be moved with a rejected manifest: it matches the manifest, or has waited for long."""
+        if self._left_s((file.name,)) <= 0:
+            return True
+        with suppress(ReleaseRefused, OSError), DataFile(file.name, self._rooms.drop) as data:
+            return data.size == file.bytes and data.sha256() == file.sha256
+        return False
+
+    def _move(self, names: Sequence[str], subject: str, result: ReleaseResult) -> None:
+        """Move files to the folder of the outcome, and for a rejection write a text file there.
+
+        `subject`: name of the manifest or of the single file, from which the text file gets its name.
+        """
+        text_name = f"{os.fsdecode(os.fsencode(subject)[:TEXT_NAME_BYTES_MAX])}.txt"
+        try:
+            places = self._rooms.places([*names, text_name], result.outcome)
+            text_place = places.pop(text_name)
+            text = None
+            if result.outcome == REFUSED:
+                text = (text_place, _refusal_text(result, places.values(), self._settings.clock()))
+            self._rooms.move_files(places, result.outcome, text)
+        except OSError as error:
+            moved = replace(result, detail=f"{result.detail}; it could not be moved: {error.strerror}")
+            self.turn.results[-1] = moved
+            self.turn.repeat_after(NOT_MOVED_AGAIN_S)
+
+    def _sweep(self, strays: Iterable[str]) -> None:
+        """Move files that belong to no release to `refused/`, after they have waited in the drop folder for `patience_s`."""
+        detail = "no signed release named it; a release is NAME.manifest.json, its .sig, and the data files that the manifest names"
+        oldest = sorted(strays, key=lambda name: (self._listing[name].changed, name))
+        for name in oldest[:STRAYS_MAX]:
+            left_s = self._left_s((name,))
+            label = printable(name)
+            if left_s > 0:
+                self.turn.repeat_after(left_s)
+                self.turn.strays.append(label)
+            else:
+                self.turn.results.append(ReleaseResult(manifest=label, outcome=REFUSED, reason="stray", detail=detail))
+                self._move([name], name, self.turn.results[-1])
+                if len(oldest) > STRAYS_MAX:
+                    self.turn.repeat_after(SETTLED_S)
 
 
-def _are_settled(items: Iterable[Item], now: float) -> bool:
-    return all(is_settled(item, now) for item in items)
+def missing_part(manifest: Manifest, listing: Listing) -> str:
+    """Return a message about the first data file of a release that is missing or incomplete; otherwise an empty text."""
+    for file in manifest.files:
+        item = listing.get(file.name)
+        if item is None:
+            return f"{file.name} is missing"
+        if item.size != file.bytes:
+            return f"{file.name} has {item.size} of {file.bytes} bytes"
+    return ""
+
+
+def _file_names(candidate: Candidate) -> tuple[str, ...]:
+    return (candidate.name, *candidate.signatures, *candidate.data)
+
+
+def _refusal_text(result: ReleaseResult, places: Iterable[str], now: datetime) -> str:
+    files = ", ".join(map(printable, places))
+    return f"""{result.manifest} was refused at {utc_text(now)}.
+Reason: {result.reason}
+{result.detail}
+List: {result.list or "unknown"}; serial: {result.serial or "unknown"}
+Files: {files}
+
+The list in force is untouched. Deliver a corrected release, or put these files back to have them tried again.
+"""
 
 
 @dataclass(frozen=True, slots=True)

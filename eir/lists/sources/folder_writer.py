@@ -33,7 +33,7 @@ from eir.lists.releases.publish import Published, ReleaseContent, ReleaseSpec, p
 from eir.lists.releases.release import ENTRIES, VerifiedRelease, parse_manifest, signature_names
 from eir.lists.rows.delivered import Progress
 from eir.lists.rows.listed_rows import DataRows
-from eir.lists.sources.folder import (
+from eir.lists.sources.folder_index import (
     AHEAD_MAX,
     INDEX,
     FolderIndex,
@@ -114,7 +114,7 @@ def publish_into(
                 index = replace(index, releases=sort_offers([*index.releases, full]))
         index = trim_index(index, spec.issued - keep)
         _replace_index(folder, before, index, sign_document(encode_index(index), spec.keys[0]))
-    manifest = folder / offer.folder / offer.manifest
+    manifest = folder / offer.name
     return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
 
 
@@ -165,13 +165,13 @@ def _earlier_manifests(folder: Path, index: FolderIndex | None, base: int | None
     """Return the manifests on which a new delta builds: the newest full release, then its deltas. Empty for a new full release."""
     if index is None or base is None:
         return []
-    return [folder / offer.folder / offer.manifest for offer in releases_to_load(index, None, 0)]
+    return [folder / offer.name for offer in releases_to_load(index, None, 0)]
 
 
-def _next_index(before: FolderIndex | None, offer: Offer, list_name: str, kind: str, written: datetime) -> FolderIndex:
+def _next_index(before: FolderIndex | None, offer: Offer, list_name: str, kind: str, issued: datetime) -> FolderIndex:
     """Return the index after a further release was added."""
     offers = () if before is None else before.releases
-    return FolderIndex(list=list_name, holds=kind, written=written, releases=sort_offers([*offers, offer]))
+    return FolderIndex(list=list_name, holds=kind, issued=issued, releases=sort_offers([*offers, offer]))
 
 
 def _deltas_after_full(index: FolderIndex) -> list[Offer]:
@@ -268,11 +268,11 @@ def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[
     Nodes reject an index that is older than the last one. If the last index is later by more than AHEAD_MAX, the present
     time is returned with a warning.
     """
-    if before is None or now >= before.written:
+    if before is None or now >= before.issued:
         return now
-    if before.written <= now + AHEAD_MAX:
-        return before.written
-    late = f"it is {utc_text(now)} here, and {INDEX} was written {utc_text(before.written)}"
+    if before.issued <= now + AHEAD_MAX:
+        return before.issued
+    late = f"it is {utc_text(now)} here, and {INDEX} was issued {utc_text(before.issued)}"
     warn(f"{late}: who has seen that takes no older one; is the clock of this host right?")
     return now
 
@@ -283,7 +283,7 @@ def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends:
     This is the case if there are at least DELTAS_MAX deltas, if one of them was issued before `until`, or if the full
     release expires before `ends`. A new node cannot load an expired release.
     """
-    manifest = folder / index.full.folder / index.full.manifest
+    manifest = folder / index.full.name
     if parse_manifest(manifest.read_bytes()).expires < ends:
         return True
     deltas = _deltas_after_full(index)
@@ -350,7 +350,7 @@ class Contents:
         if loaded.head.content != content.head.content:
             fault = "the full release that the deltas were folded into is not the same list; report this"
             raise ReleaseRefused("fault", fault)
-        return replace(_offer(manifest, content.head), folder=staged.name)
+        return _offer(manifest, content.head)
 
 
 def _offer(manifest: Path, head: Head) -> Offer:
@@ -359,8 +359,8 @@ def _offer(manifest: Path, head: Head) -> Offer:
     release = parse_manifest(content)
     signatures = [hashlib.sha256(signature).hexdigest() for signature in _signatures_of(manifest)]
     return Offer(
-        serial=release.serial, kind=release.kind, base=release.base, folder=str(release.serial), manifest=manifest.name, signatures=tuple(signatures),
-        sha256=hashlib.sha256(content).hexdigest(), issued=utc_text(release.issued), content=head.content,
+        name=f"{manifest.parent.name}/{manifest.name}", serial=release.serial, kind=release.kind, base=release.base,
+        size=len(content), sha256=hashlib.sha256(content).hexdigest(), signatures=tuple(signatures), issued=utc_text(release.issued), content=head.content,
     )  # fmt: skip
 
 

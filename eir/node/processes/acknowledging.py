@@ -1,79 +1,96 @@
-"""Acknowledgements: reports to a list's source about the release that all workers have in force.
+"""Acknowledgements: reports to the lists' sources about the releases that all workers have in force.
 
-The node sends them to each source with `acknowledge`. An acknowledgement has the release, and the time at which the release came
-into force. Each acknowledgement is signed and uploaded in its own process.
+The node sends them to each source with `acknowledge`. An acknowledgement has the release of each list, and the time at which it came
+into force.
 """
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from eir.config import Config
+from eir.curl import Unreached
 from eir.errors import EirError, Report, detail_of
 from eir.lists.log.change import Head, utc_text
 from eir.lists.record.in_force import InForce, load_in_force, save_in_force
-from eir.lists.sources.acknowledge import ACKNOWLEDGED, Acknowledgement, Rejection, load_key, sign_acknowledgement
-from eir.lists.sources.pull_http import SourceClient, Unreached
+from eir.lists.record.settings import SourceSettings
+from eir.lists.sources.acknowledgement import (
+    ACKNOWLEDGED,
+    Acknowledgement,
+    ListStatement,
+    Rejection,
+    load_key,
+    sign_acknowledgement,
+)
+from eir.lists.sources.source_client import SourceClient
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
-from eir.node.processes.apart import run_apart
-from eir.node.processes.channel import Channel
 from eir.node.processes.jobs import Jobs
-from eir.node.processes.pulling import backoff_s
-from eir.node.processes.starter import Start
-from eir.node.processes.state_folder import as_owner_of
 from eir.schema import DETAILS
 
-ACKNOWLEDGE_PROCESS = "acknowledge"
 POST_S = 60.0
+AGAIN_S = 2.0
+"""Seconds before a failed pull or acknowledgement is repeated. The pause doubles with each failure, up to a limit of the caller."""
 REPEAT_S = 86400.0
 """Seconds after which an acknowledgement is sent again even if it is unchanged."""
 RETRY_MAX_S = 300.0
 """Maximum seconds before an acknowledgement is repeated that the source did not accept."""
 
 
-def send_acknowledgement(config: Config, acknowledgement: Acknowledgement) -> None:
-    """Sign an acknowledgement and upload it to the list's source.
+def signed_statements(config: Config, lists: Mapping[str, ListStatement]) -> tuple[str, bytes]:
+    """Return file name and content of the signed acknowledgement of these lists.
 
     Raises:
-        EirError: if the source does not accept it (Unreached), or the list has no source.
+        EirError: if the key cannot be created or used.
         OSError: if the key cannot be read.
     """
-    source = config.lists[acknowledgement.list].source
-    if source is None:
-        name = acknowledgement.list
-        raise EirError(f"list {name} has no source (lists.{name}.source)")
-    with as_owner_of(config.state):
-        key = load_key(config.state)
-        content = sign_acknowledgement(acknowledgement, key)
-    client = SourceClient(source, time.monotonic() + POST_S)
-    client.upload(f"{ACKNOWLEDGED}/{acknowledgement.name}", content)
+    acknowledgement = Acknowledgement(node=config.identity.host, made=utc_text(datetime.now(UTC)), lists=lists)
+    return acknowledgement.name, sign_acknowledgement(acknowledgement, load_key(config.state))
 
 
-async def _send_in_process(config: Config, acknowledgement: Acknowledgement, _: Channel) -> None:
-    await asyncio.to_thread(send_acknowledgement, config, acknowledgement)
+async def send_statements(config: Config, source: SourceSettings, lists: Mapping[str, ListStatement]) -> None:
+    """Sign an acknowledgement of these lists, and upload it to a source.
+
+    Raises:
+        EirError: if the source does not accept it (Unreached).
+        OSError: if the key cannot be read.
+    """
+    name, content = await asyncio.to_thread(signed_statements, config, lists)
+    await SourceClient(source, time.monotonic() + POST_S).upload(f"{ACKNOWLEDGED}/{name}", content)
 
 
-class _Content(NamedTuple):
-    """Content of an acknowledgement to a list's source. If the content changes, a new acknowledgement is sent."""
+def statements_for(
+    config: Config, source: SourceSettings, statements: Mapping[str, ListStatement]
+) -> dict[str, ListStatement]:
+    """Return those statements that a source may know: of lists with a source on the same server."""
+    server = urlsplit(source.url).netloc
+    sources = {name: settings.source for name, settings in config.lists.items() if settings.source is not None}
+    return {
+        name: each for name, each in statements.items() if name in sources and urlsplit(sources[name].url).netloc == server
+    }  # fmt: skip
 
-    serial: int
-    content: str
-    since: str
-    rejected: Rejection | None
+
+def backoff_s(failures: int, most_s: float) -> float:
+    """Return the pause in seconds after this number of consecutive failures, at most `most_s`.
+
+    Up to a half of the pause is random, so that nodes do not retry at the same time.
+    """
+    pause_s = min(most_s, AGAIN_S * 2.0 ** min(failures - 1, 20))
+    random_part = random.random() / 2  # noqa: S311 - spread
+    return pause_s * (1 - random_part)
 
 
 class Acknowledging:
     """Sender of acknowledgements. It detects releases that all workers have in force, and rejected releases."""
 
-    def __init__(self, config: Callable[[], Config], start: Start, jobs: Jobs, *, report: Report) -> None:
+    def __init__(self, config: Callable[[], Config], jobs: Jobs, *, report: Report) -> None:
         """Create the sender of acknowledgements. `config`: function that returns the settings in force."""
         self._config = config
-        self._start = start
         self._jobs = jobs
         self._report = report
         self._in_force = load_in_force(config().state)
@@ -84,8 +101,8 @@ class Acknowledging:
         self.older: Mapping[str, tuple[int, int]] = {}
         """Highest serial in the store, and highest serial that this node has accepted, for each list for which the store has the lower one."""
         self._rejected: dict[str, Rejection] = {}
-        self._given: dict[str, tuple[_Content, float]] = {}
-        """Content of the last accepted acknowledgement, and its time (time.monotonic), by list."""
+        self._given: dict[str, tuple[Mapping[str, ListStatement], float]] = {}
+        """Statements of the last accepted acknowledgement, and its time (time.monotonic), by list of the source."""
         self._next: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -109,11 +126,14 @@ class Acknowledging:
         for name in {*before_rejected, *self._rejected}:
             if before_rejected.get(name) != self._rejected.get(name):
                 self._next.pop(name, None)
-        for name in dict.fromkeys((*reports[0].lists, *self._rejected)):
-            content = self._content(name, name in reports[0].lists)
-            if content is not None and self._is_due(name, content):
-                self._in_progress.add(name)
-                self._jobs.spawn(self._acknowledge(name, content))
+        statements = self._statements(reports[0].lists)
+        for name in statements:
+            source = settings[name].source if name in settings else None
+            if source is not None and source.acknowledge:
+                lists = statements_for(self._config(), source, statements)
+                if self._is_due(name, lists):
+                    self._in_progress.add(name)
+                    self._jobs.spawn(self._acknowledge(name, source, lists))
 
     def note(self, reports: Sequence[WorkerReport]) -> None:
         """Find the version of each list that all workers have in force, and save changed versions on disk.
@@ -146,15 +166,19 @@ class Acknowledging:
                 self._in_force = save_in_force(self._config().state, self._in_force, {})
                 self._is_saved = True
 
-    def _content(self, name: str, has_list: bool) -> "_Content | None":
-        """Return the content of the acknowledgement for a list, or None if there is nothing to acknowledge."""
-        rejected = self._rejected.get(name)
-        in_force = self._in_force.get(name)
-        if not has_list and rejected is not None:  # the list was in force neither at the rejection nor since then
-            return _Content(0, Head().content, rejected.at, rejected)
-        if in_force is None or not in_force.since:
-            return None
-        return _Content(in_force.serial, in_force.content, in_force.since, rejected)
+    def _statements(self, heads: Mapping[str, Head]) -> dict[str, ListStatement]:
+        """Return the statements about all lists that are in force or rejected. `heads`: lists in force."""
+        statements = {}
+        for name in dict.fromkeys((*heads, *self._rejected)):
+            rejected, in_force, head = self._rejected.get(name), self._in_force.get(name), heads.get(name)
+            if head is None and rejected is not None:  # the list was in force neither at the rejection nor since then
+                empty = Head()
+                statements[name] = ListStatement(0, None, empty.content, rejected.at, rejected)
+            elif in_force is not None and in_force.since:
+                is_same = head is not None and in_force[:2] == (head.serial, head.content)
+                release = head.release or None if is_same and head is not None else None
+                statements[name] = ListStatement(in_force.serial, release, in_force.content, in_force.since, rejected)
+        return statements
 
     def since(self, states: Mapping[str, Head]) -> dict[str, str]:
         """Return the time from which each list version has been in force, by list name. `states`: list versions by name."""
@@ -176,27 +200,18 @@ class Acknowledging:
             DETAILS: metrics.details("EirStoreLostData", lost),
         }
 
-    def _is_due(self, name: str, content: "_Content") -> bool:
-        settings = self._config().lists.get(name)
+    def _is_due(self, name: str, lists: Mapping[str, ListStatement]) -> bool:
         now = time.monotonic()
-        if settings is None or settings.source is None or not settings.source.acknowledge:
-            return False
         if name in self._in_progress or now < self._next.get(name, 0.0):
             return False
         last, given_at = self._given.get(name, (None, 0.0))
-        return last != content or now - given_at > REPEAT_S
+        return last != lists or now - given_at > REPEAT_S
 
-    async def _acknowledge(self, name: str, content: "_Content") -> None:
-        serial = content.serial
-        config = self._config()
-        now = utc_text(datetime.now(UTC))
-        acknowledgement = Acknowledgement(node=config.identity.host, list=name, made=now, **content._asdict())
+    async def _acknowledge(self, name: str, source: SourceSettings, lists: Mapping[str, ListStatement]) -> None:
+        serial = lists[name].serial
         try:
-            async with asyncio.timeout(2 * POST_S):
-                await run_apart(
-                    self._start, ACKNOWLEDGE_PROCESS, _send_in_process, config, acknowledgement, report=self._report
-                )
-        except (EirError, OSError, TimeoutError) as e:
+            await send_statements(self._config(), source, lists)
+        except (EirError, OSError) as e:
             reason = e.reason if isinstance(e, Unreached) else "process"
             self._counts[name, "not_given"] += 1
             self._failures[name] += 1
@@ -208,7 +223,7 @@ class Acknowledging:
             return
         finally:
             self._in_progress.discard(name)
-        self._given[name] = content, time.monotonic()
+        self._given[name] = lists, time.monotonic()
         self._failures[name] = 0
         self._counts[name, "given"] += 1
         self._report("acknowledgement_given", list=name, serial=serial)

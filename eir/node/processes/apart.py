@@ -1,219 +1,215 @@
-"""Tasks in a process of their own, such as loads, so that a fault caused by a release ends only this process.
+"""Work in a process of its own, such as a load, so that a fault caused by a release ends only this process.
 
-The process runs one task, sends the outcome to its caller, and ends. It also ends with its caller. A load has a limit of memory
-and of time. If the host's memory runs out, the kernel kills a load before any other process.
+The process gets its work by standard input, and prints lines of JSON: calls of its caller's functions, then the result. It ends when its
+caller closes standard input, or has ended. A load has a limit of memory and of time. If the host's memory runs out, the
+kernel kills a load before any other process.
 """
 
 import asyncio
+import json
 import os
+import pickle
 import resource
 import select
 import signal
-import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
-from eir.errors import EirError, ReleaseRefused, Report, refused_by, silent
-from eir.lists.rows.delivered import Progress
-from eir.lists.sources.inbox import CRASH, KILLED
-from eir.node.observe.log import call_failed
-from eir.node.processes.channel import Channel, ChannelMessage, Handlers, parts_of
-from eir.node.processes.starter import Process, Start
+from eir.errors import EirError, detail_of
+from eir.node.processes import deliver
+from eir.node.processes.starter import set_process_name
+from eir.node.processes.state_folder import as_owner_of
 
+Emit: TypeAlias = Callable[..., None]
+"""Function that calls a function of the caller: its name, then arguments that are JSON."""
 Work: TypeAlias = Callable[..., Awaitable[Any]]
-"""Function that such a process runs. Its last argument is the channel to the caller."""
+"""Function that such a process runs, whose result is JSON. Its last argument is an Emit."""
 
 LOAD_S_MAX = 900
-"""Maximum duration of a load in seconds; 100 million rows take 10 s on an idle machine."""
+"""Maximum duration of work with a limit of memory in seconds; a load of 100 million rows takes 10 s on an idle machine."""
 OOM_SCORE = 1000
 """Value of /proc/PID/oom_score_adj for a load, so that the kernel kills it before any other process (proc(5))."""
-END_S = 5.0
-"""Seconds after which the process is killed if it does not end after its channel was closed."""
-PROGRESS, OUTCOME = "progress", "outcome"
-LOAD_PROCESS = "load"
-"""Name of the process of a load in `ps` and `top`."""
-
-
-class Outcome(NamedTuple):
-    """Outcome of a task in a process of its own: result, or exception in the form of class, arguments and attributes."""
-
-    kind: type[BaseException] | None
-    value: Any
-    attributes: dict[str, Any]
-
-    def result(self) -> Any:
-        """Return the result of the finished task, or raise the task's exception."""
-        if self.kind is None:
-            return self.value
-        error = self.kind.__new__(self.kind, *self.value)
-        for name, attribute in self.attributes.items():
-            setattr(error, name, attribute)
-        raise error
+END_S, LOAD_END_S = 5.0, 2.0
+"""Seconds after which the process is killed if it does not end after its standard input was closed; the second value for work with a limit of memory."""
+GROWN_BYTES_MAX = 256 << 20
+"""Memory that a process may keep after a work; a process that has more ends, and the next work gets a new one."""
+LINE_BYTES_MAX = 1 << 26
+RESULT, ERROR = "result", "error"
 
 
 class NoOutcome(EirError):
-    """Error: a process ended without sending an outcome."""
+    """Error: a process ended without a result."""
 
-    def __init__(self, status: int | None) -> None:
-        is_signal = status is not None and status < 0
-        end = f"signal {-(status or 0)}" if is_signal else f"status {status}"
-        super().__init__(f"it ended with {end}")
+    def __init__(self, status: int) -> None:
+        super().__init__(f"it ended with {f'signal {-status}' if status < 0 else f'status {status}'}")
         self.status = status
 
 
-def progress_over(channel: Channel) -> Progress:
-    """Return a function that sends the progress of a task over the channel to the process that requested the task."""
-    return lambda *done: channel.notify(PROGRESS, *done)
+class WorkProcess:
+    """Process that does one work after the other. It is started for the first work, and again for the next work after it has ended.
 
-
-async def outcome_of(work: Awaitable[Any]) -> Outcome:
-    """Await the work, and return its result or exception as an Outcome.
-
-    An exception other than EirError and OSError becomes a ReleaseRefused.
+    Args:
+        name: name of the process in `ps` and `top`, after `eir-`.
+        owned: folder for as_owner_of.
+        memory_max: maximum bytes of a work in addition to the program; with this limit a work also ends after LOAD_S_MAX.
+        nice: nice value.
     """
-    try:
-        return Outcome(None, await work, {})
-    except (EirError, OSError) as error:
-        return Outcome(type(error), error.args, vars(error))
-    except MemoryError:
-        raise
-    except Exception as fault:  # noqa: BLE001 - the outermost frame of such a process
-        refused = refused_by(fault)
-        return Outcome(type(refused), refused.args, vars(refused))
+
+    def __init__(self, name: str, *, owned: Path, memory_max: int | None = None, nice: int = 0) -> None:
+        self._settings = name, owned, memory_max, nice
+        self._end_s = END_S if memory_max is None else LOAD_END_S
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(
+        self, work: Work, *arguments: Any, handlers: Mapping[str, Callable[..., object]] | None = None
+    ) -> Any:
+        """Run `work` with these arguments in the process, and return its result.
+
+        Args:
+            work: function of a module; it and its arguments must be picklable.
+            arguments: arguments of the work.
+            handlers: functions that the work may call, by name.
+
+        Raises:
+            NoOutcome: if the process ends without a result.
+            EirError: if the work raises an EirError or an OSError.
+        """
+        try:
+            return await self._run(pickle.dumps((work, arguments)), handlers or {})
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _run(self, job: bytes, handlers: Mapping[str, Callable[..., object]]) -> Any:
+        if self._process is None:
+            command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE_BYTES_MAX
+            )
+            job = pickle.dumps(self._settings) + job
+        process = self._process
+        assert process.stdin is not None  # noqa: S101 - for mypy
+        assert process.stdout is not None  # noqa: S101 - as above
+        process.stdin.write(job)
+        while line := await process.stdout.readline():
+            called, *values = json.loads(line)
+            if called == ERROR:
+                raise EirError(*values)
+            if called == RESULT:
+                result, is_large = values
+                if is_large:
+                    await self.close()
+                return result
+            handlers[called](*values)
+        raise NoOutcome(await process.wait())
+
+    async def close(self) -> None:
+        """End the process: close its standard input, and kill the process if it does not end in time."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        assert process.stdin is not None  # noqa: S101 - for mypy
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(self._end_s):
+                await process.communicate()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
 
 
 async def run_apart(
-    start: Start,
-    name: str,
-    work: Work,
-    *arguments: Any,
-    memory_max: int | None = None,
-    nice: int = 0,
-    handlers: Handlers | None = None,
-    report: Report = silent,
-) -> Any:
-    """Run `work` with these arguments in a new process, and return its result.
-
-    The work and its arguments must be picklable. `memory_max`: maximum bytes of the work in addition to the program; with this
-    limit the work also ends after LOAD_S_MAX. `nice`: nice value. `handlers`: functions that the work may call.
-
-    Raises:
-        NoOutcome: if the process ends without an outcome.
-        Exception: the exception of the work.
-    """
-    process = await start(name, _run_task, work, arguments, memory_max, nice)
-    outcomes: list[Outcome] = []
-    all_handlers = {OUTCOME: outcomes.append, **(handlers or {})}
+    name: str, work: Work, *arguments: Any, owned: Path, nice: int = 0,
+    handlers: Mapping[str, Callable[..., object]] | None = None,
+) -> Any:  # fmt: skip
+    """Run one work in a process of its own, as WorkProcess does, and return its result."""
+    process = WorkProcess(name, owned=owned, nice=nice)
     try:
-        await process.channel.serve(all_handlers, failed=call_failed(report))
-        status = await process.ended()
+        return await process.run(work, *arguments, handlers=handlers)
     finally:
-        process.channel.close()
-        await _end(process)
-    if not outcomes:
-        raise NoOutcome(status)
-    return outcomes[0].result()
-
-
-async def load_apart(
-    start: Start, work: Work, *arguments: Any, memory_max: int, nice: int = 0, progress: Progress | None = None
-) -> Any:
-    """Load a release in a new process, as `run_apart` does, within limits of memory and time.
-
-    Raises:
-        ReleaseRefused: `memory` above memory_max, `time` above LOAD_S_MAX, `fault` for an exception other than EirError and
-            OSError, `killed` after SIGKILL, `crash` after another end.
-    """
-    handlers = {PROGRESS: progress or (lambda *_: None)}
-    try:
-        return await run_apart(
-            start, LOAD_PROCESS, work, *arguments, memory_max=memory_max, nice=nice, handlers=handlers
-        )
-    except NoOutcome as fault:
-        raise _refusal_after(fault, memory_max) from None
-
-
-def _refusal_after(fault: NoOutcome, memory_max: int) -> ReleaseRefused:
-    """Return the rejection of a release whose load ended without an outcome, with the probable reason."""
-    if fault.status == -signal.SIGKILL:
-        detail = "the process of the load was killed, probably because the host lacked memory (journalctl -k)"
-        return ReleaseRefused(KILLED, detail)
-    if fault.status == -signal.SIGALRM:
-        detail = f"its load took more than {LOAD_S_MAX} s: split the release into a full one and deltas"
-        return ReleaseRefused("time", detail)
-    detail = f"the process of the load: {fault}; limits.load_memory ({memory_max} bytes) is probably too low"
-    return ReleaseRefused(CRASH, detail)
-
-
-async def _end(process: Process) -> None:
-    """Wait for the end of a process whose channel is closed already, and kill the process after END_S."""
-    try:
-        async with asyncio.timeout(END_S):
-            await process.ended()
-    except TimeoutError:
-        process.kill()
-        await process.ended()
+        await process.close()
 
 
 # In such a process
 
 
-def _run_task(end: socket.socket, work: Work, arguments: tuple[Any, ...], memory_max: int | None, nice: int) -> int:
-    """Run a task in this new process, and send its outcome to the caller."""
+def main() -> NoReturn:
+    """Do the works that standard input has, until it ends."""
+    lines = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
+    os.dup2(2, 1)  # what a library prints is no line of this protocol
+    for number in (signal.SIGHUP, signal.SIGINT):  # the caller handles those of a terminal
+        signal.signal(number, signal.SIG_IGN)
+    deliver()
+
+    def emit(called: str, *values: Any) -> None:
+        lines.write(f"{json.dumps([called, *values])}\n")
+
+    name, owned, memory_max, nice = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the caller
+    set_process_name(name)
     with suppress(OSError):  # a filter of system calls may forbid it
-        present = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, max(nice, present))
-    if memory_max is not None:
-        # The work may block the loop, so another thread watches the channel.
-        threading.Thread(target=_end_with_caller, args=(end.fileno(),), daemon=True).start()
-        _confine(memory_max)
-    try:
-        outcome = asyncio.run(_run_work(end.dup(), work, arguments))
-    except MemoryError:
-        detail = f"its load takes more memory than limits.load_memory allows ({memory_max} bytes): raise that, or split the release"
-        refused = ReleaseRefused("memory", detail)
-        outcome = Outcome(type(refused), refused.args, vars(refused))
-    end.setblocking(True)
-    with suppress(ConnectionError):
-        for part in parts_of(ChannelMessage(OUTCOME, (outcome,), None)):
-            end.send(part)
-    return 0
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    status, present = 0, _data_bytes()
+    with as_owner_of(owned), suppress(EOFError):
+        while not status:
+            work, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the caller
+            if memory_max is not None:
+                _confine(memory_max)
+            try:
+                result = asyncio.run(_run(work, (*arguments, emit), at_once=memory_max is not None))
+                emit(RESULT, result, _data_bytes() > present + GROWN_BYTES_MAX)
+            except (EirError, OSError) as error:
+                emit(ERROR, str(error))
+            except asyncio.CancelledError:
+                status = 1
+            except Exception as fault:  # noqa: BLE001 - outermost frame of the process; a traceback might show an identifier
+                emit(ERROR, detail_of(fault))
+            signal.alarm(0)
+    os._exit(status)
 
 
-async def _run_work(end: socket.socket, work: Work, arguments: tuple[Any, ...]) -> Outcome:
-    channel = Channel(end)
-    serving = asyncio.create_task(channel.serve({}, failed=lambda *_: None))
-    working = asyncio.create_task(outcome_of(work(*arguments, channel)))
-    await asyncio.wait((serving, working), return_when=asyncio.FIRST_COMPLETED)
-    if not working.done():  # the caller has closed the channel
-        working.cancel()
-        await asyncio.wait((working,))
-        os._exit(1)
-    serving.cancel()
-    return working.result()
+async def _run(work: Work, arguments: tuple[Any, ...], *, at_once: bool) -> Any:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work(*arguments))
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    threading.Thread(target=_end_with_caller, args=(loop, task, at_once), daemon=True).start()
+    return await task
 
 
-def _end_with_caller(descriptor: int) -> None:
-    """End this process at once when the caller closes the channel. A store tolerates the end of a load at any point."""
+def _end_with_caller(loop: asyncio.AbstractEventLoop, task: asyncio.Future[Any], at_once: bool) -> None:
+    """Cancel the work when the caller closes standard input, and end this process.
+
+    `at_once`: end without waiting for the work, which may block the loop. A store tolerates the end of a load at any point.
+    """
     watch = select.poll()
-    watch.register(descriptor, 0)
+    watch.register(sys.stdin.fileno(), 0)
     watch.poll()
+    if not at_once:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(task.cancel)
+        time.sleep(END_S)
     os._exit(1)
 
 
 def _confine(memory_max: int) -> None:
-    """Limit memory and duration of this process; if the host runs out of memory, the kernel kills this process first."""
+    """Limit memory and duration of a work; if the host runs out of memory, the kernel kills this process first."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_S_MAX)
-    page_counts = Path("/proc/self/statm").read_text().split()
-    present = int(page_counts[5]) * resource.getpagesize()  # data and stack: proc(5)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = present + memory_max
+    limit = _data_bytes() + memory_max
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     with suppress(OSError):  # /proc may be read-only
         Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}\n")
+
+
+def _data_bytes() -> int:
+    """Return the size of this process's data and stack (proc(5))."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()

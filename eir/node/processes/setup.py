@@ -15,6 +15,7 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from eir.config import Config, load_config
+from eir.curl import check_version
 from eir.disk import WatchedFile
 from eir.errors import ConfigError, EirError, Report, SetupFault
 from eir.interfaces import INTERFACES
@@ -38,8 +39,11 @@ def prepare(config: Config) -> None:
     """Prepare the resources that all processes share: modules, open files, state folder and store.
 
     Raises:
-        SetupFault: if the store cannot be used.
+        SetupFault: if the store cannot be used, or a required program is missing.
     """
+    has_webhook = config.sightings is not None and config.sightings.webhook is not None
+    if has_webhook or any(settings.source for settings in config.lists.values()):
+        check_version()
     log = Log(time.monotonic, level=config.log_level, in_background=False)
     report_warnings(config, log.report)
     allow_open_files(config, log.report)

@@ -1,54 +1,146 @@
-"""Sources of lists in the supervisor: drop folder, pulls, and acknowledgements of releases."""
+"""Sources of lists in the supervisor: turns of the drop folder and of the lists' sources, and acknowledgements.
 
+Each turn is a process of its own (eir.node.processes.loading). This part schedules the turns, and stores, logs and counts their results.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from eir.config import Config
-from eir.errors import Report
-from eir.lists.log.change import Head
-from eir.lists.sources.inbox import Record
+from eir.errors import EirError, Report, detail_of
+from eir.lists.log.change import Head, utc_text
+from eir.lists.log.journal import ACCEPTED, REFUSED, JournalEvent
+from eir.lists.record.settings import SourceSettings
+from eir.lists.sources.acknowledgement import Rejection
+from eir.lists.sources.drop_folder import Listing, is_settled, scan_folder
+from eir.lists.sources.publisher_folder import PULL_S
+from eir.lists.sources.release_result import (
+    ELSEWHERE,
+    LOADED,
+    UNCHANGED,
+    UNREACHED,
+    WAITING,
+    ReleaseResult,
+    Turn,
+    result_of,
+    turn_of,
+)
 from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport
-from eir.node.processes.acknowledging import Acknowledging
-from eir.node.processes.drop_folder import POLL_S, DropFolder
+from eir.node.processes.acknowledging import Acknowledging, backoff_s
+from eir.node.processes.apart import Emit, run_apart
 from eir.node.processes.jobs import Jobs
-from eir.node.processes.loading import Loads
-from eir.node.processes.pulling import Pulling
-from eir.node.processes.starter import Start
+from eir.node.processes.loading import NICE, node_user, process_once
+
+POLL_S = 1.0
+"""Seconds between two looks at the drop folder."""
+FAILED_MAX_S = 600.0
+"""Maximum seconds before another turn of the drop folder after a failure."""
+END_S = 30.0
+"""Seconds after PULL_S at which the process of a pull is killed."""
+BESIDE_S = 5.0
+"""Seconds before another pull if another node was pulling the list."""
+SPREAD = 0.1
+"""Random part of the pause, so that nodes do not pull at the same time."""
+RESULT = "release"
+INBOX_PROCESS, PULL_PROCESS = "inbox", "pull"
+"""Names of the processes of turns in `ps` and `top`."""
+
+
+async def _turn_apart(config: Config, name: str | None, who: str, emit: Emit) -> dict[str, Any]:
+    """Take one turn in a process of a running node; return its result as JSON."""
+    turn = await process_once(config, name, who, emit=lambda result: emit(RESULT, asdict(result)))
+    return asdict(turn)
+
+
+class Watch:
+    """Schedule of the turns of the drop folder: compares its files with those of the last turn."""
+
+    def __init__(self) -> None:
+        self._again_at = 0.0
+        self._seen: Listing = {}
+        """Files that had settled at the last turn."""
+
+    def is_due(self, listing: Listing, now: float) -> bool:
+        """Return True if a turn must start now: a new or changed file has settled, or the last turn wants another one.
+
+        `now` is in Unix seconds, like the times of the files.
+        """
+        if now >= self._again_at:
+            return bool(listing)
+        return any(is_settled(item, now) for name, item in listing.items() if self._seen.get(name) != item)
+
+    def note(self, listing: Listing, again_s: float | None, now: float) -> None:
+        """Store that a turn has processed the files of `listing` at the time `now`. `again_s`: time until the next turn; None: it needs a change."""
+        self._seen = {name: item for name, item in listing.items() if is_settled(item, now)}
+        self._again_at = float("inf") if again_s is None else now + again_s
 
 
 class Sources:
-    """Drop folder, pulls and acknowledgements of a node."""
+    """Drop folder, sources of lists and acknowledgements of a node."""
 
     def __init__(
-        self, config: Callable[[], Config], start: Start, jobs: Jobs, record: Record, *, report: Report
+        self, config: Callable[[], Config], jobs: Jobs, record: Callable[[JournalEvent], object], *, report: Report
     ) -> None:
-        """Create the objects for drop folder, pulls and acknowledgements. No job is started yet.
+        """Create the parts. No job is started yet.
 
         `config`: function that returns the settings in force. `record`: function that records a rejection in the node's journal.
         """
-        self._jobs = jobs
-        loads = Loads(start, record)
-        self._drop_folder = DropFolder(config, start, loads, report=report)
-        self._pulling = Pulling(config, start, jobs, loads, report=report)
-        self._acknowledging = Acknowledging(config, start, jobs, report=report)
+        self._config, self._jobs, self._record, self._report = config, jobs, record, report
+        self._acknowledging = Acknowledging(config, jobs, report=report)
+        self._watch = Watch()
+        self._is_readable = True
+        self._waiting = 0
+        """Number of waiting releases in the drop folder."""
+        self._pulled: dict[str, SourceSettings] = {}
+        """Source of each list that has a job."""
+        self._logged: dict[tuple[str | None, str], tuple[str, str, str]] = {}
+        """Last logged outcome, reason and detail, by list and waiting manifest; an empty manifest stands for the whole turn."""
+        self._failures: Counter[str | None] = Counter()
+        """Number of consecutive failed turns, by list; None: the drop folder."""
+        self._reached: dict[str, float] = {}
+        self._serial: dict[str, int] = {}
+        self._behind: dict[str, float] = {}
+        """Unix time at which the source first offered a serial above that in force, by list."""
+        self.rejected: dict[str, Rejection] = {}
+        """Last rejected release of each list, until a later release of its source is accepted."""
+        self._pulls: Counter[tuple[str, str]] = Counter()
+        self._faults: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[str] = Counter()
 
     def start(self) -> None:
         """Start the jobs that poll the drop folder and the lists' sources."""
-        self._jobs.start("inbox", POLL_S, self._drop_folder.poll)
+        self._jobs.start("inbox", POLL_S, self.poll_drop_folder)
         self.apply()
 
     def apply(self) -> None:
-        """Apply new settings: start and stop the jobs that pull lists from their sources."""
-        self._pulling.apply()
+        """Apply the settings in force: start a job for each new or changed source, and stop the jobs of removed sources."""
+        sources = self._sources()
+        for name, source in list(self._pulled.items()):
+            if sources.get(name) != source:
+                del self._pulled[name]
+                self._jobs.stop(f"pull {name}")
+        for name in sources.keys() - self._pulled.keys():
+            source = sources[name]
+            self._pulled[name] = source
+            self._reached.setdefault(name, time.time())
+            self._failures[name] = 0
+            spread_s = random.uniform(0.0, 1.0)  # noqa: S311 - spread
+            self._jobs.start(f"pull {name}", source.every_s, partial(self._pull, name), delay_s=spread_s)
 
     def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
         """Send acknowledgements of releases to the sources of the lists, if acknowledgements are due.
 
         `reports`: status of each worker, which shows the releases in force.
         """
-        self._acknowledging.update(reports, self._pulling.rejected)
+        self._acknowledging.update(reports, self.rejected)
 
     def note_in_force(self, reports: Sequence[WorkerReport]) -> None:
         """Save on disk the lists that all workers have in force."""
@@ -56,9 +148,169 @@ class Sources:
 
     def in_force(self, states: Mapping[str, Head]) -> dict[str, Any]:
         """Return two tables by list name: when the version in force took effect (`since`), and the last rejected release (`rejected`)."""
-        rejected = {name: asdict(each) for name, each in self._pulling.rejected.items()}
+        rejected = {name: asdict(each) for name, each in self.rejected.items()}
         return {"since": self._acknowledging.since(states), "rejected": rejected}
+
+    @property
+    def is_usable(self) -> bool:
+        """True if the drop folder is readable and the last turn with it succeeded."""
+        return self._is_readable and not self._failures[None]
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about drop folder, sources and acknowledgements by name and label values."""
-        return {**self._drop_folder.snapshot(), **self._pulling.snapshot(), **self._acknowledging.snapshot()}
+        sources = self._sources()
+
+        def of_sources(values: Mapping[str, float]) -> Mapping[tuple[str], float]:
+            return {(name,): value for name, value in values.items() if name in sources}
+
+        drop_folder: metrics.Snapshot = {}
+        if self._config().inbox is not None:
+            drop_folder = {
+                "eir_inbox_usable": {(): float(self.is_usable)},
+                "eir_inbox_waiting_releases": {(): self._waiting},
+            }
+        return {
+            "eir_source_reached_timestamp_seconds": of_sources(self._reached),
+            "eir_source_patience_seconds": {(name,): source.patience_s for name, source in sources.items()},
+            "eir_source_ahead_timestamp_seconds": of_sources(self._behind),
+            "eir_source_serial": of_sources(self._serial),
+            "eir_source_pulls_total": dict(self._pulls),
+            "eir_source_faults_total": dict(self._faults),
+            "eir_source_bytes_total": metrics.by_label(self._bytes),
+            **drop_folder,
+            **self._acknowledging.snapshot(),
+        }
+
+    def _sources(self) -> dict[str, SourceSettings]:
+        return {name: settings.source for name, settings in self._config().lists.items() if settings.source is not None}
+
+    async def poll_drop_folder(self) -> None:
+        """Read the drop folder, and take a turn with it if one is due."""
+        folder = self._config().inbox
+        if folder is None:
+            return
+        try:
+            listing = await asyncio.to_thread(scan_folder, folder)
+        except OSError as error:
+            self._is_readable = False
+            self._report("inbox_unusable", level="error", reason="folder", folder=folder, detail=error.strerror)
+            return
+        self._is_readable = True
+        if not listing:
+            self._waiting = 0
+        now = time.time()
+        if not self._watch.is_due(listing, now):
+            return
+        turn = await self._turn(None)
+        again_s = turn.again_s
+        if turn.outcome == UNREACHED:
+            self._failures[None] += 1
+            again_s = backoff_s(self._failures[None], FAILED_MAX_S)
+            self._report("inbox_failed", level="error", reason="process", detail=turn.detail)
+        else:
+            self._failures[None] = 0
+            self._log_results(turn)
+            self._waiting = sum(each.outcome == WAITING for each in turn.results)
+        self._watch.note(listing, again_s, now)
+
+    async def _pull(self, name: str) -> float:
+        """Take a turn with the source of a list; return the seconds until the next one."""
+        turn = await self._turn(name)
+        self.count(turn)
+        pause_s = self._pulled[name].every_s
+        if turn.outcome == ELSEWHERE:
+            pause_s = BESIDE_S
+        if turn.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
+            self._failures[name] = 0
+        else:
+            self._failures[name] += 1
+            pause_s = backoff_s(self._failures[name], pause_s)
+        spread = random.uniform(-SPREAD, SPREAD)  # noqa: S311 - spread
+        return pause_s * (1 + spread)
+
+    async def _turn(self, name: str | None) -> Turn:
+        """Take one turn in a new process, and record its rejections; return its result, also if the process fails."""
+        config = self._config()
+        process = INBOX_PROCESS if name is None else PULL_PROCESS
+        who = f"{process} of {node_user()}"
+
+        def note(document: dict[str, Any]) -> None:
+            result = result_of(document)
+            if result.outcome == REFUSED:
+                self._record(result.rejection(who, datetime.now(UTC)))
+
+        turn = Turn(list=name)
+        within_s = None if name is None else PULL_S + END_S
+        try:
+            async with asyncio.timeout(within_s):
+                document = await run_apart(
+                    process, _turn_apart, config, name, who, owned=config.state, nice=NICE, handlers={RESULT: note}
+                )
+        except TimeoutError:
+            turn.end(UNREACHED, "timeout", f"the pull did not end within {within_s:g} s")
+        except (EirError, OSError) as error:
+            turn.end(UNREACHED if name is None else WAITING, "process", detail_of(error))
+        else:
+            turn = turn_of(document)
+        return turn
+
+    def _log_results(self, turn: Turn) -> None:
+        """Log the results of a turn with the drop folder; a waiting release once for each reason."""
+        before, self._logged = self._logged, {key: each for key, each in self._logged.items() if key[0] is not None}
+        results = list(turn.results)
+        if turn.reason:
+            results.append(ReleaseResult(manifest="", outcome=turn.outcome, reason=turn.reason, detail=turn.detail))
+        for each in results:
+            key = None, each.manifest
+            if each.outcome == WAITING:
+                self._logged[key] = each.outcome, each.reason, ""
+                if before.get(key) == self._logged[key]:
+                    continue
+            self._report(
+                f"release_{each.outcome}", level="info" if each.outcome in {ACCEPTED, WAITING} else "warning",
+                reason=each.reason or None, list=each.list, serial=each.serial, manifest=each.manifest or None,
+                detail=each.detail or None,
+            )  # fmt: skip
+
+    def count(self, turn: Turn) -> None:
+        """Store, count and log the result of a pull."""
+        name = turn.list or ""
+        self._pulls[name, turn.outcome] += 1
+        self._bytes[name] += turn.bytes
+        if turn.reason:
+            self._faults[name, turn.reason] += 1
+        if turn.reached:
+            self._reached[name] = time.time()
+        if turn.serial is not None:
+            self._serial[name] = turn.serial
+        if turn.behind_since is not None:
+            self._behind[name] = datetime.fromisoformat(turn.behind_since).timestamp()
+        elif turn.in_force is not None:
+            self._behind.pop(name, None)
+        self._store_rejection(name, turn)
+        for serial in turn.loaded:
+            self._report("source_loaded", list=name, serial=serial)
+        result = turn.outcome, turn.reason, turn.detail
+        before = self._logged.get((name, ""))
+        if turn.outcome in {UNREACHED, WAITING, REFUSED} and before != result:
+            self._report(
+                f"source_{turn.outcome}", level="warning", reason=turn.reason or None, list=name, serial=turn.serial,
+                detail=turn.detail or None,
+            )  # fmt: skip
+        elif turn.outcome in {LOADED, UNCHANGED} and before is not None and before[0] not in {LOADED, UNCHANGED}:
+            self._report("source_reached", list=name, serial=turn.serial)
+        if turn.outcome != ELSEWHERE:
+            self._logged[name, ""] = result
+
+    def _store_rejection(self, name: str, turn: Turn) -> None:
+        """Store the release that a pull has rejected; remove a rejection that a later pull has made obsolete."""
+        before = self.rejected.get(name)
+        if turn.outcome == REFUSED:
+            if before is None or (before.serial, before.reason) != (turn.rejected, turn.reason):
+                now = utc_text(datetime.now(UTC))
+                self.rejected[name] = Rejection(reason=turn.reason, at=now, serial=turn.rejected)
+        elif before is not None:
+            is_accepted = turn.outcome in {LOADED, UNCHANGED}
+            is_obsolete = turn.reached and (before.serial is None or turn.reason == "base")
+            if is_accepted or is_obsolete:
+                del self.rejected[name]

@@ -127,7 +127,7 @@ class Supervisor:
         followed = self._others.followed
         self._history = HistoryWatch(settings, followed)
         self._tracing = Tracing(workers.trace, followed.record, report)
-        self._sources = Sources(settings, starter.start, self._jobs, followed.record, report=report)
+        self._sources = Sources(settings, self._jobs, followed.record, report=report)
         self._attendants = Attendants(report)
         status = NodeHealth(
             workers=config.workers, pid=os.getpid(), running=self._running, snapshots=self._snapshots,

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
@@ -22,7 +22,7 @@ from drop import IMEIS, PATIENCE_S, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated import patience
-from simulated.node import is_gone, run_eir, until_async
+from simulated.node import children, is_gone, run_eir, until_async
 from simulated.releases import precede_openssh, sign
 from simulated.servers import free_port
 from simulated.store_content import Altered
@@ -31,30 +31,20 @@ from simulated.wire import until
 from eir.config import load_config
 from eir.device import device_key
 from eir.errors import EirError, ReleaseRefused, StoreError
-from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.changes.undo import plan_rollback
 from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.log.reader import read_content
 from eir.lists.log.writer import ListWriter
 from eir.lists.record.clock import TrustedClock
 from eir.lists.releases.release import parse_manifest
-from eir.lists.sources import delivery, drop_folder, inbox
-from eir.lists.sources.drop_folder import (
-    Item,
-    Watch,
-    _numbered,
-    is_settled,
-    missing_part,
-    scan_folder,
-    signed_manifests,
-)
-from eir.lists.sources.inbox import ATTEMPTS_MAX, KILLED, WAITING, Attempts
-from eir.node.processes import apart
-from eir.node.processes.drop_folder import ATTEMPTS_FILE, CLAIM, POLL_S, DropFolder, make_pass
+from eir.lists.sources import drop_folder
+from eir.lists.sources.drop_folder import Item, _numbered, is_settled, missing_part, scan_folder, signed_manifests
+from eir.lists.sources.release_result import ELSEWHERE, KILLED, WAITING, rejected
+from eir.lists.sources.source import ATTEMPTS_MAX
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S
-from eir.node.processes.loading import Loads, loading
-from eir.node.processes.starter import Starter
+from eir.node.processes.loading import ATTEMPTS_FILE, CLAIM, process_once
+from eir.node.processes.sources import POLL_S, Sources, Watch
 from eir.node.processes.state_folder import save_clock
 
 
@@ -113,76 +103,64 @@ def test_what_a_release_lacks():
         "expires": "2026-01-02T00:00:00Z", "files": files,
     }  # fmt: skip
     manifest = parse_manifest(json.dumps(document).encode())
-    old, fresh, half = Item(10, 0.0), Item(10, 99.9), Item(4, 0.0)
-    assert missing_part(manifest, {"a": old, "b": old}, 100.0) == ""
-    assert missing_part(manifest, {"a": old}, 100.0) == "b is not there"
-    assert missing_part(manifest, {"a": half, "b": old}, 100.0) == "a has 4 of 10 bytes"
-    assert missing_part(manifest, {"a": old, "b": fresh}, 100.0) == "b was changed just now"
+    whole, half = Item(10, 0.0), Item(4, 0.0)
+    assert missing_part(manifest, {"a": whole, "b": whole}) == ""
+    assert missing_part(manifest, {"a": whole}) == "b is missing"
+    assert missing_part(manifest, {"a": half, "b": whole}) == "a has 4 of 10 bytes"
 
 
 SIGNED = {"m": Item(1, 50.0), "m.sig": Item(1, 50.0)}
 
 
 class TestWatch:
-    def passed(self, listing, again_s, now):
-        watch = Watch(PATIENCE_S)
-        assert watch.due(listing, now)
-        watch.record_pass(listing, again_s, now)
+    def taken(self, listing, again_s, now):
+        watch = Watch()
+        assert watch.is_due(listing, now)
+        watch.note(listing, again_s, now)
         return watch
 
-    def test_an_empty_folder_is_never_worth_a_pass(self):
-        watch = Watch(PATIENCE_S)
-        assert not watch.due({}, 1e9)
+    def test_an_empty_folder_is_never_worth_a_turn(self):
+        assert not Watch().is_due({}, 1e9)
 
-    def test_one_pass_for_what_does_not_change(self):
-        watch = self.passed(SIGNED, None, 100.0)
-        assert not any(watch.due(SIGNED, 100.0 + second) for second in range(3000))
+    def test_one_turn_for_what_does_not_change(self):
+        watch = self.taken(SIGNED, None, 100.0)
+        assert not any(watch.is_due(SIGNED, 100.0 + second) for second in range(3000))
 
-    def test_the_next_pass_starts_when_the_last_one_planned_it(self):
-        watch = self.passed(SIGNED, 7.0, 100.0)
-        assert not watch.due(SIGNED, 106.9)
-        assert watch.due(SIGNED, 107.0)
+    def test_the_next_turn_starts_when_the_last_one_planned_it(self):
+        watch = self.taken(SIGNED, 7.0, 100.0)
+        assert not watch.is_due(SIGNED, 106.9)
+        assert watch.is_due(SIGNED, 107.0)
 
     def test_a_new_file_is_read_once_it_settles(self):
-        watch = self.passed(SIGNED, None, 100.0)
-        more = SIGNED | {"n.manifest.json": Item(1, 103.0), "n.manifest.json.sig": Item(1, 103.5)}
-        assert not watch.due(more, 104.0)
-        assert watch.due(more, 104.6)
+        watch = self.taken(SIGNED, None, 100.0)
+        more = SIGNED | {"n.manifest.json": Item(1, 103.4), "n.manifest.json.sig": Item(1, 103.5)}
+        assert not watch.is_due(more, 104.0)
+        assert watch.is_due(more, 104.6)
 
-    def test_others_that_keep_coming_hold_no_file_up(self):
-        watch, due = self.passed(SIGNED, None, 100.0), []
-        listing = SIGNED
-        for second in range(101, 110):
-            listing = listing | {f"{second}.manifest.json{end}": Item(1, second - 0.5) for end in ("", ".sig")}
-            if watch.due(listing, second):
-                due.append(second)
-                watch.record_pass(listing, None, second)
-        assert due == [102, 104, 106, 108]
-
-    def test_a_file_that_grows_for_hours_holds_no_other_up(self):
-        watch = self.passed(SIGNED, None, 100.0)
+    def test_a_file_that_grows_for_hours_costs_no_turn_and_holds_no_other_up(self):
+        watch = self.taken(SIGNED, None, 100.0)
         due = []
         for second in range(101, 140):
-            listing = SIGNED | {"big": Item(second, second)}
-            if watch.due(listing, second):
+            listing = (
+                SIGNED | {"big": Item(second, second - 0.5)} | {f"{n}": Item(1, n) for n in (110, 120) if n < second}
+            )
+            if watch.is_due(listing, second):
                 due.append(second)
-                watch.record_pass(listing, None, second)
-        assert due == [110, 120, 130]
+                watch.note(listing, None, second)
+        assert due == [111, 121]
 
-    def test_data_alone_is_no_release_until_it_has_lain_for_too_long(self):
-        watch = self.passed({"a.csv": Item(1, 50.0)}, None, 100.0)
-        listing = {"a.csv": Item(2, 200.0), "b.csv": Item(2, 300.0)}
-        assert not watch.due(listing, 3799.0)
-        assert watch.due(listing, 3800.0)
-        watch.record_pass(listing, None, 3800.0)
-        assert not watch.due(listing, 3801.0)  # it could not be moved: not each second
+    def test_a_file_that_changes_during_a_turn_is_read_by_the_next(self):
+        listing = SIGNED | {"n": Item(1, 99.5)}
+        watch = self.taken(listing, None, 100.0)
+        assert not watch.is_due(listing, 100.4)
+        assert watch.is_due(listing, 100.6)
 
     def test_what_goes_away_is_nothing_new(self):
-        watch = self.passed(SIGNED, None, 100.0)
-        assert not watch.due({"m": SIGNED["m"]}, 101.0)
+        watch = self.taken(SIGNED, None, 100.0)
+        assert not watch.is_due({"m": SIGNED["m"]}, 101.0)
 
 
-# ---- one pass ----
+# ---- one turn ----
 
 
 async def test_a_release_is_loaded_and_put_away(site):
@@ -230,13 +208,18 @@ async def test_half_copied_files_wait(site, which):
 
 
 async def test_what_was_changed_just_now_waits(site):
-    site.deliver(site.publish(1))
+    """A good release, so that no later one is loaded before it, and a faulty one."""
+    site.deliver(site.publish(1) + site.publish(2, key=2))
     site.ahead_s = 0.0
-    assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
-    assert site.said["stolen-1.manifest.json"] == "stolen-1.csv was changed just now"
+    taken = await site.turn()
+    assert taken == {
+        "stolen-1.manifest.json": (WAITING, "incomplete"), "stolen-2.manifest.json": (WAITING, "untrusted_signer"),
+    }  # fmt: skip
+    assert site.said["stolen-1.manifest.json"] == "its files were changed just now"
     assert site.again_s == 1  # not the wait for a missing file
     site.ahead_s = 2.0
-    assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
+    taken = await site.turn()
+    assert list(taken.values()) == [(ACCEPTED, ""), (REFUSED, "untrusted_signer")]
 
 
 async def test_patience_has_an_end(site):
@@ -246,14 +229,14 @@ async def test_patience_has_an_end(site):
     site.ahead_s = PATIENCE_S - 30
     assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
     site.ahead_s = PATIENCE_S + 1
-    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "file_size")}
-    assert site.refusals() == ["file_size"]
+    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "incomplete")}
+    assert site.refusals() == ["incomplete"]
     assert site.lying() == []
     assert site.lying(REFUSED) == [*sorted(file.name for file in files), "stolen-1.manifest.json.txt"]
     text = (site.drop / REFUSED / "stolen-1.manifest.json.txt").read_text()
     for said in (
-        "Reason: file_size",
-        "stolen-1.csv has 5 bytes; the manifest says",
+        "Reason: incomplete",
+        f"stolen-1.csv has 5 of {files[0].stat().st_size} bytes",
         "List: stolen; serial: 1",
         "Files: stolen-1.csv, ",
     ):
@@ -281,7 +264,7 @@ async def test_a_delta_waits_for_its_base(site):
     assert site.said["stolen-6.manifest.json"] == "it builds on serial 5, and serial 3 is in force"
     site.ahead_s = PATIENCE_S + 1
     assert await site.turn() == {"stolen-6.manifest.json": (REFUSED, "base")}
-    assert "base 3, or a full release, is needed" in (site.drop / REFUSED / "stolen-6.manifest.json.txt").read_text()
+    assert "it builds on serial 5" in (site.drop / REFUSED / "stolen-6.manifest.json.txt").read_text()
     site.ahead_s = 2.0
     site.deliver(site.publish(7, ["66666666666666"], base=2))  # what it builds on is past
     assert await site.turn() == {"stolen-7.manifest.json": (REFUSED, "base")}
@@ -382,7 +365,7 @@ async def test_names_of_the_folder_that_are_no_releases(site):
     (site.drop / "data.sig").write_text("x")
     site.ahead_s = PATIENCE_S + 1
     strays = dict.fromkeys(["data", "data.sig"], (REFUSED, "stray"))
-    assert await site.turn() == {"pipe.manifest.json": (REFUSED, "not_a_file")} | strays
+    assert await site.turn() == {"pipe.manifest.json": (REFUSED, "incomplete")} | strays
     assert site.lying() == [".hidden"]
     assert (site.drop / "sub" / "kept").exists()
 
@@ -399,7 +382,7 @@ async def test_a_data_file_that_is_a_link(site, tmp_path, same_size):
     (site.drop / files[0].name).unlink()
     (site.drop / files[0].name).symlink_to(secret)
     site.ahead_s = PATIENCE_S + 1
-    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "not_a_file")}
+    assert await site.turn() == {"stolen-1.manifest.json": (REFUSED, "not_a_file" if same_size else "incomplete")}
     assert await site.serial() is None
     assert secret.read_bytes() == files[0].read_bytes()
     assert (site.drop / REFUSED / files[0].name).is_symlink()
@@ -417,7 +400,7 @@ async def test_a_data_file_that_is_swapped_during_the_load(site, swap):
             target.symlink_to("/etc/hostname")
         elif swap == "longer":
             target.write_bytes(files[0].read_bytes() + b"1\n")
-        return await site.loader().load(release, folder)
+        return await site.load(release, folder)
 
     outcome = {
         "link": (REFUSED, "not_a_file"),
@@ -449,7 +432,7 @@ async def test_what_was_verified_is_what_is_loaded(site, name):
 
     async def swapped(release, folder):
         (site.drop / name).write_bytes(other[name])
-        return await site.loader().load(release, folder)
+        return await site.load(release, folder)
 
     taken = await site.turn(load=swapped)
     if name.endswith(".csv"):
@@ -463,14 +446,14 @@ async def test_what_was_verified_is_what_is_loaded(site, name):
 async def test_a_manifest_that_is_replaced_while_it_is_verified_waits_for_its_signature(site, monkeypatch):
     site.deliver(site.publish(1, IMEIS[:3]))
     other = site.publish(1, IMEIS)
-    real = delivery.verify_release
+    real = drop_folder.verify_release
 
     def replaced(*args, **kwargs):
         site.deliver(other[:2])
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(delivery, "verify_release", replaced)
+        patched.setattr(drop_folder, "verify_release", replaced)
         assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "incomplete")}
     site.deliver(other)
     assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
@@ -556,7 +539,7 @@ async def test_a_disk_that_is_full(site, monkeypatch):
         def no_space(*_args, **_kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patched.setattr(delivery, "verify_release", no_space)
+        patched.setattr(drop_folder, "verify_release", no_space)
         assert await site.turn() == {"stolen-1.manifest.json": (WAITING, "disk")}
         assert len(site.lying()) == 3
     assert await site.turn() == {"stolen-1.manifest.json": (ACCEPTED, "")}
@@ -598,8 +581,8 @@ async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site)
 
     async def killed(release, folder):
         if release.manifest.list == "other":
-            raise ReleaseRefused(KILLED, "the process was killed")
-        return await ReleaseLoader(site.lists, site.store, "tester", datetime.now(UTC)).load(release, folder)
+            return rejected("", ReleaseRefused(KILLED, "the process was killed"))
+        return await site.load(release, folder)
 
     for serial in range(1, ATTEMPTS_MAX + 1):
         site.deliver(site.publish(serial))
@@ -616,11 +599,11 @@ async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site)
 
 @pytest.mark.parametrize("reason", ["memory", "expired"])
 async def test_a_rejection_is_recorded_once_with_the_release(site, reason):
-    async def rejected(_release, _folder):
+    async def refuse(_release, _folder):
         raise ReleaseRefused(reason, "the load ended")
 
     site.deliver(site.publish(1))
-    assert await site.turn(load=rejected) == {"stolen-1.manifest.json": (REFUSED, reason)}
+    assert await site.turn(load=refuse) == {"stolen-1.manifest.json": (REFUSED, reason)}
     (event,) = site.rejected
     assert (event.what, event.outcome, event.who, event.list, event.serial) == (
         "refuse",
@@ -636,7 +619,7 @@ async def test_the_right_to_load_may_be_lost_on_the_way(site):
     for serial in (1, 2, 3):
         site.deliver(site.publish(serial))
     asked = iter([True, True, False])
-    assert len(await site.turn(ours=lambda: next(asked))) == 2
+    assert len(await site.turn(is_held=lambda: next(asked))) == 2
     assert await site.serial() == 2
     assert site.again_s == 30
 
@@ -652,6 +635,18 @@ async def test_a_folder_with_more_files_than_one_pass_reads(site):
             break
         assert site.again_s == 1
     assert site.lying() == []
+
+
+async def test_many_files_of_no_release_are_moved_in_portions(site, monkeypatch):
+    """The result of a turn is one line of JSON, however many files there are."""
+    monkeypatch.setattr(drop_folder, "STRAYS_MAX", 3)
+    for number in range(7):
+        (site.drop / f"{number}.txt").write_text("x")
+    assert (await site.turn(), len(site.lying())) == ({}, 7)
+    site.ahead_s = PATIENCE_S + 1
+    for left in (4, 1, 0):
+        await site.turn()
+        assert (len(site.lying()), site.again_s) == (left, 1.0 if left else None)
 
 
 arrivals = st.permutations([(release, part) for release in range(3) for part in range(5)])
@@ -694,10 +689,8 @@ def test_pieces_in_any_order_end_as_the_last_release(tmp_path_factory, keys, ord
 
 
 @pytest.fixture
-def settled(monkeypatch, constants, altered):
-    """A file counts as complete at once: here, in commands, and in the processes of a node."""
-    monkeypatch.setattr(drop_folder, "SETTLED_S", 0.0)
-    monkeypatch.setattr(inbox, "SETTLED_S", 0.01)
+def settled(altered, constants):
+    """A faulty release is rejected at once: in the processes of a node, and in commands."""
     constants({"eir.lists.sources.drop_folder.SETTLED_S": 0.0})
     altered("from eir.lists.sources import drop_folder\ndrop_folder.SETTLED_S = 0.0\n")
 
@@ -714,14 +707,6 @@ def configured(site, settled):  # noqa: ARG001
     return load_config(path)
 
 
-@pytest.fixture
-async def start():
-    """Starts processes as the supervisor does."""
-    starter = Starter("eir.node.processes.drop_folder", "eir.lists.rows.reader")
-    yield starter.start
-    await starter.close()
-
-
 WORDS = ["inbox", "--json", "-c"]
 
 
@@ -735,7 +720,7 @@ async def test_the_command(site, configured):
     site.deliver(site.publish(1))
     done = await run_inbox(configured)
     assert done.returncode == 0, done.stderr
-    (taken,) = json.loads(done.stdout)["taken"]
+    (taken,) = json.loads(done.stdout)["results"]
     assert (taken["manifest"], taken["outcome"], taken["list"], taken["serial"]) == (
         "stolen-1.manifest.json",
         ACCEPTED,
@@ -744,7 +729,7 @@ async def test_the_command(site, configured):
     )
     site.deliver(site.publish(2, key=2))
     done = await run_inbox(configured)
-    assert (done.returncode, json.loads(done.stdout)["taken"][0]["reason"]) == (1, "untrusted_signer")
+    assert (done.returncode, json.loads(done.stdout)["results"][0]["reason"]) == (1, "untrusted_signer")
 
 
 async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, configured):
@@ -754,10 +739,11 @@ async def test_of_several_nodes_one_loads_and_another_when_that_one_died(site, c
     async def made():
         return json.loads((await run_inbox(configured)).stdout)
 
-    assert await made() == {"taken": [], "again_s": CLAIM_S / 3}
+    nobodys = await made()
+    assert (nobodys["outcome"], nobodys["results"], nobodys["again_s"]) == (ELSEWHERE, [], CLAIM_S / 3)
     assert await site.store.claim(CLAIM, "a node that is at it", 0.05)  # and dies
     async with asyncio.timeout(patience.PATIENCE_S):
-        while not (taken := (await made())["taken"]):
+        while not (taken := (await made())["results"]):
             pass
     assert taken[0]["outcome"] == ACCEPTED
     assert await site.store.claim(CLAIM, "another", 60)  # given back
@@ -769,15 +755,15 @@ async def test_two_processes_at_once_load_once(site, configured):
     taken = []
     while len(taken) < 3:  # on a busy host a pass may have time for one of them
         outs = [json.loads(run.stdout) for run in await asyncio.gather(*(run_inbox(configured) for _ in range(2)))]
-        taken += [taken["manifest"] for out in outs for taken in out["taken"]]
+        taken += [taken["manifest"] for out in outs for taken in out["results"]]
     assert sorted(taken) == [f"stolen-{serial}.manifest.json" for serial in (1, 2, 3)]
     assert await site.loads() == [("stolen", 1), ("stolen", 2), ("stolen", 3)]
 
 
-async def test_a_store_that_is_away_is_an_outcome_of_the_pass(configured, start):
+async def test_a_store_that_is_away_is_an_outcome_of_the_turn(configured):
     away = replace(configured, store=f"redis://127.0.0.1:{free_port()}")
-    (taken,) = (await make_pass(away, "tester", loading(start, away, "tester"), [].append)).taken
-    assert (taken.manifest, taken.outcome, taken.reason) == ("", WAITING, "refused")
+    made = await process_once(away, None, "tester", emit=[].append)
+    assert (made.results, made.outcome, made.reason, made.again_s) == ([], WAITING, "refused", 30)
 
 
 @pytest.mark.long
@@ -815,26 +801,27 @@ class Reports(list):
 
 
 @asynccontextmanager
-async def polled(config, start, reports=None):
+async def polled(config, reports=None):
     """The drop folder of a node, with its job."""
     reports = Reports() if reports is None else reports
 
     def record(event):
         reports("recorded", reason=event.detail.partition(":")[0])
 
-    folder, jobs = DropFolder(lambda: config, start, Loads(start, record), report=reports), Jobs(reports)
-    jobs.start("inbox", POLL_S / 10, folder.poll)
+    jobs = Jobs(reports)
+    sources = Sources(lambda: config, jobs, record, report=reports)
+    jobs.start("inbox", POLL_S / 10, sources.poll_drop_folder)
     try:
-        yield folder
+        yield sources
     finally:
         await jobs.close()
 
 
 @pytest.fixture
-async def watching(configured, start):
-    """A node's intake, running; the events that it reports."""
+async def watching(configured):
+    """A node's drop folder, polled; the events that it reports."""
     reports = Reports()
-    async with polled(configured, start, reports):
+    async with polled(configured, reports):
         yield reports
 
 
@@ -853,8 +840,8 @@ async def test_a_node_takes_what_arrives(site, watching):
     assert len(content.table.find(device_key("99999999999999"))) == 1
 
 
-async def test_releases_that_wait_are_counted(site, configured, start):
-    async with polled(configured, start) as folder:
+async def test_releases_that_wait_are_counted(site, configured):
+    async with polled(configured) as folder:
 
         def waiting():
             return folder.snapshot()["eir_inbox_waiting_releases"][()]
@@ -875,8 +862,8 @@ async def test_releases_that_wait_are_counted(site, configured, start):
         await until_async(loaded)
 
 
-async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured, start):
-    async with polled(configured, start) as folder:
+async def test_a_folder_of_no_use_is_a_trouble_of_the_node(site, configured):
+    async with polled(configured) as folder:
         shutil.rmtree(site.drop)
         await until(lambda: folder.snapshot()["eir_inbox_usable"] == {(): 0.0})
         site.drop.mkdir()
@@ -894,71 +881,47 @@ async def test_a_node_reports_an_unusable_folder(site, watching):
     assert "the drop folder cannot be used: accepted" in failed["detail"]
 
 
-async def test_without_a_drop_folder_there_is_nothing_to_do(configured, start):
+async def test_without_a_drop_folder_there_is_nothing_to_do(configured):
     none = replace(configured, inbox=None)
-    folder = DropFolder(lambda: none, start, Loads(start, [].append), report=Reports())
-    await folder.poll()
-    assert folder.snapshot() == {}
+    sources = Sources(lambda: none, Jobs(Reports()), [].append, report=Reports())
+    await sources.poll_drop_folder()
+    assert [name for name in sources.snapshot() if "inbox" in name] == []
     with pytest.raises(EirError, match="sets no drop folder"):
-        await make_pass(none, "tester", loading(start, none, "tester"), [].append)
+        await process_once(none, None, "tester", emit=[].append)
 
 
-async def test_a_node_that_stops_ends_the_pass_and_its_load_and_gives_the_right_to_load_back(
-    site, configured, start, monkeypatch
-):
-    monkeypatch.setattr(apart, "END_S", 0.5 * patience.FACTOR)
-    started = []
-
-    async def noting(*what):
-        started.append(await start(*what))
-        if started[-1].name == "load":
-            os.kill(started[-1].pid, signal.SIGSTOP)  # it is at it when the node stops
-        return started[-1]
-
-    async with polled(configured, noting):
+async def test_a_node_that_stops_ends_the_turn_and_its_load_and_gives_the_right_to_load_back(site, configured):
+    async with polled(configured):
         site.deliver(site.publish(1))
-        await until(lambda: any(process.name == "load" for process in started))
+        turn = await until_async(lambda: children(os.getpid()).get("inbox"))
+        load = await until_async(lambda: children(turn).get("load"))
+        os.kill(load, signal.SIGSTOP)  # it is at it when the node stops
         assert (site.state / ATTEMPTS_FILE).exists()
-    await until(lambda: all(is_gone(process.pid) for process in started))
+    assert is_gone(turn)
+    await until_async(lambda: is_gone(load))
     assert not (site.state / ATTEMPTS_FILE).exists()
     assert await site.store.claim(CLAIM, "another node", 1), "the right to load is given back at once"
 
 
-def test_each_release_has_its_own_count_of_loads_that_were_killed(tmp_path):
-    attempts = Attempts(tmp_path / "attempt")
-
-    def load(digest, reason=None):
-        with attempts.one(digest):
-            if reason is not None:
-                raise ReleaseRefused(reason, "")
-
+async def test_each_release_has_its_own_count_of_loads_that_were_killed(site):
     def count():
-        return [attempts.of(digest) for digest in "abc"]
+        return sorted(json.loads(site.attempts.read_text()).values()) if site.attempts.exists() else []
 
-    for digest, counts in (("a", [1, 0, 0]), ("b", [1, 1, 0]), ("b", [1, 2, 0]), ("c", [1, 2, 1])):
-        with pytest.raises(ReleaseRefused):
-            load(digest, KILLED)
-        assert count() == counts
-    load("c")
-    assert count() == [1, 2, 0]
-    with pytest.raises(ReleaseRefused):
-        load("a", "turnover")
-    assert count() == [0, 2, 0]
-    for reason, counts in (("killed", [0, ATTEMPTS_MAX, 0]), ("crash", [0, 0, 0])):
-        with pytest.raises(ReleaseRefused) as refused:
-            load("b", KILLED)
-        assert (refused.value.reason, count()) == (reason, counts)
+    async def killed(*_):
+        return rejected("", ReleaseRefused(KILLED, ""))
 
+    for name in ("stolen", "other"):
+        site.deliver(site.publish(1, name=name))
+        assert set((await site.turn(load=killed)).values()) == {(WAITING, KILLED)}
+    assert count() == [1, 2]
 
-def test_signals_end_a_pass_and_are_no_failed_attempt(tmp_path):
-    note = tmp_path / "attempt"
-    code = (
-        "import signal, sys, pathlib; from eir.node.processes.loading import leave; from eir.lists.sources.inbox import Attempts\n"
-        f"a = Attempts(pathlib.Path({str(note)!r}))\n"
-        "with a.one('d'): leave(signal.SIGTERM, a)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 128 + signal.SIGTERM
-    assert not note.exists()
+    async def half(release, folder):
+        return await (killed if release.manifest.list == "stolen" else site.load)(release, folder)
+
+    assert (await site.turn(load=half))["other-1.manifest.json"] == (ACCEPTED, "")
+    assert count() == [3]
+    assert await site.turn(load=killed) == {"stolen-1.manifest.json": (REFUSED, "crash")}
+    assert count() == []
 
 
 # ---- a clock that jumped ----
@@ -974,7 +937,7 @@ async def test_by_a_clock_that_is_ahead_nothing_is_too_old(site):
         taken = await site.turn(believed=False)
         assert taken["stolen-1.manifest.json"] == (WAITING, "expired")
         assert {outcome for outcome, _ in taken.values()} == {WAITING}
-        assert "not believed yet" in site.said["stolen-1.manifest.json"]
+        assert "not trusted yet" in site.said["stolen-1.manifest.json"]
         assert site.lying() == lying
     site.ahead_s = 2.0
     assert (await site.turn())["stolen-1.manifest.json"] == (ACCEPTED, "")
@@ -983,17 +946,14 @@ async def test_by_a_clock_that_is_ahead_nothing_is_too_old(site):
     assert (await site.turn())["stolen-2.manifest.json"] == (REFUSED, "expired")
 
 
-async def test_a_pass_goes_by_the_time_that_its_node_saw_last(site, configured):
-    keep = partial(save_clock, folder=configured.state)
-    seen = []
-
-    async def load(*_):
-        raise ReleaseRefused("expired", "it is over")
-
-    site.deliver(site.publish(1))
+async def test_a_turn_goes_by_the_time_that_its_node_saw_last(site, configured, monkeypatch):
+    monkeypatch.setattr(drop_folder, "SETTLED_S", 0.0)
+    keep, seen = partial(save_clock, folder=configured.state), []
+    issued = datetime.now(UTC) - timedelta(days=9)
+    site.deliver(site.publish(1, issued=issued, valid=timedelta(days=8)))
     keep(TrustedClock(time.time() - 86400))
     for _ in range(2):
-        made = await make_pass(configured, "tester", load, site.rejected.append)
-        seen.append([(taken.outcome, taken.reason) for taken in made.taken])
+        made = await process_once(configured, None, "tester", emit=lambda _: None)
+        seen += [(each.outcome, each.reason) for each in made.results]
         keep(TrustedClock(time.time()))
-    assert seen == [[(WAITING, "expired")], [(REFUSED, "expired")]]
+    assert seen == [(WAITING, "expired"), (REFUSED, "expired")]

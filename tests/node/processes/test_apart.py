@@ -1,4 +1,4 @@
-"""Loads in processes of their own: what comes back from them, what ends them, and that it ends nothing else."""
+"""Work in processes of its own: what comes back, what ends it, and that it ends nothing else."""
 
 import asyncio
 import faulthandler
@@ -15,9 +15,9 @@ import zstandard
 from simulated.node import COMMAND, LISTED, children, is_gone, until_async
 from simulated.releases import sign
 
-from eir.errors import ReleaseRefused, StoreError
-from eir.node.processes.apart import OOM_SCORE, load_apart, run_apart
-from eir.node.processes.starter import Starter
+from eir.errors import EirError, StoreError
+from eir.node.processes import apart, loading
+from eir.node.processes.apart import OOM_SCORE, NoOutcome, WorkProcess, run_apart
 
 MEMORY = 128 << 20
 
@@ -26,19 +26,19 @@ def score():
     return Path("/proc/self/oom_score_adj").read_text().strip()
 
 
-async def work(job, channel):  # noqa: C901  # a row a job
-    """A load that does what its job says."""
+async def work(job, emit):  # a row a job
+    """Work that does what its job says."""
     match job:
         case "result":
-            channel.notify("progress", "read", 1, 2)
+            print("what a library prints is no result")
+            emit("progress", "read", 1, 2)
             return {"pid": os.getpid(), "score": score()}
         case int():
             faulthandler.disable()
             os.kill(os.getpid(), job)
-        case "hold":
-            return len(bytearray(MEMORY // 2))
-        case "grow":
-            return [bytearray(16 << 20) for _ in range(9)]
+        case "keep":
+            apart.kept = bytearray(MEMORY // 2)
+            apart.GROWN_BYTES_MAX = MEMORY // 4
         case "busy":
             while True:
                 pass
@@ -50,141 +50,131 @@ async def work(job, channel):  # noqa: C901  # a row a job
             raise StoreError("full", "no space")
         case "disk":
             raise FileNotFoundError(2, "No such file")
-        case "refuse":
-            raise ReleaseRefused("serial", "not above 2", list_name="stolen", serial=2)
     return None
 
 
-class Loads:
-    """Has loads made, and knows the processes that made them."""
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a job in a process of its own, with a limit of memory as a load has it."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
-    def __init__(self, starter):
-        self.starter = starter
-        self.started = []
+    async def by(job, *, memory_max=MEMORY, progress=lambda *_: None):
+        process = WorkProcess("load", owned=tmp_path, memory_max=memory_max)
+        try:
+            return await process.run(work, job, handlers={"progress": progress})
+        finally:
+            await process.close()
 
-    async def start(self, *what):
-        self.started.append(await self.starter.start(*what))
-        return self.started[-1]
-
-    async def make(self, job, progress=None):
-        return await load_apart(self.start, work, job, memory_max=MEMORY, progress=progress)
-
-    async def is_at_work(self):
-        """The last one has begun; it says nothing of that."""
-        pid = (await until_async(lambda: self.started))[-1].pid
-        await until_async(lambda: Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == str(OOM_SCORE))
+    return by
 
 
 @pytest.fixture
-async def loads():
-    starter = Starter(__name__)
-    yield Loads(starter)
-    await starter.close()
+async def process(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    made = WorkProcess("load", owned=tmp_path, memory_max=MEMORY)
+    yield made
+    await made.close()
 
 
-async def test_a_load_returns_its_result(loads):
+async def test_one_process_does_one_work_after_the_other(process):
+    """After an error, an end or a work that leaves much memory behind, the next work has a process of its own."""
+    handlers = {"progress": lambda *_: None}
+
+    async def pid():
+        return (await process.run(work, "result", handlers=handlers))["pid"]
+
+    first = await pid()
+    assert await pid() == first
+    with pytest.raises(EirError, match="no space"):
+        await process.run(work, "store")
+    second = await pid()
+    assert second != first
+    with pytest.raises(NoOutcome):
+        await process.run(work, int(signal.SIGKILL))
+    third = await pid()
+    assert third != second
+    await process.run(work, "keep")
+    assert await pid() != third
+    assert is_gone(third)
+
+
+async def load_process():
+    return await until_async(lambda: children(os.getpid()).get("load"))
+
+
+async def test_work_returns_its_result(run):
     seen = []
-    said = await loads.make("result", lambda *done: seen.append(done))
-    assert (said["pid"], said["score"], seen) == (loads.started[0].pid, str(OOM_SCORE), [("read", 1, 2)])
-    again = await loads.make("result")
+    said = await run("result", progress=lambda *done: seen.append(done))
+    assert (said["score"], seen) == (str(OOM_SCORE), [("read", 1, 2)])
+    again = await run("result")
     assert again["pid"] != said["pid"]
     assert is_gone(said["pid"])
     assert score() != str(OOM_SCORE)
 
 
-@pytest.mark.long(
-    short=[
-        "refuse-serial-not above 2",
-        "grow-memory-limits.load_memory allows (134217728 bytes)",
-        "6-crash-ended with signal 6",
-    ]
-)
+async def test_work_that_is_no_load_is_held_to_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    said = await run_apart("inbox", work, "result", owned=tmp_path, handlers={"progress": lambda *_: None})
+    assert said["score"] == score()
+
+
+@pytest.mark.parametrize(("job", "says"), [("store", "no space"), ("disk", "No such file"), ("fault", "KeyError")])
+async def test_an_error_comes_through_as_its_text(run, job, says):
+    with pytest.raises(EirError, match=says) as caught:
+        await run(job)
+    assert "35209900176148" not in str(caught.value)
+
+
+@pytest.mark.long(short=["6"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+async def test_an_end_without_a_result_is_named(run, number):
+    with pytest.raises(NoOutcome, match=f"ended with signal {int(number)}") as caught:
+        await run(int(number))
+    assert caught.value.status == -number
+
+
 @pytest.mark.parametrize(
-    ("job", "reason", "detail"),
+    ("number", "reason", "detail"),
     [
-        ("refuse", "serial", "not above 2"),
-        ("grow", "memory", f"limits.load_memory allows ({MEMORY} bytes)"),
-        ("fault", "fault", "KeyError"),
-        (signal.SIGKILL, "killed", "journalctl -k"),
-        (signal.SIGABRT, "crash", "ended with signal 6"),
-        (signal.SIGSEGV, "crash", "ended with signal 11"),
+        (signal.SIGKILL, "killed", "journalctl -k"), (signal.SIGABRT, "crash", "ended with signal 6"),
         (signal.SIGALRM, "time", "more than 900 s"),
     ],
-)
-async def test_what_goes_wrong_is_a_refusal(loads, job, reason, detail):
-    with pytest.raises(ReleaseRefused) as caught:
-        await loads.make(int(job) if isinstance(job, signal.Signals) else job)
-    assert caught.value.reason == reason
-    assert detail in caught.value.detail
-    assert "35209900176148" not in caught.value.detail
-    assert (caught.value.list_name, caught.value.serial) == (("stolen", 2) if job == "refuse" else (None, None))
-    assert await loads.make("hold") == MEMORY // 2  # the next one is made
-
-
-async def test_what_is_no_fault_of_the_release_comes_through(loads):
-    with pytest.raises(StoreError, match="no space") as caught:
-        await loads.make("store")
-    assert caught.value.cause == "full"
-    with pytest.raises(FileNotFoundError) as missing:
-        await loads.make("disk")
-    assert missing.value.strerror == "No such file"
+)  # fmt: skip
+def test_an_end_of_a_load_is_a_refusal(number, reason, detail):
+    refused = loading._refusal_after(NoOutcome(-number), MEMORY)
+    assert (refused.reason, detail in refused.detail) == (reason, True)
 
 
 @pytest.mark.parametrize("job", ["sleep", "busy"])
-async def test_a_load_ends_with_those_who_asked_for_it(loads, job):
-    task = asyncio.create_task(loads.make(job))
-    await loads.is_at_work()
+async def test_work_ends_with_those_who_asked_for_it(run, job):
+    task = asyncio.create_task(run(job))
+    pid = await load_process()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await loads.started[0].ended() == 1, "by itself, and not because it was killed in the end"
+    assert is_gone(pid)
 
 
 ASKS = """
 import asyncio, os, sys
-sys.path[:0] = {folders!r}
-from simulated.node import children
-from test_apart import Loads, Starter
-
+from pathlib import Path
+from test_apart import WorkProcess, children, until_async, work
 async def ask():
-    loads = Loads(Starter("test_apart"))
-    asking = asyncio.create_task(loads.make({job!r}))
-    await loads.is_at_work()
-    print(loads.started[0].pid, children(os.getpid())['starter'], flush=True)
+    asking = asyncio.create_task(WorkProcess("load", owned=Path("."), memory_max={memory_max}).run(work, {job!r}))
+    print(await until_async(lambda: children(os.getpid()).get("load")), flush=True)
     await asking
-
 asyncio.run(ask())
 """
 
 
-@pytest.mark.parametrize("job", ["sleep", "busy"])
-async def test_where_those_who_asked_for_it_were_killed(job):
-    code = ASKS.format(folders=[str(Path(__file__).parent), str(Path(__file__).parents[3] / "scripts")], job=job)
+@pytest.mark.parametrize(("job", "memory_max"), [("sleep", None), ("busy", MEMORY)])
+async def test_where_those_who_asked_for_it_were_killed(run, job, memory_max):  # noqa: ARG001 - for its environment
+    code = ASKS.format(job=job, memory_max=memory_max)
     asking = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
-    pids = [int(pid) for pid in (await asking.stdout.readline()).split()]
+    pid = int(await asking.stdout.readline())
     asking.kill()
     await asking.communicate()
-    assert len(pids) == 2
-    await until_async(lambda: all(is_gone(pid) for pid in pids))
-
-
-async def test_where_the_starter_was_killed(loads):
-    """What it has started goes on, and there is another one for the next."""
-    task = asyncio.create_task(loads.make("sleep"))
-    await loads.is_at_work()
-    before = children(os.getpid())["starter"]
-    os.kill(before, signal.SIGKILL)
-    await until_async(lambda: is_gone(before))
-    assert (await loads.make("result"))["pid"] == loads.started[1].pid
-    assert not is_gone(loads.started[0].pid)
-    loads.started[0].kill(signal.SIGTERM)
-    with pytest.raises(ReleaseRefused, match="ended with signal 15"):
-        await task
-
-
-async def test_what_is_no_load_is_held_to_no_limit(loads):
-    said = await run_apart(loads.start, "inbox", work, "result", handlers={"progress": lambda *_: None})
-    assert said["score"] == score()
+    await until_async(lambda: is_gone(pid))
 
 
 def released(site, name, content, rows):

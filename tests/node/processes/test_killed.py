@@ -24,7 +24,7 @@ from eir.node.processes.starter import NAME as STARTER
 from eir.wire.peers.settings import Limits
 
 KINDS = ("front", "starter", "worker-0", "follower", "sightings")
-"""Each kind that there is at any time; loads and passes come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
+"""Each kind that there is at any time; loads and turns come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
 COMES_BACK = ("worker-0", "follower", "sightings")
 PAGE = Path(__file__).parents[3] / "eir" / "README.md"
 
@@ -158,13 +158,13 @@ def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
     started = _started(site, table.keys() - apart - {"front"})
     assert table.keys() == {"front", *started, *apart}
     of = {name: re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1] for name, cells in table.items()}
-    assert len(set(of.values())) == 6
+    assert len(set(of.values())) == 7
     for name, module in of.items():
         main = getattr(modules[module], "run", lambda: None)
         assert ("end" in signature(main).parameters) == (name in started), module
     code = {path.stem: path.read_text() for path in (PAGE.parent / "node" / "processes").glob("*.py")}
     talks = _lines_of("### Ways to talk")
-    assert len(talks) == 4
+    assert len(talks) == 5
     for line in talks:
         for module, word in re.findall(r"`eir/(\S+?)\.py` `(\w+)`", line):
             assert re.search(rf"\b{word}\b", (PAGE.parent / f"{module}.py").read_text()), (module, word)
@@ -173,7 +173,7 @@ def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
         for name, text in code.items()
         if re.search(r"\bsocketpair\(|\bmmap\.mmap\(|\bos\.pipe\(|\bsubprocess\.", text)
     }
-    assert made == {"channel", "recorder", "starter"}, "no other way to talk"
+    assert made == {"apart", "channel", "recorder", "starter"}, "no other way to talk"
 
 
 def _started(site, expected):

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from eir.node.processes.setup import OTHER_FILES, allow_open_files, changed_lists
+from eir.config import load_config
+from eir.errors import SetupFault
+from eir.node.processes.setup import OTHER_FILES, allow_open_files, changed_lists, prepare
 
 WANTED = 1000 + OTHER_FILES
 
@@ -39,3 +41,16 @@ def test_a_reload_names_lists_that_left_the_configuration_and_no_record_of_first
         "list new has never been loaded: load it first",
         "list gone is no longer configured: it has no effect; the store keeps it (eir show gone)",
     ]
+
+
+@pytest.mark.parametrize("uses", ["source", "webhook"])
+def test_a_node_that_needs_curl_names_its_package(site, monkeypatch, uses):
+    if uses == "source":
+        source = {"signers": "signers", "source": "https://register.example/x/"}
+        site.configure(lists={"stolen": source, "tracked": {"signers": "signers"}})
+    else:
+        (site.folder / "key").write_text("x")
+        site.configure(sightings={"webhook": {"url": "https://desk.example/", "key_file": "key"}})
+    monkeypatch.setenv("PATH", str(site.folder))
+    with pytest.raises(SetupFault, match="install a current package `curl`"):
+        prepare(load_config(site.path))

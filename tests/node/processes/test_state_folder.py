@@ -183,7 +183,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
         state = replace(
             Head(), kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
         )
-        node = Acknowledging(lambda: config, None, None, report=silent)
+        node = Acknowledging(lambda: config, None, report=silent)
         node.update([replace(REPORT, lists={"stolen": state})])
         metrics = {"eir_list_serial": {("stolen",): 1.0}} | node.snapshot()
         return [each.text for each in Alerts().troubles(metrics, 0.0)]
@@ -207,7 +207,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
 def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
     """The load stores it before any worker has the release, and the node writes the same file meanwhile."""
     config = SimpleNamespace(state=tmp_path, lists={})
-    node = Acknowledging(lambda: config, None, None, report=silent)
+    node = Acknowledging(lambda: config, None, report=silent)
 
     def look(**serials):
         lists = {

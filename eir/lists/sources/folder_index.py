@@ -1,9 +1,8 @@
-"""Publisher's folder: its index, and the releases that a node must load to reach the newest serial.
+"""Index of a publisher's folder: the releases that it offers, and those that a node must load to reach the newest serial.
 
-The folder is on any web server or object store. Each release has a subfolder, and the index lists the releases: a full release
-and deltas. The index and its signature are in one file (eir.lists.releases.openssh), so that a reader always gets a matching
-signature. A signer of the list's releases signs the index. The index grants no rights: each release is verified by its own
-signatures.
+The folder is on any web server or object store, with a subfolder for each release. The index and its signature are in one file
+(eir.lists.releases.openssh), so that a reader always gets a matching signature. A signer of the list's releases signs the index. The
+index grants no rights: each release is verified by its own signatures.
 """
 
 import json
@@ -17,9 +16,18 @@ from typing import Any
 from eir.errors import ReleaseRefused
 from eir.lists.log.change import utc_text
 from eir.lists.record.settings import KINDS, is_list_name
-from eir.lists.releases.release import DELTA, FULL, SERIAL_MAX, SIGNATURES_MAX, is_plain_name, is_utc_text, member
+from eir.lists.releases.release import (
+    DELTA,
+    FULL,
+    MANIFEST_BYTES_MAX,
+    SERIAL_MAX,
+    SIGNATURES_MAX,
+    is_plain_name,
+    is_utc_text,
+    member,
+)
 
-FORMAT = "eir-folder/1"
+FORMAT = "eir-index/2"
 INDEX = "index.signed"
 INDEX_BYTES_MAX = 1 << 20
 RELEASES_MAX = 2000
@@ -28,7 +36,7 @@ KEPT_MAX = 1000
 """Maximum number of releases in an index that a publisher writes."""
 AHEAD_MAX = timedelta(minutes=5)
 """Maximum time by which another host's clock may be ahead of the clock of this host."""
-_FOLDER = re.compile(r"[0-9]{1,19}(?:-full)?")
+_NAME = re.compile(r"[0-9]{1,19}(?:-full)?/([^/]+)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _member = partial(member, reason="index")
 
@@ -37,14 +45,14 @@ _member = partial(member, reason="index")
 class Offer:
     """Release that the index of a publisher's folder lists."""
 
+    name: str
+    """Path of the manifest in the folder, such as `42/stolen-42.manifest.json`."""
     serial: int
     kind: str
     base: int | None
     """Serial on which a delta builds."""
-    folder: str
-    """Name of the subfolder with the files of the release."""
-    manifest: str
-    """File name of the manifest."""
+    size: int
+    """Size of the manifest in bytes."""
     sha256: str
     """SHA-256 of the manifest, hexadecimal."""
     signatures: tuple[str, ...]
@@ -52,6 +60,16 @@ class Offer:
     issued: str
     content: str
     """Content digest of the list after the release (Head.content). It is compared with that of a node."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the subfolder with the files of the release."""
+        return self.name.partition("/")[0]
+
+    @property
+    def manifest(self) -> str:
+        """File name of the manifest."""
+        return self.name.partition("/")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +79,7 @@ class FolderIndex:
     list: str
     holds: str
     """Kind of the list."""
-    written: datetime
+    issued: datetime
     """Time of the index. A node rejects an index that is older than the newest index that the node has fetched."""
     releases: tuple[Offer, ...]
     """Offered releases by ascending serial, a delta before a full release of the same serial."""
@@ -90,12 +108,9 @@ def encode_index(index: FolderIndex) -> bytes:
             del members["base"]
         releases.append(members)
     document = {
-        "format": FORMAT,
-        "list": index.list,
-        "holds": index.holds,
-        "written": utc_text(index.written),
+        "format": FORMAT, "list": index.list, "holds": index.holds, "serial": index.serial, "issued": utc_text(index.issued),
         "releases": releases,
-    }
+    }  # fmt: skip
     return (json.dumps(document) + "\n").encode()
 
 
@@ -110,14 +125,16 @@ def parse_index(document: bytes) -> FolderIndex:
     except (ValueError, RecursionError) as error:
         raise ReleaseRefused("index", f"{INDEX} is not JSON: {error}") from None
     if not isinstance(members, dict) or members.get("format") != FORMAT:
-        raise ReleaseRefused("index", f'the "format" of {INDEX} is not "{FORMAT}"')
+        advice = "publisher and node need versions of this program with the same format"
+        raise ReleaseRefused("index", f'the "format" of {INDEX} is not "{FORMAT}": {advice}')
     expected = f"an array of 1 to {RELEASES_MAX} objects"
     releases = _member(members, "releases", list, lambda array: 1 <= len(array) <= RELEASES_MAX, expected)
     index = FolderIndex(
         list=_member(members, "list", str, is_list_name, "the name of a list"),
         holds=_member(members, "holds", str, KINDS.__contains__, " or ".join(KINDS)),
-        written=_time(members, "written"), releases=tuple(map(_offer, releases)),
+        issued=_time(members, "issued"), releases=tuple(map(_offer, releases)),
     )  # fmt: skip
+    _member(members, "serial", int, index.serial.__eq__, "the serial of its newest release")
     order = list(map(_position, index.releases))
     has_full_release = any(offer.kind == FULL for offer in index.releases)
     if order != sorted(set(order)) or not has_full_release:
@@ -142,11 +159,11 @@ def check_index(index: FolderIndex, name: str, holds: str, now: datetime, before
         raise ReleaseRefused("mixed", f"the folder is one of {index.list}, and this is the source of {name}")
     if index.holds != holds:
         raise ReleaseRefused("mixed", f"the folder is one of {index.holds}, and {name} is a list of {holds}")
-    written = f"{INDEX} was written {utc_text(index.written)}"
-    if index.written > now + AHEAD_MAX:
-        raise ReleaseRefused("issued_in_future", f"{written}, and it is {utc_text(now)}")
-    if before is not None and index.written < before:
-        raise ReleaseRefused("replayed", f"{written}; one of {utc_text(before)} has been seen")
+    issued = f"{INDEX} was issued {utc_text(index.issued)}"
+    if index.issued > now + AHEAD_MAX:
+        raise ReleaseRefused("issued_in_future", f"{issued}, and it is {utc_text(now)}")
+    if before is not None and index.issued < before:
+        raise ReleaseRefused("replayed", f"{issued}; one of {utc_text(before)} has been seen")
 
 
 def releases_to_load(index: FolderIndex, current: int | None, highest: int) -> Sequence[Offer]:
@@ -227,12 +244,17 @@ def _offer(members: Any) -> Offer:
         base = _member(members, "base", int, lambda number: 0 <= number < serial, expected)
     _time(members, "issued")
     return Offer(
-        serial=serial, kind=kind, base=base, folder=_member(members, "folder", str, _FOLDER.fullmatch, "a folder such as 42 or 42-full"),
-        manifest=_member(members, "manifest", str, is_plain_name, "a plain file name"), issued=members["issued"],
-        signatures=_signatures(members),
+        serial=serial, kind=kind, base=base, name=_member(members, "name", str, _is_path, "a path such as 42/LIST-42.manifest.json"),
+        size=_member(members, "size", int, lambda size: 0 < size <= MANIFEST_BYTES_MAX, f"a size up to {MANIFEST_BYTES_MAX}"),
+        issued=members["issued"], signatures=_signatures(members),
         sha256=_member(members, "sha256", str, is_digest, "64 hexadecimal digits"),
         content=_member(members, "content", str, is_digest, "64 hexadecimal digits"),
     )  # fmt: skip
+
+
+def _is_path(name: str) -> bool:
+    match = _NAME.fullmatch(name)
+    return match is not None and is_plain_name(match[1])
 
 
 def _signatures(members: dict[str, Any]) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
-"""Acknowledgements: signed statements of nodes about their lists in force, and the evaluation of these statements by the publisher.
+"""Acknowledgement: signed statement of a node about its lists in force, and the evaluation of these statements by the publisher.
 
-A statement includes the time from which the content is in force, and the release or index that the node rejected last.
-
-The node signs with an OpenSSH key in its state folder, in the namespace `eir-acknowledgement`. The publisher has the public keys of
-all nodes in an allowed_signers file, each with the node's Origin-Host.
+A node has one document about all lists that it acknowledges on a server. The node signs with an OpenSSH key in its state folder, in
+the namespace `eir-acknowledgement`. The publisher has the public keys of all nodes in an allowed_signers file, each with the node's
+Origin-Host.
 """
 
 import asyncio
@@ -25,10 +24,10 @@ from eir.lists.record.settings import ListSettings, is_list_name
 from eir.lists.releases.openssh import sign_document, verify_document
 from eir.lists.releases.release import SERIAL_MAX, is_utc_text, member, parse_manifest, verify_release
 from eir.lists.rows.delivered import open_folder, read_small
-from eir.lists.sources.folder import AHEAD_MAX, FolderIndex, Offer, is_digest, releases_to_load
+from eir.lists.sources.folder_index import AHEAD_MAX, FolderIndex, Offer, is_digest, releases_to_load
 from eir.lists.sources.folder_writer import Contents, load_index
 
-FORMAT, NAMESPACE = "eir-acknowledgement/1", "eir-acknowledgement"
+FORMAT, NAMESPACE = "eir-acknowledgement/2", "eir-acknowledgement"
 KEY = "acknowledgement.key"
 """Name of the node's key in its state folder. The first acknowledgement creates the key."""
 ACKNOWLEDGED = "acknowledgements"
@@ -68,26 +67,35 @@ class Rejection:
     """Serial of the rejected release; None for a rejected index."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Acknowledgement:
-    """Statement of a node about the list that it has in force. Times are UTC texts that end with Z."""
+@dataclass(frozen=True, slots=True)
+class ListStatement:
+    """Statement about one list in force. Times are UTC texts that end with Z."""
 
-    node: str
-    """Origin-Host of the node."""
-    list: str
     serial: int
+    release: str | None
+    """SHA-256 of the manifest in force; None without one."""
     content: str
     """Digest of the list in force (Head.content)."""
     since: str
     """Time from which the content is in force."""
-    made: str
     rejected: Rejection | None = None
-    """Last rejection, if the node has accepted no release or index of the source since then. The document lacks this member if it is None."""
+    """Last rejection, if the node has accepted no release or index of the source since then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """Statement of a node about the lists that it has in force."""
+
+    node: str
+    """Origin-Host of the node."""
+    made: str
+    """UTC time of the statement, with a Z."""
+    lists: Mapping[str, ListStatement]
 
     @property
     def name(self) -> str:
         """File name of the acknowledgement."""
-        return f"{self.node}.{self.list}{ENDS}"
+        return f"{self.node}{ENDS}"
 
 
 def load_key(state: Path) -> Path:
@@ -123,49 +131,58 @@ def sign_acknowledgement(acknowledgement: Acknowledgement, key: Path) -> bytes:
     Raises:
         ReleaseRefused: as openssh.sign.
     """
-    document = {"format": FORMAT, **asdict(acknowledgement)}
-    if acknowledgement.rejected is None:
-        del document["rejected"]
-    text = json.dumps(document, indent=1) + "\n"
+    text = json.dumps({"format": FORMAT, **asdict(acknowledgement)}, indent=1) + "\n"
     return sign_document(text.encode(), key, NAMESPACE)
 
 
-def verify_acknowledgement(content: bytes, name: str, nodes: Path, now: datetime) -> Acknowledgement:
-    """Verify the signature of a node's acknowledgement and parse it.
+def read_acknowledgement(file: Path, keys: Path, now: datetime) -> Acknowledgement:
+    """Read an uploaded acknowledgement, without following a link or blocking on a pipe; verify its signature and parse it.
 
-    `nodes`: allowed_signers file with the keys of the nodes.
+    `keys`: allowed_signers file with the keys of the nodes.
 
     Raises:
-        ReleaseRefused: if the signature is not the node's, or a member is wrong.
+        ReleaseRefused: if the signature is not that of the node in the file's name, or a member is wrong.
+        OSError: if the file cannot be read.
     """
-    document, signature = verify_document(content, name, nodes, now, namespace=NAMESPACE)
+    with open_folder(file.parent) as folder:
+        content = read_small(file.name, folder, BYTES_MAX)
+    document, signature = verify_document(content, file.name, keys, now, namespace=NAMESPACE)
     try:
         members = json.loads(document)
     except (ValueError, RecursionError):
         members = None
     if not isinstance(members, dict) or members.get("format") != FORMAT:
-        raise ReleaseRefused("acknowledgement", f'the "format" of {name} is not "{FORMAT}"')
+        advice = "node and publisher need versions of this program with the same format"
+        raise ReleaseRefused("acknowledgement", f'the "format" of {file.name} is not "{FORMAT}": {advice}')
+    lists: dict[str, Any] = _member(members, "lists", dict, lambda lists: all(map(is_list_name, lists)), "an object")
     acknowledgement = Acknowledgement(
-        node=_member(members, "node", str, bool, "a host"), list=_member(members, "list", str, is_list_name, "the name of a list"),
-        serial=_member(members, "serial", int, lambda serial: 0 <= serial <= SERIAL_MAX, "a serial"),
-        content=_member(members, "content", str, is_digest, "64 hexadecimal digits"),
-        since=_member(members, "since", str, is_utc_text, "a time"), made=_member(members, "made", str, is_utc_text, "a time"),
-        rejected=_rejection(members),
+        node=_member(members, "node", str, bool, "a host"), made=_member(members, "made", str, is_utc_text, "a time"),
+        lists={name: _statement(each) for name, each in lists.items()},
     )  # fmt: skip
-    if acknowledgement.node not in signature.principals:
+    node = acknowledgement.node
+    if node not in signature.principals or file.name != acknowledgement.name:
         signers = ", ".join(signature.principals)
-        raise ReleaseRefused("acknowledgement", f"{name} is signed by {signers}, and speaks for {acknowledgement.node}")
+        raise ReleaseRefused("acknowledgement", f"{file.name} is signed by {signers}, and is the statement of {node}")
     if datetime.fromisoformat(acknowledgement.made) > now + AHEAD_MAX:  # a time in the future would never be old
-        raise ReleaseRefused("acknowledgement", f"{name} was made {acknowledgement.made}, and it is {utc_text(now)}")
+        fault = f"{file.name} was made {acknowledgement.made}, and it is {utc_text(now)}"
+        raise ReleaseRefused("acknowledgement", fault)
     return acknowledgement
 
 
-def _rejection(members: Mapping[str, Any]) -> Rejection | None:
-    """Return the rejection in an acknowledgement, or None if it contains no rejection.
+def _statement(members: Any) -> ListStatement:
+    if not isinstance(members, dict):
+        raise ReleaseRefused("acknowledgement", 'a member of "lists" is not an object')
+    release = members.get("release")
+    if release is not None:
+        release = _member(members, "release", str, is_digest, "64 hexadecimal digits")
+    return ListStatement(
+        serial=_member(members, "serial", int, lambda serial: 0 <= serial <= SERIAL_MAX, "a serial"), release=release,
+        content=_member(members, "content", str, is_digest, "64 hexadecimal digits"),
+        since=_member(members, "since", str, is_utc_text, "a time"), rejected=_rejection(members),
+    )  # fmt: skip
 
-    Raises:
-        ReleaseRefused: if a member is wrong.
-    """
+
+def _rejection(members: Mapping[str, Any]) -> Rejection | None:
     if members.get("rejected") is None:
         return None
     rejected: dict[str, Any] = _member(members, "rejected", dict, bool, "an object")
@@ -219,69 +236,54 @@ def node_statuses(folder: Path, *, now: datetime, within: timedelta, nodes: Path
     except OSError as error:
         fault = f"the nodes' public keys {keys} cannot be read: {error.strerror}"
         raise EirError(f"{fault}; write there the output of `eir acknowledge --key` of each node") from None
-    end = f".{index.list}{ENDS}"
-    files = {path.name.removesuffix(end): path for path in (folder / ACKNOWLEDGED).glob(f"*{end}")}
-    strangers = sorted(files.keys() - set(known))
-    unproven = dict.fromkeys(strangers, f"it has no key in {keys}")
-    acknowledgements: dict[str, Acknowledgement] = {}
+    files = {path.name.removesuffix(ENDS): path for path in (folder / ACKNOWLEDGED).glob(f"*{ENDS}")}
+    unproven = dict.fromkeys(sorted(files.keys() - set(known)), f"it has no key in {keys}")
+    statements: dict[str, tuple[str, ListStatement]] = {}
     for node in files.keys() & set(known):
         try:
-            acknowledgements[node] = _read_acknowledgement(files[node], node, index.list, keys, now)
+            acknowledgement = read_acknowledgement(files[node], keys, now)
+            statements[node] = acknowledgement.made, acknowledgement.lists[index.list]
+        except KeyError:
+            unproven[node] = f"{files[node].name} has no statement about {index.list}"
         except (ReleaseRefused, OSError) as error:
             unproven[node] = str(error)
     index = load_index(folder) or index  # nodes may already have a release that was published meanwhile
-    acknowledging = [node for node in known if node in acknowledgements]
-    others = [node for node in dict.fromkeys([*known, *unproven]) if node not in acknowledgements]
-    statuses = [node_status(index, acknowledgements[node], now, within) for node in acknowledging]
+    others = [node for node in dict.fromkeys([*known, *unproven]) if node not in statements]
+    statuses = [node_status(index, node, *statements[node], now, within) for node in known if node in statements]
     statuses += [_unacknowledged(index, node, unproven.get(node), known=node in known) for node in others]
     return statuses
 
 
-def _read_acknowledgement(file: Path, node: str, list_name: str, keys: Path, now: datetime) -> Acknowledgement:
-    """Read, verify and parse a node's acknowledgement of a list.
-
-    Raises:
-        ReleaseRefused: if the acknowledgement is not valid.
-        OSError: if the file cannot be read.
-    """
-    acknowledgement = verify_acknowledgement(_content(file), file.name, keys, now)
-    if (acknowledgement.node, acknowledgement.list) != (node, list_name):
-        fault = f"{file.name} is the acknowledgement of {acknowledgement.node} for {acknowledgement.list}"
-        raise ReleaseRefused("acknowledgement", fault)
-    return acknowledgement
-
-
-def node_status(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime, within: timedelta) -> NodeStatus:
-    """Compare an acknowledgement with the releases in the publisher's folder; return the status of the node."""
-    serial = acknowledgement.serial
+def node_status(  # noqa: PLR0917 - a row of a table
+    index: FolderIndex, node: str, made: str, statement: ListStatement, now: datetime, within: timedelta
+) -> NodeStatus:
+    """Compare a node's statement of the time `made` with the releases in the publisher's folder; return the status of the node."""
+    serial = statement.serial
     missing = [offer for offer in index.releases if offer.serial > serial]
     late = timedelta(0)
     if missing:
         oldest = min(missing, key=lambda offer: (offer.serial, offer.issued))
         late = now - datetime.fromisoformat(oldest.issued)
-    state, detail = _node_state(index, acknowledgement, now)
+    state, detail = _node_state(index, statement, now - datetime.fromisoformat(made))
     if state == IN_STEP and missing:
         state = BEHIND if late > within else LATE
     return NodeStatus(
-        node=acknowledgement.node, list=acknowledgement.list, state=state, serial=serial, behind=len({offer.serial for offer in missing}),
-        late_s=max(0, int(late.total_seconds())), since=acknowledgement.since, acknowledged=acknowledgement.made, detail=detail,
+        node=node, list=index.list, state=state, serial=serial, behind=len({offer.serial for offer in missing}),
+        late_s=max(0, int(late.total_seconds())), since=statement.since, acknowledged=made, detail=detail,
     )  # fmt: skip
 
 
-def _node_state(index: FolderIndex, acknowledgement: Acknowledgement, now: datetime) -> tuple[str, str]:
+def _node_state(index: FolderIndex, statement: ListStatement, age: timedelta) -> tuple[str, str]:
     """Return the state of a node, and a text that explains the state. Releases that the node has not loaded yet are not considered."""
-    serial = acknowledgement.serial
+    serial = statement.serial
     if serial > index.serial:
         return DIFFERS, f"it has serial {serial}, and {index.serial} is the newest in the folder"
     content = index.content_of(serial)
-    if content is not None and content != acknowledgement.content:
-        return (
-            DIFFERS,
-            f"it has {acknowledgement.content[:12]} for serial {serial}, and the release makes {content[:12]}",
-        )
-    if now - datetime.fromisoformat(acknowledgement.made) > SILENT:
-        return OLD, "it has not said for long what it has"
-    rejected = acknowledgement.rejected
+    if content is not None and content != statement.content:
+        return DIFFERS, f"it has {statement.content[:12]} for serial {serial}, and the release makes {content[:12]}"
+    if age > SILENT:
+        return OLD, "its last statement is old"
+    rejected = statement.rejected
     if rejected is None or (rejected.serial is not None and rejected.serial <= serial):
         return IN_STEP, ""
     subject = "the index" if rejected.serial is None else f"serial {rejected.serial}"
@@ -299,23 +301,22 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
     """
     folder = file.resolve().parent.parent
     index = load_index(folder)
-    acknowledgement = verify_acknowledgement(_content(file), file.name, folder / NODES, now)
-    name = acknowledgement.list
-    serial = acknowledgement.serial
-    if index is None or index.list != name or name not in lists:
-        raise EirError(f"{file} is about list {name}, and lies in no folder of that list that is configured here")
-    chain = _chain_to(index, serial)
-    if not chain or index.content_of(serial) is None:
-        raise EirError(f"{folder} has no releases any more that lead to serial {serial}")
-    paths = [folder / offer.folder / offer.manifest for offer in chain]
+    acknowledgement = read_acknowledgement(file, folder / NODES, now)
+    if index is None or index.list not in acknowledgement.lists or index.list not in lists:
+        raise EirError(f"{file} lies in no folder of a list that it is about and that is configured here")
+    name, statement = index.list, acknowledgement.lists[index.list]
+    chain = _chain_to(index, statement.serial)
+    if not chain or index.content_of(statement.serial) is None:
+        raise EirError(f"{folder} has no releases any more that lead to serial {statement.serial}")
+    paths = [folder / offer.name for offer in chain]
     manifests = [parse_manifest(path.read_bytes()) for path in paths]
     for path, manifest in zip(paths, manifests, strict=True):
         verify_release(path, lists, now=manifest.issued)
     with tempfile.TemporaryDirectory(prefix="eir-audit-") as temporary:
         contents = Contents(folder, name, index.holds, Path(temporary))
         content = asyncio.run(contents.load(paths))
-    if content.head.content != acknowledgement.content:
-        fault = f"{acknowledgement.node} has {acknowledgement.content[:12]} in force, and release {serial} makes {content.head.content[:12]}"
+    if content.head.content != statement.content:
+        fault = f"{acknowledgement.node} has {statement.content[:12]} in force, and release {statement.serial} makes {content.head.content[:12]}"
         raise ReleaseRefused("acknowledgement", fault)
     return ReleaseEntries(manifests[-1], content.table, now)
 
@@ -341,12 +342,6 @@ def _hosts_in(signers: str) -> Iterator[str]:
         if line.strip() and not line.startswith("#"):
             principals = line.split()[0]
             yield from principals.strip('"').split(",")
-
-
-def _content(file: Path) -> bytes:
-    """Read an uploaded acknowledgement safely: without following a link or blocking on a pipe."""
-    with open_folder(file.parent) as folder:
-        return read_small(file.name, folder, BYTES_MAX)
 
 
 def as_rows(statuses: Sequence[NodeStatus]) -> list[dict[str, Any]]:

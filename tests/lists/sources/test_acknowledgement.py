@@ -17,7 +17,7 @@ from simulated.servers import free_port
 
 from eir.errors import EirError, ReleaseRefused
 from eir.lists.releases.openssh import sign_document
-from eir.lists.sources.acknowledge import (
+from eir.lists.sources.acknowledgement import (
     BEHIND,
     DIFFERS,
     IN_STEP,
@@ -26,13 +26,14 @@ from eir.lists.sources.acknowledge import (
     OLD,
     REJECTS,
     Acknowledgement,
+    ListStatement,
     Rejection,
     load_key,
     node_status,
     node_statuses,
+    read_acknowledgement,
     sign_acknowledgement,
     signer_line,
-    verify_acknowledgement,
 )
 from eir.lists.sources.folder_writer import load_index
 
@@ -45,15 +46,14 @@ def text(moment):
 
 
 def said(**changes):
-    given = {
-        "node": "eir.one",
-        "list": "stolen",
-        "serial": 1,
-        "content": "0" * 64,
-        "since": text(NOW),
-        "made": text(NOW),
-    }
-    return Acknowledgement(**given | changes)
+    """A statement about the list."""
+    given = {"serial": 1, "release": "1" * 64, "content": "0" * 64, "since": text(NOW)}
+    return ListStatement(**given | changes)
+
+
+def signed(key, *, node="eir.one", made=NOW, name="stolen", **changes):
+    """The acknowledgement of a node with one statement."""
+    return sign_acknowledgement(Acknowledgement(node=node, made=text(made), lists={name: said(**changes)}), key)
 
 
 def _of_another_format(acknowledgement):
@@ -75,23 +75,31 @@ def register(tmp_path, keys):
 def test_how_nodes_stand(register):
     index = load_index(register.folder)
     first, second, third = (index.content_of(serial) for serial in (1, 2, 3))
+
+    def status(what, made=NOW):
+        return node_status(index, "eir.one", text(made), what, NOW, HOUR)
+
     for what, state, behind in (
         (said(serial=3, content=third), IN_STEP, 0), (said(serial=2, content=second), LATE, 1), (said(serial=1, content=first), BEHIND, 2),
-        (said(serial=3, content=second), DIFFERS, 0), (said(serial=3, content=third, made=text(NOW - timedelta(days=3))), OLD, 0),
-        (said(serial=4, content=first), DIFFERS, 0), (said(serial=0), BEHIND, 3),
+        (said(serial=3, content=second), DIFFERS, 0), (said(serial=4, content=first), DIFFERS, 0), (said(serial=0), BEHIND, 3),
         (said(serial=2, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), REJECTS, 1),
         (said(serial=3, content=third, rejected=Rejection(reason="untrusted_signer", at=text(NOW))), REJECTS, 0),
         (said(serial=3, content=third, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), IN_STEP, 0),
         (said(serial=3, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=4)), DIFFERS, 0),
     ):  # fmt: skip
-        found = node_status(index, what, NOW, HOUR)
+        found = status(what)
         assert (found.state, found.behind) == (state, behind), what
-    assert node_status(
-        index, said(serial=2, content=second, rejected=Rejection(reason="growth", at=text(NOW), serial=3)), NOW, HOUR
-    ).detail == (f"it rejected serial 3 at {text(NOW)}: growth")
-    assert node_status(
-        index, said(serial=2, content=second, rejected=Rejection(reason="index", at=text(NOW))), NOW, HOUR
-    ).detail == (f"it rejected the index at {text(NOW)}: index")
+    assert status(said(serial=3, content=third), NOW - timedelta(days=3)).state == OLD
+    rejected = Rejection(reason="growth", at=text(NOW), serial=3)
+    assert (
+        status(said(serial=2, content=second, rejected=rejected)).detail
+        == f"it rejected serial 3 at {text(NOW)}: growth"
+    )
+    rejected = Rejection(reason="index", at=text(NOW))
+    assert (
+        status(said(serial=2, content=second, rejected=rejected)).detail
+        == f"it rejected the index at {text(NOW)}: index"
+    )
 
 
 def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
@@ -101,18 +109,13 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
     )
     room = register.folder / "acknowledgements"
     room.mkdir()
-    third = load_index(register.folder).content_of(3)
-    (room / "eir.one.stolen.ack").write_bytes(sign_acknowledgement(said(serial=3, content=third), keys[0]))
-    (room / "eir.two.stolen.ack").write_bytes(
-        sign_acknowledgement(said(node="eir.two", serial=3, content=third), keys[0])
-    )
-    (room / "eir.four.stolen.ack").write_bytes(b"{}\n")
-    os.mkfifo(room / "eir.five.stolen.ack")
-    (room / "eir.six.stolen.ack").write_bytes(
-        sign_acknowledgement(said(serial=3, content=third), keys[0])
-    )  # the first's own
-    (room / "eir.seven.stolen.ack").write_bytes(sign_acknowledgement(said(node="eir.seven", list="other"), keys[0]))
-    (room / "eir.one.other.ack").write_bytes(sign_acknowledgement(said(list="other"), keys[0]))
+    third = {"serial": 3, "content": load_index(register.folder).content_of(3)}
+    (room / "eir.one.ack").write_bytes(signed(keys[0], **third))
+    (room / "eir.two.ack").write_bytes(signed(keys[0], node="eir.two", **third))
+    (room / "eir.four.ack").write_bytes(b"{}\n")
+    os.mkfifo(room / "eir.five.ack")
+    (room / "eir.six.ack").write_bytes(signed(keys[0], **third))  # the first's own
+    (room / "eir.seven.ack").write_bytes(signed(keys[0], node="eir.seven", name="other"))
     with nodes.open("a") as file:
         file.write("".join(f"{signer_line(keys[0], f'eir.{name}')}\n" for name in ("six", "seven")))
     found = {each.node: (each.state, each.behind) for each in node_statuses(register.folder, now=NOW, within=HOUR)}
@@ -125,15 +128,29 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
         "eir.six": ("unproven", 3),
         "eir.seven": ("unproven", 3),
     }
-    content = sign_acknowledgement(said(), keys[0])
+
+
+def test_what_is_no_acknowledgement(tmp_path):
+    key = make_key(tmp_path, "one")
+    nodes, file = tmp_path / "nodes", tmp_path / "eir.one.ack"
+    nodes.write_text(f"{signer_line(key, 'eir.one')}\n")
+
+    def read(content):
+        file.write_bytes(content)
+        return read_acknowledgement(file, nodes, NOW)
+
+    content = signed(key)
     for damaged in (
         content.replace(b"eir.one", b"eir.two"),
         content[:-40],
-        sign_document(b'{"format": "x"}\n', keys[0], NAMESPACE),
-        sign_document(_of_another_format(content), keys[0], NAMESPACE),
-        sign_acknowledgement(said(made=text(NOW + HOUR)), keys[0]),
+        sign_document(b'{"format": "x"}\n', key, NAMESPACE),
+        sign_document(_of_another_format(content), key, NAMESPACE),
+        sign_document(content.split(b"-----")[0].replace(b'"stolen"', b'"../x"'), key, NAMESPACE),
+        sign_document(content.split(b"-----")[0].replace(b'"lists": {', b'"lists": {"x": 7, '), key, NAMESPACE),
+        signed(key, made=NOW + HOUR),
+        signed(key, release="x"),
         *(
-            sign_acknowledgement(said(rejected=Rejection(**{"reason": "growth", "at": text(NOW)} | wrong)), keys[0])
+            signed(key, rejected=Rejection(**{"reason": "growth", "at": text(NOW)} | wrong))
             for wrong in (
                 {"reason": "no word"},
                 {"reason": "\x1b[2J"},
@@ -144,20 +161,21 @@ def test_only_what_a_node_has_signed_itself_counts(register, tmp_path):
                 {"at": "soon"},
             )
         ),
-        sign_acknowledgement(said(), keys[0]).replace(b'"made"', b'"rejected": 7, "made"'),
-        sign_document(content.split(b"-----")[0], keys[0]),
+        sign_document(content.split(b"-----")[0].replace(b'"rejected": null', b'"rejected": 7'), key, NAMESPACE),
+        sign_document(content.split(b"-----")[0], key),
     ):
         with pytest.raises(ReleaseRefused):
-            verify_acknowledgement(damaged, "x", nodes, NOW)
-    assert verify_acknowledgement(content, "x", nodes, NOW) == said()
-    assert b"rejected" not in content, "as before"
+            read(damaged)
+    assert read(content) == Acknowledgement(node="eir.one", made=text(NOW), lists={"stolen": said()})
     for rejected in (
         Rejection(reason="growth", at=text(NOW), serial=3),
         Rejection(reason="untrusted_signer", at=text(NOW)),
     ):
-        assert verify_acknowledgement(sign_acknowledgement(said(rejected=rejected), keys[0]), "x", nodes, NOW) == said(
-            rejected=rejected
-        )
+        assert read(signed(key, rejected=rejected, release=None)).lists == {
+            "stolen": said(rejected=rejected, release=None)
+        }
+    with pytest.raises(ReleaseRefused, match=r'"format" of .* is not "eir-acknowledgement/2": .* versions'):
+        read(sign_document(_of_another_format(content), key, NAMESPACE))
 
 
 def test_files_of_nodes_without_a_key_are_not_read(register, tmp_path, monkeypatch):
@@ -166,9 +184,9 @@ def test_files_of_nodes_without_a_key_are_not_read(register, tmp_path, monkeypat
     (register.folder / "nodes").write_text(f"{signer_line(key, 'eir.one')}\n")
     room = register.folder / "acknowledgements"
     room.mkdir()
-    content = sign_acknowledgement(said(serial=3, content=load_index(register.folder).content_of(3)), key)
+    content = signed(key, serial=3, content=load_index(register.folder).content_of(3))
     for name in ("one", *(f"stranger-{n}" for n in range(30))):
-        (room / f"eir.{name}.stolen.ack").write_bytes(content)
+        (room / f"eir.{name}.ack").write_bytes(content)
     calls = tmp_path / "calls"
     precede_openssh(monkeypatch, tmp_path / "bin", f"echo >> {calls}")
     found = node_statuses(register.folder, now=NOW, within=HOUR)
@@ -184,12 +202,12 @@ def test_the_file_of_a_stranger_is_shown_and_fails_no_command(site, register, tm
     (register.folder / "nodes").write_text(f"{signer_line(key, 'eir.one')}\n")
     room = register.folder / "acknowledgements"
     room.mkdir()
-    held = said(serial=3, content=load_index(register.folder).content_of(3), made=text(datetime.now(UTC)))
-    (room / "eir.one.stolen.ack").write_bytes(sign_acknowledgement(held, key))
-    (room / "eir.stranger.stolen.ack").write_text("anything")
+    held = signed(key, serial=3, content=load_index(register.folder).content_of(3), made=datetime.now(UTC))
+    (room / "eir.one.ack").write_bytes(held)
+    (room / "eir.stranger.ack").write_text("anything")
     done = site.eir("acknowledged", register.folder, "--within", "10000d")
     assert re.search(r"eir\.stranger +stolen +unproven", done.stdout)
-    (room / "eir.one.stolen.ack").write_text("broken")
+    (room / "eir.one.ack").write_text("broken")
     site.eir("acknowledged", register.folder, "--within", "10000d", status=1)
     (register.folder / "nodes").write_text("")
     assert "no node has a key in the file of nodes" in site.eir("acknowledged", register.folder, status=1).stderr
@@ -211,12 +229,12 @@ def test_a_node_acknowledges_what_it_rejects(site, tmp_path, publisher):
         source = {"url": register.web.url, "every": "1s", "acknowledge": True}
         site.configure(lists={"tracked": {"local": True}, "stolen": {"signers": "signers", "source": source}})
         host = site.settings["identity"]["host"]
-        room, name = register.folder / "acknowledgements", f"acknowledgements/{host}.stolen.ack"
+        room, name = register.folder / "acknowledgements", f"acknowledgements/{host}.ack"
         room.mkdir()
 
         def given(status):
             """The row about the node, as it was posted last."""
-            (room / f"{host}.stolen.ack").write_bytes(register.web.given.get(name, b""))
+            (room / f"{host}.ack").write_bytes(register.web.given.get(name, b""))
             (row,) = json.loads(site.eir("acknowledged", register.folder, "--json", status=None).stdout)
             return (row["state"], row["serial"], row["detail"].rpartition(": ")[2]) == status and row
 
@@ -236,7 +254,7 @@ def test_a_node_acknowledges_what_it_rejects(site, tmp_path, publisher):
         until(lambda: node.metrics()[pulls] >= refused + 2)
         assert register.web.given[name] == content, "the same rejection is given once"
         site.eir("acknowledge", "--out", tmp_path / "files")
-        assert b'"reason": "untrusted_signer"' in (tmp_path / "files" / f"{host}.stolen.ack").read_bytes()
+        assert b'"reason": "untrusted_signer"' in (tmp_path / "files" / f"{host}.ack").read_bytes()
         strict = {"shrink_max": "0%", "growth_max": "0%", "change_min": 0}
         site.configure(lists={
             "tracked": {"local": True}, "stolen": {"signers": "signers", "source": source, **strict},
@@ -260,7 +278,7 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         site.load(ROWS[:1], list_name="tracked")
         node = site.start(ready=False)
         host = site.settings["identity"]["host"]
-        name = f"acknowledgements/{host}.stolen.ack"
+        name = f"acknowledgements/{host}.ack"
         until(lambda: b'"serial": 1' in register.web.given.get(name, b""))
         register.publish(added=ROWS[20:22])
         until(lambda: b'"serial": 2' in register.web.given[name])
@@ -268,13 +286,13 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         (register.folder / "nodes").write_text(line)
         room = register.folder / "acknowledgements"
         room.mkdir()
-        (room / f"{host}.stolen.ack").write_bytes(register.web.given[name])
+        (room / f"{host}.ack").write_bytes(register.web.given[name])
         (row,) = json.loads(site.eir("acknowledged", register.folder, "--json").stdout)
         assert (row["node"], row["state"], row["serial"], row["behind"]) == (host, "in step", 2, 0)
         until(lambda: node.metrics().get("eir_source_acknowledgements_total{list=stolen,outcome=given}", 0) >= 2)
         audit = site.json(
             "audit",
-            room / f"{host}.stolen.ack",
+            room / f"{host}.ack",
             f"s13{node.status()['listening'][0][3:]}?origin_host=mme.localdomain&origin_realm=localdomain",
             "--all",
             "--rate",
@@ -282,13 +300,13 @@ def test_a_node_acknowledges_and_is_held_to_it(site, tmp_path, publisher):
         )
         assert (audit["serial"], audit["asked"], audit["as_listed"]) == (2, 22, 22)
         by_hand = site.eir("acknowledge", status=1).stderr
-        assert "Connection refused" in by_hand
+        assert "Failed to connect" in by_hand
         assert "accepted by its source" in by_hand, "a source that is away stops no other"
         assert "eir acknowledge --out FOLDER" in by_hand
         site.eir("acknowledge", "stolen", "--out", tmp_path / "files")
-        assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{host}.stolen.ack"]
+        assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{host}.ack"]
         since = [
-            json.loads(content.split(b"-----")[0])["since"]
+            json.loads(content.split(b"-----")[0])["lists"]["stolen"]["since"]
             for content in (register.web.given[name], next((tmp_path / "files").iterdir()).read_bytes())
         ]
         assert since[0] == since[1]

@@ -1,4 +1,4 @@
-"""Schedule of pulls, and what the results of pulls leave, without processes. Pulls themselves: lists/sources/test_pull.py."""
+"""Schedule of pulls, and what the results of pulls leave, without processes. Pulls themselves: lists/sources/test_publisher_folder.py."""
 
 import fcntl
 from types import SimpleNamespace
@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from eir.lists.log.journal import REFUSED
-from eir.lists.sources.inbox import WAITING
-from eir.lists.sources.pull import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, Pulled
-from eir.node.processes import pulling
-from eir.node.processes.pulling import AGAIN_S, BESIDE_S, SPREAD, Pulling, backoff_s, pull_once
+from eir.lists.sources.release_result import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, WAITING, Turn
+from eir.node.processes import acknowledging, sources
+from eir.node.processes.acknowledging import AGAIN_S, backoff_s
+from eir.node.processes.loading import PULLS_FOLDER, process_once
+from eir.node.processes.sources import BESIDE_S, SPREAD, Sources
 
 EVERY_S = 60.0
 
@@ -36,8 +37,9 @@ def lists():
 
 
 @pytest.fixture
-def made(jobs, lists):
-    return Pulling(lambda: SimpleNamespace(lists=lists), None, jobs, None, report=lambda *_, **__: None)
+def made(jobs, lists, tmp_path):
+    config = SimpleNamespace(lists=lists, state=tmp_path, inbox=None)
+    return Sources(lambda: config, jobs, None, report=lambda *_, **__: None)
 
 
 def test_each_source_has_a_job_that_begins_within_a_second(made, jobs, lists):
@@ -52,12 +54,12 @@ def test_each_source_has_a_job_that_begins_within_a_second(made, jobs, lists):
 
 
 async def test_a_list_that_another_process_of_this_host_pulls_is_left_to_it(tmp_path):
-    folder = tmp_path / pulling.PULLS_FOLDER / "stolen"
+    folder = tmp_path / PULLS_FOLDER / "stolen"
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        pulled = await pull_once(SimpleNamespace(state=tmp_path), "stolen", "", None, pytest.fail)
-    assert (pulled.outcome, pulled.detail) == (ELSEWHERE, "another process on this host is pulling it")
+        turn = await process_once(SimpleNamespace(state=tmp_path, load_memory=0), "stolen", "", emit=pytest.fail)
+    assert (turn.outcome, turn.detail) == (ELSEWHERE, "another process on this host is doing it")
 
 
 async def test_the_pause_doubles_with_each_failure_up_to_that_of_the_source(made, jobs, monkeypatch):
@@ -77,11 +79,11 @@ async def test_the_pause_doubles_with_each_failure_up_to_that_of_the_source(made
     spreads = []
 
     async def result(name):
-        return Pulled(list=name, outcome=outcomes[len(spreads)])
+        return Turn(list=name, outcome=outcomes[len(spreads)])
 
-    monkeypatch.setattr(made, "_run_pull", result)
-    monkeypatch.setattr(pulling.random, "random", lambda: 0.0)
-    monkeypatch.setattr(pulling.random, "uniform", lambda *span: spreads.append(span) or 0.0)
+    monkeypatch.setattr(made, "_turn", result)
+    monkeypatch.setattr(acknowledging.random, "random", lambda: 0.0)
+    monkeypatch.setattr(sources.random, "uniform", lambda *span: spreads.append(span) or 0.0)
     made.apply()
     spreads.clear()
     pauses = [await jobs.work() for _ in outcomes]
@@ -112,11 +114,11 @@ def test_half_of_a_pause_is_by_chance(failures, most_s):
     ],
 )
 def test_a_rejection_stays_until_something_later_is_accepted(made, rejected, then, kept):
-    refusal = Pulled(list="stolen", outcome=REFUSED, reason="range", rejected=rejected)
-    made._store(refusal)
+    refusal = Turn(list="stolen", outcome=REFUSED, reason="range", rejected=rejected)
+    made.count(refusal)
     first = made.rejected["stolen"]
     assert (first.serial, first.reason) == (rejected, "range")
-    made._store(refusal)
+    made.count(refusal)
     assert made.rejected["stolen"] is first, "the time is that of the first"
-    made._store(Pulled(list="stolen", **then))
+    made.count(Turn(list="stolen", **then))
     assert ("stolen" in made.rejected) is kept
