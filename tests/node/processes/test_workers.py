@@ -129,7 +129,7 @@ class TestOneNode:
         clients = await four(crew.start(), connect)
         manifest = crew.release([TRACKED], list_name="tracked")
         for file in (
-            crew.folder / "releases" / "tracked-1-0.csv",
+            crew.folder / "releases" / "tracked-1.csv.zst",
             manifest,
             manifest.with_name(f"{manifest.name}.sig"),
         ):
