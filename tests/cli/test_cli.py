@@ -793,7 +793,7 @@ class TestLists:
     def test_a_file_that_is_no_manifest_is_reported_and_not_recorded(self, eir, host):
         manifest = host.release([LISTED], list_name="stolen", serial=1)
         events = document(eir("history", "--json"))
-        for mistaken in (manifest.parent, manifest.parent / "stolen-1-0.csv", f"{manifest}.sig"):
+        for mistaken in (manifest.parent, manifest.parent / "stolen-1.csv.zst", f"{manifest}.sig"):
             said = host.eir("load", mistaken, status=1).stderr
             assert f"this is not a manifest; did you mean {manifest.parent}/" in said
         assert document(eir("history", "--json")) == events
