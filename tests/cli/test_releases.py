@@ -38,8 +38,8 @@ async def test_a_rejection_whose_process_ended_without_an_outcome_is_recorded(tm
     monkeypatch.setattr(releases, "record_event", record_event)
     manifest = tmp_path / "stolen-1.manifest.json"
     manifest.write_text("{}")
-    options = {"force": False, "dry_run": False, "marks": {}}
-    result = await releases._loaded(None, SimpleNamespace(load_memory=1 << 30), None, manifest, {}, options)
+    config = SimpleNamespace(load_memory=1 << 30, state=tmp_path)
+    (result,) = await releases._load_all(None, config, [manifest], {}, dry_run=False, force=False)
     assert (result["outcome"], result["reason"]) == ("refused", "crash")
     assert recorded == [("refuse", "stolen", 1, "crash: the load ended")]
     assert ("warning: the journal of this host does not have the rejection" in capsys.readouterr().err) is fails

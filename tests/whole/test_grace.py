@@ -211,7 +211,7 @@ def test_no_check_comes_between_a_registration_and_the_end_of_the_period(hosts):
     """Row 67: a registration ends by its `until` or by a removal; the follower is killed as soon as the removal is in force."""
     there = hosts()
     first = there[0]
-    end = time.time() + 5 * FACTOR
+    end = time.time() + 10 * FACTOR
     first.site.eir(
         "add", "registered", DEVICES["map"], "--reason", "visitor",
         "--until", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end)),
