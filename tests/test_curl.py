@@ -60,7 +60,7 @@ def program(folder, line, monkeypatch):
 async def test_a_body_comes_as_it_is_and_no_secret_is_in_the_list_of_processes(web, tmp_path):
     (tmp_path / "token").write_text(f"{SECRET}\n")
     web.fault = "stall"
-    web.folder.joinpath(f"{SECRET}.csv").write_bytes(b"y" * 10)
+    web.folder.joinpath(f"{SECRET}.csv.zst").write_bytes(b"y" * 10)
     lines = []
 
     async def look():
@@ -71,7 +71,7 @@ async def test_a_body_comes_as_it_is_and_no_secret_is_in_the_list_of_processes(w
     looking = asyncio.create_task(look())
     body = f'{{"event": "{SECRET} \\\\ \\" \\t"}}\n'.encode()
     with pytest.raises(Unreached):
-        await fetched(f"{web.url}{SECRET}.csv", trust=Trust(token=tmp_path / "token"), headers={"X": SECRET})
+        await fetched(f"{web.url}{SECRET}.csv.zst", trust=Trust(token=tmp_path / "token"), headers={"X": SECRET})
     await looking
     assert SECRET.encode() not in lines[0]
     web.fault, web.methods = None, ("POST",)
