@@ -132,7 +132,7 @@ def export(
     confirmed = {device: case for device, case in load_cases(checked.state).items() if case["verdict"] == CONFIRMED}
     with judging(checked, begin, end, record, on_spark, work, min_score=least) as (engine, found):
         owners = {device: case["owners"] for device, case in confirmed.items() if "owners" in case}
-        sims = other_sims(engine, owners) if kind == "pairs" else {}
+        sims = other_sims(engine, owners) if kind == "pairs" else None
     chosen = {each.device: each.conditions[0] for each in found.findings if each.conditions and (each.confirmed or "sim_box" not in each.conditions)}  # fmt: skip
     # A decision counts, whether the device was seen in the period or not.
     chosen |= dict.fromkeys(sorted(confirmed.keys() - chosen.keys()), CONFIRMED)
@@ -142,7 +142,11 @@ def export(
     if tests:
         print_message(f"{len(tests):,} devices with a TAC for tests are left out")
     # A list has at most 255 reasons, so a reason must not include values of a device.
-    rows = [(key_text(device), *imsi, f"tampered: {why}", f"{end:%Y%m%d}") for device, why in chosen.items() if device not in tests for imsi in (sims.get(device, []) if kind == "pairs" else [()])]  # fmt: skip
+    day, rows = f"{end:%Y%m%d}", list[tuple[str, ...]]()
+    for device, why in chosen.items():
+        if device not in tests:
+            others = [()] if sims is None else [(imsi,) for imsi in sims.get(device, ())]
+            rows += [(key_text(device), *imsi, f"tampered: {why}", day) for imsi in others]
     if not rows and kind == "pairs":
         raise fail("there is no pair, and no file was written: eir tamper confirm IMEI --owner IMSI names the owner of a device, and the record needs IMSIs (sightings.subscribers: full)")  # fmt: skip
     if not rows:

@@ -1,7 +1,7 @@
 """Sheet of one device for an investigator, and the SIMs of devices to export. Both read the tables of a judgement."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,16 +41,16 @@ def sheet(engine: Engine, found: Judgement, device: int, decisions: Iterable[dic
     }  # fmt: skip
 
 
-def other_sims(engine: Engine, owners: Mapping[int, Collection[str]]) -> Mapping[int, list[tuple[str]]]:
+def other_sims(engine: Engine, owners: Mapping[int, Collection[str]]) -> Mapping[int, Sequence[str]]:
     """Return for each device all its IMSIs on record, except those of its owner. Hashes of subscribers are left out.
 
     `owners`: devices with the IMSIs of their owner, as a person named them.
     """
     engine.fill("owned", "device BIGINT", [(device,) for device in owners])
-    sims = defaultdict[int, list[tuple[str]]](list)
+    sims = defaultdict[int, list[str]](list)
     for device, subscriber in engine.rows("SELECT uses.device, uses.subscriber FROM uses JOIN owned ON uses.device = owned.device WHERE NOT subscriber IS NULL ORDER BY 1, 2"):  # fmt: skip
         if is_imsi(subscriber) and subscriber not in owners[device]:
-            sims[device].append((subscriber,))
+            sims[device].append(subscriber)
     return sims
 
 
