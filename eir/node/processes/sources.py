@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -83,6 +83,24 @@ class Watch:
         self._again_at = float("inf") if again_s is None else now + again_s
 
 
+@dataclass(slots=True)
+class _ListSource:
+    """Source of a list, and the results of its turns."""
+
+    settings: SourceSettings
+    reached: float
+    """Unix time of the last valid index; before the first one, the time at which the source was configured."""
+    serial: int | None = None
+    behind_since: float | None = None
+    """Unix time at which the source first offered a serial above that in force."""
+    failures: int = 0
+    """Number of consecutive failed turns."""
+    rejected: Rejection | None = None
+    """Last rejected release, until a later release of the source is accepted."""
+    logged: tuple[str, str, str] | None = None
+    """Last logged outcome, reason and detail."""
+
+
 class Sources:
     """Drop folder, sources of lists and acknowledgements of a node."""
 
@@ -99,18 +117,12 @@ class Sources:
         self._is_readable = True
         self._waiting = 0
         """Number of waiting releases in the drop folder."""
-        self._pulled: dict[str, SourceSettings] = {}
+        self._failures = 0
+        """Number of consecutive failed turns with the drop folder."""
+        self._logged: dict[str, tuple[str, str]] = {}
+        """Last logged outcome and reason of each waiting delivery, by manifest."""
+        self._lists: dict[str, _ListSource] = {}
         """Source of each list that has a job."""
-        self._logged: dict[tuple[str | None, str], tuple[str, str, str]] = {}
-        """Last logged outcome, reason and detail, by list and waiting manifest; an empty manifest stands for the whole turn."""
-        self._failures: Counter[str | None] = Counter()
-        """Number of consecutive failed turns, by list; None: the drop folder."""
-        self._reached: dict[str, float] = {}
-        self._serial: dict[str, int] = {}
-        self._behind: dict[str, float] = {}
-        """Unix time at which the source first offered a serial above that in force, by list."""
-        self.rejected: dict[str, Rejection] = {}
-        """Last rejected release of each list, until a later release of its source is accepted."""
         self._pulls: Counter[tuple[str, str]] = Counter()
         self._faults: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -122,18 +134,25 @@ class Sources:
 
     def apply(self) -> None:
         """Apply the settings in force: start a job for each new or changed source, and stop the jobs of removed sources."""
-        sources = self._sources()
-        for name, source in list(self._pulled.items()):
-            if sources.get(name) != source:
-                del self._pulled[name]
-                self._jobs.stop(f"pull {name}")
-        for name in sources.keys() - self._pulled.keys():
-            source = sources[name]
-            self._pulled[name] = source
-            self._reached.setdefault(name, time.time())
-            self._failures[name] = 0
+        sources = {
+            name: settings.source for name, settings in self._config().lists.items() if settings.source is not None
+        }
+        for name in [name for name, each in self._lists.items() if sources.get(name) != each.settings]:
+            self._jobs.stop(f"pull {name}")
+            if name not in sources:
+                del self._lists[name]
+        for name, source in sources.items():
+            before = self._lists.get(name)
+            if before is not None and before.settings == source:
+                continue
+            self._lists[name] = replace(before or _ListSource(source, time.time()), settings=source, failures=0)
             spread_s = random.uniform(0.0, 1.0)  # noqa: S311 - spread
             self._jobs.start(f"pull {name}", source.every_s, partial(self._pull, name), delay_s=spread_s)
+
+    @property
+    def rejected(self) -> dict[str, Rejection]:
+        """Last rejected release of each list."""
+        return {name: each.rejected for name, each in self._lists.items() if each.rejected is not None}
 
     def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
         """Send acknowledgements of releases to the sources of the lists, if acknowledgements are due.
@@ -154,15 +173,11 @@ class Sources:
     @property
     def is_usable(self) -> bool:
         """True if the drop folder is readable and the last turn with it succeeded."""
-        return self._is_readable and not self._failures[None]
+        return self._is_readable and not self._failures
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the metrics about drop folder, sources and acknowledgements by name and label values."""
-        sources = self._sources()
-
-        def of_sources(values: Mapping[str, float]) -> Mapping[tuple[str], float]:
-            return {(name,): value for name, value in values.items() if name in sources}
-
+        lists = {(name,): each for name, each in self._lists.items()}
         drop_folder: metrics.Snapshot = {}
         if self._config().inbox is not None:
             drop_folder = {
@@ -170,19 +185,18 @@ class Sources:
                 "eir_inbox_waiting_releases": {(): self._waiting},
             }
         return {
-            "eir_source_reached_timestamp_seconds": of_sources(self._reached),
-            "eir_source_patience_seconds": {(name,): source.patience_s for name, source in sources.items()},
-            "eir_source_ahead_timestamp_seconds": of_sources(self._behind),
-            "eir_source_serial": of_sources(self._serial),
+            "eir_source_reached_timestamp_seconds": {name: each.reached for name, each in lists.items()},
+            "eir_source_patience_seconds": {name: each.settings.patience_s for name, each in lists.items()},
+            "eir_source_ahead_timestamp_seconds": {
+                name: each.behind_since for name, each in lists.items() if each.behind_since is not None
+            },
+            "eir_source_serial": {name: each.serial for name, each in lists.items() if each.serial is not None},
             "eir_source_pulls_total": dict(self._pulls),
             "eir_source_faults_total": dict(self._faults),
             "eir_source_bytes_total": metrics.by_label(self._bytes),
             **drop_folder,
             **self._acknowledging.snapshot(),
         }
-
-    def _sources(self) -> dict[str, SourceSettings]:
-        return {name: settings.source for name, settings in self._config().lists.items() if settings.source is not None}
 
     async def poll_drop_folder(self) -> None:
         """Read the drop folder, and take a turn with it if one is due."""
@@ -204,11 +218,11 @@ class Sources:
         turn = await self._turn(None)
         again_s = turn.again_s
         if turn.outcome == UNREACHED:
-            self._failures[None] += 1
-            again_s = backoff_s(self._failures[None], FAILED_MAX_S)
+            self._failures += 1
+            again_s = backoff_s(self._failures, FAILED_MAX_S)
             self._report("inbox_failed", level="error", reason="process", detail=turn.detail)
         else:
-            self._failures[None] = 0
+            self._failures = 0
             self._log_results(turn)
             self._waiting = sum(each.outcome == WAITING for each in turn.results)
         self._watch.note(listing, again_s, now)
@@ -217,14 +231,13 @@ class Sources:
         """Take a turn with the source of a list; return the seconds until the next one."""
         turn = await self._turn(name)
         self.count(turn)
-        pause_s = self._pulled[name].every_s
-        if turn.outcome == ELSEWHERE:
-            pause_s = BESIDE_S
+        source = self._lists[name]
+        pause_s = BESIDE_S if turn.outcome == ELSEWHERE else source.settings.every_s
         if turn.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
-            self._failures[name] = 0
+            source.failures = 0
         else:
-            self._failures[name] += 1
-            pause_s = backoff_s(self._failures[name], pause_s)
+            source.failures += 1
+            pause_s = backoff_s(source.failures, pause_s)
         spread = random.uniform(-SPREAD, SPREAD)  # noqa: S311 - spread
         return pause_s * (1 + spread)
 
@@ -256,15 +269,14 @@ class Sources:
 
     def _log_results(self, turn: Turn) -> None:
         """Log the results of a turn with the drop folder; a waiting release once for each reason."""
-        before, self._logged = self._logged, {key: each for key, each in self._logged.items() if key[0] is not None}
+        before, self._logged = self._logged, {}
         results = list(turn.results)
         if turn.reason:
             results.append(ReleaseResult(manifest="", outcome=turn.outcome, reason=turn.reason, detail=turn.detail))
         for each in results:
-            key = None, each.manifest
             if each.outcome == WAITING:
-                self._logged[key] = each.outcome, each.reason, ""
-                if before.get(key) == self._logged[key]:
+                self._logged[each.manifest] = each.outcome, each.reason
+                if before.get(each.manifest) == self._logged[each.manifest]:
                     continue
             self._report(
                 f"release_{each.outcome}", level="info" if each.outcome in {ACCEPTED, WAITING} else "warning",
@@ -275,23 +287,23 @@ class Sources:
     def count(self, turn: Turn) -> None:
         """Store, count and log the result of a pull."""
         name = turn.list or ""
+        source = self._lists[name]
         self._pulls[name, turn.outcome] += 1
         self._bytes[name] += turn.bytes
         if turn.reason:
             self._faults[name, turn.reason] += 1
         if turn.reached:
-            self._reached[name] = time.time()
+            source.reached = time.time()
         if turn.serial is not None:
-            self._serial[name] = turn.serial
+            source.serial = turn.serial
         if turn.behind_since is not None:
-            self._behind[name] = datetime.fromisoformat(turn.behind_since).timestamp()
+            source.behind_since = datetime.fromisoformat(turn.behind_since).timestamp()
         elif turn.in_force is not None:
-            self._behind.pop(name, None)
-        self._store_rejection(name, turn)
+            source.behind_since = None
+        source.rejected = _rejection_after(source.rejected, turn)
         for serial in turn.loaded:
             self._report("source_loaded", list=name, serial=serial)
-        result = turn.outcome, turn.reason, turn.detail
-        before = self._logged.get((name, ""))
+        result, before = (turn.outcome, turn.reason, turn.detail), source.logged
         if turn.outcome in {UNREACHED, WAITING, REFUSED} and before != result:
             self._report(
                 f"source_{turn.outcome}", level="warning", reason=turn.reason or None, list=name, serial=turn.serial,
@@ -300,17 +312,15 @@ class Sources:
         elif turn.outcome in {LOADED, UNCHANGED} and before is not None and before[0] not in {LOADED, UNCHANGED}:
             self._report("source_reached", list=name, serial=turn.serial)
         if turn.outcome != ELSEWHERE:
-            self._logged[name, ""] = result
+            source.logged = result
 
-    def _store_rejection(self, name: str, turn: Turn) -> None:
-        """Store the release that a pull has rejected; remove a rejection that a later pull has made obsolete."""
-        before = self.rejected.get(name)
-        if turn.outcome == REFUSED:
-            if before is None or (before.serial, before.reason) != (turn.rejected, turn.reason):
-                now = utc_text(datetime.now(UTC))
-                self.rejected[name] = Rejection(reason=turn.reason, at=now, serial=turn.rejected)
-        elif before is not None:
-            is_accepted = turn.outcome in {LOADED, UNCHANGED}
-            is_obsolete = turn.reached and (before.serial is None or turn.reason == "base")
-            if is_accepted or is_obsolete:
-                del self.rejected[name]
+
+def _rejection_after(before: Rejection | None, turn: Turn) -> Rejection | None:
+    """Return the last rejected release of a source after a turn: None if an accepted release or a later index has made it obsolete."""
+    if turn.outcome == REFUSED:
+        if before is not None and (before.serial, before.reason) == (turn.rejected, turn.reason):
+            return before
+        return Rejection(reason=turn.reason, at=utc_text(datetime.now(UTC)), serial=turn.rejected)
+    is_accepted = turn.outcome in {LOADED, UNCHANGED}
+    is_obsolete = before is not None and turn.reached and (before.serial is None or turn.reason == "base")
+    return None if is_accepted or is_obsolete else before

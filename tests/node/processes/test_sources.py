@@ -114,6 +114,7 @@ def test_half_of_a_pause_is_by_chance(failures, most_s):
     ],
 )
 def test_a_rejection_stays_until_something_later_is_accepted(made, rejected, then, kept):
+    made.apply()
     refusal = Turn(list="stolen", outcome=REFUSED, reason="range", rejected=rejected)
     made.count(refusal)
     first = made.rejected["stolen"]
