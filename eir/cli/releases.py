@@ -96,8 +96,8 @@ async def _load_all(
             _must_be_manifest(manifest)
             with progress() as advance:
                 result = await load_apart(
-                    process, config, who(), manifest, manifest.parent, force=force, dry_run=dry_run, progress=advance
-                )
+                    process, config, who(), manifest, manifest.parent, force=force, dry_run=dry_run, progress=advance, report=warn,
+                )  # fmt: skip
         except ReleaseRefused as refused:
             result = rejected("", refused)
         result = replace(result, manifest=str(manifest))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eir.config import Config
-from eir.errors import ReleaseRefused, SetupFault, StoreError, refused_by
+from eir.errors import ReleaseRefused, Report, SetupFault, StoreError, refused_by, silent
 from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.follow.list_copy import serial_marks
 from eir.lists.record.in_force import save_mark
@@ -49,7 +49,7 @@ NICE = 10
 """Nice value of a load on the host of a node, because checks have priority."""
 LOAD_PROCESS = "load"
 """Name of the process of a load in `ps` and `top`."""
-PROGRESS = "progress"
+PROGRESS, REPORT = "progress", "report"
 CLAIM = "inbox"
 """Name of the lease for loads from the drop folder."""
 PULLS_FOLDER = "pulled"
@@ -65,7 +65,7 @@ def load_process(config: Config, nice: int = 0) -> WorkProcess:
 
 async def load_apart(
     process: WorkProcess, config: Config, who: str, release: VerifiedRelease | Path, folder: Path, *, force: bool = False, dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = None, report: Report = silent,
 ) -> ReleaseResult:  # fmt: skip
     """Load a release in a process of its own; return its result.
 
@@ -78,8 +78,12 @@ async def load_apart(
         force: lift the limits on shrinking, growth and ranges.
         dry_run: do everything but write to the store.
         progress: receives the stages of the load.
+        report: receives events of the store that are not errors.
     """
-    handlers = {PROGRESS: progress or (lambda *_: None)}
+    handlers: dict[str, Callable[..., Any]] = {
+        PROGRESS: progress or (lambda *_: None),
+        REPORT: lambda event, fields: report(event, **fields),
+    }
     job = who, release, folder, force, dry_run
     try:
         return result_of(await process.run(_load, config, job, handlers=handlers))
@@ -105,7 +109,12 @@ async def _load(
     """Load one release into the store; runs in a new process. Return the result as JSON."""
     who, release, folder, force, dry_run = job
     try:
-        store = open_store(config.store, config.state, creates=not dry_run)
+        store = open_store(
+            config.store,
+            config.state,
+            report=lambda event, **fields: emit(REPORT, event, fields),
+            creates=not dry_run,
+        )
         try:
             loader = ReleaseLoader(
                 config.lists, store, who, datetime.now(UTC), serial_marks(config.state), force=force, dry_run=dry_run,
