@@ -121,7 +121,7 @@ def test_each_cause_is_counted(server, fleet, cause):
         try:
             until(lambda: fleet.noticed(cause, before))
             lost = cause.startswith("heal")
-            until(lambda: fleet.degraded("the store lost list" if lost else "the store is away"))
+            until(lambda: fleet.degraded("the store lost data" if lost else "the store is away"))
             assert fleet.lost_data() == [lost, lost]
             witness.goes_on()
         finally:
