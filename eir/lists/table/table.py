@@ -137,6 +137,7 @@ def change(old: Table, added: TableRows, removed: TableRows, now: int = 0) -> Ta
     numbers = distinct(block_numbers(keys))
     around = old.rows(numbers)
     firsts, ends = around.keys.searchsorted(keys), around.keys.searchsorted(keys, "right")
+    # 1 at the first row of each key and -1 behind its last row: the running sum is 1 at the rows of the keys.
     is_before = np.zeros(len(around) + 1, "i1")
     np.add.at(is_before, firsts, 1)
     np.add.at(is_before, ends, -1)
