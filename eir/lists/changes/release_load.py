@@ -2,7 +2,7 @@
 
 eir.lists.releases.release verifies signatures and manifest, eir.lists.changes.data_files size and digest of all files before the first row is
 read. The list in force stays until one commit replaces it. A load blocks the calling thread while it reads, so it needs a process of its own.
-The caller records a rejection (`rejection_event`).
+The caller records a rejection (`rejection` of eir.lists.sources.release_result).
 """
 
 import gc
@@ -18,7 +18,6 @@ from eir.errors import GenerationConflict, ReleaseRefused, StoreError
 from eir.lists.changes.data_files import BUILD, VERIFY, WRITE, read_release
 from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, translate_table, with_days
 from eir.lists.log.change import Change, Head, SerialMark, utc_text
-from eir.lists.log.journal import CLAIMS, REFUSED, JournalEvent
 from eir.lists.log.reader import LoggedList, empty_content
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter
@@ -103,15 +102,6 @@ class LoadReport:
             parts.append(f"{self.bad_rows:,} bad rows left out")
         parts.append(f"{sum(self.seconds.values()):.1f} s")
         return "\n  ".join(("; ".join(parts), *self.bad))
-
-
-def rejection_event(refused: ReleaseRefused, who: str, now: datetime) -> JournalEvent:
-    """Return the event of a rejected release for the journal."""
-    claims = "" if refused.claims is None else CLAIMS.format(*refused.claims)
-    return JournalEvent(
-        time=utc_text(now), who=who, what="refuse", outcome=REFUSED, list=refused.list_name, serial=refused.serial,
-        digest=refused.digest, detail=f"{refused.reason}: {refused.detail}{claims}",
-    )  # fmt: skip
 
 
 def release_update(
