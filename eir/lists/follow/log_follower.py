@@ -249,7 +249,7 @@ class LogFollower(Generic[ImageType]):
         entries = await self._timed.log(name, held.head.generation)
         if continues_by_rows(held.head, entries):
             unrecorded = [entry for entry in entries if not self._journal.has(name, entry.change.digest)]
-            changes = await self._changes(name, unrecorded, is_lenient=True)
+            changes = await self._recordable(name, unrecorded)
             await asyncio.to_thread(self._journal.record, name, changes, held.head.reasons)
 
     async def _wait(self) -> None:
@@ -545,14 +545,18 @@ class LogFollower(Generic[ImageType]):
         if not followed.is_compared and held is not None and not self._journal.has(followed.name, held.head.digest):
             known = await asyncio.to_thread(followed.copy.known)
             entries = [each for each in await self._timed.log(followed.name, 0) if each.change.digest in known]
-            for entry in entries[-UNRECORDED_MAX:]:
-                is_short = entry.change.added + entry.change.removed <= ROWS_MAX
-                followed.unrecorded += (
-                    await self._changes(followed.name, [entry], is_lenient=True)
-                    if is_short
-                    else [ChangeRows(entry.change, None)]
-                )
+            followed.unrecorded += await self._recordable(followed.name, entries[-UNRECORDED_MAX:])
         followed.is_compared = True
+
+    async def _recordable(self, name: str, entries: Iterable[LogEntry]) -> Sequence[ChangeRows]:
+        """Return changes for the journal, with the rows that the journal records: those of short changes, if the store has them."""
+        changes = list[ChangeRows]()
+        for entry in entries:
+            is_short = entry.change.added + entry.change.removed <= ROWS_MAX
+            changes += (
+                await self._changes(name, [entry], is_lenient=True) if is_short else [ChangeRows(entry.change, None)]
+            )
+        return changes
 
     async def _record(self, followed: FollowedList[ImageType]) -> None:
         if not followed.unrecorded or followed.held is None:
