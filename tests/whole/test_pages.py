@@ -258,6 +258,7 @@ def test_the_table_of_folders_is_that_of_the_code():
         "eir/disk.py",
         "eir/frames.py",
         "eir/schema.py",
+        "eir/templates.py",
         "eir/errors.py",
     }
 
