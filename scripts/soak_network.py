@@ -1,7 +1,7 @@
 """64 MMEs and two AMFs for ten minutes, while node, processes and Redis are restarted, killed and attacked by turns: no answer is wrong.
 
 An answer may be missing only on a connection that was cut, and the history is complete afterwards. Redis has its AOF and the user file of
-config/LISTS.md. After each turn every MME and every AMF is served again before the next turn begins.
+deploy/REDIS.md. After each turn every MME and every AMF is served again before the next turn begins.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from simulated.node import Publisher, Site, children
 from simulated.servers import Server, free_port
 from simulated.wire import APP, REALM, TGPP, Connection, answer_to, cer, ecr
 
-PAGE = Path(__file__).resolve().parent.parent / "config" / "LISTS.md"
+PAGE = Path(__file__).resolve().parent.parent / "deploy" / "REDIS.md"
 HELD = [f"{35_209_900 + n:08d}{n * 31:06d}" for n in range(200)]
 """Devices that are always listed."""
 NEVER = [f"{35_209_900 + n:08d}{n * 31 + 7:06d}" for n in range(200)]

@@ -17,9 +17,9 @@ from .patience import PATIENCE_S, PROGRAM_S
 PROGRAMS = {"redis": "redis-server", "valkey": "valkey-server"}
 
 
-PAGE = Path(__file__).parents[2] / "config" / "LISTS.md"
+PAGE = Path(__file__).parents[2] / "deploy" / "REDIS.md"
 USER_FILE = re.findall(r"^user .+$", PAGE.read_text(), re.MULTILINE)
-"""The user file of config/LISTS.md."""
+"""The user file of deploy/REDIS.md."""
 
 
 def programs():

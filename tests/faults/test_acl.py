@@ -1,4 +1,4 @@
-"""The four users for Redis of config/LISTS.md: with exactly these rights everything works, without any one of them it does not."""
+"""The four users for Redis of deploy/REDIS.md: with exactly these rights everything works, without any one of them it does not."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from simulated.servers import Server
 from eir.errors import StoreError
 from eir.lists.stores.redis import RedisStore
 
-PAGE = Path(__file__).parents[2] / "config" / "LISTS.md"
+PAGE = Path(__file__).parents[2] / "deploy" / "REDIS.md"
 LOADER, HEALER, RECORDER, WORKER = "loader", "healer", "recorder", "worker"
 USERS = (LOADER, HEALER, RECORDER, WORKER)
 WRITTEN = {LOADER: "stolen", HEALER: "stolen", RECORDER: "first-seen"}
@@ -26,7 +26,7 @@ HARM = (
 
 
 def users():
-    """User → rules, as config/LISTS.md gives them."""
+    """User → rules, as deploy/REDIS.md gives them."""
     found = re.findall(r"^user (\S+) (.+)$", PAGE.read_text(), re.MULTILINE)
     return {name: re.findall(r"\([^)]*\)|\S+", rules) for name, rules in found}
 

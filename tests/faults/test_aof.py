@@ -1,4 +1,4 @@
-"""A Redis that restarts, with the user file of config/LISTS.md and an AOF: heads, logs, rows and bases are there."""
+"""A Redis that restarts, with the user file of deploy/REDIS.md and an AOF: heads, logs, rows and bases are there."""
 
 import contextlib
 

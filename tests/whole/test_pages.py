@@ -221,7 +221,7 @@ def test_each_dependency_has_its_reason():
 
 def test_the_users_of_redis_are_those_that_are_tested():
     # tests/faults/test_acl.py takes their rights from here, and holds them to be enough and none of them too much.
-    assert re.findall(r"^user (\w+) ", CONFIG, re.MULTILINE) == ["default", "worker", "recorder", "healer", "loader"]
+    assert re.findall(r"^user (\w+) ", PAGES["deploy/REDIS.md"], re.MULTILINE) == ["default", "worker", "recorder", "healer", "loader"]
 
 
 CHANGES = (
@@ -621,7 +621,7 @@ def test_a_backup_is_restored_as_the_page_describes(busy, tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
 def test_lists_move_from_sqlite_to_redis_as_the_page_describes(busy, tmp_path):
-    move, look = blocks(section(OPERATION, "## From SQLite to Redis"))
+    move, look = blocks(section(PAGES["deploy/REDIS.md"], "## From SQLite to Redis"))
     before = content(busy)
     with Server(programs()["redis"]) as redis:
         operator = Operator(busy, tmp_path, store=f"{redis.url}/0")

@@ -74,7 +74,7 @@ START = "start Redis, or correct `store`; test it with: redis-cli -u {} ping"
 REMEDIES = {
     **dict.fromkeys(("refused", "timeout", "masterdown", "clusterdown"), START),
     "noauth": "correct the user and the password that `store` names",
-    "noperm": "give this user the rights in config/LISTS.md, in the user file of Redis",
+    "noperm": "give this user the rights in deploy/REDIS.md, in the user file of Redis",
     "readonly": "name the primary in `store`, or its Sentinels; during a failover, try again",
     "loading": "wait until Redis has loaded its data, then try again",
 }

@@ -228,7 +228,7 @@ class TestFaults:
         server = own()
         server.command("ACL", "SETUSER", "reader", "on", ">right", "%R~*", "+@read", "+info", "+acl|dryrun")
         async with opened(server.url.replace("//", "//reader:right@")) as store:
-            with pytest.raises(StoreError, match=r"; give this user the rights in config/LISTS.md") as caught:
+            with pytest.raises(StoreError, match=r"; give this user the rights in deploy/REDIS.md") as caught:
                 await commit(store)
             assert caught.value.cause == "noperm"
 

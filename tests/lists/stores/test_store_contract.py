@@ -1,4 +1,4 @@
-"""Contract of a store: one suite, run against each store as it really is, with the user `loader` of config/LISTS.md."""
+"""Contract of a store: one suite, run against each store as it really is, with the user `loader` of deploy/REDIS.md."""
 
 import asyncio
 import contextlib
@@ -214,7 +214,7 @@ async def test_wait_returns_at_a_change_of_any_list_and_at_a_new_one(store, othe
         seen[name] = after.digest
     begun = time.monotonic()
     await store.wait(seen, 0.05)
-    assert time.monotonic() - begun >= 0.05
+    assert time.monotonic() - begun >= 0.04, "it waits for its time limit, less the resolution of the timer"
     await store.wait({**seen, "gone": NO_CHANGE}, 60)
 
 
@@ -269,7 +269,7 @@ async def test_a_damaged_record_affects_no_other(store):
     assert await store.log("stolen", 0) == [(second, b"rows")]
     begun = time.monotonic()
     await store.wait(heads.digests, 0.05)
-    assert time.monotonic() - begun >= 0.05
+    assert time.monotonic() - begun >= 0.04, "it waits for its time limit, less the resolution of the timer"
 
 
 def test_the_limits_of_the_contract_are_those_of_the_stores():
