@@ -9,13 +9,14 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from eir.errors import EirError, GenerationConflict, Report, StoreError
+from eir.lists.follow.learned_list import LearnedList
 from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.pauses import PAUSES, ChangePace, Heavy, Pauses, while_large
 from eir.lists.follow.write_back import APPLY_S, NO_MARK, LostChanges, WriteBack, write_lost_file
@@ -62,23 +63,6 @@ class ChangeJournal(Protocol):
 
     def record_gap(self, name: str, what: str, before: Head, after: Head) -> None:
         """Record that a list continues after a gap (`gap`), or on another chain (`fork`)."""
-
-
-class LearnedLists(Protocol):
-    """Lists that checks write, and whose rows merge, as the follower uses them. The image of these lists is not the follower's."""
-
-    names: frozenset[str]
-    """Names of these lists."""
-    merging: str
-    """Name of the list that each node writes. If the store has lost it, no node writes it back: each one appends the rows that the store lacks."""
-
-    async def note(
-        self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
-    ) -> None:
-        """Handle a new content of any list, before its copy is written. `changes`: all changes since `before`, or less."""
-
-    async def append_to(self, held: LoggedList) -> LoggedList:
-        """Append the held rows that the stored list `merging` lacks, and return the stored content after this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -128,14 +112,14 @@ class LogFollower(Generic[ImageType]):
         heal: write a list back to a store that has lost it.
         keep: returns the number of earlier releases of a list that stay available, for changes that this node writes.
         pauses: pauses between reads and retries.
-        learned: lists that checks write. They are among `lists`.
+        learned: lists that checks write. Their names are among `lists`; the follower builds no image of them.
     """
 
     def __init__(
         self, store: LogStore, lists: Mapping[str, str], folder: Path, *, build: Callable[[Table], ImageType],
         on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: ChangeJournal, report: Report,
         who: str = "eir", heal: bool = True, keep: Callable[[str], int] = lambda _: KEEP, pauses: Pauses = PAUSES,
-        learned: LearnedLists | None = None,
+        learned: Collection[LearnedList] = (),
     ) -> None:  # fmt: skip
         self.up = False
         """True if the last read of the store succeeded."""
@@ -162,7 +146,7 @@ class LogFollower(Generic[ImageType]):
         )
         self._who, self._heals, self._keep, self._pauses = who, heal, keep, pauses
         self._learned = learned
-        self._learned_names = frozenset[str]() if learned is None else learned.names
+        self._learned_names = frozenset(name for each in learned for name in each.kinds)
         self._heavy: Heavy = nullcontext
         self._others = asyncio.Event()
         """Event that is set if the configured lists have changed since the last pass."""
@@ -493,8 +477,8 @@ class LogFollower(Generic[ImageType]):
         self, followed: FollowedList[ImageType], content: LoggedList, changes: Sequence[ChangeRows]
     ) -> None:
         """Record changes in the journal, update the copy, and put the content after the changes in force."""
-        if self._learned is not None:
-            await self._learned.note(followed.name, followed.held, content, changes)
+        for learned in self._learned:
+            await learned.note(followed.name, followed.held, content, changes)
         followed.unrecorded += changes
         followed.copy.note(each.change for each in changes)
         followed.held = content
@@ -665,9 +649,10 @@ class LogFollower(Generic[ImageType]):
 
     async def _append(self, followed: FollowedList[ImageType], found: LogRelation) -> bool:
         """If the store has lost rows of a learned list, append them, follow the stored chain, and return True."""
-        learned, name, held = self._learned, followed.name, followed.held
+        name, held = followed.name, followed.held
+        learned = next((each for each in self._learned if each.merging == name), None)
         is_lost = found in {LogRelation.LOST, LogRelation.FORKED}
-        if learned is None or name != learned.merging or held is None or not is_lost:
+        if learned is None or held is None or not is_lost:
             return False
         self.errors["lost_data"] += 1
         content = await learned.append_to(held)
