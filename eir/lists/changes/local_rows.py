@@ -33,7 +33,7 @@ from eir.lists.table.columns import (
     matches,
     rows_of,
 )
-from eir.lists.table.table import Table, change, in_force
+from eir.lists.table.table import Table, change, not_ended
 
 ADD, REMOVE, FEED = "add", "remove", "feed"
 """Kinds of change of a local list."""
@@ -317,7 +317,7 @@ def _update(edit: RowsEdit, content: LoggedList, present: TableRows, now: int) -
 
 def _has_effect(edit: RowsEdit, present: TableRows, now: int) -> Numbers:
     """Return a mask of the rows of a feed that have an effect on a list."""
-    present, rows = in_force(present, now), edit.full_rows
+    present, rows = not_ended(present, now), edit.full_rows
     at = matches(rows, present)
     if edit.what == REMOVE:
         return at >= 0
@@ -335,7 +335,7 @@ def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present
         is_missing = matches(edit.rows, present) < 0
         wrong, state_text, advice = edit.select(is_missing), f"not in {settings.name}", ""
     else:
-        is_present = matches(edit.rows, in_force(present, now)) >= 0
+        is_present = matches(edit.rows, not_ended(present, now)) >= 0
         wrong, state_text = edit.select(is_present & (not edit.replace)), f"in {settings.name} already"
         advice = "; --replace gives them the new reason, begin and end"
     if not len(wrong.rows):
@@ -355,7 +355,7 @@ def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present
 def _missing_text(key: int, text: str, table: Table, now: int) -> str:
     """Format an entry that the list lacks, for an error message. The text has a note if the list has the entry's whole TAC."""
     tac = key // SNR_KEYS
-    if key >= WHOLE or not len(in_force(table.find(WHOLE | tac), now)):
+    if key >= WHOLE or not len(not_ended(table.find(WHOLE | tac), now)):
         return text
     return f"{text} (it is covered by TAC {tac:0{TAC_DIGITS}d}; not listed on its own)"
 
