@@ -9,13 +9,13 @@ import numpy as np
 from eir.device import SNR_KEYS, TAC_DIGITS, imsi_text
 from eir.errors import EntryRefused, GenerationConflict
 from eir.lists.changes.local_entries import Entry
-from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, with_days, without_unused
+from eir.lists.changes.merged_rows import ended_before, has_other, with_days, with_reasons, without_unused
 from eir.lists.log.change import Change, Head, utc_text
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import TRIES_MAX, ComputedUpdate, ListUpdate, ListWriter, Make
 from eir.lists.record.entries import ListEntry, until_text
 from eir.lists.record.listed_entries import entries_in, is_whole
-from eir.lists.record.reasons import REASONS_MAX, Reasons, check_reason
+from eir.lists.record.reasons import Reasons, check_reason
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import (
@@ -300,19 +300,15 @@ def _update(edit: RowsEdit, content: LoggedList, present: TableRows, now: int) -
         removed = TableRows(edit.rows.keys, (seconds, *NO_COLUMNS[1:]))
         return ListUpdate(what=edit.what, removed=removed, detail=named)
     removed = present if edit.replace else ended_before(content.table, edit.rows, now)
-    added = with_days(edit.full_rows, present)
-    used = np.unique(added.column(REASONS))
-    texts = [edit.full_texts[index] for index in used.tolist()]
-    added = translate(added, np.searchsorted(used, np.arange(REASONS_MAX + 1)).astype("<u1"))
-    reasons = merge_reasons(content.head.reasons, texts)
-    if not reasons.is_full:
-        added = translate(added, reasons.translation)
-        return ListUpdate(what=edit.what, added=added, removed=removed, reasons=reasons.texts, detail=named)
+    rows = with_days(edit.full_rows, present)
+    added, texts = with_reasons(rows, edit.full_texts, content.head.reasons)
+    if not has_other(added):
+        return ListUpdate(what=edit.what, added=added, removed=removed, reasons=texts, detail=named)
     # The reason table is full: reasons that no row has any more make room, and the list gets a new base.
     kept, present_texts = without_unused(change(content.table, NO_ROWS, removed).table, content.head.reasons)
-    reasons = merge_reasons(present_texts, texts)
-    table = change(kept, translate(added, reasons.translation), NO_ROWS).table
-    return ListUpdate(what=edit.what, table=table, reasons=reasons.texts, detail=named)
+    added, texts = with_reasons(rows, edit.full_texts, present_texts)
+    table = change(kept, added, NO_ROWS).table
+    return ListUpdate(what=edit.what, table=table, reasons=texts, detail=named)
 
 
 def _has_effect(edit: RowsEdit, present: TableRows, now: int) -> Numbers:
