@@ -1,9 +1,9 @@
 """Drop folder as a source of releases: a release is complete if its signature is there and each file of its manifest has the stated size.
 
 Anyone with write access may deliver many invalid files. Files may arrive in any order and in parts, change while they are read, or be
-links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A release is loaded or
-rejected after its files have not changed for a moment. A turn verifies a limited number of
-deliveries, chosen at random. Then one release of each list is loaded after the other, by serial, and those last whose load was killed.
+links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A faulty release is
+rejected after its files have not changed for a moment. A turn verifies a limited number of deliveries, chosen at random. Then one
+release of each list is loaded after the other, by serial, and those last whose load was killed.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, 
 from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, process_source
 
 SETTLED_S = 1.0
-"""Seconds after the last change of a file during which its release is neither loaded nor rejected."""
+"""Seconds after the last change of a file during which a node starts no turn for the file, and a faulty release is not rejected."""
 ITEMS_MAX = 50_000
 """Maximum number of files that one turn reads. The other files wait for a later turn."""
 VERIFIED_MAX = 200
@@ -156,7 +156,7 @@ class DropFolderSource:
         self._drop, self._settings, self._rooms = drop, settings, rooms
         self._listing: Listing = {}
         self._scanned_at = 0.0
-        """Time of the scan, for all files. With a time of its own, a later release could count as settled before an earlier one."""
+        """Time of the scan."""
         self._present: dict[str, Candidate] = {}
         """Verified and unverified releases in the folder, by manifest."""
 
@@ -189,9 +189,6 @@ class DropFolderSource:
         Raises:
             Unfinished: `incomplete`.
         """
-        if not self._has_settled(candidate):
-            self.turn.repeat_after(SETTLED_S)  # otherwise a later serial, which has settled, could be loaded before it
-            raise Unfinished("incomplete", "its files were changed just now")
         fault = missing_part(candidate.release.manifest, self._listing) if candidate.release is not None else ""
         if fault:
             raise Unfinished("incomplete", fault)
