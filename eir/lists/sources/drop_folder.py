@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eir.errors import EirError, ReleaseRefused, refused_by
+from eir.errors import EirError, ReleaseRefused
 from eir.lists.log.change import utc_text
 from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX
@@ -29,13 +29,13 @@ from eir.lists.releases.release import (
     MANIFEST_ENDS,
     FileEntry,
     Manifest,
-    is_plain_name,
+    check_plain_name,
     signature_names,
     verify_release,
 )
 from eir.lists.rows.delivered import DataFile, read_small
 from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn, printable
-from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, process_source
+from eir.lists.sources.source import Candidate, TurnSettings, Unfinished, load_attempts, process_source
 
 SETTLED_S = 1.0
 """Seconds after the last change of a file during which a node starts no turn for the file, and a faulty release is not rejected."""
@@ -165,7 +165,6 @@ class DropFolderSource:
         settings = self._settings
         if not await settings.claim():
             self.turn.end(ELSEWHERE, "", "another process or node is processing the drop folder")
-            self.turn.repeat_after(ELSEWHERE_S)
             return
         self._listing = await asyncio.to_thread(scan_folder, self._rooms.drop, self._drop.items_max)
         self._scanned_at = settings.clock().timestamp()
@@ -224,21 +223,15 @@ class DropFolderSource:
         """Verify the signatures of a manifest, and return the release with the result."""
         first, *further = (signature for signature in signature_names(name) if signature in self._listing)
         signatures = (*further, first)
-        fault: ReleaseRefused | OSError
-        if not is_plain_name(name):
-            fault = ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8")
-            return Candidate(name, signatures, None, fault)
         try:
+            check_plain_name(name)
             release = verify_release(self._drop.folder / name, self._settings.lists, now=self._settings.clock())
-            return Candidate(name, signatures, release, None)
-        except ReleaseRefused as refused:
-            cut_off = self._cut_off((name, *signatures))
-            fault = Unfinished("incomplete", f"{cut_off} is not complete") if cut_off else refused
-        except OSError as error:
-            fault = error
-        except Exception as error:  # noqa: BLE001 - a bug with one delivery must not stop the others
-            fault = refused_by(error)
-        return Candidate(name, signatures, None, fault)
+            return Candidate(name, signatures, release)
+        except Exception as fault:  # noqa: BLE001 - a bug with one delivery must not stop the others
+            cut_off = self._cut_off((name, *signatures)) if isinstance(fault, ReleaseRefused) else ""
+            return Candidate(
+                name, signatures, fault=Unfinished("incomplete", f"{cut_off} is not complete") if cut_off else fault
+            )
 
     def _cut_off(self, names: Iterable[str]) -> str:
         """Return the first file that has changed since the scan, or ends in the middle; otherwise an empty text. `names`: manifest, signatures."""

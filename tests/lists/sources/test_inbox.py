@@ -39,7 +39,7 @@ from eir.lists.record.clock import TrustedClock
 from eir.lists.releases.release import parse_manifest
 from eir.lists.sources import drop_folder
 from eir.lists.sources.drop_folder import Item, _numbered, is_settled, missing_part, scan_folder, signed_manifests
-from eir.lists.sources.release_result import ELSEWHERE, KILLED, WAITING, rejected
+from eir.lists.sources.release_result import ELSEWHERE, KILLED, WAITING, failed
 from eir.lists.sources.source import ATTEMPTS_MAX
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S
@@ -585,7 +585,7 @@ async def test_a_load_that_takes_the_process_with_it_is_not_tried_for_ever(site)
 
     async def killed(release, folder):
         if release.manifest.list == "other":
-            return rejected("", ReleaseRefused(KILLED, "the process was killed"))
+            return failed("", ReleaseRefused(KILLED, "the process was killed"))
         return await site.load(release, folder)
 
     for serial in range(1, ATTEMPTS_MAX + 1):
@@ -912,7 +912,7 @@ async def test_each_release_has_its_own_count_of_loads_that_were_killed(site):
         return sorted(json.loads(site.attempts.read_text()).values()) if site.attempts.exists() else []
 
     async def killed(*_):
-        return rejected("", ReleaseRefused(KILLED, ""))
+        return failed("", ReleaseRefused(KILLED, ""))
 
     for name in ("stolen", "other"):
         site.deliver(site.publish(1, name=name))
