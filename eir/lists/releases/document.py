@@ -83,7 +83,9 @@ def parse_document(content: bytes, document_format: str, subject: str, reason: s
     present = document.get("format") if isinstance(document, dict) else None
     if present != document_format:
         formats = f"the format {str(present)[:40]!r}, and this version reads {document_format!r}"
-        raise ReleaseRefused(reason, f"{subject} has {formats}: publisher and node need versions of this program with the same format")
+        raise ReleaseRefused(
+            reason, f"{subject} has {formats}: publisher and node need versions of this program with the same format"
+        )
     return {**document}
 
 
