@@ -23,6 +23,7 @@ from eir.lists.releases.openssh import distinct_signers
 from eir.lists.rows.layout import ACTION, SUBJECTS
 from eir.lists.stores.open import SQLITE
 from eir.schema import Document, Findings, Spot, did_you_mean
+from eir.sightings.settings import OFF
 from eir.wire.peers.settings import APPLICATIONS, PeerSettings, holds
 from eir.wire.transport.endpoint import is_loopback, is_secure
 from eir.wire.transport.sctp_options import LOAD_ADVICE, is_supported
@@ -356,6 +357,24 @@ def _check_first_seen(config: Config, document: Document) -> Findings:
         yield f"{text}; expected another name", ("first_seen", "list")
 
 
+def _check_last_device(config: Config, document: Document) -> Findings:
+    record, spot = config.last_device, ("last_device",)
+    if record is None or document.faulty(*spot) or document.faulty("sightings"):
+        return
+    if config.sightings is None or config.sightings.subscribers == OFF:
+        yield (
+            "the last devices come from the record of checks; expected 'sightings' with subscribers: hashed or full",
+            spot,
+        )
+    fault = record.key_file and _unusable(record.key_file)
+    if fault:
+        advice = "write one secret there on all nodes, such as the output of `openssl rand -hex 32`"
+        yield f"the key of the SIMs {fault}: {record.key_file}; {advice}", (*spot, "key_file")
+    if record.list in config.lists_and_record:
+        text = f"the list of last devices cannot be '{record.list}', which is another list; expected another name"
+        yield text, (*spot, "list")
+
+
 def _warn_first_seen(config: Config, _: Document) -> Findings:
     if config.first_seen is not None and not any(rule.has_first_seen for rule in config.policy.rules):
         yield "no rule has first_seen_within or first_seen_before: no sighting is recorded", ("first_seen",)
@@ -491,7 +510,7 @@ def _of_interfaces(name: str) -> Check:
 
 CHECKS: tuple[Check, ...] = (
     _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_store, _check_lists,
-    _check_sources, check_layouts, _check_rules, _check_first_seen, _check_sightings,
+    _check_sources, check_layouts, _check_rules, _check_first_seen, _check_last_device, _check_sightings,
 )  # fmt: skip
 """Checks whose findings are faults."""
 WARNINGS: tuple[Check, ...] = (

@@ -16,12 +16,14 @@ from eir.config import kinds
 from eir.config.reader import tree
 from eir.interfaces import INTERFACES
 from eir.lists.record.settings import (
+    CHANGE_KINDS,
     DEVICES,
     KEEP,
     KINDS,
     LOAD_MEMORY,
     FirstSeenSettings,
     HistorySettings,
+    LastDeviceSettings,
     Layout,
     ListSettings,
     RecordFormat,
@@ -39,7 +41,7 @@ from eir.wire.web.access import LOOPBACK, PageSettings
 
 WATCHDOG_MIN_S = 6
 """Minimum of Tw in seconds (RFC 3539 3.4.1)."""
-LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE, FIRST_SIGHTINGS = (
+LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE, FIRST_SIGHTINGS, LAST_DEVICE = (
     Limits(),
     SctpSettings(),
     HistorySettings(),
@@ -47,6 +49,7 @@ LIMITS, SCTP, HISTORY, SIGHTINGS, TAMPER, SOURCE, FIRST_SIGHTINGS = (
     TamperSettings(),
     SourceSettings(url=""),
     FirstSeenSettings(),
+    LastDeviceSettings(),
 )
 
 
@@ -132,6 +135,7 @@ SECTIONS = (
     Section("lists.*", ListSettings),
     Section("lists.*.source", SourceSettings, optional=True, short="url"),
     Section("first_seen", FirstSeenSettings, optional=True, live=False),
+    Section("last_device", LastDeviceSettings, optional=True, live=False),
     Section("history", HistorySettings),
     Section("layouts.*", _layout),
     Section("layouts.*.columns", _given),
@@ -230,6 +234,11 @@ TABLE = (
     Key("first_seen.list", kinds.RECORD_NAME, FIRST_SIGHTINGS.list, "name of the record of first sightings, not the name of a list; checks add devices to this record if a rule has `first_seen_within` or `first_seen_before`"),
     Key("first_seen.remember", schema.days(1, 3650), FIRST_SIGHTINGS.remember, "time without a sighting after which the node forgets a device, up to 32 days late; a forgotten device is new at its next sighting"),
     Key("first_seen.new_per_peer", kinds.PER_DAY, FIRST_SIGHTINGS.new_per_peer, "maximum number of new devices per peer and day (UTC) that a node records; a further device is recorded only if a second peer or subscriber sends it"),
+    Key("last_device.list", kinds.RECORD_NAME, LAST_DEVICE.list, "name of the list of the last device of each SIM, not the name of another list; checks whose SIM was authenticated add to it"),
+    Key("last_device.remember", schema.days(31, 3650), LAST_DEVICE.remember, "time without a sighting after which the node forgets a SIM, up to 30 days late"),
+    Key("last_device.key_file", schema.FILE, None, "file of the key of the hashes of SIMs, equal on all nodes and never changed; default: a key in the store; without effect if `sightings.subscribers` is full"),
+    Key("last_device.new_per_peer", kinds.PER_DAY, LAST_DEVICE.new_per_peer, "maximum number of new SIMs per peer and day (UTC) that a node records"),
+    Key("last_device.events", schema.many(schema.word(*CHANGE_KINDS)), LAST_DEVICE.events, "changes that cause the event `device_changed`: the first device of a SIM (first), another device of the same TAC (device), or of another TAC (model)"),
     Key("history.keep", schema.days(1, 36500), HISTORY.keep, "maximum age of records of the history"),
     Key("history.max_bytes", schema.byte_size(1 << 20, 1 << 40), HISTORY.max_bytes, "expected maximum size of the history; above 80 % of it `EirHistoryNearlyFull` fires; no record is deleted"),
     Key("history.feed_max_bytes", schema.byte_size(1 << 20, 1 << 40), HISTORY.feed_max_bytes, "maximum size of the history of rows sent to `feed`; above this size its oldest records are deleted"),

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Status
 from eir.errors import Report, UsageError
-from eir.lists.record.settings import FirstSeenSettings, ListSettings
+from eir.lists.record.settings import FirstSeenSettings, LastDeviceSettings, ListSettings
 from eir.schema import CLAIM, FILE, Document, Family, Findings, Key, Section, Spot, Unexpected, did_you_mean, many, url
 from eir.wire.peers.settings import Identity, Limits, PeerSettings
 from eir.wire.transport.endpoint import HTTP_PORTS, hosts_and_port
@@ -81,6 +81,8 @@ class SharedSettings:
     """Lists by name."""
     first_seen: FirstSeenSettings | None = None
     """None: no record of first sightings is kept."""
+    last_device: LastDeviceSettings | None = None
+    """None: no list of the last devices of SIMs is kept."""
     policy: PolicySettings
 
     @property

@@ -75,7 +75,7 @@ class SightingNode:
         kinds = {REGISTERED: DEVICES, NAME: FIRST_SEEN, NAME + IMPORT: FIRST_SEEN}
         self.follower = LogFollower(
             self.store, kinds, folder, build=lambda table: table, on_switch=lambda *_: None, journal=NoJournal(), report=self.report,
-            who=who, pauses=PAUSES, learned=self.learned,
+            who=who, pauses=PAUSES, learned=[self.learned],
         )  # fmt: skip
 
     def now(self):

@@ -194,13 +194,15 @@ OTHERS = {
     "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
     "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n", "first_seen": "first_seen: {remember: 1y}\n",
+    "last_device": "last_device: {remember: 1y}\n",
 }  # fmt: skip
 """Another value for each key and section that takes a restart."""
 
 
 @pytest.mark.parametrize("path", TAKES_RESTART)
 def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
-    old, new = load_config(write(GOOD)), load_config(write(GOOD + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
+    good = GOOD + "sightings: {}\n" * (path == "last_device")
+    old, new = load_config(write(good)), load_config(write(good + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
     ss7 = dataclasses.replace(new.interfaces["ss7"], listen=())  # beside which a point code has to stand
     assert config_after_reload(old, new) == dataclasses.replace(

@@ -113,12 +113,15 @@ async def heal(server):
     async with opened(server, HEALER) as store:
         await write(store, WRITTEN[HEALER])
         await leases(store, "apply-again:stolen")
+        await leases(store, "events:last-device")
 
 
 async def record(server):
     """All that a node does that writes learned lists only."""
     async with opened(server, RECORDER) as store:
-        await write(store, WRITTEN[RECORDER])
+        for name in (WRITTEN[RECORDER], "last-device", "last-device+events"):
+            await write(store, name)
+        await leases(store, "events:last-device")
         await follow(server, RECORDER)
 
 

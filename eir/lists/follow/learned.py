@@ -12,7 +12,6 @@ record names for each such list the change up to which the record has these rows
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from eir.lists.follow.learned_bounds import (
     learned_steps,
     seconds_of,
 )
+from eir.lists.follow.learned_list import FORGOTTEN_MIN, FORGOTTEN_SHARE, LearnedList
 from eir.lists.follow.learned_state import LearnedState, read_state
 from eir.lists.images.first_seen_image import first_seen_image
 from eir.lists.images.image import Image
@@ -41,8 +41,7 @@ from eir.lists.images.index import FirstSeenList
 from eir.lists.log.change import LEARN, Head, utc_text
 from eir.lists.log.reader import ChangeRows, LoggedList, continues_by_rows, empty_content, entries_until, read_rows
 from eir.lists.log.store import LogStore
-from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.record.clock import STOOD_STILL, await_store
+from eir.lists.log.writer import ListUpdate
 from eir.lists.record.first_days import (
     DAY_S,
     IMPORT,
@@ -66,10 +65,6 @@ from eir.lists.record.settings import FIRST_SEEN, FirstSeenSettings
 from eir.lists.table.columns import BEGINS, NO_ROWS, WHOLE, Numbers, TableRows, distinct, rows_of
 from eir.lists.table.table import EMPTY, Table, change, difference, fold, has_ended, merge
 
-ROUND_S, REST_TIMES, ROUND_MAX_S = 1.0, 20, 60.0
-"""Minimum pause between two rounds in seconds; factor of the pause after a long round, to the duration of the round; maximum pause in seconds."""
-WRITE_S = 120.0
-"""Time limit for one write of the store in seconds."""
 BEHIND_S = 600.0
 """Seconds after which changes of registering lists that only the record names are forged."""
 COMPARE_S, AHEAD_S = 3600.0, 7200
@@ -79,10 +74,6 @@ record treats it as over, so that no check comes between the end and the next co
 AT_ONCE_MAX = 10_000_000
 """Maximum number of devices on record with which a device that leaves a list is in the image before the list without the device is in force.
 The image of a larger record takes long to build, so it gets the device in the next round."""
-FORGOTTEN_SHARE, FORGOTTEN_MIN = 20, 1000
-"""Limit on unseen devices that are removed in a day: one device in FORGOTTEN_SHARE, but at least FORGOTTEN_MIN. So a clock that is years
-ahead empties the record slowly enough to be noticed."""
-SAY_AGAIN_S = 60.0
 NEW, LISTED, UNSEEN, LEFT, MERGED, UNDONE = "new", "listed", "unseen", "left_list", "merged", "undone"
 """Reasons for a change of the record: devices seen for the first time; in a list that registers them; not seen for long; removed from such a list; merged from other nodes and imports; import taken back."""
 NO_KEYS = np.empty(0, "<u8")
@@ -109,7 +100,7 @@ def _mark_texts(marks: Mapping[str, _Mark]) -> tuple[str, ...]:
     return tuple(f"{name} {mark.generation} {mark.digest}" for name, mark in marks.items())
 
 
-class LearnedRecord:
+class LearnedRecord(LearnedList):
     """Record of first sightings on one node.
 
     Args:
@@ -130,24 +121,17 @@ class LearnedRecord:
         held: Callable[[], Mapping[str, LoggedList]], registering: Callable[[], Collection[str]],
         publish: Callable[[Head, Image], None], reject: Callable[[str, list[int]], None],
     ) -> None:  # fmt: skip
-        self.merging = settings.list
+        super().__init__(
+            settings.list, FIRST_SEEN, store, folder / "copies" / f"{settings.list}.learned", who=who, report=report, held=held
+        )  # fmt: skip
         self.imports = settings.list + IMPORT
-        self.names = frozenset((self.merging, self.imports))
+        self.kinds = dict.fromkeys((self.merging, self.imports), FIRST_SEEN)
         self.first_days: Mapping[int, int] = {}
         """Number of devices of the record in memory by first day."""
-        self.errors: Counter[str] = Counter()
-        """Number of failures by cause."""
-        self.changes: Counter[str] = Counter()
-        """Number of added or removed devices by reason."""
         self.refused = 0
         """Number of devices whose stored row breaks a bound."""
-        self._settings, self._record, self._store, self._report = settings, record, store, report
-        self._held, self._registering, self._publish, self._reject = held, registering, publish, reject
-        self._copies = folder / "copies"
-        self._path = self._copies / f"{settings.list}.learned"
-        self._writer = ListWriter(store, settings.list, FIRST_SEEN, who, now=self._now)
-        self._who = who
-        self._lock = asyncio.Lock()
+        self._settings, self._record = settings, record
+        self._registering, self._publish, self._reject = registering, publish, reject
         self._state = LearnedState()
         self._is_saved = True
         """True if the file has the state."""
@@ -164,7 +148,6 @@ class LearnedRecord:
         """Last time (time.monotonic) at which this node had the changes of the registering lists that the record names."""
         self._room = 0
         """Number of unseen devices that may still be removed today."""
-        self._told: dict[str, float] = {}
 
     # Tasks
 
@@ -189,13 +172,6 @@ class LearnedRecord:
             await asyncio.to_thread(self._judge_again)
             await self._switch()
 
-    async def run(self) -> None:
-        """Write sightings and publish images in rounds until the task is cancelled."""
-        while True:
-            began = time.monotonic()
-            await self.round()
-            await asyncio.sleep(min(max(ROUND_S, REST_TIMES * (time.monotonic() - began)), ROUND_MAX_S))
-
     async def round(self) -> None:
         """Publish the image if it changed, and write the rows that the store lacks. After a failure these are in the image, and the next round tries again.
 
@@ -203,21 +179,17 @@ class LearnedRecord:
         """
         async with self._lock:
             await self._switch()
-            is_stored = False
-            try:
-                for peer, keys in await asyncio.to_thread(self._add_sighted):
-                    if len(keys):
-                        self._reject(peer, keys.tolist())
-                await asyncio.to_thread(self._judge_again)
-                await await_store(self._write(), WRITE_S)
-                is_stored = True
-            except StoreError as error:
-                self._failed(error.cause, error)
-            except Exception as error:  # noqa: BLE001  # the outermost loop of this task
-                self._failed("internal", error)
+            is_stored = await self._attempt(self._add_and_write())
             await asyncio.to_thread(self._save)
             if not is_stored:
                 await self._switch()
+
+    async def _add_and_write(self) -> None:
+        for peer, keys in await asyncio.to_thread(self._add_sighted):
+            if len(keys):
+                self._reject(peer, keys.tolist())
+        await asyncio.to_thread(self._judge_again)
+        await self._write()
 
     # Contents that the follower reads
 
@@ -225,7 +197,7 @@ class LearnedRecord:
         self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
     ) -> None:
         """Handle a new content of a list, before its copy is written."""
-        if name not in self.names and name not in self._registering():
+        if name not in self.kinds and name not in self._registering():
             return
         async with self._lock:
             if name == self.merging:
@@ -333,23 +305,12 @@ class LearnedRecord:
         self._save()  # before the copy lacks the devices
         return len(left) > 0
 
-    async def append_to(self, held: LoggedList) -> LoggedList:
-        """Append the accepted rows that the store has lost, and return the stored content after this."""
-        async with self._lock:
-            self._writer.content = empty_content(FIRST_SEEN)
-            await await_store(self._writer.write(partial(self._lacking, held)), WRITE_S)
-            return self._writer.content
+    def _merged_with(self, table: Table, held: Table) -> Table:
+        return merged_tables(table, self._accepted_table(held))
 
-    def _lacking(self, held: LoggedList, content: LoggedList) -> ListUpdate | None:
-        table = merged_tables(content.table, self._accepted_table(held.table))
-        if not any(map(len, difference(content.table, table))):
-            return None
-        marks = _marks(held.head)
-        marks |= {name: max(mark, marks.get(name, mark)) for name, mark in _marks(content.head).items()}
-        return ListUpdate(
-            what=LEARN, table=table, state={"registered": _mark_texts(marks)}, continues=held.head.digest, above=held.head.generation,
-            detail="rows that the store had lost",
-        )  # fmt: skip
+    def _registered_after(self, held: Head, stored: Head) -> tuple[str, ...]:
+        marks = _marks(held)
+        return _mark_texts(marks | {name: max(mark, marks.get(name, mark)) for name, mark in _marks(stored).items()})
 
     # Sightings
 
@@ -525,9 +486,6 @@ class LearnedRecord:
 
     # In memory
 
-    def _content(self, name: str) -> LoggedList:
-        return self._held().get(name) or empty_content(FIRST_SEEN)
-
     def _registered_tables(self) -> dict[str, Table]:
         held = self._held()
         return {name: held[name].table for name in self._registering() if name in held}
@@ -600,7 +558,7 @@ class LearnedRecord:
         else:
             self._is_saved = True
 
-    # Clock and faults
+    # Clock
 
     def _now(self) -> datetime:
         """Return the time of a change: not before the newest time of the store, so that a wrong clock does not set it back."""
@@ -608,18 +566,6 @@ class LearnedRecord:
 
     def _note_time(self, seconds: float) -> None:
         self._record.known_time = max(self._record.known_time, seconds)
-
-    def _failed(self, cause: str, error: Exception) -> None:
-        if cause.endswith(STOOD_STILL):
-            return
-        self.errors[cause] += 1
-        now = time.monotonic()
-        if now - self._told.get(cause, -SAY_AGAIN_S) < SAY_AGAIN_S:
-            return
-        self._told[cause] = now
-        event = "copy_failed" if cause.startswith("copy_") else "store_failed"
-        detail = str(error) or type(error).__name__
-        self._report(event, level="error", reason=cause, list=self.merging, detail=detail)
 
 
 REFUSED = (

@@ -8,7 +8,7 @@ The file `LIST.copy` has plain little-endian arrays, each aligned, so that the t
 
 A small change is appended to `LIST-GENERATION-DIGEST.changes`, with generation and digest of the copy. Each record there has the length of
 its content, the complement of the length, the SHA-256 of the content, and as content the change and its rows. When the file is long, or
-the copy is old, the copy is written again. The changes of local lists stay for KEPT_S, so that the node can apply them again after a
+the copy is old, the copy is written again. The changes of local lists that checks do not write stay for KEPT_S, so that the node can apply them again after a
 failover of the store lost them.
 """
 
@@ -35,6 +35,7 @@ from eir.lists.log.change import NO_CHANGE, Change, Head, SerialMark, decode, en
 from eir.lists.log.reader import ChangeRows, LoggedList, apply_changes, join_parts, split_parts
 from eir.lists.log.store import RECORDS_KEPT
 from eir.lists.record.in_force import load_in_force
+from eir.lists.record.settings import LEARNED_KINDS
 from eir.lists.stores.open import COPIES
 from eir.lists.stores.records import check_room
 from eir.lists.table.codec import ARRAY_FORMS, arrays_of
@@ -137,7 +138,12 @@ class ListCopy:
                 self._append(records)
                 self.digest = content.head.digest
                 return content
-            if records and content.head.mark == (0, 0) and self.digest != NO_CHANGE:
+            if (
+                records
+                and content.head.mark == (0, 0)
+                and content.head.kind not in LEARNED_KINDS
+                and self.digest != NO_CHANGE
+            ):
                 self._append(records)  # they stay for KEPT_S, although the copy will have them
                 self._appended = _NEVER_SHORT
             self._write(content)
@@ -190,7 +196,7 @@ class ListCopy:
             self._changes.unlink(missing_ok=True)  # of a copy that was damaged
         self.digest = content.head.digest
         self._written_at, self._appended = time.monotonic(), 0
-        kept_s = 0.0 if content.head.mark > (0, 0) else KEPT_S
+        kept_s = 0.0 if content.head.mark > (0, 0) or content.head.kind in LEARNED_KINDS else KEPT_S
         for path in _changes_paths(self.path):
             if path.stat().st_mtime + kept_s < time.time():
                 path.unlink()

@@ -22,7 +22,9 @@ HEAL = "heal"
 """Kind of a write-back: a node writes its content to a store that lost or damaged the list."""
 LEARN = "learn"
 """Kind of the changes of a learned list that nodes write."""
-NEVER_UNDONE = frozenset({"feed", LEARN, HEAL, "restore", "apply-again", "abandon"})
+FORGET = "forget"
+"""Kind of a change that removes a person: it has a base, and the rows of all changes before it are deleted."""
+NEVER_UNDONE = frozenset({"feed", LEARN, FORGET, HEAL, "restore", "apply-again", "abandon"})
 """Kinds of changes of a local list that no rollback undoes, nor a change before them."""
 
 

@@ -51,8 +51,10 @@ TRIM_S = 3_600.0
 """Seconds between two deletions of old events."""
 PENDING_MAX = 1_000
 """Maximum number of events that wait until the journal can be written; the oldest are left out."""
-PAIRS, SUBSCRIBERS, TYPES, FIRST_SEEN = "pairs", "subscribers", "device_types", "first_seen"
+PAIRS, SUBSCRIBERS, TYPES = "pairs", "subscribers", "device_types"
 """Kinds of list (eir.lists.record.settings) whose rows have another form than those of devices."""
+LEARNED = frozenset({"first_seen", "last_device"})
+"""Kinds of lists that checks write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +249,7 @@ def event_of(name: str, each: ChangeRows, reasons: Sequence[str]) -> JournalEven
         reasons: texts by their index in the rows.
     """
     change = each.change
-    has_rows = each.parts is not None and change.added + change.removed <= ROWS_MAX and change.kind != FIRST_SEEN
+    has_rows = each.parts is not None and change.added + change.removed <= ROWS_MAX and change.kind not in LEARNED
     rows = tuple(row_texts(each, change.kind, name, reasons)) if has_rows else ()
     return JournalEvent(
         time=change.time, who=change.who, what=change.what, list=name, serial=change.serial, digest=change.release or None,

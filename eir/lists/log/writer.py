@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.log.change import (
+    FORGET,
     NEVER_UNDONE,
     TIME_FORMAT,
     Change,
@@ -203,6 +204,7 @@ class ListWriter:
         is_whole = update.table is not None and (
             (effect.rows_added + effect.rows_removed) * WHOLE_SHARE > len(table)
             or before.reasons != reasons[: len(before.reasons)]
+            or update.what == FORGET
         )
         tree = await asyncio.to_thread(
             lambda: (
@@ -234,7 +236,7 @@ class ListWriter:
         if is_whole or not self.content.since_base or (is_first_try and self._is_base_due(made, len(table))):
             made = await self._with_base(made, table, reasons)
         head = following(before, made, entries=len(table), devices=device_count(table))
-        oldest = await self._oldest_wanted(made) if made.base_id else 0
+        oldest = made.generation if made.what == FORGET else await self._oldest_wanted(made) if made.base_id else 0
         await self._store.commit(self.name, head, LogEntry(made, rows or None), seen=before.digest, oldest=oldest)
         self._spare = None
         since_base = (made,) if made.base_id else (*self.content.since_base, made)

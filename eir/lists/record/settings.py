@@ -10,6 +10,10 @@ KINDS = (DEVICES, PAIRS, SUBSCRIBERS, TYPES)
 """Kinds of list."""
 FIRST_SEEN = "first_seen"
 """Kind of the record of first sightings, which checks write and no configuration declares."""
+LAST_DEVICE = "last_device"
+"""Kind of the list of the last devices of SIMs, which checks write and no configuration declares."""
+LEARNED_KINDS = frozenset({FIRST_SEEN, LAST_DEVICE})
+"""Kinds of list that checks write, and whose rows merge."""
 BOUND = (PAIRS, TYPES)
 """Kinds of list that bind a key to other keys: a device to its IMSIs, or a TAC (by its lowest key) to its device types."""
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -156,3 +160,23 @@ class FirstSeenSettings:
     def as_list(self) -> ListSettings:
         """Settings of the record of first sightings in the form of list settings, for code that handles the record like a list."""
         return ListSettings(name=self.list, kind=FIRST_SEEN, local=True)
+
+
+CHANGE_KINDS = FIRST, DEVICE, MODEL = "first", "device", "model"
+"""Kinds of change of a SIM: its first device, another device of the same TAC, or of another TAC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastDeviceSettings:
+    """Settings of the list of the last devices of SIMs."""
+
+    list: str = "last-device"
+    """Name of the list."""
+    remember: int = 400
+    """Days without a sighting after which a SIM is forgotten."""
+    key_file: Path | None = None
+    """File with the key of the hashes of SIMs; None: a key that the list has in the store."""
+    new_per_peer: int = 1_000_000
+    """Maximum number of new SIMs per peer and day that a node records."""
+    events: tuple[str, ...] = (DEVICE, MODEL)
+    """Kinds of change that cause an event."""

@@ -56,6 +56,8 @@ PEER_METRICS = (
 )  # fmt: skip
 LIST_METRICS = (
     Family("eir_first_seen_devices_total", "counter", ("change",), "Devices added to the record of first sightings (new; left_list: no longer registered; merged: from another node or an import), or removed from this record (listed: now registered; unseen: for the time `remember`), or changed by `eir first-seen undo` (undone)"),
+    Family("eir_last_device_changes_total", "counter", ("change",), "SIMs that a node recorded in another device (changed), and rows that it removed from the list of last devices because they ended long ago (removed)"),
+    Family("eir_last_device_unrecorded_checks_total", "counter", ("peer",), "Checks whose new SIM has no last device, because the peer exceeded `last_device.new_per_peer`"),
     Family("eir_first_seen_refused_devices", "gauge", (), "Devices whose row in the store's record of first sightings breaks a bound, and is left out", "max"),
     Family("eir_first_seen_unrecorded_checks_total", "counter", ("peer",), "Checks whose new device is not recorded, because the peer exceeded `first_seen.new_per_peer`"),
     Family("eir_list_entries", "gauge", ("list",), "Number of entries of the list in force; a TAC counts as 1, and each listed device of this TAC also as 1", "min"),

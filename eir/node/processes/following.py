@@ -22,6 +22,7 @@ from typing import Any
 from eir.checks.periods import count_ends
 from eir.config import Config
 from eir.errors import EirError, Report
+from eir.lists.follow.last_devices import LastDevices, SimSightings
 from eir.lists.follow.learned import LearnedRecord
 from eir.lists.follow.log_follower import LogFollower
 from eir.lists.images.image import Image, ImageError
@@ -123,9 +124,16 @@ class _FollowerProcess:
                 registering=lambda: self._config.registering, publish=self._send_record,
                 reject=lambda peer, keys: self._channel.notify("first_seen_rejected", peer, keys),
             )  # fmt: skip
+        self._last_devices = None
+        if config.last_device is not None:
+            self._last_devices = LastDevices(
+                config.last_device, self._store, config.state, now=lambda: clock.now(time.time(), time.monotonic()), who=who, report=report,
+                held=lambda: self._follower.held,
+            )  # fmt: skip
+        self._learned_lists = [*filter(None, (self._learned, self._last_devices))]
         self._follower: LogFollower[Image] = LogFollower(
             self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned,
+            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned_lists,
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -137,26 +145,28 @@ class _FollowerProcess:
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
-            "first_seen": self._note_sightings,
+            "first_seen": self._note_sightings, **({} if self._last_devices is None else {
+                "last_device": self._last_devices.note_sightings, "stays": self._last_devices.find,
+            }),
         }  # fmt: skip
 
     async def run(self) -> None:
         """Wait until the supervisor has sent the lists in force, then follow the store until cancelled."""
         await self._has_all_lists.wait()
         await self._maintain_journal()
-        if self._learned is not None:
-            await self._learned.open()
+        for learned in self._learned_lists:
+            await learned.open()
         await self._follower.start()
-        if self._learned is not None:
-            await self._learned.start()
+        for learned in self._learned_lists:
+            await learned.start()
         await self._send_status()  # must arrive before `complete`
         self._channel.notify("complete")
         self._process.jobs.start("following", STATUS_S, self._send_status, delay_s=STATUS_S)
         self._process.jobs.start("journal", JOURNAL_S, self._maintain_journal, delay_s=JOURNAL_S)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follower.run(IdlePriority()))
-            if self._learned is not None:
-                tasks.create_task(self._learned.run())
+            for learned in self._learned_lists:
+                tasks.create_task(learned.run())
 
     async def _send_status(self) -> None:
         follower = self._follower
@@ -176,11 +186,11 @@ class _FollowerProcess:
         return count_ends(self._config.policy, self._learned.first_days, self._first_seen.today)
 
     async def close(self) -> None:
-        """Write the first sightings that are still in memory to the record, then close the store and the journal."""
-        if self._learned is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_S):
-                    await self._learned.round()
+        """Write the sightings that are still in memory to the learned lists, then close the store and the journal."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                for learned in self._learned_lists:
+                    await learned.round()
         await self._store.close()
         await asyncio.to_thread(self._journal.journal.close)
 
@@ -253,8 +263,8 @@ class _FollowerProcess:
 
     def _kinds(self) -> dict[str, str]:
         """Return the name and the kind of each list to follow."""
-        learned = {} if self._learned is None else dict.fromkeys(sorted(self._learned.names), FIRST_SEEN)
-        return {name: settings.kind for name, settings in self._config.lists.items()} | learned
+        kinds = {name: settings.kind for name, settings in self._config.lists.items()}
+        return kinds | {name: kind for learned in self._learned_lists for name, kind in learned.kinds.items()}
 
     def _kept_releases(self, name: str) -> int:
         """Return the number of earlier releases of a list that stay available."""
@@ -273,13 +283,15 @@ class _FollowerProcess:
         self._process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
 
     def _counters(self) -> metrics.Snapshot:
-        errors, changes = self._follower.errors, dict[str, int]()
-        if self._learned is not None:
-            errors, changes = errors + self._learned.errors, self._learned.changes
+        first_seen = {} if self._learned is None else self._learned.changes
         return {
-            "eir_store_errors_total": metrics.by_label(errors),
-            "eir_first_seen_devices_total": metrics.by_label(changes),
-        }
+            "eir_store_errors_total": metrics.by_label(sum((each.errors for each in self._learned_lists), self._follower.errors)),
+            "eir_first_seen_devices_total": metrics.by_label(first_seen),
+            **({} if self._last_devices is None else {
+                "eir_last_device_changes_total": metrics.by_label(self._last_devices.changes),
+                "eir_last_device_unrecorded_checks_total": metrics.by_label(self._last_devices.unrecorded),
+            }),
+        }  # fmt: skip
 
 
 def _trim(_before: Image | None) -> None:
@@ -406,6 +418,23 @@ class Followed:
     def note_first_seen(self, sighted: list[Sighted]) -> None:
         """Send the follower the devices that a worker saw for the first time; the follower writes them to the record of first sightings."""
         self.child.notify("first_seen", sighted)
+
+    async def note_last_devices(self, sightings: SimSightings) -> None:
+        """Send the follower sightings of SIMs from the recorder, and return once the follower keeps them.
+
+        Raises:
+            EirError: if the follower does not run.
+        """
+        await self._ask("last_device", sightings)
+
+    async def find_stays(self, sim: int) -> list[Mapping[str, int]]:
+        """Return the stays of a SIM in devices (LastDevices.find).
+
+        Raises:
+            EirError: if the follower does not run, or the node keeps no last devices.
+        """
+        stays: list[Mapping[str, int]] = await self._ask("stays", sim)
+        return stays
 
     def send_all(self, channel: Channel) -> None:
         """Send all lists in force to a new worker. If the follower has sent all lists, then also call the worker's handler `complete`."""

@@ -44,6 +44,7 @@ class OtherProcesses:
         self.recorded = None if config.sightings is None else Recorded(config, config.sightings, start, report)
         if self.recorded is not None:
             self.followed.note_lists_to(self.recorded.note_list)
+            self.recorded.note_last_devices = self.followed.note_last_devices
         self.workers = Workers(
             config.workers, start, lambda: configuration.loaded, self.followed, acceptor, origin_state_id=origin_state_id,
             sightings=None if self.recorded is None else self.recorded.sender, traced=traced, report=report,

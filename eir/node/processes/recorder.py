@@ -7,6 +7,7 @@ restart without the workers. The recorder ends after the last worker. It receive
 
 import asyncio
 import itertools
+import os
 import socket
 import time
 from collections import Counter
@@ -19,9 +20,11 @@ from eir.config import Config
 from eir.errors import EirError, Report, detail_of
 from eir.lists.images.image import Image
 from eir.lists.record.settings import DEVICES, SUBSCRIBERS
+from eir.lists.stores.open import open_store
 from eir.node.observe import metrics
 from eir.node.processes.channel import Channel, ChannelError, Handlers
 from eir.node.processes.child import Child
+from eir.node.processes.last_device import DeviceChanges, SightingFeed, agree_on_key
 from eir.node.processes.listed_search import ListedSearch
 from eir.node.processes.priority import IdlePriority
 from eir.node.processes.process import ThisProcess, run_process
@@ -100,6 +103,8 @@ class _Recorder:
         watched = {}
         for name in settings.watch:
             is_subscribers = config.lists[name].kind == SUBSCRIBERS
+            if is_subscribers and config.last_device is not None:
+                continue  # every change is an event
             watched[name] = DEVICE_CHANGED if is_subscribers else SIM_CHANGED
         seen = files.read_watched(config.state)
         origin = f"{time.time_ns():x}"
@@ -109,6 +114,16 @@ class _Recorder:
             config.state, settings, self._aside, lambda: self._events.seen, count=self._count, report=self._report
         )
         self._delivery = self._build_delivery()
+        self._feed = self._changes = None
+        if config.last_device is not None:
+            store, who = (
+                open_store(config.store, config.state, report=self._report, check=False),
+                f"{socket.gethostname()}:{os.getpid()}",
+            )
+            agree = partial(agree_on_key, store, config, config.last_device, who)
+            self._feed = SightingFeed(agree, partial(self._channel.ask, "last_device"), self._report)
+            if (sender := self._build_delivery()) is not None:
+                self._changes = DeviceChanges(config, config.last_device, store, sender, who=who, report=self._report)
         self._listed_sent = asyncio.Event()
         """Set while no event of a newly listed device is queued."""
         self._search = ListedSearch(
@@ -131,7 +146,8 @@ class _Recorder:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._receiver, self._receive)
         works = (self._writer.run(), self._send_events(), self._end_without_supervisor(), self._search.run())
-        own = [asyncio.create_task(work) for work in works]
+        last_device = [each.run() for each in (self._feed, self._changes) if each is not None]
+        own = [asyncio.create_task(work) for work in (*works, *last_device)]
         for task in own:
             task.add_done_callback(lambda _: self._ended.set())  # after a fault, the supervisor starts another recorder
         delivering = None if self._delivery is None else asyncio.create_task(self._delivery.run())
@@ -165,6 +181,8 @@ class _Recorder:
         self._search.forget(subscribers)
         if self._delivery is not None:
             self._delivery.forget(subscribers)
+        if self._changes is not None:
+            self._changes.forget(subscribers)
         if self._settings.watch:
             await self._writer.save_watched()
         await self.write_now()
@@ -201,6 +219,8 @@ class _Recorder:
             if message[:1] == EVENTS:
                 self._events.add(message)
             self._writer.add(message)
+            if self._feed is not None:
+                self._feed.add(message)
 
     # To the receiver of events
 
@@ -262,12 +282,18 @@ class Recorded:
             lambda: start("sightings", run, config, carrying=[self.receiver]),
             report=report,
             greet=self._greet,
-            handlers=lambda _: {"counted": self._count, "searched": self._set_searched},
+            handlers=lambda _: {
+                "counted": self._count,
+                "searched": self._set_searched,
+                "last_device": self.note_last_devices,
+            },
             is_spared=True,
             is_asked=False,
         )
         """Killing it at the node's end is no failure: it may wait for a receiver of events, and systemd restarts a failed node."""
         receivers = [] if settings.webhook is None else [WEBHOOK]
+        self.note_last_devices: Callable[..., Any] = lambda *_: None
+        """Receives sightings of SIMs for the list of last devices."""
         self._zeros: metrics.Snapshot = {
             "eir_sightings_total": {(): 0.0}, "eir_sightings_dropped_total": {("disk",): 0.0},
             "eir_events_total": {(to,): 0.0 for to in receivers},
