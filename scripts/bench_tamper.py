@@ -1,8 +1,7 @@
 """Tampered phones found and honest phones reported, against DIRBS's rules.
 
 Each row of scripts/simulated/networks.py is a network of 12,000 subscribers under one assumption; networks_shared.py has networks of
-several operators; world.py, world_other.py and world_facts.py are three more generators, to which nothing was fitted. The same networks are
-also judged by DIRBS's rules (thresholds of its sample configuration) and by the rule of Cambodia's register: more than two SIMs within a minute.
+several operators; world_facts.py is one more generator, to which nothing was fitted. The same networks are also judged by DIRBS's rules (thresholds of its sample configuration) and by the rule of Cambodia's register: more than two SIMs within a minute.
 --fit prints the weights of eir/sightings/conditions.py, from networks of other seeds at 1, 3 and 8 checks a day. --attacks adds attacking peers to a network of
 each row (scripts/simulated/attacks.py). --speed measures a record of the given number of sightings: copies of a smaller record with
 other identifiers, beside COUNT(DISTINCT subscriber) of each device.
@@ -10,13 +9,13 @@ other identifiers, beside COUNT(DISTINCT subscriber) of each device.
 
 import argparse
 import json
-import resource
+import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,9 +26,9 @@ from typing import Any
 import duckdb
 import numpy as np
 from benchmark.measure import Target, add_options, at_least, at_most, finish, say
-from benchmark.site import Site
-from simulated import attacks, networks, networks_shared, world, world_facts, world_other
-from simulated.world import World
+from benchmark.site import EIR, Site
+from simulated import attacks, networks, networks_shared, world_facts
+from simulated.network_record import World
 
 from eir.cli.output import table
 from eir.lists.record.settings import TYPES
@@ -41,15 +40,12 @@ from eir.sightings.schema import FILES, FOLDER
 QUICK_SUBSCRIBERS = 1500
 FITTED, JUDGED = 100, 900
 """First seed of the networks for fitting the weights, and first seed of those for judging them."""
-HELD_OUT = ("first generator", "second generator", "generator from facts")
+HELD_OUT = "generator from facts"
 ROWS_EACH, COPIES_MAX = 10_000_000, 10
-"""Rows of the record from which a larger one is made; for one check digit there are ten ways to change the first two
-digits."""
+"""Rows of the record from which a larger one is made, and maximum number of its copies."""
 MEMORY_MB_MAX, TIMES_MAX = 1024, 4
 """Maximum memory, and maximum processor time as a multiple of the time of COUNT(DISTINCT subscriber)."""
 BANDS = ((2, "2"), (3, "3"), (1000, "4 and more"))
-UNDETECTABLE = {"free"}
-"""Kind of tampering: a free serial number of a real TAC, which nothing in the record contradicts."""
 RARE = 0.004
 """Second share of tampered devices for which precision is given."""
 SHARED = next(iter(networks_shared.ROWS))
@@ -94,8 +90,8 @@ def main(arguments: Sequence[str]) -> int:
         "--rows",
         nargs="*",
         metavar="ROW",
-        default=[*networks.ROWS, *networks_shared.ROWS, *HELD_OUT],
-        help="of: " + "; ".join([*networks.ROWS, *networks_shared.ROWS, *HELD_OUT]).replace("%", "%%"),
+        default=[*networks.ROWS, *networks_shared.ROWS, HELD_OUT],
+        help="of: " + "; ".join([*networks.ROWS, *networks_shared.ROWS, HELD_OUT]).replace("%", "%%"),
     )
     parser.add_argument(
         "--seeds", type=int, metavar="N", default=1, help="number of networks of each row (1), judged together"
@@ -119,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.quick:
         options.subscribers = options.subscribers or QUICK_SUBSCRIBERS
-        options.rows = [HELD_OUT[0], next(iter(networks.ROWS))]
+        options.rows = [HELD_OUT, next(iter(networks.ROWS))]
     if options.fit:
         print(table(fitted(options), ("weight", "value"), width=None))
         return 0
@@ -180,11 +176,7 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
         ):
             with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as made:
                 folder = Path(made)
-                if name == HELD_OUT[0]:
-                    yield name, world.make(folder, options.subscribers or 12_000, seed=seed)
-                elif name == HELD_OUT[1]:
-                    yield name, world_other.make(folder, options.subscribers or 12_000, seed=seed)
-                elif name == HELD_OUT[2]:
+                if name == HELD_OUT:
                     rates = world_facts.FactRates(phones=options.subscribers or 12_000)
                     yield name, world_facts.build_fact_world(folder, rates, seed=seed)
                 elif name in networks_shared.ROWS:
@@ -203,11 +195,6 @@ def _made(options: argparse.Namespace, first: int | None = None) -> Iterator[tup
                             folder, replace(row, subscribers=options.subscribers or row.subscribers), seed=seed
                         ),
                     )
-
-
-def _generator(row: str) -> str:
-    """Return the generator of a row."""
-    return row if row in HELD_OUT else "several operators" if row in networks_shared.ROWS else "networks"
 
 
 @contextmanager
@@ -434,37 +421,23 @@ def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     """Judge a large record by the command itself, on two cores."""
     site = Site(folder / "site", kind=TYPES)
     site.state.mkdir()
-    made, total = _large(site.state, rows, seed)
+    with ProcessPoolExecutor(1) as apart:  # a child's peak of memory includes that of its parent before exec
+        made, total = apart.submit(_large, site.state, rows, seed).result()
     listed = site.folder / "tacs.csv"
     with listed.open("w") as out:
         out.write("tac,device_type,date\n")
         out.writelines(f"{tac:08d},{kind},{allocated}\n" for tac, allocated, kind in made.tacs)
     site.load(site.release(listed))
-    config = site.configure(0)
     say(f"judging {total:,} sightings")
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    command = [
-        "taskset",
-        "-c",
-        "0,1",
-        sys.executable,
-        "-m",
-        "eir",
-        "tamper",
-        "report",
-        "-c",
-        str(config),
-        "--until",
-        f"{made.until:%Y-%m-%d}",
-        "--json",
-    ]
-    done = subprocess.run(
-        command, check=False, stdout=subprocess.PIPE
-    )  # what it says on standard error is shown as it comes
-    if done.returncode:
-        raise SystemExit(f"bench: eir tamper report ended with {done.returncode}")
-    seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    begin, until = time.monotonic(), f"{made.until:%Y-%m-%d}"
+    command = ["taskset", "-c", "0,1", *EIR, "tamper", "report", "-c", site.configure(0), "--until", until, "--json"]
+    with (folder / "report").open("w+") as report:
+        _, status, usage = os.wait4(subprocess.Popen(command, stdout=report).pid, 0)
+        report.seek(0)
+        if status:
+            raise SystemExit(f"bench: eir tamper report ended with {os.waitstatus_to_exitcode(status)}")
+        found = json.load(report)
+    seconds, spent = time.monotonic() - begin, usage.ru_utime + usage.ru_stime
     began = time.process_time()
     with duckdb.connect() as connection:
         connection.execute("SET threads = 2")
@@ -472,7 +445,7 @@ def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
         connection.execute(f"SELECT COUNT(*), SUM(n) FROM (SELECT device, COUNT(DISTINCT subscriber) AS n FROM read_parquet('{files}') GROUP BY device)").fetchall()  # noqa: S608 - a path of ours  # fmt: skip
     plain = time.process_time() - began
     return {
-        "sightings": total, "devices": len(json.loads(done.stdout)), "seconds": round(seconds, 1), "memory_mb": after.ru_maxrss // 1024,
+        "sightings": total, "devices": len(found), "seconds": round(seconds, 1), "memory_mb": usage.ru_maxrss // 1024,
         "cpu_seconds": round(spent, 1), "count_cpu_seconds": round(plain, 1), "times": round(spent / plain, 1),
     }  # fmt: skip
 
@@ -480,32 +453,17 @@ def _speed(folder: Path, rows: int, seed: int) -> dict[str, Any]:
 def _large(folder: Path, rows: int, seed: int) -> tuple[World, int]:
     """Write a network and copies of it, whose devices and subscribers have other identifiers and the same behaviour; return the number of all rows."""
     times = min(COPIES_MAX, max(1, round(rows / ROWS_EACH)))
-    made = world.make(folder, max(800, round(rows / times / 150)), seed=seed)
-    tacs = list(made.tacs)
-    originals = sorted(folder.glob("sightings/*/*-made.parquet"))
+    rates = world_facts.FactRates(phones=max(800, round(rows / times / 90)))
+    made: World = world_facts.build_fact_world(folder, rates, seed=seed)
     with duckdb.connect() as connection:
         connection.execute("SET threads = 2; SET preserve_insertion_order = true")
-        for number in range(1, times):
-            others = [_other_body(body, number) for body in range(100)]
-            tacs += [Tac(others[tac // 10**6] * 10**6 + tac % 10**6, *more) for tac, *more in made.tacs]
-            body = f"list_extract({others}, 1 + CAST(device // 1000000000000 AS INTEGER))"
-            for path in originals:
+        for path in sorted(folder.glob("sightings/*/*-made.parquet")):
+            for number in range(times):
+                device = f"CASE WHEN device = 0 THEN 0 ELSE (device + {number} * 1000000000000) % 100000000000000 END"
                 connection.execute(f"""
-                    COPY (SELECT * REPLACE (
-                        CASE WHEN device IN (0, 11111111111111) THEN device ELSE {body} * 1000000000000 + device % 1000000000000 END AS device,
-                        CASE WHEN device IS NULL OR device IN (0, 11111111111111) THEN imei ELSE format('{{:02d}}', {body}) || SUBSTRING(imei, 3) END AS imei,
-                        '{number:02d}' || SUBSTRING(subscriber, 3) AS subscriber
-                    ) FROM read_parquet('{path}')) TO '{path.with_name(f"{path.stem}{number}.parquet")}' (FORMAT parquet, COMPRESSION zstd)
+                    COPY (SELECT * REPLACE ({device} AS device, format('{{:014d}}', {device}) AS imei, md5(concat(subscriber, {number})) AS subscriber)
+                    FROM read_parquet('{path}')) TO '{path.with_name(f"{path.stem}{number}.parquet")}' (FORMAT parquet, COMPRESSION zstd)
                 """)  # noqa: S608 - names of ours
+            path.unlink()
+    tacs = [Tac((tac + 10**6 * number) % 10**8, *more) for number in range(times) for tac, *more in made.tacs]
     return replace(made, tacs=tuple(tacs)), made.rows * times
-
-
-def _other_body(body: int, number: int) -> int:
-    """Return two first digits that do not change the check digit: another second digit (which is doubled), and the first that fits it."""
-    first, second = divmod(body, 10)
-    other = (second + number) % 10
-    return (first + _doubled(second) - _doubled(other)) % 10 * 10 + other
-
-
-def _doubled(digit: int) -> int:
-    return digit * 2 // 10 + digit * 2 % 10

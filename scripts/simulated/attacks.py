@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .world import World
+from .network_record import World
 
 PEER, ACCOMPLICE = "liar.example", "accomplice.example"
 AGENTS = ("agent1.example", "agent2.example")

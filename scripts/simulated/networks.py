@@ -19,7 +19,7 @@ its SIMs are there too. The module shares no code with the analysis and has none
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,12 @@ import polars as pl
 
 from eir.sightings.conditions import Tac
 
-from .world import COPIES, DAY_S, HOURS, START, World
+from .network_record import CORE, DAY_S, START, World, write_checks
 
+HOURS = np.array([1, 0.5, 0.3, 0.3, 0.5, 1.5, 4, 7, 8, 7, 6, 6, 7, 6, 6, 6, 7, 8, 8, 7, 6, 5, 3, 2], dtype=float)
+"""Traffic in each hour of a day."""
+COPIES = ((2, 2, 0.26), (3, 3, 0.22), (4, 6, 0.28), (7, 20, 0.20), (21, 40, 0.04))
+"""Minimum and maximum number of copies, and share of cloned identities; about six copies on average."""
 TRIPS = 4
 KMH = 100
 MEGA = 35_999_999_999_999
@@ -568,26 +572,14 @@ def _write(  # noqa: PLR0915 - from who is where to files
     homes = np.zeros(persons, np.int64)
     homes[foreign] = 1
     hosts = pl.Series([
-        f"mmec{number % network.pool + 1:02x}.mmegi{0x8000 + number // network.pool:04x}.mme.epc.mnc001.mcc001.3gppnetwork.org" if network.standard_names else f"mme-{(number * 7 + 3) % 101}.epc.mnc001.mcc001.3gppnetwork.org"
+        f"mmec{number % network.pool + 1:02x}.mmegi{0x8000 + number // network.pool:04x}.mme.epc.mnc001.{CORE}" if network.standard_names else f"mme-{(number * 7 + 3) % 101}.epc.mnc001.{CORE}"
         for number in range(origins)
     ])  # fmt: skip
     silent = np.repeat(rng.random(regions) >= network.versions, network.pool)
     version = np.where(silent[mme], -1, what["version"][of])
-    frame = pl.DataFrame({
-        "time": (time * DAY_S * 1e6).astype(np.int64) + int((START - datetime(1970, 1, 1)).total_seconds()) * 10**6,  # noqa: DTZ001 - as in the files
-        "device": what["device"][of].astype(np.int64), "version": version, "sim": sim, "mme": mme,
-    }).sort("time")  # fmt: skip
-    moment = pl.col("time").cast(pl.Datetime("us"))
-    host = hosts.gather(frame["mme"])
-    whole = frame.select(
-        moment.alias("time"), moment.alias("last"), pl.lit(1, pl.UInt32).alias("checks"), pl.col("device").cast(pl.String).str.zfill(14).alias("imei"), "device",
-        pl.when(pl.col("version") >= 0).then(pl.col("version").cast(pl.String).str.zfill(2)).alias("software_version"), names.gather(frame["sim"]).alias("subscriber"),
-        pl.Series(np.where(homes[frame["sim"]], "310410", "001010")).alias("home"), host.alias("origin_host"), host.alias("peer"),
-        pl.lit("epc.mnc001.mcc001.3gppnetwork.org").alias("origin_realm"), pl.lit("s13").alias("protocol"), pl.lit("whitelisted").alias("status"),
-        pl.lit("default").alias("rule"), pl.lit(None, pl.String).alias("list"), pl.lit(None, pl.String).alias("observed"),
-    )  # fmt: skip
-    for (day,), rows in whole.group_by(pl.col("time").dt.strftime("%Y-%m-%d"), maintain_order=True):
-        target = folder / "sightings" / str(day)
-        target.mkdir(parents=True, exist_ok=True)
-        rows.write_parquet(target / "00-0-made.parquet", compression="zstd", row_group_size=1 << 16)
-    return len(whole)
+    checks = pl.DataFrame({
+        "time": (time * DAY_S * 1e6).astype(np.int64), "device": what["device"][of].astype(np.int64), "version": version, "subscriber": names.gather(sim),
+        "home": np.where(homes[sim], "310410", "001010"), "origin_host": hosts.gather(mme),
+    })  # fmt: skip
+    shown = pl.when(pl.col("version") >= 0).then(pl.col("version").cast(pl.String).str.zfill(2))
+    return write_checks(folder, checks.with_columns(shown.alias("software_version")))

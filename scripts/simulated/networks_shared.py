@@ -1,6 +1,6 @@
 """Networks of several operators for `bench tamper`: one register serves all, and honest devices have several SIMs for many reasons.
 
-Shares no code with `networks`, `world` and `world_other`, except for the form of a simulated network. A body has an area for each hour.
+Shares no code with `networks`, except for the form of a simulated network. A body has an area for each hour.
 Its SIMs are checked for three causes: the phone is switched on in the morning, the body enters another area, or a timer ends. Each
 operator has its own MMEs in each area, so two SIMs of one phone are often checked by two MMEs.
 
@@ -18,7 +18,7 @@ SIMs change several times a day; 2 % are roamers; 15 % use Wi-Fi at home; 4 % ar
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -26,37 +26,12 @@ import polars as pl
 
 from eir.sightings.conditions import Tac
 
-from .world import START, World
+from .network_record import CORE, START, World, write_checks
 
 HOURS_A_DAY = 24
-AWAKE = np.array(
-    [
-        0.2,
-        0.1,
-        0.1,
-        0.1,
-        0.2,
-        0.5,
-        1.5,
-        1.8,
-        1.5,
-        1.2,
-        1.1,
-        1.2,
-        1.3,
-        1.2,
-        1.1,
-        1.2,
-        1.3,
-        1.5,
-        1.6,
-        1.6,
-        1.4,
-        1.1,
-        0.7,
-        0.4,
-    ]
-)
+AWAKE = np.array([
+    0.2, 0.1, 0.1, 0.1, 0.2, 0.5, 1.5, 1.8, 1.5, 1.2, 1.1, 1.2, 1.3, 1.2, 1.1, 1.2, 1.3, 1.5, 1.6, 1.6, 1.4, 1.1, 0.7, 0.4,
+])  # fmt: skip
 """Timers and calls in each hour, as a multiple of the mean."""
 MODULES = 12
 """TACs of modules; all others are of phones."""
@@ -502,7 +477,7 @@ def _write(folder: Path, land: _Country, names: list[str]) -> int:  # noqa: PLR0
     def host(number: int) -> str:
         operator_of, rest = divmod(number, 1000)
         area_of, mme = divmod(rest, 10)
-        realm = f"epc.mnc{operator_of + 1:03d}.mcc001.3gppnetwork.org"
+        realm = f"epc.mnc{operator_of + 1:03d}.{CORE}"
         if mme == 9:
             return f"aaa.{realm}"
         return (
@@ -512,21 +487,10 @@ def _write(folder: Path, land: _Country, names: list[str]) -> int:  # noqa: PLR0
         )
 
     hosts = pl.Series([host(int(number)) for number in codes])
-    frame = pl.DataFrame({
-        "time": (when * 3600e6).astype(np.int64) + int((START - datetime(1970, 1, 1)).total_seconds()) * 10**6,  # noqa: DTZ001 - as in the files
-        "device": device[which].astype(np.int64), "version": np.where(silent[place], -1, version[which]), "card": card, "place": place,
-    }).sort("time")  # fmt: skip
-    subscriber = pl.Series(names).gather(frame["card"])
-    origin = hosts.gather(frame["place"])
-    moment = pl.col("time").cast(pl.Datetime("us"))
-    whole = frame.select(
-        moment.alias("time"), moment.alias("last"), pl.lit(1, pl.UInt32).alias("checks"), pl.col("device").cast(pl.String).str.zfill(14).alias("imei"), "device",
-        pl.when(pl.col("version") >= 0).then((pl.col("version") % 99).cast(pl.String).str.zfill(2)).alias("software_version"), subscriber.alias("subscriber"),
-        subscriber.str.slice(0, 6).alias("home"), origin.alias("origin_host"), origin.alias("peer"), origin.str.extract(r"(epc\..*)").alias("origin_realm"),
-        pl.lit("s13").alias("protocol"), pl.lit("whitelisted").alias("status"), pl.lit("default").alias("rule"), pl.lit(None, pl.String).alias("list"), pl.lit(None, pl.String).alias("observed"),
-    )  # fmt: skip
-    for (day,), rows in whole.group_by(pl.col("time").dt.strftime("%Y-%m-%d"), maintain_order=True):
-        target = folder / "sightings" / str(day)
-        target.mkdir(parents=True, exist_ok=True)
-        rows.write_parquet(target / "00-0-made.parquet", compression="zstd", row_group_size=1 << 16)
-    return len(whole)
+    checks = pl.DataFrame({
+        "time": (when * 3600e6).astype(np.int64), "device": device[which].astype(np.int64), "version": np.where(silent[place], -1, version[which]),
+        "subscriber": pl.Series(names).gather(card), "origin_host": hosts.gather(place),
+    })  # fmt: skip
+    shown = pl.when(pl.col("version") >= 0).then((pl.col("version") % 99).cast(pl.String).str.zfill(2))
+    home = pl.col("subscriber").str.slice(0, 6)
+    return write_checks(folder, checks.with_columns(shown.alias("software_version"), home.alias("home")))

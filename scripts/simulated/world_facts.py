@@ -27,7 +27,7 @@ Without: identifiers that are no IMEI, TACs that were never allocated, Wi-Fi cal
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,8 @@ import polars as pl
 
 from eir.sightings.conditions import Tac
 
+from .network_record import CORE, START, write_checks
 from .networks_shared import Market
-from .world import START
 
 Ids = np.ndarray
 REPLACED = 1 / 43
@@ -544,25 +544,21 @@ def _write(folder: Path, number: int, checks: pl.DataFrame, rates: FactRates, na
         rest, digit = np.divmod(rest, 10)
         doubled = digit * 2 if position % 2 == 0 else digit
         total += doubled // 10 + doubled % 10
-    realm = [f"epc.mnc{operator + 1:03d}.mcc001.3gppnetwork.org" for operator in range(rates.operators)]
+    realm = [f"epc.mnc{operator + 1:03d}.{CORE}" for operator in range(rates.operators)]
     pools = -(-rates.areas // rates.pool_areas)
     hosts = [
         f"mmec{mme % rates.pool_mmes:02x}.mmegi{0x8000 + mme // rates.pool_mmes:04x}.mme.{name}" if place % 2 else f"node{mme * 7 + 11}.{name}"
         for place, name in enumerate(realm) for mme in range(pools * rates.pool_mmes)
     ]  # fmt: skip
-    moment, form = (pl.col("time") + int((START - datetime(1970, 1, 1)).total_seconds()) * 10**6).cast(pl.Datetime("us")), pl.col("operator") % 4  # noqa: DTZ001 # fmt: skip
-    place = checks["operator"] * pools * rates.pool_mmes + checks["mme"]
-    whole = checks.with_columns(pl.Series("digit", (10 - total % 10) % 10), pl.Series("origin_host", hosts).gather(place), pl.Series("silent", silent[place.to_numpy() // rates.pool_mmes])).sort("time").select(
-        moment.alias("time"), moment.alias("last"), pl.lit(1, pl.UInt32).alias("checks"),
-        pl.when(form == 0).then(text).when(form == 1).then(text + pl.col("digit").cast(pl.String)).when(form == 2).then(text + "0").when(~pl.col("silent")).then(text + shown).otherwise(text).alias("imei"), "device",
-        pl.when(~pl.col("silent")).then(shown).alias("software_version"), pl.col("sim").replace_strict(pl.int_range(len(names), eager=True), names["name"]).alias("subscriber"),
-        pl.col("sim").replace_strict(pl.int_range(len(names), eager=True), names["home"]).alias("home"), "origin_host", pl.col("origin_host").alias("peer"), pl.col("origin_host").str.extract(r"(epc\..*)").alias("origin_realm"),
-        pl.lit("s13").alias("protocol"), pl.lit("whitelisted").alias("status"), pl.lit("default").alias("rule"), pl.lit(None, pl.String).alias("list"), pl.lit(None, pl.String).alias("observed"),
-    )  # fmt: skip
-    for (day,), rows in whole.group_by(pl.col("time").dt.strftime("%Y-%m-%d"), maintain_order=True):
-        target = folder / "sightings" / str(day)
-        target.mkdir(parents=True, exist_ok=True)
-        rows.write_parquet(target / f"00-{number}-made.parquet", compression="zstd", row_group_size=1 << 16)
+    place, form = checks["operator"] * pools * rates.pool_mmes + checks["mme"], pl.col("operator") % 4
+    checks = checks.with_columns(
+        pl.Series("digit", (10 - total % 10) % 10), pl.Series("silent", silent[place.to_numpy() // rates.pool_mmes])
+    )
+    write_checks(folder, checks.with_columns(
+        pl.when(form == 0).then(text).when(form == 1).then(text + pl.col("digit").cast(pl.String)).when(form == 2).then(text + "0").when(~pl.col("silent")).then(text + shown).otherwise(text).alias("imei"),
+        pl.when(~pl.col("silent")).then(shown).alias("software_version"), pl.Series("origin_host", hosts).gather(place), names["name"].gather(checks["sim"]).alias("subscriber"),
+        names["home"].gather(checks["sim"]),
+    ), number)  # fmt: skip
 
 
 def build_fact_world(

@@ -1,4 +1,4 @@
-"""Phones with a tampered identity: those planted in two made networks are found and honest ones are not; what is reported and exported."""
+"""Phones with a tampered identity: those planted in two simulated networks are found and honest ones are not; what is reported and exported."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from simulated import world, world_other
+from simulated import networks, world_facts
 from simulated.luhn import check_digit
 from tampered import DAY, FAR, IMEI, NEAR, OTHERS, START, TAMPERED, UNTIL, files, lent, phones, write
 
@@ -20,9 +20,11 @@ PEOPLE = 1000
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """A network of each generator; the seed of the second differs from run to run there, and is one that is known here."""
+    """A network of one operator, and one of several, to which no weight was fitted."""
     folders = [tmp_path_factory.mktemp("world") for _ in range(2)]
-    return [world.make(folders[0], PEOPLE, seed=5), world_other.make(folders[1], PEOPLE, seed=6)]
+    one = networks.Network(subscribers=2 * PEOPLE, regions=5, clones=0.04, boxes=(2, 0, 1), a_day=4)
+    facts = world_facts.FactRates(phones=PEOPLE, copied=0.06)
+    return [networks.make(folders[0], one, seed=5), world_facts.build_fact_world(folders[1], facts, seed=5)]
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +44,13 @@ def recall(made, found, kinds, copies=range(1000)):
 
 
 def test_what_is_planted_is_found(worlds, judged):
-    # In the second network nothing is known of places: so few people live there, and its MMEs have no names by TS 23.003.
-    for made, found, few in zip(worlds, judged, (0.8, 0.3), strict=True):
+    for made, found, few in zip(worlds, judged, (0.8, 0.7), strict=True):
         assert recall(made, found, {"clone"}, range(2, 4)) >= few
         assert recall(made, found, {"clone"}, range(4, 1000)) >= 0.95
-        assert recall(made, found, {"box"}) >= 0.95
-        assert recall(made, found, {"taken", "never_allocated"}) >= 0.8
-        assert recall(made, found, {"zero"}) == 1
+        assert recall(made, found, {kind for kind, _ in made.truth.values() if kind.startswith("box")}) >= 0.95
         assert found.left_out == ()
+    assert recall(worlds[0], judged[0], {"never_allocated"}) >= 0.8
+    assert recall(worlds[0], judged[0], {"zero"}) == 1
 
 
 def test_who_is_honest_is_left_alone(worlds, judged):
@@ -63,14 +64,12 @@ def test_who_is_honest_is_left_alone(worlds, judged):
         assert len(set(made.hard.values())) >= 4  # and there were such as are hard to tell
 
 
-def test_checks_that_name_no_device_are_counted_by_origin(judged):
-    assert sum(seen for _, seen in judged[0].malformed) > 100
-    assert judged[1].malformed == ()
-
-
-def test_the_second_network_is_another_with_each_seed(worlds, tmp_path):
-    again = world_other.make(tmp_path, 200, seed=7)
-    assert again.truth.keys() != worlds[1].truth.keys()
+def test_checks_that_name_no_device_are_counted_by_origin(judged, tmp_path):
+    write(tmp_path, [*OTHERS, *((hours, "?12345", "a", NEAR, None) for hours in range(5)), (9, "?", "a", FAR, None)])
+    settings = TamperSettings()
+    with duck(files(tmp_path), since=START, until=UNTIL, memory=settings.memory) as engine:
+        assert judge(engine, settings, since=START, until=UNTIL).malformed == ((NEAR, 5), (FAR, 1))
+    assert judged[0].malformed == ()
 
 
 def test_too_little_memory_and_a_damaged_file_are_errors(tmp_path):

@@ -6,7 +6,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from simulated import world as simulated_world
+from simulated import networks
 from simulated.patience import PROGRAM_S, TEST_S
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/test --spark brings it")
@@ -41,7 +41,8 @@ def standalone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A made network, with what it holds of each kind."""
-    return simulated_world.make(tmp_path_factory.mktemp("world"), PEOPLE, seed=5)
+    network = networks.Network(subscribers=PEOPLE, clones=0.1)
+    return networks.make(tmp_path_factory.mktemp("world"), network, seed=5)
 
 
 class Watched:
