@@ -142,11 +142,18 @@ class Turn:
         """Serials of the loaded releases."""
         return tuple(each.serial or 0 for each in self.results if each.outcome == ACCEPTED)
 
-    def end(self, outcome: str, reason: str, detail: str) -> None:
-        """Set the outcome of the turn, and the time of the next turn if that depends on the outcome."""
+    def end(self, outcome: str, reason: str, detail: str, *, rejected: int | None = None) -> None:
+        """Set the outcome of the turn, and the time of the next turn if that depends on the outcome. `rejected`: serial of a rejected release."""
         self.outcome, self.reason, self.detail = outcome, reason, detail
+        self.rejected = rejected if outcome == REFUSED else None
         if outcome in AGAIN_S:
             self.repeat_after(AGAIN_S[outcome])
+
+    def add(self, result: ReleaseResult) -> None:
+        """Add the result of a release."""
+        self.results.append(result)
+        if result.outcome == ACCEPTED:
+            self.outcome = LOADED
 
     def repeat_after(self, seconds: float) -> None:
         """Start the next turn after this time at the latest."""

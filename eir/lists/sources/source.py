@@ -25,7 +25,6 @@ from eir.lists.sources.release_result import (
     AGAIN_S,
     CRASH,
     KILLED,
-    LOADED,
     UNREACHED,
     WAITING,
     ReleaseResult,
@@ -172,10 +171,8 @@ async def _process_all(source: Source, settings: TurnSettings) -> None:
         result = await _process(source, candidate, settings)
         if result.here and result.reason not in HOST | AGED:  # its store fails, or the disk
             stopped.add(candidate.list or "")
-        if result.outcome == ACCEPTED:
-            turn.outcome = LOADED
         settings.emit(result)
-        turn.results.append(result)
+        turn.add(result)
         await source.done(candidate, result)
 
 
