@@ -339,8 +339,3 @@ def _hosts_in(signers: str) -> Iterator[str]:
         if line.strip() and not line.startswith("#"):
             principals = line.split()[0]
             yield from principals.strip('"').split(",")
-
-
-def as_rows(statuses: Sequence[NodeStatus]) -> list[dict[str, Any]]:
-    """Convert the statuses of nodes to rows for tables and for JSON."""
-    return [asdict(status) for status in statuses]

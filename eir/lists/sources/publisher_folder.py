@@ -171,7 +171,8 @@ class PublisherFolderSource:
             OSError: if the note cannot be written.
         """
         turn = self.turn
-        turn.in_force = (await self._settings.head(self._own.name)).serial
+        head, _ = await self._settings.head_and_mark(self._own.name)
+        turn.in_force = head.serial
         now, newest = self._settings.clock().timestamp(), turn.serial
         offers = {
             serial: min(offered_at, now)
@@ -193,7 +194,7 @@ class PublisherFolderSource:
         folder's list with the same serial (it may be another publisher's list), only a full release is possible: a delta
         would give a list that no signer has signed.
         """
-        head, highest = await self._head_and_highest()
+        head, (_, highest) = await self._settings.head_and_mark(self._own.name)
         from_full = folder_index.releases_to_load(index, None, highest)
         if head == Head() or _differs(index, head):
             return from_full
@@ -204,7 +205,7 @@ class PublisherFolderSource:
 
     async def _explain(self, index: FolderIndex) -> None:
         """Set the result of a turn without a release to load."""
-        head, highest = await self._head_and_highest()
+        head, (_, highest) = await self._settings.head_and_mark(self._own.name)
         if index.serial <= highest:
             return
         if _differs(index, head):
@@ -213,12 +214,6 @@ class PublisherFolderSource:
             fault = f"{INDEX} has no deltas from there, and no full release above"
         in_force = f"serial {head.serial} is in force and {highest} is the highest accepted"
         self.turn.end(WAITING, "base", f"{in_force}: {fault}")
-
-    async def _head_and_highest(self) -> tuple[Head, int]:
-        """Return the head of the list in force, and the highest serial that this node has accepted."""
-        head = await self._settings.head(self._own.name)
-        _, highest = self._settings.mark(self._own.name, head)
-        return head, highest
 
     async def _index(self) -> FolderIndex:
         """Return the verified index of the source: a new index, or the stored index if the source has no newer one.

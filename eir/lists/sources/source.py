@@ -136,13 +136,10 @@ class TurnSettings:
     marks: Mapping[str, SerialMark]
     """Highest mark of each list on this node, as for ReleaseLoader."""
 
-    async def head(self, name: str) -> Head:
-        """Return the head of a list in the store."""
-        return (await self.store.heads()).get(name) or Head()
-
-    def mark(self, name: str, head: Head) -> SerialMark:
-        """Return the highest mark of a list, in the store or on this node."""
-        return max(self.marks.get(name, NO_MARK), head.mark)
+    async def head_and_mark(self, name: str) -> tuple[Head, SerialMark]:
+        """Return the head of a list in the store, and the highest mark of the list, in the store or on this node."""
+        head = (await self.store.heads()).get(name) or Head()
+        return head, max(self.marks.get(name, NO_MARK), head.mark)
 
 
 async def process_source(source: Source, settings: TurnSettings) -> Turn:
@@ -211,15 +208,15 @@ async def _load(source: Source, candidate: Candidate, settings: TurnSettings) ->
     if release is None:
         raise candidate.fault or ReleaseRefused("fault", "it was not verified")
     manifest = release.manifest
-    head = await settings.head(manifest.list)
+    head, mark = await settings.head_and_mark(manifest.list)
     if (head.serial, head.release) == (manifest.serial, release.digest):
         # An earlier turn has loaded the release but could not put its files away.
         return ReleaseResult(manifest=candidate.name, outcome=ACCEPTED, detail="it is in force already")
-    _, highest = settings.mark(manifest.list, head)
+    _, highest = mark
     if manifest.base is not None and manifest.base > head.serial and manifest.serial > highest:
         present = f"serial {head.serial} is in force" if head.generation else "there is no list yet"
         raise Unfinished("base", f"it builds on serial {manifest.base}, and {present}")
-    check_follows(manifest, settings.lists[manifest.list], head, settings.mark(manifest.list, head))
+    check_follows(manifest, settings.lists[manifest.list], head, mark)
     folder = await source.fetch(candidate)
     attempts = load_attempts(settings.attempts)
     before = attempts.pop(release.digest, 0)
