@@ -28,8 +28,7 @@ from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, verify_document
 from eir.lists.releases.release import Manifest, signature_names, verify_release
 from eir.lists.sources import folder_index
 from eir.lists.sources.folder_index import INDEX, INDEX_BYTES_MAX, FolderIndex, Offer
-from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn
-from eir.lists.sources.source import Candidate, TurnSettings, process_source
+from eir.lists.sources.source import ELSEWHERE, WAITING, Candidate, ReleaseResult, Turn, TurnSettings, process_source
 from eir.lists.sources.source_client import SourceClient, size_of
 
 PULL_S = 900.0

@@ -21,7 +21,7 @@ from eir.lists.record.settings import SourceSettings
 from eir.lists.sources.acknowledgement import Rejection
 from eir.lists.sources.drop_folder import Listing, is_settled, scan_folder
 from eir.lists.sources.publisher_folder import PULL_S
-from eir.lists.sources.release_result import (
+from eir.lists.sources.source import (
     ELSEWHERE,
     LOADED,
     UNCHANGED,
