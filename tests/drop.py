@@ -11,8 +11,7 @@ from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.log.journal import REFUSED
 from eir.lists.record.settings import ListSettings
 from eir.lists.sources.drop_folder import DropFolderSettings, load_delivered
-from eir.lists.sources.release_result import accepted
-from eir.lists.sources.source import TurnSettings
+from eir.lists.sources.source import TurnSettings, accepted
 from eir.lists.stores.sqlite import SqliteStore
 
 PATIENCE_S = 3600

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from eir.lists.log.change import Head
 from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.log.store import LogStore
 from eir.lists.releases.release import MANIFEST_ENDS
-from eir.lists.sources.release_result import LOADED, UNCHANGED, WAITING, ReleaseResult, Turn, failed
+from eir.lists.sources.source import LOADED, UNCHANGED, WAITING, ReleaseResult, Turn, failed
 from eir.lists.stores.open import open_store
 from eir.node.processes.loading import NICE, load_apart, load_process, process_once
 from eir.node.processes.state_folder import as_owner_of, prepare
@@ -326,12 +326,12 @@ def show_acknowledged(
     offer of the folder, has other content, has no valid acknowledgement, or has posted none. A file from a node without
     a key is shown, but does not count.
     """
-    from eir.lists.sources.acknowledgement import IN_STEP, LATE, as_rows, node_statuses  # noqa: PLC0415 - for this command alone
+    from eir.lists.sources.acknowledgement import IN_STEP, LATE, node_statuses  # noqa: PLC0415 - for this command alone
 
     late = duration(within, "--within", least=timedelta(0))
     statuses = node_statuses(folder, now=datetime.now(UTC), within=late, nodes=nodes)
     columns = ("node", "list", "state", "serial", "behind", "late_s", "since", "acknowledged", "detail")
-    show(as_rows(statuses), columns, as_json=as_json)
+    show([asdict(each) for each in statuses], columns, as_json=as_json)
     states = [each.state for each in statuses if each.known]
     if not states:
         raise fail("no node has a key in the file of nodes")

@@ -2,7 +2,7 @@
 
 eir.lists.releases.release verifies signatures and manifest, eir.lists.changes.data_files size and digest of all files before the first row is
 read. The list in force stays until one commit replaces it. A load blocks the calling thread while it reads, so it needs a process of its own.
-The caller records a rejection (`rejection` of eir.lists.sources.release_result).
+The caller records a rejection (`rejection` of eir.lists.sources.source).
 """
 
 import gc

@@ -104,18 +104,22 @@ def read_small(name: str, folder_fd: int, max_bytes: int) -> bytes:
 
 
 class _Source:
-    """Stream of delivered bytes from the first byte on. Each read reports the number of bytes to a callback."""
+    """Stream of delivered bytes, which are hashed. Each read reports the number of bytes to a callback."""
 
-    def __init__(self, read_at: Callable[[int, int], bytes], done: Done) -> None:
-        self._read_at = read_at
-        self._done = done
-        self._at = 0
+    def __init__(self, stream: BinaryIO, done: Done) -> None:
+        self._stream, self._done, self._digest = stream, done, hashlib.sha256()
 
     def read(self, size: int = -1, /) -> bytes:
-        data = self._read_at(CHUNK_BYTES if size < 0 else size, self._at)
-        self._at += len(data)
+        data = self._stream.read(CHUNK_BYTES if size < 0 else size)
+        self._digest.update(data)
         self._done(len(data))
         return data
+
+    def sha256(self) -> str:
+        """Read the bytes that a decompressor left, and return the SHA-256 of all bytes."""
+        while self.read(CHUNK_BYTES):
+            pass
+        return self._digest.hexdigest()
 
 
 class Lines:
@@ -170,17 +174,16 @@ class DataFile(AbstractContextManager["DataFile"]):
 
     def __init__(self, name: str, folder_fd: int) -> None:
         self.name = name
-        self._fd = open_regular(name, folder_fd)
-        self.size = os.fstat(self._fd).st_size
+        self._stream = os.fdopen(open_regular(name, folder_fd), "rb", buffering=0)
+        self.size = os.fstat(self._stream.fileno()).st_size
         """Number of delivered bytes, before decompression."""
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        self._stream.close()
 
     def sha256(self, done: Done = lambda _: None) -> str:
         """Return the SHA-256 of the delivered file as hexadecimal digits."""
-        source, digest = self._hashed_source(done)
-        return _hash_rest(source, digest)
+        return self._source(done).sha256()
 
     def chunks(self, rows_max: int, sha256: str, done: Done = lambda _: None) -> Iterator[bytes]:
         """Yield the content of the file as `Lines`.
@@ -188,32 +191,19 @@ class DataFile(AbstractContextManager["DataFile"]):
         Raises:
             ReleaseRefused: as `Lines`; `changed` if the delivered bytes do not have the digest `sha256`.
         """
-        source, digest = self._hashed_source(done)
+        source = self._source(done)
         yield from Lines(self.name, source, self.size, rows_max)
-        if _hash_rest(source, digest) != sha256:
+        if source.sha256() != sha256:
             raise ReleaseRefused("changed", f"{self.name} was changed while it was being loaded")
 
-    def _hashed_source(self, done: Done) -> "tuple[_Source, hashlib._Hash]":
-        digest = hashlib.sha256()
-
-        def read(size: int, at: int) -> bytes:
-            data = os.pread(self._fd, size, at)
-            digest.update(data)
-            return data
-
-        return _Source(read, done), digest
-
-
-def _hash_rest(source: _Source, digest: "hashlib._Hash") -> str:
-    """Read the bytes that a decompressor left, and return the SHA-256 of all bytes."""
-    while source.read(CHUNK_BYTES):
-        pass
-    return digest.hexdigest()
+    def _source(self, done: Done) -> _Source:
+        self._stream.seek(0)
+        return _Source(cast("BinaryIO", self._stream), done)
 
 
 def read_lines(name: str, stream: BinaryIO, size: int, done: Done = lambda _: None) -> Lines:
     """Return the lines of a data file of `size` bytes from its open stream. `done` receives the number of bytes that were read."""
-    return Lines(name, _Source(lambda count, _: stream.read(count), done), size)
+    return Lines(name, _Source(stream, done), size)
 
 
 def _open_expander(name: str, source: _Source) -> gzip.GzipFile | zstandard.ZstdDecompressionReader | _Source:

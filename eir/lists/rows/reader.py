@@ -300,7 +300,6 @@ _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
 
 
 def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse a column of IMEIs, IMEISVs and MEIDs; return their keys and a mask of the valid rows."""
     keys, good = _imeis(texts, plus)
     if good.all():
         return keys, good
@@ -314,7 +313,6 @@ def _device_keys(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse a column of identifiers of any form; return their keys and a mask of the valid rows."""
     keys, good = _device_keys(texts, plus)
     if good.all():
         return keys, good
@@ -328,7 +326,6 @@ def _any_keys(texts: pl.Series, plus: bool) -> Parsed:
 
 
 def _imeis(texts: pl.Series, plus: bool) -> Parsed:
-    """Parse a column of IMEIs and IMEISVs; return their keys and a mask of the valid rows."""
     numbers, good = _digits(texts, plus, IMEI_LENGTHS)
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     if (lengths == KEY_DIGITS).all():
@@ -385,7 +382,7 @@ KEYS_OF: Mapping[str, Callable[[pl.Series, bool], Parsed]] = {
     "imei": _device_keys, "identifier": _any_keys, "tac": _tacs, "imei_from": _imeis, "imei_to": _imeis, "imsi": _imsis,
     "device_type": _types, "first_seen": _days_seen,
 }  # fmt: skip
-"""Same table as `KEY_OF` in eir.lists.rows.layout, for whole columns."""
+"""Parser of each column that identifies an entry: KEY_OF of eir.lists.rows.layout for whole columns. `plus`: the lines contain a plus sign."""
 
 
 def _wrong_check_digits(texts: pl.Series, plus: bool) -> int:

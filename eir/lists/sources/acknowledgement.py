@@ -9,7 +9,6 @@ import asyncio
 import json
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -35,7 +34,7 @@ from eir.lists.releases.openssh import sign_document, verify_document
 from eir.lists.releases.release import parse_manifest, verify_release
 from eir.lists.rows.delivered import open_folder, read_small
 from eir.lists.sources.folder_index import AHEAD_MAX, FolderIndex, Offer, releases_to_load
-from eir.lists.sources.folder_writer import Contents, load_index
+from eir.lists.sources.folder_writer import load_content, load_index
 
 FORMAT, NAMESPACE = "eir-acknowledgement/2", "eir-acknowledgement"
 KEY = "acknowledgement.key"
@@ -301,7 +300,7 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
     acknowledgement = read_acknowledgement(file, folder / NODES, now)
     if index is None or index.list not in acknowledgement.lists or index.list not in lists:
         raise EirError(f"{file} lies in no folder of a list that it is about and that is configured here")
-    name, statement = index.list, acknowledgement.lists[index.list]
+    statement = acknowledgement.lists[index.list]
     chain = _chain_to(index, statement.serial)
     if not chain or index.content_of(statement.serial) is None:
         raise EirError(f"{folder} has no releases any more that lead to serial {statement.serial}")
@@ -309,9 +308,7 @@ def acknowledged_entries(file: Path, lists: Mapping[str, ListSettings], *, now: 
     manifests = [parse_manifest(path.read_bytes()) for path in paths]
     for path, manifest in zip(paths, manifests, strict=True):
         verify_release(path, lists, now=manifest.issued)
-    with tempfile.TemporaryDirectory(prefix="eir-audit-") as temporary:
-        contents = Contents(folder, name, index.holds, Path(temporary))
-        content = asyncio.run(contents.load(paths))
+    content = asyncio.run(load_content(paths, index.holds))
     if content.head.content != statement.content:
         fault = f"{acknowledgement.node} has {statement.content[:12]} in force, and release {statement.serial} makes {content.head.content[:12]}"
         raise ReleaseRefused("acknowledgement", fault)
@@ -339,8 +336,3 @@ def _hosts_in(signers: str) -> Iterator[str]:
         if line.strip() and not line.startswith("#"):
             principals = line.split()[0]
             yield from principals.strip('"').split(",")
-
-
-def as_rows(statuses: Sequence[NodeStatus]) -> list[dict[str, Any]]:
-    """Convert the statuses of nodes to rows for tables and for JSON."""
-    return [asdict(status) for status in statuses]

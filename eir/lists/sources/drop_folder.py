@@ -34,8 +34,18 @@ from eir.lists.releases.release import (
     verify_release,
 )
 from eir.lists.rows.delivered import DataFile, read_small
-from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn, printable
-from eir.lists.sources.source import Candidate, TurnSettings, Unfinished, load_attempts, process_source
+from eir.lists.sources.source import (
+    ELSEWHERE,
+    WAITING,
+    Candidate,
+    ReleaseResult,
+    Turn,
+    TurnSettings,
+    Unfinished,
+    load_attempts,
+    printable,
+    process_source,
+)
 
 SETTLED_S = 1.0
 """Seconds after the last change of a file during which a node starts no turn for the file, and a faulty release is not rejected."""

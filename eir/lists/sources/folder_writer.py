@@ -168,13 +168,13 @@ def _add(
     release = parse_manifest(manifest.read_bytes())
     folder, offers = room.folder, room.offers
     earlier = () if room.before is None or release.base is None else releases_to_load(room.before, None, 0)
-    contents = Contents(folder, release.list, kind, room.path)
-    content = asyncio.run(contents.load([*(folder / offer.name for offer in earlier), manifest]))
+    manifests = [*(folder / offer.name for offer in earlier), manifest]
+    content = asyncio.run(load_content(manifests, kind, room.path))
     added = [_offer(manifest, content.head)]
     issued = _next_index_time(room.before, now, warn)
     index = FolderIndex(list=release.list, holds=kind, issued=issued, releases=sort_offers([*offers, *added]))
     if spec is not None and release.base is not None and _needs_full_release(index, folder, spec, now - keep):
-        added.append(contents.fold(content, spec))
+        added.append(_fold(content, spec, kind, room.path))
         index = replace(index, releases=sort_offers([*offers, *added]))
     elif spec is None and len(_deltas_after_full(index)) > deltas_max:
         detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
@@ -281,67 +281,52 @@ def _needs_full_release(index: FolderIndex, folder: Path, spec: ReleaseSpec, unt
     return is_old or len(deltas) >= DELTAS_MAX or full.expires < spec.issued + (spec.expires - spec.issued) / 2
 
 
-class Contents:
-    """Content of a list, rebuilt from the releases in a publisher's folder.
+async def load_content(manifests: Sequence[Path], kind: str, room: Path | None = None) -> LoggedList:
+    """Load releases of a list in order into a temporary store, and return the content of the list.
 
-    `room`: folder for a temporary store.
+    `room`: folder for the temporary store; None for that of the system.
+
+    Raises:
+        ReleaseRefused: if a release cannot be loaded.
     """
-
-    def __init__(self, folder: Path, name: str, kind: str, room: Path) -> None:
-        # The releases are the publisher's own: no limits on changes and no signature checks.
-        self._settings = ListSettings(
-            name=name, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
-            serial_step_max=1 << 63, keep=1, dates=kind not in BOUND,
-        )  # fmt: skip
-        self._folder = folder
-        self._room = room
-
-    async def load(self, manifests: Sequence[Path]) -> LoggedList:
-        """Load releases in order into a temporary store, and return the content of the list.
-
-        Raises:
-            ReleaseRefused: if a release cannot be loaded.
-        """
-        name = self._settings.name
-        store = SqliteStore(self._room / "lists.sqlite")
+    with tempfile.TemporaryDirectory(dir=room, prefix=ROOM) as temporary:
+        store = SqliteStore(Path(temporary) / "lists.sqlite")
         try:
             for path in manifests:
                 content = path.read_bytes()
                 manifest = parse_manifest(content)
-                digest = hashlib.sha256(content).hexdigest()
-                release = VerifiedRelease(manifest=manifest, digest=digest, signers=())
-                loader = ReleaseLoader(
-                    {name: self._settings}, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX
-                )
+                # The releases are the publisher's own: no limits on changes and no signature checks.
+                settings = ListSettings(
+                    name=manifest.list, kind=kind, shrink_max=1.0, growth_max=1e9, range_tacs_max=10**8, bad_rows_max=10**9,
+                    serial_step_max=1 << 63, keep=1, dates=kind not in BOUND,
+                )  # fmt: skip
+                release = VerifiedRelease(manifest=manifest, digest=hashlib.sha256(content).hexdigest(), signers=())
+                lists = {manifest.list: settings}
+                loader = ReleaseLoader(lists, store, "publisher", manifest.issued, force=True, memory_max=MEMORY_MAX)
                 await loader.load(release, path.parent)
-            head = (await store.heads()).get(name)
-            if head is None:
-                raise ReleaseRefused("fault", f"{self._folder} has no releases")
-            return await read_content(store, name, head)
+            return await read_content(store, manifest.list, (await store.heads())[manifest.list])
         finally:
             await store.close()
-            for file in self._room.glob("lists.sqlite*"):
-                file.unlink()
 
-    def fold(self, content: LoggedList, spec: ReleaseSpec) -> Offer:
-        """Write the rebuilt content of the list as a full release with serial, times and keys of `spec`; return its row for the index.
 
-        Raises:
-            ReleaseRefused: if a load of the release would give another content.
-        """
-        rows = content.table.rows()
-        whole = is_whole(rows)
-        tacs = rows.select(whole)
-        firsts = first_keys(tacs)
-        data = DataRows(rows.select(~whole), TableRows(firsts, tacs.columns), firsts + np.uint64(SNR_KEYS - 1))
-        staged = self._room / f"{spec.serial}-full"
-        full = ReleaseContent(self._settings.kind, {ENTRIES: data}, content.head.reasons)
-        manifest = write_release(replace(spec, base=None, files=()), staged, full)
-        loaded = asyncio.run(self.load([manifest]))
-        if loaded.head.content != content.head.content:
-            fault = "the full release that the deltas were folded into is not the same list; report this"
-            raise ReleaseRefused("fault", fault)
-        return _offer(manifest, content.head)
+def _fold(content: LoggedList, spec: ReleaseSpec, kind: str, room: Path) -> Offer:
+    """Write the content of a list as a full release with serial, times and keys of `spec`; return its row for the index.
+
+    Raises:
+        ReleaseRefused: if a load of the release would give another content.
+    """
+    rows = content.table.rows()
+    whole = is_whole(rows)
+    tacs = rows.select(whole)
+    firsts = first_keys(tacs)
+    data = DataRows(rows.select(~whole), TableRows(firsts, tacs.columns), firsts + np.uint64(SNR_KEYS - 1))
+    full = ReleaseContent(kind, {ENTRIES: data}, content.head.reasons)
+    manifest = write_release(replace(spec, base=None, files=()), room / f"{spec.serial}-full", full)
+    loaded = asyncio.run(load_content([manifest], kind, room))
+    if loaded.head.content != content.head.content:
+        fault = "the full release that the deltas were folded into is not the same list; report this"
+        raise ReleaseRefused("fault", fault)
+    return _offer(manifest, content.head)
 
 
 def _offer(manifest: Path, head: Head) -> Offer:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from eir.curl import Unreached
 from eir.disk import write_file
@@ -25,11 +26,9 @@ from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.record.settings import ListSettings, SourceSettings
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, verify_document
 from eir.lists.releases.release import Manifest, signature_names, verify_release
-from eir.lists.rows.delivered import CHUNK_BYTES
 from eir.lists.sources import folder_index
 from eir.lists.sources.folder_index import INDEX, INDEX_BYTES_MAX, FolderIndex, Offer
-from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn
-from eir.lists.sources.source import Candidate, TurnSettings, process_source
+from eir.lists.sources.source import ELSEWHERE, WAITING, Candidate, ReleaseResult, Turn, TurnSettings, process_source
 from eir.lists.sources.source_client import SourceClient, size_of
 
 PULL_S = 900.0
@@ -43,7 +42,7 @@ NO_ROOM_BYTES = 64 << 20
 """Bytes of the disk that a download leaves free."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Note:
     """Data about a list's source that the node stores between two turns."""
 
@@ -126,8 +125,7 @@ class PublisherFolderSource:
         for offer in await self._releases_to_load(index):  # again, because another node may have pulled meanwhile
             rejection = self._note.refused.get(offer.sha256)
             if rejection is not None and not self._force:
-                turn.end(REFUSED, *rejection)
-                turn.rejected = offer.serial
+                turn.end(REFUSED, *rejection, rejected=offer.serial)
                 return
             yield await self._fetch_manifest(offer)
             if turn.results[-1].outcome != ACCEPTED:
@@ -153,15 +151,13 @@ class PublisherFolderSource:
     async def done(self, candidate: Candidate, result: ReleaseResult) -> None:
         """Remember a rejected release, and delete the fetched files of an accepted or rejected one."""
         if result.outcome != ACCEPTED:
-            self.turn.end(result.outcome, result.reason, result.detail)
+            self.turn.end(result.outcome, result.reason, result.detail, rejected=result.serial)
         if result.outcome == WAITING:
             return
         if result.outcome == REFUSED:
-            self.turn.rejected = result.serial
-            newest = list(self._note.refused.items())[1 - REMEMBERED_MAX :]
-            self._note.refused = dict(newest) | {self._offers[candidate.name].sha256: (result.reason, result.detail)}
-            self._note.refused_at = self._settings.clock().timestamp()
-            self._write_note()
+            newest = dict(list(self._note.refused.items())[1 - REMEMBERED_MAX :])
+            refused = newest | {self._offers[candidate.name].sha256: (result.reason, result.detail)}
+            self._write_note(refused=refused, refused_at=self._settings.clock().timestamp())
         for path in self._folder.iterdir():  # also folders of releases that earlier turns have left
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -174,7 +170,8 @@ class PublisherFolderSource:
             OSError: if the note cannot be written.
         """
         turn = self.turn
-        turn.in_force = (await self._settings.head(self._own.name)).serial
+        head, _ = await self._settings.head_and_mark(self._own.name)
+        turn.in_force = head.serial
         now, newest = self._settings.clock().timestamp(), turn.serial
         offers = {
             serial: min(offered_at, now)
@@ -186,8 +183,7 @@ class PublisherFolderSource:
         if newest is not None and newest > turn.in_force and str(newest) not in offers:
             offers[str(newest)] = offers.popitem()[1] if len(offers) >= OFFERS_MAX else now
         if offers != self._note.offers:
-            self._note.offers = offers
-            self._write_note()
+            self._write_note(offers=offers)
         turn.behind_since = utc_text(datetime.fromtimestamp(min(offers.values()), UTC)) if offers else None
 
     async def _releases_to_load(self, index: FolderIndex) -> Sequence[Offer]:
@@ -197,7 +193,7 @@ class PublisherFolderSource:
         folder's list with the same serial (it may be another publisher's list), only a full release is possible: a delta
         would give a list that no signer has signed.
         """
-        head, highest = await self._head_and_highest()
+        head, (_, highest) = await self._settings.head_and_mark(self._own.name)
         from_full = folder_index.releases_to_load(index, None, highest)
         if head == Head() or _differs(index, head):
             return from_full
@@ -208,7 +204,7 @@ class PublisherFolderSource:
 
     async def _explain(self, index: FolderIndex) -> None:
         """Set the result of a turn without a release to load."""
-        head, highest = await self._head_and_highest()
+        head, (_, highest) = await self._settings.head_and_mark(self._own.name)
         if index.serial <= highest:
             return
         if _differs(index, head):
@@ -217,12 +213,6 @@ class PublisherFolderSource:
             fault = f"{INDEX} has no deltas from there, and no full release above"
         in_force = f"serial {head.serial} is in force and {highest} is the highest accepted"
         self.turn.end(WAITING, "base", f"{in_force}: {fault}")
-
-    async def _head_and_highest(self) -> tuple[Head, int]:
-        """Return the head of the list in force, and the highest serial that this node has accepted."""
-        head = await self._settings.head(self._own.name)
-        _, highest = self._settings.mark(self._own.name, head)
-        return head, highest
 
     async def _index(self) -> FolderIndex:
         """Return the verified index of the source: a new index, or the stored index if the source has no newer one.
@@ -240,8 +230,7 @@ class PublisherFolderSource:
             fetched = await self._client.fetch(INDEX, INDEX_BYTES_MAX, etag)
         except Unreached:
             if etag is not None:  # the tag may cause the failure: the next turn sends none
-                note.etag = None
-                self._write_note()
+                self._write_note(etag=None)
             raise
         content = stored.read_bytes() if fetched is None else fetched.octets
         document, _ = await asyncio.to_thread(verify_document, content, INDEX, own.signers, now, revoked=own.revoked)
@@ -249,10 +238,9 @@ class PublisherFolderSource:
         before = datetime.fromisoformat(note.issued) if note.issued else None
         folder_index.check_index(index, own.name, own.kind, now, before)
         if fetched is not None:
-            note.etag, note.sha256 = fetched.etag, hashlib.sha256(content).hexdigest()
-            note.issued = index.issued.isoformat()
             write_file(stored, content)
-            self._write_note()
+            sha256 = hashlib.sha256(content).hexdigest()
+            self._write_note(etag=fetched.etag, sha256=sha256, issued=index.issued.isoformat())
         return index
 
     async def _fetch_manifest(self, offer: Offer) -> Candidate:
@@ -329,7 +317,8 @@ class PublisherFolderSource:
             note = replace(note, etag=None, sha256=None, issued=None, offers={}, url=url)
         return note
 
-    def _write_note(self) -> None:
+    def _write_note(self, **changes: Any) -> None:
+        self._note = replace(self._note, **changes)
         write_file(self._folder / NOTE, json.dumps(asdict(self._note)).encode())
 
 
@@ -357,7 +346,4 @@ def _sha256_if(path: Path) -> str | None:
     if not path.exists():
         return None
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,18 +27,18 @@ from eir.lists.releases.release import VerifiedRelease
 from eir.lists.rows.delivered import Progress
 from eir.lists.sources.drop_folder import DropFolderSettings, load_delivered
 from eir.lists.sources.publisher_folder import load_published
-from eir.lists.sources.release_result import (
+from eir.lists.sources.source import (
     CRASH,
     ELSEWHERE,
     KILLED,
     WAITING,
     ReleaseResult,
     Turn,
+    TurnSettings,
     accepted,
     failed,
     result_of,
 )
-from eir.lists.sources.source import TurnSettings
 from eir.lists.stores.open import open_store
 from eir.node.processes.apart import LOAD_S_MAX, Emit, NoOutcome, WorkProcess
 from eir.node.processes.lease import Lease

@@ -21,7 +21,7 @@ from eir.lists.record.settings import SourceSettings
 from eir.lists.sources.acknowledgement import Rejection
 from eir.lists.sources.drop_folder import Listing, is_settled, scan_folder
 from eir.lists.sources.publisher_folder import PULL_S
-from eir.lists.sources.release_result import (
+from eir.lists.sources.source import (
     ELSEWHERE,
     LOADED,
     UNCHANGED,
@@ -98,7 +98,23 @@ class _ListSource:
     rejected: Rejection | None = None
     """Last rejected release, until a later release of the source is accepted."""
     logged: tuple[str, str, str] | None = None
-    """Last logged outcome, reason and detail."""
+    """Outcome, reason and detail of the last turn that took the source's releases."""
+
+    def note(self, turn: Turn) -> None:
+        """Store the result of a turn."""
+        is_good = turn.outcome in {LOADED, UNCHANGED, ELSEWHERE}
+        self.failures = 0 if is_good else self.failures + 1
+        if turn.reached:
+            self.reached = time.time()
+        if turn.serial is not None:
+            self.serial = turn.serial
+        if turn.behind_since is not None:
+            self.behind_since = datetime.fromisoformat(turn.behind_since).timestamp()
+        elif turn.in_force is not None:
+            self.behind_since = None
+        self.rejected = _rejection_after(self.rejected, turn)
+        if turn.outcome != ELSEWHERE:
+            self.logged = turn.outcome, turn.reason, turn.detail
 
 
 class Sources:
@@ -233,10 +249,7 @@ class Sources:
         self.count(turn)
         source = self._lists[name]
         pause_s = BESIDE_S if turn.outcome == ELSEWHERE else source.settings.every_s
-        if turn.outcome in {LOADED, UNCHANGED, ELSEWHERE}:
-            source.failures = 0
-        else:
-            source.failures += 1
+        if source.failures:
             pause_s = backoff_s(source.failures, pause_s)
         spread = random.uniform(-SPREAD, SPREAD)  # noqa: S311 - spread
         return pause_s * (1 + spread)
@@ -292,18 +305,10 @@ class Sources:
         self._bytes[name] += turn.bytes
         if turn.reason:
             self._faults[name, turn.reason] += 1
-        if turn.reached:
-            source.reached = time.time()
-        if turn.serial is not None:
-            source.serial = turn.serial
-        if turn.behind_since is not None:
-            source.behind_since = datetime.fromisoformat(turn.behind_since).timestamp()
-        elif turn.in_force is not None:
-            source.behind_since = None
-        source.rejected = _rejection_after(source.rejected, turn)
+        result, before = (turn.outcome, turn.reason, turn.detail), source.logged
+        source.note(turn)
         for serial in turn.loaded:
             self._report("source_loaded", list=name, serial=serial)
-        result, before = (turn.outcome, turn.reason, turn.detail), source.logged
         if turn.outcome in {UNREACHED, WAITING, REFUSED} and before != result:
             self._report(
                 f"source_{turn.outcome}", level="warning", reason=turn.reason or None, list=name, serial=turn.serial,
@@ -311,8 +316,6 @@ class Sources:
             )  # fmt: skip
         elif turn.outcome in {LOADED, UNCHANGED} and before is not None and before[0] not in {LOADED, UNCHANGED}:
             self._report("source_reached", list=name, serial=turn.serial)
-        if turn.outcome != ELSEWHERE:
-            source.logged = result
 
 
 def _rejection_after(before: Rejection | None, turn: Turn) -> Rejection | None:

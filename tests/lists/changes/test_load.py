@@ -26,7 +26,7 @@ from eir.lists.log.reader import read_content
 from eir.lists.log.writer import ListWriter
 from eir.lists.record.listed_entries import entries_in, reason_and_day
 from eir.lists.record.reasons import reason_at
-from eir.lists.sources.release_result import failed
+from eir.lists.sources.source import failed
 from eir.lists.stores.redis import RedisStore
 from eir.lists.table.columns import SECONDS
 

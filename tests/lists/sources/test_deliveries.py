@@ -18,8 +18,7 @@ from eir.lists.log.store import StoredHeads
 from eir.lists.releases.release import Manifest, VerifiedRelease
 from eir.lists.sources import drop_folder
 from eir.lists.sources.drop_folder import order_by_turn
-from eir.lists.sources.release_result import WAITING
-from eir.lists.sources.source import Candidate
+from eir.lists.sources.source import WAITING, Candidate
 
 GOOD = {"other-1.manifest.json": (ACCEPTED, "")}
 

@@ -30,8 +30,7 @@ from eir.lists.record.settings import ListSettings, SourceSettings
 from eir.lists.releases.openssh import sign_document
 from eir.lists.sources.folder_index import INDEX, encode_index, parse_index
 from eir.lists.sources.publisher_folder import load_published
-from eir.lists.sources.release_result import accepted
-from eir.lists.sources.source import TurnSettings
+from eir.lists.sources.source import TurnSettings, accepted
 from eir.lists.stores.sqlite import SqliteStore
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from eir.lists.log.journal import REFUSED
-from eir.lists.sources.release_result import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, WAITING, Turn
+from eir.lists.sources.source import ELSEWHERE, LOADED, UNCHANGED, UNREACHED, WAITING, Turn
 from eir.node.processes import acknowledging, sources
 from eir.node.processes.acknowledging import AGAIN_S, backoff_s
 from eir.node.processes.loading import PULLS_FOLDER, process_once
