@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from eir.lists.log.change import Head, SerialMark, utc_text
 from eir.lists.log.journal import ACCEPTED, FORCED, MAIN, JournalError, JournalEvent, paths_of
 from eir.lists.log.journal_export import add_witness, export_journal, has_line, restore_journal, unpack_journal
 from eir.lists.log.journal_faults import journal_faults
+from eir.lists.log.reader import SuppressUnreadable
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import KEEP, ListWriter
 from eir.lists.record.first_days import IMPORT
@@ -245,7 +246,7 @@ async def _restored(
     folder = checked.state
     marks = serial_marks(folder)
     held = copied_heads(folder / COPIES)
-    stored = await _stored_heads(checked)
+    stored = await _stored_heads(checked, force=force)
     found = newer_reasons(files, {"the store": stored, "this node's copy": held}, marks)
     if found and not force:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
@@ -268,8 +269,9 @@ async def _restored(
         restored.append(each)
         if each.change is not None:
             await recorded(checked, store, name, each.change)
-    for name, head in (await store.heads()).items():
-        save_mark(folder, name, head.mark)
+    heads = await store.heads()
+    for name in files:
+        save_mark(folder, name, heads[name].mark)
     time, detail = (
         utc_text(datetime.now(UTC)),
         f"the backup of {made} by {facts['node']}: {', '.join(files) or 'no list'}",
@@ -280,13 +282,21 @@ async def _restored(
     return restored
 
 
-async def _stored_heads(checked: Config) -> Mapping[str, Head]:
-    """Return the heads of the lists in the store. A missing file of the store is not created, so that a rejected restore changes nothing."""
+async def _stored_heads(checked: Config, *, force: bool) -> Mapping[str, Head]:
+    """Return the heads of the lists in the store; with `force`, without damaged ones.
+
+    A missing file of the store is not created, so that a rejected restore changes nothing.
+    """
     store = open_store(checked.store, checked.state, creates=False)
+    stored: dict[str, Head] = {}
     try:
-        return dict(await store.heads())
+        heads = await store.heads()
+        for name in heads:
+            with SuppressUnreadable() if force else nullcontext():
+                stored[name] = heads[name]
     finally:
         await store.close()
+    return stored
 
 
 def _restore_journal(checked: Config, room: Path, facts: Mapping[str, Any]) -> None:

@@ -531,6 +531,23 @@ def test_a_store_that_lost_a_list_or_has_a_damaged_head_is_not_backed_up(tmp_pat
         assert not (tmp_path / "x.tar").exists()
 
 
+def test_a_damaged_head_is_restored_with_force(tmp_path, publisher):
+    with made(tmp_path / "site", publisher, "sqlite") as site:
+        site.eir("backup", tmp_path / "x.tar")
+        before = json.loads(site.eir("lists", "--json").stdout)
+        site.eir("add", "own", UNLISTED, "--reason", "lost")
+        with sqlite3.connect(site.state / "lists.sqlite") as db:
+            db.execute("UPDATE heads SET head = '{'")
+        db.close()
+        assert "the head of list own is damaged" in site.eir("restore", tmp_path / "x.tar", status=1).stderr
+        site.eir("restore", "--force", tmp_path / "x.tar")
+        after = json.loads(site.eir("lists", "--json").stdout)
+        for one, other in zip(before, after, strict=True):
+            assert {one[key] == other[key] for key in ("list", "serial", "entries", "digest")} == {True}
+            assert other["loaded"] >= one["loaded"]
+        assert UNLISTED not in site.eir("export", "own").stdout
+
+
 def test_an_existing_file_is_not_replaced(host):
     file = host.folder / "mine.tar"
     file.write_text("mine")

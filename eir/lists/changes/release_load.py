@@ -15,11 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from eir.errors import GenerationConflict, ReleaseRefused, StoreError
+from eir.errors import GenerationConflict, ReleaseRefused
 from eir.lists.changes.data_files import BUILD, VERIFY, WRITE, read_release
 from eir.lists.changes.merged_rows import ended_before, has_other, with_days, with_reasons
 from eir.lists.log.change import Change, Head, SerialMark, utc_text
-from eir.lists.log.reader import LoggedList, empty_content
+from eir.lists.log.reader import LoggedList
 from eir.lists.log.store import LogStore
 from eir.lists.log.writer import ComputedUpdate, ListUpdate, ListWriter
 from eir.lists.record.reasons import Reasons
@@ -37,7 +37,7 @@ from eir.lists.rows.delivered import Done, Progress, sum_progress
 from eir.lists.rows.listed_rows import check_sides
 from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, TableRows, block_numbers, distinct, matches, rows_of
-from eir.lists.table.table import EMPTY, Table, TableEffect, device_count, merge, replacement, table_of
+from eir.lists.table.table import EMPTY, Table, device_count, merge, table_of
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -174,12 +174,6 @@ def _other_types(table: Table, added: TableRows) -> TableRows:
     return present.select(is_changed & (matches(present, added) < 0))
 
 
-def _least_effect(devices: int, table: Table) -> TableEffect:
-    """Return the effect of a whole content on a damaged list. Only the number of its devices is known."""
-    more = device_count(table) - devices
-    return replacement(EMPTY, table)._replace(devices_added=max(more, 0), devices_removed=max(-more, 0))
-
-
 @dataclass(slots=True)
 class ReleaseLoader:
     """Load of one release into its list: its settings, and the duration of each stage."""
@@ -244,7 +238,8 @@ class ReleaseLoader:
             self.store, settings.name, settings.kind, self.who, keep=settings.keep, now=lambda: self.now
         )
         mark = self.marks.get(manifest.list, NO_MARK)
-        content, is_damaged = await self._present(writer, manifest)
+        is_full = manifest.kind != DELTA  # it can replace a damaged list
+        content = await writer.catch_up(over_damage=is_full)
         check_follows(manifest, settings, content.head, mark)  # before the files are read
         rows, tally = self._read(manifest, folder, settings)
         make = release_update(release, rows, settings, mark)
@@ -257,35 +252,15 @@ class ReleaseLoader:
 
         with self.stage(BUILD if self.dry_run else WRITE, 1):
             change = None
-            update = make(content) if is_damaged else ListUpdate(what="load")
-            if update.table is not None:
-                effect = _least_effect(content.head.devices, update.table)
-                update = complete(ComputedUpdate(content, update, effect, int(self.now.timestamp())))
-                if not self.dry_run:
-                    change = await writer.overwrite(content.head, effect.table, update)
-            elif self.dry_run:
-                await writer.compute(make, complete)
+            if self.dry_run:
+                await writer.compute(make, complete, over_damage=is_full)
             else:
-                change = await writer.write(make, complete)
+                change = await writer.write(make, complete, over_damage=is_full)
         if change is None:
             return self._report(manifest, settings, seen[0], tally)
         head = writer.content.head
         self.save_mark(manifest.list, head.mark)
         return self._report(manifest, settings, seen[0], tally, change=change, head=head)
-
-    async def _present(self, writer: ListWriter, manifest: Manifest) -> tuple[LoggedList, bool]:
-        """Read the present content of a list; return also if it is damaged. Damaged content counts as empty, so that a full release can replace it.
-
-        Raises:
-            StoreError: if the store fails, or a delta builds on damaged content (`corrupt`).
-        """
-        try:
-            return await writer.catch_up(), False
-        except StoreError as error:
-            if error.cause != "corrupt" or manifest.kind == DELTA:
-                raise
-        head = (await self.store.heads())[manifest.list]
-        return replace(empty_content(head.kind), head=head), True
 
     def _read(self, manifest: Manifest, folder: Path, settings: ListSettings) -> tuple[ReleaseRows, "Tally"]:
         """Verify and read the data files; return the rows of the release, and the counts of good and bad rows."""

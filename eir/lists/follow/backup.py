@@ -9,7 +9,8 @@ store has an older one. A record of first sightings is merged, so that no device
 
 import json
 from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from eir.errors import StoreChanged, StoreError
 from eir.lists.changes.undo import RESTORE, restored
 from eir.lists.log.change import NO_CHANGE, Change, Head, SerialMark, decode, digests_of, encode
-from eir.lists.log.reader import LoggedList, damaged, entries_until, read_content, step
+from eir.lists.log.reader import LoggedList, SuppressUnreadable, damaged, entries_until, has_parts, read_content, step
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.log.writer import ListUpdate, ListWriter, Make
 from eir.lists.record.first_days import IMPORT
@@ -83,7 +84,7 @@ async def _write_list(store: LogStore, name: str, head: Head, out: IO[bytes]) ->
     for entry in entries_until(head, await store.log(name, 0)):
         change = entry.change
         is_stored = (entry.rows is not None or bool(change.part_ids)) and all(
-            [await _has_part(store, name, part_id) for part_id in change.part_ids]
+            [await has_parts(store, name, part_id) for part_id in change.part_ids]
         )
         if not is_stored:
             kept.clear()
@@ -98,12 +99,6 @@ async def _write_list(store: LogStore, name: str, head: Head, out: IO[bytes]) ->
                 _write_record(out, PART, octets, part_id)
 
 
-async def _has_part(store: LogStore, name: str, part_id: str) -> bool:
-    async for _ in store.base(name, part_id):
-        return True
-    return False
-
-
 def _write_record(out: IO[bytes], kind: str, content: bytes, part_id: str = "") -> None:
     line = {"kind": kind, "bytes": len(content)} | ({"id": part_id} if part_id else {})
     out.write(json.dumps(line, separators=(",", ":")).encode() + b"\n" + content)
@@ -112,8 +107,7 @@ def _write_record(out: IO[bytes], kind: str, content: bytes, part_id: str = "") 
 # Read
 
 
-@dataclass(slots=True)
-class _RecordPlace:
+class _RecordPlace(NamedTuple):
     """Place of a record's content in a file."""
 
     at: int
@@ -138,33 +132,28 @@ class ListFile:
         """Changes of the log, oldest first."""
         self._rows: dict[int, _RecordPlace] = {}
         """Place of the rows of a change, by its index."""
-        head: Head | None = None
-        fault = ""
         try:
-            for kind, part_id, place, content in self._records():
-                is_valid = (
-                    head is None if kind == HEAD
-                    else head is not None if kind == CHANGE
-                    else kind in {ROWS, PART} and bool(self.changes) and (kind == PART or len(self.changes) - 1 not in self._rows)
-                )  # fmt: skip
-                if not is_valid:
-                    fault = f"the record {kind!r:.40} is at the wrong place"
-                    break
-                if kind == HEAD:
-                    head = decode(Head, content)
-                elif kind == CHANGE:
-                    self.changes.append(decode(Change, content))
-                elif kind == ROWS:
-                    self._rows[len(self.changes) - 1] = place
-                else:
-                    self._parts.setdefault(part_id, []).append(place)
+            self.head = self._read()
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            fault = str(error)
-        if fault:
-            raise StoreError("corrupt", f"list {self.name}: {fault}")
+            raise StoreError("corrupt", f"list {self.name}: {error}") from error
+
+    def _read(self) -> Head:
+        """Read the changes and the places of rows and parts; return the head. Raises ValueError for records in another order."""
+        head: Head | None = None
+        for kind, part_id, place, content in self._records():
+            if kind == HEAD and head is None:
+                head = decode(Head, content)
+            elif kind == CHANGE and head is not None:
+                self.changes.append(decode(Change, content))
+            elif kind == ROWS and self.changes:
+                self._rows[len(self.changes) - 1] = place
+            elif kind == PART and self.changes:
+                self._parts.setdefault(part_id, []).append(place)
+            else:
+                raise ValueError(f"the record {kind!r:.40} is at the wrong place")
         if head is None or not self.changes or self.changes[-1].digest != head.digest:
-            raise StoreError("corrupt", f"list {self.name}: its log does not lead to its head")
-        self.head = head
+            raise ValueError("its log does not lead to its head")
+        return head
 
     def _records(self) -> Iterator[tuple[str, str, _RecordPlace, bytes]]:
         """Yield kind, ID, place and, for heads and changes, content of each record."""
@@ -268,24 +257,28 @@ async def restore_list(
         made: time of the backup.
         mark: highest mark that was in force on this node.
         held: head that this node holds; None if it holds none.
-        force: also restore a list that is newer in the store or on nodes, as a change that nodes follow.
+        force: also restore a list that is newer in the store or on nodes, or damaged in the store, as a change that nodes follow.
 
     Raises:
         StoreError: if a store fails.
     """
     name, head = file.name, file.head
-    stored = (await store.heads()).digests.get(name)
+    heads = await store.heads()
+    stored: Head | None = None
+    with SuppressUnreadable() if force else nullcontext():
+        stored = heads.get(name)
     is_written, change = False, None
     first = _first_to_write(file)
-    if stored is None and first is not None:
+    if name not in heads.digests and first is not None:
         await _write_log(file, store, first)
         is_written = True
-    elif stored != head.digest:
+    elif stored is None or stored.digest != head.digest:
         content = await read_content(file, name, head)
         if head.kind == FIRST_SEEN and stored is not None:
             change = await _merge_days(content, name, store, writer, made)
         else:
-            change = await writer(name, head.kind).write(restored(content, made=made, mark=mark, force=force))
+            update = restored(content, made=made, mark=mark, force=force)
+            change = await writer(name, head.kind).write(update, over_damage=force)
         is_written = change is not None
     if force and head.kind != FIRST_SEEN:
         follow = await _follow(file, store, made, mark, held)

@@ -16,7 +16,7 @@ NO_CHANGE = "0" * 64
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 """Form of times in UTC."""
 ROLLBACK = "rollback"
-RELEASE_KINDS = frozenset({"load", ROLLBACK})
+RELEASE_KINDS = frozenset({"load", ROLLBACK, "restore"})
 """Kinds of change after which another release is in force."""
 HEAL = "heal"
 """Kind of a write-back: a node writes its content to a store that lost or damaged the list."""

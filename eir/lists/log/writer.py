@@ -13,6 +13,7 @@ from eir.errors import GenerationConflict, StoreError
 from eir.lists.log.change import (
     FORGET,
     NEVER_UNDONE,
+    NO_CHANGE,
     TIME_FORMAT,
     Change,
     Head,
@@ -20,13 +21,13 @@ from eir.lists.log.change import (
     release_of,
     restorable_releases,
 )
-from eir.lists.log.reader import LoggedList, advance, empty_content, join_parts
-from eir.lists.log.store import LogEntry, LogStore
+from eir.lists.log.reader import LoggedList, SuppressUnreadable, advance, empty_content, join_parts
+from eir.lists.log.store import LogEntry, LogStore, StoredHeads
 from eir.lists.table.codec import encode as encode_table
 from eir.lists.table.codec import encode_change
 from eir.lists.table.columns import NO_ROWS, TableRows
 from eir.lists.table.digest import digest_tree, updated_tree
-from eir.lists.table.table import EMPTY, Table, TableEffect, change, device_count, replacement
+from eir.lists.table.table import Table, TableEffect, change, device_count, replacement
 
 TRIES_MAX = 20
 """Number of times that a change is computed if other writers are faster."""
@@ -125,39 +126,61 @@ class ListWriter:
         self._spare: tuple[Table, _Staged] | None = None
         """Base that was staged before a conflict, with the table that it encodes."""
 
-    async def catch_up(self) -> LoggedList:
+    async def catch_up(self, *, over_damage: bool = False) -> LoggedList:
         """Read the changes of other writers, and return the present content.
+
+        `over_damage`: return a damaged list as an empty content with its head, or with the release of the newest readable change.
 
         Raises:
             StoreError: if the store fails.
         """
-        head = (await self._store.heads()).get(self.name)
-        if head is None:
-            self.content = empty_content(self.content.head.kind)
-        elif head.digest != self.content.head.digest:
-            self.content = await advance(self._store, self.name, self.content, head)
+        heads = await self._store.heads()
+        digest, kind = heads.digests.get(self.name, NO_CHANGE), self.content.head.kind
+        if digest == NO_CHANGE:
+            self.content = empty_content(kind)
+        elif digest != self.content.head.digest:
+            try:
+                self.content = await advance(self._store, self.name, self.content, heads[self.name])
+            except StoreError as error:
+                if not over_damage or error.cause != "corrupt":
+                    raise
+                self.content = replace(empty_content(kind), head=await self._damaged_head(heads))
         return self.content
 
-    async def compute(self, make: Make, complete: Complete = lambda computed: computed.update) -> ComputedUpdate | None:
+    async def _damaged_head(self, heads: StoredHeads) -> Head:
+        """Return the head of a damaged list; if it is damaged itself, a head with its digest and the release of the newest readable change."""
+        with SuppressUnreadable():
+            return heads[self.name]
+        head = Head(kind=self.content.head.kind)
+        for entry in (await self._store.log(self.name, 0))[-1:]:
+            head = following(head, entry.change, entries=0, devices=0)
+        return replace(head, digest=heads.digests[self.name], generation=head.generation + 1, content="")
+
+    async def compute(
+        self, make: Make, complete: Complete = lambda computed: computed.update, *, over_damage: bool = False
+    ) -> ComputedUpdate | None:
         """Compute an update and its effect, but write nothing. The arguments are those of `write`.
 
         Raises:
             StoreError: if the list cannot be read.
         """
-        content = await self.catch_up()
+        content = await self.catch_up(over_damage=over_damage)
         update = await asyncio.to_thread(make, content)
         if update is None:
             return None
         now = int(self._now().timestamp())
-        computed = ComputedUpdate(content, update, await asyncio.to_thread(_effect, content.table, update, now), now)
+        computed = ComputedUpdate(content, update, await asyncio.to_thread(_effect, content, update, now), now)
         return computed._replace(update=complete(computed))
 
-    async def write(self, make: Make, complete: Complete = lambda computed: computed.update) -> Change | None:
+    async def write(
+        self, make: Make, complete: Complete = lambda computed: computed.update, *, over_damage: bool = False
+    ) -> Change | None:
         """Change the list; return the change, or None if there was nothing to change.
 
         Args:
             make: computes the update from the present content. It runs in a thread.
             complete: completes the update from its effect, or raises an exception to reject the update.
+            over_damage: as for `catch_up`; the update must have a whole content.
 
         Raises:
             GenerationConflict: if other writers were faster TRIES_MAX times.
@@ -165,7 +188,7 @@ class ListWriter:
         """
         tries = 0
         while True:
-            computed = await self.compute(make, complete)
+            computed = await self.compute(make, complete, over_damage=over_damage)
             if computed is None:
                 return None
             try:
@@ -193,16 +216,17 @@ class ListWriter:
             GenerationConflict: if another process was faster.
             StoreError: if the store fails.
         """
-        self.content = LoggedList(before, EMPTY, digest_tree(EMPTY, ()))
+        self.content = replace(empty_content(before.kind), head=before)
         whole = replace(update, table=table)
-        effect = await asyncio.to_thread(_effect, EMPTY, whole, int(self._now().timestamp()))
+        effect = await asyncio.to_thread(_effect, self.content, whole, int(self._now().timestamp()))
         return await self._commit(whole, effect, is_first_try=True)
 
     async def _commit(self, update: ListUpdate, effect: TableEffect, *, is_first_try: bool) -> Change:
         before, table = self.content.head, effect.table
         reasons = update.reasons or before.reasons
         is_whole = update.table is not None and (
-            (effect.rows_added + effect.rows_removed) * WHOLE_SHARE > len(table)
+            not self.content.since_base
+            or (effect.rows_added + effect.rows_removed) * WHOLE_SHARE > len(table)
             or before.reasons != reasons[: len(before.reasons)]
             or update.what == FORGET
         )
@@ -307,8 +331,12 @@ class ListWriter:
         return max((generation for generation in bases if generation <= limit), default=0)
 
 
-def _effect(table: Table, update: ListUpdate, now: int) -> TableEffect:
-    """Return the effect of an update on the present table at a time in Unix seconds."""
+def _effect(content: LoggedList, update: ListUpdate, now: int) -> TableEffect:
+    """Return the effect of an update on the present content at a time in Unix seconds."""
     if update.table is None:
-        return change(table, update.added, update.removed, now)
-    return replacement(table, update.table, now)
+        return change(content.table, update.added, update.removed, now)
+    effect = replacement(content.table, update.table, now)
+    if content.head.entries > len(content.table):  # a damaged list, of which only the number of devices is known
+        more = device_count(effect.table) - content.head.devices
+        effect = effect._replace(devices_added=max(more, 0), devices_removed=max(-more, 0))
+    return effect

@@ -437,6 +437,18 @@ async def test_an_empty_list_in_force_has_limits_and_a_first_release_has_none(ag
     assert (await refused(agency, agency.release(many), store)).reason == "growth"
 
 
+async def test_a_damaged_head_can_be_replaced(agency, store):
+    await agency.load(agency.release(IMEIS), store)
+    with directly(store) as db:
+        db.execute("UPDATE heads SET head = '{'")
+    for manifest in (agency.release(IMEIS[:1], serial=1), delta(agency, 3, 1, added=file("imei", "99999999999999"))):
+        with pytest.raises((StoreError, ReleaseRefused)):
+            await agency.load(manifest, store)
+    report = await agency.load(agency.release(IMEIS[:100], serial=2), store, force=True)
+    head, found, _ = await held(store)
+    assert (head, head.serial, set(found)) == (report.head, 2, {device_key(imei) for imei in IMEIS[:100]})
+
+
 @pytest.mark.parametrize("what", ["base", "rows"])
 async def test_a_damaged_list_can_be_replaced(agency, store, what):
     await agency.load(agency.release(IMEIS), store)

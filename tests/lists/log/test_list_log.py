@@ -9,7 +9,7 @@ import pytest
 
 from eir.errors import GenerationConflict, StoreError
 from eir.lists.log import writer as writing
-from eir.lists.log.change import NO_CHANGE, Change, Head, decode, digests_of, encode, first_break
+from eir.lists.log.change import NO_CHANGE, Change, Head, decode, digests_of, encode, first_break, following
 from eir.lists.log.reader import advance, empty_content, read_content
 from eir.lists.log.relation import LogRelation, relation
 from eir.lists.log.writer import ListUpdate, ListWriter
@@ -92,6 +92,14 @@ class TestRecords:
         document = json.loads(encode(self.CHANGE)) | {field: value}
         with pytest.raises(ValueError, match=r"field|fields"):
             decode(Change, json.dumps(document))
+
+    @pytest.mark.parametrize(
+        ("what", "is_release"), [("load", True), ("rollback", True), ("restore", True), ("reset-serial", False)]
+    )
+    def test_the_time_of_a_release_is_that_of_the_change_that_put_it_in_force(self, what, is_release):
+        head = Head(kind="devices", loaded_at="2026-12-01T08:00:00Z")
+        made = Change(generation=2, time="2026-12-02T08:00:00Z", who="ops", what=what, highest_serial=1)
+        assert (following(head, made, entries=0, devices=0).loaded_at == made.time) is is_release
 
     def test_the_chain_shows_its_first_break(self):
         one = replace(self.CHANGE, before=NO_CHANGE)
