@@ -221,7 +221,13 @@ def test_each_dependency_has_its_reason():
 
 def test_the_users_of_redis_are_those_that_are_tested():
     # tests/faults/test_acl.py takes their rights from here, and holds them to be enough and none of them too much.
-    assert re.findall(r"^user (\w+) ", PAGES["deploy/REDIS.md"], re.MULTILINE) == ["default", "worker", "recorder", "healer", "loader"]
+    assert re.findall(r"^user (\w+) ", PAGES["deploy/REDIS.md"], re.MULTILINE) == [
+        "default",
+        "worker",
+        "recorder",
+        "healer",
+        "loader",
+    ]
 
 
 CHANGES = (
