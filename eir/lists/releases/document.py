@@ -38,7 +38,7 @@ def word(*words: str) -> Expected:
 
 
 def array(most: int, members: str = "objects", fits: Callable[[Any], object] = lambda _: True) -> Expected:
-    """Return the expectation of an array with 1 to `most` members, each of which is valid if `fits` returns a true value."""
+    """Return the expectation of an array with 1 to `most` members; a member is valid if `fits` returns a true value for it."""
     return Expected(
         list, lambda values: 1 <= len(values) <= most and all(map(fits, values)), f"an array of 1 to {most} {members}"
     )
