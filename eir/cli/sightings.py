@@ -1,5 +1,6 @@
 """Commands about the record of checks: its size, one device or SIM, removal of a subscriber, import, export."""
 
+import asyncio
 import csv
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, number_named, opened
+from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, acting_in, imsi_named, number_named, opened, who
 from eir.cli.output import (
     EXIT_NO,
     EXIT_USAGE,
@@ -26,8 +27,12 @@ from eir.cli.output import (
 from eir.config import Config, load_config
 from eir.device import imsi_key, key_text
 from eir.errors import EirError, IdentifierError
+from eir.lists.changes.forget_sims import forget_sims
 from eir.lists.log.change import utc_text
+from eir.lists.record.last_devices import key_of_form, sim_of, sim_text
+from eir.lists.record.settings import LastDeviceSettings
 from eir.lists.rows.msisdn import NO_NUMBERS, number_of, read_numbers
+from eir.lists.stores.open import open_store
 from eir.node.observe import control
 from eir.node.processes.state_folder import prepare
 from eir.sightings import files
@@ -120,12 +125,12 @@ def forget(
     """Remove a subscriber from the record of checks.
 
     The command deletes all rows of the subscriber, under each key with which the IMSI was hashed, and the entries about
-    the subscriber in watched lists. A later check of the subscriber is recorded again. Copies of the files, and events
+    the subscriber in watched lists and in the list of last devices. A later check of the subscriber is recorded again. Copies of the files, and events
     that were already sent, are not changed. Exit status 1 if a file is damaged or if the running node may still
     remember the subscriber; everything else is then done.
     """
     checked = opened(load_config(config))
-    names, damaged, remembered = list[str](), list[Path](), ""
+    names, damaged, remembered, stays = list[str](), list[Path](), "", 0
     if imsi.startswith("+"):
         msisdn, _ = number_named(checked, imsi)
         names += subscriber_names(checked.state, msisdn)
@@ -138,6 +143,9 @@ def forget(
         except IdentifierError as e:
             raise fail(f"--imsi {imsi}: {e}", EXIT_USAGE) from None
         names += subscriber_names(checked.state, imsi)
+        if checked.last_device is not None:
+            with acting_in(checked.state):
+                stays = asyncio.run(_forget_sim(checked, checked.last_device, imsi, names))
     try:
         control.ask(checked.state, "forget", subscribers=names)
     except control.ControlAway:
@@ -146,12 +154,28 @@ def forget(
         remembered = str(e)
     with acting_in(checked.state):
         rows = files.forget(checked.state, names, damaged.append)
-    show_one({"rows": rows}, f"{rows:,} rows are gone", as_json=as_json)
+    text = f"{rows:,} rows are gone" + f", and {stays} of the list of last devices" * (stays > 0)
+    show_one({"rows": rows, "last_devices": stays}, text, as_json=as_json)
     if damaged:
         paths = ", ".join(map(str, damaged))
         raise fail(f"these files are damaged and may still contain the subscriber; remove them: {paths}")
     if remembered:
         raise fail(f"the running node may still have the subscriber in memory: {remembered}; run the command again")
+
+
+async def _forget_sim(config: Config, settings: LastDeviceSettings, imsi: str, names: list[str]) -> int:
+    """Remove a SIM from the list of last devices; return the number of removed rows, and add its name in events to `names`."""
+    store = open_store(config.store, config.state, check=False)
+    try:
+        head = (await store.heads()).get(settings.list)
+        if head is None:
+            return 0
+        key = key_of_form(head.registered, settings.key_file)
+        sim = sim_of(imsi, key)
+        names.append(sim_text(sim, key))
+        return await forget_sims([sim], settings.list, store, who=who())
+    finally:
+        await store.close()
 
 
 def import_log(

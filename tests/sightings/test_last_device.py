@@ -277,6 +277,12 @@ async def test_a_node_reports_known_changes_over_kills_of_its_processes(site, co
         assert [event["imei"] for event in found.values()] == [text[:14] for text in (LISTED, *devices)]
         assert {event["subscriber"] for event in found.values()} == {IMSI}
         assert node.metrics()["eir_last_device_changes_total{change=changed}"] >= 1
+        result = await asyncio.to_thread(site.json, "sightings", "forget", "--imsi", IMSI)
+        assert result["last_devices"] == 2
+        await next_second(server)
+        await asked(mme, TRACKED)
+        await until_async(lambda: changed(server)[-1]["kind"] == "first")
+        assert changed(server)[-1]["imei"] == TRACKED[:14]
 
 
 @pytest.mark.skipif("redis" not in programs(), reason="redis-server is not installed")
