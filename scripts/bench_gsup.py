@@ -124,8 +124,8 @@ async def _eir(index: Index, there: socket.socket) -> None:
     peers, limits = (PeerSettings(label="msc"),), Limits()
     shared = SimpleNamespace(peers=peers, limits=limits, overload_answer=None)
     context: Any = SimpleNamespace(
-        shared=shared, checker=checker, counts=Counts(), rates=RateLimits(peers, limits, None),
-        report=lambda *_, **__: None, announce=lambda *_: None,
+        shared=shared, checker=checker, counts=Counts(), rates=RateLimits(limits),
+        report=lambda *_, **__: None,
     )  # fmt: skip
     server = GsupServer(GsupSettings(), context)
     await server.serve(there)

@@ -56,7 +56,7 @@ QUIET, LOOPING, SEARCHING, SENDING = "quiet", "beside a loop", "beside the searc
 P99_TIMES_MAX = 1.5
 SEEN_PER_LISTED = 10
 """Number of devices in the record for each listed one."""
-RECORDER = "eir-sightings\n"
+RECORDER = "eir-recorder\n"
 """Name of the process that searches the record and sends events."""
 HOURS, ROWS_PER_FILE = 20, 1_000_000
 FOUND_MIN_S, FOUND_S_PER_MILLION, LOOK_S = 60.0, 15.0, 0.1

@@ -42,7 +42,7 @@ def configure(site):
     peers = [{"name": name, "host": host, "realm": REALM} for name, (host, *_) in OTP.items()]
     peers += [{"name": name, "host": host, "realm": DRA_REALM} for name, (host, _) in AGENTS.items()]
     site.configure(
-        listen=[f"sctp://{','.join(addresses)}:{PORT}" for addresses in (NEAR, OURS)], workers=2,
+        listen=[f"sctp://{','.join(addresses)}:{PORT}" for addresses in (NEAR, OURS)],
         identity={"host": EIR, "realm": REALM, "realms": [EIR_REALM]},
         peers=[peer | {"watchdog_s": 6} for peer in peers] + [{"name": "probe", "realm": REALM, "connections": 4}],
     )  # fmt: skip

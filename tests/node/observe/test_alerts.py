@@ -231,14 +231,14 @@ def test_a_node_that_lacks_nothing_is_ok(site):
     assert node.status()["troubles"] == []
 
 
-def test_a_refused_release_and_a_dead_worker_are_troubles_for_a_while(site):
+def test_a_refused_release_and_a_dead_process_are_troubles_for_a_while(site):
     """Provoked on a node: neither is a state of the node, both are alerts."""
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
     node = site.start()
     site.eir("load", site.release([LISTED]), status=1)
     until(lambda: "EirReleaseRefused" in alerts_of(node.status()))
-    os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
+    os.kill(children(node.pid)["answering"], signal.SIGKILL)
     until(lambda: "EirWorkerRestarted" in alerts_of(node.status()))
 
 
