@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import groups
 import pytest
+from follower import AWAY, QUICK, FaultyLogStore, LogNode, Recorder, execute, snapshot
 from simulated import servers
-from simulated.follower import AWAY, QUICK, FaultyLogStore, LogNode, Recorder, execute, snapshot
 from simulated.store_content import Altered, Lists, until
 
 from eir.errors import StoreError
