@@ -15,7 +15,7 @@ import pytest
 import yaml
 from simulated.node import LISTED, TRACKED, children, until
 from test_page import shown as page_content
-from test_status import AWAY, reports, status_of
+from test_status import AWAY, answering, status_of
 from troubles import alerts_of
 
 from eir.node.observe import promql
@@ -81,12 +81,12 @@ def shown_at(metrics, end):
         if at in metrics:
             alerts.end_minute(metrics[at], at)
     status = status_of(lambda: metrics[end])
-    healthy = status_of().document(reports())
+    healthy = status_of().document(answering())
     assert (healthy["state"], healthy["troubles"]) == ("OK", [])
     troubles = alerts.troubles(metrics[end], end)
-    document = status.document(reports(), troubles)
+    document = status.document(answering(), troubles)
     content = page_content(status=document, troubles={each.text: each for each in troubles})
-    return document, page(content).body.decode(), status.readiness(reports()).word
+    return document, page(content).body.decode(), status.readiness(answering()).word
 
 
 def cases():

@@ -163,7 +163,7 @@ def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
         assert ("end" in signature(main).parameters) == (name in started), module
     code = {path.stem: path.read_text() for path in (PAGE.parent / "node" / "processes").glob("*.py")}
     talks = _lines_of("### Ways to talk")
-    assert len(talks) == 5
+    assert len(talks) == 4
     for line in talks:
         for module, word in re.findall(r"`eir/(\S+?)\.py` `(\w+)`", line):
             assert re.search(rf"\b{word}\b", (PAGE.parent / f"{module}.py").read_text()), (module, word)

@@ -478,7 +478,7 @@ NAMES = (
     "eir_peer_last_request_timestamp_seconds", "eir_peers_refused_total", "eir_shed_total", "eir_list_entries",
     "eir_list_serial", "eir_list_issued_timestamp_seconds", "eir_list_expires_timestamp_seconds",
     "eir_release_last_refused_timestamp_seconds", "eir_release_last_forced_timestamp_seconds", "eir_releases_total", "eir_store_up", "eir_store_errors_total", "eir_store_lost_data",
-    "eir_follow_lag_seconds", "eir_override_active", "eir_worker_restarts_total", "eir_build_info",
+    "eir_follow_lag_seconds", "eir_override_active", "eir_process_restarts_total", "eir_build_info",
 )  # fmt: skip
 """What dashboards are built against."""
 

@@ -71,7 +71,7 @@ class TestSoak:
         """Every answer is right, above the limit some are turned away, each peer is served; times are for a longer run."""
         said = soak("overload", "--quick")
         assert "at 10 times rate_max" in said
-        assert "offered 10 times what a worker can do" in said
+        assert "offered 10 times what a node can do" in said
 
 
 @pytest.fixture
