@@ -239,7 +239,7 @@ def test_a_refused_release_and_a_dead_process_are_troubles_for_a_while(site):
     site.eir("load", site.release([LISTED]), status=1)
     until(lambda: "EirReleaseRefused" in alerts_of(node.status()))
     os.kill(children(node.pid)["answering"], signal.SIGKILL)
-    until(lambda: "EirWorkerRestarted" in alerts_of(node.status()))
+    until(lambda: "EirProcessRestarted" in alerts_of(node.status()))
 
 
 def test_many_subjects_are_cut():

@@ -42,6 +42,10 @@ def pid_of(running, kind):
     return running.pid if kind == "manager" else children(running.pid).get(kind)
 
 
+def is_answering(running):
+    return "the answering process does not answer" not in running.status()["troubles"]
+
+
 async def killed(running, kind):
     """Kill it; the processes that there were."""
     there = children(running.pid)
@@ -86,7 +90,7 @@ class TestKilled:
         if kind == "manager":
             await is_over(running, there)
             running = node.start()
-        await until_async(lambda: running.status()["listening"] and running.status()["ready"] != "not ready")
+        await until_async(lambda: running.status()["listening"] and is_answering(running))
         await answered(running, connect, LISTED, BLACK)
         if kind == "recorder":
             await until_async(lambda: running.metrics()["eir_sightings_total"] > 0)
@@ -104,7 +108,7 @@ class TestKilled:
             running, taken = node.start(), True
         else:
             await goes_on(running, kind, there)
-            await until_async(lambda: running.status()["ready"] != "not ready")
+            await until_async(lambda: is_answering(running))
         await answered(running, connect, LISTED, GREY if taken else BLACK)
 
     @pytest.mark.long(short=["answering"])
