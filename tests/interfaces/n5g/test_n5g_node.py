@@ -382,7 +382,6 @@ async def test_a_peer_out_of_service_and_a_peer_that_a_reload_takes_away(own, to
     assert await other.until(goaways)
 
 
-@pytest.mark.long(short=["2"])
 def test_an_address_that_no_entry_allows_gets_an_error(own):
     """Conformance 34c: an AMF whose connection is closed instead waits for seconds."""
     own.configure(peers=[{"name": "far", "from": ["192.0.2.0/24"]}])
