@@ -365,6 +365,11 @@ class Node:
                 found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
         return found
 
+    def is_restarted(self, times=1):
+        """Whether the answering process was restarted so many times, and its last successor answers."""
+        samples = self.metrics()
+        return samples["eir_process_restarts_total{process=answering}"] == times and samples["eir_answering_up"] == 1
+
     def signal(self, number):
         self.process.send_signal(number)
 

@@ -153,12 +153,7 @@ def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
             == ["whitelisted"] * 50 + ["blacklisted"] + ["whitelisted"] * 50
         )
         os.kill(children(site.node.pid)["answering"], signal.SIGKILL)
-        until(
-            lambda: (
-                site.node.metrics()["eir_process_restarts_total{process=answering}"] == 1
-                and site.node.status()["ready"] == "ready"
-            )
-        )
+        until(site.node.is_restarted)
         assert ask(site, LISTED) == ["blacklisted"]
         until(lambda: len(trace.records("check")) == 2)
         assert trace.records("limit") == []

@@ -158,8 +158,10 @@ class Server(Generic[C]):
             connection.close()
             return None
         await link.closed
-        ended = self._ended.get(link.requester.label)
-        return None if link.settings is None or ended is None else End(link.requester.label, ended.in_order)
+        if link.settings is None:
+            return None
+        ended = self._ended.get(link.requester.label)  # only of protocols whose clients connect for requests
+        return End(link.requester.label, ended is not None and ended.in_order)
 
     async def drain(self, timeout_s: float) -> None:
         """Ask all peers to disconnect, answer pending requests, and close remaining connections after `timeout_s`."""

@@ -49,14 +49,6 @@ async def four(node, connect):
     return {host: await connect(node, host) for host in HOSTS}
 
 
-def restarted(node, times):
-    """Whether the answering process was restarted so many times, and its last successor answers."""
-    return (
-        node.metrics()["eir_process_restarts_total{process=answering}"] == times
-        and node.status()["ready"] != "not ready"
-    )
-
-
 def total(samples, name):
     return sum(value for labelled, value in samples.items() if labelled.partition("{")[0] == name)
 
@@ -193,7 +185,7 @@ class TestCrash:
         node = crew.start()
         for restarts in range(1, 4):
             os.kill(children(node.pid)["answering"], signal.SIGKILL)
-            until(lambda n=restarts: restarted(node, n))
+            until(lambda n=restarts: node.is_restarted(n))
         lines = until(lambda: len(found := node.lines("process_ended", process="answering")) >= 3 and found)
         assert [line["restart_in_s"] for line in lines] == ["0.1", "0.2", "0.4"]
 
@@ -217,7 +209,7 @@ class TestCrash:
         control(crew.state, "reload")
         control(crew.state, "peer_disable", name="away")
         os.kill(children(node.pid)["answering"], signal.SIGKILL)
-        until(lambda: restarted(node, 1))
+        until(node.is_restarted)
         assert node.status()["ready"] == "degraded"  # list late has never been loaded
         crew.configure(state="var")
         await asyncio.to_thread(crew.load, [UNLISTED], list_name="late")

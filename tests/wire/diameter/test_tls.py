@@ -222,12 +222,7 @@ async def test_a_successor_of_the_answering_process_has_the_files_as_they_were_r
     for file in authority.folder.iterdir():
         file.write_text("half written")
     os.kill(children(node.pid)["answering"], signal.SIGKILL)
-    await until_async(
-        lambda: (
-            node.metrics()["eir_process_restarts_total{process=answering}"] == 1
-            and node.status()["ready"] != "not ready"
-        )
-    )
+    await until_async(node.is_restarted)
     for name in ("mme1.localdomain", "mme2.localdomain"):
         assert await status(await call(node, authority.peer(name), host=name)) == BLACK
 
