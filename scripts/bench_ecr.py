@@ -1,6 +1,6 @@
 """Answers/s and latency, by connections, window and rate.
 
-The node has one worker on one core, all metrics, and a list of 100,000 devices; 1 % of the questions are about these. `echo` is a C
+The node has one core, all metrics, and a list of 100,000 devices; 1 % of the questions are about these. `echo` is a C
 program that answers without reading the request; `floor` does the same in Python on uvloop. The generator runs on another core. It
 compares each answer of the node and of the echo with its request.
 """

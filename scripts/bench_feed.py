@@ -1,6 +1,6 @@
 """Rows/s of a register; latency of Diameter.
 
-The node has one worker and its feed on one core, a SQLite store in the temporary folder, a list of 100,000 devices, and a second list
+The node and its feed have one core, a SQLite store in the temporary folder, a list of 100,000 devices, and a second list
 that the register feeds. Each row is about another device, from 10,000 TACs. Status 201 means that the row is on disk.
 """
 
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str]) -> int:
             say(f"turn {turn + 1}: {fed[-1]['answers_per_s']:,.0f} rows/s; {p99_text}")
     most = statistics.median(turn["answers_per_s"] for turn in fed)
     p99, p99_target, p99_text = latency_report(latency, f"{RATE:,.0f} rows a second", P99_TIMES)
-    targets = [at_least("rows a second that are taken, on the core of the worker", RATE, round(most)), p99_target]
+    targets = [
+        at_least("rows a second that are taken, on the core of the answering process", RATE, round(most)),
+        p99_target,
+    ]
     document, rows_text = clients_report(fed, "rows", "201")
     return finish("feed", {**document, "diameter_p99": p99}, targets, options, rows_text + p99_text)

@@ -1,8 +1,8 @@
 """Throughput and latency with and without the record of first sightings, its memory.
 
-Three nodes of one worker answer the same questions in turns: devices on record, and 1 % listed ones. One node has a record and a rule
+Three nodes answer the same questions in turns: devices on record, and 1 % listed ones. One node has a record and a rule
 that asks it, one has the devices of the record as a plain list, and one has neither. All get 100 checks of new devices a second
-meanwhile. Each device takes 3 bytes more in the record's image than in that of a plain list. The time is shown, too, for which a worker compares devices that wait with the record.
+meanwhile. Each device takes 3 bytes more in the record's image than in that of a plain list. The time is shown, too, for which a node compares devices that wait with the record.
 """
 
 import os

@@ -53,7 +53,7 @@ async def _measure(options: argparse.Namespace) -> int:
     checker = Checker(policy, Index({}), now=datetime.now(UTC))
     shared = SimpleNamespace(peers=peers, limits=Limits(), policy=policy, overload_answer=None, sctp=SctpSettings())
     context: Any = SimpleNamespace(
-        shared=shared, checker=checker, counts=Counts(), rates=RateLimits(peers, Limits(), None), report=silent
+        shared=shared, checker=checker, counts=Counts(), rates=RateLimits(Limits()), report=silent
     )
     server = MapServer(Ss7Settings(point_code="1-1-2"), context)
     answering: dict[str, Answering] = {"this node": server.transferred, "echo": _echo, "pycrate": _pycrate()}

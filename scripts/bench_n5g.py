@@ -1,6 +1,6 @@
 """Answers/s over HTTP/2, against a bare server and Starlette; latency of Diameter.
 
-The node has one worker on one core, all metrics, and a list of 100,000 devices; 1 % of the questions are about these. nghttp2's h2load
+The node has one core, all metrics, and a list of 100,000 devices; 1 % of the questions are about these. nghttp2's h2load
 runs on another core, with 4 connections and 100 concurrent requests on each.
 """
 

@@ -1,7 +1,7 @@
-"""One worker against OTP's diameter, freeDiameter and python-diameter.
+"""A node against OTP's diameter, freeDiameter and python-diameter.
 
 Each of the others is the smallest S13 server that its stack allows: it looks up nothing, counts nothing, and answers WHITELISTED to all
-requests. The node has one worker, all metrics, and a list. The C echo and the bare uvloop server are measured too. The clients are four
+requests. The node has all metrics, and a list. The C echo and the bare uvloop server are measured too. The clients are four
 MMEs, one MME that waits for each answer, and two agents that forward the requests of many MMEs. Each turn restarts all servers, since
 the memory layout of a process is fixed at its start and affects its speed.
 """
@@ -194,7 +194,7 @@ def picture(measured: Mapping[str, Any]) -> Picture:
     def bars(ratios: Mapping[str, Any]) -> list[tuple[str, float]]:
         return [(called, ratios[name]["median"]) for name, called in CALLED.items() if name in ratios]
 
-    return Picture("One worker of eir beside other Diameter servers, each on the same core", (
+    return Picture("A node of eir beside other Diameter servers, each on the same core", (
         Ratios(
             title=f"Answers a second ({SHOWN.connections} agents with requests of {SHOWN.behind} MMEs, {SHOWN.window} under way on each)",
             axis="eir answers this many times as many", bars=bars(measured["answers_per_s_ratio"][str(SHOWN)]), better="more",

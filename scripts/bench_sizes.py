@@ -1,8 +1,8 @@
 """Load, memory, start and answers/s with 1,000 to 100 million entries.
 
 Entries are scattered evenly over 250,000 TACs. Questions draw from the same TACs by Zipf's law; 1 % are about listed devices, then
-50 %. All nodes run at once, and answer in turns. The table shows the resident memory of the worker of a node with one worker. For a
-node with two workers, the table shows the memory of all processes (shared memory counted once) and the private memory of a worker. A
+50 %. All nodes run at once, and answer in turns. The table shows the resident memory of the answering process, the
+memory of all processes of a node (shared memory counted once), and the private memory of the answering process. A
 node is ready when its list's image is made from the store's pages.
 """
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
                     for key, runs in asked.items():
                         results.setdefault(key, []).extend(runs)
         for row, server in zip(found, servers, strict=True):
-            row["resident_mb"] = memory_mb(server.workers[0])["resident"]
+            row["resident_mb"] = memory_mb(server.answering[0])["resident"]
             row["answers_per_s"] = round(median(results, server.name, LOAD, answers_per_s))
             row["cpu_us_per_answer"] = round(
                 median(results, server.name, LOAD, lambda found: float(found["server_us_per_answer"])), 2
@@ -105,10 +105,8 @@ def main(arguments: Sequence[str]) -> int:
     targets: list[Target] = [
         at_least(f"{what}: answers a second, of those with {sizes[0]:,}", OF_SMALLEST_MIN, largest["of_smallest"]),
         at_least(f"{what}: the same with {WITH_HITS.hits:.0%} hits", OF_SMALLEST_MIN, largest["with_hits_of_smallest"]),
-        at_most(f"{what}: memory of a node with two workers", NODE_MB_MAX, largest["node_mb"], " MB"),
-        at_most(
-            f"{sizes[0]:,} entries: memory of a node with two workers", SMALL_NODE_MB_MAX, smallest["node_mb"], " MB"
-        ),
+        at_most(f"{what}: memory of a node", NODE_MB_MAX, largest["node_mb"], " MB"),
+        at_most(f"{sizes[0]:,} entries: memory of a node", SMALL_NODE_MB_MAX, smallest["node_mb"], " MB"),
         at_most(f"{what}: ready from the store", READY_S_MAX, largest["ready_s"], " s"),
     ]
     if options.pairs:
@@ -119,22 +117,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
-    """Draw throughput and memory of a worker by the size of the list, from the `measured` part of the document."""
+    """Draw throughput and memory of a node by the size of the list, from the `measured` part of the document."""
 
     def points(*columns: str) -> list[tuple[float, list[float]]]:
         return [(row["entries"], [row[column] for column in columns]) for row in measured]
 
-    return Picture("One worker, by the number of entries in its list", (
+    return Picture("A node, by the number of entries in its list", (
         Curves(title="Answers a second", axis="4 connections, 256 requests under way on each", x_axis="entries", series=(Series("answers/s", 0),), points=points("answers_per_s")),
         Curves(
-            title="Memory", axis="MB", x_axis="entries", series=(Series("a worker, resident", 0), Series("a node with two workers", 1)),
+            title="Memory", axis="MB", x_axis="entries", series=(Series("answering process, resident", 0), Series("node", 1)),
             points=points("resident_mb", "node_mb"),
         ),
     ))  # fmt: skip
 
 
 def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace, running: ExitStack) -> dict[str, Any]:
-    """Make a site with a list of that size; return its costs, and its memory with two workers after some questions."""
+    """Make a site with a list of that size; return its costs, and its memory after some questions."""
     say(f"{size:,} entries: writing")
     listed, redis_server = scattered(size, TACS), None
     site = Site(folder, loader_cores=on.generator, kind=PAIRS if options.pairs else DEVICES)
@@ -155,9 +153,9 @@ def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace, ru
         store_mb = _used_mb(redis_server) - empty_mb
     else:
         store_mb = sum(file.stat().st_size for file in site.state.iterdir()) / 1e6
-    with site.server("two workers", free_port(), cores=on.server, workers=2) as server:
+    with site.server("memory", free_port(), cores=on.server) as server:
         ask(server, LOAD, _questions(folder, LOAD), times(options), on.generator)
-        own_mb = max(memory_mb(pid)["own"] for pid in server.workers)
+        own_mb = max(memory_mb(pid)["own"] for pid in server.answering)
         node_mb = sum(memory_mb(pid)["share"] for pid in server.pids)
         ready_s = server.ready_s
         asyncio.run(at_rest(site.store, site.state))

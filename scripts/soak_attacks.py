@@ -2,7 +2,7 @@
 
 64 MMEs, two AMFs, MSCs over GSUP and MAP, a register, a bank and a reader of the page are served meanwhile. In the first half each flood
 (scripts/attackers.py) runs alone after a pause, so that the latency of the MMEs shows its cost. In the second half all floods run at
-once, while workers and other processes are killed, Redis is restarted and killed, and deltas are loaded. An answer may be missing
+once, while processes are killed, Redis is restarted and killed, and deltas are loaded. An answer may be missing
 only on a connection of a process that was killed.
 """
 
@@ -63,7 +63,7 @@ BETWEEN_S = 2.0
 IMSI = "001010000000001"
 PASSWORD, AUDIENCE, SCOPE = "correct horse battery", "eir", "openid device-authenticity:check-status"
 CHECKS = frozenset({"s13", "n5g", "gsup", "map"})
-"""Kinds of questions that workers answer."""
+"""Kinds of questions that the answering process answers."""
 
 
 class Figures(network.Figures):
@@ -268,10 +268,10 @@ class World(network.World):
 
     def attacked_turns(self) -> Sequence[Turn]:
         """Return the disturbances of the second half, in order."""
-        worker = Turn(self.kill_a_worker, CHECKS)
+        answering = Turn(self.kill_the_answering_process, CHECKS)
         return (
-            Turn(self.load), worker, Turn(self.restart_redis, store_away=True), Turn(self.kill_the_feed, {"feed"}), Turn(self.load),
-            Turn(self.kill_the_follower), worker, Turn(self.kill_device_authenticity, {"device-authenticity"}), Turn(self.kill_redis, store_away=True),
+            Turn(self.load), answering, Turn(self.restart_redis, store_away=True), Turn(self.kill_the_feed, {"feed"}), Turn(self.load),
+            Turn(self.kill_the_follower), answering, Turn(self.kill_device_authenticity, {"device-authenticity"}), Turn(self.kill_redis, store_away=True),
         )  # fmt: skip
 
     def load(self) -> None:
@@ -315,7 +315,7 @@ class Memory:
         return {name: (self._first[name, pid] / 1024, kb / 1024) for (name, pid), kb in now.items() if kb}
 
     def _processes(self) -> list[tuple[str, int]]:
-        return [("supervisor", self._node.pid), *children(self._node.pid).items()]
+        return [("manager", self._node.pid), *children(self._node.pid).items()]
 
 
 def _resident_kb(pid: int) -> int:
@@ -421,7 +421,7 @@ def _configure(site: Site, folder: Path, **policy: Any) -> dict[str, Any]:
     (site.folder / "jwks").write_bytes(jwks(issuer))
     (site.folder / "password").write_text(f"{PASSWORD}\n")
     site.configure(
-        **policy, workers=2, listen=[f"tcp://127.0.0.1:{ports['s13']}"], n5g={"listen": f"http://127.0.0.1:{ports['n5g']}"},
+        **policy, listen=[f"tcp://127.0.0.1:{ports['s13']}"], n5g={"listen": f"http://127.0.0.1:{ports['n5g']}"},
         gsup={"listen": f"tcp://127.0.0.1:{ports['gsup']}"}, ss7={"point_code": "1-1-2", "listen": [f"tcp://127.0.0.1:{ports['map']}"]},
         peers=[{"name": "near", "from": ["127.0.0.0/24"], "connections": 2}, {"name": "attacker", "from": ["127.0.8.0/24"]}],
         tls=Authority(folder / "tls").write(EIR, "127.0.0.1"), http=f"127.0.0.1:{ports['page']}",

@@ -1,7 +1,7 @@
 """Periods of grace over weeks, on two nodes and a Redis with faults: no device gets a second period, and none loses its own.
 
 Each simulated day has first checks of new devices and further checks of earlier ones. Each answer is compared with a model. During
-the days workers and followers are killed, nodes restart, power is lost, two nodes are separated, Redis is lost, and so is the disk of a
+the days answering processes and followers are killed, nodes restart, power is lost, two nodes are separated, Redis is lost, and so is the disk of a
 node. Some devices are registered for a time. On one day a peer sends invented IMEIs; the node records at most the peer's limit.
 """
 
@@ -34,7 +34,7 @@ from eir.lists.record.first_days import DAY_S, first_days
 from eir.lists.record.settings import DEVICES, FIRST_SEEN
 from eir.lists.stores.open import open_store
 
-WORKERS, PEERS = 2, 4
+PEERS = 4
 PER_TAC = 200
 SEEN_AGAIN = 0.05
 """Share of the known devices that is seen again each day."""
@@ -44,8 +44,8 @@ NEW_PER_PEER = 20_000
 NEVER = 30_000
 """Day number after all others."""
 WHITE, GREY, BLACK = Status.WHITELISTED, Status.GREYLISTED, Status.BLACKLISTED
-KILLED_WORKER, KILLED_FOLLOWER, RESTART, POWER, APART, LOST_REDIS, START_ALONE, LOST_DISK = FAULTS = (
-    "killed worker", "killed follower", "restart", "loss of power", "partition", "lost Redis", "start without Redis", "lost disk",
+KILLED_ANSWERING, KILLED_FOLLOWER, RESTART, POWER, APART, LOST_REDIS, START_ALONE, LOST_DISK = FAULTS = (
+    "killed answering process", "killed follower", "restart", "loss of power", "partition", "lost Redis", "start without Redis", "lost disk",
 )  # fmt: skip
 """Faults, one each day. A partition lasts until the node starts again, two days later."""
 BAND = "the flood"
@@ -82,8 +82,8 @@ def main(arguments: list[str]) -> int:
     return 1 if faults else 0
 
 
-class _Worker:
-    """Worker: its lists, and the devices that wait for the record."""
+class _Answering:
+    """Answering process: its lists, and the devices that wait for the record."""
 
     def __init__(self, node: "_Node") -> None:
         self._node = node
@@ -111,14 +111,14 @@ class _Worker:
         return [check(Question(f"{key:014d}", protocol="s13", peer=f"mme{peer}")).status for key, peer in asked]
 
     def hand_over(self, turns: int = 1) -> None:
-        """Send devices to the node, as a worker does each second."""
+        """Send devices to the node, as the answering process does each second."""
         for _ in range(turns):
             deque(self.new.remove_recorded(), maxlen=0)
             self._node.host.learned.note_sightings(self.new.pop_sightings())
 
 
 class _Node:
-    """Node: its follower and record, and its workers."""
+    """Node: its follower and record, and its answering process."""
 
     def __init__(self, name: str, folder: Path, url: str, policy: PolicySettings) -> None:
         self.name, self.today, self.policy, self._folder, self._url = name, TODAY, policy, folder / name, url
@@ -127,7 +127,7 @@ class _Node:
         """Start with the content of copies and store."""
         self._store = open_store(self._url, self._folder)
         await self._begin(is_redis_away=is_redis_away)
-        self.workers = [_Worker(self) for _ in range(WORKERS)]
+        self.answering = _Answering(self)
 
     async def _begin(self, *, is_redis_away: bool = False) -> None:
         self.host = SightingNode(
@@ -138,24 +138,22 @@ class _Node:
         self.host.store.is_away = False
 
     async def kill_follower(self) -> None:
-        """Replace the follower by a successor, while workers keep the image in force."""
+        """Replace the follower by a successor, while the answering process keeps the image in force."""
         await self._begin(is_redis_away=self.host.store.is_away)
 
     async def begin_day(self, day: int) -> None:
         """Move the clock."""
         self.today = self.host.today = day
-        for worker in self.workers:
-            worker.follow()
+        self.answering.follow()
 
     async def round(self) -> None:
-        """Follow the store and write; workers follow."""
+        """Follow the store and write; the answering process follows."""
         await self.host.round()
-        for worker in self.workers:
-            worker.follow()
-            for peer, keys in self.host.rejected.items():
-                worker.new.reject(peer, keys)
-            for _ in range(len(worker.waiting) // COMPARED_PER_TURN + 1):
-                worker.hand_over()
+        self.answering.follow()
+        for peer, keys in self.host.rejected.items():
+            self.answering.new.reject(peer, keys)
+        for _ in range(len(self.answering.waiting) // COMPARED_PER_TURN + 1):
+            self.answering.hand_over()
         self.host.rejected.clear()
 
     async def stop(self, *, keeps_disk: bool = True) -> None:
@@ -224,23 +222,21 @@ class _Network:
         await self._level()
 
     async def _checks_of(self, day: int, fault: str, hit: _Node) -> None:
-        """Check all devices of a day at random workers of both nodes."""
+        """Check all devices of a day at either node."""
         known = np.flatnonzero(self._begins < day)
         again = self._random.choice(known, int(len(known) * SEEN_AGAIN)) if len(known) else known
         devices = self._random.permutation(np.concatenate((np.flatnonzero(self._begins == day), again)))
-        parts = np.array_split(devices, len(self._nodes) * WORKERS)
+        parts = np.array_split(devices, len(self._nodes))
         unsafe = list[Devices]()
-        for at, part in enumerate(parts):
-            node, number = self._nodes[at // WORKERS], at % WORKERS
-            worker = node.workers[number]
-            answers = worker.answers(self._keys[part], self._random.integers(0, PEERS, len(part)))
+        for node, part in zip(self._nodes, parts, strict=True):
+            answers = node.answering.answers(self._keys[part], self._random.integers(0, PEERS, len(part)))
             self._compare(day, part, answers)
             self._seen[part] = np.minimum(self._seen[part], day)
-            if node is hit and fault == KILLED_WORKER and number == 0:
-                node.workers[number] = _Worker(node)
+            if node is hit and fault == KILLED_ANSWERING:
+                node.answering = _Answering(node)
                 unsafe.append(part)
             else:
-                worker.hand_over()
+                node.answering.hand_over()
             if node is hit and fault == POWER:
                 unsafe.append(part)
         if fault == POWER:
@@ -248,8 +244,7 @@ class _Network:
             await hit.start()
         if fault == KILLED_FOLLOWER:
             await hit.kill_follower()
-            for worker in hit.workers:
-                worker.hand_over(AGAIN_TURNS + 1)
+            hit.answering.hand_over(AGAIN_TURNS + 1)
         lost = np.isin(devices, np.concatenate([*unsafe, devices[:0]]))
         kept = devices[~lost]
         self._safe[kept] = np.minimum(self._safe[kept], day)
@@ -283,25 +278,25 @@ class _Network:
         """Have one peer of one node send invented IMEIs."""
         node, before = self._nodes[0], len(self._nodes[0].host.learned._merged)  # noqa: SLF001
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        worker = node.workers[0]
-        check, first = worker.checker.check, 86 * 10**12
+        answering = node.answering
+        check, first = answering.checker.check, 86 * 10**12
         for number in range(self._options.flood):
             key = first + number * 9973 % 10**12
             if check(Question(f"{key:014d}", protocol="s13", peer=BAND)).status is not GREY:
                 self._faults.append(f"an invented IMEI is not {GREY}")
             if number % 10_000 == 0:
-                worker.hand_over()
+                answering.hand_over()
         await node.round()
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
         recorded = len(node.host.learned._merged) - before  # noqa: SLF001
-        refused = worker.new.unrecorded[BAND]
+        refused = answering.new.unrecorded[BAND]
         print(
             f"{self._options.flood:,} invented IMEIs: {recorded:,} recorded, {refused:,} not; memory grew by {grown:.0f} MB"
         )
         if recorded != min(NEW_PER_PEER, self._options.flood) or recorded + refused != self._options.flood:
             self._faults.append(f"{recorded:,} invented IMEIs are recorded, {refused:,} are counted as not recorded")
-        if len(worker.waiting) > recorded:
-            self._faults.append("a worker keeps more of a flood than its limits")
+        if len(answering.waiting) > recorded:
+            self._faults.append("the answering process keeps more of a flood than its limits")
 
     async def _end_partition(self) -> None:
         """Connect both nodes to the store, and run rounds until their records agree."""

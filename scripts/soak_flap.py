@@ -29,7 +29,6 @@ def main(arguments: list[str]) -> int:
         "--arrivals", type=int, default=0, help="minimum number of connections in all, also beyond the time"
     )
     parser.add_argument("--late", type=float, default=1.0, help="seconds after which an answer is late (1)")
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--seed", type=int, default=secrets.randbits(32), help="seed of the peers' actions (default: random)"
     )
@@ -50,7 +49,6 @@ def main(arguments: list[str]) -> int:
             site.load([LISTED])
             site.configure(
                 listen=[f"{options.transport}://127.0.0.1:0"],
-                workers=options.workers,
                 limits={"source_unidentified_max": options.peers + 8},
             )
             broken = asyncio.run(_soak(site.start(), options))

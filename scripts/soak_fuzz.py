@@ -60,22 +60,22 @@ class Protocol(NamedTuple):
 
 @asynccontextmanager
 async def _s13(site: Site, options: argparse.Namespace) -> AsyncIterator[Fuzzer]:
-    site.configure(listen=[f"{options.transport}://127.0.0.1:0"], workers=options.workers)
+    site.configure(listen=[f"{options.transport}://127.0.0.1:0"])
     yield S13Fuzzer(site.start())
 
 
 @asynccontextmanager
-async def _map(site: Site, options: argparse.Namespace) -> AsyncIterator[Fuzzer]:
+async def _map(site: Site, _: argparse.Namespace) -> AsyncIterator[Fuzzer]:
     where = "127.0.0.1", free_port()
-    site.configure(ss7={"point_code": "1-1-2", "listen": [f"tcp://127.0.0.1:{where[1]}"]}, workers=options.workers)
+    site.configure(ss7={"point_code": "1-1-2", "listen": [f"tcp://127.0.0.1:{where[1]}"]})
     yield hostile_msc.MapFuzzer(site.start(), where)
 
 
 @asynccontextmanager
-async def _gsup(site: Site, options: argparse.Namespace) -> AsyncIterator[Fuzzer]:
+async def _gsup(site: Site, _: argparse.Namespace) -> AsyncIterator[Fuzzer]:
     where, hlr = ("127.0.0.1", free_port()), await Hlr(hostile_osmo.accepted).start()
     gsup = {"listen": f"tcp://127.0.0.1:{where[1]}", "hlr": f"tcp://127.0.0.1:{hlr.port}"}
-    site.configure(gsup=gsup, peers=[{"name": "msc", "from": ["127.0.0.0/8"]}], workers=options.workers)
+    site.configure(gsup=gsup, peers=[{"name": "msc", "from": ["127.0.0.0/8"]}])
     try:
         yield hostile_osmo.GsupFuzzer(site.start(), where)
     finally:
@@ -102,7 +102,6 @@ def main(arguments: list[str]) -> int:
         help="number of messages: 1,000,000 (map, gsup: 300,000); over SCTP a tenth, in pieces of random length",
     )
     parser.add_argument("--sessions", type=int, help="number of sessions: 10,000 (map, gsup: 3,000); over SCTP a tenth")
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--seed", type=int, default=secrets.randbits(32), help="seed of the mutations (default: random)"
     )

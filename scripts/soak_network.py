@@ -171,7 +171,7 @@ class World:
         )
         self.serial = self.in_force = 0
         self.turns = (
-            self.load, self.restart_node, self.kill_a_worker, self.restart_redis, self.attack, self.kill_node, self.load, self.reload,
+            self.load, self.restart_node, self.kill_the_answering_process, self.restart_redis, self.attack, self.kill_node, self.load, self.reload,
             self.kill_redis, self.roll_back, self.kill_the_follower, self.kill_redis_that_rewrites, self.attack,
         )  # fmt: skip
 
@@ -193,14 +193,14 @@ class World:
         self.site.start()
 
     def kill_node(self) -> None:
-        """Kill the supervisor; its children end without it."""
+        """Kill the manager; its children end without it."""
         self.site.node.process.kill()
         self.site.node.process.wait()
         self.site.start()
 
-    def kill_a_worker(self) -> None:
-        """Kill a worker with all its connections."""
-        os.kill(children(self.site.node.pid)[f"worker-{self.chance.randrange(2)}"], signal.SIGKILL)
+    def kill_the_answering_process(self) -> None:
+        """Kill the answering process with all its connections."""
+        os.kill(children(self.site.node.pid)["answering"], signal.SIGKILL)
 
     def kill_the_follower(self) -> None:
         """Kill the process that follows Redis."""
@@ -253,11 +253,7 @@ class World:
             await asyncio.sleep(0.05)
         while True:
             status = await asyncio.to_thread(self.site.node.status)
-            if (
-                status["in_step"]
-                and status["lists"].get("stolen", {}).get("serial") == self.in_force
-                and status["ready"] == "ready"
-            ):
+            if status["lists"].get("stolen", {}).get("serial") == self.in_force and status["ready"] == "ready":
                 return
             if time.monotonic() - begun > SETTLE_S:
                 self.figures.broken.append(f"after {what}: {status['summary']}")
@@ -296,7 +292,7 @@ def main(arguments: list[str]) -> int:
                 }
                 loader.configure(store=url, **policy)
                 site.configure(
-                    **policy, store=url, workers=2, listen=[f"tcp://127.0.0.1:{ports[0]}"], n5g={"listen": f"http://127.0.0.1:{ports[1]}"},
+                    **policy, store=url, listen=[f"tcp://127.0.0.1:{ports[0]}"], n5g={"listen": f"http://127.0.0.1:{ports[1]}"},
                     peers=[{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "connections": 2}],
                 )  # fmt: skip
                 figures, chance = Figures(), random.Random(options.seed)
@@ -360,7 +356,7 @@ def _history(world: World) -> list[str]:
     ]
     found += [f"an MME was refused: {line}" for line in refused if line["reason"] != "duplicate"]
     log = world.site.node.text()
-    for word in ("Traceback", "event=fault", "event=worker_hung"):
+    for word in ("Traceback", "event=fault", "event=process_hung"):
         found += [f"the log has {line}" for line in log.splitlines() if word in line][:3]
     return found
 

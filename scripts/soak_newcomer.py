@@ -302,7 +302,7 @@ def _works(host: Host, promises: list[str]) -> None:
         said,
     )
     host.does("sudo systemctl reload eir")
-    host.does("sudo cp /etc/eir/eir.yaml /etc/eir/kept && echo 'workers: many' | sudo tee --append /etc/eir/eir.yaml")
+    host.does("sudo cp /etc/eir/eir.yaml /etc/eir/kept && echo 'heal: many' | sudo tee --append /etc/eir/eir.yaml")
     code, _ = host.asks("systemctl", "reload", "eir")
     _holds("a reload of a faulty file fails", code)
     code, _ = host.asks("systemctl", "is-active", "eir")
@@ -310,7 +310,7 @@ def _works(host: Host, promises: list[str]) -> None:
     code, said = host.asks("systemctl", "restart", "eir")
     _holds("a restart with a faulty file fails", code, said)
     _, said = host.asks("systemctl", "status", "eir")
-    _holds("and systemctl status has the reason", "workers" in said, said)
+    _holds("and systemctl status has the reason", "heal" in said, said)
     host.does("sudo mv /etc/eir/kept /etc/eir/eir.yaml && sudo chgrp eir /etc/eir/eir.yaml && sudo systemctl start eir")
     host.does(Installation.alias)  # status 0: it answers as soon as the start has ended
     host.does("sudo systemctl stop eir")

@@ -1,7 +1,7 @@
 """Ten times the limit, and ten times the capacity: served peers keep their latency, and a quiet peer is not delayed by a loud one.
 
 The generator compares each answer with its request. First with a `rate_max`: p99 of the answered checks at ten times the limit, compared
-with that at 70 % of it. Then without: three peers offer a worker more than twice its capacity, then a fourth peer offers ten times as
+with that at 70 % of it. Then without: three peers offer a node more than twice its capacity, then a fourth peer offers ten times as
 much as each of them (together ten times the capacity). Compared is the p99 of the three, without and with the fourth; a watchdog is
 sent meanwhile.
 """
@@ -29,7 +29,7 @@ from simulated.wire import Connection, cer, dwr
 RATE_MAX = 2000.0
 QUIET, LOUDER = 3, 10
 OFFERED = 10
-"""Offered load as a multiple of the worker's capacity."""
+"""Offered load as a multiple of the node's capacity."""
 WINDOW = 256
 """Maximum number of unanswered requests of a quiet peer, which it keeps constant."""
 RATIO_MAX = 2.0
@@ -141,9 +141,7 @@ def _crowded(run: Run, turns: int, *, timed: bool) -> bool:
     quiet_rate = OFFERED * able / (QUIET + LOUDER)
     quiet = [Asker(f"quiet{number}-", quiet_rate, WINDOW) for number in range(QUIET)]
     loud = Asker("loud", LOUDER * quiet_rate, LOUDER * WINDOW)
-    say(
-        f"the worker can do {able:,.0f}/s; {QUIET} peers offer {quiet_rate:,.0f}/s each, the loud one {loud.rate:,.0f}/s"
-    )
+    say(f"the node can do {able:,.0f}/s; {QUIET} peers offer {quiet_rate:,.0f}/s each, the loud one {loud.rate:,.0f}/s")
     without, beside, shares, wrong, served = [], [], [], sum(best["errors"].values()), True
     with Watchdog(run.server.port) as watchdog:
         for _ in range(turns):
@@ -159,7 +157,7 @@ def _crowded(run: Run, turns: int, *, timed: bool) -> bool:
             )
     ratio = statistics.median(b / a for a, b in zip(without, beside, strict=True))
     print(
-        f"offered {OFFERED} times what a worker can do ({able:,.0f}/s), by {QUIET + 1} peers: p99 of the quiet ones "
+        f"offered {OFFERED} times what a node can do ({able:,.0f}/s), by {QUIET + 1} peers: p99 of the quiet ones "
         f"{statistics.median(beside):.2f} ms, without the loud one {statistics.median(without):.2f} ms; ratio {ratio:.2f}; "
         f"the loud one gets {statistics.median(shares):.0%}; {len(watchdog.took_s)} watchdogs, worst after {max(watchdog.took_s) * 1000:.0f} ms"
     )

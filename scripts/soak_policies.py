@@ -24,7 +24,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--policies", type=int, default=400)
     parser.add_argument("--questions", type=int, default=1000, help="number of questions under each policy")
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
     )
@@ -34,7 +33,6 @@ def main(arguments: list[str]) -> int:
         folder = Path(name)
         (folder / "publisher").mkdir()
         with Site(folder / "site", Publisher(folder / "publisher")) as site:
-            site.configure(workers=options.workers)
             figures = asyncio.run(Run(site, options.seed, server).run(options.policies, options.questions))
     for line in figures.lines():
         print(line)

@@ -41,7 +41,6 @@ def main(arguments: list[str]) -> int:
         prog="soak protocols", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--questions", type=int, default=1_000_000)
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--seed", type=int, default=secrets.randbits(32), help="seed of the questions (default: random)"
     )
@@ -60,7 +59,7 @@ def main(arguments: list[str]) -> int:
             ports = [free_port(), free_port()]
             ss7 = {"point_code": "1-1-2", "listen": [f"tcp://127.0.0.1:{ports[0]}"]}
             site.configure(
-                workers=options.workers, n5g={"listen": "http://127.0.0.1:0"}, ss7=ss7, gsup={"listen": f"tcp://127.0.0.1:{ports[1]}"}, policy={"rules": rules},
+                n5g={"listen": "http://127.0.0.1:0"}, ss7=ss7, gsup={"listen": f"tcp://127.0.0.1:{ports[1]}"}, policy={"rules": rules},
             )  # fmt: skip
             site.load(folder / "list.csv")
             answers, wrong = asyncio.run(_soak(site.start(), ports, [int(key) for key in keys], options))

@@ -256,9 +256,6 @@ policy:
 
 # /metrics for Prometheus, /live and /ready.
 http: 127.0.0.1:9868
-
-# Half of the connections stay up if a worker dies.
-workers: 2
 """
 
 

@@ -94,13 +94,10 @@ def _node(config: Config | Whereabouts, command: str, arguments: Mapping[str, An
             differences = [f"the node answers from memory, because its store does not answer: {stored}"]
             break
         differences = _store_differences(states, stored)
-        is_level = reply["in_step"] and not differences
-        if is_level or time.monotonic() > end:
+        if not differences or time.monotonic() > end:
             break
         time.sleep(LEVEL_EACH_S)
     notes = _file_differences(config, reply["configuration"])
-    if not reply["in_step"]:
-        notes.append("the workers of the node have different lists; this is the answer of the first worker")
     notes += differences
     return NodeAnswer(reply["pid"], states, reply.get("answer"), tuple(notes))
 

@@ -38,10 +38,10 @@ def serve(config: ConfigFile = DEFAULT_CONFIG, reload_on_change: ReloadOnChange 
     SIGHUP applies a changed configuration; with --reload-on-change, a change of the file does so too. Logs go to
     standard error. Metrics and health are at the configured `http` address: /metrics, /live, /ready.
     """
-    from eir.node.processes import supervisor  # noqa: PLC0415 - the other commands need neither uvloop nor the node
+    from eir.node.processes import manager  # noqa: PLC0415 - the other commands need neither uvloop nor the node
 
     checked = load_config(config)  # the node logs the warnings
-    raise typer.Exit(supervisor.run(checked, reload_on_change=reload_on_change))
+    raise typer.Exit(manager.run(checked, reload_on_change=reload_on_change))
 
 
 def status(config: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:

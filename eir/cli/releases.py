@@ -258,8 +258,6 @@ def acknowledge(
         print(line)
         return
     in_force = ask_node(checked, "lists")
-    if not in_force["in_step"]:
-        raise fail("the workers of the node do not have the same lists yet; try again in a moment")
     if list_name is not None and list_settings(checked, list_name).name not in in_force["since"]:
         raise fail(f"list {list_name} is not in force on the node")
     statements = _statements(in_force, list_name)

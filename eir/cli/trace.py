@@ -91,7 +91,7 @@ def _create_file(pcap: Path) -> BinaryIO:
 
 
 def _records(config: Config, number: int) -> Iterator[dict[str, Any]]:
-    """Yield the trace records of the workers until the trace ends."""
+    """Yield the trace records of the node until the trace ends."""
     over = False
     while not over:
         reply = control.ask(config.state, "trace_read", number=number)

@@ -123,6 +123,7 @@ SECTIONS = (
         dict,
         gone={
             "fraud_check": "DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section to 'device_authenticity', and give the tokens its scope",
+            "workers": "a node has one answering process; for more capacity run more nodes on one Redis",
         },
     ),
     Section("identity", partial(Identity, origin_state_id=0)),
@@ -289,7 +290,7 @@ TABLE = (
     Key("sightings.subscribers", schema.word(HASHED, FULL, OFF), SIGHTINGS.subscribers, "recorded form of the SIM and its number: keyed hashes (hashed), IMSI and number (full), or only the first 6 digits of the IMSI (off)"),
     Key("sightings.rotate", schema.seconds(86400, 3650 * 86400), SIGHTINGS.rotate_s, "maximum age of the key of the hashes", field="rotate_s"),
     Key("sightings.window_s", schema.seconds(0.1, 3600), SIGHTINGS.window_s, "time within which equal checks become one row; at the end of that time the rows are written to a file"),
-    Key("sightings.rate_max", schema.number(1, 1e7, "checks a second"), SIGHTINGS.rate_max, "maximum number of checks recorded per second by all workers; above it, `whitelisted` checks are left out first"),
+    Key("sightings.rate_max", schema.number(1, 1e7, "checks a second"), SIGHTINGS.rate_max, "maximum number of checks recorded per second; above it, `whitelisted` checks are left out first"),
     Key("sightings.events_max", schema.number(0.1, 1e5, "events a second"), SIGHTINGS.events_max, "maximum number of events sent per second; more are dropped and counted"),
     Key("sightings.watch", schema.many(schema.LIST_NAME), (), "lists of watched devices or subscribers: a device's new SIM, or a subscriber's new device, is an event; a rule must use each list"),
     Key("sightings.webhook.url", kinds.HTTP_URL, REQUIRED, "URL to which events are posted"),
@@ -300,7 +301,6 @@ TABLE = (
     Key("http", kinds.HTTP, "127.0.0.1:9868", "address of the status page (/), /metrics, /live and /ready", live=False),
     Key("page.from", schema.many(schema.NETWORK, may_be_empty=True), LOOPBACK, "networks from which the status page (/ at `http`) needs no password, if the host in the URL is an IP address", field="sources"),
     Key("page.password_file", schema.FILE, None, "file of the status page's password for clients outside `from`; without the file they are rejected"),
-    Key("workers", kinds.WORKERS, 1, "number of processes that answer; `auto`: one per processor", live=False),
     Key("log.level", schema.word("debug", "info", "warning", "error"), "info", "lowest level of log lines", field="log_level"),
     Key("privacy.identifiers", schema.one_of({"short": False, "full": True}), False, "form of IMEI and IMSI in logs and on the web page: first and last digits (short), or whole (full)", field="full_identifiers"),
 )  # fmt: skip

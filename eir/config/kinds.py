@@ -3,7 +3,6 @@
 Independent of keys and files.
 """
 
-import os
 import re
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +20,6 @@ from eir.lists.stores.open import SQLITE
 from eir.schema import Kind, Unexpected, address, domain_name, mask_password, one_of, text, url, whole, word
 from eir.wire.transport.endpoint import HTTP_PORTS, PORTS
 
-WORKERS_MAX = 64
 ERROR = "error"
 """Answer instead of a status: the protocol error of the standard."""
 TOO_BUSY = "3004"
@@ -95,13 +93,6 @@ def _date_form(match: re.Match[str]) -> str:
     return match[0]
 
 
-def _workers(written: str) -> int:
-    if written == "auto":
-        processors = os.sched_getaffinity(0)
-        return min(len(processors), WORKERS_MAX)
-    return int(whole(1, WORKERS_MAX).read(written))
-
-
 def _fault(written: str) -> str:
     if written == "check_digit":
         raise Unexpected("check_digit has no successor, because many clients send wrong check digits; remove it")
@@ -169,4 +160,3 @@ RULE_NAME = text("a letter, and up to 63 letters, digits, '.', '_', '-' or ':'",
 STATUS = one_of(_STATUSES)
 STATUS_OR_TOO_BUSY = one_of({TOO_BUSY: TOO_BUSY, **_STATUSES})
 STATUS_OR_ERROR = one_of({**_STATUSES, ERROR: None})
-WORKERS = Kind(f"an integer from 1 to {WORKERS_MAX}, or auto", _workers, int, bare=True)

@@ -53,7 +53,6 @@ class Config(SharedSettings):
     """host:port; None: neither the page nor /metrics, /live and /ready are served."""
     page: PageSettings
     """Access to the page for people."""
-    workers: int
     tamper: TamperSettings
     full_identifiers: bool
     log_level: str
@@ -80,7 +79,7 @@ class Config(SharedSettings):
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """Listeners of the workers. The processes of a node refer to a listener by its index in this tuple."""
+        """Listeners of the interfaces whose servers answer device checks."""
         return tuple(listener for each in INTERFACES if each.server for listener in self._listeners(each))
 
     @property

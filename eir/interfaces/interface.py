@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from eir.checks.checker import Checker
     from eir.checks.trace import Tracer
     from eir.interfaces.probing import Probe
-    from eir.wire.diameter.admission import AdmissionControl
     from eir.wire.peers.counts import Counts
     from eir.wire.peers.rate import RateLimits
     from eir.wire.transport.tls import Tls, TlsFiles
@@ -93,10 +92,9 @@ class SharedSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Settings and objects that all servers of one worker share."""
+    """Settings and objects that all servers of a node share."""
 
     shared: SharedSettings
-    """Settings, with this worker's share of the node's limits."""
     tls: "Tls | None"
     keys: "Mapping[str, KeyFiles | None]"
     """Keys that verify access tokens, by interface; None: no token is required."""
@@ -105,11 +103,6 @@ class Context:
     rates: "RateLimits"
     report: Report
     tracer: "Tracer"
-    admission: "AdmissionControl"
-    dials: bool
-    """True if the servers of this worker connect to peers."""
-    announce: Callable[[str, str], object]
-    """Sends a protocol and the unique name of one of its clients to all other workers."""
 
 
 IsRecorded = Callable[[str, str], Awaitable[bool]]

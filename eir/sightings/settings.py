@@ -28,7 +28,7 @@ class SightingsSettings:
     window_s: float = 300
     """Seconds within which similar checks become one row; a file is written at the end."""
     rate_max: float = 100_000
-    """Maximum number of recorded checks per second, of all workers together."""
+    """Maximum number of recorded checks per second."""
     events_max: float = 100
     """Maximum number of events per second."""
     webhook: Webhook | None = None

@@ -166,11 +166,11 @@ def _enter() -> None:
 
 
 def _calls(server: Server, load: Load, folder: Path, how: Times, on: set[int]) -> dict[str, float]:
-    """Return the worker's system calls per answer, by name, if at least one per ten answers."""
-    (worker,) = server.workers
+    """Return the system calls of the answering process per answer, by name, if at least one per ten answers."""
+    (answering,) = server.answering
     counted = folder / "calls"
     with subprocess.Popen(
-        ["strace", "-f", "-c", "-o", counted, "-p", str(worker)],
+        ["strace", "-f", "-c", "-o", counted, "-p", str(answering)],
         stderr=subprocess.PIPE,
         text=True,
     ) as tracer:

@@ -126,9 +126,9 @@ class Server:
         return found
 
     @property
-    def workers(self) -> list[int]:
+    def answering(self) -> list[int]:
         """Return a node's processes that answer; of another server, all."""
-        named = [pid for pid in self.pids if Path(f"/proc/{pid}/comm").read_text().startswith("eir-worker")]
+        named = [pid for pid in self.pids if Path(f"/proc/{pid}/comm").read_text().startswith("eir-answering")]
         return named or self.pids
 
     def log(self) -> str:

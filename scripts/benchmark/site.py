@@ -67,7 +67,7 @@ class Site:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True)
         (folder / "signers").write_text(f"bench {self._key.with_suffix('.pub').read_text()}")
 
-    def configure(self, port: int, *, workers: int = 1, **more: Any) -> Path:
+    def configure(self, port: int, **more: Any) -> Path:
         """Write the configuration; return its path."""
         path = self.folder / f"eir-{port}.yaml"
         settings: dict[str, Any] = {
@@ -77,7 +77,6 @@ class Site:
             "lists": {LIST: {"signers": "signers", "kind": self._kind}},
             "policy": {"rules": [{ASKED.get(self._kind, "list"): LIST, "answer": "blacklisted"}]},
             "http": "127.0.0.1:0",
-            "workers": workers,
             "store": self.store,
             "limits": {"load_memory": "16GB"},
         }
@@ -111,13 +110,11 @@ class Site:
             )
         return time.perf_counter() - began
 
-    def server(
-        self, name: str, port: int, *, cores: set[int], workers: int = 1, sctp: bool = False, **more: Any
-    ) -> Server:
+    def server(self, name: str, port: int, *, cores: set[int], sctp: bool = False, **more: Any) -> Server:
         """Run `eir serve` on this host."""
         if sctp:
             more["listen"] = [f"sctp://127.0.0.1:{port}"]
-        path = self.configure(port, workers=workers, **more)
+        path = self.configure(port, **more)
         return Server(
             name,
             [*self._program, "serve", "-c", path],

@@ -98,7 +98,7 @@ async def until_async(condition, *, patience_s=PATIENCE_S):
 
 
 def children(pid):
-    """The processes of a node by what they call themselves, `worker-0` and so on."""
+    """The processes of a node by what they call themselves, `answering` and so on."""
     found = {}
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
@@ -179,7 +179,9 @@ class Site:
     def configure(self, **changes):
         """Write the configuration with these sections replaced."""
         self.settings |= changes
-        self.path.write_text(yaml.dump(self.settings, Dumper=PlainDumper, sort_keys=False))
+        written = self.path.with_suffix(".new")
+        written.write_text(yaml.dump(self.settings, Dumper=PlainDumper, sort_keys=False))
+        written.replace(self.path)  # a running node polls the file, and must not see half of it
 
     def tune(self, cls, **defaults):
         """Give nodes that start from now on these defaults of a dataclass, for settings that no key changes."""
@@ -362,6 +364,11 @@ class Node:
                 labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
                 found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
         return found
+
+    def is_restarted(self, times=1):
+        """Return True if the answering process was restarted so many times, and the last one answers."""
+        samples = self.metrics()
+        return samples["eir_process_restarts_total{process=answering}"] == times and samples["eir_answering_up"] == 1
 
     def signal(self, number):
         self.process.send_signal(number)

@@ -484,7 +484,7 @@ class Run:
     async def is_level(self):
         """True if the node holds what the store holds, which is all lists that ever came."""
         stored, told = dict(await self.store.heads()), await asyncio.to_thread(self.site.node.status)
-        return stored.keys() == self.model.rows.keys() and told["in_step"] and all(
+        return stored.keys() == self.model.rows.keys() and all(
             (held := told["lists"].get(name)) is not None and held["generation"] == state.generation for name, state in stored.items()
         )  # fmt: skip
 

@@ -113,7 +113,7 @@ def test_a_day_that_an_image_lacks_holds_until_it_has_it():
 
 
 def test_a_clock_of_2020_gives_no_first_day_before_the_newest_time_of_the_store():
-    """Row 68. The worker's own day of a sighting bars no phone after NTP has set the clock."""
+    """Row 68. The process's own day of a sighting bars no phone after NTP has set the clock."""
     node = Node(WITHIN)
     node.today = 18_300
     node.ask(NEW)

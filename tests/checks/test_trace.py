@@ -27,7 +27,6 @@ IMSI, OTHER = "001010123456789", "001010987654321"
 def site(tmp_path, publisher):
     with Site(tmp_path / "site", publisher) as site:
         site.configure(
-            workers=2,
             n5g={"listen": ["http://127.0.0.1:0"]},
             gsup={"listen": [f"tcp://127.0.0.1:{free_port()}"]},
             ss7={"point_code": "1-1-2", "listen": [f"tcp://127.0.0.1:{free_port()}"]},
@@ -153,9 +152,8 @@ def test_it_ends_by_itself_and_there_is_one_at_a_time(site):
             ask(site, *[UNLISTED] * 50, LISTED, *[UNLISTED] * 50, imsi=IMSI)
             == ["whitelisted"] * 50 + ["blacklisted"] + ["whitelisted"] * 50
         )
-        os.kill(children(site.node.pid)["worker-0"], signal.SIGKILL)
-        os.kill(children(site.node.pid)["worker-1"], signal.SIGKILL)
-        until(lambda: site.node.status()["workers"] == 2)
+        os.kill(children(site.node.pid)["answering"], signal.SIGKILL)
+        until(site.node.is_restarted)
         assert ask(site, LISTED) == ["blacklisted"]
         until(lambda: len(trace.records("check")) == 2)
         assert trace.records("limit") == []

@@ -133,11 +133,11 @@ class TestConfiguration:
     def test_errors_name_file_line_and_what_was_expected(self, eir, tmp_path):
         path = tmp_path / "wrong.yaml"
         path.write_text(
-            "identity: {host: a.example.org, realm: example.org}\nlisten: [tcp://127.0.0.1:0]\nworkers: many\npolcy: {}\n"
+            "identity: {host: a.example.org, realm: example.org}\nlisten: [tcp://127.0.0.1:0]\nheal: many\npolcy: {}\n"
         )
         status, out, err = eir("config", "-c", path)
         assert (status, out) == (2, "")
-        assert re.search(rf"^{path}:3: .*workers", err, re.MULTILINE)
+        assert re.search(rf"^{path}:3: .*heal", err, re.MULTILINE)
         assert re.search(rf"^{path}:4: .*polcy.*policy", err, re.MULTILINE)
 
     @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ class TestConfiguration:
         assert out == (Path(__file__).parents[2] / "config" / "REFERENCE.md").read_text()
         rows = document(eir("config", "--reference", "--json"))
         assert [row["key"] for row in rows] == re.findall(r"^\| `(.*?)` \|", out, re.MULTILINE)
-        assert next(row for row in rows if row["key"] == "workers") == {
-            "key": "workers", "value": "integer from 1 to 64, or auto", "required": False, "default": 1,
-            "says": "number of processes that answer; `auto`: one per processor", "restart": True,
+        assert next(row for row in rows if row["key"] == "http") == {
+            "key": "http", "value": "address:port such as 127.0.0.1:9868, or off", "required": False, "default": "127.0.0.1:9868",
+            "says": "address of the status page (/), /metrics, /live and /ready", "restart": True,
         }  # fmt: skip
 
     def test_the_file_is_that_of_c_else_of_the_environment_else_config_eir_yaml(self, host, tmp_path):

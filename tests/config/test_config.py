@@ -46,12 +46,7 @@ def test_shortest_configuration_has_every_default(write, tmp_path):
     assert config.lists == {}
     assert (config.inbox, config.inbox_patience_s) == (None, 3600)
     assert config.state == tmp_path / "var"
-    assert (config.store, config.boot_without_lists, config.http, config.workers) == (
-        "sqlite",
-        "serve",
-        "127.0.0.1:9868",
-        1,
-    )
+    assert (config.store, config.boot_without_lists, config.http) == ("sqlite", "serve", "127.0.0.1:9868")
     assert (config.full_identifiers, config.log_level, config.warnings) == (False, "info", ())
     assert load_config(write(GOOD)).lists == {"stolen": ListSettings(name="stolen", signers=tmp_path / "signers")}
 
@@ -197,13 +192,14 @@ def test_sections_without_anything_in_them_have_their_defaults(write):
 
 def test_configuration_is_frozen(write):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load_config(write(GOOD)).workers = 2
+        load_config(write(GOOD)).heal = False
 
 
 @pytest.mark.parametrize(
     ("text", "line", "warning"),
     [
         ("fraud_check:\n  listen: http://127.0.0.1:8444\n", 2, "the key 'fraud_check' has no effect: DeviceAuthenticity replaced CAMARA's IMEI Fraud Check: rename the section"),
+        ("workers: 2\n", 2, "the key 'workers' has no effect: a node has one answering process; for more capacity run more nodes on one Redis"),
         ("tamper:\n  tac_db: tacs.txt\n", 3, "the key 'tac_db' in tamper has no effect: TACs come in a signed list now"),
         ("tamper:\n  origins: {}\n", 3, "the key 'origins' in tamper has no effect: the record itself shows which origins are one place"),
         ("limits:\n  rate_max: 100\n  max_message_bytes: 64KiB\n", 4, "the key 'max_message_bytes' in limits has no effect: the value is fixed at 131072; remove the key"),
@@ -276,7 +272,6 @@ FAULTS = [
     ("peers:\n- {realm: a, connect: 'tcp://10.0.0.1:0'}\n", 3, "expected tcp://ADDRESS:PORT, tls://ADDRESS:PORT or sctp://ADDRESS,ADDRESS:PORT, such as"),
     ("peers:\n- {realm: a, rate_max: 0}\n", 3, "found '0' for 'rate_max' in entry 1 of peers; expected requests a second from 0.1 to 1000000"),
     ("limits: {rate_max: '5'}\n", 2, "expected requests a second from 0.1 to 1000000, without quotes"),
-    ("workers: '2'\n", 2, "expected an integer from 1 to 64, or auto, without quotes"),
     ("limits: {rate_max: fast}\n", 2, "expected requests a second from"),
     ("peers:\n- from: 10.1.2.3/8\n", 3, "found '10.1.2.3/8' for 'from' in entry 1 of peers; it has bits outside its mask; expected the network 10.0.0.0/8 or the address 10.1.2.3"),
     ("peers:\n- from: [10.0.0.0/8, 10.0.0.0/33]\n", 3, "found '10.0.0.0/33' for 'from' in entry 1 of peers; expected a network"),
@@ -350,7 +345,6 @@ FAULTS = [
     ("http: 9868\n", 2, "found '9868' for 'http'; expected ADDRESS:PORT such as 127.0.0.1:9868, or off"),
     ("http: 127.0.0.1\n", 2, "expected ADDRESS:PORT"),
     ("http: {port: 1}\n", 2, "found a section with keys of its own for 'http'"),
-    ("workers: 65\n", 2, "found '65' for 'workers'; expected an integer from 1 to 64, or auto"),
     ("log: {level: trace}\n", 2, "expected debug, info, warning or error"),
     ("privacy: {identifiers: whole}\n", 2, "expected short or full"),
     ("? [a, b]\n: 1\n", 2, "found a list as a key; expected a name"),
@@ -410,7 +404,7 @@ policy:
   rules:
     - {list: stole, answer: blacklistd}
   default: x
-workers: many
+inbox_patience_s: many
 """)
     assert [line for line, _ in problems_of(path)] == [1, 2, 4, 4, 6, 9, 9, 10, 11]
     with pytest.raises(ConfigError) as refused:

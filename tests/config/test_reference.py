@@ -189,7 +189,7 @@ def test_restart_marks_of_the_sample_are_those_of_the_table():
 OTHERS = {
     "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
-    "http": "http: off\n", "workers": "workers: 2\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
+    "http": "http: off\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
     "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "device_authenticity.listen": "device_authenticity: {listen: http://127.0.0.1:1}\n",
     "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
     "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",

@@ -21,7 +21,7 @@ from simulated.wire import EIR
 
 from eir import __version__
 from eir.config import load_config
-from eir.node.processes.worker import DRAIN_S
+from eir.node.processes.answering import DRAIN_S
 from eir.wire.peers.settings import PeerSettings
 
 ROOT = Path(__file__).parents[2]

@@ -30,7 +30,7 @@ from troubles import alerts_of
 from eir.config import load_config
 from eir.node.observe.conditions import CONDITIONS
 from eir.node.observe.metrics import FAMILIES
-from eir.node.processes.worker import DRAIN_S
+from eir.node.processes.answering import DRAIN_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -377,7 +377,10 @@ async def test_alerts_fire_for_what_really_happens(site, connect, tmp_path, publ
             text = other.path.read_text()
             other.path.write_text(f"{text}nonsense: 1\n")
             there.signal(signal.SIGHUP)
-            worker, used = children(node.pid)["worker-0"], int(node.metrics()["eir_process_open_fds{process=worker-0}"])
+            worker, used = (
+                children(node.pid)["answering"],
+                int(node.metrics()["eir_process_open_fds{process=worker-0}"]),
+            )
             limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
             resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 1, limits[1]))
             mme = await connect(node)

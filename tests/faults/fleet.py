@@ -1,4 +1,4 @@
-"""Two EIR nodes of two workers each that follow one Redis, as real processes, and a loader; what they hold, and what they say."""
+"""Two EIR nodes that follow one Redis, as real processes, and a loader; what they hold, and what they say."""
 
 import asyncio
 import re
@@ -31,16 +31,14 @@ def added(serial):
 class Fleet:
     """`held`: what the list has in each release; `kept`: number of releases in which the device stays that a release adds."""
 
-    def __init__(self, folder, publisher, url, *, nodes=2, workers=2, held=HELD, kept=1000, **settings):
+    def __init__(self, folder, publisher, url, *, nodes=2, held=HELD, kept=1000, **settings):
         self.url = self.looked_at = url
         """`looked_at`: where a test looks at the store, past a proxy if there is one."""
         self.folder, self.publisher, self.settings = folder, publisher, settings
         self.truth, self.serial, self.held_always, self.kept = None, 0, held, kept
         with ExitStack() as stack:
             self.loader = self.site("loader", url)
-            self.sites = [
-                stack.enter_context(self.site(f"node-{number}", url, workers=workers)) for number in range(nodes)
-            ]
+            self.sites = [stack.enter_context(self.site(f"node-{number}", url)) for number in range(nodes)]
             self.load()
             with ThreadPoolExecutor(nodes) as pool:
                 self.nodes = list(pool.map(lambda site: site.start(), self.sites))
@@ -94,7 +92,7 @@ class Fleet:
         self.serial += 1
 
     def begin(self):
-        """From now on some worker may answer by the next release."""
+        """From now on some node may answer by the next release."""
         content = self.content(self.serial + 1)
         if self.truth is None:
             self.truth = Truth(content)
@@ -102,12 +100,12 @@ class Fleet:
             self.truth.may_become(content)
 
     def load_and_follow(self, **how):
-        """Load the next release and see it reach every worker."""
+        """Load the next release and see it reach every node."""
         self.load(**how)
         self.settle()
 
     def settle(self, **how):
-        """Wait until every worker and every last good copy holds what the store holds, and everything is as it should be."""
+        """Wait until every node and every last good copy holds what the store holds, and everything is as it should be."""
         until(self.is_level, **how)
         until(self.is_copied, **how)  # what a test takes from the store next, some node is to be able to write back
         assert self.held()[0]["serial"] == self.serial
@@ -130,12 +128,11 @@ class Fleet:
         return asyncio.run(ask())
 
     def held(self):
-        """Each node's state of the list; None for a node whose workers differ."""
-        told = [node.status() for node in self.nodes]
-        return [each["lists"].get(LIST) if each["in_step"] else None for each in told]
+        """Each node's state of the list; None for a node without it."""
+        return [node.status()["lists"].get(LIST) for node in self.nodes]
 
     def is_level(self):
-        """Every worker holds the generation and the digest that the store holds, and every node says that it is ready."""
+        """Every node holds the generation and the digest that the store holds, and every node says that it is ready."""
         if not all(node.get("/ready") == (200, "ready\n") for node in self.nodes):
             return False
         found = self.stored()
@@ -145,7 +142,7 @@ class Fleet:
         )
 
     def is_copied(self):
-        """The last good copy of every node is what its workers hold."""
+        """The last good copy of every node is what it has in force."""
         copied = [copied_heads(site.state / COPIES).get(LIST) for site in self.sites]
         return None not in copied and [each.generation for each in copied] == [
             held["generation"] for held in self.held()

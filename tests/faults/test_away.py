@@ -1,4 +1,4 @@
-"""Redis hangs, refuses, or is slow: checks go on from memory, each cause is counted, and afterwards every worker is level."""
+"""Redis hangs, refuses, or is slow: checks go on from memory, each cause is counted, and afterwards every node is level."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -165,7 +165,7 @@ class TestStart:
     """A node that starts while Redis is away."""
 
     def test_with_a_copy_it_serves_and_is_degraded(self, server, fleet):
-        site = fleet.site(f"late-{fleet.serial}", fleet.url, workers=2)
+        site = fleet.site(f"late-{fleet.serial}", fleet.url)
         with site:
             node = site.start()
             until(lambda: node.get("/ready") == (200, "ready\n"))

@@ -34,7 +34,7 @@ def test_one_of_two_nodes_loads_and_the_other_when_that_one_died(redis_program, 
 
 
 def deliver(fleet, drop):
-    """Put the next release into the folder, and see it reach every worker."""
+    """Put the next release into the folder, and see it reach every node."""
     manifest = fleet.publish()
     fleet.begin()
     for file in manifest.parent.glob(f"{LIST}-{fleet.serial + 1}.*"):

@@ -1,7 +1,7 @@
-"""A client that checks every answer against the truth while faults happen, on a connection for each worker of each node.
+"""A client that checks every answer against the truth while faults happen, on two connections to each node.
 
 The truth is a row of contents that a list has had or may have by now. An answer is right if some content fits that the
-connection may be at: not one before what was settled, none after what was begun, and never one before what the same worker
+connection may be at: not one before what was settled, none after what was begun, and never one before what the same node
 has answered from already. It runs in a thread of its own, so that a test may block.
 """
 
@@ -26,14 +26,14 @@ class Truth:
     def __init__(self, content):
         self.contents = [frozenset(content)]
         self.settled = 0
-        """The step that every worker is known to have reached."""
+        """The step that every node is known to have reached."""
 
     def may_become(self, content):
         """A load begins: from now on either content may answer."""
         self.contents.append(frozenset(content))
 
     def is_now(self):
-        """Every worker holds the last content."""
+        """Every node holds the last content."""
         self.settled = max(step for step, content in enumerate(self.contents) if content is not None)
 
     def failed(self):
@@ -73,7 +73,7 @@ class Witness:
             assert self.asked > 0
 
     def goes_on(self, answers=50):
-        """Wait until each connection has had so many more answers: what holds now is seen by every worker."""
+        """Wait until each connection has had so many more answers: what holds now is seen by every node."""
         before, end = dict(self._rounds), time.monotonic() + PATIENCE_S
         while not all(self._rounds[each] >= before[each] + answers for each in before):
             assert time.monotonic() < end, f"no answers any more: {self.unanswered}"

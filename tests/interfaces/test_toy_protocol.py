@@ -47,7 +47,7 @@ INTERFACE = Interface(
 )
 ''',
     "server.py": '''
-"""The server in a worker, and its connections."""
+"""The server, and its connections."""
 
 from collections import Counter
 
@@ -175,7 +175,7 @@ def program(tmp_path):
 def test_a_protocol_is_a_folder_and_one_line(program, publisher):
     with Extended(program / "site", publisher, program) as site:
         port = free_port()
-        site.configure(toy={"listen": f"tcp://127.0.0.1:{port}"}, workers=2)
+        site.configure(toy={"listen": f"tcp://127.0.0.1:{port}"})
         site.eir("load", site.release(["imei,reason", f"{LISTED},stolen in transit"]))
         site.eir("load", site.release([UNLISTED], list_name="tracked"))
         node = site.start()

@@ -1,6 +1,6 @@
 """over_sctp.py FOLDER EBIN: what test_over_sctp looks at, made in one run in a kernel that has SCTP and whose network is its own.
 
-A node with two workers, and at once two of OTP's MMEs and two freeDiameters as agents, one of each over one path and over two. Each
+A node, and at once two of OTP's MMEs and two freeDiameters as agents, one of each over one path and over two. Each
 asks 500 times and more, stays until it has had a watchdog, and leaves by DPR. FOLDER has then `capture.pcapng` and `found.json`.
 """
 
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from far import OURS, THEIRS, far, linked
 from simulated.agent import DRA, DRA_REALM, EIR_REALM, relay
-from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site, children, until
+from simulated.node import LISTED, TRACKED, UNLISTED, Publisher, Site, until
 from simulated.patience import PATIENCE_S
 from simulated.wire import EIR, HOST, REALM, TGPP, Connection, avp, cer, ecr
 
@@ -42,7 +42,7 @@ def configure(site):
     peers = [{"name": name, "host": host, "realm": REALM} for name, (host, *_) in OTP.items()]
     peers += [{"name": name, "host": host, "realm": DRA_REALM} for name, (host, _) in AGENTS.items()]
     site.configure(
-        listen=[f"sctp://{','.join(addresses)}:{PORT}" for addresses in (NEAR, OURS)], workers=2,
+        listen=[f"sctp://{','.join(addresses)}:{PORT}" for addresses in (NEAR, OURS)],
         identity={"host": EIR, "realm": REALM, "realms": [EIR_REALM]},
         peers=[peer | {"watchdog_s": 6} for peer in peers] + [{"name": "probe", "realm": REALM, "connections": 4}],
     )  # fmt: skip
@@ -109,7 +109,6 @@ def main(folder, ebin):
                 LISTED,
                 UNLISTED,
             )
-            found["workers"] = sorted(children(node.pid))
             found["peers"], found["listening"] = control(site.state, "peers"), node.status()["listening"]
             found["metrics"] = until(lambda: watched(node.metrics()), patience_s=PATIENCE_S)
         for mme in mmes.values():

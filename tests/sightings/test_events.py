@@ -27,7 +27,7 @@ TRACK = Decision("greylisted", "2", "tracked", False)
 
 
 def events_of(events, *sightings, now=0.0, subscribers=FULL_SUBSCRIBERS):
-    """What they give for checks that a worker answered."""
+    """What they give for checks that a node answered."""
     handed = Handed()
     handed.add(*sightings)
     handed.flush()

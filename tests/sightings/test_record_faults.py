@@ -87,7 +87,7 @@ async def test_a_folder_that_cannot_be_written_and_a_fault_of_the_program(site, 
     await until_async(lambda: recorded(site.state) > 3)
 
 
-async def test_killed_again_and_again_files_stay_readable_and_no_worker_notices(site, connect):
+async def test_killed_again_and_again_files_stay_readable_and_no_check_notices(site, connect):
     site.configure(sightings=KEPT, policy={"rules": []}, lists={})
     node = site.start()
     mme, asked_for, killed = await connect(node), 0, set()
@@ -106,7 +106,7 @@ async def test_killed_again_and_again_files_stay_readable_and_no_worker_notices(
     # Counted once it is written; who is killed in between has not told of it.
     await until_async(lambda: node.metrics()["eir_sightings_total"] > counted)
     assert node.metrics()["eir_sightings_total"] <= recorded(site.state)
-    assert node.metrics()["eir_worker_restarts_total"] == 0
+    assert node.metrics()["eir_process_restarts_total{process=answering}"] == 0
 
 
 async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_is_lost_is_counted(
@@ -119,7 +119,7 @@ async def test_while_the_process_that_writes_stands_still_checks_go_on_and_what_
     site.configure(sightings=KEPT | {"rate_max": 1e7}, policy={"rules": []}, lists={})
     node = site.start()
     mme = await connect(node)
-    writer = children(node.pid)["sightings"]
+    writer = children(node.pid)["recorder"]
     os.kill(writer, signal.SIGSTOP)
     try:
         count = 0

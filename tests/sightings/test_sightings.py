@@ -1,4 +1,4 @@
-"""The record of checks: what a worker hands over, what becomes of it in files, and what people get out of it and into it."""
+"""The record of checks: what the answering process hands over, what becomes of it in files, and what people get out of it and into it."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def frame_of(*sightings, at=NOON, how=FULL):
     return handed.frame(how)
 
 
-# What a worker hands over
+# What the answering process hands over
 
 
 def test_checks_become_rows_of_those_that_are_alike():

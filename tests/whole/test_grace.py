@@ -41,7 +41,7 @@ class Host:
         self.site.configure(
             store=store, lists={"registered": {"local": True}},
             n5g={"listen": "http://127.0.0.1:0"}, ss7={"point_code": "1-1-2", "listen": f"tcp://127.0.0.1:{self.map_port}"},
-            **{"first_seen": {"list": "first-seen"}, "policy": policy(), "workers": 2} | settings,
+            **{"first_seen": {"list": "first-seen"}, "policy": policy()} | settings,
         )  # fmt: skip
 
     def start(self, days=0):
@@ -53,7 +53,7 @@ class Host:
     def restart(self, days):
         processes = children(self.site.node.pid).values()
         self.site.node.end()
-        until(lambda: all(map(is_gone, processes)))  # a worker keeps the time at its very end
+        until(lambda: all(map(is_gone, processes)))  # the answering process saves the time at its very end
         self.start(days)
 
     def ask(self, protocol, *devices):
@@ -152,7 +152,7 @@ def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
     first, last = there[0], there[-1]
     assert first.answers() == {GREY}
     until(lambda: {host.entries() for host in there} == {3})
-    for process in ("follower", "worker-0", "worker-1"):
+    for process in ("follower", "answering"):
         os.kill(children(first.site.node.pid)[process], signal.SIGKILL)
         until(lambda: first.ask("s13") == {GREY})
     devices = len(DEVICES)
@@ -272,13 +272,13 @@ def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
 
 
 def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(hosts):
-    """Row 64: the node keeps the number of new devices of each peer while its follower and workers are replaced."""
-    there = hosts(first_seen={"new_per_peer": "5/d"}, workers=1, peers=[{"name": "mme", "host": HOST}])
+    """Row 64: the node keeps the number of new devices of each peer while its follower and answering process are replaced."""
+    there = hosts(first_seen={"new_per_peer": "5/d"}, peers=[{"name": "mme", "host": HOST}])
     first = there[0]
     invented = [f"{35100000000000 + 1_000_007 * number}" for number in range(40)]
     first.ask("s13", *invented[:3])
     until(lambda: {host.entries() for host in there} == {3})
-    for process in ("worker-0", "follower"):
+    for process in ("answering", "follower"):
         pid = children(first.site.node.pid)[process]
         os.kill(pid, signal.SIGKILL)
         until(lambda name=process, pid=pid: children(first.site.node.pid).get(name, pid) != pid)
@@ -306,7 +306,7 @@ def test_a_node_whose_clock_was_a_year_ahead_at_its_start_warns(tmp_path, publis
 def test_a_flood_of_one_peer_is_answered_and_not_recorded(hosts):
     """Row 64: above the limit of a peer nothing is recorded; the devices of another peer are."""
     peers = [{"name": "mme", "host": HOST}, {"name": "amf", "from": ["127.0.0.0/8"]}]
-    there = hosts(first_seen={"list": "first-seen", "new_per_peer": "5/d"}, workers=1, peers=peers)
+    there = hosts(first_seen={"list": "first-seen", "new_per_peer": "5/d"}, peers=peers)
     first = there[0]
     invented = [f"{35100000000000 + 1_000_007 * number}" for number in range(40)]
     assert first.ask("s13", *invented) == {GREY} == first.ask("n5g", ANOTHER)

@@ -483,14 +483,12 @@ async def test_a_node_that_starts_with_a_clock_days_ahead_drops_no_row(site, con
     assert int((site.state / "clock").read_text()) > ended.timestamp()
 
 
-@pytest.mark.parametrize("workers", [2])
-async def test_a_node_that_starts_on_a_full_disk_has_its_lists(site, connect, tmp_path, workers):
+async def test_a_node_that_starts_on_a_full_disk_has_its_lists(site, connect, tmp_path):
     """It can be looked at all the same."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if not full_disk.is_possible(folder):
         pytest.skip("no mount namespace may be made here")
-    site.configure(workers=workers)
     for name in ("stolen", "tracked"):
         site.load([UNPAID], list_name=name)
     site.start().end()  # it has written its copies

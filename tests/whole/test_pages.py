@@ -366,7 +366,7 @@ def test_log_events_that_are_named_are_ones():
 def test_the_sizing_rule_is_that_of_the_figures():
     measured = {row[0]: row for row in table(section(SCRIPTS, "### Size of the list"))}
     sizing = section(INSTALL, "## Sizing")
-    rule = r"(\d+) MB with two workers, .* (\d+) MB for each million entries up to ten million, and ([\d.]+) MB for each further million"
+    rule = r"(\d+) MB, (\d+) MB for each million entries up to ten million, and ([\d.]+) MB for each further million"
     base, each, further = map(float, re.search(rule, sizing).groups())
     for entries, millions in (("1 million", 1), ("10 million", 10), ("100 million", 100)):
         memory = int(measured[entries][4].removesuffix(" MB"))
@@ -374,7 +374,7 @@ def test_the_sizing_rule_is_that_of_the_figures():
     for entries in ("10 million", "100 million"):
         assert measured[entries][2] in sizing
     assert f"{round(int(measured['100 million'][4].removesuffix(' MB')) / 1000, 1)} GB of memory" in README
-    (answers,) = set(re.findall(r"One worker answers ([\d,]+) ", INSTALL + SCRIPTS))
+    (answers,) = set(re.findall(r"One node answers ([\d,]+) ", INSTALL + SCRIPTS))
     assert int(answers.replace(",", "")) > 250_000
 
 

@@ -74,12 +74,11 @@ ACK, NACK, NOBODY = "ack", "nack", "none"
 
 
 class GsupServer(Server[GsupConnection]):
-    """Server of a worker for GSUP clients, each with its own connection to the HLR."""
+    """Server for GSUP clients, each with its own connection to the HLR."""
 
     def __init__(self, settings: GsupSettings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)
         self._service = GsupService(context.checker)
-        self._announce = context.announce
         self.answers: Counter[tuple[str, str]] = Counter()
         """Answers by peer label and ACK, NACK or NOBODY."""
         self.through: Counter[tuple[str, str]] = Counter()
@@ -161,13 +160,13 @@ class GsupServer(Server[GsupConnection]):
             "last_error_at": max(away_at, link.since),
         }
 
-    def doubt(self, name: str, newest: GsupConnection | None = None) -> None:
-        """Send a PING to every client with this name except `newest`, and close the connection of a client that does not answer.
+    def _doubt(self, newest: GsupConnection) -> None:
+        """Send a PING to every other client with the name of `newest`, and close the connection of a client that does not answer.
 
         An HLR keeps only one connection per name, and must not keep that of a dead client.
         """
         for link in self.links.values():
-            if link is not newest and link.name.lower() == name.lower():
+            if link is not newest and link.name.lower() == newest.name.lower():
                 link.doubt()
 
     # link.Owner
@@ -177,8 +176,7 @@ class GsupServer(Server[GsupConnection]):
         refusal = self.identify(link)
         if refusal is None:
             if link.name:
-                self.doubt(link.name, link)
-                self._announce(PROTOCOL, link.name)
+                self._doubt(link)
             return True
         if refusal == SOURCE:
             refusal = UNKNOWN_PEER

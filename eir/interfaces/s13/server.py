@@ -1,4 +1,4 @@
-"""S13 server of a worker: the Diameter node, the S13 service, and the fast paths (express lanes) of its connections."""
+"""S13 server: the Diameter node, the S13 service, and the fast paths (express lanes) of its connections."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +16,7 @@ from eir.wire.diameter.serve import TOO_BUSY_REPLY
 
 
 class S13Server(Node):
-    """S13 server of a worker for MMEs and SGSNs."""
+    """S13 server for MMEs and SGSNs."""
 
     def __init__(self, _: SharedSettings, context: Context) -> None:
         shared = context.shared
@@ -26,8 +26,7 @@ class S13Server(Node):
         lane = partial(ExpressLane, self._lanes) if self._lanes else None
         super().__init__(
             shared.identity, shared.peers, shared.limits, s13_application(self._service, lane), counts=context.counts,
-            report=context.report, admission=context.admission, dials=context.dials, overload=_overload(shared.overload_answer),
-            tls=context.tls, rates=context.rates, sctp=shared.sctp, protocol=PROTOCOL,
+            report=context.report, dials=False, overload=_overload(shared.overload_answer), tls=context.tls, rates=context.rates, sctp=shared.sctp, protocol=PROTOCOL,
         )  # fmt: skip
 
     def apply(self, _: SharedSettings, context: Context) -> None:

@@ -81,8 +81,8 @@ class Trouble(NamedTuple):
 
 NODE_CONDITIONS = (
     NodeCondition(
-        "EirDown", CRITICAL, 'up{job="eir"} == 0 or max by (instance) (eir_workers{state="answering"}) == 0',
-        "no worker answers",
+        "EirDown", CRITICAL, 'up{job="eir"} == 0 or max by (instance) (eir_answering_up) == 0',
+        "the answering process does not answer",
         "{{ $labels.instance }} does not answer",
         lasting="1m", degrades=True,
         description="Most MMEs reject every phone while they reach no EIR.",
@@ -121,15 +121,9 @@ NODE_CONDITIONS = (
         description="At the limit the node accepts no more connections.",
     ),
     NodeCondition(
-        "EirWorkerRestarted", WARNING, "increase(eir_worker_restarts_total[15m]) > 0",
-        "a worker ended unexpectedly in the last 15 minutes and was restarted",
-        "A worker of {{ $labels.instance }} ended unexpectedly and was restarted",
-    ),
-    NodeCondition(
-        "EirWorkersMissing", WARNING, 'max by (instance) (eir_workers{state="missing"}) > 0 unless on (instance) eir_workers{state="answering"} == 0',
-        "not every worker answers",
-        "Workers of {{ $labels.instance }} that do not answer: {{ $value }}",
-        lasting="1m", degrades=True,
+        "EirProcessRestarted", WARNING, "sum by (instance, process) (increase(eir_process_restarts_total[15m])) > 0",
+        "processes that ended unexpectedly in the last 15 minutes and were restarted: {}",
+        "The process {{ $labels.process }} of {{ $labels.instance }} ended unexpectedly and was restarted",
     ),
     NodeCondition(
         "EirPasswordGuessed", WARNING, 'sum by (instance) (increase(eir_clients_refused_total{interface="page",reason="locked_out"}[10m])) > 0',

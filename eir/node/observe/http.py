@@ -4,13 +4,13 @@
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping
 from inspect import iscoroutinefunction
 from typing import cast
 
 from eir.errors import Report, place_of
 from eir.node.observe import metrics
-from eir.node.observe.status import NOT_READY, NodeHealth, WorkerReport
+from eir.node.observe.status import NOT_READY, AnsweringReport, NodeHealth
 from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.http1_server import Answer, HttpConnections, HttpLimits
 
@@ -94,7 +94,7 @@ class HttpServer:
 
 def pages(
     snapshot: Callable[[], Awaitable[metrics.Snapshot]],
-    reports: Callable[[], Awaitable[Sequence[WorkerReport]]],
+    answering: Callable[[], Awaitable[AnsweringReport | None]],
     status: NodeHealth,
     *,
     computing: asyncio.Semaphore,
@@ -102,8 +102,8 @@ def pages(
 ) -> dict[str, Page]:
     """Return the HTTP pages for programs (/metrics, /live, /ready): map from path to function.
 
-    `snapshot` returns all metrics of the node, `reports` the reports of its workers. `computing` limits the number of expensive pages
-    that are computed at the same time.
+    `snapshot` returns all metrics of the node, `answering` the report of its answering process. `computing` limits the number of
+    expensive pages that are computed at the same time.
     """
     logged: set[str] = set()
     """Names of metrics without a row in metrics.FAMILIES that were logged."""
@@ -125,7 +125,7 @@ def pages(
         return HttpResponse(200, metrics.CONTENT_TYPE, text)
 
     async def show_readiness(_: HttpRequest) -> HttpResponse:
-        word, reasons = status.readiness(await reports())
+        word, reasons = status.readiness(await answering())
         code = 503 if word == NOT_READY else 200
         lines = "\n".join([word, *reasons, ""])
         return HttpResponse(code, TEXT, lines.encode())

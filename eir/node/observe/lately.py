@@ -1,6 +1,6 @@
 """Recent events of a node: checks by minute in the last hour; time of each list's last release, and interval of its releases.
 
-The supervisor passes a snapshot of the workers' counters each minute. The head of a list has the times of its newest releases.
+The manager passes a snapshot of the answering process's counters each minute. The head of a list has the times of its newest releases.
 """
 
 from collections import Counter, deque

@@ -131,15 +131,13 @@ class Log:
 
     A thread writes the lines, so that a full pipe delays no answer. `now` returns seconds of a monotonic clock.
     `full_identifiers`: True to log whole IMEIs and IMSIs (privacy.identifiers: full). `in_background`: False to write without a
-    thread, in a process that forks. `worker`: number of this worker, which each line shows; None to show none.
+    thread, in a process that forks.
     """
 
     def __init__(
         self, now: Callable[[], float], *, level: str = "info", full_identifiers: bool = False, in_background: bool = True,
-        worker: int | None = None,
     ) -> None:  # fmt: skip
         self._now = now
-        self._worker = worker
         self._in_journal = is_journal()
         self._buckets = Buckets(1 / INTERVAL_S, BURST, KINDS_MAX)
         """Rate limit of each kind of line, by the hash of its fields, because fields from the wire may be long."""
@@ -183,8 +181,6 @@ class Log:
         else:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             fields = {"time": now.replace("+00:00", "Z"), **fields}
-        if self._worker is not None:
-            fields.setdefault("worker", self._worker)
         text = f"{prefix}{logfmt(fields)}\n"
         if self._writer is None:
             _write(sys.stderr.fileno(), text)

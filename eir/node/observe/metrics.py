@@ -1,7 +1,7 @@
 """Table of all metrics, and resource usage of the node's processes from the kernel.
 
 Only this module imports the Prometheus library. Parts count in plain integers and dicts. The supervisor builds a `Snapshot`
-from the counts. `merge` combines the snapshots of several workers, and `exposition` renders a snapshot for a scrape.
+from the counts. `merge` combines the snapshots of several processes, and `exposition` renders a snapshot for a scrape.
 """
 
 import operator
@@ -117,8 +117,8 @@ PROCESS_METRICS = (
     Family("eir_tls_certificate_expires_timestamp_seconds", "gauge", (), "Time at which the node's own certificate expires; absent without TLS", "min"),
     Family("eir_config_last_reload_successful", "gauge", (), "0 from a refused reload, or while the configuration file has an error, else 1", "min"),
     Family("eir_config_needs_restart", "gauge", ("key",), "1 for each configuration key whose new value waits for a restart", "max"),
-    Family("eir_workers", "gauge", ("state",), "Number of workers that answer the supervisor (answering), or do not (missing)"),
-    Family("eir_worker_restarts_total", "counter", (), "Workers that died and were restarted"),
+    Family("eir_answering_up", "gauge", (), "1 if the answering process has its lists and answers the manager", "min"),
+    Family("eir_process_restarts_total", "counter", ("process",), "Restarts of the process after an unexpected end"),
     Family("eir_process_resident_memory_bytes", "gauge", ("process",), "Memory (bytes) of the process, including memory shared with others", "max"),
     Family("eir_process_cpu_seconds_total", "counter", ("process",), "Processor time (s) of the process", "max"),
     Family("eir_process_open_fds", "gauge", ("process",), "Number of open files and connections of the process", "max"),
@@ -143,7 +143,7 @@ _MERGE: dict[str, Callable[[float, float], float]] = {"sum": operator.add, "min"
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Merge the metrics of several workers by sum, minimum or maximum, as `Family.merge` specifies.
+    """Merge the metrics of several processes by sum, minimum or maximum, as `Family.merge` specifies.
 
     A metric without a row in FAMILIES is summed.
     """
@@ -161,7 +161,7 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 def lasting_counters(snapshot: Snapshot) -> Snapshot:
     """Return the counters that are kept after a process has ended. The counters of the next process are added to them.
 
-    Gauges, and values that are equal in all workers, are left out.
+    Gauges, and values that are not summed, are left out.
     """
     return {
         name: samples
@@ -258,9 +258,9 @@ class Usage(NamedTuple):
     """None: there is no limit."""
 
 
-def usage_metrics(supervisor: int) -> Snapshot:
-    """Return the metrics about resource usage of the node's processes. `supervisor`: its process id."""
-    used = usage(supervisor)
+def usage_metrics(manager: int) -> Snapshot:
+    """Return the metrics about resource usage of the node's processes. `manager`: process id of the manager."""
+    used = usage(manager)
     limits = {name: each.open_files_max for name, each in used.items() if each.open_files_max}
     return {
         "eir_process_resident_memory_bytes": by_label({name: each.resident_bytes for name, each in used.items()}),
@@ -270,15 +270,15 @@ def usage_metrics(supervisor: int) -> Snapshot:
     }
 
 
-def usage(supervisor: int) -> Mapping[str, Usage]:
-    """Return memory, processor time and open files of the supervisor (`front`) and of each child process, by process name.
+def usage(manager: int) -> Mapping[str, Usage]:
+    """Return memory, processor time and open files of the manager and of each child process, by process name.
 
     A process that ends during the call is left out.
     """
     used: dict[str, Usage] = {}
     with suppress(OSError):
-        used["front"] = _usage(supervisor)
-    for child in _children(supervisor):
+        used["manager"] = _usage(manager)
+    for child in _children(manager):
         with suppress(OSError):
             name = Path(f"/proc/{child}/comm").read_text().strip()
             if name.startswith(PREFIX):

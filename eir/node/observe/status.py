@@ -1,6 +1,6 @@
 """Status of a node: its readiness, the document of `eir status`, and log lines about changes.
 
-The supervisor collects the reports of the workers. NodeHealth evaluates them, with the warnings of the supervisor's parts. The
+The manager receives the report of the answering process. NodeHealth evaluates it, with the warnings of the manager's parts. The
 module does no I/O, and its clock is an argument.
 """
 
@@ -35,8 +35,8 @@ REMIND_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerReport:
-    """Status of one worker, as the worker reports it to the supervisor."""
+class AnsweringReport:
+    """Status of the answering process, as it reports it to the manager."""
 
     missing: Sequence[str]
     """Lists of the rules in force that have never been loaded."""
@@ -46,13 +46,15 @@ class WorkerReport:
     connected: Mapping[str, int]
     """Number of open connections by peer label."""
     tasks: int = 0
-    """Number of tasks on the event loop of the worker."""
+    """Number of tasks on the event loop of the process."""
     load: float = 0.0
-    """Share of one processor that the worker used in the last second."""
+    """Share of one processor that the process used in the last second."""
     refused: Mapping[str, Failure] = field(default_factory=dict)
     """Last refusal after which no connection of the peer was opened, by peer label."""
     newest: Mapping[str, float] = field(default_factory=dict)
     """Unix time at which the newest open connection was opened, by peer label."""
+    left: Sequence[str] = ()
+    """Labels of peers that connect only for requests, and whose last connection ended in order."""
 
 
 class Readiness(NamedTuple):
@@ -82,7 +84,6 @@ class NodeHealth:
     def __init__(
         self,
         *,
-        workers: int,
         pid: int,
         running: Callable[[], Running],
         snapshots: Callable[[], Iterable[metrics.Snapshot]],
@@ -92,10 +93,8 @@ class NodeHealth:
     ) -> None:
         """Create the status of a node that starts now.
 
-        `workers`: configured number of workers. `pid`: process that receives signals. `snapshots`: function that returns the
-        metrics of all parts of the supervisor.
+        `pid`: process that receives signals. `snapshots`: function that returns the metrics of all parts of the manager.
         """
-        self._workers = workers
         self._pid = pid
         self._running = running
         self._snapshots = snapshots
@@ -111,14 +110,14 @@ class NodeHealth:
         """Readiness in the last log line."""
         self._reminder = ExpiryReminder()
 
-    def readiness(self, reports: Sequence[WorkerReport]) -> Readiness:
+    def readiness(self, answering: AnsweringReport | None) -> Readiness:
         """Return the readiness of the node, and the reasons if the node is degraded or not ready.
 
         A node does not become ready before each of its lists was loaded. If a reload adds a list that was never loaded, a ready
         node only becomes degraded, because it answers other checks as before.
         """
-        troubles = self._degrading.troubles(self.snapshot(reports), self._now())
-        self._in_force.update(name for report in reports for name in report.lists)
+        troubles = self._degrading.troubles(self.snapshot(answering), self._now())
+        self._in_force.update(answering.lists if answering else ())
         not_ready = [each.text for each in troubles if self._is_fatal(each)]
         running = self._running()
         if not running.listening:
@@ -130,27 +129,26 @@ class NodeHealth:
         return Readiness(NOT_READY if not_ready else DEGRADED if degraded else READY, not_ready + degraded)
 
     def _is_fatal(self, trouble: Trouble) -> bool:
-        """Return true if the node cannot answer while the condition holds: without a worker, or without a list that it needs."""
+        """Return true if the node cannot answer while the condition holds: without the answering process, or without a list that it needs."""
         if trouble.condition.alert == "EirListMissing":
             return not self._was_ready or not self._in_force.isdisjoint(trouble.subjects)
         return trouble.condition.alert == "EirDown"
 
-    def snapshot(self, reports: Sequence[WorkerReport]) -> metrics.Snapshot:
-        """Return the metrics of the supervisor, of its parts, and about the workers' reports, by metric name and label values."""
-        refusals = self._refusals(reports)
+    def snapshot(self, answering: AnsweringReport | None) -> metrics.Snapshot:
+        """Return the metrics of the manager, of its parts, and about the answering process's report, by metric name and label values."""
+        refusals = self._refusals(answering) if answering else {}
         own: metrics.Snapshot = {
             "eir_start_timestamp_seconds": {(): self.started},
-            "eir_workers": {("answering",): len(reports), ("missing",): self._workers - len(reports)},
-            "eir_list_missing": {(name,): 1.0 for report in reports for name in report.missing},
+            "eir_answering_up": {(): float(answering is not None)},
+            "eir_list_missing": {(name,): 1.0 for name in (answering.missing if answering else ())},
             "eir_peer_refused": dict.fromkeys(((label,) for label in refusals), 1.0),
-            DETAILS: metrics.details("EirConnectionRefused", refusals)
-            | metrics.details("EirWorkersMissing", {"": f"{len(reports)} of {self._workers} workers answer"}),
+            DETAILS: metrics.details("EirConnectionRefused", refusals),
         }
         return metrics.merge([own, *self._snapshots()])
 
-    def log_readiness(self, reports: Sequence[WorkerReport]) -> None:
+    def log_readiness(self, answering: AnsweringReport | None) -> None:
         """Log a change of the node's readiness or of its reasons. The first line has the version."""
-        readiness = self.readiness(reports)
+        readiness = self.readiness(answering)
         if self._running().is_stopping or readiness == self._logged:
             return
         first = self._logged is None
@@ -158,45 +156,44 @@ class NodeHealth:
         ready = readiness.word == READY
         event = "ready" if ready else "serving" if first else readiness.word.replace(" ", "_")
         self._report(
-            event, level="info" if ready else "warning", reason="; ".join(readiness.why) or None, workers=len(reports),
+            event, level="info" if ready else "warning", reason="; ".join(readiness.why) or None,
             version=__version__ if first else None, lane=LANE if first else None,
             detail="no compiled lane: a check costs many times as much" if first and not COMPILED else None,
         )  # fmt: skip
 
-    def remind(self, reports: Sequence[WorkerReport]) -> None:
+    def remind(self, answering: AnsweringReport | None) -> None:
         """Log each list whose release is past its `expires`, at once and then every REMIND_S."""
-        states = {name: state for report in reports for name, state in report.lists.items()}
+        states = answering.lists if answering else {}
         now = datetime.fromtimestamp(self._now(), UTC)
         for name in self._reminder.due(states, now=now, monotonic=time.monotonic()):
             expires = states[name].expires
             self._report("list_expired", level="warning", list=name, expires=expires, detail="it stays in force")
 
-    def document(self, reports: Sequence[WorkerReport], troubles: Sequence[Trouble] = ()) -> dict[str, Any]:
-        """Return the document of `eir status`: Nagios state and code, a summary line, and data about workers, lists, peers and checks.
+    def document(self, answering: AnsweringReport | None, troubles: Sequence[Trouble] = ()) -> dict[str, Any]:
+        """Return the document of `eir status`: Nagios state and code, a summary line, and data about lists, peers and checks.
 
         The state is CRITICAL if the node is not ready, or if one of the conditions in `troubles` is critical.
 
         `troubles`: conditions that hold.
         """
-        readiness = self.readiness(reports)
+        readiness = self.readiness(answering)
         running = self._running()
-        lists = _oldest_lists(reports)
-        peers = _connections(reports)
+        lists = answering.lists if answering else {}
+        peers = dict(answering.connected) if answering else {}
+        checks = answering.checks if answering else 0
         warnings = list(dict.fromkeys([*readiness.why, *(each.text for each in troubles)]))
         word = WARNING if warnings else "OK"
         if readiness.word == NOT_READY or any(each.condition.severity == CRITICAL for each in troubles):
             word = CRITICAL
-        checks = sum(report.checks for report in reports)
         entries = sum(state.entries for state in lists.values())
         totals = f"{len(lists)} lists, {entries} entries, {sum(peers.values())} connections, {checks} checks"
         if not COMPILED:
             totals += "; no compiled lane, so a check costs many times as much"
         summary = "; ".join([*warnings, totals])
-        in_step = all(report.lists == reports[0].lists for report in reports)
         document = {
             "state": word.upper(), "code": CODES[word], "summary": summary, "troubles": warnings, "ready": readiness.word, "version": __version__, "lane": LANE,
-            "pid": self._pid, "uptime_s": round(self._now() - self.started), "workers": len(reports),
-            "tasks": sum(report.tasks for report in reports), "in_step": in_step, "listening": running.listening, "http": running.http,
+            "pid": self._pid, "uptime_s": round(self._now() - self.started),
+            "tasks": answering.tasks if answering else 0, "listening": running.listening, "http": running.http,
             "lists": {name: _list_figures(state) for name, state in lists.items()}, "peers": peers, "checks": checks,
         }  # fmt: skip
         for attendant in self._attendants:
@@ -205,53 +202,27 @@ class NodeHealth:
             document["interfaces"] = running.interfaces
         return document
 
-    def _refusals(self, reports: Sequence[WorkerReport]) -> dict[str, str]:
+    def _refusals(self, answering: AnsweringReport) -> dict[str, str]:
         """Return the reason why each peer's last connection was refused, by peer label.
 
-        A peer is left out if a worker has opened a connection of this peer after the refusal. A peer with an earlier open
-        connection is left out REFUSED_S after the refusal.
+        A peer is left out if a connection of this peer was opened after the refusal. A peer with an earlier open connection is
+        left out REFUSED_S after the refusal.
         """
-        opened_at: dict[str, float] = {}
-        for report in reports:
-            for label, at in report.newest.items():
-                opened_at[label] = max(at, opened_at.get(label, 0.0))
-        refusals: dict[str, Failure] = {}
-        for report in reports:
-            for label, failure in report.refused.items():
-                opened = opened_at.get(label, 0.0)
-                previous = refusals[label].at if label in refusals else 0.0
-                is_recent = not opened or self._now() - failure.at < REFUSED_S
-                if is_recent and failure.at > max(opened, previous):
-                    refusals[label] = failure
-        return {label: failure.text for label, failure in refusals.items()}
+        refusals = {}
+        for label, failure in answering.refused.items():
+            opened = answering.newest.get(label, 0.0)
+            is_recent = not opened or self._now() - failure.at < REFUSED_S
+            if is_recent and failure.at > opened:
+                refusals[label] = failure.text
+        return refusals
 
 
-def _oldest_lists(reports: Sequence[WorkerReport]) -> dict[str, Head]:
-    """Return for each list the oldest version that any worker still has in force."""
-    lists: dict[str, Head] = {}
-    for report in reports:
-        for name, state in report.lists.items():
-            other = lists.get(name, state)
-            lists[name] = min(other, state, key=lambda each: (each.serial, each.generation))
-    return lists
-
-
-def _connections(reports: Sequence[WorkerReport]) -> dict[str, int]:
-    """Return the number of connections of each peer to all workers."""
-    connections: dict[str, int] = {}
-    for report in reports:
-        for label, number in report.connected.items():
-            connections[label] = connections.get(label, 0) + number
-    return connections
-
-
-def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Merge the rows of `eir peers` from all workers.
+def merged_peers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge the rows of `eir peers` from all protocols.
 
     The result has a row for each connection, and for each entry of the peer table without a connection. All ended connections of
     an AMF's entry are one row.
     """
-    rows = [{**row, "worker": number} for number, answer in by_worker for row in answer]
     by_label: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_label.setdefault(row["label"], []).append(row)
@@ -259,7 +230,7 @@ def merged_peers(by_worker: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> l
     for same in by_label.values():
         merged += _unconnected_row(same)
     for row in merged:
-        # Each worker knows only its own connections, and only one worker connects to peers.
+        # Each protocol's server knows only its own connections.
         same = by_label[row["label"]]
         row["last_seen"] = max((each["last_seen"] for each in same if each["last_seen"]), default=None)
         row["last_error_at"], row["last_error"] = _last_error(same)

@@ -1,4 +1,4 @@
-"""Acknowledgements: reports to the lists' sources about the releases that all workers have in force.
+"""Acknowledgements: reports to the lists' sources about the releases that the answering process has in force.
 
 The node sends them to each source with `acknowledge`. An acknowledgement has the release of each list, and the time at which it came
 into force.
@@ -29,7 +29,6 @@ from eir.lists.sources.acknowledgement import (
 )
 from eir.lists.sources.source_client import SourceClient
 from eir.node.observe import metrics
-from eir.node.observe.status import WorkerReport
 from eir.node.processes.jobs import Jobs
 from eir.schema import DETAILS
 
@@ -86,7 +85,7 @@ def backoff_s(failures: int, most_s: float) -> float:
 
 
 class Acknowledging:
-    """Sender of acknowledgements. It detects releases that all workers have in force, and rejected releases."""
+    """Sender of acknowledgements. It detects releases that the answering process has in force, and rejected releases."""
 
     def __init__(self, config: Callable[[], Config], jobs: Jobs, *, report: Report) -> None:
         """Create the sender of acknowledgements. `config`: function that returns the settings in force."""
@@ -97,7 +96,7 @@ class Acknowledging:
         self._is_saved = True
         """True if the state folder has the lists in force."""
         self._lost: Sequence[str] = ()
-        """Local lists that were in force before, and that no worker has now. A signed list in this state counts as never loaded."""
+        """Local lists that were in force before, and that are not in force now. A signed list in this state counts as never loaded."""
         self.older: Mapping[str, tuple[int, int]] = {}
         """Highest serial in the store, and highest serial that this node has accepted, for each list for which the store has the lower one."""
         self._rejected: dict[str, Rejection] = {}
@@ -109,24 +108,21 @@ class Acknowledging:
         self._in_progress: set[str] = set()
         """Lists whose acknowledgement is being sent."""
 
-    def update(self, reports: Sequence[WorkerReport], rejected: Mapping[str, Rejection] | None = None) -> None:
+    def update(self, heads: Mapping[str, Head], rejected: Mapping[str, Rejection] | None = None) -> None:
         """Detect changes of the lists in force and of rejections, and send the acknowledgements that are due.
 
-        `reports`: status of each worker. `rejected`: last rejection by list.
+        `heads`: lists in force. `rejected`: last rejection by list.
         """
-        if not reports:
-            return
         settings = self._config().lists
-        held = {name for report in reports for name in report.lists}
         local = [name for name in self._in_force if name in settings and settings[name].local]
-        self._lost = [name for name in local if name not in held]
-        self.note(reports)
+        self._lost = [name for name in local if name not in heads]
+        self.note(heads)
         before_rejected = self._rejected
         self._rejected = dict(rejected or {})
         for name in {*before_rejected, *self._rejected}:
             if before_rejected.get(name) != self._rejected.get(name):
                 self._next.pop(name, None)
-        statements = self._statements(reports[0].lists)
+        statements = self._statements(heads)
         for name in statements:
             source = settings[name].source if name in settings else None
             if source is not None and source.acknowledge:
@@ -135,16 +131,12 @@ class Acknowledging:
                     self._in_progress.add(name)
                     self._jobs.spawn(self._acknowledge(name, source, lists))
 
-    def note(self, reports: Sequence[WorkerReport]) -> None:
-        """Find the version of each list that all workers have in force, and save changed versions on disk.
+    def note(self, heads: Mapping[str, Head]) -> None:
+        """Save changed versions of the lists in force on disk.
 
         If the disk cannot be written, the next call tries again.
         """
-        if not reports:
-            return
-        for name, state in reports[0].lists.items():
-            if not all(report.lists.get(name) == state for report in reports):
-                continue
+        for name, state in heads.items():
             before = self._in_force.get(name)
             mark = max(before.mark, state.mark) if before is not None else state.mark
             if before is None or before[:2] != (state.serial, state.content):
@@ -156,7 +148,7 @@ class Acknowledging:
                 self._in_force[name] = before._replace(mark=mark)
                 self._is_saved = False
         older = {}
-        for name, state in reports[0].lists.items():
+        for name, state in heads.items():
             if name in self._in_force and state.mark < self._in_force[name].mark:
                 _, highest = self._in_force[name].mark
                 older[name] = state.highest_serial, highest

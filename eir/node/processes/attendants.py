@@ -7,7 +7,7 @@ from eir.errors import Report
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Attendant, Interface, NodeLoad
 from eir.node.observe import metrics
-from eir.node.observe.status import NOT_READY, Readiness, WorkerReport
+from eir.node.observe.status import NOT_READY, AnsweringReport, Readiness
 from eir.node.processes.configuration import Loaded
 
 
@@ -35,9 +35,9 @@ class Attendants:
         for each, attendant in self._by_interface:
             await attendant.apply(loaded.config.of(each), loaded.config, loaded.tls, listening)
 
-    def note(self, readiness: Readiness, reports: Sequence[WorkerReport]) -> None:
+    def note(self, readiness: Readiness, report: AnsweringReport | None) -> None:
         """Store the node's readiness and load, which the attendants (tasks of interfaces) report to other servers."""
-        load = max((report.load for report in reports), default=0)
+        load = 0 if report is None else report.load
         self._standing = NodeLoad(serving=readiness.word != NOT_READY, load=round(100 * load))
 
     def snapshot(self) -> metrics.Snapshot:

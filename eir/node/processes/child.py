@@ -5,6 +5,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -54,19 +55,16 @@ class Child:
         serves: bool = False,
         is_spared: bool = False,
         is_asked: bool = True,
-        number: int | None = None,
     ) -> None:
         """Create a child whose process is not running yet.
 
         `serves`: True if clients wait for the process. `is_spared`: True if killing it at the node's end is no failure of the
-        node. `is_asked`: True to request its counters each second, and to kill it if it does not answer. `number`: number of a
-        worker.
+        node. `is_asked`: True to request its counters each second, and to kill it if it does not answer.
         """
         self.name = name
         self.launch = launch
         self.serves = serves
         self.is_spared = is_spared
-        self.number = number
         self.channel: Channel | None = None
         """Channel to the process; None while the process does not run."""
         self.is_late = False
@@ -86,10 +84,9 @@ class Child:
         self.channel = channel
         self._greet(process)
         asking = asyncio.create_task(self._ask_counters(process)) if self._is_asked else None
-        who = {} if self.number is None else {"of_worker": self.number}
         handlers = {"counted": self.count, **self._handlers(process)}
         try:
-            await channel.serve(handlers, failed=call_failed(self._report, **who))
+            await channel.serve(handlers, failed=call_failed(self._report))
         finally:
             if asking is not None:
                 asking.cancel()
@@ -122,7 +119,6 @@ class Child:
 
     async def _ask_counters(self, process: Process) -> None:
         """Request the counters every COUNTERS_S; kill the process after HUNG_QUESTIONS unanswered requests."""
-        who = {"process": self.name} if self.number is None else {"worker": self.number}
         unanswered = 0
         while unanswered < HUNG_QUESTIONS:
             await asyncio.sleep(COUNTERS_S)
@@ -135,14 +131,14 @@ class Child:
             except ChannelError as e:
                 if process.channel.gone.is_set():
                     return  # the process has ended
-                self._report("worker_failed", level="warning", reason="counters", detail=str(e), **who)
+                self._report("call_failed", level="warning", reason="counters", process=self.name, detail=str(e))
             else:
                 self.count(counters)
                 unanswered = 0
                 self.is_late = False
             finally:
                 late.cancel()
-        self._report("worker_hung", level="error", unanswered=unanswered, **who)
+        self._report("process_hung", level="error", process=self.name, unanswered=unanswered)
         process.kill()
 
 
@@ -164,11 +160,12 @@ class Children:
         self._idle: set[asyncio.Task[None]] = set()
         """Tasks of children whose process does not run."""
         self._stopping = False
-        self.restarts = 0
-        """Number of restarts of processes that serve clients."""
+        self.restarts: Counter[str] = Counter()
+        """Number of restarts by name of the child."""
 
     def start(self, child: Child) -> None:
         """Start a child, and restart it after each end."""
+        self.restarts[child.name] = 0
         task = asyncio.get_running_loop().create_task(self._run(child))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
@@ -227,7 +224,7 @@ class Children:
             )
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, RESTART_MAX_S)
-            self.restarts += child.serves
+            self.restarts[child.name] += 1
 
     async def _attend(self, child: Child, process: Process) -> int | None:
         self._running[process] = child

@@ -27,6 +27,7 @@ from eir.node.observe.control import (
     ReadOnlyRunner,
     asker,
 )
+from eir.node.processes.answered import NOT_STARTED
 from eir.node.processes.configuration import Configuration
 from eir.node.processes.following import Followed
 from eir.node.processes.overview import Overview
@@ -129,7 +130,7 @@ class Commands:
             "status": lambda _: self._status(),
             "lists": lambda _: self._lists(),
             "check": self._check,
-            "peers": lambda _: self._overview.workers.peers(),
+            "peers": lambda _: self._overview.answered.peers(),
             "reload": lambda _: self._reload_file(),
             "drain": lambda _: self._drain(),
             "history": self._events,
@@ -145,19 +146,21 @@ class Commands:
         }
 
     async def _status(self) -> dict[str, Any]:
-        reports, document = await self._overview.reports_and_document()
-        self._sources.note_in_force(reports)  # before the answer by which a load reports that the node has taken over
+        report, document = await self._overview.report_and_document()
+        if report is not None:
+            self._sources.note_in_force(
+                report.lists
+            )  # before the answer by which a load reports that the node has taken over
         return document
 
     async def _in_force(self) -> dict[str, Any]:
         """Return the configuration and the lists in force. A command compares them with the configuration file and the store."""
-        reports = await self._overview.workers.reports()
-        if not reports:
-            raise EirError("no worker has its lists yet; try again in a moment")
-        lists = reports[0].lists
+        report = await self._overview.answered.report()
+        if report is None:
+            raise EirError(NOT_STARTED)
+        lists = report.lists
         return {
             "pid": os.getpid(), "configuration": digests(self._configuration.config.shown),
-            "in_step": all(report.lists == lists for report in reports),
             "lists": {name: asdict(state) for name, state in lists.items()}, **self._sources.in_force(lists),
         }  # fmt: skip
 
@@ -167,7 +170,7 @@ class Commands:
     async def _check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         fields = {name: value for name, value in arguments.items() if value is not None}
         question = Question(**fields)
-        answer = await self._overview.workers.explain(question)
+        answer = await self._overview.answered.explain(question)
         return {**await self._in_force(), "answer": answer.as_fields()}
 
     async def _reload_file(self) -> str:
@@ -219,7 +222,7 @@ class Commands:
         if label not in known:
             labels = ", ".join(known) or "none"
             raise EirError(f"no peer {label}; there are: {labels}")
-        await self._overview.workers.set_peer(label, enabled=enabled)
+        await self._overview.answered.set_peer(label, enabled=enabled)
         who = await asker()
         if enabled:
             self._report("peer_enabled", peer=label, level="warning", who=who)

@@ -1,28 +1,29 @@
 """Configuration in force, with the files that it names.
 
-The supervisor reads the configuration, passes it to all processes, and replaces it as a whole.
+The manager reads and validates the configuration, passes it to all processes, and replaces it as a whole.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+from eir.checks.policy import compile_policy
 from eir.config import Config, config_after_reload, load_config, needs_restart
 from eir.errors import ConfigError, EirError, Report
 from eir.interfaces import INTERFACES
+from eir.lists.images.index import Index
 from eir.node.observe.metrics import Snapshot, details
-from eir.node.processes.setup import ConfigFile, report_warnings
+from eir.node.processes.setup import ConfigFile, kinds_of, report_warnings
 from eir.schema import DETAILS
 from eir.wire.transport.tls import TlsFiles, load_tls, read_tls
 from eir.wire.web.verifier import keys_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from eir.wire.web.tokens import KeyFiles
 
 
 class Loaded(NamedTuple):
-    """Configuration, and the contents of the files that it names. Only the supervisor reads these files."""
+    """Configuration, and the contents of the files that it names. Only the manager reads these files."""
 
     config: Config
     tls: TlsFiles | None
@@ -69,6 +70,8 @@ class Configuration:
             new = load_config(self.config.path)
             tls = self._read_tls(new)
             keys = _read_keys(new, self.loaded.keys)
+            config = config_after_reload(self.config, new)
+            _validate(config)
         except (EirError, OSError) as e:
             problems = e.problems if isinstance(e, ConfigError) else (e,)
             for problem in problems:
@@ -76,7 +79,6 @@ class Configuration:
             raise
         report_warnings(new, self._report)
         tls = tls or self.loaded.tls  # an open TLS listener stays open until a restart
-        config = config_after_reload(self.config, new)
         return Loaded(config, tls, keys), needs_restart(self.config, new)
 
     def apply(self, loaded: Loaded) -> None:
@@ -133,6 +135,19 @@ class Configuration:
         self._certificate_ends = ends
         self._report("certificate", names=",".join(names), expires=ends.isoformat(), file=config.tls.certificate)
         return files
+
+
+def _validate(config: Config) -> None:
+    """Compile the policy of a configuration, so that no process fails to apply it.
+
+    Raises:
+        EirError: if the policy needs a restart.
+    """
+    if config.first_seen is None and any(rule.has_first_seen for rule in config.policy.rules):
+        raise EirError(
+            "rules that ask for the first sighting take a restart, since this node started without 'first_seen'"
+        )
+    compile_policy(config.policy, Index(kinds_of(config)), observed=lambda _: None, now=datetime.now(UTC))
 
 
 def _read_keys(config: Config, before: "Mapping[str, KeyFiles | None]") -> "dict[str, KeyFiles | None]":

@@ -19,9 +19,9 @@ from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, IsRecorded, Service
 from eir.node.observe import metrics
-from eir.node.processes.accept import cannot_listen
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
+from eir.node.processes.listeners import cannot_listen
 from eir.node.processes.priority import BESIDE_NICE, IdlePriority, stay_idle
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.starter import Process, Start

@@ -6,14 +6,14 @@ from typing import Any
 from eir.errors import Report
 from eir.interfaces import INTERFACES
 from eir.node.observe import metrics
-from eir.node.processes.accept import Acceptor
+from eir.node.processes.answered import AnsweringChild
 from eir.node.processes.child import Children
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.following import Followed
 from eir.node.processes.interfaces import ServiceProcess
+from eir.node.processes.listeners import Listeners
 from eir.node.processes.recorder import Recorded
 from eir.node.processes.starter import Starter
-from eir.node.processes.workers import Workers
 
 
 class OtherProcesses:
@@ -23,7 +23,7 @@ class OtherProcesses:
         self,
         configuration: Configuration,
         starter: Starter,
-        acceptor: Acceptor,
+        listeners: Listeners,
         *,
         origin_state_id: int,
         end_s: float,
@@ -45,8 +45,8 @@ class OtherProcesses:
         if self.recorded is not None:
             self.followed.note_lists_to(self.recorded.note_list)
             self.recorded.note_last_devices = self.followed.note_last_devices
-        self.workers = Workers(
-            config.workers, start, lambda: configuration.loaded, self.followed, acceptor, origin_state_id=origin_state_id,
+        self.answered = AnsweringChild(
+            start, lambda: configuration.loaded, self.followed, listeners, origin_state_id=origin_state_id,
             sightings=None if self.recorded is None else self.recorded.sender, traced=traced, report=report,
         )  # fmt: skip
         served = [each for each in INTERFACES if each.service and config.of(each).listen]
@@ -56,10 +56,10 @@ class OtherProcesses:
         """Interfaces of the configuration that have their own process. A reload adds none."""
 
     def start(self) -> None:
-        """Start recorder, follower and workers, which are restarted until the node ends."""
+        """Start recorder, follower and answering process, which are restarted until the node ends."""
         if self.recorded is not None:
             self._children.start(self.recorded.child)
-        for child in (self.followed.child, *self.workers.children):
+        for child in (self.followed.child, self.answered.child):
             self._children.start(child)
 
     async def start_services(self, loaded: Loaded) -> None:
@@ -84,7 +84,7 @@ class OtherProcesses:
 
     def snapshots(self) -> list[metrics.Snapshot]:
         """Return the metrics of the recorder, the follower and the interfaces with a process of their own."""
-        restarts: metrics.Snapshot = {"eir_worker_restarts_total": {(): float(self._children.restarts)}}
+        restarts: metrics.Snapshot = {"eir_process_restarts_total": metrics.by_label(self._children.restarts)}
         snapshots = [restarts, self.followed.snapshot()]
         if self.recorded is not None:
             snapshots.append(self.recorded.snapshot())
@@ -95,11 +95,11 @@ class OtherProcesses:
         self._children.stop()
 
     async def end(self) -> bool:
-        """Stop all processes, and wait for their end. The workers are stopped first, and close their connections.
+        """Stop all processes, and wait for their end. The answering process is stopped first, and closes its connections.
 
         Returns false if a process had to be killed. Killed processes of children with `is_spared` do not count.
         """
-        self.workers.end()
+        self.answered.end()
         self.followed.child.stop()
         if self.recorded is not None:
             self.recorded.end()
@@ -108,7 +108,6 @@ class OtherProcesses:
         return await self._children.end(self._end_s)
 
     async def close(self) -> None:
-        """End the starter, and free the memory that workers share."""
+        """End the starter."""
         await self.followed.close()
         await self._starter.close()
-        self.workers.close()

@@ -11,8 +11,8 @@ from eir.interfaces.s13.lane import LANE
 from eir.node.observe import metrics
 from eir.node.observe.alerts import Alerts, PeerTraffic
 from eir.node.observe.lately import Minute, RecentChecks
-from eir.node.observe.status import NodeHealth, WorkerReport
-from eir.node.processes.workers import Workers
+from eir.node.observe.status import AnsweringReport, NodeHealth
+from eir.node.processes.answered import AnsweringChild
 
 if TYPE_CHECKING:
     from eir.node.observe.conditions import Trouble
@@ -23,7 +23,7 @@ class Overview:
 
     def __init__(
         self,
-        workers: Workers,
+        answered: AnsweringChild,
         status: NodeHealth,
         ending: Callable[[], Mapping[str, int] | None],
     ) -> None:
@@ -31,7 +31,7 @@ class Overview:
 
         `ending`: function that returns Following.ending.
         """
-        self.workers = workers
+        self.answered = answered
         self.status = status
         self.ending = ending
         self._recent_checks = RecentChecks()
@@ -43,29 +43,29 @@ class Overview:
 
     async def snapshot(self) -> metrics.Snapshot:
         """Return the samples of all metrics of the node, by metric name and label values."""
-        _, snapshot = await self._reports_and_snapshot()
+        _, snapshot = await self._report_and_snapshot()
         return snapshot
 
-    async def _reports_and_snapshot(self) -> tuple[Sequence[WorkerReport], metrics.Snapshot]:
-        reports, workers = await asyncio.gather(self.workers.reports(), self.workers.snapshot())
+    async def _report_and_snapshot(self) -> tuple[AnsweringReport | None, metrics.Snapshot]:
+        report, answering = await asyncio.gather(self.answered.report(), self.answered.snapshot())
         own: metrics.Snapshot = {"eir_build_info": {(__version__, LANE): 1.0}}
         usage = metrics.usage_metrics(os.getpid())
-        return reports, metrics.merge([own, usage, self.status.snapshot(reports), workers])
+        return report, metrics.merge([own, usage, self.status.snapshot(report), answering])
 
-    async def reports_and_document(self) -> tuple[Sequence[WorkerReport], dict[str, Any]]:
-        """Return the status reports of all workers, and the document of `eir status`."""
-        reports, snapshot = await self._reports_and_snapshot()
+    async def report_and_document(self) -> tuple[AnsweringReport | None, dict[str, Any]]:
+        """Return the status report of the answering process, and the document of `eir status`."""
+        report, snapshot = await self._report_and_snapshot()
         now = time.time()
         troubles = self._alerts.troubles(snapshot, now)
-        document = self.status.document(reports, troubles)
+        document = self.status.document(report, troubles)
         self.metrics = snapshot
         self.troubles = {each.text: each for each in troubles}
-        return reports, document
+        return report, document
 
     async def end_minute(self) -> None:
         """End the current minute: store its checks, and evaluate the alert rules and the status."""
-        self._recent_checks.end_minute(self.workers.figures())
-        await self.reports_and_document()
+        self._recent_checks.end_minute(self.answered.child.snapshot())
+        await self.report_and_document()
         self._alerts.end_minute(self.metrics, time.time())
 
     def minutes(self) -> Sequence[Minute]:

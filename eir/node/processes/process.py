@@ -23,12 +23,9 @@ from eir.node.processes.priority import lower_priority
 class ThisProcess:
     """Running process of a node: its log, its channel to the supervisor, and its jobs."""
 
-    def __init__(self, end: socket.socket, worker: int | None) -> None:
-        """Create the log, the channel to the supervisor, and the jobs of this process.
-
-        `worker`: number of the worker in each log line; None for other processes.
-        """
-        self.log = Log(time.monotonic, worker=worker)
+    def __init__(self, end: socket.socket) -> None:
+        """Create the log, the channel to the manager, and the jobs of this process."""
+        self.log = Log(time.monotonic)
         self.channel = Channel(end)
         self.stop = asyncio.Event()
         """Set when the process must end."""
@@ -76,13 +73,13 @@ Main: TypeAlias = Callable[[ThisProcess], Awaitable[None]]
 """Work of a process; it returns when the process may end."""
 
 
-def run_process(end: socket.socket, main: Main, *, nice: int = 0, worker: int | None = None) -> int:
+def run_process(end: socket.socket, main: Main, *, nice: int = 0) -> int:
     """Run the main function of this process on a new event loop; return the exit status.
 
-    `end`: end of the channel to the supervisor. `nice`: increase of the nice value. `worker`: as in ThisProcess.
+    `end`: end of the channel to the manager. `nice`: increase of the nice value.
     """
     lower_priority(nice)
-    return run_loop(_run(end, main, worker))
+    return run_loop(_run(end, main))
 
 
 def run_loop(main: Coroutine[None, None, int]) -> int:
@@ -98,8 +95,8 @@ def run_loop(main: Coroutine[None, None, int]) -> int:
             runner.close()
 
 
-async def _run(end: socket.socket, main: Main, worker: int | None) -> int:
-    process = ThisProcess(end, worker)
+async def _run(end: socket.socket, main: Main) -> int:
+    process = ThisProcess(end)
     report_faults(process.log.report)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.stop.set)
     try:

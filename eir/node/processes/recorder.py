@@ -270,7 +270,7 @@ QUEUE, REFUSED, RATE = "queue", "refused", "rate"
 
 
 class Recorded:
-    """Object in the supervisor that starts the recorder process, sends requests to the recorder, and stores the recorder's counters."""
+    """Object in the manager that starts the recorder process, sends requests to the recorder, and stores the recorder's counters."""
 
     def __init__(self, config: Config, settings: SightingsSettings, start: Start, report: Report) -> None:
         self.sender, self.receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -278,8 +278,8 @@ class Recorded:
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self.child = Child(
-            "sightings",
-            lambda: start("sightings", run, config, carrying=[self.receiver]),
+            "recorder",
+            lambda: start("recorder", run, config, carrying=[self.receiver]),
             report=report,
             greet=self._greet,
             handlers=lambda _: {
@@ -397,5 +397,5 @@ def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:
             return False
         return True
 
-    rate_max = config.sightings.rate_max / config.workers
+    rate_max = config.sightings.rate_max
     return Buffer(send, asyncio.get_running_loop().call_later, rate_max=rate_max, waiting_bytes_max=HANDED_BYTES_MAX)

@@ -1,6 +1,6 @@
-"""Reloads of the configuration in two steps: all workers prepare it, then all processes apply it.
+"""Reloads of the configuration: the manager validates it and reads its files, then all processes apply it.
 
-If a worker cannot prepare the configuration, no process applies it.
+If the configuration or a file cannot be used, no process applies it.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from contextlib import suppress
 from eir.config import changed_settings
 from eir.errors import EirError, Report
 from eir.lists.log.journal import JournalEvent
+from eir.node.processes.answered import AnsweringChild
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.setup import changed_lists, reload_event
-from eir.node.processes.workers import Workers
 
 
 class Reload:
@@ -22,7 +22,7 @@ class Reload:
     def __init__(
         self,
         configuration: Configuration,
-        workers: Workers,
+        answered: AnsweringChild,
         *,
         apply: Callable[[Loaded], Awaitable[None]],
         record: Callable[[JournalEvent], None],
@@ -33,18 +33,18 @@ class Reload:
     ) -> None:
         """Store the node's parts that take part in a reload of the configuration.
 
-        `apply`: function that applies settings to all parts except the workers. `on_change`: True to reload also when the file
+        `apply`: function that applies settings to all parts except the answering process. `on_change`: True to reload also when the file
         changes.
         """
         self._configuration = configuration
-        self._workers = workers
+        self._answered = answered
         self._apply = apply
         self._record = record
         self._is_stopping = is_stopping
         self._on_change = on_change
         self._jobs = jobs
         self._report = report
-        self._lock = asyncio.Lock()  # workers prepare only one configuration at a time
+        self._lock = asyncio.Lock()
 
     async def reload(self, who: str) -> str:
         """Reload the configuration file; return the result as text.
@@ -74,9 +74,9 @@ class Reload:
             EirError: as `reload`.
             OSError: as `reload`.
         """
-        before = await self._workers.reports()
+        before = await self._answered.report()
         result: str = await asyncio.shield(self._jobs.spawn(self.reload(who)))
-        after = await self._workers.reports()
+        after = await self._answered.report()
         advice = changed_lists(self._configuration.config, before, after)
         return "; ".join([result, *advice])
 
@@ -87,10 +87,10 @@ class Reload:
             await self.reload_and_log("file")
 
     async def poll_keys(self) -> None:
-        """Read the key files of access tokens, and send changed keys to all workers."""
+        """Read the key files of access tokens, and send changed keys to the answering process."""
         changed = self._configuration.read_keys()
         if changed:
-            await self._workers.set_keys(self._configuration.loaded.keys)
+            await self._answered.set_keys(self._configuration.loaded.keys)
         for keys in changed.values():
             files = ",".join(file for _, file, _ in keys.contents) if keys else None
             self._report("keys_in_force", files=files)
@@ -98,9 +98,8 @@ class Reload:
     async def _reload(self, who: str) -> str:
         before = self._configuration.config
         loaded, waiting = self._configuration.read(who)
-        await self._workers.prepare(loaded)
         self._configuration.apply(loaded)
-        await self._workers.apply_prepared()
+        await self._answered.apply()
         self._configuration.accept(waiting)
         await self._apply(loaded)
         changed = changed_settings(before, loaded.config)

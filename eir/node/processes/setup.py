@@ -2,13 +2,11 @@
 
 import asyncio
 import hashlib
-import math
 import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from pkgutil import resolve_name
@@ -24,10 +22,9 @@ from eir.lists.log.change import Head, utc_text
 from eir.lists.log.journal import JournalEvent
 from eir.lists.stores.open import open_store
 from eir.node.observe.log import Log
-from eir.node.observe.status import WorkerReport
+from eir.node.observe.status import AnsweringReport
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel
-from eir.wire.peers.settings import Limits
 
 OTHER_FILES = 512
 """Maximum number of open files of a process in addition to connections: store, log, pages, commands, releases."""
@@ -52,8 +49,8 @@ def prepare(config: Config) -> None:
             resolve_name(name)  # imports the module once for all processes
     uses_tokens = any(each.tokens and config.of(each).listen for each in INTERFACES)
     if uses_tokens:
-        # This import takes 0.5 s, which must not delay a worker after a reload.
-        import eir.wire.web.tokens  # noqa: F401, PLC0415 - for the workers, which share the memory
+        # This import takes 0.5 s, which must not delay the answering process after a reload.
+        import eir.wire.web.tokens  # noqa: F401, PLC0415 - for the answering process, which shares the memory
     try:
         state_folder.write_form(config.state)
         open_store(config.store, config.state)
@@ -72,29 +69,18 @@ def missing_lists(config: Config, states: Mapping[str, Head]) -> list[str]:
     return [name for name in used if name not in states and not config.lists[name].local]
 
 
-def changed_lists(config: Config, before: Sequence[WorkerReport], now: Sequence[WorkerReport]) -> list[str]:
+def changed_lists(config: Config, before: AnsweringReport | None, now: AnsweringReport | None) -> list[str]:
     """Return advice for the operator after a reload: a text for each list that was never loaded or is no longer configured.
 
-    `before`, `now`: reports of the workers before and after the reload.
+    `before`, `now`: reports of the answering process before and after the reload.
     """
-    missing = dict.fromkeys(name for report in now for name in report.missing)
-    left = dict.fromkeys(name for report in before for name in report.lists if name not in config.lists_and_record)
+    missing = [] if now is None else now.missing
+    left = [] if before is None else [name for name in before.lists if name not in config.lists_and_record]
     advice = [f"list {name} has never been loaded: load it first" for name in missing]
     advice += [
         f"list {name} is no longer configured: it has no effect; the store keeps it (eir show {name})" for name in left
     ]
     return advice
-
-
-def limits_of(config: Config) -> Limits:
-    """Return the limits of one worker. The node's limits on unidentified connections are divided by the number of workers.
-
-    Other limits are not divided: the supervisor enforces them, or the workers share them.
-    """
-    limits = config.limits
-    unidentified_max = math.ceil(limits.unidentified_max / config.workers)
-    source_unidentified_max = math.ceil(limits.source_unidentified_max / config.workers)
-    return replace(limits, unidentified_max=unidentified_max, source_unidentified_max=source_unidentified_max)
 
 
 def allow_open_files(config: Config, report: Report) -> None:

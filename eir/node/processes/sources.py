@@ -7,7 +7,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -33,7 +33,6 @@ from eir.lists.sources.source import (
     turn_of,
 )
 from eir.node.observe import metrics
-from eir.node.observe.status import WorkerReport
 from eir.node.processes.acknowledging import Acknowledging, backoff_s
 from eir.node.processes.apart import Emit, run_apart
 from eir.node.processes.jobs import Jobs
@@ -170,16 +169,13 @@ class Sources:
         """Last rejected release of each list."""
         return {name: each.rejected for name, each in self._lists.items() if each.rejected is not None}
 
-    def acknowledge(self, reports: Sequence[WorkerReport]) -> None:
-        """Send acknowledgements of releases to the sources of the lists, if acknowledgements are due.
+    def acknowledge(self, heads: Mapping[str, Head]) -> None:
+        """Send acknowledgements of releases to the sources of the lists, if acknowledgements are due. `heads`: lists in force."""
+        self._acknowledging.update(heads, self.rejected)
 
-        `reports`: status of each worker, which shows the releases in force.
-        """
-        self._acknowledging.update(reports, self.rejected)
-
-    def note_in_force(self, reports: Sequence[WorkerReport]) -> None:
-        """Save on disk the lists that all workers have in force."""
-        self._acknowledging.note(reports)
+    def note_in_force(self, heads: Mapping[str, Head]) -> None:
+        """Save the lists in force on disk."""
+        self._acknowledging.note(heads)
 
     def in_force(self, states: Mapping[str, Head]) -> dict[str, Any]:
         """Return two tables by list name: when the version in force took effect (`since`), and the last rejected release (`rejected`)."""

@@ -17,8 +17,8 @@ from eir.node.observe import metrics
 from eir.node.observe.control import ReadOnlyRunner
 from eir.node.observe.http import COMPUTED_MAX, HttpServer, Page, pages
 from eir.node.observe.page import RUNBOOK, DiskSpace, PageContent, page, runbook
-from eir.node.processes.accept import cannot_listen
 from eir.node.processes.following import Followed
+from eir.node.processes.listeners import cannot_listen
 from eir.node.processes.overview import Overview
 from eir.wire.transport.endpoint import address_text
 from eir.wire.web.access import PAGE, PageAccess
@@ -51,7 +51,7 @@ class Web:
         self._access = PageAccess(ticks=time.monotonic)
         self._computing = asyncio.Semaphore(COMPUTED_MAX)
         programs = pages(
-            overview.snapshot, overview.workers.reports, overview.status, computing=self._computing, report=report
+            overview.snapshot, overview.answered.report, overview.status, computing=self._computing, report=report
         )
         served: dict[str, Page] = {"/": self._page, RUNBOOK: lambda _: _advice_page(), **programs}
         self._server = HttpServer(served, report=report, forms={"/"})
@@ -104,12 +104,12 @@ class Web:
     async def _rendered(self, imei: str, imsi: str, answer: str) -> HttpResponse:
         """Return the web page with the answer to a check. `imei` and `imsi`: identifiers of the check; empty without a check."""
         config = self._config()
-        reports, status = await self._overview.reports_and_document()
+        report, status = await self._overview.report_and_document()
         events = await self._followed.recent_events()
-        lists = reports[0].lists if reports else {}
+        lists = {} if report is None else report.lists
         changes = {event.list: event for event in events if event.list is not None and event.outcome != REFUSED}
         refusals = [event for event in events if event.outcome == REFUSED]
-        peers = await self._overview.workers.peers()
+        peers = await self._overview.answered.peers()
         content = PageContent(
             host=config.identity.host, status=status, troubles=self._overview.troubles, peers=peers, traffic=self._overview.traffic(),
             lists=lists, changes=changes, events=events, refusals=refusals, minutes=self._overview.minutes(),

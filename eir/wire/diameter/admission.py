@@ -2,14 +2,12 @@
 
 No I/O, no clock, no sockets.
 
-One admission decides for a whole node. In a node with several workers it runs in a process of its own: each worker reports the
-events of its connections and executes the orders. The number of a connection is unique on the host (eir.wire.peers.link).
+A node reports the events of its connections, and executes the returned orders.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from eir.wire.diameter.result import ELECTION_LOST, UNABLE_TO_COMPLY
 
@@ -86,39 +84,6 @@ class Attempt(NamedTuple):
     """Origin-Host of the node on this connection."""
 
 
-class AdmissionControl(Protocol):
-    """Interface of the admission control: `Node` reports the events of its connections, and executes the returned orders.
-
-    An order admits, refuses, probes or closes a connection. If the admission is in another process, the methods return no orders;
-    they arrive later at `Node.obey`.
-    """
-
-    def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Report an incoming connection that has sent a valid CER (`claim`); return the orders for this connection and for older connections of the peer."""
-
-    async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return True if the node may connect now to a peer whose entry in the peer table has this label.
-
-        The node must not connect while the peer (without a host: any peer of the entry) has a connection to any worker of the
-        node, nor before the time of `stay_away`.
-        """
-
-    def stay_away(self, label: str, until: float) -> None:
-        """Forbid outgoing connections to the peer with this label before the time `until`."""
-
-    def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """Report that the node has begun to connect to the peer `host` with its own Origin-Host `our_host`."""
-
-    def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """Report that an outgoing connection to the peer `host` is open; return orders to refuse its waiting incoming connections."""
-
-    def alive(self, connection: int) -> Sequence[Order]:
-        """Report that a peer's oldest connection answered a DWR (`ProbeOldest`); return the order to refuse the peer's new connection."""
-
-    def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Report the end of a connection or connection attempt; return the orders for waiting connections of the same peer."""
-
-
 class Admission:
     """State of the admission: open connections of every peer, and connections that wait for a decision.
 
@@ -148,8 +113,12 @@ class Admission:
         """Return true if the peer has an open connection."""
         return bool(self.connections.get(host.lower()))
 
-    async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Return True if the node may connect to this peer now (`AdmissionControl.may_dial`)."""
+    def may_dial(self, host: str | None, label: str, now: float) -> bool:
+        """Return True if the node may connect now to a peer whose entry in the peer table has this label.
+
+        The node must not connect while the peer (without a host: any peer of the entry) has a connection to the node, nor before
+        the time of `stay_away`.
+        """
         if now < self._not_before.get(label, now):
             return False
         return label not in self.labels.values() if host is None else not self.is_open(host)

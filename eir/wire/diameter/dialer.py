@@ -3,7 +3,7 @@
 import asyncio
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 
 from eir.errors import EirError
 from eir.wire.diameter.link import DiameterConnection, DiameterOwner
@@ -28,7 +28,7 @@ class Dialer:
     """
 
     def __init__(
-        self, owner: DiameterOwner, is_wanted: Callable[[PeerSettings], Awaitable[bool]],
+        self, owner: DiameterOwner, is_wanted: Callable[[PeerSettings], bool],
         failed: Callable[[PeerSettings, Exception], None], stay_away_s: float = STAY_AWAY_S,
     ) -> None:  # fmt: skip
         self._owner, self.stay_away_s = owner, stay_away_s
@@ -76,7 +76,7 @@ class Dialer:
             if (held_s := self._not_before.get(settings, 0.0) - loop.time()) > 0:
                 await asyncio.sleep(held_s)
                 continue
-            if await self._is_wanted(settings):
+            if self._is_wanted(settings):
                 await self._attempt(settings)
             # Tc; it also satisfies 5.4.3 after a DPR with BUSY or DO_NOT_WANT_TO_TALK_TO_YOU.
             await asyncio.sleep(settings.reconnect_after_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter is no secret

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from eir.errors import DiameterError, EirError, Report
 from eir.wire.diameter.admission import (
     Admission,
-    AdmissionControl,
     Admit,
     Claim,
     Drop,
@@ -74,21 +73,20 @@ class Node(Server[DiameterConnection]):
 
     def __init__(
         self, identity: Identity, peers: Sequence[PeerSettings], limits: Limits, application: Application, *,
-        counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, admission: AdmissionControl | None = None,
-        dials: bool = True, tls: Tls | None = None, rates: RateLimits | None = None, sctp: SctpSettings | None = None,
+        counts: Counts, report: Report, overload: Reply = TOO_BUSY_REPLY, dials: bool = True, tls: Tls | None = None, rates: RateLimits | None = None, sctp: SctpSettings | None = None,
         stay_away_s: float = STAY_AWAY_S, watchdog_least_s: float = WATCHDOG_LEAST_S, jitter: Callable[[], float] = watchdog_jitter,
         protocol: str = "diameter",
     ) -> None:  # fmt: skip
         """Create a node without listeners.
 
-        `dials` false: no outgoing connections before `dial`; another worker makes them.
+        `dials` false: no outgoing connections before `dial`.
 
         `rates`: limits shared with other interfaces; None: own limits. `tls` is for `tls://` in both directions; None: no TLS.
         `sctp` is for `sctp://`; None: the defaults. `stay_away_s`: time for which the node does not connect to a peer that
         refuses it. `watchdog_least_s`, `jitter`: minimum Tw, and seconds added to each interval (RFC 3539 3.4.1). `protocol`:
         name in log events.
         """
-        super().__init__(protocol, counts=counts, rates=rates or RateLimits(peers, limits, None), report=report)
+        super().__init__(protocol, counts=counts, rates=rates or RateLimits(limits), report=report)
         self.errors = counts.errors
         self.context = NodeContext(
             identity=identity, limits=limits, application=application, counts=counts, report=partial(report, protocol=protocol),
@@ -99,7 +97,7 @@ class Node(Server[DiameterConnection]):
         self._gate = Gate(self._crowded_out)
         self._taking: set[asyncio.Task[End | None]] = set()
         """Connections of the node's own listeners, including TLS handshakes."""
-        self._admission = admission or Admission()
+        self._admission = Admission()
         self._probes: dict[int, asyncio.TimerHandle] = {}
         """Timers of probed connections, by their number."""
         self._failures: dict[str, Failure] = {}
@@ -133,10 +131,6 @@ class Node(Server[DiameterConnection]):
         self._listeners.append(listener)
         return listener.address
 
-    def starved(self) -> None:
-        """Log that the node has closed a new connection, because this process had no free file descriptor for it."""
-        self.refused("open_files", level="error", detail="no file descriptor is left for a connection")
-
     def dial(self) -> None:
         """Start outgoing connections to all peers whose entries have `connect`."""
         self._dials = True
@@ -157,7 +151,7 @@ class Node(Server[DiameterConnection]):
         self.context = replace(
             self.context, identity=identity or self.identity, limits=limits or self.limits, overload=replace(overload or self.context.overload),
         )  # fmt: skip
-        self._rates.reconfigure(tuple(peers), self.context.limits)
+        self._rates.reconfigure(peers, self.context.limits)
         before = {link: link.settings.lenient for link in self.links.values() if link.settings is not None}
         self._use(peers, self.context.limits, tls)
         taken: dict[tuple[str, str], list[str]] = {}
@@ -386,14 +380,14 @@ class Node(Server[DiameterConnection]):
 
     # Outgoing connections
 
-    async def _is_wanted(self, settings: PeerSettings) -> bool:
+    def _is_wanted(self, settings: PeerSettings) -> bool:
         """Return true if the node may connect to this peer: no connection with the peer exists, and attempts are not paused."""
         peers = [
             link.peer for link in self.links.values() if link.peer is not None and link.peer.state is not State.CLOSED
         ]
         if any(peer.settings is not None and peer.settings.connect == settings.connect for peer in peers):
             return False
-        return await self._admission.may_dial(settings.host, settings.label, self.loop.time())
+        return self._admission.may_dial(settings.host, settings.label, self.loop.time())
 
     def _stay_away(self, label: str) -> None:
         """Pause outgoing connections to a peer, because it has no common application with the node and would reject the CER."""
@@ -448,7 +442,7 @@ class Node(Server[DiameterConnection]):
             raise DiameterError(UNKNOWN_PEER, reason, detail, entry=settings.label)
         return settings
 
-    def obey(self, order: Order) -> None:
+    def _obey(self, order: Order) -> None:
         """Execute an order of the admission control, such as to admit or close a connection."""
         link = self.links.get(order.connection)
         if link is None or link.peer is None:
@@ -472,7 +466,7 @@ class Node(Server[DiameterConnection]):
 
     def _follow(self, orders: Sequence[Order]) -> None:
         for order in orders:
-            self.obey(order)
+            self._obey(order)
 
     def _silent(self, link: DiameterConnection) -> None:
         """Close a connection that answered no DWR in time, so that a new connection of the same peer replaces it."""

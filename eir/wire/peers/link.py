@@ -8,7 +8,6 @@ closed.
 
 import asyncio
 import itertools
-import os
 import socket
 import time
 from collections import OrderedDict
@@ -29,16 +28,9 @@ A Diameter peer of the same process waits at most that long, and its own checks 
 reads and writes.
 """
 _numbers = itertools.count()
-"""Last part of the numbers of connections, over all protocols in the process."""
-NUMBER_BITS = 64
-"""Bits of that part; the id of the process is before it."""
+"""Numbers of connections, over all protocols in the process."""
 STALLED_WRITE = "stalled_write"
 """Reason of the end of a connection whose peer did not read its answers."""
-
-
-def process_of(number: int) -> int:
-    """Return the id of the process that has the connection with this number."""
-    return number >> NUMBER_BITS
 
 
 class Turns:
@@ -151,8 +143,8 @@ class PeerConnection(asyncio.BaseProtocol, Generic[Owner]):
         self.owner = owner
         self.loop = loop
         self.transport: asyncio.Transport | None = None
-        self.number = os.getpid() << NUMBER_BITS | next(_numbers)
-        """Number of the connection, unique on the host."""
+        self.number = next(_numbers)
+        """Number of the connection, unique in the process."""
         self.since = 0.0
         """Unix time when the connection was made."""
         self.address = ""

@@ -1,13 +1,10 @@
 """Token buckets. They limit requests per second by the request's priority (RFC 7944 DRMP), and other events of one client.
 
-Time is an argument. With several workers a limit is that of the node: since a peer's connections may be in any worker, the
-workers write the requests that they grant to shared memory.
+Time is an argument.
 """
 
-import mmap
-import os
 from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from eir.wire.peers.settings import Limits, PeerSettings
 
@@ -19,69 +16,19 @@ DEFAULT_PRIORITY = 10
 """Priority of a request without DRMP (RFC 7944 9)."""
 KEYS_MAX = 4096
 """Maximum number of buckets by key."""
-LIMITS_MAX = 4096
-"""Number of limits with separate grants."""
-
-
-def memory_file(workers: int) -> BinaryIO:
-    """Create a shared memory file in which each worker of a node writes the number of requests that it grants.
-
-    Each worker receives the descriptor of the file.
-    """
-    memory = open(os.memfd_create("eir-grants"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - the owner of the descriptor closes it
-    memory.truncate(LIMITS_MAX * workers * 8)
-    return memory
-
-
-def shared_memory(descriptor: int) -> memoryview:
-    """Map the shared memory file of `memory_file` into a worker, as an array of 64-bit numbers."""
-    return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
-
-
-class Grants:
-    """Counters of the requests that each worker of a node has granted under each limit, in memory that all workers share.
-
-    Each worker writes only its own numbers, so there is no lock.
-    """
-
-    def __init__(self, memory: memoryview, worker: int) -> None:
-        self._memory = memory
-        self._workers = len(memory) // LIMITS_MAX
-        self._worker = worker
-
-    def by_others(self, limit: int) -> int:
-        """Return how many requests all other workers have granted under the limit with the index `limit`, modulo 2^64.
-
-        The caller uses the increase since its last call.
-        """
-        begin = limit % LIMITS_MAX * self._workers
-        return sum(self._memory[begin : begin + self._workers]) - int(self._memory[begin + self._worker])
-
-    def add(self, limit: int, count: int) -> None:
-        """Increase this worker's counter of requests granted under the limit with the index `limit`. All workers can read the counter."""
-        at = limit % LIMITS_MAX * self._workers + self._worker
-        self._memory[at] = int(self._memory[at]) + count & 0xFFFFFFFFFFFFFFFF
 
 
 class Bucket:
-    """Token bucket with priorities: a request of lower priority needs a fuller bucket than one of higher priority.
+    """Token bucket with priorities: a request of lower priority needs a fuller bucket than one of higher priority."""
 
-    With `grants`, workers whose buckets have the same `rate_max` and number `limit` share one limit.
-    """
+    __slots__ = ("_capacity", "_filled_at", "_tokens", "rate_max")
 
-    __slots__ = ("_by_others", "_capacity", "_filled_at", "_grants", "_tokens", "limit", "rate_max")
-
-    def __init__(
-        self, rate_max: float, now: float, *, burst: float | None = None, grants: Grants | None = None, limit: int = 0
-    ) -> None:
+    def __init__(self, rate_max: float, now: float, *, burst: float | None = None) -> None:
         self.rate_max = rate_max
         """Tokens per second."""
-        self.limit = limit
         self._capacity = max(rate_max * BURST_S, 1.0) if burst is None else burst
         self._tokens = self._capacity
         self._filled_at = now
-        self._grants = grants
-        self._by_others = grants.by_others(limit) if grants is not None else 0
 
     def room(self, now: float, priority: int = DEFAULT_PRIORITY) -> int:
         """Return the number of further requests that the limit permits now. `priority`: priority of the requests, from 0 (highest) to 15.
@@ -90,12 +37,6 @@ class Bucket:
         """
         tokens = self._tokens + (now - self._filled_at) * self.rate_max
         self._filled_at = now
-        if self._grants is not None:
-            by_others = self._grants.by_others(self.limit)
-            # The lower bound limits the effect of a wrong number of another worker, while limits are reloaded, to
-            # one burst.
-            tokens = max(tokens - (by_others - self._by_others), -self._capacity)
-            self._by_others = by_others
         self._tokens = min(self._capacity, tokens)
         # At most half of the bucket is reserved, and a full bucket grants at least one request.
         kept_back = (self._capacity - 1) * min(priority, PRIORITIES - 1) / (2 * PRIORITIES)
@@ -104,8 +45,6 @@ class Bucket:
     def spend(self, count: int) -> None:
         """Remove `count` tokens from the bucket, one for each request."""
         self._tokens -= count
-        if self._grants is not None and count:
-            self._grants.add(self.limit, count)
 
     def try_spend(self, now: float, count: int = 1) -> bool:
         """Remove `count` tokens if the bucket holds at least `count`; return whether they were removed."""
@@ -177,17 +116,14 @@ def refusing(limits: Sequence[Limit], now: float, priority: int) -> Limit | None
 class RateLimits:
     """Token buckets of a node: one for all requests, and one for each entry of the peer table that has a `rate_max`."""
 
-    def __init__(self, peers: Sequence[PeerSettings], limits: Limits, grants: Grants | None) -> None:
-        self._peers = peers
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._grants = grants
-        """Grants of all workers, if they share the limits."""
         self._by_label: dict[str, Bucket] = {}
         self._all: Bucket | None = None
 
     def reconfigure(self, peers: Sequence[PeerSettings], limits: Limits) -> None:
         """Apply new limits. If the limit of a peer table entry is unchanged, the entry keeps its token bucket."""
-        self._peers, self._limits, self._all = peers, limits, None
+        self._limits, self._all = limits, None
         limited = {settings.label for settings in peers if settings.rate_max is not None}
         self._by_label = {label: bucket for label, bucket in self._by_label.items() if label in limited}
 
@@ -195,15 +131,11 @@ class RateLimits:
         """Return the rate limits that apply to the requests of a peer."""
         buckets = []
         if settings.rate_max is not None:
-            numbered = enumerate(self._peers, 1)
-            number = next((at for at, entry in numbered if entry.label == settings.label), len(self._peers) + 1)
             bucket = self._by_label.get(settings.label)
-            if bucket is None or (bucket.rate_max, bucket.limit) != (settings.rate_max, number):
-                bucket = self._by_label[settings.label] = Bucket(
-                    settings.rate_max, now, grants=self._grants, limit=number
-                )
+            if bucket is None or bucket.rate_max != settings.rate_max:
+                bucket = self._by_label[settings.label] = Bucket(settings.rate_max, now)
             buckets.append(Limit("rate_max", bucket))
         if self._limits.rate_max is not None:
-            self._all = self._all or Bucket(self._limits.rate_max, now, grants=self._grants)
+            self._all = self._all or Bucket(self._limits.rate_max, now)
             buckets.append(Limit("rate_max_all", self._all))
         return tuple(buckets)

@@ -1,4 +1,4 @@
-"""Base class of a protocol's server in a worker: connections, identification of peers, rejections, counters, drain.
+"""Base class of a protocol's server: connections, identification of peers, rejections, counters, drain.
 
 A protocol derives from Server. `serve` receives an accepted connection; its protocol calls `admit` before it reads from it.
 """
@@ -133,13 +133,7 @@ class Server(Generic[C]):
     def dial_all(self) -> None:
         """Start the outgoing connections that the settings require, and stop outgoing connections that the settings no longer have."""
 
-    # Calls of the worker
-
-    def doubt(self, name: str) -> None:
-        """Test whether this worker's clients named `name` are alive, because a client with this name has connected to another worker.
-
-        Only one client of the node may have the name.
-        """
+    # Calls of the owner
 
     def dial(self) -> None:
         """Start the outgoing connections of the protocol. The server opens no outgoing connection before this call."""
@@ -164,8 +158,10 @@ class Server(Generic[C]):
             connection.close()
             return None
         await link.closed
-        ended = self._ended.get(link.requester.label)
-        return None if link.settings is None or ended is None else End(link.requester.label, ended.in_order)
+        if link.settings is None:
+            return None
+        ended = self._ended.get(link.requester.label)  # only of protocols whose clients connect for requests
+        return End(link.requester.label, ended is not None and ended.in_order)
 
     async def drain(self, timeout_s: float) -> None:
         """Ask all peers to disconnect, answer pending requests, and close remaining connections after `timeout_s`."""

@@ -30,13 +30,20 @@ async def serving(report=lambda *_, **__: None, **settings):
     """A server with these settings of GSUP, and a function that connects a client of it."""
     checker = Checker(PolicySettings(rules=()), Index({}), now=datetime.now(UTC))
     peers, limits = (PeerSettings(label="msc"),), Limits()
-    told = []
     context = SimpleNamespace(
         shared=SimpleNamespace(peers=peers, limits=limits, overload_answer=None), checker=checker, counts=Counts(),
-        rates=RateLimits(peers, limits, None), report=report, announce=lambda _, name: told.append(name),
+        rates=RateLimits(limits), report=report,
     )  # fmt: skip
-    server = GsupServer(GsupSettings(**settings), context)
-    server.told = told
+
+    class Named(GsupServer):
+        """Collects the names of clients that it has handled."""
+
+        def _doubt(self, newest):
+            self.told.append(newest.name)
+            super()._doubt(newest)
+
+    server = Named(GsupSettings(**settings), context)
+    server.told = []
     tasks, clients = [], []
 
     async def connect():

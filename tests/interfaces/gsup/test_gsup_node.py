@@ -87,7 +87,7 @@ async def asked(msc, imei, imsi=IMSI):
 
 
 async def test_checks_are_answered_and_everything_else_goes_through(site, hlr, to):
-    node = serve(site, hlr, sightings={"window_s": 3600, "subscribers": "full"}, workers=2)
+    node = serve(site, hlr, sightings={"window_s": 3600, "subscribers": "full"})
     msc = await to(node)
     assert await msc.send(CHECK).next() == ACK
     assert [await asked(msc, imei) for imei in (LISTED, f"{LISTED}1", f"{LISTED}42", TRACKED, UNLISTED)] == [
@@ -302,8 +302,8 @@ async def test_who_may_ask(site, hlr, to):
 
 
 async def test_an_msc_that_comes_back_after_it_vanished_without_a_word_is_alone_with_its_name(site, hlr, to):
-    """Else its HLR has two connections of that name, and speaks to the one that leads nowhere. Whichever workers have them."""
-    node = serve(site, hlr, workers=2)
+    """Else its HLR has two connections of that name, and speaks to the one that leads nowhere."""
+    node = serve(site, hlr)
     vanished = await to(node)
     assert await vanished.send(PING).until(lambda found: PONG in found)
     back = await to(node)
@@ -367,11 +367,11 @@ async def test_early_checks_leave_out_rules_for_authenticated_sims(site, to):
     assert not await asked(msc, UNLISTED)
 
 
-async def test_a_worker_and_a_node_that_are_killed(site, hlr, to):
+async def test_an_answering_process_and_a_node_that_are_killed(site, hlr, to):
     node = serve(site, hlr)
     msc = await to(node)
     assert await asked(msc, UNLISTED)
-    os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
+    os.kill(children(node.pid)["answering"], signal.SIGKILL)
     assert not await msc.until(lambda _: False)
     again = await to(node)
     assert not await asked(again, LISTED)

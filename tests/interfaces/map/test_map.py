@@ -290,18 +290,18 @@ async def test_a_limit_counts_invocations_and_not_messages():
 
 
 def context(report=lambda *_, **__: None, rate_max=None, **limits):
-    """A worker with one peer."""
+    """A server with one peer."""
     peers, limits = (PeerSettings(label="near", rate_max=rate_max),), Limits(**limits)
     shared = SimpleNamespace(
         peers=peers, limits=limits, policy=PolicySettings(), overload_answer=None, sctp=SctpSettings()
     )
     return SimpleNamespace(
-        shared=shared, checker=service().checker, counts=Counts(), rates=RateLimits(peers, limits, None), report=report
+        shared=shared, checker=service().checker, counts=Counts(), rates=RateLimits(limits), report=report
     )
 
 
 def map_server(report=lambda *_, **__: None, rate_max=None, **limits):
-    """The SIGTRAN side of a worker, with one peer."""
+    """The SIGTRAN side of a server, with one peer."""
     server = MapServer(Ss7Settings(point_code="1-1-2"), context(report, rate_max, **limits))
     server.turns = SimpleNamespace(request=lambda _: None)
     return server

@@ -104,7 +104,7 @@ def shared(tmp_path_factory, publisher):
     with Site(folder / "site", publisher) as site:
         site.authority = Authority(folder / "tls")
         site.configure(
-            peers=PEERS, n5g={"listen": ["http://127.0.0.1:0", "https://127.0.0.1:0"]}, tls=site.authority.write(EIR, "127.0.0.1"), workers=2,
+            peers=PEERS, n5g={"listen": ["http://127.0.0.1:0", "https://127.0.0.1:0"]}, tls=site.authority.write(EIR, "127.0.0.1"),
         )  # fmt: skip
         site.tune(Limits, partial_message_timeout_s=2, stalled_write_s=2, cer_timeout_s=2, close_after_dpa_s=2)
         site.load([LISTED])
@@ -221,7 +221,6 @@ def test_it_is_seen_and_counted_as_its_own_protocol(shared):
 @pytest.mark.long
 async def test_hostile_clients_are_sent_away_and_nobody_beside_them_notices(own, to):
     """Every attack at once, with a Diameter peer and an h2load client beside it that get right answers in time."""
-    own.configure(workers=2)
     own.tune(Limits, partial_message_timeout_s=2, stalled_write_s=2, cer_timeout_s=4 * FACTOR)  # each begins in time
     node, steady = own.start(prefix=["env"]), Steady()
     before, memory = at_rest(node), memory_mb(node.pid)
@@ -383,11 +382,9 @@ async def test_a_peer_out_of_service_and_a_peer_that_a_reload_takes_away(own, to
     assert await other.until(goaways)
 
 
-@pytest.mark.long(short=["2"])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_address_that_no_entry_allows_gets_an_error(own, workers):
+def test_an_address_that_no_entry_allows_gets_an_error(own):
     """Conformance 34c: an AMF whose connection is closed instead waits for seconds."""
-    own.configure(workers=workers, peers=[{"name": "far", "from": ["192.0.2.0/24"]}])
+    own.configure(peers=[{"name": "far", "from": ["192.0.2.0/24"]}])
     node = own.start()
     url = f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1"
     version, status, body = curl(url, "--http2-prior-knowledge")
@@ -417,9 +414,7 @@ def test_an_address_that_no_entry_allows_gets_an_error(own, workers):
     assert curl(url, "--http2-prior-knowledge")[1] == "200"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_requests_and_connections_of_amfs_that_connect_for_each_are_counted(own, workers):
-    own.configure(workers=workers)
+def test_requests_and_connections_of_amfs_that_connect_for_each_are_counted(own):
     node = own.start()
     for _ in range(5):
         curl(f"{at(node)}{RESOURCE}?pei=imei-{LISTED}1", "--http2-prior-knowledge")
@@ -454,10 +449,9 @@ def test_an_idle_libcurl_is_sent_away_in_order_and_its_next_request_is_answered(
     assert "eir_peer_up{peer=amf}" not in node.metrics()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_an_amf_without_a_connection_is_not_away(own, to, workers):
+async def test_an_amf_without_a_connection_is_not_away(own, to):
     """It connects when it has something to ask. A peer that was never there is away, and so is an AMF that was ended for a fault."""
-    own.configure(workers=workers, peers=AMFS)
+    own.configure(peers=AMFS)
     node = own.start()
 
     def up():
@@ -474,12 +468,8 @@ async def test_an_amf_without_a_connection_is_not_away(own, to, workers):
     clients[1].writer.close()
     await until_async(lambda: up() == {"amf": None, "mme": 0})
     assert node.status()["peers"] == {"mme": 0}
-    for name, pid in children(node.pid).items():
-        if name.startswith("worker"):
-            os.kill(pid, signal.SIGKILL)
-    await until_async(
-        lambda: node.metrics()["eir_worker_restarts_total"] == workers and node.status()["workers"] == workers
-    )
+    os.kill(children(node.pid)["answering"], signal.SIGKILL)
+    await until_async(node.is_restarted)
     assert up() == {"amf": None, "mme": 0}
     bad = (await to(node)).send(HELLO + wire.frame(wire.DATA, 0, 0, b""))
     assert await bad.until(lambda _: False) is False
@@ -490,9 +480,8 @@ async def test_an_amf_without_a_connection_is_not_away(own, to, workers):
     await until_async(lambda: up() == {"amf": None, "mme": 0})
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_an_entry_whose_client_asks_over_diameter_too_is_away_without_it(own, to, connect, workers):
-    own.configure(workers=workers, peers=[{"name": "amf", "from": ["127.0.0.0/8"]}])
+async def test_an_entry_whose_client_asks_over_diameter_too_is_away_without_it(own, to, connect):
+    own.configure(peers=[{"name": "amf", "from": ["127.0.0.0/8"]}])
     node = own.start()
     amf = (await to(node)).send(HELLO)
     assert await amf.ask(1, f"{LISTED}1") == "BLACKLISTED"

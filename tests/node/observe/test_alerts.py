@@ -15,7 +15,7 @@ import pytest
 import yaml
 from simulated.node import LISTED, TRACKED, children, until
 from test_page import shown as page_content
-from test_status import AWAY, reports, status_of
+from test_status import AWAY, answering, status_of
 from troubles import alerts_of
 
 from eir.node.observe import promql
@@ -81,12 +81,12 @@ def shown_at(metrics, end):
         if at in metrics:
             alerts.end_minute(metrics[at], at)
     status = status_of(lambda: metrics[end])
-    healthy = status_of().document(reports())
+    healthy = status_of().document(answering())
     assert (healthy["state"], healthy["troubles"]) == ("OK", [])
     troubles = alerts.troubles(metrics[end], end)
-    document = status.document(reports(), troubles)
+    document = status.document(answering(), troubles)
     content = page_content(status=document, troubles={each.text: each for each in troubles})
-    return document, page(content).body.decode(), status.readiness(reports()).word
+    return document, page(content).body.decode(), status.readiness(answering()).word
 
 
 def cases():
@@ -231,15 +231,15 @@ def test_a_node_that_lacks_nothing_is_ok(site):
     assert node.status()["troubles"] == []
 
 
-def test_a_refused_release_and_a_dead_worker_are_troubles_for_a_while(site):
+def test_a_refused_release_and_a_dead_process_are_troubles_for_a_while(site):
     """Provoked on a node: neither is a state of the node, both are alerts."""
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
     node = site.start()
     site.eir("load", site.release([LISTED]), status=1)
     until(lambda: "EirReleaseRefused" in alerts_of(node.status()))
-    os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
-    until(lambda: "EirWorkerRestarted" in alerts_of(node.status()))
+    os.kill(children(node.pid)["answering"], signal.SIGKILL)
+    until(lambda: "EirProcessRestarted" in alerts_of(node.status()))
 
 
 def test_many_subjects_are_cut():

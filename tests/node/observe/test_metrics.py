@@ -102,7 +102,7 @@ def test_a_name_that_is_not_in_the_table_costs_no_page():
     assert lasting_counters(snapshot) == {}
 
 
-def test_workers_become_one_truth():
+def test_processes_become_one_truth():
     a = {
         "eir_checks_total": {("blacklisted", "x", "1", "s13"): 3.0}, "eir_list_serial": {("x",): 7.0}, "eir_peer_up": {("m",): 0.0, ("n",): 0.0},
         "eir_follow_lag_seconds": {(): 0.5}, "eir_store_up": {(): 1.0}, "eir_check_duration_seconds": {("1",): 2.0, ("sum",): 0.5},
@@ -127,7 +127,7 @@ def test_workers_become_one_truth():
         ("eir_checks_total", "sum"), ("eir_check_duration_seconds", "sum"), ("eir_shed_total", "sum"), ("eir_list_serial", "min"),
         ("eir_follow_lag_seconds", "max"), ("eir_peer_last_request_timestamp_seconds", "max"),
         ("eir_release_last_refused_timestamp_seconds", "max"), ("eir_release_last_forced_timestamp_seconds", "max"), ("eir_peer_up", "max"), ("eir_override_active", "max"),
-        # read from the one history by each worker, so that a sum would count each release once for each worker
+        # read from the one history by each process, so that a sum would count each release once for each process
         ("eir_releases_total", "max"),
     ],
 )  # fmt: skip
@@ -143,7 +143,7 @@ def test_processor_time_is_that_of_user_and_system_in_seconds():
     while min(used()) < 20 / TICKS:  # system calls use both kinds
         ROOT.stat()
     before = sum(used())
-    shown = usage_metrics(os.getpid())["eir_process_cpu_seconds_total"]["front",]
+    shown = usage_metrics(os.getpid())["eir_process_cpu_seconds_total"]["manager",]
     assert before - 2 / TICKS <= shown <= sum(used()) + 2 / TICKS
 
 

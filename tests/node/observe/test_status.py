@@ -1,4 +1,4 @@
-"""What a node says of itself: readiness and warnings by the workers' reports, and pages that a fault of ours does not take away."""
+"""What a node says of itself: readiness and warnings by the report of the answering process, and pages that a fault of ours does not take away."""
 
 import asyncio
 import getpass
@@ -19,7 +19,7 @@ from eir.node.observe.alerts import Alerts
 from eir.node.observe.control import ask as control
 from eir.node.observe.http import pages
 from eir.node.observe.metrics import FAMILIES
-from eir.node.observe.status import NodeHealth, Running, WorkerReport, merged_peers
+from eir.node.observe.status import AnsweringReport, NodeHealth, Running, merged_peers
 from eir.node.processes.following import Followed, Following
 from eir.schema import DETAILS
 from eir.wire.peers.status import Failure
@@ -33,9 +33,8 @@ LISTENING = Running(["tcp://127.0.0.1:3868"])
 
 
 def status_of(metrics=lambda: HEALTHY_METRICS, running=lambda: LISTENING, **parts):
-    """The status of a node whose parts have these metrics, as the supervisor puts it together."""
+    """The status of a node whose parts have these metrics, as the manager puts it together."""
     known = {
-        "workers": 1,
         "pid": 1,
         "report": lambda *_, **__: None,
         "running": running,
@@ -45,13 +44,13 @@ def status_of(metrics=lambda: HEALTHY_METRICS, running=lambda: LISTENING, **part
 
 
 def document_of(node, found, **metrics):
-    """The document of `eir status` if the workers report this, and the node has these metrics as well."""
+    """The document of `eir status` if the answering process reports this, and the node has these metrics as well."""
     return node.document(found, Alerts().troubles(node.snapshot(found) | metrics, node.started + 3600))
 
 
-def reports(**changes):
-    """What one worker reports."""
-    return [WorkerReport(**HEALTHY | changes)]
+def answering(**changes):
+    """What the answering process reports."""
+    return AnsweringReport(**HEALTHY | changes)
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def node(report, metrics, running):
 
 
 async def shown(node, found, path="/ready"):
-    """A page while the workers report this."""
+    """A page while the answering process reports this."""
 
     async def reported():
         return found
@@ -93,15 +92,13 @@ async def shown(node, found, path="/ready"):
     return await served[path](HttpRequest("GET", path))
 
 
-def test_a_refusal_is_a_warning_until_the_peer_is_connected_whichever_worker_saw_it(report):
+def test_a_refusal_is_a_warning_until_the_peer_is_connected(report):
     now = 10_000.0
-    node = status_of(workers=2, report=report, now=lambda: now)
+    node = status_of(report=report, now=lambda: now)
 
     def summary(refused, newest):
-        found = [
-            *reports(refused={"mme": Failure(refused, "it offers no S13", refusal=True)}),
-            *reports(newest={"mme": newest} if newest else {}),
-        ]
+        failure = Failure(refused, "it offers no S13", refusal=True)
+        found = answering(refused={"mme": failure}, newest={"mme": newest} if newest else {})
         return document_of(node, found)["summary"]
 
     assert "peers that were refused, or refused the node: mme (it offers no S13)" in summary(now - 5000, None)
@@ -114,33 +111,33 @@ def test_the_first_line_has_version_and_lane_and_others_only_what_changed(metric
     lines = []
     running[0] = Running()
     node = status_of(lambda: metrics, lambda: running[0], report=lambda *event, **more: lines.append((event, more)))
-    node.log_readiness(reports())
+    node.log_readiness(answering())
     running[0] = LISTENING
-    node.log_readiness(reports())
-    node.log_readiness(reports())
+    node.log_readiness(answering())
+    node.log_readiness(answering())
     metrics["eir_store_up"] = {(): 0.0}
-    node.log_readiness(reports())
+    node.log_readiness(answering())
     running[0] = LISTENING._replace(is_stopping=True)
-    node.log_readiness([])
+    node.log_readiness(None)
     nothing = {"version": None, "lane": None, "detail": None}
     slow = None if COMPILED else "no compiled lane: a check costs many times as much"
     assert lines == [
-        (("serving",), {"level": "warning", "reason": "not listening yet", "workers": 1, "version": __version__, "lane": LANE, "detail": slow}),
-        (("ready",), {"level": "info", "reason": None, "workers": 1} | nothing),
-        (("degraded",), {"level": "warning", "reason": AWAY, "workers": 1} | nothing),
+        (("serving",), {"level": "warning", "reason": "not listening yet", "version": __version__, "lane": LANE, "detail": slow}),
+        (("ready",), {"level": "info", "reason": None} | nothing),
+        (("degraded",), {"level": "warning", "reason": AWAY} | nothing),
     ]  # fmt: skip
 
 
 def test_a_lost_path_is_a_warning(node):
     details = {("EirPathLost", "mme", "10.30.1.1"): 1.0}
-    found = document_of(node, reports(), eir_sctp_paths={("mme", "down"): 1.0}, details=details)
+    found = document_of(node, answering(), eir_sctp_paths={("mme", "down"): 1.0}, details=details)
     assert (found["code"], "peers with SCTP paths that are down: mme (10.30.1.1)" in found["summary"]) == (1, True)
 
 
 @pytest.mark.parametrize(("days", "warned"), [(None, False), (15, False), (13, True), (0, True)])
 def test_a_certificate_that_ends_soon_is_a_warning(node, days, warned):
     ends = {} if days is None else {(): node.started + 3600 + days * 86400}
-    found = document_of(node, reports(), eir_tls_certificate_expires_timestamp_seconds=ends)
+    found = document_of(node, answering(), eir_tls_certificate_expires_timestamp_seconds=ends)
     assert ("EirCertificateExpires" in alerts_of(found)) is warned
 
 
@@ -148,7 +145,7 @@ def test_conditions_that_degrade_the_node_come_first(node, metrics):
     metrics["eir_override_active"] = {(): 1.0}
     metrics["eir_copy_failed"] = {("stolen",): 1.0}
     metrics[DETAILS] = {("EirCopyFailed", "stolen", "no room"): 1.0}
-    found = document_of(node, reports())
+    found = document_of(node, answering())
     assert found["troubles"] == [
         "lists whose last good copy cannot be written or read, or is in force without the store: stolen (no room)",
         "the policy's override gives every check the same answer",
@@ -177,8 +174,8 @@ def test_a_node_has_no_metric_without_a_place(site):
 
 
 def test_requests_that_are_turned_away_are_a_warning(node):
-    assert document_of(node, reports())["state"] == "OK"
-    said = document_of(node, reports(), eir_shed_total={("mme", "rate_max"): 1.0})
+    assert document_of(node, answering())["state"] == "OK"
+    said = document_of(node, answering(), eir_shed_total={("mme", "rate_max"): 1.0})
     assert (said["state"], said["ready"]) == ("WARNING", "ready")
     assert said["summary"].startswith(SHEDDING)
 
@@ -202,11 +199,11 @@ async def test_a_flood_above_the_limit_is_a_line_with_its_count_and_a_warning(si
 def test_peers_that_are_missing_or_disabled_are_named(node):
     def found(connected, disabled=(), up_s=3600):
         node.started = 1_000_000.0
-        metrics = node.snapshot(reports()) | {
+        metrics = node.snapshot(answering()) | {
             "eir_peer_up": {(label,): float(number) for label, number in connected.items()},
             "eir_peer_disabled": {(label,): float(label in disabled) for label in connected},
         }
-        document = node.document(reports(), Alerts().troubles(metrics, node.started + up_s))
+        document = node.document(answering(), Alerts().troubles(metrics, node.started + up_s))
         return document["state"], document["troubles"]
 
     absent = {"mme": 0, "dra": 0}
@@ -223,25 +220,7 @@ def test_peers_that_are_missing_or_disabled_are_named(node):
     assert found({"mme": 1, "dra": 2}) == ("OK", [])
 
 
-def test_two_workers_are_one_node(node):
-    """The list that fewer have counts, peers and checks are summed, and workers that differ are out of step."""
-    older, newer = (
-        Head(kind="devices", serial=n, generation=n, highest_serial=n, release="", entries=n) for n in (1, 2)
-    )
-    (one,), (other,) = reports(lists={"stolen": newer}, checks=3), reports(lists={"stolen": older}, checks=4)
-    said = node.document([one, other])
-    assert (said["lists"]["stolen"]["serial"], said["peers"], said["checks"], said["in_step"]) == (
-        1,
-        {"mme": 2},
-        7,
-        False,
-    )
-    assert said["summary"].endswith("1 lists, 1 entries, 2 connections, 7 checks")
-    assert node.document([one, one])["in_step"]
-
-
 def test_a_peer_that_is_disabled_is_a_metric_and_a_warning(site):
-    site.configure(workers=2)
     node = site.start()
     assert node.metrics()["eir_peer_disabled{peer=mme}"] == 0
     control(site.state, "peer_disable", name="mme")
@@ -254,9 +233,7 @@ def test_a_peer_that_is_disabled_is_a_metric_and_a_warning(site):
 async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, connect):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-    site.configure(
-        workers=2, peers=[*site.settings["peers"], {"name": "dra", "host": "dra.example.org", "connect": nobody}]
-    )
+    site.configure(peers=[*site.settings["peers"], {"name": "dra", "host": "dra.example.org", "connect": nobody}])
     node = site.start()
     await connect(node)
     until(
@@ -271,36 +248,36 @@ async def test_peers_are_shown_with_who_connects_and_what_went_wrong(site, conne
     assert site.eir("peers").stdout.count(" out ") + site.eir("peers").stdout.count("out\n") >= 1
 
 
-def test_connections_that_are_over_are_one_row_whichever_workers_had_them():
+def test_connections_that_are_over_are_one_row_whichever_protocols_had_them():
     nothing = dict.fromkeys(("since", "last_error", "last_error_at", "last_seen", "address"))
     amf = nothing | {"label": "amf", "state": "ended", "connections": 2, "requests": 5, "answers": 4}
     away = nothing | {"label": "mme", "state": "closed", "connections": 0}
     there = nothing | {"label": "amf", "state": "open", "address": "127.0.0.1:1", "since": 7.0, "last_seen": 8.0}
-    shown = merged_peers([(0, [amf | {"last_seen": 3.0}, away]), (1, [there, amf | {"requests": 6}, away])])
-    assert [(row["label"], row["state"], row["worker"]) for row in shown] == [
-        ("amf", "open", 1), ("amf", "ended", 1), ("mme", "closed", 1),
+    shown = merged_peers([amf | {"last_seen": 3.0}, away, there, amf | {"requests": 6}, away])
+    assert [(row["label"], row["state"]) for row in shown] == [
+        ("amf", "open"), ("amf", "ended"), ("mme", "closed"),
     ]  # fmt: skip
     assert [shown[1][name] for name in ("connections", "requests", "answers", "last_seen")] == [4, 11, 8, 8.0]
 
 
 async def test_a_list_that_is_new_to_a_ready_node_degrades_it_and_one_that_it_started_without_does_not(node, told):
     stolen = Head(kind="devices", serial=1, generation=1, highest_serial=1, release="", entries=1)
-    node.log_readiness(reports(missing=["stolen"]))
+    node.log_readiness(answering(missing=["stolen"]))
     assert told == [("serving", "list stolen has never been loaded")]
-    assert (await shown(node, reports(missing=["stolen"]))).status == 503
-    assert (await shown(node, reports(lists={"stolen": stolen}))).body == b"ready\n"
-    late = reports(lists={"stolen": stolen}, missing=["late"])
+    assert (await shown(node, answering(missing=["stolen"]))).status == 503
+    assert (await shown(node, answering(lists={"stolen": stolen}))).body == b"ready\n"
+    late = answering(lists={"stolen": stolen}, missing=["late"])
     said = await shown(node, late)
     assert (said.status, said.body) == (200, b"degraded\nlist late has never been loaded\n")
     assert document_of(node, late)["state"] == "CRITICAL"
-    assert (await shown(node, reports(missing=["stolen"]))).status == 503  # a worker that came back without it
+    assert (await shown(node, answering(missing=["stolen"]))).status == 503  # the process came back without it
 
 
 def test_each_change_of_readiness_is_one_line(report, told, running):
     followed = Followed(None, None, report=report)
     followed.status = following = Following(store_up=False, lost={}, from_copy=(), in_step_at=0.0)
     node = status_of(followed.snapshot, lambda: running[0], report=report)
-    node.log_readiness(reports())
+    node.log_readiness(answering())
     assert told == [("serving", AWAY)]
     lost = "lists of which the store lost data: stolen (it shows serial 1)"
     copied = "lists whose last good copy cannot be written or read, or is in force without the store: stolen (this node's last good copy is in force)"
@@ -318,26 +295,25 @@ def test_each_change_of_readiness_is_one_line(report, told, running):
     for changed, lines in changes:
         told.clear()
         followed.status = replace(following, **{"store_up": True} | changed)
-        node.log_readiness(reports())
+        node.log_readiness(answering())
         assert told == lines
     told.clear()
-    node.log_readiness([])
-    assert told == [("not_ready", "no worker answers")]
+    node.log_readiness(None)
+    assert told == [("not_ready", "the answering process does not answer")]
     running[0] = LISTENING._replace(is_stopping=True)
-    node.log_readiness(reports())  # the end has lines of its own
+    node.log_readiness(answering())  # the end has lines of its own
     assert len(told) == 1
 
 
 def test_a_node_that_began_without_lists_reports_when_it_is_ready(site):
-    site.configure(workers=2)
     node = site.start()
-    until(lambda: node.lines("serving", workers=2))
+    until(lambda: node.lines("serving"))
     missing = [f"list {name} has never been loaded" for name in ("stolen", "tracked")]
-    assert node.lines("serving", workers=2)[0]["reason"] == "; ".join(missing)
+    assert node.lines("serving")[0]["reason"] == "; ".join(missing)
     site.load([LISTED])
     until(lambda: node.lines("not_ready", reason=missing[1]))
     site.load([TRACKED], list_name="tracked")
-    until(lambda: node.lines("ready", workers=2))
+    until(lambda: node.lines("ready"))
     node.end()
     assert [line["event"] for line in node.lines() if line["event"] in {"serving", "not_ready", "degraded", "ready"}] == [
         "serving", "not_ready", "ready",
@@ -347,9 +323,8 @@ def test_a_node_that_began_without_lists_reports_when_it_is_ready(site):
 def test_who_did_what_stands_in_the_log(site):
     site.load([LISTED])
     site.load([TRACKED], list_name="tracked")
-    site.configure(workers=2)
     node = site.start()
-    until(lambda: node.lines("ready", workers=2))
+    until(lambda: node.lines("ready"))
     user = getpass.getuser()
     control(site.state, "peer_disable", name="mme")
     control(site.state, "peer_enable", name="mme")

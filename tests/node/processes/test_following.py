@@ -1,4 +1,4 @@
-"""The process that follows, and how lists get from it to all that answer: when it hangs or ends, when a worker is late, ends or misses one."""
+"""The process that follows, and how lists get from it to the process that answers: when either hangs, ends or misses one."""
 
 import asyncio
 import os
@@ -10,8 +10,8 @@ import pytest
 from simulated.node import LISTED, UNLISTED, children, until, until_async
 from simulated.store_content import state
 from simulated.wire import HOST
-from test_supervisor import PID, PlayedProcess, lines, serving  # noqa: F401  # a fixture
-from test_workers import BLACK, WHITE, ask, crew, loaded  # noqa: F401  # fixtures
+from test_answering import BLACK, WHITE, ask, crew, loaded  # noqa: F401  # fixtures
+from test_manager import PID, PlayedProcess, lines, serving  # noqa: F401  # a fixture
 
 from eir.lists.images.image import Image
 from eir.lists.images.table_image import image_of
@@ -75,14 +75,14 @@ class PlayedFollower:
 
 
 def names(player):
-    """What it was given, each once: a list comes again where the supervisor asks what is there before it was taken."""
+    """What it was given, each once: a list comes again where the manager asks what is there before it was taken."""
     return list(
         dict.fromkeys((what.name, what.state.serial) if isinstance(what, Listed) else what for what in player.lists)
     )
 
 
-class TestSupervisor:
-    """With workers and a follower that a test plays."""
+class TestManager:
+    """With an answering process and a follower that a test plays."""
 
     @asynccontextmanager
     async def followed(self, site):
@@ -97,39 +97,37 @@ class TestSupervisor:
     def heard(self, lines):  # noqa: F811  # a fixture
         return lines
 
-    async def test_every_worker_gets_every_list_and_one_that_comes_later_too(self, site):
+    async def test_the_process_gets_every_list_and_a_successor_too(self, site):
         async with self.followed(site) as (node, follower):
             send_list(follower.channel, *listed("a", 1))
             send_list(follower.channel, *listed("b", 2))
             follower.channel.notify("complete")
-            for player in node.workers:
-                await until_async(lambda p=player: names(p) == [("a", 1), ("b", 1), "complete"])
+            await until_async(lambda: names(node.player) == [("a", 1), ("b", 1), "complete"])
             send_list(follower.channel, *listed("a", 3, serial=2))
-            await until_async(lambda: names(node.workers[0])[3:] == [("a", 2)])
-            await node.workers[1].end()
-            await until_async(lambda: names(node.workers[0])[3:] == [("a", 2)])
-            successor = await node.successor(1)
+            await until_async(lambda: names(node.player)[3:] == [("a", 2)])
+            await node.player.end()
+            successor = await node.successor()
             await until_async(lambda: len(names(successor)) == 3)
             assert (sorted(names(successor)[:2]), names(successor)[2]) == ([("a", 2), ("b", 1)], "complete")
 
-    async def test_what_a_worker_does_not_have_is_handed_over_again(self, site):
+    async def test_what_the_process_does_not_have_is_handed_over_again(self, site):
         async with self.followed(site) as (node, follower):
-            late, other = node.workers
+            late = node.player
             late.misses = True
             send_list(follower.channel, *listed("a", 1))
-            await until_async(lambda: names(late) and names(other))
+            await until_async(lambda: names(late))
             before, late.misses = len(late.lists), False
             await until_async(lambda: len(late.lists) > before)
-            assert (set(names(late)), names(other)) == ({("a", 1)}, [("a", 1)])
+            assert set(names(late)) == {("a", 1)}
 
     async def test_a_list_that_the_configuration_does_not_have_or_has_as_another_kind(self, site):
         async with self.followed(site) as (node, follower):
             send_list(follower.channel, *listed("c", 1))
             send_list(follower.channel, *listed("a", 1, kind="pairs"))
             send_list(follower.channel, *listed("b", 1))
-            await until_async(lambda: names(node.workers[0]) == [("b", 1)])
+            await until_async(lambda: names(node.player) == [("b", 1)])
 
-    async def test_a_list_that_the_supervisor_cannot_take_over_is_handed_in_again(self, site, heard):
+    async def test_a_list_that_the_manager_cannot_take_over_is_handed_in_again(self, site, heard):
         """A new follower hands the list in again, so that nobody answers by the list before for long."""
         async with self.followed(site) as (node, follower):
             one, other = pair()
@@ -141,18 +139,18 @@ class TestSupervisor:
             successor = await PlayedFollower().start(node.starter)
             assert successor.given == ["complete"]
             send_list(successor.channel, *listed("a", 1))
-            await until_async(lambda: names(node.workers[0]) == [("a", 1)])
+            await until_async(lambda: names(node.player) == [("a", 1)])
             await successor.end()
 
     async def test_a_follower_in_the_place_of_another_gets_what_is_in_force_and_goes_on_counting(self, site, heard):
         async with self.followed(site) as (node, follower):
             send_list(follower.channel, *listed("a", 1))
             follower.channel.notify("complete")
-            await until_async(lambda: len(names(node.workers[0])) == 2)
+            await until_async(lambda: len(names(node.player)) == 2)
             await until_async(lambda: _errors(node, 3))
             await follower.end()
             await until_async(lambda: any(event == "process_ended" for event, *_ in heard))
-            found = await node.supervisor.overview.snapshot()
+            found = await node.manager.overview.snapshot()
             assert found["eir_store_errors_total"] == {("timeout",): 3.0}
             assert (found["eir_store_up"], found["eir_store_lost_data"]) == ({(): 1.0}, {("a",): 0.0})
             again = await PlayedFollower().start(node.starter)
@@ -177,7 +175,7 @@ def words_of(pid):
 MAPS_LATE = """
 from pathlib import Path
 
-import eir.node.processes.takeover as takeover
+import eir.node.processes.answering as answering
 from eir.lists.images.image import Image, ImageError
 
 class Late(Image):
@@ -190,32 +188,27 @@ def late(descriptor):
     return image
 
 Late.map = late
-takeover.Image = Late
+answering.Image = Late
 """
-"""Body of a sitecustomize.py by which a worker fails to map lists until a file is there."""
+"""Body of a sitecustomize.py by which the answering process fails to map lists until a file is there."""
 
 
 class TestNode:
     """Real processes."""
 
-    async def test_workers_map_the_same_memory_and_a_new_one_has_it_at_once(self, crew, connect):  # noqa: F811  # a fixture
+    async def test_processes_map_the_same_memory_and_a_new_one_has_it_at_once(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()
-        pids = children(running.pid) | {"front": running.pid}
-        shared = memory_of_lists(pids["worker-0"])
+        pids = children(running.pid) | {"manager": running.pid}
+        shared = memory_of_lists(pids["answering"])
         assert len(shared) == 1
         assert words_of(pids["starter"]) == words_of(running.pid), (
-            "it was forked, and shares all that the supervisor has read"
+            "it was forked, and shares all that the manager has read"
         )
-        assert (
-            memory_of_lists(pids["worker-1"])
-            == memory_of_lists(running.pid)
-            == memory_of_lists(pids["follower"])
-            == shared
-        )
+        assert memory_of_lists(running.pid) == memory_of_lists(pids["follower"]) == shared
         os.kill(pids["follower"], signal.SIGSTOP)
-        os.kill(pids["worker-0"], signal.SIGKILL)
-        await until_async(lambda: children(running.pid).get("worker-0", pids["worker-0"]) != pids["worker-0"])
-        await until_async(lambda: memory_of_lists(children(running.pid)["worker-0"]) == shared)
+        os.kill(pids["answering"], signal.SIGKILL)
+        await until_async(lambda: children(running.pid).get("answering", pids["answering"]) != pids["answering"])
+        await until_async(lambda: memory_of_lists(children(running.pid)["answering"]) == shared)
         for host in (HOST, "mme2.localdomain"):
             assert await ask(await connect(running, host), LISTED, host) == BLACK
         os.kill(pids["follower"], signal.SIGCONT)
@@ -231,7 +224,7 @@ class TestNode:
         until(lambda: running.lines("list_in_force", serial="2"))
         await until_async(lambda: _is(ask(mme, UNLISTED), BLACK))
         assert await ask(mme, LISTED) == WHITE
-        assert running.metrics()["eir_worker_restarts_total"] == 0
+        assert running.metrics()["eir_process_restarts_total{process=answering}"] == 0
         assert [line["status"] for line in running.lines("process_ended", process="follower")] == ["-9"]
         assert [line["serial"] for line in running.lines("list_in_force")] == ["1", "2"], (
             "what was in force was not read again"
@@ -246,28 +239,28 @@ class TestNode:
         mme = await connect(running)
         os.kill(children(running.pid)["follower"], signal.SIGSTOP)
         await asyncio.to_thread(crew.load, [UNLISTED], serial=2)
-        await until_async(lambda: running.lines("worker_hung", process="follower"))
+        await until_async(lambda: running.lines("process_hung", process="follower"))
         await until_async(lambda: _is(ask(mme, UNLISTED), BLACK))
 
-    async def test_a_list_that_a_worker_could_not_map_is_handed_over_again(self, crew, connect, altered):  # noqa: F811  # a fixture
+    async def test_a_list_that_could_not_be_mapped_is_handed_over_again(self, crew, connect, altered):  # noqa: F811  # a fixture
         may = crew.folder / "may"
         altered(MAPS_LATE.format(str(may)))
         running = crew.start()
         until(lambda: running.lines("lists_missing", lists="stolen"))
         may.touch()
         until(lambda: running.get("/ready") == (200, "ready\n"))
-        assert {line["worker"] for line in running.lines("image_failed", list="stolen", detail="not yet")} == {"0", "1"}
+        assert running.lines("image_failed", list="stolen", detail="not yet")
         assert await ask(await connect(running), LISTED) == BLACK
 
     async def test_old_lists_are_let_go_although_nobody_asks(self, crew, connect):  # noqa: F811  # a fixture
         running = crew.start()
         mme = await connect(running)
         assert await ask(mme, LISTED) == BLACK
-        pids = children(running.pid) | {"front": running.pid}
+        pids = children(running.pid) | {"manager": running.pid}
         for serial in (2, 3):
-            before = memory_of_lists(pids["worker-0"])
+            before = memory_of_lists(pids["answering"])
             await asyncio.to_thread(crew.load, [UNLISTED] if serial == 2 else [LISTED], serial=serial)
-            for process in ("worker-0", "worker-1", "front", "follower"):
+            for process in ("answering", "manager", "follower"):
                 await until_async(
                     lambda p=process, old=before: (
                         (found := memory_of_lists(pids[p])) and len(found) == 1 and found != old
@@ -276,7 +269,7 @@ class TestNode:
 
 
 async def _errors(node, wanted):
-    return (await node.supervisor.overview.snapshot()).get("eir_store_errors_total") == {("timeout",): wanted}
+    return (await node.manager.overview.snapshot()).get("eir_store_errors_total") == {("timeout",): wanted}
 
 
 async def _is(answer, wanted):

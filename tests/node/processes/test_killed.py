@@ -13,7 +13,7 @@ import pytest
 from simulated.issuer import Issuer, jwks
 from simulated.node import LISTED, TRACKED, children, is_gone, until, until_async
 from simulated.wire import answer_to
-from test_workers import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F401  # fixtures
+from test_answering import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F401  # fixtures
 
 import eir.node.processes
 from eir.interfaces import INTERFACES
@@ -23,23 +23,27 @@ from eir.node.observe.control import ask as control
 from eir.node.processes.starter import NAME as STARTER
 from eir.wire.peers.settings import Limits
 
-KINDS = ("front", "starter", "worker-0", "follower", "sightings")
+KINDS = ("manager", "starter", "answering", "follower", "recorder")
 """Each kind that there is at any time; loads and turns come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
-COMES_BACK = ("worker-0", "follower", "sightings")
+COMES_BACK = ("answering", "follower", "recorder")
 PAGE = Path(__file__).parents[3] / "eir" / "README.md"
 
 
 @pytest.fixture
 def node(crew, kind):  # noqa: F811  # a fixture
-    """A host whose node has two workers, and a record where that is about to lose its process; not serving yet."""
-    record = {"sightings": {"window_s": 0.2}} if kind == "sightings" else {}
+    """A host, with a record where that is about to lose its process; not serving yet."""
+    record = {"sightings": {"window_s": 0.2}} if kind == "recorder" else {}
     crew.tune(Limits, close_after_dpa_s=2, duplicate_probe_s=0.5)
     crew.configure(policy={"rules": [ROW, {"list": "tracked", "answer": "greylisted"}]}, **record)
     return crew
 
 
 def pid_of(running, kind):
-    return running.pid if kind == "front" else children(running.pid).get(kind)
+    return running.pid if kind == "manager" else children(running.pid).get(kind)
+
+
+def is_answering(running):
+    return "the answering process does not answer" not in running.status()["troubles"]
 
 
 async def killed(running, kind):
@@ -79,42 +83,41 @@ async def answered(running, connect, imei, status):
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestKilled:
-    @pytest.mark.long(short=["front"])
+    @pytest.mark.long(short=["manager"])
     async def test_at_the_start(self, node, connect, kind):
         running = node.start(ready=False)
         there = await killed(running, kind)
-        if kind == "front":
+        if kind == "manager":
             await is_over(running, there)
             running = node.start()
-        await until_async(lambda: running.status()["listening"] and running.status()["workers"] == 2)
+        await until_async(lambda: running.status()["listening"] and is_answering(running))
         await answered(running, connect, LISTED, BLACK)
-        if kind == "sightings":
+        if kind == "recorder":
             await until_async(lambda: running.metrics()["eir_sightings_total"] > 0)
 
     @pytest.mark.long(short=["follower"])
     async def test_at_a_reload(self, node, connect, kind):
-        """All workers go by the new configuration then, or all by the old one."""
+        """The node goes by the new configuration then, or by the old one."""
         running = node.start()
         node.configure(policy={"rules": [{**ROW, "answer": "greylisted"}]})
         reload = asyncio.create_task(asyncio.to_thread(_reloaded, node))
         there = await killed(running, kind)
         taken = await reload
-        if kind == "front":
+        if kind == "manager":
             await is_over(running, there)
             running, taken = node.start(), True
         else:
             await goes_on(running, kind, there)
-            await until_async(lambda: running.status()["workers"] == 2)
-        for _ in range(2):  # each worker has one
-            await answered(running, connect, LISTED, GREY if taken else BLACK)
+            await until_async(lambda: is_answering(running))
+        await answered(running, connect, LISTED, GREY if taken else BLACK)
 
-    @pytest.mark.long(short=["worker-0"])
+    @pytest.mark.long(short=["answering"])
     async def test_at_a_switch(self, node, connect, kind):
         running = node.start()
         load = asyncio.create_task(asyncio.to_thread(node.load, [TRACKED], list_name="tracked"))
         there = await killed(running, kind)
         await load
-        if kind == "front":
+        if kind == "manager":
             await is_over(running, there)
             running = node.start()
         else:
@@ -130,13 +133,13 @@ class TestKilled:
         running.signal(signal.SIGTERM)
         asked = await client.read()
         assert (asked.command, asked.number(273)) == (282, 0)
-        victim = running.pid if kind == "front" else there[kind]
+        victim = running.pid if kind == "manager" else there[kind]
         os.kill(victim, signal.SIGKILL)
-        if kind != "worker-0":
+        if kind != "answering":
             assert await ask(client, LISTED) == BLACK
             await client.send(answer_to(asked))
         assert await client.end() == []
-        assert await asyncio.to_thread(running.wait) == (-signal.SIGKILL if kind == "front" else 0)
+        assert await asyncio.to_thread(running.wait) == (-signal.SIGKILL if kind == "manager" else 0)
         await until_async(lambda: all(is_gone(pid) for pid in there.values()))
 
 
@@ -151,12 +154,12 @@ def _reloaded(site):
 def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
     """By a node with every interface that has a process; the processes that come and go have their names from constants."""
     rows = [line.strip("| ").split(" | ") for line in _lines_of("### Processes")]
-    table = {name.rstrip("-N"): cells for cells in rows for name in re.findall(r"`eir-([a-zN-]+)", cells[0])}
+    table = {name: cells for cells in rows for name in re.findall(r"`eir-([a-z-]+)", cells[0])}
     package = eir.node.processes
     modules = {each.name: import_module(f"{package.__name__}.{each.name}") for each in iter_modules(package.__path__)}
     apart = {value for module in modules.values() for name, value in vars(module).items() if name.endswith("_PROCESS")}
-    started = _started(site, table.keys() - apart - {"front"})
-    assert table.keys() == {"front", *started, *apart}
+    started = _started(site, table.keys() - apart - {"manager"})
+    assert table.keys() == {"manager", *started, *apart}
     of = {name: re.findall(r"`eir/node/processes/(\w+)\.py`", cells[1])[-1] for name, cells in table.items()}
     assert len(set(of.values())) == 7
     for name, module in of.items():
@@ -164,7 +167,7 @@ def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
         assert ("end" in signature(main).parameters) == (name in started), module
     code = {path.stem: path.read_text() for path in (PAGE.parent / "node" / "processes").glob("*.py")}
     talks = _lines_of("### Ways to talk")
-    assert len(talks) == 5
+    assert len(talks) == 4
     for line in talks:
         for module, word in re.findall(r"`eir/(\S+?)\.py` `(\w+)`", line):
             assert re.search(rf"\b{word}\b", (PAGE.parent / f"{module}.py").read_text()), (module, word)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from simulated.node import until_async
-from test_supervisor import PID, PlayedProcess
+from test_manager import PID, PlayedProcess
 
 from eir.lists.images.table_image import image_of
 from eir.lists.log.change import Head

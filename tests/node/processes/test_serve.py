@@ -443,19 +443,13 @@ class TestStart:
         assert "cannot listen on tcp://203.0.113.7:3868" in done.stderr
         assert "no interface of this host has that address" in done.stderr
 
-    @pytest.mark.long(short=["two workers"])
-    @pytest.mark.parametrize("what", ["one worker", "two workers", "http"])
+    @pytest.mark.long(short=["listen"])
+    @pytest.mark.parametrize("what", ["listen", "http"])
     def test_a_port_below_1024_without_the_privilege_for_it(self, loaded, what):
         if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 1024:
             pytest.skip("everyone may take such a port here")
         address = "127.0.0.1:868"
-        loaded.configure(
-            **(
-                {"http": address}
-                if what == "http"
-                else {"listen": [f"tcp://{address}"], "workers": 1 + (what == "two workers")}
-            )
-        )
+        loaded.configure(**({"http": address} if what == "http" else {"listen": [f"tcp://{address}"]}))
         # Root's commands get what is in the bounding set.
         without = ["setpriv", "--bounding-set", "-net_bind_service"] if os.geteuid() == 0 else []
         done = loaded.eir("serve", status=1, prefix=without)
@@ -484,7 +478,7 @@ NAMES = (
     "eir_peer_last_request_timestamp_seconds", "eir_peers_refused_total", "eir_shed_total", "eir_list_entries",
     "eir_list_serial", "eir_list_issued_timestamp_seconds", "eir_list_expires_timestamp_seconds",
     "eir_release_last_refused_timestamp_seconds", "eir_release_last_forced_timestamp_seconds", "eir_releases_total", "eir_store_up", "eir_store_errors_total", "eir_store_lost_data",
-    "eir_follow_lag_seconds", "eir_override_active", "eir_worker_restarts_total", "eir_build_info",
+    "eir_follow_lag_seconds", "eir_override_active", "eir_process_restarts_total", "eir_build_info",
 )  # fmt: skip
 """What dashboards are built against."""
 
@@ -554,7 +548,7 @@ class TestShown:
             "state": "OK", "code": 0, "summary": "2 lists, 2 entries, 1 connections, 0 checks", "troubles": [], "ready": "ready", "version": None, "lane": None,
             "pid": None, "uptime_s": None, "tasks": None, "listening": None, "http": None,
             "lists": {key: {"serial": 1, "generation": 1, "entries": 1, "expires": None} for key in ("stolen", "tracked")},
-            "workers": 1, "in_step": True, "peers": {"mme": 1}, "checks": 0,
+            "peers": {"mme": 1}, "checks": 0,
         }  # fmt: skip
         loaded.configure(policy=loaded.settings["policy"] | {"override": {"answer": "whitelisted"}})
         loaded.eir("reload")
@@ -603,7 +597,7 @@ class Hook:
             return
         if module == "{where}":
             os.kill(os.getpid(), signal.{which})
-        if module == "eir.node.processes.supervisor" and attribute:  # by then the other modules are there
+        if module == "eir.node.processes.manager" and attribute:  # by then the other modules are there
             held = getattr(importlib.import_module(where), owner)
             known = getattr(held, name)
             def kill(*arguments, **options):
@@ -616,26 +610,24 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.supervisor", "processes": "eir.node.processes.starter:Starter.fork",
+    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.manager", "processes": "eir.node.processes.starter:Starter.fork",
     "pages": "eir.node.observe.control:ControlServer.listen",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""
 
 
-@pytest.mark.parametrize("workers", [2])
 @pytest.mark.parametrize("moment", MOMENTS)
 class TestSignalsInTheFirstMoments:
     @pytest.fixture
-    def signalled(self, loaded, altered, workers, moment):
+    def signalled(self, altered, moment):
         """Have the next node signal itself at that moment."""
 
         def by(which):
             altered(SIGNALS_ITSELF.format(which=which, where=MOMENTS[moment]))
-            loaded.configure(workers=workers)
 
         return by
 
-    @pytest.mark.long(short=["SIGTERM-before0-processes-2"])
+    @pytest.mark.long(short=["SIGTERM-before0-processes"])
     @pytest.mark.parametrize(("which", "before"), [("SIGTERM", ()), ("SIGINT", ("-c", "eir.yaml"))])
     def test_it_ends_as_one_that_has_started(self, loaded, signalled, which, before):
         signalled(which)
@@ -644,7 +636,7 @@ class TestSignalsInTheFirstMoments:
         assert "event=ready" not in said
         assert "error" not in said
 
-    @pytest.mark.long(short=["processes-2"])
+    @pytest.mark.long(short=["processes"])
     def test_a_reload_is_none_the_worse(self, loaded, signalled):
         signalled("SIGHUP")
         node = loaded.start()

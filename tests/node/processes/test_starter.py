@@ -200,28 +200,22 @@ async def kept(begun):
 async def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(kept):
     for steady_s, pauses in ((60.0, (0.01, 0.02, 0.04)), (-1.0, (0.01, 0.01, 0.01))):
         kept.renew(steady_s=steady_s)
-        kept.keep("worker-0", ends, 1, serves=True)
-        await until_async(lambda: kept.children.restarts >= 3)
+        kept.keep("one", ends, 1, serves=True)
+        await until_async(lambda: kept.children.restarts.total() >= 3)
         assert await kept.children.end(60)
         told = [(event, fields["process"], fields["status"], fields["restart_in_s"]) for event, fields in kept.told]
-        assert told[:3] == [("process_ended", "worker-0", 1, pause) for pause in pauses]
+        assert told[:3] == [("process_ended", "one", 1, pause) for pause in pauses]
         kept.told.clear()
-
-
-async def test_restarts_of_what_serves_nobody_are_not_counted(kept):
-    kept.keep("follower", ends, 1)
-    await until_async(lambda: len(kept.started) == 2)
-    assert kept.children.restarts == 0
 
 
 async def test_while_no_other_runs_one_is_started_again_soon(kept):
     """However often they died: the pauses of two that die again and again never leave nobody for longer than that."""
     kept.renew(restart_s=3600.0)
-    kept.keep("worker-0", ends, 1, serves=True)
-    kept.keep("worker-1", waits, serves=True)
+    kept.keep("one", ends, 1, serves=True)
+    kept.keep("other", waits, serves=True)
     await until_async(lambda: kept.told and len(kept.started) == 2)
     assert [fields["restart_in_s"] for _, fields in kept.told] == [3600.0]
-    next(process for process in kept.started if process.name == "worker-1").kill()
+    next(process for process in kept.started if process.name == "other").kill()
     await until_async(lambda: len(kept.started) > 2)
 
 
@@ -232,7 +226,7 @@ async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept):
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        kept.keep("worker-0", waits, serves=True)
+        kept.keep("one", waits, serves=True)
         await until_async(lambda: len(kept.told) > 1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -242,7 +236,7 @@ async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept):
 
 async def test_the_end_starts_none_again(kept):
     kept.keep("follower", waits)
-    kept.keep("worker-0", waits, serves=True)
+    kept.keep("one", waits, serves=True)
     await until_async(lambda: len(kept.started) == 2)
     kept.children.stop()
     for process in kept.started:
@@ -254,20 +248,20 @@ async def test_the_end_starts_none_again(kept):
 async def test_the_end_waits_for_no_child_that_does_not_run(kept):
     """One that is to be started again in an hour, and one whose start hangs."""
     kept.renew(restart_s=3600.0)
-    kept.keep("worker-0", ends, 1, serves=True)
-    kept.children.start(kept.child("worker-1", asyncio.Event().wait))
+    kept.keep("one", ends, 1, serves=True)
+    kept.children.start(kept.child("other", asyncio.Event().wait))
     await until_async(lambda: kept.told)
     assert await kept.children.end(0.2)
     assert not kept.children._keeping
 
 
 async def test_a_process_that_outlives_its_time_is_killed(kept):
-    kept.keep("worker-0", stands_still)
+    kept.keep("one", stands_still)
     await until_async(lambda: len(kept.started) == 1)
     pid = kept.started[0].pid
     assert not await kept.children.end(0.2)
     ((event, fields),) = kept.told
-    assert (event, fields["process"], fields["pid"]) == ("killed", "worker-0", pid)
+    assert (event, fields["process"], fields["pid"]) == ("killed", "one", pid)
     assert is_gone(pid)
 
 
@@ -275,7 +269,7 @@ async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
     greeted = []
 
     async def start():
-        kept.started.append(await kept.starter.start("worker-0", waits))
+        kept.started.append(await kept.starter.start("one", waits))
         return kept.started[-1]
 
     def greet(process):
@@ -283,7 +277,7 @@ async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
         if len(greeted) == 1:
             raise ValueError("35123456789012")
 
-    kept.children.start(kept.child("worker-0", start, greet=greet))
+    kept.children.start(kept.child("one", start, greet=greet))
     await until_async(lambda: len(greeted) == 2)
     assert is_gone(greeted[0].pid)
     assert [event for event, _ in kept.told] == ["fault", "process_ended"]
@@ -364,7 +358,7 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
 
 def test_a_node_whose_end_is_overdue_ends_whatever_hangs():
     """In a process of its own: the thread that is to end it would end the tests."""
-    code = "import threading; from eir.node.processes.supervisor import end_within; end_within(0.01); threading.Event().wait()"
+    code = "import threading; from eir.node.processes.manager import end_within; end_within(0.01); threading.Event().wait()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 1
-    assert "event=killed reason=drain process=front" in done.stderr
+    assert "event=killed reason=drain process=manager" in done.stderr

@@ -205,7 +205,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
 
 
 def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
-    """The load stores it before any worker has the release, and the node writes the same file meanwhile."""
+    """The load stores it before the answering process has the release, and the node writes the same file meanwhile."""
     config = SimpleNamespace(state=tmp_path, lists={})
     node = Acknowledging(lambda: config, None, report=silent)
 

@@ -1,4 +1,4 @@
-"""The trace that a supervisor keeps, without workers: who begins, reads and ends it, in whatever order."""
+"""The trace that a manager keeps, without an answering process: who begins, reads and ends it, in whatever order."""
 
 import asyncio
 
@@ -14,14 +14,14 @@ DEVICE, OTHER = "00101001000001", "00101002000002"
 
 
 class Played:
-    """A Tracing, and the workers that it tells what to look for: they answer when the test says so."""
+    """A Tracing, and the answering process that it tells what to look for: it answers when the test says so."""
 
     def __init__(self):
         self.sought, self.recorded, self.lines = [], [], []
         self.answers = asyncio.Event()
         self.answers.set()
         self.under_way = None
-        """Records of the trace that is over, which workers send before they answer."""
+        """Records of the trace that is over, which the process sends before it answers."""
         self.renew()
 
     def renew(self, **times):

@@ -1,7 +1,7 @@
 """Accounts that add up, whatever comes over the sockets: messages in = answers out + drops by reason, and nothing is left afterwards.
 
 Mixes of good messages, mutated ones and garbage, in pieces of any size, on connections that end in every way; by hypothesis against
-a node in this process, and against `eir serve` with one worker and with several.
+a node in this process, and against `eir serve`.
 """
 
 import asyncio
@@ -139,18 +139,16 @@ def open_files():
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("workers", "turns"), [(1, 5), *(pytest.param(workers, 20, marks=pytest.mark.long) for workers in (1, 3))]
-)
-async def test_a_running_node(site, workers, turns):
+@pytest.mark.parametrize("turns", [5, pytest.param(20, marks=pytest.mark.long)])
+async def test_a_running_node(site, turns):
     site.load([LISTED])
-    site.configure(workers=workers, peers=[{"name": "mme", "realm": REALM, "connections": 3, "rate_max": 2000}])
+    site.configure(peers=[{"name": "mme", "realm": REALM, "connections": 3, "rate_max": 2000}])
     site.tune(Limits, close_after_dpa_s=0.1, duplicate_probe_s=0.1, cer_timeout_s=0.3, partial_message_timeout_s=0.3)
     node = site.start()
     before, address = at_rest(node), node.address
-    chance = random.Random(workers)
+    chance = random.Random(turns)
     for turn in range(turns):
-        mutator = Mutator(f"{workers}/{turn}")
+        mutator = Mutator(f"{turns}/{turn}")
         await asyncio.gather(*(
             visit(address, turn * 12 + number, chance.random() < 0.9, mutator.stream(30), chance.choice((40, 500, 100_000)), chance.choice(ENDS[:4]))
             for number in range(12)

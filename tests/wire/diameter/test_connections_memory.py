@@ -14,9 +14,9 @@ READ_AT_ONCE = 20
 @pytest.mark.long
 async def test_a_thousand_connections_take_20_mb_at_most(site):
     site.load([LISTED, *(f"{number:014d}" for number in range(35_000_000_000_000, 35_000_000_001_000))])
-    site.configure(workers=2, limits={"connections_max": 1100, "source_connections_max": 1100})
+    site.configure(limits={"connections_max": 1100, "source_connections_max": 1100})
     node = site.start(prefix=["env"])
-    first = [await opened(node, f"first{number}") for number in range(2)]  # one of each worker
+    first = [await opened(node, f"first{number}") for number in range(2)]
     at_rest(node)
     before = memory_mb(node.pid)
     connections = []

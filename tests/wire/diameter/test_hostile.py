@@ -38,9 +38,8 @@ def soak(*arguments):
 
 @pytest.mark.long
 class TestSoak:
-    @pytest.mark.parametrize("workers", [2])
-    def test_fuzz(self, workers):
-        said = soak("fuzz", "--messages", 3000, "--sessions", 75, "--workers", workers, "--seed", 5)
+    def test_fuzz(self):
+        said = soak("fuzz", "--messages", 3000, "--sessions", 75, "--seed", 5)
         assert said.startswith("seed 5\n")
         assert "3,000 fuzzed messages" in said
         assert "75 fuzzed sessions" in said
@@ -51,10 +50,9 @@ class TestSoak:
         assert said.startswith("seed 5\n1,500 fuzzed messages")
         assert "25 fuzzed sessions" in said
 
-    @pytest.mark.parametrize("workers", [2])
-    def test_flap(self, workers):
+    def test_flap(self):
         """An answer is late after 30 s here: shorter times are for a longer run on a quiet machine."""
-        said = soak("flap", "--peers", 30, "--seconds", 2, "--arrivals", 101, "--late", 30, "--workers", workers)
+        said = soak("flap", "--peers", 30, "--seconds", 2, "--arrivals", 101, "--late", 30)
         assert int(re.search(r"30 peers came ([\d,]+) times", said)[1].replace(",", "")) > 100
 
     def test_network(self):
@@ -73,7 +71,7 @@ class TestSoak:
         """Every answer is right, above the limit some are turned away, each peer is served; times are for a longer run."""
         said = soak("overload", "--quick")
         assert "at 10 times rate_max" in said
-        assert "offered 10 times what a worker can do" in said
+        assert "offered 10 times what a node can do" in said
 
 
 @pytest.fixture
@@ -142,11 +140,8 @@ async def test_thousands_of_connections(loaded, crowd):
     assert memory[1] - memory[0] < 10
 
 
-@pytest.mark.parametrize("workers", [2])
-async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd, workers):
-    loaded.configure(
-        limits={"connections_max": 60, "source_connections_max": 40, "source_unidentified_max": 120}, workers=workers
-    )
+async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd):
+    loaded.configure(limits={"connections_max": 60, "source_connections_max": 40, "source_unidentified_max": 120})
     node = loaded.start()
     loop = asyncio.get_running_loop()
     for number, one in enumerate(await crowd(node, 50, "127.0.1.1")):
@@ -161,9 +156,8 @@ async def test_a_flood_from_one_network_leaves_room_for_the_others(loaded, crowd
     await until_async(lambda: node.metrics().get("eir_peers_refused_total{reason=connections_max}") == 10)
 
 
-@pytest.mark.parametrize("workers", [2])
-async def test_silent_clients_are_limited_by_all_workers_together(loaded, crowd, workers):
-    loaded.configure(limits={"unidentified_max": 6, "source_unidentified_max": 4}, workers=workers)
+async def test_silent_clients_are_limited(loaded, crowd):
+    loaded.configure(limits={"unidentified_max": 6, "source_unidentified_max": 4})
     loaded.tune(Limits, cer_timeout_s=60)
     node = loaded.start()
 
@@ -185,11 +179,8 @@ async def test_silent_clients_are_limited_by_all_workers_together(loaded, crowd,
     assert refused("source_unidentified_max") == 26
 
 
-@pytest.mark.long(short=["2"])
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd, workers):
+async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd):
     """As after an outage: 64 of one network, each with its CER as soon as it is connected."""
-    loaded.configure(workers=workers)
     node = loaded.start()
     loop = asyncio.get_running_loop()
 
@@ -203,34 +194,29 @@ async def test_mmes_that_all_come_back_at_once_are_let_in(loaded, crowd, workers
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [2])
-async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd, workers):
+async def test_who_takes_his_time_is_not_pushed_out_by_a_neighbours_flood(loaded, crowd):
     """A CER comes a round trip after the connection; a flood from the same network has come meanwhile."""
-    loaded.configure(limits={"unidentified_max": 30, "source_unidentified_max": 20}, workers=workers)
+    loaded.configure(limits={"unidentified_max": 30, "source_unidentified_max": 20})
     loaded.tune(Limits, cer_timeout_s=60)
     node = loaded.start()
     loop = asyncio.get_running_loop()
-    slow = await crowd(node, workers, "127.0.1.1")
+    slow = await crowd(node, 1, "127.0.1.1")
     for last in (2, 3):
         await crowd(node, 100, f"127.0.1.{last}")
     await crowd(node, 100, "127.0.2.1")
     await until_async(
-        lambda: (
-            sum(n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")) == 270 + workers
-        )
+        lambda: sum(n for name, n in node.metrics().items() if name.startswith("eir_peers_refused_total{")) == 271
     )
     for number, one in enumerate(slow):
         await loop.sock_sendall(one, cer(f"mme{number}.localdomain"))
         assert Message(await loop.sock_recv(one, 4096)).result == 2001
 
 
-@pytest.mark.parametrize("workers", [2])
-async def test_strangers_by_the_hundred_take_nobodys_place(loaded, crowd, workers):
-    """Closed at accept (row 34), in whichever process that is."""
+async def test_strangers_by_the_hundred_take_nobodys_place(loaded, crowd):
+    """Closed at accept (row 34)."""
     loaded.configure(
         peers=[{"name": "mme", "realm": REALM, "from": ["127.0.3.0/24"]}],
         limits={"connections_max": 8},
-        workers=workers,
     )
     node = loaded.start()
     (good,) = await crowd(node, 1, "127.0.3.1")
@@ -247,25 +233,23 @@ async def test_strangers_by_the_hundred_take_nobodys_place(loaded, crowd, worker
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_more_connections_than_open_files(loaded, crowd, workers):
+async def test_more_connections_than_open_files(loaded, crowd):
     wide = {
         "connections_max": 4000,
         "source_connections_max": 4000,
         "unidentified_max": 4000,
         "source_unidentified_max": 4000,
     }
-    loaded.configure(limits=wide, workers=workers)
+    loaded.configure(limits=wide)
     node = loaded.start(prefix=["prlimit", "--nofile=200"])
     assert (await until_async(lambda: node.lines("open_files")))[0]["limit"] == "200"
     before, steady = at_rest(node), Steady()
     async with beside(node, steady):
-        flood = await crowd(node, 400 * workers)
-        # A worker that has no file descriptor is left for a connection that it is handed closes it.
+        flood = await crowd(node, 400)
         await until_async(
             lambda: (
                 max(descriptors(node.pid).values()) > 190
-                and node.lines("peer_refused", reason="open_files", level="error")
+                and node.lines("accept_failed", reason="EMFILE", level="error")
             )
         )
         used = seconds_of_processor(node.pid)
@@ -342,9 +326,7 @@ LONG = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [2])
-async def test_long_messages_cost_little_and_leave_nothing(loaded, connect, workers):
-    loaded.configure(workers=workers)
+async def test_long_messages_cost_little_and_leave_nothing(loaded, connect):
     node = loaded.start(prefix=["env"])
     before = at_rest(node)
     good, hostile = await connect(node), await connect(node, "hostile.localdomain")
@@ -420,9 +402,7 @@ async def test_storms_of_resets(loaded, crowd):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [2])
-async def test_peers_that_never_read(loaded, crowd, workers):
-    loaded.configure(workers=workers)
+async def test_peers_that_never_read(loaded, crowd):
     loaded.tune(Limits, write_buffer_bytes=65536, stalled_write_s=2)
     node = loaded.start(prefix=["env"])
     before, steady = at_rest(node), Steady()
@@ -447,7 +427,7 @@ async def test_peers_that_never_read(loaded, crowd, workers):
     assert steady.wrong == []
     assert node.metrics()["eir_diameter_errors_total{reason=stalled_write}"] == 20
     await settled(node, before)
-    assert memory_mb(node.pid) - memory < 15 * workers
+    assert memory_mb(node.pid) - memory < 15
 
 
 async def highest(node, most_mb):

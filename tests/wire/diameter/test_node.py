@@ -737,14 +737,15 @@ async def test_loops_of_two_threads_read_into_two_places():
 
 async def test_what_waited_for_the_admission_is_answered_however_much_it_is():
     class Later(Admission):
-        """Decides later, as that of another process does."""
+        """Decides later, as after an election."""
 
         def arrived(self, claim):
             for order in super().arrived(claim):
-                asyncio.get_running_loop().call_later(0.02, setup.node.obey, order)
+                asyncio.get_running_loop().call_later(0.02, setup.node._obey, order)
             return ()
 
-    async with running(limits=Limits(turn_messages=8), admission=Later()) as setup:
+    async with running(limits=Limits(turn_messages=8)) as setup:
+        setup.node._admission = Later()
         connection = await setup.connect()
         await connection.send(cer(), *[ecr()] * 100)
         assert [(await connection.read()).command for _ in range(101)] == [257, *[324] * 100]

@@ -1,6 +1,6 @@
 """TLS as an operator has it: `eir serve` with certificates in files, peers with good ones and with all sorts of bad ones.
 
-Real handshakes by OpenSSL on both sides; a node with one worker and one with two. Clauses: RFC 6733 5.3, 13.1; RFC 6125 6.4.
+Real handshakes by OpenSSL on both sides; a node. Clauses: RFC 6733 5.3, 13.1; RFC 6125 6.4.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ def configure(site, tls, **changes):
 def secure(site, authority):
     """A host whose node listens for TLS; it has the list `stolen`."""
     site.load([LISTED])
-    return configure(site, authority.write(EIR), workers=2)
+    return configure(site, authority.write(EIR))
 
 
 @pytest.fixture
@@ -216,13 +216,13 @@ async def test_a_reload_takes_new_certificates_and_drops_nobody(secure, authorit
     assert ends < datetime.now(UTC) + timedelta(days=51)
 
 
-async def test_a_worker_that_comes_in_the_place_of_another_has_the_files_as_they_were_read(secure, authority, call):
+async def test_a_successor_of_the_answering_process_has_the_files_as_they_were_read(secure, authority, call):
     """They may be half written by then, and nobody has asked for a reload yet."""
     node = secure.start()
     for file in authority.folder.iterdir():
         file.write_text("half written")
-    os.kill(children(node.pid)["worker-0"], signal.SIGKILL)
-    await until_async(lambda: node.metrics()["eir_worker_restarts_total"] == 1 and node.status()["workers"] == 2)
+    os.kill(children(node.pid)["answering"], signal.SIGKILL)
+    await until_async(node.is_restarted)
     for name in ("mme1.localdomain", "mme2.localdomain"):
         assert await status(await call(node, authority.peer(name), host=name)) == BLACK
 

@@ -33,7 +33,7 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_lo
     server = Server(
         "any",
         counts=Counts(),
-        rates=RateLimits((), Limits(), None),
+        rates=RateLimits(Limits()),
         report=lambda event, **fields: told.append((event, fields["reason"])),
     )
     server.use((), Limits(stalled_write_s=0))
@@ -60,7 +60,7 @@ async def test_a_client_that_leaves_its_answers_unread_is_dropped_counted_and_lo
 
 
 async def test_answers_are_counted_with_their_durations_and_when_the_last_one_was():
-    server = Server("any", counts=Counts(), rates=RateLimits((), Limits(), None), report=lambda *_, **__: None)
+    server = Server("any", counts=Counts(), rates=RateLimits(Limits()), report=lambda *_, **__: None)
     link = PeerConnection(server, server.loop)
     link.requester = Requester("mme")
     for count, seconds in ((3, 0.004), (2, 0.5)):
@@ -77,7 +77,7 @@ async def test_a_peer_that_is_put_out_of_service_is_sent_away_and_no_other():
         def leave(self):
             left.append(self.requester.label)
 
-    server = Server("any", counts=Counts(), rates=RateLimits((), Limits(), None), report=lambda *_, **__: None)
+    server = Server("any", counts=Counts(), rates=RateLimits(Limits()), report=lambda *_, **__: None)
     for label in ("mme1", "mme2", "mme1"):
         link = Known(server, server.loop)
         link.requester = Requester(label)
@@ -91,7 +91,7 @@ async def test_a_peer_that_is_put_out_of_service_is_sent_away_and_no_other():
 
 async def test_a_server_that_is_drained_takes_nobody_any_more():
     """Its protocol goes by that: a handshake may end while clients are sent away."""
-    server = Server("any", counts=Counts(), rates=RateLimits((), Limits(), None), report=lambda *_, **__: None)
+    server = Server("any", counts=Counts(), rates=RateLimits(Limits()), report=lambda *_, **__: None)
     assert not server.draining
     await server.drain(180)
     assert server.draining
@@ -180,7 +180,7 @@ async def test_the_first_reason_against_a_connection_is_the_one_that_is_counted(
     server = Known(
         "any",
         counts=Counts(),
-        rates=RateLimits((), Limits(), None),
+        rates=RateLimits(Limits()),
         report=lambda event, **fields: told.append((event, fields)),
     )
     server.use((PeerSettings(label="mme", sources=(ip_network("192.0.2.0/24"),)),), Limits())
@@ -197,7 +197,7 @@ async def test_the_first_reason_against_a_connection_is_the_one_that_is_counted(
 
 
 async def test_a_request_past_a_limit_is_shed_by_the_first_one():
-    server = Known("any", counts=Counts(), rates=RateLimits((), Limits(rate_max=8), None), report=lambda *_, **__: None)
+    server = Known("any", counts=Counts(), rates=RateLimits(Limits(rate_max=8)), report=lambda *_, **__: None)
     server.use((PeerSettings(label="mme", rate_max=4),), Limits())
     link = PeerConnection(server, server.loop)
     assert server.identify(link) is None

@@ -1,17 +1,16 @@
-"""Worker: the process that answers the checks on its connections.
+"""Answering process: it accepts the connections of all protocols, opens those that the node dials, and answers the checks.
 
-The worker receives its configuration, its connections and its lists from the supervisor. It opens no listener, page or store.
-The image of a new list is mapped beside the image in force, and then one reference changes. The supervisor decides which
-connections of a peer may stay open: the worker reports events of its connections, and receives orders.
+The manager passes its configuration, its listening sockets and its lists. The process opens no page and no store. The image of a
+new list is mapped beside the image in force. Then one reference changes, and the memory of the old image is freed in steps.
 """
 
 import asyncio
 import ctypes
-import os
+import gc
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,42 +21,40 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, answer
 from eir.checks.new_devices import NewDevices
-from eir.checks.policy import compile_policy
 from eir.checks.question import Question
 from eir.checks.trace import TraceFilter, Tracer
 from eir.config import Config
-from eir.config.settings import Listener
-from eir.errors import EirError
+from eir.errors import detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Context, Interface
 from eir.interfaces.s13.server import S13Server
 from eir.interfaces.s13.service import PROTOCOL as S13
+from eir.lists.images.image import Image, ImageError
 from eir.lists.images.index import Index
 from eir.lists.log.change import Head
 from eir.lists.record.clock import DIFFERENCE_MAX_S, TrustedClock
 from eir.node.observe import metrics
-from eir.node.observe.status import WorkerReport
+from eir.node.observe.status import AnsweringReport, merged_peers
 from eir.node.processes import state_folder
-from eir.node.processes.channel import Channel, ChannelError, Handlers
+from eir.node.processes.channel import Handlers
+from eir.node.processes.listeners import Acceptor
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.recorder import buffer_for
-from eir.node.processes.setup import kinds_of, limits_of, missing_lists
-from eir.node.processes.takeover import Takeover
+from eir.node.processes.setup import Listed, kinds_of, missing_lists
 from eir.schema import DETAILS
 from eir.sightings.buffer import Buffer
-from eir.wire.diameter.admission import Claim, Order
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
-from eir.wire.peers.gate import Counted
-from eir.wire.peers.rate import Grants, RateLimits, shared_memory
+from eir.wire.peers.rate import RateLimits
 from eir.wire.transport.endpoint import is_secure
 from eir.wire.transport.tls import TlsFiles, load_tls
-from eir.wire.web.verifier import tokens_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
 
 DRAIN_S = 8.0
 """Seconds that peers have to close after the node's DPR (RFC 6733 5.4 gives no time; the state machine closes after 5 s)."""
+PAUSE_S = 0.001
+"""Seconds between two steps of freeing an image's memory."""
 TICK_S = 1.0
 FOLD_S = 10.0
 SAVE_CLOCK_S = 60.0
@@ -76,9 +73,9 @@ CLOCK_BEHIND = (
 
 
 class Configured(NamedTuple):
-    """Settings for a worker, as the supervisor sends them at its start and at each reload.
+    """Settings of the answering process, as the manager sends them at its start and at each reload.
 
-    They contain the contents of files, so that all workers use the same contents.
+    They contain the contents of files, so that a restarted process uses the same contents.
     """
 
     config: Config
@@ -87,25 +84,20 @@ class Configured(NamedTuple):
     tls: TlsFiles | None
     keys: "Mapping[str, KeyFiles | None]"
     """Keys that verify access tokens, by interface."""
-    dials: bool
-    """True for the one worker that connects to peers with a `connect`."""
     sought: TraceFilter | None = None
     """Filter of the running trace; None: no trace runs."""
+    left: Collection[str] = ()
+    """Labels of the peers whose last connection ended in order, as in AnsweringReport."""
 
 
-def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
-    """Run a worker until it is stopped or its channel closes; return the exit status.
+def run(end: socket.socket, origin_state_id: int, sender: int | None = None) -> int:
+    """Run the answering process until it is stopped or its channel closes; return the exit status.
 
-    `grants`: descriptor of the memory in which all workers count requests for the rate limits. `sender`: descriptor of the
-    socket to the recorder.
+    `sender`: descriptor of the socket to the recorder.
     """
-    if grants is None:
-        raise EirError("no file descriptor is left for the shared memory of the workers; raise LimitNOFILE=")
-    memory = Grants(shared_memory(grants), number)
-    os.close(grants)
     _set_malloc_options()
     sightings = None if sender is None else socket.socket(fileno=sender)
-    return run_process(end, partial(_work, origin_state_id, memory, sightings), worker=number)
+    return run_process(end, partial(_work, origin_state_id, sightings))
 
 
 def _set_malloc_options() -> None:
@@ -120,18 +112,18 @@ def _set_malloc_options() -> None:
         set_option(M_MMAP_THRESHOLD, BUFFER_BYTES)
 
 
-async def _work(origin_state_id: int, grants: Grants, sender: socket.socket | None, process: ThisProcess) -> None:
-    created: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+async def _work(origin_state_id: int, sender: socket.socket | None, process: ThisProcess) -> None:
+    created: asyncio.Future[AnsweringProcess] = asyncio.get_running_loop().create_future()
     handlers: dict[str, Callable[..., Any]] = {"end": process.stop.set}
 
     def configure(configured: Configured) -> None:
         try:
-            worker = build_worker(configured, process, origin_state_id=origin_state_id, grants=grants, sender=sender)
+            answering = build(configured, process, origin_state_id=origin_state_id, sender=sender)
         except Exception as e:  # noqa: BLE001 - a fault ends the process and is logged
             created.set_exception(e)
         else:
-            handlers.update(worker.handlers())
-            created.set_result(worker)
+            handlers.update(answering.handlers())
+            created.set_result(answering)
 
     handlers["configure"] = configure
     process.serve(handlers)
@@ -142,19 +134,13 @@ async def _work(origin_state_id: int, grants: Grants, sender: socket.socket | No
         await created.result().run()
 
 
-def build_worker(
-    configured: Configured,
-    process: ThisProcess,
-    *,
-    origin_state_id: int,
-    grants: Grants,
-    sender: socket.socket | None,
-) -> "Worker":
-    """Build a worker, with its servers and shared objects, from its settings."""
+def build(
+    configured: Configured, process: ThisProcess, *, origin_state_id: int, sender: socket.socket | None
+) -> "AnsweringProcess":
+    """Build the answering process, with its servers and shared objects, from its settings."""
     config = configured.config
     counts = Counts()
     log = process.log
-    channel = process.channel
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
     clock = state_folder.read_clock(config.state)
     index = Index(kinds_of(config), lambda: clock.now(time.time(), time.monotonic()))
@@ -168,28 +154,23 @@ def build_worker(
     )  # fmt: skip
     tls = None if configured.tls is None else load_tls(configured.tls)
     tracer = Tracer(
-        lambda question: worker.explain(question), lambda record: channel.notify("traced", record),  # noqa: PLW0108 - see below
-        lambda trace_filter: worker.node.exclude_traced(trace_filter), time.time,  # noqa: PLW0108 - the worker does not exist yet
+        lambda question: answering.explain(question), lambda record: process.channel.notify("traced", record),  # noqa: PLW0108 - see below
+        lambda trace_filter: answering.node.exclude_traced(trace_filter), time.time,  # noqa: PLW0108 - the object does not exist yet
     )  # fmt: skip
     identity = replace(config.identity, origin_state_id=origin_state_id)
-    limits = limits_of(config)
-    shared = replace(config, identity=identity, limits=limits)
     context = Context(
-        shared=shared, tls=tls, keys=configured.keys, checker=checker, counts=counts,
-        rates=RateLimits(config.peers, limits, grants), report=log.report, tracer=tracer, admission=RemoteAdmission(channel),
-        dials=configured.dials, announce=partial(channel.try_notify, "client_named"),
+        shared=replace(config, identity=identity), tls=tls, keys=configured.keys, checker=checker, counts=counts,
+        rates=RateLimits(config.limits), report=log.report, tracer=tracer,
     )  # fmt: skip
     servers = {each.name: resolve_name(each.server)(config.of(each), context) for each in INTERFACES if each.server}
-    worker = Worker(
+    answering = AnsweringProcess(
         config=config, process=process, context=context, index=index, clock=clock, servers=servers, sightings=sightings,
-        lists=Takeover(index, process, servers[S13].renew), new_devices=new_devices,
+        new_devices=new_devices, left=set(configured.left),
     )  # fmt: skip
     for label in configured.disabled:
-        worker.set_peer(label, enabled=False)
-    worker.trace(configured.sought)
-    if configured.dials:
-        worker.dial()
-    return worker
+        answering.set_peer(label, enabled=False)
+    answering.trace(configured.sought)
+    return answering
 
 
 def probes_of(config: Config) -> frozenset[tuple[str, str]]:
@@ -209,8 +190,8 @@ def accesses_of(config: Config) -> dict[str, str]:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Worker:
-    """Running worker: its servers, lists and settings, and the functions that the supervisor calls."""
+class AnsweringProcess:
+    """Servers, lists and settings of the answering process, and the functions that the manager calls."""
 
     config: Config
     process: ThisProcess
@@ -220,79 +201,130 @@ class Worker:
     servers: Mapping[str, Any]
     """Server of each interface, by interface name."""
     sightings: Buffer | None
-    lists: Takeover
     new_devices: NewDevices | None
-    prepared: tuple[Config, Context] | None = None
-    """Configuration of a reload after all steps that may fail."""
+    left: set[str]
+    """Labels of peers that do not count as away: their last client ended in order, and connects only for requests."""
+    acceptor: Acceptor = field(init=False)
+    steps: asyncio.Queue[Callable[[], object]] = field(default_factory=asyncio.Queue)
+    """Lists to put in force, then the begin of the work, in the order of the manager's messages."""
+    replaced: asyncio.Queue[Image] = field(default_factory=asyncio.Queue)
+    """Replaced images, whose memory is not freed yet."""
+    longest_slice_s: float = 0.0
+    """Longest time in seconds for which the switch of a list blocked the loop."""
     shed_logged: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Number of shed requests at the last log lines about them, by peer label and limit."""
     worked: tuple[float, float] = (0.0, 0.0)
     """Time of the last measurement of the load, and the processor time at that moment, in seconds."""
     load: float = 0.0
-    """Share of one processor that the worker used between the last two measurements."""
+    """Share of one processor that the process used between the last two measurements."""
     shed_last: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Number of shed requests that the last log lines reported."""
 
+    def __post_init__(self) -> None:
+        self.acceptor = Acceptor(self.context, self._serve)
+
     @property
     def node(self) -> S13Server:
-        """Diameter node of the worker. The supervisor decides about this node's connections."""
+        """Diameter node of the process."""
         node: S13Server = self.servers[S13]
         return node
 
     def handlers(self) -> Handlers:
-        """Return the functions that the supervisor may call: map from name to function."""
+        """Return the functions that the manager may call: map from name to function."""
         return {
-            "connection": self.connection, "put_in_force": self.lists.enqueue, "complete": self.lists.complete,
-            "prepare": self.prepare, "take_over": self.apply_prepared, "order": self.node.obey, "dial": self.dial,
-            "counters": self.counters, "snapshot": self.snapshot, "report": self.report, "peers": self.peers, "set_peer": self.set_peer,
-            "set_keys": self.set_keys, "explain": self.explain, "trace": self.trace,
-            "doubt": lambda protocol, name: self.servers[protocol].doubt(name), "first_seen_rejected": self.reject_first_seen,
+            "put_in_force": self.switch_list, "complete": lambda: self.steps.put_nowait(self._begin),
+            "listen": lambda *listener: self.steps.put_nowait(partial(self.acceptor.listen, *listener)),
+            "dial": lambda: self.steps.put_nowait(self._dial), "apply": self.apply, "counters": self.counters, "snapshot": self.snapshot,
+            "report": self.report, "peers": self.peers, "set_peer": self.set_peer, "set_keys": self.set_keys, "explain": self.explain,
+            "trace": self.trace, "first_seen_rejected": self.reject_first_seen,
         }  # fmt: skip
 
     async def run(self) -> None:
         """Put lists in force and answer checks until stopped, then end all connections in order."""
         jobs = self.process.jobs
-        jobs.spawn(self.lists.run())
-        jobs.spawn(self.lists.free())
+        jobs.spawn(self._run_steps())
+        jobs.spawn(self._free())
         jobs.start("fold", FOLD_S, self._fold)
         jobs.start("tick", TICK_S, self._tick)
         jobs.start("clock", SAVE_CLOCK_S, self._save_clock)
         await self.process.stop.wait()
         self._send_first_seen()
-        self.process.channel.notify("leaving")
+        self.acceptor.close()
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
             self.sightings.flush()
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
         self._log_shed()
 
-    # Objects from the supervisor
+    # Lists and connections
 
-    def connection(self, listener: int, source: Counted, descriptor: int | None) -> None:
-        """Serve a connection that the supervisor has passed, and report its end.
-
-        `source`: network for which the supervisor counts the connection. `descriptor`: None if this process had no descriptor left.
-        """
-        if descriptor is None:
-            self.node.starved()
-            self.process.channel.notify("gone", source)
-            return
-        connection = socket.socket(fileno=descriptor)
-        if self.process.stop.is_set():
-            connection.close()
-            self.process.channel.notify("gone", source)
-            return
-        connection.setblocking(False)
-        self.process.jobs.spawn(self._serve(connection, source, self.config.listeners[listener]))
-
-    async def _serve(self, connection: socket.socket, source: Counted, listener: Listener) -> None:
+    def switch_list(self, listed: Listed, memory: int | None) -> None:
+        """Map the shared memory of a list, and queue the switch to the list."""
+        if memory is None:
+            return  # the manager sends the list again
         try:
-            end = await self.servers[listener.protocol].serve(connection, secure=is_secure(listener.url))
-            if end is not None:
-                is_away = STAYS_CONNECTED[listener.protocol] or not end.in_order
-                self.process.channel.notify("connection_ended", end.label, is_away)
-        finally:
-            self.process.channel.notify("gone", source)
+            image = Image.map(memory)
+        except (ImageError, OSError) as e:
+            self.process.log.report("image_failed", level="error", list=listed.name, detail=str(e))
+        else:
+            self.steps.put_nowait(partial(self._switch, listed, image))
+
+    async def _run_steps(self) -> None:
+        """Run the queued steps as they arrive, until cancelled."""
+        while True:
+            step = await self.steps.get()
+            try:
+                step()
+            except Exception as e:  # noqa: BLE001 - outermost loop of this task: it logs the fault and continues
+                self.process.log.report("fault", reason="lists", level="error", detail=detail_of(e))
+
+    def _begin(self) -> None:
+        """Report to the manager that this process has the lists of its start."""
+        gc.collect()
+        gc.freeze()  # the garbage collector then skips the objects of the start, which stay
+        self.process.channel.notify("started")
+
+    def _switch(self, listed: Listed, image: Image) -> None:
+        """Put a list in force, unless the same version of the list is in force already."""
+        entries = self.index.lists.get(listed.name)
+        if entries is None or entries.kind != listed.kind or entries.state == listed.state:
+            return
+        began = time.perf_counter()
+        before = self.index.switch(listed.name, listed.state, image)
+        self.node.renew()
+        self._note_slice(began)
+        if before is not None:
+            self.replaced.put_nowait(before)
+
+    async def _free(self) -> None:
+        """Free the memory of replaced lists in small parts with pauses, until cancelled."""
+        while True:
+            image = await self.replaced.get()
+            done = 0
+            while done < len(image.buffer):
+                began = time.perf_counter()
+                done = image.drop(done)
+                self._note_slice(began)
+                await asyncio.sleep(PAUSE_S)
+            del image
+
+    def _note_slice(self, began: float) -> None:
+        self.longest_slice_s = max(self.longest_slice_s, time.perf_counter() - began)
+
+    def _serve(self, connection: socket.socket, protocol: str, url: str, closed: Callable[[], None]) -> None:
+        """Serve an accepted connection. `closed`: function to call at its end."""
+
+        async def serve() -> None:
+            try:
+                end = await self.servers[protocol].serve(connection, secure=is_secure(url))
+                if end is not None and not STAYS_CONNECTED[protocol] and end.in_order:
+                    self.left.add(end.label)
+                elif end is not None:
+                    self.left.discard(end.label)
+            finally:
+                closed()
+
+        self.process.jobs.spawn(serve())
 
     # Jobs
 
@@ -319,7 +351,7 @@ class Worker:
         await asyncio.to_thread(state_folder.save_clock, self.clock, self.config.state)
 
     async def _settle_first_seen(self) -> None:
-        """Remove recorded devices from the queue of new devices, then send the supervisor all devices that are still unsent."""
+        """Remove recorded devices from the queue of new devices, then send the manager all devices that are still unsent."""
         if self.new_devices is None:
             return
         for _ in self.new_devices.remove_recorded():
@@ -327,9 +359,9 @@ class Worker:
         self._send_first_seen()
 
     def _send_first_seen(self) -> None:
-        """Send the supervisor the devices that this worker saw for the first time.
+        """Send the manager the devices that this process saw for the first time.
 
-        The supervisor passes them to the follower process, which writes them to the record of first sightings.
+        The manager passes them to the follower process, which writes them to the record of first sightings.
         """
         if self.new_devices is None:
             return
@@ -352,38 +384,14 @@ class Worker:
         for (peer, reason), count in self.shed_last.items():
             self.process.log.report("shed", peer=peer, reason=reason, level="warning", count=count)
 
-    # Calls of the supervisor that change something
+    # Calls of the manager that change something
 
-    def prepare(self, configured: Configured) -> None:
-        """Prepare new settings: do all steps that may fail, but apply nothing yet.
-
-        Raises:
-            EirError: if the configuration cannot be applied.
-        """
-        new = configured.config
-        context = self.context
-        tls = context.tls  # an open TLS listener stays open until a restart
-        if configured.tls is not None:
-            tls = load_tls(configured.tls)
-        needs_first_seen = any(rule.has_first_seen for rule in new.policy.rules)
-        if needs_first_seen and self.index.first_seen is None:
-            raise EirError(
-                "rules that ask for the first sighting take a restart, since this node started without 'first_seen'"
-            )
-        index = Index(kinds_of(new))
-        compile_policy(new.policy, index, observed=lambda _: None, now=datetime.now(UTC))
-        for keys in configured.keys.values():
-            tokens_of(keys, None, "")
+    def apply(self, configured: Configured) -> None:
+        """Apply new settings, except keys that need a restart. The manager has validated them."""
+        new, context = configured.config, self.context
+        tls = context.tls if configured.tls is None else load_tls(configured.tls)
         identity = replace(new.identity, origin_state_id=context.shared.identity.origin_state_id)
-        shared = replace(new, identity=identity, limits=limits_of(new))
-        self.prepared = new, replace(context, shared=shared, tls=tls, keys=configured.keys)
-
-    def apply_prepared(self) -> None:
-        """Apply the prepared settings, except keys that need a restart."""
-        if self.prepared is None:
-            raise EirError("this worker has prepared no reload")
-        new, context = self.prepared
-        self.prepared = None
+        context = replace(context, shared=replace(new, identity=identity), tls=tls, keys=configured.keys)
         self.index.apply(kinds_of(new))
         context.checker.apply(new.policy, datetime.now(UTC))
         context.checker.probes = probes_of(new)
@@ -395,11 +403,12 @@ class Worker:
         for each in interfaces:
             if each.server:
                 self.servers[each.name].apply(config.of(each), context)
+        self.acceptor.apply(context)
         self.config = config
         self.context = context
 
-    def dial(self) -> None:
-        """Start outgoing connections to peers, in all protocols. The supervisor calls this in one worker only."""
+    def _dial(self) -> None:
+        """Start outgoing connections to peers, in all protocols."""
         for server in self.servers.values():
             server.dial()
 
@@ -425,13 +434,13 @@ class Worker:
         self.context.tracer.apply(sought)
         self.context.checker.traced = None if sought is None else self.context.tracer.check
 
-    # Calls of the supervisor that return something
+    # Calls of the manager that return something
 
     def _loaded(self) -> dict[str, Head]:
         return {name: held.state for name, held in self.index.lists.items() if held.state is not None}
 
     def counters(self) -> metrics.Snapshot:
-        """Return the worker's counters that the supervisor keeps after the worker's end."""
+        """Return the counters that the manager keeps after the end of this process."""
         counts = self.context.counts
         checker = self.context.checker
         durations = counts.durations
@@ -454,7 +463,7 @@ class Worker:
         return counters
 
     def snapshot(self) -> metrics.Snapshot:
-        """Return the counters and gauges of this worker by metric name and label values."""
+        """Return the counters and gauges of this process by metric name and label values."""
         states = self._loaded()
         connected = self.connected()
         disabled = self.disabled()
@@ -479,7 +488,7 @@ class Worker:
             "eir_list_content_digest": metrics.by_label(digests),
             "eir_list_issued_timestamp_seconds": metrics.times(issued),
             "eir_list_expires_timestamp_seconds": metrics.times(expires),
-            "eir_switch_longest_slice_seconds": {(): self.lists.longest_slice_s},
+            "eir_switch_longest_slice_seconds": {(): self.longest_slice_s},
             "eir_override_active": {(): float(self.context.checker.policy.overridden)},
             DETAILS: metrics.details(
                 "EirPathLost", {label: ", ".join(addresses) for label, addresses in paths.items()}
@@ -487,12 +496,12 @@ class Worker:
         }
         return metrics.merge([self.counters(), *(server.gauges() for server in self.servers.values()), own])
 
-    def report(self) -> WorkerReport:
-        """Return the status report of this worker for `eir status`."""
+    def report(self) -> AnsweringReport:
+        """Return the status report of this process for `eir status`."""
         states = self._loaded()
-        return WorkerReport(
+        return AnsweringReport(
             missing=missing_lists(self.config, states), lists=states, checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
-            load=self.load, refused=self.node.refusals(), newest=self.node.newest(),
+            load=self.load, refused=self.node.refusals(), newest=self.node.newest(), left=sorted(self.left),
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:
@@ -500,11 +509,11 @@ class Worker:
         return answer(question, self.config.policy, self.config.lists_and_record, self.index, now=datetime.now(UTC))
 
     def peers(self) -> list[dict[str, Any]]:
-        """Return this worker's rows of `eir peers`: its connections, and entries of the peer table for peers that are not connected to it.
+        """Return the rows of `eir peers`: all connections, and entries of the peer table without a connection.
 
         A row of an entry without a connection may have no protocol.
         """
-        return [asdict(row) for server in self.servers.values() for row in server.status()]
+        return merged_peers([asdict(row) for server in self.servers.values() for row in server.status()])
 
     def disabled(self) -> list[str]:
         """Return the labels of peers and gateways that are out of service."""
@@ -523,54 +532,9 @@ class Worker:
     def connected(self) -> dict[str, int]:
         """Return the number of open connections by peer label, over all protocols.
 
-        An expected peer without a connection has 0.
+        An expected peer without a connection has 0, unless its last connection ended in order.
         """
         by_label: Counter[str] = Counter()
         for server in self.servers.values():
             by_label.update(server.connected())
-        return dict(by_label)
-
-
-class RemoteAdmission:
-    """Proxy in a worker for the supervisor's admission control. It reports the events of Diameter connections to the supervisor.
-
-    The supervisor's orders arrive later, as calls of `Node.obey`.
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    async def may_dial(self, host: str | None, label: str, now: float) -> bool:
-        """Ask the supervisor whether an outgoing connection is permitted; return false if the supervisor does not answer."""
-        with suppress(ChannelError):
-            return bool(await self._channel.ask("may_dial", host, label, now))
-        return False
-
-    def stay_away(self, label: str, until: float) -> None:
-        """Report to the supervisor that no worker may connect to the peer with this label before `until`."""
-        self._channel.notify("stay_away", label, until)
-
-    def arrived(self, claim: Claim) -> Sequence[Order]:
-        """Report to the supervisor that a connection has sent a valid CER."""
-        self._channel.notify("arrived", claim)
-        return ()
-
-    def dialing(self, connection: int, host: str, our_host: str) -> Sequence[Order]:
-        """Report to the supervisor that the node has begun to connect to a peer."""
-        return self._notify("dialing", connection, host, our_host)
-
-    def opened(self, connection: int, host: str, origin_state_id: int) -> Sequence[Order]:
-        """Report to the supervisor that an outgoing connection has opened."""
-        return self._notify("opened", connection, host, origin_state_id)
-
-    def alive(self, connection: int) -> Sequence[Order]:
-        """Report to the supervisor that a connection has answered the DWR of a `ProbeOldest` order."""
-        return self._notify("alive", connection)
-
-    def closed(self, connection: int, reason: str) -> Sequence[Order]:
-        """Report to the supervisor that a connection or an attempt has ended."""
-        return self._notify("closed", connection, reason)
-
-    def _notify(self, *what: Any) -> Sequence[Order]:
-        self._channel.notify("reported", *what)
-        return ()
+        return {label: number for label, number in by_label.items() if number or label not in self.left}

@@ -1,7 +1,7 @@
-"""Supervisor: the first process of a node. It starts the other processes, and serves status and commands.
+"""Manager: the first process of a node. It starts the other processes, and serves status and commands.
 
-The supervisor accepts connections and passes them to workers, but handles no check. It reads the configuration and passes it to
-the other processes. These end when the supervisor ends.
+The manager runs no code of a protocol. It reads the configuration and opens the listening sockets, and passes both to the other
+processes. These end when the manager ends.
 """
 
 import asyncio
@@ -19,12 +19,13 @@ from eir.node.observe.lately import EVERY_S
 from eir.node.observe.log import ENDING, READY, Log, notify_service, report_faults
 from eir.node.observe.status import NodeHealth, Running
 from eir.node.processes import deliver, state_folder
-from eir.node.processes.accept import HOLD_S, Acceptor
+from eir.node.processes.answered import ANSWERING
 from eir.node.processes.attendants import Attendants
 from eir.node.processes.commands import Commands, ControlSockets
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.history_watch import HistoryWatch
 from eir.node.processes.jobs import Jobs
+from eir.node.processes.listeners import Listeners
 from eir.node.processes.others import OtherProcesses
 from eir.node.processes.overview import Overview
 from eir.node.processes.priority import BESIDE_NICE, lower_priority
@@ -38,9 +39,9 @@ from eir.node.processes.tracing import Tracing
 from eir.node.processes.web import Web
 
 POLL_S = 1.0
-"""Seconds between two polls of the workers, the configuration file and key files."""
+"""Seconds between two polls of the answering process, the configuration file and key files."""
 STARTED_S = 0.25
-"""Maximum seconds between two polls of the workers during the start."""
+"""Maximum seconds between two polls of the answering process during the start."""
 STOP_S = 25.0
 """Maximum seconds for stopping the node, even if a part hangs; systemd permits 30 s (deploy/systemd/eir.service)."""
 
@@ -62,11 +63,11 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
             starter = Starter(__name__, keeps=[held], owned=config.state)
             starter.fork()
             starter.stay()
-            set_process_name("front")
+            set_process_name("manager")
             lower_priority(BESIDE_NICE)
             state_id = state_folder.next_origin_state_id(config.state)
-            supervisor = Supervisor(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
-            return run_loop(supervisor.serve())
+            manager = Manager(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
+            return run_loop(manager.serve())
         finally:
             os.close(held)
 
@@ -80,7 +81,7 @@ def end_within(stop_s: float = STOP_S) -> None:
     def kill() -> None:
         log = Log(time.monotonic, in_background=False)
         detail = f"it did not end within {stop_s:g} s; its remaining work is abandoned"
-        log.report("killed", level="error", reason="drain", process="front", pid=os.getpid(), detail=detail)
+        log.report("killed", level="error", reason="drain", process="manager", pid=os.getpid(), detail=detail)
         os._exit(1)
 
     timer = threading.Timer(stop_s, kill)
@@ -88,8 +89,8 @@ def end_within(stop_s: float = STOP_S) -> None:
     timer.start()
 
 
-class Supervisor:
-    """Supervisor of a node. It starts and stops its parts in order."""
+class Manager:
+    """Manager of a node. It starts and stops its parts in order."""
 
     def __init__(
         self,
@@ -98,14 +99,12 @@ class Supervisor:
         origin_state_id: int = 0,
         *,
         reload_on_change: bool = False,
-        hold_s: float = HOLD_S,
         end_s: float = END_S,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """Create the parts of the supervisor. No process is started yet.
+        """Create the parts of the manager. No process is started yet.
 
-        `hold_s`: as HOLD_S. `end_s`: maximum seconds for the end of the other processes. `on_stop`: function that is called when
-        the node begins to stop.
+        `end_s`: maximum seconds for the end of the other processes. `on_stop`: function that is called when the node begins to stop.
         """
         self._on_stop = on_stop
         self._log = Log(time.monotonic, level=config.log_level, full_identifiers=config.full_identifiers)
@@ -114,28 +113,28 @@ class Supervisor:
         self._jobs = Jobs(report)
         configuration = Configuration(config, report=report)
         self._configuration = configuration
-        self._acceptor = Acceptor(config.peers, config.limits, config.sctp, hold_s=hold_s, report=report)
+        self._listeners = Listeners(report)
         self._others = OtherProcesses(
-            configuration, starter, self._acceptor, origin_state_id=origin_state_id, end_s=end_s,
+            configuration, starter, self._listeners, origin_state_id=origin_state_id, end_s=end_s,
             traced=lambda record: self._tracing.add(record), report=report,  # noqa: PLW0108 - tracing does not exist yet
         )  # fmt: skip
-        workers = self._others.workers
+        answered = self._others.answered
 
         def settings() -> Config:
             return configuration.config
 
         followed = self._others.followed
         self._history = HistoryWatch(settings, followed)
-        self._tracing = Tracing(workers.trace, followed.record, report)
+        self._tracing = Tracing(answered.trace, followed.record, report)
         self._sources = Sources(settings, self._jobs, followed.record, report=report)
         self._attendants = Attendants(report)
         status = NodeHealth(
-            workers=config.workers, pid=os.getpid(), running=self._running, snapshots=self._snapshots,
+            pid=os.getpid(), running=self._running, snapshots=self._snapshots,
             attendants=self._attendants.all, report=report,
         )  # fmt: skip
-        self.overview = Overview(workers, status, lambda: followed.status.ending)
+        self.overview = Overview(answered, status, lambda: followed.status.ending)
         self.reload = Reload(
-            configuration, workers, apply=self._apply, record=followed.record, is_stopping=self._stop.is_set,
+            configuration, answered, apply=self._apply, record=followed.record, is_stopping=self._stop.is_set,
             on_change=reload_on_change, jobs=self._jobs, report=report,
         )  # fmt: skip
         read_only = ReadOnlyRunner(config.path)
@@ -168,10 +167,10 @@ class Supervisor:
                 await self._others.start_services(self._configuration.loaded)
             self._sources.start()
             self._jobs.start("lately", EVERY_S, self.overview.end_minute)
-            if await self._are_workers_started():
+            if await self._has_lists():
                 await self._listen()
             await self._stop.wait()
-            self._acceptor.close()
+            self._listeners.close()
             await self._attendants.close()
         finally:
             self._begin_stop("the start failed")
@@ -184,26 +183,24 @@ class Supervisor:
             self._log.close()
         return int(killed)
 
-    async def _are_workers_started(self) -> bool:
-        """Wait until every worker has its lists; return false if the node is stopped meanwhile.
+    async def _has_lists(self) -> bool:
+        """Wait until the answering process has its lists; return false if the node is stopped meanwhile.
 
         With `boot_without_lists` other than `refuse`, missing lists do not delay the start.
         """
-        workers = self._others.workers
-        config = self._configuration.config
+        answered = self._others.answered
         is_reported = False
         while not self._stop.is_set():
-            if workers.all_started:
-                reports = await workers.reports()
-                missing = dict.fromkeys(name for report in reports for name in report.missing)
-                if missing and not is_reported:
-                    self._report_missing(list(missing))
+            report = await answered.report()
+            if report is not None:
+                if report.missing and not is_reported:
+                    self._report_missing(report.missing)
                     is_reported = True
-                if not missing or config.boot_without_lists != "refuse":
+                if not report.missing or self._configuration.config.boot_without_lists != "refuse":
                     return True
-            workers.changed.clear()
+            answered.changed.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(workers.changed.wait(), STARTED_S)
+                await asyncio.wait_for(answered.changed.wait(), STARTED_S)
         return False
 
     def _report_missing(self, lists: Sequence[str]) -> None:
@@ -220,17 +217,15 @@ class Supervisor:
             EirError: if a listener cannot be opened.
         """
         loaded = self._configuration.loaded
-        workers = self._others.workers
-        urls = [listener.url for listener in loaded.config.listeners]
-        await self._acceptor.listen(urls, workers.pass_connection)
-        workers.dial()
+        await self._listeners.open(loaded.config.listeners, loaded.config.sctp)
+        self._others.answered.open()
         await self._poll()
-        notify_service(READY, f"STATUS=answers on {', '.join(self._acceptor.addresses)}")
+        notify_service(READY, f"STATUS=answers on {', '.join(self._addresses)}")
         self._jobs.start("status", POLL_S, self._poll, delay_s=POLL_S)
         self._jobs.start("keys", POLL_S, self.reload.poll_keys)
         self._jobs.start("configuration", POLL_S, self.reload.poll_file)
         self._jobs.start("trace", POLL_S, self._tracing.end_if_due)
-        await self._attendants.apply(loaded, self._acceptor.addresses)
+        await self._attendants.apply(loaded, self._addresses)
 
     def _begin_stop(self, cause: str) -> None:
         """Begin to stop the node. `cause`: reason in the log."""
@@ -243,33 +238,38 @@ class Supervisor:
         self._others.stop()
 
     async def _apply(self, loaded: Loaded) -> None:
-        """Apply new settings to all parts except the workers."""
+        """Apply new settings to all parts except the answering process."""
         config = loaded.config
-        self._acceptor.configure(config.peers, config.limits, config.sctp)
+        self._listeners.apply(config.sctp)
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
         self._others.apply(loaded)
         self._sources.apply()
-        if self._acceptor.addresses and not self._stop.is_set():
-            await self._attendants.apply(loaded, self._acceptor.addresses)
+        if self._addresses and not self._stop.is_set():
+            await self._attendants.apply(loaded, self._addresses)
 
     async def _poll(self) -> None:
-        """Collect the workers' reports; pass them to the status, the acknowledgements and the interfaces' tasks in the supervisor.
+        """Request the answering process's report; pass it to the status, the acknowledgements and the interfaces' tasks in the manager.
 
         The status logs the readiness and the expired lists. The interfaces' tasks (attendants) report readiness and load to
         other servers.
         """
         status = self.overview.status
-        reports = await self._others.workers.reports()
-        status.log_readiness(reports)
-        self._sources.acknowledge(reports)
-        self._attendants.note(status.readiness(reports), reports)
-        status.remind(reports)
+        report = await self._others.answered.report()
+        status.log_readiness(report)
+        if report is not None:
+            self._sources.acknowledge(report.lists)
+        self._attendants.note(status.readiness(report), report)
+        status.remind(report)
+
+    @property
+    def _addresses(self) -> list[str]:
+        """URLs of the open listeners of the answering process; empty while the node waits for its lists."""
+        return self._listeners.addresses(ANSWERING)
 
     def _running(self) -> Running:
-        others = self._others.addresses()
-        return Running(self._acceptor.addresses, self._web.address, others, self._stop.is_set())
+        return Running(self._addresses, self._web.address, self._others.addresses(), self._stop.is_set())
 
     def _snapshots(self) -> list[metrics.Snapshot]:
-        parts = (self._acceptor, self._configuration, self._history, self._sources, self._web, self._attendants)
+        parts = (self._configuration, self._history, self._sources, self._web, self._attendants)
         snapshots = [part.snapshot() for part in parts]
         return snapshots + self._others.snapshots()
