@@ -445,7 +445,7 @@ DETAILS = "details"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Metric family: name, type, labels, help text, and the rule that merges the values of all workers."""
+    """Metric family: name, type, labels, help text, and the rule that merges the values of all processes."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

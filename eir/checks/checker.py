@@ -268,7 +268,7 @@ class Checker:
         self._note_check(kind, origin_host, device, imsi, count)
 
     def checks(self) -> Counter[Labels]:
-        """Return the number of answered checks since the start of the worker, by the label values of the metric `eir_checks_total`."""
+        """Return the number of answered checks since the start of the process, by the label values of the metric `eir_checks_total`."""
         answered = self._answered_before.copy()
         for requester, verdicts in self._answered.items():
             for verdict, count in verdicts.items():

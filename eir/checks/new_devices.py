@@ -1,6 +1,6 @@
-"""Queue of devices that a worker sees for the first time, with a daily limit for each peer.
+"""Queue of devices that the answering process sees for the first time, with a daily limit for each peer.
 
-A device is queued from its check until the image of the record contains it. Meanwhile the worker sends the device to the
+A device is queued from its check until the image of the record contains it. Meanwhile the answering process sends the device to the
 process that writes the record, and sends it again if the image still lacks it after AGAIN_TURNS s. Above the limit of a peer,
 a device is recorded only if it is confirmed: a second peer or a second subscriber uses it. Confirmed devices have a second limit
 of the same size. The module does no I/O.
@@ -26,7 +26,7 @@ a day keeps its slot, so invented devices do not displace a phone's first check.
 COMPARED_PER_TURN = 2000
 """Maximum number of queued devices that are compared with a new image each second (one turn)."""
 COMPARED_AT_ONCE = 25
-"""Number of queued devices that are compared with the image between two pauses, in which the worker answers checks."""
+"""Number of queued devices that are compared with the image between two pauses, in which the answering process answers checks."""
 AGAIN_TURNS = 120
 """Turns (seconds) after which a device is sent again."""
 
@@ -43,7 +43,7 @@ class _Queued(NamedTuple):
 
 
 class NewDevices:
-    """Queue in a worker: devices that must be added to the record of first sightings."""
+    """Queue in the answering process: devices that must be added to the record of first sightings."""
 
     def __init__(self, record: FirstSeenList, per_peer_max: int) -> None:
         self._record = record
@@ -53,7 +53,7 @@ class NewDevices:
         self._new_today: Counter[tuple[str, bool]] = Counter()
         """(peer, True if confirmed) → number of new devices today."""
         self._full: set[str] = set()
-        """Peers whose devices on all workers together have reached the limit of today."""
+        """Peers whose devices have reached the limit of today."""
         self._once_keys, self._once_users = array("Q"), array("q")
         """For each slot (ONCE_SLOTS): key + 1 of the device above a limit, 0 for an empty slot; hash of peer and IMSI of the device's first
         check today. Both arrays are empty until a peer exceeds its limit."""
@@ -126,7 +126,7 @@ class NewDevices:
         return sightings
 
     def reject(self, peer: str, keys: Iterable[int]) -> None:
-        """Remove the devices `keys` from the queue, because their peer has reached its daily limit over all workers.
+        """Remove the devices `keys` from the queue, because their peer has reached its daily limit.
 
         For the rest of the day, only confirmed devices of this peer can be queued.
         """

@@ -1,6 +1,6 @@
 """Trace of one device or subscriber: records of its checks, each with a complete explanation.
 
-A worker has one tracer, with at most one trace. The tracer explains a check by the lists that decided it, and sends a limited number
+The answering process has one tracer, with at most one trace. The tracer explains a check by the lists that decided it, and sends a limited number
 of records per second. Fast paths leave the traced checks to the general path until the limit is reached. The module does no I/O;
 clock and callbacks are arguments.
 """
@@ -15,7 +15,7 @@ from eir.checks.settings import NoDevice
 from eir.errors import IdentifierError
 
 RECORDS_MAX = 20
-"""Maximum number of trace records that a worker sends per second."""
+"""Maximum number of trace records that the answering process sends per second."""
 ANY = (1 << 64) - 2
 """Number in TraceFilter.numbers that matches every device, or every IMSI."""
 NO_MATCH = ANY + 1, ANY
@@ -50,7 +50,7 @@ class TraceFilter(NamedTuple):
 
 
 class Tracer:
-    """Sender of trace records in one worker. Each check that matches the filter gets a record."""
+    """Sender of trace records in the answering process. Each check that matches the filter gets a record."""
 
     def __init__(
         self, explain: Callable[[Question], Explanation], send: Callable[[dict[str, Any]], None],

@@ -1,6 +1,6 @@
 """Classes that describe an interface to the program. Each interface has one description, its object `INTERFACE`.
 
-Configuration, supervisor, workers, metrics and commands go through eir.interfaces.INTERFACES and know none by name. Each
+Configuration, manager, answering process, metrics and commands go through eir.interfaces.INTERFACES and know none by name. Each
 command reads the configuration, so that an interface's folder imports little: servers and services are named as `module:class`,
 and a node imports them before it starts its processes, which share their memory. Other functions import heavy modules when they
 are called.
@@ -119,24 +119,24 @@ class NodeLoad(NamedTuple):
 
 
 class Attendant(Protocol):
-    """Background task of an interface in the supervisor, such as the registration of the node at an NRF."""
+    """Background task of an interface in the manager, such as the registration of the node at an NRF."""
 
     async def apply(
         self, settings: Any, shared: SharedSettings, tls: "TlsFiles | None", listening: Sequence[str]
     ) -> None:
-        """Apply settings to the interface's task in the supervisor, at the start and at each reload.
+        """Apply settings to the interface's task in the manager, at the start and at each reload.
 
         `listening`: URLs of the open listeners of all interfaces.
         """
 
     async def close(self) -> None:
-        """Stop the interface's task in the supervisor."""
+        """Stop the interface's task in the manager."""
 
     def status(self) -> Mapping[str, Any]:
         """Return the interface's fields in the document of `eir status`."""
 
     def numbers(self) -> Samples:
-        """Return the metrics of the interface's task in the supervisor, by name and label values."""
+        """Return the metrics of the interface's task in the manager, by name and label values."""
 
 
 class Service(Protocol):
@@ -183,7 +183,7 @@ class Interface:
     The `settings` of its functions are the object of its section, or without a section the shared settings.
 
     `listen` in its settings are the URLs of its listeners, each with its port. Only this key needs a restart. The interface has
-    either a server in each worker (`server`), which calls the checker, or a service in a process of its own (`service`).
+    either a server in the answering process (`server`), which calls the checker, or a service in a process of its own (`service`).
     """
 
     name: str
@@ -205,11 +205,11 @@ class Interface:
     """Names of its files in the state folder that no program can create again, so that a backup has them."""
 
     server: str = ""
-    """Server of a worker: class derived from eir.wire.peers.server.Server, created with (settings, Context), with a method `apply` for new ones."""
+    """Server in the answering process: class derived from eir.wire.peers.server.Server, created with (settings, Context), with a method `apply` for new ones."""
     stays: bool = True
     """True if clients stay connected. Otherwise they connect for each request, and `expected: false` does not make a client a probe."""
     tokens: "Callable[[Any, SharedSettings], TokenSettings | None] | None" = None
-    """Returns the rules for access tokens of clients; the supervisor reads the keys. None: clients never have a token."""
+    """Returns the rules for access tokens of clients; the manager reads the keys. None: clients never have a token."""
     settings_after_reload: Callable[[Any, Any], Any] = lambda _old, new: new
     """Return the settings after a reload, from the old and the new ones; listeners stay open until a restart."""
     attendant: str = ""

@@ -1,1 +1,1 @@
-"""Lists of devices and subscribers, from a publisher's file to the memory of a worker."""
+"""Lists of devices and subscribers, from a publisher's file to the memory of the answering process."""

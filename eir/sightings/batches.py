@@ -1,6 +1,6 @@
 """Conversion of recorded checks to a polars frame that has one row for each group of similar checks.
 
-The checks come from workers' messages or from another record.
+The checks come from messages of the answering process or from another record.
 
 Properties with few values (decision, origin) are numbers until the rows are grouped. Importing polars takes 0.2 s, so this
 module is imported only by the process that writes the record and by commands that need it.
@@ -75,7 +75,7 @@ class CheckRows(NamedTuple):
 
 
 def rows_of(messages: Iterable[bytes]) -> CheckRows:
-    """Decode workers' messages and return all their checks as rows."""
+    """Decode messages of the answering process and return all their checks as rows."""
     checks: list[tuple[Any, ...]] = []
     for message in messages:
         checks += checks_of(message)

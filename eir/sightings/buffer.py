@@ -1,4 +1,4 @@
-"""Buffer of a worker: collects answered checks for 10 ms, then sends them to the recorder.
+"""Buffer of the answering process: collects answered checks for 10 ms, then sends them to the recorder.
 
 A check calls it, so it never blocks: checks that were answered together are one list entry. Above a maximum rate, plain checks
 (without an event) are dropped, and if the recorder does not receive, the oldest messages are dropped; both are counted. One
@@ -52,7 +52,7 @@ class CheckKind(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Checks that one call of `Buffer.add` has added to a worker's buffer."""
+    """Checks that one call of `Buffer.add` has added to the buffer."""
 
     kinds: Sequence[Any]
     """Kinds as eir.checks.policy.SightingKind."""
@@ -76,7 +76,7 @@ class Part(NamedTuple):
 
 
 class Buffer:
-    """Buffer of a worker for checks that must be recorded; it implements eir.checks.policy.Sightings.
+    """Buffer of the answering process for checks that must be recorded; it implements eir.checks.policy.Sightings.
 
     Args:
         send: sends a message, or returns False.
@@ -149,7 +149,7 @@ class Buffer:
 
 
 class MessageQueue:
-    """Queue of messages from a worker to the recorder.
+    """Queue of messages from the answering process to the recorder.
 
     Above `bytes_max` the oldest messages are dropped, and their checks are counted in `dropped`.
     """
@@ -160,7 +160,7 @@ class MessageQueue:
         self._bytes = 0
 
     def append(self, message: bytes) -> None:
-        """Append a message for the recorder to the worker's queue."""
+        """Append a message for the recorder to the queue."""
         self._messages.append(message)
         self._bytes += len(message)
 

@@ -23,7 +23,7 @@ WATCHED_MAX = 100_000
 
 
 class Events:
-    """Events for a receiver, such as a webhook, built from the checks in the workers' messages.
+    """Events for a receiver, such as a webhook, built from the checks in messages of the answering process.
 
     Args:
         per_second_max: maximum number of events per second.
@@ -70,7 +70,7 @@ class Events:
         return dropped
 
     def add(self, message: bytes) -> None:
-        """Add the checks of a worker's message to groups of similar checks. Each group becomes one event."""
+        """Add the checks of a message to groups of similar checks. Each group becomes one event."""
         for time_us, kind, identifier, imsi, version, msisdn in checks_of(message):
             group = self._groups.setdefault((kind, identifier, imsi, version, msisdn), [time_us, time_us, 0])
             group[1] = time_us

@@ -2,7 +2,7 @@
 
 It evaluates only rules that need nothing but the IMEI. If several hold, the precedence of their statuses counts, not their place in the
 policy; only a rule that asks the record of first sightings excludes the rules after it. It reads lists from the store, and starts with the
-node's copies, which count while the store is unreachable or has lost data; it never uses the images of the workers.
+node's copies, which count while the store is unreachable or has lost data; it never uses the images of the answering process.
 """
 
 import time

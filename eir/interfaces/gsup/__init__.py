@@ -2,7 +2,7 @@
 
 ipa.py has frames and identification (IPA, CCM); message.py the operation CHECK-IMEI and the errors of others; link.py the
 connection of a client; hlr.py its connection to the HLR; stored.py the checks that wait for the HLR; server.py the conversion
-and all clients of a worker; probe.py a client.
+and all clients; probe.py a client.
 """
 
 from eir.checks.settings import Status

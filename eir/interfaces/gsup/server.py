@@ -1,4 +1,4 @@
-"""GSUP server of a worker: converts CHECK-IMEI to ACK or NACK, identifies clients, and applies limits and counters.
+"""GSUP server of the answering process: converts CHECK-IMEI to ACK or NACK, identifies clients, and applies limits and counters.
 
 eir.checks decides the verdict. A phone whose MSC receives an error considers itself illegal until it is switched off, so GSUP
 has no error answer: it is an ACK if the policy requires an error (`error`), and after a fault of this program. Synchronous from

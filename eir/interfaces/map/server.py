@@ -1,6 +1,6 @@
-"""SIGTRAN server of a worker: connections to gateways and from MSCs.
+"""SIGTRAN server of the answering process: connections to gateways and from MSCs.
 
-It identifies the senders of requests, applies limits, counts, and drains. The listeners are in the supervisor; `serve` receives
+It identifies the senders of requests, applies limits, counts, and drains. The listeners are in the manager; `serve` receives
 an accepted connection.
 """
 
@@ -46,7 +46,7 @@ class Asker(NamedTuple):
 
 
 class MapServer(Server[SigtranConnection]):
-    """SIGTRAN server of a worker for MSCs and SGSNs."""
+    """SIGTRAN server of the answering process for MSCs and SGSNs."""
 
     carried = CARRIED
 

@@ -1,4 +1,4 @@
-"""NRF client in the supervisor: sends the requests of eir.interfaces.n5g.nrf over HTTP/2 when they are due.
+"""NRF client in the manager: sends the requests of eir.interfaces.n5g.nrf over HTTP/2 when they are due.
 
 Each request has a connection of its own, so that a connection that an NRF has dropped delays nothing. No check depends on this
 module: without any NRF the node answers checks as before.
@@ -57,7 +57,7 @@ def own_instance(folder: Path) -> str:
 
 
 class Registrar:
-    """Task in the supervisor that keeps the node registered with an NRF while listeners for AMFs are open."""
+    """Task in the manager that keeps the node registered with an NRF while listeners for AMFs are open."""
 
     def __init__(self, standing: Callable[[], NodeLoad], report: Report, ask_s: float = ASK_S) -> None:
         self._standing, self._report, self._ask_s = standing, report, ask_s

@@ -1,4 +1,4 @@
-"""N5g server of a worker: connections of AMFs, their identification, access tokens, limits and counters."""
+"""N5g server of the answering process: connections of AMFs, their identification, access tokens, limits and counters."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ _DENIALS = {
 
 
 class N5gServer(Server[N5gConnection]):
-    """N5g server of a worker for AMFs over HTTP/2."""
+    """N5g server of the answering process for AMFs over HTTP/2."""
 
     def __init__(self, settings: N5gSettings, context: Context) -> None:
         super().__init__(PROTOCOL, counts=context.counts, rates=context.rates, report=context.report)

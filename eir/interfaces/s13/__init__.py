@@ -1,7 +1,7 @@
 """Interface S13 (3GPP TS 29.272 clause 6): answers the ECRs of MMEs and SGSNs by the rules of the policy.
 
 `application` describes S13 for the Diameter node, `dictionary` and `grammar` its AVPs. `service` converts an ECR to a question for the
-policy, and the verdict to an ECA; `lane` answers the usual ECRs by C code. `server` is the node in a worker, `probe` a client.
+policy, and the verdict to an ECA; `lane` answers the usual ECRs by C code. `server` is the node in the answering process, `probe` a client.
 """
 
 from eir.checks.settings import Status

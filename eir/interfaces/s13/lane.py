@@ -54,7 +54,7 @@ UNTOLD, PLAIN, TOLD = range(3)  # how the sightings record a verdict: not, as pl
 
 
 class ExpressLanes:
-    """Data shared by the fast paths (express lanes) of all connections of a worker: policy, lists, and replies by peer and status."""
+    """Data shared by the fast paths (express lanes) of all connections: policy, lists, and replies by peer and status."""
 
     def __init__(self, checker: Checker, replies: Callable[[str], Mapping[Status, Reply]]) -> None:
         self.checker, self.replies = checker, replies

@@ -1,7 +1,7 @@
 """Record of first sightings on one node: a list that checks write, and whose rows merge.
 
 The record is a list like any other (eir.lists.follow.log_follower), and so are the imported first days, which form a list of their own.
-Workers queue sightings here. Each round writes the rows that the store lacks as one change, which is computed from the stored content.
+The answering process's sightings are queued here. Each round writes the rows that the store lacks as one change, which is computed from the stored content.
 If the store is away, the rows wait on this node's disk. The image has the stored rows, those that wait, and imported ones. It leaves
 out rows that break a bound (eir.lists.follow.learned_bounds).
 
@@ -152,7 +152,7 @@ class LearnedRecord(LearnedList):
     # Tasks
 
     def note_sightings(self, sighted: Iterable[Sighted]) -> None:
-        """Queue sightings of devices from a worker. The next round adds them to the record."""
+        """Queue sightings of devices from the answering process. The next round adds them to the record."""
         first_min = self._record.first_day_min
         self._sighted += [each._replace(day=max(each.day, first_min)) for each in sighted]
 

@@ -115,7 +115,7 @@ class PairList(DeviceList):
 
 
 class FirstSeenList(DeviceList):
-    """Record of first sightings in memory: the image that all workers share, and this worker's sightings that the image still lacks."""
+    """Record of first sightings in memory: the image, and sightings of this process that the image still lacks."""
 
     __slots__ = ("asked", "fresh", "known_time")
 
@@ -158,7 +158,7 @@ class FirstSeenList(DeviceList):
     def day(self, key: int) -> int | None:
         """Return the day on which a device was first seen; None if it was never seen.
 
-        The day is the earliest of the first day in the shared image and the day of this worker's sighting that the image lacks.
+        The day is the earliest of the first day in the image and the day of this process's sighting that the image lacks.
         """
         recorded, fresh = self.on_record(key), self.fresh.get(key)
         days = [day for day in (recorded and recorded[0], fresh) if day is not None]

@@ -45,7 +45,7 @@ DAY_COUNT = 1 << 16
 
 
 class Sighted(NamedTuple):
-    """Devices that one peer checked on one day: message of a worker to the process that writes the record of first sightings."""
+    """Devices that one peer checked on one day: message of the answering process to the process that writes the record of first sightings."""
 
     peer: str
     day: int

@@ -1,4 +1,4 @@
-"""HTTP server of the supervisor, and its pages for programs: /metrics (Prometheus), /live and /ready (health probes).
+"""HTTP server of the manager, and its pages for programs: /metrics (Prometheus), /live and /ready (health probes).
 
 `eir/wire/web/http1_server.py` limits the memory and the loop time that one client can use.
 """

@@ -1,6 +1,6 @@
 """Table of all metrics, and resource usage of the node's processes from the kernel.
 
-Only this module imports the Prometheus library. Parts count in plain integers and dicts. The supervisor builds a `Snapshot`
+Only this module imports the Prometheus library. Parts count in plain integers and dicts. The manager builds a `Snapshot`
 from the counts. `merge` combines the snapshots of several processes, and `exposition` renders a snapshot for a scrape.
 """
 

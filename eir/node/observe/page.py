@@ -1,7 +1,7 @@
 """Web page for people, at / of the HTTP address: status of the node, peers, lists, checks, history and refused releases.
 
 The page is one document without external resources. Its only script fetches the page again, and replaces the sections that
-change. All text from the wire or from files is escaped, and its identifiers are shortened (`privacy`). The supervisor passes the
+change. All text from the wire or from files is escaped, and its identifiers are shortened (`privacy`). The manager passes the
 content (PageContent).
 """
 

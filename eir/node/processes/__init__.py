@@ -1,4 +1,4 @@
-"""Processes of a node: supervisor, workers and others, and the channels between them.
+"""Processes of a node: manager, answering process and others, and the channels between them.
 
 This module blocks signals that arrive before there are handlers: from the first moment of `eir serve` until the handlers are
 installed. Without this, a node that is stopped during its start would end with a failure, and as process 1 of a container it

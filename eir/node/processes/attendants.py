@@ -1,4 +1,4 @@
-"""Tasks of interfaces in the supervisor (attendants), such as a registration at another server."""
+"""Tasks of interfaces in the manager (attendants), such as a registration at another server."""
 
 from collections.abc import Sequence
 from pkgutil import resolve_name
@@ -12,7 +12,7 @@ from eir.node.processes.configuration import Loaded
 
 
 class Attendants:
-    """Tasks of all interfaces in the supervisor."""
+    """Tasks of all interfaces in the manager."""
 
     def __init__(self, report: Report) -> None:
         self._standing = NodeLoad(serving=False, load=0)
@@ -24,11 +24,11 @@ class Attendants:
 
     @property
     def all(self) -> list[Attendant]:
-        """Attendants of all interfaces: tasks in the supervisor, such as a registration with an NRF."""
+        """Attendants of all interfaces: tasks in the manager, such as a registration with an NRF."""
         return [attendant for _, attendant in self._by_interface]
 
     async def apply(self, loaded: Loaded, listening: Sequence[str]) -> None:
-        """Apply settings to all attendants: tasks of interfaces in the supervisor, such as a registration with an NRF.
+        """Apply settings to all attendants: tasks of interfaces in the manager, such as a registration with an NRF.
 
         `listening`: URLs of the open listeners, as in Attendant.apply.
         """
@@ -45,6 +45,6 @@ class Attendants:
         return {name: samples for each in self.all for name, samples in each.numbers().items()}
 
     async def close(self) -> None:
-        """Stop all attendants (tasks of interfaces in the supervisor)."""
+        """Stop all attendants (tasks of interfaces in the manager)."""
         for each in self.all:
             await each.close()

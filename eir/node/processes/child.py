@@ -1,4 +1,4 @@
-"""Processes that run until the node ends. The supervisor starts them, and restarts each after an unexpected end.
+"""Processes that run until the node ends. The manager starts them, and restarts each after an unexpected end.
 
 `Child` is one such process across its restarts. `Children` runs all of them.
 """
@@ -24,11 +24,11 @@ ALONE_S = 1.0
 STEADY_S = 60.0
 """Seconds after which the pause before the next restart of a process is RESTART_S again."""
 KILLED_S = 3.0
-"""Maximum seconds that the supervisor waits for the end of killed processes, which may wait for a disk."""
+"""Maximum seconds that the manager waits for the end of killed processes, which may wait for a disk."""
 COUNTERS_S = 1.0
 """Seconds between two requests for the counters of a process."""
 LATE_S = 1.0
-"""Seconds without an answer after which the supervisor restores the normal priority of a process."""
+"""Seconds without an answer after which the manager restores the normal priority of a process."""
 HUNG_QUESTIONS = 4
 """Number of consecutive unanswered requests after which a process is killed.
 
@@ -37,7 +37,7 @@ A time would not do: after a pause of the whole host, each process is late once.
 
 
 class Child:
-    """Child process of the supervisor, with its settings and counters across restarts.
+    """Child process of the manager, with its settings and counters across restarts.
 
     `launch`: function that starts the process. `greet`: function that sends a new process its settings. `handlers`: functions
     that the process may call. `left`: function that is called after each end of the process.
@@ -143,7 +143,7 @@ class Child:
 
 
 class Children:
-    """All child processes of the supervisor. A child that ends is restarted, unless the node is stopping."""
+    """All child processes of the manager. A child that ends is restarted, unless the node is stopping."""
 
     def __init__(
         self, *, report: Report, restart_s: float = RESTART_S, steady_s: float = STEADY_S, killed_s: float = KILLED_S

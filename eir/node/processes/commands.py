@@ -92,7 +92,7 @@ class ControlSockets:
 
 
 class Commands:
-    """Commands of the node's control socket, such as `eir status`. Each command calls functions of the supervisor's parts."""
+    """Commands of the node's control socket, such as `eir status`. Each command calls functions of the manager's parts."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Commands:
         is_stopping: Callable[[], bool],
         report: Report,
     ) -> None:
-        """Create the commands of a node from the parts of its supervisor.
+        """Create the commands of a node from the parts of its manager.
 
         `stop`: function that begins to stop the node, for the given cause.
         """

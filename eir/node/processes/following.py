@@ -1,9 +1,9 @@
-"""Follower: the process that reads changed lists from the store, for all workers of the node. It answers no checks.
+"""Follower: the process that reads changed lists from the store, for the answering process. It answers no checks.
 
-It verifies the changes, builds an image of each changed list, and passes the image to the supervisor, which passes it to every
-worker. It also writes the node's journal and the copies, and restores lists in the store. While it restarts, the workers answer from
-their lists, and the supervisor then passes these lists to the new follower. `Followed` is the part of the supervisor: it stores the
-last list images for workers that start later, the status of the follower, and events that the journal does not have yet.
+It verifies the changes, builds an image of each changed list, and passes the image to the manager, which passes it to the
+answering process. It also writes the node's journal and the copies, and restores lists in the store. While it restarts, the answering process answers from
+their lists, and the manager then passes these lists to the new follower. `Followed` is the part of the manager: it stores the
+last list images for an answering process that starts later, the status of the follower, and events that the journal does not have yet.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from eir.node.processes.starter import Process, Start
 from eir.schema import DETAILS
 
 STATUS_S = 0.1
-"""Seconds between two status messages to the supervisor."""
+"""Seconds between two status messages to the manager."""
 FLUSH_S = 5.0
 """Maximum seconds for recording the last first sightings at the end of the process."""
 RECORDED_S, RECORDED_POLL_S = 4.0, 0.005
@@ -58,12 +58,12 @@ EVENTS_MAX = 1_000
 RECORD_AGAIN_S = 0.5
 """Seconds between two attempts to have an event written by the follower."""
 TRIM_S = 1.0
-"""Seconds between the switch of a list and the release of the previous image, so that the release does not slow the workers' switch."""
+"""Seconds between the switch of a list and the release of the previous image, so that the release does not slow the answering process's switch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """Status that the follower sends to the supervisor."""
+    """Status that the follower sends to the manager."""
 
     store_up: bool
     lost: Mapping[str, str]
@@ -84,7 +84,7 @@ class Following:
 
 
 def run(end: socket.socket, config: Config) -> int:
-    """Run the follower until SIGTERM, or until its channel to the supervisor closes; return the exit status."""
+    """Run the follower until SIGTERM, or until its channel to the manager closes; return the exit status."""
     return run_process(end, partial(_follow, config), nice=BESIDE_NICE)
 
 
@@ -141,7 +141,7 @@ class _FollowerProcess:
         self._is_nearly_full = False
 
     def handlers(self) -> dict[str, Any]:
-        """Return the follower's functions that the supervisor may call: map from name to function."""
+        """Return the follower's functions that the manager may call: map from name to function."""
         return {
             "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
@@ -151,7 +151,7 @@ class _FollowerProcess:
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Wait until the supervisor has sent the lists in force, then follow the store until cancelled."""
+        """Wait until the manager has sent the lists in force, then follow the store until cancelled."""
         await self._has_all_lists.wait()
         await self._maintain_journal()
         for learned in self._learned_lists:
@@ -300,7 +300,7 @@ def _trim(_before: Image | None) -> None:
 
 
 class Followed:
-    """Object in the supervisor that starts the follower process, and stores the follower's last status and the lists in force."""
+    """Object in the manager that starts the follower process, and stores the follower's last status and the lists in force."""
 
     def __init__(self, config: Config, start: Start, *, report: Report) -> None:
         self._config = config
@@ -331,7 +331,7 @@ class Followed:
     def deliver_to(
         self, put_in_force: Callable[[Listed, Image], None], complete: Callable[[], None], reject: Callable[[str, list[int]], None]
     ) -> None:  # fmt: skip
-        """Set the functions that the supervisor calls when the follower sends lists.
+        """Set the functions that the manager calls when the follower sends lists.
 
         `put_in_force` receives each list. `complete` is called after all lists have arrived. `reject` receives a peer's label and
         devices whose first sighting is not recorded (eir.lists.follow.learned).
@@ -416,7 +416,7 @@ class Followed:
             await asyncio.gather(self._recording, return_exceptions=True)
 
     def note_first_seen(self, sighted: list[Sighted]) -> None:
-        """Send the follower the devices that a worker saw for the first time; the follower writes them to the record of first sightings."""
+        """Send the follower the devices that the answering process saw for the first time; the follower writes them to the record of first sightings."""
         self.child.notify("first_seen", sighted)
 
     async def note_last_devices(self, sightings: SimSightings) -> None:
@@ -437,23 +437,23 @@ class Followed:
         return stays
 
     def send_all(self, channel: Channel) -> None:
-        """Send all lists in force to a new worker. If the follower has sent all lists, then also call the worker's handler `complete`."""
+        """Send all lists in force to a new answering process. If the follower has sent all lists, then also call its handler `complete`."""
         for listed, image in self._lists.values():
             send_list(channel, listed, image)
         if self._complete:
             channel.notify("complete")
 
     def send_missing(self, channel: Channel, states: Mapping[str, Head]) -> None:
-        """Send a worker the lists in force that differ from its own lists, because earlier messages to the worker were lost.
+        """Send the answering process the lists in force that differ from its own, because earlier messages to it were lost.
 
-        `states`: lists that the worker has.
+        `states`: lists that the answering process has.
         """
         for listed, image in self._lists.values():
             if states.get(listed.name) != listed.state:
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:
-        """Send a new configuration to the follower after the workers have applied it. The configuration names the lists to follow."""
+        """Send a new configuration to the follower after the answering process has applied it. The configuration names the lists to follow."""
         self._config = config
         kinds = kinds_of(config)
         for name, (listed, _) in list(self._lists.items()):
@@ -495,9 +495,9 @@ class Followed:
         self._notify_complete()
 
     def _accept_list(self, listed: Listed, memory: int | None) -> str | None:
-        """Store a list from the follower and send the list to the workers. Return an error text if this is impossible, else None."""
+        """Store a list from the follower and send the list to the answering process. Return an error text if this is impossible, else None."""
         if memory is None:
-            return "the supervisor has no file descriptor left for it"
+            return "the manager has no file descriptor left for it"
         try:
             image = Image.map(memory)
         except (ImageError, OSError) as e:

@@ -14,7 +14,7 @@ UNKNOWN_LIST = "unknown"
 
 
 class HistoryWatch:
-    """Part of the supervisor that reports on releases and the history."""
+    """Part of the manager that reports on releases and the history."""
 
     def __init__(self, config: Callable[[], Config], followed: Followed) -> None:
         """Create the part. `config`: function that returns the settings in force."""

@@ -1,7 +1,7 @@
 """Processes of HTTP/1.1 interfaces that do not answer checks, such as the feed. Processes that answer checks have a higher priority.
 
-The supervisor opens the listeners, so that connections wait in them while such a process restarts. It passes listeners and
-configuration to the process, which runs an eir.interfaces.interface.Service. `ServiceProcess` is the part of the supervisor, `run`
+The manager opens the listeners, so that connections wait in them while such a process restarts. It passes listeners and
+configuration to the process, which runs an eir.interfaces.interface.Service. `ServiceProcess` is the part of the manager, `run`
 the main function of the process.
 """
 
@@ -46,7 +46,7 @@ DRAIN_S = 3.0
 
 
 class ServiceProcess:
-    """Object in the supervisor that starts the process of an HTTP/1.1 interface, opens the listeners, and stores the interface's faults."""
+    """Object in the manager that starts the process of an HTTP/1.1 interface, opens the listeners, and stores the interface's faults."""
 
     def __init__(self, interface: Interface, start: Start, *, is_recorded: IsRecorded, report: Report) -> None:
         self.interface = interface
@@ -147,12 +147,12 @@ class _InterfaceProcess:
         self._handshakes: dict[socket.socket, str] = {}
         """Address of each connection in its TLS handshake, the oldest first."""
         self._sent_faults: Mapping[str, str] | None = None
-        """Faults that were sent to the supervisor last."""
+        """Faults that were sent to the manager last."""
         self._ended: Counter[str] = Counter()
         """Number of connections that were rejected, or closed for a fault, by reason."""
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
-        """Return the functions that the supervisor may call: map from name to function."""
+        """Return the functions that the manager may call: map from name to function."""
         return {"configure": self._configure, "listen": self._listen, "counters": self._counters}
 
     async def drain(self) -> None:
@@ -262,7 +262,7 @@ class _InterfaceProcess:
         self._log.report("accept_failed", level="error", reason="other", detail=fault.strerror)
 
     async def _read_files(self) -> None:
-        """Let the service read and apply its changed files. Log each new fault of a file, and send all faults to the supervisor."""
+        """Let the service read and apply its changed files. Log each new fault of a file, and send all faults to the manager."""
         if self._service is None:
             return
         faults = dict[str, str]()

@@ -1,6 +1,6 @@
 """Last devices of SIMs in the recorder: the sightings from its batches, and the events of changes.
 
-`SightingFeed` converts each batch of checks to sightings of SIMs, and sends them through the supervisor to the follower, which keeps the
+`SightingFeed` converts each batch of checks to sightings of SIMs, and sends them through the manager to the follower, which keeps the
 list (eir.lists.follow.last_devices). `DeviceChanges` reads the log of the list on the node that holds a lease, and posts an event for
 each change. The last posted generation is the field `registered` of a list of its own in the store, beside the list.
 """
@@ -48,7 +48,7 @@ from eir.sightings.settings import FULL
 TICK_S = 0.5
 """Seconds between two batches, and between two reads of the log."""
 MESSAGES_MAX = 2_000
-"""Maximum number of messages of workers that wait; the oldest are left out."""
+"""Maximum number of messages of the answering process that wait; the oldest are left out."""
 AGAIN_S = 5.0
 """Seconds between two attempts to agree on the key of the SIMs."""
 LEASE_S = 10.0
@@ -93,7 +93,7 @@ async def agree_on_key(store: LogStore, config: Config, settings: LastDeviceSett
 
 
 def sim_sightings(messages: Sequence[bytes], key: bytes | None) -> list[tuple[str, bytes]]:
-    """Return the sightings of authenticated SIMs in workers' messages, by peer (eir.lists.follow.last_devices)."""
+    """Return the sightings of authenticated SIMs in messages of the answering process, by peer (eir.lists.follow.last_devices)."""
     firsts: dict[tuple[str, str, str], int] = {}
     for message in messages:
         for time_us, kind, identifier, imsi, *_ in checks_of(message):
@@ -109,7 +109,7 @@ def sim_sightings(messages: Sequence[bytes], key: bytes | None) -> list[tuple[st
 
 
 class SightingFeed:
-    """Conversion of the workers' messages to sightings of SIMs.
+    """Conversion of the answering process's messages to sightings of SIMs.
 
     Args:
         agree: returns the key of the SIMs, or raises an error.
@@ -127,7 +127,7 @@ class SightingFeed:
         self._messages: deque[bytes] = deque(maxlen=MESSAGES_MAX)
 
     def add(self, message: bytes) -> None:
-        """Queue a worker's message."""
+        """Queue a message of the answering process."""
         self._messages.append(message)
 
     async def run(self) -> None:

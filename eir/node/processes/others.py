@@ -1,4 +1,4 @@
-"""All processes of a node except the supervisor: started in order, restarted if they end, and stopped in order."""
+"""All processes of a node except the manager: started in order, restarted if they end, and stopped in order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from eir.node.processes.starter import Starter
 
 
 class OtherProcesses:
-    """All processes of a node except the supervisor."""
+    """All processes of a node except the manager."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ POLL_S = 2.0
 SHARE = 0.1
 """Minimum share of the time in which the process could run that it did run; below this share its priority is restored."""
 BESIDE_NICE = 5
-"""Nice value of supervisor and follower, so that checks come before scrapes, deliveries and switches of lists."""
+"""Nice value of manager and follower, so that checks come before scrapes, deliveries and switches of lists."""
 AGAIN_S = 60.0
 """Seconds at normal priority before a starved process lowers its priority again."""
 TASKS = Path("/proc/self/task")
@@ -108,7 +108,7 @@ class IdlePriority:
             self._check_later()
 
     def _is_restored(self) -> bool:
-        """Return true if the supervisor has restored the normal priority of the threads (`restore_priority_of`)."""
+        """Return true if the manager has restored the normal priority of the threads (`restore_priority_of`)."""
         with suppress(OSError):  # a thread has ended
             return any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in _threads())
         return False

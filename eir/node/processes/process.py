@@ -1,4 +1,4 @@
-"""Main function of each process that the starter starts: log, channel to the supervisor, signals and end.
+"""Main function of each process that the starter starts: log, channel to the manager, signals and end.
 
 Each kind of process calls `run_process` with its work.
 """
@@ -21,7 +21,7 @@ from eir.node.processes.priority import lower_priority
 
 
 class ThisProcess:
-    """Running process of a node: its log, its channel to the supervisor, and its jobs."""
+    """Running process of a node: its log, its channel to the manager, and its jobs."""
 
     def __init__(self, end: socket.socket) -> None:
         """Create the log, the channel to the manager, and the jobs of this process."""
@@ -34,9 +34,9 @@ class ThisProcess:
         self.jobs = Jobs(self.log.report)
 
     def serve(self, handlers: Handlers, *, outlives: bool = False) -> None:
-        """Handle the calls of the supervisor.
+        """Handle the calls of the manager.
 
-        When the channel to the supervisor closes, the process stops, unless `outlives` is true.
+        When the channel to the manager closes, the process stops, unless `outlives` is true.
         """
         serving = self.jobs.spawn(self.channel.serve(handlers, failed=call_failed(self.log.report)))
         if not outlives:

@@ -31,7 +31,7 @@ PRUNE_S = 600.0
 
 
 class _Waiting:
-    """Queue of workers' messages with checks for the record, the oldest message first."""
+    """Queue of the answering process's messages with checks for the record, the oldest message first."""
 
     def __init__(self) -> None:
         self.messages: deque[bytes] = deque()
@@ -96,7 +96,7 @@ class RecordWriter:
         self._clock = state_folder.read_clock(state)
 
     def add(self, message: bytes) -> None:
-        """Queue a worker's message for the record. If the queue is above its limit, its oldest messages are dropped."""
+        """Queue a message of the answering process for the record. If the queue is above its limit, its oldest messages are dropped."""
         self._waiting.add(message)
         if self._waiting.rows >= WRITE_ROWS:
             self._wake.set()

@@ -1,8 +1,8 @@
 """Recorder: the process that writes the checks to the record, and sends events. It answers no checks.
 
-Workers send messages (eir.sightings.buffer) over one pair of sockets. The supervisor has both ends open, so that the recorder can
-restart without the workers. The recorder ends after the last worker. It receives messages at once, and a thread writes them
-(record_writer.py). `Recorded` is the part of the supervisor: it has the sockets, and the counters of recorders.
+The answering process sends messages (eir.sightings.buffer) over one pair of sockets. The manager has both ends open, so that the recorder can
+restart without the answering process. The recorder ends after the answering process. It receives messages at once, and a thread writes them
+(record_writer.py). `Recorded` is the part of the manager: it has the sockets, and the counters of recorders.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ MESSAGE_BYTES_MAX = 1 << 18
 TURN_MESSAGES = 200
 """Maximum number of messages that are received in one turn of the event loop."""
 HANDED_BYTES_MAX = 16 << 20
-"""Maximum bytes of messages that a worker queues for this process."""
+"""Maximum bytes of messages that the answering process queues for this process."""
 EVENTS_S = 0.5
 END_S, END_WRITE_S = 2.0, 8.0
-"""Maximum seconds at the end of the process for sending events, and for writing the record; with both the process ends before the supervisor kills it."""
+"""Maximum seconds at the end of the process for sending events, and for writing the record; with both the process ends before the manager kills it."""
 ORPHANED_S = 10.0
-"""Seconds after the end of the supervisor in which the recorder waits for workers that still run."""
+"""Seconds after the end of the manager in which the recorder waits for an answering process that still runs."""
 WEBHOOK = "webhook"
 POLL_S = 0.02
 """Seconds between two checks whether events have been sent."""
@@ -56,7 +56,7 @@ SENT = "sent"
 
 
 def run(end: socket.socket, config: Config, receiver: int | None) -> int:
-    """Run the recorder until all workers have ended; return the exit status.
+    """Run the recorder until the answering process has ended; return the exit status.
 
     Raises:
         EirError: if it cannot start.
@@ -132,24 +132,24 @@ class _Recorder:
         )  # fmt: skip
 
     def handlers(self) -> Handlers:
-        """Return the functions that the supervisor may call: map from name to function."""
+        """Return the functions that the manager may call: map from name to function."""
         return {
             "write": self.write_now, "forget": self.forget, "baseline": self._search.set_baseline,
             "put_in_force": self._search.queue_search,
         }  # fmt: skip
 
     async def run(self) -> None:
-        """Run the recorder until the workers have ended or the process is stopped.
+        """Run the recorder until the answering process has ended or the process is stopped.
 
-        If the supervisor has ended, the recorder waits at most ORPHANED_S for the workers.
+        If the manager has ended, the recorder waits at most ORPHANED_S for the answering process.
         """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._receiver, self._receive)
-        works = (self._writer.run(), self._send_events(), self._end_without_supervisor(), self._search.run())
+        works = (self._writer.run(), self._send_events(), self._end_without_manager(), self._search.run())
         last_device = [each.run() for each in (self._feed, self._changes) if each is not None]
         own = [asyncio.create_task(work) for work in (*works, *last_device)]
         for task in own:
-            task.add_done_callback(lambda _: self._ended.set())  # after a fault, the supervisor starts another recorder
+            task.add_done_callback(lambda _: self._ended.set())  # after a fault, the manager starts another recorder
         delivering = None if self._delivery is None else asyncio.create_task(self._delivery.run())
         await self._ended.wait()
         loop.remove_reader(self._receiver)
@@ -169,7 +169,7 @@ class _Recorder:
             delivering.cancel()
 
     async def write_now(self) -> None:
-        """Receive all messages that the workers have sent, write them to disk, and wait until they are written."""
+        """Receive all messages that the answering process has sent, write them to disk, and wait until they are written."""
         self._receive(all_of_it=True)
         await self._writer.flush()
 
@@ -187,23 +187,23 @@ class _Recorder:
             await self._writer.save_watched()
         await self.write_now()
 
-    async def _end_without_supervisor(self) -> None:
+    async def _end_without_manager(self) -> None:
         await self._channel.gone.wait()
         await asyncio.sleep(ORPHANED_S)
         self._ended.set()
 
-    # To the supervisor
+    # To the manager
 
     def _count(self, name: str, *labels: str, count: int = 1) -> None:
         self._counts.setdefault(name, Counter())[labels] += count
         self._send_counts()
 
     def _send_counts(self) -> None:
-        """Send the counters to the supervisor at once, so that they survive a crash of this process."""
+        """Send the counters to the manager at once, so that they survive a crash of this process."""
         counters = {**self._counts, "eir_sightings_bytes": {(): self._writer.bytes}}
         self._channel.notify("counted", counters, latest="counted")
 
-    # From workers
+    # From the answering process
 
     def _receive(self, *, all_of_it: bool = False) -> None:
         for turn in itertools.count():
@@ -213,7 +213,7 @@ class _Recorder:
                 message = self._receiver.recv(MESSAGE_BYTES_MAX)
             except OSError:  # the socket has no message
                 return
-            if not message:  # the last worker has ended
+            if not message:  # the answering process has ended
                 self._ended.set()
                 return
             if message[:1] == EVENTS:
@@ -245,7 +245,7 @@ class _Recorder:
     async def _send_listed(self, events: Sequence[dict[str, Any]]) -> None:
         """Queue events about newly listed devices, and wait until the queue of the receiver has room for them.
 
-        The only caller, a search, sends at least one event. The supervisor queues a search only if there is a receiver.
+        The only caller, a search, sends at least one event. The manager queues a search only if there is a receiver.
         """
         self._events.add_listed(events)
         self._listed_sent.clear()
@@ -265,7 +265,7 @@ class _Recorder:
 SOCKET_BYTES = 1 << 22
 """Requested bytes of the kernel's buffer between the processes; the kernel may grant fewer."""
 SETTLE_S, WRITE_S = 0.04, 20.0
-"""Seconds in which workers send pending messages, and maximum seconds in which the recorder writes them."""
+"""Seconds in which the answering process sends pending messages, and maximum seconds in which the recorder writes them."""
 QUEUE, REFUSED, RATE = "queue", "refused", "rate"
 
 
@@ -347,7 +347,7 @@ class Recorded:
             self._searched[name] = listed, image
 
     def end(self) -> None:
-        """Close the sockets to the recorder, which then receives the last messages of the workers, and ends."""
+        """Close the sockets to the recorder, which then receives the last messages of the answering process, and ends."""
         self.sender.close()
         self.receiver.close()
 
@@ -385,7 +385,7 @@ class Recorded:
 
 
 def buffer_for(config: Config, sender: socket.socket | None) -> Buffer | None:
-    """Return the buffer in which a worker collects checks for the recorder; None if no record of checks is kept."""
+    """Return the buffer in which the answering process collects checks for the recorder; None if no record of checks is kept."""
     if config.sightings is None or sender is None:
         return None
 

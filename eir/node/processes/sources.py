@@ -1,4 +1,4 @@
-"""Sources of lists in the supervisor: turns of the drop folder and of the lists' sources, and acknowledgements.
+"""Sources of lists in the manager: turns of the drop folder and of the lists' sources, and acknowledgements.
 
 Each turn is a process of its own (eir.node.processes.loading). This part schedules the turns, and stores, logs and counts their results.
 """

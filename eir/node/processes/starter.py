@@ -1,6 +1,6 @@
-"""Starter: the process that starts all processes of a node except the supervisor.
+"""Starter: the process that starts all processes of a node except the manager.
 
-The supervisor forks the starter before it has an event loop or a thread. The starter has neither, so it can fork safely at any
+The manager forks the starter before it has an event loop or a thread. The starter has neither, so it can fork safely at any
 time. It has loaded all modules, whose memory its children share. A started process becomes the child of the process that requested
 it, and has a channel to that process. A starter that does not answer is killed, and the next start launches a new starter.
 """
@@ -44,7 +44,7 @@ SETUP_STATUS = 2
 START_S = 60.0
 """Maximum seconds of a start, on a busy host and by a new starter that loads its modules."""
 END_S = 12.0
-"""Seconds after the close of its channel at which a process is killed; a worker waits 8 s for its peers (eir.node.processes.worker)."""
+"""Seconds after the close of its channel at which a process is killed; the answering process waits 8 s for its peers (eir.node.processes.answering)."""
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): become the parent of descendants whose parent has ended."""
 
@@ -321,7 +321,7 @@ def _fork(end: socket.socket, name: str, call: bytes, descriptors: Sequence[int]
 def _run(name: str, call: bytes, descriptors: Sequence[int]) -> NoReturn:
     """Run the main function of the new process, and exit with the status that it returns.
 
-    Signals of a terminal are ignored, because the supervisor handles them.
+    Signals of a terminal are ignored, because the manager handles them.
     """
     status = 1
     try:

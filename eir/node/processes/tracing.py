@@ -1,6 +1,6 @@
-"""Trace of the checks of one subscriber or device, in the supervisor.
+"""Trace of the checks of one subscriber or device, in the manager.
 
-A command begins the trace, and reads the records that the workers report. A time limit ends the trace. At most one trace runs.
+A command begins the trace, and reads the records that the answering process reports. A time limit ends the trace. At most one trace runs.
 A trace shows the use of a person's phone. So the history records its user and reason, and its records go only to the command,
 never to a log or a file of the node.
 """
@@ -42,9 +42,9 @@ class Tracing:
         idle_s: float = IDLE_S,
         read_s: float = READ_S,
     ) -> None:
-        """Create the tracing of the supervisor. No trace is running yet.
+        """Create the tracing of the manager. No trace is running yet.
 
-        `seek`: function that sets the filter of checks that all workers report from now on; None: no checks. `record`: function
+        `seek`: function that sets the filter of checks that the answering process reports from now on; None: no checks. `record`: function
         that records an event in the journal. `idle_s`: as IDLE_S. `read_s`: as READ_S.
         """
         self._seek = seek
@@ -58,7 +58,7 @@ class Tracing:
         self._changing = asyncio.Lock()
         """Lock during the begin and the end of a trace.
 
-        So a trace begins after every worker has applied the end of the previous trace, whose last records have arrived then.
+        So a trace begins after the answering process has applied the end of the previous trace, whose last records have arrived then.
         """
         self._who = self._about = ""
         self._until = self._read_at = 0.0
@@ -123,7 +123,7 @@ class Tracing:
         return self._number
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add a record that a worker has reported for the trace."""
+        """Add a record that the answering process has reported for the trace."""
         if self.sought is not None:
             self._unread.append(record)
             self._count += 1
@@ -155,7 +155,7 @@ class Tracing:
         await self._end(lambda: number == self._number)
 
     async def end_if_due(self) -> None:
-        """End the trace if its time is over, or if no command has read it for `idle_s`. The supervisor calls this each second."""
+        """End the trace if its time is over, or if no command has read it for `idle_s`. The manager calls this each second."""
         await self._end(self._is_due)
 
     def _is_due(self) -> bool:

@@ -1,6 +1,6 @@
 """Limits on the number of unidentified connections, in total and for each source network.
 
-A node has a Gate. The supervisor, which accepts connections for several nodes, counts with SourceCounts.
+A node has a Gate. The manager, which accepts connections for several nodes, counts with SourceCounts.
 """
 
 import asyncio

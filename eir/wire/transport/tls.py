@@ -87,7 +87,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Contents of the configured TLS files, read once, so that the supervisor can send them to other processes."""
+    """Contents of the configured TLS files, read once, so that the manager can send them to other processes."""
 
     settings: TlsSettings
     contents: Mapping[str, bytes]

@@ -57,7 +57,7 @@ EARLY_S: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class KeyFiles:
-    """Contents of the configured key files, read once, so that the supervisor can send them to other processes."""
+    """Contents of the configured key files, read once, so that the manager can send them to other processes."""
 
     settings: TokenSettings
     contents: tuple[tuple[str, str, bytes], ...]
