@@ -4,7 +4,7 @@ A Checker computes the answer, as for a request. For lists in the store, it gets
 reason is always read from the store or the node's copy, because nodes do not keep reasons in memory.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -23,6 +23,7 @@ from eir.lists.log.reader import LoggedList
 from eir.lists.record.entries import until_text
 from eir.lists.record.first_days import IMPORT, WAS_LISTED
 from eir.lists.record.listed_entries import reason_and_day, rows_between
+from eir.lists.record.matching import matching_rows
 from eir.lists.record.settings import FIRST_SEEN, SUBSCRIBERS, TYPES, ListSettings
 from eir.lists.table.columns import NO_ROWS, SECONDS, TableRows
 from eir.lists.table.table import Table, merge, table_of
@@ -180,6 +181,7 @@ async def explain(
         if content is not None and content.head.kind == kind:  # nodes ignore a list of another kind
             contents[name] = content
             rows = _rows_for(question, kind, content.table)
+            rows = matching_rows(rows, content.head.reasons, lists[name].reasons)
             if imported is not None:
                 rows = merge(rows, _rows_for(question, kind, imported.table))
             build = first_seen_image if kind == FIRST_SEEN else image_of
@@ -187,7 +189,7 @@ async def explain(
     explanation = answer(question, policy, lists, index, now=now)
     if explanation.list is None or explanation.list not in contents:
         return explanation
-    return with_reason(explanation, contents[explanation.list], now=now)
+    return with_reason(explanation, contents[explanation.list], lists[explanation.list].reasons, now=now)
 
 
 def answer(
@@ -258,16 +260,21 @@ def _first_seen(key: int, policy: PolicySettings, index: Index, rule: Rule | Non
     return first_text, last_text
 
 
-def with_reason(explanation: Explanation, content: LoggedList, *, now: datetime) -> Explanation:
-    """Return the explanation with the reason and the date of the list entry that caused the answer. `content`: content of the list."""
+def with_reason(
+    explanation: Explanation, content: LoggedList, chosen: Sequence[str] = (), *, now: datetime
+) -> Explanation:
+    """Return the explanation with the reason and the date of the list entry that caused the answer.
+
+    `content`: content of the list. `chosen`: reasons of the rows that match (ListSettings.reasons).
+    """
     question = explanation.question
     key = question.any_device()
     key_in_list = _key_for(content.head.kind, key, question.imsi)
     if key_in_list is None:
         return explanation
     reason, day = reason_and_day(
-        content.table, content.head.reasons, key_in_list, second=subscriber_key(question.imsi), now=int(now.timestamp())
-    )
+        content.table, content.head.reasons, key_in_list, second=subscriber_key(question.imsi), now=int(now.timestamp()), chosen=chosen
+    )  # fmt: skip
     return replace(explanation, reason=reason or explanation.reason, date=day_text(day) if day else None)
 
 

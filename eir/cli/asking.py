@@ -161,7 +161,7 @@ def explained(config: Config, states: Mapping[str, Head], found: "Explanation", 
 
     content = in_force.read_as_held(config, found.list, states[found.list])
     if content is not None:
-        return with_reason(found, content, now=now)
+        return with_reason(found, content, config.lists_and_record[found.list].reasons, now=now)
     print_message("note: the reason is not known: neither the store nor the node's copy has what the node answers by")
     return found
 

@@ -1,16 +1,21 @@
 """Commands for the operator of a node: run it, show its status, control it, check its configuration."""
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eir.cli.access import DEFAULT_CONFIG, ConfigFile, Json, ask_node, config_with_warnings, whereabouts, with_store
 from eir.cli.output import print_message, show, show_one
-from eir.config import load_config, load_whereabouts, render
-from eir.errors import ConfigError, EirError
+from eir.config import Config, line_of, load_config, load_whereabouts, render
+from eir.errors import ConfigError, EirError, Problem
+from eir.lists.record.reasons import unknown_reasons
 from eir.node.observe import control
+
+if TYPE_CHECKING:
+    from eir.lists.log.store import LogStore
 
 PeerName = Annotated[str, typer.Argument(metavar="NAME", help="The peer, as `eir peers` calls it.")]
 
@@ -112,6 +117,17 @@ def drain(config: ConfigFile = DEFAULT_CONFIG) -> None:
     print(_ask_node(config, "drain"))
 
 
+async def _warn_reasons(config: Config, store: "LogStore") -> None:
+    """Read the heads of all lists, and print a warning about chosen reasons that a list lacks."""
+    heads = await store.heads()
+    for name, settings in config.lists.items():
+        head = heads.get(name) if settings.reasons else None
+        fault = unknown_reasons(head.reasons, settings.reasons) if head is not None else ""
+        if fault:
+            line = line_of(config.path, "lists", name, "reasons")
+            print_message(f"warning: {Problem(str(config.path), line, f'list {name}: {fault}')}")
+
+
 def show_config(
     config: ConfigFile = DEFAULT_CONFIG, reference: Reference = False, connect: Connect = False, as_json: Json = False
 ) -> None:
@@ -134,5 +150,5 @@ def show_config(
         except NumbersError as e:
             print_message(f"warning: numbers: {e}")
     if connect:
-        with_store(checked, lambda store: store.heads(), reads=True)
+        with_store(checked, partial(_warn_reasons, checked), reads=True)
     show_one(checked.shown, render(checked).rstrip(), as_json=as_json)

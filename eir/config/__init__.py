@@ -10,6 +10,7 @@ from eir.config.load import (
     changed_settings,
     config_after_reload,
     digests,
+    line_of,
     load_config,
     load_layouts,
     load_to_ask,
@@ -20,6 +21,6 @@ from eir.config.load import (
 from eir.config.settings import Config, Whereabouts
 
 __all__ = [
-    "Config", "Whereabouts", "changed_settings", "config_after_reload", "digests", "load_config", "load_layouts", "load_to_ask",
+    "Config", "Whereabouts", "changed_settings", "config_after_reload", "digests", "line_of", "load_config", "load_layouts", "load_to_ask",
     "load_whereabouts", "needs_restart", "render",
 ]  # fmt: skip

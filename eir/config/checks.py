@@ -226,6 +226,17 @@ def _check_lists(config: Config, document: Document) -> Findings:
                 yield f"the {label} of {name} {fault}: {file}; {advice}", (*spot, key)
 
 
+def _check_reasons(config: Config, _: Document) -> Findings:
+    for name, settings in config.lists.items():
+        spot = ("lists", name, "reasons")
+        if settings.reasons and settings.kind == TYPES:
+            text = f"{name} is a list of {TYPES}, whose entries have no reasons"
+            yield f"{text}; leave 'reasons' out, and name the types in a rule's device_type", spot
+        if settings.reasons and config.first_seen is not None and name in config.policy.registering:
+            text = f"{name} registers devices for a period of grace, with any reason"
+            yield f"{text}; leave 'reasons' out, and load entries with other reasons into another list", spot
+
+
 def _check_sources(config: Config, document: Document) -> Findings:
     for name, settings in config.lists.items():
         source, spot = settings.source, ("lists", name, "source")
@@ -510,7 +521,7 @@ def _of_interfaces(name: str) -> Check:
 
 CHECKS: tuple[Check, ...] = (
     _check_peers, _of_interfaces("check"), _check_listen, _check_tls, _check_tokens, _check_service_listeners, _check_numbers, _check_store, _check_lists,
-    _check_sources, check_layouts, _check_rules, _check_first_seen, _check_last_device, _check_sightings,
+    _check_reasons, _check_sources, check_layouts, _check_rules, _check_first_seen, _check_last_device, _check_sightings,
 )  # fmt: skip
 """Checks whose findings are faults."""
 WARNINGS: tuple[Check, ...] = (

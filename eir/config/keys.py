@@ -224,6 +224,7 @@ TABLE = (
     Key("lists.*.bad_rows_max", schema.whole(0, 10**9), 100, "maximum number of rows without a valid identifier; a release with more is rejected"),
     Key("lists.*.keep", schema.whole(1, 100), KEEP, "number of earlier releases, or of earlier changes of a local list, to which `eir rollback` can go back"),
     Key("lists.*.dates", schema.FLAG, False, "whether the date of each entry is stored: from column `date` of data files, or from rows sent to `feed`"),
+    Key("lists.*.reasons", schema.many(kinds.REASON), (), "reasons of the entries that match in a check; other entries stay in the list and match no check; all entries match if left out"),
     Key("lists.*.source.url", kinds.SOURCE, REQUIRED, "URL of the folder of `eir publish --to`; http only for the host's own addresses; short form: the section `source: URL`"),
     Key("lists.*.source.ca", schema.FILE, None, "PEM file of authorities for the server's certificate; default: the host's authorities"),
     Key("lists.*.source.certificate", schema.FILE, None, "PEM file of the client certificate"),

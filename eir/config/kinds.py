@@ -146,6 +146,7 @@ SEPARATOR = text(
 ENCODING = word("utf-8", "utf-16", "latin-1", *(f"windows-{page}" for page in range(1250, 1259)))
 DATES = text("a form such as YYYYMMDD, DD.MM.YYYY, DD-Mon-YYYY or YYYY-MM-DD hh:mm:ss", ".{1,40}", _date_form)
 CODE = text("a text of 1 to 40 characters", "[^\0\n]{1,40}")
+REASON = text("a reason such as stolen: one line of at most 200 characters", r"[^\x00-\x1f]{1,200}")
 CODE_AND_REASON = text(
     "a code, an equals sign and its reason, such as 10=stolen", "([^=]{1,40})=(.{1,200})", lambda match: (match[1].strip(), match[2].strip()),
     show="=".join,

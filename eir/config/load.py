@@ -100,6 +100,11 @@ def load_layouts(path: Path) -> Mapping[str, Layout]:
     return config.layouts
 
 
+def line_of(path: Path, *spot: str | int) -> int:
+    """Return the line of a key in a configuration file."""
+    return read_document(path, read_file(path), ROOT).line(*spot)
+
+
 def render(config: Config) -> str:
     """Render the configuration as YAML; parsing the result gives the same configuration."""
     return str(yaml.dump(config.shown, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120))

@@ -869,7 +869,7 @@ class TestLists:
         said = document(eir("publish", data, *options, "--json"))
         assert said == {
             "manifest": str(tmp_path / "stolen-9.manifest.json"), "signature": str(tmp_path / "stolen-9.manifest.json.sig"),
-            "rows": 1, "entries": 1, "duplicates": 0, "conflicting": 0, "bad_rows": 0, "skipped": 0, "wrong_check_digits": 0,
+            "rows": 1, "entries": 1, "duplicates": 0, "conflicting": 0, "other_reasons": 0, "bad_rows": 0, "skipped": 0, "wrong_check_digits": 0,
             "wrong_dates": 0, "ended": 0, "zeros": 0, "future_dates": 0, "long_rows": 0,
         }  # fmt: skip
         assert eir("publish", data, *options)[1].startswith("1 rows; 1 entries\n")

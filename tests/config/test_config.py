@@ -74,7 +74,7 @@ inbox: in/drop
 inbox_patience_s: 2d
 boot_without_lists: refuse
 lists:
-  stolen: {kind: devices, signers: signers, revoked: revoked, threshold: 1, shrink_max: 0%, growth_max: 12.5 %, range_tacs_max: 1, bad_rows_max: 0}
+  stolen: {kind: devices, signers: signers, revoked: revoked, threshold: 1, shrink_max: 0%, growth_max: 12.5 %, range_tacs_max: 1, bad_rows_max: 0, reasons: [stolen, 'lost, or not']}
 policy:
   rules:
     - {list: stolen, not_list: stolen, imei: [00101001000001, 001010010000019, 0010100100000201, A0000000000001], tac: [00101001, 0010*], software_version: 01, imsi: [00101, 262], origin_host: a.b, origin_realm: [b, c], answer: unknown}
@@ -114,7 +114,7 @@ privacy: {identifiers: full}
     assert config.lists == {
         "stolen": ListSettings(
             name="stolen", signers=tmp_path / "signers", revoked=tmp_path / "revoked", shrink_max=0, growth_max=0.125,
-            range_tacs_max=1, bad_rows_max=0,
+            range_tacs_max=1, bad_rows_max=0, reasons=("stolen", "lost, or not"),
         )
     }  # fmt: skip
     assert config.policy == PolicySettings(
@@ -309,6 +309,9 @@ FAULTS = [
     ("lists: {stolen: {signers: signers, revoked: empty}}\n", 2, "the file of revoked keys of stolen is empty"),
     ("lists: {'a b': {signers: signers}}\n", 2, "'a b' cannot be the name of a list; expected 1 to 64 letters"),
     ("lists: {stolen: {signers: signers, kind: device}}\n", 2, "found 'device' for 'kind' in lists.stolen; expected devices, pairs, subscribers or device_types; did you mean 'devices'"),
+    ("lists:\n  types: {kind: device_types, signers: signers, reasons: Smartphone}\n", 3, "types is a list of device_types, whose entries have no reasons; leave 'reasons' out"),
+    ("first_seen: {}\nlists: {lent: {local: true, reasons: [tax paid]}}\npolicy: {rules: [{list: lent, answer: whitelisted}]}\n", 3, "lent registers devices for a period of grace, with any reason; leave 'reasons' out"),
+    ("lists: {own: {local: true, reasons: []}}\n", 2, "the list 'reasons' in lists.own is empty; expected a reason such as stolen"),
     ("lists: {stolen: {signers: signers, local: true}}\n", 2, "stolen is local, so no release changes it; leave 'signers' out, or 'local'"),
     ("lists: {stolen: {revoked: signers, local: true}}\n", 2, "leave 'revoked' out, or 'local'"),
     ("lists: {stolen: {local: no}}\n", 2, "the list stolen has no signers and is not local"),

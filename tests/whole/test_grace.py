@@ -1,24 +1,18 @@
 """Periods of grace on real nodes, over S13, N5g-eir and MAP, on SQLite and on Redis with two nodes. Conformance rows 62 to 64, 67, 68."""
 
 import asyncio
-import contextlib
 import os
 import signal
-import subprocess
 import time
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from simulated import servers
-from simulated.http2_wire import RESOURCE
-from simulated.node import Site, children, is_gone, until
+from simulated.node import children, until
 from simulated.patience import FACTOR
-from simulated.traffic import connect
-from simulated.wire import HOST, TGPP, avp, ecr
+from simulated.wire import HOST
+from three_protocols import BLACK, DAY_S, DEVICES, GREY, WHITE, Host
 
-from eir.checks.settings import Status
-from eir.interfaces.map import INTERFACE as MAP
 from eir.lists.log.change import LEARN
 from eir.lists.log.writer import ListUpdate, ListWriter
 from eir.lists.record.first_days import sighted_rows
@@ -26,68 +20,7 @@ from eir.lists.record.settings import FIRST_SEEN
 from eir.lists.stores.open import open_store
 from eir.lists.table.columns import rows_of
 
-DAY_S = 86400
-DEVICES = {"s13": "352099001761481", "n5g": "353328110022335", "map": "861234567890124"}
 ANOTHER = "490154203237518"
-GREY, BLACK, WHITE = Status.GREYLISTED, Status.BLACKLISTED, Status.WHITELISTED
-
-
-class Host:
-    """A node with three protocols, and the day that it believes in."""
-
-    def __init__(self, folder, publisher, store, **settings):
-        self.map_port = servers.free_port()
-        self.site = Site(folder, publisher)
-        self.site.configure(
-            store=store, lists={"registered": {"local": True}},
-            n5g={"listen": "http://127.0.0.1:0"}, ss7={"point_code": "1-1-2", "listen": f"tcp://127.0.0.1:{self.map_port}"},
-            **{"first_seen": {"list": "first-seen"}, "policy": policy()} | settings,
-        )  # fmt: skip
-
-    def start(self, days=0):
-        """Start on a later day: the time that the node saw last is then."""
-        self.site.state.mkdir(exist_ok=True)
-        (self.site.state / "clock").write_text(f"{time.time() + days * DAY_S:.0f}\n")
-        self.site.start()
-
-    def restart(self, days):
-        processes = children(self.site.node.pid).values()
-        self.site.node.end()
-        until(lambda: all(map(is_gone, processes)))  # the answering process saves the time at its very end
-        self.start(days)
-
-    def ask(self, protocol, *devices):
-        """The answers for devices over one protocol."""
-        ask = {"s13": self._by_mme, "n5g": self._by_amf, "map": self._by_msc}[protocol]
-        return asyncio.run(ask(devices or [DEVICES[protocol]]))
-
-    async def _by_mme(self, devices):
-        mme = await connect(self.site.node, HOST)
-        await mme.send(
-            *(ecr(terminal=avp(1401, avp(1402, device, TGPP), TGPP), ids=(n, n)) for n, device in enumerate(devices))
-        )
-        found = {[WHITE, BLACK, GREY][(await mme.read()).number(1445, TGPP)] for _ in devices}
-        await mme.close()
-        return found
-
-    async def _by_amf(self, devices):
-        url = next(url for url in self.site.node.status()["listening"] if url.startswith("http:"))
-        asking = [f"{url}{RESOURCE}?pei=imei-{device}" for device in devices]
-        done = await asyncio.to_thread(
-            subprocess.run, ["curl", "-s", "--http2-prior-knowledge", *asking], capture_output=True, check=True
-        )
-        return {word for word in (WHITE, BLACK, GREY) if word.upper().encode() in done.stdout}
-
-    async def _by_msc(self, devices):
-        url = f"map://127.0.0.1:{self.map_port}?point_code=1-1-3&to_point_code=1-1-2"
-        async with MAP.probe_of(url, timeout_s=60).asking() as ask:
-            return {await ask(device, "") for device in devices}
-
-    def answers(self):
-        return set().union(*map(self.ask, DEVICES))
-
-    def entries(self):
-        return self.site.node.metrics().get("eir_list_entries{list=first-seen}", 0)
 
 
 def policy(*rules, first=({"list": "registered", "answer": "whitelisted"},)):
@@ -97,33 +30,24 @@ def policy(*rules, first=({"list": "registered", "answer": "whitelisted"},)):
     }  # fmt: skip
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def hosts(request, tmp_path, publisher):
-    """One node on SQLite; two on Redis."""
-    with contextlib.ExitStack() as stack:
-        store, names = "sqlite", ["a"]
-        if request.param == "redis":
-            programs = servers.programs()
-            if not programs:
-                pytest.skip("no Redis here")
-            server = stack.enter_context(servers.Server(next(iter(programs.values()))))
-            store, names = server.url, ["a", "b"]
+GRACE = {"lists": {"registered": {"local": True}}, "first_seen": {"list": "first-seen"}, "policy": policy()}
 
-        def made(**settings):
-            found = [Host(tmp_path / name, publisher, store, **settings) for name in names]
-            for host in found:
-                stack.enter_context(host.site)
-                host.start()
-            return found
 
-        made.server = None if store == "sqlite" else server
-        yield made
+@pytest.fixture
+def graced(hosts):
+    """Hosts with a record of first sightings."""
+
+    def made(**settings):
+        return hosts(**GRACE | settings)
+
+    made.server = hosts.server
+    return made
 
 
 @pytest.mark.long(short=["sqlite"])
-def test_one_period_and_then_none(hosts):
+def test_one_period_and_then_none(graced):
     """Row 62: holds, holds, does not hold, the register's rule decides, does not hold."""
-    there = hosts()
+    there = graced()
     first, last = there[0], there[-1]
     assert first.answers() == {GREY}
     until(lambda: {host.entries() for host in there} == {3})
@@ -146,9 +70,9 @@ def test_one_period_and_then_none(hosts):
 
 
 @pytest.mark.long
-def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
+def test_killed_processes_and_a_lost_store_cost_no_period(graced):
     """Row 63: the start of a period is the earliest day that is known anywhere."""
-    there = hosts()
+    there = graced()
     first, last = there[0], there[-1]
     assert first.answers() == {GREY}
     until(lambda: {host.entries() for host in there} == {3})
@@ -156,8 +80,8 @@ def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
         os.kill(children(first.site.node.pid)[process], signal.SIGKILL)
         until(lambda: first.ask("s13") == {GREY})
     devices = len(DEVICES)
-    if hosts.server is not None:
-        hosts.server.kill()
+    if graced.server is not None:
+        graced.server.kill()
         assert first.ask("n5g", ANOTHER) == {GREY}
         until(lambda: [first.entries(), last.entries()] == [devices + 1, devices])
         first.restart(1)  # its own disk has the record
@@ -165,20 +89,20 @@ def test_killed_processes_and_a_lost_store_cost_no_period(hosts):
         last.restart(61)  # the clock of the node ends periods while the store is away
         assert last.answers() == {BLACK}
         assert last.ask("n5g", ANOTHER) == {GREY}, "new to this node"
-        hosts.server.start()  # empty
+        graced.server.start()  # empty
         devices += 1
     for host in there:
         host.restart(61)
     until(lambda: {host.entries() for host in there} == {devices})
     assert last.answers() == {BLACK} == first.answers()
-    if hosts.server is not None:
+    if graced.server is not None:
         until(lambda: last.ask("n5g", ANOTHER) == {BLACK} == first.ask("n5g", ANOTHER))  # the earliest day counts
 
 
-def test_a_list_under_a_further_condition_gives_no_grace_without_end(hosts):
+def test_a_list_under_a_further_condition_gives_no_grace_without_end(graced):
     """Row 67: with another SIM its phones have one period, and the start warns that the list registers nothing."""
     lent = {"list": "registered", "imsi": ["20801"], "answer": "whitelisted"}
-    there = hosts(policy=policy(first=(lent,)))
+    there = graced(policy=policy(first=(lent,)))
     first = there[0]
     first.site.eir("add", "registered", *DEVICES.values(), "--reason", "lent")
     warnings = first.site.node.lines("config_warning")
@@ -189,9 +113,9 @@ def test_a_list_under_a_further_condition_gives_no_grace_without_end(hosts):
     assert first.answers() == {BLACK}
 
 
-def test_no_second_period_after_a_stop_or_an_end(hosts):
+def test_no_second_period_after_a_stop_or_an_end(graced):
     """Row 67: the list changes while all nodes are stopped; a registration ends by its `until`."""
-    there = hosts()
+    there = graced()
     first, last = there[0], there[-1]
     soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + DAY_S))
     first.site.eir("add", "registered", DEVICES["s13"], DEVICES["n5g"], "--reason", "tax paid")
@@ -207,9 +131,9 @@ def test_no_second_period_after_a_stop_or_an_end(hosts):
     assert last.ask("s13") | last.ask("map") | first.ask("s13") | first.ask("map") == {BLACK}
 
 
-def test_no_check_comes_between_a_registration_and_the_end_of_the_period(hosts):
+def test_no_check_comes_between_a_registration_and_the_end_of_the_period(graced):
     """Row 67: a registration ends by its `until` or by a removal; the follower is killed as soon as the removal is in force."""
-    there = hosts()
+    there = graced()
     first = there[0]
     end = time.time() + 10 * FACTOR
     first.site.eir(
@@ -229,9 +153,9 @@ def test_no_check_comes_between_a_registration_and_the_end_of_the_period(hosts):
     assert {answer for host in there for answer in host.ask("s13") | host.ask("map")} == {BLACK}
 
 
-def test_forged_rows_of_a_thief_are_an_alert_and_end_no_period(hosts):
+def test_forged_rows_of_a_thief_are_an_alert_and_end_no_period(graced):
     """Row 68: a first day long ago, a change dated 2020, and a removal."""
-    there = hosts()
+    there = graced()
     first, last = there[0], there[-1]
     first.answers()
     until(lambda: {host.entries() for host in there} == {3})
@@ -259,9 +183,9 @@ async def _forge(site):
 
 
 @pytest.mark.long(short=["sqlite"])
-def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
+def test_a_clock_that_jumps_ahead_ends_no_period(graced):
     """Row 63: the node goes on by the time that it saw last, and a day that is a guess is not earlier than the right one."""
-    there = hosts()
+    there = graced()
     first = there[0]
     assert first.answers() == {GREY}
     until(first.entries)
@@ -271,9 +195,9 @@ def test_a_clock_that_jumps_ahead_ends_no_period(hosts):
     assert first.answers() == {GREY}
 
 
-def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(hosts):
+def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(graced):
     """Row 64: the node keeps the number of new devices of each peer while its follower and answering process are replaced."""
-    there = hosts(first_seen={"new_per_peer": "5/d"}, peers=[{"name": "mme", "host": HOST}])
+    there = graced(first_seen={"new_per_peer": "5/d"}, peers=[{"name": "mme", "host": HOST}])
     first = there[0]
     invented = [f"{35100000000000 + 1_000_007 * number}" for number in range(40)]
     first.ask("s13", *invented[:3])
@@ -290,7 +214,7 @@ def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(hosts):
 
 def test_a_node_whose_clock_was_a_year_ahead_at_its_start_warns(tmp_path, publisher):
     """Row 68: its time stays a year ahead, because it never goes back."""
-    host = Host(tmp_path / "a", publisher, "sqlite")
+    host = Host(tmp_path / "a", publisher, "sqlite", **GRACE)
     with host.site as site:
         host.start(days=365)
         until(lambda: any("clock and the time of the node differ" in each for each in site.node.status()["troubles"]))
@@ -303,10 +227,10 @@ def test_a_node_whose_clock_was_a_year_ahead_at_its_start_warns(tmp_path, publis
 
 
 @pytest.mark.long(short=["sqlite"])
-def test_a_flood_of_one_peer_is_answered_and_not_recorded(hosts):
+def test_a_flood_of_one_peer_is_answered_and_not_recorded(graced):
     """Row 64: above the limit of a peer nothing is recorded; the devices of another peer are."""
     peers = [{"name": "mme", "host": HOST}, {"name": "amf", "from": ["127.0.0.0/8"]}]
-    there = hosts(first_seen={"list": "first-seen", "new_per_peer": "5/d"}, peers=peers)
+    there = graced(first_seen={"list": "first-seen", "new_per_peer": "5/d"}, peers=peers)
     first = there[0]
     invented = [f"{35100000000000 + 1_000_007 * number}" for number in range(40)]
     assert first.ask("s13", *invented) == {GREY} == first.ask("n5g", ANOTHER)

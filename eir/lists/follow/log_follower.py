@@ -39,6 +39,8 @@ from eir.lists.log.relation import LogRelation, overtaking, relation
 from eir.lists.log.store import LogEntry, LogStore, StoredHeads
 from eir.lists.log.writer import KEEP, ListWriter
 from eir.lists.record.clock import STOOD_STILL, await_store
+from eir.lists.record.matching import matching_table, other_reasons
+from eir.lists.record.reasons import unknown_reasons
 from eir.lists.table.table import Table
 
 OF_ONE_LIST = frozenset({"corrupt", "gone", "image", "kind", "conflict", "staging_lost"})
@@ -52,6 +54,8 @@ LOST = "lost"
 UNRECORDED_MAX = 1_000
 """Maximum number of changes that wait until the journal can be written; the oldest are left out."""
 
+NO_REASONS: Mapping[str, Sequence[str]] = {}
+
 ImageType = TypeVar("ImageType")
 ResultType = TypeVar("ResultType")
 
@@ -63,6 +67,8 @@ class FollowedList(Generic[ImageType]):
     name: str
     kind: str
     copy: ListCopy
+    reasons: Sequence[str] = ()
+    """Reasons of the rows that match (ListSettings.reasons)."""
     is_read: bool = False
     """True if the copy was read."""
     held: LoggedList | None = None
@@ -70,6 +76,10 @@ class FollowedList(Generic[ImageType]):
     image: ImageType | None = None
     in_force: Head | None = None
     """Head of the content in force. `image` is its image."""
+    image_reasons: Sequence[str] = ()
+    """Reasons of the rows in the image."""
+    reason_faults: str = ""
+    """Last reported faults of the chosen reasons."""
     pace: ChangePace = field(default_factory=ChangePace)
     unrecorded: list[ChangeRows] = field(default_factory=list)
     is_compared: bool = False
@@ -86,6 +96,11 @@ class FollowedList(Generic[ImageType]):
     """Time of the write-back."""
     copy_at: float = 0.0
     """Time before which the copy is not written, because the disk was full."""
+
+    def has_in_force(self, head: Head) -> bool:
+        """Return True if the image in force has the content after the newest change of a head, and the configured reasons."""
+        is_newest = self.in_force is not None and self.in_force.digest == head.digest
+        return is_newest and self.image_reasons == self.reasons
 
 
 class LogFollower(Generic[ImageType]):
@@ -104,13 +119,14 @@ class LogFollower(Generic[ImageType]):
         keep: returns the number of earlier releases of a list that stay available, for changes that this node writes.
         pauses: pauses between reads and retries.
         learned: lists that checks write. Their names are among `lists`; the follower builds no image of them.
+        reasons: reasons of the rows that match, for lists in which only some rows match.
     """
 
     def __init__(
         self, store: LogStore, lists: Mapping[str, str], folder: Path, *, build: Callable[[Table], ImageType],
         on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: NodeJournal, report: Report,
         who: str = "eir", heal: bool = True, keep: Callable[[str], int] = lambda _: KEEP, pauses: Pauses = PAUSES,
-        learned: Collection[LearnedList] = (),
+        learned: Collection[LearnedList] = (), reasons: Mapping[str, Sequence[str]] = NO_REASONS,
     ) -> None:  # fmt: skip
         self.up = False
         """True if the last read of the store succeeded."""
@@ -145,10 +161,10 @@ class LogFollower(Generic[ImageType]):
         self._reported_at: dict[tuple[str, str], float] = {}
         self._rest_s = 0.0
         self._lists: dict[str, FollowedList[ImageType]] = {}
-        self.apply(lists)
+        self.apply(lists, reasons)
 
-    def apply(self, lists: Mapping[str, str]) -> None:
-        """Apply a new configuration: names and kinds of its lists. A list with the same name and kind keeps its content."""
+    def apply(self, lists: Mapping[str, str], reasons: Mapping[str, Sequence[str]] = NO_REASONS) -> None:
+        """Apply a new configuration: names, kinds and chosen reasons of its lists. A list with the same name and kind keeps its content."""
         before, self._lists = self._lists, {}
         for name, kind in lists.items():
             followed = before.get(name)
@@ -156,6 +172,7 @@ class LogFollower(Generic[ImageType]):
                 followed = FollowedList(name, kind, ListCopy(self._folder / "copies", name, self._report))
                 for path in _lost_files(self._folder, name):
                     self.lost_rows[name] = path
+            followed.reasons = reasons.get(name, ())
             self._lists[name] = followed
         for names in (self.lost, self.lost_rows, self.copy_faults):
             for name in names.keys() - lists.keys():
@@ -163,11 +180,14 @@ class LogFollower(Generic[ImageType]):
         self.from_copy &= lists.keys()
         self._others.set()
 
-    def accept(self, name: str, head: Head, image: ImageType) -> None:
-        """Accept the image of a list that is in force, when this follower takes the place of one that ended. Call it before `start`."""
+    def accept(self, name: str, head: Head, image: ImageType, reasons: Sequence[str] = ()) -> None:
+        """Accept the image of a list that is in force, when this follower takes the place of one that ended. Call it before `start`.
+
+        `reasons`: chosen reasons by which the image was built.
+        """
         followed = self._lists.get(name)
         if followed is not None and followed.kind == head.kind:
-            followed.in_force, followed.image = head, image
+            followed.in_force, followed.image, followed.image_reasons = head, image, reasons
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -182,6 +202,10 @@ class LogFollower(Generic[ImageType]):
     def held(self) -> Mapping[str, LoggedList]:
         """Newest verified content of each list."""
         return {name: followed.held for name, followed in self._lists.items() if followed.held is not None}
+
+    def image_reasons(self, name: str) -> Sequence[str]:
+        """Return the chosen reasons by which the image of a list was built."""
+        return self._lists[name].image_reasons
 
     @property
     def in_force(self) -> Mapping[str, Head]:
@@ -275,7 +299,7 @@ class LogFollower(Generic[ImageType]):
     async def _settle(self, followed: FollowedList[ImageType]) -> None:
         """Put the held content in force if it is newer than the list in force."""
         held, newest = followed.held, followed.in_force
-        if held is None or (newest is not None and newest.digest == held.head.digest):
+        if held is None or followed.has_in_force(held.head):
             return
         if await self._newest(followed) is held.head:
             if not followed.is_tried and newest is None:
@@ -477,7 +501,7 @@ class LogFollower(Generic[ImageType]):
             return
         await self._record(followed)
         await self._save_copy(followed, ())
-        if followed.in_force is None or followed.in_force.digest != held.head.digest:
+        if not followed.has_in_force(held.head):
             await self._switch(followed, followed.held or held)
         self.from_copy.discard(name)
         followed.heal_at = None
@@ -486,14 +510,15 @@ class LogFollower(Generic[ImageType]):
             self._report("store_mended", list=name)
 
     async def _switch(self, followed: FollowedList[ImageType], content: LoggedList) -> bool:
-        before, image = followed.image, followed.image
+        before, image, reasons = followed.image, followed.image, followed.reasons
         head = content.head
         if followed.name in self._learned_names:
             followed.in_force = head
             return True
-        if before is None or followed.in_force is None or followed.in_force.content != head.content:
+        has_content = followed.in_force is not None and followed.in_force.content == head.content
+        if before is None or not has_content or followed.image_reasons != reasons:
             try:
-                image = await asyncio.to_thread(self._build, content.table)
+                image = await asyncio.to_thread(self._build, matching_table(content.table, head.reasons, reasons))
             except OSError as error:  # a limit on memory or on the size of files
                 raise StoreError(
                     "image", f"list {followed.name}: its image cannot be built: {error.strerror or error}"
@@ -501,9 +526,24 @@ class LogFollower(Generic[ImageType]):
         if (
             image is not None and self._lists.get(followed.name) is followed
         ):  # otherwise the configuration was changed meanwhile
-            followed.image, followed.in_force = image, head
+            followed.image, followed.in_force, followed.image_reasons = image, head, reasons
+            self._note_reasons(followed, content)
             self._on_switch(followed.name, head, content.table, image, None if before is image else before)
         return True
+
+    def _note_reasons(self, followed: FollowedList[ImageType], content: LoggedList) -> None:
+        """Report chosen reasons that a list lacks, and rows that match without their reason, if this changed."""
+        chosen = followed.image_reasons
+        found = (unknown_reasons(content.head.reasons, chosen), other_reasons(content.table, chosen))
+        faults = "; ".join(filter(None, found))
+        if faults and faults != followed.reason_faults:
+            self._report(
+                "reasons_unknown",
+                level="warning",
+                list=followed.name,
+                detail=f"lists.{followed.name}.reasons: {faults}",
+            )
+        followed.reason_faults = faults
 
     # Journal and copy
 

@@ -6,7 +6,7 @@ whether it came by a switch, an amendment or a start, or began or ended later.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar, cast
 
@@ -27,7 +27,7 @@ class DeviceList:
     Only Index.switch changes its content.
     """
 
-    __slots__ = ("_timed", "image", "kind", "name", "now", "state")
+    __slots__ = ("_timed", "image", "kind", "name", "now", "reasons", "state")
 
     def __init__(self, name: str, kind: str, now: Clock) -> None:
         self.name, self.kind, self.now = name, kind, now
@@ -35,6 +35,8 @@ class DeviceList:
         """State of the release in memory; None before the first one."""
         self.image: Image | None = None
         """Image in memory."""
+        self.reasons: Sequence[str] = ()
+        """Chosen reasons by which the image was built; empty for all."""
         self._timed = False
 
     @property
@@ -42,9 +44,9 @@ class DeviceList:
         """Arrays of the list for the compiled fast path (Image.lane_arrays); None before the list is loaded."""
         return None if self.image is None else self.image.lane_arrays
 
-    def replace(self, state: Head, image: Image) -> None:
+    def replace(self, state: Head, image: Image, reasons: Sequence[str] = ()) -> None:
         """Replace the state and the content (image) of the list; only Index.switch calls this method."""
-        self.state, self.image, self._timed = state, image, image.has_times
+        self.state, self.image, self._timed, self.reasons = state, image, image.has_times, reasons
 
     @property
     def time(self) -> float:
@@ -237,13 +239,13 @@ class Index:
         """Record of first sightings; None if the configuration has no record."""
         return next((each for each in self.lists.values() if isinstance(each, FirstSeenList)), None)
 
-    def switch(self, name: str, state: Head, image: Image) -> Image | None:
+    def switch(self, name: str, state: Head, image: Image, reasons: Sequence[str] = ()) -> Image | None:
         """Put a new state and content (image) of a list in force; return the previous image, so that the caller can release it.
 
-        Returns None if the list had no image, or if `image` is the previous image.
+        `reasons`: chosen reasons by which the image was built. Returns None if the list had no image, or if `image` is the previous image.
         """
         before = self.lists[name].image
-        self.lists[name].replace(state, image)
+        self.lists[name].replace(state, image, reasons)
         if self.first_seen is not None:
             self.first_seen.note_time(state.loaded_at)
         self.version += 1

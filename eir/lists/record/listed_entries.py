@@ -7,6 +7,7 @@ import numpy as np
 from eir.device import SNR_KEYS
 from eir.lists.record.entries import ListEntry
 from eir.lists.record.first_days import DAY_S
+from eir.lists.record.matching import matching_rows
 from eir.lists.record.reasons import reason_at
 from eir.lists.table.columns import BEGINS, DAYS, ENDS, REASONS, SECONDS, WHOLE, Numbers, TableRows, block_numbers
 from eir.lists.table.table import Table, in_force
@@ -65,16 +66,17 @@ def rows_between(table: Table, first: int, last: int) -> TableRows:
 
 
 def reason_and_day(
-    table: Table, reasons: Sequence[str], key: int, *, second: int = 0, now: int = 0
+    table: Table, reasons: Sequence[str], key: int, *, second: int = 0, now: int = 0, chosen: Sequence[str] = ()
 ) -> tuple[str | None, int]:
     """Return the reason and the day that a list has for a key; None without a reason, 0 without a day.
 
     If a row has the second key `second`, only this row counts.
 
     The result is that of the identifier's own row. If this row lacks a reason (or a day), has ended by `now` or has not begun, the
-    result is that of the whole TAC. `now` is in Unix seconds; with 0 each row is in force.
+    result is that of the whole TAC. `now` is in Unix seconds; with 0 each row is in force. If `chosen` is not
+    empty, only rows with these reasons count.
     """
-    rows = table.find_device(key)
+    rows = matching_rows(table.find_device(key), reasons, chosen)
     if now:
         rows = in_force(rows, now)
     is_second = rows.column(SECONDS) == second

@@ -51,3 +51,10 @@ def reason_at(texts: Sequence[str], index: int) -> str:
     if not index:
         return ""
     return texts[index] if index < len(texts) else OTHER_REASON
+
+
+def unknown_reasons(texts: Sequence[str], chosen: Sequence[str]) -> str:
+    """Return a warning about chosen reasons that no entry of a list has; empty if the list has all."""
+    unknown = [reason for reason in chosen if reason not in texts]
+    expected = f"expected reasons of the list: {', '.join(texts[1:])}" if texts else "none of its entries has a reason"
+    return f"no entry has the reason {', '.join(unknown)}; {expected}" if unknown else ""

@@ -141,6 +141,8 @@ class ListSettings:
     """Number of previous releases, or changes of a local list, to which a rollback can return."""
     dates: bool = False
     """True if the date of each entry is stored."""
+    reasons: tuple[str, ...] = ()
+    """Reasons of the rows that match in a check; other rows do not match. Empty: all rows match."""
     source: SourceSettings | None = None
     """Source from which releases are pulled; None if they are delivered."""
 

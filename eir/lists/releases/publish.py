@@ -130,6 +130,8 @@ class Published:
     """Number of entries that are listed again (ListedRows.count_repeats)."""
     conflicting: int
     """Number of duplicates with another reason, begin or end than before."""
+    other_reasons: int
+    """Number of rows whose entry has a reason that is earlier in the `reasons` of the layouts."""
     bad_rows: int
     skipped: int
     """Number of junk identifiers, as in Tally."""
@@ -152,6 +154,8 @@ class Published:
         parts = [f"{self.rows:,} rows", entries]
         if self.duplicates:
             parts.append(f"{self.duplicates:,} duplicates, of which {self.conflicting:,} have another reason or end")
+        if self.other_reasons:
+            parts.append(f"{self.other_reasons:,} rows got the earlier reason of their entry")
         if self.skipped:
             parts.append(f"{self.skipped:,} junk identifiers skipped")
         return "; ".join(parts)
@@ -216,6 +220,8 @@ def publish(
         fault = f"{tally.bad} bad rows; {spec.bad_rows_max} are allowed (--bad-rows-max)"
         raise ReleaseRefused("bad_rows", "\n".join((fault, *tally.complaints)))
     repeats = [listed.count_repeats() for listed in rows.values()]
+    is_ordered = any(each.layout.reasons for each in inputs)
+    other_reasons = sum(listed.unite_reasons() for listed in rows.values()) if is_ordered else 0
     warnings += [*_reason_warnings(texts), *_warnings(tally)]
     content = ReleaseContent(kind, {role: listed.data_rows() for role, listed in rows.items()}, texts)
     entries = {role: rows[role].pop() if len(part.ranges) else part.singles for role, part in content.data.items()}
@@ -230,6 +236,7 @@ def publish(
     return Published(
         manifest=manifest, kind=kind, rows=count, entries={role: len(each) for role, each in entries.items()},
         duplicates=sum(repeated for repeated, _ in repeats), conflicting=sum(contradictions for _, contradictions in repeats),
+        other_reasons=other_reasons,
         bad_rows=tally.bad, skipped=tally.skipped, wrong_check_digits=tally.wrong_check_digits, odd={kind: tally.rows[kind].count for kind in ODD},
     )  # fmt: skip
 
@@ -341,7 +348,8 @@ def _read(
     inputs: Sequence[_Input], kind: str, release_kind: str, tally: "Tally", progress: Progress
 ) -> tuple[Mapping[str, ListedRows], Sequence[str], int, list[str]]:
     """Read all data files; return their rows by role, the reason texts, the number of rows, and warnings."""
-    reasons = Reasons()
+    ordered = dict.fromkeys(reason for each in inputs for reason in each.layout.reasons.values())
+    reasons = Reasons(("", *ordered))
     rows = {role: ListedRows() for role in ROLES[release_kind]}
     coded: list[RowPart] = []
     count, warnings = 0, []

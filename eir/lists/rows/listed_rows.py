@@ -123,6 +123,28 @@ class ListedRows:
         differs = [here.column(index) != before.column(index) for index in (REASONS, BEGINS, ENDS)]
         return len(again), int(np.logical_or.reduce(differs).sum())
 
+    def unite_reasons(self) -> int:
+        """Give each entry the reason with the lowest index of all its rows; return the number of rows that had another reason."""
+        rows = join((*self._singles, *self._expanded))
+        rows = rows.select(np.lexsort((rows.column(SECONDS), rows.keys)))
+        starts = np.flatnonzero(is_first(rows.keys, rows.column(SECONDS)))
+        if len(starts) == len(rows):
+            return 0
+        seconds, _, *times = rows.columns
+        reasons = rows.column(REASONS)
+        lowest = np.minimum.reduceat(reasons - np.uint8(1), starts) + np.uint8(
+            1
+        )  # 0, no reason, comes after all reasons
+        kept = np.repeat(lowest, np.diff(starts, append=len(rows)))
+        others = int(((reasons != 0) & (reasons != kept)).sum())
+        if others:  # also a range has one reason for each of its entries then
+            rows = TableRows(rows.keys, (seconds, kept, *times))
+            tacs = rows.select(rows.keys >= np.uint64(WHOLE))
+            firsts = TableRows((tacs.keys - np.uint64(WHOLE)) * _TAC, tacs.columns)
+            self._singles = [rows.select(rows.keys < np.uint64(WHOLE))]
+            self._expanded, self._ranges = [tacs], [(firsts, firsts.keys + _TAC - np.uint64(1))]
+        return others
+
     def pop(self) -> TableRows:
         """Return the sorted rows, and clear this object. Of repeated rows the earliest begin and the latest end count (`sorted_rows`)."""
         rows = join((*self._singles, *self._expanded))

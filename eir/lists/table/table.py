@@ -64,6 +64,13 @@ class Table:
         columns = tuple(None if values is None else values[index] for values in self.columns)
         return TableRows(keys_of(np.repeat(numbers, sizes), self.lows[index]), columns)
 
+    def select(self, index: Numbers) -> "Table":
+        """Return the table of a part of the rows. `index`: their indexes, ascending."""
+        starts = np.searchsorted(index, self.starts).astype("<u4")
+        is_kept = np.append(starts[1:] > starts[:-1], True)
+        columns = tuple(None if values is None else values[index] for values in self.columns)
+        return Table(self.blocks[is_kept[:-1]], starts[is_kept], self.lows[index], columns)
+
     def find(self, key: int) -> TableRows:
         """Return the rows of a key."""
         rows = self.rows(block_numbers(np.array([key], "<u8")))
@@ -256,14 +263,8 @@ def devices_in_force(table: Table, now: int) -> int:
     if table.columns[BEGINS] is None and table.columns[ENDS] is None:
         return device_count(table)
     rows = TableRows(np.arange(len(table), dtype="<u4"), table.columns)
-    index = in_force(rows, now).keys
-    starts = np.searchsorted(index, table.starts).astype("<u4")
-    is_kept = starts[1:] > starts[:-1]
-    seconds = table.columns[SECONDS]
-    columns: Columns = (None if seconds is None else seconds[index], *NO_COLUMNS[1:])
-    return device_count(
-        Table(table.blocks[is_kept], np.append(starts[:-1][is_kept], starts[-1]), table.lows[index], columns)
-    )
+    columns = (table.columns[SECONDS], *NO_COLUMNS[1:])
+    return device_count(Table(table.blocks, table.starts, table.lows, columns).select(in_force(rows, now).keys))
 
 
 def _key_starts(table: Table) -> Numbers:

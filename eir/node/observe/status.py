@@ -55,6 +55,8 @@ class AnsweringReport:
     """Unix time at which the newest open connection was opened, by peer label."""
     left: Sequence[str] = ()
     """Labels of peers that connect only for requests, and whose last connection ended in order."""
+    reasons: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Chosen reasons by which the images of lists were built, by list."""
 
 
 class Readiness(NamedTuple):

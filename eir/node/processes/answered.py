@@ -153,7 +153,7 @@ class AnsweringChild:
         report: AnsweringReport | None = await self._ask("report")
         if report is not None and self.child.channel is not None:
             self._last = report
-            self._lists.send_missing(self.child.channel, report.lists)
+            self._lists.send_missing(self.child.channel, report.lists, report.reasons)
         return report
 
     async def explain(self, question: Question) -> Explanation:

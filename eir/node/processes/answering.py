@@ -287,10 +287,12 @@ class AnsweringProcess:
     def _switch(self, listed: Listed, image: Image) -> None:
         """Put a list in force, unless the same version of the list is in force already."""
         entries = self.index.lists.get(listed.name)
-        if entries is None or entries.kind != listed.kind or entries.state == listed.state:
+        if entries is None or entries.kind != listed.kind:
+            return
+        if (entries.state, entries.reasons) == (listed.state, listed.reasons):
             return
         began = time.perf_counter()
-        before = self.index.switch(listed.name, listed.state, image)
+        before = self.index.switch(listed.name, listed.state, image, listed.reasons)
         self.node.renew()
         self._note_slice(began)
         if before is not None:
@@ -501,7 +503,7 @@ class AnsweringProcess:
         states = self._loaded()
         return AnsweringReport(
             missing=missing_lists(self.config, states), lists=states, checks=self.context.checker.checks().total(), connected=self.connected(), tasks=len(asyncio.all_tasks()),
-            load=self.load, refused=self.node.refusals(), newest=self.node.newest(), left=sorted(self.left),
+            load=self.load, refused=self.node.refusals(), newest=self.node.newest(), left=sorted(self.left), reasons={name: self.index.lists[name].reasons for name in states},
         )  # fmt: skip
 
     def explain(self, question: Question) -> Explanation:

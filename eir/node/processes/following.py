@@ -133,7 +133,7 @@ class _FollowerProcess:
         self._learned_lists = [*filter(None, (self._learned, self._last_devices))]
         self._follower: LogFollower[Image] = LogFollower(
             self._store, self._kinds(), config.state, build=image_of, on_switch=self._switched, journal=self._journal, report=report,
-            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned_lists,
+            who=who, heal=config.heal, keep=self._kept_releases, learned=self._learned_lists, reasons=self._reasons(),
         )  # fmt: skip
         self._journal_fault = ""
         self._anchored = JournalEnd()
@@ -246,12 +246,12 @@ class _FollowerProcess:
             if what.name == self._first_seen.name:
                 self._first_seen.replace(what.state, Image.map(memory))
                 return
-            self._follower.accept(what.name, what.state, Image.map(memory))
+            self._follower.accept(what.name, what.state, Image.map(memory), what.reasons)
 
     def _switched(self, name: str, state: Head, _table: Table, image: Image, before: Image | None) -> None:
         asyncio.get_running_loop().call_later(TRIM_S, _trim, before)
         log_in_force(self._process.log.report, name, state)
-        send_list(self._channel, Listed(name, state.kind, state), image)
+        send_list(self._channel, Listed(name, state.kind, state, self._follower.image_reasons(name)), image)
         self._first_seen.note_time(state.loaded_at)
 
     def _send_record(self, state: Head, image: Image) -> None:
@@ -266,6 +266,10 @@ class _FollowerProcess:
         kinds = {name: settings.kind for name, settings in self._config.lists.items()}
         return kinds | {name: kind for learned in self._learned_lists for name, kind in learned.kinds.items()}
 
+    def _reasons(self) -> dict[str, Sequence[str]]:
+        """Return the chosen reasons of each list in which only some rows match."""
+        return {name: settings.reasons for name, settings in self._config.lists.items() if settings.reasons}
+
     def _kept_releases(self, name: str) -> int:
         """Return the number of earlier releases of a list that stay available."""
         settings = self._config.lists.get(name)
@@ -273,7 +277,7 @@ class _FollowerProcess:
 
     def _configure(self, config: Config) -> None:
         self._config = config
-        self._follower.apply(self._kinds())
+        self._follower.apply(self._kinds(), self._reasons())
         journal, history = self._journal.journal, config.history
         journal.keep, journal.max_bytes, journal.feed_max_bytes = (
             timedelta(days=history.keep),
@@ -443,13 +447,13 @@ class Followed:
         if self._complete:
             channel.notify("complete")
 
-    def send_missing(self, channel: Channel, states: Mapping[str, Head]) -> None:
+    def send_missing(self, channel: Channel, states: Mapping[str, Head], reasons: Mapping[str, Sequence[str]]) -> None:
         """Send the answering process the lists in force that differ from its own, because earlier messages to it were lost.
 
-        `states`: lists that the answering process has.
+        `states`, `reasons`: lists that the answering process has, and their chosen reasons.
         """
         for listed, image in self._lists.values():
-            if states.get(listed.name) != listed.state:
+            if (states.get(listed.name), reasons.get(listed.name)) != (listed.state, listed.reasons):
                 send_list(channel, listed, image)
 
     def configure(self, config: Config) -> None:

@@ -118,6 +118,8 @@ class Listed(NamedTuple):
     kind: str
     """Kind of the list in the configuration."""
     state: Head
+    reasons: Sequence[str] = ()
+    """Chosen reasons by which the image was built (ListSettings.reasons)."""
 
 
 def send_list(channel: Channel, listed: Listed, image: Image) -> None:

@@ -23,7 +23,7 @@ from eir.lists.stores import redis as redis_store
 from eir.lists.stores import sqlite as sqlite_store
 from eir.lists.stores.redis import RedisStore
 from eir.lists.stores.sqlite import SqliteStore
-from eir.lists.table.columns import REASONS
+from eir.lists.table.columns import REASONS, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,48 @@ class TestFollowing:
             await lists.change([2])
             await node.has(1, 2)
             assert node.built == 1
+
+    async def test_only_rows_with_the_chosen_reasons_are_in_the_image(self, store, lists, tmp_path):
+        """Row 70. The other rows stay in list, copy and digest; a reload builds another image, also without the store."""
+
+        def image_keys(node):
+            return node.follower._lists["own"].image.rows().keys.tolist()
+
+        await lists.load(rows_of([1, 2, 3], reasons=[1, 2, 0]), serial=1)
+        faulty = FaultyLogStore(store)
+        async with LogNode(faulty, tmp_path, reasons={"own": ("stolen",)}) as node:
+            await node.is_level()
+            assert (image_keys(node), node.keys(), node.follower.image_reasons("own")) == ([1], [1, 2, 3], ("stolen",))
+            await lists.change([4], reason=2)
+            await node.has(1, 2, 3, 4)
+            await node.is_level()
+            assert (image_keys(node), node.head().content) == ([1], (await stored(store)).head.content)
+            assert "reasons_unknown" not in node.said()
+            faulty.fail = AWAY
+            node.follower.apply({"own": "devices"}, {"own": ("lost", "theft")})
+            await until(lambda: image_keys(node) == [2, 4])
+            assert node.follower.image_reasons("own") == ("lost", "theft")
+            (detail,) = [fields["detail"] for event, fields in node.events if event == "reasons_unknown"]
+            assert (
+                detail == "lists.own.reasons: no entry has the reason theft; expected reasons of the list: stolen, lost"
+            )
+            faulty.fail = None
+            node.follower.apply({"own": "devices"})
+            await until(lambda: image_keys(node) == [1, 2, 3, 4])
+
+    async def test_a_successor_builds_the_image_again_only_for_other_reasons(self, store, lists, tmp_path):
+        """As after kill -9 of the follower between a reload and the new image."""
+        await lists.load(rows_of([1, 2], reasons=[1, 2]))
+        async with LogNode(store, tmp_path, reasons={"own": ("stolen",)}) as before:
+            await before.is_level()
+        image = before.follower._lists["own"].image
+        for reasons, built in ((("stolen",), 0), (("lost",), 1), ((), 1)):
+            node = LogNode(store, tmp_path, reasons={"own": reasons})
+            node.follower.accept("own", before.head(), image, ("stolen",))
+            async with node:
+                await node.waits()
+                assert node.built == built, reasons
+                assert node.follower.image_reasons("own") == reasons
 
     async def test_an_image_that_cannot_be_built_leaves_the_list_in_force(self, store, lists, tmp_path):
         fails = []

@@ -1,10 +1,13 @@
-"""Reason and day that a list has for a key: the narrower row's first, as long as it is in force."""
+"""Reason and day that a list has for a key: the narrower row's first, as long as it is in force. Rows that match by their reason."""
 
-from simulated.store_content import as_table, page, pair_rows
+import numpy as np
+from simulated.store_content import as_table, joined, page, pair_rows
 
 from eir.device import SNR_KEYS
 from eir.lists.record.listed_entries import reason_and_day
-from eir.lists.table.columns import rows_of
+from eir.lists.record.matching import matching_rows, matching_table, other_reasons
+from eir.lists.record.reasons import unknown_reasons
+from eir.lists.table.columns import ENDS, REASONS, rows_of
 
 
 def test_a_reason_is_that_of_the_row():
@@ -47,3 +50,42 @@ def test_each_pair_has_its_own_reason():
     texts = ("", "stolen", "clone")
     assert [reason_and_day(table, texts, 1, second=imsi, now=50)[0] for imsi in (1001, 1002)] == ["stolen", "clone"]
     assert reason_and_day(table, texts, 1, now=150)[0] == "clone", "the reason of a device outlives the end of a SIM"
+
+
+TEXTS = ("", "stolen", "lost", "fraud")
+OTHER = 255
+
+
+def test_only_rows_with_the_chosen_reasons_match():
+    """Row 70: another reason and none do not match; `other` of a full reason table may be any reason, so it matches."""
+    rows = joined([
+        page(0, [1, 2, 3, 4, 5], reasons=[1, 2, 3, 0, OTHER], until=[9, 8, 7, 6, 5]), page(1, [1], reasons=[3]), page(3, [7], tac=(2, 0)),
+    ])  # fmt: skip
+    for chosen in ([], ["stolen"], ["fraud", "lost"], ["unknown"], [""], ["other"]):
+        indexes = {TEXTS.index(reason) for reason in chosen if reason in TEXTS[1:]} | {OTHER}
+        expected = rows.select(np.isin(rows.column(REASONS), [*indexes])) if chosen else rows
+        for found in (matching_table(as_table(rows), TEXTS, chosen).rows(), matching_rows(rows, TEXTS, chosen)):
+            assert found.keys.tolist() == expected.keys.tolist(), chosen
+            assert [found.column(index).tolist() for index in (REASONS, ENDS)] == [
+                expected.column(index).tolist() for index in (REASONS, ENDS)
+            ], chosen
+    whole = as_table(page(0, [1, 2], reasons=[1, 2]))
+    assert matching_table(whole, TEXTS, TEXTS) is whole, "no copy where all rows match"
+    assert len(matching_table(as_table(page(0, [1])), (), ["stolen"])) == 0
+
+
+def test_the_reason_of_an_answer_is_one_that_matches():
+    table = as_table(page(0, [1, 2], reasons=[2, 2], tac=(1, 0)))
+    assert reason_and_day(table, TEXTS, 1)[0] == "lost"
+    assert reason_and_day(table, TEXTS, 1, chosen=["stolen"])[0] == "stolen"
+    assert reason_and_day(table, TEXTS, 1, chosen=["fraud"])[0] is None
+
+
+def test_reasons_that_a_list_lacks_or_cannot_tell_apart_are_named():
+    assert unknown_reasons(TEXTS, ["lost", "stolen"]) == "" == unknown_reasons(TEXTS, [])
+    text = "no entry has the reason Stolen, theft; expected reasons of the list: stolen, lost, fraud"
+    assert unknown_reasons(TEXTS, ["Stolen", "lost", "theft"]) == text
+    assert unknown_reasons((), ["lost"]) == "no entry has the reason lost; none of its entries has a reason"
+    table = as_table(page(0, [1, 2, 3], reasons=[1, OTHER, OTHER]))
+    assert other_reasons(table, ["stolen"]).startswith("2 entries match with the reason 'other'")
+    assert other_reasons(table, []) == "" == other_reasons(as_table(page(0, [1], reasons=[1])), ["stolen"])

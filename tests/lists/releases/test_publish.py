@@ -385,7 +385,7 @@ def test_rows_entries_and_repeats_are_counted(agency, files, arguments, counts):
     assert (made.rows, made.entries, made.duplicates, made.conflicting) == counts
     assert made.as_json() == {
         "manifest": str(made.manifest), "signature": f"{made.manifest}.sig", "rows": counts[0], "entries": sum(counts[1].values()),
-        **counts[1], "duplicates": counts[2], "conflicting": counts[3], "bad_rows": 0, "skipped": 0, "wrong_check_digits": 0, **NOTHING_ODD,
+        **counts[1], "duplicates": counts[2], "conflicting": counts[3], "other_reasons": 0, "bad_rows": 0, "skipped": 0, "wrong_check_digits": 0, **NOTHING_ODD,
     }  # fmt: skip
     assert ("duplicates" in made.as_text()) == bool(counts[2])
 

@@ -54,6 +54,40 @@ def read(layouts, content, *, kind="devices", chunks=None, **declared):
     return set(rows.pop().keys.tolist()), set(removed.pop().keys.tolist()), tally, count
 
 
+# Several reasons of one entry
+
+
+async def test_of_several_reasons_the_first_one_of_the_layout_counts(tmp_path, store, layouts):
+    """In any order of the rows, files, ends and ranges; also for the node, which reads single devices before ranges."""
+    agency = Agency(tmp_path)
+    agency.settings(shrink_max=1, growth_max=1)
+    columns = {"imei_from": "first", "imei_to": "last", "reason": "why", "until": "end"}
+    declared = layouts({"own": {"columns": columns, "reasons": ["30=stolen", "20=lost", "10=fraud"]}})
+    rows = [
+        f"{ONE},,10,", f"{ONE},,30,20991231", f"{ONE},,,", f"{TWO},,40,", f"{TWO},,10,", f"{ONE + 2},{ONE + 9},20,", f"{ONE + 4},,30,",
+        f"{ONE + 5},,10,", "35123457000000,35123457999999,10,", "35123457000000,35123458000001,20,", "35123457000005,,30,",
+    ]  # fmt: skip
+    expected = {
+        ONE: "stolen", TWO: "fraud", ONE + 3: "lost", ONE + 4: "stolen", ONE + 5: "lost", ONE + 9: "lost", 35123458000001: "lost",
+        35123457000004: "lost", 35123457000005: "stolen",
+    }  # fmt: skip
+    for serial, ordered in enumerate((rows, rows[::-1]), 1):
+        files = [tmp_path / f"{name}{serial}.csv" for name in "ab"]
+        for file, part in zip(files, (ordered[:5], ordered[5:]), strict=True):
+            file.write_text("\n".join(["first,last,why,end", *part, ""]))
+        made = publish_files(
+            files, list_name=NAME, serial=serial, issued=NOW, expires=NOW + timedelta(days=14), key=agency.key, layout="own", declared=declared,
+            out=agency.drop,
+        )  # fmt: skip
+        assert made.other_reasons == made.as_json()["other_reasons"] == 5
+        assert "; 5 rows got the earlier reason of their entry" in made.as_text()
+        await agency.load(made.manifest, store)
+        content = await read_content(store, NAME, (await store.heads())[NAME])
+        assert {key: reason_and_day(content.table, content.head.reasons, key)[0] for key in expected} == expected
+        assert content.table.find(ONE).column(ENDS).tolist() == [0], "the latest end"
+        assert content.head.devices == 2 + 8 + 1_000_000 + 2
+
+
 # The worked sample of the page
 
 
