@@ -94,11 +94,11 @@ async def test_killed_again_and_again_files_stay_readable_and_no_check_notices(s
     while len(killed) < 3:
         await asked(mme, *[UNLISTED] * 20)
         asked_for += 20
-        pid = children(node.pid).get("sightings")
+        pid = children(node.pid).get("recorder")
         if pid is not None and pid not in killed:
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
-    await until_async(lambda: children(node.pid).get("sightings") not in killed | {None})
+    await until_async(lambda: children(node.pid).get("recorder") not in killed | {None})
     before, counted = recorded(site.state), node.metrics().get("eir_sightings_total", 0)
     await asked(mme, LISTED)
     await until_async(lambda: recorded(site.state) > before)

@@ -102,7 +102,8 @@ async def test_a_process_that_cannot_begin_is_named(site, client):
     await until_async(lambda: "device-authenticity process (" in node.status()["summary"])
     assert node.metrics()["eir_interface_faulty{interface=device-authenticity,part=process}"] == 1
     (site.folder / "jwks").write_bytes(jwks(Issuer()))
-    await until_async(lambda: "device-authenticity" not in node.status()["summary"])
+    await until_async(lambda: "device-authenticity process (" not in node.status()["summary"])
+    assert "device-authenticity files (" not in node.status()["summary"]
 
 
 def serve(site, issuer, **more):
