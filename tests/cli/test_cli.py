@@ -218,7 +218,7 @@ class TestConfiguration:
         rows = document(eir("config", "--reference", "--json"))
         assert [row["key"] for row in rows] == re.findall(r"^\| `(.*?)` \|", out, re.MULTILINE)
         assert next(row for row in rows if row["key"] == "http") == {
-            "key": "http", "value": "address:port such as 127.0.0.1:9868, or off", "required": False, "default": "127.0.0.1:9868",
+            "key": "http", "value": "ADDRESS:PORT such as 127.0.0.1:9868, or off", "required": False, "default": "127.0.0.1:9868",
             "says": "address of the status page (/), /metrics, /live and /ready", "restart": True,
         }  # fmt: skip
 

@@ -426,7 +426,7 @@ async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lis
         await asked(mme, TRACKED)
         await asked(mme, LISTED, imsi=OTHER_IMSI)
         await until_async(lambda: node.lines("events_undelivered", reason="webhook"))
-        assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1}
+        assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1, "last_devices": 0}
         remembered = site.state / "sightings" / "watched.json"
         assert json.loads(remembered.read_text()) == {f"sim_changed {LISTED}": OTHER_IMSI}
         server.got.clear()
@@ -442,5 +442,5 @@ async def test_who_is_forgotten_is_in_no_later_event_and_not_in_what_watched_lis
             {f"sim_changed {TRACKED}": IMSI, f"device_changed {IMSI}": LISTED, f"sim_changed {LISTED}": OTHER_IMSI}
         )
     )
-    assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 0}
+    assert site.json("sightings", "forget", "--imsi", IMSI) == {"rows": 0, "last_devices": 0}
     assert json.loads(remembered.read_text()) == {f"sim_changed {LISTED}": OTHER_IMSI}

@@ -268,7 +268,7 @@ async def test_a_node_reports_known_changes_over_kills_of_its_processes(site, co
         await until_async(lambda: len(changed(server)) == 1)
         devices = [UNLISTED, TRACKED, LISTED, UNLISTED]
         for count, device in enumerate(devices, 2):
-            name = "follower" if count % 2 else "sightings"
+            name = "follower" if count % 2 else "recorder"
             await next_second(server)
             os.kill(children(node.pid)[name], signal.SIGKILL)
             await asked(mme, device)

@@ -554,7 +554,7 @@ def test_a_subscriber_by_the_number(kept, site):
         ("why", LISTED, "--imsi", "+1"),
     ):
         assert kept.eir(*command, status=2).err.startswith(f"eir: {command[-1]}: ")
-    assert kept.json("sightings", "forget", "--imsi", "+85512345678") == {"rows": 1}
+    assert kept.json("sightings", "forget", "--imsi", "+85512345678") == {"rows": 1, "last_devices": 0}
     del site.settings["numbers"]
     site.configure()
     assert "sets no table `numbers`" in kept.eir("why", LISTED, "--imsi", "+85512345678", status=2).err
@@ -594,7 +594,7 @@ def test_the_number_of_a_check_is_found_exported_and_forgotten(kept, site):
     del site.settings["numbers"]
     site.configure()
     gone = kept.eir("sightings", "forget", "--imsi", f"+{NUMBER}", "--json")
-    assert json.loads(gone.out) == {"rows": 2}
+    assert json.loads(gone.out) == {"rows": 2, "last_devices": 0}
     assert "IMSI is not known" in gone.err
     assert kept.json("seen", LISTED)["checks"] == 1
 
@@ -620,7 +620,7 @@ def test_what_is_asked_for_is_checked(kept):
     assert "is not on record since 7d" in kept.eir("seen", UNLISTED, "--since", "7d", status=1).err
     kept.taken(f"time,imei,imsi\n2025-11-20T10:00:00Z,{UNLISTED},{IMSI}\n")
     assert kept.json("seen", UNLISTED, "--since", "7d", status=1)["sightings"] == []
-    assert kept.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1}
+    assert kept.json("sightings", "forget", "--imsi", IMSI) == {"rows": 1, "last_devices": 0}
     kept.eir("seen", UNLISTED, status=1)
 
 

@@ -37,7 +37,7 @@ def test_a_reload_names_lists_that_left_the_configuration_and_no_record_of_first
     config = SimpleNamespace(lists_and_record={"stolen": "devices", "first-seen": "first_seen"})
     before = SimpleNamespace(missing=(), lists={"stolen": None, "first-seen": None, "gone": None})
     after = SimpleNamespace(missing=("new",), lists={})
-    assert changed_lists(config, [before], [after]) == [
+    assert changed_lists(config, before, after) == [
         "list new has never been loaded: load it first",
         "list gone is no longer configured: it has no effect; the store keeps it (eir show gone)",
     ]

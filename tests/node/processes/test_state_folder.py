@@ -21,11 +21,8 @@ from eir.lists.log.change import Head
 from eir.lists.record.in_force import IN_FORCE_FILE, load_in_force, save_mark
 from eir.node.observe.alerts import Alerts
 from eir.node.observe.control import RUNNING, SOCKET_NAME, STOPPING
-from eir.node.observe.status import WorkerReport
 from eir.node.processes import state_folder
 from eir.node.processes.acknowledging import Acknowledging
-
-REPORT = WorkerReport(missing=(), lists={}, checks=0, connected={})
 
 
 def test_a_folder_is_made_with_its_parents_and_not_for_all_to_see(tmp_path):
@@ -184,7 +181,7 @@ def test_a_store_that_was_put_back_is_noticed_by_its_serials(tmp_path):
             Head(), kind="devices", serial=serial, generation=1, highest_serial=highest, serial_resets=resets
         )
         node = Acknowledging(lambda: config, None, report=silent)
-        node.update([replace(REPORT, lists={"stolen": state})])
+        node.update({"stolen": state})
         metrics = {"eir_list_serial": {("stolen",): 1.0}} | node.snapshot()
         return [each.text for each in Alerts().troubles(metrics, 0.0)]
 
@@ -214,7 +211,7 @@ def test_a_node_keeps_a_serial_that_a_load_has_stored(tmp_path):
             name: replace(Head(), kind="devices", serial=serial, generation=serial, highest_serial=serial)
             for name, serial in serials.items()
         }
-        node.update([replace(REPORT, lists=lists)])
+        node.update(lists)
         return {name: entry.mark[1] for name, entry in load_in_force(tmp_path).items()}
 
     assert look(stolen=6) == {"stolen": 6}

@@ -195,21 +195,21 @@ TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40)
 
 
-async def test_without_a_host_every_connection_of_the_entry_counts():
+def test_without_a_host_every_connection_of_the_entry_counts():
     admission = Admission()
-    assert await admission.may_dial(None, "pool", 0.0)
+    assert admission.may_dial(None, "pool", 0.0)
     admission.arrived(Claim(1, PEER, 1, 0, "pool"))
-    assert not await admission.may_dial(None, "pool", 0.0)
-    assert await admission.may_dial(None, "other", 0.0)
-    assert not await admission.may_dial(PEER, "pool", 0.0)
+    assert not admission.may_dial(None, "pool", 0.0)
+    assert admission.may_dial(None, "other", 0.0)
+    assert not admission.may_dial(PEER, "pool", 0.0)
     admission.closed(1)
-    assert await admission.may_dial(None, "pool", 0.0)
+    assert admission.may_dial(None, "pool", 0.0)
 
 
-async def test_a_peer_that_shows_none_of_our_applications_is_left_alone_for_a_time():
+def test_a_peer_that_shows_none_of_our_applications_is_left_alone_for_a_time():
     admission = Admission()
     admission.stay_away("mme", until=120.0)
     for host in (PEER, None):
-        assert not await admission.may_dial(host, "mme", 119.9)
-        assert await admission.may_dial(host, "mme", 120.0)
-        assert await admission.may_dial(host, "other", 0.0)
+        assert not admission.may_dial(host, "mme", 119.9)
+        assert admission.may_dial(host, "mme", 120.0)
+        assert admission.may_dial(host, "other", 0.0)
