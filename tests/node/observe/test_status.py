@@ -66,7 +66,7 @@ def report(told):
 
 @pytest.fixture
 def metrics():
-    """Metrics of the parts of the supervisor, for a test to change."""
+    """Metrics of the parts of the manager, for a test to change."""
     return dict(HEALTHY_METRICS)
 
 
@@ -346,7 +346,7 @@ def test_who_did_what_stands_in_the_log(site):
     (refused,) = node.lines("reload_refused", who=user)
     assert "surplus" in refused["detail"]
     digest = digest_of_stolen(site)
-    (line,) = node.lines("list_in_force", list="stolen")  # the supervisor read it, for all
+    (line,) = node.lines("list_in_force", list="stolen")  # the manager read it, for all
     assert (line["digest"], line["signers"].partition(" ")[0]) == (digest[:12], "agency@publisher.example")
 
 

@@ -48,7 +48,7 @@ class TestOnTheWay:
 
 
 class PlayedFollower:
-    """The follower as the supervisor sees it."""
+    """The follower as the manager sees it."""
 
     async def start(self, starter):
         self.configured, self.given = [], []

@@ -1,4 +1,4 @@
-"""The record as the supervisor has it: what recorders have counted, and the lists that it sends to them."""
+"""The record as the manager has it: what recorders have counted, and the lists that it sends to them."""
 
 import asyncio
 import os
