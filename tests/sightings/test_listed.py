@@ -132,7 +132,7 @@ async def test_the_recorder_has_idle_priority_while_events_of_listed_devices_wai
         site.load([OTHER, *devices], serial=2)
         await until_async(lambda: told(server))
         assert {event["event"] for event in told(server)} == {EVENT}
-        threads = Path(f"/proc/{children(node.pid)['sightings']}/task")
+        threads = Path(f"/proc/{children(node.pid)['recorder']}/task")
         await until_async(
             lambda: {os.sched_getscheduler(int(each.name)) for each in threads.iterdir()} == {os.SCHED_IDLE}
         )
