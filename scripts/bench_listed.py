@@ -43,7 +43,6 @@ from benchmark.servers import Server, free_port
 from benchmark.site import ENTRIES, TACS, Site, at_rest, await_serial
 
 from eir.cli.output import table
-from eir.node.processes.priority import set_idle_priority
 from eir.sightings import files
 from eir.sightings.schema import SCHEMA
 
@@ -175,10 +174,14 @@ def _running(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
         process.join()
 
 
+def _set_idle_priority() -> None:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def _loop(on: set[int]) -> None:
     """Use the free time of these cores at idle priority until the process is ended."""
     os.sched_setaffinity(0, on)
-    set_idle_priority()
+    _set_idle_priority()
     while True:
         pass
 
@@ -227,7 +230,7 @@ class _Receiver(BaseHTTPRequestHandler):
 def _receive(port: int, on: set[int], events: "Synchronized[int]") -> None:
     """Count on these cores the events that a webhook receives, until the process is ended."""
     os.sched_setaffinity(0, on)
-    set_idle_priority()  # it must delay neither the worker nor the load generator
+    _set_idle_priority()  # it must delay neither the worker nor the load generator
     server = HTTPServer(("127.0.0.1", port), _Receiver)
     server.events = events  # type: ignore[attr-defined]
     server.serve_forever()

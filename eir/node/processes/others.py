@@ -7,12 +7,11 @@ from eir.errors import Report
 from eir.interfaces import INTERFACES
 from eir.node.observe import metrics
 from eir.node.processes.accept import Acceptor
-from eir.node.processes.child import Children
+from eir.node.processes.child import Children, Starter
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.following import Followed
 from eir.node.processes.interfaces import ServiceProcess
 from eir.node.processes.recorder import Recorded
-from eir.node.processes.starter import Starter
 from eir.node.processes.workers import Workers
 
 
@@ -36,8 +35,6 @@ class OtherProcesses:
         """
         config = configuration.config
         start = starter.start
-        starter.log_to(report)
-        self._starter = starter
         self._end_s = end_s
         self._children = Children(report=report)
         self.followed = Followed(config, start, report=report)
@@ -107,7 +104,6 @@ class OtherProcesses:
         return await self._children.end(self._end_s)
 
     async def close(self) -> None:
-        """End the starter, and free the memory that workers share."""
+        """Give up unrecorded events, and free the memory that workers share."""
         await self.followed.close()
-        await self._starter.close()
         self.workers.close()

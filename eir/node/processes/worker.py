@@ -93,14 +93,12 @@ class Configured(NamedTuple):
     """Filter of the running trace; None: no trace runs."""
 
 
-def run(end: socket.socket, number: int, origin_state_id: int, grants: int | None, sender: int | None = None) -> int:
+def run(end: socket.socket, number: int, origin_state_id: int, grants: int, sender: int | None = None) -> int:
     """Run a worker until it is stopped or its channel closes; return the exit status.
 
     `grants`: descriptor of the memory in which all workers count requests for the rate limits. `sender`: descriptor of the
     socket to the recorder.
     """
-    if grants is None:
-        raise EirError("no file descriptor is left for the shared memory of the workers; raise LimitNOFILE=")
     memory = Grants(shared_memory(grants), number)
     os.close(grants)
     _set_malloc_options()
@@ -152,6 +150,8 @@ def build_worker(
 ) -> "Worker":
     """Build a worker, with its servers and shared objects, from its settings."""
     config = configured.config
+    if any(each.tokens and config.of(each).listen for each in INTERFACES):
+        import eir.wire.web.tokens  # noqa: F401, PLC0415 - takes 0.5 s, which must not delay checks after a reload
     counts = Counts()
     log = process.log
     channel = process.channel

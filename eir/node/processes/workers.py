@@ -20,11 +20,10 @@ from eir.node.observe import metrics
 from eir.node.observe.status import WorkerReport, merged_peers
 from eir.node.processes.accept import Acceptor
 from eir.node.processes.channel import Channel, ChannelError, Handlers
-from eir.node.processes.child import Child
+from eir.node.processes.child import START_S, Child, Process, Start
 from eir.node.processes.configuration import Loaded
 from eir.node.processes.setup import Listed, send_list
-from eir.node.processes.starter import START_S, Process, Start
-from eir.node.processes.worker import Configured, run
+from eir.node.processes.worker import Configured
 from eir.wire.diameter.admission import Admission, Claim, Order
 from eir.wire.peers.gate import Counted, SourceCounts
 from eir.wire.peers.link import process_of
@@ -91,7 +90,7 @@ class Workers:
         for number in range(wanted):
             name = f"worker-{number}"
             self.children.append(Child(
-                name, partial(start, name, run, number, origin_state_id, carrying=carried), report=report,
+                name, partial(start, name, "eir.node.processes.worker:run", number, origin_state_id, carrying=carried), report=report,
                 greet=partial(self._greet, number), handlers=lambda process: self._handlers(self._workers[process.pid]),
                 left=self._leave, serves=True, number=number,
             ))  # fmt: skip

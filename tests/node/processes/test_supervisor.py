@@ -20,7 +20,6 @@ from eir.node.observe.control import ask
 from eir.node.observe.status import WorkerReport
 from eir.node.processes import child, supervisor
 from eir.node.processes.channel import Channel, pair
-from eir.node.processes.starter import Starter
 from eir.node.processes.supervisor import Supervisor
 
 REPORT = WorkerReport(missing=(), lists={}, checks=0, connected={})
@@ -28,14 +27,13 @@ PID = 1 << 22
 """Of no process."""
 
 
-class PlayedStarter(Starter):
+class PlayedStarter:
     """Gives out the processes that a test plays, once there are any."""
 
     def __init__(self):
-        super().__init__()
         self.played = defaultdict(asyncio.Queue)
 
-    async def start(self, name, main, *arguments, carrying=()):  # noqa: ARG002  # as Starter has them
+    async def start(self, name, *_, **__):
         return await self.played[name].get()
 
 

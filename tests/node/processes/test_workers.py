@@ -76,7 +76,7 @@ class TestOneNode:
         assert Counter(serving(crew).values()) == {0: 2, 1: 2}
         for host, client in clients.items():
             assert [await ask(client, imei, host) for imei in (LISTED, UNLISTED)] == [BLACK, WHITE]
-        assert set(children(node.pid)) == {"starter", "follower", "worker-0", "worker-1"}
+        assert set(children(node.pid)) == {"follower", "worker-0", "worker-1"}
 
     async def test_one_scrape_is_the_sum_of_what_the_clients_received(self, crew, connect):
         node = crew.start()
