@@ -19,15 +19,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench_index import LIST, made
+from benchmark.questions import scattered
 from benchmark.servers import redis_program
-from benchmark.site import at_rest
+from benchmark.site import LIST, at_rest
 from simulated.hostile import seconds_of_processor
 from simulated.node import Publisher, Site
 from simulated.servers import Server
 from simulated.store_content import Lists
 
 from eir.lists.stores.redis import RedisStore
+from eir.lists.table.columns import rows_of
+from eir.lists.table.table import table_of
 from eir.node.observe.control import ask
 
 ENTRIES, TACS = 10_000_000, 250_000
@@ -84,7 +86,7 @@ async def _measure(server: Server, folder: Path, options: argparse.Namespace) ->
     with ExitStack() as stack:
         store = RedisStore(server.url)
         lists = Lists(store)
-        releases = [made(options.entries, options.tacs, seed) for seed in (14, 15)]
+        releases = [table_of(rows_of(scattered(options.entries, options.tacs, seed).keys)) for seed in (14, 15)]
         change = await lists.load(releases[0], 1, LIST)
         await lists.load((), name=LOCAL)
         sites = [stack.enter_context(Site(folder / f"node-{number}", publisher)) for number in range(options.nodes)]

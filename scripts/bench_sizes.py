@@ -36,8 +36,9 @@ from benchmark.measure import (
 )
 from benchmark.plot import Curves, Series
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
-from benchmark.servers import free_port, memory_mb
+from benchmark.servers import free_port, memory_mb, redis_program
 from benchmark.site import Site, at_rest
+from simulated.servers import Server
 
 from eir.cli.output import table
 from eir.lists.record.settings import DEVICES, PAIRS
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="a list of pairs: each device is allowed with one SIM, and blocked with any other",
     )
+    own.add_argument("--redis", action="store_true", help="the store of each node is a Redis of the bench's own")
     own.add_argument(
         "--work",
         type=Path,
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     sizes = options.entries or (QUICK_SIZES if options.quick else SIZES)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as made, ExitStack() as running:
         folder = Path(made)
-        found = [_prepare(folder / f"{size}", size, on, options) for size in sizes]
+        found = [_prepare(folder / f"{size}", size, on, options, running) for size in sizes]
         servers = []
         for row, size in zip(found, sizes, strict=True):
             site: Site = row.pop("site")
@@ -131,13 +133,15 @@ def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
     ))  # fmt: skip
 
 
-def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) -> dict[str, Any]:
+def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace, running: ExitStack) -> dict[str, Any]:
     """Make a site with a list of that size; return its costs, and its memory with two workers after some questions."""
     say(f"{size:,} entries: writing")
-    site, listed = (
-        Site(folder, loader_cores=on.generator, kind=PAIRS if options.pairs else DEVICES),
-        scattered(size, TACS),
-    )
+    listed, redis_server = scattered(size, TACS), None
+    site = Site(folder, loader_cores=on.generator, kind=PAIRS if options.pairs else DEVICES)
+    if options.redis:
+        redis_server = running.enter_context(Server(redis_program()))
+        site.store = redis_server.url
+        empty_mb = _used_mb(redis_server)
     for load in LOADS:
         write_questions(
             _questions(folder, load), listed, count=QUICK_QUESTIONS if options.quick else QUESTIONS, hits=load.hits
@@ -147,7 +151,10 @@ def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) ->
     load_s = site.load(manifest)
     for data in folder.glob("*.csv"):
         data.unlink()
-    store_mb = sum(file.stat().st_size for file in site.state.iterdir()) / 1e6
+    if redis_server:
+        store_mb = _used_mb(redis_server) - empty_mb
+    else:
+        store_mb = sum(file.stat().st_size for file in site.state.iterdir()) / 1e6
     with site.server("two workers", free_port(), cores=on.server, workers=2) as server:
         ask(server, LOAD, _questions(folder, LOAD), times(options), on.generator)
         own_mb = max(memory_mb(pid)["own"] for pid in server.workers)
@@ -158,6 +165,10 @@ def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace) ->
         "site": site, "entries": size, "load_s": round(load_s, 1), "store_mb": round(store_mb, 1), "ready_s": round(ready_s, 2),
         "node_mb": round(node_mb, 1), "own_mb": own_mb,
     }  # fmt: skip
+
+
+def _used_mb(server: Server) -> float:
+    return int(server.command("INFO", "memory").partition(b"used_memory:")[2].split()[0]) / 1e6
 
 
 def _questions(folder: Path, load: Load) -> Path:

@@ -34,6 +34,8 @@ PERMITTED = frozenset(
 """SPDX identifiers of licences that a packaged dependency may have."""
 CLASSIFIERS = {"Apache Software License": "Apache-2.0", "ISC License (ISCL)": "ISC", "MIT License": "MIT"}
 """Licence classifiers of the Python index that name one licence → its SPDX identifier."""
+BY_FILE = {"Jinja2": "BSD-3-Clause"}
+"""Packages whose metadata only have an ambiguous classifier → SPDX identifier of the text in their licence file."""
 HOST, REALM = "eir1.epc.mnc001.mcc001.3gppnetwork.org", "epc.mnc001.mcc001.3gppnetwork.org"
 CONTROL = """\
 Package: eir
@@ -337,8 +339,10 @@ def licence(of: Distribution) -> str:
     """
     word, prefix = of.metadata.get("License", ""), "License :: OSI Approved :: "
     named = [line.removeprefix(prefix) for line in of.metadata.get_all("Classifier", []) if line.startswith(prefix)]
-    expression = of.metadata.get("License-Expression") or (
-        word if word in PERMITTED else " AND ".join(CLASSIFIERS.get(name, name) for name in named)
+    expression = (
+        of.metadata.get("License-Expression")
+        or BY_FILE.get(of.name)
+        or (word if word in PERMITTED else " AND ".join(CLASSIFIERS.get(name, name) for name in named))
     )
     if not set(re.split(r"(?: (?:AND|OR) |[()])+", expression)) - {""} <= PERMITTED or not expression:
         raise Broken(

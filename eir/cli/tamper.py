@@ -40,7 +40,7 @@ from eir.lists.log.store import LogStore
 from eir.lists.record.listed_entries import entries_in
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import TYPES
-from eir.lists.table.table import in_force
+from eir.lists.table.table import not_ended
 from eir.sightings.cases import CLEARED, CONFIRMED, FORGOTTEN, add_decision, load_cases, load_decisions
 from eir.sightings.conditions import Tac
 from eir.sightings.engine import duck
@@ -292,7 +292,7 @@ def allocated_tacs(config: Config) -> Iterator[Tac]:
         if content is None:
             print_message(f"warning: list {name} was never loaded, so its TACs are unknown")
             continue
-        for entry in entries_in(in_force(content.table.rows(), now)):
+        for entry in entries_in(not_ended(content.table.rows(), now)):
             allocated = datetime.fromtimestamp(entry.date, UTC).date() if entry.date else None
             yield Tac(entry.key // SNR_KEYS, allocated, reason_at(content.head.reasons, entry.reason))
 

@@ -1,7 +1,7 @@
 """Table of the configuration keys: unit, default and meaning of each key, and whether a reload applies it.
 
 To add a key, add one row here (or in the folder of its interface), a field of that name in the class that its section
-builds, and a line in config/eir.yaml. Then make config/REFERENCE.md with `eir config --reference` (tests compare them).
+builds, and a line in tests/config/every_key.yaml. Then make config/REFERENCE.md with `eir config --reference` (tests compare them).
 To add a section, add its keys and a row in SECTIONS.
 """
 

@@ -37,8 +37,6 @@ class Clients(NamedTuple):
     out: Path
     """File for the answers of the clients."""
     on: set[int]
-    more: Sequence[Path] = ()
-    """File with the clients' token, if they have one."""
 
     @contextmanager
     def asking(self, rate: float, how: Times) -> Iterator[None]:
@@ -56,7 +54,7 @@ class Clients(NamedTuple):
         return dict(json.loads(self.out.read_text()))
 
     def _start(self, rate: float, seconds: float, first: int = 0) -> subprocess.Popen[bytes]:
-        words = [feeder.__file__, self.url, self.connections, rate, seconds, first, self.out, *self.more]
+        words = [feeder.__file__, self.url, self.connections, rate, seconds, first, self.out]
         with on_cores(self.on):
             return subprocess.Popen([sys.executable, *map(str, words)], stdin=subprocess.DEVNULL)
 

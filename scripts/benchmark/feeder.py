@@ -1,7 +1,6 @@
-"""Clients over HTTP/1.1: `feeder.py URL CONNECTIONS RATE SECONDS FIRST FILE [TOKEN]`. RATE is in requests per second; 0 means as fast as answers come.
+"""Clients over HTTP/1.1: `feeder.py URL CONNECTIONS RATE SECONDS FIRST FILE`. RATE is in requests per second; 0 means as fast as answers come.
 
-The clients are a register that feeds rows or, with the file TOKEN, a client of DeviceAuthenticity with that access token. Each request
-is about another device, from number FIRST on. The result is written to FILE as JSON: requests by status, requests per second, and
+The clients are a register that feeds rows. Each request is about another device, from number FIRST on. The result is written to FILE as JSON: requests by status, requests per second, and
 response times in milliseconds. Imports nothing from the project.
 """
 
@@ -11,7 +10,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -22,29 +21,16 @@ TACS = 10_000
 
 def row(number: int) -> bytes:
     """Return a register's row about a device."""
-    path = f"/eir/block/{_device(number)}/NULL/NULL/NULL/2026-11-28-16-00-00"
+    path = f"/eir/block/{10_000_000 + number % TACS:08d}{number // TACS:06d}/NULL/NULL/NULL/2026-11-28-16-00-00"
     return f"POST {path} HTTP/1.1\r\nHost: eir\r\nAuthorization: Basic {BASIC}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-def question(number: int, token: str) -> bytes:
-    """Return a bank's question about a device."""
-    body = json.dumps({"imei": f"{_device(number)}0"})
-    head = f"POST /device-authenticity/vwip/check-status HTTP/1.1\r\nHost: eir\r\nAuthorization: Bearer {token}\r\n"
-    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-
-
-def _device(number: int) -> str:
-    return f"{10_000_000 + number % TACS:08d}{number // TACS:06d}"
-
-
 class Feeding:
-    """Requests of a run, and their results. `request`: returns the bytes of a request from its number."""
+    """Requests of a run, and their results."""
 
-    def __init__(
-        self, at: tuple[str, int], rate: float, seconds: float, *, first: int, request: Callable[[int], bytes]
-    ) -> None:
+    def __init__(self, at: tuple[str, int], rate: float, seconds: float, *, first: int) -> None:
         self._at, self._rate, self._seconds = at, rate, seconds
-        self._numbers, self._request = count(first), request
+        self._numbers = count(first)
         self._began = 0.0
         self.statuses: Counter[int] = Counter()
         self.took: list[float] = []
@@ -69,7 +55,7 @@ class Feeding:
         writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = self._request(next(self._numbers))
+        request = row(next(self._numbers))
         began = time.perf_counter()
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
@@ -81,11 +67,9 @@ class Feeding:
 
 def main(arguments: Sequence[str]) -> None:
     """Send the requests, and write the results."""
-    url, connections, rate, seconds, first, out, *tokens = arguments
+    url, connections, rate, seconds, first, out = arguments
     host, _, port = url.partition("://")[2].rpartition(":")
-    token = Path(tokens[0]).read_text() if tokens else ""
-    request = (lambda number: question(number, token)) if token else row
-    feeding = Feeding((host, int(port)), float(rate), float(seconds), first=int(first), request=request)
+    feeding = Feeding((host, int(port)), float(rate), float(seconds), first=int(first))
     began = time.perf_counter()
     asyncio.run(feeding.run(int(connections)))
     took = sorted(feeding.took)

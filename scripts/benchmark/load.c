@@ -8,10 +8,6 @@
  *   on_wire=1                 with rate, latency counts all the same from when a request has come to the server's socket until its answer
  *                             has come to the generator's, by the kernel's clock (TCP): how late the generator was itself, where it
  *                             shares its processor, stands in late_us_p99 alone
- *   late_max=0.0001           with rate, a request that would be later than this is left out (not_sent): what the generator missed does
- *                             not come to the server in one burst
- *   odd=1100 at_once=11       with rate, one more MME asks so often a second, so many times at once, by requests with a priority and
- *                             twelve AVPs that nobody knows; its answers are checked like all others, and their latency does not count
  *   warmup= seconds=          how long before it counts, and how long it counts
  *   questions=                a file of 16 bytes for each question: 14 digits, then what is to be answered (0, 1, 2 as
  *                             Equipment-Status, u for 5422), then a newline; asked in order, over and over
@@ -48,7 +44,6 @@
 #include "wire.h"
 
 enum { RECEIVE = 1 << 18, REQUEST_ROOM = 1024, WINDOW_MAX = 1 << 15, CONNECTIONS_MAX = 1024, BEHIND_MAX = 4096, LENGTHS = 7, SESSION_DIGITS = 10, IMSI_DIGITS = 15 };
-enum { PRIORITY = 10, STRANGE_AVPS = 12, STRANGE_VENDOR = 99, STRANGE_CODE = 9999 };
 enum { SCTP_NODELAY = 3, SCTP_RECVNXTINFO = 33, SCTP_DEFAULT_SNDINFO = 34, SCTP_NXTINFO = 4, PPID = 46 }; /* RFC 6458; numbers of Linux */
 enum { SLACK_NS = 1000 }; /* a wait ends so much too late at most; the kernel's 50,000 are as long as an answer takes */
 enum { PATIENCE_MS = 10000, QUESTION_BYTES = 16, IMEI_DIGITS = 14 };
@@ -75,8 +70,8 @@ __attribute__((noreturn, format(printf, 1, 2))) static void give_up(const char *
 
 static struct {
 	const char *realm, *host, *questions, *server, *always, *name;
-	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind, vary, on_wire, late_max, odd, at_once;
-} option = {.realm = "example", .name = "mme", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10, .late_max = 1e9, .at_once = 1};
+	double port, connections, window, rate, warmup, seconds, constant, settle, patience, shed, sctp, behind, vary, on_wire;
+} option = {.realm = "example", .name = "mme", .port = 3868, .connections = 1, .window = 1, .warmup = 1, .seconds = 3, .patience = 10};
 
 static void read_options(int count, char **arguments)
 {
@@ -85,7 +80,7 @@ static void read_options(int count, char **arguments)
 		{"port", 0, &option.port}, {"connections", 0, &option.connections}, {"window", 0, &option.window}, {"rate", 0, &option.rate},
 		{"warmup", 0, &option.warmup}, {"seconds", 0, &option.seconds}, {"constant", 0, &option.constant}, {"settle", 0, &option.settle},
 		{"patience", 0, &option.patience}, {"name", &option.name, 0}, {"shed", 0, &option.shed}, {"behind", 0, &option.behind}, {"vary", 0, &option.vary}, {"on_wire", 0, &option.on_wire},
-		{"sctp", 0, &option.sctp}, {"late_max", 0, &option.late_max}, {"odd", 0, &option.odd}, {"at_once", 0, &option.at_once},
+		{"sctp", 0, &option.sctp},
 	};
 	for (int i = 1; i < count; i++) {
 		char *value = strchr(arguments[i], '='), *end = "";
@@ -104,8 +99,6 @@ static void read_options(int count, char **arguments)
 	}
 	if (option.window < 1 || option.window > WINDOW_MAX || option.connections < 1 || option.connections > CONNECTIONS_MAX)
 		give_up("window is 1 to %d, connections 1 to %d", WINDOW_MAX, CONNECTIONS_MAX);
-	if (option.odd && (!option.rate || option.connections >= CONNECTIONS_MAX || option.at_once < 1))
-		give_up("an odd MME stands beside others that have a rate");
 	if (option.behind < 0 || option.behind > BEHIND_MAX)
 		give_up("behind is 0 to %d", BEHIND_MAX);
 	if (strlen(option.realm) > 64 || strlen(option.name) > 16 || (option.host && strlen(option.host) > 64))
@@ -205,7 +198,7 @@ struct mme {
 	uint32_t template_count, next_template;
 	char host[96];
 };
-static struct mme *mmes, *odd; /* odd: the last of them, if there is one */
+static struct mme *mmes;
 static int mme_count;
 static int epoll, ending;
 static double counts_from, counts_to;
@@ -236,16 +229,6 @@ static void make_template(struct template *of, const char *host, int number, int
 	of->length = finish(&out);
 }
 
-/* Make it one that a server cannot answer in the usual way. */
-static void make_odd(struct template *of)
-{
-	struct out out = {of->request, of->request + of->length};
-	add_number(&out, DRMP, 0, PRIORITY);
-	for (int i = 0; i < STRANGE_AVPS; i++)
-		add(&out, STRANGE_CODE, STRANGE_VENDOR, 0, "....................", 20);
-	of->length = finish(&out);
-}
-
 /* What a connection asks by: as the MME that it is, or as those behind the agent that it is, whose names differ in length. */
 static void make_templates(struct mme *of, int number)
 {
@@ -259,8 +242,6 @@ static void make_templates(struct mme *of, int number)
 	}
 	if (!option.behind)
 		make_template(of->templates, of->host, number, 0, 0);
-	for (int i = 0; of == odd && i < (int)of->template_count; i++)
-		make_odd(of->templates + i);
 }
 
 static void put_digits(uint8_t *at, int count, uint64_t number)
@@ -355,7 +336,7 @@ static size_t seen_count, seen_room;
 static void counted(const struct mme *by, double since, uint32_t end, double at)
 {
 	total.answered++;
-	if (by == odd || at < counts_from || at > counts_to)
+	if (at < counts_from || at > counts_to)
 		return;
 	total.counted++;
 	if (!option.on_wire)
@@ -648,7 +629,7 @@ static double send_due(double start, double at)
 		double since = start + (due_count + 1) / option.rate;
 		if (at >= counts_from)
 			note(&lateness, at - since);
-		for (int tries = 0; tries < count && !by && at - since <= option.late_max; tries++) {
+		for (int tries = 0; tries < count && !by; tries++) {
 			struct mme *next = &mmes[turn++ % count];
 			if (next->socket >= 0 && next->free_count && !next->full)
 				by = next;
@@ -663,21 +644,6 @@ static double send_due(double start, double at)
 		if (mmes[i].written && !mmes[i].full)
 			send_written(&mmes[i]);
 	return start + (due_count + 1) / option.rate;
-}
-
-/* The same for the odd one. */
-static double send_odd(double start, double at)
-{
-	static uint64_t due_count;
-	for (uint64_t due = (at - start) * option.odd; due_count + (uint64_t)option.at_once <= due;)
-		for (int i = 0; i < (int)option.at_once; i++, due_count++)
-			if (odd->socket >= 0 && odd->free_count && !odd->full)
-				write_request(odd, at);
-			else
-				total.not_sent++;
-	if (odd->written && !odd->full)
-		send_written(odd);
-	return start + (due_count + option.at_once) / option.odd;
 }
 
 static void run(struct usage *from, struct usage *to)
@@ -711,8 +677,7 @@ static void run(struct usage *from, struct usage *to)
 			break;
 		wake = ending ? counts_to + option.patience : counting ? counts_to : counts_from;
 		if (option.rate && !ending) {
-			double due = send_due(start, at), odd_due = odd ? send_odd(start, at) : due;
-			due = odd_due < due ? odd_due : due;
+			double due = send_due(start, at);
 			due = due < at + WAKE_EVERY ? at + WAKE_EVERY : due;
 			wake = due < wake ? due : wake;
 		}
@@ -756,10 +721,9 @@ int main(int count, char **arguments)
 	read_questions();
 	prctl(PR_SET_TIMERSLACK, SLACK_NS);
 	epoll = epoll_create1(0);
-	mme_count = option.connections + (option.odd > 0);
+	mme_count = option.connections;
 	mmes = calloc(mme_count, sizeof *mmes);
-	odd = option.odd ? mmes + mme_count - 1 : NULL;
-	if (option.on_wire && !tap_open(option.port, 5 * (option.rate + option.odd) * (option.warmup + option.seconds) + 10000)) {
+	if (option.on_wire && !tap_open(option.port, 5 * option.rate * (option.warmup + option.seconds) + 10000)) {
 		fputs("load: no look at packets is permitted here: latency counts from when a request was due until its answer is read\n", stderr);
 		option.on_wire = 0;
 	}

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -21,7 +20,7 @@ from .build import Missing, program, tools
 from .plot import Panel, svg
 from .servers import REALM, Server, on_cores
 
-WHITELISTED, TOO_BUSY = "0", 3004
+WHITELISTED = "0"
 FEW_HITS = 0.01
 SETTLE_S = 0.2
 """Pause after the connection: OTP drops requests that come before its peer is known."""
@@ -59,12 +58,6 @@ class Load(NamedTuple):
     """True: Session-Ids of each MME behind an agent have several lengths, as where they end in a counter."""
     on_wire: bool = False
     """With a rate: latency begins when a request arrives at the server's socket and ends when its answer arrives at the generator's."""
-    late_max_s: float = math.inf
-    """With a rate: a request that would be sent later than this is left out, so that missed requests do not come in one burst."""
-    odd: float = 0
-    """With a rate: requests per second of one more MME, which the lane leaves to the general path; the server may refuse some of them."""
-    odd_at_once: int = 1
-    """Number of requests that the odd MME sends together."""
 
     def __str__(self) -> str:
         what = f"{self.connections} at {self.rate:g}/s" if self.rate else f"{self.connections} x {self.window}"
@@ -80,8 +73,6 @@ class Case(NamedTuple):
     server: Server
     beside: Callable[[], AbstractContextManager[object]] = nullcontext
     """Other work of the machine or of the server during a run."""
-    odd: Mapping[str, float] = {}
-    """Fields of the load that differ for this case."""
 
 
 class Times(NamedTuple):
@@ -195,7 +186,6 @@ def ask(
         "port": server.port, "realm": REALM, "connections": load.connections, "window": load.window, "rate": load.rate, "on_wire": int(load.on_wire), "behind": load.behind, "vary": int(load.vary), "settle": SETTLE_S,
         "warmup": how.warmup, "seconds": how.seconds, "questions": questions, "server": ",".join(map(str, server.pids)),
         "constant": int(server.constant), "sctp": int(server.sctp), "always": "" if server.lists else WHITELISTED,
-        "late_max": load.late_max_s, "odd": load.odd, "at_once": load.odd_at_once, "shed": TOO_BUSY if load.odd else 0,
     }  # fmt: skip
     command = [program("load"), *(f"{name}={value}" for name, value in words.items())]
     for _ in range(ATTEMPTS_OF_SHORT - 1 if how.seconds < SHORT_S else 0):
@@ -235,7 +225,7 @@ def compared(cases: Sequence[Case], loads: Iterable[Load], questions: Path, how:
         for turn in range(how.turns):
             for case in cases:
                 with case.beside():
-                    found = ask(case.server, load._replace(**case.odd), questions, how, on)
+                    found = ask(case.server, load, questions, how, on)
                 results.setdefault((case.name, str(load)), []).append(found)
                 latency = found["latency_us"]
                 rate = f"{found['answers_per_s']:,.0f}/s"

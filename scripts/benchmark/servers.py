@@ -157,25 +157,6 @@ def redis_program() -> str:
     return found
 
 
-def redis(*, log: Path, cores: set[int]) -> Server:
-    """Run an empty redis-server that writes nothing to disk."""
-    port = free_port()
-    command = [
-        redis_program(),
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--dir",
-        str(log.parent),
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-    ]
-    return Server("redis", command, port, log=log, cores=cores)
-
-
 def floor(port: int, *, log: Path, cores: set[int]) -> Server:
     """Run the bare uvloop server (floor.py)."""
     command = [sys.executable, Path(__file__).with_name("floor.py"), str(port), REALM]

@@ -20,7 +20,6 @@ from eir.lists.follow.list_copy import copied_heads
 from eir.lists.record.settings import DEVICES, PAIRS, TYPES
 from eir.lists.releases.publish import ReleaseSpec, publish
 from eir.lists.stores.open import COPIES, SQLITE, open_store
-from eir.node.observe.control import ask
 
 from .build import Missing, run
 from .questions import QUICK_QUESTIONS, Keys, scattered, write_list, write_questions
@@ -159,12 +158,6 @@ def loaded(
     asked = folder / "questions"
     write_questions(asked, listed, count=QUICK_QUESTIONS if options.quick else questions, hits=0.01)
     return Loaded(site, release, asked)
-
-
-def await_serial(state: Path, serial: int) -> None:
-    """Wait until the node answers by this release of the list."""
-    while ask(state, "status")["lists"].get(LIST, {}).get("serial") != serial:
-        time.sleep(LOOK_S)
 
 
 async def at_rest(store: str, state: Path, name: str = LIST) -> None:

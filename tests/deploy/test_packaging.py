@@ -87,7 +87,7 @@ def test_nothing_installs_a_strangers_program():
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "deploy/INSTALL.md"])
+@pytest.mark.parametrize("page", ["deploy/INSTALL.md"])
 def test_the_analysis_works_after_the_installation_of_the_pages(page):
     text = (ROOT / page).read_text()
     assert "/opt/eir/bin/pip install '.[analysis]'\n" in text

@@ -1,7 +1,7 @@
-"""A follower that applies random changes and loses its place ends with what an index built from scratch holds; scripts/soak is longer."""
+"""A follower that applies random changes and loses its place ends with what an index built from scratch holds."""
 
 import pytest
-from simulated.churn import churn
+from churn import churn
 from simulated.servers import Server
 
 SECONDS = 4

@@ -31,19 +31,14 @@ UNKNOWN = "10415:5422"
 PARTS = {
     "ecr": ("--connections", "2", "--windows", "1", "16", "--rates", "20000"),
     "peers": ("--peer", "otp", "--peer", "freediameter"),
-    "workers": ("--workers", "1", "2"),
     "sizes": ("--entries", "1000", "50000"),
-    "switch": ("--entries", "20000", "--rate", "2000"),
     "n5g": ("--no-application",),
-} | dict.fromkeys(
-    ("odd", "profile", "sightings", "listed", "trace", "first-seen", "feed", "device-authenticity", "gsup", "map",
-     "follow", "index", "load", "redis-memory", "tamper"), ()
-)  # fmt: skip
+} | dict.fromkeys(("first-seen", "feed", "map", "follow", "load", "tamper"), ())
 """Arguments of each part's smallest form."""
 FORMS = {part: (part, *more) for part, more in PARTS.items()} | {
     "ecr over SCTP": ("ecr", "--transport", "sctp", "--windows", "8", "--only"),
     "sizes of pairs": ("sizes", "--pairs", *PARTS["sizes"]),
-    "switch with Redis": ("switch", "--redis", *PARTS["switch"]),
+    "sizes in Redis": ("sizes", "--redis", *PARTS["sizes"]),
 }
 DRAWN = ("ecr", "peers", "sizes")
 """Parts that draw a picture."""
@@ -94,7 +89,7 @@ def command_line(pid):
 
 @pytest.mark.long
 def test_a_part_that_is_stopped_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, SCRIPTS / "bench", "switch", "--quick", "--entries", "20000"]
+    command = [sys.executable, SCRIPTS / "bench", "sizes", "--quick", "--entries", "20000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment

@@ -1,6 +1,6 @@
-"""Fuzzing in its everyday form: the kept corpus, and mutations by hypothesis; the long forms are `scripts/soak fuzz` and `scripts/soak readers`.
+"""Fuzzing in its everyday form: the kept corpus, and mutations by hypothesis; the long form of sessions is `scripts/soak fuzz`.
 
-What is held while a message is read, a session goes on or a release is read stands in fuzz/codec.py, fuzz/session.py and scripts/simulated/fuzzed_releases.py.
+What is held while a message is read, a session goes on or a release is read stands in fuzz/codec.py, fuzz/session.py and fuzz/releases.py.
 """
 
 import importlib.util
@@ -8,11 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from fuzz import codec, session
+from fuzz import codec, releases, session
 from fuzz.collect import CORPUS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import fuzzed_releases
 from simulated.mutations import Mutator, good_messages
 from simulated.patience import PROGRAM_S
 from simulated.wire import cer
@@ -66,7 +65,7 @@ def test_scripts_of_any_bytes(octets):
 
 def test_releases():
     """By seeds, so that what fails can be run again; between them they end in every way that a reader knows."""
-    assert {fuzzed_releases.run(seed) for seed in range(400)} >= {
+    assert {releases.run(seed) for seed in range(400)} >= {
         "read",
         "manifest",
         "layout",

@@ -1,4 +1,4 @@
-"""A load beside traffic: no wrong answer, nobody turned away, every watchdog answered. How long it all takes: `scripts/soak load`."""
+"""A load beside traffic: no wrong answer, nobody turned away, every watchdog answered."""
 
 import pytest
 from simulated.node import until

@@ -258,6 +258,7 @@ def test_the_table_of_folders_is_that_of_the_code():
         "eir/disk.py",
         "eir/frames.py",
         "eir/schema.py",
+        "eir/templates.py",
         "eir/errors.py",
     }
 
@@ -669,7 +670,7 @@ def test_the_tour_runs_as_described(tmp_path):
 
         until(serving, patience_s=PROGRAM_S)
         address = re.search(r"may connect to (\S+)", shown.read_text())[1]
-        tour = blocks(section(README, "## A five-minute tour"))
+        tour = blocks(section(PAGES["deploy/TOUR.md"], "## One node"))
         script = "\n".join(["set -eux", *tour]).replace("s13://127.0.0.1 ", f"s13://{address} ")
         done = subprocess.run(
             ["sh", "-c", script],
@@ -698,7 +699,7 @@ def test_the_tour_runs_as_described(tmp_path):
     assert re.search(rf"{mistaken} +- +whitelisted +2001", done.stdout)
     assert "would load" in done.stderr
     assert "rollback" in done.stdout
-    assert re.search(r"tracked-2.manifest.json: refused \(digest\)", done.stderr), done.stderr
+    assert re.search(r"tracked-2.manifest.json: refused \(file_size\)", done.stderr), done.stderr
     alone = subprocess.run(
         ["scripts/demo"], cwd=tmp_path, env=bare, text=True, capture_output=True, check=False, timeout=PROGRAM_S
     )

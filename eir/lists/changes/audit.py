@@ -23,7 +23,7 @@ from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, LOAD_MEMORY, ListSettings
 from eir.lists.releases.release import Manifest, naming_release, verify_release
 from eir.lists.rows.delivered import Done, Progress, sum_progress
-from eir.lists.table.columns import BEGINS, WHOLE, Numbers
+from eir.lists.table.columns import WHOLE, Numbers
 from eir.lists.table.table import Table, in_force, table_of
 
 ASK = "ask"
@@ -54,8 +54,7 @@ class ReleaseEntries:
 
     def __init__(self, manifest: Manifest, table: Table, now: datetime) -> None:
         self.manifest = manifest
-        rows, now_s = table.rows(), int(now.timestamp())
-        self._keys: Numbers = in_force(rows.select(rows.column(BEGINS) <= now_s), now_s).keys
+        self._keys: Numbers = in_force(table.rows(), int(now.timestamp())).keys
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -9,13 +9,13 @@ import numpy as np
 from eir.device import SNR_KEYS, TAC_DIGITS, imsi_text
 from eir.errors import EntryRefused, GenerationConflict
 from eir.lists.changes.local_entries import Entry
-from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, with_days, without_unused
+from eir.lists.changes.merged_rows import ended_before, has_other, with_days, with_reasons, without_unused
 from eir.lists.log.change import Change, Head, utc_text
 from eir.lists.log.reader import LoggedList
 from eir.lists.log.writer import TRIES_MAX, ComputedUpdate, ListUpdate, ListWriter, Make
 from eir.lists.record.entries import ListEntry, until_text
 from eir.lists.record.listed_entries import entries_in, is_whole
-from eir.lists.record.reasons import REASONS_MAX, Reasons, check_reason
+from eir.lists.record.reasons import Reasons, check_reason
 from eir.lists.record.settings import ListSettings
 from eir.lists.rows.turnover import exceeded_by, force_text, turnover
 from eir.lists.table.columns import (
@@ -33,7 +33,7 @@ from eir.lists.table.columns import (
     matches,
     rows_of,
 )
-from eir.lists.table.table import Table, change, in_force
+from eir.lists.table.table import Table, change, not_ended
 
 ADD, REMOVE, FEED = "add", "remove", "feed"
 """Kinds of change of a local list."""
@@ -300,24 +300,20 @@ def _update(edit: RowsEdit, content: LoggedList, present: TableRows, now: int) -
         removed = TableRows(edit.rows.keys, (seconds, *NO_COLUMNS[1:]))
         return ListUpdate(what=edit.what, removed=removed, detail=named)
     removed = present if edit.replace else ended_before(content.table, edit.rows, now)
-    added = with_days(edit.full_rows, present)
-    used = np.unique(added.column(REASONS))
-    texts = [edit.full_texts[index] for index in used.tolist()]
-    added = translate(added, np.searchsorted(used, np.arange(REASONS_MAX + 1)).astype("<u1"))
-    reasons = merge_reasons(content.head.reasons, texts)
-    if not reasons.is_full:
-        added = translate(added, reasons.translation)
-        return ListUpdate(what=edit.what, added=added, removed=removed, reasons=reasons.texts, detail=named)
+    rows = with_days(edit.full_rows, present)
+    added, texts = with_reasons(rows, edit.full_texts, content.head.reasons)
+    if not has_other(added):
+        return ListUpdate(what=edit.what, added=added, removed=removed, reasons=texts, detail=named)
     # The reason table is full: reasons that no row has any more make room, and the list gets a new base.
     kept, present_texts = without_unused(change(content.table, NO_ROWS, removed).table, content.head.reasons)
-    reasons = merge_reasons(present_texts, texts)
-    table = change(kept, translate(added, reasons.translation), NO_ROWS).table
-    return ListUpdate(what=edit.what, table=table, reasons=reasons.texts, detail=named)
+    added, texts = with_reasons(rows, edit.full_texts, present_texts)
+    table = change(kept, added, NO_ROWS).table
+    return ListUpdate(what=edit.what, table=table, reasons=texts, detail=named)
 
 
 def _has_effect(edit: RowsEdit, present: TableRows, now: int) -> Numbers:
     """Return a mask of the rows of a feed that have an effect on a list."""
-    present, rows = in_force(present, now), edit.full_rows
+    present, rows = not_ended(present, now), edit.full_rows
     at = matches(rows, present)
     if edit.what == REMOVE:
         return at >= 0
@@ -335,7 +331,7 @@ def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present
         is_missing = matches(edit.rows, present) < 0
         wrong, state_text, advice = edit.select(is_missing), f"not in {settings.name}", ""
     else:
-        is_present = matches(edit.rows, in_force(present, now)) >= 0
+        is_present = matches(edit.rows, not_ended(present, now)) >= 0
         wrong, state_text = edit.select(is_present & (not edit.replace)), f"in {settings.name} already"
         advice = "; --replace gives them the new reason, begin and end"
     if not len(wrong.rows):
@@ -355,7 +351,7 @@ def _reject_no_ops(edit: RowsEdit, settings: ListSettings, table: Table, present
 def _missing_text(key: int, text: str, table: Table, now: int) -> str:
     """Format an entry that the list lacks, for an error message. The text has a note if the list has the entry's whole TAC."""
     tac = key // SNR_KEYS
-    if key >= WHOLE or not len(in_force(table.find(WHOLE | tac), now)):
+    if key >= WHOLE or not len(not_ended(table.find(WHOLE | tac), now)):
         return text
     return f"{text} (it is covered by TAC {tac:0{TAC_DIGITS}d}; not listed on its own)"
 

@@ -1,61 +1,66 @@
 """Rows of a change beside those of the list: indexes in its reason table, ended rows, and days."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from eir.lists.record.reasons import REASONS_MAX, Reasons
+from eir.lists.record.reasons import REASONS_MAX, Reasons, reason_at
 from eir.lists.table.columns import DAYS, REASONS, Numbers, TableRows, block_numbers, distinct, matches
 from eir.lists.table.table import Table, has_ended
 
-
-class ReasonTable(NamedTuple):
-    """Reason table of a list after a change."""
-
-    texts: tuple[str, ...]
-    translation: Numbers
-    """Index in `texts` for each index of the change's own table."""
-
-    @property
-    def is_full(self) -> bool:
-        """True if a reason of the change has no index of its own, and is `other`."""
-        return bool((self.translation == REASONS_MAX).any())
+CHUNK_ROWS = 1 << 16
+"""Number of rows whose reasons are compared at once."""
+RowsType = TypeVar("RowsType", Table, TableRows)
 
 
-def merge_reasons(present: Sequence[str], texts: Sequence[str]) -> ReasonTable:
-    """Append the texts of a change to the present reason table of a list, so that present indexes keep their meaning."""
-    reasons = Reasons(present)
-    indexes = [reasons.index(text) for text in texts] or [0]
-    return ReasonTable(reasons.texts, np.array(indexes, "<u1"))
+def used_reasons(indexes: Numbers) -> Numbers:
+    """Return the distinct indexes of reasons, ascending."""
+    used = np.zeros(REASONS_MAX + 1, bool)
+    for start in range(0, len(indexes), CHUNK_ROWS):
+        used[indexes[start : start + CHUNK_ROWS]] = True
+    return np.flatnonzero(used)
 
 
-def translate(rows: TableRows, translation: Numbers) -> TableRows:
-    """Replace the reason index of each row by that of the reason table to which `translation` leads."""
-    seconds, reasons, *rest = rows.columns
-    return rows if reasons is None else TableRows(rows.keys, (seconds, translation[reasons], *rest))
+def with_reasons(rows: RowsType, texts: Sequence[str], present: Sequence[str]) -> tuple[RowsType, tuple[str, ...]]:
+    """Give rows the reason indexes of a list; return also the reason texts of the list, to which the texts that it lacks are appended.
+
+    Args:
+        rows: rows with indexes in `texts`.
+        texts: reason texts by index.
+        present: reason texts of the list.
+    """
+    indexes = rows.columns[REASONS]
+    if indexes is None:
+        return rows, tuple(present)
+    reasons, translation, used = Reasons(present), np.arange(REASONS_MAX + 1, dtype="<u1"), used_reasons(indexes)
+    for index in used.tolist():
+        translation[index] = reasons.index(reason_at(texts, index))
+    return rows if (translation[used] == used).all() else _translated(rows, translation), reasons.texts
 
 
-def translate_table(table: Table, translation: Numbers) -> Table:
-    """Like `translate`, for a whole table."""
-    seconds, reasons, *rest = table.columns
-    if reasons is None:
-        return table
-    return Table(table.blocks, table.starts, table.lows, (seconds, translation[reasons], *rest))
+def _translated(rows: RowsType, translation: Numbers) -> RowsType:
+    seconds, indexes, *rest = rows.columns
+    return replace(rows, columns=(seconds, None if indexes is None else translation[indexes], *rest))
+
+
+def has_other(rows: Table | TableRows) -> bool:
+    """Return True if the reason of a row has no index of its own, and is `other`."""
+    indexes = rows.columns[REASONS]
+    return indexes is not None and bool((indexes == REASONS_MAX).any())
 
 
 def without_unused(table: Table, texts: Sequence[str]) -> tuple[Table, tuple[str, ...]]:
     """Remove the reasons that no row of a table has from its reason table; return the table and its reasons."""
-    reasons = table.columns[REASONS]
-    used = np.zeros(REASONS_MAX + 1, bool)
-    if reasons is not None:
-        used[np.unique(reasons)] = True
+    indexes = table.columns[REASONS]
+    used = [] if indexes is None else used_reasons(indexes).tolist()
     # The index of `other` is above those of all texts; it stays.
-    kept = [index for index in np.flatnonzero(used).tolist() if 0 < index < REASONS_MAX]
+    kept = [index for index in used if 0 < index < REASONS_MAX]
     translation = np.zeros(REASONS_MAX + 1, "<u1")
     translation[kept] = np.arange(1, len(kept) + 1)
     translation[REASONS_MAX] = REASONS_MAX
-    return translate_table(table, translation), ("", *(texts[index] for index in kept)) if kept else ()
+    return _translated(table, translation), ("", *(texts[index] for index in kept)) if kept else ()
 
 
 def ended_before(table: Table, added: TableRows, now: int) -> TableRows:

@@ -7,16 +7,17 @@ The caller records a rejection (`rejection` of eir.lists.sources.release_result)
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.errors import GenerationConflict, ReleaseRefused, StoreError
 from eir.lists.changes.data_files import BUILD, VERIFY, WRITE, read_release
-from eir.lists.changes.merged_rows import ended_before, merge_reasons, translate, translate_table, with_days
+from eir.lists.changes.merged_rows import ended_before, has_other, with_days, with_reasons
 from eir.lists.log.change import Change, Head, SerialMark, utc_text
 from eir.lists.log.reader import LoggedList, empty_content
 from eir.lists.log.store import LogStore
@@ -121,36 +122,30 @@ def release_update(
     The function raises ReleaseRefused: `serial`, `serial_step` or `base` if the release does not follow the present content.
     """
     manifest = release.manifest
-    tables: dict[bytes, Table] = {}
 
-    def full(content: LoggedList, table: Table) -> ListUpdate:
-        reasons = merge_reasons(content.head.reasons, rows.texts)
-        if reasons.is_full:
-            reasons = merge_reasons((), rows.texts)
-        # After a conflict the same table is returned, so that its staged base is used again.
-        key = reasons.translation.tobytes()
-        if key not in tables:
-            tables.clear()
-            tables[key] = translate_table(table, reasons.translation)
-        return ListUpdate(what="load", table=tables[key], reasons=reasons.texts)
+    @lru_cache(maxsize=1)  # after a conflict the same table is returned, so that its staged base is used again
+    def full(present_texts: Sequence[str]) -> ListUpdate:
+        table, reasons = with_reasons(rows.table or EMPTY, rows.texts, present_texts)
+        if has_other(table):
+            table, reasons = with_reasons(rows.table or EMPTY, rows.texts, ())
+        return ListUpdate(what="load", table=table, reasons=reasons)
 
     def delta(content: LoggedList) -> ListUpdate:
         if content.head.kind != settings.kind:
             raise ReleaseRefused(
                 "base", f"the list in force is a list of {content.head.kind}; publish a full release of {settings.kind}"
             )
-        reasons = merge_reasons(content.head.reasons, rows.texts)
-        added = translate(rows.added, reasons.translation)
+        added, reasons = with_reasons(rows.added, rows.texts, content.head.reasons)
         ended = ended_before(content.table, added, int(manifest.issued.timestamp()))
         added, removed = with_days(added, ended), merge(rows.removed, ended)
         if settings.kind == TYPES:
             removed = merge(removed, _other_types(content.table, added))
-        return ListUpdate(what="load", added=added, removed=removed, reasons=reasons.texts)
+        return ListUpdate(what="load", added=added, removed=removed, reasons=reasons)
 
     def make(content: LoggedList) -> ListUpdate:
         check_follows(manifest, settings, content.head, mark)
         resets, _ = max(mark, content.head.mark)
-        update = delta(content) if rows.table is None else full(content, rows.table)
+        update = delta(content) if rows.table is None else full(content.head.reasons)
         state = {
             "kind": settings.kind, "serial": manifest.serial, "highest_serial": manifest.serial, "serial_resets": resets,
             "release": release.digest, "issued": utc_text(manifest.issued), "expires": utc_text(manifest.expires), "signers": release.signers,

@@ -14,7 +14,7 @@ from eir.lists.releases.foreign import find_layout, read_file
 from eir.lists.rows.delivered import Progress, read_lines, sum_progress
 from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.table.columns import TableRows
-from eir.lists.table.table import in_force
+from eir.lists.table.table import not_ended
 
 if TYPE_CHECKING:
     from eir.lists.rows.reader import Tally
@@ -86,7 +86,7 @@ def parse_file_rows(
         raise ReleaseRefused(
             "rows", f"{name} has {len(every):,} entries, and the maximum is {ROWS_MAX:,}; publish a release instead"
         )
-    rows = in_force(every, now_s)
+    rows = not_ended(every, now_s)
     warnings = [*_file_warnings(name, tally, len(every) - len(rows), is_unended=lines.is_unended)]
     bad = [f"a bad row was left out: {each}" for each in tally.complaints]
     if not len(rows):

@@ -9,22 +9,26 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from eir.errors import EirError, GenerationConflict, Report, StoreError
+from eir.lists.follow.learned import LearnedRecord
 from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.pauses import PAUSES, ChangePace, Pauses
 from eir.lists.follow.write_back import APPLY_S, NO_MARK, LostChanges, WriteBack, write_lost_file
 from eir.lists.log.change import HEAL, NO_CHANGE, Change, Head, digests_of, first_break
 from eir.lists.log.journal import ROWS_MAX
+from eir.lists.log.node_journal import NodeJournal
 from eir.lists.log.reader import (
     ChangeRows,
     LoggedList,
-    apply_entries,
+    SuppressUnreadable,
+    apply_changes,
+    checked,
     continues_by_rows,
     entries_until,
     has_rows,
@@ -49,36 +53,7 @@ UNRECORDED_MAX = 1_000
 """Maximum number of changes that wait until the journal can be written; the oldest are left out."""
 
 ImageType = TypeVar("ImageType")
-
-
-class ChangeJournal(Protocol):
-    """Journal of a node as the follower uses it. The methods are blocking. A method that writes raises EirError or OSError if the disk fails."""
-
-    def has(self, name: str, digest: str) -> bool:
-        """Return True if the change of a list with this digest is recorded. It does not read the disk."""
-
-    def record(self, name: str, changes: Sequence[ChangeRows], reasons: Sequence[str]) -> None:
-        """Record changes of a list with their rows; a change that is recorded already is skipped. `reasons`: texts by their index in the rows."""
-
-    def record_gap(self, name: str, what: str, before: Head, after: Head) -> None:
-        """Record that a list continues after a gap (`gap`), or on another chain (`fork`)."""
-
-
-class LearnedLists(Protocol):
-    """Lists that checks write, and whose rows merge, as the follower uses them. The image of these lists is not the follower's."""
-
-    names: frozenset[str]
-    """Names of these lists."""
-    merging: str
-    """Name of the list that each node writes. If the store has lost it, no node writes it back: each one appends the rows that the store lacks."""
-
-    async def note(
-        self, name: str, before: LoggedList | None, content: LoggedList, changes: Sequence[ChangeRows]
-    ) -> None:
-        """Handle a new content of any list, before its copy is written. `changes`: all changes since `before`, or less."""
-
-    async def append_to(self, held: LoggedList) -> LoggedList:
-        """Append the held rows that the stored list `merging` lacks, and return the stored content after this."""
+ResultType = TypeVar("ResultType")
 
 
 @dataclass(slots=True, eq=False)
@@ -133,9 +108,9 @@ class LogFollower(Generic[ImageType]):
 
     def __init__(
         self, store: LogStore, lists: Mapping[str, str], folder: Path, *, build: Callable[[Table], ImageType],
-        on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: ChangeJournal, report: Report,
+        on_switch: Callable[[str, Head, Table, ImageType, ImageType | None], None], journal: NodeJournal, report: Report,
         who: str = "eir", heal: bool = True, keep: Callable[[str], int] = lambda _: KEEP, pauses: Pauses = PAUSES,
-        learned: LearnedLists | None = None,
+        learned: LearnedRecord | None = None,
     ) -> None:  # fmt: skip
         self.up = False
         """True if the last read of the store succeeded."""
@@ -247,7 +222,7 @@ class LogFollower(Generic[ImageType]):
         entries = await self._timed.log(name, held.head.generation)
         if continues_by_rows(held.head, entries):
             unrecorded = [entry for entry in entries if not self._journal.has(name, entry.change.digest)]
-            changes = await self._recordable(name, unrecorded)
+            changes = await self._changes(name, unrecorded, ROWS_MAX)
             await asyncio.to_thread(self._journal.record, name, changes, held.head.reasons)
 
     async def _wait(self) -> None:
@@ -282,7 +257,7 @@ class LogFollower(Generic[ImageType]):
 
     async def _follow_all(self, lists: Sequence[FollowedList[ImageType]]) -> None:
         self._rest_s = 0.0
-        heads: StoredHeads = await self._of_store(self._timed.heads())
+        heads = await self._of_store(self._timed.heads())
         if not self.up and self.errors:
             self._report("store_back")
         self.up = True
@@ -307,25 +282,29 @@ class LogFollower(Generic[ImageType]):
             followed.is_tried = True
             await self._of_list(followed, self._switch(followed, held), followed.failed_at)
 
-    async def _of_store(self, work: Any) -> Any:
-        """Await work on the whole store; count and report its failure.
+    async def _of_store(self, work: Awaitable[ResultType]) -> ResultType:
+        """Await work on the whole store.
 
         Raises:
             _StoreAway: if it fails.
         """
         try:
             return await work
-        except StoreError as error:
-            if error.cause == STOOD_STILL:
-                self._report("stood_still", level="warning", detail=str(error))
-            else:
-                self._failed(error.cause, error)
-            raise _StoreAway from error
         except Exception as error:
-            self._failed("internal", error)
-            raise _StoreAway from error
+            raise self._away(error) from error
 
-    async def _of_list(self, followed: FollowedList[ImageType], work: Any, seen: str = "") -> bool:
+    def _away(self, error: Exception) -> "_StoreAway":
+        """Count and report a failure of the whole store."""
+        cause = _cause(error)
+        if cause == STOOD_STILL:
+            self._report("stood_still", level="warning", detail=str(error))
+        else:
+            self._failed(cause, error)
+        return _StoreAway()
+
+    async def _of_list(
+        self, followed: FollowedList[ImageType], work: Coroutine[Any, Any, bool], seen: str = ""
+    ) -> bool:
         """Await work on one list, and return its result; after a fault of this list return False, and let it wait longer each time.
 
         Raises:
@@ -335,11 +314,11 @@ class LogFollower(Generic[ImageType]):
             work.close()
             return False
         try:
-            result: bool = await work
-        except Exception as error:  # noqa: BLE001  # the outermost loop: counts, logs and continues
-            cause = error.cause if isinstance(error, StoreError) else "internal"
+            result = await work
+        except Exception as error:
+            cause = _cause(error)
             if isinstance(error, StoreError) and cause not in OF_ONE_LIST:
-                return bool(await self._of_store(_raise(error)))
+                raise self._away(error) from error
             if cause != "conflict":
                 self._failed(cause, error, followed.name)
             is_same = seen == followed.failed_at
@@ -440,10 +419,10 @@ class LogFollower(Generic[ImageType]):
         """Put a newer state of a list in force: by its changes if they continue the held one, otherwise from the newest base."""
         name, held = followed.name, followed.held
         if held is not None and found is LogRelation.NEWER and continues_by_rows(held.head, entries):
-            with suppress(_Unreadable):
-                changes = await self._changes(name, entries)
-                content = await apply_entries(self._timed, name, held, entries, stored)
-                await self._put_in_force(followed, content, changes)
+            changes = await self._changes(name, entries)
+            if all(each.parts is not None for each in changes):
+                content = await asyncio.to_thread(apply_changes, name, held, changes)
+                await self._put_in_force(followed, checked(name, content, stored), changes)
                 return
         content = await read_content(self._timed, name, stored)
         entries = await self._timed.log(name, 0)
@@ -460,30 +439,19 @@ class LogFollower(Generic[ImageType]):
         """Return the changes up to a stored head that the node has not held; without rows if these are deleted or damaged."""
         until = entries_until(stored, entries)
         known = await asyncio.to_thread(followed.copy.known)
-        return await self._changes(
-            followed.name, [each for each in until if each.change.digest not in known], is_lenient=True
-        )
+        return await self._changes(followed.name, [each for each in until if each.change.digest not in known])
 
     async def _changes(
-        self, name: str, entries: Iterable[LogEntry], *, is_lenient: bool = False
+        self, name: str, entries: Iterable[LogEntry], rows_max: float = math.inf
     ) -> Sequence[ChangeRows]:
-        """Read the rows of changes. `is_lenient`: return a change without rows if they are deleted or damaged.
-
-        Raises:
-            _Unreadable: if rows are damaged.
-        """
+        """Read the rows of changes; return a change without rows if they are deleted, damaged, or more than `rows_max`."""
         changes = list[ChangeRows]()
         for entry in entries:
-            try:
-                changes.append(
-                    await read_rows(self._timed, name, entry) if has_rows(entry) else ChangeRows(entry.change, None)
-                )
-            except StoreError as error:
-                if error.cause != "corrupt":
-                    raise
-                if not is_lenient:
-                    raise _Unreadable from error
-                changes.append(ChangeRows(entry.change, None))
+            made = entry.change
+            changes.append(ChangeRows(made, None))
+            if has_rows(entry) and made.added + made.removed <= rows_max:
+                with SuppressUnreadable():
+                    changes[-1] = await read_rows(self._timed, name, entry)
         return changes
 
     async def _put_in_force(
@@ -542,18 +510,8 @@ class LogFollower(Generic[ImageType]):
         if not followed.is_compared and held is not None and not self._journal.has(followed.name, held.head.digest):
             known = await asyncio.to_thread(followed.copy.known)
             entries = [each for each in await self._timed.log(followed.name, 0) if each.change.digest in known]
-            followed.unrecorded += await self._recordable(followed.name, entries[-UNRECORDED_MAX:])
+            followed.unrecorded += await self._changes(followed.name, entries[-UNRECORDED_MAX:], ROWS_MAX)
         followed.is_compared = True
-
-    async def _recordable(self, name: str, entries: Iterable[LogEntry]) -> Sequence[ChangeRows]:
-        """Return changes for the journal, with the rows that the journal records: those of short changes, if the store has them."""
-        changes = list[ChangeRows]()
-        for entry in entries:
-            is_short = entry.change.added + entry.change.removed <= ROWS_MAX
-            changes += (
-                await self._changes(name, [entry], is_lenient=True) if is_short else [ChangeRows(entry.change, None)]
-            )
-        return changes
 
     async def _record(self, followed: FollowedList[ImageType]) -> None:
         if not followed.unrecorded or followed.held is None:
@@ -764,12 +722,8 @@ class _StoreAway(Exception):
     """The store failed; the fault was counted and reported."""
 
 
-class _Unreadable(Exception):
-    """Rows of a change are damaged, so that the newest base must be read."""
-
-
-async def _raise(error: Exception) -> None:
-    raise error
+def _cause(error: Exception) -> str:
+    return error.cause if isinstance(error, StoreError) else "internal"
 
 
 def _lost_files(folder: Path, name: str) -> Sequence[Path]:

@@ -17,18 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eir.device import imsi_text, key_text
 from eir.disk import open_replacement
 from eir.errors import StoreError
+from eir.lists.changes.merged_rows import with_reasons
 from eir.lists.follow.list_copy import copied_head
 from eir.lists.log.change import HEAL, NO_CHANGE, TIME_FORMAT, Change, Head, digests_of, release_of
-from eir.lists.log.reader import ChangeRows, LoggedList, read_base, read_rows
+from eir.lists.log.node_journal import SUBJECTS, row_texts
+from eir.lists.log.reader import ChangeRows, LoggedList, SuppressUnreadable, read_base, read_rows
 from eir.lists.log.relation import effective
 from eir.lists.log.store import LogEntry, LogStore
 from eir.lists.log.writer import ListUpdate, ListWriter
-from eir.lists.record.entries import until_text
-from eir.lists.record.reasons import Reasons
-from eir.lists.record.settings import SUBSCRIBERS
 from eir.lists.table.columns import (
     BEGINS,
     ENDS,
@@ -36,7 +34,6 @@ from eir.lists.table.columns import (
     NO_ROWS,
     REASONS,
     SECONDS,
-    WHOLE,
     TableRows,
     block_numbers,
     distinct,
@@ -51,10 +48,8 @@ APPLY_AGAIN, ABANDON = "apply-again", "abandon"
 """Kinds of changes that this module writes, beside HEAL."""
 APPLY_AGAIN_MAX = timedelta(days=1)
 """Age up to which a lost change is applied again."""
-LOST_COLUMNS = ("change", "time", "who", "what", "effect", "identifier", "second", "reason", "begin", "until")
+LOST_COLUMNS = ("change", "time", "who", "what", "effect", *SUBJECTS, "device_type", "reason", "begin", "until", "date")
 """Columns of the file with lost rows."""
-UNREADABLE = frozenset({"corrupt", "gone"})
-"""Causes of StoreError for rows that are damaged or deleted."""
 APPLY_S = 60.0
 """Seconds for which a node has the lease while it applies lost changes."""
 
@@ -182,22 +177,15 @@ class WriteBack:
 
     async def _rows(self, entry: LogEntry) -> tuple[TableRows, TableRows] | None:
         """Read the rows of a change; None if they are deleted or damaged."""
-        try:
+        with SuppressUnreadable():
             return (await read_rows(self._store, self._name, entry)).decoded(self._name)
-        except StoreError as error:
-            if error.cause not in UNREADABLE:
-                raise
-            return None
+        return None
 
     async def _base_rows(self, entry: LogEntry) -> tuple[TableRows, TableRows] | None:
         """Read the base of a change as added rows; None if it has none, or if the base is deleted or damaged."""
-        try:
-            table, _ = await read_base(self._store, self._name, entry.change)
-        except StoreError as error:
-            if error.cause not in UNREADABLE:
-                raise
-            return None
-        return table.rows(), NO_ROWS
+        with SuppressUnreadable():
+            return (await read_base(self._store, self._name, entry.change))[0].rows(), NO_ROWS
+        return None
 
     async def find_lost(
         self, held: Head, stored: LoggedList, entries: Sequence[LogEntry], kept: Iterable[ChangeRows]
@@ -333,19 +321,6 @@ def _after(entries: Sequence[LogEntry], common: str, lost: set[str]) -> Sequence
     return [] if entries and entries[-1].change.digest == common else None
 
 
-def with_reasons(rows: TableRows, texts: Sequence[str], target: Sequence[str]) -> tuple[TableRows, tuple[str, ...]]:
-    """Replace the indexes of reasons in the texts of one list by those in another list's; return also the texts of that list after it."""
-    indexes = rows.columns[REASONS]
-    if indexes is None:
-        return rows, tuple(target)
-    reasons, table = Reasons(target), np.zeros(256, "<u1")
-    for index in distinct(indexes).tolist():
-        table[index] = reasons.index(texts[index] if index < len(texts) else "")
-    columns = list(rows.columns)
-    columns[REASONS] = table[indexes]
-    return TableRows(rows.keys, tuple(columns)), reasons.texts or tuple(target)
-
-
 def write_lost_file(path: Path, held: Head, changes: Sequence[ChangeRows]) -> None:
     """Write a file for the operator with the rows of changes that are not applied again.
 
@@ -353,26 +328,14 @@ def write_lost_file(path: Path, held: Head, changes: Sequence[ChangeRows]) -> No
         OSError: if the file cannot be written.
     """
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    lines: list[Sequence[str]] = [LOST_COLUMNS]
-    for each in changes:
-        about = (each.change.digest[:16], each.change.time, each.change.who, each.change.what)
-        if each.parts is None:
-            lines.append((*about, "unknown"))
-            continue
-        for effect, rows in zip(("added", "removed"), each.decoded(path.name), strict=True):
-            lines += [(*about, effect, *row) for row in _texts(rows, held)]
     with open_replacement(path, mode=0o600, durable=True) as file:
         text = TextIOWrapper(file, "utf-8", newline="")
-        csv.writer(text, lineterminator="\n").writerows(lines)
+        lines = csv.DictWriter(text, LOST_COLUMNS, lineterminator="\n")
+        lines.writeheader()
+        for each in changes:
+            made = each.change
+            about = {"change": made.digest[:16], "time": made.time, "who": made.who, "what": made.what}
+            unknown = [{"effect": "unknown"}]
+            rows = unknown if each.parts is None else row_texts(each, held.kind, path.name, held.reasons)
+            lines.writerows({**about, **row} for row in rows)
         text.detach()
-
-
-def _texts(rows: TableRows, held: Head) -> Iterable[tuple[str, ...]]:
-    """Yield identifier, second identifier, reason, begin and end of each row as texts."""
-    columns = [rows.column(index).tolist() for index in (SECONDS, REASONS, BEGINS, ENDS)]
-    for key, second, reason, begin, end in zip(rows.keys.tolist(), *columns, strict=True):
-        identifier = (
-            imsi_text(key) if held.kind == SUBSCRIBERS else key_text(key) if key < WHOLE else f"{key - WHOLE:08d}"
-        )
-        text = held.reasons[reason] if reason < len(held.reasons) else ""
-        yield identifier, imsi_text(second) if second else "", text, until_text(begin), until_text(end)

@@ -70,6 +70,15 @@ def damaged(name: str, fault: str) -> StoreError:
     return StoreError("corrupt", f"list {name} is damaged in the store: {fault}")
 
 
+class SuppressUnreadable:
+    """Context manager that suppresses a StoreError for data that is damaged (`corrupt`) or deleted (`gone`)."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> bool:
+        return isinstance(error, StoreError) and error.cause in {"corrupt", "gone"}
+
+
 def _gone(name: str, generation: int) -> StoreError:
     return StoreError("gone", f"list {name}: generation {generation} is no longer stored")
 
@@ -87,12 +96,12 @@ async def read_content(store: LogSource, name: str, head: Head, at: int | None =
     if not bases or entries[-1].change.generation != last:
         raise _gone(name, last) if at is not None else damaged(name, f"its log does not lead to generation {last}")
     first = entries[bases[-1]].change
-    if at is not None and not await _has_parts(store, name, first.base_id):
+    if at is not None and not await has_parts(store, name, first.base_id):
         raise _gone(name, last)
     table, tree = await read_base(store, name, first)
-    begun = LoggedList(_after(head, first, table), table, tree, (first,))
-    content = await _applied(store, name, begun, entries[bases[-1] + 1 :])
-    return content if at is not None else _checked(name, content, head)
+    after = following(head, first, entries=len(table), devices=device_count(table))
+    content = await _applied(store, name, LoggedList(after, table, tree, (first,)), entries[bases[-1] + 1 :])
+    return content if at is not None else checked(name, content, head)
 
 
 async def read_base(store: LogSource, name: str, first: Change) -> tuple[Table, DigestTree]:
@@ -125,7 +134,7 @@ async def advance(store: LogSource, name: str, held: LoggedList, head: Head) -> 
     entries = entries_until(head, await store.log(name, held.head.generation))
     if held.head.digest == NO_CHANGE or not continues_by_rows(held.head, entries):
         return await read_content(store, name, head)
-    return await apply_entries(store, name, held, entries, head)
+    return checked(name, await _applied(store, name, held, entries), head)
 
 
 def entries_until(head: Head, entries: Sequence[LogEntry]) -> Sequence[LogEntry]:
@@ -143,24 +152,13 @@ def continues_by_rows(held: Head, entries: Sequence[LogEntry]) -> bool:
     return bool(entries) and entries[0].change.before == held.digest and all(map(has_rows, entries))
 
 
-async def apply_entries(
-    store: LogSource, name: str, held: LoggedList, entries: Sequence[LogEntry], head: Head
-) -> LoggedList:
-    """Apply entries that lead from the held content to a head.
-
-    Raises:
-        StoreError: if the store fails (`corrupt`: damaged data).
-    """
-    return _checked(name, await _applied(store, name, held, entries), head)
-
-
 async def step(store: LogSource, name: str, content: LoggedList, entry: LogEntry) -> LoggedList:
     """Return the content after the next change of a list.
 
     Raises:
         StoreError: if the store fails (`corrupt`: damaged data), or no longer has the rows and the base of the change (`gone`).
     """
-    if entry.rows is None and not entry.change.rows_id:
+    if not has_rows(entry):
         return await read_content(store, name, content.head, at=entry.change.generation)
     return await _applied(store, name, content, [entry])
 
@@ -168,13 +166,17 @@ async def step(store: LogSource, name: str, content: LoggedList, entry: LogEntry
 async def oldest_readable(store: LogSource, name: str, entries: Sequence[LogEntry]) -> int:
     """Return the generation of the oldest content that the store can restore. `entries`: all log entries of the list; at least one."""
     for entry in entries:
-        if entry.change.base_id and await _has_parts(store, name, entry.change.base_id):
+        if entry.change.base_id and await has_parts(store, name, entry.change.base_id):
             return entry.change.generation
     return entries[-1].change.generation
 
 
-def _checked(name: str, content: LoggedList, head: Head) -> LoggedList:
-    """Return the content with the stored head, if the log leads to this head."""
+def checked(name: str, content: LoggedList, head: Head) -> LoggedList:
+    """Return the content with the stored head, if the log leads to this head.
+
+    Raises:
+        StoreError: `corrupt`.
+    """
     known = {"base_digest", "base", "loaded_at", "releases"}
     for field in fields(Head):
         if field.name not in known and getattr(head, field.name) != getattr(content.head, field.name):
@@ -213,10 +215,6 @@ def apply_changes(name: str, content: LoggedList, changes: Sequence[ChangeRows])
     return LoggedList(head, effect.table, tree, since_base)
 
 
-def _after(head: Head, last: Change, table: Table) -> Head:
-    return following(head, last, entries=len(table), devices=device_count(table))
-
-
 async def read_rows(store: LogSource, name: str, entry: LogEntry) -> ChangeRows:
     """Read and verify the rows of a change.
 
@@ -239,7 +237,7 @@ def _place(made: Change) -> str:
     return f"the rows of generation {made.generation}"
 
 
-async def _has_parts(store: LogSource, name: str, part_id: str) -> bool:
+async def has_parts(store: LogSource, name: str, part_id: str) -> bool:
     """Return True if at least one part with this ID is stored."""
     async for _ in store.base(name, part_id):
         return True

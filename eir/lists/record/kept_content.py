@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-import numpy as np
-
 from eir.errors import StoreError
 from eir.lists.log.change import Change, utc_text
 from eir.lists.log.reader import LoggedList, oldest_readable, read_content, read_rows
 from eir.lists.log.store import LogStore
 from eir.lists.record.listed_entries import rows_between
-from eir.lists.table.columns import BEGINS, NO_ROWS, SECONDS, TableRows, matches
+from eir.lists.table.columns import NO_ROWS, SECONDS, TableRows, matches
 from eir.lists.table.table import in_force
 
 RESET = "reset-serial"
@@ -31,8 +29,7 @@ class PastContent(NamedTuple):
         """Return the rows that listed a device, with its whole TAC, at a time. Rows that begin later are left out."""
         if self.content is None:
             return NO_ROWS
-        rows = in_force(rows_between(self.content.table, key, key), int(moment.timestamp()))
-        return rows.select(rows.column(BEGINS) <= np.int64(moment.timestamp()))
+        return in_force(rows_between(self.content.table, key, key), int(moment.timestamp()))
 
 
 async def read_past(store: LogStore, name: str, moment: datetime) -> PastContent:

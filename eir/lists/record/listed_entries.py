@@ -77,7 +77,6 @@ def reason_and_day(
     rows = table.find_device(key)
     if now:
         rows = in_force(rows, now)
-        rows = rows.select(rows.column(BEGINS) <= now)
     is_second = rows.column(SECONDS) == second
     if second and is_second.any():
         rows = rows.select(is_second)

@@ -54,8 +54,8 @@ for index, name in ipairs({'hash', 'stream', 'stream', 'stream', 'stream'}) do
   if kind ~= 'none' and kind ~= name then return 'type' end
 end
 local seen, digest, head, version, id, change, rows, ids, has_base, records, bases = unpack(ARGV, 1, 11)
-local now = redis.call('HMGET', KEYS[1], 'digest')[1]
-if now == digest then return 'ok' end -- redis-py has sent the command again, because the answer was lost
+local now, done = redis.call('HMGET', KEYS[1], 'digest')[1], redis.call('XRANGE', KEYS[2], id, id)[1]
+if now and done and done[2][2] == change then return 'ok' end -- redis-py has sent the command again, because the answer was lost
 if (now or string.rep('0', 64)) ~= seen then return 'conflict' end
 for index = 6, #KEYS do
   if redis.call('LLEN', KEYS[index]) ~= tonumber(ARGV[index + 6]) then return 'staged' end
@@ -106,7 +106,6 @@ class RedisStore:
         """Client of the server, for commands beyond those of a store."""
 
     async def heads(self) -> StoredHeads:
-        """Return the heads of all lists."""
         stored = await self._head_fields("digest", "head", "form")
         await self._check_forms(stored)
         heads = dict[str, tuple[bytes | StoreError, str]]()
@@ -149,7 +148,6 @@ class RedisStore:
                 raise StoreError("schema", other_form(f"Redis ({self.link.where})", _text(form)))
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
-        """Return the changes of a list with generations above `after`, with their rows."""
         changes = dict(await self._entries(name, "bases", b"change", after))
         changes |= dict(await self._entries(name, "log", b"change", after))
         rows = dict(await self._entries(name, "rows", b"rows", after))
@@ -169,7 +167,6 @@ class RedisStore:
             after = found[-1][0]
 
     async def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:
-        """Yield the parts with an ID in order."""
         key, number = list_key(name, "base", part_id), 0
         while parts := await self.link.execute("LRANGE", key, number, number + PORTION_PARTS - 1):
             for part in parts:
@@ -177,7 +174,6 @@ class RedisStore:
             number += len(parts)
 
     async def stage(self, name: str, part_id: str, parts: Iterable[bytes]) -> int:
-        """Write parts, which expire unless a commit names their ID; return their number."""
         key, number, each = list_key(name, "base", part_id), 0, iter(parts)
         try:
             while portion := await asyncio.to_thread(lambda: [*islice(each, PORTION_PARTS)]):
@@ -191,7 +187,6 @@ class RedisStore:
         return number
 
     async def commit(self, name: str, head: Head, entry: LogEntry, *, seen: str, oldest: int = 0) -> None:
-        """Append a change and replace the head in one transaction, then delete old rows and parts."""
         await self.link.execute("SADD", LISTS, name)
         outcome = await self.link.run(list_key(name, "head"), lambda client: self._run(client, name, head, entry, seen))
         match outcome:
@@ -209,7 +204,7 @@ class RedisStore:
                 await self._delete_before(name, oldest)
 
     async def _run(self, client: Any, name: str, head: Head, entry: LogEntry, seen: str) -> str:
-        """Run the script of a commit; return its outcome. If the answer is lost, the stored digest shows the outcome."""
+        """Run the script of a commit; return its outcome. If the answer is lost, the stored log shows the outcome."""
         change = entry.change
         counts = part_counts(change)
         keys = [list_key(name, what) for what in ("head", "log", "rows", "parts", "bases")]
@@ -221,10 +216,7 @@ class RedisStore:
         try:
             outcome: bytes = await client.execute_command("EVAL", COMMIT, len(keys), *keys, *values)
         except (fault.ConnectionError, fault.TimeoutError, OSError) as error:
-            (now,) = await self.link.execute("HMGET", keys[0], "digest")
-            if now != head.digest.encode():
-                if now not in {None, seen.encode()}:
-                    return "conflict"
+            if change.digest not in {each.change.digest for each in await self.log(name, change.generation - 1)}:
                 raise StoreError(
                     "refused", f"Redis ({self.link.where}) was lost during the commit; nothing was written"
                 ) from error
@@ -247,7 +239,6 @@ class RedisStore:
             await self.link.execute("XDEL", rows, *(entry_id for entry_id, _ in entries))
 
     async def wait(self, seen: Mapping[str, str], timeout_s: float) -> None:
-        """Return when a list may have changed, or after the timeout."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while (rest_s := deadline - loop.time()) > 0:
@@ -262,10 +253,8 @@ class RedisStore:
             await asyncio.sleep(min(POLL_S, rest_s))
 
     async def claim(self, task: str, who: str, ttl_s: float) -> bool:
-        """Claim, renew or release a lease."""
         key = f"eir:lease:{task}"
         return bool(await self.link.execute("EVAL", CLAIM, 1, key, who, int(ttl_s * 1000), key=key))
 
     async def close(self) -> None:
-        """Close the connection."""
         await self.link.close()

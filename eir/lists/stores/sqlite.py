@@ -11,7 +11,7 @@ from eir.errors import GenerationConflict, Report, silent
 from eir.lists.log.change import NO_CHANGE, Head, encode
 from eir.lists.log.store import BASES_KEPT, RECORDS_KEPT, STAGED_S, LogEntry, StoredHeads
 from eir.lists.stores.records import deletion, part_counts, staging_lost, stored_entries, stored_heads
-from eir.lists.stores.sqlite_file import SqliteFile, check_disk, checkpoint, transaction
+from eir.lists.stores.sqlite_file import BUSY_TIMEOUT_S, SqliteFile, check_disk, checkpoint, transaction
 
 POLL_S = 0.1
 """Seconds between two reads of the heads while `wait` waits: SQLite does not notify other processes."""
@@ -59,26 +59,25 @@ class SqliteStore:
         path: the file.
         creates: True to create a missing file; False to read only.
         report: receives events that are not errors.
-        times: arguments of SqliteFile in seconds.
+        busy_s: as in SqliteFile.
     """
 
-    def __init__(self, path: Path, *, creates: bool = True, report: Report = silent, **times: float) -> None:
+    def __init__(
+        self, path: Path, *, creates: bool = True, report: Report = silent, busy_s: float = BUSY_TIMEOUT_S
+    ) -> None:
         self.path = path
         self._report = report
-        self._file = SqliteFile(path, SCHEMA, creates=creates, **times)
+        self._file = SqliteFile(path, SCHEMA, creates=creates, busy_s=busy_s)
 
     async def heads(self) -> StoredHeads:
-        """Return the heads of all lists."""
         rows = await self._file.rows("SELECT list, head, digest FROM heads ORDER BY list")
         return stored_heads({name: (head, digest) for name, head, digest in rows})
 
     async def log(self, name: str, after: int) -> Sequence[LogEntry]:
-        """Return the changes of a list with generations above `after`, with their rows."""
         statement = "SELECT change, rows FROM log WHERE list = :list AND generation > :after ORDER BY generation"
         return stored_entries(await self._file.rows(statement, list=name, after=after))
 
     async def base(self, name: str, part_id: str) -> AsyncIterator[bytes]:  # noqa: ARG002 - IDs are unique
-        """Yield the parts with an ID in order."""
         statement = "SELECT octets FROM parts WHERE id = :id AND number >= :number ORDER BY number LIMIT :most"
         number = 0
         while rows := await self._file.rows(statement, id=part_id, number=number, most=PORTION_PARTS):
@@ -87,7 +86,6 @@ class SqliteStore:
             number += len(rows)
 
     async def stage(self, name: str, part_id: str, parts: Iterable[bytes]) -> int:  # noqa: ARG002
-        """Write parts, which expire unless a commit names their ID; return their number."""
         number, each = 0, iter(parts)
         try:
             while portion := await asyncio.to_thread(lambda: [*islice(each, PORTION_PARTS)]):
@@ -99,7 +97,6 @@ class SqliteStore:
         return number
 
     async def commit(self, name: str, head: Head, entry: LogEntry, *, seen: str, oldest: int = 0) -> None:
-        """Append a change and replace the head in one transaction, then delete old rows and parts."""
         await self._file.call(_commit, name, head, entry, seen)
         values = {"list": name, "oldest": oldest, "now": time.time(), "records": RECORDS_KEPT, "bases": BASES_KEPT}
         portions = ((DELETE_PARTS, PORTION_PARTS), (DELETE_ROWS, PORTION_RECORDS), (DELETE_RECORDS, PORTION_RECORDS))
@@ -111,7 +108,6 @@ class SqliteStore:
                 await self._file.call(checkpoint)
 
     async def wait(self, seen: Mapping[str, str], timeout_s: float) -> None:
-        """Return when a list may have changed, or after the timeout."""
         deadline = time.monotonic() + timeout_s
         while (rest_s := deadline - time.monotonic()) > 0:
             if dict(await self._file.rows("SELECT list, digest FROM heads")) != dict(seen):
@@ -124,7 +120,6 @@ class SqliteStore:
         return await asyncio.shield(self._file.call(_execute, CLAIM, values)) > 0
 
     async def close(self) -> None:
-        """Close the connection."""
         await self._file.close()
 
 

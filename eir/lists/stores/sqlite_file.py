@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,10 +37,6 @@ CAUSES = {
 """Second word of the name of an SQLite error → cause."""
 REOPEN = frozenset({"corrupt", "io", "cannot_open", "readonly"})
 """Causes after which the connection is unusable."""
-NO_ROOM = frozenset({"full", "io", "cannot_open"})
-"""Causes that a full disk may have, because even a reader creates a file of shared memory beside the database."""
-IMMUTABLE_S = 1.0
-"""Seconds after which a file that was opened as immutable is opened again."""
 
 
 class SqliteFile:
@@ -54,26 +50,14 @@ class SqliteFile:
         schema: statements that create the tables of an empty file.
         creates: True to create a missing file.
         busy_s: time for which a write waits for another process's transaction.
-        immutable_s: time after which a file that was opened as immutable is opened again.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        schema: str,
-        *,
-        creates: bool = True,
-        busy_s: float = BUSY_TIMEOUT_S,
-        immutable_s: float = IMMUTABLE_S,
-    ) -> None:
+    def __init__(self, path: Path, schema: str, *, creates: bool = True, busy_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
         self._schema = schema
         self._busy_s = busy_s
-        self._immutable_s = immutable_s
         self._creates = creates
         self._db: sqlite3.Connection | None = None
-        self._immutable: tuple[float, str] | None = None
-        """For a file that was opened as immutable: time of the next open (time.monotonic), and the reason."""
         self._inode: tuple[int, int] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
@@ -95,7 +79,7 @@ class SqliteFile:
         Raises:
             StoreError: if it fails.
         """
-        return await self.call(find, statement, values)
+        return await self.call(lambda db: db.execute(statement, values).fetchall())
 
     async def close(self) -> None:
         """Close the file after all submitted operations have run."""
@@ -114,12 +98,9 @@ class SqliteFile:
 
     def _store_error(self, error: sqlite3.Error) -> StoreError:
         """Return the StoreError for an error of SQLite; close the connection if it is unusable."""
-        cause, immutable = _cause(error), self._immutable
+        cause = _cause(error)
         if cause in REOPEN:
             self._disconnect()
-        if cause == "readonly" and immutable is not None:
-            _, reason = immutable
-            return StoreError("full", f"{self.path}: {reason}; it can be read, but not written")
         message = f"{self.path}: {error}"
         if cause == "full":
             message += f"; nothing was changed: make room on the disk of {self.path.parent}, then try again"
@@ -129,10 +110,7 @@ class SqliteFile:
         """Return the open connection; open it if necessary."""
         if self._db is not None:
             with suppress(FileNotFoundError):
-                status = self.path.stat()
-                is_same_file = (status.st_dev, status.st_ino) == self._inode
-                is_current = self._immutable is None or time.monotonic() < self._immutable[0]
-                if is_same_file and is_current:
+                if _inode(self.path) == self._inode:
                     return self._db
             self._disconnect()
         if not self._creates and not self.path.exists():
@@ -145,24 +123,19 @@ class SqliteFile:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             os.fchmod(descriptor, FILE_MODE)
             os.close(descriptor)
-        try:
-            db = _connect(self.path, self._busy_s, self._schema)
-        except sqlite3.Error as error:
-            if _cause(error) not in NO_ROOM:
-                raise
-            db = _connect_immutable(self.path, self._busy_s, error)
-            self._immutable = time.monotonic() + self._immutable_s, str(error)
-        status = self.path.stat()
-        self._inode = status.st_dev, status.st_ino
-        self._db = db
+        db = _connect(self.path, self._busy_s, self._schema)
+        self._db, self._inode = db, _inode(self.path)
         return db
 
     def _disconnect(self) -> None:
-        db = self._db
-        self._db = None
-        self._immutable = None
+        db, self._db = self._db, None
         if db is not None:
             db.close()
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _cause(error: sqlite3.Error) -> str:
@@ -176,7 +149,7 @@ def _cause(error: sqlite3.Error) -> str:
 
 def _connect(path: Path, busy_s: float, schema: str) -> sqlite3.Connection:
     """Open a connection to the SQLite file, and create the tables of an empty file. The connection waits up to `busy_s` for a lock."""
-    db = _open(_uri(path, "mode=rwc"), busy_s)
+    db = _open(f"{path.absolute().as_uri()}?mode=rwc", busy_s)
     try:
         version = _version(db, path)
         use_durable_wal(db)
@@ -186,30 +159,6 @@ def _connect(path: Path, busy_s: float, schema: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-def _connect_immutable(path: Path, busy_s: float, error: sqlite3.Error) -> sqlite3.Connection:
-    """Open a read-only connection to the SQLite file without any lock, after `_connect` failed with `error`.
-
-    The connection uses no lock, no shared memory and no write-ahead log, so that a node that starts on a full disk has
-    its lists. No process writes to the file meanwhile: a writer would have created the shared memory, and `_connect`
-    would have succeeded. Digests reveal an incomplete write of a killed process.
-
-    Raises:
-        sqlite3.Error: `error`, if the file is empty.
-    """
-    db = _open(_uri(path, "mode=ro&immutable=1"), busy_s)
-    try:
-        if not _version(db, path):
-            raise error  # noqa: TRY301  # the connection is closed as after any other fault
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _uri(path: Path, options: str) -> str:
-    return f"{path.absolute().as_uri()}?{options}"
 
 
 def _open(uri: str, busy_s: float) -> sqlite3.Connection:
@@ -288,11 +237,6 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
         raise
-
-
-def find(db: sqlite3.Connection, statement: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
-    """Execute an SQL statement and return all rows."""
-    return db.execute(statement, values).fetchall()
 
 
 def checkpoint(db: sqlite3.Connection) -> None:

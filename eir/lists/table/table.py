@@ -210,14 +210,14 @@ def has_ended(rows: TableRows, now: int) -> Numbers:
     return (ends > 0) & (ends <= now)
 
 
-def in_force(rows: TableRows, now: int) -> TableRows:
+def not_ended(rows: TableRows, now: int) -> TableRows:
     """Return the rows that have not ended by `now` (Unix seconds)."""
     return rows if rows.columns[ENDS] is None else rows.select(~has_ended(rows, now))
 
 
-def begun(rows: TableRows, now: int) -> TableRows:
+def in_force(rows: TableRows, now: int) -> TableRows:
     """Return the rows that have begun and have not ended by `now` (Unix seconds)."""
-    rows = in_force(rows, now)
+    rows = not_ended(rows, now)
     return rows if rows.columns[BEGINS] is None else rows.select(rows.column(BEGINS) <= now)
 
 
@@ -256,7 +256,7 @@ def devices_in_force(table: Table, now: int) -> int:
     if table.columns[BEGINS] is None and table.columns[ENDS] is None:
         return device_count(table)
     rows = TableRows(np.arange(len(table), dtype="<u4"), table.columns)
-    index = begun(rows, now).keys
+    index = in_force(rows, now).keys
     starts = np.searchsorted(index, table.starts).astype("<u4")
     is_kept = starts[1:] > starts[:-1]
     seconds = table.columns[SECONDS]
@@ -303,8 +303,8 @@ class _State(NamedTuple):
 
 
 def _effect(before: _State, after: _State, added: TableRows, removed: TableRows, now: int) -> TableEffect:
-    rows_added, devices_added = _gained(after, before, in_force, now)
-    rows_removed, devices_removed = _gained(before, after, begun, now)
+    rows_added, devices_added = _gained(after, before, not_ended, now)
+    rows_removed, devices_removed = _gained(before, after, in_force, now)
     blocks = distinct(np.concatenate([_blocks_of(rows) for rows in (added, removed)]))
     return TableEffect(after.table, blocks, added, removed, rows_added, rows_removed, devices_added, devices_removed)
 
@@ -350,14 +350,14 @@ def has_whole(table: Table) -> bool:
     return len(table.blocks) > 0 and bool(table.blocks[-1] >= _WHOLE_BLOCK)
 
 
-def has_tacs(table: Table, tacs: Numbers, now: int, counted: _Counted = in_force) -> Numbers:
+def has_tacs(table: Table, tacs: Numbers, now: int, counted: _Counted = not_ended) -> Numbers:
     """Return for each TAC whether the table lists it as a whole."""
     whole = distinct(tacs) | np.uint64(WHOLE)
     present = counted(table.rows(distinct(block_numbers(whole))), now).keys if len(whole) else whole
     return np.isin(tacs | np.uint64(WHOLE), present)
 
 
-def count_singles(table: Table, tacs: Numbers, now: int, counted: _Counted = in_force) -> int:
+def count_singles(table: Table, tacs: Numbers, now: int, counted: _Counted = not_ended) -> int:
     """Return the number of identifiers that the table lists singly in these TACs."""
     numbers = tacs[:, None] * np.uint64(BLOCKS_PER_TAC) + np.arange(BLOCKS_PER_TAC, dtype="<u8")
     return len(counted(table.rows(numbers.ravel()), now))

@@ -5,10 +5,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from follower import LogNode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_edits import LISTS, NOW, change, changes, edit, held, read, refused, times, undo, writer
-from simulated.follower import LogNode
 from simulated.store_content import until
 
 from eir.checks.explain import explain

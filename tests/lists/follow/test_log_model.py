@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from simulated.follower import AWAY, FaultyLogStore, LogNode, snapshot
+from follower import AWAY, FaultyLogStore, LogNode, snapshot
 from simulated.store_content import Lists, until
 
 from eir.lists.follow import list_copy

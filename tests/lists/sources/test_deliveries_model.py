@@ -1,7 +1,7 @@
-"""Deliveries of every kind against a model of the drop folder, without a node; for long, and with one: `scripts/soak deliveries`."""
+"""Deliveries of every kind against a model of the drop folder, without a node."""
 
+from deliveries import KINDS, LISTS, Deliveries
 from drop import PATIENCE_S, Site
-from simulated.deliveries import KINDS, LISTS, Deliveries
 
 from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.record.settings import ListSettings

@@ -14,7 +14,7 @@ from simulated.patience import FACTOR, PATIENCE_S
 from simulated.store_content import cause_of, until
 from simulated.tcp_server import accepting
 
-from eir.errors import GenerationConflict, StoreError
+from eir.errors import StoreError
 from eir.lists.log.change import decode
 from eir.lists.record.clock import STORE_TIMEOUT_S
 from eir.lists.stores import redis as redis_store
@@ -336,7 +336,13 @@ async def test_a_reader_that_is_cancelled_ends(store):
 
 @pytest.mark.parametrize(
     ("meanwhile", "cause"),
-    [("done", None), ("nothing", "refused"), ("another write", "conflict"), ("a flush", "refused")],
+    [
+        ("done", None),
+        ("done, and another write", None),
+        ("nothing", "refused"),
+        ("another write", "refused"),
+        ("a flush", "refused"),
+    ],
 )
 async def test_a_commit_whose_answer_is_lost(server, store, monkeypatch, meanwhile, cause):
     head, _ = await commit(store)
@@ -346,8 +352,11 @@ async def test_a_commit_whose_answer_is_lost(server, store, monkeypatch, meanwhi
     async def lost(*command, **options):
         if command[0] != "EVAL":
             return await execute(*command, **options)
-        if meanwhile == "done":
+        if meanwhile.startswith("done"):
             await execute(*command, **options)
+            if "another" in meanwhile:
+                async with opened(server.url) as other:
+                    await commit(other, (await other.heads())["stolen"], detail="other")
         elif meanwhile == "a flush":
             server.command("FLUSHALL")
         elif meanwhile == "another write":
@@ -357,20 +366,20 @@ async def test_a_commit_whose_answer_is_lost(server, store, monkeypatch, meanwhi
 
     monkeypatch.setattr(client, "execute_command", lost)
     write = commit(store, head, detail="mine")
-    if cause == "conflict":
-        with pytest.raises(GenerationConflict):
-            await write
-    elif cause is not None:
+    if cause is not None:
         with pytest.raises(StoreError, match="nothing was written") as caught:
             await write
         assert caught.value.cause == cause
     else:
         assert (await write)[0].generation == 2
-    details = {"done": ["", "mine"], "nothing": [""], "another write": ["", "other"], "a flush": []}[meanwhile]
+    details = {
+        "done": ["", "mine"], "done, and another write": ["", "mine", "other"], "nothing": [""], "another write": ["", "other"], "a flush": [],
+    }[meanwhile]  # fmt: skip
     assert [entry.change.detail for entry in await store.log("stolen", 0)] == details
 
 
-async def test_a_commit_that_is_sent_again_because_its_answer_was_lost(server, store):
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "after the commit of another writer"])
+async def test_a_commit_that_is_sent_again_because_its_answer_was_lost(server, store, another):
     head, _ = await commit(store)
     commits = []
 
@@ -388,6 +397,9 @@ async def test_a_commit_that_is_sent_again_because_its_answer_was_lost(server, s
             while data := await far.read(1 << 16):
                 if len(commits) == 1:
                     commits.append(b"the answer to the first one is dropped")
+                    if another:
+                        async with opened(server.url) as other:
+                            await commit(other, (await other.heads())["stolen"], detail="other")
                     return
                 writer.write(data)
         finally:
@@ -399,7 +411,7 @@ async def test_a_commit_that_is_sent_again_because_its_answer_was_lost(server, s
     async with accepting(serve) as (_, port), opened(f"redis://127.0.0.1:{port}") as through:
         assert (await commit(through, head, detail="mine"))[0].generation == 2
     assert commits[2:], "the commit was not sent again"
-    assert [entry.change.detail for entry in await store.log("stolen", 0)] == ["", "mine"]
+    assert [entry.change.detail for entry in await store.log("stolen", 0)] == ["", "mine", *["other"] * another]
 
 
 @pytest.mark.parametrize("then", [("DEL", "eir:{stolen}:base:a"), ("RPOP", "eir:{stolen}:base:a"), ("FLUSHALL",)])

@@ -85,7 +85,7 @@ async def test_of_two_writers_one_is_refused_and_nothing_of_it_is_written(store,
     )
     assert sorted(isinstance(result, GenerationConflict) for result in both) == [False, True]
     with pytest.raises(GenerationConflict):
-        await commit(store)
+        await commit(store, detail="c")
     assert len(await store.log("stolen", 0)) == 2
     (stored,) = [result[0] for result in both if not isinstance(result, GenerationConflict)]
     assert await store.heads() == {"stolen": stored}

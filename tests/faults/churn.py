@@ -1,8 +1,7 @@
 """Random changes of three lists in a real Redis, which a follower applies; at the end all three are compared with lists built from scratch.
 
 Changes are those that loads and operators make (full releases, deltas, single entries, rollbacks), in bursts or one at a time;
-faults in between are those after which a follower has to find its place again. Used by a test for seconds, and by scripts/soak
-for as long as wanted.
+faults in between are those after which a follower has to find its place again.
 """
 
 import asyncio
@@ -12,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from follower import AWAY, FaultyLogStore, Node
+from simulated.store_content import TEXTS
 
 from eir.device import SNR_KEYS
 from eir.errors import StoreError
@@ -22,9 +23,6 @@ from eir.lists.stores.redis import RedisStore
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, SECONDS, WHOLE, TableRows, join, rows_of, sorted_rows
 from eir.lists.table.digest import digest_tree
 from eir.lists.table.table import EMPTY, change, table_of
-
-from .follower import AWAY, FaultyLogStore, Node
-from .store_content import TEXTS
 
 KINDS = {"devices": "devices", "pairs": "pairs", "subscribers": "subscribers"}
 TACS = 400

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import time
 
+from simulated.store_content import until
+
 from eir.errors import StoreError
 from eir.lists.follow.log_follower import LogFollower
 from eir.lists.follow.pauses import Pauses
 from eir.lists.images.index import Index
 from eir.lists.images.table_image import image_of
 from eir.lists.stores.redis import RedisStore
-
-from .store_content import until
 
 QUICK = Pauses(wait_s=0.05, retry_s=0.02, unproved_s=0.02, unproved_max_s=0.1, full_s=0.05, heal_s=0.05)
 

@@ -8,6 +8,8 @@ import json
 import random
 from contextlib import suppress
 
+from simulated.releases import read_into
+
 from eir.errors import ReleaseRefused
 from eir.lists.record.reasons import Reasons
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS
@@ -17,8 +19,6 @@ from eir.lists.rows.listed_rows import ListedRows
 from eir.lists.rows.reader import Tally, read_rows
 from eir.lists.table.codec import decode, encode
 from eir.lists.table.table import change, table_of
-
-from .releases import read_into
 
 HEADERS = (
     "imei", "tac", "imei_from,imei_to", "imsi", "imei,imsi", "imei,reason", "imei,until", "imei,reason,until", "tac,reason,until",

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import zstandard
-
-from .releases import make_key, public
+from simulated.releases import make_key, public
 
 LISTS = ("stolen", "tracked", "exempt")
 STRAY = "stray"
