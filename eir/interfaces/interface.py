@@ -2,8 +2,7 @@
 
 Configuration, supervisor, workers, metrics and commands go through eir.interfaces.INTERFACES and know none by name. Each
 command reads the configuration, so that an interface's folder imports little: servers and services are named as `module:class`,
-and a node imports them before it starts its processes, which share their memory. Other functions import heavy modules when they
-are called.
+and only a process that runs them imports them. Other functions import heavy modules when they are called.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
