@@ -69,7 +69,7 @@ PRERM = """\
 #!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-	systemctl disable --now eir.service || true
+	systemctl disable --now eir.service eir-publish.path || true
 fi
 if [ "$1" = remove ]; then
 	find /opt/eir -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -360,7 +360,9 @@ def package(
     docs = (eir[0], Path(__file__).with_name("command_docs.py"))
     python = run(eir[0], "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     architecture = run("dpkg", "--print-architecture").strip()
-    put(tree / "usr/lib/systemd/system/eir.service", (source / "eir/cli/eir.service").read_text())
+    units = source / "deploy/systemd"
+    for unit in (source / "eir/cli/eir.service", units / "eir-publish.path", units / "eir-publish.service"):
+        put(tree / "usr/lib/systemd/system" / unit.name, unit.read_text())
     put(tree / "usr/share/man/man1/eir.1.gz", gzip.compress(run(*docs, "man").encode(), mtime=0))
     put(tree / "usr/share/bash-completion/completions/eir", run(*docs, "bash"))
     doc, made_at = tree / "usr/share/doc/eir", datetime.fromtimestamp(epoch, UTC)

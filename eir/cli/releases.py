@@ -32,7 +32,7 @@ from eir.lists.log.change import Head
 from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.log.store import LogStore
 from eir.lists.releases.release import MANIFEST_ENDS
-from eir.lists.sources.release_result import LOADED, UNCHANGED, WAITING, ReleaseResult, Turn, rejected
+from eir.lists.sources.release_result import LOADED, UNCHANGED, WAITING, ReleaseResult, Turn, failed
 from eir.lists.stores.open import open_store
 from eir.node.processes.loading import NICE, load_apart, load_process, process_once
 from eir.node.processes.state_folder import as_owner_of, prepare
@@ -99,7 +99,7 @@ async def _load_all(
                     process, config, who(), manifest, manifest.parent, force=force, dry_run=dry_run, progress=advance, report=warn,
                 )  # fmt: skip
         except ReleaseRefused as refused:
-            result = rejected("", refused)
+            result = failed("", refused)
         result = replace(result, manifest=str(manifest))
         if result.outcome == WAITING:
             raise EirError(result.detail)

@@ -86,6 +86,8 @@ def test_what_is_in_the_package(package):
     for name in (
         "./opt/eir/bin/eir",
         "./usr/lib/systemd/system/eir.service",
+        "./usr/lib/systemd/system/eir-publish.path",
+        "./usr/lib/systemd/system/eir-publish.service",
         "./etc/eir/eir.yaml",
         "./usr/share/man/man1/eir.1.gz",
         "./usr/share/bash-completion/completions/eir",

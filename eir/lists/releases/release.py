@@ -10,20 +10,31 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 from eir.errors import ReleaseRefused
 from eir.lists.log.change import utc_text
-from eir.lists.record.settings import ListSettings, is_list_name
+from eir.lists.record.settings import ListSettings
+from eir.lists.releases.document import (
+    DIGEST,
+    LIST_NAME,
+    SERIAL,
+    TEXT,
+    TIME,
+    array,
+    integer,
+    members,
+    parse_document,
+    word,
+)
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX, Signature, Verifier, distinct_signers, most_specific
 from eir.lists.rows.delivered import open_folder, read_small
 
-Value = TypeVar("Value")
 Trust: TypeAlias = tuple[Path, Path | None]
 """Trust files of a list: an allowed_signers file, and a file of revoked keys."""
 
@@ -31,7 +42,7 @@ FORMAT = "eir-release/1"
 MANIFEST_ENDS = ".manifest.json"
 """End of a manifest's file name."""
 MANIFEST_BYTES_MAX = 1 << 20
-SIGNATURES_MAX, FILES_MAX, SERIAL_MAX = 16, 1000, (1 << 63) - 1
+SIGNATURES_MAX, FILES_MAX = 16, 1000
 FIRST_SERIAL_MAX = 10**16
 """Highest serial of a list's first release: high enough for date, time and a number, such as 2026112612000001, and low enough for all later releases."""
 
@@ -40,8 +51,10 @@ ENTRIES, ADDED, REMOVED = "entries", "added", "removed"
 ROLES = {FULL: (ENTRIES,), DELTA: (ADDED, REMOVED)}
 """Roles of data files by the kind of release."""
 
-_UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MANIFEST = {
+    "list": LIST_NAME, "kind": word(FULL, DELTA), "serial": SERIAL, "issued": TIME, "expires": TIME, "files": array(FILES_MAX),
+}  # fmt: skip
+_FILE = {"name": TEXT, "layout": TEXT, "bytes": integer(0), "rows": integer(0), "sha256": DIGEST}
 _NOT_DATA = re.compile(r"\.(?:manifest\.json|sig(?:\.[0-9]+)?)\Z", re.IGNORECASE)
 
 
@@ -178,6 +191,16 @@ def is_plain_name(name: str) -> bool:
     return not any(separator in name for separator in "/\\:")
 
 
+def check_plain_name(name: str) -> None:
+    """Reject a file name that is not safe (`is_plain_name`).
+
+    Raises:
+        ReleaseRefused: `file_name`.
+    """
+    if not is_plain_name(name):
+        raise ReleaseRefused("file_name", f"{name!r} is not a plain file name in UTF-8")
+
+
 def signature_names(manifest_name: str) -> list[str]:
     """Return the possible names of signatures beside a manifest: `.sig`, then `.sig.2`, `.sig.3` and so on."""
     first = f"{manifest_name}.sig"
@@ -271,9 +294,9 @@ def _signers(copies: Mapping[str, Path], settings: ListSettings, trust: Trust, o
 def _claimed_release(content: bytes) -> tuple[str, int] | None:
     """Return list and serial in an unverified manifest, for messages only; None if one of them is missing."""
     with suppress(ReleaseRefused, ValueError, RecursionError):
-        document = json.loads(content.decode("utf-8"))
-        if isinstance(document, dict):
-            return _list_name(document), _number(document, "serial", 1)
+        return tuple(
+            members(json.loads(content.decode("utf-8")), {"list": LIST_NAME, "serial": SERIAL}, "manifest").values()
+        )
     return None
 
 
@@ -291,110 +314,29 @@ def _list_advice(name: str, lists: Mapping[str, ListSettings]) -> str:
 def parse_manifest(content: bytes) -> Manifest:
     """Parse the JSON of a manifest, and validate all its members.
 
-    Unknown members are ignored. A future version that needs another meaning of members has another `format`.
-
     Raises:
         ReleaseRefused: `manifest` or `file_name`, with the wrong member.
     """
-    try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise ReleaseRefused("manifest", f"the manifest is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ReleaseRefused("manifest", "the manifest is not a JSON object")
-    if document.get("format") != FORMAT:
-        formats = f"the format {str(document.get('format'))[:40]!r}, and this version reads {FORMAT!r}"
-        raise ReleaseRefused("manifest", f"the manifest has {formats}: update the program here or at the publisher")
-    kind = member(document, "kind", str, ROLES.__contains__, "full or delta")
-    serial = _number(document, "serial", 1)
-    if kind == FULL and document.get("base") is not None:
+    document = parse_document(content, FORMAT, "the manifest", "manifest")
+    values = members(document, _MANIFEST, "manifest")
+    if values["kind"] == DELTA:
+        values |= members(document, {"base": integer(0, values["serial"] - 1)}, "manifest")
+    elif document.get("base") is not None:
         raise ReleaseRefused("manifest", 'a full release has no "base"')
-    base = None if kind == FULL else _number(document, "base", 0, most=serial - 1)
-    issued = _time(document, "issued")
-    expires = _time(document, "expires")
-    if expires <= issued:
+    values["issued"], values["expires"] = map(datetime.fromisoformat, (values["issued"], values["expires"]))
+    if values["expires"] <= values["issued"]:
         raise ReleaseRefused("manifest", '"expires" is not after "issued"')
-    name = _list_name(document)
-    expected = f"an array of 1 to {FILES_MAX} objects"
-    files = member(document, "files", list, lambda array: 1 <= len(array) <= FILES_MAX, expected)
-    entries = tuple(_file_entry(file, ROLES[kind]) for file in files)
-    file_names = {entry.name for entry in entries}
-    if len(file_names) < len(entries):
+    role = {"role": word(*ROLES[values["kind"]])}
+    values["files"] = [
+        FileEntry(**members(file, _FILE | role, "manifest", 'a member of "files"')) for file in values["files"]
+    ]
+    for file in values["files"]:
+        check_plain_name(file.name)
+        if _NOT_DATA.search(file.name) is not None:
+            detail = (
+                f"{file.name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv"
+            )
+            raise ReleaseRefused("file_name", detail)
+    if len({file.name for file in values["files"]}) < len(values["files"]):
         raise ReleaseRefused("manifest", '"files" names a file twice')
-    return Manifest(list=name, kind=kind, serial=serial, base=base, issued=issued, expires=expires, files=entries)
-
-
-def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Convert the members of a JSON object to a dict; raise ValueError if a name is repeated.
-
-    If a name occurs twice, one parser may use the first value, and another parser the last value.
-    """
-    document = dict(members)
-    if len(document) < len(members):
-        raise ValueError("a name occurs twice in one object")
-    return document
-
-
-def _file_entry(file: Any, roles: Sequence[str]) -> FileEntry:
-    if not isinstance(file, dict):
-        raise ReleaseRefused("manifest", 'a member of "files" is not an object')
-    name = member(file, "name", str, lambda _: True, "a text")
-    if not is_plain_name(name):
-        raise ReleaseRefused("file_name", f"{name!r} is not a plain file name")
-    if _NOT_DATA.search(name) is not None:
-        raise ReleaseRefused(
-            "file_name", f"{name} is the name of a manifest or a signature; data needs another, such as LIST-SERIAL.csv"
-        )
-    role = member(file, "role", str, roles.__contains__, " or ".join(roles))
-    layout = member(file, "layout", str, lambda _: True, "a text")
-    size, rows = _number(file, "bytes", 0), _number(file, "rows", 0)
-    sha256 = member(file, "sha256", str, _SHA256.fullmatch, "64 hexadecimal digits in lower case")
-    return FileEntry(name=name, role=role, layout=layout, bytes=size, rows=rows, sha256=sha256)
-
-
-def _list_name(document: Mapping[str, Any]) -> str:
-    return member(document, "list", str, is_list_name, "the name of a list")
-
-
-def _number(document: Mapping[str, Any], name: str, least: int, *, most: int = SERIAL_MAX) -> int:
-    return member(document, name, int, lambda value: least <= value <= most, f"an integer from {least} to {most}")
-
-
-def _time(document: Mapping[str, Any], name: str) -> datetime:
-    text = member(document, name, str, is_utc_text, "a time like 2026-11-24T00:00:00Z")
-    return datetime.fromisoformat(text)
-
-
-def is_utc_text(text: str) -> bool:
-    """Return True if a text is a UTC time such as `2026-11-24T00:00:00Z`."""
-    with suppress(ValueError):
-        return _UTC_TIME.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
-    return False
-
-
-def member(
-    document: Mapping[str, Any],
-    name: str,
-    kind: type[Value],
-    fits: Callable[[Value], object],
-    expected: str,
-    *,
-    reason: str = "manifest",
-) -> Value:
-    """Return a member of a JSON object after validation of its type and value.
-
-    Args:
-        document: JSON object.
-        name: name of the member.
-        kind: type of the value.
-        fits: returns a true value if the value is valid.
-        expected: valid values, for the message.
-        reason: reason word of the rejection.
-
-    Raises:
-        ReleaseRefused: by `reason`, if the member is missing or has a wrong type or value.
-    """
-    value = document.get(name)
-    if type(value) is not kind or not fits(value):  # isinstance would accept a bool as an int
-        raise ReleaseRefused(reason, f'"{name}" is missing or is not {expected}')
-    return value
+    return Manifest(**{"base": None, **values, "files": tuple(values["files"])})

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,21 @@ from eir.errors import EirError, ReleaseRefused
 from eir.lists.changes.audit import ReleaseEntries
 from eir.lists.log.change import utc_text
 from eir.lists.record.settings import ListSettings, is_list_name
+from eir.lists.releases.document import (
+    DIGEST,
+    OBJECT,
+    SERIAL,
+    TEXT,
+    TIME,
+    Expected,
+    integer,
+    members,
+    parse_document,
+)
 from eir.lists.releases.openssh import sign_document, verify_document
-from eir.lists.releases.release import SERIAL_MAX, is_utc_text, member, parse_manifest, verify_release
+from eir.lists.releases.release import parse_manifest, verify_release
 from eir.lists.rows.delivered import open_folder, read_small
-from eir.lists.sources.folder_index import AHEAD_MAX, FolderIndex, Offer, is_digest, releases_to_load
+from eir.lists.sources.folder_index import AHEAD_MAX, FolderIndex, Offer, releases_to_load
 from eir.lists.sources.folder_writer import Contents, load_index
 
 FORMAT, NAMESPACE = "eir-acknowledgement/2", "eir-acknowledgement"
@@ -48,8 +58,12 @@ OLD = "silent"
 NEVER = "never"
 REJECTS = "rejects"
 STATES = (IN_STEP, LATE, BEHIND, DIFFERS, UNPROVEN, OLD, NEVER, REJECTS)
-_REASON = re.compile(r"[a-z0-9_]{1,40}")
-_member = partial(member, reason="acknowledgement")
+_ACKNOWLEDGEMENT = {
+    "node": TEXT, "made": TIME, "lists": Expected(dict, lambda lists: all(map(is_list_name, lists)), "an object with lists"),
+}  # fmt: skip
+_STATEMENT = {"serial": integer(0), "content": DIGEST, "since": TIME}
+_OPTIONAL = {"release": DIGEST, "rejected": OBJECT}
+_REJECTION = {"reason": Expected(str, re.compile(r"[a-z0-9_]{1,40}").fullmatch, "a short word"), "at": TIME}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,18 +161,12 @@ def read_acknowledgement(file: Path, keys: Path, now: datetime) -> Acknowledgeme
     with open_folder(file.parent) as folder:
         content = read_small(file.name, folder, BYTES_MAX)
     document, signature = verify_document(content, file.name, keys, now, namespace=NAMESPACE)
-    try:
-        members = json.loads(document)
-    except (ValueError, RecursionError):
-        members = None
-    if not isinstance(members, dict) or members.get("format") != FORMAT:
-        advice = "node and publisher need versions of this program with the same format"
-        raise ReleaseRefused("acknowledgement", f'the "format" of {file.name} is not "{FORMAT}": {advice}')
-    lists: dict[str, Any] = _member(members, "lists", dict, lambda lists: all(map(is_list_name, lists)), "an object")
+    values = members(
+        parse_document(document, FORMAT, file.name, "acknowledgement"), _ACKNOWLEDGEMENT, "acknowledgement"
+    )
     acknowledgement = Acknowledgement(
-        node=_member(members, "node", str, bool, "a host"), made=_member(members, "made", str, is_utc_text, "a time"),
-        lists={name: _statement(each) for name, each in lists.items()},
-    )  # fmt: skip
+        **values | {"lists": {name: _statement(each) for name, each in values["lists"].items()}}
+    )
     node = acknowledgement.node
     if node not in signature.principals or file.name != acknowledgement.name:
         signers = ", ".join(signature.principals)
@@ -169,29 +177,18 @@ def read_acknowledgement(file: Path, keys: Path, now: datetime) -> Acknowledgeme
     return acknowledgement
 
 
-def _statement(members: Any) -> ListStatement:
-    if not isinstance(members, dict):
-        raise ReleaseRefused("acknowledgement", 'a member of "lists" is not an object')
-    release = members.get("release")
-    if release is not None:
-        release = _member(members, "release", str, is_digest, "64 hexadecimal digits")
-    return ListStatement(
-        serial=_member(members, "serial", int, lambda serial: 0 <= serial <= SERIAL_MAX, "a serial"), release=release,
-        content=_member(members, "content", str, is_digest, "64 hexadecimal digits"),
-        since=_member(members, "since", str, is_utc_text, "a time"), rejected=_rejection(members),
-    )  # fmt: skip
-
-
-def _rejection(members: Mapping[str, Any]) -> Rejection | None:
-    if members.get("rejected") is None:
-        return None
-    rejected: dict[str, Any] = _member(members, "rejected", dict, bool, "an object")
-    reason = _member(rejected, "reason", str, _REASON.fullmatch, "a short word")
-    at = _member(rejected, "at", str, is_utc_text, "a time")
-    serial = rejected.get("serial")
-    if serial is not None:
-        serial = _member(rejected, "serial", int, lambda number: 1 <= number <= SERIAL_MAX, "a serial")
-    return Rejection(reason=reason, at=at, serial=serial)
+def _statement(document: Any) -> ListStatement:
+    """Return a statement about one list. Its members `release` and `rejected`, and the serial of a rejection, may be missing."""
+    present = {
+        name: value
+        for name, value in _OPTIONAL.items()
+        if isinstance(document, dict) and document.get(name) is not None
+    }
+    values = members(document, _STATEMENT | present, "acknowledgement", 'a member of "lists"')
+    if "rejected" in present:
+        serial = {} if values["rejected"].get("serial") is None else {"serial": SERIAL}
+        values["rejected"] = Rejection(**members(values["rejected"], _REJECTION | serial, "acknowledgement"))
+    return ListStatement(**{"release": None, **values})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
 """Drop folder as a source of releases: a release is complete if its signature is there and each file of its manifest has the stated size.
 
 Anyone with write access may deliver many invalid files. Files may arrive in any order and in parts, change while they are read, or be
-links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A release is loaded or
-rejected after its files have not changed for a moment. A turn verifies a limited number of
-deliveries, chosen at random. Then one release of each list is loaded after the other, by serial, and those last whose load was killed.
+links. So all files are moved relative to the open descriptors of the folders, which no link can redirect. A faulty release is
+rejected after its files have not changed for a moment. A turn verifies a limited number of deliveries, chosen at random. Then one
+release of each list is loaded after the other, by serial, and those last whose load was killed.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eir.errors import EirError, ReleaseRefused, refused_by
+from eir.errors import EirError, ReleaseRefused
 from eir.lists.log.change import utc_text
 from eir.lists.log.journal import ACCEPTED, REFUSED
 from eir.lists.releases.openssh import SIGNATURE_BYTES_MAX
@@ -29,16 +29,16 @@ from eir.lists.releases.release import (
     MANIFEST_ENDS,
     FileEntry,
     Manifest,
-    is_plain_name,
+    check_plain_name,
     signature_names,
     verify_release,
 )
 from eir.lists.rows.delivered import DataFile, read_small
 from eir.lists.sources.release_result import ELSEWHERE, WAITING, ReleaseResult, Turn, printable
-from eir.lists.sources.source import ELSEWHERE_S, Candidate, TurnSettings, Unfinished, load_attempts, process_source
+from eir.lists.sources.source import Candidate, TurnSettings, Unfinished, load_attempts, process_source
 
 SETTLED_S = 1.0
-"""Seconds after the last change of a file during which its release is neither loaded nor rejected."""
+"""Seconds after the last change of a file during which a node starts no turn for the file, and a faulty release is not rejected."""
 ITEMS_MAX = 50_000
 """Maximum number of files that one turn reads. The other files wait for a later turn."""
 VERIFIED_MAX = 200
@@ -156,7 +156,7 @@ class DropFolderSource:
         self._drop, self._settings, self._rooms = drop, settings, rooms
         self._listing: Listing = {}
         self._scanned_at = 0.0
-        """Time of the scan, for all files. With a time of its own, a later release could count as settled before an earlier one."""
+        """Time of the scan."""
         self._present: dict[str, Candidate] = {}
         """Verified and unverified releases in the folder, by manifest."""
 
@@ -165,7 +165,6 @@ class DropFolderSource:
         settings = self._settings
         if not await settings.claim():
             self.turn.end(ELSEWHERE, "", "another process or node is processing the drop folder")
-            self.turn.repeat_after(ELSEWHERE_S)
             return
         self._listing = await asyncio.to_thread(scan_folder, self._rooms.drop, self._drop.items_max)
         self._scanned_at = settings.clock().timestamp()
@@ -189,9 +188,6 @@ class DropFolderSource:
         Raises:
             Unfinished: `incomplete`.
         """
-        if not self._has_settled(candidate):
-            self.turn.repeat_after(SETTLED_S)  # otherwise a later serial, which has settled, could be loaded before it
-            raise Unfinished("incomplete", "its files were changed just now")
         fault = missing_part(candidate.release.manifest, self._listing) if candidate.release is not None else ""
         if fault:
             raise Unfinished("incomplete", fault)
@@ -227,21 +223,15 @@ class DropFolderSource:
         """Verify the signatures of a manifest, and return the release with the result."""
         first, *further = (signature for signature in signature_names(name) if signature in self._listing)
         signatures = (*further, first)
-        fault: ReleaseRefused | OSError
-        if not is_plain_name(name):
-            fault = ReleaseRefused("file_name", f"{printable(name)} is not a plain file name in UTF-8")
-            return Candidate(name, signatures, None, fault)
         try:
+            check_plain_name(name)
             release = verify_release(self._drop.folder / name, self._settings.lists, now=self._settings.clock())
-            return Candidate(name, signatures, release, None)
-        except ReleaseRefused as refused:
-            cut_off = self._cut_off((name, *signatures))
-            fault = Unfinished("incomplete", f"{cut_off} is not complete") if cut_off else refused
-        except OSError as error:
-            fault = error
-        except Exception as error:  # noqa: BLE001 - a bug with one delivery must not stop the others
-            fault = refused_by(error)
-        return Candidate(name, signatures, None, fault)
+            return Candidate(name, signatures, release)
+        except Exception as fault:  # noqa: BLE001 - a bug with one delivery must not stop the others
+            cut_off = self._cut_off((name, *signatures)) if isinstance(fault, ReleaseRefused) else ""
+            return Candidate(
+                name, signatures, fault=Unfinished("incomplete", f"{cut_off} is not complete") if cut_off else fault
+            )
 
     def _cut_off(self, names: Iterable[str]) -> str:
         """Return the first file that has changed since the scan, or ends in the middle; otherwise an empty text. `names`: manifest, signatures."""

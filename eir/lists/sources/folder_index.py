@@ -10,22 +10,25 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 from eir.errors import ReleaseRefused
 from eir.lists.log.change import utc_text
-from eir.lists.record.settings import KINDS, is_list_name
-from eir.lists.releases.release import (
-    DELTA,
-    FULL,
-    MANIFEST_BYTES_MAX,
-    SERIAL_MAX,
-    SIGNATURES_MAX,
-    is_plain_name,
-    is_utc_text,
-    member,
+from eir.lists.releases.document import (
+    DIGEST,
+    KIND_OF_LIST,
+    LIST_NAME,
+    SERIAL,
+    TIME,
+    Expected,
+    array,
+    integer,
+    is_digest,
+    members,
+    parse_document,
+    word,
 )
+from eir.lists.releases.release import DELTA, FULL, MANIFEST_BYTES_MAX, SIGNATURES_MAX, is_plain_name
 
 FORMAT = "eir-index/2"
 INDEX = "index.signed"
@@ -37,8 +40,6 @@ KEPT_MAX = 1000
 AHEAD_MAX = timedelta(minutes=5)
 """Maximum time by which another host's clock may be ahead of the clock of this host."""
 _NAME = re.compile(r"[0-9]{1,19}(?:-full)?/([^/]+)")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_member = partial(member, reason="index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +102,7 @@ class FolderIndex:
 
 def encode_index(index: FolderIndex) -> bytes:
     """Encode an index as a JSON document, without a signature."""
-    releases = []
-    for offer in index.releases:
-        members = asdict(offer)
-        if offer.base is None:
-            del members["base"]
-        releases.append(members)
+    releases = [{name: value for name, value in asdict(offer).items() if value is not None} for offer in index.releases]
     document = {
         "format": FORMAT, "list": index.list, "holds": index.holds, "serial": index.serial, "issued": utc_text(index.issued),
         "releases": releases,
@@ -114,31 +110,23 @@ def encode_index(index: FolderIndex) -> bytes:
     return (json.dumps(document) + "\n").encode()
 
 
-def parse_index(document: bytes) -> FolderIndex:
+def parse_index(content: bytes) -> FolderIndex:
     """Parse the JSON document of an index whose signature is verified.
 
     Raises:
         ReleaseRefused: `index`, with the wrong member.
     """
-    try:
-        members = json.loads(document.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ReleaseRefused("index", f"{INDEX} is not JSON: {error}") from None
-    if not isinstance(members, dict) or members.get("format") != FORMAT:
-        advice = "publisher and node need versions of this program with the same format"
-        raise ReleaseRefused("index", f'the "format" of {INDEX} is not "{FORMAT}": {advice}')
-    expected = f"an array of 1 to {RELEASES_MAX} objects"
-    releases = _member(members, "releases", list, lambda array: 1 <= len(array) <= RELEASES_MAX, expected)
+    document = parse_document(content, FORMAT, INDEX, "index")
+    values = members(document, _INDEX, "index")
     index = FolderIndex(
-        list=_member(members, "list", str, is_list_name, "the name of a list"),
-        holds=_member(members, "holds", str, KINDS.__contains__, " or ".join(KINDS)),
-        issued=_time(members, "issued"), releases=tuple(map(_offer, releases)),
+        list=values["list"], holds=values["holds"], issued=datetime.fromisoformat(values["issued"]), releases=tuple(map(_offer, values["releases"]))
     )  # fmt: skip
-    _member(members, "serial", int, index.serial.__eq__, "the serial of its newest release")
     order = list(map(_position, index.releases))
     has_full_release = any(offer.kind == FULL for offer in index.releases)
     if order != sorted(set(order)) or not has_full_release:
         raise ReleaseRefused("index", f'the "releases" of {INDEX} do not rise, or none of them is a full one')
+    if values["serial"] != index.serial:
+        raise ReleaseRefused("index", f'the "serial" of {INDEX} is not that of its newest release')
     return index
 
 
@@ -228,28 +216,11 @@ def _position(offer: Offer) -> tuple[int, bool]:
     return offer.serial, offer.kind != DELTA
 
 
-def is_digest(text: str) -> bool:
-    """Return True if a text is a SHA-256 in lower-case hexadecimal digits."""
-    return _DIGEST.fullmatch(text) is not None
-
-
-def _offer(members: Any) -> Offer:
-    if not isinstance(members, dict):
-        raise ReleaseRefused("index", f'a member of "releases" of {INDEX} is not an object')
-    kind = _member(members, "kind", str, (FULL, DELTA).__contains__, f"{FULL} or {DELTA}")
-    serial = _member(members, "serial", int, lambda number: 1 <= number <= SERIAL_MAX, "a serial")
-    base = None
-    if kind == DELTA:
-        expected = "a serial below that of the release"
-        base = _member(members, "base", int, lambda number: 0 <= number < serial, expected)
-    _time(members, "issued")
-    return Offer(
-        serial=serial, kind=kind, base=base, name=_member(members, "name", str, _is_path, "a path such as 42/LIST-42.manifest.json"),
-        size=_member(members, "size", int, lambda size: 0 < size <= MANIFEST_BYTES_MAX, f"a size up to {MANIFEST_BYTES_MAX}"),
-        issued=members["issued"], signatures=_signatures(members),
-        sha256=_member(members, "sha256", str, is_digest, "64 hexadecimal digits"),
-        content=_member(members, "content", str, is_digest, "64 hexadecimal digits"),
-    )  # fmt: skip
+def _offer(document: Any) -> Offer:
+    values = members(document, _OFFER, "index", f'a member of "releases" of {INDEX}')
+    base = {"base": integer(0, values["serial"] - 1)} if values["kind"] == DELTA else {}
+    values = {"base": None, **values, **members(document, base, "index")}
+    return Offer(**values | {"signatures": tuple(values["signatures"])})
 
 
 def _is_path(name: str) -> bool:
@@ -257,16 +228,9 @@ def _is_path(name: str) -> bool:
     return match is not None and is_plain_name(match[1])
 
 
-def _signatures(members: dict[str, Any]) -> tuple[str, ...]:
-    def are_digests(array: list[Any]) -> bool:
-        has_digests = all(isinstance(item, str) and is_digest(item) for item in array)
-        return has_digests and 1 <= len(array) <= SIGNATURES_MAX
-
-    expected = f"an array of 1 to {SIGNATURES_MAX} times 64 hexadecimal digits"
-    digests: list[str] = _member(members, "signatures", list, are_digests, expected)
-    return tuple(digests)
-
-
-def _time(members: dict[str, Any], name: str) -> datetime:
-    text = _member(members, name, str, is_utc_text, "a time like 2026-11-24T00:00:00Z")
-    return datetime.fromisoformat(text)
+_INDEX = {"list": LIST_NAME, "holds": KIND_OF_LIST, "serial": SERIAL, "issued": TIME, "releases": array(RELEASES_MAX)}
+_OFFER = {
+    "name": Expected(str, _is_path, "a path such as 42/LIST-42.manifest.json"), "serial": SERIAL, "kind": word(FULL, DELTA),
+    "size": integer(1, MANIFEST_BYTES_MAX), "sha256": DIGEST, "signatures": array(SIGNATURES_MAX, "times 64 hexadecimal digits", is_digest),
+    "issued": TIME, "content": DIGEST,
+}  # fmt: skip

@@ -12,11 +12,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,6 +70,21 @@ class Placed:
     """True if the deltas were folded into a full release."""
 
 
+class _Room(NamedTuple):
+    """Publisher's folder to which a release is added."""
+
+    folder: Path
+    before: FolderIndex | None
+    """Present index."""
+    path: Path
+    """Temporary folder, whose subfolders have the files of new releases."""
+
+    @property
+    def offers(self) -> Sequence[Offer]:
+        """Releases in the present index."""
+        return () if self.before is None else self.before.releases
+
+
 def publish_into(
     folder: Path, spec: ReleaseSpec, *, keep: timedelta = KEEP, new_key: bool = False, progress: Progress = lambda *_: None,
     warn: Callable[[str], None] = lambda _: None, each_bad: Callable[[str, int, str, bytes], None] | None = None,
@@ -90,32 +106,16 @@ def publish_into(
         ReleaseRefused: if the release is rejected.
         EirError: if another process is publishing into the folder.
     """
-    with _publish_lock(folder):
-        before = load_index(folder)
-        spec = replace(spec, kind=spec.kind or (None if before is None else before.holds))
-        _check(before, folder, list_name=spec.list, serial=spec.serial, base=spec.base, holds=spec.kind)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as temporary:
-            staged = Path(temporary) / str(spec.serial)
-            published = publish(spec, staged, progress=progress, warn=warn, each_bad=each_bad)
-            if not new_key:
-                _check_keys(folder, before, _signatures_of(published.manifest))
-            contents = Contents(folder, spec.list, published.kind, Path(temporary))
-            manifests = _earlier_manifests(folder, before, spec.base)
-            content = asyncio.run(contents.load([*manifests, published.manifest]))
-            offer = _offer(published.manifest, content.head)
-            _place_release(offer, staged, folder)
-            written = _next_index_time(before, spec.issued, warn)
-            index = _next_index(before, offer, spec.list, published.kind, written)
-            middle = spec.issued + (spec.expires - spec.issued) / 2
-            folds = spec.base is not None and _needs_full_release(index, folder, spec.issued - keep, middle)
-            if folds:
-                full = contents.fold(content, spec)
-                _place_release(full, Path(temporary) / full.folder, folder)
-                index = replace(index, releases=sort_offers([*index.releases, full]))
-        index = trim_index(index, spec.issued - keep)
-        _replace_index(folder, before, index, sign_document(encode_index(index), spec.keys[0]))
-    manifest = folder / offer.name
-    return Placed(published=replace(published, manifest=manifest), index=index, folded=folds)
+    with _open_room(folder) as room:
+        spec = replace(spec, kind=spec.kind or (None if room.before is None else room.before.holds))
+        _check(room, list_name=spec.list, serial=spec.serial, base=spec.base, holds=spec.kind)
+        published = publish(spec, room.path / str(spec.serial), progress=progress, warn=warn, each_bad=each_bad)
+        index, folded = _add(
+            room, published.manifest, kind=published.kind, now=spec.issued, keep=keep, key=spec.keys[0], new_key=new_key, warn=warn,
+            spec=spec,
+        )  # fmt: skip
+    manifest = folder / str(spec.serial) / published.manifest.name
+    return Placed(published=replace(published, manifest=manifest), index=index, folded=folded)
 
 
 def offer_release(
@@ -126,80 +126,73 @@ def offer_release(
 
     Deltas are not folded, because a full release may need signatures of absent signers. Raises as `publish_into`.
     """
-    release = parse_manifest(_content(manifest))
-    with _publish_lock(folder):
-        before = load_index(folder)
-        kind = _kind_of_list(before, holds)
-        _check(before, folder, list_name=release.list, serial=release.serial, base=release.base, holds=kind)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as temporary:
-            staged = Path(temporary) / str(release.serial)
+    with _open_room(folder) as room:
+        kind = holds or (DEVICES if room.before is None else room.before.holds)
+        try:
+            release = parse_manifest(manifest.read_bytes())
+            _check(room, list_name=release.list, serial=release.serial, base=release.base, holds=kind)
+            staged = room.path / str(release.serial)
             staged.mkdir()
-            data_names = (file.name for file in release.files)
-            for name in (manifest.name, *_signatures(manifest), *data_names):
-                _copy(manifest.with_name(name), staged / name)
-            staged_manifest = staged / manifest.name
-            contents = Contents(folder, release.list, kind, Path(temporary))
-            manifests = _earlier_manifests(folder, before, release.base)
-            offer = _offer(staged_manifest, asyncio.run(contents.load([*manifests, staged_manifest])).head)
-            index = _next_index(before, offer, release.list, kind, _next_index_time(before, now, warn))
-            if len(_deltas_after_full(index)) > deltas_max:
-                detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
-                raise ReleaseRefused("base", detail)
-            index = trim_index(index, now - keep)
-            content = sign_document(encode_index(index), key)
-            if not new_key:
-                index_signature = content[content.rfind(BEGINS) :]
-                _check_keys(folder, before, [*_signatures_of(staged_manifest), index_signature])
-            _place_release(offer, staged, folder)
-        _replace_index(folder, before, index, content)
+            for name in (manifest.name, *_signatures(manifest), *(file.name for file in release.files)):
+                shutil.copyfile(manifest.with_name(name), staged / name)
+        except OSError as error:
+            raise ReleaseRefused("file_missing", f"{error.filename}: {error.strerror}") from None
+        index, _ = _add(
+            room, staged / manifest.name, kind=kind, now=now, keep=keep, key=key, new_key=new_key, warn=warn,
+            deltas_max=deltas_max,
+        )  # fmt: skip
     return index
 
 
-def _kind_of_list(index: FolderIndex | None, holds: str | None) -> str:
-    if holds is not None:
-        return holds
-    return DEVICES if index is None else index.holds
+def _add(
+    room: _Room, manifest: Path, *, kind: str, now: datetime, keep: timedelta, key: Path,
+    new_key: bool, warn: Callable[[str], None], spec: ReleaseSpec | None = None, deltas_max: int = DELTAS_MAX,
+) -> tuple[FolderIndex, bool]:  # fmt: skip
+    """Add a staged release to a publisher's folder; return the new index, and True if the deltas were folded.
 
+    Args:
+        room: publisher's folder.
+        manifest: manifest in a subfolder of the temporary folder, with signatures and data files beside it.
+        kind: kind of the list.
+        now: time of the new index.
+        keep: time for which deltas are kept.
+        key: key that signs the index.
+        new_key: skip the check of the keys by `_check_keys`.
+        warn: receives warnings.
+        spec: order of the release, with whose keys the deltas are folded.
+        deltas_max: maximum number of deltas that are not folded.
 
-def _earlier_manifests(folder: Path, index: FolderIndex | None, base: int | None) -> list[Path]:
-    """Return the manifests on which a new delta builds: the newest full release, then its deltas. Empty for a new full release."""
-    if index is None or base is None:
-        return []
-    return [folder / offer.name for offer in releases_to_load(index, None, 0)]
-
-
-def _next_index(before: FolderIndex | None, offer: Offer, list_name: str, kind: str, issued: datetime) -> FolderIndex:
-    """Return the index after a further release was added."""
-    offers = () if before is None else before.releases
-    return FolderIndex(list=list_name, holds=kind, issued=issued, releases=sort_offers([*offers, offer]))
+    Raises:
+        ReleaseRefused: if the release is rejected.
+    """
+    release = parse_manifest(manifest.read_bytes())
+    folder, offers = room.folder, room.offers
+    earlier = () if room.before is None or release.base is None else releases_to_load(room.before, None, 0)
+    contents = Contents(folder, release.list, kind, room.path)
+    content = asyncio.run(contents.load([*(folder / offer.name for offer in earlier), manifest]))
+    added = [_offer(manifest, content.head)]
+    issued = _next_index_time(room.before, now, warn)
+    index = FolderIndex(list=release.list, holds=kind, issued=issued, releases=sort_offers([*offers, *added]))
+    if spec is not None and release.base is not None and _needs_full_release(index, folder, spec, now - keep):
+        added.append(contents.fold(content, spec))
+        index = replace(index, releases=sort_offers([*offers, *added]))
+    elif spec is None and len(_deltas_after_full(index)) > deltas_max:
+        detail = f"{deltas_max} deltas stand behind serial {index.full.serial}: a full release is needed now"
+        raise ReleaseRefused("base", detail)
+    index = trim_index(index, now - keep)
+    document = sign_document(encode_index(index), key)
+    if not new_key:
+        _check_keys(room, [*_signatures_of(manifest), document[document.rfind(BEGINS) :]])
+    for offer in added:
+        _place_release(offer, room.path / offer.folder, folder)
+    write_file(folder / INDEX, document, mode=MODE, durable=True)
+    _delete_unused(folder, {offer.folder for offer in (*offers, *index.releases)})
+    return index, len(added) > 1
 
 
 def _deltas_after_full(index: FolderIndex) -> list[Offer]:
     """Return the deltas that follow the newest full release in the index."""
     return [offer for offer in index.releases if offer.serial > index.full.serial]
-
-
-def _replace_index(folder: Path, before: FolderIndex | None, index: FolderIndex, content: bytes) -> None:
-    """Write the new signed index of a publisher's folder; then delete the releases that neither the old nor the new index lists.
-
-    The files of all releases in the index must exist before.
-    """
-    write_file(folder / INDEX, content, mode=MODE, durable=True)
-    _delete_unused(folder, before, index)
-
-
-def _content(manifest: Path) -> bytes:
-    try:
-        return manifest.read_bytes()
-    except OSError as error:
-        raise ReleaseRefused("file_missing", f"{manifest}: {error.strerror}") from None
-
-
-def _copy(path: Path, to: Path) -> None:
-    try:
-        shutil.copyfile(path, to)
-    except OSError as error:
-        raise ReleaseRefused("file_missing", f"{path}: {error.strerror}") from None
 
 
 def _signatures(manifest: Path) -> list[str]:
@@ -209,10 +202,9 @@ def _signatures(manifest: Path) -> list[str]:
     return names
 
 
-def _check(
-    before: FolderIndex | None, folder: Path, *, list_name: str, serial: int, base: int | None, holds: str | None
-) -> None:
+def _check(room: _Room, *, list_name: str, serial: int, base: int | None, holds: str | None) -> None:
     """Reject a release that does not fit the present index of the publisher's folder."""
+    folder, before = room.folder, room.before
     if before is None:
         if base is not None:
             raise ReleaseRefused("base", f"{folder} has no release yet: a full one is needed first")
@@ -231,7 +223,7 @@ def _signatures_of(manifest: Path) -> list[bytes]:
     return [manifest.with_name(name).read_bytes() for name in _signatures(manifest)]
 
 
-def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[bytes]) -> None:
+def _check_keys(room: _Room, signatures: Sequence[bytes]) -> None:
     """Reject signatures by an unknown key. The known keys are in the folder's file `signers`, or have signed a release in the folder.
 
     Nodes may not trust an unknown key. The first release of a folder without `signers` may have any key.
@@ -240,15 +232,15 @@ def _check_keys(folder: Path, before: FolderIndex | None, signatures: Sequence[b
         ReleaseRefused: `untrusted_signer`.
         EirError: if the file `signers` cannot be read.
     """
+    folder = room.folder
     file = folder / SIGNERS
     try:
         known = keys_of(file.read_bytes()) if file.exists() else set()
     except OSError as error:
         raise EirError(f"the keys that nodes trust {file} cannot be read: {error.strerror}") from None
-    if before is None and not known:
+    if room.before is None and not known:
         return
-    offers = () if before is None else before.releases
-    for offer in offers:
+    for offer in room.offers:
         paths = [folder / offer.folder / name for name in signature_names(offer.manifest)]
         known.update(key_in(path.read_bytes()) for path in paths if path.exists())
     for signature in signatures:
@@ -277,17 +269,16 @@ def _next_index_time(before: FolderIndex | None, now: datetime, warn: Callable[[
     return now
 
 
-def _needs_full_release(index: FolderIndex, folder: Path, until: datetime, ends: datetime) -> bool:
+def _needs_full_release(index: FolderIndex, folder: Path, spec: ReleaseSpec, until: datetime) -> bool:
     """Return True if a new full release must replace the deltas after the newest full release.
 
     This is the case if there are at least DELTAS_MAX deltas, if one of them was issued before `until`, or if the full
-    release expires before `ends`. A new node cannot load an expired release.
+    release expires before half of the new release's time. A new node cannot load an expired release.
     """
-    manifest = folder / index.full.name
-    if parse_manifest(manifest.read_bytes()).expires < ends:
-        return True
+    full = parse_manifest((folder / index.full.name).read_bytes())
     deltas = _deltas_after_full(index)
-    return len(deltas) >= DELTAS_MAX or any(datetime.fromisoformat(delta.issued) < until for delta in deltas)
+    is_old = any(datetime.fromisoformat(delta.issued) < until for delta in deltas)
+    return is_old or len(deltas) >= DELTAS_MAX or full.expires < spec.issued + (spec.expires - spec.issued) / 2
 
 
 class Contents:
@@ -387,15 +378,11 @@ def load_index(folder: Path) -> FolderIndex | None:
     return parse_index(content[: content.rfind(BEGINS)])
 
 
-def _delete_unused(folder: Path, before: FolderIndex | None, now: FolderIndex) -> None:
-    """Delete the subfolders of releases that are listed neither in the new index `now` nor in the previous index `before`.
+def _delete_unused(folder: Path, listed: Collection[str]) -> None:
+    """Delete the subfolders of releases that neither the new nor the previous index lists. A node may still be using the previous index.
 
-    A node may still be using the previous index.
+    `listed`: subfolders of the releases in both indexes.
     """
-    offers = [*now.releases]
-    if before is not None:
-        offers += before.releases
-    listed = {offer.folder for offer in offers}
     for place in folder.iterdir():
         is_release = place.name.removesuffix("-full").isdigit()
         if is_release and place.name not in listed and place.is_dir() and not place.is_symlink():
@@ -403,7 +390,12 @@ def _delete_unused(folder: Path, before: FolderIndex | None, now: FolderIndex) -
 
 
 @contextmanager
-def _publish_lock(folder: Path) -> Iterator[None]:
+def _open_room(folder: Path) -> Iterator[_Room]:
+    """Lock a publisher's folder, and yield it with a temporary folder. What an interrupted process has left is deleted.
+
+    Raises:
+        EirError: if another process is publishing into the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -416,4 +408,5 @@ def _publish_lock(folder: Path) -> Iterator[None]:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        yield
+        with tempfile.TemporaryDirectory(dir=folder, prefix=ROOM) as temporary:
+            yield _Room(folder, load_index(folder), Path(temporary))

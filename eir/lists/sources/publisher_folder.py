@@ -286,11 +286,11 @@ class PublisherFolderSource:
             subject = f"{offer.manifest} is {manifest.kind} {manifest.serial}"
             mixed = ReleaseRefused("mixed", f"{subject}; {INDEX} calls it {offer.kind} {offer.serial}")
             return self._rejected(offer, mixed)
-        return Candidate(offer.manifest, (), release, None)
+        return Candidate(offer.manifest, (), release)
 
     def _rejected(self, offer: Offer, refused: ReleaseRefused) -> Candidate:
         refused.name_release(self._own.name, offer.serial)
-        return Candidate(offer.manifest, (), None, refused)
+        return Candidate(offer.manifest, (), fault=refused)
 
     async def _fetch_data(self, folder: str, manifest: Manifest, place: Path) -> None:
         """Fetch those data files of a release that are missing or damaged in the folder `place`.

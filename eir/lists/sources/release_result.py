@@ -3,13 +3,14 @@
 A process that loads returns its result as JSON.
 """
 
+import errno
 import os
 from collections.abc import Mapping, MutableSequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from eir.errors import ReleaseRefused, escape_invalid
+from eir.errors import ReleaseRefused, StoreError, escape_invalid, refused_by
 from eir.lists.changes.release_load import LoadReport
 from eir.lists.log.change import utc_text
 from eir.lists.log.journal import ACCEPTED, CLAIMS, REFUSED, JournalEvent
@@ -19,6 +20,10 @@ WAITING = "waiting"
 CRASH, KILLED = "crash", "killed"
 LOADED, UNCHANGED, UNREACHED, ELSEWHERE = "loaded", "unchanged", "unreached", "elsewhere"
 """Outcomes of a turn, beside REFUSED and WAITING: a release was loaded, no release was there, the server was not reached, another process or node takes the releases."""
+AGAIN_S = {WAITING: 30.0, ELSEWHERE: 10.0}
+"""Seconds until a waiting release is tried again, and before another turn if another process or node has the right to load."""
+OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ})
+"""System errors that the name of a delivered file causes. This host causes all other system errors."""
 
 
 def printable(name: str) -> str:
@@ -78,16 +83,23 @@ def accepted(manifest: str, report: LoadReport) -> ReleaseResult:
     )  # fmt: skip
 
 
-def rejected(manifest: str, refused: ReleaseRefused) -> ReleaseResult:
-    """Return the result of a rejected release."""
+def failed(manifest: str, fault: Exception) -> ReleaseResult:
+    """Return the result of a release whose verification or load raised an exception.
+
+    If this host causes the failure (its store, its disk), the release waits until the host is repaired. Any other exception rejects the release.
+    """
+    if isinstance(fault, StoreError):
+        return _waiting(manifest, fault.cause, f"the store: {fault}")
+    if isinstance(fault, OSError) and fault.errno not in OF_THE_NAME:
+        return _waiting(manifest, "disk", str(fault))
+    refused = fault if isinstance(fault, ReleaseRefused) else refused_by(fault)
     return ReleaseResult(
         manifest=manifest, outcome=REFUSED, list=refused.list_name, serial=refused.serial, digest=refused.digest,
         reason=refused.reason, detail=refused.detail, claims=refused.claims,
     )  # fmt: skip
 
 
-def waiting(manifest: str, reason: str, detail: str) -> ReleaseResult:
-    """Return the result of a release that waits until a fault of this host is repaired."""
+def _waiting(manifest: str, reason: str, detail: str) -> ReleaseResult:
     return ReleaseResult(manifest=manifest, outcome=WAITING, reason=reason, detail=escape_invalid(detail), here=True)
 
 
@@ -131,8 +143,10 @@ class Turn:
         return tuple(each.serial or 0 for each in self.results if each.outcome == ACCEPTED)
 
     def end(self, outcome: str, reason: str, detail: str) -> None:
-        """Set the outcome of the turn."""
+        """Set the outcome of the turn, and the time of the next turn if that depends on the outcome."""
         self.outcome, self.reason, self.detail = outcome, reason, detail
+        if outcome in AGAIN_S:
+            self.repeat_after(AGAIN_S[outcome])
 
     def repeat_after(self, seconds: float) -> None:
         """Start the next turn after this time at the latest."""

@@ -5,7 +5,6 @@ unreachable, the disk is full, a signers file cannot be read), the release stays
 waits for the time that its source gives. Any other fault rejects the release. No release can block those of others.
 """
 
-import errno
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from eir.curl import Unreached
-from eir.errors import ReleaseRefused, StoreError, refused_by
+from eir.errors import ReleaseRefused, StoreError
 from eir.lists.changes.release_load import NO_MARK, check_follows
 from eir.lists.log.change import Head, SerialMark
 from eir.lists.log.journal import ACCEPTED, REFUSED
@@ -23,6 +22,7 @@ from eir.lists.log.store import LogStore
 from eir.lists.record.settings import ListSettings
 from eir.lists.releases.release import VerifiedRelease
 from eir.lists.sources.release_result import (
+    AGAIN_S,
     CRASH,
     KILLED,
     LOADED,
@@ -30,15 +30,10 @@ from eir.lists.sources.release_result import (
     WAITING,
     ReleaseResult,
     Turn,
+    failed,
     printable,
-    rejected,
-    waiting,
 )
 
-AGAIN_S = 30.0
-"""Seconds until a waiting release is tried again."""
-ELSEWHERE_S = 10.0
-"""Seconds before another turn if another process or node has the right to load."""
 ATTEMPTS_MAX = 3
 """Number of processes killed while they loaded the same release, after which the release is rejected."""
 ATTEMPTED_MAX = 100
@@ -51,9 +46,6 @@ PATIENT = frozenset({
     "threshold", "issued_in_future", "timeout", "changed", "file_missing", "file_size", "signature_missing",
 })  # fmt: skip
 """Reasons that may end by themselves, as Unfinished: files or signatures arrive, clocks converge."""
-OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ})
-"""System errors that the name of a delivered file causes. This host causes all other system errors."""
-
 Load: TypeAlias = Callable[[VerifiedRelease, Path], Awaitable[ReleaseResult]]
 """Function that loads a verified release, whose data files are in the folder."""
 
@@ -70,10 +62,10 @@ class Candidate:
     """File name of the manifest."""
     signatures: tuple[str, ...]
     """File names of the signatures. `.sig` is the last one: a manifest counts as delivered while its `.sig` exists."""
-    release: VerifiedRelease | None
+    release: VerifiedRelease | None = None
     """Release, if the signatures are valid."""
-    fault: ReleaseRefused | OSError | None
-    """Reason for the rejection, or fault of this host, if the signatures are not verified."""
+    fault: Exception | None = None
+    """Error of the verification."""
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -161,30 +153,25 @@ async def process_source(source: Source, settings: TurnSettings) -> Turn:
         await _process_all(source, settings)
     except Unreached as error:
         turn.end(UNREACHED, error.reason, str(error))
-    except ReleaseRefused as refused:
-        turn.end(REFUSED, refused.reason, refused.detail)
-    except StoreError as error:
-        turn.end(WAITING, error.cause, f"the store: {error}")
-        turn.repeat_after(AGAIN_S)
+    except (ReleaseRefused, StoreError) as error:
+        result = failed("", error)
+        turn.end(result.outcome, result.reason, result.detail)
     except OSError as error:
         turn.end(WAITING, "disk", str(error))
-        turn.repeat_after(AGAIN_S)
     return turn
 
 
 async def _process_all(source: Source, settings: TurnSettings) -> None:
-    turn, failed = source.turn, set[str]()
+    turn, stopped = source.turn, set[str]()
     async for candidate in source.candidates():
-        if candidate.list in failed:
+        if candidate.list in stopped:
             continue
         if not settings.is_held():
-            turn.repeat_after(AGAIN_S)
+            turn.repeat_after(AGAIN_S[WAITING])
             return
-        result, wait_s = await _process(source, candidate, settings)
-        if wait_s is not None:
-            turn.repeat_after(wait_s)
+        result = await _process(source, candidate, settings)
         if result.here and result.reason not in HOST | AGED:  # its store fails, or the disk
-            failed.add(candidate.list or "")
+            stopped.add(candidate.list or "")
         if result.outcome == ACCEPTED:
             turn.outcome = LOADED
         settings.emit(result)
@@ -192,42 +179,34 @@ async def _process_all(source: Source, settings: TurnSettings) -> None:
         await source.done(candidate, result)
 
 
-async def _process(source: Source, candidate: Candidate, settings: TurnSettings) -> tuple[ReleaseResult, float | None]:
-    """Load one release of a source; return its result, and the seconds until a waiting release is tried again.
+async def _process(source: Source, candidate: Candidate, settings: TurnSettings) -> ReleaseResult:
+    """Load one release of a source; return its result. If the release waits, set the time of the next turn.
 
     Raises:
         Unreached: if its files cannot be fetched.
     """
-    result, is_unfinished = await _try(source, candidate, settings)
+    is_unfinished, wait_s = False, AGAIN_S[WAITING]
+    try:
+        result = await _load(source, candidate, settings)
+    except Unreached:
+        raise
+    except Exception as fault:  # noqa: BLE001 - a bug with one release must not stop the others
+        result, is_unfinished = failed("", fault), isinstance(fault, Unfinished)
     result = replace(result, manifest=printable(candidate.name))
     if candidate.release is not None:
         result = replace(result, list=candidate.list, serial=candidate.serial, digest=candidate.digest)
     if result.reason in AGED and not settings.believed:
         detail = f"{result.detail}; the clock has jumped by hours, and is not trusted yet"
-        return replace(result, outcome=WAITING, here=True, detail=detail), AGAIN_S
-    if result.here or result.reason in HOST:
-        return replace(result, outcome=WAITING, here=True), AGAIN_S
-    if result.outcome == REFUSED:
-        left_s = source.remaining_s(candidate, is_patient=is_unfinished or result.reason in PATIENT)
-        if left_s > 0:
-            return replace(result, outcome=WAITING), min(left_s, AGAIN_S)
-    return result, None
-
-
-async def _try(source: Source, candidate: Candidate, settings: TurnSettings) -> tuple[ReleaseResult, bool]:
-    """Load one release; return its result, and True if it was rejected because files or its base have not arrived."""
-    try:
-        return await _load(source, candidate, settings), False
-    except ReleaseRefused as refused:
-        return rejected(candidate.name, refused), isinstance(refused, Unfinished)
-    except StoreError as error:
-        return waiting(candidate.name, error.cause, f"the store: {error}"), False
-    except Unreached:
-        raise
-    except Exception as fault:  # noqa: BLE001 - a bug with one release must not stop the others
-        if isinstance(fault, OSError) and fault.errno not in OF_THE_NAME:
-            return waiting(candidate.name, "disk", str(fault)), False
-        return rejected(candidate.name, refused_by(fault)), False
+        result = replace(result, outcome=WAITING, here=True, detail=detail)
+    elif result.reason in HOST:
+        result = replace(result, outcome=WAITING, here=True)
+    elif result.outcome == REFUSED:
+        wait_s = source.remaining_s(candidate, is_patient=is_unfinished or result.reason in PATIENT)
+        if wait_s > 0:
+            result = replace(result, outcome=WAITING)
+    if result.outcome == WAITING:
+        source.turn.repeat_after(min(wait_s, AGAIN_S[WAITING]))
+    return result
 
 
 async def _load(source: Source, candidate: Candidate, settings: TurnSettings) -> ReleaseResult:

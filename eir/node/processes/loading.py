@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eir.config import Config
-from eir.errors import ReleaseRefused, Report, SetupFault, StoreError, refused_by, silent
+from eir.errors import ReleaseRefused, Report, SetupFault, StoreError, silent
 from eir.lists.changes.release_load import ReleaseLoader
 from eir.lists.follow.list_copy import serial_marks
 from eir.lists.record.in_force import save_mark
@@ -35,11 +35,10 @@ from eir.lists.sources.release_result import (
     ReleaseResult,
     Turn,
     accepted,
-    rejected,
+    failed,
     result_of,
-    waiting,
 )
-from eir.lists.sources.source import AGAIN_S, ELSEWHERE_S, TurnSettings
+from eir.lists.sources.source import TurnSettings
 from eir.lists.stores.open import open_store
 from eir.node.processes.apart import LOAD_S_MAX, Emit, NoOutcome, WorkProcess
 from eir.node.processes.lease import Lease
@@ -88,7 +87,7 @@ async def load_apart(
     try:
         return result_of(await process.run(_load, config, job, handlers=handlers))
     except NoOutcome as fault:
-        return rejected("", _refusal_after(fault, config.load_memory))
+        return failed("", _refusal_after(fault, config.load_memory))
 
 
 def _refusal_after(fault: NoOutcome, memory_max: int) -> ReleaseRefused:
@@ -127,17 +126,11 @@ async def _load(
             result = accepted("", report)
         finally:
             await store.close()
-    except StoreError as error:
-        result = waiting("", error.cause, f"the store: {error}")
-    except ReleaseRefused as refused:
-        result = rejected("", refused)
     except MemoryError:
         detail = f"its load takes more memory than limits.load_memory allows ({config.load_memory} bytes): raise that, or split the release"
-        result = rejected("", ReleaseRefused("memory", detail))
-    except OSError as error:
-        result = waiting("", "disk", str(error))
+        result = failed("", ReleaseRefused("memory", detail))
     except Exception as fault:  # noqa: BLE001 - a bug with one release
-        result = rejected("", refused_by(fault))
+        result = failed("", fault)
     return asdict(result)
 
 
@@ -176,7 +169,6 @@ async def process_once(
     with _locked(folder / lock) as is_locked:
         if not is_locked:
             turn.end(ELSEWHERE, "", "another process on this host is doing it")
-            turn.repeat_after(ELSEWHERE_S)
             return turn
         store = open_store(config.store, config.state)
         try:
@@ -195,7 +187,6 @@ async def process_once(
                 return await load_delivered(drop, settings)
         except StoreError as error:
             turn.end(WAITING, error.cause, f"the store: {error}")
-            turn.repeat_after(AGAIN_S)
             return turn
         finally:
             await process.close()

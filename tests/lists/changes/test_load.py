@@ -26,7 +26,7 @@ from eir.lists.log.reader import read_content
 from eir.lists.log.writer import ListWriter
 from eir.lists.record.listed_entries import entries_in, reason_and_day
 from eir.lists.record.reasons import reason_at
-from eir.lists.sources.release_result import rejected
+from eir.lists.sources.release_result import failed
 from eir.lists.stores.redis import RedisStore
 from eir.lists.table.columns import SECONDS
 
@@ -98,7 +98,7 @@ async def refused(agency, manifest, store, **arguments):
     with pytest.raises(ReleaseRefused) as caught:
         await agency.load(manifest, store, **arguments)
     assert dict(await store.heads()) == before
-    event = rejected("", caught.value).rejection("tester@host", NOW)
+    event = failed("", caught.value).rejection("tester@host", NOW)
     assert (event.what, event.outcome, event.who, event.time) == ("refuse", REFUSED, "tester@host", text(NOW))
     said = f"{caught.value.reason}: {caught.value.detail}"
     assert event.detail.removeprefix(said) in {"", *UNVERIFIED}
@@ -551,7 +551,7 @@ async def test_what_a_manifest_claims_that_nobody_vouches_for_is_on_record(agenc
     agency.rewrite(manifest, document, key=make_key(agency.folder, "stranger"))
     with pytest.raises(ReleaseRefused) as caught:
         await agency.load(manifest, store)
-    event = rejected("", caught.value).rejection("tester@host", NOW)
+    event = failed("", caught.value).rejection("tester@host", NOW)
     assert (event.list, event.serial, event.detail) == (
         None,
         None,

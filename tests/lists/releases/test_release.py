@@ -15,9 +15,9 @@ from simulated.releases import NAME, NOW, make_key, public, sign, text
 
 from eir.errors import ReleaseRefused
 from eir.lists.releases import openssh
+from eir.lists.releases.document import SERIAL_MAX
 from eir.lists.releases.openssh import claims_one_of, distinct_signers, keys_of
 from eir.lists.releases.release import (
-    SERIAL_MAX,
     check_serial,
     is_plain_name,
     naming_release,
@@ -400,7 +400,7 @@ def test_a_manifest_of_another_version_names_both_formats(given):
     with pytest.raises(ReleaseRefused) as caught:
         parse_manifest(json.dumps(MANIFEST | {"format": given}).encode())
     assert caught.value.detail == (
-        f"the manifest has the format {str(given)[:40]!r}, and this version reads 'eir-release/1': update the program here or at the publisher"
+        f"the manifest has the format {str(given)[:40]!r}, and this version reads 'eir-release/1': publisher and node need versions of this program with the same format"
     )
 
 

@@ -174,7 +174,9 @@ def test_what_is_no_acknowledgement(tmp_path):
         assert read(signed(key, rejected=rejected, release=None)).lists == {
             "stolen": said(rejected=rejected, release=None)
         }
-    with pytest.raises(ReleaseRefused, match=r'"format" of .* is not "eir-acknowledgement/2": .* versions'):
+    with pytest.raises(
+        ReleaseRefused, match=r"the format 'x', and this version reads 'eir-acknowledgement/2': .* versions"
+    ):
         read(sign_document(_of_another_format(content), key, NAMESPACE))
 
 

@@ -247,12 +247,16 @@ async def test_a_tag_that_a_server_fails_over_is_forgotten(register, node, fault
 @pytest.mark.parametrize("fault", ["continue", "drip"])
 @pytest.mark.parametrize("where", [INDEX, ".manifest.json", ".zst"])
 async def test_an_answer_that_never_begins_does_not_hold_a_pull(register, node, fault, where, monkeypatch):
+    """A recent curl breaks the connection earlier, when the interim responses have more than 300 KiB."""
     register.publish(ROWS[:20])
     register.web.fault = lambda path: fault if path.endswith(where) else None
+    reasons = {"timeout", "connection"} if fault == "continue" else {"timeout"}
     with monkeypatch.context() as hurried:
         hurried.setattr(curl, "ANSWER_S", 1.0)
-        assert await node.pull() == ("unreached", "timeout")
-    assert await node.pull(until=time.monotonic() + 1.0) == ("unreached", "timeout")
+        outcome, reason = await node.pull()
+        assert (outcome, reason in reasons) == ("unreached", True), reason
+    outcome, reason = await node.pull(until=time.monotonic() + 1.0)
+    assert (outcome, reason in reasons) == ("unreached", True), reason
     register.web.fault = None
     assert await node.pull() == ("loaded", "")
 
