@@ -6,7 +6,7 @@ and a node imports them before it starts its processes, which share their memory
 are called.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -108,11 +108,6 @@ class Context:
     """True if the servers of this worker connect to peers."""
     announce: Callable[[str, str], object]
     """Sends a protocol and the unique name of one of its clients to all other workers."""
-
-
-IsRecorded = Callable[[str, str], Awaitable[bool]]
-"""Function that waits until the journal of this host has the change of a list with this digest. It returns False if the journal lacks the change
-after some seconds, and raises EirError if the follower does not run."""
 
 
 class NodeLoad(NamedTuple):
