@@ -7,7 +7,7 @@ application on top of them. The modules, in the order from socket to answer: lin
 
 `application` also has the commands of the base protocol, `dictionary` the AVPs, `result` the Result-Codes. `node` has the
 listeners and the peer table; `admission` decides which connections of a peer may be open; `dialer` makes outgoing connections.
-`watchdog` and `capabilities` implement the RFC sections of these names. `client` sends requests to one node or to several. Peer
+`watchdog` and `capabilities` implement the RFC sections of these names. `client` sends requests to one node. Peer
 settings, limits and transports are in eir.wire.peers and eir.wire.transport.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eir.errors import DiameterError, EirError
     from eir.wire.diameter.application import Application, Command, application_id_avp
     from eir.wire.diameter.avp import Avp, encode, encode_text, encode_u32, key_of, text, u32_or
-    from eir.wire.diameter.client import Client, Servers, connect
+    from eir.wire.diameter.client import Client, connect
     from eir.wire.diameter.dictionary import BASE_DICTIONARY, Dictionary, read_avps
     from eir.wire.diameter.grammar import Grammar, read_grammar
     from eir.wire.diameter.message import Answer, Reply, Request
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASE_DICTIONARY", "Answer", "Application", "Avp", "Client", "Command", "Counts", "DiameterError", "Dictionary", "EirError", "Grammar",
-    "Identity", "Limits", "Node", "PeerSettings", "Reply", "Request", "SctpSettings", "Servers", "TlsSettings", "application_id_avp", "connect",
+    "Identity", "Limits", "Node", "PeerSettings", "Reply", "Request", "SctpSettings", "TlsSettings", "application_id_avp", "connect",
     "encode", "encode_text", "encode_u32", "key_of", "read_avps", "read_grammar", "text", "u32_or",
 ]  # fmt: skip
 
 _HOMES = {
     "application": {"Application", "Command", "application_id_avp"},
-    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "Servers", "connect"},
+    "avp": {"Avp", "encode", "encode_text", "encode_u32", "key_of", "text", "u32_or"}, "client": {"Client", "connect"},
     "dictionary": {"BASE_DICTIONARY", "Dictionary", "read_avps"}, "grammar": {"Grammar", "read_grammar"}, "message": {"Answer", "Reply", "Request"},
     "node": {"Node"}, "eir.wire.peers.counts": {"Counts"},
     "eir.wire.peers.settings": {"Identity", "Limits", "PeerSettings"}, "eir.wire.transport.settings": {"SctpSettings", "TlsSettings"},

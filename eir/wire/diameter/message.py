@@ -14,7 +14,7 @@ from eir.wire.diameter.result import INVALID_MESSAGE_LENGTH, UNSUPPORTED_VERSION
 
 VERSION = 1
 HEADER_BYTES = 20
-R_FLAG, P_FLAG, E_FLAG, T_FLAG = 0x80, 0x40, 0x20, 0x10
+R_FLAG, P_FLAG, E_FLAG = 0x80, 0x40, 0x20
 TLS_HANDSHAKE = 0x1603
 """First two bytes of a TLS handshake record: type and major version (RFC 8446 5.1)."""
 

@@ -222,9 +222,9 @@ class Peer:
             self.watchdog.ask(now)
             self._send_dwr()
 
-    def ask(self, command: int, avps: bytes, end_to_end: int | None = None, flags: int = 0) -> int:
+    def ask(self, command: int, avps: bytes) -> int:
         """Send a request of the application (with the P bit) on an open connection, and return its hop-by-hop id."""
-        hop_by_hop = self.traffic.request(command, avps, self._context.application.id, P_FLAG | flags, end_to_end)
+        hop_by_hop = self.traffic.request(command, avps, self._context.application.id, P_FLAG)
         self._asked.add(hop_by_hop)
         return hop_by_hop
 

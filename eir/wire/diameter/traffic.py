@@ -73,13 +73,10 @@ class Traffic:
 
     # Messages out
 
-    def request(
-        self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0, end_to_end: int | None = None
-    ) -> int:
-        """Append a request to `out`; return its hop-by-hop id. Without `end_to_end`, both ids of the request are equal."""
+    def request(self, code: int, avps: bytes, application_id: int = BASE, flags: int = 0) -> int:
+        """Append a request to `out`; return its hop-by-hop id, which is its end-to-end id too."""
         self._next_id = self._next_id + 1 & 0xFFFFFFFF
-        ids = (self._next_id, self._next_id if end_to_end is None else end_to_end)
-        self.out.append(encode_message(R_FLAG | flags, code, application_id, ids, avps))
+        self.out.append(encode_message(R_FLAG | flags, code, application_id, (self._next_id, self._next_id), avps))
         command = self.command(application_id, code)
         self.context.counts.messages[self.label, command.name if command else OTHER, "request", "out"] += 1
         return self._next_id

@@ -7,19 +7,16 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 import python_diameter
 from diameter.message.avp.grouped import ExperimentalResult, VendorSpecificApplicationId
 from diameter.message.commands.purge_ue import PurgeUeRequest
 from diameter.node.application import Application
-from simulated import wire
 from simulated.patience import PATIENCE_S, PROGRAM_S
-from simulated.tcp_server import accepting
 
 import eir.wire.diameter
-from eir.wire.diameter import EirError, Servers
+from eir.wire.diameter import connect
 
 PAGE = (Path(eir.wire.diameter.__file__).parent / "README.md").read_text()
 (CODE,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -45,18 +42,12 @@ def page(script):
 
 
 @asynccontextmanager
-async def asking(page, *addresses, **options):
-    servers = Servers(
-        [f"tcp://{host}:{port}" for host, port in addresses],
-        page["ASKING"],
-        origin_host=MME,
-        origin_realm=REALM,
-        **options,
-    )
+async def asking(page, host, port):
+    client = await connect(host, port, page["ASKING"], origin_host=MME, origin_realm=REALM)
     try:
-        yield servers
+        yield client
     finally:
-        await servers.close()
+        await client.close()
 
 
 @asynccontextmanager
@@ -66,37 +57,6 @@ async def hss(page, *imsis):
         yield address
     finally:
         await node.drain(1)
-
-
-@asynccontextmanager
-async def stranger(respond):
-    """A server that does what `respond` says with each PUR."""
-    asked = []
-
-    async def serve(reader, writer):
-        try:
-            while True:
-                head = await reader.readexactly(4)
-                message = wire.Message(head + await reader.readexactly(int.from_bytes(head[1:]) - 4))
-                if message.command == 321:
-                    asked.append(message)
-                    writer.write(respond(message))
-                elif message.is_request:
-                    writer.write(wire.answer_to(message, host=HSS))
-        except asyncio.IncompleteReadError:
-            pass
-        finally:
-            writer.close()
-
-    async with accepting(serve) as address:
-        yield address, asked
-
-
-def by_code(code):
-    flags = 0x20 if code // 1000 == 3 else 0
-    return lambda asked: wire.message(
-        321, wire.avp(263, asked.data(263)) + wire.u32(268, code), flags, S6A, (asked.hop_by_hop, asked.end_to_end)
-    )
 
 
 def test_the_page_has_all_that_is_public():
@@ -115,64 +75,11 @@ def test_both_sides_as_programs(script):
     ) as answering:
         try:
             host, port = answering.stdout.readline().split()
-            command = [sys.executable, script, "mme", f"tcp://{host}:{port}", IMSI, OTHER]
+            command = [sys.executable, script, "mme", f"{host}:{port}", IMSI, OTHER]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         finally:
             answering.terminate()
     assert done.stdout.splitlines() == [f"{IMSI} purged", f"{OTHER} refused: [(10415, 5001)]"]
-
-
-async def test_a_server_that_is_away_is_passed_over_and_asked_last_from_then_on(page):
-    async with accepting(lambda *_: None) as away:
-        pass
-    async with hss(page, IMSI, OTHER) as there, asking(page, away, there) as servers:
-        assert await page["purge"](servers, IMSI) == "purged"
-        assert servers.counts.messages["server", "Purge-UE", "request", "out"] == 1
-        assert await page["purge"](servers, OTHER) == "purged"
-    async with asking(page, away) as servers:
-        with pytest.raises(EirError, match="cannot connect"):
-            await page["purge"](servers, IMSI)
-
-
-async def test_what_may_have_been_received_goes_out_again_under_the_same_name(page):
-    async with (
-        stranger(lambda _: b"") as (mute, asked), stranger(by_code(2001)) as (other, again), asking(page, mute, other, timeout_s=0.2) as servers,
-    ):  # fmt: skip
-        assert await page["purge"](servers, IMSI) == "purged"
-        assert await page["purge"](servers, OTHER) == "purged"
-    assert [message.flags & 0x10 for message in asked] == [0]
-    assert [message.flags & 0x10 for message in again] == [0x10, 0], (
-        "a server that did not answer is asked last for a while"
-    )
-    assert asked[0].end_to_end == again[0].end_to_end != again[1].end_to_end
-    assert asked[0].data(263) == again[0].data(263) != again[1].data(263)
-
-
-@pytest.mark.parametrize("code", [3002, 3004])
-async def test_a_server_that_cannot_now_is_passed_over_for_this_request(page, code):
-    async with stranger(by_code(code)) as (busy, asked), hss(page, IMSI) as there:
-        async with asking(page, busy, there) as servers:
-            assert await page["purge"](servers, IMSI) == "purged"
-        async with asking(page, busy) as servers:
-            assert await page["purge"](servers, IMSI) == f"refused: [{code}]", "its answer, if nobody has a better one"
-    assert len(asked) == 2
-
-
-async def test_a_server_that_ends_its_connection_is_asked_again_once_it_is_back(page):
-    async with (
-        stranger(lambda _: b"\1\0\0\0") as (broken, asked),
-        hss(page, IMSI, OTHER) as there,
-        asking(page, broken, there, pause_s=0) as servers,
-    ):
-        assert await page["purge"](servers, IMSI) == "purged"
-        assert await page["purge"](servers, OTHER) == "purged"
-        assert len(asked) == 2
-
-
-def test_a_url_that_cannot_be():
-    for url, says in (("tcp:/x", "expected tcp://"), ("tls://a", "needs a context")):
-        with pytest.raises(EirError, match=says):
-            Servers([url], None, origin_host=MME, origin_realm=REALM)
 
 
 class OtherHss(Application):
@@ -180,10 +87,9 @@ class OtherHss(Application):
 
     def __init__(self, subscribers):
         super().__init__(S6A, is_auth_application=True)
-        self.subscribers, self.flags = subscribers, SimpleQueue()
+        self.subscribers = subscribers
 
     def handle_request(self, request):
-        self.flags.put(request.header.is_retransmit)
         answer = request.to_answer()
         answer.auth_session_state = NO_STATE
         answer.origin_host, answer.origin_realm = HSS.encode(), REALM.encode()
@@ -197,16 +103,12 @@ class OtherHss(Application):
 async def test_an_hss_that_nobody_here_wrote_is_asked(page, unused_tcp_port):
     application = OtherHss({IMSI})
     hss_options = {"force": True, "vendor_ids": [VENDOR], "ip_addresses": ["127.0.0.1"], "tcp_port": unused_tcp_port}
-    async with (
-        stranger(lambda _: b"\1\0\0\0") as (broken, _),
-        asking(page, broken, ("127.0.0.1", unused_tcp_port)) as servers,
-    ):
-        with python_diameter.running(HSS, REALM, **hss_options) as node:  # it closes no connection after its DPA
-            node.add_application(application, [node.add_peer(f"aaa://{MME}", REALM)])
-            node.start()
-            assert await page["purge"](servers, IMSI) == "purged"
-            assert await page["purge"](servers, OTHER) == "refused: [(10415, 5001)]"
-    assert [application.flags.get(timeout=PROGRAM_S), application.flags.get(timeout=PATIENCE_S)] == [True, False]
+    with python_diameter.running(HSS, REALM, **hss_options) as node:  # it closes no connection after its DPA
+        node.add_application(application, [node.add_peer(f"aaa://{MME}", REALM)])
+        node.start()
+        async with asking(page, "127.0.0.1", unused_tcp_port) as client:
+            assert await page["purge"](client, IMSI) == "purged"
+            assert await page["purge"](client, OTHER) == "refused: [(10415, 5001)]"
 
 
 async def test_an_mme_that_nobody_here_wrote_asks(page):
