@@ -28,8 +28,8 @@ sys.path += sorted({str(path.parent) for path in Path(__file__).parent.rglob("*.
 elsewhere = in_kernel.Elsewhere()
 settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no fault of a test: nothing in hypothesis goes by the clock."""
-settings.register_profile("same", settings.get_profile("long"), derandomize=True)
-"""The same examples each time: who changes one thing is told of that alone. Others are for `--long`."""
+settings.register_profile("same", settings.get_profile("long"), derandomize=True, max_examples=40)
+"""The same examples each time: who changes one thing is told of that alone. Others, and more of them, are for `--long`."""
 settings.load_profile("same")
 os.environ.setdefault("PYTEST_TIMEOUT", str(patience.TEST_S))
 

@@ -99,6 +99,7 @@ def test_killed_processes_and_a_lost_store_cost_no_period(graced):
         until(lambda: last.ask("n5g", ANOTHER) == {BLACK} == first.ask("n5g", ANOTHER))  # the earliest day counts
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_a_list_under_a_further_condition_gives_no_grace_without_end(graced):
     """Row 67: with another SIM its phones have one period, and the start warns that the list registers nothing."""
     lent = {"list": "registered", "imsi": ["20801"], "answer": "whitelisted"}
@@ -113,6 +114,7 @@ def test_a_list_under_a_further_condition_gives_no_grace_without_end(graced):
     assert first.answers() == {BLACK}
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_no_second_period_after_a_stop_or_an_end(graced):
     """Row 67: the list changes while all nodes are stopped; a registration ends by its `until`."""
     there = graced()
@@ -131,6 +133,7 @@ def test_no_second_period_after_a_stop_or_an_end(graced):
     assert last.ask("s13") | last.ask("map") | first.ask("s13") | first.ask("map") == {BLACK}
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_no_check_comes_between_a_registration_and_the_end_of_the_period(graced):
     """Row 67: a registration ends by its `until` or by a removal; the follower is killed as soon as the removal is in force."""
     there = graced()
@@ -195,6 +198,7 @@ def test_a_clock_that_jumps_ahead_ends_no_period(graced):
     assert first.answers() == {GREY}
 
 
+@pytest.mark.long(short=["sqlite"])
 def test_the_limit_of_a_peer_survives_a_restart_of_the_processes(graced):
     """Row 64: the node keeps the number of new devices of each peer while its follower and answering process are replaced."""
     there = graced(first_seen={"new_per_peer": "5/d"}, peers=[{"name": "mme", "host": HOST}])

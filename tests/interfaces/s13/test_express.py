@@ -497,7 +497,7 @@ seeds = st.integers(0, 2**32 - 1).map(random.Random)
 
 
 @given(seeds, st.integers(1, 30))
-@settings(max_examples=150)
+@settings(max_examples=30)
 def test_generated_requests_get_the_same_answer(rng, count):
     """Any AVP that the grammar knows on any level, once or twice, with the M bit and without, in any order."""
     with_lane, without = sides(listed(), LISTED, sightings=True)
@@ -523,7 +523,7 @@ def test_a_request_that_ends_anywhere(rng):
 
 
 @given(seeds, st.lists(st.integers(1, 700), max_size=60))
-@settings(max_examples=40)
+@settings(max_examples=10)
 def test_any_segmentation_gives_the_same_bytes(rng, cuts):
     stream = b"".join(an_ecr(rng) for _ in range(20))
     whole, cut = (Side(lane=True, index=listed(), policy=LISTED) for _ in range(2))

@@ -298,6 +298,7 @@ class TestPast:
         assert await read_reasons(store, "none", [1]) == [None]
 
 
+@pytest.mark.long(short=["sqlite"])
 async def test_a_million_random_rows_and_a_delta(agency, store):
     rng = random.Random(3)
     keys = {

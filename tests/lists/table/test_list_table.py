@@ -112,7 +112,7 @@ def test_changes_equal_those_of_a_dictionary(with_seconds, monkeypatch):
     monkeypatch.setattr("eir.lists.table.table._BATCH_ROWS", 2)
     rng = random.Random(with_seconds)
     table, model, tree = EMPTY, {}, digest_tree(EMPTY, TEXTS)
-    for step in range(80):
+    for step in range(40):
         added = drawn(rng, rng.randrange(6), with_seconds=with_seconds, with_tacs=not with_seconds)
         removed = drawn(rng, rng.randrange(5), with_seconds=with_seconds, with_tacs=not with_seconds)
         before = dict(model)
