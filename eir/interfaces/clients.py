@@ -13,7 +13,7 @@ from eir.errors import EirError, Report
 from eir.lists.rows.msisdn import NO_NUMBERS, Numbers, read_numbers
 from eir.wire.web.denials import TOO_MANY_REQUESTS, denials
 from eir.wire.web.http1 import HttpRequest
-from eir.wire.web.passwords import TOO_MANY, Users, read_users
+from eir.wire.web.passwords import FEED_USER, TOO_MANY, Users, read_users
 from eir.wire.web.verifier import keys_of, tokens_of
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ class Clients:
     Args:
         scope: required scope of an access token; also the realm of passwords.
         report: log of the process.
+        command: command that prints the lines of the file of users.
     """
 
-    def __init__(self, scope: str, *, report: Report) -> None:
-        self._scope, self._report = scope, report
+    def __init__(self, scope: str, *, report: Report, command: str = FEED_USER) -> None:
+        self._scope, self._report, self._command = scope, report, command
         self.users: Users | None = None
         """Users who log in with a password; None: no passwords are accepted."""
         self.tokens: Tokens | None = None
@@ -92,7 +93,7 @@ class Clients:
 
         read(TOKENS, lambda: keys_of(tokens, self._keys))
         for file, of, reader in (
-            (USERS, users, read_users),
+            (USERS, users, partial(read_users, command=self._command)),
             (NUMBERS, numbers, read_numbers),
         ):
             if of.path is not None and of.changed():

@@ -6,7 +6,7 @@ and a node imports them before it starts its processes, which share their memory
 are called.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,6 +16,8 @@ from urllib.parse import unquote
 from eir.checks.question import Question
 from eir.checks.settings import PolicySettings, Status
 from eir.errors import Report, UsageError
+from eir.lists.changes.local_writer import IsRecorded
+from eir.lists.log.journal import JournalEvent
 from eir.lists.record.settings import FirstSeenSettings, LastDeviceSettings, ListSettings
 from eir.schema import CLAIM, FILE, Document, Family, Findings, Key, Section, Spot, Unexpected, did_you_mean, many, url
 from eir.wire.peers.settings import Identity, Limits, PeerSettings
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from eir.wire.web.http1_server import Answer
     from eir.wire.web.tokens import KeyFiles
 
+REQUEST_BODY_MAX = 4096
+"""Maximum size in bytes of the body of a request to a service that needs only small ones."""
 LISTEN_HTTP = url(HTTP_PORTS, "http://127.0.0.1:7777")
 TLS_KEYS = (
     Key("ca", FILE, None, "file with the authorities of the EIR's certificate, in PEM; with cert and key it turns TLS on"),
@@ -134,8 +138,23 @@ class Attendant(Protocol):
         """Return the metrics of the interface's task in the manager, by name and label values."""
 
 
+class NodeCalls(NamedTuple):
+    """Functions of the node that a service may call."""
+
+    is_recorded: IsRecorded
+    record_event: Callable[[JournalEvent], Awaitable[None]]
+    """Function that records an event in the journal of this host, and raises EirError if the journal cannot be written."""
+    write_checks: Callable[[], Awaitable[None]]
+    """Function that writes all checks so far to the record of checks on the disk, if the node keeps one."""
+
+
 class Service(Protocol):
     """HTTP/1.1 service of an interface that runs in its own process."""
+
+    request_body_max: int
+    """Maximum size of a request's body in bytes."""
+    reads_certificates: bool
+    """True if a client may identify itself by a certificate of the authorities in `tls.ca`."""
 
     peers: PeerSettings
     """Peers that may connect, by address."""
@@ -212,7 +231,7 @@ class Interface:
     attendant_families: tuple[Family, ...] = ()
 
     service: str = ""
-    """Class of its Service, created with (settings, SharedSettings, Report, IsRecorded)."""
+    """Class of its Service, created with (settings, SharedSettings, Report, NodeCalls)."""
 
     client: str = ""
     """Kind of client with its article: `an MME`."""

@@ -18,8 +18,7 @@ from eir.errors import Report
 from eir.interfaces.device_authenticity import device_authenticity as api
 from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthenticity, DeviceStatus
 from eir.interfaces.device_authenticity.settings import ALLOWED, AUTHENTICITY_SCOPE, NAME, UNKNOWN, AuthenticitySettings
-from eir.interfaces.interface import Samples, SharedSettings
-from eir.lists.changes.local_writer import IsRecorded
+from eir.interfaces.interface import REQUEST_BODY_MAX, NodeCalls, Samples, SharedSettings
 from eir.lists.follow.list_reader import ListReader
 from eir.lists.record.listed_entries import reason_and_day
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES
@@ -55,7 +54,9 @@ def rules_of(shared: SharedSettings) -> PolicySettings:
 class AuthenticityService:
     """HTTP service DeviceAuthenticity, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
 
-    def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report, _: IsRecorded) -> None:
+    request_body_max, reads_certificates = REQUEST_BODY_MAX, False
+
+    def __init__(self, settings: AuthenticitySettings, shared: SharedSettings, report: Report, _: NodeCalls) -> None:
         self._store = open_store(shared.store, shared.state, report=report, check=False)
         self._reader = ListReader(self._store, shared.state / COPIES)
         self._check = DeviceAuthenticity(settings, self._device_status, ticks=time.monotonic, report=report)

@@ -10,8 +10,8 @@ from eir.interfaces.clients import Clients
 from eir.interfaces.feed.feed import Feed, no_request
 from eir.interfaces.feed.feed_writer import JOURNAL, FeedWriter
 from eir.interfaces.feed.settings import FEED_SCOPE, NAME, FeedSettings
-from eir.interfaces.interface import Samples, SharedSettings
-from eir.lists.changes.local_writer import IsRecorded, LocalWriter
+from eir.interfaces.interface import REQUEST_BODY_MAX, NodeCalls, Samples, SharedSettings
+from eir.lists.changes.local_writer import LocalWriter
 from eir.lists.follow.write_back import refuse_lost_here
 from eir.lists.log.journal import JournalError
 from eir.lists.stores.open import COPIES, open_store
@@ -23,11 +23,13 @@ from eir.wire.web.http1_server import Answer
 class FeedService:
     """HTTP service of the feed, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
 
-    def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report, is_recorded: IsRecorded) -> None:
+    request_body_max, reads_certificates = REQUEST_BODY_MAX, False
+
+    def __init__(self, settings: FeedSettings, shared: SharedSettings, report: Report, node: NodeCalls) -> None:
         self._report = report
         self._store = open_store(shared.store, shared.state, report=report, check=False)
         self._local = LocalWriter(
-            self._store, shared.lists, now=lambda: datetime.now(UTC), is_recorded=is_recorded,
+            self._store, shared.lists, now=lambda: datetime.now(UTC), is_recorded=node.is_recorded,
             guard=partial(refuse_lost_here, shared.state / COPIES),
         )  # fmt: skip
         self._writer = FeedWriter(self._local, failed=self._failed)

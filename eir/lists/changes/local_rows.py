@@ -121,7 +121,7 @@ def rows_update(edit: RowsEdit, settings: ListSettings, *, now: datetime, guard:
 
     def make(content: LoggedList) -> ListUpdate:
         check_present_list(content, settings, guard)
-        present = _present_rows(content.table, edit.rows)
+        present = present_rows(content.table, edit.rows)
         _reject_no_ops(edit, settings, content.table, present, int(now.timestamp()))
         return _update(edit, content, present, int(now.timestamp()))
 
@@ -148,7 +148,7 @@ def feed_update(
 
     def make(content: LoggedList) -> ListUpdate | None:
         check_present_list(content, settings, guard)
-        present = _present_rows(content.table, edit.rows)
+        present = present_rows(content.table, edit.rows)
         wanted = edit.select(_has_effect(edit, present, int(now.timestamp())))
         note(wanted.rows)
         if not len(wanted.rows):
@@ -286,7 +286,7 @@ def check_present_list(content: LoggedList, settings: ListSettings, guard: Guard
         raise EntryRefused(f"{kinds}; give the new kind a list of another name")
 
 
-def _present_rows(table: Table, rows: TableRows) -> TableRows:
+def present_rows(table: Table, rows: TableRows) -> TableRows:
     """Return the rows of a table that have the keys of other rows."""
     present = table.rows(distinct(block_numbers(rows.keys)))
     return present.select(matches(present, rows) >= 0)

@@ -7,9 +7,11 @@ the main function of the process.
 
 import asyncio
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
@@ -17,8 +19,7 @@ from typing import Any
 from eir.config import Config
 from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
-from eir.interfaces.interface import Interface, Service
-from eir.lists.changes.local_writer import IsRecorded
+from eir.interfaces.interface import Interface, NodeCalls, Service
 from eir.node.observe import metrics
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
@@ -35,7 +36,7 @@ from eir.wire.transport.settings import source_address
 from eir.wire.transport.tls import TlsFiles, load_tls
 from eir.wire.web.http1_server import HttpConnections, HttpLimits
 
-LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512, request_body_max=4096)
+LIMITS = HttpLimits(request_s=10.0, idle_s=300.0, requests_max=100_000, connections_max=512)
 HANDSHAKES_MAX = 64
 """Maximum number of open TLS handshakes. A further one replaces the oldest handshake of the address that has the most."""
 POLL_S = 1.0
@@ -49,7 +50,7 @@ DRAIN_S = 3.0
 class ServiceProcess:
     """Object in the manager that starts the process of an HTTP/1.1 interface, opens the listeners, and stores the interface's faults."""
 
-    def __init__(self, interface: Interface, start: Start, *, is_recorded: IsRecorded, report: Report) -> None:
+    def __init__(self, interface: Interface, start: Start, *, node: NodeCalls, report: Report) -> None:
         self.interface = interface
         self._report = report
         self.child = Child(
@@ -57,7 +58,7 @@ class ServiceProcess:
             lambda: start(interface.name, run, interface.name),
             report=report,
             greet=self._greet,
-            handlers=lambda _: {"faults": self._set_faults, "recorded": is_recorded},
+            handlers=lambda _: {"faults": self._set_faults, **node._asdict()},
             left=lambda _: self._set_faults({PROCESS: "it has ended and was not replaced; see the log"}),
         )
         self._sockets: list[tuple[str, socket.socket]] = []
@@ -143,7 +144,7 @@ class _InterfaceProcess:
         self._log = process.log
         self._service: Service | None = None
         self._links: HttpConnections | None = None
-        self._tls: Any = None
+        self._tls: ssl.SSLContext | None = None
         self._listeners: list[SocketListener] = []
         self._handshakes: dict[socket.socket, str] = {}
         """Address of each connection in its TLS handshake, the oldest first."""
@@ -170,9 +171,9 @@ class _InterfaceProcess:
 
     def _configure(self, config: Config, tls: TlsFiles | None) -> None:
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
-        self._tls = None if tls is None else load_tls(tls).passwords
         if self._service is not None:
             self._service.apply(config.of(self._interface), config)
+            self._tls = _context(tls, self._service)
             links = [] if self._links is None else list(self._links.links)
             for link in links:
                 if not self._admits(link.address):
@@ -180,13 +181,15 @@ class _InterfaceProcess:
             return
         try:
             make = resolve_name(self._interface.service)
-            is_recorded = partial(self._process.channel.ask, "recorded")
-            self._service = make(config.of(self._interface), config, self._log.report, is_recorded)
+            node = NodeCalls(*(partial(self._process.channel.ask, name) for name in NodeCalls._fields))
+            self._service = make(config.of(self._interface), config, self._log.report, node)
+            self._tls = _context(tls, self._service)
         except Exception as e:  # noqa: BLE001 - a fault ends the process and is logged
             self._process.fail(self._interface.name, e)
             return
+        limits = replace(LIMITS, request_body_max=self._service.request_body_max)
         self._links = HttpConnections(
-            self._service.respond, limits=LIMITS, refuse=self._service.refuse, ended=self._log_end
+            self._service.respond, limits=limits, refuse=self._service.refuse, ended=self._log_end
         )
         self._process.jobs.spawn(self._service.work())
         self._process.jobs.spawn(stay_idle(IdlePriority()))
@@ -287,3 +290,13 @@ class _InterfaceProcess:
         name = self._interface.name
         refused = {(name, reason): count for reason, count in self._ended.items()}
         return {**self._service.counters(), "eir_clients_refused_total": refused}
+
+
+def _context(files: TlsFiles | None, service: Service) -> ssl.SSLContext | None:
+    """Return the TLS context of a service; a client may send a certificate if the service reads certificates."""
+    if files is None:
+        return None
+    context = load_tls(files).passwords
+    if service.reads_certificates:
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context

@@ -5,6 +5,7 @@ from typing import Any
 
 from eir.errors import Report
 from eir.interfaces import INTERFACES
+from eir.interfaces.interface import NodeCalls
 from eir.node.observe import metrics
 from eir.node.processes.answered import AnsweringChild
 from eir.node.processes.child import Children
@@ -50,9 +51,8 @@ class OtherProcesses:
             sightings=None if self.recorded is None else self.recorded.sender, traced=traced, report=report,
         )  # fmt: skip
         served = [each for each in INTERFACES if each.service and config.of(each).listen]
-        self._services = [
-            ServiceProcess(each, start, is_recorded=self.followed.is_recorded, report=report) for each in served
-        ]
+        node = NodeCalls(self.followed.is_recorded, self.followed.record_now, self._write_checks)
+        self._services = [ServiceProcess(each, start, node=node, report=report) for each in served]
         """Interfaces of the configuration that have their own process. A reload adds none."""
 
     def start(self) -> None:
@@ -93,6 +93,10 @@ class OtherProcesses:
     def stop(self) -> None:
         """Disable the restart of processes that end."""
         self._children.stop()
+
+    async def _write_checks(self) -> None:
+        if self.recorded is not None:
+            await self.recorded.write()
 
     async def end(self) -> bool:
         """Stop all processes, and wait for their end. The answering process is stopped first, and closes its connections.

@@ -35,6 +35,8 @@ class HttpRequest(NamedTuple):
     address: str = ""
     """Address of the client; set by the owner of the socket."""
     body: bytes = b""
+    names: Sequence[str] = ()
+    """Names in the client's TLS certificate, if it sent one; set by the owner of the socket."""
 
 
 class HttpResponse(NamedTuple):

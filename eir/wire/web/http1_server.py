@@ -6,11 +6,12 @@ connection the loop serves others. The owner opens the listeners and calls `crea
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
+from eir.wire.transport.stream import certificate_names
 from eir.wire.web.http1 import Conversation, HttpRequest, HttpResponse
 
 LOST, SLOW, NO_HTTP, TOO_MANY = "lost", "slow", "no_http", "too_many"
@@ -131,6 +132,7 @@ class HttpConnection(asyncio.Protocol):
         """True while a response is computed."""
         self.address = ""
         """Address of the client, without the port."""
+        self._names: Sequence[str] = ()
 
     @property
     def authenticated(self) -> bool:
@@ -147,6 +149,7 @@ class HttpConnection(asyncio.Protocol):
         except (TypeError, IndexError):
             self._transport.abort()  # the client has already closed the connection
             return
+        self._names = certificate_names(self._transport) or ()
         now, limits = self._loop.time(), self._owner.limits
         self._last_s, self._due_s = now + limits.connection_s, now + limits.request_s
         self._owner.add(self)
@@ -224,7 +227,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._due_s = self._last_s
         self.answering = True
-        answer = self._owner.respond(request._replace(address=self.address))
+        answer = self._owner.respond(request._replace(address=self.address, names=self._names))
         if isinstance(answer, HttpResponse):
             self._send(answer)
             return

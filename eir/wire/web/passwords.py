@@ -1,7 +1,7 @@
-"""Users of the feed with passwords (RFC 7617): reader of the file with hashed passwords, and verifier of Authorization headers.
+"""Users with passwords (RFC 7617): reader of a file with hashed passwords, and verifier of Authorization headers.
 
-A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), created by `eir feed user NAME`. A verified header
-is cached by a keyed digest, so that a row costs a dictionary lookup. Any other header costs one scrypt hash, in a thread and
+A line is `NAME:scrypt:N:R:P:SALT:HASH` (RFC 7914; salt and hash in Base64), created by `eir feed user NAME`. A line of `eir desk user NAME`
+also has `:ROLE:LIST,LIST` (names of lists percent-encoded). A verified header is cached by a keyed digest, so that a row costs a dictionary lookup. Any other header costs one scrypt hash, in a thread and
 one at a time. The number of wrong passwords per address is limited. A cached header is valid only for its address: otherwise an
 address above its limit could continue to try passwords against the cache.
 """
@@ -10,11 +10,14 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import quote, unquote
 
 from eir.errors import EirError
 from eir.wire.peers.gate import client_key
@@ -34,6 +37,10 @@ BAD_BURST: Final = 20
 BAD_A_SECOND: Final = 1 / 60
 """Bucket of wrong passwords per address; if it is empty, requests of the address receive 429 unless their header is cached."""
 
+VIEW, CHANGE = "view", "change"
+"""Roles of users: one who reads, and one who also changes lists."""
+FEED_USER, DESK_USER = "eir feed user NAME", "eir desk user NAME"
+"""Commands that print a line of a file of users, without and with a role."""
 NO_PASSWORD, WRONG, TOO_MANY = "no_password", "wrong_password", "too_many"
 """Reasons for refusing a request."""
 
@@ -43,13 +50,17 @@ class UsersError(EirError):
 
 
 class Hashed(NamedTuple):
-    """Hash of a password, with its scrypt parameters."""
+    """Hash of a user's password, with its scrypt parameters, and the rights of the user."""
 
     n: int
     r: int
     p: int
     salt: bytes
     hash: bytes
+    role: str = ""
+    """VIEW or CHANGE; empty if the file has no roles."""
+    lists: tuple[str, ...] = ()
+    """Names of the lists that the user may change."""
 
     def fits(self, password: bytes) -> bool:
         """Return whether `password` has this hash."""
@@ -65,53 +76,62 @@ def check_name(name: str) -> None:
         raise UsersError(f"{name}: a user's name has 1 to 64 letters, digits, '.', '_' and '-'")
 
 
-def user_line(name: str, password: str) -> str:
-    """Return the line of the file of users for this user and password. Raises UsersError."""
+def user_line(name: str, password: str, role: str = "", lists: Sequence[str] = ()) -> str:
+    """Return the line of the file of users for this user and password, with a role and lists for a file of the desk. Raises UsersError."""
     check_name(name)
     if len(password) not in PASSWORD_CHARS or not password.isprintable():
         raise UsersError(f"a password has {PASSWORD_CHARS[0]} to {PASSWORD_CHARS[-1]} printable characters")
     salt = secrets.token_bytes(SALT_BYTES)
     computed = hashlib.scrypt(password.encode(), salt=salt, n=N, r=R, p=P, dklen=HASH_BYTES, maxmem=MEMORY_MAX)
-    return ":".join((name, "scrypt", str(N), str(R), str(P), _text(salt), _text(computed)))
+    rights = [role, ",".join(quote(each, safe="") for each in lists)] if role else []
+    return ":".join((name, "scrypt", str(N), str(R), str(P), _text(salt), _text(computed), *rights))
 
 
-def read_users(path: Path) -> dict[str, Hashed]:
-    """Read a file of users; return each user's hashed password by name.
+def read_users(path: Path, command: str = FEED_USER) -> dict[str, Hashed]:
+    """Read a file of users; return each user's hashed password by name. `command`: command that prints its lines.
 
-    Raises UsersError with the number of an invalid line, but without its text.
+    Raises UsersError with the number of an invalid line, but without its text; also for a file with roles that everyone can read.
     """
     try:
         with path.open("rb") as stream:
             octets = stream.read(FILE_BYTES_MAX + 1)
+            is_open = os.fstat(stream.fileno()).st_mode & stat.S_IROTH
     except OSError as e:
         raise UsersError(f"{path} cannot be read: {e.strerror}") from None
+    if is_open and command == DESK_USER:
+        raise UsersError(f"{path} is readable by everyone on this host: chmod o-r {path}")
     users: dict[str, Hashed] = {}
     for at, line in enumerate(octets.splitlines(), 1):
         if line.strip() and not line.startswith(b"#"):
             try:
-                name, hashed = _user(line.decode("ascii").strip())
+                name, hashed = _user(line.decode("ascii").strip(), has_role=command == DESK_USER)
             except ValueError:
-                raise UsersError(f"{path}:{at}: expected a line of `eir feed user NAME`") from None
+                raise UsersError(f"{path}:{at}: expected a line of `{command}`") from None
             if name in users:
                 raise UsersError(f"{path}:{at}: the user {name} has two lines; remove one")
             users[name] = hashed
     if len(octets) > FILE_BYTES_MAX or len(users) > USERS_MAX:
         raise UsersError(f"{path}: more than {USERS_MAX} users")
     if not users:
-        raise UsersError(f"{path} has no user; `eir feed user NAME` prints a line")
+        raise UsersError(f"{path} has no user; `{command}` prints a line")
     return users
 
 
-def _user(line: str) -> tuple[str, Hashed]:
+def _user(line: str, *, has_role: bool) -> tuple[str, Hashed]:
+    """Parse the line of a user. Raises ValueError."""
+    line, role, lists = line.rsplit(":", 2) if has_role else (line, "", "")
     name, kind, n, r, p, salt, digest = line.split(":")
     hashed = Hashed(
-        int(n), int(r), int(p), base64.b64decode(salt, validate=True), base64.b64decode(digest, validate=True)
-    )
+        int(n), int(r), int(p), base64.b64decode(salt, validate=True), base64.b64decode(digest, validate=True), role,
+        tuple(unquote(each) for each in lists.split(",") if each),
+    )  # fmt: skip
     costs = 1 < hashed.n <= 1 << 18 and not hashed.n & (hashed.n - 1) and 0 < hashed.r <= 16 and 0 < hashed.p <= 16
     if (
         kind != "scrypt"
         or not NAME.fullmatch(name)
         or not costs
+        or role not in {"", VIEW, CHANGE}
+        or has_role != bool(role)
         or 128 * hashed.n * hashed.r >= MEMORY_MAX
         or len(hashed.hash) < HASH_BYTES
     ):
@@ -139,6 +159,11 @@ class Users:
         self._good = {digest: name for digest, name in self._good.items() if self._users.get(name) == before.get(name)}
         # Verifying an unknown user takes as long as verifying a known one.
         self._nobody = Hashed(N, R, P, secrets.token_bytes(SALT_BYTES), secrets.token_bytes(HASH_BYTES))
+
+    def rights(self, name: str) -> tuple[str, Sequence[str]]:
+        """Return the role of a user and the lists that the user may change; an empty role for an unknown user."""
+        user = self._users.get(name, self._nobody)
+        return user.role, user.lists
 
     def has(self, name: str) -> bool:
         """Return whether there is a user with this name."""
