@@ -17,7 +17,7 @@ from benchmark.measure import at_least, begin, finish, say
 from benchmark.servers import free_port
 from benchmark.site import LIST, loaded
 
-from eir.interfaces.feed.feed_users import user_line
+from eir.wire.web.passwords import user_line
 
 QUESTIONS = 100_000
 CONNECTIONS, RATE = 256, 5000.0

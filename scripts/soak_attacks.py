@@ -42,9 +42,9 @@ from soak_network import ANSWER_S, HELD, NEVER, PAUSE_S, TC_S
 
 from eir.errors import EirError
 from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH
-from eir.interfaces.feed.feed_users import user_line
 from eir.interfaces.gsup import INTERFACE as GSUP
 from eir.interfaces.map import INTERFACE as MAP
+from eir.wire.web.passwords import user_line
 
 ATTACKERS = Path(__file__).resolve().parent / "attackers.py"
 ROUNDS = 3

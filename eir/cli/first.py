@@ -23,10 +23,10 @@ from eir.cli.access import SYSTEM_CONFIG
 from eir.cli.output import EXIT_USAGE, fail, print_message
 from eir.config import load_config
 from eir.errors import ConfigError
-from eir.interfaces.feed.feed_users import UsersError, check_name, user_line
 from eir.lists.releases.openssh import NAMESPACE, keys_of
 from eir.schema import IDENTITY, Kind, Unexpected, url
 from eir.wire.transport.endpoint import PORTS
+from eir.wire.web.passwords import UsersError, check_name, user_line
 
 SYSTEM_STATE, STATE = "/var/lib/eir", "var"
 """State folder of a configuration in /etc/eir, and of any other."""

@@ -6,7 +6,7 @@ and a node imports them before it starts its processes, which share their memory
 are called.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -103,11 +103,6 @@ class Context:
     rates: "RateLimits"
     report: Report
     tracer: "Tracer"
-
-
-IsRecorded = Callable[[str, str], Awaitable[bool]]
-"""Function that waits until the journal of this host has the change of a list with this digest. It returns False if the journal lacks the change
-after some seconds, and raises EirError if the follower does not run."""
 
 
 class NodeLoad(NamedTuple):

@@ -8,9 +8,9 @@ from configuration import GOOD, IDENTITY, ONE_PEER, files_of_tokens, problems_of
 from eir.cli.backup import KEYS
 from eir.config import load_config, render
 from eir.interfaces import INTERFACES, n5g
-from eir.interfaces.feed.feed_users import user_line
 from eir.interfaces.n5g.registration import own_instance
 from eir.wire.web.denials import TokenSettings
+from eir.wire.web.passwords import user_line
 
 
 def test_a_backup_has_the_files_that_interfaces_name(tmp_path):

@@ -19,9 +19,9 @@ from eir.config import Config, config_after_reload, load_config, needs_restart, 
 from eir.config.keys import FIXED_LIMITS, TABLE, reference_page
 from eir.config.load import TAKES_RESTART
 from eir.interfaces import INTERFACES
-from eir.interfaces.feed.feed_users import user_line
 from eir.schema import REQUIRED, mask_password, mask_secrets
 from eir.wire.peers.settings import Limits
+from eir.wire.web.passwords import user_line
 
 SAMPLE = Path(__file__).parents[2] / "config" / "eir.yaml"
 EVERY_KEY = Path(__file__).with_name("every_key.yaml")

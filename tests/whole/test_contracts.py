@@ -28,8 +28,8 @@ from simulated.wire import Connection, Message, ecr, vector
 
 from eir.cli.app import command_line
 from eir.disk import UNFINISHED
-from eir.interfaces.feed.feed_users import user_line
 from eir.node.observe.metrics import FAMILIES
+from eir.wire.web.passwords import user_line
 
 SNAPSHOT = Path(__file__).with_name("contracts.json")
 IMSI = "001010123456789"

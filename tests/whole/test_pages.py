@@ -29,9 +29,9 @@ from simulated.wire import EIR, REALM
 from eir.cli.app import command_line
 from eir.cli.asking import CLIENTS, probe_of
 from eir.config import load_config
-from eir.interfaces.feed.feed_users import user_line
 from eir.node.observe.metrics import FAMILIES
 from eir.wire.ss7.sccp import point_code
+from eir.wire.web.passwords import user_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = {

@@ -18,7 +18,8 @@ from eir.errors import Report
 from eir.interfaces.device_authenticity import device_authenticity as api
 from eir.interfaces.device_authenticity.device_authenticity import DeviceAuthenticity, DeviceStatus
 from eir.interfaces.device_authenticity.settings import ALLOWED, AUTHENTICITY_SCOPE, NAME, UNKNOWN, AuthenticitySettings
-from eir.interfaces.interface import IsRecorded, Samples, SharedSettings
+from eir.interfaces.interface import Samples, SharedSettings
+from eir.lists.changes.local_writer import IsRecorded
 from eir.lists.follow.list_reader import ListReader
 from eir.lists.record.listed_entries import reason_and_day
 from eir.lists.record.settings import DEVICES, FIRST_SEEN, TYPES

@@ -4,7 +4,6 @@ import stat
 from collections import Counter
 
 from eir.device import SNR_KEYS
-from eir.interfaces.feed.feed_users import UsersError, read_users
 from eir.interfaces.feed.settings import FEED_SCOPE, NAME, TAC_ROLES, FeedLists, FeedSettings
 from eir.interfaces.interface import LISTEN_HTTP, Interface, SharedSettings, token_keys
 from eir.lists.record.settings import DEVICES
@@ -23,6 +22,7 @@ from eir.schema import (
 )  # fmt: skip
 from eir.wire.transport.endpoint import is_loopback
 from eir.wire.web.denials import TokenSettings
+from eir.wire.web.passwords import UsersError, read_users
 
 KEYS = (
     Key("feed.listen", many(LISTEN_HTTP), (), "addresses for registers (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address", live=False),

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from eir.device import device_key, imsi_key
 from eir.errors import IdentifierError
+from eir.interfaces.clients import RequestRefused
 from eir.interfaces.feed.settings import TAC_ROLES
 from eir.lists.changes.local_rows import ADD, REMOVE
 from eir.lists.rows.layout import BEGIN, begin_seconds, tac_key
@@ -32,14 +33,6 @@ ADDED, REMOVED, THERE, NOT_THERE = 201, 202, 208, 204
 """Statuses of success for a register; 208 and 204: the list already was in the requested state."""
 DONE: Final = {(ADD, True): ADDED, (ADD, False): THERE, (REMOVE, True): REMOVED, (REMOVE, False): NOT_THERE}
 """Status by the request, and by whether it changed the list."""
-
-
-class RowRefused(Exception):
-    """Rejection of a row: HTTP status, label for metrics and log, and text for the sender."""
-
-    def __init__(self, status: int, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.reason, self.detail = status, reason, detail
 
 
 class FeedRow(NamedTuple):
@@ -62,18 +55,18 @@ class FeedRow(NamedTuple):
 def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
     """Parse the row of a feed request from its method and path.
 
-    `roles`: accepted words for the list. Raises RowRefused with 404, 405 or 400.
+    `roles`: accepted words for the list. Raises RequestRefused with 404, 405 or 400.
     """
     path, _, query = path.partition("?")
     root, _, rest = path.removeprefix("/").partition("/")
     role, *segments = rest.split("/")
     if root != ROOT or not path.startswith("/") or role not in roles:
-        raise RowRefused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
+        raise RequestRefused(404, "path", f"not here; there are /{ROOT}/ and one of {', '.join(sorted(roles))}")
     if method not in METHODS:
-        raise RowRefused(405, "method", "POST adds a row, DELETE removes it")
+        raise RequestRefused(405, "method", "POST adds a row, DELETE removes it")
     if len(segments) != (TAC_SEGMENTS if role in TAC_ROLES else SEGMENTS):
         form = "TAC/DATE" if role in TAC_ROLES else "IMEI/IMSI/MSISDN/ACTUAL_IMEI/DATE"
-        raise RowRefused(404, "path", f"expected /{ROOT}/{role}/{form}")
+        raise RequestRefused(404, "path", f"expected /{ROOT}/{role}/{form}")
     *named, written = segments
     day, begin = _day(written), _begin(query, METHODS[method])
     if role in TAC_ROLES:
@@ -81,30 +74,32 @@ def read_row(method: str, path: str, roles: frozenset[str]) -> FeedRow:
     imei, imsi, msisdn, actual = named
     device, seen = _given(imei, device_key, "IMEI"), _given(actual, device_key, "ACTUAL_IMEI")
     if device and seen and device_key(device) != device_key(seen):
-        raise RowRefused(400, "identifier", "IMEI and ACTUAL_IMEI are different devices")
+        raise RequestRefused(400, "identifier", "IMEI and ACTUAL_IMEI are different devices")
     row = FeedRow(
         METHODS[method], role, device or seen, _given(imsi, imsi_key, "IMSI"), _given(msisdn, number_key, "MSISDN"),
         day=day, begin=begin,
     )  # fmt: skip
     if not (row.device or row.imsi or row.msisdn):
-        raise RowRefused(400, "identifier", "the row names no device and no subscriber: IMEI, IMSI and MSISDN are NULL")
+        raise RequestRefused(
+            400, "identifier", "the row names no device and no subscriber: IMEI, IMSI and MSISDN are NULL"
+        )
     return row
 
 
 def _day(text: str) -> int:
-    """Parse the date of a row to a day. Raises RowRefused."""
+    """Parse the date of a row to a day. Raises RequestRefused."""
     try:
         if len(text) != DATE_CHARS:
             raise ValueError  # noqa: TRY301 - as the parts of what is no date do
         year, month, day, hour, minute, second = map(int, text.split("-"))
         moment = datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - a register's local time, of which only the day is kept
     except ValueError:
-        raise RowRefused(400, "date", "expected the date as yyyy-MM-dd-HH-mm-ss") from None
+        raise RequestRefused(400, "date", "expected the date as yyyy-MM-dd-HH-mm-ss") from None
     return min(max(moment.toordinal() - EPOCH, 0), DAY_MAX - 1)
 
 
 def _begin(query: str, what: str) -> int:
-    """Parse the query of a row to its begin in Unix seconds. Raises RowRefused."""
+    """Parse the query of a row to its begin in Unix seconds. Raises RequestRefused."""
     if not query:
         return 0
     name, _, text = query.partition("=")
@@ -113,7 +108,9 @@ def _begin(query: str, what: str) -> int:
             raise ValueError  # noqa: TRY301 - handled as an invalid time
         return begin_seconds(text)
     except ValueError:
-        raise RowRefused(400, "begin", "expected POST with ?begin=2026-12-22 or ?begin=2026-12-22T12:00:00Z") from None
+        raise RequestRefused(
+            400, "begin", "expected POST with ?begin=2026-12-22 or ?begin=2026-12-22T12:00:00Z"
+        ) from None
 
 
 def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
@@ -121,9 +118,9 @@ def _given(text: str, key_of: Callable[[str], int], name: str) -> str:
 
 
 def _good(text: str, key_of: Callable[[str], int], name: str) -> str:
-    """Return the identifier `text` of a row if `key_of` accepts it. Otherwise raise RowRefused with status 400."""
+    """Return the identifier `text` of a row if `key_of` accepts it. Otherwise raise RequestRefused with status 400."""
     try:
         key_of(text)
     except IdentifierError as e:
-        raise RowRefused(400, "identifier", f"{name}: {e}") from None
+        raise RequestRefused(400, "identifier", f"{name}: {e}") from None
     return text

@@ -7,21 +7,18 @@ in separate transactions, in their order of arrival. The history records the sen
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from eir.errors import EirError, EntryRefused, StoreError
-from eir.interfaces.feed.feed_rows import DONE, RowRefused
-from eir.interfaces.interface import IsRecorded
+from eir.errors import EntryRefused, StoreError
+from eir.interfaces.clients import RequestRefused
+from eir.interfaces.feed.feed_rows import DONE
 from eir.lists.changes.local_entries import Entry
-from eir.lists.changes.local_rows import ADD, RowsEdit, feed_update, keys_of_entry, rows_of_entries, write_edit
+from eir.lists.changes.local_rows import ADD, RowsEdit, feed_update, keys_of_entry, rows_of_entries
+from eir.lists.changes.local_writer import LocalWriter
 from eir.lists.log.change import Head
 from eir.lists.log.journal import JournalError
-from eir.lists.log.store import LogStore
-from eir.lists.log.writer import ListWriter
-from eir.lists.record.settings import ListSettings
 from eir.lists.table.columns import SECONDS, TableRows
 
 GATHER_S = 0.05
@@ -47,7 +44,7 @@ class Waiting(NamedTuple):
     who: str
     """User in the history."""
     reason: str
-    done: Callable[[int | RowRefused], None]
+    done: Callable[[int | RequestRefused], None]
     """Function that is called once with the status, or the refusal, of the row."""
     day: int = 0
     """Day of the row, for a list with dates."""
@@ -59,33 +56,15 @@ class FeedWriter:
     """Writer of rows from external registers into local lists, many rows in each transaction.
 
     Args:
-        store: store of the lists.
-        lists: configured lists.
-        now: clock.
+        local: writer of the lists.
         failed: function that is called with an exception.
-        is_recorded: function that waits until the journal of this host has a change.
-        guard: function that raises StoreError (`lost`) if the store, which has this head of a list, has lost changes of the list that this
-            host has.
         waiting_max: maximum number of queued rows.
     """
 
     def __init__(
-        self,
-        store: LogStore,
-        lists: Mapping[str, ListSettings],
-        *,
-        now: Callable[[], datetime],
-        failed: Callable[[Exception], None],
-        is_recorded: IsRecorded,
-        guard: Callable[[str, Head], None] = lambda _name, _stored: None,
-        waiting_max: int = WAITING_MAX,
+        self, local: LocalWriter, *, failed: Callable[[Exception], None], waiting_max: int = WAITING_MAX
     ) -> None:
-        self._waiting_max = waiting_max
-        self.lists = lists
-        self._store, self._now, self._failed, self.guard = store, now, failed, guard
-        self.is_recorded = is_recorded
-        self._writers: dict[tuple[str, str], ListWriter] = {}
-        """Writer of each list, by its name and kind."""
+        self.local, self._failed, self._waiting_max = local, failed, waiting_max
         self._waiting: deque[Waiting] = deque()
         self._came = asyncio.Event()
         self.transactions = 0
@@ -99,7 +78,7 @@ class FeedWriter:
         name: str,
         who: str,
         reason: str,
-        done: Callable[[int | RowRefused], None],
+        done: Callable[[int | RequestRefused], None],
         day: int = 0,
         begin: int = 0,
     ) -> None:
@@ -116,10 +95,10 @@ class FeedWriter:
             begin: begin of an added row in Unix seconds; 0: at once.
 
         Raises:
-            RowRefused: if the queue is full.
+            RequestRefused: if the queue is full.
         """
         if len(self._waiting) >= self._waiting_max:
-            raise RowRefused(503, BUSY, "too many rows are waiting; send the row again later")
+            raise RequestRefused(503, BUSY, "too many rows are waiting; send the row again later")
         self._waiting.append(Waiting(what, entry, name, who, reason, done, day, begin))
         self._came.set()
 
@@ -167,22 +146,21 @@ class FeedWriter:
     async def _one(self, rows: Sequence[Waiting], answers: asyncio.TaskGroup) -> None:
         """Write rows with the same list, sender and operation in one transaction, and answer each row. `answers`: group of the tasks that answer."""
         name, who = rows[0].name, rows[0].who
-        settings = self.lists.get(name)
+        settings = self.local.lists.get(name)
         if settings is None:
-            _refuse(rows, RowRefused(503, BUSY, f"the list {name} is no longer configured"))
+            _refuse(rows, RequestRefused(503, BUSY, f"the list {name} is no longer configured"))
             return
         changed: list[TableRows] = []
-        writer = self._writer(settings)
         try:
             edit = _edit(rows, has_days=settings.dates)
             make = feed_update(
-                edit, settings, who=who, now=self._now(), guard=partial(self.guard, name), note=lambda each: changed.__setitem__(slice(None), [each])
+                edit, settings, who=who, now=self.local.now(), guard=partial(self.local.guard, name), note=lambda each: changed.__setitem__(slice(None), [each])
             )  # fmt: skip
-            _, made = await write_edit(edit, settings, writer, make)
+            _, made, head = await self.local.write(edit, settings, make)
         except EntryRefused as e:
             # A row above the limits of its list must not block the others: halve the transaction until it is alone.
             if len(rows) == 1:
-                _refuse(rows, RowRefused(422, LIMIT, str(e)))
+                _refuse(rows, RequestRefused(422, LIMIT, str(e)))
                 return
             middle = len(rows) // 2
             await self._one(rows[:middle], answers)
@@ -190,43 +168,30 @@ class FeedWriter:
             return
         except StoreError as e:
             self._failed(e)
-            _refuse(rows, RowRefused(503, STORE, "the store is unavailable; send the row again later"))
+            _refuse(rows, RequestRefused(503, STORE, "the store is unavailable; send the row again later"))
             return
         except Exception as e:  # noqa: BLE001 - a fault must not leave rows of other requests without an answer
             self._failed(e)
-            _refuse(rows, RowRefused(500, "fault", "internal fault of the program"))
+            _refuse(rows, RequestRefused(500, "fault", "internal fault of the program"))
             return
         self.transactions += made is not None
         effective = {
             each for rows in changed for each in zip(rows.keys.tolist(), rows.column(SECONDS).tolist(), strict=True)
         }
         statuses = [DONE[row.what, keys_of_entry(row.entry) in effective] for row in rows]
-        answers.create_task(self._answer(rows, statuses, writer.content.head))
+        answers.create_task(self._answer(rows, statuses, head))
 
     async def _answer(self, rows: Sequence[Waiting], statuses: Sequence[int], head: Head) -> None:
         """Answer rows with their statuses as soon as the journal of this host has the change that led to this head of their list."""
-        name, detail = rows[0].name, "it lacks the change"
         try:
-            is_recorded = not head.generation or await self.is_recorded(name, head.digest)
-        except EirError as e:
-            is_recorded, detail = False, str(e)
-        if not is_recorded:
-            self._failed(
-                JournalError(f"list {name}: stored, but not in the journal of this host: {detail}; see eir status")
-            )
-            _refuse(
-                rows, RowRefused(503, JOURNAL, "the history of this host lacks the change; send the row again later")
-            )
+            await self.local.check_recorded(rows[0].name, head)
+        except JournalError as e:
+            self._failed(e)
+            detail = "the history of this host lacks the change; send the row again later"
+            _refuse(rows, RequestRefused(503, JOURNAL, detail))
             return
         for row, status in zip(rows, statuses, strict=True):
             row.done(status)
-
-    def _writer(self, settings: ListSettings) -> ListWriter:
-        """Return the writer of a list, which keeps the list's content, so that each transaction reads only later changes of others."""
-        key = settings.name, settings.kind
-        if key not in self._writers:
-            self._writers[key] = ListWriter(self._store, *key, "", keep=settings.keep, now=self._now)
-        return self._writers[key]
 
 
 def _edit(rows: Sequence[Waiting], *, has_days: bool) -> RowsEdit:
@@ -238,6 +203,6 @@ def _edit(rows: Sequence[Waiting], *, has_days: bool) -> RowsEdit:
     return RowsEdit(what=rows[0].what, rows=table_rows, reason=rows[0].reason, names=names)
 
 
-def _refuse(rows: Sequence[Waiting], refusal: RowRefused) -> None:
+def _refuse(rows: Sequence[Waiting], refusal: RequestRefused) -> None:
     for row in rows:
         row.done(refusal)

@@ -43,7 +43,7 @@ class FeedSettings:
     listen: tuple[str, ...] = ()
     """URLs `http://host:port` or `https://host:port`, each with its port; empty: the feed is disabled."""
     users: Path | None = None
-    """File of users (eir.interfaces.feed.feed_users)."""
+    """File of users (eir.wire.web.passwords)."""
     sources: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that may connect; empty: any."""
     lists: FeedLists = field(default_factory=FeedLists)

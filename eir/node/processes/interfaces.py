@@ -17,7 +17,8 @@ from typing import Any
 from eir.config import Config
 from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
-from eir.interfaces.interface import Interface, IsRecorded, Service
+from eir.interfaces.interface import Interface, Service
+from eir.lists.changes.local_writer import IsRecorded
 from eir.node.observe import metrics
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded

@@ -17,13 +17,14 @@ from simulated.store_content import Altered, Lists, content_of, rows_in
 from eir.device import SNR_KEYS, device_key, imsi_key, key_text
 from eir.disk import WatchedFile
 from eir.errors import EirError, StoreError
-from eir.interfaces.feed.feed import TOKEN_USERS_MAX, Feed
-from eir.interfaces.feed.feed_rows import FeedRow, RowRefused, read_row
-from eir.interfaces.feed.feed_users import Hashed, Users, UsersError, read_users, user_line
+from eir.interfaces.clients import TOKEN_USERS_MAX, Clients, RequestRefused
+from eir.interfaces.feed.feed import Feed
+from eir.interfaces.feed.feed_rows import FeedRow, read_row
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.interfaces.feed.settings import FeedSettings
 from eir.lists.changes.local_entries import Entry
 from eir.lists.changes.local_rows import ADD, REMOVE
+from eir.lists.changes.local_writer import LocalWriter
 from eir.lists.follow.list_copy import ListCopy
 from eir.lists.follow.write_back import refuse_lost_here
 from eir.lists.record.settings import ListSettings
@@ -31,6 +32,7 @@ from eir.lists.rows.msisdn import NumbersError, number_key, number_of, read_numb
 from eir.lists.stores.sqlite import SqliteStore
 from eir.lists.table.columns import BEGINS, DAYS, ENDS, WHOLE, rows_of
 from eir.wire.web.http1 import Conversation, HttpRequest, HttpResponse
+from eir.wire.web.passwords import Hashed, Users, UsersError, read_users, user_line
 
 ROLES = frozenset({"block", "exception", "track", "allowed-tac", "blocked-tac"})
 IMEI, SEEN, IMSI = "35209900176148", "352099001761481", "001010000000001"
@@ -91,7 +93,7 @@ def test_parts_of_a_request(method, target, row):
     ],
 )  # fmt: skip
 def test_what_is_no_row(method, target, status, reason):
-    with pytest.raises(RowRefused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         read_row(method, target, ROLES)
     assert (caught.value.status, caught.value.reason) == (status, reason)
 
@@ -99,7 +101,7 @@ def test_what_is_no_row(method, target, status, reason):
 @given(st.text(), st.text())
 def test_any_path_is_a_row_or_refused(method, target):
     for there in (target, f"/eir/{target}", f"/eir/block/{target}"):
-        with suppress(RowRefused):
+        with suppress(RequestRefused):
             read_row(method, there, ROLES)
 
 
@@ -239,9 +241,10 @@ class TestUsers:
 
 async def test_metrics_distinguish_users_of_the_file_and_a_limited_number_of_token_holders(writing, tmp_path):
     (tmp_path / "users").write_text(user_line("register", PASSWORD))
-    feed = Feed(FeedSettings(), writing.writer, host="eir", report=lambda *_, **__: None)
-    feed.apply_users(Users(read_users(tmp_path / "users"), ticks=monotonic))
-    feed.apply_tokens(SimpleNamespace(subject=lambda authorization, _: authorization.decode().removeprefix("Bearer ")))
+    clients = Clients("eir-feed", report=lambda *_, **__: None)
+    clients.users = Users(read_users(tmp_path / "users"), ticks=monotonic)
+    clients.tokens = SimpleNamespace(subject=lambda authorization, _: authorization.decode().removeprefix("Bearer "))
+    feed = Feed(FeedSettings(), clients, writing.writer, host="eir", report=lambda *_, **__: None)
     senders = [*(f"Bearer {number}" for number in range(TOKEN_USERS_MAX + 2)), "Bearer 0", basic(), "Digest x"]
     for authorization in senders:
         assert (await feed.respond(HttpRequest("POST", "/", headers={"authorization": authorization}))).status in {
@@ -302,9 +305,8 @@ class Writing:
 
     def __init__(self, store, **limits):
         self.failed = []
-        self.writer = FeedWriter(
-            store, LISTS, now=lambda: datetime.now(UTC), failed=self.failed.append, is_recorded=recorded, **limits
-        )
+        self.local = LocalWriter(store, LISTS, now=lambda: datetime.now(UTC), is_recorded=recorded)
+        self.writer = FeedWriter(self.local, failed=self.failed.append, **limits)
         self.store = store
 
     def put(self, what, imei, name="blocked", who="register at x", day=DAY, begin=0):
@@ -371,7 +373,7 @@ async def test_a_list_that_the_store_lost_takes_no_row(writing):
         if name == "blocked":
             raise StoreError("lost", f"list {name}: the store has generation {stored.generation}")
 
-    writing.writer.guard = guard
+    writing.local.guard = guard
     assert await writing.all((ADD, imei(1)), (ADD, imei(1), "other")) == [503, 201]
     assert [str(fault) for fault in writing.failed] == ["list blocked: the store has generation 0"]
     assert [*await writing.store.heads()] == ["other"]
@@ -382,7 +384,7 @@ async def test_a_host_whose_copy_is_newer_than_the_store_takes_no_row(writing, t
     assert await writing.all((ADD, imei(1)), (ADD, imei(2)), (ADD, imei(1), "other")) == [201] * 3
     content = await content_of(writing.store, "blocked")
     ListCopy(tmp_path / "copies", "blocked").save(replace(content, head=replace(content.head, generation=9)))
-    writing.writer.guard = partial(refuse_lost_here, tmp_path / "copies")
+    writing.local.guard = partial(refuse_lost_here, tmp_path / "copies")
     assert await writing.all((ADD, imei(3)), (ADD, imei(3), "other")) == [503, 201]
     assert "eir lists abandon blocked" in str(writing.failed[0])
     ListCopy(tmp_path / "copies", "blocked").save(content)
@@ -416,7 +418,7 @@ async def test_what_was_to_end_does_not_once_a_register_sends_it(writing, kind, 
     end = int(datetime.now(UTC).timestamp()) + 3600
     key = WHOLE | entry.key // SNR_KEYS if entry.whole_tac else entry.key
     await Lists(writing.store, kinds={kind: kind}).change(rows_of([key], seconds=[entry.imsi], ends=end), name=kind)
-    writing.writer.lists = {kind: settings}
+    writing.local.lists = {kind: settings}
 
     async def put(what):
         answer = asyncio.get_running_loop().create_future()
@@ -489,7 +491,7 @@ async def test_a_row_is_answered_once_the_journal_has_its_change(writing):
         awaited.put_nowait((name, change))
         return await is_recorded.wait()
 
-    writing.writer.is_recorded = await_recorded
+    writing.local.is_recorded = await_recorded
     assert await writing.all((REMOVE, imei(1))) == [204]  # the list has no change
     answers = [writing.put(ADD, imei(1)), writing.put(ADD, imei(2), "other")]
     changes = [await awaited.get(), await awaited.get()]
@@ -510,7 +512,7 @@ async def test_a_row_that_the_journal_lacks_is_sent_again(writing, error):
         return False
 
     failing = Writing(writing.store)
-    failing.writer.is_recorded = fails
+    failing.local.is_recorded = fails
     task = asyncio.create_task(failing.writer.run())
     refused = await failing.put(ADD, imei(1))
     assert (refused.status, refused.reason) == (503, "journal")
@@ -522,7 +524,7 @@ async def test_a_row_that_the_journal_lacks_is_sent_again(writing, error):
 async def test_too_many_that_wait_are_turned_away(writing):
     limited = Writing(writing.store, waiting_max=3)
     answers = [limited.put(ADD, imei(number)) for number in range(3)]
-    with pytest.raises(RowRefused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         limited.put(ADD, imei(3))
     assert (caught.value.status, caught.value.reason) == (503, "busy")
     task = asyncio.create_task(limited.writer.run())

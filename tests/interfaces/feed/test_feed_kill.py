@@ -20,6 +20,7 @@ from simulated.patience import PROGRAM_S
 from eir.interfaces.feed.feed_writer import FeedWriter
 from eir.lists.changes.local_entries import parse_entries
 from eir.lists.changes.local_rows import ADD, REMOVE, keys_of_entry
+from eir.lists.changes.local_writer import LocalWriter
 from eir.lists.log.reader import read_content
 from eir.lists.record.kept_content import changes_of_rows
 from eir.lists.record.settings import DEVICES, PAIRS, ListSettings
@@ -58,7 +59,8 @@ def borders():
 
 async def feed(store, answered):
     """Send all of it, each burst when the one before is answered; `answered` is told each row's number and status."""
-    writer = FeedWriter(store, LISTS, now=lambda: datetime.now(UTC), failed=fail, is_recorded=recorded)
+    local = LocalWriter(store, LISTS, now=lambda: datetime.now(UTC), is_recorded=recorded)
+    writer = FeedWriter(local, failed=fail)
     working, numbers = asyncio.create_task(writer.run()), count()
 
     def send(what, name, entry):

@@ -17,12 +17,12 @@ from simulated.store_content import rows_in
 from simulated.wire import EIR
 
 from eir.config import load_config
-from eir.interfaces.feed.feed_users import read_users, user_line
 from eir.lists.record.listed_entries import entries_in
 from eir.lists.stores.open import open_store
 from eir.node.observe.control import ControlError, ask
 from eir.node.observe.log import BURST
 from eir.node.processes import interfaces
+from eir.wire.web.passwords import read_users, user_line
 
 PASSWORD = "correct horse battery"
 IMSI = "001010000000001"

@@ -17,11 +17,11 @@ from test_answering import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F
 
 import eir.node.processes
 from eir.interfaces import INTERFACES
-from eir.interfaces.feed.feed_users import user_line
 from eir.node.observe.control import ControlError
 from eir.node.observe.control import ask as control
 from eir.node.processes.starter import NAME as STARTER
 from eir.wire.peers.settings import Limits
+from eir.wire.web.passwords import user_line
 
 KINDS = ("manager", "starter", "answering", "follower", "recorder")
 """Each kind that there is at any time; loads and turns come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
