@@ -24,10 +24,15 @@ RATE_MAX, BURST = 20.0, 100.0
 VALUES: Final = frozenset(RowValues._fields)
 HEADERS: Final = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 DOCUMENT: Final = HttpResponse(200, JSON, Path(__file__).with_name("openapi.json").read_bytes(), HEADERS)
-"""Response with the OpenAPI document, which needs no user."""
+"""Response with the OpenAPI document."""
 
 Handle = Callable[..., Awaitable[HttpResponse]]
 """Function that answers a request. Its arguments are the user, the request and the parameters in the path."""
+
+
+def is_public(request: HttpRequest) -> bool:
+    """Return True for a request for the OpenAPI document, which needs no user."""
+    return request.path == DOCUMENT_PATH and request.method in {"GET", "HEAD"}
 
 
 def problem(status: int, reason: str, detail: str, headers: Sequence[tuple[str, str]] = ()) -> HttpResponse:
@@ -84,12 +89,12 @@ class DeskApi:
     async def _put(self, user: DeskUser, request: HttpRequest, name: str, identifier: str) -> HttpResponse:
         _query(request)
         values, expected = _values(_object(request)), _precondition(request)
-        written = await self._operations.put(user, name, identifier, values, expected=expected)
+        written = await self._operations.write_row(user, name, identifier, values, expected=expected)
         return _row(written.row or {}, 201 if written.created else 200)
 
     async def _delete(self, user: DeskUser, request: HttpRequest, name: str, identifier: str) -> HttpResponse:
         values, expected = _values(_query(request, "reason", "case")), _precondition(request)
-        await self._operations.delete(user, name, identifier, values, expected=expected)
+        await self._operations.remove_row(user, name, identifier, values, expected=expected)
         return HttpResponse(204, JSON, b"", HEADERS, authenticated=True)
 
     async def _device(self, user: DeskUser, request: HttpRequest, imei: str) -> HttpResponse:

@@ -1,19 +1,39 @@
 """JSON of the desk: entries with entity tags, rights, conditions, faulty requests; on a node passwords, rates, attacks, kill -9; the document, by schemathesis."""
 
+import asyncio
+import itertools
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from simulated.issuer import Issuer, jwks
+from simulated.node import children, until_async
+from simulated.patience import PROGRAM_S
+from simulated.register import Client, basic
+from simulated.servers import Server, programs
 from test_desk_operations import ANNA, BERT, IMEI, IMSI, OTHER, VIEWER, Desk
 
-from eir.errors import IdentifierError
+from eir.config import load_config
+from eir.errors import IdentifierError, silent
+from eir.interfaces import desk
 from eir.interfaces.desk import api
 from eir.interfaces.desk.api import BURST, DeskApi
 from eir.interfaces.desk.operations import DeskError
+from eir.interfaces.desk.service import DeskService
+from eir.interfaces.interface import NodeCalls
+from eir.node.observe.control import ControlError
 from eir.wire.web.http1 import HttpRequest
+from eir.wire.web.passwords import Hashed, user_line
 
-DOCUMENT = json.loads(Path(api.__file__).with_name("openapi.json").read_bytes())
+DOCUMENT_BYTES = Path(api.__file__).with_name("openapi.json").read_bytes()
+DOCUMENT = json.loads(DOCUMENT_BYTES)
 ENTRY = f"/v1/lists/own/entries/{IMEI}"
 
 
@@ -70,7 +90,11 @@ async def test_an_entity_tag_prevents_the_change_of_an_entry_that_another_user_c
 
 async def test_entries_of_pairs_and_subscribers_have_identifiers_of_their_own(ask):
     pair = f"{OTHER}+{IMSI}"
-    for target in (f"/v1/lists/bound/entries/{pair}", f"/v1/lists/bound/entries/{pair.replace('+', '%2B')}", f"/v1/lists/sims/entries/{IMSI}"):
+    for target in (
+        f"/v1/lists/bound/entries/{pair}",
+        f"/v1/lists/bound/entries/{pair.replace('+', '%2B')}",
+        f"/v1/lists/sims/entries/{IMSI}",
+    ):
         assert (await ask("PUT", target, {"reason": "owner"}))[0] in {200, 201}
     assert (await ask("GET", f"/v1/lists/bound/entries/{pair}"))[1]["id"] == f"{OTHER[:14]}+{IMSI}"
 
@@ -79,7 +103,12 @@ async def test_a_device_has_its_answer_entries_and_changes(ask):
     await ask("PUT", ENTRY, {"reason": "stolen"})
     _, found, _ = await ask("GET", f"/v1/devices/{IMEI}", user=VIEWER)
     ((entry,), (change,)) = found["rows"], found["changes"]
-    assert (found["answer"]["status"], found["answer"]["reason"], entry["list"], entry["changeable"]) == ("blacklisted", "stolen", "own", False)
+    assert (found["answer"]["status"], found["answer"]["reason"], entry["list"], entry["changeable"]) == (
+        "blacklisted",
+        "stolen",
+        "own",
+        False,
+    )
     assert (entry["tag"], change["who"]) == ((await ask("GET", ENTRY))[2]["ETag"].strip('"'), ANNA.who)
 
 
@@ -105,7 +134,7 @@ async def test_a_user_changes_only_own_local_lists(ask, user, target, status):
         ("PUT", ENTRY, {"reason": "x", "case": "a\u2028b"}, {}, 422), ("PUT", ENTRY, {"reason": "x", "case": "x" * 65}, {}, 422),
         ("PUT", ENTRY, {"reason": "\ud800"}, {}, 422), ("PUT", ENTRY, {"reason": "x"}, {"media": "text/plain"}, 415),
         ("PUT", ENTRY, {"reason": "x"}, {"media": "application/x-www-form-urlencoded"}, 415), ("PUT", f"{ENTRY}?x=1", {"reason": "x"}, {}, 400),
-        ("PUT", ENTRY, {"reason": "x"}, {"if_match": "W/\"a\""}, 400), ("PUT", ENTRY, {"reason": "x"}, {"if_match": '"a", "b"'}, 400),
+        ("PUT", ENTRY, {"reason": "x"}, {"if_match": 'W/"a"'}, 400), ("PUT", ENTRY, {"reason": "x"}, {"if_match": '"a", "b"'}, 400),
         ("PUT", ENTRY, {"reason": "x"}, {"if_match": ""}, 400), ("PUT", ENTRY, {"reason": "x"}, {"if_none_match": '"a"'}, 400),
         ("PUT", ENTRY, {"reason": "x"}, {"if_none_match": "*", "if_match": '"a"'}, 400), ("PUT", ENTRY, {"reason": "x"}, {"if_match": '"a"'}, 412),
         ("DELETE", ENTRY, None, {}, 422), ("DELETE", f"{ENTRY}?reason=x&reason=y", None, {}, 400), ("DELETE", f"{ENTRY}?reason=%ff", None, {}, 400), ("DELETE", f"{ENTRY}?reason", None, {}, 400),
@@ -144,3 +173,230 @@ def test_the_document_has_the_paths_the_parameters_and_the_values_of_the_api():
     assert {(re.sub(r"\{\w+\}", "{}", path), method) for path, method in described} == routes
     assert DOCUMENT["components"]["schemas"]["Values"]["properties"].keys() == api.VALUES
     assert DOCUMENT["servers"] == [{"url": api.API_ROOT.rstrip("/")}]
+
+
+# On a node
+
+
+USERS = (("anna", "change", ["own"]), ("vera", "view", []))
+PASSWORD = "correct horse battery"
+
+
+def configure(site, **more):
+    users = site.folder / "users"
+    users.write_text("\n".join(user_line(name, PASSWORD, role, lists) for name, role, lists in USERS))
+    users.chmod(0o640)
+    section = {"listen": "http://127.0.0.1:0", "users": "users", **more.pop("desk", {})}
+    site.configure(
+        lists={"own": {"local": True, "change_min": 10**8}},
+        policy={"rules": [{"list": "own", "answer": "blacklisted"}]},
+        desk=section,
+        **more,
+    )
+
+
+@pytest.fixture
+async def service(site):
+    """Makes the service of the desk in this process: `service(desk={…})` → function that sends a request as the process of the desk does."""
+    made = []
+
+    def start(**more):
+        configure(site, **more)
+        config = load_config(site.path)
+        made.append(DeskService(config.of(desk.INTERFACE), config, silent, NodeCalls(silent, silent, silent)))
+
+        async def send(method, target, authorization=None, *, address="127.0.0.1", names=(), **headers):
+            named = {"authorization": authorization} if authorization else {}
+            named |= {name.replace("_", "-"): value for name, value in headers.items()}
+            return await made[-1].respond(HttpRequest(method, target, "", named, address, b"", names))
+
+        send.counters = made[-1].counters
+        return send
+
+    yield start
+    for each in made:
+        await each.close()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Passwords are compared without a hash, which takes 50 ms."""
+    monkeypatch.setattr(Hashed, "fits", lambda _, password: password == PASSWORD.encode())
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_request_needs_a_password_a_token_or_a_certificate_and_cookies_do_not_count(site, service):
+    issuer = Issuer()
+    (site.folder / "jwks").write_bytes(jwks(issuer))
+    send = service(desk={"tokens": {"jwks": "jwks", "audience": "eir"}, "tls_names": ["ops.example.org=vera"]})
+
+    def token(**claims):
+        return "Bearer " + issuer.token(time.time(), **{"aud": "eir", "scope": "eir-desk", "sub": "anna", **claims})
+
+    async def changeable(*arguments, **more):
+        response = await send("GET", "/v1/lists", *arguments, **more)
+        return json.loads(response.body)["lists"][0]["changeable"] if response.status == 200 else response.status
+
+    assert await changeable(basic("anna")) is True
+    assert await changeable(basic("vera")) is False
+    assert await changeable(token()) is True
+    assert await changeable(token(), names=("other.example.org",)) is True
+    assert await changeable(names=("ops.example.org",)) is False
+    assert await changeable(token(sub="stranger")) == await changeable(token(scope="eir-feed")) == 403
+    assert await changeable(basic("anna", "wrong password")) == await changeable(token(aud="other")) == 401
+    # Neither a header of a proxy nor the cookie of a session on the page identifies a user here.
+    page = await send("GET", "/desk", names=("ops.example.org",))
+    cookie = dict(page.headers)["Set-Cookie"].partition(";")[0]
+    for headers in (
+        {"cookie": cookie},
+        {"x_forwarded_user": "anna"},
+        {"x_ssl_client_s_dn": "CN=ops.example.org"},
+        {"remote_user": "anna"},
+    ):
+        assert await changeable(**headers) == 401, headers
+    refused = await send("GET", "/v1/lists")
+    assert (refused.content_type, json.loads(refused.body)["reason"]) == ("application/problem+json", "no_password")
+    assert [value.partition(" ")[0] for name, value in refused.headers if name == "WWW-Authenticate"] == [
+        "Basic",
+        "Bearer",
+    ]
+    assert not {name.lower() for name, _ in refused.headers} & {"access-control-allow-origin", "set-cookie"}
+    assert (await send("GET", "/v1/openapi.json")).body == DOCUMENT_BYTES
+    assert (await send("PUT", "/v1/openapi.json")).status == 401
+
+
+@pytest.mark.usefixtures("quick")
+async def test_guesses_from_one_address_and_from_a_hundred_are_refused_and_a_user_goes_on(service):
+    send = service()
+    assert (await send("GET", "/v1/lists", basic("anna"))).status == 200
+    guesses = [
+        await send("GET", "/v1/lists", basic("anna", f"guess number {n}"), address="10.0.0.1") for n in range(30)
+    ]
+    assert [each.status for each in guesses] == [401] * 20 + [429] * 10
+    assert ("Retry-After", "5") in guesses[-1].headers
+    assert (
+        await send("GET", "/v1/lists", basic("anna"), address="10.0.0.1")
+    ).status == 429  # the right one is no oracle
+    many = await asyncio.gather(
+        *(send("GET", "/v1/lists", basic("anna", f"guess {n} again"), address=f"10.0.{n % 100}.2") for n in range(3000))
+    )
+    assert sum(each.status == 401 for each in many) == 20 * 100
+    assert (await send("GET", "/v1/lists", basic("anna"))).status == 200
+    for n in range(100):
+        await send("GET", f"/v1/{n}", basic("anna"))
+        await send("GET", f"/desk/{n}")
+    assert {action for _, action, _ in send.counters()["eir_desk_requests_total"]} == {"api", "other"}
+
+
+@pytest.fixture(params=["sqlite", *programs()][:2])
+def store(request):
+    if request.param == "sqlite":
+        yield None
+        return
+    server = Server(programs()[request.param], "--appendonly", "yes", "--appendfsync", "always").start()
+    yield server
+    server.stop()
+
+
+class Senders:
+    """Three programs that add devices, and repeat each request that was not answered."""
+
+    def __init__(self, node):
+        self._node, self._numbers = node, itertools.count()
+        self.done, self.lost, self._ends = [], 0, False
+        self._tasks = [asyncio.create_task(self._send()) for _ in range(3)]
+
+    async def _send(self):
+        for number in self._numbers:
+            imei = f"00101{number:09d}"
+            while not self._ends:
+                try:
+                    client = await Client.to(self._node.status()["interfaces"]["desk"][0], basic("anna"))
+                    answer = await client.ask("PUT", f"/v1/lists/own/entries/{imei}", b'{"reason": "stolen"}', Content_Type="application/json")
+                    await client.close()
+                except (OSError, EOFError, ControlError):
+                    self.lost += 1
+                    await asyncio.sleep(0.01)
+                    continue
+                assert answer.status in {200, 201, 429, 503}, answer
+                if answer.status < 300:
+                    self.done.append(imei)
+                    break
+            if self._ends:
+                return
+
+    async def more(self):
+        before = len(self.done)
+        await until_async(lambda: len(self.done) > before + 5)
+
+    async def end(self):
+        self._ends = True
+        await asyncio.gather(*self._tasks)
+
+
+@pytest.mark.long(short=["sqlite"])
+async def test_each_change_that_was_confirmed_is_there_once_after_kill_9(site, store):
+    """The process of the desk, the store and the whole node are killed."""
+    configure(site, store=store.url if store else "sqlite")
+    node = site.start()
+    senders = Senders(node)
+    await senders.more()
+    os.kill(children(node.pid)["services"], signal.SIGKILL)
+    await until_async(lambda: senders.lost)
+    await senders.more()
+    if store:
+        store.kill()
+        store.start()
+        await senders.more()
+    node.process.kill()
+    node.process.wait()
+    await senders.end()
+    site.start()
+    shown = [entry["entry"] for entry in site.json("show", "own", "-n", "100000", "--store")["entries"]]
+    assert set(senders.done) <= set(shown)
+    named = [event["detail"].rpartition(": ")[2] for event in site.json("history", "own", "-n", "100000")]
+    assert sorted(named) == sorted(shown)  # each is on record once
+
+
+@pytest.mark.long
+async def test_a_flood_of_large_endless_and_pipelined_requests_changes_nothing(site):
+    configure(site)
+    node = site.start()
+    address = node.status()["interfaces"]["desk"][0]
+    begin = f"PUT {ENTRY} HTTP/1.1\r\nHost: a\r\nAuthorization: {basic('vera')}\r\nContent-Type: application/json\r\n".encode()
+    good = await Client.to(address, basic("anna"))
+    assert (await good.ask("GET", "/v1/lists")).status == 200
+    for attack in (
+        b"Content-Length: 131073\r\n\r\n" + b" " * 131_073, b"Content-Length: 99999999999\r\n\r\n" + b" " * 200_000,
+        b"Transfer-Encoding: chunked\r\n\r\n" + b"10000\r\n" + b" " * 65_536 + b"\r\n" + b"10000\r\n" + b" " * 65_536 + b"\r\n1\r\n \r\n",
+    ):  # fmt: skip
+        bad = await Client.to(address)
+        bad.writer.write(begin + attack)
+        assert not (said := await bad.ended()) or said.startswith(b"HTTP/1.1 413 ")
+    idle = [await Client.to(address) for _ in range(1000)]
+    flood = await Client.to(address)
+    one = begin + b"Content-Length: 14\r\n\r\n" + b'{"reason":"x"}'
+    flood.writer.write(one * 300)
+    statuses = Counter([(await flood.answer()).status for _ in range(300)])
+    assert statuses.keys() <= {403, 429}
+    assert statuses[429] > 100
+    assert (await good.ask("GET", "/v1/changes")).body == b'{"changes": []}'
+    assert site.json("check", IMEI)["status"] != "blacklisted"
+    for each in (*idle, flood, good):
+        each.writer.transport.abort()
+    assert not node.lines("fault")
+
+
+@pytest.mark.long
+def test_the_document_by_schemathesis(site):
+    configure(site)
+    node = site.start()
+    base = f"{node.status()['interfaces']['desk'][0]}/v1"
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"), "run", f"{base}/openapi.json", "--url", base, "--max-examples", "20",
+        "--header", f"Authorization: {basic('anna')}", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--no-color", "--rate-limit", "20/s",
+        "--exclude-checks", "unsupported_method,positive_data_acceptance",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=site.folder, timeout=PROGRAM_S)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    assert not node.lines("fault")
