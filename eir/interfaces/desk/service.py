@@ -28,7 +28,7 @@ BODY_BYTES_MAX = 128 << 10
 
 
 class DeskService:
-    """HTTP service of the desk, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
+    """HTTP service of the desk in the services process; it implements eir.interfaces.interface.Service."""
 
     request_body_max = BODY_BYTES_MAX
 
