@@ -31,7 +31,7 @@ BODY_BYTES_MAX = 128 << 10
 
 
 class DeskService:
-    """HTTP service of the desk, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
+    """HTTP service of the desk in the services process; it implements eir.interfaces.interface.Service."""
 
     request_body_max = BODY_BYTES_MAX
 
@@ -89,6 +89,7 @@ class DeskService:
                 headers = self._clients.refusal_headers(RequestRefused(status, reason, text))
                 response = problem(status, reason, text, headers)._replace(authenticated=bool(user))
             else:
+                status = 403 if status == 401 else status  # the page has no challenge for a browser's own log-in
                 response = self._page.show_error(request, status, text)
             self._report(
                 "desk_refused", level="warning" if status < 500 else "error", reason=reason, address=request.address, status=status, detail=text,
@@ -118,15 +119,16 @@ class DeskService:
         await self._store.close()
 
     async def _api_user(self, request: HttpRequest) -> str:
-        """Authenticate the sender of a request below `/v1/` by certificate, password or token; cookies do not count. Raises RequestRefused."""
-        return self._certified(request) or self._clients.known_user(request) or await self._clients.user(request)
+        """Authenticate the sender of a request below `/v1/` by password or token, else by certificate; cookies do not count. Raises RequestRefused."""
+        certified = None if "authorization" in request.headers else self._certified(request)
+        return certified or self._clients.known_user(request) or await self._clients.user(request)
 
     def _user(self, name: str, request: HttpRequest) -> DeskUser:
         """Return an authenticated user with the present rights. Raises RequestRefused."""
-        role, lists = self._clients.users.rights(name) if self._clients.users is not None else ("", ())
-        if not role:
+        line = self._clients.users.line(name) if self._clients.users is not None else None
+        if line is None:
             raise RequestRefused(403, "no_role", f"the file of users has no line for {name}")
-        return DeskUser(name, role, lists, user_text(name, request.address, self._host))
+        return DeskUser(name, line.role, line.lists, user_text(name, request.address, self._host), line.salt)
 
     def _imsi_of(self, number: str) -> str | None:
         return self._clients.numbers.imsi(number)

@@ -28,6 +28,9 @@ from eir.interfaces.desk.api import BURST, DeskApi
 from eir.interfaces.desk.operations import DeskError
 from eir.interfaces.desk.service import DeskService
 from eir.interfaces.interface import NodeCalls
+from eir.lists.log.reader import read_content
+from eir.lists.record.listed_entries import entries_in
+from eir.lists.stores.sqlite import SqliteStore
 from eir.node.observe.control import ControlError
 from eir.wire.web.http1 import HttpRequest
 from eir.wire.web.passwords import Hashed, user_line
@@ -86,6 +89,20 @@ async def test_an_entity_tag_prevents_the_change_of_an_entry_that_another_user_c
     assert (await ask("DELETE", f"{ENTRY}?reason=x", if_match=tag))[0] == 412
     assert (await ask("GET", ENTRY))[1]["reason"] == "lost"
     assert (await ask("DELETE", f"{ENTRY}?reason=x", if_match=headers["ETag"]))[0] == 204
+
+
+async def test_changes_at_the_same_time_are_all_there_and_on_record_once(ask, tmp_path):
+    imeis = [f"0010150000{n:04d}" for n in range(20)]
+    answers = await asyncio.gather(
+        *(ask("PUT", f"/v1/lists/own/entries/{imei}", {"reason": "stolen"}) for imei in imeis)
+    )
+    assert [status for status, *_ in answers] == [201] * 20
+    changes = (await ask("GET", "/v1/changes"))[1]["changes"]
+    assert sorted(each["change"] for each in changes) == [*range(1, 21)]
+    store = SqliteStore(tmp_path / "lists.sqlite")
+    content = await read_content(store, "own", (await store.heads())["own"])  # verifies every digest
+    assert [entry.text("devices") for entry in entries_in(content.table.rows())] == imeis
+    await store.close()
 
 
 async def test_entries_of_pairs_and_subscribers_have_identifiers_of_their_own(ask):
@@ -242,6 +259,8 @@ async def test_a_request_needs_a_password_a_token_or_a_certificate_and_cookies_d
     assert await changeable(token()) is True
     assert await changeable(token(), names=("other.example.org",)) is True
     assert await changeable(names=("ops.example.org",)) is False
+    assert await changeable(basic("anna"), names=("ops.example.org",)) is True
+    assert await changeable(basic("anna", "wrong password"), names=("ops.example.org",)) == 401
     assert await changeable(token(sub="stranger")) == await changeable(token(scope="eir-feed")) == 403
     assert await changeable(basic("anna", "wrong password")) == await changeable(token(aud="other")) == 401
     # Neither a header of a proxy nor the cookie of a session on the page identifies a user here.
@@ -310,14 +329,19 @@ class Senders:
         for number in self._numbers:
             imei = f"00101{number:09d}"
             while not self._ends:
+                client = None
                 try:
                     client = await Client.to(self._node.status()["interfaces"]["desk"][0], basic("anna"))
-                    answer = await client.ask("PUT", f"/v1/lists/own/entries/{imei}", b'{"reason": "stolen"}', Content_Type="application/json")
-                    await client.close()
+                    answer = await client.ask(
+                        "PUT", f"/v1/lists/own/entries/{imei}", b'{"reason": "stolen"}', Content_Type="application/json"
+                    )
                 except (OSError, EOFError, ControlError):
                     self.lost += 1
                     await asyncio.sleep(0.01)
                     continue
+                finally:
+                    if client is not None:
+                        client.writer.transport.abort()
                 assert answer.status in {200, 201, 429, 503}, answer
                 if answer.status < 300:
                     self.done.append(imei)
