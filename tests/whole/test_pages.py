@@ -395,6 +395,9 @@ def test_each_example_of_a_configuration_is_usable(block, tmp_path):
     ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(Issuer().pem)
+    if "desk" in values:
+        (tmp_path / values["desk"]["users"]).write_text(user_line("anna", "correct horse battery", "view"))
+        (tmp_path / values["desk"]["users"]).chmod(0o640)
     if "feed" in values:
         (tmp_path / values["feed"]["users"]).write_text(user_line("register", "correct horse battery"))
         (tmp_path / values["feed"]["users"]).chmod(0o600)

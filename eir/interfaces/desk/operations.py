@@ -176,7 +176,7 @@ class DeskOperations:
             raise DeskError(404, "no_entry", f"{name} has no entry {identifier}")
         return row
 
-    async def put(
+    async def write_row(
         self, user: DeskUser, name: str, identifier: str, values: RowValues, *, expected: Precondition = NO_PRECONDITION
     ) -> WrittenRow:
         """Add a row to a local list, or give it other values. Nothing changes if the list has the row with these values.
@@ -193,10 +193,10 @@ class DeskOperations:
         )  # fmt: skip
         return await self._write(user, edit, settings, values.case, expected)
 
-    async def delete(
+    async def remove_row(
         self, user: DeskUser, name: str, identifier: str, values: RowValues, *, expected: Precondition = NO_PRECONDITION
     ) -> WrittenRow:
-        """Remove a row from a local list. Nothing changes if the list lacks the row. Raises as `put`."""
+        """Remove a row from a local list. Nothing changes if the list lacks the row. Raises as `write_row`."""
         settings = self._changeable(user, name)
         rows, names = _rows_of(settings, identifier)
         edit = RowsEdit(what=REMOVE, rows=rows, names=names, reason=values.reason)
@@ -263,7 +263,7 @@ class DeskOperations:
     async def add_file(
         self, user: DeskUser, name: str, found: FileRows, values: RowValues, *, dry_run: bool
     ) -> EditReport:
-        """Add the rows of a file to a local list as one change; return the effect. Raises as `put`."""
+        """Add the rows of a file to a local list as one change; return the effect. Raises as `write_row`."""
         settings, now = self._changeable(user, name), self._local.now()
         edit = RowsEdit(
             what=ADD, rows=found.rows, texts=found.texts, reason=values.reason, begin=_seconds(values.begin, begin_seconds),
