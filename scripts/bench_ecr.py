@@ -7,16 +7,14 @@ compares each answer of the node and of the echo with its request.
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmark import network, over_sctp
 from benchmark.build import program
 from benchmark.measure import (
     COLUMNS,
     Load,
-    Picture,
     add_options,
     answers_per_s,
     at_most,
@@ -30,7 +28,6 @@ from benchmark.measure import (
     times,
     wrong_answers,
 )
-from benchmark.plot import Rows, Series
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import loaded
 
@@ -60,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         "--rates", type=float, nargs="*", default=RATES, metavar="R", help="requests per second over four connections"
     )
     parser.add_argument("--only", action="store_true", help="the node alone, without the other servers")
-    add_options(parser, seconds=2, turns=3, picture=True)
+    add_options(parser, seconds=2, turns=3)
     options = parser.parse_args(arguments)
     if options.transport == "sctp":
         return over_sctp.measure(options)
@@ -93,28 +90,4 @@ def main(arguments: Sequence[str]) -> int:
     text += "".join(
         f"of what the floor answers, {load}: {found['median']:.2f} {found['turns']}\n" for load, found in ratios.items()
     )
-    return finish("ecr", measured, targets, options, text, picture=picture(measured["measured"]))
-
-
-def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
-    """Draw throughput of the node and of the servers beside it, and latency of node and floor, from the `measured` part of the document."""
-    found = {(row["server"], row["load"]): row for row in measured}
-    servers = list(dict.fromkeys(server for server, _ in found))
-    loads = list(dict.fromkeys(load for _, load in found))
-
-    def row(load: str, columns: Sequence[tuple[str, str]]) -> tuple[str, list[float | None]]:
-        return load, [found[server, load][column] for server, column in columns]
-
-    marks = {server: number for number, server in enumerate(servers)}
-    percentiles = [(server, f"p{number}_us") for server in servers if server != "echo" for number in (50, 99)]
-    return Picture("Checks, by connections x requests under way on each", (
-        Rows(
-            title="Answers a second (floor: a bare uvloop server that only frames messages; echo: one in C)", axis="answers a second", series=[Series(server, mark) for server, mark in marks.items()],
-            rows=[row(load, [(server, "answers_per_s") for server in servers]) for load in loads if "at" not in load],
-        ),
-        Rows(
-            title="Latency, also at a steady rate over four connections: median (p50) and 99th percentile (p99)", axis="microseconds",
-            series=[Series(f"{server} {column[:3]}", marks[server], column == "p99_us") for server, column in percentiles],
-            rows=[row(load, percentiles) for load in loads],
-        ),
-    ))  # fmt: skip
+    return finish("ecr", measured, targets, options, text)

@@ -8,18 +8,16 @@ the memory layout of a process is fixed at its start and affects its speed.
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmark import network
 from benchmark.build import Missing, program
 from benchmark.measure import (
     COLUMNS,
     Load,
-    Picture,
     Results,
     Target,
     add_options,
@@ -38,7 +36,6 @@ from benchmark.measure import (
     wrong_answers,
 )
 from benchmark.peers import PEERS
-from benchmark.plot import Ratios
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import echo, floor, free_port
 from benchmark.site import Site, program_of
@@ -58,7 +55,7 @@ AGENTS = [
 AGENTS += [Load(2, 512, behind=behind, hits=hits, vary=True) for behind in (64, 1000) for hits in HITS]
 """The load of agents: the requests of many MMEs, mixed."""
 SHOWN = Load(2, 64, behind=64, hits=0.5)
-"""Traffic in the picture: the kind that is hardest to answer fast."""
+"""Traffic of `--quick`: the kind that is hardest to answer fast."""
 WIDE = 64
 """Smallest window for which the targets for agents hold."""
 AGENTS_TIMES_OTP = {64: 25.0, 1000: 15.0}
@@ -76,12 +73,6 @@ OF_ECHO, LIKE = 0.45, 0.9
 """Minimum ratios of answers per second of an agent's MMEs at `WIDEST`: to those of the C echo; and with a thousand MMEs to those with 64."""
 WIDEST = 512
 
-CALLED = {
-    "otp": "OTP's diameter", "freediameter": "freeDiameter", "python-diameter": "python-diameter", "floor": "bare uvloop, frames only",
-    "echo": "C echo",
-}  # fmt: skip
-"""Names in the picture, in order."""
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run the part `peers` of scripts/bench."""
@@ -95,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="TREE",
         help="another checkout of this program, set up by scripts/setup, as one more server",
     )
-    add_options(parser, picture=True)
+    add_options(parser)
     options = parser.parse_args(arguments)
     program("load")
     start_echo = echo()
@@ -179,28 +170,10 @@ def main(arguments: Sequence[str]) -> int:
             + ", ".join(f"{found['median']:.2f} times {name}'s answers" for name, found in ratios.items())
             + "\n"
         )
-    return finish("peers", measured, targets, options, text, picture=picture(measured))
+    return finish("peers", measured, targets, options, text)
 
 
 def _between(results: Results, load: Load, other: Load) -> float:
     """Return the median over turns of the node's answers at one load, divided by its answers at another."""
     mine, others = (results["eir", str(each)] for each in (load, other))
     return median(answers_per_s(one) / answers_per_s(two) for one, two in zip(mine, others, strict=True))
-
-
-def picture(measured: Mapping[str, Any]) -> Picture:
-    """Draw the ratios, from `answers_per_s_ratio` and `p50_ratio` of the document."""
-
-    def bars(ratios: Mapping[str, Any]) -> list[tuple[str, float]]:
-        return [(called, ratios[name]["median"]) for name, called in CALLED.items() if name in ratios]
-
-    return Picture("A node of eir beside other Diameter servers, each on the same core", (
-        Ratios(
-            title=f"Answers a second ({SHOWN.connections} agents with requests of {SHOWN.behind} MMEs, {SHOWN.window} under way on each)",
-            axis="eir answers this many times as many", bars=bars(measured["answers_per_s_ratio"][str(SHOWN)]), better="more",
-        ),
-        Ratios(
-            title="Median latency (one request at a time)", axis="eir takes this many times as long", bars=bars(measured["p50_ratio"]),
-            better="less",
-        ),
-    ))  # fmt: skip

@@ -9,7 +9,7 @@ node is ready when its list's image is made from the store's pages.
 import argparse
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 from benchmark.measure import (
     Cores,
     Load,
-    Picture,
     Target,
     answers_per_s,
     ask,
@@ -34,7 +33,6 @@ from benchmark.measure import (
     times,
     wrong_answers,
 )
-from benchmark.plot import Curves, Series
 from benchmark.questions import QUICK_QUESTIONS, scattered, write_questions
 from benchmark.servers import free_port, memory_mb, redis_program
 from benchmark.site import Site, at_rest
@@ -71,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         type=Path,
         help="folder for the files, 25 bytes per entry or 80 per pair (default: a temporary folder)",
     )
-    options, on, how = begin("sizes", __doc__, arguments, own, picture=True)
+    options, on, how = begin("sizes", __doc__, arguments, own)
     sizes = options.entries or (QUICK_SIZES if options.quick else SIZES)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="eir-bench-") as made, ExitStack() as running:
         folder = Path(made)
@@ -113,22 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         targets = []  # which are those of a list of devices
     shown = [{**row, "entries": f"{row['entries']:,}"} for row in found]
     measured = {"measured": found, "wrong_answers": wrong_answers(results)}
-    return finish("sizes", measured, targets, options, table(shown, COLUMNS, width=None), picture=picture(found))
-
-
-def picture(measured: Sequence[Mapping[str, Any]]) -> Picture:
-    """Draw throughput and memory of a node by the size of the list, from the `measured` part of the document."""
-
-    def points(*columns: str) -> list[tuple[float, list[float]]]:
-        return [(row["entries"], [row[column] for column in columns]) for row in measured]
-
-    return Picture("A node, by the number of entries in its list", (
-        Curves(title="Answers a second", axis="4 connections, 256 requests under way on each", x_axis="entries", series=(Series("answers/s", 0),), points=points("answers_per_s")),
-        Curves(
-            title="Memory", axis="MB", x_axis="entries", series=(Series("answering process, resident", 0), Series("node", 1)),
-            points=points("resident_mb", "node_mb"),
-        ),
-    ))  # fmt: skip
+    return finish("sizes", measured, targets, options, table(shown, COLUMNS, width=None))
 
 
 def _prepare(folder: Path, size: int, on: Cores, options: argparse.Namespace, running: ExitStack) -> dict[str, Any]:

@@ -173,6 +173,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("a register's user, with a generated password", "eir feed user register1 >>feed.users"),
         ("with a given password", "eir feed user register1 --password-file password >>feed.users"),
     ),
+    "desk user": (
+        ("a person who may change the list `own`", "eir desk user anna --role change --list own >>desk.users"),
+        ("a person who only reads", "eir desk user vera >>desk.users"),
+    ),
     "sightings": (
         ("how much is on record?", "eir sightings"),
         ("for scripts", "eir sightings --json"),
@@ -276,6 +280,7 @@ COMMANDS: dict[str, str | Group] = {
     "lists": Group({"reset-serial": "lists.reset_serial", "abandon": "lists.abandon_list"}, alone="lists.lists"),
     "peer": Group({"disable": "node.peer_disable", "enable": "node.peer_enable"}, help="Take a peer out of service (DPR) or put it back."),
     "feed": Group({"user": "first.user"}, help="Users of the feed, by which a register sends rows."),
+    "desk": Group({"user": "first.desk_user"}, help="Users of the desk, a page on which persons change local lists."),
     "sightings": Group({"forget": "sightings.forget", "import": "sightings.import_log", "export": "sightings.export"}, alone="sightings.sightings"),
     "first-seen": Group({"import": "grace.import_first_seen", "undo": "grace.undo_first_seen"}, help="Record of first sightings, by which periods of grace run."),
     "tamper": Group({"report": "tamper.report", "show": "tamper.show_one_device", "confirm": "tamper.confirm", "clear": "tamper.clear", "forget-decision": "tamper.forget", "export": "tamper.export"}, help="Find phones with a tampered identity."),

@@ -1,4 +1,4 @@
-"""Commands for the first setup: configuration, signers files and systemd unit of a node; users of a feed.
+"""Commands for the first setup: configuration, signers files and systemd unit of a node; users of feed and desk.
 
 Existing files are never overwritten. The files are validated like `eir serve` reads them.
 """
@@ -26,7 +26,7 @@ from eir.errors import ConfigError
 from eir.lists.releases.openssh import NAMESPACE, keys_of
 from eir.schema import IDENTITY, Kind, Unexpected, url
 from eir.wire.transport.endpoint import PORTS
-from eir.wire.web.passwords import UsersError, check_name, user_line
+from eir.wire.web.passwords import CHANGE, VIEW, UsersError, check_name, user_line
 
 SYSTEM_STATE, STATE = "/var/lib/eir", "var"
 """State folder of a configuration in /etc/eir, and of any other."""
@@ -326,19 +326,50 @@ PASSWORD_BYTES = 24
 FILE_CHARS_MAX = 1024
 
 
-def user(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The user, as history and metrics call it.")],
-    password_file: Annotated[Path | None, typer.Option("--password-file", metavar="FILE", help="Holds the password, on its first line. One is made up and shown on standard error if left out.")] = None,
-) -> None:  # fmt: skip
+UserName = Annotated[str, typer.Argument(metavar="NAME", help="The user, as history and metrics call it.")]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        help="Holds the password, on its first line. One is made up and shown on standard error if left out.",
+    ),
+]
+
+
+def user(name: UserName, password_file: PasswordFile = None) -> None:
     """Print a user's line for the file that `feed.users` names.
 
     The line has a hash of the password, not the password itself. A running node applies the changed file within one
     second.
     """
+    _print_user(name, password_file)
+
+
+def desk_user(
+    name: UserName,
+    role: Annotated[str, typer.Option(metavar="view|change", help="view: search and read; change: also change the lists of --list.")] = VIEW,
+    list_names: Annotated[list[str] | None, typer.Option("--list", metavar="LIST", help="Local list that the user may change. May be given several times.")] = None,
+    password_file: PasswordFile = None,
+) -> None:  # fmt: skip
+    """Print a user's line for the file that `desk.users` names.
+
+    The line has a hash of the password, not the password itself. Others must not be able to read the file: chmod o-r. A
+    running node applies the changed file within one second.
+    """
+    if role not in {VIEW, CHANGE}:
+        raise fail(f"--role {role}: expected {VIEW} or {CHANGE}", EXIT_USAGE)
+    if (role == CHANGE) != bool(list_names):
+        raise fail("--role change requires --list, and --role view has none", EXIT_USAGE)
+    _print_user(name, password_file, role, list_names or ())
+
+
+def _print_user(name: str, password_file: Path | None, role: str = "", lists: Sequence[str] = ()) -> None:
+    """Print the line of a user for a file of users."""
     try:
         check_name(name)
         password = secrets.token_urlsafe(PASSWORD_BYTES) if password_file is None else _first_line(password_file)
-        line = user_line(name, password)
+        line = user_line(name, password, role, lists)
     except UsersError as e:
         raise fail(str(e), EXIT_USAGE) from None
     if password_file is None:

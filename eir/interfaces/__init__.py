@@ -10,6 +10,7 @@ FOLDERS = (
     "gsup",
     "map",
     "feed",
+    "desk",
     "device_authenticity",
 )
 INTERFACES: tuple[Interface, ...] = tuple(import_module(f"{__name__}.{folder}").INTERFACE for folder in FOLDERS)

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from eir.cli.output import table
 
 from . import network
-from .build import Missing, program, tools
-from .plot import Panel, svg
+from .build import Missing, program
 from .servers import REALM, Server, on_cores
 
 WHITELISTED = "0"
@@ -90,8 +89,8 @@ class Cores(NamedTuple):
     generator: set[int]
 
 
-def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: int = 5, picture: bool = False) -> None:
-    """Add the options of all parts; `picture`: also the option for a part that gives `finish` a picture."""
+def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: int = 5) -> None:
+    """Add the options of all parts."""
     parser.add_argument("--seconds", type=float, default=seconds, help=f"seconds of a run ({seconds:g})")
     parser.add_argument("--warmup", type=float, default=1, help="seconds before counting begins (1)")
     parser.add_argument("--turns", type=int, default=turns, help=f"number of turns ({turns})")
@@ -99,10 +98,6 @@ def add_options(parser: argparse.ArgumentParser, *, seconds: float = 3, turns: i
         "--quick", action="store_true", help="one short turn: tests that all works; the figures are not valid"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON document instead of a table")
-    if picture:
-        parser.add_argument(
-            "--svg", type=or_refused(_drawable), metavar="FILE", help="also draw the results into this file"
-        )
 
 
 def own_options() -> argparse.ArgumentParser:
@@ -117,18 +112,17 @@ def begin(
     *own: argparse.ArgumentParser,
     seconds: float = 3,
     turns: int = 5,
-    picture: bool = False,
     fetch: Callable[[argparse.Namespace], object] = lambda _: None,
 ) -> tuple[argparse.Namespace, Cores, Times]:
     """Build the generator, enter a network of the part's own, and return the options, cores and times of the part.
 
-    `own`: parser of the part's own options, without help (`own_options`). `picture`: as in `add_options`. `fetch`: function that
+    `own`: parser of the part's own options, without help (`own_options`). `fetch`: function that
     installs further programs; nothing can be fetched later.
     """
     parser = argparse.ArgumentParser(
         prog=f"bench {name}", description=doc, formatter_class=argparse.RawTextHelpFormatter, parents=own
     )
-    add_options(parser, seconds=seconds, turns=turns, picture=picture)
+    add_options(parser, seconds=seconds, turns=turns)
     options = parser.parse_args(arguments)
     program("load")
     fetch(options)
@@ -146,12 +140,6 @@ def or_refused(read: Callable[[str], Read]) -> Callable[[str], Read]:
             raise argparse.ArgumentTypeError(str(e)) from None
 
     return read_or_refuse
-
-
-def _drawable(file: str) -> Path:
-    """Return the path of a picture. matplotlib is installed at this point, before the measurement begins."""
-    tools(modules=["matplotlib"])
-    return Path(file)
 
 
 def times(options: argparse.Namespace) -> Times:
@@ -285,13 +273,6 @@ def rows(results: Results) -> list[dict[str, Any]]:
     return made
 
 
-class Picture(NamedTuple):
-    """Picture that `--svg` draws."""
-
-    title: str
-    panels: Sequence[Panel]
-
-
 class Target(NamedTuple):
     """Target: wanted value, measured value, and whether the target is met."""
 
@@ -317,18 +298,12 @@ def finish(
     targets: Sequence[Target],
     options: argparse.Namespace,
     text: str,
-    *,
-    picture: Picture | None = None,
 ) -> int:
-    """Print the document or the tables, and draw the picture; return exit status 1 if a target was missed or an answer was wrong."""
+    """Print the document or the tables; return exit status 1 if a target was missed or an answer was wrong."""
     wrong = int(measured.get("wrong_answers", 0))
     document = {
         "part": name, "quick": options.quick, "machine": machine(), **measured, "targets": [target._asdict() for target in targets],
     }  # fmt: skip
-    if picture is not None and options.svg:
-        options.svg.parent.mkdir(parents=True, exist_ok=True)
-        options.svg.write_text(svg(picture.title, _note(name, options), picture.panels))
-        say(f"{options.svg} is drawn")
     if options.json:
         print(json.dumps(document, indent=1))
     else:
@@ -339,18 +314,6 @@ def finish(
         say(f"{wrong} answers were wrong")
     missed = any(not target.holds for target in targets) and not options.quick
     return int(bool(wrong or missed))
-
-
-def _note(name: str, options: argparse.Namespace) -> str:
-    """Return the note below a picture: its command, and the machine."""
-    how = times(options)
-    command = (
-        f"scripts/bench {name} --quick: no figures to believe"
-        if options.quick
-        else f"scripts/bench {name}, {how.turns} turns of {how.seconds:g} s"
-    )
-    here = machine()
-    return f"{command}; {here['processors']} x {here['model']}, Python {here['python']}"
 
 
 def machine() -> dict[str, Any]:

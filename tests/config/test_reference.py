@@ -109,7 +109,9 @@ def live(text: str) -> str:
 
 
 def files_of_feed(folder):
-    """Write the files that `feed` and `numbers` of every_key.yaml name."""
+    """Write the files that `feed`, `desk` and `numbers` of every_key.yaml name."""
+    (folder / "desk.users").write_text(user_line("anna", "correct horse battery", "view"))
+    (folder / "desk.users").chmod(0o640)
     (folder / "feed.users").write_text(user_line("register", "correct horse battery"))
     (folder / "numbers.csv").write_text("msisdn,imsi\n")
 
@@ -190,7 +192,7 @@ OTHERS = {
     "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
     "http": "http: off\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
-    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "device_authenticity.listen": "device_authenticity: {listen: http://127.0.0.1:1}\n",
+    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "desk.listen": "desk: {listen: http://127.0.0.1:1}\n", "device_authenticity.listen": "device_authenticity: {listen: http://127.0.0.1:1}\n",
     "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
     "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
     "sightings": "sightings: {keep: 1d}\n", "first_seen": "first_seen: {remember: 1y}\n",

@@ -30,7 +30,7 @@ KEYS = (
     Key("desk.listen", many(LISTEN_HTTP), (), "addresses of the page /desk and of the JSON interface /v1/ (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address", live=False),
     Key("desk.users", FILE, None, "file of users with hashed passwords, roles and lists, one line each, from `eir desk user NAME`"),
     Key("desk.from", many(NETWORK), (), "networks from which clients may connect; any if left out", field="sources"),
-    Key("desk.tls_names", many(NAME_AND_USER, may_be_empty=True), (), "names in client certificates of the authorities in `tls.ca`, each with the user whom it identifies without a password"),
+    Key("desk.tls_names", many(NAME_AND_USER), (), "names in client certificates of the authorities in `tls.ca`, each with the user whom it identifies without a password"),
     *token_keys("desk.tokens", REQUIRED, f"the scope must be {DESK_SCOPE}, and the claim `sub` a user of `users`"),
 )  # fmt: skip
 SECTIONS = (Section("desk", DeskSettings), Section("desk.tokens", TokenSettings, optional=True))
@@ -40,8 +40,6 @@ FAMILIES = (
 
 
 def _check(desk: DeskSettings, shared: SharedSettings, _: Document) -> Findings:
-    if desk.listen and desk.users is None:
-        yield "the desk has no users; expected 'users', whose lines `eir desk user NAME` prints", ("desk",)
     for at, url in enumerate(desk.listen):
         if not is_secure(url) and not is_loopback(url):
             yield (
@@ -77,6 +75,8 @@ def _check_users(desk: DeskSettings, shared: SharedSettings, users: Mapping[str,
 
 
 def _warn(desk: DeskSettings, _: SharedSettings, _document: Document) -> Findings:
+    if desk.listen and desk.users is None:
+        yield "the desk has no users; expected 'users', whose lines `eir desk user NAME` prints", ("desk",)
     if desk.listen and not desk.sources and not all(map(is_loopback, desk.listen)):
         yield "any client of the listener can try passwords; restrict addresses by 'from'", ("desk",)
 

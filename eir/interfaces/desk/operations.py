@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -44,7 +45,7 @@ from eir.lists.record.entries import date_text, until_text
 from eir.lists.record.listed_entries import entries_in, rows_between
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
-from eir.lists.rows.layout import begin_seconds, until_seconds
+from eir.lists.rows.layout import TIME_MAX, begin_seconds, until_seconds
 from eir.lists.stores.open import JOURNAL
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, SECONDS, TableRows
 from eir.lists.table.table import merge, not_ended
@@ -78,6 +79,8 @@ class DeskUser(NamedTuple):
     """Names of the lists that the user may change."""
     who: str
     """User in the history."""
+    salt: bytes = b""
+    """Salt of the user's password: another one means another password."""
 
     def may_change(self, name: str) -> bool:
         """Return True if the user may change a list."""
@@ -176,7 +179,7 @@ class DeskOperations:
             raise DeskError(404, "no_entry", f"{name} has no entry {identifier}")
         return row
 
-    async def put(
+    async def write_row(
         self, user: DeskUser, name: str, identifier: str, values: RowValues, *, expected: Precondition = NO_PRECONDITION
     ) -> WrittenRow:
         """Add a row to a local list, or give it other values. Nothing changes if the list has the row with these values.
@@ -193,10 +196,10 @@ class DeskOperations:
         )  # fmt: skip
         return await self._write(user, edit, settings, values.case, expected)
 
-    async def delete(
+    async def remove_row(
         self, user: DeskUser, name: str, identifier: str, values: RowValues, *, expected: Precondition = NO_PRECONDITION
     ) -> WrittenRow:
-        """Remove a row from a local list. Nothing changes if the list lacks the row. Raises as `put`."""
+        """Remove a row from a local list. Nothing changes if the list lacks the row. Raises as `write_row`."""
         settings = self._changeable(user, name)
         rows, names = _rows_of(settings, identifier)
         edit = RowsEdit(what=REMOVE, rows=rows, names=names, reason=values.reason)
@@ -263,7 +266,7 @@ class DeskOperations:
     async def add_file(
         self, user: DeskUser, name: str, found: FileRows, values: RowValues, *, dry_run: bool
     ) -> EditReport:
-        """Add the rows of a file to a local list as one change; return the effect. Raises as `put`."""
+        """Add the rows of a file to a local list as one change; return the effect. Raises as `write_row`."""
         settings, now = self._changeable(user, name), self._local.now()
         edit = RowsEdit(
             what=ADD, rows=found.rows, texts=found.texts, reason=values.reason, begin=_seconds(values.begin, begin_seconds),
@@ -452,10 +455,11 @@ def _row_documents(rows: TableRows, reasons: Sequence[str], kind: str) -> list[d
 
 def _seconds(text: str, parse: Any) -> int:
     """Parse a begin or an end; 0 for an empty text. Raises DeskError (422)."""
-    try:
-        return int(parse(text)) if text else 0
-    except ValueError:
-        raise DeskError(422, "time", f"{text}: expected 2026-12-31 or 2026-12-31T12:00:00Z") from None
+    with suppress(ValueError):
+        seconds = int(parse(text)) if text else 0
+        if seconds <= TIME_MAX:
+            return seconds
+    raise DeskError(422, "time", f"{text}: expected 2026-12-31 or 2026-12-31T12:00:00Z, before the year 2106")
 
 
 def _case_text(case: str) -> str:

@@ -89,43 +89,43 @@ async def refused(work):
 
 
 async def test_a_row_is_added_replaced_and_removed(desk):
-    added = await desk.put(ANNA, "own", IMEI, RowValues("stolen", until="2099-01-01", case="A-17"))
+    added = await desk.write_row(ANNA, "own", IMEI, RowValues("stolen", until="2099-01-01", case="A-17"))
     assert (added.created, added.changed, added.row["reason"], added.row["until"]) == (
         True, True, "stolen", "2099-01-02T00:00:00Z",
     )  # fmt: skip
     assert await desk.row("own", IMEI) == added.row
-    again = await desk.put(ANNA, "own", IMEI, RowValues("stolen", until="2099-01-01"))
+    again = await desk.write_row(ANNA, "own", IMEI, RowValues("stolen", until="2099-01-01"))
     assert (again.created, again.changed) == (False, False)
-    assert (await desk.put(ANNA, "own", IMEI, RowValues("lost"))).row["reason"] == "lost"
+    assert (await desk.write_row(ANNA, "own", IMEI, RowValues("lost"))).row["reason"] == "lost"
     (first, second) = await desk.changes()
     assert first["who"] == "anna at 127.0.0.1 by the desk of host"
     assert "case A-17" in first["detail"]
     assert "case" not in second["detail"]
-    assert (await desk.delete(ANNA, "own", IMEI, RowValues("found"))).changed
-    assert not (await desk.delete(ANNA, "own", IMEI, RowValues("found"))).changed
+    assert (await desk.remove_row(ANNA, "own", IMEI, RowValues("found"))).changed
+    assert not (await desk.remove_row(ANNA, "own", IMEI, RowValues("found"))).changed
     assert await refused(desk.row("own", IMEI)) == (404, "no_entry")
 
 
 @pytest.mark.parametrize(("name", "identifier"), [("own", TAC), ("bound", f"{IMEI}+{IMSI}"), ("sims", IMSI)])
 async def test_each_kind_of_list_has_its_identifiers(desk, name, identifier):
-    added = await desk.put(ANNA, name, identifier, RowValues("stolen"))
+    added = await desk.write_row(ANNA, name, identifier, RowValues("stolen"))
     assert added.row["id"].replace("+", "")[:8] == identifier[:8]
     assert await desk.row(name, identifier) == added.row
     with pytest.raises(IdentifierError):
-        await desk.put(ANNA, name, "12", RowValues("stolen"))
+        await desk.write_row(ANNA, name, "12", RowValues("stolen"))
 
 
 async def test_a_tag_prevents_a_change_of_a_row_that_another_user_changed(desk):
-    first = await desk.put(ANNA, "own", IMEI, RowValues("stolen"), expected=Precondition(is_absent=True))
+    first = await desk.write_row(ANNA, "own", IMEI, RowValues("stolen"), expected=Precondition(is_absent=True))
     tag = tag_of(first.row)
     absent = Precondition(is_absent=True)
-    assert await refused(desk.put(ANNA, "own", IMEI, RowValues("x"), expected=absent)) == (412, "precondition")
-    await desk.put(BERT, "own", IMEI, RowValues("lost"), expected=Precondition(tag))
-    assert await refused(desk.put(ANNA, "own", IMEI, RowValues("x"), expected=Precondition(tag))) == (
+    assert await refused(desk.write_row(ANNA, "own", IMEI, RowValues("x"), expected=absent)) == (412, "precondition")
+    await desk.write_row(BERT, "own", IMEI, RowValues("lost"), expected=Precondition(tag))
+    assert await refused(desk.write_row(ANNA, "own", IMEI, RowValues("x"), expected=Precondition(tag))) == (
         412,
         "precondition",
     )
-    assert await refused(desk.delete(ANNA, "own", IMEI, RowValues("x"), expected=Precondition(tag))) == (
+    assert await refused(desk.remove_row(ANNA, "own", IMEI, RowValues("x"), expected=Precondition(tag))) == (
         412,
         "precondition",
     )
@@ -134,9 +134,9 @@ async def test_a_tag_prevents_a_change_of_a_row_that_another_user_changed(desk):
 
 async def test_who_may_not_change_a_list_is_refused(desk):
     for user, name in ((VIEWER, "own"), (BERT, "sims"), (ANNA, "stolen")):
-        assert (await refused(desk.put(user, name, IMEI, RowValues("x"))))[0] == 403
-        assert (await refused(desk.delete(user, name, IMEI, RowValues("x"))))[0] == 403
-    assert await refused(desk.put(ANNA, "none", IMEI, RowValues("x"))) == (404, "no_list")
+        assert (await refused(desk.write_row(user, name, IMEI, RowValues("x"))))[0] == 403
+        assert (await refused(desk.remove_row(user, name, IMEI, RowValues("x"))))[0] == 403
+    assert await refused(desk.write_row(ANNA, "none", IMEI, RowValues("x"))) == (404, "no_list")
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ async def test_who_may_not_change_a_list_is_refused(desk):
     ],
 )  # fmt: skip
 async def test_wrong_values_change_nothing(desk, values, reason):
-    assert await refused(desk.put(ANNA, "own", IMEI, values)) == (422, reason)
+    assert await refused(desk.write_row(ANNA, "own", IMEI, values)) == (422, reason)
     assert await desk.changes() == []
 
 
 async def test_the_author_undoes_a_change_while_its_rows_are_as_it_left_them(desk):
-    await desk.put(ANNA, "own", IMEI, RowValues("stolen", until="2099-01-01"))
+    await desk.write_row(ANNA, "own", IMEI, RowValues("stolen", until="2099-01-01"))
     before = await desk.row("own", IMEI)
-    await desk.put(ANNA, "own", IMEI, RowValues("lost"))
-    await desk.put(BERT, "own", OTHER, RowValues("stolen"))
+    await desk.write_row(ANNA, "own", IMEI, RowValues("lost"))
+    await desk.write_row(BERT, "own", OTHER, RowValues("stolen"))
     assert await refused(desk.undo(ANNA, "own", 3)) == (403, "author")
     assert await refused(desk.undo(ANNA, "own", 9)) == (404, "no_change")
     assert await refused(desk.undo(ANNA, "own", 1)) == (409, "changed")
@@ -165,7 +165,7 @@ async def test_the_author_undoes_a_change_while_its_rows_are_as_it_left_them(des
     await desk.undo(ANNA, "own", 1)
     assert await refused(desk.row("own", IMEI)) == (404, "no_entry")
     assert "undo of change 1" in (await desk.changes())[-1]["detail"]
-    await desk.delete(BERT, "own", OTHER, RowValues("found"))
+    await desk.remove_row(BERT, "own", OTHER, RowValues("found"))
     await desk.undo(BERT, "own", 6)
     assert (await desk.row("own", OTHER))["reason"] == "stolen"
 
@@ -189,8 +189,8 @@ async def test_a_file_is_shown_before_it_is_added(desk):
 
 
 async def test_a_search_shows_answer_rows_and_changes_and_is_recorded_if_it_names_a_subscriber(made, desk):
-    await desk.put(ANNA, "own", IMEI, RowValues("stolen"))
-    await desk.put(ANNA, "bound", f"{OTHER}+{IMSI}", RowValues("owner"))
+    await desk.write_row(ANNA, "own", IMEI, RowValues("stolen"))
+    await desk.write_row(ANNA, "bound", f"{OTHER}+{IMSI}", RowValues("owner"))
     found = await desk.find(VIEWER, IMEI)
     assert (found["answer"]["status"], found["answer"]["reason"], found["checks"]) == ("blacklisted", "stolen", [])
     ((row,), (change,)) = found["rows"], found["changes"]
