@@ -101,7 +101,7 @@ OUTSIDE = {
     "eir/node/processes/acknowledging.py": ("test_acknowledgement",),
     "eir/node/processes/attendants.py": ("test_recorder", "test_first_seen"),
     "eir/node/processes/commands.py": ("test_control",),
-    "eir/node/processes/child.py": ("test_starter",),
+    "eir/node/processes/child.py": ("test_child",),
     "eir/node/processes/listed_search.py": ("test_listed",),
     "eir/node/processes/loading.py": ("test_apart", "test_inbox"),
     "eir/node/processes/others.py": ("test_sightings", "test_feed_node"),

@@ -1,4 +1,4 @@
-"""Processes of HTTP/1.1 interfaces that do not answer checks, such as the feed. Processes that answer checks have a higher priority.
+"""Processes of HTTP/1.1 interfaces that do not answer checks, such as the feed. Their nice value is higher than that of the answering process.
 
 The manager opens the listeners, so that connections wait in them while such a process restarts. It passes listeners and
 configuration to the process, which runs an eir.interfaces.interface.Service. `ServiceProcess` is the part of the manager, `run`
@@ -21,12 +21,10 @@ from eir.errors import Report, SetupFault, detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, NodeCalls, Service
 from eir.node.observe import metrics
-from eir.node.processes.child import Child
+from eir.node.processes.child import BESIDE_NICE, Child, Process, Start
 from eir.node.processes.configuration import Loaded
 from eir.node.processes.listeners import cannot_listen
-from eir.node.processes.priority import BESIDE_NICE, IdlePriority, stay_idle
 from eir.node.processes.process import ThisProcess, run_process
-from eir.node.processes.starter import Process, Start
 from eir.schema import DETAILS
 from eir.wire.peers.settings import is_from
 from eir.wire.transport import stream
@@ -55,7 +53,7 @@ class ServiceProcess:
         self._report = report
         self.child = Child(
             interface.name,
-            lambda: start(interface.name, run, interface.name),
+            lambda: start(interface.name, f"{__name__}:run", interface.name, nice=BESIDE_NICE),
             report=report,
             greet=self._greet,
             handlers=lambda _: {"faults": self._set_faults, **node._asdict()},
@@ -123,7 +121,7 @@ class ServiceProcess:
 def run(end: socket.socket, name: str) -> int:
     """Run the process of an interface until SIGTERM, or until its channel closes; return the exit status."""
     interface = next(each for each in INTERFACES if each.name == name)
-    return run_process(end, partial(_serve, interface), nice=BESIDE_NICE)
+    return run_process(end, partial(_serve, interface))
 
 
 async def _serve(interface: Interface, process: ThisProcess) -> None:
@@ -192,7 +190,6 @@ class _InterfaceProcess:
             self._service.respond, limits=limits, refuse=self._service.refuse, ended=self._log_end
         )
         self._process.jobs.spawn(self._service.work())
-        self._process.jobs.spawn(stay_idle(IdlePriority()))
         self._process.jobs.start("files", POLL_S, self._read_files)
 
     def _listen(self, url: str, descriptor: int | None) -> None:
