@@ -270,7 +270,7 @@ class World(network.World):
         """Return the disturbances of the second half, in order."""
         answering = Turn(self.kill_the_answering_process, CHECKS)
         return (
-            Turn(self.load), answering, Turn(self.restart_redis, store_away=True), Turn(self.kill_the_feed, {"feed"}), Turn(self.load),
+            Turn(self.load), answering, Turn(self.restart_redis, store_away=True), Turn(self.kill_the_feed, {"services"}), Turn(self.load),
             Turn(self.kill_the_follower), answering, Turn(self.kill_device_authenticity, {"device-authenticity"}), Turn(self.kill_redis, store_away=True),
         )  # fmt: skip
 
@@ -287,7 +287,7 @@ class World(network.World):
 
     def kill_the_feed(self) -> None:
         """Kill the process that receives a register's rows."""
-        os.kill(children(self.site.node.pid)["feed"], signal.SIGKILL)
+        os.kill(children(self.site.node.pid)["services"], signal.SIGKILL)
 
     def kill_device_authenticity(self) -> None:
         """Kill the process that answers banks and shops."""

@@ -1,6 +1,6 @@
 """Processes of a node as programs: `spawn` starts one, and `main` is its first function.
 
-A process inherits only the descriptors that it is given, and its nice value is set once. It imports only the modules that its work needs.
+A process inherits only the descriptors that it is given, and its nice value is set once.
 """
 
 import asyncio
