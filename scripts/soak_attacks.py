@@ -29,7 +29,7 @@ from simulated.node import children
 from simulated.register import Client, basic, device, trusting
 from simulated.servers import free_port
 from simulated.wire import EIR
-from soak_network import CHECKS, HELD, PAUSE_S, TC_S, Figures, Prober, Turn, World, parser, world
+from soak_network import CHECKS, HELD, TC_S, Figures, Prober, Turn, World, parser, world
 
 from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH
 from eir.wire.web.passwords import user_line
@@ -61,9 +61,9 @@ class Web:
     """
 
     def __init__(
-        self, kind: str, url: str, who: str, figures: Figures, requests: Iterator[Request], right: Callable[[Request, int, bytes], bool],
-        pause_s: float = PAUSE_S,
-    ) -> None:  # noqa: PLR0917  # fmt: skip
+        self, kind: str, url: str, who: str, figures: Figures, *, requests: Iterator[Request], right: Callable[[Request, int, bytes], bool],
+        pause_s: float,
+    ) -> None:  # fmt: skip
         self._kind, self._url, self._who, self._figures, self._pause_s = kind, url, who, figures, pause_s
         self._requests, self._right = requests, right
         figures.served[kind] = 0
@@ -224,10 +224,10 @@ class Attacked(World):
             Prober("msc", f"{gsup}1", figures, self.draw),
             Prober("witness", f"{gsup}2", figures, draw_fed),
             Prober("sgsn", f"map://127.0.0.1:{place['map']}?point_code=1-1-3&to_point_code=1-1-2", figures, self.draw),
-            Web("feed", f"https://127.0.0.1:{place['feed']}", basic("register", PASSWORD), figures, rows(), lambda _, status, __: status in {201, 208}, 0.3),
-            Web("device-authenticity", f"http://127.0.0.1:{place['authenticity']}", f"Bearer {place['bank']}", figures, questions(), as_listed, 0.5),
-            Web("page", page, reader, figures, again("/"), lambda _, status, body: status == 200 and b"stolen" in body, 1.0),
-            Web("live", page, "", figures, again("/live"), lambda _, status, body: (status, body) == (200, b"live\n"), 0.5),
+            Web("feed", f"https://127.0.0.1:{place['feed']}", basic("register", PASSWORD), figures, requests=rows(), right=lambda _, status, __: status in {201, 208}, pause_s=0.3),
+            Web("device-authenticity", f"http://127.0.0.1:{place['authenticity']}", f"Bearer {place['bank']}", figures, requests=questions(), right=as_listed, pause_s=0.5),
+            Web("page", page, reader, figures, requests=again("/"), right=lambda _, status, body: status == 200 and b"stolen" in body, pause_s=1.0),
+            Web("live", page, "", figures, requests=again("/live"), right=lambda _, status, body: (status, body) == (200, b"live\n"), pause_s=0.5),
         ]  # fmt: skip
 
 

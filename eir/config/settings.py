@@ -84,7 +84,7 @@ class Config(SharedSettings):
 
     @property
     def service_listeners(self) -> tuple[Listener, ...]:
-        """Listeners of service interfaces, such as the feed. A service runs in a process of its own and answers no device checks."""
+        """Listeners of service interfaces, such as the feed. The services process serves them. They answer no device checks."""
         return tuple(listener for each in INTERFACES if each.service for listener in self._listeners(each))
 
     def _listeners(self, interface: Interface) -> Iterator[Listener]:

@@ -149,7 +149,7 @@ class NodeCalls(NamedTuple):
 
 
 class Service(Protocol):
-    """HTTP/1.1 service of an interface that runs in its own process."""
+    """HTTP/1.1 service of an interface. One process serves all of them (eir.node.processes.services)."""
 
     request_body_max: int
     """Maximum size of a request's body in bytes."""
@@ -197,11 +197,11 @@ class Interface:
     The `settings` of its functions are the object of its section, or without a section the shared settings.
 
     `listen` in its settings are the URLs of its listeners, each with its port. Only this key needs a restart. The interface has
-    either a server in the answering process (`server`), which calls the checker, or a service in a process of its own (`service`).
+    either a server in the answering process (`server`), which calls the checker, or a service in the services process (`service`).
     """
 
     name: str
-    """Name in metrics, logs, `eir peers`, `eir check --protocol`, and of its process."""
+    """Name in metrics, logs, `eir peers` and `eir check --protocol`."""
     section: str = ""
     """Name of its section in the configuration."""
     keys: tuple[Key, ...]

@@ -78,6 +78,8 @@ class DeskUser(NamedTuple):
     """Names of the lists that the user may change."""
     who: str
     """User in the history."""
+    salt: bytes = b""
+    """Salt of the user's password: another one means another password."""
 
     def may_change(self, name: str) -> bool:
         """Return True if the user may change a list."""

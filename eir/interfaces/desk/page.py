@@ -89,25 +89,40 @@ class DeskPage:
             return HttpResponse(200, "text/css; charset=utf-8", self._style, HEADERS), ""
         if request.method == "POST" and not _is_same_origin(request):
             raise DeskError(403, "origin", "this form was sent by another site")
-        cookie = _cookie(request)
+        session = self._sessions.find(_cookie(request))
+        if session is None or (request.method, path) == ("POST", "/login"):
+            return await self._before_log_in(request, path)
+        return await self._in_session(request, path, session)
+
+    async def _before_log_in(self, request: HttpRequest, path: str) -> tuple[HttpResponse, str]:
+        """Log a user in by a form or a certificate; show the form for any other request."""
         if (request.method, path) == ("POST", "/login"):
-            return await self._open(request)
-        session = self._sessions.find(cookie)
-        if session is None:
-            name = self._certified(request)
-            if name is None:
-                return self.show(401 if path else 200, "login", message="Log in to go on." if path else ""), ""
-            return _redirect("", cookie=self._sessions.open(self._user_of(name, request).name)), name
+            form, _ = _read_form(request)
+            credentials = base64.b64encode(f"{form.get('user', '')}:{form.get('password', '')}".encode()).decode()
+            name = await self._log_in(request._replace(headers={"authorization": f"Basic {credentials}"}))
+        else:
+            certified = self._certified(request)
+            if certified is None:
+                return (_redirect("") if path else self.show(200, "login")), ""
+            name = certified
+        user = self._user_of(name, request)
+        return _redirect("", cookie=self._sessions.open(user.name, user.salt)), user.name
+
+    async def _in_session(self, request: HttpRequest, path: str, session: Session) -> tuple[HttpResponse, str]:
+        """Respond to a request of a user who has logged in."""
         form, file = _read_form(request) if request.method == "POST" else ({}, ("", b""))
         if request.method == "POST" and not session.has_sent(form.get("token", "")):
             raise DeskError(403, "token", "this form is not of your session; open the page again")
-        if (request.method, path) == ("POST", "/logout"):
-            self._sessions.end(cookie)
-            return _redirect("", cookie=""), session.user
+        user = self._user_of(session.user, request)
+        if (request.method, path) == (
+            "POST",
+            "/logout",
+        ) or user.salt != session.salt:  # another password ends the session
+            self._sessions.end(_cookie(request))
+            return _redirect("", cookie=""), user.name
         handler = self._handlers.get((request.method, path))
         if handler is None:
             raise DeskError(404, "path", "there is no such page")
-        user = self._user_of(session.user, request)
         return await handler(Visit(user, session, form, file)), user.name
 
     def show(self, status: int, page: str, **values: Any) -> HttpResponse:
@@ -122,13 +137,6 @@ class DeskPage:
         if session is None:
             return self.show(status, "login", message=text)
         return self.show(status, "error", user=session.user, token=session.token, text=text)
-
-    async def _open(self, request: HttpRequest) -> tuple[HttpResponse, str]:
-        form, _ = _read_form(request)
-        credentials = base64.b64encode(f"{form.get('user', '')}:{form.get('password', '')}".encode()).decode()
-        headers = {"authorization": f"Basic {credentials}"}
-        user = self._user_of(await self._log_in(request._replace(headers=headers)), request)
-        return _redirect("", cookie=self._sessions.open(user.name)), user.name
 
     # Pages
 

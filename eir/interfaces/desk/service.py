@@ -28,7 +28,7 @@ BODY_BYTES_MAX = 128 << 10
 
 
 class DeskService:
-    """HTTP service of the desk, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
+    """HTTP service of the desk in the services process; it implements eir.interfaces.interface.Service."""
 
     request_body_max = BODY_BYTES_MAX
 
@@ -77,6 +77,7 @@ class DeskService:
             response, user = await self._page.respond(request)
         except Exception as e:  # noqa: BLE001 - a fault must not leave a request without a response
             status, reason, text = self._fault(e)
+            status = 403 if status == 401 else status  # the page has no challenge for a browser's own log-in
             response = self._page.show_error(request, status, text)
             self._report(
                 "desk_refused", level="warning" if status < 500 else "error", reason=reason, address=request.address, status=status, detail=text,
@@ -108,10 +109,10 @@ class DeskService:
 
     def _user(self, name: str, request: HttpRequest) -> DeskUser:
         """Return an authenticated user with the present rights. Raises RequestRefused."""
-        role, lists = self._clients.users.rights(name) if self._clients.users is not None else ("", ())
-        if not role:
+        line = self._clients.users.line(name) if self._clients.users is not None else None
+        if line is None:
             raise RequestRefused(403, "no_role", f"the file of users has no line for {name}")
-        return DeskUser(name, role, lists, user_text(name, request.address, self._host))
+        return DeskUser(name, line.role, line.lists, user_text(name, request.address, self._host), line.salt)
 
     def _imsi_of(self, number: str) -> str | None:
         return self._clients.numbers.imsi(number)

@@ -16,6 +16,8 @@ class Session:
     """Session of a user who has logged in."""
 
     user: str
+    salt: bytes
+    """Salt of the password with which the user logged in."""
     used_at: float
     """Time of the last request."""
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
@@ -37,7 +39,7 @@ class Sessions:
         self._ticks = ticks
         self._sessions: dict[str, Session] = {}
 
-    def open(self, user: str) -> str:
+    def open(self, user: str, salt: bytes) -> str:
         """Open a session and return the value of its cookie."""
         of_user = [cookie for cookie, each in self._sessions.items() if each.user == user]
         if len(of_user) >= OF_USER_MAX:
@@ -45,7 +47,7 @@ class Sessions:
         if len(self._sessions) >= SESSIONS_MAX:
             self._end_oldest(list(self._sessions))
         cookie = secrets.token_urlsafe(32)
-        self._sessions[cookie] = Session(user, self._ticks())
+        self._sessions[cookie] = Session(user, salt, self._ticks())
         return cookie
 
     def find(self, cookie: str) -> Session | None:

@@ -52,7 +52,7 @@ def rules_of(shared: SharedSettings) -> PolicySettings:
 
 
 class AuthenticityService:
-    """HTTP service DeviceAuthenticity, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
+    """HTTP service DeviceAuthenticity in the services process; it implements eir.interfaces.interface.Service."""
 
     request_body_max, reads_certificates = REQUEST_BODY_MAX, False
 

@@ -21,7 +21,7 @@ from eir.wire.web.http1_server import Answer
 
 
 class FeedService:
-    """HTTP service of the feed, which runs in a process of its own; it implements eir.interfaces.interface.Service."""
+    """HTTP service of the feed in the services process; it implements eir.interfaces.interface.Service."""
 
     request_body_max, reads_certificates = REQUEST_BODY_MAX, False
 

@@ -164,7 +164,9 @@ class Manager:
             await self._web.open()
             if not self._stop.is_set():
                 self._others.start()
-                await self._others.start_services(self._configuration.loaded)
+                config = self._configuration.config
+                await self._listeners.open(config.service_listeners, config.sctp)
+                self._others.start_services()
             self._sources.start()
             self._jobs.start("lately", EVERY_S, self.overview.end_minute)
             if await self._has_lists():
@@ -267,7 +269,7 @@ class Manager:
         return self._listeners.addresses(ANSWERING)
 
     def _running(self) -> Running:
-        return Running(self._addresses, self._web.address, self._others.addresses(), self._stop.is_set())
+        return Running(self._addresses, self._web.address, self._others.services.addresses(), self._stop.is_set())
 
     def _snapshots(self) -> list[metrics.Snapshot]:
         parts = (self._configuration, self._history, self._sources, self._web, self._attendants)

@@ -1,19 +1,18 @@
 """All processes of a node except the manager: started in order, restarted if they end, and stopped in order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from eir.errors import Report
-from eir.interfaces import INTERFACES
 from eir.interfaces.interface import NodeCalls
 from eir.node.observe import metrics
 from eir.node.processes.answered import AnsweringChild
 from eir.node.processes.child import Children
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.following import Followed
-from eir.node.processes.interfaces import ServiceProcess
 from eir.node.processes.listeners import Listeners
 from eir.node.processes.recorder import Recorded
+from eir.node.processes.services import Services
 from eir.node.processes.starter import Starter
 
 
@@ -50,10 +49,8 @@ class OtherProcesses:
             start, lambda: configuration.loaded, self.followed, listeners, origin_state_id=origin_state_id,
             sightings=None if self.recorded is None else self.recorded.sender, traced=traced, report=report,
         )  # fmt: skip
-        served = [each for each in INTERFACES if each.service and config.of(each).listen]
         node = NodeCalls(self.followed.is_recorded, self.followed.record_now, self._write_checks)
-        self._services = [ServiceProcess(each, start, node=node, report=report) for each in served]
-        """Interfaces of the configuration that have their own process. A reload adds none."""
+        self.services = Services(lambda: configuration.loaded, start, listeners, node=node, report=report)
 
     def start(self) -> None:
         """Start recorder, follower and answering process, which are restarted until the node ends."""
@@ -62,33 +59,23 @@ class OtherProcesses:
         for child in (self.followed.child, self.answered.child):
             self._children.start(child)
 
-    async def start_services(self, loaded: Loaded) -> None:
-        """For each interface that has its own process, such as the feed: open the listeners, then start the process.
-
-        Raises:
-            EirError: if a listener cannot be opened.
-        """
-        for each in self._services:
-            await each.open(loaded)
-            self._children.start(each.child)
+    def start_services(self) -> None:
+        """Start the services process if an interface that it serves, such as the feed, has a listener."""
+        if self.services.served:
+            self._children.start(self.services.child)
 
     def apply(self, loaded: Loaded) -> None:
-        """Apply new settings to the follower and to the interfaces with a process of their own."""
+        """Apply new settings to the follower and to the services process."""
         self.followed.configure(loaded.config)
-        for each in self._services:
-            each.apply(loaded)
-
-    def addresses(self) -> Mapping[str, Sequence[str]]:
-        """Return the addresses of open listeners, by name, for interfaces with a process of their own."""
-        return {each.interface.name: each.addresses for each in self._services if each.addresses}
+        self.services.apply()
 
     def snapshots(self) -> list[metrics.Snapshot]:
-        """Return the metrics of the recorder, the follower and the interfaces with a process of their own."""
+        """Return the metrics of the recorder, the follower and the services process."""
         restarts: metrics.Snapshot = {"eir_process_restarts_total": metrics.by_label(self._children.restarts)}
-        snapshots = [restarts, self.followed.snapshot()]
+        snapshots = [restarts, self.followed.snapshot(), self.services.snapshot()]
         if self.recorded is not None:
             snapshots.append(self.recorded.snapshot())
-        return snapshots + [service.snapshot() for service in self._services]
+        return snapshots
 
     def stop(self) -> None:
         """Disable the restart of processes that end."""
@@ -107,8 +94,7 @@ class OtherProcesses:
         self.followed.child.stop()
         if self.recorded is not None:
             self.recorded.end()
-        for each in self._services:
-            each.stop()
+        self.services.child.stop()
         return await self._children.end(self._end_s)
 
     async def close(self) -> None:

@@ -160,10 +160,9 @@ class Users:
         # Verifying an unknown user takes as long as verifying a known one.
         self._nobody = Hashed(N, R, P, secrets.token_bytes(SALT_BYTES), secrets.token_bytes(HASH_BYTES))
 
-    def rights(self, name: str) -> tuple[str, Sequence[str]]:
-        """Return the role of a user and the lists that the user may change; an empty role for an unknown user."""
-        user = self._users.get(name, self._nobody)
-        return user.role, user.lists
+    def line(self, name: str) -> Hashed | None:
+        """Return the line of a user: password and rights."""
+        return self._users.get(name)
 
     def has(self, name: str) -> bool:
         """Return whether there is a user with this name."""

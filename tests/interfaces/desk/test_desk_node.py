@@ -5,6 +5,7 @@ import re
 from urllib.parse import urlencode
 
 import pytest
+from simulated.node import until
 
 from eir.wire.web.passwords import user_line
 
@@ -65,6 +66,22 @@ def desk_of(host):
     """Return the address of the desk's listener."""
     host_name, _, port = host.node.status()["interfaces"]["desk"][0].partition("://")[2].rpartition(":")
     return host_name, int(port)
+
+
+def test_a_session_ends_with_the_password_and_with_the_user(host):
+    browser, users = Browser(desk_of(host)), host.folder / "users"
+    browser.log_in("vera")
+    assert browser.get("/desk/lists") == 200
+    assert "Add a row" not in browser.text, "a viewer has no forms"
+    assert browser.post("/desk/add", list="own", id=IMEI, reason="stolen") == 403
+    users.write_text(user_line("vera", "another password", "view"))
+    until(lambda: browser.get("/desk/lists") == 200 and "Log in" in browser.text)
+    assert browser.log_in("vera") == 403
+    users.write_text(user_line("anna", PASSWORD, "change", ["own"]))
+    until(lambda: browser.log_in("anna") == 200)
+    assert browser.get("/desk/lists") == 200
+    users.write_text(user_line("vera", PASSWORD, "view"))
+    until(lambda: browser.get("/desk/lists") == 403)
 
 
 def test_a_phone_is_blocked_and_freed_again(host):

@@ -20,7 +20,8 @@ from simulated.issuer import Issuer, jwks
 from simulated.luhn import check_digit
 from simulated.node import LISTED, TRACKED, UNLISTED, children, until, until_async
 from simulated.patience import PROGRAM_S
-from simulated.register import Client
+from simulated.register import Client, basic
+from simulated.register import device as row_of
 from simulated.wire import EIR
 
 from eir.config import load_config
@@ -42,8 +43,9 @@ from eir.interfaces.device_authenticity.settings import AuthenticitySettings
 from eir.lists.changes.local_rows import ADD, REMOVE
 from eir.lists.follow.list_copy import ListCopy
 from eir.lists.stores.open import COPIES, SQLITE_FILE, open_store
-from eir.node.processes import interfaces
+from eir.node.processes import services
 from eir.wire.web.http1 import HttpRequest
+from eir.wire.web.passwords import user_line
 
 DOCUMENT = json.loads(Path(device_authenticity.__file__).with_name("openapi.json").read_bytes())
 AUDIENCE, SCOPE = "eir", "device-authenticity:check-status"
@@ -89,21 +91,31 @@ async def client():
         await each.close()
 
 
-async def test_a_process_that_cannot_begin_is_named(site, client):
+async def test_a_service_that_cannot_start_is_named_and_the_feed_beside_it_serves(site, client):
     (site.folder / "jwks").write_bytes(jwks(Issuer()))
+    (site.folder / "users").write_text(user_line("register", "correct horse battery"))
     site.configure(
-        device_authenticity={"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}}
+        lists={"own": {"local": True}},
+        policy={"rules": [{"list": "own", "answer": "blacklisted"}]},
+        feed={"listen": "http://127.0.0.1:0", "users": "users", "from": "127.0.0.0/8", "lists": {"block": "own"}},
+        device_authenticity={"listen": "http://127.0.0.1:0", "tokens": {"jwks": "jwks", "audience": AUDIENCE}},
     )
     node = site.start()
     assert (await ask(await client(node, "none"), LISTED))[0] == 401
     (site.folder / "jwks").write_text("{}")
     await until_async(lambda: "device-authenticity files (" in node.status()["summary"])
-    os.kill(children(node.pid)["device-auth"], signal.SIGKILL)  # Linux cuts the name of a process to 15 octets
+    os.kill(children(node.pid)["services"], signal.SIGKILL)
     await until_async(lambda: "device-authenticity process (" in node.status()["summary"])
     assert node.metrics()["eir_interface_faulty{interface=device-authenticity,part=process}"] == 1
+    register = await Client.to(node.status()["interfaces"]["feed"][0], basic("register", "correct horse battery"))
+    assert (await register.ask("POST", row_of(LISTED))).status == 201
+    await register.close()
+    waiting = asyncio.create_task(client(node, "none"))
     (site.folder / "jwks").write_bytes(jwks(Issuer()))
     await until_async(lambda: "device-authenticity process (" not in node.status()["summary"])
+    assert (await ask(await waiting, LISTED))[0] == 401
     assert "device-authenticity files (" not in node.status()["summary"]
+    assert node.metrics()["eir_process_restarts_total{process=services}"] == 1
 
 
 def serve(site, issuer, **more):
@@ -227,7 +239,7 @@ async def test_what_a_device_is_and_who_may_ask(site, client, tmp_path):
     # Connections without a token close none of a client that has shown one.
     bank = await client(node, token(issuer))
     assert (await bank.ask("POST", "/x")).status == 404
-    strangers = [await client(node, "") for _ in range(interfaces.LIMITS.connections_max + 1)]
+    strangers = [await client(node, "") for _ in range(services.LIMITS.connections_max + 1)]
     assert await strangers[0].ended() == b""
     assert (await ask(bank, f"{LISTED}0"))[0] == 200
     assert LISTED not in node.text()

@@ -21,7 +21,7 @@ from eir.lists.record.listed_entries import entries_in
 from eir.lists.stores.open import open_store
 from eir.node.observe.control import ControlError, ask
 from eir.node.observe.log import BURST
-from eir.node.processes import interfaces
+from eir.node.processes import services
 from eir.wire.web.passwords import read_users, user_line
 
 PASSWORD = "correct horse battery"
@@ -142,7 +142,7 @@ async def test_a_file_that_is_broken_at_the_start_is_named_and_silences_nothing_
     ] == [201, 422]
     # A process that cannot begin is named too: there is no user at all, and then again one.
     (site.folder / "users").write_text("half a line")
-    os.kill(children(node.pid)["feed"], signal.SIGKILL)
+    os.kill(children(node.pid)["services"], signal.SIGKILL)
     await until_async(lambda: "cannot be used: feed users (" in node.status()["summary"])
     assert (await (await client(node)).ask("POST", device(LISTED))).status == 503
     (site.folder / "users").write_text(user_line("register", PASSWORD))
@@ -163,7 +163,7 @@ async def test_who_may_send_rows(site, client, tmp_path):
     assert (await register.ask("POST", row)).status == 201
     # Who holds more handshakes open than there may be keeps nobody out.
     host, _, port = at(node).removeprefix("https://").rpartition(":")
-    silent = [await asyncio.open_connection(host, int(port)) for _ in range(interfaces.HANDSHAKES_MAX + 10)]
+    silent = [await asyncio.open_connection(host, int(port)) for _ in range(services.HANDSHAKES_MAX + 10)]
     assert (await (await client(node, tls=authority.peer())).ask("POST", row)).status == 208
     assert await silent[0][0].read() == b""
     await until_async(lambda: node.lines("client_refused", reason="handshakes", interface="feed"))
@@ -304,7 +304,7 @@ async def test_a_red_teams_list(site, client):
 async def test_a_client_that_cannot_be_accepted_is_counted_and_waits(site, client):
     node = serve(site)
     assert (await (await client(node)).ask("POST", device(UNLISTED))).status == 201  # the process listens
-    front = children(node.pid)["feed"]
+    front = children(node.pid)["services"]
     before = resource.prlimit(front, resource.RLIMIT_NOFILE)
     resource.prlimit(front, resource.RLIMIT_NOFILE, (3, before[1]))
     register = await client(node, basic("register", PASSWORD))
@@ -357,7 +357,7 @@ async def test_each_row_that_was_answered_is_there_after_kill_9(site, store):
         before = len(done)
         await until_async(lambda: len(done) > before + 200)  # noqa: B023 - it is waited for here
         if what == "feed":
-            os.kill(children(node.pid)["feed"], signal.SIGKILL)
+            os.kill(children(node.pid)["services"], signal.SIGKILL)
             killed = errors["gone"]
             await until_async(lambda: errors["gone"] > killed)  # noqa: B023 - as above
             before = len(done)

@@ -10,13 +10,11 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
-from simulated.issuer import Issuer, jwks
 from simulated.node import LISTED, TRACKED, children, is_gone, until, until_async
 from simulated.wire import answer_to
 from test_answering import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F401  # fixtures
 
 import eir.node.processes
-from eir.interfaces import INTERFACES
 from eir.node.observe.control import ControlError
 from eir.node.observe.control import ask as control
 from eir.node.processes.starter import NAME as STARTER
@@ -182,15 +180,9 @@ def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
 def _started(site, expected):
     """The names of the processes that a node has as soon as these are among them."""
     (site.folder / "users").write_text(f"{user_line('register', 'correct horse battery')}\n")
-    (site.folder / "jwks").write_bytes(jwks(Issuer()))
-    more = {
-        "feed": {"users": "users", "from": "127.0.0.0/8", "lists": {"block": "own"}},
-        "device_authenticity": {"tokens": {"jwks": "jwks", "audience": "eir"}},
-    }
-    assert more.keys() == {each.section for each in INTERFACES if each.service}
-    services = {name: {"listen": "http://127.0.0.1:0", **settings} for name, settings in more.items()}
+    feed = {"listen": "http://127.0.0.1:0", "users": "users", "from": "127.0.0.0/8", "lists": {"block": "own"}}
     rules = [{"list": "own", "answer": "blacklisted"}]
-    site.configure(lists={"own": {"local": True}}, policy={"rules": rules}, sightings={"window_s": 0.2}, **services)
+    site.configure(lists={"own": {"local": True}}, policy={"rules": rules}, sightings={"window_s": 0.2}, feed=feed)
     running = site.start()
     return until(lambda: expected <= (names := _names(running)) and names)
 
