@@ -92,7 +92,7 @@ class Web:
         except (OSError, EOFError, TimeoutError):
             figures.lost(self._kind, 0)
             return False
-        if answer.status == 503 and figures.store_away:
+        if answer.status == 503 and figures.may_refuse:
             return False
         if not self._right(request, answer.status, answer.body):
             figures.broken.append(f"{self._kind}: {request} answered {answer.status} {answer.body[:200]!r}")
@@ -110,14 +110,14 @@ class Attacked(World):
     def turns(self) -> Sequence[Turn]:
         """Return the disturbances of the second half, in order."""
         answering, services = Turn(self.kill_the_answering_process, CHECKS), Turn(self.kill_the_services, SERVICES)
-        restarted, killed = (Turn(do, store_away=True) for do in (self.restart_redis, self.kill_redis))
+        restarted, killed = (Turn(do, may_refuse=True) for do in (self.restart_redis, self.kill_redis))
         return (
             Turn(self.load),
             answering,
             restarted,
             services,
             Turn(self.load),
-            Turn(self.kill_the_follower),
+            Turn(self.kill_the_follower, may_refuse=True),
             answering,
             services,
             killed,
@@ -273,7 +273,7 @@ async def _soak(made: Attacked, place: Mapping[str, Any], options: argparse.Name
                     f"{name}: p99 {calm:.1f} ms, {found[-1][1]:.1f} ms under the flood; {len(figures.broken)} promises not kept",
                     flush=True,
                 )
-        longest = dict(figures.longest)
+        longest = {kind: round(figures.longest[kind], 2) for kind in LONGEST_S}
         async with flooding(list(FLOODS), place, sent):
             await made.disturb(
                 made.turns(),

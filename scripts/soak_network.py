@@ -57,8 +57,8 @@ class Figures:
         self.broken: list[str] = []
         self.may_cut: Collection[str] = ()
         """Kinds of questions whose connections may end now."""
-        self.store_away = False
-        """Redis may be away: an interface that needs it may answer 503."""
+        self.may_refuse = False
+        """Redis or the journal's writer may be away: an interface that needs them may answer 503."""
 
     def answered(self, client: str, seconds: float) -> None:
         """Count an answer with its response time."""
@@ -114,7 +114,7 @@ class Turn(NamedTuple):
 
     do: Callable[[], None]
     may_cut: Collection[str] = ()
-    store_away: bool = False
+    may_refuse: bool = False
 
 
 class World:
@@ -231,10 +231,10 @@ class World:
         figures, begun, done = self.figures, time.monotonic(), 0
         while (done < count if count else time.monotonic() - begun < seconds) and not figures.broken:
             turn = turns[done % len(turns)]
-            figures.may_cut, figures.store_away = turn.may_cut, turn.store_away
+            figures.may_cut, figures.may_refuse = turn.may_cut, turn.may_refuse
             await asyncio.to_thread(turn.do)
             await self.settle(turn.do.__name__)
-            figures.may_cut, figures.store_away = (), False
+            figures.may_cut, figures.may_refuse = (), False
             figures.turns[turn.do.__name__] += 1
             done += 1
             print(f"{time.monotonic() - begun:4.0f} s: {done} turns, {figures.asked.total():,} asked", flush=True)
