@@ -226,7 +226,7 @@ class Attacked(World):
             Prober("sgsn", f"map://127.0.0.1:{place['map']}?point_code=1-1-3&to_point_code=1-1-2", figures, self.draw),
             Web("feed", f"https://127.0.0.1:{place['feed']}", basic("register", PASSWORD), figures, requests=rows(), right=lambda _, status, __: status in {201, 208}, pause_s=0.3),
             Web("device-authenticity", f"http://127.0.0.1:{place['authenticity']}", f"Bearer {place['bank']}", figures, requests=questions(), right=as_listed, pause_s=0.5),
-            Web("page", page, reader, figures, requests=again("/"), right=lambda _, status, body: status == 200 and b"stolen" in body, pause_s=1.0),
+            Web("page", page, reader, figures, requests=again("/"), right=lambda _, status, body: status == 200 and (b"stolen" in body or bool(figures.may_cut)), pause_s=1.0),
             Web("live", page, "", figures, requests=again("/live"), right=lambda _, status, body: (status, body) == (200, b"live\n"), pause_s=0.5),
         ]  # fmt: skip
 
