@@ -105,9 +105,11 @@ class DeskApi:
     async def _changes(self, _: DeskUser, request: HttpRequest) -> HttpResponse:
         since = _query(request, "since").get("since")
         try:
-            until_seconds(since or "", "YYYY-MM-DDThh:mm:ssZ")
+            is_time = since is None or until_seconds(since, "YYYY-MM-DDThh:mm:ssZ")
         except ValueError:
-            raise DeskError(422, "time", f"{since}: expected a time such as 2026-12-02T08:00:00Z") from None
+            is_time = False
+        if not is_time:
+            raise DeskError(422, "time", f"{since}: expected a time such as 2026-12-02T08:00:00Z")
         return _json({"changes": await self._operations.changes(since=since or "")})
 
 
