@@ -12,7 +12,7 @@ from eir.errors import EirError, Report
 from eir.lists.log.journal import JournalEvent
 from eir.node.processes.answered import AnsweringChild
 from eir.node.processes.configuration import Configuration, Loaded
-from eir.node.processes.jobs import Jobs
+from eir.node.processes.process import Jobs
 from eir.node.processes.setup import changed_lists, reload_event
 
 
