@@ -15,7 +15,7 @@ from eir.node.observe import metrics
 from eir.node.observe.log import call_failed
 from eir.node.processes import priority
 from eir.node.processes.channel import Channel, ChannelError, Handlers, Unanswered
-from eir.node.processes.starter import END_S, Process
+from eir.node.processes.starter import END_S, START_S, Process
 
 RESTART_S, RESTART_MAX_S = 0.1, 30.0
 """Seconds before the restart of a process; the pause doubles up to the second value."""
@@ -65,6 +65,8 @@ class Child:
         self.launch = launch
         self.serves = serves
         self.is_spared = is_spared
+        self.process: Process | None = None
+        """Running process, if any."""
         self.channel: Channel | None = None
         """Channel to the process; None while the process does not run."""
         self.is_late = False
@@ -81,7 +83,7 @@ class Child:
     async def attend(self, process: Process) -> None:
         """Send a new process its settings, then handle its calls until it closes the channel."""
         channel = process.channel
-        self.channel = channel
+        self.process, self.channel = process, channel
         self._greet(process)
         asking = asyncio.create_task(self._ask_counters(process)) if self._is_asked else None
         handlers = {"counted": self.count, **self._handlers(process)}
@@ -92,7 +94,7 @@ class Child:
                 asking.cancel()
             self._past = metrics.merge([self._past, metrics.lasting_counters(self._counters)])
             self._counters = {}
-            self.channel = None
+            self.process = self.channel = None
             self.is_late = False
             self._left(process)
 
@@ -111,6 +113,20 @@ class Child:
         """
         if self.channel is not None:
             self.channel.notify(what, *arguments, **options)
+
+    async def apply(self, *settings: Any, patience_s: float = START_S) -> None:
+        """Let the process apply new settings. If it fails, it is killed, so that its successor starts with the settings in force.
+
+        `patience_s`: as in Channel.ask.
+        """
+        process = self.process
+        if process is None:
+            return
+        try:
+            await process.channel.ask("apply", *settings, patience_s=patience_s)
+        except ChannelError as e:
+            self._report("call_failed", level="warning", reason="apply", process=self.name, detail=str(e))
+            process.kill()
 
     def stop(self) -> None:
         """Close the channel to the process, which then finishes its current work and ends."""
