@@ -1,4 +1,4 @@
-"""Manual page and bash completion of the package, generated from the commands: `command_docs.py man` or `command_docs.py bash`."""
+"""Manual page and bash completion of the package, and deploy/COMMANDS.md, generated from the commands: `command_docs.py man`, `bash` or `page`."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 from typer.main import get_command
 
 from eir import __version__
-from eir.cli.app import command_line
+from eir.cli.app import EPILOG, command_line
 
 FILES = {
     "config/eir.yaml, /etc/eir/eir.yaml": "The configuration; of those that can be read the first, unless $EIR_CONFIG or -c names another.",
@@ -34,6 +34,15 @@ def _arguments(command: Any) -> list[Any]:
 
 def _options(command: Any) -> list[Any]:
     return [parameter for parameter in command.params if parameter.param_type_name == "option"]
+
+
+def _usage(names: tuple[str, ...], command: Any) -> str:
+    """Return the words of a command with its arguments; optional arguments are in brackets."""
+    arguments = []
+    for each in _arguments(command):
+        metavar = each.metavar if each.nargs == 1 else f"{each.metavar} ..."
+        arguments.append(metavar if each.required or "[" in metavar else f"[{metavar}]")
+    return " ".join((*names, *arguments))
 
 
 def is_runnable(command: Any) -> bool:
@@ -63,9 +72,7 @@ def man_page(root: Any) -> str:
 
 
 def _command_section(names: tuple[str, ...], command: Any) -> list[str]:
-    arguments = [each.metavar if each.nargs == 1 else f"{each.metavar} ..." for each in _arguments(command)]
-    heading = _roff(" ".join((*names, *arguments)))
-    lines = [f'.SS "eir {heading}"']
+    lines = [f'.SS "eir {_roff(_usage(names, command))}"']
     paragraphs = (command.help or "").replace("\b\n", "").split("\n\n")
     for number, paragraph in enumerate(paragraphs):
         if number:
@@ -125,5 +132,21 @@ complete -o default -F _eir eir
 """
 
 
+def command_page(root: Any) -> str:
+    """Render deploy/COMMANDS.md."""
+    rows = [
+        f"| `eir {_usage(names, command).replace('|', chr(92) + '|')}` | {_first_sentence(command)} |"
+        for names, command in commands_of(root)
+        if names and is_runnable(command)
+    ]
+    statuses = [f"| {status} | {text} |" for status, text in STATUSES.items()]
+    return "\n".join([
+        "# Commands", "", "For users of the command line. `scripts/command_docs.py page` generates this page.", "",
+        EPILOG.replace("-c FILE", "`-c FILE`").replace("$EIR_CONFIG", "`$EIR_CONFIG`").replace("'eir COMMAND --help'", "`eir COMMAND --help`"),
+        "With `--json` most commands print a document for scripts.", "",
+        "| Exit status | Meaning |", "|---|---|", *statuses, "", "| Command | Action |", "|---|---|", *rows, "",
+    ])  # fmt: skip
+
+
 if __name__ == "__main__":
-    print({"man": man_page, "bash": bash}[sys.argv[1]](get_command(command_line())), end="")
+    print({"man": man_page, "bash": bash, "page": command_page}[sys.argv[1]](get_command(command_line())), end="")

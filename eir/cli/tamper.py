@@ -57,7 +57,7 @@ SINCE, SINCE_MAX = "30d", timedelta(days=366)
 Since = Annotated[str, typer.Option(metavar="30d", help="How far back to look: 30d, 36h; 366 days at most.")]
 Until = Annotated[str, typer.Option(metavar="DATE", help="The day before which to look, as 2026-11-25.", show_default="now")]  # fmt: skip
 Record = Annotated[str | None, typer.Option(metavar="PATTERN", help="Files to judge instead of this node's own, such as those of all nodes: s3a://eir/*/sightings/*/*.parquet.", show_default=False)]  # fmt: skip
-OnSpark = Annotated[str | None, typer.Option("--spark", metavar="MASTER", help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. deploy/OPERATION.md says how.", show_default=False)]  # fmt: skip
+OnSpark = Annotated[str | None, typer.Option("--spark", metavar="MASTER", help="Judge on a Spark cluster: spark://HOST:PORT or yarn; needs --work. See deploy/OPERATION.md.", show_default=False)]  # fmt: skip
 Work = Annotated[str | None, typer.Option(metavar="FOLDER", help="With --spark: where tables of the run go; a path or URL that all of the cluster reaches.", show_default=False)]  # fmt: skip
 Identifier = Annotated[str, typer.Argument(metavar="IMEI", help="The device.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why: what was found out, and by whom.")]

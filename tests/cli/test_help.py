@@ -5,9 +5,10 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
-from command_docs import bash, commands_of, is_runnable, man_page
+from command_docs import bash, command_page, commands_of, is_runnable, man_page
 from simulated.node import run_eir
 from typer.main import get_command
 
@@ -26,6 +27,11 @@ def test_every_command_and_option_is_in_the_manual_page():
         for each in command.params:
             assert each.help, f"{names}: {each.name} says nothing of itself"
             assert (each.opts[0] if each.param_type_name == "option" else each.metavar) in part[0]
+
+
+def test_the_page_of_commands_is_that_of_the_code():
+    shown = (Path(__file__).parents[2] / "deploy" / "COMMANDS.md").read_text()
+    assert shown == command_page(ROOT), "run: .venv/bin/python scripts/command_docs.py page >deploy/COMMANDS.md"
 
 
 def reached(words):

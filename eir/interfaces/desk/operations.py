@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -44,7 +45,7 @@ from eir.lists.record.entries import date_text, until_text
 from eir.lists.record.listed_entries import entries_in, rows_between
 from eir.lists.record.reasons import reason_at
 from eir.lists.record.settings import DEVICES, PAIRS, SUBSCRIBERS, ListSettings
-from eir.lists.rows.layout import begin_seconds, until_seconds
+from eir.lists.rows.layout import TIME_MAX, begin_seconds, until_seconds
 from eir.lists.stores.open import JOURNAL
 from eir.lists.table.columns import NO_COLUMNS, NO_ROWS, SECONDS, TableRows
 from eir.lists.table.table import merge, not_ended
@@ -454,10 +455,11 @@ def _row_documents(rows: TableRows, reasons: Sequence[str], kind: str) -> list[d
 
 def _seconds(text: str, parse: Any) -> int:
     """Parse a begin or an end; 0 for an empty text. Raises DeskError (422)."""
-    try:
-        return int(parse(text)) if text else 0
-    except ValueError:
-        raise DeskError(422, "time", f"{text}: expected 2026-12-31 or 2026-12-31T12:00:00Z") from None
+    with suppress(ValueError):
+        seconds = int(parse(text)) if text else 0
+        if seconds <= TIME_MAX:
+            return seconds
+    raise DeskError(422, "time", f"{text}: expected 2026-12-31 or 2026-12-31T12:00:00Z, before the year 2106")
 
 
 def _case_text(case: str) -> str:

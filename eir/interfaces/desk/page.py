@@ -125,6 +125,12 @@ class DeskPage:
             raise DeskError(404, "path", "there is no such page")
         return await handler(Visit(user, session, form, file)), user.name
 
+    def action(self, path: str) -> str:
+        """Return the last part of a page's path for metrics: `other` for a path that no page has, `start` for the first page."""
+        action = path.removeprefix(ROOT).rstrip("/")
+        known = {each for _, each in self._handlers} | {"/style.css", "/login", "/logout"}
+        return action.strip("/") or "start" if action in known else "other"
+
     def show(self, status: int, page: str, **values: Any) -> HttpResponse:
         """Render a page. `values`: names of its template."""
         values = {"user": None, "message": "", "token": "", **values}

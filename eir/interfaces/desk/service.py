@@ -9,8 +9,9 @@ from functools import partial
 
 from eir.errors import EirError, EntryRefused, IdentifierError, ReleaseRefused, Report, StoreError, place_of
 from eir.interfaces.clients import NOBODY, Clients, RequestRefused
+from eir.interfaces.desk.api import API_ROOT, DOCUMENT, DeskApi, is_public, problem
 from eir.interfaces.desk.operations import DeskError, DeskOperations, DeskUser, user_text
-from eir.interfaces.desk.page import ROOT, DeskPage
+from eir.interfaces.desk.page import DeskPage
 from eir.interfaces.desk.sessions import Sessions
 from eir.interfaces.desk.settings import DESK_SCOPE, NAME, DeskSettings
 from eir.interfaces.interface import NodeCalls, Samples, SharedSettings
@@ -22,6 +23,8 @@ from eir.wire.peers.settings import PeerSettings
 from eir.wire.web.http1 import HttpRequest, HttpResponse
 from eir.wire.web.passwords import DESK_USER
 
+API = "api"
+"""Action of requests below `/v1/` in metrics."""
 STORE = "the store of the lists is unavailable"
 BODY_BYTES_MAX = 128 << 10
 """Maximum size of a request's body, which may be a file of rows; larger files need `eir add --file`."""
@@ -42,6 +45,7 @@ class DeskService:
         self._clients = Clients(DESK_SCOPE, report=report, command=DESK_USER)
         reader = ListReader(self._store, shared.state / COPIES)
         self._operations = DeskOperations(local, reader, node, self._imsi_of)
+        self._api = DeskApi(self._operations)
         self._page = DeskPage(
             self._operations,
             Sessions(time.monotonic),
@@ -72,19 +76,26 @@ class DeskService:
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
         """Return the response to a request; a fault is a response too."""
-        user = ""
+        user, is_api = "", request.path.startswith(API_ROOT)
         try:
-            response, user = await self._page.respond(request)
+            if is_api:
+                user = "" if is_public(request) else await self._api_user(request)
+                response = await self._api.respond(request, self._user(user, request)) if user else DOCUMENT
+            else:
+                response, user = await self._page.respond(request)
         except Exception as e:  # noqa: BLE001 - a fault must not leave a request without a response
             status, reason, text = self._fault(e)
-            status = 403 if status == 401 else status  # the page has no challenge for a browser's own log-in
-            response = self._page.show_error(request, status, text)
+            if is_api:
+                headers = self._clients.refusal_headers(RequestRefused(status, reason, text))
+                response = problem(status, reason, text, headers)._replace(authenticated=bool(user))
+            else:
+                status = 403 if status == 401 else status  # the page has no challenge for a browser's own log-in
+                response = self._page.show_error(request, status, text)
             self._report(
                 "desk_refused", level="warning" if status < 500 else "error", reason=reason, address=request.address, status=status, detail=text,
             )  # fmt: skip
-        action = request.path.removeprefix(ROOT).strip("/") or "start"
-        known = action if response.status != 404 else "other"
-        self._requests[self._clients.label(user or NOBODY), known, str(response.status)] += 1
+        action = self._page.action(request.path) if not is_api else API
+        self._requests[self._clients.label(user or NOBODY), action, str(response.status)] += 1
         return response
 
     def refuse(self, status: int) -> HttpResponse:
@@ -106,6 +117,11 @@ class DeskService:
     async def close(self) -> None:
         """Close the store."""
         await self._store.close()
+
+    async def _api_user(self, request: HttpRequest) -> str:
+        """Authenticate the sender of a request below `/v1/` by password or token, else by certificate; cookies do not count. Raises RequestRefused."""
+        certified = None if "authorization" in request.headers else self._certified(request)
+        return certified or self._clients.known_user(request) or await self._clients.user(request)
 
     def _user(self, name: str, request: HttpRequest) -> DeskUser:
         """Return an authenticated user with the present rights. Raises RequestRefused."""

@@ -1,5 +1,6 @@
 """Writer of local lists for other programs: writes a change, and verifies that the journal of this host has the change."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import TypeAlias
@@ -36,14 +37,17 @@ class LocalWriter:
         self.store, self.lists, self.now, self.is_recorded, self.guard = store, lists, now, is_recorded, guard
         self._writers: dict[tuple[str, str], ListWriter] = {}
         """Writer of each list, by its name and kind."""
+        self._one = asyncio.Lock()
+        """A writer computes and writes one change at a time."""
 
     async def write(
         self, edit: RowsEdit, settings: ListSettings, make: Make, *, dry_run: bool = False
     ) -> tuple[ComputedUpdate | None, Change | None, Head]:
         """Write a change of a list, as eir.lists.changes.local_rows.write_edit; return also the head of the list after the change."""
         writer = self._writer(settings)
-        computed, made = await write_edit(edit, settings, writer, make, dry_run=dry_run)
-        return computed, made, writer.content.head
+        async with self._one:
+            computed, made = await write_edit(edit, settings, writer, make, dry_run=dry_run)
+            return computed, made, writer.content.head
 
     async def check_recorded(self, name: str, head: Head) -> None:
         """Wait until the journal of this host has the change that led to this head of a list.
