@@ -242,7 +242,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 """Number of units of processor time per second in /proc/PID/stat."""
 PREFIX = "eir-"
-"""Prefix of the names of child processes (`eir/node/processes/starter.py`)."""
+"""Prefix of the names of child processes (`eir/node/processes/program.py`)."""
 _OPEN_MAX = re.compile(r"^Max open files\s+(\d+)", re.MULTILINE)
 
 

@@ -14,19 +14,23 @@ from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
 from eir.node.observe import metrics
 from eir.node.observe.status import AnsweringReport
-from eir.node.processes.answering import Configured, run
 from eir.node.processes.channel import Channel, ChannelError
+<<<<<<< HEAD
 from eir.node.processes.child import Child
 from eir.node.processes.configuration import Loaded
 from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
+=======
+from eir.node.processes.child import START_S, Child, Process, Start
+from eir.node.processes.configuration import Configured, Loaded
+from eir.node.processes.listeners import Listeners
+>>>>>>> w-log
 from eir.node.processes.setup import Listed, send_list
-from eir.node.processes.starter import START_S, Process, Start
 
 if TYPE_CHECKING:
     from eir.node.processes.following import Followed
     from eir.wire.web.tokens import KeyFiles
 
-NAME = "answering"
+NAME, RUN = "answering", "eir.node.processes.answering:run"
 NOT_STARTED = "the answering process has no lists yet; try again in a moment"
 ANSWERING = frozenset(each.name for each in INTERFACES if each.server)
 """Names of the interfaces whose servers run in the answering process."""
@@ -48,7 +52,7 @@ class AnsweringChild:
         """
         carried = [] if sightings is None else [sightings]
         self.child = Child(
-            NAME, partial(start, NAME, run, origin_state_id, carrying=carried), report=report, greet=self._greet,
+            NAME, partial(start, NAME, RUN, origin_state_id, carrying=carried), report=report, greet=self._greet,
             handlers=lambda _: {"started": self._start, "traced": traced, "first_seen": lists.note_first_seen},
             left=self._leave, serves=True,
         )  # fmt: skip

@@ -38,11 +38,9 @@ from eir.lists.table.table import Table
 from eir.node.observe import metrics
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, Handlers
-from eir.node.processes.child import Child
-from eir.node.processes.priority import BESIDE_NICE, IdlePriority
+from eir.node.processes.child import BESIDE_NICE, Child, Process, Start
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.setup import Listed, kinds_of, log_in_force, send_list
-from eir.node.processes.starter import Process, Start
 from eir.schema import DETAILS
 
 STATUS_S = 0.1
@@ -85,7 +83,7 @@ class Following:
 
 def run(end: socket.socket, config: Config) -> int:
     """Run the follower until SIGTERM, or until its channel to the manager closes; return the exit status."""
-    return run_process(end, partial(_follow, config), nice=BESIDE_NICE)
+    return run_process(end, partial(_follow, config))
 
 
 async def _follow(config: Config, process: ThisProcess) -> None:
@@ -164,7 +162,7 @@ class _FollowerProcess:
         self._process.jobs.start("following", STATUS_S, self._send_status, delay_s=STATUS_S)
         self._process.jobs.start("journal", JOURNAL_S, self._maintain_journal, delay_s=JOURNAL_S)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follower.run(IdlePriority()))
+            tasks.create_task(self._follower.run())
             for learned in self._learned_lists:
                 tasks.create_task(learned.run())
 
@@ -311,7 +309,7 @@ class Followed:
         self._report = report
         self.child = Child(
             "follower",
-            lambda: start("follower", run, self._config),
+            lambda: start("follower", f"{__name__}:run", self._config, nice=BESIDE_NICE),
             report=report,
             greet=self._greet,
             handlers=self._calls,

@@ -22,19 +22,23 @@ from eir.node.observe.status import NodeHealth, Running
 from eir.node.processes import deliver, state_folder
 from eir.node.processes.answered import ANSWERING
 from eir.node.processes.attendants import Attendants
+from eir.node.processes.child import END_S, Starter
 from eir.node.processes.commands import Commands, ControlSockets
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.history_watch import HistoryWatch
+<<<<<<< HEAD
 from eir.node.processes.jobs import Jobs
 from eir.node.processes.listeners import Listeners, OpenListener
+=======
+from eir.node.processes.listeners import Listeners
+>>>>>>> w-log
 from eir.node.processes.others import OtherProcesses
 from eir.node.processes.overview import Overview
-from eir.node.processes.priority import BESIDE_NICE, lower_priority
-from eir.node.processes.process import run_loop
+from eir.node.processes.process import Jobs, run_loop
+from eir.node.processes.program import set_process_name
 from eir.node.processes.reload import Reload
 from eir.node.processes.setup import prepare
 from eir.node.processes.sources import Sources
-from eir.node.processes.starter import END_S, Starter, set_process_name
 from eir.node.processes.state_folder import as_owner_of
 from eir.node.processes.tracing import Tracing
 from eir.node.processes.web import Web
@@ -61,12 +65,9 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
         held = state_folder.lock(config.state)
         try:
             prepare(config)
-            starter = Starter(__name__, keeps=[held], owned=config.state)
-            starter.fork()
-            starter.stay()
             set_process_name("manager")
-            lower_priority(BESIDE_NICE)
             state_id = state_folder.next_origin_state_id(config.state)
+            starter = Starter(config.state, keeps=[held])
             manager = Manager(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
             return run_loop(manager.serve())
         finally:

@@ -7,13 +7,12 @@ from eir.errors import Report
 from eir.interfaces.interface import NodeCalls
 from eir.node.observe import metrics
 from eir.node.processes.answered import AnsweringChild
-from eir.node.processes.child import Children
+from eir.node.processes.child import Children, Starter
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.following import Followed
 from eir.node.processes.listeners import Listeners, OpenListener
 from eir.node.processes.recorder import Recorded
 from eir.node.processes.services import Services
-from eir.node.processes.starter import Starter
 
 
 class OtherProcesses:
@@ -36,8 +35,6 @@ class OtherProcesses:
         """
         config = configuration.config
         start = starter.start
-        starter.log_to(report)
-        self._starter = starter
         self._end_s = end_s
         self._children = Children(report=report)
         self.followed = Followed(config, start, report=report)
@@ -100,6 +97,5 @@ class OtherProcesses:
         return await self._children.end(self._end_s)
 
     async def close(self) -> None:
-        """End the starter."""
+        """Give up unrecorded events."""
         await self.followed.close()
-        await self._starter.close()

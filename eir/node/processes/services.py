@@ -19,12 +19,15 @@ from eir.errors import EirError, Report, detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, NodeCalls, Service
 from eir.node.observe import metrics
-from eir.node.processes.child import Child
+from eir.node.processes.child import BESIDE_NICE, Child, Process, Start
 from eir.node.processes.configuration import Loaded
+<<<<<<< HEAD
 from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
 from eir.node.processes.priority import BESIDE_NICE, IdlePriority, stay_idle
+=======
+from eir.node.processes.listeners import Listeners
+>>>>>>> w-log
 from eir.node.processes.process import ThisProcess, run_process
-from eir.node.processes.starter import Process, Start
 from eir.schema import DETAILS
 from eir.wire.peers.settings import is_from
 from eir.wire.transport import stream
@@ -59,7 +62,7 @@ class Services:
         self._listeners = listeners
         self._report = report
         self.child = Child(
-            NAME, partial(start, NAME, run), report=report, greet=self._greet,
+            NAME, partial(start, NAME, f"{__name__}:run", nice=BESIDE_NICE), report=report, greet=self._greet,
             handlers=lambda _: {"faults": self._faults.__setitem__, **node._asdict()}, left=self._leave,
         )  # fmt: skip
         self._faults: dict[str, Mapping[str, str]] = {}
@@ -103,7 +106,7 @@ class Services:
 
 def run(end: socket.socket) -> int:
     """Run the services process until SIGTERM, or until its channel closes; return the exit status."""
-    return run_process(end, _serve, nice=BESIDE_NICE)
+    return run_process(end, _serve)
 
 
 async def _serve(process: ThisProcess) -> None:
@@ -124,7 +127,6 @@ async def _serve(process: ThisProcess) -> None:
     process.serve({
         "apply": apply, "listen": lambda name, *listener: served[name].listen(*listener), "counters": counters,
     })  # fmt: skip
-    process.jobs.spawn(stay_idle(IdlePriority()))
     process.jobs.start("files", POLL_S, read_files)
     await process.stop.wait()
     await asyncio.gather(*(each.drain() for each in served.values()))

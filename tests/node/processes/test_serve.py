@@ -645,7 +645,7 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.manager", "processes": "eir.node.processes.starter:Starter.fork",
+    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.manager", "processes": "eir.node.processes.others:OtherProcesses.start",
     "pages": "eir.node.observe.control:ControlServer.listen",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""
