@@ -15,15 +15,9 @@ from eir.lists.images.image import Image
 from eir.node.observe import metrics
 from eir.node.observe.status import AnsweringReport
 from eir.node.processes.channel import Channel, ChannelError
-<<<<<<< HEAD
-from eir.node.processes.child import Child
-from eir.node.processes.configuration import Loaded
-from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
-=======
 from eir.node.processes.child import START_S, Child, Process, Start
 from eir.node.processes.configuration import Configured, Loaded
-from eir.node.processes.listeners import Listeners
->>>>>>> w-log
+from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
 from eir.node.processes.setup import Listed, send_list
 
 if TYPE_CHECKING:

@@ -16,14 +16,8 @@ from typing import Any, TypeAlias, cast
 from eir.errors import Report, detail_of
 from eir.node.observe import metrics
 from eir.node.observe.log import call_failed
-<<<<<<< HEAD
-from eir.node.processes import priority
-from eir.node.processes.channel import Channel, ChannelError, Handlers, Unanswered
-from eir.node.processes.starter import END_S, START_S, Process
-=======
 from eir.node.processes.channel import Channel, ChannelError, Handlers, HasDescriptor, Unanswered, pair
 from eir.node.processes.program import spawn
->>>>>>> w-log
 
 BESIDE_NICE = 5
 """Nice value of processes beside those that answer checks."""

@@ -26,12 +26,7 @@ from eir.node.processes.child import END_S, Starter
 from eir.node.processes.commands import Commands, ControlSockets
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.history_watch import HistoryWatch
-<<<<<<< HEAD
-from eir.node.processes.jobs import Jobs
 from eir.node.processes.listeners import Listeners, OpenListener
-=======
-from eir.node.processes.listeners import Listeners
->>>>>>> w-log
 from eir.node.processes.others import OtherProcesses
 from eir.node.processes.overview import Overview
 from eir.node.processes.process import Jobs, run_loop

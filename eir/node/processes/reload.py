@@ -13,12 +13,8 @@ from eir.errors import EirError, Report
 from eir.lists.log.journal import JournalEvent
 from eir.node.processes.answered import AnsweringChild
 from eir.node.processes.configuration import Configuration, Loaded
-<<<<<<< HEAD
-from eir.node.processes.jobs import Jobs
 from eir.node.processes.listeners import Listeners, OpenListener
-=======
 from eir.node.processes.process import Jobs
->>>>>>> w-log
 from eir.node.processes.setup import changed_lists, reload_event
 
 

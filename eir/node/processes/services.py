@@ -21,12 +21,7 @@ from eir.interfaces.interface import Interface, NodeCalls, Service
 from eir.node.observe import metrics
 from eir.node.processes.child import BESIDE_NICE, Child, Process, Start
 from eir.node.processes.configuration import Loaded
-<<<<<<< HEAD
 from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
-from eir.node.processes.priority import BESIDE_NICE, IdlePriority, stay_idle
-=======
-from eir.node.processes.listeners import Listeners
->>>>>>> w-log
 from eir.node.processes.process import ThisProcess, run_process
 from eir.schema import DETAILS
 from eir.wire.peers.settings import is_from

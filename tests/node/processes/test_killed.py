@@ -122,7 +122,7 @@ class TestKilled:
         await answered(running, connect, TRACKED, GREY)
         await answered(running, connect, LISTED, BLACK)
 
-    @pytest.mark.long(short=["sightings"])
+    @pytest.mark.long(short=["recorder"])
     async def test_at_the_stop(self, node, connect, kind):
         running = node.start()
         client = await connect(running)
