@@ -219,7 +219,7 @@ async def test_a_process_that_fails_to_apply_a_reload_is_restarted_with_the_new_
         bad.hang()
     node.site.configure(policy={"default": "greylisted"})
     assert await node.ask("reload") == "reloaded"
-    assert bad.process.killed == [9]
+    assert set(bad.process.killed) == {9}  # by the reload, and by the watch for signs of life
     assert [fields["process"] for event, reason, fields in lines if (event, reason) == ("call_failed", "apply")] == [
         "answering"
     ]
