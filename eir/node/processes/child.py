@@ -136,6 +136,8 @@ class Child:
         self.launch = launch
         self.serves = serves
         self.is_spared = is_spared
+        self.process: Process | None = None
+        """Running process, if any."""
         self.channel: Channel | None = None
         """Channel to the process; None while the process does not run."""
         self.is_late = False
@@ -151,7 +153,7 @@ class Child:
     async def attend(self, process: Process) -> None:
         """Send a new process its settings, then handle its calls until it closes the channel."""
         channel = process.channel
-        self.channel = channel
+        self.process, self.channel = process, channel
         self._greet(process)
         asking = asyncio.create_task(self._ask_counters(process))
         handlers = {"counted": self.count, **self._handlers(process)}
@@ -161,7 +163,7 @@ class Child:
             asking.cancel()
             self._past = metrics.merge([self._past, metrics.lasting_counters(self._counters)])
             self._counters = {}
-            self.channel = None
+            self.process = self.channel = None
             self.is_late = False
             self._left(process)
 
@@ -180,6 +182,20 @@ class Child:
         """
         if self.channel is not None:
             self.channel.notify(what, *arguments, **options)
+
+    async def apply(self, *settings: Any, patience_s: float = START_S) -> None:
+        """Let the process apply new settings. If it fails, it is killed, so that its successor starts with the settings in force.
+
+        `patience_s`: as in Channel.ask.
+        """
+        process = self.process
+        if process is None:
+            return
+        try:
+            await process.channel.ask("apply", *settings, patience_s=patience_s)
+        except ChannelError as e:
+            self._report("call_failed", level="warning", reason="apply", process=self.name, detail=str(e))
+            process.kill()
 
     def stop(self) -> None:
         """Close the channel to the process, which then finishes its current work and ends."""

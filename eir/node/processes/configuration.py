@@ -97,7 +97,6 @@ class Configuration:
                 self._report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
             raise
         report_warnings(new, self._report)
-        tls = tls or self.loaded.tls  # an open TLS listener stays open until a restart
         return Loaded(config, tls, keys), needs_restart(self.config, new)
 
     def apply(self, loaded: Loaded) -> None:

@@ -141,7 +141,7 @@ class _FollowerProcess:
     def handlers(self) -> dict[str, Any]:
         """Return the follower's functions that the manager may call: map from name to function."""
         return {
-            "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
+            "apply": self._apply, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
             "first_seen": self._note_sightings, **({} if self._last_devices is None else {
                 "last_device": self._last_devices.note_sightings, "stays": self._last_devices.find,
@@ -273,7 +273,7 @@ class _FollowerProcess:
         settings = self._config.lists.get(name)
         return KEEP if settings is None else settings.keep
 
-    def _configure(self, config: Config) -> None:
+    def _apply(self, config: Config) -> None:
         self._config = config
         self._follower.apply(self._kinds(), self._reasons())
         journal, history = self._journal.journal, config.history
@@ -348,7 +348,7 @@ class Followed:
 
     def _greet(self, process: Process) -> None:
         """Send a new follower its settings and the lists in force."""
-        process.channel.notify("configure", self._config)
+        process.channel.notify("apply", self._config)
         for listed, image in self._lists.values():
             send_list(process.channel, listed, image)
         process.channel.notify("complete")
@@ -454,14 +454,14 @@ class Followed:
             if (states.get(listed.name), reasons.get(listed.name)) != (listed.state, listed.reasons):
                 send_list(channel, listed, image)
 
-    def configure(self, config: Config) -> None:
-        """Send a new configuration to the follower after the answering process has applied it. The configuration names the lists to follow."""
+    async def apply(self, config: Config) -> None:
+        """Let the follower apply a new configuration, which names the lists to follow, after the answering process, as Child.apply."""
         self._config = config
         kinds = kinds_of(config)
         for name, (listed, _) in list(self._lists.items()):
             if kinds.get(name) != listed.kind:
                 del self._lists[name]
-        self.child.notify("configure", config)
+        await self.child.apply(config)
 
     def heads(self) -> Mapping[str, Head]:
         """Return the head of each list in force."""

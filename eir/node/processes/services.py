@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from eir.interfaces.interface import Interface, NodeCalls, Service
 from eir.node.observe import metrics
 from eir.node.processes.child import BESIDE_NICE, Child, Process, Start
 from eir.node.processes.configuration import Loaded
-from eir.node.processes.listeners import Listeners
+from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
 from eir.node.processes.process import ThisProcess, run_process
 from eir.schema import DETAILS
 from eir.wire.peers.settings import is_from
@@ -73,10 +73,12 @@ class Services:
         addresses = {each.name: self._listeners.addresses({each.name}) for each in SERVED}
         return {name: urls for name, urls in addresses.items() if urls}
 
-    def apply(self) -> None:
-        """Let the process apply the settings in force. Changed listeners take effect after a restart."""
+    async def apply(self, opened: Sequence[OpenListener]) -> None:
+        """Let the process apply the settings in force, and accept connections from new listeners, as Child.apply."""
         loaded = self._loaded()
-        self.child.notify("configure", loaded.config, loaded.tls)
+        await self.child.apply(loaded.config, loaded.tls)
+        if self.child.channel is not None:
+            send_listeners(self.child.channel, [each for each in opened if each.interface in self.served])
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the samples of the interfaces' metrics, by metric name and label values."""
@@ -87,7 +89,7 @@ class Services:
 
     def _greet(self, process: Process) -> None:
         loaded = self._loaded()
-        process.channel.notify("configure", loaded.config, loaded.tls)
+        process.channel.notify("apply", loaded.config, loaded.tls)
         self._listeners.send(process.channel, self.served)
 
     def _leave(self, _: Process) -> None:
@@ -105,7 +107,7 @@ def run(end: socket.socket) -> int:
 async def _serve(process: ThisProcess) -> None:
     served = {each.name: ServedInterface(each, process) for each in SERVED}
 
-    def configure(config: Config, tls: TlsFiles | None) -> None:
+    def apply(config: Config, tls: TlsFiles | None) -> None:
         process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
         for each in served.values():
             each.apply(config, tls)
@@ -118,7 +120,7 @@ async def _serve(process: ThisProcess) -> None:
             await each.read_files()
 
     process.serve({
-        "configure": configure, "listen": lambda name, *listener: served[name].listen(*listener), "counters": counters,
+        "apply": apply, "listen": lambda name, *listener: served[name].listen(*listener), "counters": counters,
     })  # fmt: skip
     process.jobs.start("files", POLL_S, read_files)
     await process.stop.wait()
@@ -145,7 +147,7 @@ class ServedInterface:
         self._tls: ssl.SSLContext | None = None
         self._sockets: list[tuple[str, socket.socket]] = []
         """URL and socket of each listener that waits for the start of the service."""
-        self._listeners: list[SocketListener] = []
+        self._listeners: list[tuple[str, SocketListener]] = []
         self._handshakes: dict[socket.socket, str] = {}
         """Address of each connection in its TLS handshake, the oldest first."""
         self._sent_faults: Mapping[str, str] | None = None
@@ -156,6 +158,7 @@ class ServedInterface:
     def apply(self, config: Config, tls: TlsFiles | None) -> None:
         """Apply new settings. They start the service if the interface has a listener."""
         settings = config.of(self._interface)
+        self._keep_listeners(settings.listen)
         if self._service is not None:
             self._service.apply(settings, config)
             self._tls = _context(tls, self._service)
@@ -177,8 +180,7 @@ class ServedInterface:
 
     async def drain(self) -> None:
         """Close the listeners, and answer pending requests for at most DRAIN_S."""
-        for listener in self._listeners:
-            listener.close()
+        self._keep_listeners([])
         if self._links is not None:
             await self._links.drain(DRAIN_S)
 
@@ -248,8 +250,14 @@ class ServedInterface:
         loop = asyncio.get_running_loop()
         for url, listening in self._sockets:
             handle = partial(self._handle_connection, secure=is_secure(url))
-            self._listeners.append(SocketListener(loop, [listening], handle, self._cannot_accept))
+            self._listeners.append((url, SocketListener(loop, [listening], handle, self._cannot_accept)))
         self._sockets.clear()
+
+    def _keep_listeners(self, urls: Sequence[str]) -> None:
+        for url, listener in self._listeners:
+            if url not in urls:
+                listener.close()
+        self._listeners = [each for each in self._listeners if each[0] in urls]
 
     def _handle_connection(self, connection: socket.socket, *, secure: bool) -> None:
         links = self._links

@@ -54,7 +54,7 @@ class PlayedFollower:
         self.configured, self.given = [], []
         self.counted = {"eir_store_errors_total": {("timeout",): 3.0}}
         handlers = {
-            "configure": self.configured.append, "counters": lambda: self.counted, "put_in_force": self.put_in_force,
+            "apply": self.configured.append, "counters": lambda: self.counted, "put_in_force": self.put_in_force,
             "complete": lambda: self.given.append("complete"),
         }  # fmt: skip
         self.process = PlayedProcess("follower", PID + 7, handlers)
