@@ -26,7 +26,7 @@ NAME_MAX = 48
 """Maximum number of characters of a name beside a bar."""
 
 
-class Bar(NamedTuple):
+class NamedBar(NamedTuple):
     """Bar of a chart, which is also a row of the table of attempts."""
 
     name: str
@@ -45,7 +45,7 @@ class BarChart(NamedTuple):
     title: str
     label: str
     """Text alternative."""
-    bars: Sequence[Bar]
+    bars: Sequence[NamedBar]
     has_attempts: bool
 
 
@@ -85,7 +85,7 @@ def _chart(title: str, rows: Sequence[Document], *, has_attempts: bool) -> BarCh
     numbers = [row[DEVICES] if isinstance(row[DEVICES], int) else 0 for row in rows]
     most = max(numbers, default=0) or 1
     bars = [
-        Bar(
+        NamedBar(
             row["name"], row["name"] if len(row["name"]) <= NAME_MAX else f"{row['name'][: NAME_MAX - 1]}…", count_text(row[DEVICES]),
             number / most * (WIDTH_PX - LABEL_PX - 90), count_text(row[ATTEMPTS]) if has_attempts else "",
         )

@@ -159,7 +159,7 @@ class ServedInterface:
     def apply(self, config: Config, tls: TlsFiles | None) -> None:
         """Apply new settings. They start the service if the interface has a listener."""
         settings = config.of(self._interface)
-        self._keep_listeners(settings.listen)
+        self._close_listeners_except(settings.listen)
         if self._service is not None:
             self._service.apply(settings, config)
             self._tls = _context(tls, self._service)
@@ -181,7 +181,7 @@ class ServedInterface:
 
     async def drain(self) -> None:
         """Close the listeners, and answer pending requests for at most DRAIN_S."""
-        self._keep_listeners([])
+        self._close_listeners_except([])
         if self._links is not None:
             await self._links.drain(DRAIN_S)
 
@@ -254,7 +254,7 @@ class ServedInterface:
             self._listeners.append((url, SocketListener(loop, [listening], handle, self._cannot_accept)))
         self._sockets.clear()
 
-    def _keep_listeners(self, urls: Sequence[str]) -> None:
+    def _close_listeners_except(self, urls: Sequence[str]) -> None:
         for url, listener in self._listeners:
             if url not in urls:
                 listener.close()
