@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import urllib.request
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +24,7 @@ from simulated.commands import commands
 from simulated.issuer import Issuer
 from simulated.node import LISTED, TRACKED, until
 from simulated.patience import PROGRAM_S
+from simulated.register import basic
 from simulated.servers import Server, programs
 from simulated.wire import EIR, REALM
 
@@ -639,6 +641,16 @@ def test_the_tour_runs_as_described(tmp_path):
 
         until(serving, patience_s=PROGRAM_S)
         address = re.search(r"may connect to (\S+)", shown.read_text())[1]
+        desk, password = re.search(
+            r"^desk +(\S+)/desk +\(user demo; the password of demo: (\S+)\)$", shown.read_text(), re.MULTILINE
+        ).groups()
+        entry = urllib.request.Request(
+            f"{desk}/v1/lists/blocked-here/entries/00101007000008", b'{"reason": "stolen"}', method="PUT"
+        )
+        entry.add_header("Content-Type", "application/json")
+        entry.add_header("Authorization", basic("demo", password))
+        with urllib.request.urlopen(entry, timeout=PROGRAM_S) as answer:
+            assert answer.status == 201
         tour = blocks(section(PAGES["deploy/TOUR.md"], "## One node"))
         script = "\n".join(["set -eux", *tour]).replace("s13://127.0.0.1 ", f"s13://{address} ")
         done = subprocess.run(
