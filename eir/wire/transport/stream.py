@@ -40,8 +40,8 @@ class Handshake(asyncio.Transport):
 class Handshakes:
     """TLS handshakes of incoming connections.
 
-    One handshake begins in each turn of the loop, once the client's first message has arrived. So other connections are served
-    between two handshakes, of which each costs as much as a hundred messages.
+    One handshake begins in each turn of the loop, once the client's first message has arrived. A handshake costs as much as a
+    hundred messages, so other connections are served between two handshakes.
     """
 
     def __init__(self) -> None:
