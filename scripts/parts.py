@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +33,14 @@ def run(script: str, said: str | None, arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that servers end, and folders go
     return int(_module(name, arguments[0]).main(arguments[1:]))
+
+
+def report(broken: Sequence[str]) -> int:
+    """Print the broken promises of a soak; return its exit status."""
+    for each in broken[:20]:
+        print(f"not kept: {each}", file=sys.stderr)
+    print(f"{len(broken)} promises not kept")
+    return 1 if broken else 0
 
 
 def enter_sctp() -> None:

@@ -13,174 +13,143 @@ import re
 import secrets
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from benchmark.servers import redis_program
-from simulated.amf import Amf
-from simulated.luhn import check_digit
+from parts import report
 from simulated.node import Publisher, Site, children
 from simulated.servers import Server, free_port
-from simulated.wire import APP, REALM, TGPP, Connection, answer_to, cer, ecr
+from simulated.wire import REALM
+
+from eir.errors import EirError
+from eir.interfaces import INTERFACES
 
 PAGE = Path(__file__).resolve().parent.parent / "deploy" / "REDIS.md"
 HELD = [f"{35_209_900 + n:08d}{n * 31:06d}" for n in range(200)]
 """Devices that are always listed."""
 NEVER = [f"{35_209_900 + n:08d}{n * 31 + 7:06d}" for n in range(200)]
+CHECKS = frozenset({"s13", "n5g", "gsup", "map"})
+"""Kinds of questions that the answering process answers."""
 ANSWER_S = 20.0
 """Time after which an answer on an open connection is lost; generous, for busy hosts."""
-SETTLE_S = 60.0
-TC_S = 0.3
-PAUSE_S = 0.1
+SETTLE_S, TC_S, PAUSE_S = 60.0, 0.3, 0.1
+IMSI = "001010000000001"
+EVERY_EVENT = "1000000"
+"""`eir history` shows the newest 50 events if no number is given."""
+URLS = {each.name: each for each in INTERFACES}
 
 
 class Figures:
     """Results of all questions."""
 
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
-        self.cut: Counter[str] = Counter()
-        """Questions without an answer on connections that ended."""
-        self.turns: Counter[str] = Counter()
+        self.asked, self.cut, self.turns, self.served = (Counter[str]() for _ in range(4))
+        """Questions; those without an answer on connections that ended; turns; answers by client."""
+        self.longest: Counter[str] = Counter()
+        """Longest response time in seconds by client."""
+        self.times: list[float] = []
+        """Seconds that the MMEs waited for their answers."""
         self.broken: list[str] = []
-        self.served: dict[str, int] = {}
-        """Answers by client."""
+        self.may_cut: Collection[str] = ()
+        """Kinds of questions whose connections may end now."""
+        self.may_refuse = False
+        """Redis or the journal's writer may be away: an interface that needs them may answer 503."""
 
-    def answered(self, client: str, seconds: float) -> None:  # noqa: ARG002 - for parts that measure
+    def answered(self, client: str, seconds: float) -> None:
         """Count an answer with its response time."""
         self.served[client] += 1
+        self.longest[client] = max(self.longest[client], seconds)
+        if client.startswith("mme"):
+            self.times.append(seconds)
 
-    def lost(self, kind: str) -> None:
-        """Count a question without an answer on a connection that ended."""
+    def lost(self, kind: str, seconds: float) -> None:
+        """Count a question without an answer, which is a fault unless its connection may have been cut."""
         self.cut[kind] += 1
+        if seconds >= ANSWER_S:
+            self.broken.append(f"a question over {kind} has no answer within {ANSWER_S:g} s")
+        elif kind not in self.may_cut:
+            self.broken.append(f"a question over {kind} has no answer, and nobody cut its connection")
 
 
-class Mme:
-    """MME that reconnects after each loss, asks steadily, and answers watchdogs and DPRs."""
+class Prober:
+    """MME, AMF or MSC that reconnects after each loss, and asks steadily. `draw` returns a device and whether it is listed."""
 
-    def __init__(self, number: int, port: int, figures: Figures, chance: random.Random) -> None:
-        self.name = f"mme{number}.{REALM}"
-        self._port, self._figures, self._chance = port, figures, chance
-        figures.served[self.name] = 0
-
-    async def run(self) -> None:
-        """Run as this client until cancelled."""
-        while True:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                connection = Connection(*await asyncio.open_connection("127.0.0.1", self._port))
-                try:
-                    await self._live(connection)
-                finally:
-                    connection.writer.transport.abort()
-            await asyncio.sleep(TC_S * self._chance.uniform(0.9, 1.1))
-
-    async def _live(self, connection: Connection) -> None:
-        cea = await connection.ask(cer(self.name))
-        if cea.result != 2001:
-            return  # the connection before this one is not over yet
-        leaving = False
-        for number in range(1 << 31):
-            listed = self._chance.random() < 0.5
-            imei = self._chance.choice(HELD if listed else NEVER)
-            await connection.send(ecr(imei, ids=(number, number)))
-            self._figures.asked["s13"] += 1
-            began = time.perf_counter()
-            try:
-                while True:
-                    async with asyncio.timeout(ANSWER_S):
-                        came = await connection.read()
-                    if not came.is_request:
-                        break
-                    await connection.send(answer_to(came, host=self.name))
-                    leaving = leaving or came.command == 282
-            except TimeoutError:
-                self._figures.broken.append(f"{self.name}: no answer to question {number} in {ANSWER_S:g} s")
-                return
-            except (asyncio.IncompleteReadError, OSError):
-                self._figures.lost("s13, by a DPR" if leaving else "s13")
-                raise
-            if (came.app, came.hop_by_hop, came.number(1445, TGPP)) != (APP, number, int(listed)):
-                self._figures.broken.append(
-                    f"{self.name}: {imei} answered {came.number(1445, TGPP)} ({came.data(268)!r})"
-                )
-            self._figures.answered(self.name, time.perf_counter() - began)
-            if leaving:
-                return
-            await asyncio.sleep(PAUSE_S)
-
-
-class Asker:
-    """AMF that asks steadily."""
-
-    def __init__(self, number: int, port: int, figures: Figures, chance: random.Random) -> None:
-        self.name = f"amf{number}"
-        self._url, self._figures, self._chance = f"http://127.0.0.1:{port}", figures, chance
-        figures.served[self.name] = 0
+    def __init__(self, name: str, url: str, figures: Figures, draw: Callable[[], tuple[str, bool]]) -> None:
+        self.name, self._url, self._figures, self._draw = name, url, figures, draw
+        self._kind = url.partition(":")[0]
+        figures.served[name] = 0
 
     async def run(self) -> None:
         """Run as this client until cancelled."""
         while True:
-            with contextlib.suppress(OSError):
-                await self._live(await Amf.to(self._url))
+            with contextlib.suppress(OSError, EirError):
+                async with URLS[self._kind].probe_of(self._url, ANSWER_S).asking(imsi=IMSI) as ask:
+                    while await self._ask(ask):  # noqa: ASYNC110 - the pause is that of a client
+                        await asyncio.sleep(PAUSE_S)
             await asyncio.sleep(TC_S)
 
-    async def _live(self, amf: Amf) -> None:
-        while True:
-            listed = self._chance.random() < 0.5
-            first = self._chance.choice(HELD if listed else NEVER)
-            self._figures.asked["n5g"] += 1
-            began = time.perf_counter()
-            try:
-                async with asyncio.timeout(ANSWER_S):
-                    answer = await amf.ask(f"{first}{check_digit(first)}")
-            except TimeoutError:
-                self._figures.broken.append(f"{self.name}: no answer in {ANSWER_S:g} s")
-                return
-            except Exception:  # noqa: BLE001 - a GOAWAY, a closed connection: whatever the library makes of it
-                self._figures.lost("n5g")
-                return
-            if (answer.status, answer.document) != (200, {"status": "BLACKLISTED" if listed else "WHITELISTED"}):
-                self._figures.broken.append(f"{self.name}: {first} answered {answer.status} {answer.document}")
-            self._figures.answered(self.name, time.perf_counter() - began)
-            await asyncio.sleep(PAUSE_S)
+    async def _ask(self, ask: Callable[[str], Any]) -> bool:
+        """Ask one question; return true if it was answered."""
+        imei, listed = self._draw()
+        began = time.perf_counter()
+        answer = await ask(imei)
+        seconds = time.perf_counter() - began
+        self._figures.asked[self._kind] += 1
+        if answer == "none":
+            self._figures.lost(self._kind, seconds)
+            return False
+        if answer != ("blacklisted" if listed else "whitelisted"):
+            self._figures.broken.append(f"{self.name}: {imei} answered {answer}")
+        self._figures.answered(self.name, seconds)
+        return True
+
+
+class Turn(NamedTuple):
+    """Disturbance of the node, and the kinds of questions that it may leave without an answer."""
+
+    do: Callable[[], None]
+    may_cut: Collection[str] = ()
+    may_refuse: bool = False
 
 
 class World:
     """The node, its Redis, and their disturbances."""
 
-    def __init__(
-        self,
-        site: Site,
-        loader: Site,
-        server: Server,
-        *,
-        figures: Figures,
-        chance: random.Random,
-        ports: tuple[int, int],
-    ) -> None:
-        self.site, self.loader, self.server, self.figures, self.chance, self.ports = (
-            site,
-            loader,
-            server,
-            figures,
-            chance,
-            ports,
-        )
+    def __init__(self, site: Site, loader: Site, server: Server, seed: int) -> None:
+        self.site, self.loader, self.server = site, loader, server
+        self.figures, self.chance, self.ports = Figures(), random.Random(seed), list[int]()
         self.serial = self.in_force = 0
-        self.turns = (
+
+    def draw(self) -> tuple[str, bool]:
+        """Return a device, and whether it is listed."""
+        listed = self.chance.random() < 0.5
+        return self.chance.choice(HELD if listed else NEVER), listed
+
+    def cores(self, mmes: int, s13: int, n5g: int) -> list[Prober]:
+        """Return MMEs and two AMFs."""
+        urls = [
+            (f"mme{n}", f"s13://127.0.0.1:{s13}?origin_host=mme{n}.{REALM}&origin_realm={REALM}") for n in range(mmes)
+        ]
+        urls += [(f"amf{n}", f"n5g://127.0.0.1:{n5g}") for n in range(2)]
+        return [Prober(*each, self.figures, self.draw) for each in urls]
+
+    def turns(self) -> Sequence[Turn]:
+        """Return all disturbances, in order."""
+        return [Turn(do, CHECKS) for do in (
             self.load, self.restart_node, self.kill_the_answering_process, self.restart_redis, self.attack, self.kill_node, self.load, self.reload,
             self.kill_redis, self.roll_back, self.kill_the_follower, self.kill_redis_that_rewrites, self.attack,
-        )  # fmt: skip
+        )]  # fmt: skip
 
     def load(self) -> None:
         """Load the next release: all devices that are always listed, and one more."""
         self.serial += 1
         self.in_force = self.serial
-        manifest = self.loader.release([*HELD, f"36000000{self.serial:06d}"], serial=self.serial)
-        self.loader.eir("load", manifest)
+        self.loader.eir("load", self.loader.release([*HELD, f"36000000{self.serial:06d}"], serial=self.serial))
 
     def roll_back(self) -> None:
         """Roll the last release back."""
@@ -198,13 +167,17 @@ class World:
         self.site.node.process.wait()
         self.site.start()
 
+    def kill(self, process: str) -> None:
+        """Kill a process of the node."""
+        os.kill(children(self.site.node.pid)[process], signal.SIGKILL)
+
     def kill_the_answering_process(self) -> None:
         """Kill the answering process with all its connections."""
-        os.kill(children(self.site.node.pid)["answering"], signal.SIGKILL)
+        self.kill("answering")
 
     def kill_the_follower(self) -> None:
         """Kill the process that follows Redis."""
-        os.kill(children(self.site.node.pid)["follower"], signal.SIGKILL)
+        self.kill("follower")
 
     def reload(self) -> None:
         """Reload the configuration."""
@@ -228,51 +201,89 @@ class World:
         self.kill_redis()
 
     def attack(self) -> None:
-        """Open connections that send nothing, and connections that send random bytes, on both listeners."""
-        made = []
-        for number in range(300):
-            one = socket.socket()
-            one.bind(("127.0.9.1", 0))
-            made.append(one)
-            with contextlib.suppress(OSError):
-                one.connect(("127.0.0.1", self.ports[number % 2]))
-                if number % 3:
-                    one.send(self.chance.randbytes(self.chance.randrange(1, 400)))
-        for one in made:
-            one.close()
+        """Open connections that send nothing, and connections that send random bytes, on all listeners."""
+        with contextlib.ExitStack() as stack:
+            for number in range(300):
+                one = stack.enter_context(socket.socket())
+                one.bind(("127.0.9.1", 0))
+                with contextlib.suppress(OSError):
+                    one.connect(("127.0.0.1", self.ports[number % len(self.ports)]))
+                    if number % 3:
+                        one.send(self.chance.randbytes(self.chance.randrange(1, 400)))
 
     async def settle(self, what: str) -> None:
         """Wait until all clients are served again, from the lists that Redis has."""
-        begun, before = time.monotonic(), dict(self.figures.served)
-        while missing := [name for name, count in self.figures.served.items() if count < before[name] + 3]:
-            if time.monotonic() - begun > SETTLE_S:
-                self.figures.broken.append(
-                    f"after {what}: {len(missing)} are not served again, {missing[0]} among them"
-                )
+        figures, before, end = self.figures, dict(self.figures.served), time.monotonic() + SETTLE_S
+        while time.monotonic() < end:
+            missing = [name for name, count in figures.served.items() if count < before[name] + 3]
+            status = {} if missing else await asyncio.to_thread(self.site.node.status)
+            if (
+                status
+                and status["lists"].get("stolen", {}).get("serial") == self.in_force
+                and status["ready"] == "ready"
+            ):
                 return
             await asyncio.sleep(0.05)
-        while True:
-            status = await asyncio.to_thread(self.site.node.status)
-            if status["lists"].get("stolen", {}).get("serial") == self.in_force and status["ready"] == "ready":
-                return
-            if time.monotonic() - begun > SETTLE_S:
-                self.figures.broken.append(f"after {what}: {status['summary']}")
-                return
-            await asyncio.sleep(0.05)
+        figures.broken.append(f"after {what}: not served: {missing[:3]}; {status.get('summary')}")
+
+    async def disturb(self, turns: Sequence[Turn], seconds: float, count: int, pause_s: float = 0) -> None:
+        """Disturb the node by turns, `count` times or until the time is over, and wait after each until all clients are served."""
+        figures, begun, done = self.figures, time.monotonic(), 0
+        while (done < count if count else time.monotonic() - begun < seconds) and not figures.broken:
+            turn = turns[done % len(turns)]
+            figures.may_cut, figures.may_refuse = turn.may_cut, turn.may_refuse
+            await asyncio.to_thread(turn.do)
+            await self.settle(turn.do.__name__)
+            figures.may_cut, figures.may_refuse = (), False
+            figures.turns[turn.do.__name__] += 1
+            done += 1
+            print(f"{time.monotonic() - begun:4.0f} s: {done} turns, {figures.asked.total():,} asked", flush=True)
+            await asyncio.sleep(pause_s)
+
+    @contextlib.asynccontextmanager
+    async def serving(self, clients: Sequence[Any]) -> Any:
+        """Run clients meanwhile."""
+        running = [asyncio.create_task(client.run()) for client in clients]
+        await self.settle("the start")
+        yield
+        for task in running:
+            task.cancel()
+        for ended in await asyncio.gather(*running, return_exceptions=True):
+            if isinstance(ended, Exception):
+                self.figures.broken.append(f"a client ended: {ended!r}")
+
+    def conclude(self) -> int:
+        """Verify history and log, and print the results; return the exit status."""
+        figures = self.figures
+        for name, site in (("the loader", self.loader), ("the node", self.site)):
+            events = site.json("history", "stolen", "--limit", EVERY_EVENT)
+            loads = {each["serial"] for each in events if each["what"] == "load"}
+            if loads != set(range(1, self.serial + 1)):
+                figures.broken.append(f"the history as {name} sees it has {len(loads)} loads of {self.serial}")
+            verified = site.eir("history", "--verify", status=None)
+            if verified.returncode:
+                figures.broken.append(f"the history is not valid: {verified.stdout}{verified.stderr}")
+        log = self.site.node.text()
+        for word in ("Traceback", "event=fault", "event=process_hung"):
+            figures.broken += [f"the log has {line}" for line in log.splitlines() if word in line][:3]
+        refused = [
+            line for line in self.site.node.lines("peer_refused") if line.get("address", "").startswith("127.0.0.1:")
+        ]
+        figures.broken += [f"an MME was refused: {line}" for line in refused if line["reason"] != "duplicate"]
+        print(
+            f"{dict(figures.asked)} asked; without an answer: {dict(figures.cut)}; {dict(figures.turns)}; {self.serial} loads"
+        )
+        return report(figures.broken)
 
 
-def main(arguments: list[str]) -> int:
-    """Run the part `network` of scripts/soak."""
-    parser = argparse.ArgumentParser(
-        prog="soak network", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--mmes", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=0, help="number of turns; 0: until the time is over")
-    parser.add_argument(
-        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
-    )
-    options = parser.parse_args(arguments)
+Made = TypeVar("Made", bound=World)
+
+
+@contextlib.contextmanager
+def world(
+    options: argparse.Namespace, kind: type[World] = World, **lists: Any
+) -> Iterator[tuple[World, dict[str, Any]]]:
+    """Start a Redis with the users of the page, and make a node's host and a loader's host; yield them, and the settings of both."""
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="eir-soak-") as name:
         folder = Path(name)
@@ -280,86 +291,60 @@ def main(arguments: list[str]) -> int:
         users = re.findall(r"^user .+$", PAGE.read_text(), re.MULTILINE)
         acl = "\n".join([*users, "user operator on >secret +bgrewriteaof +ping"]).replace(">PASSWORD", ">secret")
         (folder / "users.acl").write_text(f"{acl}\n")
-        persistent = ("--aclfile", str(folder / "users.acl"), "--appendonly", "yes", "--appendfsync", "always")
-        with Server(redis_program(), *persistent) as server:
-            url = server.url.replace("//", "//loader:secret@")
-            publisher = Publisher(folder / "publisher")
-            with Site(folder / "loader", publisher) as loader, Site(folder / "site", publisher) as site:
-                ports = free_port(), free_port()
-                policy = {
-                    "lists": {"stolen": {"signers": "signers"}},
-                    "policy": {"rules": [{"list": "stolen", "answer": "blacklisted"}]},
-                }
-                loader.configure(store=url, **policy)
-                site.configure(
-                    **policy, store=url, listen=[f"tcp://127.0.0.1:{ports[0]}"], n5g={"listen": f"http://127.0.0.1:{ports[1]}"},
-                    peers=[{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "connections": 2}],
-                )  # fmt: skip
-                figures, chance = Figures(), random.Random(options.seed)
-                world = World(site, loader, server, figures=figures, chance=chance, ports=ports)
-                world.load()
-                site.start()
-                asyncio.run(_soak(world, options))
-                broken = [*figures.broken, *_history(world)]
-    print(f"{dict(figures.asked)} asked; without an answer on connections that were cut: {dict(figures.cut)}")
-    print(f"{dict(figures.turns)}; {world.serial} loads")
-    for each in broken[:20]:
-        print(f"not kept: {each}", file=sys.stderr)
-    print(f"{len(broken)} promises not kept")
-    return 1 if broken else 0
+        publisher = Publisher(folder / "publisher")
+        with (
+            Server(
+                redis_program(),
+                "--aclfile",
+                str(folder / "users.acl"),
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "always",
+            ) as server,
+            Site(folder / "loader", publisher) as loader,
+            Site(folder / "site", publisher) as site,
+        ):
+            lists = {"stolen": {"signers": "signers"}, **lists}
+            rules = [{"list": name, "answer": "blacklisted"} for name in lists]
+            settings = {
+                "store": server.url.replace("//", "//loader:secret@"),
+                "lists": lists,
+                "policy": {"rules": rules},
+            }
+            loader.configure(**settings)
+            made = kind(site, loader, server, options.seed)
+            made.load()
+            yield made, settings
 
 
-async def _soak(world: World, options: argparse.Namespace) -> None:
-    figures = world.figures
-    clients = [Mme(number, world.ports[0], figures, world.chance) for number in range(options.mmes)]
-    clients += [Asker(number, world.ports[1], figures, world.chance) for number in range(2)]
-    running = [asyncio.create_task(client.run()) for client in clients]
-    begun, done = time.monotonic(), 0
-    await world.settle("the start")
-    while (
-        done < options.turns if options.turns else time.monotonic() - begun < options.seconds
-    ) and not figures.broken:
-        turn = world.turns[done % len(world.turns)]
-        await asyncio.to_thread(turn)
-        await world.settle(turn.__name__)
-        figures.turns[turn.__name__] += 1
-        done += 1
-        if done % len(world.turns) == 0:
-            print(f"{done} turns in {time.monotonic() - begun:.0f} s, {figures.asked.total():,} asked", flush=True)
-    for task in running:
-        task.cancel()
-    for ended in await asyncio.gather(*running, return_exceptions=True):
-        if isinstance(ended, Exception):
-            figures.broken.append(f"a client ended: {ended!r}")
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of both soaks of a network."""
+    made = argparse.ArgumentParser(prog=f"soak {name}", description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    made.add_argument("--seconds", type=float, default=600)
+    made.add_argument("--mmes", type=int, default=64)
+    made.add_argument(
+        "--seed", type=int, default=secrets.randbits(32), help="seed of all random values (default: random)"
+    )
+    return made
 
 
-EVERY_EVENT = 1_000_000
-"""`eir history` shows the newest 50 events if no number is given."""
+def main(arguments: list[str]) -> int:
+    """Run the part `network` of scripts/soak."""
+    options_of = parser("network", __doc__)
+    options_of.add_argument("--turns", type=int, default=0, help="number of turns; 0: until the time is over")
+    options = options_of.parse_args(arguments)
+    with world(options, World) as (made, settings):
+        made.ports = [free_port(), free_port()]
+        made.site.configure(
+            **settings, listen=[f"tcp://127.0.0.1:{made.ports[0]}"], n5g={"listen": f"http://127.0.0.1:{made.ports[1]}"},
+            peers=[{"name": "mme", "realm": REALM, "from": ["127.0.0.0/8"], "connections": 2}],
+        )  # fmt: skip
+        made.site.start()
 
+        async def soak() -> None:
+            async with made.serving(made.cores(options.mmes, *made.ports)):
+                await made.disturb(made.turns(), options.seconds, options.turns)
 
-def _history(world: World) -> list[str]:
-    """Return the faults of the history, the log and the list at the end."""
-    found = []
-    for name, site in (("the loader", world.loader), ("the node", world.site)):
-        loads = [
-            each["serial"]
-            for each in site.json("history", "stolen", "--limit", str(EVERY_EVENT))
-            if each["what"] == "load"
-        ]
-        if sorted(set(loads)) != list(range(1, world.serial + 1)):
-            found.append(f"the history as {name} sees it has the loads {loads} of {world.serial}")
-        verified = site.eir("history", "--verify", status=None)
-        if verified.returncode:
-            found.append(f"the history is not valid: {verified.stdout}{verified.stderr}")
-    refused = [
-        line for line in world.site.node.lines("peer_refused") if line.get("address", "").startswith("127.0.0.1:")
-    ]
-    found += [f"an MME was refused: {line}" for line in refused if line["reason"] != "duplicate"]
-    log = world.site.node.text()
-    for word in ("Traceback", "event=fault", "event=process_hung"):
-        found += [f"the log has {line}" for line in log.splitlines() if word in line][:3]
-    return found
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        asyncio.run(soak())
+        return made.conclude()

@@ -126,8 +126,7 @@ def config_after_reload(old: Config, new: Config) -> Config:
     interfaces = {}
     for each in INTERFACES:
         if each.section:
-            settings = each.settings_after_reload(old.of(each), new.of(each))
-            interfaces[each.section] = replace(settings, listen=old.of(each).listen)
+            interfaces[each.section] = each.settings_after_reload(old.of(each), new.of(each))
     kept: dict[str, Any] = {path: getattr(old, path) for path in TAKES_RESTART if "." not in path}
     return replace(new, interfaces=interfaces, **kept)
 

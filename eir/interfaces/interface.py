@@ -196,7 +196,7 @@ class Interface:
 
     The `settings` of its functions are the object of its section, or without a section the shared settings.
 
-    `listen` in its settings are the URLs of its listeners, each with its port. Only this key needs a restart. The interface has
+    `listen` in its settings are the URLs of its listeners, each with its port. The interface has
     either a server in the answering process (`server`), which calls the checker, or a service in the services process (`service`).
     """
 
@@ -225,7 +225,7 @@ class Interface:
     tokens: "Callable[[Any, SharedSettings], TokenSettings | None] | None" = None
     """Returns the rules for access tokens of clients; the manager reads the keys. None: clients never have a token."""
     settings_after_reload: Callable[[Any, Any], Any] = lambda _old, new: new
-    """Return the settings after a reload, from the old and the new ones; listeners stay open until a restart."""
+    """Return the settings after a reload, from the old and the new ones."""
     attendant: str = ""
     """Class of its Attendant, created with a function that returns the node's NodeLoad, and a Report."""
     attendant_families: tuple[Family, ...] = ()

@@ -5,6 +5,7 @@
 """
 
 import array
+import asyncio
 import atexit
 import gc
 import json
@@ -209,6 +210,47 @@ def replace_constant(name, value):
     constants[constant] = value if isinstance(value, float) else type(constants[constant])(value)
 
 
+class ForkedProgram:
+    """Forked process of a node, with those methods of `asyncio.subprocess.Process` that a node uses."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self._status = asyncio.get_running_loop().create_future()
+        self._descriptor = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._descriptor, self._reap)
+
+    async def wait(self):
+        """Wait for the end; return the exit status."""
+        return await asyncio.shield(self._status)
+
+    def send_signal(self, number):
+        """Send a signal, unless the process has ended."""
+        if not self._status.done():
+            os.kill(self.pid, number)
+
+    def _reap(self):
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        self._status.set_result(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
+
+
+async def fork_program(name, work, *arguments, owned, nice=0, descriptors=()):
+    """Fork a process of a node from its supervisor, instead of executing Python: `eir.node.processes.program.spawn` without pipes."""
+    pid = os.fork()
+    if pid:
+        return ForkedProgram(pid)
+    asyncio._set_running_loop(None)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    for each in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:  # noqa: ASYNC240 - waits for no disk
+        if each > 2 and each not in descriptors:
+            with suppress(OSError):  # that of the folder
+                os.close(each)
+    sys.argv[1:] = [name, str(nice), str(owned), work, *arguments]
+    return import_module("eir.node.processes.program").main()
+
+
 def _run(files, arguments, environment, folder):
     """Run the command in this process, and end it."""
     status = 1
@@ -223,6 +265,7 @@ def _run(files, arguments, environment, folder):
         time.tzset()
         os.chdir(folder)
         sys.argv = ["eir", *arguments]
+        import_module("eir.node.processes.child").spawn = fork_program
         import_module("eir.__main__").main()
         status = 0
     except SystemExit as e:

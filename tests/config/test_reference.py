@@ -18,7 +18,6 @@ from eir.checks.settings import Status
 from eir.config import Config, config_after_reload, load_config, needs_restart, render
 from eir.config.keys import FIXED_LIMITS, TABLE, reference_page
 from eir.config.load import TAKES_RESTART
-from eir.interfaces import INTERFACES
 from eir.schema import REQUIRED, mask_password, mask_secrets
 from eir.wire.peers.settings import Limits
 from eir.wire.web.passwords import user_line
@@ -189,12 +188,9 @@ def test_restart_marks_of_the_sample_are_those_of_the_table():
 
 
 OTHERS = {
-    "listen": "listen: tcp://127.0.0.1:1\n", "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
+    "state": "state: elsewhere\n", "control_read": "control_read: elsewhere\n", "store": "store: redis://host\n", "heal": "heal: no\n",
     "boot_without_lists": "boot_without_lists: refuse\n", "inbox": "inbox: drop\n", "inbox_patience_s": "inbox_patience_s: 1d\n",
-    "http": "http: off\n", "n5g.listen": "n5g: {listen: http://127.0.0.1:1}\n",
-    "feed.listen": "feed: {listen: http://127.0.0.1:1}\n", "desk.listen": "desk: {listen: http://127.0.0.1:1}\n", "device_authenticity.listen": "device_authenticity: {listen: http://127.0.0.1:1}\n",
-    "gsup.listen": "gsup: {listen: tcp://127.0.0.1:1}\n",
-    "ss7.listen": "ss7: {point_code: 1-1-2, listen: tcp://127.0.0.1:1}\n",
+    "http": "http: off\n",
     "sightings": "sightings: {keep: 1d}\n", "first_seen": "first_seen: {remember: 1y}\n",
     "last_device": "last_device: {remember: 1y}\n",
 }  # fmt: skip
@@ -206,17 +202,14 @@ def test_a_reload_keeps_what_takes_a_restart_and_names_it(write, path):
     good = GOOD + "sightings: {}\n" * (path == "last_device")
     old, new = load_config(write(good)), load_config(write(good + OTHERS[path] + "log: {level: debug}\n", "new.yaml"))
     assert needs_restart(old, new) == [path]
-    ss7 = dataclasses.replace(new.interfaces["ss7"], listen=())  # beside which a point code has to stand
     assert config_after_reload(old, new) == dataclasses.replace(
-        old, path=new.path, log_level="debug", warnings=new.warnings, interfaces={**old.interfaces, "ss7": ss7}
+        old, path=new.path, log_level="debug", warnings=new.warnings
     )
     assert needs_restart(old, config_after_reload(old, new)) == []
 
 
-def test_of_an_interface_only_the_listeners_take_a_restart():
-    assert {path for path in TAKES_RESTART if "." in path} == {
-        f"{each.section}.listen" for each in INTERFACES if each.section
-    }
+def test_no_key_of_an_interface_takes_a_restart():
+    assert [path for path in TAKES_RESTART if "." in path] == []
 
 
 def test_a_restart_key_is_called_in_what_is_built_as_in_the_file():

@@ -72,7 +72,8 @@ def test_the_lines_of_the_pages_have_the_described_effect_one_page_after_the_oth
         return
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "deploy").mkdir()
-    shutil.copy(ROOT / "deploy" / "REDIS.md", folder / "deploy")
+    for name in ("REDIS.md", "REGULATOR.md"):
+        shutil.copy(ROOT / "deploy" / name, folder / "deploy")
     (folder / "bin").mkdir()
     (folder / "bin" / "eir").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eir "$@"\n')
     (folder / "bin" / "eir").chmod(0o755)

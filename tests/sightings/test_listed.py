@@ -1,16 +1,14 @@
 """Phones that are on the network when a change lists them: one event per device and listing, the same from each node. Conformance row 66."""
 
-import os
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
-from simulated.node import LISTED, TRACKED, UNLISTED, Site, children, until_async
+from simulated.node import LISTED, TRACKED, UNLISTED, Site, until_async
 from simulated.servers import Server, programs
 from test_events import desk, told
 from test_sightings import IMSI, asked
@@ -21,7 +19,6 @@ from eir.lists.images.table_image import image_of
 from eir.lists.stores.open import open_store
 from eir.lists.table.columns import WHOLE, rows_of
 from eir.lists.table.table import table_of
-from eir.node.processes import priority
 from eir.node.processes.listed_search import _build_events
 from eir.sightings.batches import FRAME
 from eir.sightings.events import LISTED as EVENT
@@ -109,33 +106,6 @@ def test_events_of_listed_devices_wait_for_room_and_lose_a_forgotten_subscriber(
     assert events.due(2.0, subscribers, 1) == [{"id": "2", "subscriber": None}]
     assert [len(events.due(second, subscribers, 10)) for second in (3.0, 4.0)] == [2, 0]
     assert (events.has_listed, events.dropped) == (False, 0)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not priority.can_restore(), reason="without privilege the priority is not lowered")
-async def test_the_recorder_has_idle_priority_while_events_of_listed_devices_wait(site, connect):
-    """Each event waits 10 s for room under the rate. Meanwhile no thread of the process may delay a check.
-
-    On a busy host other programs may starve the process. It then has normal priority for a minute.
-    """
-    devices = [f"001010010001{number:02d}" for number in range(30)]
-    (site.folder / "webhook.key").write_text("secret\n")
-    with desk() as server:
-        hook = {"url": f"http://127.0.0.1:{server.server_port}/", "key_file": "webhook.key"}
-        site.configure(
-            sightings={"webhook": hook, "events_max": 0.1},
-            policy={"rules": [{"list": "stolen", "answer": "blacklisted"}]},
-        )
-        site.load([OTHER])
-        node = site.start()
-        await asked(await connect(node), *devices)
-        site.load([OTHER, *devices], serial=2)
-        await until_async(lambda: told(server))
-        assert {event["event"] for event in told(server)} == {EVENT}
-        threads = Path(f"/proc/{children(node.pid)['recorder']}/task")
-        await until_async(
-            lambda: {os.sched_getscheduler(int(each.name)) for each in threads.iterdir()} == {os.SCHED_IDLE}
-        )
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import urllib.request
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +24,7 @@ from simulated.commands import commands
 from simulated.issuer import Issuer
 from simulated.node import LISTED, TRACKED, until
 from simulated.patience import PROGRAM_S
+from simulated.register import basic
 from simulated.servers import Server, programs
 from simulated.wire import EIR, REALM
 
@@ -42,9 +44,7 @@ PAGES = {
 README, CODE, SCRIPTS, TESTS = (
     PAGES[name] for name in ("README.md", "eir/README.md", "scripts/README.md", "tests/README.md")
 )
-INSTALL, OPERATION, METRICS, RUNBOOK = (
-    PAGES[f"deploy/{name}.md"] for name in ("INSTALL", "OPERATION", "METRICS", "RUNBOOK")
-)
+INSTALL, OPERATION, RUNBOOK = (PAGES[f"deploy/{name}.md"] for name in ("INSTALL", "OPERATION", "RUNBOOK"))
 CONFIG = "\n".join(
     page for name, page in PAGES.items() if re.fullmatch(r"config/[A-Z]+\.md|deploy/REGULATOR\.md", name)
 )
@@ -169,17 +169,6 @@ def test_no_page_names_a_metric_that_there_is_not():
 
 
 # ---- tables of the code ----
-
-
-def test_the_table_of_metrics_is_that_of_the_code():
-    expected = [
-        [f"`{family.name}`", family.kind, ", ".join(f"`{label}`" for label in family.labels) or "-", family.help]
-        for family in FAMILIES
-    ]
-    shown = "\n".join(f"| {' | '.join(row)} |" for row in expected)
-    assert table(section(METRICS, "## Every metric")) == expected, (
-        f"deploy/METRICS.md, Every metric; expected:\n{shown}"
-    )
 
 
 def test_each_dependency_has_its_reason():
@@ -652,6 +641,16 @@ def test_the_tour_runs_as_described(tmp_path):
 
         until(serving, patience_s=PROGRAM_S)
         address = re.search(r"may connect to (\S+)", shown.read_text())[1]
+        desk, password = re.search(
+            r"^desk +(\S+)/desk +\(user demo; the password of demo: (\S+)\)$", shown.read_text(), re.MULTILINE
+        ).groups()
+        entry = urllib.request.Request(
+            f"{desk}/v1/lists/blocked-here/entries/00101007000008", b'{"reason": "stolen"}', method="PUT"
+        )
+        entry.add_header("Content-Type", "application/json")
+        entry.add_header("Authorization", basic("demo", password))
+        with urllib.request.urlopen(entry, timeout=PROGRAM_S) as answer:
+            assert answer.status == 201
         tour = blocks(section(PAGES["deploy/TOUR.md"], "## One node"))
         script = "\n".join(["set -eux", *tour]).replace("s13://127.0.0.1 ", f"s13://{address} ")
         done = subprocess.run(

@@ -27,7 +27,7 @@ NAME_AND_USER = text(
     lambda match: (domain_name(match[1]), match[2]), show="=".join,
 )  # fmt: skip
 KEYS = (
-    Key("desk.listen", many(LISTEN_HTTP), (), "addresses of the page /desk and of the JSON interface /v1/ (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address", live=False),
+    Key("desk.listen", many(LISTEN_HTTP), (), "addresses of the page /desk and of the JSON interface /v1/ (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address"),
     Key("desk.users", FILE, None, "file of users with hashed passwords, roles and lists, one line each, from `eir desk user NAME`"),
     Key("desk.from", many(NETWORK), (), "networks from which clients may connect; any if left out", field="sources"),
     Key("desk.tls_names", many(NAME_AND_USER), (), "names in client certificates of the authorities in `tls.ca`, each with the user whom it identifies without a password"),

@@ -49,7 +49,7 @@ class DeskApi:
         self._rates = Buckets(RATE_MAX, BURST)
         self._paths: Mapping[tuple[str, ...], Mapping[str, Handle]] = {
             ("lists",): {"GET": self._lists},
-            ("lists", "", "entries", ""): {"GET": self._entry, "PUT": self._put, "DELETE": self._delete},
+            ("lists", "", "entries", ""): {"GET": self._entry, "PUT": self._write_entry, "DELETE": self._delete},
             ("devices", ""): {"GET": self._device},
             ("changes",): {"GET": self._changes},
         }
@@ -86,7 +86,7 @@ class DeskApi:
         _query(request)
         return _row(await self._operations.row(name, identifier))
 
-    async def _put(self, user: DeskUser, request: HttpRequest, name: str, identifier: str) -> HttpResponse:
+    async def _write_entry(self, user: DeskUser, request: HttpRequest, name: str, identifier: str) -> HttpResponse:
         _query(request)
         values, expected = _values(_object(request)), _precondition(request)
         written = await self._operations.write_row(user, name, identifier, values, expected=expected)

@@ -13,7 +13,7 @@ from eir.schema import NETWORK, REQUIRED, Document, Family, Findings, Key, Secti
 from eir.wire.web.denials import TokenSettings
 
 KEYS = (
-    Key("device_authenticity.listen", many(LISTEN_HTTP), (), "addresses on which banks and shops ask whether a device is stolen (CAMARA DeviceAuthenticity, HTTP/1.1): https with the certificates of `tls`, or http on a loopback address", live=False),
+    Key("device_authenticity.listen", many(LISTEN_HTTP), (), "addresses on which banks and shops ask whether a device is stolen (CAMARA DeviceAuthenticity, HTTP/1.1): https with the certificates of `tls`, or http on a loopback address"),
     Key("device_authenticity.from", many(NETWORK), (), "networks from which clients may connect, such as the operator's gateway; any if left out", field="sources"),
     Key("device_authenticity.rate_max", number(0.01, 1e6, "requests a second"), RATE_MAX, "maximum number of requests of one client (the token's `sub`) answered per second; requests above it get 429"),
     Key("device_authenticity.not_listed", word(*NOT_LISTED), UNKNOWN, "`operationalStatus` of a device if no rule holds; with error the answer is 404 IDENTIFIER_NOT_FOUND"),

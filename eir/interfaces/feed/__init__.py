@@ -25,7 +25,7 @@ from eir.wire.web.denials import TokenSettings
 from eir.wire.web.passwords import UsersError, read_users
 
 KEYS = (
-    Key("feed.listen", many(LISTEN_HTTP), (), "addresses for registers (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address", live=False),
+    Key("feed.listen", many(LISTEN_HTTP), (), "addresses for registers (HTTP/1.1): https with the certificates of `tls`, or http on a loopback address"),
     Key("feed.users", FILE, None, "file of users with hashed passwords, one line each, from `eir feed user NAME`"),
     Key("feed.from", many(NETWORK), (), "networks from which registers may connect; any if left out", field="sources"),
     Key("feed.lists.block", many(LIST_NAME), (), "local lists that receive rows sent to the HTTP path /eir/block; the row's kind selects the list"),

@@ -15,7 +15,7 @@ PORTS = {TCP: PORT}
 LISTEN_GSUP = url(PORTS, f"tcp://127.0.0.1:{PORT}")
 HLR = url(PORTS, "tcp://127.0.0.1:4223", connects=True)
 KEYS = (
-    Key("gsup.listen", many(LISTEN_GSUP), (), "addresses for OsmoMSCs that use the node as their HLR (GSUP); default port 4222", live=False),
+    Key("gsup.listen", many(LISTEN_GSUP), (), "addresses for OsmoMSCs that use the node as their HLR (GSUP); default port 4222"),
     Key("gsup.hlr", HLR, None, "address of the OsmoHLR, which gets all messages except CHECK-IMEI; if left out, these messages get an error"),
     Key("gsup.store", FLAG, False, "whether the node forwards the CHECK-IMEI of an accepted device to the OsmoHLR (`store-imei` there); a NACK from the OsmoHLR rejects the device"),
 )  # fmt: skip

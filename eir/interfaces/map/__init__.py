@@ -45,7 +45,7 @@ KEYS = (
     Key("ss7.gateways[].routing_context", whole(0, 4294967295), None, "routing context that the gateway assigned to the node; not sent if left out"),
     Key("ss7.gateways[].mode", word("loadshare", "override"), "loadshare", "traffic mode: loadshare (nodes share the traffic), or override (one node has all traffic until another takes over)"),
     Key("ss7.gateways[].asp_identifier", whole(0, 4294967295), None, "ASP identifier, if the gateway requires one"),
-    Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905", live=False),
+    Key("ss7.listen", many(LISTEN_M3UA), (), "addresses on which an MSC connects without a gateway (IPSP); default port 2905"),
     Key("ss7.imsi_tags", many(BER_TAG, may_be_empty=True), (), "BER tags that mark an IMSI in a request, in addition to 00 and 04; in an extension, 04 marks only an IMSI of 15 digits"),
 )  # fmt: skip
 PROBE_KEYS = (

@@ -59,7 +59,7 @@ def _token(file: str) -> str:
 
 PLMN = text("5 or 6 digits (MCC and MNC)", r"[0-9]{5,6}")
 KEYS = (
-    Key("n5g.listen", many(LISTEN_HTTP), (), "addresses for AMFs (N5g-eir, TS 29.511, HTTP/2): http, or https with the certificates of `tls`", live=False),
+    Key("n5g.listen", many(LISTEN_HTTP), (), "addresses for AMFs (N5g-eir, TS 29.511, HTTP/2): http, or https with the certificates of `tls`"),
     *token_keys("n5g.tokens", (NF_TYPE,), "the node's NF instance id is always accepted", ": the NRF's instance id"),
     Key("n5g.nrf.uri", many(API_ROOT), REQUIRED, "API roots of the NRFs, the preferred NRF first; the node registers with the next NRF if one is unreachable"),
     Key("n5g.nrf.instance", UUID, None, "NF instance id of the node; if left out, the node creates an id and stores it in its state folder"),
@@ -122,11 +122,10 @@ def _tokens(settings: N5gSettings, shared: SharedSettings) -> TokenSettings | No
     return replace(settings.tokens, audience=(*settings.tokens.audience, instance_of(settings.nrf, shared.state)))
 
 
-def _settings_until_restart(old: N5gSettings, new: N5gSettings) -> N5gSettings:
-    """Return the settings of `n5g` that apply after a reload, until the next restart.
+def _settings_after_reload(old: N5gSettings, new: N5gSettings) -> N5gSettings:
+    """Return the settings of `n5g` that apply after a reload.
 
-    Listeners open and close only at a restart. If the new settings remove the listeners, these stay open until the restart, and
-    still require tokens.
+    If the new settings remove the listeners, the open connections still require tokens.
     """
     return new if new.listen else replace(new, tokens=old.tokens)
 
@@ -149,6 +148,6 @@ def _question(imei: str, imsi: str, software_version: str, origin_host: str, ori
 
 INTERFACE = Interface(
     name=NAME, section="n5g", keys=KEYS, sections=SECTIONS, check=_check, connects=_connects, families=FAMILIES, state_files=(NF_INSTANCE_FILE,), server="eir.interfaces.n5g.server:N5gServer",
-    stays=False, tokens=_tokens, settings_after_reload=_settings_until_restart, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
+    stays=False, tokens=_tokens, settings_after_reload=_settings_after_reload, attendant="eir.interfaces.n5g.registration:Registrar", attendant_families=NRF_FAMILIES,
     client="an AMF", words=_words, question=_question, probe="eir.interfaces.n5g.probe:connected", probe_keys=PROBE_KEYS,
 )  # fmt: skip

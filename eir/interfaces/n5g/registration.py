@@ -74,7 +74,7 @@ class Registrar:
     ) -> None:
         """Apply new settings. If they have changed, deregister the node and register it with the new settings.
 
-        `listening`: open listeners. A listener that a reload has added opens only after a restart.
+        `listening`: open listeners.
         """
         before, self._settings = self._settings, settings
         self._tls = None if tls is None else _context(tls)

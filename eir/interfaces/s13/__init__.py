@@ -11,7 +11,7 @@ from eir.wire.transport.endpoint import PORTS, SCTP, TCP
 
 DEFAULT = ("tcp://127.0.0.1:3868",)
 KEYS = (
-    Key("listen", many(url(PORTS, "tcp://0.0.0.0:3868 or tls://[::]:5868")), DEFAULT, "addresses on which the node accepts peers; default port 3868, with tls 5868; sctp may have several addresses, separated by commas", live=False),
+    Key("listen", many(url(PORTS, "tcp://0.0.0.0:3868 or tls://[::]:5868")), DEFAULT, "addresses on which the node accepts peers; default port 3868, with tls 5868; sctp may have several addresses, separated by commas"),
 )  # fmt: skip
 PROBE_KEYS = (
     Key("origin_host", IDENTITY, None, "Origin-Host of the probe; probe.REALM if left out"),

@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from eir.errors import EirError, GenerationConflict, Report, StoreError
 from eir.lists.follow.learned_list import LearnedList
 from eir.lists.follow.list_copy import ListCopy
-from eir.lists.follow.pauses import PAUSES, ChangePace, Heavy, Pauses, while_large
+from eir.lists.follow.pauses import PAUSES, ChangePace, Pauses
 from eir.lists.follow.write_back import APPLY_S, NO_MARK, LostChanges, WriteBack, write_lost_file
 from eir.lists.log.change import HEAL, NO_CHANGE, Change, Head, digests_of, first_break
 from eir.lists.log.journal import ROWS_MAX
@@ -154,7 +154,6 @@ class LogFollower(Generic[ImageType]):
         self._who, self._heals, self._keep, self._pauses = who, heal, keep, pauses
         self._learned = learned
         self._learned_names = frozenset(name for each in learned for name in each.kinds)
-        self._heavy: Heavy = nullcontext
         self._others = asyncio.Event()
         """Event that is set if the configured lists have changed since the last pass."""
         self._seen: Mapping[str, str] = {}
@@ -222,9 +221,8 @@ class LogFollower(Generic[ImageType]):
         with suppress(_StoreAway):
             await self._step()
 
-    async def run(self, heavy: Heavy = nullcontext) -> None:
+    async def run(self) -> None:
         """Follow the store until the task is cancelled."""
-        self._heavy = heavy
         while True:
             try:
                 self._others.clear()
@@ -384,13 +382,12 @@ class LogFollower(Generic[ImageType]):
             return False
         if stored is None:
             return True
-        is_often = followed.pace.begin()
-        with while_large(self._heavy, followed.in_force, stored, often=is_often):
-            if found is LogRelation.FORKED and newest is not None:
-                if not await self._fork(followed, newest, stored, entries):
-                    return False
-            else:
-                await self._advance(followed, stored, entries, found)
+        followed.pace.begin()
+        if found is LogRelation.FORKED and newest is not None:
+            if not await self._fork(followed, newest, stored, entries):
+                return False
+        else:
+            await self._advance(followed, stored, entries, found)
         self._rest_s = max(self._rest_s, followed.pace.end())
         await self._confirm(followed)
         return True
@@ -647,9 +644,8 @@ class LogFollower(Generic[ImageType]):
             return
         work = self._write_back(followed)
         try:
-            with while_large(self._heavy, head):
-                known = await asyncio.to_thread(followed.copy.known)
-                change = await work.heal(held, seen, stored, known)
+            known = await asyncio.to_thread(followed.copy.known)
+            change = await work.heal(held, seen, stored, known)
         except GenerationConflict:
             return  # another process wrote first; its change is read next
         except StoreError as error:

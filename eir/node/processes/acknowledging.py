@@ -29,7 +29,7 @@ from eir.lists.sources.acknowledgement import (
 )
 from eir.lists.sources.source_client import SourceClient
 from eir.node.observe import metrics
-from eir.node.processes.jobs import Jobs
+from eir.node.processes.process import Jobs
 from eir.schema import DETAILS
 
 POST_S = 60.0

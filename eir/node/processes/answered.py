@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,17 @@ from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
 from eir.node.observe import metrics
 from eir.node.observe.status import AnsweringReport
-from eir.node.processes.answering import Configured, run
 from eir.node.processes.channel import Channel, ChannelError
-from eir.node.processes.child import Child
-from eir.node.processes.configuration import Loaded
-from eir.node.processes.listeners import Listeners
+from eir.node.processes.child import START_S, Child, Process, Start
+from eir.node.processes.configuration import Configured, Loaded
+from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
 from eir.node.processes.setup import Listed, send_list
-from eir.node.processes.starter import START_S, Process, Start
 
 if TYPE_CHECKING:
     from eir.node.processes.following import Followed
     from eir.wire.web.tokens import KeyFiles
 
-NAME = "answering"
+NAME, RUN = "answering", "eir.node.processes.answering:run"
 NOT_STARTED = "the answering process has no lists yet; try again in a moment"
 ANSWERING = frozenset(each.name for each in INTERFACES if each.server)
 """Names of the interfaces whose servers run in the answering process."""
@@ -48,7 +46,7 @@ class AnsweringChild:
         """
         carried = [] if sightings is None else [sightings]
         self.child = Child(
-            NAME, partial(start, NAME, run, origin_state_id, carrying=carried), report=report, greet=self._greet,
+            NAME, partial(start, NAME, RUN, origin_state_id, carrying=carried), report=report, greet=self._greet,
             handlers=lambda _: {"started": self._start, "traced": traced, "first_seen": lists.note_first_seen},
             left=self._leave, serves=True,
         )  # fmt: skip
@@ -65,22 +63,20 @@ class AnsweringChild:
         """Last report of the process."""
         self._disabled: set[str] = set()
         """Labels of peers that are out of service."""
-        self._is_open = False
+        self.is_open = False
         """True after `open`."""
         self._sought: TraceFilter | None = None
         """Filter of the running trace; None: no trace runs."""
         self._is_stopping = False
-        self._process: Process | None = None
 
     def _configured(self, loaded: Loaded) -> Configured:
         left = () if self._last is None else self._last.left
         return Configured(loaded.config, sorted(self._disabled), loaded.tls, loaded.keys, self._sought, left)
 
     def _greet(self, process: Process) -> None:
-        self._process = process
         process.channel.notify("configure", self._configured(self._loaded()))
         self._lists.send_all(process.channel)
-        if self._is_open:
+        if self.is_open:
             self._send_listeners(process.channel)
 
     def _send_listeners(self, channel: Channel) -> None:
@@ -92,13 +88,12 @@ class AnsweringChild:
         self.changed.set()
 
     def _leave(self, _: Process) -> None:
-        self._process = None
         self.started = False
         self.changed.set()
 
     def open(self) -> None:
         """Let the process accept connections from the listeners and connect to peers, now and after each of its restarts."""
-        self._is_open = True
+        self.is_open = True
         if self.child.channel is not None:
             self._send_listeners(self.child.channel)
 
@@ -171,17 +166,11 @@ class AnsweringChild:
         """Return the rows of `eir peers`: all connections, and entries of the peer table without a connection."""
         return await self._ask("peers") or []
 
-    async def apply(self) -> None:
-        """Let the process apply the settings in force. If it fails, it is killed, and its successor starts with the settings."""
-        process = self._process
-        if process is None:
-            return
-        try:
-            configured = self._configured(self._loaded())
-            await process.channel.ask("apply", configured, patience_s=0.0 if self.started else START_S)
-        except ChannelError as e:
-            self._report("call_failed", level="warning", reason="apply", process=NAME, detail=str(e))
-            process.kill()
+    async def apply(self, opened: Sequence[OpenListener]) -> None:
+        """Let the process apply the settings in force, and accept connections from new listeners, as Child.apply."""
+        await self.child.apply(self._configured(self._loaded()), patience_s=0.0 if self.started else START_S)
+        if self.is_open and self.child.channel is not None:
+            send_listeners(self.child.channel, [each for each in opened if each.interface in ANSWERING])
 
     async def set_peer(self, label: str, *, enabled: bool) -> None:
         """Put a peer into service, or take it out of service, also for a restarted process."""

@@ -10,13 +10,13 @@ import gc
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from eir.checks.checker import Checker
 from eir.checks.explain import Explanation, answer
@@ -37,6 +37,7 @@ from eir.node.observe import metrics
 from eir.node.observe.status import AnsweringReport, merged_peers
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Handlers
+from eir.node.processes.configuration import Configured
 from eir.node.processes.listeners import Acceptor
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.recorder import buffer_for
@@ -46,7 +47,7 @@ from eir.sightings.buffer import Buffer
 from eir.wire.peers.counts import DURATION_BUCKETS_S, Counts
 from eir.wire.peers.rate import RateLimits
 from eir.wire.transport.endpoint import is_secure
-from eir.wire.transport.tls import TlsFiles, load_tls
+from eir.wire.transport.tls import load_tls
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
@@ -70,24 +71,6 @@ CLOCK_JUMPED = "the clock is hours ahead of what this node saw last; rows with a
 CLOCK_BEHIND = (
     "the clock is {:,.0f} s behind the time of this node, which never goes back; rows with an end go by the later time"
 )
-
-
-class Configured(NamedTuple):
-    """Settings of the answering process, as the manager sends them at its start and at each reload.
-
-    They contain the contents of files, so that a restarted process uses the same contents.
-    """
-
-    config: Config
-    disabled: Sequence[str]
-    """Labels of the peers that are out of service."""
-    tls: TlsFiles | None
-    keys: "Mapping[str, KeyFiles | None]"
-    """Keys that verify access tokens, by interface."""
-    sought: TraceFilter | None = None
-    """Filter of the running trace; None: no trace runs."""
-    left: Collection[str] = ()
-    """Labels of the peers whose last connection ended in order, as in AnsweringReport."""
 
 
 def run(end: socket.socket, origin_state_id: int, sender: int | None = None) -> int:
@@ -139,6 +122,8 @@ def build(
 ) -> "AnsweringProcess":
     """Build the answering process, with its servers and shared objects, from its settings."""
     config = configured.config
+    if any(each.tokens and config.of(each).listen for each in INTERFACES):
+        import eir.wire.web.tokens  # noqa: F401, PLC0415 - takes 0.5 s, which must not delay checks after a reload
     counts = Counts()
     log = process.log
     log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
@@ -249,7 +234,7 @@ class AnsweringProcess:
         jobs.start("clock", SAVE_CLOCK_S, self._save_clock)
         await self.process.stop.wait()
         self._send_first_seen()
-        self.acceptor.close()
+        self.acceptor.close_except([])
         await asyncio.gather(*(server.drain(DRAIN_S) for server in self.servers.values()))
         if self.sightings is not None:
             self.sightings.flush()
@@ -398,6 +383,7 @@ class AnsweringProcess:
         context.checker.apply(new.policy, datetime.now(UTC))
         context.checker.probes = probes_of(new)
         context.checker.accesses = accesses_of(new)
+        self.acceptor.close_except(new.listeners)
         self._apply(new, context, INTERFACES)
         self.process.log.configure(level=new.log_level, full_identifiers=new.full_identifiers)
 

@@ -12,19 +12,17 @@ import pickle
 import resource
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 from eir.errors import EirError, detail_of
-from eir.node.processes import deliver
-from eir.node.processes.starter import set_process_name
-from eir.node.processes.state_folder import as_owner_of
+from eir.node.processes.program import spawn
 
 Emit: TypeAlias = Callable[..., None]
 """Function that calls a function of the caller: its name, then arguments that are JSON."""
@@ -39,7 +37,6 @@ END_S, LOAD_END_S = 5.0, 2.0
 """Seconds after which the process is killed if it does not end after its standard input was closed; the second value for work with a limit of memory."""
 GROWN_BYTES_MAX = 256 << 20
 """Memory that a process may keep after a work; a process that has more ends, and the next work gets a new one."""
-LINE_BYTES_MAX = 1 << 26
 RESULT, ERROR = "result", "error"
 
 
@@ -62,7 +59,10 @@ class WorkProcess:
     """
 
     def __init__(self, name: str, *, owned: Path, memory_max: int | None = None, nice: int = 0) -> None:
-        self._settings = name, owned, memory_max, nice
+        arguments = [] if memory_max is None else [str(memory_max)]
+        self._spawn = partial(
+            spawn, name, f"{__name__}:run_works", *arguments, owned=owned, nice=nice, pipe=asyncio.subprocess.PIPE
+        )
         self._end_s = END_S if memory_max is None else LOAD_END_S
         self._process: asyncio.subprocess.Process | None = None
 
@@ -88,11 +88,7 @@ class WorkProcess:
 
     async def _run(self, job: bytes, handlers: Mapping[str, Callable[..., object]]) -> Any:
         if self._process is None:
-            command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
-            self._process = await asyncio.create_subprocess_exec(
-                *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE_BYTES_MAX
-            )
-            job = pickle.dumps(self._settings) + job
+            self._process = await self._spawn()
         process = self._process
         assert process.stdin is not None  # noqa: S101 - for mypy
         assert process.stdout is not None  # noqa: S101 - as above
@@ -140,38 +136,31 @@ async def run_apart(
 # In such a process
 
 
-def main() -> NoReturn:
-    """Do the works that standard input has, until it ends."""
+def run_works(memory: str | None = None) -> int:
+    """Do the works that standard input has, until it ends; return the exit status. `memory`: maximum bytes of a work; None: no limit."""
     lines = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
     os.dup2(2, 1)  # what a library prints is no line of this protocol
-    for number in (signal.SIGHUP, signal.SIGINT):  # the caller handles those of a terminal
-        signal.signal(number, signal.SIG_IGN)
-    deliver()
 
     def emit(called: str, *values: Any) -> None:
         lines.write(f"{json.dumps([called, *values])}\n")
 
-    name, owned, memory_max, nice = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the caller
-    set_process_name(name)
-    with suppress(OSError):  # a filter of system calls may forbid it
-        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
-    status, present = 0, _data_bytes()
-    with as_owner_of(owned), suppress(EOFError):
-        while not status:
+    present = _data_bytes()
+    with suppress(EOFError):
+        while True:
             work, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the caller
-            if memory_max is not None:
-                _confine(memory_max)
+            if memory is not None:
+                _confine(int(memory))
             try:
-                result = asyncio.run(_run(work, (*arguments, emit), at_once=memory_max is not None))
+                result = asyncio.run(_run(work, (*arguments, emit), at_once=memory is not None))
                 emit(RESULT, result, _data_bytes() > present + GROWN_BYTES_MAX)
             except (EirError, OSError) as error:
                 emit(ERROR, str(error))
             except asyncio.CancelledError:
-                status = 1
-            except Exception as fault:  # noqa: BLE001 - outermost frame of the process; a traceback might show an identifier
+                return 1
+            except Exception as fault:  # noqa: BLE001 - outermost frame of a work; a traceback might show an identifier
                 emit(ERROR, detail_of(fault))
             signal.alarm(0)
-    os._exit(status)
+    return 0
 
 
 async def _run(work: Work, arguments: tuple[Any, ...], *, at_once: bool) -> Any:

@@ -1,39 +1,111 @@
 """Processes that run until the node ends. The manager starts them, and restarts each after an unexpected end.
 
-`Child` is one such process across its restarts. `Children` runs all of them.
+`Process` is a running process, `Child` one such process across its restarts. `Children` runs all of them. A process that gives no sign
+of life for ANSWER_S is killed and restarted.
 """
 
 import asyncio
+import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 from eir.errors import Report, detail_of
 from eir.node.observe import metrics
 from eir.node.observe.log import call_failed
-from eir.node.processes import priority
-from eir.node.processes.channel import Channel, ChannelError, Handlers, Unanswered
-from eir.node.processes.starter import END_S, Process
+from eir.node.processes.channel import Channel, ChannelError, Handlers, HasDescriptor, Unanswered, pair
+from eir.node.processes.program import spawn
 
+BESIDE_NICE = 5
+"""Nice value of processes beside those that answer checks."""
+END_S = 12.0
+"""Seconds after the close of its channel at which a process is killed; the answering process waits 8 s for its peers (eir.node.processes.answering)."""
 RESTART_S, RESTART_MAX_S = 0.1, 30.0
 """Seconds before the restart of a process; the pause doubles up to the second value."""
-ALONE_S = 1.0
-"""Maximum seconds before a restart if no process that serves clients runs."""
+SERVING_RESTART_MAX_S = 1.0
+"""Maximum seconds before the restart of a process that serves clients."""
 STEADY_S = 60.0
 """Seconds after which the pause before the next restart of a process is RESTART_S again."""
 KILLED_S = 3.0
 """Maximum seconds that the manager waits for the end of killed processes, which may wait for a disk."""
 COUNTERS_S = 1.0
 """Seconds between two requests for the counters of a process."""
-LATE_S = 1.0
-"""Seconds without an answer after which the manager restores the normal priority of a process."""
-HUNG_QUESTIONS = 4
-"""Number of consecutive unanswered requests after which a process is killed.
+HUNG_QUESTIONS = 5
+"""Number of consecutive unanswered requests after which a process is killed; each request waits for this part of ANSWER_S.
 
-A time would not do: after a pause of the whole host, each process is late once.
+After a pause of the whole host, each process is late for one request only.
 """
+START_S = 60.0
+"""Maximum seconds until the first answer of a process, which loads its modules before, on a busy host too."""
+
+
+class Process:
+    """Running process, with the channel to it."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self.name = name
+        self.pid = process.pid
+        self.channel = channel
+        self._process = process
+
+    async def ended(self) -> int:
+        """Wait until the process has ended; return its exit status, or the negative number of the signal that ended it."""
+        return await self._process.wait()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the process, unless it has ended. `number`: signal, SIGKILL by default."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+Start: TypeAlias = Callable[..., Awaitable[Process]]
+"""Function that starts a process, such as Starter.start."""
+
+
+class Starter:
+    """Function `start` for all processes of a node. `owned`: folder for as_owner_of. `keeps`: descriptors that stay open in each process."""
+
+    def __init__(self, owned: Path, keeps: Sequence[int] = ()) -> None:
+        self._owned = owned
+        self._keeps = keeps
+
+    async def start(
+        self, name: str, main: str, *arguments: Any, carrying: Sequence[HasDescriptor] = (), nice: int = 0
+    ) -> Process:
+        """Start a process that runs `main`; its exit status is the result of `main`.
+
+        Args:
+            name: as in `spawn`.
+            main: function as MODULE:FUNCTION. It is called with its end of the channel, `arguments`, and the descriptor of each object
+                in `carrying`.
+            arguments: picklable arguments of `main`.
+            carrying: objects whose descriptors the process inherits.
+            nice: as in `spawn`.
+
+        Raises:
+            ChannelError: if the host has no descriptor, memory or process left.
+        """
+        carried = [each.fileno() for each in carrying]
+        try:
+            with ExitStack() as ends:
+                ours, theirs = map(ends.enter_context, pair())
+                number = theirs.fileno()
+                descriptors = [number, *self._keeps, *carried]
+                process = await spawn(
+                    name, RUN, main, str(number), owned=self._owned, nice=nice, descriptors=descriptors
+                )
+                channel = Channel(ours.dup())
+        except OSError as e:
+            raise ChannelError(f"no process can be started: {e}") from None
+        channel.notify("run", *arguments, *carried)
+        return Process(name, process, channel)
+
+
+RUN = "eir.node.processes.process:run"
+"""First function of each process with a channel."""
 
 
 class Child:
@@ -54,17 +126,18 @@ class Child:
         left: Callable[[Process], None] = lambda _: None,
         serves: bool = False,
         is_spared: bool = False,
-        is_asked: bool = True,
     ) -> None:
         """Create a child whose process is not running yet.
 
         `serves`: True if clients wait for the process. `is_spared`: True if killing it at the node's end is no failure of the
-        node. `is_asked`: True to request its counters each second, and to kill it if it does not answer.
+        node.
         """
         self.name = name
         self.launch = launch
         self.serves = serves
         self.is_spared = is_spared
+        self.process: Process | None = None
+        """Running process, if any."""
         self.channel: Channel | None = None
         """Channel to the process; None while the process does not run."""
         self.is_late = False
@@ -73,7 +146,6 @@ class Child:
         self._greet = greet
         self._handlers = handlers
         self._left = left
-        self._is_asked = is_asked
         self._counters: metrics.Snapshot = {}
         self._past: metrics.Snapshot = {}
         """Counters of ended processes."""
@@ -81,18 +153,17 @@ class Child:
     async def attend(self, process: Process) -> None:
         """Send a new process its settings, then handle its calls until it closes the channel."""
         channel = process.channel
-        self.channel = channel
+        self.process, self.channel = process, channel
         self._greet(process)
-        asking = asyncio.create_task(self._ask_counters(process)) if self._is_asked else None
+        asking = asyncio.create_task(self._ask_counters(process))
         handlers = {"counted": self.count, **self._handlers(process)}
         try:
             await channel.serve(handlers, failed=call_failed(self._report))
         finally:
-            if asking is not None:
-                asking.cancel()
+            asking.cancel()
             self._past = metrics.merge([self._past, metrics.lasting_counters(self._counters)])
             self._counters = {}
-            self.channel = None
+            self.process = self.channel = None
             self.is_late = False
             self._left(process)
 
@@ -112,32 +183,45 @@ class Child:
         if self.channel is not None:
             self.channel.notify(what, *arguments, **options)
 
+    async def apply(self, *settings: Any, patience_s: float = START_S) -> None:
+        """Let the process apply new settings. If it fails, it is killed, so that its successor starts with the settings in force.
+
+        `patience_s`: as in Channel.ask.
+        """
+        process = self.process
+        if process is None:
+            return
+        try:
+            await process.channel.ask("apply", *settings, patience_s=patience_s)
+        except ChannelError as e:
+            self._report("call_failed", level="warning", reason="apply", process=self.name, detail=str(e))
+            process.kill()
+
     def stop(self) -> None:
         """Close the channel to the process, which then finishes its current work and ends."""
         if self.channel is not None:
             self.channel.close()
 
     async def _ask_counters(self, process: Process) -> None:
-        """Request the counters every COUNTERS_S; kill the process after HUNG_QUESTIONS unanswered requests."""
-        unanswered = 0
-        while unanswered < HUNG_QUESTIONS:
-            await asyncio.sleep(COUNTERS_S)
-            late = asyncio.get_running_loop().call_later(LATE_S, priority.restore_priority_of, process.pid)
+        """Request the counters every COUNTERS_S, as a sign of life; kill the process after HUNG_QUESTIONS without an answer."""
+        unanswered, has_answered = 0, False
+        while unanswered < (HUNG_QUESTIONS if has_answered else 1):
+            patience_s = process.channel.answer_s / HUNG_QUESTIONS if has_answered else START_S
             try:
-                counters = await process.channel.ask("counters")
+                counters = await process.channel.ask("counters", patience_s=patience_s)
             except Unanswered:
                 unanswered += 1
                 self.is_late = True
+                continue
             except ChannelError as e:
                 if process.channel.gone.is_set():
                     return  # the process has ended
                 self._report("call_failed", level="warning", reason="counters", process=self.name, detail=str(e))
             else:
                 self.count(counters)
-                unanswered = 0
-                self.is_late = False
-            finally:
-                late.cancel()
+            unanswered, has_answered = 0, True
+            self.is_late = False
+            await asyncio.sleep(COUNTERS_S)
         self._report("process_hung", level="error", process=self.name, unanswered=unanswered)
         process.kill()
 
@@ -153,9 +237,6 @@ class Children:
         self._steady_s = steady_s
         self._killed_s = killed_s
         self._running: dict[Process, Child] = {}
-        self._is_alone = asyncio.Event()
-        """Set while no process that serves clients runs."""
-        self._is_alone.set()
         self._keeping: set[asyncio.Task[None]] = set()
         self._idle: set[asyncio.Task[None]] = set()
         """Tasks of children whose process does not run."""
@@ -222,14 +303,12 @@ class Children:
                 ran_s=round(ran_s),
                 restart_in_s=pause_s,
             )
-            await self._pause(pause_s)
-            pause_s = min(2 * pause_s, RESTART_MAX_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, SERVING_RESTART_MAX_S if child.serves else RESTART_MAX_S)
             self.restarts[child.name] += 1
 
     async def _attend(self, child: Child, process: Process) -> int | None:
         self._running[process] = child
-        if child.serves:
-            self._is_alone.clear()
         try:
             if not self._is_stopping():
                 await child.attend(process)
@@ -243,15 +322,7 @@ class Children:
             process.kill()
             status = await process.ended()
         del self._running[process]
-        if not any(other.serves for other in self._running.values()):
-            self._is_alone.set()
         return status
 
     def _is_stopping(self) -> bool:
         return self._stopping
-
-    async def _pause(self, pause_s: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._is_alone.wait()
-                await asyncio.sleep(ALONE_S)

@@ -3,11 +3,12 @@
 The manager reads and validates the configuration, passes it to all processes, and replaces it as a whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from eir.checks.policy import compile_policy
+from eir.checks.trace import TraceFilter
 from eir.config import Config, config_after_reload, load_config, needs_restart
 from eir.errors import ConfigError, EirError, Report
 from eir.interfaces import INTERFACES
@@ -20,6 +21,24 @@ from eir.wire.web.verifier import keys_of
 
 if TYPE_CHECKING:
     from eir.wire.web.tokens import KeyFiles
+
+
+class Configured(NamedTuple):
+    """Settings of the answering process, as the manager sends them at its start and at each reload.
+
+    They contain the contents of files, so that a restarted process uses the same contents.
+    """
+
+    config: Config
+    disabled: Sequence[str]
+    """Labels of the peers that are out of service."""
+    tls: TlsFiles | None
+    keys: "Mapping[str, KeyFiles | None]"
+    """Keys that verify access tokens, by interface."""
+    sought: TraceFilter | None = None
+    """Filter of the running trace; None: no trace runs."""
+    left: Collection[str] = ()
+    """Labels of the peers whose last connection ended in order, as in AnsweringReport."""
 
 
 class Loaded(NamedTuple):
@@ -78,7 +97,6 @@ class Configuration:
                 self._report("reload_refused", level="error", reason="configuration", detail=str(problem), who=who)
             raise
         report_warnings(new, self._report)
-        tls = tls or self.loaded.tls  # an open TLS listener stays open until a restart
         return Loaded(config, tls, keys), needs_restart(self.config, new)
 
     def apply(self, loaded: Loaded) -> None:

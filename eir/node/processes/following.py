@@ -38,11 +38,9 @@ from eir.lists.table.table import Table
 from eir.node.observe import metrics
 from eir.node.processes import state_folder
 from eir.node.processes.channel import Channel, Handlers
-from eir.node.processes.child import Child
-from eir.node.processes.priority import BESIDE_NICE, IdlePriority
+from eir.node.processes.child import BESIDE_NICE, Child, Process, Start
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.setup import Listed, kinds_of, log_in_force, send_list
-from eir.node.processes.starter import Process, Start
 from eir.schema import DETAILS
 
 STATUS_S = 0.1
@@ -85,7 +83,7 @@ class Following:
 
 def run(end: socket.socket, config: Config) -> int:
     """Run the follower until SIGTERM, or until its channel to the manager closes; return the exit status."""
-    return run_process(end, partial(_follow, config), nice=BESIDE_NICE)
+    return run_process(end, partial(_follow, config))
 
 
 async def _follow(config: Config, process: ThisProcess) -> None:
@@ -143,7 +141,7 @@ class _FollowerProcess:
     def handlers(self) -> dict[str, Any]:
         """Return the follower's functions that the manager may call: map from name to function."""
         return {
-            "configure": self._configure, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
+            "apply": self._apply, "counters": self._counters, "put_in_force": self._accept_list, "complete": self._has_all_lists.set,
             "record": self._record, "recorded": self._is_recorded, "events": self._journal.recent,
             "first_seen": self._note_sightings, "last_devices": self._find_last_devices,
             **({} if self._last_devices is None else {"last_device": self._last_devices.note_sightings}),
@@ -163,7 +161,7 @@ class _FollowerProcess:
         self._process.jobs.start("following", STATUS_S, self._send_status, delay_s=STATUS_S)
         self._process.jobs.start("journal", JOURNAL_S, self._maintain_journal, delay_s=JOURNAL_S)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follower.run(IdlePriority()))
+            tasks.create_task(self._follower.run())
             for learned in self._learned_lists:
                 tasks.create_task(learned.run())
 
@@ -284,7 +282,7 @@ class _FollowerProcess:
         settings = self._config.lists.get(name)
         return KEEP if settings is None else settings.keep
 
-    def _configure(self, config: Config) -> None:
+    def _apply(self, config: Config) -> None:
         self._config = config
         self._follower.apply(self._kinds(), self._reasons())
         journal, history = self._journal.journal, config.history
@@ -320,7 +318,7 @@ class Followed:
         self._report = report
         self.child = Child(
             "follower",
-            lambda: start("follower", run, self._config),
+            lambda: start("follower", f"{__name__}:run", self._config, nice=BESIDE_NICE),
             report=report,
             greet=self._greet,
             handlers=self._calls,
@@ -359,7 +357,7 @@ class Followed:
 
     def _greet(self, process: Process) -> None:
         """Send a new follower its settings and the lists in force."""
-        process.channel.notify("configure", self._config)
+        process.channel.notify("apply", self._config)
         for listed, image in self._lists.values():
             send_list(process.channel, listed, image)
         process.channel.notify("complete")
@@ -465,14 +463,14 @@ class Followed:
             if (states.get(listed.name), reasons.get(listed.name)) != (listed.state, listed.reasons):
                 send_list(channel, listed, image)
 
-    def configure(self, config: Config) -> None:
-        """Send a new configuration to the follower after the answering process has applied it. The configuration names the lists to follow."""
+    async def apply(self, config: Config) -> None:
+        """Let the follower apply a new configuration, which names the lists to follow, after the answering process, as Child.apply."""
         self._config = config
         kinds = kinds_of(config)
         for name, (listed, _) in list(self._lists.items()):
             if kinds.get(name) != listed.kind:
                 del self._lists[name]
-        self.child.notify("configure", config)
+        await self.child.apply(config)
 
     def heads(self) -> Mapping[str, Head]:
         """Return the head of each list in force."""

@@ -1,7 +1,6 @@
 """Search for newly listed devices in the record of checks. An event is sent for each device that was seen before.
 
-The search runs in the recorder, in a thread. During the search and the sending of events the recorder has idle priority. The
-recorder maps each image of a list of devices. The difference of two images is the newly listed devices, which are looked up in the
+The search runs in the recorder, in a thread. The recorder maps each image of a list of devices. The difference of two images is the newly listed devices, which are looked up in the
 record of the last 24 h. Changes that arrive during a search are queued.
 """
 
@@ -11,7 +10,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -27,7 +25,6 @@ from eir.lists.log.store import LogStore
 from eir.lists.record.clock import await_store
 from eir.lists.stores.open import open_store
 from eir.lists.table.columns import WHOLE, Numbers
-from eir.node.processes.priority import IdlePriority, IdleThread
 from eir.node.processes.setup import Listed
 from eir.sightings.events import LISTED
 
@@ -63,7 +60,6 @@ class ListedSearch:
 
     Args:
         config: configuration at the start.
-        aside: sets the priority of the process during a search.
         flush: function that writes the buffered checks to disk.
         send: function that queues events, and returns after the senders of all receivers have them.
         done: function that is called with list and generation after the search for a list.
@@ -71,7 +67,7 @@ class ListedSearch:
     """
 
     def __init__(
-        self, config: Config, aside: IdlePriority, *, flush: Callable[[], Awaitable[None]], send: Callable[[Sequence[dict[str, Any]]], Awaitable[None]],
+        self, config: Config, *, flush: Callable[[], Awaitable[None]], send: Callable[[Sequence[dict[str, Any]]], Awaitable[None]],
         done: Callable[[str, int], None], report: Report,
     ) -> None:  # fmt: skip
         self._config = config
@@ -84,8 +80,6 @@ class ListedSearch:
         self._waiting: deque[ListContent] = deque()
         self._has_work = asyncio.Event()
         self._flushed_at = -FLUSH_EVERY_S
-        self._aside = aside
-        self._thread = IdleThread("search", aside)
         self._forgotten: set[str] = set()
         """Subscribers that were deleted from the record during the present search."""
 
@@ -126,8 +120,7 @@ class ListedSearch:
             self._has_work.clear()
             while self._waiting:
                 now = self._waiting.popleft()
-                with self._aside():  # also while events are built and sent, because there can be a million
-                    await self._search_if_known(now)
+                await self._search_if_known(now)
                 listed = now.listed
                 self._searched[listed.name] = now
                 self._done(listed.name, listed.state.generation)
@@ -161,15 +154,15 @@ class ListedSearch:
         batches = newly_listed(image_before, now.image)
         is_flushed = False
         marks: ListingMarks | None = None
-        while (batch := await self._thread.run(partial(next, batches, None))) is not None:
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             if not is_flushed:
                 await self._flush_buffered()
                 is_flushed = True
-            rows = await self._thread.run(partial(self._find, image_before, batch, since))
+            rows = await asyncio.to_thread(self._find, image_before, batch, since)
             for part in rows.iter_slices(ROWS_AT_ONCE):
                 if marks is None:
                     marks = await self._listing_marks(name, before)
-                events = await self._thread.run(partial(_build_events, now, part, marks))
+                events = await asyncio.to_thread(_build_events, now, part, marks)
                 await self._send_without_forgotten(events)
 
     async def _flush_buffered(self) -> None:

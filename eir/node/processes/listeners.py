@@ -9,6 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from eir.config.settings import Listener
 from eir.errors import EirError, Report
@@ -35,70 +36,102 @@ STRANGERS_MAX, STRANGERS_PER_S = 32, 20
 and number per second. Further connections are closed without an answer."""
 
 
+class OpenListener(NamedTuple):
+    """One listening socket of a listener; a host name may resolve to several."""
+
+    interface: str
+    url: str
+    socket: socket.socket
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Interface and URL, which identify the listener in a configuration."""
+        return self.interface, self.url
+
+
 class Listeners:
     """Listening sockets of a node, which stay open while a process that accepts connections from them restarts."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._sockets: list[tuple[str, str, socket.socket]] = []
-        """Interface, URL and socket of each open listener."""
+        self._sockets: list[OpenListener] = []
 
-    async def open(self, listeners: Sequence[Listener], settings: SctpSettings) -> None:
-        """Open the listeners. If the kernel has no SCTP and `sctp.optional` is set, SCTP listeners are skipped.
+    async def open(self, listeners: Sequence[Listener], settings: SctpSettings) -> list[OpenListener]:
+        """Open those listeners that are not open, and return their sockets, which `apply` then adds.
+
+        If the kernel has no SCTP and `sctp.optional` is set, SCTP listeners are skipped.
 
         Raises:
-            EirError: if a listener cannot be opened.
+            EirError: if a listener cannot be opened; no socket stays open then.
         """
+        opened: list[OpenListener] = []
+        known = {each.key for each in self._sockets}
         for each in listeners:
-            at = listening_at(each.url)
+            if (each.protocol, each.url) in known:
+                continue
             try:
-                sockets = (
-                    [await sctp.listening_socket(at, settings)] if at.scheme == SCTP else await listening_sockets(at)
-                )
+                sockets = await _listening_sockets(each.url, settings)
             except OSError as e:
                 if settings.optional and e.errno in MISSING:
                     self._report(
                         "listener_missing", reason="no_sctp", level="warning", address=each.url, detail=LOAD_ADVICE
                     )
                     continue
+                for other in opened:
+                    other.socket.close()
                 raise cannot_listen(each.url, e) from None
-            self._sockets += [(each.protocol, each.url, listening) for listening in sockets]
-            self._report("listening", address=_bound(each.url, sockets[0]), interface=each.protocol)
+            opened += [OpenListener(each.protocol, each.url, listening) for listening in sockets]
+        return opened
+
+    def apply(self, opened: Sequence[OpenListener], listeners: Sequence[Listener], settings: SctpSettings) -> None:
+        """Add the listeners that `open` has returned, and close those that are not in `listeners`.
+
+        Open SCTP listeners get the new SCTP settings for connections that they will accept. Raises OSError.
+        """
+        for (interface, _), first in {each.key: each for each in reversed(opened)}.items():
+            self._report("listening", address=_bound(first), interface=interface)
+        wanted = {(each.protocol, each.url) for each in listeners}
+        for each in self._sockets:
+            if each.key not in wanted:
+                each.socket.close()
+        self._sockets = [each for each in self._sockets if each.key in wanted] + [*opened]
+        for each in self._sockets:
+            if each.socket.proto == socket.IPPROTO_SCTP:
+                sctp_options.prepare(each.socket, settings)
 
     def addresses(self, interfaces: Collection[str]) -> list[str]:
         """Return the open listeners of these interfaces, as URLs with their bound addresses."""
-        bound = {
-            (name, url): _bound(url, listening)
-            for name, url, listening in reversed(self._sockets)
-            if name in interfaces
-        }
+        bound = {each.key: _bound(each) for each in reversed(self._sockets) if each.interface in interfaces}
         return list(bound.values())[::-1]
 
     def send(self, channel: Channel, interfaces: Collection[str]) -> None:
-        """Send the sockets of these interfaces to a process, which accepts connections from them."""
-        for name, url, listening in self._sockets:
-            if name in interfaces:
-                channel.notify("listen", name, url, carrying=[listening])
-
-    def apply(self, settings: SctpSettings) -> None:
-        """Apply new SCTP settings to connections that will be accepted. Raises OSError."""
-        for _, _, listening in self._sockets:
-            if listening.proto == socket.IPPROTO_SCTP:
-                sctp_options.prepare(listening, settings)
+        """Send all sockets of these interfaces to a process, which accepts connections from them."""
+        send_listeners(channel, [each for each in self._sockets if each.interface in interfaces])
 
     def close(self) -> None:
         """Close all sockets."""
-        for _, _, listening in self._sockets:
-            listening.close()
+        for each in self._sockets:
+            each.socket.close()
         self._sockets.clear()
 
 
-def _bound(url: str, listening: socket.socket) -> str:
+def send_listeners(channel: Channel, opened: Sequence[OpenListener]) -> None:
+    """Send listening sockets to a process, which accepts connections from them."""
+    for each in opened:
+        channel.notify("listen", each.interface, each.url, carrying=[each.socket])
+
+
+async def _listening_sockets(url: str, settings: SctpSettings) -> list[socket.socket]:
+    at = listening_at(url)
+    return [await sctp.listening_socket(at, settings)] if at.scheme == SCTP else await listening_sockets(at)
+
+
+def _bound(listener: OpenListener) -> str:
     """Return the URL of a listener with its bound address. SCTP listeners keep all addresses of the URL."""
-    wanted = listening_at(url)
-    host, port = listening.getsockname()[:2]
+    wanted = listening_at(listener.url)
+    host, port = listener.socket.getsockname()[:2]
     hosts = wanted.hosts if wanted.scheme == SCTP else (str(host),)
-    return f"{url.partition('://')[0]}://{wanted._replace(hosts=hosts, port=int(port)).where}"
+    return f"{listener.url.partition('://')[0]}://{wanted._replace(hosts=hosts, port=int(port)).where}"
 
 
 Serve = Callable[[socket.socket, str, str, Callable[[], None]], None]
@@ -110,7 +143,8 @@ class Acceptor:
 
     def __init__(self, context: Context, serve: Serve) -> None:
         self._serve = serve
-        self._listeners: list[SocketListener] = []
+        self._listeners: list[tuple[str, str, SocketListener]] = []
+        """Interface and URL of each listener, with the sockets."""
         self._connections = SourceCounts()
         """Open connections. Those with the source None are only answered with a 403."""
         self._stranger_times: deque[float] = deque(maxlen=STRANGERS_PER_S)
@@ -132,13 +166,16 @@ class Acceptor:
             raise EirError(f"no file descriptor is left for {url}; raise LimitNOFILE=")
         listening = socket.socket(fileno=descriptor)
         accept = partial(self._accept, interface, url)
-        self._listeners.append(SocketListener(asyncio.get_running_loop(), [listening], accept, self._cannot_accept))
+        listener = SocketListener(asyncio.get_running_loop(), [listening], accept, self._cannot_accept)
+        self._listeners.append((interface, url, listener))
 
-    def close(self) -> None:
-        """Stop accepting connections."""
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
+    def close_except(self, listeners: Sequence[Listener]) -> None:
+        """Stop accepting connections from all other listeners. Open connections are not affected."""
+        wanted = {(each.protocol, each.url) for each in listeners}
+        for interface, url, listener in self._listeners:
+            if (interface, url) not in wanted:
+                listener.close()
+        self._listeners = [each for each in self._listeners if each[:2] in wanted]
 
     def _accept(self, interface: str, url: str, connection: socket.socket) -> None:
         try:

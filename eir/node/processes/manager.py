@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from eir.config import Config
+from eir.config.settings import Listener
 from eir.node.observe import metrics
 from eir.node.observe.control import ReadOnlyRunner
 from eir.node.observe.lately import EVERY_S
@@ -21,19 +22,18 @@ from eir.node.observe.status import NodeHealth, Running
 from eir.node.processes import deliver, state_folder
 from eir.node.processes.answered import ANSWERING
 from eir.node.processes.attendants import Attendants
+from eir.node.processes.child import END_S, Starter
 from eir.node.processes.commands import Commands, ControlSockets
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.history_watch import HistoryWatch
-from eir.node.processes.jobs import Jobs
-from eir.node.processes.listeners import Listeners
+from eir.node.processes.listeners import Listeners, OpenListener
 from eir.node.processes.others import OtherProcesses
 from eir.node.processes.overview import Overview
-from eir.node.processes.priority import BESIDE_NICE, lower_priority
-from eir.node.processes.process import run_loop
+from eir.node.processes.process import Jobs, run_loop
+from eir.node.processes.program import set_process_name
 from eir.node.processes.reload import Reload
 from eir.node.processes.setup import prepare
 from eir.node.processes.sources import Sources
-from eir.node.processes.starter import END_S, Starter, set_process_name
 from eir.node.processes.state_folder import as_owner_of
 from eir.node.processes.tracing import Tracing
 from eir.node.processes.web import Web
@@ -60,12 +60,9 @@ def run(config: Config, *, reload_on_change: bool = False) -> int:
         held = state_folder.lock(config.state)
         try:
             prepare(config)
-            starter = Starter(__name__, keeps=[held], owned=config.state)
-            starter.fork()
-            starter.stay()
             set_process_name("manager")
-            lower_priority(BESIDE_NICE)
             state_id = state_folder.next_origin_state_id(config.state)
+            starter = Starter(config.state, keeps=[held])
             manager = Manager(config, starter, state_id, reload_on_change=reload_on_change, on_stop=end_within)
             return run_loop(manager.serve())
         finally:
@@ -114,6 +111,8 @@ class Manager:
         configuration = Configuration(config, report=report)
         self._configuration = configuration
         self._listeners = Listeners(report)
+        self._is_listening = False
+        """True once the answering process may accept connections."""
         self._others = OtherProcesses(
             configuration, starter, self._listeners, origin_state_id=origin_state_id, end_s=end_s,
             traced=lambda record: self._tracing.add(record), report=report,  # noqa: PLW0108 - tracing does not exist yet
@@ -134,7 +133,7 @@ class Manager:
         )  # fmt: skip
         self.overview = Overview(answered, status, lambda: followed.status.ending)
         self.reload = Reload(
-            configuration, answered, apply=self._apply, record=followed.record, is_stopping=self._stop.is_set,
+            configuration, answered, listeners=self._listeners, wanted=self._wanted, apply=self._apply, record=followed.record, is_stopping=self._stop.is_set,
             on_change=reload_on_change, jobs=self._jobs, report=report,
         )  # fmt: skip
         read_only = ReadOnlyRunner(config.path)
@@ -164,8 +163,7 @@ class Manager:
             await self._web.open()
             if not self._stop.is_set():
                 self._others.start()
-                config = self._configuration.config
-                await self._listeners.open(config.service_listeners, config.sctp)
+                await self._open_listeners()
                 self._others.start_services()
             self._sources.start()
             self._jobs.start("lately", EVERY_S, self.overview.end_minute)
@@ -218,8 +216,8 @@ class Manager:
         Raises:
             EirError: if a listener cannot be opened.
         """
-        loaded = self._configuration.loaded
-        await self._listeners.open(loaded.config.listeners, loaded.config.sctp)
+        self._is_listening = True
+        await self._open_listeners()
         self._others.answered.open()
         await self._poll()
         notify_service(READY, f"STATUS=answers on {', '.join(self._addresses)}")
@@ -227,7 +225,23 @@ class Manager:
         self._jobs.start("keys", POLL_S, self.reload.poll_keys)
         self._jobs.start("configuration", POLL_S, self.reload.poll_file)
         self._jobs.start("trace", POLL_S, self._tracing.end_if_due)
-        await self._attendants.apply(loaded, self._addresses)
+        await self._attendants.apply(self._configuration.loaded, self._addresses)
+
+    async def _open_listeners(self) -> None:
+        """Open the listeners of the configuration in force, as `_wanted`.
+
+        Raises:
+            EirError: if a listener cannot be opened.
+        """
+        async with self.reload.lock:
+            config = self._configuration.config
+            listeners = self._wanted(config)
+            opened = await self._listeners.open(listeners, config.sctp)
+            self._listeners.apply(opened, listeners, config.sctp)
+
+    def _wanted(self, config: Config) -> Sequence[Listener]:
+        """Return the listeners that are to be open at present: those of checks only once the answering process has its lists."""
+        return (*config.service_listeners, *(config.listeners if self._is_listening else ()))
 
     def _begin_stop(self, cause: str) -> None:
         """Begin to stop the node. `cause`: reason in the log."""
@@ -239,14 +253,13 @@ class Manager:
         self._on_stop()
         self._others.stop()
 
-    async def _apply(self, loaded: Loaded) -> None:
-        """Apply new settings to all parts except the answering process."""
+    async def _apply(self, loaded: Loaded, opened: Sequence[OpenListener]) -> None:
+        """Apply new settings to all processes and parts. `opened`: listeners that are new."""
         config = loaded.config
-        self._listeners.apply(config.sctp)
         self._log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
-        self._others.apply(loaded)
+        await self._others.apply(loaded, opened)
         self._sources.apply()
-        if self._addresses and not self._stop.is_set():
+        if self._is_listening and not self._stop.is_set():
             await self._attendants.apply(loaded, self._addresses)
 
     async def _poll(self) -> None:

@@ -1,19 +1,18 @@
 """All processes of a node except the manager: started in order, restarted if they end, and stopped in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from eir.errors import Report
 from eir.interfaces.interface import NodeCalls
 from eir.node.observe import metrics
 from eir.node.processes.answered import AnsweringChild
-from eir.node.processes.child import Children
+from eir.node.processes.child import Children, Starter
 from eir.node.processes.configuration import Configuration, Loaded
 from eir.node.processes.following import Followed
-from eir.node.processes.listeners import Listeners
+from eir.node.processes.listeners import Listeners, OpenListener
 from eir.node.processes.recorder import Recorded
 from eir.node.processes.services import Services
-from eir.node.processes.starter import Starter
 
 
 class OtherProcesses:
@@ -36,8 +35,6 @@ class OtherProcesses:
         """
         config = configuration.config
         start = starter.start
-        starter.log_to(report)
-        self._starter = starter
         self._end_s = end_s
         self._children = Children(report=report)
         self.followed = Followed(config, start, report=report)
@@ -60,14 +57,16 @@ class OtherProcesses:
             self._children.start(child)
 
     def start_services(self) -> None:
-        """Start the services process if an interface that it serves, such as the feed, has a listener."""
-        if self.services.served:
+        """Start the services process if an interface that it serves, such as the feed, has a listener, and the process does not run."""
+        if self.services.served and self.services.child.name not in self._children.restarts:
             self._children.start(self.services.child)
 
-    def apply(self, loaded: Loaded) -> None:
-        """Apply new settings to the follower and to the services process."""
-        self.followed.configure(loaded.config)
-        self.services.apply()
+    async def apply(self, loaded: Loaded, opened: Sequence[OpenListener]) -> None:
+        """Let all processes apply new settings, and accept connections from new listeners."""
+        await self.answered.apply(opened)
+        await self.followed.apply(loaded.config)
+        await self.services.apply(opened)
+        self.start_services()
 
     def snapshots(self) -> list[metrics.Snapshot]:
         """Return the metrics of the recorder, the follower and the services process."""
@@ -98,6 +97,5 @@ class OtherProcesses:
         return await self._children.end(self._end_s)
 
     async def close(self) -> None:
-        """End the starter."""
+        """Give up unrecorded events."""
         await self.followed.close()
-        await self._starter.close()

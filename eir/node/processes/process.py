@@ -1,4 +1,4 @@
-"""Main function of each process that the starter starts: log, channel to the manager, signals and end.
+"""Main function of each process with a channel to the manager: log, channel, jobs, signals and end.
 
 Each kind of process calls `run_process` with its work.
 """
@@ -9,15 +9,60 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import TypeAlias
+from pkgutil import resolve_name
+from typing import Any, TypeAlias
 
 import uvloop
 
-from eir.errors import detail_of
+from eir.errors import Report, detail_of
 from eir.node.observe.log import Log, call_failed, report_faults
-from eir.node.processes.channel import Channel, Handlers
-from eir.node.processes.jobs import Jobs
-from eir.node.processes.priority import lower_priority
+from eir.node.processes.channel import Channel, Handlers, Receiver
+
+Work: TypeAlias = Callable[[], Awaitable[float | None]]
+"""One run of a job. It returns the seconds until the next run if they differ from the job's interval."""
+
+
+class Jobs:
+    """Runner of repeated jobs and of single tasks. `close` cancels all of them."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, name: str, interval_s: float, work: Work, *, delay_s: float = 0.0) -> None:
+        """Run the function `work` after `delay_s`, then repeatedly, each time `interval_s` after the end of the last run.
+
+        A failed run is logged under `name`.
+        """
+        self._jobs[name] = self.spawn(self._repeat(name, interval_s, work, delay_s))
+
+    def stop(self, name: str) -> None:
+        """Cancel the job with this name, even during a run."""
+        self._jobs.pop(name).cancel()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine once, as a task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel all jobs and tasks, and wait for their end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _repeat(self, name: str, interval_s: float, work: Work, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        while True:
+            pause_s = None
+            try:
+                pause_s = await work()
+            except Exception as e:  # noqa: BLE001 - outermost loop of all jobs: it logs the fault and continues
+                self._report("fault", reason=name, level="error", detail=detail_of(e))
+            await asyncio.sleep(interval_s if pause_s is None else pause_s)
 
 
 class ThisProcess:
@@ -73,12 +118,25 @@ Main: TypeAlias = Callable[[ThisProcess], Awaitable[None]]
 """Work of a process; it returns when the process may end."""
 
 
-def run_process(end: socket.socket, main: Main, *, nice: int = 0) -> int:
+def run(main: str, descriptor: str) -> int:
+    """Run the function `main` with the arguments that the manager sends first; return its result, the exit status.
+
+    `main`: function as MODULE:FUNCTION. `descriptor`: end of the channel to the manager.
+    """
+    function = resolve_name(main)
+    end = socket.socket(fileno=int(descriptor))
+    first = Receiver(end).next()
+    if first is None:
+        return 0  # the manager has ended
+    status: int = function(end, *first[0].arguments)
+    return status
+
+
+def run_process(end: socket.socket, main: Main) -> int:
     """Run the main function of this process on a new event loop; return the exit status.
 
-    `end`: end of the channel to the manager. `nice`: increase of the nice value.
+    `end`: end of the channel to the manager.
     """
-    lower_priority(nice)
     return run_loop(_run(end, main))
 
 

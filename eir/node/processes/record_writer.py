@@ -1,7 +1,6 @@
 """Writer of the record of checks: queues messages up to a limit, writes them in a thread, and deletes old files.
 
-If the disk is slow, the oldest queued messages are dropped, and no check is delayed. A write has a lower priority than checks.
-If other programs starve the process, its priority is restored, so that the record is still written.
+If the disk is slow, the oldest queued messages are dropped, and no check is delayed.
 """
 
 import asyncio
@@ -9,13 +8,14 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from eir.errors import EirError, Report
 from eir.node.processes import state_folder
-from eir.node.processes.priority import IdlePriority, IdleThread
 from eir.sightings import files
 from eir.sightings.buffer import HEAD
 from eir.sightings.settings import SightingsSettings
@@ -28,6 +28,7 @@ WRITE_ROWS = 500_000
 AGAIN_S = 5.0
 """Seconds before another attempt after a failed write."""
 PRUNE_S = 600.0
+T = TypeVar("T")
 
 
 class _Waiting:
@@ -64,7 +65,6 @@ class RecordWriter:
         self,
         state: Path,
         settings: SightingsSettings,
-        aside: IdlePriority,
         seen: Callable[[], Mapping[str, str]],
         *,
         count: Callable[..., None],
@@ -72,7 +72,6 @@ class RecordWriter:
     ) -> None:
         """Start the thread that writes the record of checks.
 
-        `aside`: sets the priority of the process during a write.
         `seen`: function that returns the last partner (SIM or device) of each watched entry, which is saved with the record.
         `count`: function that counts; its arguments are a metric and its label values.
         """
@@ -91,7 +90,7 @@ class RecordWriter:
         self._wake = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         """Futures of callers that wait until all messages are written."""
-        self._disk = IdleThread("disk", aside)
+        self._disk = ThreadPoolExecutor(1, "disk")
         self._pruned = float("-inf")
         self._clock = state_folder.read_clock(state)
 
@@ -132,7 +131,7 @@ class RecordWriter:
         self._waiters = []
         rows = waiting.rows
         try:
-            self.bytes = await self._disk.run(partial(self._write, waiting.messages, self.bytes))
+            self.bytes = await self._on_disk(partial(self._write, waiting.messages, self.bytes))
         except (OSError, EirError) as e:
             self._report("sightings_failed", reason=_reason(e), level="error", checks=rows, detail=str(e))
             self._waiting.add_before(waiting.messages)
@@ -147,7 +146,11 @@ class RecordWriter:
 
     async def save_watched(self) -> None:
         """Save to disk the last SIM of each watched device and the last device of each watched SIM."""
-        await self._disk.run(self._write_watched)
+        await self._on_disk(self._write_watched)
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        """Run a function in the thread for the disk, and return its result."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
     def _write_watched(self) -> None:
         files.write_watched(self._state, {**self._seen()})

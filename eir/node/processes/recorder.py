@@ -23,14 +23,12 @@ from eir.lists.record.settings import DEVICES, SUBSCRIBERS
 from eir.lists.stores.open import open_store
 from eir.node.observe import metrics
 from eir.node.processes.channel import Channel, ChannelError, Handlers
-from eir.node.processes.child import Child
+from eir.node.processes.child import Child, Process, Start
 from eir.node.processes.last_device import DeviceChanges, SightingFeed, agree_on_key
 from eir.node.processes.listed_search import ListedSearch
-from eir.node.processes.priority import IdlePriority
 from eir.node.processes.process import ThisProcess, run_process
 from eir.node.processes.record_writer import RecordWriter
 from eir.node.processes.setup import Listed, send_list
-from eir.node.processes.starter import Process, Start
 from eir.sightings import deliver, files
 from eir.sightings.buffer import EVENTS, Buffer
 from eir.sightings.events import DEVICE_CHANGED, SIM_CHANGED, Events
@@ -51,22 +49,13 @@ POLL_S = 0.02
 """Seconds between two checks whether events have been sent."""
 
 NICE = 15
-
+"""Nice value of the recorder."""
 SENT = "sent"
 
 
-def run(end: socket.socket, config: Config, receiver: int | None) -> int:
-    """Run the recorder until the answering process has ended; return the exit status.
-
-    Raises:
-        EirError: if it cannot start.
-    """
-    if receiver is None:
-        raise EirError("no file descriptor is left for the socket of the recorder; raise LimitNOFILE=")
-    import eir.sightings.batches  # noqa: F401, PLC0415 - polars takes 0.2 s to load: load it at normal priority, because a busy host might never finish it
-
-    record = partial(_write_record, config, socket.socket(fileno=receiver))
-    return run_process(end, record, nice=NICE)  # the recorder must receive the messages, also on a busy host
+def run(end: socket.socket, config: Config, receiver: int) -> int:
+    """Run the recorder until the answering process has ended; return the exit status."""
+    return run_process(end, partial(_write_record, config, socket.socket(fileno=receiver)))
 
 
 async def _write_record(config: Config, receiver: socket.socket, process: ThisProcess) -> None:
@@ -109,9 +98,8 @@ class _Recorder:
         seen = files.read_watched(config.state)
         origin = f"{time.time_ns():x}"
         self._events = Events(per_second_max=settings.events_max, watched=watched, seen=seen, origin=origin)
-        self._aside = IdlePriority()
         self._writer = RecordWriter(
-            config.state, settings, self._aside, lambda: self._events.seen, count=self._count, report=self._report
+            config.state, settings, lambda: self._events.seen, count=self._count, report=self._report
         )
         self._delivery = self._build_delivery()
         self._feed = self._changes = None
@@ -127,7 +115,7 @@ class _Recorder:
         self._listed_sent = asyncio.Event()
         """Set while no event of a newly listed device is queued."""
         self._search = ListedSearch(
-            config, self._aside, flush=self.write_now, send=self._send_listed, report=self._report,
+            config, flush=self.write_now, send=self._send_listed, report=self._report,
             done=lambda name, generation: self._channel.notify("searched", name, generation),
         )  # fmt: skip
 
@@ -135,7 +123,7 @@ class _Recorder:
         """Return the functions that the manager may call: map from name to function."""
         return {
             "write": self.write_now, "forget": self.forget, "baseline": self._search.set_baseline,
-            "put_in_force": self._search.queue_search,
+            "put_in_force": self._search.queue_search, "counters": dict,  # _send_counts sends them
         }  # fmt: skip
 
     async def run(self) -> None:
@@ -153,7 +141,6 @@ class _Recorder:
         delivering = None if self._delivery is None else asyncio.create_task(self._delivery.run())
         await self._ended.wait()
         loop.remove_reader(self._receiver)
-        self._aside.end()  # there are no more checks, and the node waits for this process
         self._receive(all_of_it=True)
         for task in own:
             task.cancel()
@@ -279,7 +266,7 @@ class Recorded:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self.child = Child(
             "recorder",
-            lambda: start("recorder", run, config, carrying=[self.receiver]),
+            lambda: start("recorder", f"{__name__}:run", config, carrying=[self.receiver], nice=NICE),
             report=report,
             greet=self._greet,
             handlers=lambda _: {
@@ -288,7 +275,6 @@ class Recorded:
                 "last_device": self.note_last_devices,
             },
             is_spared=True,
-            is_asked=False,
         )
         """Killing it at the node's end is no failure: it may wait for a receiver of events, and systemd restarts a failed node."""
         receivers = [] if settings.webhook is None else [WEBHOOK]

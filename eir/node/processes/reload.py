@@ -1,18 +1,20 @@
-"""Reloads of the configuration: the manager validates it and reads its files, then all processes apply it.
+"""Reloads of the configuration: the manager validates it, reads its files and opens its new listeners, then all processes apply it.
 
-If the configuration or a file cannot be used, no process applies it.
+If the configuration, a file or a listener cannot be used, nothing changes. A process that fails to apply it is replaced.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from eir.config import changed_settings
+from eir.config import Config, changed_settings
+from eir.config.settings import Listener
 from eir.errors import EirError, Report
 from eir.lists.log.journal import JournalEvent
 from eir.node.processes.answered import AnsweringChild
 from eir.node.processes.configuration import Configuration, Loaded
-from eir.node.processes.jobs import Jobs
+from eir.node.processes.listeners import Listeners, OpenListener
+from eir.node.processes.process import Jobs
 from eir.node.processes.setup import changed_lists, reload_event
 
 
@@ -24,7 +26,9 @@ class Reload:
         configuration: Configuration,
         answered: AnsweringChild,
         *,
-        apply: Callable[[Loaded], Awaitable[None]],
+        listeners: Listeners,
+        wanted: Callable[[Config], Sequence[Listener]],
+        apply: Callable[[Loaded, Sequence[OpenListener]], Awaitable[None]],
         record: Callable[[JournalEvent], None],
         is_stopping: Callable[[], bool],
         on_change: bool,
@@ -33,18 +37,21 @@ class Reload:
     ) -> None:
         """Store the node's parts that take part in a reload of the configuration.
 
-        `apply`: function that applies settings to all parts except the answering process. `on_change`: True to reload also when the file
-        changes.
+        `wanted`: function that returns the listeners of a configuration that the node has open at present. `apply`: function that
+        applies settings and new listeners to all processes. `on_change`: True to reload also when the file changes.
         """
         self._configuration = configuration
         self._answered = answered
+        self._listeners = listeners
+        self._wanted = wanted
         self._apply = apply
         self._record = record
         self._is_stopping = is_stopping
         self._on_change = on_change
         self._jobs = jobs
         self._report = report
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Lock during a reload, and while the node opens the listeners of its start."""
 
     async def reload(self, who: str) -> str:
         """Reload the configuration file; return the result as text.
@@ -55,7 +62,7 @@ class Reload:
             EirError: if the configuration is refused; the reason is logged.
             OSError: if a file cannot be read; the reason is logged.
         """
-        async with self._lock:
+        async with self.lock:
             if self._is_stopping():
                 raise EirError("the node is stopping")
             return await self._reload(who)
@@ -98,10 +105,16 @@ class Reload:
     async def _reload(self, who: str) -> str:
         before = self._configuration.config
         loaded, waiting = self._configuration.read(who)
+        listeners, sctp = self._wanted(loaded.config), loaded.config.sctp
+        try:
+            opened = await self._listeners.open(listeners, sctp)
+        except EirError as e:
+            self._report("reload_refused", level="error", reason="listener", detail=str(e), who=who)
+            raise
         self._configuration.apply(loaded)
-        await self._answered.apply()
+        self._listeners.apply(opened, listeners, sctp)
+        await self._apply(loaded, opened)
         self._configuration.accept(waiting)
-        await self._apply(loaded)
         changed = changed_settings(before, loaded.config)
         if changed:
             self._record(reload_event(loaded.config.digest, who, changed))

@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,12 +19,10 @@ from eir.errors import EirError, Report, detail_of
 from eir.interfaces import INTERFACES
 from eir.interfaces.interface import Interface, NodeCalls, Service
 from eir.node.observe import metrics
-from eir.node.processes.child import Child
+from eir.node.processes.child import BESIDE_NICE, Child, Process, Start
 from eir.node.processes.configuration import Loaded
-from eir.node.processes.listeners import Listeners
-from eir.node.processes.priority import BESIDE_NICE, IdlePriority, stay_idle
+from eir.node.processes.listeners import Listeners, OpenListener, send_listeners
 from eir.node.processes.process import ThisProcess, run_process
-from eir.node.processes.starter import Process, Start
 from eir.schema import DETAILS
 from eir.wire.peers.settings import is_from
 from eir.wire.transport import stream
@@ -59,7 +57,7 @@ class Services:
         self._listeners = listeners
         self._report = report
         self.child = Child(
-            NAME, partial(start, NAME, run), report=report, greet=self._greet,
+            NAME, partial(start, NAME, f"{__name__}:run", nice=BESIDE_NICE), report=report, greet=self._greet,
             handlers=lambda _: {"faults": self._faults.__setitem__, **node._asdict()}, left=self._leave,
         )  # fmt: skip
         self._faults: dict[str, Mapping[str, str]] = {}
@@ -75,10 +73,12 @@ class Services:
         addresses = {each.name: self._listeners.addresses({each.name}) for each in SERVED}
         return {name: urls for name, urls in addresses.items() if urls}
 
-    def apply(self) -> None:
-        """Let the process apply the settings in force. Changed listeners take effect after a restart."""
+    async def apply(self, opened: Sequence[OpenListener]) -> None:
+        """Let the process apply the settings in force, and accept connections from new listeners, as Child.apply."""
         loaded = self._loaded()
-        self.child.notify("configure", loaded.config, loaded.tls)
+        await self.child.apply(loaded.config, loaded.tls)
+        if self.child.channel is not None:
+            send_listeners(self.child.channel, [each for each in opened if each.interface in self.served])
 
     def snapshot(self) -> metrics.Snapshot:
         """Return the samples of the interfaces' metrics, by metric name and label values."""
@@ -89,7 +89,7 @@ class Services:
 
     def _greet(self, process: Process) -> None:
         loaded = self._loaded()
-        process.channel.notify("configure", loaded.config, loaded.tls)
+        process.channel.notify("apply", loaded.config, loaded.tls)
         self._listeners.send(process.channel, self.served)
 
     def _leave(self, _: Process) -> None:
@@ -101,13 +101,13 @@ class Services:
 
 def run(end: socket.socket) -> int:
     """Run the services process until SIGTERM, or until its channel closes; return the exit status."""
-    return run_process(end, _serve, nice=BESIDE_NICE)
+    return run_process(end, _serve)
 
 
 async def _serve(process: ThisProcess) -> None:
     served = {each.name: ServedInterface(each, process) for each in SERVED}
 
-    def configure(config: Config, tls: TlsFiles | None) -> None:
+    def apply(config: Config, tls: TlsFiles | None) -> None:
         process.log.configure(level=config.log_level, full_identifiers=config.full_identifiers)
         for each in served.values():
             each.apply(config, tls)
@@ -120,9 +120,8 @@ async def _serve(process: ThisProcess) -> None:
             await each.read_files()
 
     process.serve({
-        "configure": configure, "listen": lambda name, *listener: served[name].listen(*listener), "counters": counters,
+        "apply": apply, "listen": lambda name, *listener: served[name].listen(*listener), "counters": counters,
     })  # fmt: skip
-    process.jobs.spawn(stay_idle(IdlePriority()))
     process.jobs.start("files", POLL_S, read_files)
     await process.stop.wait()
     await asyncio.gather(*(each.drain() for each in served.values()))
@@ -148,7 +147,8 @@ class ServedInterface:
         self._tls: ssl.SSLContext | None = None
         self._sockets: list[tuple[str, socket.socket]] = []
         """URL and socket of each listener that waits for the start of the service."""
-        self._listeners: list[SocketListener] = []
+        self._listeners: list[tuple[str, SocketListener]] = []
+        self._turns = stream.Handshakes()
         self._handshakes: dict[socket.socket, str] = {}
         """Address of each connection in its TLS handshake, the oldest first."""
         self._sent_faults: Mapping[str, str] | None = None
@@ -159,6 +159,7 @@ class ServedInterface:
     def apply(self, config: Config, tls: TlsFiles | None) -> None:
         """Apply new settings. They start the service if the interface has a listener."""
         settings = config.of(self._interface)
+        self._close_listeners_except(settings.listen)
         if self._service is not None:
             self._service.apply(settings, config)
             self._tls = _context(tls, self._service)
@@ -180,8 +181,7 @@ class ServedInterface:
 
     async def drain(self) -> None:
         """Close the listeners, and answer pending requests for at most DRAIN_S."""
-        for listener in self._listeners:
-            listener.close()
+        self._close_listeners_except([])
         if self._links is not None:
             await self._links.drain(DRAIN_S)
 
@@ -251,8 +251,14 @@ class ServedInterface:
         loop = asyncio.get_running_loop()
         for url, listening in self._sockets:
             handle = partial(self._handle_connection, secure=is_secure(url))
-            self._listeners.append(SocketListener(loop, [listening], handle, self._cannot_accept))
+            self._listeners.append((url, SocketListener(loop, [listening], handle, self._cannot_accept)))
         self._sockets.clear()
+
+    def _close_listeners_except(self, urls: Sequence[str]) -> None:
+        for url, listener in self._listeners:
+            if url not in urls:
+                listener.close()
+        self._listeners = [each for each in self._listeners if each[0] in urls]
 
     def _handle_connection(self, connection: socket.socket, *, secure: bool) -> None:
         links = self._links
@@ -266,22 +272,27 @@ class ServedInterface:
         elif secure and self._tls is None:
             self._reject(connection, host, "tls_handshake")
         else:
-            self._process.jobs.spawn(self._accept(links, connection, host, secure=secure))
+            self._process.jobs.spawn(self._accept(links, connection, host, self._tls if secure else None))
 
     def _admits(self, host: str) -> bool:
         """Return true if the settings permit clients at this address to connect."""
         return self._service is not None and is_from(self._service.peers, source_address(host))
 
-    async def _accept(self, links: HttpConnections, connection: socket.socket, host: str, *, secure: bool) -> None:
-        if secure:
+    async def _accept(
+        self, links: HttpConnections, connection: socket.socket, host: str, tls: ssl.SSLContext | None
+    ) -> None:
+        if tls is not None:
             self._make_room()
             self._handshakes[connection] = host
         try:
-            await stream.accept(links.create_connection(), connection, self._tls if secure else None, LIMITS.request_s)
+            if tls is None:
+                await stream.accept(links.create_connection(), connection)
+            else:
+                await self._turns.accept(links.create_connection(), connection, tls, LIMITS.request_s)
         except OSError as e:
             connection.close()
-            if not secure or connection in self._handshakes:  # otherwise _make_room has logged the reason
-                self._log_end(host, "tls_handshake", stream.fault_text(e, secure=secure))
+            if tls is None or connection in self._handshakes:  # otherwise _make_room has logged the reason
+                self._log_end(host, "tls_handshake", stream.fault_text(e, secure=tls is not None))
         finally:
             self._handshakes.pop(connection, None)
 

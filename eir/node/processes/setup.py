@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import NamedTuple
 
 from eir.config import Config, load_config
 from eir.curl import check_version
 from eir.disk import WatchedFile
 from eir.errors import ConfigError, EirError, Report, SetupFault
-from eir.interfaces import INTERFACES
 from eir.lists.images.image import Image
 from eir.lists.log.change import Head, utc_text
 from eir.lists.log.journal import JournalEvent
@@ -33,7 +31,7 @@ DIGEST_DIGITS = 12
 
 
 def prepare(config: Config) -> None:
-    """Prepare the resources that all processes share: modules, open files, state folder and store.
+    """Prepare the resources that all processes share: open files, state folder and store.
 
     Raises:
         SetupFault: if the store cannot be used, or a required program is missing.
@@ -44,13 +42,6 @@ def prepare(config: Config) -> None:
     log = Log(time.monotonic, level=config.log_level, in_background=False)
     report_warnings(config, log.report)
     allow_open_files(config, log.report)
-    for each in INTERFACES:
-        for name in filter(None, (each.server, each.service, each.attendant)):
-            resolve_name(name)  # imports the module once for all processes
-    uses_tokens = any(each.tokens and config.of(each).listen for each in INTERFACES)
-    if uses_tokens:
-        # This import takes 0.5 s, which must not delay the answering process after a reload.
-        import eir.wire.web.tokens  # noqa: F401, PLC0415 - for the answering process, which shares the memory
     try:
         state_folder.write_form(config.state)
         open_store(config.store, config.state)

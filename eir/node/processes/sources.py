@@ -35,8 +35,8 @@ from eir.lists.sources.source import (
 from eir.node.observe import metrics
 from eir.node.processes.acknowledging import Acknowledging, backoff_s
 from eir.node.processes.apart import Emit, run_apart
-from eir.node.processes.jobs import Jobs
 from eir.node.processes.loading import NICE, node_user, process_once
+from eir.node.processes.process import Jobs
 
 POLL_S = 1.0
 """Seconds between two looks at the drop folder."""

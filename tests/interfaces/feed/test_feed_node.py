@@ -301,6 +301,20 @@ async def test_a_red_teams_list(site, client):
     assert not node.lines("fault")
 
 
+async def test_a_reload_opens_and_closes_the_listeners_of_the_feed(site, client):
+    (site.folder / "users").write_text(user_line("register", PASSWORD))
+    site.configure(lists={"blocked": {"local": True}}, policy={"rules": RULES[1:2]})
+    node = site.start()
+    assert "services" not in children(node.pid)
+    for number in range(2):  # the first listener starts the process
+        urls = ["http://127.0.0.1:0", "http://localhost:0"]
+        site.configure(feed={"listen": urls[number], "users": "users", "lists": {"block": "blocked"}})
+        assert ask(site.state, "reload") == "reloaded"
+        assert (await (await client(node)).ask("POST", device(LISTED))).status == (208 if number else 201)
+    assert len(node.lines("listening", interface="feed")) == 2
+    assert node.metrics()["eir_process_restarts_total{process=services}"] == 0
+
+
 async def test_a_client_that_cannot_be_accepted_is_counted_and_waits(site, client):
     node = serve(site)
     assert (await (await client(node)).ask("POST", device(UNLISTED))).status == 201  # the process listens

@@ -27,7 +27,7 @@ CONFIG = Path(__file__).parents[3] / "config"
 SAMPLE = CONFIG / "lists" / "register"
 DECLARED = next(
     block
-    for block in re.findall(r"```yaml\n(.*?)```", (CONFIG / "LISTS.md").read_text(), re.DOTALL)
+    for block in re.findall(r"```yaml\n(.*?)```", (CONFIG.parent / "deploy" / "REGULATOR.md").read_text(), re.DOTALL)
     if "layouts:" in block
 )
 ONE, TWO, THREE = 35123456789012, 35123456789013, 35123456789014

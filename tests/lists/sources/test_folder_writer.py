@@ -35,7 +35,7 @@ from eir.lists.sources.folder_index import (
 from eir.lists.sources.folder_writer import offer_release, publish_into
 from eir.lists.stores.sqlite import SqliteStore
 
-CONFIG = Path(__file__).parents[3] / "config" / "LISTS.md"
+PAGE = Path(__file__).parents[3] / "deploy" / "REGULATOR.md"
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "stolen"
 ROWS = [f"001010060000{n:02}" for n in range(40)]
@@ -552,7 +552,7 @@ def test_the_command(site, tmp_path):
 
 
 def test_two_signers_on_their_own_hosts_make_a_release_that_is_offered(site):
-    (block,) = (block for block in blocks(CONFIG.read_text()) if "eir offer" in block)
+    (block,) = (block for block in blocks(PAGE.read_text()) if "eir offer" in block)
     folder, other = site.folder / "agency", make_key(site.folder, "other")
     folder.mkdir()
     (folder / "stolen.csv").write_text("imei\n35209900176148\n")

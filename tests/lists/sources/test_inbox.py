@@ -40,9 +40,9 @@ from eir.lists.releases.release import parse_manifest
 from eir.lists.sources import drop_folder
 from eir.lists.sources.drop_folder import Item, _numbered, is_settled, missing_part, scan_folder, signed_manifests
 from eir.lists.sources.source import ATTEMPTS_MAX, ELSEWHERE, KILLED, WAITING, failed
-from eir.node.processes.jobs import Jobs
 from eir.node.processes.lease import CLAIM_S
 from eir.node.processes.loading import ATTEMPTS_FILE, CLAIM, process_once
+from eir.node.processes.process import Jobs
 from eir.node.processes.sources import POLL_S, Sources, Watch
 from eir.node.processes.state_folder import save_clock
 

@@ -6,7 +6,7 @@ import pytest
 from simulated.node import until_async
 from simulated.patience import PATIENCE_S
 
-from eir.node.processes.jobs import Jobs
+from eir.node.processes.process import Jobs
 
 NEVER_S = 3600.0
 

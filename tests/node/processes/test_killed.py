@@ -17,11 +17,10 @@ from test_answering import BLACK, GREY, REALM, ROW, ask, crew, loaded  # noqa: F
 import eir.node.processes
 from eir.node.observe.control import ControlError
 from eir.node.observe.control import ask as control
-from eir.node.processes.starter import NAME as STARTER
 from eir.wire.peers.settings import Limits
 from eir.wire.web.passwords import user_line
 
-KINDS = ("manager", "starter", "answering", "follower", "recorder")
+KINDS = ("manager", "answering", "follower", "recorder")
 """Each kind that there is at any time; loads and turns come and go: tests/node/processes/test_apart.py and tests/lists/sources/test_inbox.py."""
 COMES_BACK = ("answering", "follower", "recorder")
 PAGE = Path(__file__).parents[3] / "eir" / "README.md"
@@ -123,7 +122,7 @@ class TestKilled:
         await answered(running, connect, TRACKED, GREY)
         await answered(running, connect, LISTED, BLACK)
 
-    @pytest.mark.long(short=["starter"])
+    @pytest.mark.long(short=["recorder"])
     async def test_at_the_stop(self, node, connect, kind):
         running = node.start()
         client = await connect(running)
@@ -149,7 +148,7 @@ def _reloaded(site):
     return True
 
 
-def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
+def test_the_table_of_processes_is_what_a_node_starts(site):
     """By a node with every interface that has a process; the processes that come and go have their names from constants."""
     rows = [line.strip("| ").split(" | ") for line in _lines_of("### Processes")]
     table = {name: cells for cells in rows for name in re.findall(r"`eir-([a-z-]+)", cells[0])}
@@ -163,18 +162,6 @@ def test_the_table_of_processes_is_what_a_node_starts_and_how_it_talks(site):
     for name, module in of.items():
         main = getattr(modules[module], "run", lambda: None)
         assert ("end" in signature(main).parameters) == (name in started), module
-    code = {path.stem: path.read_text() for path in (PAGE.parent / "node" / "processes").glob("*.py")}
-    talks = _lines_of("### Ways to talk")
-    assert len(talks) == 4
-    for line in talks:
-        for module, word in re.findall(r"`eir/(\S+?)\.py` `(\w+)`", line):
-            assert re.search(rf"\b{word}\b", (PAGE.parent / f"{module}.py").read_text()), (module, word)
-    made = {
-        name
-        for name, text in code.items()
-        if re.search(r"\bsocketpair\(|\bmmap\.mmap\(|\bos\.pipe\(|\bsubprocess\.", text)
-    }
-    assert made == {"apart", "channel", "recorder", "starter"}, "no other way to talk"
 
 
 def _started(site, expected):
@@ -188,7 +175,7 @@ def _started(site, expected):
 
 
 def _names(running):
-    return {name.rstrip("-0123456789") for name in children(running.pid)} - {STARTER}
+    return {name.rstrip("-0123456789") for name in children(running.pid)}
 
 
 def _lines_of(heading):

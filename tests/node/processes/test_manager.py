@@ -20,21 +20,19 @@ from eir.node.observe.status import AnsweringReport
 from eir.node.processes import child, manager
 from eir.node.processes.channel import Channel, pair
 from eir.node.processes.manager import Manager
-from eir.node.processes.starter import Starter
 
 REPORT = AnsweringReport(missing=(), lists={}, checks=0, connected={})
 PID = 1 << 22
 """Of no process."""
 
 
-class PlayedStarter(Starter):
+class PlayedStarter:
     """Gives out the processes that a test plays, once there are any."""
 
     def __init__(self):
-        super().__init__()
         self.played = defaultdict(asyncio.Queue)
 
-    async def start(self, name, main, *arguments, carrying=()):  # noqa: ARG002  # as Starter has them
+    async def start(self, name, *_, **__):
         return await self.played[name].get()
 
 
@@ -221,12 +219,29 @@ async def test_a_process_that_fails_to_apply_a_reload_is_restarted_with_the_new_
         bad.hang()
     node.site.configure(policy={"default": "greylisted"})
     assert await node.ask("reload") == "reloaded"
-    assert bad.process.killed == [9]
+    assert set(bad.process.killed) == {9}  # by the reload, and by the watch for signs of life
     assert [fields["process"] for event, reason, fields in lines if (event, reason) == ("call_failed", "apply")] == [
         "answering"
     ]
     await bad.end()
     assert (await node.successor()).configured[0].config.policy.default == "greylisted"
+
+
+async def test_a_follower_that_fails_to_apply_a_reload_is_restarted(node, lines):
+    def apply(config):
+        if config.policy.default == "greylisted":
+            raise EirError("it broke")
+
+    follower = PlayedProcess("follower", PID + 9, {"apply": apply, "complete": lambda: None, "counters": dict})
+    node.starter.played["follower"].put_nowait(follower)
+    await until_async(node.starter.played["follower"].empty)
+    node.site.configure(policy={"default": "greylisted"})
+    assert await node.ask("reload") == "reloaded"
+    assert (follower.killed, node.player.process.killed) == ([9], [])
+    assert [fields["detail"] for event, reason, fields in lines if (event, reason) == ("call_failed", "apply")] == [
+        "it broke"
+    ]
+    follower.end()
 
 
 async def test_two_reloads_in_one_moment_are_taken_one_after_the_other(node):
@@ -265,12 +280,13 @@ async def test_a_reload_goes_on_when_who_asked_waits_no_longer(node):
     await until_async(reloaded)
 
 
-async def test_a_reload_registers_nothing_that_a_restart_has_to_open_first(node):
-    """No NRF sends AMFs where nobody listens yet."""
-    nrf = {"uri": "http://127.0.0.1:1", "endpoints": ["http://192.0.2.1:7777"], "plmns": ["00101"]}
-    node.site.configure(n5g={"listen": "http://127.0.0.1:7777", "nrf": nrf})
-    assert "n5g.listen" in await node.ask("reload")
-    assert "eir_nrf_registered" not in await node.manager.overview.snapshot()
+async def test_a_reload_registers_the_listener_that_it_opens(node):
+    nrf = {"uri": "http://127.0.0.1:1", "plmns": ["00101"]}
+    assert "nrf" not in await node.ask("status")
+    node.site.configure(n5g={"listen": "http://127.0.0.1:0", "nrf": nrf})
+    assert await node.ask("reload") == "reloaded"
+    await until_async(lambda: len(node.player.listening) == 2)
+    assert (await node.ask("status"))["nrf"]["registered"] is None  # no NRF is there
 
 
 async def test_an_nrf_sees_the_certificate_of_a_reload(site):
@@ -407,9 +423,7 @@ async def test_a_follower_that_does_not_end_in_time_is_no_fault_of_the_end(site,
     """It may be making a large list, and answers nobody: systemd would start a drained node again."""
     stopped = []
     async with serving(site, end_s=0.5, on_stop=lambda: stopped.append(True)) as node:
-        follower = PlayedProcess(
-            "follower", PID + 9, {"configure": lambda _: None, "complete": lambda: None}, ends=False
-        )
+        follower = PlayedProcess("follower", PID + 9, {"apply": lambda _: None, "complete": lambda: None}, ends=False)
         follower.kill = follower.over.set
         node.starter.played["follower"].put_nowait(follower)
         await until_async(

@@ -40,7 +40,7 @@ async def test_what_a_recorder_has_counted_outlives_it_and_is_counted_once():
     ("webhook", "searches"), [(None, []), (Webhook(url="http://127.0.0.1/", key_file=Path("key")), ["stolen"])]
 )
 async def test_only_events_that_are_sent_are_searched_for(webhook, searches):
-    """Without a receiver no event leaves the queue, and the recorder would wait for that for good, at idle priority."""
+    """Without a receiver no event leaves the queue, and the recorder would wait for that for good."""
     settings = SightingsSettings(webhook=webhook)
     recorded = Recorded(SimpleNamespace(store="sqlite"), settings, None, lambda *_, **__: None)
     state = Head(kind=DEVICES, serial=1, generation=1, highest_serial=1, release="")

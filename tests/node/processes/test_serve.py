@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from simulated.node import LISTED, TRACKED, UNLISTED, fields, until, until_async
+from simulated.node import LISTED, TRACKED, UNLISTED, children, fields, until, until_async
 from simulated.store_content import Lists
 from simulated.wire import EIR, HOST, REALM, TGPP, answer_to, avp, cer, dpr, dwr, ecr, message
 
@@ -252,15 +252,50 @@ class TestReload:
     async def test_a_setting_that_needs_a_restart_is_reported_and_stays(self, loaded):
         node = loaded.start()
         before = node.status()
-        loaded.configure(listen=["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"], http="off")
+        loaded.configure(inbox="drop", http="off")
+        (loaded.folder / "drop").mkdir()
         said = await loaded.eir_beside("reload")
-        assert said.stdout == "reloaded; these need a restart: listen, http\n"
+        assert said.stdout == "reloaded; these need a restart: inbox, http\n"
         after = node.status()
         assert [before[key] for key in ("listening", "http", "pid")] == [
             after[key] for key in ("listening", "http", "pid")
         ]
         (line,) = until(lambda: node.lines("reloaded"))
-        assert (line["needs_restart"], line["level"]) == ("listen,http", "warning")
+        assert (line["needs_restart"], line["level"]) == ("inbox,http", "warning")
+
+    async def test_a_reload_opens_new_listeners_and_closes_removed_ones(self, loaded, connect):
+        node = loaded.start()
+        client, (before,) = await connect(node), node.status()["listening"]
+        loaded.configure(listen="tcp://localhost:0")
+        assert (await loaded.eir_beside("reload")).stdout == "reloaded\n"
+        (after,) = node.status()["listening"]
+        assert after != before
+        await ask(client, LISTED)  # an open connection stays
+        await ask(await connect(node, OTHER_HOST), LISTED, OTHER_HOST)
+        host, _, port = before.removeprefix("tcp://").rpartition(":")
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(host, int(port))
+        os.kill(children(node.pid)["answering"], signal.SIGKILL)
+        await until_async(node.is_restarted)
+        await ask(await connect(node), LISTED)
+        assert node.status()["listening"] == [after]
+
+    async def test_a_listener_that_cannot_be_opened_changes_nothing(self, loaded, connect):
+        node = loaded.start()
+        client, before = await connect(node), node.status()["listening"]
+        with socket.create_server(("127.0.0.1", 0)) as busy:
+            url = f"tcp://127.0.0.1:{busy.getsockname()[1]}"
+            loaded.configure(listen=["tcp://localhost:0", url], policy={"default": "blacklisted"})
+            with pytest.raises(EirError, match=f"cannot listen on {url}: Address already in use"):
+                await asyncio.to_thread(control.ask, loaded.state, "reload")
+        assert node.status()["listening"] == before
+        assert (await asyncio.to_thread(node.metrics))["eir_config_last_reload_successful"] == 0
+        assert node.lines("reload_refused", reason="listener")
+        assert not node.lines("reloaded")
+        await ask(client, LISTED)
+        await ask(await connect(node, OTHER_HOST), LISTED, OTHER_HOST)
+        assert (await loaded.eir_beside("reload")).stdout == "reloaded\n"  # the port is free
+        assert len(node.status()["listening"]) == 2
 
     async def test_keys_that_wait_for_a_restart_are_named_until_they_are_in_force(self, loaded):
         """By `eir reload` each time, `eir status`, the page and a metric."""
@@ -610,7 +645,7 @@ sys.meta_path.insert(0, Hook)
 """
 """Body of a sitecustomize.py by which a node signals itself, once."""
 MOMENTS = {
-    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.manager", "processes": "eir.node.processes.starter:Starter.fork",
+    "commands": "eir.cli.app", "configuration": "yaml", "node": "eir.node.processes.manager", "processes": "eir.node.processes.others:OtherProcesses.start",
     "pages": "eir.node.observe.control:ControlServer.listen",
 }  # fmt: skip
 """What it is about to read, or to do, when the signal comes."""

@@ -1,6 +1,6 @@
 """Attacker of a node for `scripts/soak attacks`: a process that floods one interface until its standard input ends.
 
-Usage: attackers.py FLOOD JSON. The JSON object contains the addresses of the node and the secrets that the attacker has (see `Place`).
+Usage: python -m simulated.floods FLOOD JSON. The JSON object contains the addresses of the node and the secrets that the attacker has (see `Place`).
 At the end the process prints the number of messages that it sent, by kind, as a JSON object.
 """
 
@@ -17,13 +17,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from functools import partial
 from typing import Any, TypeAlias
 
-from simulated import http2_wire, m3ua_wire, osmo_wire, register
-
 from eir.interfaces.device_authenticity.device_authenticity import PATH as AUTHENTICITY_PATH
 from eir.interfaces.gsup import ipa
 from eir.interfaces.map import checkimei
 from eir.wire.ss7 import m3ua, tcap
 from eir.wire.ss7.ber import encoded
+
+from . import http2_wire, m3ua_wire, osmo_wire, register
 
 SOURCE = "127.0.8.1"
 """Address from which attackers connect; no honest client comes from its network."""

@@ -11,14 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from simulated.node import children, is_gone, until_async
+from simulated.node import children, is_gone, until, until_async
 from simulated.patience import PATIENCE_S
 
 from eir.errors import ConfigError, EirError, Problem, SetupFault
-from eir.node.processes.channel import Channel, ChannelError, pair
-from eir.node.processes.child import Child, Children
+from eir.node.processes import child
+from eir.node.processes.channel import Channel, pair
+from eir.node.processes.child import Child, Children, Starter
 from eir.node.processes.process import run_process
-from eir.node.processes.starter import Starter
 
 
 def ends(_, status):
@@ -50,6 +50,14 @@ def loses_its_descriptors(end):
     return run_process(end, main)
 
 
+def answers(end):
+    async def main(process):
+        process.serve({"counters": lambda: {"eir_checks_total": {(): 1.0}}})
+        await process.until_stopped()
+
+    return run_process(end, main)
+
+
 def open_in(pid):
     found = []
     for each in Path(f"/proc/{pid}/fd").iterdir():
@@ -59,10 +67,15 @@ def open_in(pid):
 
 
 @pytest.fixture
-async def begun():
-    made = Starter(__name__)
-    yield made
-    await made.close()
+def begun(tmp_path, monkeypatch):
+    """A starter of processes that can import this file."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    return Begun(tmp_path)
+
+
+class Begun(Starter):
+    async def start(self, name, main, *arguments, **how):
+        return await super().start(name, f"{__name__}:{main.__name__}", *arguments, **how)
 
 
 @pytest.mark.long(short=["ends-given1-7-", r"raises-given5-1-eir: the process one ends: ZeroDivisionError: by 0\n"])
@@ -115,51 +128,22 @@ async def test_it_has_what_was_handed_to_it_and_nothing_of_the_starter_or_of_oth
         assert await each.ended() == 0
 
 
-async def test_a_starter_that_was_killed_is_missed_by_nobody(begun):
-    told = []
-    begun.log_to(lambda event, **fields: told.append((event, fields["process"], fields["status"])))
-    before = await begun.start("one", waits)
-    killed = starter_of_ours()
-    os.kill(killed, signal.SIGKILL)
-    await until_async(lambda: told)
-    after = await begun.start("two", waits)
-    await until_async(lambda: {"one", "two", "starter"} <= children(os.getpid()).keys())
-    assert starter_of_ours() != killed
-    for process in (before, after):
-        process.channel.close()
-        assert await process.ended() == 0
-    assert told == [("process_ended", "starter", -signal.SIGKILL)]
+async def test_a_process_has_its_nice_value_and_a_lower_one_of_its_parent_does_not_count(begun):
+    process = await begun.start("one", waits, nice=7)
+    await until_async(lambda: os.getpriority(os.PRIO_PROCESS, process.pid) == 7)
+    process.channel.close()
+    assert await process.ended() == 0
 
 
-async def test_a_start_that_a_killed_starter_does_not_answer_is_another_ones(begun):
-    first = await begun.start("one", waits)
-    killed = starter_of_ours()
-    os.kill(killed, signal.SIGSTOP)
-    starting = asyncio.create_task(begun.start("two", waits))
-    await asyncio.sleep(0)  # it has asked
-    os.kill(killed, signal.SIGKILL)
-    for process in (first, await starting):
-        process.channel.close()
-        assert await process.ended() == 0
-
-
-async def test_a_starter_that_hangs_is_replaced(begun):
-    told = []
-    begun.log_to(lambda event, **fields: told.append((event, fields["status"])))
-    process = await begun.start("one", waits)
-    os.kill(starter_of_ours(), signal.SIGSTOP)
-    with pytest.raises(ChannelError, match="no answer to start"):
-        await begun.start("two", waits, within_s=0.1)
-    await until_async(lambda: told == [("process_ended", -signal.SIGKILL)])
-    last = await begun.start("three", waits)
-    for each in (process, last):
-        each.channel.close()
-        assert await each.ended() == 0
-    assert "two" not in children(os.getpid())
-
-
-def starter_of_ours():
-    return children(os.getpid())["starter"]
+def test_a_process_whose_parent_has_ended_ends(tmp_path, begun):  # noqa: ARG001 - for its environment
+    code = (
+        "import asyncio, os, test_child\n"
+        "from pathlib import Path\n"
+        f"async def go(): print((await test_child.Begun(Path({str(tmp_path)!r})).start('one', test_child.waits)).pid, flush=True); os._exit(0)\n"
+        "asyncio.run(go())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    until(lambda: is_gone(int(done.stdout)))
 
 
 class Kept:
@@ -182,10 +166,11 @@ class Kept:
             self.started.append(await self.starter.start(name, main, *arguments))
             return self.started[-1]
 
-        self.children.start(self.child(name, start, **how))
+        self.child = self.build(name, start, **how)
+        self.children.start(self.child)
 
-    def child(self, name, start, **how):
-        return Child(name, start, report=self.report, is_asked=False, **how)
+    def build(self, name, start, **how):
+        return Child(name, start, report=self.report, **how)
 
 
 @pytest.fixture
@@ -208,15 +193,25 @@ async def test_the_pause_before_a_restart_doubles_until_a_process_runs_steadily(
         kept.told.clear()
 
 
-async def test_while_no_other_runs_one_is_started_again_soon(kept):
-    """However often they died: the pauses of two that die again and again never leave nobody for longer than that."""
-    kept.renew(restart_s=3600.0)
-    kept.keep("one", ends, 1, serves=True)
-    kept.keep("other", waits, serves=True)
-    await until_async(lambda: kept.told and len(kept.started) == 2)
-    assert [fields["restart_in_s"] for _, fields in kept.told] == [3600.0]
-    next(process for process in kept.started if process.name == "other").kill()
-    await until_async(lambda: len(kept.started) > 2)
+async def test_the_pause_of_a_process_that_serves_has_a_limit(kept, monkeypatch):
+    monkeypatch.setattr(child, "SERVING_RESTART_MAX_S", 0.02)
+    kept.keep("answering", ends, 1, serves=True)
+    await until_async(lambda: kept.children.restarts["answering"] >= 4)
+    assert [fields["restart_in_s"] for _, fields in kept.told][:4] == [0.01, 0.02, 0.02, 0.02]
+
+
+async def test_a_process_that_gives_no_sign_of_life_is_killed_and_another_comes(kept, monkeypatch):
+    monkeypatch.setattr(child, "COUNTERS_S", 0.02)
+    kept.keep("follower", answers)
+    await until_async(kept.child.snapshot)
+    kept.started[0].channel.answer_s = 0.1
+    os.kill(kept.started[0].pid, signal.SIGSTOP)
+    await until_async(lambda: len(kept.started) == 2)
+    assert [(event, fields["process"]) for event, fields in kept.told] == [
+        ("process_hung", "follower"),
+        ("process_ended", "follower"),
+    ]
+    assert kept.told[1][1]["status"] == -signal.SIGKILL
 
 
 async def test_a_start_for_which_the_host_has_no_room_is_tried_again(kept):
@@ -249,7 +244,7 @@ async def test_the_end_waits_for_no_child_that_does_not_run(kept):
     """One that is to be started again in an hour, and one whose start hangs."""
     kept.renew(restart_s=3600.0)
     kept.keep("one", ends, 1, serves=True)
-    kept.children.start(kept.child("other", asyncio.Event().wait))
+    kept.children.start(kept.build("other", asyncio.Event().wait))
     await until_async(lambda: kept.told)
     assert await kept.children.end(0.2)
     assert not kept.children._keeping
@@ -277,39 +272,11 @@ async def test_a_fault_in_seeing_to_a_process_ends_it_and_another_comes(kept):
         if len(greeted) == 1:
             raise ValueError("35123456789012")
 
-    kept.children.start(kept.child("one", start, greet=greet))
+    kept.children.start(kept.build("one", start, greet=greet))
     await until_async(lambda: len(greeted) == 2)
     assert is_gone(greeted[0].pid)
     assert [event for event, _ in kept.told] == ["fault", "process_ended"]
     assert kept.told[0][1]["detail"].startswith(f"ValueError at {__file__}:"), "the text may hold an identifier"
-
-
-def test_the_first_starter_shares_the_memory_of_the_process_that_forks_it(tmp_path):
-    """In a process of its own, since it may have neither a loop nor a thread."""
-    code = (
-        "import asyncio, sys; sys.path[:0] = sys.argv[1:]\n"
-        "import eir.node.processes.starter as s, test_starter\n"
-        "made = s.Starter('nothing.that.is.there'); made.fork(); test_starter.MARK.append(1); made.stay()\n"
-        "async def go():\n"
-        "    process = await made.start('one', test_starter.marks)\n"
-        "    print(await process.ended()); await made.close()\n"
-        "asyncio.run(go())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, Path(__file__).parent, Path(__file__).parents[3] / "scripts"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert (done.stdout, done.stderr) == ("0\n", "")
-
-
-MARK = []
-
-
-def marks(_):
-    return len(MARK)
 
 
 async def test_the_end_is_a_good_one_where_only_the_record_had_to_be_killed(kept):
@@ -345,7 +312,7 @@ async def test_the_end_waits_for_no_process_that_not_even_the_kernel_ends(kept):
         kept.started.append(process)
         return process
 
-    kept.children.start(kept.child("follower", start, is_spared=True))
+    kept.children.start(kept.build("follower", start, is_spared=True))
     await until_async(lambda: kept.started)
     try:
         async with asyncio.timeout(PATIENCE_S):
